@@ -1,0 +1,180 @@
+"""`trace-transfer rules list | check | explain`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trace_transfer.cli.rules import rules_command as rules
+from trace_transfer.errors import RulesError
+from trace_transfer.rules import shipped_rules
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LLAMA, QWEN2, QWEN3 = (str(CONFIGS / name) for name in ("llama-3-8b", "qwen2.5-14b", "qwen3-32b"))
+
+
+def run(*args: str, columns: str | None = None) -> Result:
+    return CliRunner().invoke(rules, args, env={"COLUMNS": columns})
+
+
+def good(*args: str, columns: str | None = None) -> str:
+    result = run(*args, columns=columns)
+    assert result.exception is None, result.exception
+    assert result.stderr == ""
+    return result.stdout
+
+
+def refused(*args: str) -> str:
+    result = run(*args)
+    assert isinstance(result.exception, RulesError), result.exception
+    return str(result.exception)
+
+
+@pytest.fixture
+def typo(tmp_path) -> Path:
+    text = (shipped_rules() / "qwen3.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("self_attn.q_norm.weight", "self_attn.qnorm.weight"), encoding="utf-8")
+    return path
+
+
+def test_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, trace_transfer.cli.rules as r; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_list(typo):
+    lines = [line.split() for line in good("list").splitlines() if ".yaml" in line]
+    assert [line[:3] for line in lines if line[0] in ("gemma3", "llama")] == [
+        ["gemma3", "gemma3_text", "14"],
+        ["llama", "llama", "12"],
+    ]
+    assert len(lines) == 11
+    assert str(typo) in good("list", "--rules", str(typo))
+
+
+def test_list_says_when_a_family_has_lost_its_model_types(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("family: mine\nmodel_types: [llama]\nextends: llama\n", encoding="utf-8")
+    lines = [line.split() for line in good("list", "--rules", str(path)).splitlines()]
+    assert ["llama", "none", "left", "12"] in [line[:4] for line in lines]
+    assert ["mine", "llama", "12"] in [line[:3] for line in lines]
+
+
+def test_check_shipped():
+    lines = good("check").splitlines()
+    assert len(lines) == 11
+    assert all(line.startswith("OK ") for line in lines)
+    assert "OK phi3.yaml (phi3) fits phi3: 195 parameters → 291 units, 32 layers" in lines
+    (multimodal,) = [line for line in lines if "gemma3_multimodal" in line]
+    assert multimodal.endswith(" fits gemma3: 550 parameters → 341 units, 26 layers, 210 excluded")
+
+
+def test_check_one_file_against_one_model():
+    path = str(shipped_rules() / "qwen3.yaml")
+    assert good("check", path, "--model", QWEN3) == (
+        f"OK qwen3.yaml (qwen3) fits {QWEN3}: 707 parameters → 707 units, 64 layers\n"
+    )
+    message = refused("check", path, "--model", LLAMA)
+    assert message == f"none of the files to check is for model_type 'llama' (of {LLAMA})"
+
+
+def test_check_reports_all_problems(typo, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("family: other\nmodel_types: [ohter]\nextends: llama\n", encoding="utf-8")
+    result = run("check", str(tmp_path))
+    assert str(result.exception) == (
+        "the rules of family 'qwen3' do not fit this qwen3 model: 2 problems\n"
+        f"  - {typo}:7: attention.query: 'self_attn.qnorm.weight' matches no parameter (close: "
+        "'self_attn.q_norm.weight'); correct it, or write 'self_attn.qnorm.weight?' if some models of this family "
+        "lack it\n"
+        f"  - {typo}:2: parameter 'model.layers.{{layer}}.self_attn.q_norm.weight' is in no component; add it to "
+        "one, or exclude it with a reason (layers 0-31)\n"
+        f"{other}:1: the installed transformers has no model_type 'ohter'; correct 'model_types:', or install a "
+        "transformers that has it"
+    )
+
+
+def test_check_finds_bad_text_first(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("family: mine\nmodel_types: [a]\nextends: llama\ncompnents: {}\n", encoding="utf-8")
+    assert refused("check", str(path)) == (
+        f"1 problem in rules files:\n  - {path}:4: the file: unknown key 'compnents'; did you mean 'components'?"
+    )
+
+
+EXPLAINED = """\
+llama-3-8b (llama)              qwen3-32b (qwen3)
+model.layers.{layer}.…          model.layers.{layer}.…          rule or reason
+────────────────────────────────────────────────────────────────────────────────────────────────────
+inside a layer
+self_attn.q_proj.weight         self_attn.q_proj.weight         llama.yaml:8 → qwen3.yaml:7
+                                self_attn.q_norm.weight         llama.yaml:8 → qwen3.yaml:7 (expand)
+self_attn.k_proj.weight         self_attn.k_proj.weight         llama.yaml:9 → qwen3.yaml:8
+                                self_attn.k_norm.weight         llama.yaml:9 → qwen3.yaml:8 (expand)
+self_attn.v_proj.weight         self_attn.v_proj.weight         llama.yaml:10 → qwen3.yaml:9
+self_attn.o_proj.weight         self_attn.o_proj.weight         llama.yaml:11 → qwen3.yaml:10
+mlp.gate_proj.weight            mlp.gate_proj.weight            llama.yaml:13 → qwen3.yaml:12
+mlp.up_proj.weight              mlp.up_proj.weight              llama.yaml:14 → qwen3.yaml:13
+mlp.down_proj.weight            mlp.down_proj.weight            llama.yaml:15 → qwen3.yaml:14
+input_layernorm.weight          input_layernorm.weight          llama.yaml:7 → qwen3.yaml:6
+post_attention_layernorm.weight post_attention_layernorm.weight llama.yaml:12 → qwen3.yaml:11
+
+outside the layers
+model.embed_tokens.weight       model.embed_tokens.weight       llama.yaml:17 → qwen3.yaml:16
+model.norm.weight               model.norm.weight               llama.yaml:18 → qwen3.yaml:17
+lm_head.weight                  lm_head.weight                  llama.yaml:19 → qwen3.yaml:18
+
+unreached: no source
+                                all 11 parameters (32 layers:   no source layer is matched to its
+                                1, 3, 5, 7, …)                  layer
+
+source: llama, 32 layers, 291 parameters: 291 carried, 0 dropped; \
+8,030,261,248 of 8,030,261,248 elements carried (100.00%)
+target: qwen3, 64 layers, 707 parameters: 355 reached, 352 unreached; \
+17,158,976,512 of 32,762,123,264 elements reached (52.37%)
+(layers matched by relative depth; a real layer match changes the counts, not the rules)
+"""
+
+
+def test_explain_at_100_columns():
+    shown = good("explain", "--src", LLAMA, "--dst", QWEN3, columns="100")
+    assert "\n".join(line.rstrip() for line in shown.splitlines()) + "\n" == EXPLAINED
+
+
+def test_explain_piped_breaks_no_line():
+    shown = good("explain", "--src", QWEN3, "--dst", QWEN2)
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["self_attn.q_proj.bias", "qwen3.yaml:7", "→", "qwen2.yaml:7", "(expand)"] in lines
+    assert ["self_attn.q_norm.weight", "attention.query", "of", "qwen2", "has", "no", "satellite", "'norm'"] in lines
+    assert "579 parameters: 579 reached, 0 unreached; 14,770,033,664 of 14,770,033,664 elements reached" in shown
+    assert "unreached: no source" not in shown
+
+
+def test_explain_all():
+    shown = good("explain", "--src", LLAMA, "--dst", QWEN3, "--all")
+    lines = [line.split() for line in shown.splitlines()]
+    name = "model.layers.{}.self_attn.o_proj.weight"
+    for source, target in ((0, 0), (15, 30), (16, 33), (31, 63)):
+        assert [name.format(source), name.format(target), "llama.yaml:11", "→", "qwen3.yaml:10"] in lines
+    assert [name.format(1), *["no", "source", "layer", "is", "matched", "to", "its", "layer"]] in lines
+    assert sum(line[1:] == ["no", "source", "layer", "is", "matched", "to", "its", "layer"] for line in lines) == 352
+
+
+def test_explain_with_own_rules(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "family: qwen3\nmodel_types: [qwen3]\nextends: qwen3\ncomponents:\n"
+        "  attention.query: {members: [self_attn.q_proj.weight, self_attn.q_norm.weight], expand: false}\n",
+        encoding="utf-8",
+    )
+    shown = good("explain", "--src", LLAMA, "--dst", QWEN3, "--rules", str(path))
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["self_attn.q_proj.weight", "self_attn.q_proj.weight", "llama.yaml:8", "→", "mine.yaml:5"] in lines
+    reason = "attention.query of llama has no satellite 'norm', and expansion is switched off"
+    assert any(line[0] == "self_attn.q_norm.weight" and line[-12:] == reason.split() for line in lines if line)

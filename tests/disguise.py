@@ -1,0 +1,299 @@
+"""Make a disguised copy of a LLaMA-family model, so that the true layer match between two families is known.
+
+Reads a Hugging Face directory of a `LlamaForCausalLM`; writes one of another family (wider, rotated, permuted, with a
+few near-identity layers put in) that computes the same function, and `truth.json`: {"match": [target layer of each
+source layer], "inserted": [target layers that no source layer became]}.
+
+    python -m tests.disguise MODEL_DIR OUT_DIR --family qwen2 --insert 3 --seed 0
+
+Every step but two keeps the function exactly, up to rounding. The two: an inserted layer moves the residual stream by
+`insert_scale` of its norm, and the value biases of qwen2 are random (relative size `bias_scale`). With `insert=0` and
+`bias_scale=0` the logits are equal. Stored in bfloat16 they are equal to bfloat16's rounding only.
+
+Shapes: V vocabulary, d source width, D target width, H query heads, K key/value heads, G = H / K, e head size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+# Families whose layer computes what LLaMA's does, and what their configuration needs besides LLaMA's own fields. Qwen3
+# is not one: its query and key norms change the function whatever their weights are.
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+}
+FAMILIES_WITH_BIAS = {"qwen2"}
+
+KEPT_FIELDS = (
+    "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
+    "max_position_embeddings", "rope_parameters", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+WIDTH_STEP = 16
+
+
+def disguise(
+    source_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    family: str = "qwen2",
+    width_factor: float = 1.25,
+    insert: int = 3,
+    insert_scale: float = 1e-2,
+    bias_scale: float = 1e-2,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> list[int]:
+    """Write a disguised copy of the model in `source_dir` and return the target layer of each source layer.
+
+    `insert_scale` is the norm of an inserted layer's update over the norm of the stream, `bias_scale` the size of a
+    value bias over that of the values (for families that have one). The same seed gives the same bits. Raises
+    `ValueError` for a source that is not a LLaMA without biases, and for options out of range.
+    """
+    source_dir, out_dir = Path(source_dir), Path(out_dir)
+    source_config = AutoConfig.from_pretrained(source_dir)
+    problems = _source_problems(source_config, insert)
+    if family not in FAMILIES:
+        problems.append(f"family is {family!r}, expected one of {', '.join(sorted(FAMILIES))}")
+    if width_factor < 1:
+        problems.append(f"width_factor is {width_factor}, expected at least 1")
+    if min(insert, insert_scale, bias_scale) < 0:
+        problems.append(f"insert, insert_scale, bias_scale are {insert}, {insert_scale}, {bias_scale}: none may be < 0")
+    if out_dir.resolve() == source_dir.resolve():
+        problems.append("the copy would overwrite the source; give another directory")
+    if problems:
+        raise ValueError(f"cannot disguise {source_dir}:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+    config = _target_config(source_config, family, width_factor, insert)
+    generator = torch.Generator().manual_seed(seed)
+    match, inserted = _layer_places(source_config.num_hidden_layers, insert, generator)
+    basis_Dd = _orthonormal(config.hidden_size, source_config.hidden_size, generator)
+
+    source = AutoModelForCausalLM.from_pretrained(source_dir, dtype=torch.float32).state_dict()
+    gain = math.sqrt(source_config.hidden_size / config.hidden_size)
+    weights = _outer_weights(source, basis_Dd, gain)
+    for place in range(config.num_hidden_layers):
+        if place in inserted:
+            layer = _random_layer(config, generator)
+        else:
+            layer = _copied_layer(_of_layer(source, match.index(place)), config, basis_Dd, generator)
+        if family in FAMILIES_WITH_BIAS:
+            layer |= _biases(layer, bias_scale, generator)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            layer[f"{norm}.weight"] = torch.full((config.hidden_size,), gain)
+        weights |= {f"model.layers.{place}.{name}": tensor.float() for name, tensor in layer.items()}
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.load_state_dict(weights, strict=True)
+    _scale_inserted(model, inserted, insert_scale, generator)
+    _write(model.to(dtype), source_dir, out_dir, {"match": match, "inserted": inserted})
+    return match
+
+
+def _source_problems(config: PreTrainedConfig, insert: int) -> list[str]:
+    """Why this source cannot be disguised."""
+    if config.model_type != "llama":
+        return [f"model_type is {config.model_type!r}, expected 'llama'"]
+    biases = [field for field in ("attention_bias", "mlp_bias") if getattr(config, field)]
+    problems = [f"{field} is true, expected a LLaMA without biases" for field in biases]
+    if insert > 0 and config.num_hidden_layers < 2:
+        problems.append("it has 1 layer, expected at least 2, between which to insert")
+    return problems
+
+
+def _target_config(source: PreTrainedConfig, family: str, width_factor: float, insert: int) -> PreTrainedConfig:
+    """The configuration of the copy: wider, deeper, untied, its heads as large as before."""
+    step = math.lcm(WIDTH_STEP, source.num_attention_heads)  # LLaMA's configuration wants a multiple of the heads
+    width = step * math.ceil(width_factor * source.hidden_size / step)
+    return AutoConfig.for_model(
+        family,
+        **{field: getattr(source, field) for field in KEPT_FIELDS},
+        **FAMILIES[family],
+        hidden_size=width,
+        num_hidden_layers=source.num_hidden_layers + insert,
+        # The mean square is over D numbers of which only d are not zero: eps shrinks with it, see `_outer_weights`.
+        rms_norm_eps=source.rms_norm_eps * source.hidden_size / width,
+        # The final norm is folded into the head, so the head is no longer the embedding.
+        tie_word_embeddings=False,
+    )
+
+
+def _layer_places(num_layers: int, insert: int, generator: Generator) -> tuple[list[int], list[int]]:
+    """Where the source's layers stand in the copy, and where the inserted ones do: anywhere but first and last."""
+    total = num_layers + insert
+    inserted = sorted((1 + torch.randperm(max(total - 2, 0), generator=generator)[:insert]).tolist())
+    return [layer for layer in range(total) if layer not in inserted], inserted
+
+
+def _orthonormal(rows: int, columns: int, generator: Generator) -> Tensor:
+    """A random matrix of shape (rows, columns) with orthonormal columns, float64."""
+    return torch.linalg.qr(torch.randn(rows, columns, dtype=torch.float64, generator=generator)).Q
+
+
+def _of_layer(state: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
+    """One layer's weights, by their names within the layer, in float64."""
+    prefix = f"model.layers.{layer}."
+    return {name.removeprefix(prefix): weight.double() for name, weight in state.items() if name.startswith(prefix)}
+
+
+def _outer_weights(state: dict[str, Tensor], basis_Dd: Tensor, gain: float) -> dict[str, Tensor]:
+    """Embedding (V, D), final norm (D,) and head (V, D): the stream x becomes Qx, with Q the basis and Q'Q = 1.
+
+    RMSNorm commutes with this. The norm of Qx is that of x, so its mean square over D numbers is d/D times that of x
+    over d; with eps also times d/D the normalised stream is sqrt(D/d) too large, which norm weights of
+    `gain` = sqrt(d/D) undo. The source's own norm weights do not commute with Q: they go into the columns of the linear
+    maps that read the norm. Those maps W become W Q', those that write to the stream Q W.
+    """
+    head = state["lm_head.weight"].double() * state["model.norm.weight"].double()
+    return {
+        "model.embed_tokens.weight": state["model.embed_tokens.weight"].double() @ basis_Dd.T,
+        "model.norm.weight": torch.full((len(basis_Dd),), gain),
+        "lm_head.weight": head @ basis_Dd.T,
+    }
+
+
+def _copied_layer(
+    layer: dict[str, Tensor], config: PreTrainedConfig, basis_Dd: Tensor, generator: Generator
+) -> dict[str, Tensor]:
+    """One layer in the new basis, its heads and neurons in another order and its values rotated.
+
+    The order of groups, of the query heads in a group and of the neurons is free: their results are summed by `o_proj`
+    and `down_proj`, whose columns move along. Values go straight through the attention's averages into `o_proj`, so an
+    orthogonal (e, e) matrix per key/value head may stand before them, and its transpose after.
+    """
+    H, K, e, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim, basis_Dd.shape[1]
+    G = H // K
+    before_attention, before_mlp = layer["input_layernorm.weight"], layer["post_attention_layernorm.weight"]
+    groups = torch.randperm(K, generator=generator)
+    within = torch.stack([torch.randperm(G, generator=generator) for _ in range(K)])
+    heads = (groups[:, None] * G + within).flatten()  # (H,): the old head that stands at each new place
+    neurons = torch.randperm(config.intermediate_size, generator=generator)
+    turns_Kee = torch.stack([_orthonormal(e, e, generator) for _ in range(K)])
+
+    query, key, value = (layer[f"self_attn.{x}_proj.weight"] * before_attention for x in "qkv")
+    query = query.view(H, e, d)[heads].reshape(H * e, d)
+    key = key.view(K, e, d)[groups].reshape(K * e, d)
+    value = (turns_Kee @ value.view(K, e, d)[groups]).reshape(K * e, d)
+    output = layer["self_attn.o_proj.weight"].view(d, H, e)[:, heads]
+    output = torch.einsum("dhe,hfe->dhf", output, turns_Kee.repeat_interleave(G, dim=0)).reshape(d, H * e)
+    return {
+        "self_attn.q_proj.weight": query @ basis_Dd.T,
+        "self_attn.k_proj.weight": key @ basis_Dd.T,
+        "self_attn.v_proj.weight": value @ basis_Dd.T,
+        "self_attn.o_proj.weight": basis_Dd @ output,
+        "mlp.gate_proj.weight": (layer["mlp.gate_proj.weight"] * before_mlp)[neurons] @ basis_Dd.T,
+        "mlp.up_proj.weight": (layer["mlp.up_proj.weight"] * before_mlp)[neurons] @ basis_Dd.T,
+        "mlp.down_proj.weight": basis_Dd @ layer["mlp.down_proj.weight"][:, neurons],
+    }
+
+
+def _random_layer(config: PreTrainedConfig, generator: Generator) -> dict[str, Tensor]:
+    """A layer of random weights that keep the size of their input; `_scale_inserted` makes it a near-identity."""
+    width, neurons = config.hidden_size, config.intermediate_size
+    query_width, kv_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    sizes = {
+        "self_attn.q_proj.weight": (query_width, width),
+        "self_attn.k_proj.weight": (kv_width, width),
+        "self_attn.v_proj.weight": (kv_width, width),
+        "self_attn.o_proj.weight": (width, query_width),
+        "mlp.gate_proj.weight": (neurons, width),
+        "mlp.up_proj.weight": (neurons, width),
+        "mlp.down_proj.weight": (width, neurons),
+    }
+    return {name: torch.randn(size, generator=generator) / math.sqrt(size[1]) for name, size in sizes.items()}
+
+
+def _biases(layer: dict[str, Tensor], bias_scale: float, generator: Generator) -> dict[str, Tensor]:
+    """Zero biases of queries and keys, where rotary positions let no constant cancel, and random ones of the values.
+
+    A value bias passes through the attention unchanged, as its weights sum to 1, so it adds one constant vector to the
+    stream: `bias_scale` times the size of a value, small but not nothing.
+    """
+    value = layer["self_attn.v_proj.weight"]
+    value_size = value.norm() / math.sqrt(len(value))  # root mean square for a stream of root mean square 1
+    return {
+        "self_attn.q_proj.bias": torch.zeros(len(layer["self_attn.q_proj.weight"])),
+        "self_attn.k_proj.bias": torch.zeros(len(layer["self_attn.k_proj.weight"])),
+        "self_attn.v_proj.bias": bias_scale * value_size * torch.randn(len(value), generator=generator),
+    }
+
+
+@torch.no_grad()
+def _scale_inserted(model: PreTrainedModel, inserted: list[int], insert_scale: float, generator: Generator) -> None:
+    """Shrink `o_proj` and `down_proj` of the inserted layers in one forward pass over random tokens.
+
+    How large the stream is differs from depth to depth, so it is measured: each half of a layer adds
+    insert_scale / sqrt 2 of the stream's norm at the median token, and random directions are orthogonal, so the layer
+    adds insert_scale. The pass goes on with the scaled output, so the next inserted layer sees what it will see.
+    """
+    stream_norms: dict[nn.Linear, Tensor] = {}
+    handles = []
+    for layer in (model.model.layers[place] for place in inserted):
+        for norm, output in (
+            (layer.input_layernorm, layer.self_attn.o_proj),
+            (layer.post_attention_layernorm, layer.mlp.down_proj),
+        ):
+
+            def measure(_module: nn.Module, args: tuple[Tensor], output: nn.Linear = output) -> None:
+                stream_norms[output] = args[0].norm(dim=-1)
+
+            def shrink(module: nn.Linear, _args: tuple[Tensor], result: Tensor) -> Tensor:
+                share = (result.norm(dim=-1) / stream_norms[module]).median()
+                factor = insert_scale / math.sqrt(2) / share
+                module.weight.mul_(factor)
+                return result * factor
+
+            handles += [norm.register_forward_pre_hook(measure), output.register_forward_hook(shrink)]
+    if inserted:
+        model.model(torch.randint(model.config.vocab_size, (4, 32), generator=generator), use_cache=False)
+    for handle in handles:
+        handle.remove()
+
+
+def _write(model: PreTrainedModel, source_dir: Path, out_dir: Path, truth: dict[str, list[int]]) -> None:
+    """Write the model, the source's tokenizer files as they are, and `truth.json`."""
+    model.save_pretrained(out_dir)
+    for name in TOKENIZER_FILES:
+        if (source_dir / name).is_file():
+            shutil.copyfile(source_dir / name, out_dir / name)
+    (out_dir / "truth.json").write_text(json.dumps(truth) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line: one option per argument of `disguise`."""
+    parser = argparse.ArgumentParser(prog="python -m tests.disguise", description=__doc__.splitlines()[0])
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2")
+    parser.add_argument("--width-factor", type=float, default=1.25)
+    parser.add_argument("--insert", type=int, default=3)
+    parser.add_argument("--insert-scale", type=float, default=1e-2)
+    parser.add_argument("--bias-scale", type=float, default=1e-2)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args())
+    options["dtype"] = getattr(torch, options["dtype"])
+    try:
+        match = disguise(options.pop("model_dir"), options.pop("out_dir"), **options)
+    except ValueError as error:
+        parser.error(str(error))
+    print(json.dumps(match))
+
+
+if __name__ == "__main__":
+    main()

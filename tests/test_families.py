@@ -1,0 +1,222 @@
+"""The shipped families against transformers: real sizes on the meta device, and the meaning of fused parts."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.phi3 import modeling_phi3
+
+from trace_transfer.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.correspondence import build_correspondence
+from trace_transfer.maths.depth import depth_match
+from trace_transfer.models import ModelSource, inventory_of, load_config, read_inventory
+from trace_transfer.rule_application import Anatomy, anatomy_of
+from trace_transfer.rules import load_families
+
+CONFIGS = Path(__file__).parent / "configs"
+REGISTRY = load_families()
+MODEL_TYPES = sorted(REGISTRY.by_model_type)
+SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
+
+# What a config can switch on or off in the names of a family.
+VARIANTS = {
+    "llama": [{"attention_bias": True}, {"mlp_bias": True}, {"tie_word_embeddings": True}, {"num_key_value_heads": 8}],
+    "mistral": [{"tie_word_embeddings": True}, {"head_dim": 64}],
+    "qwen2": [{"tie_word_embeddings": True}, {"num_key_value_heads": 4}],
+    "qwen3": [{"attention_bias": True}, {"tie_word_embeddings": True}, {"head_dim": 256}],
+    "gemma2": [{"attention_bias": True}, {"tie_word_embeddings": False}],
+    "gemma3_text": [{"attention_bias": True}, {"tie_word_embeddings": False}],
+    "gemma3": [{"tie_word_embeddings": False}],
+    "phi3": [{"num_key_value_heads": 8}, {"head_dim": 128}, {"tie_word_embeddings": True}],
+    "olmo2": [{"attention_bias": True}, {"num_key_value_heads": 8}, {"tie_word_embeddings": True}],
+    "gpt2": [{"tie_word_embeddings": False}, {"n_inner": 512}, {"n_head": 4}],
+    "gpt_neox": [{"attention_bias": False}, {"tie_word_embeddings": True}, {"use_parallel_residual": False}],
+}
+CASES = [(kind, {}) for kind in MODEL_TYPES] + [(kind, case) for kind, cases in VARIANTS.items() for case in cases]
+
+
+def anatomy(model_type: str, **settings) -> Anatomy:
+    return anatomy_of(read_inventory(AutoConfig.for_model(model_type, **settings)), REGISTRY)
+
+
+def test_every_family_has_variants():
+    assert set(VARIANTS) == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize(("model_type", "settings"), CASES)
+def test_every_element_is_in_one_component_or_excluded(model_type, settings):
+    found = anatomy(model_type, **settings)
+    covered = dict.fromkeys(found.inventory.shapes, 0)
+    for unit in found.units:
+        assert unit.component in (OUTSIDE_COMPONENTS if unit.layer is None else LAYER_COMPONENTS)
+        covered[unit.name] += unit.num_elements
+    for owner in found.inventory.tied.values():  # embedding and head
+        assert covered[owner] == 2 * torch.Size(found.inventory.shapes[owner]).numel()
+        covered[owner] //= 2
+    for name, reason in found.excluded.items():
+        assert reason.endswith(")")
+        assert covered[name] == 0
+        covered[name] = torch.Size(found.inventory.shapes[name]).numel()
+    assert covered == {name: torch.Size(shape).numel() for name, shape in found.inventory.shapes.items()}
+
+
+@pytest.mark.parametrize(("model_type", "settings"), CASES)
+def test_units_are_in_model_order_and_every_layer_is_alike(model_type, settings):
+    found = anatomy(model_type, **settings)
+    order = {name: index for index, name in enumerate(found.inventory.shapes)}
+    assert [order[unit.name] for unit in found.units] == sorted(order[unit.name] for unit in found.units)
+    assert len(set(found.units)) == len(found.units)
+    prefix = found.layer_path + ".{}."
+    layers = [
+        [
+            (unit.name.removeprefix(prefix.format(layer)), unit.component, unit.role, unit.rule)
+            for unit in found.units
+            if unit.layer == layer
+        ]
+        for layer in range(found.num_layers)
+    ]
+    assert all(layer == layers[0] for layer in layers)
+    config = found.inventory.config
+    assert found.num_layers == getattr(config, "text_config", config).num_hidden_layers
+
+
+def test_layer_path_leads_to_the_list_of_layers():
+    for model_type in ("llama", "gpt2", "gpt_neox"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL, intermediate_size=96))
+        found = anatomy_of(inventory_of(model), REGISTRY)
+        assert len(model.get_submodule(found.layer_path)) == found.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "elements"),
+    [("llama-3-8b", 291, 8_030_261_248), ("qwen2.5-14b", 579, 14_770_033_664), ("qwen3-32b", 707, 32_762_123_264)],
+)
+def test_full_size_models(name, parameters, elements):
+    found = anatomy_of(read_inventory(load_config(ModelSource.parse(CONFIGS / name))), REGISTRY)
+    assert len(found.units) == len(found.inventory.shapes) == parameters
+    assert sum(unit.num_elements for unit in found.units) == found.inventory.num_elements == elements
+
+
+def test_all_pairs_of_families_are_total():
+    anatomies = [anatomy(kind) for kind in MODEL_TYPES]
+    for source, target in product(anatomies, repeat=2):
+        graph = build_correspondence(source, target, depth_match(source.num_layers, target.num_layers))
+        for units, without, edges in (
+            (source.units, graph.dropped, graph.targets_of),
+            (target.units, graph.unreached, graph.sources_of),
+        ):
+            for unit in units:
+                assert bool(edges(unit)) != (unit in without), (source.family, target.family, unit)
+
+
+def test_components_of_each_family():
+    inside = {name: set(family.components) for name, family in REGISTRY.families.items()}
+    plain = set(LAYER_COMPONENTS) - {"norm.post_attention", "norm.post_mlp"}
+    for name in ("llama", "mistral", "qwen2", "qwen3", "phi3"):
+        assert inside[name] == plain
+    for name in ("gpt2", "gpt_neox"):
+        assert inside[name] == plain - {"mlp.gate"}
+    for name in ("gemma2", "gemma3", "gemma3_multimodal"):
+        assert inside[name] == set(LAYER_COMPONENTS)
+    assert inside["olmo2"] == set(LAYER_COMPONENTS) - {"norm.pre_attention", "norm.pre_mlp"}
+
+
+def test_gemma3_multimodal_is_gemma3_one_module_deeper():
+    found = anatomy("gemma3")
+    assert found.layer_path == "model.language_model.layers"
+    assert {name.split(".")[1] for name in found.excluded} == {"vision_tower", "multi_modal_projector"}
+    assert "reads images" in found.excluded["model.vision_tower.head.probe"]
+
+
+# ---------------------------------------------------------------- the parts are what they are called
+
+FUSED = {
+    "gpt2": (modeling_gpt2, "transformer.h.0.attn.c_attn", {}),
+    "gpt_neox": (modeling_gpt_neox, "gpt_neox.layers.0.attention.query_key_value", {"intermediate_size": 96}),
+    "phi3": (
+        modeling_phi3,
+        "model.layers.0.self_attn.qkv_proj",
+        {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
+    ),
+}
+
+
+def tiny(model_type: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    settings = {**SMALL, **FUSED[model_type][2], "attn_implementation": "eager", "dtype": torch.float64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).double().eval()
+    for parameter in model.parameters():  # biases start at zero, which would hide a wrong one
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def cut(model: torch.nn.Module, unit) -> torch.Tensor:
+    """The unit's rows as (rows, inputs), or its entries if it is a bias."""
+    tensor = model.get_parameter(unit.name).detach()
+    tensor, ranges = (tensor.T, unit.columns) if unit.columns else (tensor, unit.rows)
+    return torch.cat([tensor[start:stop] for start, stop in ranges])
+
+
+@pytest.mark.parametrize("model_type", sorted(FUSED))
+def test_fused_parts_make_query_key_and_value(model_type, monkeypatch):
+    """At position 0 rotation is the identity, so what enters attention there is the part times the input."""
+    modelling, fused, _ = FUSED[model_type]
+    seen = []
+    original = modelling.eager_attention_forward
+
+    def spy(module, query, key, value, *args, **kwargs):
+        seen.append({"attention.query": query, "attention.key": key, "attention.value": value})
+        return original(module, query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(modelling, "eager_attention_forward", spy)
+    model, inputs = tiny(model_type), []
+    model.get_submodule(fused).register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, 0]))
+    with torch.no_grad():
+        model(torch.tensor([[3, 1, 4, 1, 5]]))
+    units = [unit for unit in anatomy_of(inventory_of(model), REGISTRY).units if unit.name.startswith(fused + ".")]
+    assert {unit.component for unit in units} == set(seen[0])
+    for component, heads in seen[0].items():
+        parts = {unit.role: cut(model, unit) for unit in units if unit.component == component}
+        expected = parts["weight"] @ inputs[0] + parts.get("bias", 0)
+        torch.testing.assert_close(heads[0, :, 0].flatten(), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_type", sorted(FUSED))
+def test_without_its_value_part_attention_adds_nothing(model_type):
+    model = tiny(model_type)
+    found = anatomy_of(inventory_of(model), REGISTRY)
+    for unit in found.units:
+        if unit.component == "attention.value":
+            tensor = model.get_parameter(unit.name).data
+            for start, stop in unit.rows or unit.columns:
+                (tensor.T if unit.columns else tensor)[start:stop] = 0
+    (output,) = {u.name for u in found.units if (u.component, u.layer, u.principal) == ("attention.output", 0, True)}
+    attended = []
+    module = model.get_submodule(output.removesuffix(".weight"))
+    module.register_forward_pre_hook(lambda _, args: attended.append(args[0]))
+    with torch.no_grad():
+        model(torch.tensor([[3, 1, 4, 1, 5]]))
+    assert attended[0].abs().max() == 0
+
+
+def test_phi3_gate_is_what_is_activated():
+    """The inner state is up × activation(gate): linear in the up rows, and not in the gate rows."""
+    model = tiny("phi3")
+    found = anatomy_of(inventory_of(model), REGISTRY)
+    parts = {unit.component: unit.rows[0] for unit in found.units if unit.layer == 0 and "gate_up" in unit.name}
+    inner = []
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, args: inner.append(args[0]))
+    tensor = model.model.layers[0].mlp.gate_up_proj.weight.data
+    with torch.no_grad():
+        for component in ("mlp.up", "mlp.gate"):
+            start, stop = parts[component]
+            model(torch.tensor([[3, 1, 4]]))
+            tensor[start:stop] *= 2
+            model(torch.tensor([[3, 1, 4]]))
+            tensor[start:stop] /= 2
+    torch.testing.assert_close(inner[1], 2 * inner[0])
+    assert not torch.allclose(inner[3], 2 * inner[2])

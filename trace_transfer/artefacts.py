@@ -1,0 +1,347 @@
+"""The files that stages hand to each other: typed, self-describing, strict on reading, atomic on writing.
+
+JSON files carry `format` and `version`, the settings that made them, the identity of the models and the versions of
+the libraries. Fields are a contract: other tools read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.models import numel
+
+LIBRARIES = ("trace-transfer", "torch", "transformers", "numpy", "scipy")
+PART = ".part"
+Range = tuple[int, int]
+
+
+class Strict(BaseModel):
+    """Frozen, and no field that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelIdentity(Strict):
+    """Which model a file speaks of; `names_sha256` decides, the rest is for people."""
+
+    id: str
+    revision: str | None = None
+    family: str
+    model_type: str
+    num_layers: int = Field(ge=1)
+    num_parameters: int = Field(ge=1)
+    num_elements: int = Field(ge=1)
+    names_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class CoreParameter(Strict):
+    """One scored parameter, or (with `rows` or `columns`) the part of a fused one.
+
+    Rows are ranges of dimension 0, columns of dimension 1, end exclusive. The parts of one parameter are disjoint.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[Range, ...] | None = None
+    columns: tuple[Range, ...] | None = None
+    score: float | None = None
+    core: bool = False
+    sources: tuple[str, ...] | None = Field(default=None, alias="from")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> Self:
+        for ranges, dim, word in ((self.rows, 0, "rows"), (self.columns, 1, "columns")):
+            for start, stop in ranges or ():
+                if dim >= len(self.shape) or not 0 <= start < stop <= self.shape[dim]:
+                    raise ValueError(f"{self.name}: {word} [{start}, {stop}] do not fit shape {list(self.shape)}")
+        if self.core and self.score is None:
+            raise ValueError(f"{self.name}: core, but without a score")
+        return self
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the parameter or of its part."""
+        count = numel(self.shape)
+        for ranges, dim in ((self.rows, 0), (self.columns, 1)):
+            if ranges is not None:
+                count = count // self.shape[dim] * sum(stop - start for start, stop in ranges)
+        return count
+
+
+class Method(BaseModel):
+    """How scores and core set were made; a method may add what it needs to be made again."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    ratio: float = Field(gt=0, le=1)
+    unit: Literal["tensors", "elements"] = "tensors"
+
+
+class Transfer(Strict):
+    """Where a translated core set came from."""
+
+    model: ModelIdentity
+    core_sha256: str
+    layer_match_sha256: str
+    rules: tuple[str, ...]
+    carry: Literal["core", "scores"]
+
+
+class CoreFile(Strict):
+    """`TASK.core.json`: every scored parameter, best first, and which of them are core."""
+
+    format: Literal["trace-transfer/core"] = "trace-transfer/core"
+    version: Literal[1] = 1
+    task: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: ModelIdentity
+    method: Method
+    parameters: tuple[CoreParameter, ...]
+    transferred_from: Transfer | None = None
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        seen: set[tuple[Any, ...]] = set()
+        for parameter in self.parameters:
+            key = (parameter.name, parameter.rows, parameter.columns)
+            if key in seen:
+                raise ValueError(f"{parameter.name} is listed twice")
+            seen.add(key)
+        return self
+
+    @property
+    def core(self) -> tuple[CoreParameter, ...]:
+        return tuple(parameter for parameter in self.parameters if parameter.core)
+
+    @property
+    def ratio_of_tensors(self) -> float:
+        """Core share of the parameters; the parts of a fused parameter count as one entry each."""
+        return len(self.core) / len(self.parameters)
+
+    @property
+    def ratio_of_elements(self) -> float:
+        return sum(p.num_elements for p in self.core) / sum(p.num_elements for p in self.parameters)
+
+
+class ProbeRecord(Strict):
+    """Which texts, and which rows of them, the layers were compared on."""
+
+    name: str
+    sha256: str
+    num_texts: int
+    rows: Literal["boundary", "word", "example"]
+    num_minibatches: int
+    num_rows: int
+    max_length: int
+    seed: int
+
+
+class LayerPair(Strict):
+    """A matched pair; `margin` is how much more alike it is than the runner-up, negative where order overruled it."""
+
+    source: int
+    target: int
+    similarity: float | None
+    margin: float | None = None
+    runner_up: int | None = None
+    flip_rate: float | None = None
+
+
+class Stability(Strict):
+    """How far the match depends on which texts were read: random halves of the texts, never of the rows.
+
+    `same` and `within_one`: share of layers for which two disjoint halves choose the same layer, or one next to it.
+    """
+
+    num_splits: int
+    same: float
+    within_one: float
+
+
+class Depth(Strict):
+    """Comparison with the match by relative depth alone."""
+
+    agreement: float
+    within_one: float
+    mean_similarity_gain: float
+
+
+class LayerMatch(Strict):
+    """`layer_match.json`; the whole matrix lies beside it in `similarity.safetensors`."""
+
+    format: Literal["trace-transfer/layer-match"] = "trace-transfer/layer-match"
+    version: Literal[1] = 1
+    source: ModelIdentity
+    target: ModelIdentity
+    probe: ProbeRecord
+    similarity: str
+    representation: str
+    transform: str
+    policy: str
+    chosen_by: Literal["source", "target"]
+    pairs: tuple[LayerPair, ...]
+    unmatched_sources: tuple[int, ...] = ()
+    unmatched_targets: tuple[int, ...] = ()
+    degenerate_sources: tuple[int, ...] = ()
+    degenerate_targets: tuple[int, ...] = ()
+    stability: Stability | None = None
+    depth: Depth | None = None
+    policy_agreement: dict[str, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class CorrespondenceFile(Strict):
+    """`correspondence.json`: every source parameter with its targets or the reason why it has none."""
+
+    format: Literal["trace-transfer/correspondence"] = "trace-transfer/correspondence"
+    version: Literal[1] = 1
+    source: ModelIdentity
+    target: ModelIdentity
+    layer_match_sha256: str
+    parameters: tuple[dict[str, Any], ...]
+    unreached_targets: tuple[dict[str, Any], ...]
+    counts: dict[str, int]
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+ARTEFACTS: dict[str, type[Strict]] = {
+    "trace-transfer/core": CoreFile,
+    "trace-transfer/layer-match": LayerMatch,
+    "trace-transfer/correspondence": CorrespondenceFile,
+}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what made a file."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
+    """Read one of our JSON files and check all of it.
+
+    Args:
+        kind: the class expected; None takes whichever its `format` names.
+
+    Raises:
+        ArtefactError: not there, not JSON, of another format or version, or with wrong or unknown fields (all named).
+    """
+    file = Path(path)
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{file}: cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{file}: not a JSON file ({error})") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    expected = kind.model_fields["format"].default if kind else None
+    if found not in ARTEFACTS or (kind and found != expected):
+        what = f"format {found!r}" if found else "no 'format'"
+        raise ArtefactError(f"{file}: {what}, expected {expected or ' or '.join(ARTEFACTS)}")
+    try:
+        return ARTEFACTS[found].model_validate(data)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+        raise ArtefactError(f"{file}: {len(problems)} problems:\n" + listing(problems)) from error
+
+
+def to_json(artefact: Strict) -> str:
+    """The text of an artefact: one line per parameter or pair, so that files can be compared and searched by line."""
+    data = artefact.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if isinstance(artefact, CoreFile):
+        data["transferred_from"] = data.get("transferred_from")
+        for dumped, parameter in zip(data["parameters"], artefact.parameters, strict=True):
+            dumped["score"] = parameter.score
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in value)
+            lines.append(f"  {json.dumps(key)}: [\n{rows}\n  ]")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same directory, renamed at the end, so that no reader ever sees half a file."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(content, "utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; its metadata say format and version."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+
+
+def prepare_directory(path: Path | str) -> Path:
+    """Make an output directory and prove that it can be written, before anything expensive is begun.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(f".*{PART}"):
+            leftover.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(f"{directory}: the output directory cannot be written: {error.strerror}") from error
+    return directory
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,264 @@
+"""Weights on disk, brought into a meta-device model a few parameters at a time.
+
+Reads: safetensors shards (with their index) or a GGUF file. Names on disk are not the names at run time for every
+model (a prefix is dropped, experts are fused), so what is read goes through the same conversion that transformers
+applies in `from_pretrained`. Nothing here holds more than what was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trace_transfer.errors import ModelError, listing
+from trace_transfer.models import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+ROWS_AT_ONCE = 1 << 14
+
+
+class Checkpoint(Protocol):
+    """Weights of one model. `bytes_read` counts what was read from disk so far, `num_bytes` what lies there."""
+
+    bytes_read: int
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights change; made from headers, sizes and times, without reading tensor data."""
+        ...
+
+    def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
+        """Bring the parameters whose run-time name is wanted from disk into the model."""
+        ...
+
+    def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some rows of one two-dimensional parameter, [len(index), width]."""
+        ...
+
+
+def open_checkpoint(source: ModelSource) -> Checkpoint:
+    """Open a model's weights and check that they are all there, reading headers only.
+
+    Raises:
+        ModelError: no weights, a shard missing, cut short or damaged, or only formats that execute code on loading.
+    """
+    if source.gguf is not None:
+        from trace_transfer.gguf_checkpoint import GgufCheckpoint
+
+        return GgufCheckpoint(source.directory / source.gguf)
+    return SafetensorsCheckpoint(source.directory if source.directory is not None else download(source))
+
+
+def download(source: ModelSource) -> Path:
+    """Fetch a hub model's safetensors, config and tokenizer files; returns the local snapshot.
+
+    Raises:
+        ModelError: the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "config.json",
+        "tokenizer*",
+        "*.model",
+        "vocab*",
+        "merges*",
+    ]
+    patterns += ["special_tokens_map.json", "added_tokens.json"]
+    try:
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; each is one message to the user
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{source.name}: could not be had from the hub: {first}") from error
+
+
+@dataclass
+class SafetensorsCheckpoint:
+    """A directory of safetensors shards."""
+
+    directory: Path
+    bytes_read: int = 0
+    keys: dict[str, Path] = field(init=False)
+    _names: _Names | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.keys = _keys_of_shards(self.directory, _shard_files(self.directory))
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(set(self.keys.values()))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files:
+            stat = file.stat()
+            with file.open("rb") as stream:
+                header = stream.read(int.from_bytes(stream.read(8), "little"))
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode() + header)
+        return digest.hexdigest()
+
+    def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        names = self._names_for(model)
+        on_disk = [key for key, name in names.at_run_time.items() if wanted(name)]
+        config = LoadStateDictConfig(dtype=dtype, device_map={"": device}, weight_mapping=names.mapping)
+        with _quiet_loading():
+            tensors = dict(self._read(on_disk))
+            info, _ = convert_and_load_state_dict_in_model(model, tensors, config)
+        problems = [f"{name}: {error}" for name, error in info.conversion_errors.items()]
+        problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
+        if problems:
+            raise ModelError(f"{self.directory}: weights do not fit the config:\n" + listing(problems))
+
+    def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
+        from safetensors import safe_open
+
+        key = next((key for key, wanted in self._names_for(model).at_run_time.items() if wanted == name), None)
+        if key is None:
+            raise ModelError(f"{self.directory}: the weights lack {name}")
+        with safe_open(self.keys[key], framework="pt") as shard:
+            slices = shard.get_slice(key)
+            count, width = slices.get_shape()
+            out = torch.empty(len(index), width, dtype=dtype)
+            for start in range(0, count, ROWS_AT_ONCE):
+                stop = min(start + ROWS_AT_ONCE, count)
+                mine = ((index >= start) & (index < stop)).nonzero().flatten()
+                if len(mine):
+                    block = slices[start:stop]
+                    self.bytes_read += block.nbytes
+                    out[mine] = block[index[mine] - start].to(dtype)
+        return out
+
+    def _names_for(self, model: PreTrainedModel) -> _Names:
+        if self._names is None or self._names.model is not model:
+            self._names = _Names.of(model, self.keys)
+        return self._names
+
+    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors by their names on disk, each shard opened once; copies, so that no file stays mapped."""
+        from safetensors import safe_open
+
+        by_file: dict[Path, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self.keys[key], []).append(key)
+        for file, names in by_file.items():
+            with safe_open(file, framework="pt") as shard:
+                for key in names:
+                    tensor = shard.get_tensor(key)
+                    self.bytes_read += tensor.nbytes
+                    yield key, tensor
+
+
+@dataclass(frozen=True)
+class _Names:
+    """A checkpoint's names on disk → names at run time, as transformers' loader renames them for one model."""
+
+    model: PreTrainedModel
+    mapping: list[Any]
+    at_run_time: dict[str, str]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, keys: Iterable[str]) -> _Names:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+
+        mapping = get_model_conversion_mapping(model)
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+        known = model.state_dict()
+        names = {}
+        for key in keys:
+            name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+            names[key] = key if name not in known and key in known else name
+        return cls(model, mapping, names)
+
+
+def _shard_files(directory: Path) -> list[Path]:
+    index = directory / INDEX_NAME
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
+        files = sorted({directory / name for name in weight_map.values()})
+    elif (directory / SINGLE_NAME).is_file():
+        files = [directory / SINGLE_NAME]
+    else:
+        files = sorted(directory.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(p.name for p in (*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")))
+    if pickles:
+        raise ModelError(
+            f"{directory}: has pickled weights only ({', '.join(pickles[:3])}); convert them to safetensors "
+            "(load and `save_pretrained` once), trace-transfer does not unpickle"
+        )
+    raise ModelError(f"{directory}: has a config but no weights (*.safetensors or *.gguf)")
+
+
+def _keys_of_shards(directory: Path, files: list[Path]) -> dict[str, Path]:
+    from safetensors import SafetensorError, safe_open
+
+    keys: dict[str, Path] = {}
+    problems = []
+    for file in files:
+        if not file.is_file():
+            problems.append(f"{file.name}: missing")
+            continue
+        try:
+            with safe_open(file, framework="pt") as shard:
+                keys.update(dict.fromkeys(shard.keys(), file))
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{file.name}: cut short or damaged ({file.stat().st_size:,} bytes; {error})")
+    if problems:
+        raise ModelError(
+            f"{directory}: {len(problems)} of {len(files)} weight files cannot be used, have them downloaded again:\n"
+            + listing(problems)
+        )
+    return keys
+
+
+def release(module: nn.Module) -> None:
+    """Put a module's parameters back on the meta device, freeing their memory; buffers stay."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            empty = torch.empty_like(parameter, device="meta")
+            setattr(part, name, nn.Parameter(empty, requires_grad=False))
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' own progress bar, one per layer."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -1,0 +1,71 @@
+"""The command line: one thin file per command, loaded only when it is called.
+
+Results go to stdout, progress and messages to stderr. A user's mistake ends with one message and exit code 2, a failure
+with exit code 1, Ctrl-C with 130; none shows a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from trace_transfer import __version__
+from trace_transfer.errors import TraceTransferError, UserError
+
+# Command → what the list of commands says of it; the module of that name defines it.
+COMMANDS = {
+    "map": "Match the layers of two models and carry core sets from one to the other.",
+    "rules": "List, check and explain the rules that tell which parameter does what.",
+    "inspect": "Draw a file that trace-transfer wrote in the terminal.",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are called, so that `--help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"trace_transfer.cli.{cmd_name}"), f"{cmd_name}_command")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], COMMANDS, 1) if args else []
+            error.message += f" Did you mean '{close[0]}'?" if close else ""
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command and turn our own errors into one message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except TraceTransferError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UserError) else 1)
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing half-written was left, the same command starts again", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="trace-transfer")
+def main() -> None:
+    """Find the few parameters a task needs on a small language model, carry them to a large one of another family,
+    and fine-tune only those."""

@@ -1,0 +1,18 @@
+"""`trace-transfer inspect`: draw one of our files in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+def inspect_command(file: Path) -> None:
+    """Draw FILE in the terminal: a layer match, a core file, a correspondence or a safetensors file."""
+    from rich.console import Console
+
+    from trace_transfer.inspection import draw
+
+    draw(file, Console())

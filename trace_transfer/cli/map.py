@@ -1,0 +1,144 @@
+"""`trace-transfer map`: read the options, call `plan_map` and `run_map`, print the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from trace_transfer.settings import CHOICES, PROFILES, MapSettings
+
+DEFAULTS = MapSettings()
+
+
+def _choice(name: str, why: str) -> Any:
+    """An option of `MapSettings` with a fixed list of values; the help shows the default and the reason for it."""
+    return click.option(
+        f"--{name}", type=click.Choice(CHOICES[name]), default=getattr(DEFAULTS, name), show_default=True, help=why
+    )
+
+
+@click.command("map")
+@click.option("--src", required=True, metavar="MODEL", help="Source: a directory, a GGUF file or a hub name.")
+@click.option("--dst", required=True, metavar="MODEL", help="Target, likewise.")
+@click.option(
+    "--core", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="A core file of the source to carry across; may be given several times. Without one only layers are matched.",
+)  # fmt: skip
+@click.option(
+    "--out", default="runs/map", show_default=True, type=click.Path(path_type=Path), help="Directory for the results."
+)
+@click.option(
+    "--profile", type=click.Choice(tuple(PROFILES)), default="default", show_default=True,
+    help="'paper' sets the paper's choices (biased CKA of the residual stream, one row per text, argmax, core carried "
+    "by name); options given beside it stay.",
+)  # fmt: skip
+@click.option(
+    "--probe", metavar="FILE",
+    help="Texts on which both models are read: text or JSONL. Default: 480 short texts of maths, code, medicine, law "
+    "and general prose that come with the package.",
+)  # fmt: skip
+@_choice(
+    "rows",
+    "What is compared. boundary: token ends that both tokenizers share, where both have read the same prefix; word: "
+    "means over words; example: one mean per text (the paper's), which saturates.",
+)
+@_choice(
+    "similarity",
+    "cka-debiased is near 0 for unrelated layers however wide they are; cka (the paper's) is then near 1; cka-rbf has "
+    "a Gaussian kernel.",
+)
+@_choice(
+    "representation",
+    "update: what the layer adds, which tells neighbouring layers apart; stream: the residual stream after it (the "
+    "paper's), which changes slowly from layer to layer.",
+)
+@_choice("transform", "unit: rows scaled to unit norm, so that no single row or massive activation decides; none.")
+@_choice(
+    "match",
+    "coverage: order is kept and no layer of either model is left out; argmax: the most similar target layer of each "
+    "source layer (the paper's), which leaves a deeper target partly unused.",
+)
+@_choice(
+    "carry",
+    "scores: move every score and select the top r again on the target, so that the budget holds; core: what is core "
+    "stays core by name (the paper's), which shrinks the ratio on a larger target.",
+)
+@click.option(
+    "--ratio", type=click.FloatRange(0, 1, min_open=True), metavar="R",
+    help="Core share, e.g. 0.05. Default: that of the core file.",
+)  # fmt: skip
+@click.option(
+    "--rules", multiple=True, metavar="PATH", help="Your own rules, a file or a directory, beside or over the shipped."
+)
+@click.option(
+    "--max-length", type=click.IntRange(min=8), default=DEFAULTS.max_length, show_default=True, metavar="TOKENS",
+    help="Texts are cut there; the shipped ones are shorter.",
+)  # fmt: skip
+@click.option(
+    "--minibatches", type=click.IntRange(min=1), default=DEFAULTS.minibatches, show_default=True,
+    help="Rows drawn from each text, one per minibatch: rows of one text depend on each other.",
+)  # fmt: skip
+@click.option(
+    "--splits", type=click.IntRange(min=0), default=DEFAULTS.splits, show_default=True,
+    help="Random halves of the texts that say how stable the match is; 0 for none.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=DEFAULTS.batch_size, show_default=True, help="Texts at a time."
+)
+@click.option("--device", default=DEFAULTS.device, show_default=True, help="auto: a GPU where there is one.")
+@_choice("dtype", "auto: float32 on a CPU, bfloat16 on a GPU.")
+@click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True, help="Draws the rows.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.cache, show_default=True,
+    help="Where what was read of a model is kept, so that another --match takes seconds.",
+)  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Keep nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Names, shapes, memory and time wanted; reads no weights, writes nothing."
+)
+@click.pass_context
+def map_command(
+    ctx: click.Context,
+    src: str,
+    dst: str,
+    core: tuple[Path, ...],
+    out: Path,
+    profile: str,
+    no_cache: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Match the layers of two models on a probe set and carry core sets from SRC to DST.
+
+    Writes layer_match.json, similarity.safetensors, correspondence.json, heatmap.html, heatmap.png and, for each
+    --core file, the translated TASK.core.json.
+
+    \b
+    trace-transfer map --src meta-llama/Meta-Llama-3-8B --dst Qwen/Qwen3-32B \\
+        --core math.core.json --out runs/llama-to-qwen3
+    """
+    given = {
+        name: value for name, value in options.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if no_cache:
+        given["cache"] = None
+    settings = MapSettings.of(profile, **given)
+
+    from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.stages.mapping import plan_map, run_map
+
+    quiet_libraries()
+    plan = plan_map(src, dst, core, settings)
+    if dry_run:
+        from trace_transfer.estimation import estimate, render_estimate
+
+        click.echo(render_estimate(estimate(plan, settings)))
+        return
+    result = run_map(plan, out, settings, Terminal())
+
+    from trace_transfer.summary import render_summary
+
+    click.echo(render_summary(result))

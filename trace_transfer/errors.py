@@ -1,0 +1,45 @@
+"""The errors of this package: one base for what the user can mend, one for what went wrong while running.
+
+The command line turns a `UserError` into one message and exit code 2, any other `TraceTransferError` into one message
+and exit code 1; neither shows a traceback.
+"""
+
+from collections.abc import Sequence
+
+MAX_LISTED = 20
+
+
+class TraceTransferError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class UserError(TraceTransferError):
+    """Something given by the user cannot be used: an option, a file, a model. The message says what to do."""
+
+
+class ModelError(UserError):
+    """A model's files are missing, damaged, of an unsupported kind, or hold values that cannot be used."""
+
+
+class RulesError(UserError):
+    """A rules file, or a set of rules applied to a model, is wrong; lists every problem found, each with its line."""
+
+
+class ArtefactError(UserError):
+    """A file of ours is of another format, version or model than the one it is used with."""
+
+
+class ProbeError(UserError):
+    """A probe set cannot be used: empty, not text, too few texts, or texts that do not differ."""
+
+
+class NumericalError(TraceTransferError):
+    """A computation met NaN or Inf; names the model, the layer and the text."""
+
+
+def listing(problems: Sequence[str], indent: str = "  - ") -> str:
+    """Lay out problems one a line, the first 20 and then a count of the rest."""
+    lines = [indent + problem.replace("\n", "\n" + " " * len(indent)) for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"{indent}… and {len(problems) - MAX_LISTED} more")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""What a run of `map` will want, from configs alone: `--dry-run`. Reads no weights.
+
+Memory is the largest layer, the hidden states of all texts and the packed Gram matrices. Time is arithmetic: two
+operations per weight and token, divided by what this machine does in a short matrix product.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from trace_transfer.maths.gram import packed_length
+from trace_transfer.models import numel
+
+if TYPE_CHECKING:
+    from trace_transfer.probe import Reading
+    from trace_transfer.settings import MapSettings
+    from trace_transfer.stages.mapping import MapPlan
+    from trace_transfer.stages.opening import OpenModel
+
+
+@dataclass(frozen=True)
+class ModelEstimate:
+    """Of one model: bytes of its largest layer, of hidden states and of Gram matrices; seconds of arithmetic."""
+
+    name: str
+    family: str
+    num_layers: int
+    num_parameters: int
+    num_elements: int
+    num_tokens: int
+    layer_bytes: int
+    hidden_bytes: int
+    gram_bytes: int
+    seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.layer_bytes + self.hidden_bytes + self.gram_bytes
+
+
+@dataclass(frozen=True)
+class MapEstimate:
+    """Of a whole run. The Gram matrices of both models are kept to the end."""
+
+    models: tuple[ModelEstimate, ModelEstimate]
+    num_rows: int
+    num_minibatches: int
+    num_texts: int
+    device: str
+    dtype: str
+    flops_per_second: float
+
+    @property
+    def peak_bytes(self) -> int:
+        first, second = self.models
+        return max(first.peak_bytes, first.gram_bytes + second.peak_bytes)
+
+
+def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
+    """Estimate a planned run; runs a matrix product of a tenth of a second to learn the machine's speed."""
+    speed = measure_speed(plan.device, plan.dtype)
+    gram = sum(map(packed_length, plan.rows.sizes)) * 4 * 2
+    models = tuple(
+        _estimate_model(model, reading, settings, gram, plan.dtype, speed)
+        for model, reading in ((plan.source, plan.rows.source), (plan.target, plan.rows.target))
+    )
+    return MapEstimate(
+        models=models,
+        num_rows=sum(plan.rows.sizes),
+        num_minibatches=len(plan.rows.sizes),
+        num_texts=len(plan.probe.texts),
+        device=plan.device,
+        dtype=str(plan.dtype).removeprefix("torch."),
+        flops_per_second=speed,
+    )
+
+
+def _estimate_model(
+    model: OpenModel, reading: Reading, settings: MapSettings, gram: int, dtype: torch.dtype, speed: float
+) -> ModelEstimate:
+    inventory = model.anatomy.inventory
+    size = torch.empty(0, dtype=dtype).element_size()
+    prefix = f"{model.anatomy.layer_path}."
+    elements: dict[str, int] = {}
+    for name, shape in inventory.shapes.items():
+        if name.startswith(prefix):
+            layer = name[len(prefix) :].partition(".")[0]
+            elements[layer] = elements.get(layer, 0) + numel(shape)
+    lengths = sorted(map(len, reading.ids))
+    batches = [lengths[i : i + settings.batch_size] for i in range(0, len(lengths), settings.batch_size)]
+    padded = sum(batch[-1] * len(batch) for batch in batches)
+    hidden = padded * model.config.get_text_config().hidden_size * size
+    return ModelEstimate(
+        name=model.name,
+        family=model.anatomy.family,
+        num_layers=model.anatomy.num_layers,
+        num_parameters=len(inventory.shapes),
+        num_elements=inventory.num_elements,
+        num_tokens=reading.num_tokens,
+        layer_bytes=max(elements.values()) * size,
+        hidden_bytes=hidden,
+        gram_bytes=gram * model.anatomy.num_layers,
+        seconds=2 * padded * sum(elements.values()) / speed,
+    )
+
+
+def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
+    """Floating point operations per second of a square matrix product, the best of several in 0.1 s."""
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    a @ a
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < 0.1 or best == float("inf"):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def render_estimate(result: MapEstimate) -> str:
+    """The estimate as text of at most 100 columns."""
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    table = Table(title="nothing is read or written (--dry-run)")
+    for heading, justify in (("", "left"), (result.models[0].name, "right"), (result.models[1].name, "right")):
+        table.add_column(heading, justify=justify)
+    for label, value in (
+        ("family", lambda m: m.family),
+        ("layers", lambda m: str(m.num_layers)),
+        ("parameters (tensors)", lambda m: f"{m.num_parameters:,}"),
+        ("elements", lambda m: f"{m.num_elements:,}"),
+        ("probe tokens", lambda m: f"{m.num_tokens:,}"),
+        ("memory: largest layer", lambda m: _size(m.layer_bytes)),
+        ("memory: hidden states", lambda m: _size(m.hidden_bytes)),
+        ("memory: Gram matrices", lambda m: _size(m.gram_bytes)),
+        ("time of arithmetic", lambda m: _duration(m.seconds)),
+    ):
+        table.add_row(label, *(value(model) for model in result.models))
+    console.print(table)
+    console.print(
+        f"{result.num_rows:,} rows in {result.num_minibatches} minibatches from {result.num_texts} texts; peak about "
+        f"{_size(result.peak_bytes)} beside the libraries; on {result.device} in {result.dtype} at "
+        f"{result.flops_per_second / 1e9:,.0f} GFLOP/s.",
+        highlight=False,
+    )
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,86 @@
+"""A GGUF file as a checkpoint: its tensors are mapped, named and de-quantised one by one, as transformers would."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trace_transfer.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class GgufCheckpoint:
+    """One GGUF file. Quantised tensors are de-quantised when they are loaded, one at a time."""
+
+    def __init__(self, file: Path) -> None:
+        from gguf import GGUFReader
+
+        self.file = file
+        self.bytes_read = 0
+        try:
+            self._reader = GGUFReader(file)
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            raise ModelError(f"{file}: not a readable GGUF file, or cut short ({error})") from error
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+
+    @property
+    def num_bytes(self) -> int:
+        return self.file.stat().st_size
+
+    @property
+    def fingerprint(self) -> str:
+        stat = self.file.stat()
+        lines = [f"{t.name} {list(t.shape)} {t.tensor_type}" for t in self._reader.tensors]
+        return hashlib.sha256("\n".join([f"{stat.st_size} {stat.st_mtime_ns}", *lines]).encode()).hexdigest()
+
+    @cached_property
+    def _architecture(self) -> str:
+        from transformers.modeling_gguf_pytorch_utils import read_field
+
+        return read_field(self._reader, "general.architecture")[0]
+
+    def _names(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
+        """transformers' tensor processor of this architecture, and GGUF name → run-time name."""
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+        processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config=model.config.to_dict())
+        return processor, get_gguf_hf_weights_map(model, processor)
+
+    def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
+        processor, names = self._names(model)
+        for gguf_name, name in names.items():
+            if not wanted(name) or gguf_name not in self._tensors:
+                continue
+            values = self._values(processor, gguf_name, slice(None))
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            expected = tuple(getattr(module, leaf).shape)
+            if tuple(values.shape) != expected:
+                raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(expected)}")
+            setattr(module, leaf, nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False))
+
+    def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
+        processor, names = self._names(model)
+        gguf_name = next((key for key, value in names.items() if value == name and key in self._tensors), None)
+        if gguf_name is None:
+            raise ModelError(f"{self.file}: the weights lack {name}")
+        return self._values(processor, gguf_name, index.numpy()).to(dtype)
+
+    def _values(self, processor: Any, gguf_name: str, rows: Any) -> Tensor:
+        from gguf import dequantize
+
+        tensor = self._tensors[gguf_name]
+        data = tensor.data[rows]
+        self.bytes_read += data.nbytes
+        weights = dequantize(data, tensor.tensor_type)
+        result = processor.process(weights=weights, name=gguf_name, tensor_key_mapping={}, parsed_parameters={})
+        return torch.from_numpy(np.ascontiguousarray(result.weights).copy())

@@ -1,0 +1,279 @@
+"""The similarity of all layers of two models and the pairs chosen among them, as an interactive page and as a picture.
+
+Writes: a self-contained HTML file (plotly.js is inside, nothing is fetched) that holds every representation compared,
+and a PNG of the one that the match was made with. Both have layer 0 at the lower left: depth grows up and to the right.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trace_transfer.artefacts import replacing, write_text
+from trace_transfer.heatmap_view import (
+    COLOURS,
+    INK,
+    NO_VALUE,
+    STEPS,
+    Heatmap,
+    Pair,
+    View,
+    axis_title,
+    colour_range,
+    tick_step,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["Heatmap", "View", "write_html", "write_png"]
+
+PLOT_WIDTH, PLOT_HEIGHT = 1000, 480  # px that a window of 1280 × 800 has for the cells
+SMALLEST_WIDTH, SMALLEST_HEIGHT = 400, 190
+LEAST_CELL = 5  # px; in a smaller window the page scrolls instead
+MARGIN = {"l": 76, "r": 96, "t": 58, "b": 58}
+AROUND = 244  # px of heading, buttons and caption above and below the figure
+TICK_WIDTH, TICK_HEIGHT = 24, 17  # px that a tick label needs
+CHARACTER_WIDTH = 8.5  # px of an axis title
+
+
+def write_png(path: Path, heatmap: Heatmap) -> None:
+    """Draw the used view as a PNG, 1350 px wide."""
+    from trace_transfer.heatmap_png import picture
+
+    with replacing(path) as temporary:
+        picture(heatmap).savefig(temporary, format="png")
+
+
+def write_html(path: Path, heatmap: Heatmap) -> None:
+    """Write the interactive page: all views, of which the used one is shown first."""
+    from plotly.io import to_html
+
+    config = {
+        "displaylogo": False,
+        "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+        "toImageButtonOptions": {"filename": "layer_match", "scale": 2},
+    }
+    plot = to_html(_figure(heatmap), config, include_mathjax=False, full_html=False, div_id="plot")
+    write_text(path, _page(heatmap, plot))
+
+
+def _figure(heatmap: Heatmap) -> Figure:
+    from plotly import graph_objects as go
+
+    rows, columns = heatmap.shape
+    width, height = _plot_size(rows, columns)
+    traces = _diagonal(rows, columns)
+    for view in heatmap.views:
+        traces += _traces(view, view is heatmap.used)
+    if heatmap.has_gaps:
+        traces.append(_gap_legend())
+    layout = go.Layout(
+        template=go.layout.Template(),
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        paper_bgcolor="white",
+        plot_bgcolor=NO_VALUE,
+        margin=MARGIN,
+        hoverlabel={"bgcolor": "white", "bordercolor": INK, "font": {"size": 13, "color": INK}},
+        legend={
+            "orientation": "h",
+            "itemsizing": "constant",
+            "xref": "container",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "bottom",
+        },
+        xaxis=_axis("target", heatmap.target_name, columns, width, TICK_WIDTH),
+        yaxis=_axis("source", heatmap.source_name, rows, height, TICK_HEIGHT),
+    )
+    return go.Figure(traces, layout)
+
+
+def _plot_size(rows: int, columns: int) -> tuple[float, float]:
+    """Width and height of all cells in px: square where there is room, never too flat or too thin to read."""
+    cell = min(PLOT_WIDTH / columns, PLOT_HEIGHT / rows, 44)
+    return max(columns * cell, SMALLEST_WIDTH), max(rows * cell, SMALLEST_HEIGHT)
+
+
+def _axis(side: str, name: str, count: int, length: float, needed: float) -> dict[str, Any]:
+    edges = [-0.5, count - 0.5]
+    title = axis_title(side, name, int(length / CHARACTER_WIDTH))
+    return {
+        "title": {"text": escape(title, quote=False), "standoff": 8},  # plotly reads a few tags
+        "range": edges,
+        "minallowed": edges[0],
+        "maxallowed": edges[1],
+        "tick0": 0,
+        "dtick": tick_step(length / count, needed),
+        "ticks": "outside",
+        "ticklen": 3,
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _traces(view: View, visible: bool) -> list[dict[str, Any]]:
+    low, high = colour_range(view.similarity)
+    cells = {
+        "type": "heatmap",
+        "z": [[round(value, 4) if np.isfinite(value) else None for value in row] for row in view.similarity.tolist()],
+        "text": _hover_texts(view),
+        "hovertemplate": "source layer %{y} → target layer %{x}<br>%{text}<extra></extra>",
+        "colorscale": COLOURS,
+        "zmin": low,
+        "zmax": high,
+        "colorbar": {"title": {"text": "CKA"}, "thickness": 14, "x": 1.01, "len": 1, "ypad": 0, "outlinewidth": 0},
+    }
+    runner_ups = _marks("runner-up", view.other_runner_ups, "diamond", "rgba(255,255,255,0.4)", rank=2)
+    chosen = _marks("chosen pair", view.pairs, "circle", "white", rank=1)
+    return [{**trace, "visible": visible, "meta": view.name} for trace in (cells, runner_ups, chosen)]
+
+
+def _hover_texts(view: View) -> list[list[str]]:
+    texts = [
+        [f"CKA {value:.3f}" if np.isfinite(value) else "no CKA: a degenerate layer" for value in row]
+        for row in view.similarity.tolist()
+    ]
+    for source, target in dict.fromkeys(view.pairs):
+        margin = view.margins.get((source, target))
+        texts[source][target] += ", chosen" + (
+            f", margin {margin:.3f}" if margin is not None and np.isfinite(margin) else ""
+        )
+    for source, target in dict.fromkeys(view.runner_ups):
+        texts[source][target] += ", runner-up"
+    return texts
+
+
+def _marks(name: str, pairs: tuple[Pair, ...], symbol: str, colour: str, rank: int) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "legendrank": rank,
+        "x": [target for _, target in pairs],
+        "y": [source for source, _ in pairs],
+        "marker": {"symbol": symbol, "color": colour, "size": 8, "line": {"color": INK, "width": 1.2}},
+        "hoverinfo": "skip",
+    }
+
+
+def _diagonal(rows: int, columns: int) -> list[dict[str, Any]]:
+    """White dashes on a dark line show on any colour; the third trace is for the legend alone, which is on white."""
+    line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "legendgroup": "depth", "name": "equal depth"}
+    ends = {"x": [0, columns - 1], "y": [0, rows - 1], "showlegend": False}
+    return [
+        {**line, **ends, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}},
+        {**line, **ends, "line": {"color": "white", "width": 1, "dash": "5px,5px"}},
+        {**line, "x": [None], "y": [None], "line": {"color": INK, "width": 1.2, "dash": "5px,4px"}},
+    ]
+
+
+def _gap_legend() -> dict[str, Any]:
+    marker = {"symbol": "square", "color": NO_VALUE, "size": 12}
+    return {"type": "scatter", "mode": "markers", "name": "no value", "x": [None], "y": [None], "marker": marker}
+
+
+def _page(heatmap: Heatmap, plot: str) -> str:
+    rows, columns = heatmap.shape
+    cells_width, cells_height = _plot_size(rows, columns)
+    width, height = cells_width + MARGIN["l"] + MARGIN["r"], cells_height + MARGIN["t"] + MARGIN["b"]
+    smallest = max(columns * LEAST_CELL, SMALLEST_WIDTH, rows * LEAST_CELL * cells_width / cells_height)
+    return PAGE.substitute(
+        title=escape(heatmap.title),
+        subtitle=escape(heatmap.subtitle),
+        buttons=_buttons(heatmap) if len(heatmap.views) > 1 else "",
+        plot=plot,
+        source=escape(heatmap.source_name),
+        target=escape(heatmap.target_name),
+        steps=list(STEPS),
+        needed=[TICK_WIDTH, TICK_HEIGHT],
+        margin=[MARGIN["l"] + MARGIN["r"], MARGIN["t"] + MARGIN["b"]],
+        ratio=f"{width / height:.4f}",
+        around=AROUND,
+        smallest=int(smallest + MARGIN["l"] + MARGIN["r"]),
+        largest=int(width * 1.8),
+    )
+
+
+def _buttons(heatmap: Heatmap) -> str:
+    buttons = "\n".join(
+        f'<button type="button" data-view="{escape(view.name)}" aria-pressed="{str(view.used).lower()}">'
+        f"{escape(view.title)}{' (used for the match)' if view.used else ''}</button>"
+        for view in heatmap.views
+    )
+    return f'<div class="views" role="group" aria-label="Representation">\n{buttons}\n</div>'
+
+
+PAGE = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { margin: 0; padding: 16px 24px; font: 14px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
+h1 { margin: 0; font-size: 21px; line-height: 1.3; font-weight: 600; overflow-wrap: anywhere; }
+p { margin: 2px 0 10px; color: #555; max-width: 1100px; overflow-wrap: anywhere; }
+.views { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 8px; }
+button { font: inherit; padding: 4px 12px; color: #333; background: #fff;
+  border: 1px solid #b5b5b5; border-radius: 4px; }
+button[aria-pressed=true] { background: #2f4858; border-color: #2f4858; color: #fff; }
+button:not([aria-pressed=true]):hover { background: #f0f0f0; cursor: pointer; }
+.scroll { overflow-x: auto; }
+.frame { position: relative; aspect-ratio: $ratio; max-width: ${largest}px; min-width: ${smallest}px;
+  width: min(100%, (100vh - ${around}px) * $ratio); }
+.frame > div { position: absolute; inset: 0; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>$subtitle</p>
+$buttons
+<div class="scroll"><div class="frame">$plot</div></div>
+<noscript><p>The plot needs JavaScript; no network is needed.</p></noscript>
+<p>Each cell compares one layer of $source (row) with one layer of $target (column) on the same texts. CKA is 1 where
+both hold the same information up to rotation and scale, and about 0 where they have nothing in common. A dot marks a
+pair of layers that was matched, a diamond the next best choice for it; on the dashed line both layers are equally deep
+in their models. Point at a cell for its values, drag to enlarge, double-click to go back.</p>
+<script>
+"use strict";
+const plot = document.getElementById("plot");
+const buttons = [...document.querySelectorAll("button[data-view]")];
+
+/* As many tick labels as have room, and marks of about half a cell, at any window size and enlargement. */
+function fit() {
+  const box = plot.getBoundingClientRect(), margin = $margin, needed = $needed, steps = $steps;
+  const cells = ["xaxis", "yaxis"].map((axis, i) => {
+    const [from, to] = plot.layout[axis].range;
+    return Math.max((i ? box.height : box.width) - margin[i], 1) / Math.abs(to - from);
+  });
+  const dticks = cells.map((cell, i) => steps.find(step => step * cell >= needed[i]) || steps.at(-1));
+  const size = Math.round(Math.min(Math.max(Math.min(...cells) * 0.5, 5), 15));
+  const marks = plot.data.flatMap((trace, i) => trace.meta && trace.marker ? [i] : []);
+  if (plot.dataset.fit === String([dticks, size])) return;
+  plot.dataset.fit = String([dticks, size]);
+  const line = size < 7 ? 0.8 : 1.2;
+  const sizes = marks.map(i => plot.data[i].marker.symbol === "diamond" ? size * 0.9 : size);
+  Plotly.update(plot, {"marker.size": sizes, "marker.line.width": line},
+    {"xaxis.dtick": dticks[0], "yaxis.dtick": dticks[1]}, marks);
+}
+
+function show(name) {
+  const shown = plot.data.flatMap((trace, i) => trace.meta ? [i] : []);
+  Plotly.restyle(plot, {visible: shown.map(i => plot.data[i].meta === name)}, shown);
+  buttons.forEach(button => button.setAttribute("aria-pressed", button.dataset.view === name));
+}
+
+buttons.forEach(button => button.addEventListener("click", () => show(button.dataset.view)));
+plot.on("plotly_relayout", fit);
+new ResizeObserver(() => Plotly.Plots.resize(plot).then(fit)).observe(plot);
+</script>
+</body>
+</html>
+""")

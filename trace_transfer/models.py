@@ -1,0 +1,199 @@
+"""Models as they are named by users: a directory, a GGUF file or a hub name; their configs, parameters and layers.
+
+Reads: configs (and, for hub names, what the hub client downloads). Never reads weights: a model is built on the meta
+device, so that its `named_parameters()` are the names and shapes that training will see, at any size, in a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trace_transfer.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    `name` is what the user typed. `directory` holds its files (for a GGUF file: the folder it lies in), or is None
+    for a hub name whose files are fetched on demand; `gguf` is the file's name within `directory`.
+    """
+
+    name: str
+    directory: Path | None = None
+    gguf: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, name: str | Path) -> ModelSource:
+        """Tell a directory, a GGUF file and a hub name (`owner/name`, `owner/name@revision`) apart.
+
+        Raises:
+            ModelError: nothing of that name exists and it cannot be a hub name either.
+        """
+        text = str(name)
+        path = Path(text).expanduser()
+        if path.is_dir():
+            ggufs = sorted(p.name for p in path.glob("*.gguf"))
+            if (path / "config.json").is_file() or not ggufs:
+                return cls(text, path)
+            if len(ggufs) == 1:
+                return cls(text, path, ggufs[0])
+            raise ModelError(
+                f"{text}: the directory has no config.json and {len(ggufs)} GGUF files ({', '.join(ggufs[:5])}); "
+                "name the one to use"
+            )
+        if path.is_file():
+            if path.suffix == ".gguf":
+                return cls(text, path.parent, path.name)
+            raise ModelError(f"{text} is a file, but not a GGUF file; give the directory that holds config.json")
+        repo, _, revision = text.partition("@")
+        if text.endswith(".gguf") or text.startswith(("/", ".", "~")) or repo.count("/") > 1 or not repo.strip():
+            raise ModelError(f"{text}: no such file or directory")
+        return cls(text, None, None, revision or None)
+
+    @property
+    def repo(self) -> str:
+        """The hub name without its revision."""
+        return self.name.partition("@")[0]
+
+    @property
+    def display_name(self) -> str:
+        """A short name for tables and plots: the last part of the path or hub name."""
+        return Path(self.gguf).stem if self.gguf else Path(self.repo).name or self.repo
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """Read a model's config through transformers, never with `trust_remote_code`.
+
+    Raises:
+        ModelError: there is none, it cannot be parsed, its `model_type` is unknown to the installed transformers, or
+            the model is not a decoder-only language model.
+    """
+    from transformers import AutoConfig
+
+    if source.directory is not None and source.gguf is None and not (source.directory / "config.json").is_file():
+        raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
+    try:
+        config = _read_config(AutoConfig, source)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each is one message to the user
+        raise ModelError(_config_failure(source, error)) from error
+    _require_causal_lm(config, source)
+    return config
+
+
+def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
+    if source.gguf is not None:
+        return auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
+    if source.directory is not None:
+        return auto_config.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
+    return auto_config.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+
+
+def _config_failure(source: ModelSource, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if source.directory is None:
+        return (
+            f"{source.name}: no such directory, and its config could not be had from the hub ({first}). "
+            "Check the name, your connection and, for a gated model, `hf auth login`"
+        )
+    return f"{source.name}: its config cannot be read: {first}"
+
+
+def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    kind = config.model_type
+    architectures = ", ".join(config.architectures or []) or "none named"
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder-decoder model"
+    elif kind in MASKED and not getattr(config, "is_decoder", False):
+        what = "an encoder-only model"
+    elif kind not in CAUSAL:
+        what = "not a language model that transformers can generate with"
+    else:
+        return
+    raise ModelError(
+        f"{source.name}: model_type '{kind}' (architectures: {architectures}) is {what}; "
+        "trace-transfer needs a decoder-only causal language model"
+    )
+
+
+def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedModel:
+    """The causal language model of a config with every parameter on the meta device: names and shapes, no memory.
+
+    Buffers (rotary frequencies) are real, so that a forward pass works once weights are brought in. `dtype` is that of
+    the parameters; default is torch's.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    before = torch.get_default_dtype()
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
+    model.tie_weights()
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Names and shapes of a model's parameters in model order, at run time (`named_parameters()`).
+
+    `tied` maps an alias (`lm_head.weight`) to the parameter that owns the values; an alias is not in `shapes`.
+    """
+
+    config: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+
+    @property
+    def model_type(self) -> str:
+        return self.config.model_type
+
+    @cached_property
+    def num_elements(self) -> int:
+        return sum(numel(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def names_sha256(self) -> str:
+        """SHA-256 of the lines `NAME [d0, d1]`, sorted by name and joined by newlines: the model's identity."""
+        lines = (f"{name} {list(shape)}" for name, shape in sorted(self.shapes.items()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Number of elements of a shape; 1 for a scalar."""
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def inventory_of(model: PreTrainedModel) -> Inventory:
+    """List a model's parameters; tied ones once, under the name that `named_parameters()` gives."""
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tied = {
+        name: owners[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in shapes
+    }
+    return Inventory(model.config, shapes, tied)
+
+
+def read_inventory(config: PretrainedConfig) -> Inventory:
+    """Names and shapes from a config alone."""
+    return inventory_of(build_meta_model(config))

@@ -1,0 +1,81 @@
+"""Rules checked against the real parameter names of models: which family against which config, and what came of it.
+
+Reads configs only: a given model's, or the default one that transformers has for each `model_type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trace_transfer.errors import RulesError, TraceTransferError
+from trace_transfer.models import ModelSource, load_config, read_inventory
+from trace_transfer.rule_application import apply_family
+from trace_transfer.rule_tables import Family
+from trace_transfer.rules import FamilyRegistry
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class PlannedCheck:
+    """A family and the config to check it against; `config` is None if transformers has none of that `model_type`."""
+
+    family: Family
+    name: str
+    config: PretrainedConfig | None
+
+    def run(self) -> str:
+        """Apply the rules and say in one line what they cover.
+
+        Raises:
+            RulesError: they do not fit, or no model can be built to check them against.
+        """
+        if self.config is None:
+            raise RulesError(
+                f"{self.family.location}: the installed transformers has no model_type '{self.name}'; correct "
+                "'model_types:', or install a transformers that has it"
+            )
+        try:
+            inventory = read_inventory(self.config)
+        except TraceTransferError:
+            raise
+        except Exception as error:  # a default config that its own model refuses: transformers raises many kinds
+            raise RulesError(
+                f"{self.family.location}: no model can be built from the config of {self.name} ({error}); "
+                "check against a real one with --model"
+            ) from error
+        anatomy = apply_family(self.family, inventory)
+        excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
+        return (
+            f"{self.family.location.path.name} ({self.family.name}) fits {self.name}: {len(inventory.shapes)} "
+            f"parameters → {len(anatomy.units)} units, {anatomy.num_layers} layers{excluded}"
+        )
+
+
+def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str | None) -> list[PlannedCheck]:
+    """Which families of these files (none: of all) are checked against which configs.
+
+    Raises:
+        RulesError: none of the families is for the model.
+        ModelError: the model has no usable config.
+    """
+    families = [family for family in registry.families.values() if not files or family.location.path in files]
+    if model is None:
+        return [PlannedCheck(family, kind, _default_config(kind)) for family in families for kind in family.model_types]
+    config = load_config(ModelSource.parse(model))
+    fitting = [family for family in families if config.model_type in family.model_types]
+    if not fitting:
+        registry.for_model_type(config.model_type)
+        raise RulesError(f"none of the files to check is for model_type '{config.model_type}' (of {model})")
+    return [PlannedCheck(family, model, config) for family in fitting]
+
+
+def _default_config(model_type: str) -> PretrainedConfig | None:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return AutoConfig.for_model(model_type) if model_type in CONFIG_MAPPING_NAMES else None

@@ -1,0 +1,98 @@
+"""The settings of `map`, their defaults and why: one table for the command line, Python and the files.
+
+Nothing here loads torch, so that `--help` can read it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from trace_transfer.errors import UserError, listing
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "rows": ("boundary", "word", "example"),
+    "similarity": ("cka-debiased", "cka", "cka-rbf"),
+    "representation": ("update", "stream"),
+    "transform": ("unit", "none"),
+    "match": ("coverage", "argmax", "one-to-one", "monotone"),
+    "carry": ("scores", "core"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+}
+
+# What a profile sets; an option that is given explicitly stays.
+PROFILES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "rows": "example",
+        "similarity": "cka",
+        "representation": "stream",
+        "transform": "none",
+        "match": "argmax",
+        "carry": "core",
+    },
+}
+
+
+def default_cache() -> Path:
+    """`$TRACE_TRANSFER_CACHE`, else `~/.cache/trace-transfer` (or below `$XDG_CACHE_HOME`)."""
+    if named := os.environ.get("TRACE_TRANSFER_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "trace-transfer"
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """Everything about a run of `map` but its models, core files and output directory."""
+
+    probe: str | None = None
+    rows: str = "boundary"
+    similarity: str = "cka-debiased"
+    representation: str = "update"
+    transform: str = "unit"
+    match: str = "coverage"
+    carry: str = "scores"
+    ratio: float | None = None
+    rules: tuple[str, ...] = ()
+    max_length: int = 128
+    minibatches: int = 8
+    splits: int = 10
+    batch_size: int = 16
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+    cache: Path | None = field(default_factory=default_cache)
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                close = get_close_matches(str(value), allowed, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                problems.append(f"{name}: {value!r} is none of {', '.join(allowed)}{hint}")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            problems.append(f"ratio: {self.ratio} is not in (0, 1]")
+        for name, least in (("max_length", 8), ("minibatches", 1), ("splits", 0), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                problems.append(f"{name}: {getattr(self, name)} is below {least}")
+        if problems:
+            raise UserError("settings that cannot be used:\n" + listing(problems))
+
+    @classmethod
+    def of(cls, profile: str = "default", **given: Any) -> MapSettings:
+        """The settings of a profile, with what was given explicitly on top."""
+        if profile not in PROFILES:
+            raise UserError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
+        return replace(cls(**PROFILES[profile]), **given) if given else cls(**PROFILES[profile])
+
+    def recorded(self) -> dict[str, Any]:
+        """As they are saved beside each result."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["cache"] = None if self.cache is None else str(self.cache)
+        values["rules"] = list(self.rules)
+        return values

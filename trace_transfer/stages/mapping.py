@@ -1,0 +1,254 @@
+"""`map`: the stages from two models and a probe set to a layer match, a correspondence and translated core sets.
+
+Reads: two models, a probe set, core files of the source. Writes into one directory: `layer_match.json`,
+`similarity.safetensors`, `correspondence.json`, one translated `TASK.core.json` per core file, `heatmap.html`,
+`heatmap.png`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trace_transfer.artefacts import (
+    CoreFile,
+    CorrespondenceFile,
+    LayerMatch,
+    ProbeRecord,
+    library_versions,
+    prepare_directory,
+    read_artefact,
+    sha256_file,
+    sha256_text,
+    to_json,
+    write_tensors,
+    write_text,
+)
+from trace_transfer.correspondence import Correspondence, build_correspondence
+from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.heatmap import Heatmap, View, write_html, write_png
+from trace_transfer.probe import ProbeSet, RowPlan, load_probe, plan_rows
+from trace_transfer.progress import Reporter
+from trace_transfer.rules import load_families
+from trace_transfer.settings import MapSettings
+from trace_transfer.stages.matching import Match, massive_warnings, match_layers
+from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model
+from trace_transfer.stages.probing import Grams, ReadSettings, read_grams
+from trace_transfer.stages.translation import Carried, carry, check_core_fits
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """What `map` found and wrote."""
+
+    source: OpenModel
+    target: OpenModel
+    match: Match
+    layer_match: LayerMatch
+    correspondence: Correspondence
+    carried: tuple[Carried, ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """All that can be known, and refused, before weights are read."""
+
+    source: OpenModel
+    target: OpenModel
+    cores: tuple[tuple[Path, CoreFile], ...]
+    probe: ProbeSet
+    rows: RowPlan
+    device: str
+    dtype: torch.dtype
+
+
+def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], settings: MapSettings) -> MapPlan:
+    """Open both models, the core files and the probe set, and choose the rows; reads no weights.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    registry = load_families([Path(path) for path in settings.rules])
+    source, target = open_model(src, registry), open_model(dst, registry)
+    opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
+    tasks = [core.task for _, core in opened]
+    if len(set(tasks)) < len(tasks):
+        raise ArtefactError(
+            "core files of the same task would overwrite each other:\n" + listing([str(c) for c in cores])
+        )
+    for path, core in opened:
+        check_core_fits(core, source, str(path))
+    probe = load_probe(settings.probe)
+    rows = plan_rows(
+        probe,
+        load_tokenizer(source.source),
+        load_tokenizer(target.source),
+        kind=settings.rows,
+        num_minibatches=1 if settings.rows == "example" else settings.minibatches,
+        max_length=settings.max_length,
+        seed=settings.seed,
+    )
+    device = resolve_device(settings.device)
+    return MapPlan(source, target, opened, probe, rows, device, resolve_dtype(settings.dtype, device))
+
+
+def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
+    """Carry the plan out: read both models, match, translate, write.
+
+    Raises:
+        UserError: the output directory cannot be written, or a model's weights cannot be used.
+    """
+    directory = prepare_directory(out)
+    read = ReadSettings(settings.transform, settings.batch_size, plan.device, plan.dtype, settings.cache)
+    source = read_grams(plan.source, plan.rows, plan.rows.source, read, reporter)
+    target = read_grams(plan.target, plan.rows, plan.rows.target, read, reporter)
+    matches = {}
+    names = [settings.representation, *(name for name in source.stacks if name != settings.representation)]
+    with reporter.task("matching layers", len(names)) as advance:
+        for name in names:
+            splits = settings.splits if name == settings.representation else 0
+            matches[name] = match_layers(
+                source.stacks[name],
+                target.stacks[name],
+                similarity=settings.similarity,
+                policy=settings.match,
+                num_splits=splits,
+                seed=settings.seed,
+            )
+            advance()
+    return _write(plan, directory, settings, matches, (source, target))
+
+
+def _write(
+    plan: MapPlan, directory: Path, settings: MapSettings, matches: dict[str, Match], grams: tuple[Grams, Grams]
+) -> MapResult:
+    match = matches[settings.representation]
+    warnings = [
+        *match.warnings,
+        *massive_warnings(grams[0], settings.representation, "source"),
+        *massive_warnings(grams[1], settings.representation, "target"),
+    ]
+    layer_match = _layer_match(plan, settings, match, warnings)
+    text = to_json(layer_match)
+    match_sha256 = sha256_text(text)
+    correspondence = build_correspondence(plan.source.anatomy, plan.target.anatomy, match.as_pairs)
+    similarity = {(pair.source, pair.target): pair.similarity for pair in match.pairs}
+    carried = tuple(
+        carry(
+            core,
+            correspondence,
+            similarity,
+            how=settings.carry,
+            ratio=settings.ratio,
+            target=plan.target,
+            core_sha256=sha256_file(path),
+            layer_match_sha256=match_sha256,
+        )
+        for path, core in plan.cores
+    )
+    files = [directory / name for name in ("layer_match.json", "similarity.safetensors", "correspondence.json")]
+    write_text(files[0], text)
+    tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
+    tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
+    write_tensors(files[1], tensors, {"format": "trace-transfer/similarity", "version": "1"})
+    write_text(files[2], to_json(_correspondence_file(plan, correspondence, match_sha256)))
+    for one in carried:
+        files.append(directory / f"{one.core.task}.core.json")
+        write_text(files[-1], to_json(one.core))
+    heatmap = _heatmap(plan, settings, matches)
+    for name, write in (("heatmap.html", write_html), ("heatmap.png", write_png)):
+        files.append(directory / name)
+        write(files[-1], heatmap)
+    return MapResult(plan.source, plan.target, match, layer_match, correspondence, carried, tuple(files))
+
+
+def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: list[str]) -> LayerMatch:
+    return LayerMatch(
+        source=plan.source.identity,
+        target=plan.target.identity,
+        probe=ProbeRecord(
+            name=plan.probe.name,
+            sha256=plan.probe.sha256,
+            num_texts=len(plan.probe.texts),
+            rows=plan.rows.kind,
+            num_minibatches=len(plan.rows.sizes),
+            num_rows=sum(plan.rows.sizes),
+            max_length=settings.max_length,
+            seed=settings.seed,
+        ),
+        similarity=settings.similarity,
+        representation=settings.representation,
+        transform=settings.transform,
+        policy=match.policy,
+        chosen_by="target" if match.by_target else "source",
+        pairs=match.pairs,
+        unmatched_sources=match.unmatched_sources,
+        unmatched_targets=match.unmatched_targets,
+        degenerate_sources=match.degenerate_sources,
+        degenerate_targets=match.degenerate_targets,
+        stability=match.stability,
+        depth=match.depth,
+        policy_agreement=match.policy_agreement,
+        warnings=tuple(warnings),
+        settings=settings.recorded(),
+        libraries=library_versions(),
+    )
+
+
+def _correspondence_file(plan: MapPlan, correspondence: Correspondence, match_sha256: str) -> CorrespondenceFile:
+    payload: dict[str, Any] = correspondence.to_payload()
+    return CorrespondenceFile(
+        source=plan.source.identity,
+        target=plan.target.identity,
+        layer_match_sha256=match_sha256,
+        libraries=library_versions(),
+        **payload,
+    )
+
+
+def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match]) -> Heatmap:
+    views = []
+    for name, match in matches.items():
+        runner_ups = [(p, p.runner_up) for p in match.pairs if p.runner_up is not None]
+        views.append(
+            View(
+                name=name,
+                similarity=np.asarray(match.similarity),
+                pairs=match.as_pairs,
+                runner_ups=tuple(
+                    (other, p.target) if match.by_target else (p.source, other) for p, other in runner_ups
+                ),
+                margins={(p.source, p.target): p.margin for p in match.pairs if p.margin is not None},
+                used=name == settings.representation,
+            )
+        )
+    subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
+    return Heatmap(plan.source.name, plan.target.name, tuple(views), subtitle)
+
+
+def resolve_device(name: str) -> str:
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: the device is not to be had.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` is float32 on a CPU (bf16 runs at a quarter of its speed where it is not native), bfloat16 on a GPU."""
+    if name == "auto":
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -1,0 +1,168 @@
+"""Read a model on the probe set and keep the Gram matrices of its layers' rows; cached, so that it happens once.
+
+Reads: weights, a `Reading`. Gives: `Grams`, one `GramStack` per representation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trace_transfer.activations import REPRESENTATIONS, LayerRows, read_layers
+from trace_transfer.artefacts import write_tensors
+from trace_transfer.checkpoints import Checkpoint, open_checkpoint
+from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
+from trace_transfer.probe import Reading, RowPlan
+from trace_transfer.progress import Reporter
+from trace_transfer.stages.opening import OpenModel
+
+CACHE_VERSION = 1
+CACHE_LIMIT = 8 << 30
+
+
+@dataclass(frozen=True)
+class Grams:
+    """What is kept of one model's pass over the probe set.
+
+    Attributes:
+        stacks: representation → packed Gram matrices of all layers.
+        largest: representation → float [L, 2], of each layer the dimension with the largest variance over rows, and
+            its share of all variance. A share near one means that one massive activation decides every similarity.
+    """
+
+    stacks: dict[str, GramStack]
+    largest: dict[str, Tensor]
+
+
+def unit_rows(rows_Rd: Tensor) -> Tensor:
+    """Rows scaled to unit norm: what the next layer's RMSNorm sees, and one outlier row counts as any other."""
+    return rows_Rd / rows_Rd.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows_Rd.dtype).tiny)
+
+
+TRANSFORMS = {"unit": unit_rows, "none": lambda rows_Rd: rows_Rd}
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How a model is run over the probe set. `cache` is None for no caching."""
+
+    transform: str
+    batch_size: int
+    device: str
+    dtype: torch.dtype
+    cache: Path | None
+
+
+def read_grams(model: OpenModel, plan: RowPlan, reading: Reading, settings: ReadSettings, reporter: Reporter) -> Grams:
+    """Gram matrices of a model's layers, from the cache or by one pass over its weights.
+
+    Raises:
+        ModelError: as `open_checkpoint` and `read_layers`.
+    """
+    checkpoint = open_checkpoint(model.source)
+    key = _cache_key(model, checkpoint, plan, reading, settings)
+    file = settings.cache / f"{key}.safetensors" if settings.cache else None
+    if file is not None and file.is_file():
+        reporter.note(f"{model.name}: activations of this probe set are cached")
+        file.touch()
+        return _load(file, plan)
+    grams = _read(model, checkpoint, plan, reading, settings, reporter)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _save(file, grams)
+        _prune(file.parent)
+    return grams
+
+
+def _read(
+    model: OpenModel,
+    checkpoint: Checkpoint,
+    plan: RowPlan,
+    reading: Reading,
+    settings: ReadSettings,
+    reporter: Reporter,
+) -> Grams:
+    length = sum(map(packed_length, plan.sizes))
+    num_layers = model.anatomy.num_layers
+    packed = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
+    largest = {name: torch.empty(num_layers, 2) for name in REPRESENTATIONS}
+    transform = TRANSFORMS[settings.transform]
+
+    with reporter.task(f"reading {model.name}", num_layers) as advance:
+
+        def consume(rows: LayerRows) -> None:
+            for name in REPRESENTATIONS:
+                rows_Rd = transform(getattr(rows, name))
+                pack_layer(rows_Rd, plan.sizes, packed[name][rows.layer])
+                largest[name][rows.layer] = _largest_dimension(rows_Rd)
+            advance()
+
+        read_layers(
+            model.config,
+            checkpoint,
+            model.anatomy.layer_path,
+            reading,
+            plan.texts_R,
+            consume,
+            name=model.name,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            dtype=settings.dtype,
+        )
+    return Grams({name: GramStack(packed[name], plan.minibatch_texts) for name in REPRESENTATIONS}, largest)
+
+
+def _largest_dimension(rows_Rd: Tensor) -> Tensor:
+    variance_d = rows_Rd.var(dim=0)
+    dimension = int(variance_d.argmax())
+    return torch.tensor([dimension, float(variance_d[dimension] / variance_d.sum().clamp_min(1e-30))])
+
+
+def _cache_key(
+    model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: ReadSettings
+) -> str:
+    """Weights, config, rows and settings: whatever changes the result changes the name of the file."""
+    parts: list[Any] = [
+        CACHE_VERSION,
+        checkpoint.fingerprint,
+        model.anatomy.inventory.names_sha256,
+        model.anatomy.layer_path,
+        model.config.to_json_string(use_diff=False),
+        reading.ids,
+        reading.spans_R2.tolist(),
+        plan.texts_R.tolist(),
+        plan.sizes,
+        settings.transform,
+        str(settings.dtype),
+        torch.device(settings.device).type,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _save(file: Path, grams: Grams) -> None:
+    tensors = {name: stack.packed_LP for name, stack in grams.stacks.items()}
+    tensors |= {f"{name}.largest": values for name, values in grams.largest.items()}
+    write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
+
+
+def _load(file: Path, plan: RowPlan) -> Grams:
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
+    return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
+
+
+def _prune(directory: Path) -> None:
+    """Keep the cache below 8 GiB, the most recently used files first."""
+    total = 0
+    for file in sorted(directory.glob("*.safetensors"), key=lambda f: f.stat().st_mtime, reverse=True):
+        total += file.stat().st_size
+        if total > CACHE_LIMIT:
+            file.unlink(missing_ok=True)
