@@ -194,4 +194,4 @@ def test_depth_match(num_source, num_target, expected):
 @pytest.mark.parametrize("num_target", [1, 2, 24, 48, 64])
 def test_depth_match_as_in_the_formula(num_source, num_target):
     expected = [(i, int(i * (num_target - 1) / (num_source - 1) + 0.5)) for i in range(num_source)]
-    assert depth_match(num_source, num_target) == expected
+    assert depth_match(num_source, num_target) == tuple(expected)

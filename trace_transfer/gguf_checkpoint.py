@@ -30,6 +30,7 @@ class GgufCheckpoint:
             self._reader = GGUFReader(file)
         except (ValueError, OSError, IndexError, KeyError) as error:
             raise ModelError(f"{file}: not a readable GGUF file, or cut short ({error})") from error
+        self._bound: tuple[PreTrainedModel, Any, dict[str, str]] | None = None
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
 
     @property
@@ -49,11 +50,13 @@ class GgufCheckpoint:
         return read_field(self._reader, "general.architecture")[0]
 
     def _names(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
-        """transformers' tensor processor of this architecture, and GGUF name → run-time name."""
+        """transformers' tensor processor of this architecture, and GGUF name → run-time name; made once per model."""
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-        processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config=model.config.to_dict())
-        return processor, get_gguf_hf_weights_map(model, processor)
+        if self._bound is None or self._bound[0] is not model:
+            processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config=model.config.to_dict())
+            self._bound = (model, processor, get_gguf_hf_weights_map(model, processor))
+        return self._bound[1], self._bound[2]
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         processor, names = self._names(model)

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Heatmap", "View", "write_html", "write_png"]
 
-PLOT_WIDTH, PLOT_HEIGHT = 1000, 480  # px that a window of 1280 × 800 has for the cells
+PLOT_WIDTH, PLOT_HEIGHT = 1010, 490  # px that a window of 1280 × 800 has for the cells
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 400, 190
-LEAST_CELL = 5  # px; in a smaller window the page scrolls instead
-MARGIN = {"l": 76, "r": 96, "t": 58, "b": 58}
-AROUND = 244  # px of heading, buttons and caption above and below the figure
+LEAST_CELL, LARGEST_CELL = 5, 80  # px; in a window that gives less than the least the page scrolls instead
+MARGIN = {"l": 76, "r": 96, "t": 26, "b": 58}
+AROUND = 254  # px of heading, buttons and caption above and below the figure
 TICK_WIDTH, TICK_HEIGHT = 24, 17  # px that a tick label needs
 CHARACTER_WIDTH = 8.5  # px of an axis title
 
@@ -70,8 +70,6 @@ def _figure(heatmap: Heatmap) -> Figure:
     traces = _diagonal(rows, columns)
     for view in heatmap.views:
         traces += _traces(view, view is heatmap.used)
-    if heatmap.has_gaps:
-        traces.append(_gap_legend())
     layout = go.Layout(
         template=go.layout.Template(),
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
@@ -79,15 +77,7 @@ def _figure(heatmap: Heatmap) -> Figure:
         plot_bgcolor=NO_VALUE,
         margin=MARGIN,
         hoverlabel={"bgcolor": "white", "bordercolor": INK, "font": {"size": 13, "color": INK}},
-        legend={
-            "orientation": "h",
-            "itemsizing": "constant",
-            "xref": "container",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1,
-            "yanchor": "bottom",
-        },
+        showlegend=False,
         xaxis=_axis("target", heatmap.target_name, columns, width, TICK_WIDTH),
         yaxis=_axis("source", heatmap.source_name, rows, height, TICK_HEIGHT),
     )
@@ -96,7 +86,7 @@ def _figure(heatmap: Heatmap) -> Figure:
 
 def _plot_size(rows: int, columns: int) -> tuple[float, float]:
     """Width and height of all cells in px: square where there is room, never too flat or too thin to read."""
-    cell = min(PLOT_WIDTH / columns, PLOT_HEIGHT / rows, 44)
+    cell = min(PLOT_WIDTH / columns, PLOT_HEIGHT / rows, LARGEST_CELL)
     return max(columns * cell, SMALLEST_WIDTH), max(rows * cell, SMALLEST_HEIGHT)
 
 
@@ -129,8 +119,8 @@ def _traces(view: View, visible: bool) -> list[dict[str, Any]]:
         "zmax": high,
         "colorbar": {"title": {"text": "CKA"}, "thickness": 14, "x": 1.01, "len": 1, "ypad": 0, "outlinewidth": 0},
     }
-    runner_ups = _marks("runner-up", view.other_runner_ups, "diamond", "rgba(255,255,255,0.4)", rank=2)
-    chosen = _marks("chosen pair", view.pairs, "circle", "white", rank=1)
+    runner_ups = _marks("runner-up", view.other_runner_ups, "diamond", "rgba(255,255,255,0.4)")
+    chosen = _marks("chosen pair", view.pairs, "circle", "white")
     return [{**trace, "visible": visible, "meta": view.name} for trace in (cells, runner_ups, chosen)]
 
 
@@ -149,12 +139,11 @@ def _hover_texts(view: View) -> list[list[str]]:
     return texts
 
 
-def _marks(name: str, pairs: tuple[Pair, ...], symbol: str, colour: str, rank: int) -> dict[str, Any]:
+def _marks(name: str, pairs: tuple[Pair, ...], symbol: str, colour: str) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "legendrank": rank,
         "x": [target for _, target in pairs],
         "y": [source for source, _ in pairs],
         "marker": {"symbol": symbol, "color": colour, "size": 8, "line": {"color": INK, "width": 1.2}},
@@ -163,19 +152,12 @@ def _marks(name: str, pairs: tuple[Pair, ...], symbol: str, colour: str, rank: i
 
 
 def _diagonal(rows: int, columns: int) -> list[dict[str, Any]]:
-    """White dashes on a dark line show on any colour; the third trace is for the legend alone, which is on white."""
-    line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "legendgroup": "depth", "name": "equal depth"}
-    ends = {"x": [0, columns - 1], "y": [0, rows - 1], "showlegend": False}
+    """White dashes on a dark line, to be seen on any colour."""
+    line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "x": [0, columns - 1], "y": [0, rows - 1]}
     return [
-        {**line, **ends, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}},
-        {**line, **ends, "line": {"color": "white", "width": 1, "dash": "5px,5px"}},
-        {**line, "x": [None], "y": [None], "line": {"color": INK, "width": 1.2, "dash": "5px,4px"}},
+        {**line, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}},
+        {**line, "line": {"color": "white", "width": 1, "dash": "5px,5px"}},
     ]
-
-
-def _gap_legend() -> dict[str, Any]:
-    marker = {"symbol": "square", "color": NO_VALUE, "size": 12}
-    return {"type": "scatter", "mode": "markers", "name": "no value", "x": [None], "y": [None], "marker": marker}
 
 
 def _page(heatmap: Heatmap, plot: str) -> str:
@@ -188,6 +170,7 @@ def _page(heatmap: Heatmap, plot: str) -> str:
         subtitle=escape(heatmap.subtitle),
         buttons=_buttons(heatmap) if len(heatmap.views) > 1 else "",
         plot=plot,
+        gaps=GAP_LEGEND if heatmap.has_gaps else "",
         source=escape(heatmap.source_name),
         target=escape(heatmap.target_name),
         steps=list(STEPS),
@@ -209,6 +192,9 @@ def _buttons(heatmap: Heatmap) -> str:
     return f'<div class="views" role="group" aria-label="Representation">\n{buttons}\n</div>'
 
 
+GREY = f'<svg width="14" height="14"><rect width="14" height="14" fill="{NO_VALUE}"/></svg>'
+GAP_LEGEND = f"<span>{GREY}no value (degenerate layer)</span>"
+
 PAGE = Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -225,6 +211,9 @@ button { font: inherit; padding: 4px 12px; color: #333; background: #fff;
   border: 1px solid #b5b5b5; border-radius: 4px; }
 button[aria-pressed=true] { background: #2f4858; border-color: #2f4858; color: #fff; }
 button:not([aria-pressed=true]):hover { background: #f0f0f0; cursor: pointer; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 13px; }
+.legend span { display: flex; align-items: center; gap: 6px; }
+.mark { fill: #fff; stroke: #1a1a1a; stroke-width: 1.2; }
 .scroll { overflow-x: auto; }
 .frame { position: relative; aspect-ratio: $ratio; max-width: ${largest}px; min-width: ${smallest}px;
   width: min(100%, (100vh - ${around}px) * $ratio); }
@@ -235,6 +224,12 @@ button:not([aria-pressed=true]):hover { background: #f0f0f0; cursor: pointer; }
 <h1>$title</h1>
 <p>$subtitle</p>
 $buttons
+<div class="legend">
+<span><svg width="14" height="14"><circle cx="7" cy="7" r="5.5" class="mark"/></svg>chosen pair</span>
+<span><svg width="14" height="14"><path d="M7 .5L13.5 7 7 13.5.5 7z" class="mark"/></svg>runner-up</span>
+<span><svg width="30" height="14"><path d="M0 7H30" class="mark" stroke-dasharray="5 4"/></svg>equal depth</span>
+$gaps
+</div>
 <div class="scroll"><div class="frame">$plot</div></div>
 <noscript><p>The plot needs JavaScript; no network is needed.</p></noscript>
 <p>Each cell compares one layer of $source (row) with one layer of $target (column) on the same texts. CKA is 1 where
@@ -272,7 +267,7 @@ function show(name) {
 
 buttons.forEach(button => button.addEventListener("click", () => show(button.dataset.view)));
 plot.on("plotly_relayout", fit);
-new ResizeObserver(() => Plotly.Plots.resize(plot).then(fit)).observe(plot);
+new ResizeObserver(() => { Plotly.Plots.resize(plot); fit(); }).observe(plot);
 </script>
 </body>
 </html>

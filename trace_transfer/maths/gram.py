@@ -79,15 +79,20 @@ def packed_length(n: int) -> int:
 def pack_rows(rows_Nd: Tensor, out_P: Tensor) -> None:
     """Centre the rows' columns and write their packed Gram matrix.
 
-    Centring comes first, in float64 means: a constant offset of 1,500 in one dimension would otherwise drown the
-    margins between layers, which are about 1e-3. Rows that differ by rounding only give a matrix of zeros.
+    Centring comes first: a constant offset of 1,500 in one dimension would otherwise drown the margins between layers,
+    which are about 1e-3. It comes twice, because the first mean is rounded to float32 at the size of the offset, the
+    second at the size of what is left (as exact as a float64 mean, at a fifth of its time). Rows that differ by
+    rounding only give a matrix of zeros.
 
     Args:
-        rows_Nd: float32 [N, d].
+        rows_Nd: [N, d], of any floating dtype; not changed.
         out_P: float32 [packed_length(N)], overwritten.
     """
-    centred_Nd = rows_Nd - rows_Nd.mean(dim=0, dtype=torch.float64).to(rows_Nd.dtype)
-    if centred_Nd.norm() ** 2 <= CONSTANT * rows_Nd.norm() ** 2:
+    centred_Nd = rows_Nd.to(torch.float32, copy=True)
+    norm_before = centred_Nd.norm()
+    for _ in range(2):
+        centred_Nd -= centred_Nd.mean(dim=0)
+    if centred_Nd.norm() ** 2 <= CONSTANT * norm_before**2:
         out_P.zero_()
         return
     n = rows_Nd.shape[0]
@@ -101,15 +106,15 @@ def pack_rows(rows_Nd: Tensor, out_P: Tensor) -> None:
 
 
 def unpack(packed_P: Tensor, n: int) -> Tensor:
-    """The symmetric Gram matrix [N, N] of one minibatch from its packed entries."""
-    gram_NN = packed_P.new_empty(n, n)
+    """The symmetric Gram matrices [..., N, N] of one minibatch from their packed entries [..., P]."""
+    gram_NN = packed_P.new_empty(*packed_P.shape[:-1], n, n)
     for start, stop, diagonal, strip in pack_layout(n):
         size = stop - start
-        gram_NN[start:stop, start:stop] = packed_P[diagonal:strip].view(size, size)
+        gram_NN[..., start:stop, start:stop] = packed_P[..., diagonal:strip].unflatten(-1, (size, size))
         if stop < n:
-            block = packed_P[strip : strip + size * (n - stop)].view(size, n - stop) / math.sqrt(2)
-            gram_NN[start:stop, stop:] = block
-            gram_NN[stop:, start:stop] = block.T
+            block = packed_P[..., strip : strip + size * (n - stop)].unflatten(-1, (size, n - stop)) / math.sqrt(2)
+            gram_NN[..., start:stop, stop:] = block
+            gram_NN[..., stop:, start:stop] = block.mT
     return gram_NN
 
 
@@ -134,7 +139,7 @@ def stack_rows(layers: Sequence[Tensor], texts: Sequence[Tensor]) -> GramStack:
     """Pack the rows of several layers at hand.
 
     Args:
-        layers: for each layer float32 [R, d], the minibatches one after another; widths may differ.
+        layers: for each layer [R, d], the minibatches one after another; widths may differ.
         texts: as in `GramStack`.
     """
     sizes = [len(index) for index in texts]
@@ -149,5 +154,5 @@ def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
     row = offset = 0
     for n in sizes:
         length = packed_length(n)
-        pack_rows(rows_Rd[row : row + n].float(), out_P[offset : offset + length])
+        pack_rows(rows_Rd[row : row + n], out_P[offset : offset + length])
         row, offset = row + n, offset + length

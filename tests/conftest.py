@@ -1,0 +1,53 @@
+"""One thread, no network, a cache of its own; tiny models, built once per run."""
+
+import os
+import tempfile
+
+# Before torch and transformers are imported: with several threads on few cores a small product is 30 times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRACE_TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="trace-transfer-tests-")
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+TinyModels = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["TRACE_TRANSFER_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """`tiny(family, **changes)`: the directory of a tiny model, built when first asked for; not to be written to."""
+    from tests.tiny_models import make_model
+
+    built: dict[tuple[object, ...], Path] = {}
+
+    def get(family: str, **changes: object) -> Path:
+        key = (family, *sorted((name, str(value)) for name, value in changes.items()))
+        if key not in built:
+            built[key] = make_model(tmp_path_factory.mktemp(family) / family, family, **changes)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture
+def copy_of(tiny: TinyModels, tmp_path: Path) -> TinyModels:
+    """`copy_of(family)`: a copy of a tiny model that a test may damage."""
+
+    def get(family: str, **changes: object) -> Path:
+        return Path(shutil.copytree(tiny(family, **changes), tmp_path / "models" / family))
+
+    return get

@@ -1,0 +1,61 @@
+"""CKA straight from the formulas, in float64 and Python loops: obviously correct, and slow."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Hsic = Callable[[Matrix, Matrix], float]
+
+
+def linear_gram(rows: Matrix) -> Matrix:
+    n = len(rows)
+    gram = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            gram[i, j] = sum(float(a) * float(b) for a, b in zip(rows[i], rows[j], strict=True))
+    return gram
+
+
+def gaussian_gram(rows: Matrix) -> Matrix:
+    """exp(-d²/(2 m)) with m the median of all n² squared distances, the zero diagonal among them."""
+    n = len(rows)
+    squared = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            squared[i, j] = sum((float(a) - float(b)) ** 2 for a, b in zip(rows[i], rows[j], strict=True))
+    ordered = sorted(squared.flatten())
+    median = (ordered[(n * n - 1) // 2] + ordered[n * n // 2]) / 2
+    return np.exp(-squared / (2 * median))
+
+
+def hsic_biased(k: Matrix, l: Matrix) -> float:  # noqa: E741
+    """tr(K H L H) / (n - 1)²."""
+    n = len(k)
+    h = np.eye(n) - np.ones((n, n)) / n
+    return float(np.trace(k @ h @ l @ h)) / (n - 1) ** 2
+
+
+def hsic_debiased(k: Matrix, l: Matrix) -> float:  # noqa: E741
+    """Song et al. 2012 as in Nguyen et al. 2021, eq. 3, with every sum written out."""
+    n = len(k)
+    k, l = k.copy(), l.copy()  # noqa: E741
+    for i in range(n):
+        k[i, i] = l[i, i] = 0
+    trace = sum(k[i, j] * l[j, i] for i, j in itertools.product(range(n), repeat=2))
+    total_k = sum(k[i, j] for i, j in itertools.product(range(n), repeat=2))
+    total_l = sum(l[i, j] for i, j in itertools.product(range(n), repeat=2))
+    through = sum(k[i, j] * l[j, m] for i, j, m in itertools.product(range(n), repeat=3))
+    return (trace + total_k * total_l / ((n - 1) * (n - 2)) - 2 * through / (n - 2)) / (n * (n - 3))
+
+
+def cka(source: Sequence[Matrix], target: Sequence[Matrix], gram: Callable[[Matrix], Matrix], hsic: Hsic) -> float:
+    """One pair of layers, each given as its minibatches of rows: HSIC summed over them before the one ratio."""
+    grams = [(gram(x), gram(y)) for x, y in zip(source, target, strict=True)]
+    cross = sum(hsic(k, l) for k, l in grams)
+    return cross / math.sqrt(sum(hsic(k, k) for k, _ in grams) * sum(hsic(l, l) for _, l in grams))

@@ -1,0 +1,151 @@
+"""Tiny random models of every shipped family, each with features that real models of it have and that break things.
+
+Grouped-query attention, heads wider than hidden size / heads, tied and untied embeddings, sliding windows shorter than
+the texts, fused and transposed weights, learned positions; three to five layers; all weights random (norms and biases
+too, which transformers would leave at one and zero), in several shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 512
+COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+SIZES = {
+    **COMMON, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "num_hidden_layers": 4, "max_position_embeddings": 256,
+}  # fmt: skip
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# Family → config fields; the name of a family is its `model_type`.
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {**SIZES, "head_dim": 16, "tie_word_embeddings": False},
+    "mistral": {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 12, "sliding_window": 6},
+    "qwen2": {
+        **SIZES, "num_hidden_layers": 5, "hidden_size": 60, "tie_word_embeddings": True,
+        "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2,
+    },
+    "qwen3": {**SIZES, "num_hidden_layers": 5, "head_dim": 24, "tie_word_embeddings": False},
+    "gemma2": {
+        **SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6, "tie_word_embeddings": True,
+        "attn_logit_softcapping": 5.0,
+    },
+    "gemma3_text": {
+        **SIZES, "num_hidden_layers": 5, "head_dim": 20, "query_pre_attn_scalar": 20, "sliding_window": 6,
+        "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL], "tie_word_embeddings": True,
+    },
+    "phi3": {**SIZES, "num_hidden_layers": 3, "hidden_size": 96, "tie_word_embeddings": False},
+    "olmo2": {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 3, "tie_word_embeddings": False},
+    "gpt2": {**COMMON, "n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 128},
+    "gpt_neox": {
+        **COMMON, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 4,
+        "rotary_pct": 0.25, "max_position_embeddings": 256, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+PROSE = [
+    "The train left the station before the rain had stopped, and nobody on the platform waved.",
+    "A contract is a promise that the law will enforce; without consideration it is usually not binding.",
+    "The patient was given two tablets every six hours, and her temperature fell to 37.4 degrees.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "She sold 48 clips in April, half as many in May: 48 + 24 = 72 clips altogether.",
+    "Über den Wolken muss die Freiheit wohl grenzenlos sein, 日本語のテキスト, naïve café.",
+]
+CODE = [
+    "def add(a, b):\n    return a + b\n",
+    "for index in range(10):\n    print(index ** 2)\n",
+    "SELECT name, price FROM products WHERE price > 10 ORDER BY price;",
+    "The function returns the sum of both numbers, and raises ValueError when one of them is negative.",
+    "if (x === null) { throw new Error('x is missing'); }",
+]
+
+# What the models read in tests: different lengths, characters of one to four bytes, more tokens than any window.
+TEXTS = [
+    *PROSE,
+    *CODE,
+    "Short one.",
+    "The quick brown fox jumps over the lazy dog near the river bank at dawn.",
+    "An emoji 🦊 takes four bytes, é takes two, 漢 takes three; all are one character.",
+    "Seven is a prime number, eight is not, and nine is three times three.",
+    "The court held that the defendant owed the plaintiff a duty of care.",
+    "Wash the rice until the water runs clear, then let it rest for twenty minutes.",
+    "Aspirin inhibits cyclooxygenase and thereby the synthesis of prostaglandins.",
+    "Rivers carry sediment to the sea, where the deltas grow by a few metres a year.",
+    "He opened the letter twice, read it once, and put it back without a word.",
+]
+
+
+def build_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """One of two byte-level BPE tokenizers that split the same text differently.
+
+    `prose` learned from prose and puts a special token before each text; `code` learned from code, splits digits one by
+    one and puts a special token behind.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "prose")
+    if kind == "code":
+        pieces = pre_tokenizers.Split(Regex(r"\d|\s?[^\s\d]+|\s+"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, byte_level])
+    else:
+        tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size={"prose": 420, "code": 360}[kind],
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator({"prose": PROSE, "code": CODE}[kind], trainer)
+    single = {"prose": "<s> $A", "code": "$A <s>"}[kind]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+
+
+def tokenizer_kind(family: str) -> str:
+    """Which tokenizer a family's tiny model has."""
+    return "prose" if family in ("llama", "mistral", "gemma2", "gemma3_text", "gpt2") else "code"
+
+
+def build_config(family: str, **changes: object) -> PreTrainedConfig:
+    """The config of a family's tiny model, some of its fields changed."""
+    return AutoConfig.for_model(family, **{**FAMILIES.get(family, SIZES), **changes})
+
+
+def build_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model in which every parameter is random and of a size that keeps all layers of like weight."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * noise)
+            elif "embed" in name or name.endswith(("wte.weight", "wpe.weight")):
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(noise * 1.5 / parameter.shape[-1] ** 0.5)
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, directory: Path, tokenizer: str | None, max_shard_size: str = "100KB") -> Path:
+    """Save a model as transformers does, with a tokenizer (`prose`, `code` or None for none)."""
+    # Saving looks whether the model is wrapped by DeepSpeed, and DeepSpeed prints when it is imported.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+    if tokenizer:
+        build_tokenizer(tokenizer).save_pretrained(directory)
+    return directory
+
+
+def make_model(
+    directory: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object
+) -> Path:
+    """Build and save a family's tiny model with its tokenizer; returns the directory."""
+    model = build_model(build_config(family, **changes), seed).to(dtype)
+    return save_model(model, directory, tokenizer_kind(family))
