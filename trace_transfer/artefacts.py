@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -323,8 +324,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
 
 
-def prepare_directory(path: Path | str) -> Path:
-    """Make an output directory and prove that it can be written, before anything expensive is begun.
+def prepare_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:
+    """Make a directory and prove that it can be written, before anything expensive is begun.
 
     Raises:
         UserError: it cannot be made or written.
@@ -332,13 +333,23 @@ def prepare_directory(path: Path | str) -> Path:
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(f".*{PART}"):
-            leftover.unlink(missing_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise UserError(f"{directory}: the output directory cannot be written: {error.strerror}") from error
+        raise UserError(f"{directory}: the {what} cannot be written: {error.strerror}{hint}") from error
     return directory
+
+
+def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
+    """Remove what killed runs left half-written.
+
+    Args:
+        older_than: seconds since it was last written; more than 0 where another run may be writing now.
+    """
+    for leftover in directory.glob(f".*{PART}"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                leftover.unlink()
 
 
 def _umask() -> int:

@@ -137,7 +137,8 @@ class SafetensorsCheckpoint:
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         from safetensors import safe_open
 
-        key = next((key for key, wanted in self._names_for(model).at_run_time.items() if wanted == name), None)
+        names = tied_names(model, name)  # a tied embedding may have been saved as the head only
+        key = next((key for key, found in self._names_for(model).at_run_time.items() if found in names), None)
         if key is None:
             raise ModelError(f"{self.directory}: the weights lack {name}")
         with safe_open(self.keys[key], framework="pt") as shard:
@@ -201,10 +202,9 @@ def _shard_files(directory: Path) -> list[Path]:
     index = directory / INDEX_NAME
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            files = sorted({directory / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
-        files = sorted({directory / name for name in weight_map.values()})
     elif (directory / SINGLE_NAME).is_file():
         files = [directory / SINGLE_NAME]
     else:
@@ -240,6 +240,12 @@ def _keys_of_shards(directory: Path, files: list[Path]) -> dict[str, Path]:
             + listing(problems)
         )
     return keys
+
+
+def tied_names(model: PreTrainedModel, name: str) -> set[str]:
+    """All run-time names of a parameter: its own and those tied to it."""
+    parameter = model.get_parameter(name)
+    return {other for other, found in model.named_parameters(remove_duplicate=False) if found is parameter}
 
 
 def release(module: nn.Module) -> None:

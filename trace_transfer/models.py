@@ -41,7 +41,7 @@ class ModelSource:
         """
         text = str(name)
         path = Path(text).expanduser()
-        if path.is_dir():
+        if text.strip() and path.is_dir():
             ggufs = sorted(p.name for p in path.glob("*.gguf"))
             if (path / "config.json").is_file() or not ggufs:
                 return cls(text, path)

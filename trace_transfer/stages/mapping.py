@@ -23,16 +23,18 @@ from trace_transfer.artefacts import (
     library_versions,
     prepare_directory,
     read_artefact,
+    remove_leftovers,
     sha256_file,
     sha256_text,
     to_json,
     write_tensors,
     write_text,
 )
+from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.correspondence import Correspondence, build_correspondence
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
 from trace_transfer.heatmap import Heatmap, View, write_html, write_png
-from trace_transfer.probe import ProbeSet, RowPlan, load_probe, plan_rows
+from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Reporter
 from trace_transfer.rules import load_families
 from trace_transfer.settings import MapSettings
@@ -57,10 +59,14 @@ class MapResult:
 
 @dataclass(frozen=True)
 class MapPlan:
-    """All that can be known, and refused, before weights are read."""
+    """All that can be known, and refused, before weights are read.
+
+    `weights` of source and target are opened, headers only; None for a hub name, whose weights are fetched later.
+    """
 
     source: OpenModel
     target: OpenModel
+    weights: tuple[Checkpoint | None, Checkpoint | None]
     cores: tuple[tuple[Path, CoreFile], ...]
     probe: ProbeSet
     rows: RowPlan
@@ -76,6 +82,7 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     """
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
+    weights = tuple(None if model.source.directory is None else open_checkpoint(model.source) for model in (source, target))
     opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
     tasks = [core.task for _, core in opened]
     if len(set(tasks)) < len(tasks):
@@ -94,8 +101,19 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
         max_length=settings.max_length,
         seed=settings.seed,
     )
+    for model, reading in ((source, rows.source), (target, rows.target)):
+        _require_own_tokenizer(model, reading)
     device = resolve_device(settings.device)
-    return MapPlan(source, target, opened, probe, rows, device, resolve_dtype(settings.dtype, device))
+    return MapPlan(source, target, weights, opened, probe, rows, device, resolve_dtype(settings.dtype, device))
+
+
+def _require_own_tokenizer(model: OpenModel, reading: Reading) -> None:
+    largest, size = max(max(ids) for ids in reading.ids if ids), model.config.get_text_config().vocab_size
+    if largest >= size:
+        raise ModelError(
+            f"{model.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the "
+            "tokenizer belongs to another model"
+        )
 
 
 def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
@@ -105,9 +123,14 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
         UserError: the output directory cannot be written, or a model's weights cannot be used.
     """
     directory = prepare_directory(out)
+    remove_leftovers(directory)
+    if settings.cache is not None:
+        prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
     read = ReadSettings(settings.transform, settings.batch_size, plan.device, plan.dtype, settings.cache)
-    source = read_grams(plan.source, plan.rows, plan.rows.source, read, reporter)
-    target = read_grams(plan.target, plan.rows, plan.rows.target, read, reporter)
+    models = (plan.source, plan.target)
+    weights = [own or open_checkpoint(model.source) for model, own in zip(models, plan.weights, strict=True)]
+    source = read_grams(plan.source, weights[0], plan.rows, plan.rows.source, read, reporter)
+    target = read_grams(plan.target, weights[1], plan.rows, plan.rows.target, read, reporter)
     matches = {}
     names = [settings.representation, *(name for name in source.stacks if name != settings.representation)]
     with reporter.task("matching layers", len(names)) as advance:

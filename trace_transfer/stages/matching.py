@@ -158,7 +158,7 @@ def _warnings(
             f"another in more than {OFTEN:.0%} of the draws): {layers}"
         )
     mean, deviation = split.gain_over_depth
-    if mean < 2 * deviation:
+    if mean <= 2 * deviation:
         found.append(
             f"on held-out texts the match is not clearly more alike than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): here CKA adds little to depth"

@@ -59,22 +59,27 @@ class ReadSettings:
     cache: Path | None
 
 
-def read_grams(model: OpenModel, plan: RowPlan, reading: Reading, settings: ReadSettings, reporter: Reporter) -> Grams:
+def read_grams(
+    model: OpenModel,
+    checkpoint: Checkpoint,
+    plan: RowPlan,
+    reading: Reading,
+    settings: ReadSettings,
+    reporter: Reporter,
+) -> Grams:
     """Gram matrices of a model's layers, from the cache or by one pass over its weights.
 
     Raises:
-        ModelError: as `open_checkpoint` and `read_layers`.
+        ModelError: as `read_layers`.
     """
-    checkpoint = open_checkpoint(model.source)
     key = _cache_key(model, checkpoint, plan, reading, settings)
     file = settings.cache / f"{key}.safetensors" if settings.cache else None
-    if file is not None and file.is_file():
+    cached = _load(file, plan) if file is not None else None
+    if cached is not None:
         reporter.note(f"{model.name}: activations of this probe set are cached")
-        file.touch()
-        return _load(file, plan)
+        return cached
     grams = _read(model, checkpoint, plan, reading, settings, reporter)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         _save(file, grams)
         _prune(file.parent)
     return grams
@@ -151,10 +156,15 @@ def _save(file: Path, grams: Grams) -> None:
     write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
 
 
-def _load(file: Path, plan: RowPlan) -> Grams:
+def _load(file: Path, plan: RowPlan) -> Grams | None:
+    """What a cached file holds; None where there is none, or it is damaged and has to be made again."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(file)
+    try:
+        file.touch(exist_ok=False) if not file.exists() else None
+    except OSError:
+        pass
     stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
     return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
 

