@@ -72,6 +72,7 @@ def read_layers(
         ModelError: weights missing, of a wrong shape, or not finite; activations not finite.
     """
     model = build_meta_model(config, dtype)
+    _move_buffers(model, device)
     loader = _Loader(model, layer_path, checkpoint, name, device, dtype)
     layers = model.get_submodule(layer_path)
     micro_batches = _micro_batches(loader, layers, reading, texts_R, batch_size)
@@ -232,6 +233,13 @@ def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterato
         yield
     finally:
         del module.forward
+
+
+def _move_buffers(model: PreTrainedModel, device: str | torch.device) -> None:
+    """Rotary frequencies and the like to where the computation is; parameters stay on the meta device."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 def _require_finite(rows_Rd: Tensor, texts_R: Tensor, name: str, layer: int) -> None:

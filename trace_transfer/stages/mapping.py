@@ -82,7 +82,9 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     """
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
-    weights = tuple(None if model.source.directory is None else open_checkpoint(model.source) for model in (source, target))
+    weights = tuple(
+        None if model.source.directory is None else open_checkpoint(model.source) for model in (source, target)
+    )
     opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
     tasks = [core.task for _, core in opened]
     if len(set(tasks)) < len(tasks):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.activations import REPRESENTATIONS, LayerRows, read_layers
-from trace_transfer.artefacts import write_tensors
-from trace_transfer.checkpoints import Checkpoint, open_checkpoint
+from trace_transfer.artefacts import remove_leftovers, write_tensors
+from trace_transfer.checkpoints import Checkpoint
 from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
 from trace_transfer.probe import Reading, RowPlan
 from trace_transfer.progress import Reporter
@@ -24,6 +25,7 @@ from trace_transfer.stages.opening import OpenModel
 
 CACHE_VERSION = 1
 CACHE_LIMIT = 8 << 30
+DAY = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,11 @@ def read_grams(
         return cached
     grams = _read(model, checkpoint, plan, reading, settings, reporter)
     if file is not None:
-        _save(file, grams)
-        _prune(file.parent)
+        try:
+            _save(file, grams)
+            _prune(file.parent)
+        except OSError as error:  # a full disk must not cost the pass
+            reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
     return grams
 
 
@@ -162,15 +167,17 @@ def _load(file: Path, plan: RowPlan) -> Grams | None:
     from safetensors.torch import load_file
 
     try:
-        file.touch(exist_ok=False) if not file.exists() else None
-    except OSError:
-        pass
+        tensors = load_file(file)
+        os.utime(file)
+    except (OSError, SafetensorError):
+        return None
     stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
     return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
 
 
 def _prune(directory: Path) -> None:
-    """Keep the cache below 8 GiB, the most recently used files first."""
+    """Keep the cache below 8 GiB, the most recently used files first, and free of what killed runs left there."""
+    remove_leftovers(directory, older_than=DAY)
     total = 0
     for file in sorted(directory.glob("*.safetensors"), key=lambda f: f.stat().st_mtime, reverse=True):
         total += file.stat().st_size

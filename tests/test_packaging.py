@@ -1,0 +1,75 @@
+"""A wheel carries what the package needs: the rules from the top level, the probe set, the type marker."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """The contents of a wheel built from this checkout, away from it."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        ".",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = out.glob("trace_transfer-*.whl")
+    zipfile.ZipFile(wheel).extractall(out / "unpacked")
+    return out / "unpacked"
+
+
+def run(unpacked, *arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=unpacked.parent,
+        env={**os.environ, "PYTHONPATH": str(unpacked)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_rules_list_shows_every_family_of_the_repository(unpacked):
+    where = run(unpacked, "-c", "import trace_transfer; print(trace_transfer.__file__)").stdout
+    assert Path(where.strip()).is_relative_to(unpacked)
+    listed = run(unpacked, "-m", "trace_transfer", "rules", "list")
+    assert listed.returncode == 0, listed.stderr
+    families = sorted(file.stem for file in (ROOT / "rules").glob("*.yaml"))
+    assert len(families) >= 10
+    for family in families:
+        assert f" {family} " in listed.stdout
+
+
+def test_data_and_licence_are_inside(unpacked):
+    assert (unpacked / "trace_transfer" / "data" / "probe.jsonl").read_bytes() == (
+        ROOT / "trace_transfer" / "data" / "probe.jsonl"
+    ).read_bytes()
+    assert (unpacked / "trace_transfer" / "py.typed").is_file()
+    assert list(unpacked.glob("*.dist-info/licenses/LICENSE"))
+
+
+def test_version_is_the_same_everywhere(unpacked):
+    import tomllib
+
+    import trace_transfer
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert trace_transfer.__version__ == declared
+    assert (unpacked / f"trace_transfer-{declared}.dist-info").is_dir()
+    assert f"## {declared}" in (ROOT / "CHANGELOG.md").read_text()
