@@ -62,7 +62,7 @@ def test_neither_a_file_nor_a_hub_name(name, tmp_path, monkeypatch):
 def test_another_file_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     file.touch()
-    with pytest.raises(ModelError, match="is a file, but not a GGUF file; give the directory that holds config.json"):
+    with pytest.raises(ModelError, match=r"is a file, but not a GGUF file; give the directory that holds config\.json"):
         ModelSource.parse(file)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from trace_transfer.models import Inventory, numel
+from trace_transfer.models import Inventory, part_numel
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,7 @@ class Unit:
     @property
     def num_elements(self) -> int:
         """Elements of this part alone."""
-        count = numel(self.shape)
-        for ranges, dim in ((self.rows, 0), (self.columns, 1)):
-            if ranges is not None:
-                count = count // self.shape[dim] * sum(stop - start for start, stop in ranges)
-        return count
+        return part_numel(self.shape, self.rows, self.columns)
 
     @property
     def part(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.models import numel
+from trace_transfer.models import part_numel
 
 LIBRARIES = ("trace-transfer", "torch", "transformers", "numpy", "scipy")
 PART = ".part"
@@ -56,7 +56,7 @@ class CoreParameter(Strict):
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
-    score: float | None = None
+    score: float | None = Field(default=None, allow_inf_nan=False)
     core: bool = False
     sources: tuple[str, ...] | None = Field(default=None, alias="from")
 
@@ -75,11 +75,7 @@ class CoreParameter(Strict):
     @property
     def num_elements(self) -> int:
         """Elements of the parameter or of its part."""
-        count = numel(self.shape)
-        for ranges, dim in ((self.rows, 0), (self.columns, 1)):
-            if ranges is not None:
-                count = count // self.shape[dim] * sum(stop - start for start, stop in ranges)
-        return count
+        return part_numel(self.shape, self.rows, self.columns)
 
 
 class Method(BaseModel):
@@ -116,6 +112,8 @@ class CoreFile(Strict):
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
+        if not self.parameters:
+            raise ValueError("no parameters are listed")
         seen: set[tuple[Any, ...]] = set()
         for parameter in self.parameters:
             key = (parameter.name, parameter.rows, parameter.columns)
@@ -264,7 +262,8 @@ def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
         return ARTEFACTS[found].model_validate(data)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
-        raise ArtefactError(f"{file}: {len(problems)} problems:\n" + listing(problems)) from error
+        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
+        raise ArtefactError(f"{file}: {count}:\n" + listing(problems)) from error
 
 
 def to_json(artefact: Strict) -> str:
@@ -291,6 +290,16 @@ def sha256_text(text: str) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sort_metadata(file: Path) -> None:
+    """safetensors writes its metadata in an order that changes from run to run; equal results are to be equal files."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        stream.seek(8)
+        stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 @contextmanager
@@ -322,6 +331,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
 
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        _sort_metadata(temporary)
 
 
 def prepare_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:

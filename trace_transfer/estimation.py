@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from trace_transfer.maths.gram import packed_length
 from trace_transfer.models import numel
+from trace_transfer.rules import folded_name
 
 if TYPE_CHECKING:
     from trace_transfer.probe import Reading
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """Of one model: bytes of its largest layer, of hidden states and of Gram matrices; seconds of arithmetic."""
+    """Of one model: bytes of its largest layer, of hidden states and of Gram matrices; seconds of arithmetic.
+
+    `shapes` lists the parameters, layers folded: name, shape, how many there are, component.
+    """
 
     name: str
     family: str
@@ -39,6 +45,7 @@ class ModelEstimate:
     hidden_bytes: int
     gram_bytes: int
     seconds: float
+    shapes: tuple[tuple[str, tuple[int, ...], int, str], ...]
 
     @property
     def peak_bytes(self) -> int:
@@ -108,7 +115,19 @@ def _estimate_model(
         hidden_bytes=hidden,
         gram_bytes=gram * model.anatomy.num_layers,
         seconds=2 * padded * sum(elements.values()) / speed,
+        shapes=_folded_shapes(model),
     )
+
+
+def _folded_shapes(model: OpenModel) -> tuple[tuple[str, tuple[int, ...], int, str], ...]:
+    components: dict[str, list[str]] = {}
+    for unit in model.anatomy.units:
+        components.setdefault(unit.name, []).append(unit.component)
+    kinds = Counter(
+        (folded_name(name), shape, ", ".join(dict.fromkeys(components.get(name, ["excluded"]))))
+        for name, shape in model.anatomy.inventory.shapes.items()
+    )
+    return tuple((name, shape, count, component) for (name, shape, component), count in kinds.items())
 
 
 def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
@@ -148,7 +167,18 @@ def render_estimate(result: MapEstimate) -> str:
         f"{result.flops_per_second / 1e9:,.0f} GFLOP/s.",
         highlight=False,
     )
+    for model in result.models:
+        console.print(_shape_table(model))
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _shape_table(model: ModelEstimate) -> Table:
+    table = Table(title=f"parameters of {model.name}", box=box.SIMPLE_HEAD)
+    for heading, justify in (("name", "left"), ("shape", "left"), ("count", "right"), ("component", "left")):
+        table.add_column(heading, justify=justify, overflow="fold")
+    for name, shape, count, component in model.shapes:
+        table.add_row(name, " × ".join(map(str, shape)), str(count), component)
+    return table
 
 
 def _size(count: int) -> str:

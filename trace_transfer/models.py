@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,11 @@ from trace_transfer.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+HUB_TIMEOUT = 10  # s
+
+
+Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,19 @@ def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
         return auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
     if source.directory is not None:
         return auto_config.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
+    _require_hub(source)
     return auto_config.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+
+
+def _require_hub(source: ModelSource) -> None:
+    """Ask the hub once, unless the config is cached: its client would try a dead connection for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(source.repo, "config.json", revision=source.revision), str):
+        return
+    with suppress(HfHubHTTPError):  # an answer; what is wrong with the name is told better by transformers
+        get_hf_file_metadata(hf_hub_url(source.repo, "config.json", revision=source.revision), timeout=HUB_TIMEOUT)
 
 
 def _config_failure(source: ModelSource, error: Exception) -> str:
@@ -179,6 +197,15 @@ def numel(shape: tuple[int, ...]) -> int:
     count = 1
     for size in shape:
         count *= size
+    return count
+
+
+def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | None) -> int:
+    """Number of elements in some ranges of rows (dimension 0) and columns (dimension 1) of a shape; None is all."""
+    count = numel(shape)
+    for ranges, dim in ((rows, 0), (columns, 1)):
+        if ranges is not None:
+            count = count // shape[dim] * sum(stop - start for start, stop in ranges)
     return count
 
 

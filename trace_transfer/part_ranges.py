@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trace_transfer.errors import RulesError
+from trace_transfer.models import Ranges
 from trace_transfer.rule_tables import ROWS, Part
-
-Ranges = tuple[tuple[int, int], ...]
 
 
 def ranges_of(part: Part, shape: tuple[int, ...], lookup: Callable[[str], int]) -> Ranges:

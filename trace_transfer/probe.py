@@ -199,14 +199,25 @@ def plan_rows(
 
 
 def _encode(tokenizer: Any, text: str, max_length: int) -> _Encoded:
-    encoded = tokenizer(
-        text, truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True
+    """The text up to `max_length` tokens. A character that the cut splits counts as not read at all."""
+    pieces = tokenizer(
+        text,
+        truncation=True,
+        max_length=max_length,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
     )
-    offsets = tuple(
-        None if special or end <= start else (start, end)
-        for (start, end), special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    offsets, *rest = (
+        tuple(
+            None if special or end <= start else (start, end) for (start, end), special in zip(piece, mask, strict=True)
+        )
+        for piece, mask in zip(pieces["offset_mapping"], pieces["special_tokens_mask"], strict=True)
     )
-    return _Encoded(tuple(encoded["input_ids"]), offsets)
+    cut = min((span[0] for piece in rest[:1] for span in piece if span is not None), default=len(text))
+    return _Encoded(
+        tuple(pieces["input_ids"][0]), tuple(None if span is None or span[1] > cut else span for span in offsets)
+    )
 
 
 def _token_ends(encoded: _Encoded) -> dict[int, int]:

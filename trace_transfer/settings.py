@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
 
+LARGEST = 2**31 - 1  # what every library below takes
+
 # What a profile sets; an option that is given explicitly stays.
 PROFILES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -78,8 +80,8 @@ class MapSettings:
         if self.ratio is not None and not 0 < self.ratio <= 1:
             problems.append(f"ratio: {self.ratio} is not in (0, 1]")
         for name, least in (("max_length", 8), ("minibatches", 1), ("splits", 0), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                problems.append(f"{name}: {getattr(self, name)} is below {least}")
+            if not least <= getattr(self, name) <= LARGEST:
+                problems.append(f"{name}: {getattr(self, name)} is not in [{least}, {LARGEST}]")
         if problems:
             raise UserError("settings that cannot be used:\n" + listing(problems))
 

@@ -58,6 +58,8 @@ def _match_table(result: MapResult) -> Table:
             "same choice on other texts",
             f"{match.stability.same:.0%} of the layers, {match.stability.within_one:.0%} to within one",
         )
+    agreement = ", ".join(f"{name} {share:.0%}" for name, share in match.policy_agreement.items())
+    table.add_row("pairs in common with", agreement)
     table.add_row(
         "same as relative depth", f"{match.depth.agreement:.0%}, {match.depth.within_one:.0%} to within one layer"
     )

@@ -85,9 +85,9 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     relative depth.
     """
     from trace_transfer.correspondence import build_correspondence
-    from trace_transfer.maths.depth import depth_match
     from trace_transfer.explanation import explain as lines_of
     from trace_transfer.explanation import totals
+    from trace_transfer.maths.depth import depth_match
     from trace_transfer.models import ModelSource, load_config, read_inventory
     from trace_transfer.rule_application import anatomy_of
     from trace_transfer.rules import load_families

@@ -6,15 +6,29 @@ al. 2021 (arXiv 2010.15327), eq. 3, summed over minibatches before the one ratio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trace_transfer.maths.gram import GramStack, diagonals, inner_products, pack_layout, packed_length, unpack
+from trace_transfer.maths.gram import (
+    GramStack,
+    Places,
+    diagonals,
+    inner_products,
+    packed_length,
+    repack,
+    square_norms,
+)
 
 MIN_ROWS = 4
+ENTRIES_AT_ONCE = 1 << 19  # of Gram matrices that are unpacked together: a few MB, which stay in the cache
+
+Inner = Callable[[Tensor, Tensor], Tensor]
+"""Inner products of packed vectors: of all pairs, [L, P] and [M, P] → [L, M], or of each with itself, → [L]."""
+Hsic = Callable[[GramStack, GramStack, Inner], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,36 +73,30 @@ SIMILARITIES: dict[str, Callable[[GramStack, GramStack], Similarity]] = {
 }
 
 
-def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Similarity:
+def _ratio(source: GramStack, target: GramStack, hsic: Hsic) -> Similarity:
     _require_same_rows(source, target)
-    cross_ST = hsic(source, target)
+    cross_ST = hsic(source, target, inner_products)
     own_S, flat_source = _self_hsic(source, hsic)
     own_T, flat_target = _self_hsic(target, hsic)
     values = cross_ST / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :])
     return Similarity(values, flat_source, flat_target)
 
 
-def _self_hsic(stack: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> tuple[Tensor, tuple[int, ...]]:
+def _self_hsic(stack: GramStack, hsic: Hsic) -> tuple[Tensor, tuple[int, ...]]:
     """HSIC of each layer with itself, NaN where the layer's rows do not differ; and the list of those layers."""
-    own_L = torch.stack(
-        [hsic(layer, layer)[0, 0] for layer in (_one_layer(stack, index) for index in range(stack.num_layers))]
-    )
+    own_L = hsic(stack, stack, lambda a_LP, _: square_norms(a_LP))
     flat_L = ~(own_L > 0)
     own_L = own_L.masked_fill(flat_L, float("nan"))
     return own_L, tuple(flat_L.nonzero().flatten().tolist())
 
 
-def _one_layer(stack: GramStack, layer: int) -> GramStack:
-    return GramStack(stack.packed_LP[layer : layer + 1], stack.texts)
+def _hsic_biased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
+    """Sum over minibatches of <K, L> / (n - 1)², for the pairs of layers that `inner` takes, float64."""
+    return sum(inner(a.minibatch(m), b.minibatch(m)) / (n - 1) ** 2 for m, n in enumerate(a.sizes))
 
 
-def _hsic_biased(a: GramStack, b: GramStack) -> Tensor:
-    """Sum over minibatches of <K, L> / (n - 1)², float64 [L, M]."""
-    return sum(inner_products(a.minibatch(m), b.minibatch(m)) / (n - 1) ** 2 for m, n in enumerate(a.sizes))
-
-
-def _hsic_debiased(a: GramStack, b: GramStack) -> Tensor:
-    """Sum over minibatches of HSIC₁, float64 [L, M].
+def _hsic_debiased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
+    """Sum over minibatches of HSIC₁, for the pairs of layers that `inner` takes, float64.
 
     With rows of K and L summing to zero (centred), Song's estimator needs only the inner product and the diagonals:
     n(n-3) HSIC₁ = Σ_{i≠j} K_ij L_ij - 2/(n-2) Σ_i K_ii L_ii + tr K tr L / ((n-1)(n-2)).
@@ -96,9 +104,9 @@ def _hsic_debiased(a: GramStack, b: GramStack) -> Tensor:
     total = 0
     for m, n in enumerate(a.sizes):
         diag_a, diag_b = diagonals(a.minibatch(m), n), diagonals(b.minibatch(m), n)
-        products = inner_products(a.minibatch(m), b.minibatch(m))
-        traces = diag_a.sum(1)[:, None] * diag_b.sum(1)[None, :]
-        total = total + (products - n / (n - 2) * (diag_a @ diag_b.T) + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
+        products = inner(a.minibatch(m), b.minibatch(m))
+        traces = inner(diag_a.sum(1, keepdim=True), diag_b.sum(1, keepdim=True))
+        total = total + (products - n / (n - 2) * inner(diag_a, diag_b) + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
     return total
 
 
@@ -110,18 +118,9 @@ def _require_same_rows(source: GramStack, target: GramStack) -> None:
 
 
 def centre(gram_NN: Tensor) -> Tensor:
-    """H K H: the Gram matrix of the centred features of any kernel, [N, N]."""
-    mean_N = gram_NN.mean(dim=0, keepdim=True)
-    return gram_NN - mean_N - mean_N.T + gram_NN.mean()
-
-
-def repack(gram_NN: Tensor) -> Tensor:
-    """The packed form of a symmetric [N, N] matrix, float32 [packed_length(N)]."""
-    n = gram_NN.shape[0]
-    parts = []
-    for start, stop, _, _ in pack_layout(n):
-        parts += [gram_NN[start:stop, start:stop].flatten(), gram_NN[start:stop, stop:].flatten() * 2**0.5]
-    return torch.cat(parts).float()
+    """H K H: the Gram matrices of the centred features of any kernel, [..., N, N]."""
+    mean_N1 = gram_NN.mean(dim=-1, keepdim=True)
+    return gram_NN - mean_N1 - mean_N1.mT + mean_N1.mean(dim=-2, keepdim=True)
 
 
 def gaussian(stack: GramStack, bandwidth: float) -> GramStack:
@@ -130,28 +129,25 @@ def gaussian(stack: GramStack, bandwidth: float) -> GramStack:
     The median of the distances includes the zero diagonal and is the mean of the two middle values, as in the
     reference implementation of Kornblith et al.
     """
-    packed_LP = torch.empty_like(stack.packed_LP)
-    for layer in range(stack.num_layers):
-        parts = [repack(centre(_gaussian(gram_NN.double(), bandwidth))) for gram_NN in stack.matrices(layer)]
-        torch.cat(parts, out=packed_LP[layer])
-    return GramStack(packed_LP, stack.texts)
+    rows = {m: torch.arange(n) for m, n in enumerate(stack.sizes)}
+    return _rebuilt(stack, rows, lambda gram_LNN: centre(_gaussian(gram_LNN.double(), bandwidth)))
 
 
-def _gaussian(gram_NN: Tensor, bandwidth: float) -> Tensor:
-    diag_N = gram_NN.diagonal()
-    squared_NN = (diag_N[:, None] + diag_N[None, :] - 2 * gram_NN).clamp(min=0).fill_diagonal_(0)
-    middle = squared_NN.flatten().quantile(0.5) if squared_NN.numel() <= 1 << 24 else _median(squared_NN)
-    if middle == 0:
-        return torch.ones_like(gram_NN)
-    return torch.exp(-squared_NN / (2 * bandwidth**2 * middle))
+def _gaussian(gram_LNN: Tensor, bandwidth: float) -> Tensor:
+    diag_LN = gram_LNN.diagonal(dim1=1, dim2=2)
+    squared_LNN = (diag_LN[:, :, None] + diag_LN[:, None, :] - 2 * gram_LNN).clamp_(min=0)
+    squared_LNN.diagonal(dim1=1, dim2=2).zero_()
+    middle_L = torch.stack([_median(squared_NN) for squared_NN in squared_LNN])[:, None, None]
+    scaled_LNN = squared_LNN / (2 * bandwidth**2 * middle_L)
+    return torch.exp(-scaled_LNN.where(middle_L > 0, 0))
 
 
 def _median(values: Tensor) -> Tensor:
-    """Mean of the two middle values, for tensors larger than torch.quantile takes."""
-    flat = values.flatten()
-    lower = flat.kthvalue((flat.numel() + 1) // 2).values
-    upper = flat.kthvalue(flat.numel() // 2 + 1).values
-    return (lower + upper) / 2
+    """Mean of the two middle values, by selection: sorting all of them took most of the time of a whole match."""
+    half = values.numel() // 2
+    parted = np.partition(values.flatten().numpy(), half)
+    lower = parted[half] if values.numel() % 2 else parted[:half].max()
+    return torch.tensor((lower + parted[half]) / 2)
 
 
 def subset(stack: GramStack, keep: Tensor) -> GramStack:
@@ -160,15 +156,21 @@ def subset(stack: GramStack, keep: Tensor) -> GramStack:
     Args:
         keep: bool [number of texts], True for a text that stays.
     """
-    chosen = [keep[index].nonzero().flatten() for index in stack.texts]
-    used = [m for m, rows in enumerate(chosen) if len(rows) >= MIN_ROWS]
-    packed_LP = torch.empty(stack.num_layers, sum(packed_length(len(chosen[m])) for m in used))
-    offset = 0
-    for m in used:
-        rows, n = chosen[m], stack.sizes[m]
-        length = packed_length(len(rows))
-        for layer in range(stack.num_layers):
-            gram_NN = unpack(stack.minibatch(m)[layer], n)[rows][:, rows]
-            packed_LP[layer, offset : offset + length] = repack(centre(gram_NN))
-        offset += length
-    return GramStack(packed_LP, tuple(stack.texts[m][chosen[m]] for m in used))
+    chosen = {m: keep[index].nonzero().flatten() for m, index in enumerate(stack.texts)}
+    return _rebuilt(stack, {m: rows for m, rows in chosen.items() if len(rows) >= MIN_ROWS}, centre)
+
+
+def _rebuilt(stack: GramStack, rows: Mapping[int, Tensor], change: Callable[[Tensor], Tensor]) -> GramStack:
+    """The stack after a change to its Gram matrices [layers, N, N], some layers at a time.
+
+    Args:
+        rows: the minibatches that stay, and which of their rows.
+    """
+    lengths = [packed_length(len(index)) for index in rows.values()]
+    packed_LP = torch.empty(stack.num_layers, sum(lengths))
+    for (m, index), out_LP in zip(rows.items(), packed_LP.split(lengths, dim=1), strict=True):
+        places = Places.of(stack.sizes[m]).rows(index)
+        at_once = max(1, ENTRIES_AT_ONCE // len(index) ** 2)
+        for some_LP, some_out_LP in zip(stack.minibatch(m).split(at_once), out_LP.split(at_once), strict=True):
+            some_out_LP.copy_(repack(change(places.unpack(some_LP))))
+    return GramStack(packed_LP, tuple(stack.texts[m][index] for m, index in rows.items()))

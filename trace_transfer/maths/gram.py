@@ -19,6 +19,7 @@ from torch import Tensor
 BLOCK = 128
 CONSTANT = 1e-12  # rows whose variance is below this share of their square norm differ by rounding only
 CHUNK = 1 << 16  # entries summed in float32 before they are added to the float64 total: error 1e-7, not 2e-4
+PIECE = 1 << 12  # the same for one vector with itself, where smaller pieces cost nothing: error 2e-8
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class GramStack:
         lengths = [packed_length(n) for n in self.sizes]
         start = sum(lengths[:m])
         return self.packed_LP[:, start : start + lengths[m]]
-
-    def matrices(self, layer: int) -> Iterator[Tensor]:
-        """The Gram matrix of each minibatch of one layer, float32 [N_m, N_m]."""
-        for m, n in enumerate(self.sizes):
-            yield unpack(self.minibatch(m)[layer], n)
 
 
 def pack_layout(n: int) -> Iterator[tuple[int, int, int, int]]:
@@ -105,17 +101,52 @@ def pack_rows(rows_Nd: Tensor, out_P: Tensor) -> None:
             torch.addmm(view, block_Bd, centred_Nd[stop:].T, beta=0, alpha=math.sqrt(2), out=view)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the entries of a Gram matrix lie in its packed form.
+
+    Attributes:
+        index_NN: int64, the packed position of each entry.
+        factor_NN: float32, what undoes the strips' √2.
+    """
+
+    index_NN: Tensor
+    factor_NN: Tensor
+
+    @classmethod
+    def of(cls, n: int) -> Places:
+        index_NN = torch.empty(n, n, dtype=torch.int64)
+        factor_NN = torch.full((n, n), 1 / math.sqrt(2))
+        for start, stop, diagonal, strip in pack_layout(n):
+            size = stop - start
+            index_NN[start:stop, start:stop] = torch.arange(diagonal, strip).view(size, size)
+            factor_NN[start:stop, start:stop] = 1
+            block = torch.arange(strip, strip + size * (n - stop)).view(size, n - stop)
+            index_NN[start:stop, stop:] = block
+            index_NN[stop:, start:stop] = block.T
+        return cls(index_NN, factor_NN)
+
+    def rows(self, rows_K: Tensor) -> Places:
+        """Those of some rows and the same columns only, [K, K]."""
+        return Places(self.index_NN[rows_K][:, rows_K], self.factor_NN[rows_K][:, rows_K])
+
+    def unpack(self, packed_LP: Tensor) -> Tensor:
+        """The entries [L, N, N] of several layers' packed Gram matrices."""
+        return packed_LP.index_select(1, self.index_NN.flatten()).unflatten(1, self.index_NN.shape) * self.factor_NN
+
+
 def unpack(packed_P: Tensor, n: int) -> Tensor:
-    """The symmetric Gram matrices [..., N, N] of one minibatch from their packed entries [..., P]."""
-    gram_NN = packed_P.new_empty(*packed_P.shape[:-1], n, n)
-    for start, stop, diagonal, strip in pack_layout(n):
-        size = stop - start
-        gram_NN[..., start:stop, start:stop] = packed_P[..., diagonal:strip].unflatten(-1, (size, size))
-        if stop < n:
-            block = packed_P[..., strip : strip + size * (n - stop)].unflatten(-1, (size, n - stop)) / math.sqrt(2)
-            gram_NN[..., start:stop, stop:] = block
-            gram_NN[..., stop:, start:stop] = block.mT
-    return gram_NN
+    """The symmetric Gram matrix [N, N] of one minibatch from its packed entries."""
+    return Places.of(n).unpack(packed_P[None])[0]
+
+
+def repack(gram_NN: Tensor) -> Tensor:
+    """The packed form [..., P] of symmetric matrices [..., N, N], float32."""
+    parts = []
+    for start, stop, _, _ in pack_layout(gram_NN.shape[-1]):
+        parts.append(gram_NN[..., start:stop, start:stop].flatten(-2))
+        parts.append(gram_NN[..., start:stop, stop:].flatten(-2) * math.sqrt(2))
+    return torch.cat(parts, dim=-1).float()
 
 
 def diagonals(packed_LP: Tensor, n: int) -> Tensor:
@@ -133,6 +164,14 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
     for start in range(0, a_LP.shape[1], CHUNK):
         total += (a_LP[:, start : start + CHUNK] @ b_MP[:, start : start + CHUNK].T).double()
     return total
+
+
+def square_norms(a_LP: Tensor) -> Tensor:
+    """Inner product of each packed vector with itself, float64 [L]: the diagonal of `inner_products` alone."""
+    whole = a_LP.shape[1] // PIECE * PIECE
+    pieces_LC = torch.linalg.vector_norm(a_LP[:, :whole].unflatten(1, (-1, PIECE)), dim=2)
+    rest_L = torch.linalg.vector_norm(a_LP[:, whole:], dim=1)
+    return pieces_LC.double().square().sum(dim=1) + rest_L.double().square()
 
 
 def stack_rows(layers: Sequence[Tensor], texts: Sequence[Tensor]) -> GramStack:

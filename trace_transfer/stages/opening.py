@@ -81,4 +81,5 @@ def load_tokenizer(source: ModelSource) -> Any:
         raise ModelError(f"{source.name}: its tokenizer cannot be read: {first}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
+    tokenizer.truncation_side = "right"  # whatever its config says: rows are compared by what was read before them
     return tokenizer

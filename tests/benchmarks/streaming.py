@@ -1,0 +1,207 @@
+"""The layer-by-layer pass over a model of 3 GB: bytes read, peak memory, time.
+
+A random Qwen2 of 1.5 billion parameters (the shape of Qwen2.5-1.5B) is written to a temporary directory, shard by shard
+and never whole in memory. Three children follow: the pass with the Gram consumer, an ordinary `from_pretrained` with
+one forward pass, and the pass's matrix products alone. Memory is counted above what the imports take; `own` leaves
+out pages of mapped files, which the kernel can drop at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.table import is_small, show
+
+NUM_TEXTS, NUM_TOKENS, BATCH_SIZE = 32, 64, 16
+NUM_MINIBATCHES = 8
+LAYERS_PER_SHARD = 5
+FULL = {"num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "vocab_size": 151936}
+SMALL = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1024, "vocab_size": 8000}
+HEADS = {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True}
+
+
+def write_checkpoint(directory: Path, sizes: dict[str, int]) -> None:
+    """Random bf16 weights in shards of a few layers, with an index, as `save_pretrained` would lay them out."""
+    from safetensors.torch import save_file
+    from transformers import Qwen2Config
+
+    from trace_transfer.models import read_inventory
+
+    config = Qwen2Config(**sizes, **HEADS, architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
+    config.save_pretrained(directory)
+    shards: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name, shape in read_inventory(config).shapes.items():
+        parts = name.split(".")
+        layer = int(parts[2]) if parts[1] == "layers" else None
+        shards.setdefault(-1 if layer is None else layer // LAYERS_PER_SHARD, {})[name] = shape
+    weight_map = {}
+    generator = torch.Generator().manual_seed(0)
+    for number, shapes in shards.items():
+        file = f"model-{number + 2:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {
+            name: torch.ones(shape, dtype=torch.bfloat16)
+            if name.endswith("norm.weight")
+            else torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            for name, shape in shapes.items()
+        }
+        save_file(tensors, directory / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(shapes, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def draw_ids(vocab_size: int) -> torch.Tensor:
+    return torch.randint(0, vocab_size, (NUM_TEXTS, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+@dataclass
+class Memory:
+    """Peaks in bytes above the start: `resident` with pages of mapped files, `own` without them."""
+
+    resident: int = 0
+    own: int = 0
+
+
+class watched:  # noqa: N801 (used like a function)
+    """Sample this process's memory while a block runs."""
+
+    def __enter__(self) -> Memory:
+        self.start, self.peak, self.running = self._now(), Memory(), True
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+        return self.peak
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+        self.thread.join()
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.peak.resident = max(self.peak.resident, highest - self.start["VmRSS"])
+
+    def _sample(self) -> None:
+        while self.running:
+            now = self._now()
+            self.peak.own = max(self.peak.own, now["RssAnon"] - self.start["RssAnon"])
+            time.sleep(0.002)
+
+    @staticmethod
+    def _now() -> dict[str, int]:
+        lines = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
+        return {name: int(value.split()[0]) * 1024 for name, _, value in lines if name in ("VmRSS", "RssAnon")}
+
+
+def streamed(directory: Path) -> dict[str, float]:
+    """Ours: every layer's rows packed into Gram matrices, one weight after another."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401 (imports are not counted)
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model  # noqa: F401
+    from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
+
+    from trace_transfer.activations import LayerRows, read_layers
+    from trace_transfer.checkpoints import SafetensorsCheckpoint
+    from trace_transfer.maths.gram import pack_layer, packed_length
+    from trace_transfer.probe import Reading
+
+    config = AutoConfig.from_pretrained(directory)
+    checkpoint = SafetensorsCheckpoint(directory)
+    places = torch.linspace(1, NUM_TOKENS - 1, NUM_MINIBATCHES).long().repeat_interleave(NUM_TEXTS)
+    texts_R = torch.arange(NUM_TEXTS).repeat(NUM_MINIBATCHES)
+    ids = tuple(map(tuple, draw_ids(config.vocab_size).tolist()))
+    reading = Reading(ids, torch.stack([places, places + 1], dim=1))
+    sizes = [NUM_TEXTS] * NUM_MINIBATCHES
+    packed_LP = torch.zeros(config.num_hidden_layers, sum(map(packed_length, sizes)))
+
+    def consume(rows: LayerRows) -> None:
+        pack_layer(rows.update, sizes, packed_LP[rows.layer])
+
+    start = time.perf_counter()
+    with watched() as peak:
+        read_layers(config, checkpoint, "model.layers", reading, texts_R, consume, name="random", batch_size=BATCH_SIZE)
+    wall = time.perf_counter() - start
+    return {
+        "seconds": wall,
+        "resident": peak.resident,
+        "own": peak.own,
+        "read": checkpoint.bytes_read,
+        "on_disk": checkpoint.num_bytes,
+    }
+
+
+@torch.no_grad()
+def ordinary(directory: Path) -> dict[str, float]:
+    """The whole model at once, in the same float32, with the hidden states of all layers."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.qwen2 import modeling_qwen2  # noqa: F401 (imports are not counted)
+
+    start = time.perf_counter()
+    with watched() as peak:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        for ids_bt in draw_ids(model.config.vocab_size).split(BATCH_SIZE):
+            model.model(ids_bt, output_hidden_states=True, use_cache=False)
+    return {"seconds": time.perf_counter() - start, "resident": peak.resident, "own": peak.own}
+
+
+def products(directory: Path) -> dict[str, float]:
+    """The matrix products of all layers alone, on weights that are there already: the machine's limit."""
+    config = json.loads((directory / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    kv = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes = [(width, width), (width, kv), (width, kv), (width, width), (width, inner), (width, inner), (inner, width)]
+    weights = [torch.randn(d_out, d_in) for d_in, d_out in shapes]
+    inputs = {d_in: torch.randn(BATCH_SIZE * NUM_TOKENS, d_in) for d_in in (width, inner)}
+    start = time.perf_counter()
+    for _ in range(config["num_hidden_layers"] * NUM_TEXTS // BATCH_SIZE):
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+    return {"seconds": time.perf_counter() - start}
+
+
+WAYS = {"streamed": streamed, "ordinary": ordinary, "products": products}
+
+
+def in_child(way: str, directory: Path) -> dict[str, float]:
+    """Run one way in a process of its own and read its numbers."""
+    command = [sys.executable, "-m", "tests.benchmarks.streaming", "--child", way, str(directory)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    sizes = SMALL if is_small(__doc__) else FULL
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        write_checkpoint(directory, sizes)
+        ours, whole, bare = (in_child(way, directory) for way in WAYS)
+    on_disk = ours["on_disk"]
+
+    def row(name: str, found: dict[str, float]) -> tuple[str, ...]:
+        cells = [
+            f"{found[key] / 1e6:,.0f} MB ({found[key] / on_disk:.0%})" for key in ("resident", "own") if key in found
+        ]
+        cells += [""] * (2 - len(cells))
+        return (name, *cells, f"{found['seconds']:.1f}", f"{found['seconds'] / bare['seconds']:.2f}")
+
+    show(
+        f"Reading {on_disk / 1e9:.2f} GB of bf16 weights on {NUM_TEXTS} texts x {NUM_TOKENS} tokens, in float32",
+        [
+            row("layer by layer: read_layers, Gram matrices", ours),
+            row("ordinary: from_pretrained, forward", whole),
+            row("the layers' matrix products alone", bare),
+        ],
+        ("", "peak memory", "own, without files", "seconds", "/ products"),
+    )
+    print(f"bytes read: {ours['read']:,.0f} of {on_disk:,.0f} ({ours['read'] / on_disk:.1%}); goal: each at most once")
+    print("memory in parentheses: share of the weights on disk; goal for layer by layer: below a quarter")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(WAYS[sys.argv[2]](Path(sys.argv[3]))))
+    else:
+        main()

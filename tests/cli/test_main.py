@@ -1,0 +1,272 @@
+"""The command line as a contract: options, help, exit codes, streams, and what is not imported."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.core_files import write_core
+from tests.tiny_models import TEXTS
+from trace_transfer import __version__, map_models
+from trace_transfer.checkpoints import SafetensorsCheckpoint
+from trace_transfer.cli import COMMANDS, main
+from trace_transfer.cli.map import map_command
+from trace_transfer.settings import CHOICES, PROFILES, MapSettings
+
+HEAVY = (
+    "torch", "transformers", "accelerate", "safetensors", "deepspeed", "pydantic", "scipy", "plotly", "matplotlib",
+    "rich", "yaml", "huggingface_hub", "tokenizers", "gguf", "networkx", "datasets",
+)  # fmt: skip
+
+
+def run(*arguments: str | Path):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def modules_after(*arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run the command in a process of its own; top-level modules that it has imported at its end."""
+    code = (
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: os.write(9, ' '.join({name.partition('.')[0] for name in sys.modules}).encode()))\n"
+        "from trace_transfer.cli import main\n"
+        "main()\n"
+    )
+    read, write = os.pipe()
+    script = f"import os; os.dup2({write}, 9)\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, pass_fds=[write]
+    )
+    os.close(write)
+    with os.fdopen(read) as stream:
+        return done, set(stream.read().split())
+
+
+# ---- what is imported
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["map", "--help"], ["rules", "--help"], ["inspect", "--help"], ["mop"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    done, modules = modules_after(*arguments)
+    assert done.returncode == (2 if arguments == ["mop"] else 0), done.stderr
+    assert "trace_transfer" in modules
+    assert sorted(modules & set(HEAVY)) == []
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, trace_transfer; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sorted(set(done.stdout.split()) & {*HEAVY, "click"}) == []
+
+
+def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
+    done, modules = modules_after(
+        "map", "--src", tiny("llama"), "--dst", tiny("gpt2"), "--probe", probe, "--out", tmp_path / "out", "--no-cache"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch" in modules
+    assert "deepspeed" not in modules
+    assert "datasets" not in modules
+    assert done.stdout.lstrip().startswith("llama (4 layers) → gpt2 (3 layers)")
+    assert done.stdout.rstrip().endswith("heatmap.png")
+    assert "reading llama" in done.stderr
+    assert "reading" not in done.stdout
+    assert "warn" not in done.stderr.lower()
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+# ---- options
+
+
+OPTIONS = {option.name: option for option in map_command.params}
+OF_SETTINGS = {field.name: field for field in fields(MapSettings)}
+BESIDE_SETTINGS = {"src", "dst", "core", "out", "profile", "no_cache", "dry_run"}
+
+
+def test_the_options_are_the_settings():
+    assert OPTIONS.keys() == OF_SETTINGS.keys() | BESIDE_SETTINGS
+
+
+def test_the_defaults_are_those_of_the_settings():
+    given = map_command.make_context("map", ["--src", "a", "--dst", "b"]).params
+    assert MapSettings(**{name: given[name] for name in OF_SETTINGS}) == MapSettings()
+
+
+@pytest.mark.parametrize("name", OF_SETTINGS)
+def test_an_option_is_named_and_limited_as_its_setting(name):
+    assert OPTIONS[name].opts == ["--" + name.replace("_", "-")]
+    if name in CHOICES:
+        assert tuple(OPTIONS[name].type.choices) == CHOICES[name]
+
+
+def test_the_function_has_the_same_names_and_defaults():
+    parameters = inspect.signature(map_models).parameters
+    assert set(parameters) == {"src", "dst", "core", "out", "profile", "reporter", "settings"}
+    for name in ("out", "profile"):
+        assert str(OPTIONS[name].get_default(click.Context(map_command))) == str(parameters[name].default)
+    assert parameters["core"].default == ()
+    assert set(OPTIONS["profile"].type.choices) == set(PROFILES)
+
+
+def test_profiles_set_what_there_is():
+    for values in PROFILES.values():
+        assert set(values) <= set(OF_SETTINGS)
+        for name, value in values.items():
+            assert value in CHOICES[name]
+
+
+def test_an_option_given_beside_a_profile_stays():
+    assert MapSettings.of("paper").match == "argmax"
+    assert MapSettings.of("paper", match="monotone") == MapSettings(
+        **{**PROFILES["paper"], "match": "monotone"}, cache=MapSettings().cache
+    )
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    found = []
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        found.append((name, command))
+        found += [(f"{name} {inner}", one) for inner, one in getattr(command, "commands", {}).items()]
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_everything_has_help(name, command):
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert option.help.rstrip().endswith((".", ")")), option.name
+    result = run(*name.split(), "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_the_list_of_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    for name, text in COMMANDS.items():
+        assert f"  {name} " in result.stdout
+        assert text.split()[0] in result.stdout
+    assert run("-h").stdout == result.stdout
+
+
+def test_the_version():
+    assert run("--version").stdout == f"trace-transfer, version {__version__}\n"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("mpa", "map"), ("rule", "rules"), ("inspct", "inspect")])
+def test_a_command_mistyped(typed, meant):
+    result = run(typed)
+    assert result.exit_code == 2
+    assert f"No such command '{typed}'. Did you mean '{meant}'?" in result.stderr
+    assert result.stdout == ""
+
+
+def test_no_suggestion_for_what_is_like_nothing():
+    result = run("xyzzy")
+    assert result.exit_code == 2
+    assert "Did you mean" not in result.stderr
+
+
+def test_a_closed_pipe_is_no_failure():
+    script = "from trace_transfer.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "rules", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        stderr = process.stderr.read()
+    assert "Traceback" not in stderr
+    assert process.returncode in (0, 1)  # rich, which draws the tables, ends with 1 itself
+
+
+# ---- map
+
+
+@pytest.fixture
+def probe(tmp_path) -> Path:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return file
+
+
+def counted(monkeypatch) -> list[str]:
+    """The names of all parameters loaded from now on."""
+    loaded: list[str] = []
+    load = SafetensorsCheckpoint.load
+
+    def noting(self, model, wanted, device, dtype):
+        loaded.extend(name for name, _ in model.named_parameters() if wanted(name))
+        return load(self, model, wanted, device, dtype)
+
+    monkeypatch.setattr(SafetensorsCheckpoint, "load", noting)
+    return loaded
+
+
+def test_another_match_reads_no_weights(tiny, probe, tmp_path, monkeypatch):
+    given = ["map", "--src", tiny("llama"), "--dst", tiny("qwen3"), "--probe", probe, "--cache", tmp_path / "cache"]
+    loaded = counted(monkeypatch)
+    first = run(*given, "--out", tmp_path / "one")
+    assert first.exit_code == 0, first.output
+    assert len(loaded) == 39 + 58 - 4  # all but the embeddings, of which rows are read, and the heads
+    loaded.clear()
+    others = ["--match", "argmax", "--similarity", "cka", "--representation", "stream"]
+    second = run(*given, "--out", tmp_path / "two", *others)
+    assert second.exit_code == 0, second.output
+    assert loaded == []
+    assert "llama: activations of this probe set are cached\nqwen3: activations" in second.stderr
+    for change in (["--rows", "word"], ["--transform", "none"], ["--seed", "1"], ["--max-length", "20"]):
+        loaded.clear()
+        assert run(*given, "--out", tmp_path / "three", *change).exit_code == 0
+        assert loaded, change
+
+
+def test_python_and_the_command_line_write_the_same(tiny, probe, tmp_path):
+    core = write_core(tiny("mistral"), tmp_path / "law.core.json", task="law")
+    more = ["--match", "argmax", "--ratio", "0.2", "--no-cache"]
+    given = ["map", "--src", tiny("mistral"), "--dst", tiny("olmo2"), "--core", core, "--probe", probe]
+    assert run(*given, "--out", tmp_path / "cli", *more).exit_code == 0
+    result = map_models(
+        str(tiny("mistral")), str(tiny("olmo2")), core=[core], out=tmp_path / "api", probe=str(probe), match="argmax",
+        ratio=0.2, cache=None,
+    )  # fmt: skip
+    assert {file.name for file in result.files} == {file.name for file in (tmp_path / "cli").iterdir()}
+    for file in result.files:
+        assert file.read_bytes() == (tmp_path / "cli" / file.name).read_bytes(), file.name
+
+
+def test_a_dry_run_reads_and_writes_nothing(tiny, probe, tmp_path, monkeypatch):
+    loaded = counted(monkeypatch)
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    result = run(
+        "map", "--src", tiny("gemma2"), "--dst", tiny("phi3"), "--probe", probe, "--out", out, "--cache", cache,
+        "--dry-run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert loaded == []
+    assert not out.exists()
+    assert not cache.exists()
+    for part in ("nothing is read or written (--dry-run)", "gemma2", "phi3", "largest layer", "rows in 8 minibatches"):
+        assert part in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("pair", [("gpt2", "gpt_neox"), ("gemma3_text", "qwen2"), ("qwen2", "phi3")])
+def test_every_kind_of_family_can_be_mapped(tiny, probe, tmp_path, pair):
+    source, target = (tiny(name) for name in pair)
+    core = write_core(source, tmp_path / "math.core.json", ratio=0.3)
+    result = run(
+        "map", "--src", source, "--dst", target, "--core", core, "--probe", probe, "--out", tmp_path / "out",
+        "--no-cache", "--profile", "paper",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "core sets" in result.stdout

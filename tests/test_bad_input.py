@@ -1,0 +1,431 @@
+"""What users get wrong, through the real command: one clear message, exit code 2, no traceback, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from transformers import AutoConfig
+
+from tests.core_files import write_core
+from tests.test_activations import damage
+from tests.tiny_models import TEXTS, build_tokenizer
+from trace_transfer.cli import main
+from trace_transfer.rules import shipped_rules
+
+
+class Mapping:
+    """`trace-transfer map` on two tiny models, one argument of it wrong."""
+
+    def __init__(self, source: Path, target: Path, directory: Path) -> None:
+        self.source, self.target, self.out = source, target, directory / "out"
+        self.probe = directory / "texts.jsonl"
+        self.probe.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+
+    def arguments(self, *more: str | Path, **changes: str | Path) -> list[str]:
+        given = {"src": self.source, "dst": self.target, "probe": self.probe, "out": self.out, **changes}
+        options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        return ["map", *options, "--no-cache", *map(str, more)]
+
+    def run(self, *more: str | Path, **changes: str | Path) -> Result:
+        return CliRunner().invoke(main, self.arguments(*more, **changes))
+
+    def refused(self, *more: str | Path, **changes: str | Path) -> str:
+        """The message; asserts all else that this file is about."""
+        result = self.run(*more, **changes)
+        assert result.exit_code == 2, result.output
+        assert isinstance(result.exception, SystemExit)
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        assert result.stderr.lower().count("error: ") == 1
+        assert not self.out.is_dir() or list(self.out.iterdir()) == []
+        return result.stderr.partition("rror: ")[2].strip()
+
+
+@pytest.fixture
+def mapping(tiny, tmp_path) -> Mapping:
+    return Mapping(tiny("llama"), tiny("qwen3"), tmp_path)
+
+
+def model_directory(directory: Path, model_type: str, **fields: object) -> Path:
+    directory.mkdir()
+    config = AutoConfig.for_model(model_type, **fields)
+    config.save_pretrained(directory)
+    build_tokenizer("prose").save_pretrained(directory)
+    return directory
+
+
+def test_the_right_input_is_not_refused(mapping, tmp_path):
+    core = write_core(mapping.source, tmp_path / "math.core.json")
+    result = mapping.run("--core", core)
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in mapping.out.iterdir()} == {
+        "layer_match.json", "similarity.safetensors", "correspondence.json", "math.core.json", "heatmap.html",
+        "heatmap.png",
+    }  # fmt: skip
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("side", ["src", "dst"])
+def test_a_missing_shard(mapping, copy_of, side):
+    directory = copy_of("gpt2")
+    file = sorted(directory.glob("*.safetensors"))[2]
+    file.unlink()
+    message = mapping.refused(**{side: directory})
+    assert message.startswith(f"{directory}: 1 of ")
+    assert message.endswith(f"weight files cannot be used, have them downloaded again:\n  - {file.name}: missing")
+
+
+@pytest.mark.parametrize("side", ["src", "dst"])
+def test_a_truncated_shard(mapping, copy_of, side):
+    directory = copy_of("gpt2")
+    file = sorted(directory.glob("*.safetensors"))[2]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"  - {file.name}: cut short or damaged ({file.stat().st_size:,} bytes; " in mapping.refused(
+        **{side: directory}
+    )
+
+
+def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of):
+    directory = copy_of("gpt2")
+    sorted(directory.glob("*.safetensors"))[0].unlink()
+    result = mapping.run(dst=directory)
+    assert "reading" not in result.stderr
+    assert mapping.run("--dry-run", dst=directory).exit_code == 2
+
+
+def test_a_config_without_weights(mapping, tmp_path):
+    directory = model_directory(tmp_path / "model", "llama", hidden_size=32, num_hidden_layers=2, vocab_size=512)
+    assert mapping.refused(src=directory) == f"{directory}: has a config but no weights (*.safetensors or *.gguf)"
+
+
+def test_pickled_weights(mapping, tmp_path):
+    directory = model_directory(tmp_path / "model", "llama", hidden_size=32, num_hidden_layers=2, vocab_size=512)
+    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    message = mapping.refused(src=directory)
+    assert "has pickled weights only (pytorch_model.bin); convert them to safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "what"), [("bert", "an encoder-only model"), ("t5", "an encoder-decoder model")]
+)
+def test_another_kind_of_model(mapping, tmp_path, model_type, what):
+    message = mapping.refused(src=model_directory(tmp_path / "model", model_type))
+    assert f"model_type '{model_type}' (architectures: none named) is {what}; trace-transfer needs a dec" in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layer", "name"),
+    [
+        ("opt", "model.decoder.layers", "model.decoder.layers.{layer}.self_attn.k_proj.weight  (2 times)"),
+        ("bloom", "transformer.h", "transformer.h.{layer}.self_attention.query_key_value.weight  (2 times)"),
+        ("gptj", "transformer.h", "transformer.h.{layer}.attn.q_proj.weight  (2 times)"),
+    ],
+)
+def test_an_unknown_family(mapping, tmp_path, model_type, layer, name):
+    directory = model_directory(tmp_path / "model", model_type, num_hidden_layers=2, n_layer=2)
+    message = mapping.refused(dst=directory)
+    assert f"no rules file is for model_type '{model_type}' (there are rules for: gemma2, " in message
+    assert f"Write {model_type}.yaml with 'family: {model_type}'" in message
+    assert f"    {name}\n" in message
+
+
+def test_a_directory_that_is_none(mapping, tmp_path):
+    assert mapping.refused(src=tmp_path / "none") == f"{tmp_path / 'none'}: no such file or directory"
+    (tmp_path / "empty").mkdir()
+    assert "the directory has no config.json (and no GGUF file); is it a model?" in mapping.refused(
+        src=tmp_path / "empty"
+    )
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_nan_in_the_weights(mapping, copy_of, value):
+    directory = copy_of("gpt2")
+    damage(directory, "transformer.h.1.mlp.c_fc.weight", float(value))
+    assert mapping.refused(dst=directory).endswith(
+        "gpt2: NaN or Inf in the weights of layer 1:\n  - transformer.h.1.mlp.c_fc.weight"
+    )
+
+
+def test_nan_in_the_embedding(mapping, copy_of):
+    directory = copy_of("gpt2")
+    damage(directory, "transformer.wpe.weight", float("nan"))
+    assert "gpt2: NaN or Inf in the weights of its embedding:\n  - transformer.wpe.weight" in mapping.refused(
+        dst=directory
+    )
+
+
+def test_a_missing_parameter(mapping, copy_of):
+    directory = copy_of("gpt2")
+    damage(directory, "transformer.h.2.ln_1.bias", None)
+    assert mapping.refused(dst=directory).endswith(
+        "gpt2: the weights lack 1 parameters of layer 2:\n  - transformer.h.2.ln_1.bias"
+    )
+
+
+def test_a_tokenizer_of_another_model(mapping, copy_of):
+    from transformers import PreTrainedTokenizerFast
+
+    directory = copy_of("gpt2")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer.add_tokens([f"word{i}" for i in range(100)] + ["the"])
+    tokenizer.save_pretrained(directory)
+    message = mapping.refused(dst=directory)
+    assert message == (
+        f"{directory}: its tokenizer gives token id 520, but its vocabulary has 512 tokens: the tokenizer belongs to "
+        "another model"
+    )
+
+
+def test_no_tokenizer(mapping, copy_of):
+    directory = copy_of("llama")
+    for file in directory.glob("*token*"):
+        file.unlink()
+    assert mapping.refused(src=directory).startswith(f"{directory}: its tokenizer cannot be read: ")
+
+
+def test_a_hub_that_cannot_be_reached(mapping):
+    """In a process of its own, which is not told to be offline: no half minute of retries."""
+    start = time.perf_counter()
+    done = command(*mapping.arguments(src="nobody/nothing"), HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert time.perf_counter() - start < 20
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "error: nobody/nothing: no such directory, and its config could not be had from the hub ("
+    )
+
+
+# ---- core files
+
+
+def changed(file: Path, **fields: object) -> Path:
+    content = {**json.loads(file.read_text()), **fields}
+    file.write_text(json.dumps({name: value for name, value in content.items() if value != "absent"}))
+    return file
+
+
+def test_a_core_file_of_another_model(mapping, tiny, tmp_path):
+    core = write_core(tiny("qwen2"), tmp_path / "math.core.json")
+    message = mapping.refused("--core", core)
+    assert message.startswith(f"{core}: made for another model: ")
+    hashes = [json.loads(core.read_text())["model"]["names_sha256"]]
+    hashes += [json.loads(write_core(mapping.source, core).read_text())["model"]["names_sha256"]]
+    for value in hashes:
+        assert f"names_sha256 {value[:12]}…" in message
+
+
+def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
+    core = write_core(mapping.source, tmp_path / "math.core.json")
+    parameters = json.loads(core.read_text())["parameters"]
+    parameters[0]["name"] = "model.layers.77.mlp.up_proj.weight"
+    message = mapping.refused("--core", changed(core, parameters=parameters))
+    assert "parameters that " in message
+    assert "does not have:\n  - model.layers.77.mlp.up_proj.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": "trace-transfer/layer-match"}, "format 'trace-transfer/layer-match', expected trace-transfer/core"),
+        ({"format": "absent"}, "no 'format', expected trace-transfer/core"),
+        ({"version": 2}, "1 problem:\n  - version: Input should be 1"),
+        ({"taks": "math"}, "1 problem:\n  - taks: Extra inputs are not permitted"),
+        ({"task": "../../etc/passwd"}, "1 problem:\n  - task: String should match pattern"),
+        ({"method": {"name": "lf", "ratio": 0}}, "1 problem:\n  - method.ratio: Input should be greater than 0"),
+        ({"parameters": [{"name": "a", "shape": [2, "x"], "sc": 1}]}, "2 problems:\n  - parameters.0.shape.1: "),
+        ({"parameters": []}, "1 problem:\n  - (file): Value error, no parameters are listed"),
+        (
+            {"parameters": [{"name": "a", "shape": [2], "score": float("nan")}]},
+            "1 problem:\n  - parameters.0.score: Input should be a finite number",
+        ),
+    ],
+)
+def test_a_core_file_that_is_wrong(mapping, tmp_path, fields, message):
+    core = changed(write_core(mapping.source, tmp_path / "math.core.json"), **fields)
+    found = mapping.refused("--core", core)
+    assert found.startswith(f"{core}: ")
+    assert message in found
+
+
+@pytest.mark.parametrize("content", [b"{", b"\x00\xff", b"[]", b"null", b"3", b""])
+def test_a_core_file_that_is_none(mapping, tmp_path, content):
+    core = tmp_path / "math.core.json"
+    core.write_bytes(content)
+    assert mapping.refused("--core", core).startswith(f"{core}: no")
+
+
+def test_a_core_file_that_is_not_there(mapping, tmp_path):
+    message = mapping.refused("--core", tmp_path / "none.json")
+    assert message == f"{tmp_path / 'none.json'}: cannot be read: No such file or directory"
+
+
+def test_two_core_files_of_one_task(mapping, tmp_path):
+    one, two = (write_core(mapping.source, tmp_path / name) for name in ("one.json", "two.json"))
+    message = mapping.refused("--core", one, "--core", two)
+    assert message == f"core files of the same task would overwrite each other:\n  - {one}\n  - {two}"
+
+
+# ---- probe sets
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"", "the probe set is empty; give some hundred short texts"),
+        ("p.txt", b"\x7fELF\x02\x00\x00", "binary (a NUL byte at 5); a probe set is a text or JSONL file"),
+        ("p.txt", b"caf\xe9\n", "not UTF-8 text (byte 3); a probe set is a text or JSONL file"),
+        ("p.txt", b"one text\nanother text\na third text\n", "3 different texts found, at least 4 are needed"),
+        ("p.txt", b"the same\n" * 50, "all 50 texts of the probe set are the same; they must differ"),
+        ("p.jsonl", b'{"prompt": "a"}\n' * 5, "5 lines are not objects like {\"text\": \"…\"}:\n  - line 1: no string"),
+    ],
+)  # fmt: skip
+def test_a_probe_set(mapping, tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_bytes(content)
+    assert mapping.refused(probe=file).startswith(f"{file}: {message}")
+
+
+def test_a_probe_set_that_is_not_there(mapping, tmp_path):
+    assert mapping.refused(probe=tmp_path / "none").endswith("none: cannot be read: No such file or directory")
+
+
+def test_texts_too_short_for_a_row(mapping, tmp_path):
+    file = tmp_path / "short.txt"
+    file.write_text("a\nb\nc\nd\ne\n")
+    assert "texts have a usable 'boundary' row, at least 4 are needed; give more or longer" in mapping.refused(
+        probe=file
+    )
+
+
+# ---- rules
+
+
+def rules(tmp_path: Path, old: str, new: str) -> Path:
+    text = (shipped_rules() / "qwen3.yaml").read_text(encoding="utf-8")
+    assert old in text
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "messages"),
+    [
+        ("components:", "componets:", ["did you mean 'components'?"]),
+        (
+            "self_attn.q_norm.weight", "self_attn.qnorm.weight",
+            ["matches no parameter (close: 'self_attn.q_norm.weight')", ".{layer}.self_attn.q_norm.weight' is in no"],
+        ),
+        ("self_attn.q_norm.weight", "self_attn.k_norm.weight", ["is in two components: attention.query ("]),
+        ("family:", "family: [", ["mine.yaml"]),
+    ],
+)  # fmt: skip
+def test_a_rules_file(mapping, tmp_path, old, new, messages):
+    message = mapping.refused("--rules", rules(tmp_path, old, new))
+    assert "mine.yaml:" in message
+    for part in messages:
+        assert part in message
+
+
+def test_a_rules_file_that_is_not_there(mapping, tmp_path):
+    message = mapping.refused("--rules", tmp_path / "none.yaml")
+    assert message == (
+        f"rules: {tmp_path / 'none.yaml'} does not exist; expected a rules file, or a directory with rules files"
+    )
+
+
+# ---- output and options
+
+
+def test_a_file_in_the_way_of_the_output(mapping, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    for out in (file, file / "below"):
+        assert mapping.refused(out=out).startswith(f"{out}: the output directory cannot be written: ")
+    assert file.read_text() == "precious"
+
+
+def test_an_output_name_that_no_file_system_takes(mapping, tmp_path):
+    out = tmp_path / ("x" * 300)
+    assert mapping.refused(out=out) == f"{out}: the output directory cannot be written: File name too long"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_directory_without_the_right_to_write(mapping, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    message = mapping.refused(out=tmp_path / "locked")
+    assert message.endswith("locked: the output directory cannot be written: Permission denied")
+
+
+def test_a_cache_that_cannot_be_written(mapping, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    arguments = [part for part in mapping.arguments("--cache", file / "cache") if part != "--no-cache"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "file/cache: the cache cannot be written: Not a directory; give another with --cache" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there(mapping):
+    assert mapping.refused("--device", "cuda").startswith("--device cuda: not available here (")
+
+
+def test_a_device_that_is_none(mapping):
+    assert mapping.refused("--device", "quantum").startswith("--device quantum: not available here (")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--ratio", "0", "'--ratio': 0.0 is not in the range 0<x<=1"),
+        ("--ratio", "1.5", "'--ratio': 1.5 is not in the range 0<x<=1"),
+        ("--ratio", "nan", "ratio: nan is not in (0, 1]"),
+        ("--match", "best", "'--match': 'best' is not one of 'coverage', 'argmax', 'one-to-one', 'monotone'"),
+        ("--rows", "token", "'--rows': 'token' is not one of 'boundary', 'word', 'example'"),
+        ("--profile", "papr", "'--profile': 'papr' is not one of 'default', 'paper'"),
+        ("--batch-size", "0", "'--batch-size': 0 is not in the range x>=1"),
+        ("--max-length", "2", "'--max-length': 2 is not in the range x>=8"),
+        ("--seed", "-1", "'--seed': -1 is not in the range x>=0"),
+        ("--seed", "99999999999999999999", "seed: 99999999999999999999 is not in [0, 2147483647]"),
+        ("--minibatches", "many", "'--minibatches': 'many' is not a valid integer range"),
+    ],
+)
+def test_an_option(mapping, option, value, message):
+    assert message in mapping.refused(option, value)
+
+
+def test_an_unknown_option(mapping):
+    assert "No such option '--macth'" in mapping.refused("--macth", "argmax").replace(": --macth", " '--macth'")
+
+
+# ---- in a process of its own
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trace_transfer", *arguments],
+        capture_output=True, text=True, env={**os.environ, **environment}, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_real_process_shows_one_message(mapping, copy_of):
+    directory = copy_of("gpt2")
+    damage(directory, "transformer.h.1.mlp.c_fc.weight", float("nan"))
+    done = command(*mapping.arguments(dst=directory))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.rpartition("error: ")[2] == (
+        "gpt2: NaN or Inf in the weights of layer 1:\n  - transformer.h.1.mlp.c_fc.weight\n"
+    )
+    assert "Traceback" not in done.stderr
+    assert list(mapping.out.iterdir()) == []

@@ -1,0 +1,203 @@
+"""A run that is killed or interrupted leaves no file by halves, and the same command then finishes the work."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.core_files import write_core
+from tests.tiny_models import TEXTS
+from trace_transfer.artefacts import read_artefact
+
+INTERRUPTED = "interrupted; nothing half-written was left, the same command starts again\n"
+
+
+class Runs:
+    """One `trace-transfer map` that is run again and again, see `interrupted_runs`."""
+
+    def __init__(self, source, target, directory):
+        self.out, self.cache = directory / "out", directory / "cache"
+        probe = directory / "texts.jsonl"
+        probe.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+        core = write_core(source, directory / "math.core.json")
+        given = {"src": source, "dst": target, "probe": probe, "core": core, "out": self.out, "cache": self.cache}
+        self.arguments = ["map", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.interrupted_runs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.undisturbed = self.run()
+        assert self.undisturbed["returncode"] == 0, self.undisturbed["stderr"]
+        self.expected = self.files()
+        assert len(self.expected) == 6
+
+    def run(self, **request) -> dict:
+        watch = [str(self.out), str(self.cache)]
+        self.server.stdin.write(json.dumps({"arguments": self.arguments, "watch": watch, **request}) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait()
+        self.server.stdout.close()
+
+    def clear(self) -> None:
+        for directory in (self.out, self.cache):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def files(self) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in self.out.iterdir()} if self.out.is_dir() else {}
+
+    def check_nothing_is_half(self) -> None:
+        """Each file is the whole one; what is not yet whole has a hidden name."""
+        for file in [*self.out.glob("*"), *self.cache.glob("*")]:
+            if file.name.startswith("."):
+                assert file.suffix == ".part"
+            elif file.suffix == ".json":
+                read_artefact(file)
+            elif file.suffix == ".safetensors":
+                assert load_file(file)
+            if file.parent == self.out and not file.name.startswith("."):
+                assert file.read_bytes() == self.expected[file.name], file.name
+
+    def check_it_finishes(self) -> None:
+        again = self.run()
+        assert again["returncode"] == 0, again["stderr"]
+        assert self.files() == self.expected  # byte for byte, and no leftover beside them
+
+
+@pytest.fixture(scope="module")
+def all_runs(tiny, tmp_path_factory):
+    runs = Runs(tiny("llama"), tiny("qwen3"), tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.close()
+
+
+@pytest.fixture
+def runs(all_runs):
+    all_runs.clear()
+    return all_runs
+
+
+def test_two_runs_write_the_same_bytes(runs):
+    runs.check_it_finishes()
+    runs.check_it_finishes()  # from the cache
+
+
+def test_a_kill_between_any_two_operations_on_files(runs):
+    """Without clearing in between: each run finds what the one before left, and gets two operations further."""
+    for event in range(1, runs.undisturbed["events"] + 1, 2):
+        killed = runs.run(signal=signal.SIGKILL, at_event=event)
+        runs.check_nothing_is_half()
+        if killed["returncode"] == 0:  # what is cached by now needs fewer operations
+            break
+        assert killed["returncode"] == -signal.SIGKILL
+    assert event > 20
+    runs.check_it_finishes()
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_a_kill_at_drawn_operations_of_a_first_run(runs, part):
+    drawn = random.Random(part)
+    for _ in range(4):
+        runs.clear()
+        killed = runs.run(signal=signal.SIGKILL, at_event=drawn.randint(1, runs.undisturbed["events"]))
+        assert killed["returncode"] == -signal.SIGKILL
+        runs.check_nothing_is_half()
+        runs.check_it_finishes()
+
+
+def test_a_kill_at_drawn_moments(runs):
+    drawn = random.Random(1)
+    for _ in range(8):
+        runs.clear()
+        runs.run(signal=signal.SIGKILL, after=drawn.uniform(0, runs.undisturbed["seconds"]))
+        runs.check_nothing_is_half()
+    runs.check_it_finishes()
+
+
+def assert_interrupted(done: dict, runs: Runs) -> None:
+    assert done["returncode"] == 130, done["stderr"]
+    assert done["stdout"] == ""
+    assert done["stderr"].endswith(INTERRUPTED)
+    assert "Traceback" not in done["stderr"]
+    assert not [file for directory in (runs.out, runs.cache) for file in directory.glob(".*")]
+    runs.check_nothing_is_half()
+
+
+def test_ctrl_c_between_any_two_operations_on_files(runs):
+    """Nothing is left at all, not even a hidden file."""
+    for event in range(1, runs.undisturbed["events"], 3):
+        done = runs.run(signal=signal.SIGINT, at_event=event)
+        if done["returncode"] == 0:
+            break
+        assert_interrupted(done, runs)
+    assert event > 15
+    runs.check_it_finishes()
+
+
+def test_ctrl_c_at_drawn_moments(runs):
+    drawn = random.Random(2)
+    for _ in range(12):
+        runs.clear()
+        done = runs.run(signal=signal.SIGINT, after=drawn.uniform(0.03, runs.undisturbed["seconds"]))
+        if done["returncode"] != 0:  # it may have been too late
+            assert_interrupted(done, runs)
+    runs.check_it_finishes()
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2])
+def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
+    """In an ordinary process, which imports torch and transformers for some seconds."""
+    stderr = tmp_path / "stderr"
+    with stderr.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "importtime", "-m", "trace_transfer", *runs.arguments],
+            stdout=subprocess.PIPE, stderr=stream, text=True,
+        )  # fmt: skip
+        while " trace_transfer.cli\n" not in stderr.read_text():  # before that it is Python that is interrupted
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=60)
+    # Interrupted within an `exec` of some library, CPython ends by the signal itself, which a shell shows as 130 too.
+    code = 128 + signal.SIGINT if process.returncode == -signal.SIGINT else process.returncode
+    message = "".join(line for line in stderr.read_text().splitlines(True) if not line.startswith("import time:"))
+    assert_interrupted({"returncode": code, "stdout": stdout, "stderr": message}, runs)
+
+
+def test_another_run_finds_a_damaged_cache(runs):
+    """A disk that lost data: what is cached is made again."""
+    runs.check_it_finishes()
+    for file in runs.cache.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-10])
+    again = runs.run()
+    assert again["returncode"] == 0, again["stderr"]
+    assert "cached" not in again["stderr"]
+    assert runs.files() == runs.expected
+
+
+def test_leftovers_in_the_cache_are_removed_when_they_are_old(runs):
+    runs.cache.mkdir()
+    old, new = runs.cache / ".a.safetensors.x.part", runs.cache / ".b.safetensors.x.part"
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
+    runs.check_it_finishes()
+    assert not old.exists()
+    assert new.exists()  # another run may be writing it now
+
+
+def test_the_progress_is_on_stderr_and_the_result_on_stdout(runs):
+    done = runs.run()
+    assert re.search(r"reading llama .* 4/4", done["stderr"])
+    assert done["stdout"].count("heatmap.html") == 1
+    assert "reading" not in done["stdout"]
