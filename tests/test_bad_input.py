@@ -1,4 +1,4 @@
-"""What users get wrong, through the real command: one clear message, exit code 2, no traceback, nothing half-written."""
+"""What users get wrong, through the real command: one message, exit code 2, no traceback, no file by halves."""
 
 import json
 import os

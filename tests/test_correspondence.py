@@ -6,8 +6,8 @@ import pytest
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
 from trace_transfer.correspondence import Correspondence, build_correspondence
-from trace_transfer.maths.depth import depth_match
 from trace_transfer.errors import RulesError
+from trace_transfer.maths.depth import depth_match
 from trace_transfer.models import read_inventory
 from trace_transfer.rule_application import Anatomy, anatomy_of
 from trace_transfer.rules import load_families

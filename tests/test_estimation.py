@@ -13,7 +13,7 @@ from trace_transfer.stages.mapping import plan_map
 @pytest.fixture
 def planned(tiny, tmp_path):
     texts = tmp_path / "texts.jsonl"
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
     lines = [" ".join(words[i % 12 :] + words[: i % 12] + [str(i)]) for i in range(24)]
     texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     settings = MapSettings(probe=str(texts), batch_size=4, cache=None)

@@ -142,6 +142,14 @@ def test_a_missing_tensor_is_refused(written):
         streamed(file, "llama", plan_for("llama", "boundary"), checkpoint=checkpoint)
 
 
+def test_a_family_without_gguf_names_is_refused(written):
+    file, _ = written("llama")
+    with pytest.raises(ModelError, match=r"GGUF files of 'olmo2_x' cannot be read \(Unknown gguf model_type: olmo2_x"):
+        model = build_meta_model(build_config("llama"))
+        model.config.model_type = "olmo2_x"
+        GgufCheckpoint(file).load(model, lambda name: True, "cpu", torch.float32)
+
+
 @pytest.mark.slow
 def test_a_real_file():
     """SmolLM2-135M in Q4_1, from the demo's package."""

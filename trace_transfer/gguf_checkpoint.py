@@ -55,7 +55,11 @@ class GgufCheckpoint:
 
         if self._bound is None or self._bound[0] is not model:
             processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config=model.config.to_dict())
-            self._bound = (model, processor, get_gguf_hf_weights_map(model, processor))
+            try:
+                self._bound = (model, processor, get_gguf_hf_weights_map(model, processor))
+            except NotImplementedError as error:
+                kind = model.config.model_type
+                raise ModelError(f"{self.file}: GGUF files of '{kind}' cannot be read ({error})") from error
         return self._bound[1], self._bound[2]
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:

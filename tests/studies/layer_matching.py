@@ -206,7 +206,8 @@ def pair(source: str, target: str, texts: int, splits: int, similarities: tuple[
         mean, deviation = split.gain_over_depth
         print(
             f"| {_cells(variant)} | {used} of {match.similarity.shape[1]} | {margin:+.4f} | {split.same:.3f} | "
-            f"{split.within_one:.3f} | {match.depth.within_one:.2f} | {mean:+.3f} ± {deviation:.3f} | {variant.label} |",
+            f"{split.within_one:.3f} | {match.depth.within_one:.2f} | {mean:+.3f} ± {deviation:.3f} | "
+            f"{variant.label} |",
             flush=True,
         )
 
