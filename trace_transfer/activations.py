@@ -135,7 +135,7 @@ class _Loader:
             raise ModelError(
                 f"{self.name}: the weights lack {len(missing)} parameters of {where}:\n" + listing(missing)
             )
-        bad = [name for name, parameter in mine if not bool(torch.isfinite(parameter).all())]
+        bad = [name for name, parameter in mine if not all(map(torch.isfinite, parameter.aminmax()))]  # no copies
         if bad:
             raise ModelError(f"{self.name}: NaN or Inf in the weights of {where}:\n" + listing(bad))
 

@@ -7,8 +7,10 @@ applies in `from_pretrained`. Nothing here holds more than what was asked for.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -254,6 +256,16 @@ def release(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             empty = torch.empty_like(parameter, device="meta")
             setattr(part, name, nn.Parameter(empty, requires_grad=False))
+    _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system: glibc keeps blocks below 32 MB, and what it keeps grew by 20 MB a layer of a
+    1.5 B model (28 layers: 940 MB instead of 410). Takes some milliseconds; nothing happens where it is not glibc."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @contextmanager

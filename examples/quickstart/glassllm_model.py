@@ -1,4 +1,4 @@
-"""glassllm (MIT, 0.85 M parameters, 4 layers), a real pre-trained model inside a Python package, as a Hugging Face model.
+"""glassllm (MIT, 0.85 M parameters, 4 layers), a pre-trained model in a Python package, as a Hugging Face model.
 
 The package holds numpy arrays and a tokenizer of its own; this writes an ordinary directory with a config, safetensors
 and `tokenizer.json`. Its architecture is LLaMA's; written as Qwen2 it is the same function with biases of zero.
@@ -37,7 +37,8 @@ def write_model(weights: Path, directory: Path, language: str = "en") -> None:
     model.load_state_dict(_state(arrays, shape))
     model.config.save_pretrained(directory)
     save_model(model, str(directory / "model.safetensors"), metadata={"format": "pt"})
-    _tokenizer(json.loads((weights / f"{language}.tokenizer.json").read_text("utf-8")), shape).save_pretrained(directory)
+    table = json.loads((weights / f"{language}.tokenizer.json").read_text("utf-8"))
+    _tokenizer(table, shape).save_pretrained(directory)
 
 
 def _config(shape: dict) -> Qwen2Config:
@@ -81,7 +82,7 @@ def _state(arrays: dict[str, np.ndarray], shape: dict) -> dict[str, Tensor]:
 
 
 def _halves_apart(matrix: Tensor, heads: int, head_dim: int) -> Tensor:
-    """Rotary pairs stand beside each other in the package, half a head apart in transformers: [heads · head_dim, in]."""
+    """Rotary pairs: beside each other in the package, half a head apart in transformers. [heads · head_dim, in]."""
     return matrix.reshape(heads, head_dim // 2, 2, -1).transpose(1, 2).reshape(heads * head_dim, -1).contiguous()
 
 

@@ -83,7 +83,7 @@ class watched:  # noqa: N801 (used like a function)
     def __exit__(self, *_: object) -> None:
         self.running = False
         self.thread.join()
-        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the whole process: imports are lower
         self.peak.resident = max(self.peak.resident, highest - self.start["VmRSS"])
 
     def _sample(self) -> None:

@@ -24,7 +24,7 @@ from trace_transfer.maths.gram import (
 )
 
 MIN_ROWS = 4
-ENTRIES_AT_ONCE = 1 << 21  # of Gram matrices that are unpacked together: 8 MB a copy
+ENTRIES_AT_ONCE = 1 << 20  # of Gram matrices that are unpacked together: 4 MB a copy
 
 Inner = Callable[[Tensor, Tensor], Tensor]
 """Inner products of packed vectors: of all pairs, [L, P] and [M, P] → [L, M], or of each with itself, → [L]."""
