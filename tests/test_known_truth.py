@@ -88,17 +88,20 @@ def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
     assert result.layer_match.target.family == family
 
 
-def test_thirty_layers_default_and_paper(smollm2, texts, tmp_path, capsys):
+def test_thirty_layers_default_update_and_paper(smollm2, texts, tmp_path, capsys):
     truth = disguise(smollm2, tmp_path / "copy", family="qwen2", insert=3, seed=0)
-    default = map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "default")
-    paper = map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "paper", profile="paper")
+    results = {
+        "default": map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "default"),
+        "update": map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "update", representation="update"),
+        "paper": map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "paper", profile="paper"),
+    }
+    margin = {name: true_margin(result, truth) for name, result in results.items()}
     with capsys.disabled():
-        for name, result in (("default", default), ("paper", paper)):
-            print(
-                f"\n{name}: {found_layers(result, truth)} of 30 layers, median margin {true_margin(result, truth):.4f}"
-            )
-    assert found_layers(default, truth) == 30
-    # Measured 0.5 here; the paper's residual stream has 0.005, in which the order of neighbours is a matter of luck.
-    assert true_margin(default, truth) > 0.2 > 10 * true_margin(paper, truth)
-    assert default.match.stability.same > 0.95
-    assert len(default.match.unmatched_targets) == 0
+        for name, result in results.items():
+            print(f"\n{name}: {found_layers(result, truth)} of 30 layers, median margin {margin[name]:.4f}")
+    assert found_layers(results["default"], truth) == 30
+    assert found_layers(results["update"], truth) == 30
+    # Measured 0.02, 0.5 and 0.005: in the paper's means of texts the order of neighbours is a matter of luck.
+    assert margin["update"] > 0.2 > margin["default"] > 2 * margin["paper"]
+    assert results["default"].match.stability.within_one > 0.98
+    assert len(results["default"].match.unmatched_targets) == 0

@@ -29,7 +29,7 @@ from trace_transfer.probe import Reading, token_matrix
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-REPRESENTATIONS = ("update", "stream")
+REPRESENTATIONS = ("stream", "update")
 
 
 @dataclass(frozen=True)

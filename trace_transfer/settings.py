@@ -16,7 +16,7 @@ from trace_transfer.errors import UserError, listing
 CHOICES: dict[str, tuple[str, ...]] = {
     "rows": ("boundary", "word", "example"),
     "similarity": ("cka-debiased", "cka", "cka-rbf"),
-    "representation": ("update", "stream"),
+    "representation": ("stream", "update"),
     "transform": ("unit", "none"),
     "match": ("coverage", "argmax", "one-to-one", "monotone"),
     "carry": ("scores", "core"),
@@ -54,7 +54,7 @@ class MapSettings:
     probe: str | None = None
     rows: str = "boundary"
     similarity: str = "cka-debiased"
-    representation: str = "update"
+    representation: str = "stream"
     transform: str = "unit"
     match: str = "coverage"
     carry: str = "scores"

@@ -9,7 +9,6 @@ out pages of mapped files, which the kernel can drop at any time.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -83,8 +82,8 @@ class watched:  # noqa: N801 (used like a function)
     def __exit__(self, *_: object) -> None:
         self.running = False
         self.thread.join()
-        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the whole process: imports are lower
-        self.peak.resident = max(self.peak.resident, highest - self.start["VmRSS"])
+        # Not ru_maxrss: a child inherits that from the process that started it.
+        self.peak.resident = self._now()["VmHWM"] - self.start["VmRSS"]
 
     def _sample(self) -> None:
         while self.running:
@@ -95,7 +94,7 @@ class watched:  # noqa: N801 (used like a function)
     @staticmethod
     def _now() -> dict[str, int]:
         lines = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
-        return {name: int(value.split()[0]) * 1024 for name, _, value in lines if name in ("VmRSS", "RssAnon")}
+        return {name: int(value.split()[0]) * 1024 for name, _, value in lines if name in ("VmRSS", "VmHWM", "RssAnon")}
 
 
 def streamed(directory: Path) -> dict[str, float]:
