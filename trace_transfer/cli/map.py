@@ -59,7 +59,8 @@ def _choice(name: str, why: str) -> Any:
 @_choice(
     "match",
     "coverage: order is kept and no layer of either model is left out; argmax: the most similar target layer of each "
-    "source layer (the paper's), which leaves a deeper target partly unused.",
+    "source layer (the paper's), which leaves a deeper target partly unused; one-to-one and monotone use each layer "
+    "once at most.",
 )
 @_choice(
     "carry",
