@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trace_transfer.artefacts import CoreFile, CoreParameter, Method, to_json
-from trace_transfer.rules import load_families
+from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import open_model
 from trace_transfer.stages.selection import select
 

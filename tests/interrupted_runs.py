@@ -25,8 +25,8 @@ WATCHED = {"open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir",
 
 IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
-    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.heatmap_png",
-    "trace_transfer.stages.mapping", "trace_transfer.summary",
+    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.views.heatmap_png",
+    "trace_transfer.stages.mapping", "trace_transfer.views.summary",
 )  # fmt: skip
 
 

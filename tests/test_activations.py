@@ -13,7 +13,7 @@ from trace_transfer.checkpoints import SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.errors import ModelError
 from trace_transfer.models import ModelSource, load_config, read_inventory
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, plan_rows
-from trace_transfer.rules import load_families
+from trace_transfer.rules.registry import load_families
 
 LAYER_PATHS = {kind: family.layer_path for kind, family in load_families().by_model_type.items()}
 

@@ -16,7 +16,7 @@ from tests.core_files import write_core
 from tests.test_activations import damage
 from tests.tiny_models import TEXTS, build_tokenizer
 from trace_transfer.cli import main
-from trace_transfer.rules import shipped_rules
+from trace_transfer.rules.registry import shipped_rules
 
 
 class Mapping:

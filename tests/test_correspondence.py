@@ -9,8 +9,8 @@ from trace_transfer.correspondence import Correspondence, build_correspondence
 from trace_transfer.errors import RulesError
 from trace_transfer.maths.depth import depth_match
 from trace_transfer.models import read_inventory
-from trace_transfer.rule_application import Anatomy, anatomy_of
-from trace_transfer.rules import load_families
+from trace_transfer.rules.application import Anatomy, anatomy_of
+from trace_transfer.rules.registry import load_families
 
 BASE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
 GATED = {**BASE, "intermediate_size": 96, "num_key_value_heads": 2}

@@ -10,12 +10,12 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.phi3 import modeling_phi3
 
-from trace_transfer.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.correspondence import build_correspondence
 from trace_transfer.maths.depth import depth_match
 from trace_transfer.models import ModelSource, inventory_of, load_config, read_inventory
-from trace_transfer.rule_application import Anatomy, anatomy_of
-from trace_transfer.rules import load_families
+from trace_transfer.rules.application import Anatomy, anatomy_of
+from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.rules.registry import load_families
 
 CONFIGS = Path(__file__).parent / "configs"
 REGISTRY = load_families()

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trace_transfer.heatmap import Heatmap, View, write_html, write_png
-from trace_transfer.heatmap_view import axis_title, colour_range, shortened
+from trace_transfer.views.heatmap import Heatmap, View, write_html, write_png
+from trace_transfer.views.heatmap_view import axis_title, colour_range, shortened
 
 SHAPES = [(4, 30), (30, 24), (32, 64), (80, 94)]
 WITH_GAP = (30, 24)

@@ -132,7 +132,15 @@ def test_what_works_without_torch():
     found, heavy = graph(inside_functions=False), set(heavy_modules())
     light = sorted(name for name in found if not (nx.descendants(found, name) | {name}) & heavy)
     light.remove("trace_transfer.__main__")  # runs when it is imported
-    for needed in ("rules", "rule_application", "correspondence", "artefacts", "settings", "heatmap", "models"):
+    for needed in (
+        "rules.registry",
+        "rules.application",
+        "correspondence",
+        "artefacts",
+        "settings",
+        "views.heatmap",
+        "models",
+    ):
         assert f"trace_transfer.{needed}" in light
     assert [name for name in MODULES if name.startswith("trace_transfer.cli") and name not in light] == []
     code = f"import sys, {', '.join(light)}; print(*{{'torch', 'transformers', 'deepspeed'}} & {{*sys.modules}})"

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from trace_transfer.artefacts import CoreFile, CorrespondenceFile, LayerMatch, to_json
 from trace_transfer.errors import ArtefactError
-from trace_transfer.inspection import draw
+from trace_transfer.views.inspection import draw
 
 WIDTHS = [60, 80, 200]
 KINDS = ("input_layernorm.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight")

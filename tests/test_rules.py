@@ -7,9 +7,9 @@ from transformers import LlamaConfig, Phi3Config
 
 from trace_transfer.errors import RulesError
 from trace_transfer.models import read_inventory
-from trace_transfer.rule_application import apply_family
-from trace_transfer.rules import folded_name, load_families, rules_files, shipped_rules
-from trace_transfer.rules_parsing import default_role
+from trace_transfer.rules.application import apply_family
+from trace_transfer.rules.parsing import default_role
+from trace_transfer.rules.registry import folded_name, load_families, rules_files, shipped_rules
 
 LLAMA = (shipped_rules() / "llama.yaml").read_text(encoding="utf-8")
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}

@@ -1,4 +1,4 @@
-"""A model taken apart: every parameter as one or several units, each of one component. Made by `rule_application`.
+"""A model taken apart: every parameter as one or several units, each of one component. Made by `rules.application`.
 
 A tied parameter has one owner, and every alias that a rule names becomes a unit on that owner: with a tied head the
 embedding's weight is a unit of `embedding` and a unit of `head`. This is the only way to be in two components.

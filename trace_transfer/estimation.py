@@ -19,7 +19,7 @@ from rich.table import Table
 
 from trace_transfer.maths.gram import packed_length
 from trace_transfer.models import numel
-from trace_transfer.rules import folded_name
+from trace_transfer.rules.registry import folded_name
 
 if TYPE_CHECKING:
     from trace_transfer.probe import Reading

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from trace_transfer.cli.rules import rules_command as rules
 from trace_transfer.errors import RulesError
-from trace_transfer.rules import shipped_rules
+from trace_transfer.rules.registry import shipped_rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LLAMA, QWEN2, QWEN3 = (str(CONFIGS / name) for name in ("llama-3-8b", "qwen2.5-14b", "qwen3-32b"))

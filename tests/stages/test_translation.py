@@ -10,8 +10,8 @@ from trace_transfer.correspondence import build_correspondence
 from trace_transfer.errors import ArtefactError
 from trace_transfer.maths.depth import depth_match
 from trace_transfer.models import ModelSource, read_inventory
-from trace_transfer.rule_application import anatomy_of
-from trace_transfer.rules import load_families
+from trace_transfer.rules.application import anatomy_of
+from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import OpenModel
 from trace_transfer.stages.selection import select
 from trace_transfer.stages.translation import carry, check_core_fits

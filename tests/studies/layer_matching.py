@@ -27,7 +27,7 @@ from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
 from trace_transfer.maths.stability import Halves, chosen_by_target, split_half_stability, split_halves
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Terminal, quiet_libraries
-from trace_transfer.rules import load_families
+from trace_transfer.rules.registry import load_families
 from trace_transfer.settings import PROFILES, MapSettings
 from trace_transfer.stages.matching import match_layers
 from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model

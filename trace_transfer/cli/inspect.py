@@ -13,6 +13,6 @@ def inspect_command(file: Path) -> None:
     """Draw FILE in the terminal: a layer match, a core file, a correspondence or a safetensors file."""
     from rich.console import Console
 
-    from trace_transfer.inspection import draw
+    from trace_transfer.views.inspection import draw
 
     draw(file, Console())

@@ -140,6 +140,6 @@ def map_command(
         return
     result = run_map(plan, out, settings, Terminal())
 
-    from trace_transfer.summary import render_summary
+    from trace_transfer.views.summary import render_summary
 
     click.echo(render_summary(result))

@@ -14,7 +14,7 @@ from trace_transfer.errors import RulesError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trace_transfer.explanation import Line
+    from trace_transfer.rules.explanation import Line
 
 RULES_OPTION = click.option(
     "--rules",
@@ -37,8 +37,8 @@ def list_families(rules_path: Path | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from trace_transfer.rule_tables import display_path
-    from trace_transfer.rules import load_families
+    from trace_transfer.rules.registry import load_families
+    from trace_transfer.rules.tables import display_path
 
     registry = load_families(rules_path)
     table = Table("family", "model types", "components", "file", box=box.SIMPLE)
@@ -59,8 +59,8 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
     transformers' default one for each of a family's model types. Models are built without memory for their weights.
     """
-    from trace_transfer.rule_checking import planned_checks
-    from trace_transfer.rules import load_families, rules_files
+    from trace_transfer.rules.checking import planned_checks
+    from trace_transfer.rules.registry import load_families, rules_files
 
     registry = load_families([*paths, *([rules_path] if rules_path else [])])
     problems = []
@@ -85,12 +85,12 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     relative depth.
     """
     from trace_transfer.correspondence import build_correspondence
-    from trace_transfer.explanation import explain as lines_of
-    from trace_transfer.explanation import totals
     from trace_transfer.maths.depth import depth_match
     from trace_transfer.models import ModelSource, load_config, read_inventory
-    from trace_transfer.rule_application import anatomy_of
-    from trace_transfer.rules import load_families
+    from trace_transfer.rules.application import anatomy_of
+    from trace_transfer.rules.explanation import explain as lines_of
+    from trace_transfer.rules.explanation import totals
+    from trace_transfer.rules.registry import load_families
 
     registry = load_families(rules_path)
     configs = [load_config(ModelSource.parse(name)) for name in (src, dst)]

@@ -33,15 +33,15 @@ from trace_transfer.artefacts import (
 from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.correspondence import Correspondence, build_correspondence
 from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
-from trace_transfer.heatmap import Heatmap, View, write_html, write_png
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Reporter
-from trace_transfer.rules import load_families
+from trace_transfer.rules.registry import load_families
 from trace_transfer.settings import MapSettings
 from trace_transfer.stages.matching import Match, massive_warnings, match_layers
 from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model
 from trace_transfer.stages.probing import Grams, ReadSettings, read_grams
 from trace_transfer.stages.translation import Carried, carry, check_core_fits
+from trace_transfer.views.heatmap import Heatmap, View, write_html, write_png
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from trace_transfer.anatomy import Anatomy
 from trace_transfer.artefacts import ModelIdentity
 from trace_transfer.errors import ModelError
 from trace_transfer.models import ModelSource, load_config, read_inventory
-from trace_transfer.rule_application import anatomy_of
-from trace_transfer.rules import FamilyRegistry
+from trace_transfer.rules.application import anatomy_of
+from trace_transfer.rules.registry import FamilyRegistry
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from trace_transfer.heatmap_view import Pair, colour_range
+from trace_transfer.views.heatmap_view import Pair, colour_range
 
 RAMP = " .:-=+*#%@"
 VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142), (31, 158, 137), (53, 183, 121),

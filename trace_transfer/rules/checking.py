@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from trace_transfer.errors import RulesError, TraceTransferError
 from trace_transfer.models import ModelSource, load_config, read_inventory
-from trace_transfer.rule_application import apply_family
-from trace_transfer.rule_tables import Family
-from trace_transfer.rules import FamilyRegistry
+from trace_transfer.rules.application import apply_family
+from trace_transfer.rules.registry import FamilyRegistry
+from trace_transfer.rules.tables import Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from trace_transfer.errors import RulesError, listing
 from trace_transfer.models import Inventory
-from trace_transfer.rule_nodes import Problem, suggestion
-from trace_transfer.rule_tables import Component, Family, FamilyFile, Location, Member
-from trace_transfer.rules_parsing import parse_file
+from trace_transfer.rules.nodes import Problem, suggestion
+from trace_transfer.rules.parsing import parse_file
+from trace_transfer.rules.tables import Component, Family, FamilyFile, Location, Member
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _patterns(family: Family) -> set[str]:
 
 def shipped_rules() -> Path:
     """The directory of the rules that come with the package: inside a wheel, or at the top of the repository."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "shipped_rules"
     return inside if inside.is_dir() else package.parent / "rules"
 

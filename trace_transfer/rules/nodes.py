@@ -11,8 +11,8 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trace_transfer.errors import RulesError
-from trace_transfer.rule_expressions import Expression, parse_expression
-from trace_transfer.rule_tables import Location
+from trace_transfer.rules.expressions import Expression, parse_expression
+from trace_transfer.rules.tables import Location
 
 _TAG = "tag:yaml.org,2002:"
 _QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"

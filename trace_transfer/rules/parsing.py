@@ -8,7 +8,7 @@ Reads the file's text only: no config, no model. Grammar (`?` after a name: it m
     outside:    {COMPONENT: MEMBERS}      whole names
     MEMBERS   = [MEMBER, …]  or  {members: [MEMBER, …], expand: false}
     MEMBER    = NAME[?]      or  {name: NAME[?], role: ROLE, rows: RANGE, columns: RANGE}
-    RANGE     = [FROM, TO]   or  {every: N, from: FROM, to: TO}           expressions, see `rule_expressions`
+    RANGE     = [FROM, TO]   or  {every: N, from: FROM, to: TO}           see `rules.expressions`
     exclude:    [{name: WHOLE.NAME.{layer}.X, reason: TEXT}  or  {module: MODULE.PATH, reason: TEXT}, …]
     sizes:      {NAME: EXPRESSION  or  [EXPRESSION, …]}                   the first that the config can resolve
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from trace_transfer.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
-from trace_transfer.rule_expressions import Expression
-from trace_transfer.rule_nodes import NodeReader, Problem, describe, is_null, suggestion
-from trace_transfer.rule_tables import COLUMNS, ROWS, Component, Exclusion, FamilyFile, Location, Member, Part, Size
+from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.rules.expressions import Expression
+from trace_transfer.rules.nodes import NodeReader, Problem, describe, is_null, suggestion
+from trace_transfer.rules.tables import COLUMNS, ROWS, Component, Exclusion, FamilyFile, Location, Member, Part, Size
 
 TOP_KEYS = ("family", "model_types", "extends", "layer", "components", "outside", "exclude", "sizes")
 HOLE = "{layer}"

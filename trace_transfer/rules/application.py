@@ -15,10 +15,10 @@ from difflib import get_close_matches
 from trace_transfer.anatomy import Anatomy, Unit, layer_ranges
 from trace_transfer.errors import RulesError, listing
 from trace_transfer.models import Inventory, Ranges
-from trace_transfer.part_ranges import Claim, ranges_of, tiling_problems
-from trace_transfer.rule_expressions import BrokenSizeError, ConfigLookup, first_that_resolves
-from trace_transfer.rule_tables import COLUMNS, ROWS, Component, Exclusion, Family, Member
-from trace_transfer.rules import FamilyRegistry, folded_name
+from trace_transfer.rules.expressions import BrokenSizeError, ConfigLookup, first_that_resolves
+from trace_transfer.rules.part_ranges import Claim, ranges_of, tiling_problems
+from trace_transfer.rules.registry import FamilyRegistry, folded_name
+from trace_transfer.rules.tables import COLUMNS, ROWS, Component, Exclusion, Family, Member
 
 
 def anatomy_of(inventory: Inventory, registry: FamilyRegistry) -> Anatomy:

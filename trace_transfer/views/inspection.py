@@ -19,8 +19,8 @@ from trace_transfer.anatomy import layer_ranges
 from trace_transfer.artefacts import CoreFile, CoreParameter, CorrespondenceFile, LayerMatch, ModelIdentity
 from trace_transfer.artefacts import read_artefact as read
 from trace_transfer.errors import ArtefactError
-from trace_transfer.rules import folded_name
-from trace_transfer.terminal import Page, draw_heatmap, ruler
+from trace_transfer.rules.registry import folded_name
+from trace_transfer.views.terminal import Page, draw_heatmap, ruler
 
 NUM_SCORES = 15
 NUM_FOLDED = 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trace_transfer.rule_expressions import Expression
+from trace_transfer.rules.expressions import Expression
 
 ROWS, COLUMNS = 0, 1
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trace_transfer.artefacts import replacing, write_text
-from trace_transfer.heatmap_view import (
+from trace_transfer.views.heatmap_view import (
     COLOURS,
     INK,
     NO_VALUE,
@@ -43,7 +43,7 @@ CHARACTER_WIDTH = 8.5  # px of an axis title
 
 def write_png(path: Path, heatmap: Heatmap) -> None:
     """Draw the used view as a PNG, 1350 px wide."""
-    from trace_transfer.heatmap_png import picture
+    from trace_transfer.views.heatmap_png import picture
 
     with replacing(path) as temporary:
         picture(heatmap).savefig(temporary, format="png")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trace_transfer.errors import RulesError
 from trace_transfer.models import Ranges
-from trace_transfer.rule_tables import ROWS, Part
+from trace_transfer.rules.tables import ROWS, Part
 
 
 def ranges_of(part: Part, shape: tuple[int, ...], lookup: Callable[[str], int]) -> Ranges:

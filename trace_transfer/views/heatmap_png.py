@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from trace_transfer.heatmap_view import (
+from trace_transfer.views.heatmap_view import (
     COLOURS,
     INK,
     NO_VALUE,
