@@ -17,7 +17,7 @@ from trace_transfer.rules.application import Anatomy, anatomy_of
 from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.rules.registry import load_families
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 REGISTRY = load_families()
 MODEL_TYPES = sorted(REGISTRY.by_model_type)
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
