@@ -1,8 +1,8 @@
 """Find the few parameters a task needs on a small language model and carry them to a large one of another family."""
 
-from trace_transfer.api import map_models
+from trace_transfer.api import map_models, score_models
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.settings import MapSettings
 
 __version__ = "0.1.0"
-__all__ = ["MapSettings", "TraceTransferError", "UserError", "__version__", "map_models"]
+__all__ = ["MapSettings", "TraceTransferError", "UserError", "__version__", "map_models", "score_models"]

@@ -6,7 +6,7 @@ result = map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from trace_transfer.settings import MapSettings
 if TYPE_CHECKING:
     from trace_transfer.progress import Reporter
     from trace_transfer.stages.mapping import MapResult
+    from trace_transfer.stages.scoring import Scored
 
 
 def map_models(
@@ -45,3 +46,33 @@ def map_models(
 
     chosen = MapSettings.of(profile, **settings)
     return run_map(plan_map(src, dst, core, chosen), out, chosen, reporter or Silent())
+
+
+def score_models(
+    base: str | Path,
+    tuned: Mapping[str, str | Path],
+    *,
+    method: str = "l2-rms",
+    ratio: float = 0.05,
+    unit: str = "tensors",
+    out: str | Path = "runs/score",
+    rules: Sequence[str | Path] = (),
+    reporter: Reporter | None = None,
+) -> Scored:
+    """Score the parameters of a model by how models fine-tuned from it differ from it; one core file per task.
+
+    Args:
+        tuned: task → a model fine-tuned from `base` on it.
+        method: a name in `trace_transfer.maths.saliency.METHODS`.
+        ratio, unit: the core share, of `tensors` or of `elements`.
+
+    Raises:
+        UserError: models that do not fit together, a single task with `cs`, an output that cannot be written.
+    """
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.scoring import run_score
+
+    return run_score(
+        base, tuned, method=method, ratio=ratio, unit=unit, out=out, rules=tuple(map(str, rules)),
+        reporter=reporter or Silent(),
+    )  # fmt: skip

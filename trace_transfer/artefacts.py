@@ -23,6 +23,7 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.models import part_numel
 
 LIBRARIES = ("trace-transfer", "torch", "transformers", "numpy", "scipy")
+TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PART = ".part"
 Range = tuple[int, int]
 
@@ -103,7 +104,7 @@ class CoreFile(Strict):
 
     format: Literal["trace-transfer/core"] = "trace-transfer/core"
     version: Literal[1] = 1
-    task: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: str = Field(pattern=TASK)
     model: ModelIdentity
     method: Method
     parameters: tuple[CoreParameter, ...]
@@ -219,7 +220,42 @@ class CorrespondenceFile(Strict):
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
+class TunedModel(Strict):
+    """A fine-tuned model whose deltas were taken; `fingerprint` changes when its weights do."""
+
+    task: str = Field(pattern=TASK)
+    id: str
+    fingerprint: str
+    sixteen_bit: bool
+
+
+class DeltaParameter(Strict):
+    """Of one parameter: the norm of each task's delta, the cosine of each pair, and how many elements did not move.
+
+    Pairs are (1, 0), (2, 0), (2, 1), (3, 0), …; null where a delta is zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    norms: tuple[float, ...]
+    cosines: tuple[float | None, ...]
+    unchanged: tuple[int, ...]
+
+
+class DeltaFile(Strict):
+    """`deltas.json`: what scores need of the deltas of several fine-tuned models."""
+
+    format: Literal["trace-transfer/deltas"] = "trace-transfer/deltas"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    base_fingerprint: str
+    tuned: tuple[TunedModel, ...]
+    parameters: tuple[DeltaParameter, ...]
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
 ARTEFACTS: dict[str, type[Strict]] = {
+    "trace-transfer/deltas": DeltaFile,
     "trace-transfer/core": CoreFile,
     "trace-transfer/layer-match": LayerMatch,
     "trace-transfer/correspondence": CorrespondenceFile,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, listing
-from trace_transfer.models import ModelSource
+from trace_transfer.models import ModelSource, numel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ROWS_AT_ONCE = 1 << 14
+ELEMENTS_AT_ONCE = 1 << 18
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Checkpoint(Protocol):
@@ -155,6 +157,43 @@ class SafetensorsCheckpoint:
                     self.bytes_read += block.nbytes
                     out[mine] = block[index[mine] - start].to(dtype)
         return out
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Element types on disk."""
+        from safetensors import safe_open
+
+        found = set()
+        for file in self.files:
+            with safe_open(file, framework="pt") as shard:
+                found |= {shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118 (not a dict)
+        return {DTYPES[name] for name in found if name in DTYPES}
+
+    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """One parameter, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
+
+        Raises:
+            ModelError: it is missing or of another shape, or is fused from several tensors when it is loaded.
+        """
+        from safetensors import safe_open
+
+        at_run_time = self._names_for(model).at_run_time
+        found = [key for key, known in at_run_time.items() if known == name]
+        if not found:  # a tied embedding may have been saved as the head only
+            aliases = tied_names(model, name)
+            found = [key for key, known in at_run_time.items() if known in aliases][:1]
+        if len(found) != 1:
+            what = "lack" if not found else f"hold {len(found)} tensors for"
+            raise ModelError(f"{self.directory}: the weights {what} {name}")
+        with safe_open(self.keys[found[0]], framework="pt") as shard:
+            slices = shard.get_slice(found[0])
+            if tuple(slices.get_shape()) != shape:
+                raise ModelError(f"{self.directory}: {name} is {slices.get_shape()} on disk, expected {list(shape)}")
+            step = max(1, ELEMENTS_AT_ONCE * shape[0] // numel(shape))
+            for start in range(0, shape[0], step):
+                block = slices[start : min(start + step, shape[0])]
+                self.bytes_read += block.nbytes
+                yield block.flatten()
 
     def _names_for(self, model: PreTrainedModel) -> _Names:
         if self._names is None or self._names.model is not model:

@@ -279,7 +279,9 @@ def test_files_that_cannot_be_drawn(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     other = tmp_path / "other.json"
     other.write_text('{"format": "something"}', "utf-8")
-    with pytest.raises(ArtefactError, match="format 'something', expected trace-transfer/core or"):
+    with pytest.raises(
+        ArtefactError, match="format 'something', expected trace-transfer/deltas or trace-transfer/core or"
+    ):
         draw(other, console)
     with pytest.raises(ArtefactError, match="cannot be read: No such file"):
         draw(tmp_path / "none.json", console)

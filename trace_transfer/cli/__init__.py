@@ -18,6 +18,8 @@ from trace_transfer.errors import TraceTransferError, UserError
 
 # Command → what the list of commands says of it; the module of that name defines it.
 COMMANDS = {
+    "score": "Score parameters by how fine-tuned models differ from their base; write core sets.",
+    "select": "Make another core set from the scores in a core file.",
     "map": "Match the layers of two models and carry core sets from one to the other.",
     "rules": "List, check and explain the rules that tell which parameter does what.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",

@@ -1,1 +1,4 @@
-"""The stages, one module each, in the order of the data: opening, probing, matching, translation, mapping."""
+"""The stages, one module each, in the order of the data.
+
+`score`: opening, differencing, scoring, selection. `map`: opening, probing, matching, translation, mapping.
+"""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from trace_transfer.anatomy import layer_ranges
-from trace_transfer.artefacts import CoreFile, CoreParameter, CorrespondenceFile, LayerMatch, ModelIdentity
+from trace_transfer.artefacts import CoreFile, CoreParameter, CorrespondenceFile, DeltaFile, LayerMatch, ModelIdentity
 from trace_transfer.artefacts import read_artefact as read
 from trace_transfer.errors import ArtefactError
 from trace_transfer.rules.registry import folded_name
@@ -43,6 +43,8 @@ def draw(path: Path, console: Console) -> None:
         _draw_core(artefact, page)
     elif isinstance(artefact, CorrespondenceFile):
         _draw_correspondence(artefact, page)
+    elif isinstance(artefact, DeltaFile):
+        _draw_deltas(artefact, page)
     else:
         raise ArtefactError(f"{path}: {artefact.format} has no drawing; it is JSON, to be read as it is")
 
@@ -238,6 +240,28 @@ def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
 def _folded(entry: Mapping[str, Any]) -> str:
     part = " (part)" if entry.get("rows") or entry.get("columns") else ""
     return _kind(entry["name"])[0] + part
+
+
+# Deltas
+
+
+def _draw_deltas(deltas: DeltaFile, page: Page) -> None:
+    page.line(f"Deltas from {_model(deltas.model)}", "bold")
+    tasks = [tuned.task for tuned in deltas.tuned]
+    for index, tuned in enumerate(deltas.tuned):
+        total = float(np.sqrt(sum(parameter.norms[index] ** 2 for parameter in deltas.parameters)))
+        still = sum(parameter.unchanged[index] for parameter in deltas.parameters) / deltas.model.num_elements
+        page.line(f"{tuned.task}: {tuned.id}, norm {total:.4g}, {still:.1%} of the elements as in the base")
+    page.line()
+    pairs = [f"cos {tasks[k]}, {tasks[j]}" for j in range(len(tasks)) for k in range(j)]
+    columns = [("parameter", "left"), *((f"|{task}|", "right") for task in tasks), *((pair, "right") for pair in pairs)]
+    largest = sorted(deltas.parameters, key=lambda p: -max(p.norms))[:NUM_SCORES]
+    page.line(f"The {len(largest)} of {len(deltas.parameters)} parameters that moved most")
+    rows = [
+        (p.name, *(f"{norm:.3g}" for norm in p.norms), *(_number(cosine, "+.2f") for cosine in p.cosines))
+        for p in largest
+    ]
+    page.table(columns, rows)
 
 
 # A safetensors file

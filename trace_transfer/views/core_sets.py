@@ -1,0 +1,55 @@
+"""Core sets side by side: how large they are, and how much of them tasks have in common."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from trace_transfer.artefacts import CoreFile
+
+WIDTH = 100
+
+
+def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
+    """Overlap of two core sets of one model: |both| / |either|, in tensors and in elements."""
+    first = {(p.name, p.rows, p.columns): p.num_elements for p in one.core}
+    second = {(p.name, p.rows, p.columns): p.num_elements for p in other.core}
+    both, either = first.keys() & second.keys(), {**first, **second}
+    return len(both) / len(either), sum(first[key] for key in both) / sum(either.values())
+
+
+def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> str:
+    """Core sets as text of at most 100 columns."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    table = Table(title="core sets")
+    for heading in ("task", "method", "tensors", "elements", "best"):
+        table.add_column(heading, justify="right" if heading in ("tensors", "elements") else "left", overflow="fold")
+    for core in cores:
+        table.add_row(
+            core.task,
+            core.method.name,
+            f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}",
+            f"{core.ratio_of_elements:.2%}",
+            core.core[0].name if core.core else "none",
+        )
+    console.print(table)
+    comparable = [pair for pair in combinations(cores, 2) if pair[0].model.names_sha256 == pair[1].model.names_sha256]
+    if comparable:
+        overlap = Table(title="in common (Jaccard)")
+        for heading in ("tasks", "tensors", "elements"):
+            overlap.add_column(heading, justify="left" if heading == "tasks" else "right")
+        for one, other in comparable:
+            tensors, elements = jaccard(one, other)
+            overlap.add_row(f"{one.task}, {other.task}", f"{tensors:.2f}", f"{elements:.2f}")
+        console.print(overlap)
+    for warning in warnings:
+        console.print(f"! {warning}", markup=False, highlight=False)
+    console.print("\nwritten:", highlight=False)
+    for file in files:
+        console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
