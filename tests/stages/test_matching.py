@@ -55,10 +55,13 @@ def test_layers_that_cannot_be_told_apart_are_named():
     assert not [w for w in matched(source, target, num_splits=10).warnings if "not told apart" in w]
 
 
-def test_a_match_by_depth_alone_is_said_to_be_one():
-    match = matched(*stacks(), num_splits=5)
-    assert match.depth.agreement == 1.0
-    assert [w for w in match.warnings if "CKA adds little to depth" in w]
+def test_a_match_that_is_no_better_than_depth_is_told_one_that_is_the_depth_match_is_not():
+    same = matched(*stacks(), num_splits=5)
+    assert same.depth.agreement == 1.0
+    assert not [w for w in same.warnings if "CKA adds little to depth" in w]
+    generator = torch.Generator().manual_seed(1)
+    noise = [stack_rows([torch.randn(80, 9, generator=generator) for _ in range(6)], (torch.arange(80),)) for _ in "ab"]
+    assert [w for w in matched(*noise, num_splits=5).warnings if "CKA adds little to depth" in w]
 
 
 def test_few_texts_and_degenerate_layers_are_told():

@@ -105,7 +105,9 @@ def match_layers(
         policy_agreement={
             name: _overlap(pairs, other(matrix_ST)) for name, other in POLICIES.items() if name != policy
         },
-        warnings=tuple(_warnings(source, rated, split, result.degenerate_source, result.degenerate_target)),
+        warnings=tuple(
+            _warnings(source, rated, split, exact == 1.0, result.degenerate_source, result.degenerate_target)
+        ),
     )
 
 
@@ -136,6 +138,7 @@ def _warnings(
     stack: GramStack,
     pairs: tuple[LayerPair, ...],
     split: SplitHalf | None,
+    is_depth_match: bool,
     degenerate_source: tuple[int, ...],
     degenerate_target: tuple[int, ...],
 ) -> list[str]:
@@ -158,7 +161,7 @@ def _warnings(
             f"another in more than {OFTEN:.0%} of the draws): {layers}"
         )
     mean, deviation = split.gain_over_depth
-    if mean <= 2 * deviation:
+    if not is_depth_match and mean <= 2 * deviation:
         found.append(
             f"on held-out texts the match is not clearly more alike than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): here CKA adds little to depth"
