@@ -13,10 +13,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# The same examples every time where a change is judged; new ones on every run elsewhere.
+hypothesis.settings.register_profile("judged", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("judged")
 
 TinyModels = Callable[..., Path]
 

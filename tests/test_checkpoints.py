@@ -126,7 +126,7 @@ def test_every_unusable_shard_is_named(copy_of):
     files[2].write_bytes(files[2].read_bytes()[:-100])
     files[3].write_bytes(b"")
     files[4].write_bytes(b"\xff" * 1000)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match="weight files cannot be used") as caught:
         SafetensorsCheckpoint(directory)
     lines = str(caught.value).splitlines()
     assert lines[0].endswith(f"4 of {len(files)} weight files cannot be used, have them downloaded again:")

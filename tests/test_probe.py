@@ -255,7 +255,7 @@ def test_what_is_refused(tmp_path, content, name, message):
 
 def test_every_wrong_line_is_named(tmp_path):
     file = write(tmp_path, '{"text": "a"}\n{"txt": "b", "id": 1}\n[3]\n{"text": 4}\nnope\n', "p.jsonl")
-    with pytest.raises(ProbeError) as caught:
+    with pytest.raises(ProbeError, match="4 lines are not objects") as caught:
         load_probe(file)
     assert str(caught.value).splitlines()[1:] == [
         "  - line 2: no string under 'text' (found: txt, id)",

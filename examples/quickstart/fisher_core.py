@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trace_transfer.artefacts import CoreFile, CoreParameter, library_versions, to_json, write_text
+from trace_transfer.artefacts import CoreFile, CoreParameter, library_versions, to_json
+from trace_transfer.files import write_text
 from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import open_model
 from trace_transfer.stages.selection import select

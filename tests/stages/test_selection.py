@@ -53,7 +53,7 @@ def test_the_best_is_core_even_if_it_alone_is_over_the_budget():
 
 @given(
     scores=st.lists(st.floats(-5, 5), min_size=1, max_size=40),
-    ratio=st.floats(0.01, 1.0),
+    ratio=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),
     unit=st.sampled_from(["tensors", "elements"]),
 )
 def test_larger_ratio_never_loses_a_parameter_in_tensors_and_no_budget_is_passed(scores, ratio, unit):

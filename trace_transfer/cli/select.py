@@ -14,8 +14,9 @@ import click
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the new core files.")
 def select_command(files: tuple[Path, ...], ratio: float, unit: str | None, out: Path) -> None:
     """Select the top --ratio anew from the scores in core files; no model is read."""
-    from trace_transfer.artefacts import prepare_directory, to_json, write_text
+    from trace_transfer.artefacts import to_json
     from trace_transfer.errors import UserError
+    from trace_transfer.files import prepare_directory, write_text
     from trace_transfer.stages.scoring import reselect
     from trace_transfer.views.core_sets import render_core_sets
 

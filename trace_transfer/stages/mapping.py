@@ -21,18 +21,20 @@ from trace_transfer.artefacts import (
     LayerMatch,
     ProbeRecord,
     library_versions,
-    prepare_directory,
     read_artefact,
-    remove_leftovers,
-    sha256_file,
-    sha256_text,
     to_json,
-    write_tensors,
-    write_text,
 )
 from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.correspondence import Correspondence, build_correspondence
 from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.files import (
+    prepare_directory,
+    remove_leftovers,
+    sha256_file,
+    sha256_text,
+    write_tensors,
+    write_text,
+)
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Reporter
 from trace_transfer.rules.registry import load_families

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.activations import REPRESENTATIONS, LayerRows, read_layers
-from trace_transfer.artefacts import remove_leftovers, write_tensors
 from trace_transfer.checkpoints import Checkpoint
+from trace_transfer.files import remove_leftovers, write_tensors
 from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
 from trace_transfer.probe import Reading, RowPlan
 from trace_transfer.progress import Reporter

@@ -12,17 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trace_transfer.artefacts import (
-    CoreFile,
-    CoreParameter,
-    DeltaFile,
-    library_versions,
-    prepare_directory,
-    read_artefact,
-    to_json,
-    write_text,
-)
+from trace_transfer.artefacts import CoreFile, CoreParameter, DeltaFile, library_versions, read_artefact, to_json
 from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.files import prepare_directory, write_text
 from trace_transfer.maths.saliency import METHODS
 from trace_transfer.progress import Reporter
 from trace_transfer.rules.registry import load_families

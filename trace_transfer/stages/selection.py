@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from trace_transfer.artefacts import CoreParameter
 
+ROUNDING = 1e-9  # keeps 0.29 * 100, which is 28.999999999999996, at 29
+
 
 def select(parameters: Sequence[CoreParameter], ratio: float, unit: str = "tensors") -> tuple[CoreParameter, ...]:
     """Mark the top r as core.
@@ -21,11 +23,10 @@ def select(parameters: Sequence[CoreParameter], ratio: float, unit: str = "tenso
     """
     ranked = sorted(parameters, key=lambda p: (p.score is None, -(p.score or 0.0)))
     if unit == "tensors":
-        # The nudge keeps 0.29 * 100, which is 28.999999999999996, at 29.
-        count = max(1, int(ratio * len(ranked) + 1e-9))
+        count = max(1, int(ratio * len(ranked) + ROUNDING))
         chosen = [index < count and p.score is not None for index, p in enumerate(ranked)]
     else:
-        budget = ratio * sum(p.num_elements for p in ranked)
+        budget = int(ratio * sum(p.num_elements for p in ranked) + ROUNDING)
         chosen, used = [], 0
         for index, parameter in enumerate(ranked):
             fits = parameter.score is not None and (index == 0 or used + parameter.num_elements <= budget)

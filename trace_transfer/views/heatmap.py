@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trace_transfer.artefacts import replacing, write_text
+from trace_transfer.files import replacing, write_text
 from trace_transfer.views.heatmap_view import (
     COLOURS,
     INK,

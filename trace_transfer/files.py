@@ -1,0 +1,102 @@
+"""Files written whole or not at all: under a temporary name, then renamed, so that a killed run leaves no half file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from trace_transfer.errors import UserError
+
+PART = ".part"
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sort_metadata(file: Path) -> None:
+    """safetensors writes its metadata in an order that changes from run to run; equal results are to be equal files."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        stream.seek(8)
+        stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same directory, renamed at the end, so that no reader ever sees half a file."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(content, "utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; its metadata say format and version."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        _sort_metadata(temporary)
+
+
+def prepare_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:
+    """Make a directory and prove that it can be written, before anything expensive is begun.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(f"{directory}: the {what} cannot be written: {error.strerror}{hint}") from error
+    return directory
+
+
+def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
+    """Remove what killed runs left half-written.
+
+    Args:
+        older_than: seconds since it was last written; more than 0 where another run may be writing now.
+    """
+    for leftover in directory.glob(f".*{PART}"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                leftover.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
