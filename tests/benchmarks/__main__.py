@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("startup", "cka", "streaming")
+NAMES = ("startup", "cka", "streaming", "deltas")
 
 if __name__ == "__main__":
     codes = [

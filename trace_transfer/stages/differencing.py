@@ -103,9 +103,11 @@ def _gram(chunks: list[Iterator[torch.Tensor]], num_tasks: int) -> tuple[np.ndar
     unchanged_K = torch.zeros(num_tasks, dtype=torch.int64)
     for base_E, *tuned in zip(*chunks, strict=True):
         reference_E = base_E.double()
-        delta_KE = torch.stack([values_E.double() - reference_E for values_E in tuned])
+        delta_KE = torch.empty(num_tasks, len(base_E), dtype=torch.float64)
+        for row_E, values_E in zip(delta_KE, tuned, strict=True):
+            row_E.copy_(values_E).sub_(reference_E)
         gram_KK += delta_KE @ delta_KE.T
-        unchanged_K += (delta_KE == 0).sum(dim=1)
+        unchanged_K += len(base_E) - delta_KE.count_nonzero(dim=1)
     return gram_KK.numpy(), unchanged_K.tolist()
 
 

@@ -1,0 +1,107 @@
+"""Norms and cosines of four fine-tuned models from one read of all shards, against that read with nothing done and
+against loading all models: seconds, GB/s and peak memory, each in a process of its own, files in the page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks.streaming import watched, write_checkpoint
+from tests.benchmarks.table import is_small, show
+
+FULL = {"num_hidden_layers": 12, "hidden_size": 1536, "intermediate_size": 6144, "vocab_size": 65536}
+SMALL = {"num_hidden_layers": 2, "hidden_size": 384, "intermediate_size": 1024, "vocab_size": 8000}
+TASKS = ("math", "code", "law", "medicine")
+
+
+def one_pass(folder: Path) -> None:
+    """What `trace-transfer score` does."""
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.differencing import plan_deltas, read_deltas
+
+    base, tuned = opened(folder)
+    read_deltas(base, tuned, plan_deltas(base, tuned), Silent())
+
+
+def bare_read(folder: Path) -> None:
+    """The same bytes, read into a buffer and forgotten."""
+    buffer = bytearray(1 << 20)
+    for file in sorted(folder.glob("*/*.safetensors")):
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+def whole_models(folder: Path) -> None:
+    """All models loaded, then norms and cosines parameter by parameter, as the authors' scripts do."""
+    import torch
+    from safetensors.torch import load_file
+
+    states = []
+    for name in ("base", *TASKS):
+        states.append({})
+        for file in sorted((folder / name).glob("*.safetensors")):
+            states[-1] |= load_file(file)
+    base, *tuned = states
+    for name, values in base.items():
+        deltas = [(state[name].float() - values.float()).flatten() for state in tuned]
+        for j, one in enumerate(deltas):
+            one.norm()
+            for other in deltas[:j]:
+                torch.nn.functional.cosine_similarity(one, other, dim=0)
+
+
+WAYS = {"one pass: read_deltas": one_pass, "bare read": bare_read, "whole models, pair by pair": whole_models}
+
+
+def opened(folder: Path) -> tuple:
+    from trace_transfer.rules.registry import load_families
+    from trace_transfer.stages.opening import open_model
+
+    registry = load_families()
+    return open_model(folder / "base", registry), {task: open_model(folder / task, registry) for task in TASKS}
+
+
+def measured(way: str, folder: Path) -> dict[str, float]:
+    opened(folder)  # imports are not what is measured
+    with watched() as peak:
+        start = time.perf_counter()
+        WAYS[way](folder)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "own": peak.own}
+
+
+def in_child(way: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.benchmarks.deltas", "--child", way, str(folder)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    sizes = SMALL if is_small(__doc__) else FULL
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name in ("base", *TASKS):
+            (folder / name).mkdir()
+            write_checkpoint(folder / name, sizes)
+        on_disk = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+        found = {way: in_child(way, folder) for way in WAYS}
+    show(
+        f"Norms and cosines of {len(TASKS)} models and their base, {on_disk / 1e9:.2f} GB of bf16 on disk",
+        [
+            (way, f"{one['seconds']:.2f}", f"{on_disk / one['seconds'] / 1e9:.2f}", f"{one['own'] / 1e6:,.0f} MB")
+            for way, one in found.items()
+        ],
+        ("", "seconds", "GB/s", "peak memory above imports"),
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(measured(sys.argv[2], Path(sys.argv[3]))))
+    else:
+        main()
