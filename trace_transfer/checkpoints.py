@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.errors import ModelError, listing
+from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import ModelSource, numel
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def download(source: ModelSource) -> Path:
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; each is one message to the user
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{source.name}: could not be had from the hub: {first}") from error
+        raise ModelError(f"{source.name}: could not be had from the hub: {first_line(error)}") from error
 
 
 @dataclass

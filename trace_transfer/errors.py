@@ -43,3 +43,8 @@ def listing(problems: Sequence[str], indent: str = "  - ") -> str:
     if len(problems) > MAX_LISTED:
         lines.append(f"{indent}… and {len(problems) - MAX_LISTED} more")
     return "\n".join(lines)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without its many lines; its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

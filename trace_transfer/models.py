@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.errors import ModelError
+from trace_transfer.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -119,13 +119,12 @@ def _require_hub(source: ModelSource) -> None:
 
 
 def _config_failure(source: ModelSource, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if source.directory is None:
         return (
-            f"{source.name}: no such directory, and its config could not be had from the hub ({first}). "
+            f"{source.name}: no such directory, and its config could not be had from the hub ({first_line(error)}). "
             "Check the name, your connection and, for a gated model, `hf auth login`"
         )
-    return f"{source.name}: its config cannot be read: {first}"
+    return f"{source.name}: its config cannot be read: {first_line(error)}"
 
 
 def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:

@@ -52,7 +52,7 @@ def _choice(name: str, why: str) -> Any:
 )
 @_choice(
     "representation",
-    "stream: the residual stream after the layer; with unit rows it was stable on every pair of models tried. update: "
+    "stream: the residual stream after the layer; with unit rows the steadiest on the pairs of models tried. update: "
     "what the layer adds to it, which tells neighbouring layers of one model apart far more clearly.",
 )
 @_choice("transform", "unit: rows scaled to unit norm, so that no single row or massive activation decides; none.")

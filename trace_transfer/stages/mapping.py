@@ -26,7 +26,7 @@ from trace_transfer.artefacts import (
 )
 from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.correspondence import Correspondence, build_correspondence
-from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.errors import ArtefactError, ModelError, UserError, first_line, listing
 from trace_transfer.files import (
     prepare_directory,
     remove_leftovers,
@@ -270,7 +270,7 @@ def resolve_device(name: str) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+        raise UserError(f"--device {name}: not available here ({first_line(error)})") from error
     return name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trace_transfer.anatomy import Anatomy
 from trace_transfer.artefacts import ModelIdentity
-from trace_transfer.errors import ModelError
+from trace_transfer.errors import ModelError, first_line
 from trace_transfer.models import ModelSource, load_config, read_inventory
 from trace_transfer.rules.application import anatomy_of
 from trace_transfer.rules.registry import FamilyRegistry
@@ -77,8 +77,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(place, revision=source.revision, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{source.name}: its tokenizer cannot be read: {first}") from error
+        raise ModelError(f"{source.name}: its tokenizer cannot be read: {first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
     tokenizer.truncation_side = "right"  # whatever its config says: rows are compared by what was read before them
