@@ -6,7 +6,7 @@ import pytest
 
 from trace_transfer.estimation import estimate, measure_speed, render_estimate
 from trace_transfer.models import numel
-from trace_transfer.settings import MapSettings
+from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.stages.mapping import plan_map
 
 

@@ -1,8 +1,18 @@
 """Find the few parameters a task needs on a small language model and carry them to a large one of another family."""
 
-from trace_transfer.api import map_models, score_models
+from trace_transfer.api import identify, map_models, score_models
 from trace_transfer.errors import TraceTransferError, UserError
-from trace_transfer.settings import MapSettings
+from trace_transfer.settings.identify import IdentifySettings
+from trace_transfer.settings.mapping import MapSettings
 
 __version__ = "0.1.0"
-__all__ = ["MapSettings", "TraceTransferError", "UserError", "__version__", "map_models", "score_models"]
+__all__ = [
+    "IdentifySettings",
+    "MapSettings",
+    "TraceTransferError",
+    "UserError",
+    "__version__",
+    "identify",
+    "map_models",
+    "score_models",
+]

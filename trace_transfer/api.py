@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.settings import MapSettings
+from trace_transfer.settings.identify import IdentifySettings
+from trace_transfer.settings.mapping import MapSettings
 
 if TYPE_CHECKING:
     from trace_transfer.progress import Reporter
+    from trace_transfer.stages.identifying import Identified
     from trace_transfer.stages.mapping import MapResult
-    from trace_transfer.stages.scoring import Scored
 
 
 def map_models(
@@ -48,31 +49,65 @@ def map_models(
     return run_map(plan_map(src, dst, core, chosen), out, chosen, reporter or Silent())
 
 
-def score_models(
+def identify(
     base: str | Path,
-    tuned: Mapping[str, str | Path],
+    tasks: str | Path,
     *,
-    method: str = "l2-rms",
-    ratio: float = 0.05,
-    unit: str = "tensors",
-    out: str | Path = "runs/score",
+    tuned: Mapping[str, str | Path] | None = None,
+    out: str | Path = "runs/identify",
+    profile: str = "default",
     rules: Sequence[str | Path] = (),
     reporter: Reporter | None = None,
-) -> Scored:
-    """Score the parameters of a model by how models fine-tuned from it differ from it; one core file per task.
+    **settings: Any,
+) -> Identified | None:
+    """Find the parameters of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
     Args:
-        tuned: task → a model fine-tuned from `base` on it.
-        method: a name in `trace_transfer.maths.saliency.METHODS`.
-        ratio, unit: the core share, of `tensors` or of `elements`.
+        tasks: `tasks.yaml`.
+        tuned: task → a model fine-tuned from `base` on it, which then needs no warm start.
+        profile: `default`, `paper` or `authors-code`.
+        settings: fields of `TrainSettings`, `WarmStartSettings`, `ScoreSettings` and `Compute`.
+
+    Returns:
+        The core sets; None in all processes but the first of several.
+
+    Raises:
+        UserError: something given cannot be used, a loss is not finite, the disk is full; what was finished stays.
+    """
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.identifying import plan_identify, run_identify
+
+    chosen = IdentifySettings.of(profile, **settings)
+    plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=tuple(map(str, rules)), out=out)
+    return run_identify(plan, reporter or Silent())
+
+
+def score_models(
+    base: str | Path,
+    tuned: Mapping[str, str | Path] | None = None,
+    *,
+    tasks: str | Path | None = None,
+    out: str | Path = "runs/identify",
+    profile: str = "default",
+    rules: Sequence[str | Path] = (),
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Identified:
+    """Score the parameters of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
+
+    Args:
+        tuned: task → a model fine-tuned from `base` on it; None for the warm starts in `out`.
+        tasks: `tasks.yaml`, for methods with Fisher information.
+        settings: fields of `ScoreSettings` and `Compute`, and of `WarmStartSettings` for how tasks are read.
 
     Raises:
         UserError: models that do not fit together, a single task with `cs`, an output that cannot be written.
     """
     from trace_transfer.progress import Silent
-    from trace_transfer.stages.scoring import run_score
+    from trace_transfer.stages.identifying import run_score
 
+    chosen = IdentifySettings.of(profile, **settings)
     return run_score(
-        base, tuned, method=method, ratio=ratio, unit=unit, out=out, rules=tuple(map(str, rules)),
+        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=tuple(map(str, rules)), out=out,
         reporter=reporter or Silent(),
     )  # fmt: skip

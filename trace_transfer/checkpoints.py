@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models import ModelSource, numel
+from trace_transfer.models import ModelSource, row_blocks, tied_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ROWS_AT_ONCE = 1 << 14
-ELEMENTS_AT_ONCE = 1 << 18
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -52,6 +51,14 @@ class Checkpoint(Protocol):
 
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of one two-dimensional parameter, [len(index), width]."""
+        ...
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Work out the names for a model, so that several threads may then read at once."""
+        ...
+
+    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """One parameter, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements."""
         ...
 
 
@@ -188,11 +195,13 @@ class SafetensorsCheckpoint:
             slices = shard.get_slice(found[0])
             if tuple(slices.get_shape()) != shape:
                 raise ModelError(f"{self.directory}: {name} is {slices.get_shape()} on disk, expected {list(shape)}")
-            step = max(1, ELEMENTS_AT_ONCE * shape[0] // numel(shape))
-            for start in range(0, shape[0], step):
-                block = slices[start : min(start + step, shape[0])]
+            for start, stop in row_blocks(shape):
+                block = slices[start:stop]
                 self.bytes_read += block.nbytes
                 yield block.flatten()
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self._names_for(model)
 
     def _names_for(self, model: PreTrainedModel) -> _Names:
         if self._names is None or self._names.model is not model:
@@ -280,12 +289,6 @@ def _keys_of_shards(directory: Path, files: list[Path]) -> dict[str, Path]:
             + listing(problems)
         )
     return keys
-
-
-def tied_names(model: PreTrainedModel, name: str) -> set[str]:
-    """All run-time names of a parameter: its own and those tied to it."""
-    parameter = model.get_parameter(name)
-    return {other for other, found in model.named_parameters(remove_duplicate=False) if found is parameter}
 
 
 def release(module: nn.Module) -> None:

@@ -23,7 +23,7 @@ from trace_transfer.rules.registry import folded_name
 
 if TYPE_CHECKING:
     from trace_transfer.probe import Reading
-    from trace_transfer.settings import MapSettings
+    from trace_transfer.settings.mapping import MapSettings
     from trace_transfer.stages.mapping import MapPlan
     from trace_transfer.stages.opening import OpenModel
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -36,10 +38,34 @@ def _sort_metadata(file: Path) -> None:
         stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
+class DiskFullError(UserError):
+    """There is no room for a file; nothing of it was left, and what was written before is whole."""
+
+    @classmethod
+    def writing(cls, path: Path) -> DiskFullError:
+        free = shutil.disk_usage(path.parent).free
+        return cls(
+            f"{path}: the disk is full ({free:,} bytes free); what was written before is whole. Make room and run the "
+            "same command again, or name another --out"
+        )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the system, or safetensors' of it, says that a disk or a quota is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the same directory, renamed at the end, so that no reader ever sees half a file."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError.writing(path) from error
+        raise
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -48,8 +74,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise DiskFullError.writing(path) from error
         raise
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError
+from trace_transfer.models import row_blocks, tied_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,6 +82,21 @@ class GgufCheckpoint:
         if gguf_name is None:
             raise ModelError(f"{self.file}: the weights lack {name}")
         return self._values(processor, gguf_name, index.numpy()).to(dtype)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self._names(model)
+
+    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        processor, names = self._names(model)
+        aliases = {name} | tied_names(model, name)
+        gguf_name = next((key for key, value in names.items() if value in aliases and key in self._tensors), None)
+        if gguf_name is None:
+            raise ModelError(f"{self.file}: the weights lack {name}")
+        values = self._values(processor, gguf_name, slice(None))
+        if tuple(values.shape) != shape:
+            raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(shape)}")
+        for start, stop in row_blocks(shape):
+            yield values[start:stop].flatten()
 
     def _values(self, processor: Any, gguf_name: str, rows: Any) -> Tensor:
         from gguf import dequantize

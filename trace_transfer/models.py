@@ -7,7 +7,7 @@ device, so that its `named_parameters()` are the names and shapes that training 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 HUB_TIMEOUT = 10  # s
+ELEMENTS_AT_ONCE = 1 << 18
 
 
 Ranges = tuple[tuple[int, int], ...]
@@ -206,6 +207,19 @@ def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | No
         if ranges is not None:
             count = count // shape[dim] * sum(stop - start for start, stop in ranges)
     return count
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Where chunks of a parameter begin and end, in whole rows of about `ELEMENTS_AT_ONCE` elements together."""
+    step = max(1, ELEMENTS_AT_ONCE * shape[0] // numel(shape))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def tied_names(model: PreTrainedModel, name: str) -> set[str]:
+    """All run-time names of a parameter: its own and those tied to it."""
+    parameter = model.get_parameter(name)
+    return {other for other, found in model.named_parameters(remove_duplicate=False) if found is parameter}
 
 
 def inventory_of(model: PreTrainedModel) -> Inventory:

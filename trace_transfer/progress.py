@@ -47,7 +47,7 @@ class Terminal:
             yield lambda: progress.advance(task)
 
     def note(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False)
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:

@@ -18,7 +18,7 @@ from trace_transfer import __version__, map_models
 from trace_transfer.checkpoints import SafetensorsCheckpoint
 from trace_transfer.cli import COMMANDS, main
 from trace_transfer.cli.map import map_command
-from trace_transfer.settings import CHOICES, PROFILES, MapSettings
+from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings
 
 HEAVY = (
     "torch", "transformers", "accelerate", "safetensors", "deepspeed", "pydantic", "scipy", "plotly", "matplotlib",

@@ -28,7 +28,7 @@ from trace_transfer.maths.stability import Halves, chosen_by_target, split_half_
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Terminal, quiet_libraries
 from trace_transfer.rules.registry import load_families
-from trace_transfer.settings import PROFILES, MapSettings
+from trace_transfer.settings.mapping import PROFILES, MapSettings
 from trace_transfer.stages.matching import match_layers
 from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model
 from trace_transfer.stages.probing import TRANSFORMS

@@ -241,6 +241,89 @@ def test_core_grid_fits_any_width(tmp_path: Path, num_layers: int, width: int) -
     assert ("█" in row, "▒" in row) == (not pooled, pooled), "every other layer is core: pooled, each column is in part"
 
 
+def test_importance_of_a_core_file(tmp_path: Path) -> None:
+    lines = shown(core_file(tmp_path), 100)
+    start = lines.index(next(line for line in lines if line.split() == ["A-Q", "M-D", "LN-In"]))
+    assert lines[start - 1] == ""
+    assert lines[start : start + 8] == [
+        "      A-Q M-D  LN-In",
+        "    3  =   -",
+        "    2 [*]  -",
+        "    1  %  (-)",
+        "    0 [@]  -",
+        "embed    ?",
+        "score ' .:-=+*#%@' from 0 to 5, [ ] core, ( ) core in part, ? no score",
+        "LN-In norm before attention",
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_module_labels_stand_upright_where_they_have_no_room(tmp_path: Path, width: int) -> None:
+    names = {
+        "A-Q": "self_attn.q_proj", "A-K": "self_attn.k_proj", "A-V": "self_attn.v_proj", "A-O": "self_attn.o_proj",
+        "M-G": "mlp.gate_proj", "M-U": "mlp.up_proj", "M-D": "mlp.down_proj", "LN-In": "input_layernorm",
+        "Q-Norm": "self_attn.q_norm", "K-Norm": "self_attn.k_norm", "LN-PostA": "post_attention_layernorm",
+        "LN-PreM": "pre_feedforward_layernorm", "LN-PostM": "post_feedforward_layernorm",
+    }  # fmt: skip
+    parameters = [
+        {
+            "name": f"model.layers.{layer}.{name}.weight",
+            "shape": [8],
+            "score": 99 - 13 * layer - index,
+            "core": layer == 0,
+        }
+        for layer in range(7)
+        for index, name in enumerate(names.values())
+    ]
+    identity = {**model("big", 7), "family": "gemma3", "model_type": "gemma3_text"}
+    method = {"name": "lf", "ratio": 0.05}
+    path = tmp_path / "math.core.json"
+    file = {"task": "math", "model": identity, "method": method, "parameters": parameters}
+    path.write_text(to_json(CoreFile.model_validate(file)), "utf-8")
+    lines = shown(path, width)
+    (last,) = [number for number, line in enumerate(lines) if line.startswith("0 ") and "[@]" in line]
+    assert lines[last].count("[") == 13
+    if width >= 80:
+        assert lines[last - 7].split() == list(names)
+        return
+    middles = [column + 1 for column, character in enumerate(lines[last]) if character == "["]
+    upright = ["".join(line.ljust(width)[at] for line in lines[last - 14 : last - 6]) for at in middles]
+    assert [label.strip() for label in upright] == list(names)
+
+
+def test_importance_in_colour(tmp_path: Path) -> None:
+    path = core_file(tmp_path)
+    console = Console(
+        file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor", record=True, _environ={}
+    )
+    draw(path, console)
+    cells = [one for one in Segment.filter_control(console._record_buffer) if one.style and one.style.bgcolor]
+    assert [one.style.bgcolor.name for one in cells if "●" in one.text] == ["rgb(31,158,137)", "rgb(253,231,37)"]
+    assert [one.style.bgcolor.name for one in cells if "·" in one.text] == ["rgb(49,104,142)"]
+    assert cells[-1].style.bgcolor.name == "rgb(150,150,150)", "the embedding has no score"
+    assert len(cells) == 4 * 3 + 1
+
+
+def test_importance_of_an_unknown_family(tmp_path: Path) -> None:
+    parameter = {"name": "blocks.0.w", "shape": [2], "score": 1.0, "core": True}
+    method = {"name": "lf", "ratio": 0.05}
+    identity = {**model("big", 1), "family": "mine", "model_type": "mine"}
+    file = {"task": "math", "model": identity, "method": method, "parameters": [parameter]}
+    path = tmp_path / "math.core.json"
+    path.write_text(to_json(CoreFile.model_validate(file)), "utf-8")
+    text = " ".join(squeezed(shown(path, 100)))
+    assert "(no heatmap: math: no parameter belongs to a component of family 'mine'" in text
+    assert "1 1 core blocks.0.w" in text
+
+
+def test_parts_are_called_parts(tmp_path: Path) -> None:
+    path = core_file(tmp_path)
+    path.write_text(path.read_text("utf-8").replace('"unit": "tensors"', '"unit": "rows"'), "utf-8")
+    lines = shown(path, 100)
+    assert lines[2].startswith("core: 3 of 17 parts of tensors (17.65%)")
+    assert lines[3] == "parts of tensors without a score: 1"
+
+
 def test_correspondence(tmp_path: Path) -> None:
     lines = shown(correspondence(tmp_path))
     assert lines[0] == "Correspondence: small (llama, 3 layers) → big (llama, 4 layers)"
@@ -279,9 +362,7 @@ def test_files_that_cannot_be_drawn(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     other = tmp_path / "other.json"
     other.write_text('{"format": "something"}', "utf-8")
-    with pytest.raises(
-        ArtefactError, match="format 'something', expected trace-transfer/deltas or trace-transfer/core or"
-    ):
+    with pytest.raises(ArtefactError, match="format 'something', expected trace-transfer/core or trace-transfer/layer"):
         draw(other, console)
     with pytest.raises(ArtefactError, match="cannot be read: No such file"):
         draw(tmp_path / "none.json", console)

@@ -18,8 +18,11 @@ from trace_transfer.errors import TraceTransferError, UserError
 
 # Command → what the list of commands says of it; the module of that name defines it.
 COMMANDS = {
-    "score": "Score parameters by how fine-tuned models differ from their base; write core sets.",
-    "select": "Make another core set from the scores in a core file.",
+    "identify": "Find the parameters that each task needs: warm-start, score and select in one.",
+    "warm-start": "Fine-tune a model for one epoch on each task and keep what changed.",
+    "score": "Score parameters by how warm-started or fine-tuned models differ from their base.",
+    "select": "Make another core set from the scores in a core file; import and export lists.",
+    "plot": "Draw importance heatmaps of core files: layers x modules, by task and warm-start length.",
     "map": "Match the layers of two models and carry core sets from one to the other.",
     "rules": "List, check and explain the rules that tell which parameter does what.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",
@@ -35,7 +38,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"trace_transfer.cli.{cmd_name}"), f"{cmd_name}_command")
+        name = cmd_name.replace("-", "_")
+        return getattr(importlib.import_module(f"trace_transfer.cli.{name}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

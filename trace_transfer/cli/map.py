@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from trace_transfer.settings import CHOICES, PROFILES, MapSettings
+from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings
 
 DEFAULTS = MapSettings()
 

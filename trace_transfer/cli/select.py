@@ -1,4 +1,4 @@
-"""`trace-transfer select`: another core set from stored scores."""
+"""`trace-transfer select`: another core set from stored scores; lists of the authors' form in and out."""
 
 from __future__ import annotations
 
@@ -6,26 +6,51 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli import options as shared
+
 
 @click.command("select")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CORE_FILE...")
-@click.option("--ratio", type=click.FloatRange(0, 1, min_open=True), required=True, help="The new core share.")
-@click.option("--unit", type=click.Choice(("tensors", "elements")), help="What the ratio counts; default: as before.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the new core files.")
-def select_command(files: tuple[Path, ...], ratio: float, unit: str | None, out: Path) -> None:
-    """Select the top --ratio anew from the scores in core files; no model is read."""
-    from trace_transfer.artefacts import to_json
-    from trace_transfer.errors import UserError
-    from trace_transfer.files import prepare_directory, write_text
-    from trace_transfer.stages.scoring import reselect
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[CORE_FILE]...")
+@click.option("--ratio", type=click.FloatRange(0, 1, min_open=True), help="The new core share; default: as before.")
+@click.option("--unit", type=click.Choice(("tensors", "elements", "rows")), help="What it counts; default: as before.")
+@click.option(
+    "--import", "imported", type=click.Path(path_type=Path), metavar="LIST",
+    help="A JSON list as the authors' scripts write it, instead of core files; needs --model and --task.",
+)  # fmt: skip
+@click.option("--model", metavar="MODEL", help="Whose parameters the list names; only its config is read.")
+@click.option("--task", help="What the list was made for.")
+@click.option("--export", is_flag=True, help="Write the core sets as such lists, TASK.json, too.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the new files.")
+@shared.rules_option
+def select_command(
+    files: tuple[Path, ...],
+    ratio: float | None,
+    unit: str | None,
+    imported: Path | None,
+    model: str | None,
+    task: str | None,
+    export: bool,
+    out: Path,
+    rules: tuple[str, ...],
+) -> None:
+    """Select the top --ratio anew from the scores in core files; no weights are read.
+
+    \b
+    trace-transfer select runs/smollm2/*.core.json --ratio 0.1 --out runs/smollm2-10
+    trace-transfer select --import top.json --model meta-llama/Meta-Llama-3-8B --task math \\
+        --out runs/theirs
+    """
+    if (imported is None) == (not files):
+        raise click.UsageError("give core files, or --import with a list")
+    if imported is not None and not (model and task):
+        raise click.UsageError("--import needs --model, whose parameters the list names, and --task")
+
+    from trace_transfer.stages.reselecting import import_list, reselect, write_core_files
     from trace_transfer.views.core_sets import render_core_sets
 
-    cores = tuple(reselect(file, ratio, unit) for file in files)
-    tasks = [core.task for core in cores]
-    if len(set(tasks)) < len(tasks):
-        raise UserError(f"core files of the same task would overwrite each other: {', '.join(tasks)}")
-    directory = prepare_directory(out)
-    written = tuple(directory / f"{core.task}.core.json" for core in cores)
-    for core, file in zip(cores, written, strict=True):
-        write_text(file, to_json(core))
+    if imported is not None:
+        cores = (import_list(imported, model or "", task or "", ratio, unit, rules),)
+    else:
+        cores = tuple(reselect(file, ratio, unit) for file in files)
+    written = write_core_files(cores, out, export)
     click.echo(render_core_sets(cores, (), written))

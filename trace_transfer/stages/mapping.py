@@ -26,7 +26,8 @@ from trace_transfer.artefacts import (
 )
 from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.correspondence import Correspondence, build_correspondence
-from trace_transfer.errors import ArtefactError, ModelError, UserError, first_line, listing
+from trace_transfer.devices import resolve_device, resolve_dtype
+from trace_transfer.errors import ArtefactError, ModelError, listing
 from trace_transfer.files import (
     prepare_directory,
     remove_leftovers,
@@ -38,7 +39,7 @@ from trace_transfer.files import (
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Reporter
 from trace_transfer.rules.registry import load_families
-from trace_transfer.settings import MapSettings
+from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.stages.matching import Match, massive_warnings, match_layers
 from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model
 from trace_transfer.stages.probing import Grams, ReadSettings, read_grams
@@ -257,25 +258,3 @@ def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match]) ->
         )
     subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
     return Heatmap(plan.source.name, plan.target.name, tuple(views), subtitle)
-
-
-def resolve_device(name: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU.
-
-    Raises:
-        UserError: the device is not to be had.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not available here ({first_line(error)})") from error
-    return name
-
-
-def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` is float32 on a CPU (bf16 runs at a quarter of its speed where it is not native), bfloat16 on a GPU."""
-    if name == "auto":
-        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

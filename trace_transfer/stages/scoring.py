@@ -1,112 +1,160 @@
-"""`score`: from deltas to one core file per task.
+"""From evidence to core sets: scores by a method of the registry, the top r, and what to be warned of.
 
-Reads: a base model and fine-tuned ones, or the `deltas.json` of an earlier run. Writes: `deltas.json` and one
-`TASK.core.json` per task.
+Reads: `Evidence`. Gives: one `CoreFile` per task, the stability of core sets over replicates, warnings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
-from trace_transfer.artefacts import CoreFile, CoreParameter, DeltaFile, library_versions, read_artefact, to_json
-from trace_transfer.errors import ArtefactError, UserError
-from trace_transfer.files import prepare_directory, write_text
-from trace_transfer.maths.saliency import METHODS
-from trace_transfer.progress import Reporter
-from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.differencing import deltas_of, plan_deltas, read_deltas
-from trace_transfer.stages.opening import open_model
-from trace_transfer.stages.selection import select
+from trace_transfer.artefacts import (
+    CoreFile,
+    CoreParameter,
+    DeltaFile,
+    MethodStability,
+    ModelIdentity,
+    StabilityFile,
+    TaskStability,
+    library_versions,
+)
+from trace_transfer.errors import UserError, listing
+from trace_transfer.maths.overlap import counted, jaccard_by_chance, reproducibility
+from trace_transfer.maths.saliency import METHODS, Options, Scores, Statistics
+from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.settings.scoring import ScoreSettings
+from trace_transfer.stages.evidence import Entry, Evidence
+from trace_transfer.stages.selection import select, ties_at_the_cut
 
-DELTAS = "deltas.json"
+BIAS = "bias"
 MANY_UNCHANGED = 0.25
+NOISY_ELEMENTS = 1000  # a cosine of fewer elements is mostly noise (its standard deviation is 1/√n)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Core files of all tasks, what to be warned of, and the files written."""
-
-    cores: tuple[CoreFile, ...]
-    warnings: tuple[str, ...]
-    files: tuple[Path, ...]
-
-
-def run_score(
-    base: str | Path,
-    tuned: Mapping[str, str | Path],
-    *,
-    method: str,
-    ratio: float,
-    unit: str,
-    out: str | Path,
-    rules: tuple[str, ...],
-    reporter: Reporter,
-) -> Scored:
-    """Score all parameters for every task by how its fine-tuned model differs from the base.
+def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates: int) -> None:
+    """Refuse what cannot be computed from so many tasks and replicates, before anything is read.
 
     Raises:
-        UserError: models that do not fit together, a single task with `cs`, or an output that cannot be written.
+        UserError: a single task with `cs`, corrected cosines without replicates, or an unknown component to exclude.
     """
-    if method == "cs" and len(tuned) < 2:
-        raise UserError(f"cs compares tasks and needs at least two, found {len(tuned)}: {', '.join(tuned) or 'none'}")
-    registry = load_families([Path(path) for path in rules])
-    opened_base = open_model(base, registry)
-    opened = {task: open_model(name, registry) for task, name in tuned.items()}
-    checkpoints = plan_deltas(opened_base, opened)
-    directory = prepare_directory(out)
-    known = _earlier(directory / DELTAS, {task: c.fingerprint for task, c in checkpoints.items()})
-    if known is None:
-        known = read_deltas(opened_base, opened, checkpoints, reporter)
-        write_text(directory / DELTAS, to_json(known))
-    else:
-        reporter.note(f"{directory / DELTAS}: these models were compared before")
-    cores = core_files(known, method, ratio, unit)
-    files = [directory / DELTAS]
-    for core in cores:
-        files.append(directory / f"{core.task}.core.json")
-        write_text(files[-1], to_json(core))
-    return Scored(cores, tuple(_warnings(known, method)), tuple(files))
+    if settings.method == "cs" and len(tasks) < 2:
+        raise UserError(f"cs compares tasks and needs at least two, found {len(tasks)}: {', '.join(tasks) or 'none'}")
+    if settings.cosine == "corrected" and num_replicates < 2:
+        raise UserError("cosine 'corrected' needs the reliability of two replicates of every task: --replicates 2")
+    components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
+    known = {*components, *(name.partition(".")[0] for name in components), BIAS}
+    if unknown := [name for name in settings.exclude if name not in known]:
+        raise UserError("exclude: no such components:\n" + listing(unknown) + f"\nthere are {', '.join(sorted(known))}")
 
 
-def core_files(deltas: DeltaFile, method: str, ratio: float, unit: str) -> tuple[CoreFile, ...]:
-    """One core file per task, by a method of `METHODS`; parameters that cannot be scored are listed without one."""
-    table = deltas_of(deltas)
-    cores = []
-    for index, tuned in enumerate(deltas.tuned):
-        scores = METHODS[method](table, index)
-        parameters = [
-            CoreParameter(name=p.name, shape=p.shape, score=None if np.isnan(score) else float(score))
-            for p, score in zip(deltas.parameters, scores, strict=True)
-        ]
-        cores.append(
-            CoreFile(
-                task=tuned.task,
-                model=deltas.model,
-                method={"name": method, "ratio": ratio, "unit": unit, "tasks": [t.task for t in deltas.tuned]},
-                parameters=select(parameters, ratio, unit),
-                libraries=library_versions(),
-            )
+def core_files(
+    evidence: Evidence, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any]
+) -> tuple[CoreFile, ...]:
+    """One core file per task; entries that cannot be scored are listed without a score.
+
+    Args:
+        made_with: what else decided the scores, for the file: epochs, replicates, examples.
+    """
+    statistics = evidence.statistics()
+    return tuple(
+        CoreFile(
+            task=task,
+            model=model,
+            method={**settings.recorded(), "name": settings.method, "tasks": list(evidence.tasks), **made_with},
+            parameters=_selected(evidence.entries, scores, settings),
+            libraries=library_versions(),
         )
-    return tuple(cores)
+        for task, scores in zip(evidence.tasks, _all_scores(evidence, statistics, settings), strict=True)
+    )
 
 
-def _earlier(file: Path, fingerprints: Mapping[str, str]) -> DeltaFile | None:
-    """The deltas of an earlier run on the same weights, or None."""
-    if not file.is_file():
-        return None
-    try:
-        found: DeltaFile = read_artefact(file, DeltaFile)
-    except ArtefactError:
-        return None
-    theirs = {"": found.base_fingerprint, **{tuned.task: tuned.fingerprint for tuned in found.tuned}}
-    return found if list(theirs.items()) == list(fingerprints.items()) else None
+def _all_scores(evidence: Evidence, statistics: Statistics, settings: ScoreSettings) -> list[Scores]:
+    """The scores of each task."""
+    options = Options(**{f.name: getattr(settings, f.name) for f in fields(Options)})
+    eligible_P = np.array([_takes_part(entry, settings) for entry in evidence.entries])
+    method = METHODS[settings.method]
+    return [method(statistics, index, options, eligible_P) for index in range(statistics.num_tasks)]
 
 
-def _warnings(deltas: DeltaFile, method: str) -> list[str]:
+def _takes_part(entry: Entry, settings: ScoreSettings) -> bool:
+    named = [
+        any(part == name or part.startswith(f"{name}.") for name in settings.exclude)
+        for part in entry.component.split("+")
+    ]
+    excluded = all(named) or (BIAS in settings.exclude and entry.name.endswith(f".{BIAS}"))
+    return not excluded and entry.num_elements >= settings.min_elements
+
+
+def _selected(entries: Sequence[Entry], scores: Scores, settings: ScoreSettings) -> tuple[CoreParameter, ...]:
+    parameters = [
+        CoreParameter(
+            name=entry.name,
+            shape=entry.shape,
+            rows=entry.rows,
+            columns=entry.columns,
+            component=entry.component,
+            layer=entry.layer,
+            score=None if np.isnan(score) else float(score),
+            terms=None if np.isnan(score) else scores.terms_of(index),
+        )
+        for index, (entry, score) in enumerate(zip(entries, scores.score_P, strict=True))
+    ]
+    return select(parameters, settings.ratio, settings.unit)
+
+
+def stability(evidence: Evidence, settings: Sequence[ScoreSettings], model: ModelIdentity) -> StabilityFile:
+    """How far core sets of one task agree between its two replicates, beside how far those of different tasks do.
+
+    Each replicate's sets are made from that replicate of every task alone.
+    """
+    return StabilityFile(
+        model=model,
+        methods=tuple(_method_stability(evidence, chosen) for chosen in settings),
+        reliability=dict(evidence.replicate_cosines()),
+        libraries=library_versions(),
+    )
+
+
+def _method_stability(evidence: Evidence, settings: ScoreSettings) -> MethodStability:
+    first, second = (
+        [
+            _core_set(_selected(evidence.entries, scores, settings))
+            for scores in _all_scores(evidence, evidence.replicate(index), settings)
+        ]
+        for index in (0, 1)
+    )
+    sets = dict(zip(evidence.tasks, zip(first, second, strict=True), strict=True))
+    sizes = reproducibility(sets)
+    counts = reproducibility({task: (counted(one), counted(other)) for task, (one, other) in sets.items()})
+    deciding = counts if settings.unit == "tensors" else sizes
+    return MethodStability(
+        method=settings.method,
+        ratio=settings.ratio,
+        unit=settings.unit,
+        chance=jaccard_by_chance(settings.ratio),
+        tasks=tuple(
+            TaskStability(
+                task=task,
+                within_tensors=counts[task].within,
+                within_elements=sizes[task].within,
+                between_tensors=counts[task].between,
+                between_elements=sizes[task].between,
+                clear=deciding[task].clearly_higher,
+            )
+            for task in evidence.tasks
+        ),
+    )
+
+
+def _core_set(parameters: Sequence[CoreParameter]) -> dict[tuple[Any, ...], int]:
+    return {(p.name, p.rows, p.columns): p.num_elements for p in parameters if p.core}
+
+
+def warnings_of(deltas: DeltaFile, evidence: Evidence, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:
+    """What a user should know before trusting the core sets."""
     found = []
     total = deltas.model.num_elements
     for index, tuned in enumerate(deltas.tuned):
@@ -114,28 +162,30 @@ def _warnings(deltas: DeltaFile, method: str) -> list[str]:
         still = [parameter.name for parameter in deltas.parameters if parameter.norms[index] == 0]
         if tuned.sixteen_bit and unchanged > MANY_UNCHANGED:
             found.append(
-                f"{tuned.task}: saved in 16 bits, and {unchanged:.0%} of the elements are as in the base: updates were "
-                "rounded away, and scores with them. Save fine-tuned models in float32"
+                f"{tuned.label}: saved in 16 bits, and {unchanged:.0%} of the elements are as in the base: updates "
+                "were rounded away, and scores with them. Save fine-tuned models in float32"
             )
         if still:
             shown = ", ".join(still[:3]) + (f", … ({len(still)})" if len(still) > 3 else "")
-            found.append(f"{tuned.task}: did not move at all: {shown}")
-    if method == "cs" and len(deltas.tuned) == 2:
-        found.append("cs with two tasks gives both the same core set: the cosine of two deltas has no side")
+            found.append(f"{tuned.label}: did not move at all: {shown}")
+    for core in cores:
+        if ties_at_the_cut(core.parameters):
+            found.append(
+                f"{core.task}: the last core parameter and the next one have the same score; model order decided"
+            )
+    if settings.method == "cs":
+        found += _warnings_of_cosines(evidence)
     return found
 
 
-def reselect(file: Path, ratio: float, unit: str | None) -> CoreFile:
-    """Another core set from the scores of a core file.
-
-    Raises:
-        ArtefactError: it is not a core file.
-    """
-    core: CoreFile = read_artefact(file, CoreFile)
-    unit = unit or core.method.unit
-    return core.model_copy(
-        update={
-            "method": core.method.model_copy(update={"ratio": ratio, "unit": unit}),
-            "parameters": select(core.parameters, ratio, unit),
-        }
-    )
+def _warnings_of_cosines(evidence: Evidence) -> list[str]:
+    found = []
+    if len(evidence.tasks) == 2:
+        found.append("cs with two tasks gives both the same core set: the cosine of two deltas has no side")
+    small = sum(entry.num_elements < NOISY_ELEMENTS for entry in evidence.entries)
+    if small:
+        found.append(
+            f"cs: {small:,} of {len(evidence.entries):,} entries have fewer than {NOISY_ELEMENTS:,} elements, too few "
+            f"for a cosine to be more than noise; --min-elements {NOISY_ELEMENTS} leaves them out"
+        )
+    return found

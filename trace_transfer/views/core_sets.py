@@ -27,8 +27,9 @@ def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: 
     """Core sets as text of at most 100 columns."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     table = Table(title="core sets")
-    for heading in ("task", "method", "tensors", "elements", "best"):
-        table.add_column(heading, justify="right" if heading in ("tensors", "elements") else "left", overflow="fold")
+    counted = "tensors, parts" if any(core.method.unit == "rows" for core in cores) else "tensors"
+    for heading in ("task", "method", counted, "elements", "best"):
+        table.add_column(heading, justify="right" if heading in (counted, "elements") else "left", overflow="fold")
     for core in cores:
         table.add_row(
             core.task,
@@ -41,7 +42,7 @@ def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: 
     comparable = [pair for pair in combinations(cores, 2) if pair[0].model.names_sha256 == pair[1].model.names_sha256]
     if comparable:
         overlap = Table(title="in common (Jaccard)")
-        for heading in ("tasks", "tensors", "elements"):
+        for heading in ("tasks", counted, "elements"):
             overlap.add_column(heading, justify="left" if heading == "tasks" else "right")
         for one, other in comparable:
             tensors, elements = jaccard(one, other)

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from trace_transfer.anatomy import layer_ranges
-from trace_transfer.artefacts import CoreFile, CoreParameter, CorrespondenceFile, DeltaFile, LayerMatch, ModelIdentity
+from trace_transfer.artefacts import CoreFile, CorrespondenceFile, DeltaFile, LayerMatch, ModelIdentity, StabilityFile
 from trace_transfer.artefacts import read_artefact as read
 from trace_transfer.errors import ArtefactError
 from trace_transfer.rules.registry import folded_name
+from trace_transfer.views.importance_places import label
+from trace_transfer.views.importance_terminal import draw_importance
+from trace_transfer.views.stability import draw_stability
 from trace_transfer.views.terminal import Page, draw_heatmap, ruler
 
 NUM_SCORES = 15
@@ -45,6 +48,8 @@ def draw(path: Path, console: Console) -> None:
         _draw_correspondence(artefact, page)
     elif isinstance(artefact, DeltaFile):
         _draw_deltas(artefact, page)
+    elif isinstance(artefact, StabilityFile):
+        draw_stability(artefact, page)
     else:
         raise ArtefactError(f"{path}: {artefact.format} has no drawing; it is JSON, to be read as it is")
 
@@ -133,36 +138,30 @@ def _draw_core(core: CoreFile, page: Page) -> None:
     page.line(f"Core set of {core.task}: {_model(core.model)}", "bold")
     settings = "".join(f", {name} {value}" for name, value in (method.model_extra or {}).items())
     page.line(f"method {method.name}, ratio {method.ratio:g} of {method.unit}{settings}")
+    counted = "parts of tensors" if method.unit == "rows" else "tensors"
     page.line(
-        f"core: {len(chosen):,} of {len(core.parameters):,} tensors ({core.ratio_of_tensors:.2%}), "
+        f"core: {len(chosen):,} of {len(core.parameters):,} {counted} ({core.ratio_of_tensors:.2%}), "
         f"{sum(one.num_elements for one in chosen):,} of {sum(one.num_elements for one in core.parameters):,} elements "
         f"({core.ratio_of_elements:.2%})"
     )
     unscored = sum(one.score is None for one in core.parameters)
     if unscored:
-        page.line(f"tensors without a score: {unscored:,}")
+        page.line(f"{counted} without a score: {unscored:,}")
     if core.transferred_from:
         origin = core.transferred_from
         page.line(f"carried over from {_model(origin.model)}, carry {origin.carry}, rules {', '.join(origin.rules)}")
     page.line()
     _draw_grid(core, page)
     page.line()
+    if any(one.score is not None for one in core.parameters):
+        draw_importance(core, page)
+        page.line()
     best = [one for one in core.parameters if one.score is not None][:NUM_SCORES]
     page.line(f"The {len(best)} best of {len(core.parameters) - unscored:,} scores")
     page.table(
         [("", "right"), ("score", "right"), ("", "left"), ("parameter", "left")],
-        ((str(i), f"{one.score:.4g}", "core" if one.core else "", _label(one)) for i, one in enumerate(best, 1)),
+        ((str(i), f"{one.score:.4g}", "core" if one.core else "", label(one)) for i, one in enumerate(best, 1)),
     )
-
-
-def _label(parameter: CoreParameter) -> str:
-    """Name and ranges of a parameter."""
-    label = parameter.name
-    for word, ranges in (("rows", parameter.rows), ("columns", parameter.columns)):
-        if ranges:
-            shown = ", ".join(f"{start}:{stop}" for start, stop in ranges[:2])
-            label += f" [{word} {shown}{', …' if len(ranges) > 2 else ''}]"
-    return label
 
 
 def _kind(name: str) -> tuple[str, int | None]:
@@ -247,21 +246,32 @@ def _folded(entry: Mapping[str, Any]) -> str:
 
 def _draw_deltas(deltas: DeltaFile, page: Page) -> None:
     page.line(f"Deltas from {_model(deltas.model)}", "bold")
-    tasks = [tuned.task for tuned in deltas.tuned]
+    labels = [tuned.label for tuned in deltas.tuned]
     for index, tuned in enumerate(deltas.tuned):
         total = float(np.sqrt(sum(parameter.norms[index] ** 2 for parameter in deltas.parameters)))
         still = sum(parameter.unchanged[index] for parameter in deltas.parameters) / deltas.model.num_elements
-        page.line(f"{tuned.task}: {tuned.id}, norm {total:.4g}, {still:.1%} of the elements as in the base")
+        page.line(f"{tuned.label}: {tuned.id}, norm {total:.4g}, {still:.1%} of the elements as in the base")
+    if len(labels) > 1:
+        page.line()
+        page.line("Cosine of deltas, median over parameters")
+        pairs = np.array([parameter.cosines for parameter in deltas.parameters], dtype=float)
+        rows, columns = np.tril_indices(len(labels), -1)
+        cosines = np.full((len(labels), len(labels)), np.nan)
+        cosines[rows, columns] = cosines[columns, rows] = np.nanmedian(pairs, axis=0)
+        page.table(
+            [("", "left"), *((label, "right") for label in labels)],
+            [
+                (label, *("" if np.isnan(v) else f"{v:+.2f}" for v in row))
+                for label, row in zip(labels, cosines, strict=True)
+            ],
+        )
     page.line()
-    pairs = [f"cos {tasks[k]}, {tasks[j]}" for j in range(len(tasks)) for k in range(j)]
-    columns = [("parameter", "left"), *((f"|{task}|", "right") for task in tasks), *((pair, "right") for pair in pairs)]
     largest = sorted(deltas.parameters, key=lambda p: -max(p.norms))[:NUM_SCORES]
-    page.line(f"The {len(largest)} of {len(deltas.parameters)} parameters that moved most")
-    rows = [
-        (p.name, *(f"{norm:.3g}" for norm in p.norms), *(_number(cosine, "+.2f") for cosine in p.cosines))
-        for p in largest
-    ]
-    page.table(columns, rows)
+    page.line(f"Norm of the deltas: the {len(largest)} of {len(deltas.parameters)} parameters that moved most")
+    page.table(
+        [("parameter", "left"), *((label, "right") for label in labels)],
+        [(p.name, *(f"{norm:.3g}" for norm in p.norms)) for p in largest],
+    )
 
 
 # A safetensors file

@@ -1,17 +1,14 @@
-"""The settings of `map`, their defaults and why: one table for the command line, Python and the files.
-
-Nothing here loads torch, so that `--help` can read it.
-"""
+"""The settings of `map`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError
+from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse, share_problem
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "rows": ("boundary", "word", "example"),
@@ -22,8 +19,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "carry": ("scores", "core"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
-
-LARGEST = 2**31 - 1  # what every library below takes
 
 # What a profile sets; an option that is given explicitly stays.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -70,20 +65,9 @@ class MapSettings:
     cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
-        problems = []
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                close = get_close_matches(str(value), allowed, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                problems.append(f"{name}: {value!r} is none of {', '.join(allowed)}{hint}")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            problems.append(f"ratio: {self.ratio} is not in (0, 1]")
-        for name, least in (("max_length", 8), ("minibatches", 1), ("splits", 0), ("batch_size", 1), ("seed", 0)):
-            if not least <= getattr(self, name) <= LARGEST:
-                problems.append(f"{name}: {getattr(self, name)} is not in [{least}, {LARGEST}]")
-        if problems:
-            raise UserError("settings that cannot be used:\n" + listing(problems))
+        problems = choice_problems(self, CHOICES) + share_problem("ratio", self.ratio)
+        problems += count_problems(self, {"max_length": 8, "minibatches": 1, "splits": 0, "batch_size": 1, "seed": 0})
+        refuse(problems)
 
     @classmethod
     def of(cls, profile: str = "default", **given: Any) -> MapSettings:
@@ -94,7 +78,4 @@ class MapSettings:
 
     def recorded(self) -> dict[str, Any]:
         """As they are saved beside each result."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["cache"] = None if self.cache is None else str(self.cache)
-        values["rules"] = list(self.rules)
-        return values
+        return recorded(self)

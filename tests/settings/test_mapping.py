@@ -3,7 +3,7 @@
 import pytest
 
 from trace_transfer.errors import UserError
-from trace_transfer.settings import CHOICES, PROFILES, MapSettings, default_cache
+from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings, default_cache
 
 
 def test_defaults_are_the_first_choice_of_each():

@@ -1,0 +1,23 @@
+"""Examples of different lengths for tiny models."""
+
+import random
+
+from trace_transfer.examples import IGNORED, Example
+
+LAYER_PATHS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
+
+
+def layer_path(family: str) -> str:
+    return LAYER_PATHS.get(family, "model.layers")
+
+
+def draw_examples(num: int, seed: int = 0, longest: int = 24, rows: int = 40) -> list[Example]:
+    """Few different tokens, so that many repeat in a text, the padding token (0) among them; prompts without loss."""
+    rng = random.Random(seed)
+    examples = []
+    for index in range(num):
+        ids = tuple(rng.randrange(rows) for _ in range(rng.randint(3, longest)))
+        prompt = rng.randint(1, len(ids) - 1)
+        labels = tuple(IGNORED if place < prompt else token for place, token in enumerate(ids))
+        examples.append(Example(f"drawn:{index}", ids, labels))
+    return examples

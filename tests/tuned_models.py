@@ -1,0 +1,39 @@
+"""Copies of a tiny model with its weights moved a little, as fine-tuning would."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a model's directory, by their names on disk."""
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def tuned_copy(
+    base: Path,
+    directory: Path,
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1e-2,
+    still: Collection[str] = (),
+) -> Path:
+    """A copy of a model with every weight moved a little, in one file whatever the base has; `still` do not move."""
+    shutil.copytree(base, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, tensor in weights(base).items():
+        noise = scale * torch.randn(tensor.shape, generator=generator)
+        moved[name] = (tensor.float() + (0 if name in still else noise)).to(dtype)
+    save_file(moved, directory / "model.safetensors", {"format": "pt"})
+    return directory

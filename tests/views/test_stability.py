@@ -1,0 +1,72 @@
+"""What is printed of how far core sets depend on the seed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from trace_transfer.artefacts import StabilityFile, to_json
+from trace_transfer.views.inspection import draw
+from trace_transfer.views.stability import render_stability
+
+
+def report(*tasks: dict, unit: str = "tensors", methods: tuple[str, ...] = ("lf", "cs")) -> StabilityFile:
+    model = {
+        "id": "someone/[bold]small[/bold]", "family": "llama", "model_type": "llama", "num_layers": 4,
+        "num_parameters": 39, "num_elements": 1000, "names_sha256": "0" * 64,
+    }  # fmt: skip
+    of_methods = [
+        {"method": method, "ratio": 0.05, "unit": unit, "chance": 0.03, "tasks": list(tasks)} for method in methods
+    ]
+    return StabilityFile.model_validate(
+        {"model": model, "methods": of_methods, "reliability": {"math": 0.71, "code": 0.5}}
+    )
+
+
+def task(name: str, within: float, between: float, clear: bool) -> dict:
+    return {
+        "task": name, "within_tensors": within, "within_elements": within / 2, "between_tensors": between,
+        "between_elements": between / 2, "clear": clear,
+    }  # fmt: skip
+
+
+DOUBT = "share 0.45 of their core sets, different tasks 0.52: the set says little about the task"
+
+
+def squeezed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_overlap_within_beside_overlap_between() -> None:
+    text = render_stability(report(task("math", 0.9, 0.3, True), task("code", 0.45, 0.52, False)))
+    lines = squeezed(text)
+    assert lines[0] == "Stability of core sets: someone/[bold]small[/bold] (llama, 4 layers)"
+    assert "lf 5 % of tensors math 0.90 0.45 0.30 0.15 0.03 yes" in " ".join(lines)
+    assert "cosine of two warm starts' deltas (median over parameters): math 0.71, code 0.50" in lines
+    joined = " ".join(lines)
+    assert joined.count("! code (") == 2 and "! math" not in joined
+    assert f"! code (cs): two warm starts of the same task {DOUBT}" in joined
+
+
+def test_one_method_is_not_named_and_elements_are_compared_where_they_count() -> None:
+    text = " ".join(
+        squeezed(render_stability(report(task("math", 0.9, 1.04, False), unit="elements", methods=("cs",))))
+    )
+    assert f"! math: two warm starts of the same task {DOUBT}" in text
+
+
+def test_width_and_inspect(tmp_path: Path) -> None:
+    found = report(task("m" * 60, 0.9, 0.3, False), task("code", 0.45, 0.52, True))
+    text = render_stability(found)
+    assert max(map(len, text.splitlines())) <= 100
+    path = tmp_path / "stability.json"
+    path.write_text(to_json(found), "utf-8")
+    file = io.StringIO()
+    draw(path, Console(file=file, width=100, color_system=None))
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == text.splitlines()
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    draw(path, Console(file=narrow, width=60, color_system=None))
+    narrow.flush()
+    assert max(map(len, narrow.buffer.getvalue().decode().splitlines())) <= 60

@@ -1,0 +1,105 @@
+"""`TASK.core.json`: the scores of a model's parameters for a task, and which of them are core."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trace_transfer.artefacts.base import TASK, ModelIdentity, Range, Strict
+from trace_transfer.models import part_numel
+
+
+class CoreParameter(Strict):
+    """One scored parameter, or (with `rows` or `columns`) the part of a fused one.
+
+    Rows are ranges of dimension 0, columns of dimension 1, end exclusive. The parts of one parameter are disjoint.
+    `component` and `layer` say what it is by its family's rules; a fused parameter is of several, `a+b`. `terms` are
+    what the score was made of.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[Range, ...] | None = None
+    columns: tuple[Range, ...] | None = None
+    component: str | None = None
+    layer: int | None = None
+    score: float | None = Field(default=None, allow_inf_nan=False)
+    terms: dict[str, float] | None = None
+    core: bool = False
+    sources: tuple[str, ...] | None = Field(default=None, alias="from")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> Self:
+        for ranges, dim, word in ((self.rows, 0, "rows"), (self.columns, 1, "columns")):
+            for start, stop in ranges or ():
+                if dim >= len(self.shape) or not 0 <= start < stop <= self.shape[dim]:
+                    raise ValueError(f"{self.name}: {word} [{start}, {stop}] do not fit shape {list(self.shape)}")
+        if self.core and self.score is None:
+            raise ValueError(f"{self.name}: core, but without a score")
+        return self
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the parameter or of its part."""
+        return part_numel(self.shape, self.rows, self.columns)
+
+
+class Method(BaseModel):
+    """How scores and core set were made; a method may add what it needs to be made again."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    ratio: float = Field(gt=0, le=1)
+    unit: Literal["tensors", "elements", "rows"] = "tensors"
+
+
+class Transfer(Strict):
+    """Where a translated core set came from."""
+
+    model: ModelIdentity
+    core_sha256: str
+    layer_match_sha256: str
+    rules: tuple[str, ...]
+    carry: Literal["core", "scores"]
+
+
+class CoreFile(Strict):
+    """`TASK.core.json`: every scored parameter, best first, and which of them are core."""
+
+    format: Literal["trace-transfer/core"] = "trace-transfer/core"
+    version: Literal[1] = 1
+    task: str = Field(pattern=TASK)
+    model: ModelIdentity
+    method: Method
+    parameters: tuple[CoreParameter, ...]
+    transferred_from: Transfer | None = None
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        if not self.parameters:
+            raise ValueError("no parameters are listed")
+        seen: set[tuple[Any, ...]] = set()
+        for parameter in self.parameters:
+            key = (parameter.name, parameter.rows, parameter.columns)
+            if key in seen:
+                raise ValueError(f"{parameter.name} is listed twice")
+            seen.add(key)
+        return self
+
+    @property
+    def core(self) -> tuple[CoreParameter, ...]:
+        return tuple(parameter for parameter in self.parameters if parameter.core)
+
+    @property
+    def ratio_of_tensors(self) -> float:
+        """Core share of the parameters; the parts of a fused parameter count as one entry each."""
+        return len(self.core) / len(self.parameters)
+
+    @property
+    def ratio_of_elements(self) -> float:
+        return sum(p.num_elements for p in self.core) / sum(p.num_elements for p in self.parameters)

@@ -1,0 +1,66 @@
+"""Reading and writing our JSON files: all of a file is checked, and every problem told at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trace_transfer.artefacts.base import Strict
+from trace_transfer.artefacts.core import CoreFile
+from trace_transfer.artefacts.identification import DeltaFile, FisherFile, StabilityFile, WarmStartFile
+from trace_transfer.artefacts.matching import CorrespondenceFile, LayerMatch
+from trace_transfer.errors import ArtefactError, listing
+
+ARTEFACTS: dict[str, type[Strict]] = {
+    kind.model_fields["format"].default: kind
+    for kind in (CoreFile, LayerMatch, CorrespondenceFile, WarmStartFile, DeltaFile, FisherFile, StabilityFile)
+}
+
+
+def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
+    """Read one of our JSON files and check all of it.
+
+    Args:
+        kind: the class expected; None takes whichever its `format` names.
+
+    Raises:
+        ArtefactError: not there, not JSON, of another format or version, or with wrong or unknown fields (all named).
+    """
+    file = Path(path)
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{file}: cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{file}: not a JSON file ({error})") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    expected = kind.model_fields["format"].default if kind else None
+    if found not in ARTEFACTS or (kind and found != expected):
+        what = f"format {found!r}" if found else "no 'format'"
+        raise ArtefactError(f"{file}: {what}, expected {expected or ' or '.join(ARTEFACTS)}")
+    try:
+        return ARTEFACTS[found].model_validate(data)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
+        raise ArtefactError(f"{file}: {count}:\n" + listing(problems)) from error
+
+
+def to_json(artefact: Strict) -> str:
+    """The text of an artefact: one line per parameter or pair, so that files can be compared and searched by line."""
+    data = artefact.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if isinstance(artefact, CoreFile):
+        data["transferred_from"] = data.get("transferred_from")
+        for dumped, parameter in zip(data["parameters"], artefact.parameters, strict=True):
+            dumped["score"] = parameter.score
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in value)
+            lines.append(f"  {json.dumps(key)}: [\n{rows}\n  ]")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

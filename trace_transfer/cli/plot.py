@@ -1,0 +1,33 @@
+"""`trace-transfer plot`: importance heatmaps of core files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("plot")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CORE_FILE...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the heatmaps.")
+@click.option("--rules", multiple=True, metavar="PATH", help="Your own rules, beside or over the shipped.")
+def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> None:
+    """Draw importance heatmaps of core files of one model: layers × modules, per task and warm-start length.
+
+    Writes importance.html (interactive, one task at a time) and importance.png (all of them).
+
+    \b
+    trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
+    """
+    from trace_transfer.artefacts import CoreFile, read_artefact
+    from trace_transfer.files import prepare_directory
+    from trace_transfer.rules.registry import load_families
+    from trace_transfer.views.importance import importance_of, write_importance_html, write_importance_png
+
+    registry = load_families([Path(path) for path in rules])
+    importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)), registry)
+    directory = prepare_directory(out)
+    page, picture = directory / "importance.html", directory / "importance.png"
+    write_importance_html(page, importance)
+    write_importance_png(picture, importance)
+    click.echo(f"{page}\n{picture}")

@@ -1,0 +1,101 @@
+"""Supervised examples as a model reads them, and batches of them: what training and Fisher information share.
+
+Shapes: b examples of a batch, t tokens of its longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # the label of a token that is not supervised, as in torch and transformers
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised example.
+
+    Attributes:
+        id: for messages, `math:17`: task and record (counted from 0 in its file).
+        input_ids: all tokens, special ones included.
+        labels: for each token itself where it belongs to the answer, `IGNORED` elsewhere. Token t is predicted from
+            those before it, so that the label of the first token is never used.
+    """
+
+    id: str
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @cached_property
+    def num_supervised(self) -> int:
+        """Tokens whose prediction is trained."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples, ready to be trained on.
+
+    Attributes:
+        num_records: records in the data, before `max_examples` and anything left out.
+        num_cut: examples that were longer than the maximal length and were cut there.
+        num_left_out: longer ones that were left out.
+        template: `chat` for the model's own chat template, `plain` for the stated plain one.
+        sha256: of all token ids and labels; other data, other sum.
+    """
+
+    task: str
+    examples: tuple[Example, ...]
+    num_records: int
+    num_cut: int
+    num_left_out: int
+    template: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right: left padding gives NaN with eager attention.
+
+    `labels` are shifted already: `targets_bt[b, t]` is what position t must predict, the token at t + 1.
+    """
+
+    ids: tuple[str, ...]
+    input_ids_bt: Tensor
+    attention_mask_bt: Tensor
+    targets_bt: Tensor
+
+    @property
+    def num_supervised_b(self) -> Tensor:
+        return (self.targets_bt != IGNORED).sum(dim=1)
+
+
+def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """Pad examples on the right and shift their labels.
+
+    Args:
+        pad_id: what stands behind a text; no supervised position sees it.
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    shape = (len(examples), longest)
+    ids_bt = torch.full(shape, pad_id, dtype=torch.int64)
+    mask_bt = torch.zeros(shape, dtype=torch.int64)
+    targets_bt = torch.full(shape, IGNORED, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        ids_bt[row, :length] = torch.tensor(example.input_ids)
+        mask_bt[row, :length] = 1
+        targets_bt[row, : length - 1] = torch.tensor(example.labels[1:])
+    return Batch(tuple(example.id for example in examples), ids_bt, mask_bt, targets_bt)
+
+
+def losses(logits_btv: Tensor, targets_bt: Tensor) -> Tensor:
+    """Cross-entropy of each position in float32, [b, t]; 0 where nothing is supervised."""
+    flat = torch.nn.functional.cross_entropy(
+        logits_btv.float().flatten(0, 1), targets_bt.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view(targets_bt.shape)

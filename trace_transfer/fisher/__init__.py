@@ -1,0 +1,1 @@
+"""Fisher information of every parameter, exact, from batched backward passes that store no parameter gradient."""

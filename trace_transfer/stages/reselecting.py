@@ -1,0 +1,104 @@
+"""`select`: core files from scores that are known: those of other core files, or of the authors' lists.
+
+Reads: core files or a JSON list. Writes: `TASK.core.json`, and `TASK.json` where the authors' form is wanted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from trace_transfer.artefacts import TASK, CoreFile, library_versions, read_artefact, to_json
+from trace_transfer.authors_list import core_parameters, read_authors_list, to_authors_list
+from trace_transfer.errors import UserError
+from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.rules.registry import load_families
+from trace_transfer.stages.evidence import entries_of
+from trace_transfer.stages.opening import open_model
+from trace_transfer.stages.selection import select
+
+
+def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
+    """Another core set from the scores of a core file.
+
+    Raises:
+        ArtefactError: it is not a core file.
+        UserError: `rows` of scores of whole tensors, or the other way round.
+    """
+    core: CoreFile = read_artefact(file, CoreFile)
+    ratio, unit = ratio or core.method.ratio, unit or core.method.unit
+    if unit != core.method.unit and "rows" in (unit, core.method.unit):
+        raise UserError(
+            f"{file}: was scored by {core.method.unit}, and cannot be selected from by {unit}: score again with --unit "
+            f"{unit}"
+        )
+    return core.model_copy(
+        update={
+            "method": core.method.model_copy(update={"ratio": ratio, "unit": unit}),
+            "parameters": select(core.parameters, ratio, unit),
+        }
+    )
+
+
+def import_list(
+    file: Path, model: str | Path, task: str, ratio: float | None, unit: str | None, rules: Sequence[str] = ()
+) -> CoreFile:
+    """A core file from a list of the authors' scripts. Of a list of fewer names than the model has all are core.
+
+    Raises:
+        ArtefactError: the list cannot be read, or names what the model lacks.
+        UserError: a full list without a ratio, or a selected one with one; a task that is no name.
+    """
+    opened = open_model(model, load_families([Path(path) for path in rules]))
+    shapes = opened.anatomy.inventory.shapes
+    method, listed = read_authors_list(file)
+    parameters = tuple(
+        parameter.model_copy(update={"component": entry.component, "layer": entry.layer})
+        for parameter in core_parameters(listed, shapes)
+        for entry in entries_of(opened.anatomy, parameter.name, parameter.shape, None)
+    )
+    whole = len(listed) == len(shapes)
+    if whole and ratio is None:
+        raise UserError(f"{file}: lists all parameters of {opened.name}; give --ratio to select from them")
+    if not whole and ratio is not None:
+        raise UserError(
+            f"{file}: lists {len(listed)} of the {len(shapes)} parameters of {opened.name}: a core set, of which no "
+            "other can be made; leave --ratio out"
+        )
+    unit = unit or "tensors"
+    if whole:
+        parameters = select(parameters, ratio, unit)
+    if unit == "rows":
+        raise UserError("such lists name whole parameters: rows cannot be selected from them")
+    return CoreFile(
+        task=_checked(task),
+        model=opened.identity,
+        method={"name": method, "ratio": ratio or len(listed) / len(shapes), "unit": unit, "imported_from": file.name},
+        parameters=parameters,
+        libraries=library_versions(),
+    )
+
+
+def _checked(task: str) -> str:
+    if not re.fullmatch(TASK, task):
+        raise UserError(f"task {task!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    return task
+
+
+def write_core_files(cores: Sequence[CoreFile], out: str | Path, export: bool) -> tuple[Path, ...]:
+    """Write core files into a directory, and the authors' lists beside them; returns the files.
+
+    Raises:
+        UserError: two of one task, or no list can be made of one: then nothing is written.
+    """
+    tasks = [core.task for core in cores]
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"core files of the same task would overwrite each other: {', '.join(tasks)}")
+    texts = {f"{core.task}.core.json": to_json(core) for core in cores}
+    if export:
+        texts |= {f"{core.task}.json": to_authors_list(core) for core in cores}
+    directory = prepare_directory(out)
+    for name, text in texts.items():
+        write_text(directory / name, text)
+    return tuple(directory / name for name in texts)

@@ -1,0 +1,76 @@
+"""The examples of all tasks, encoded for one model: what warm starts train on and Fisher information is taken on.
+
+Reads: `tasks.yaml`, the data that it names, the model's tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trace_transfer.delta_store import DeltaStore
+from trace_transfer.errors import ModelError, UserError, listing
+from trace_transfer.examples import TaskData
+from trace_transfer.stages.opening import OpenModel, load_tokenizer
+from trace_transfer.tasks.encoding import halves, prepare_task
+from trace_transfer.tasks.spec import load_tasks
+
+
+def read_tasks(base: OpenModel, tasks: str | Path, max_length: int, too_long: str, seed: int) -> tuple[TaskData, ...]:
+    """All tasks of a `tasks.yaml`, encoded for a model.
+
+    Raises:
+        TaskError: the file, its data or an example cannot be used.
+        ModelError: the tokenizer belongs to another model.
+    """
+    tokenizer = load_tokenizer(base.source)
+    data = tuple(
+        prepare_task(spec, Path(tasks).parent, tokenizer, max_length=max_length, too_long=too_long, seed=seed)
+        for spec in load_tasks(tasks)
+    )
+    largest = max(max(example.input_ids) for task in data for example in task.examples)
+    size = base.config.get_text_config().vocab_size
+    if largest >= size:
+        raise ModelError(
+            f"{base.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the "
+            "tokenizer belongs to another model"
+        )
+    return data
+
+
+def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[int | None, TaskData]]:
+    """The whole task as replicate None, or its two halves as replicates 1 and 2."""
+    if num_replicates == 1:
+        yield None, task
+    else:
+        yield from enumerate(halves(task, seed), start=1)
+
+
+def data_of_stores(base: OpenModel, stores: Sequence[DeltaStore], tasks: str | Path) -> dict[str, TaskData]:
+    """The examples that warm starts were made with, encoded again; label (`math`, `math/1`) → examples.
+
+    Raises:
+        UserError: they are others now.
+    """
+    made_with = stores[0].record.settings
+    whole = read_tasks(base, tasks, made_with["max_length"], made_with["too_long"], made_with["seed"])
+    parts = {
+        label_of(task.task, replicate): data
+        for task in whole
+        for replicate, data in parts_of(task, made_with["replicates"], made_with["seed"])
+    }
+    problems = []
+    for store in stores:
+        label = label_of(store.record.task, store.record.replicate)
+        if label not in parts:
+            problems.append(f"{label}: not in {tasks}")
+        elif parts[label].sha256 != store.record.data.sha256:
+            problems.append(f"{label}: other examples in {tasks} than it was warm-started with")
+    if problems:
+        raise UserError("tasks and warm starts do not belong together:\n" + listing(problems))
+    return parts
+
+
+def label_of(task: str, replicate: int | None) -> str:
+    """`math`, or `math/1` for the first of two replicates."""
+    return task if replicate is None else f"{task}/{replicate}"

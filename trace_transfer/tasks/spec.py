@@ -1,0 +1,237 @@
+"""`tasks.yaml` → one `TaskSpec` per task, with every problem of the file found in one go.
+
+    tasks:
+      - name: math
+        data: gsm8k.jsonl               # .json, .jsonl, .csv or .parquet beside this file; or a hub data set owner/name
+        fields: {prompt: question, completion: answer}
+        max_examples: 200
+
+Reads the file's text and whether the data files are there; no data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Hashable, Mapping
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from trace_transfer.artefacts import TASK, Strict
+from trace_transfer.errors import UserError, listing
+from trace_transfer.tasks.columns import parse_source
+
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
+SHAPES: dict[str, tuple[str, ...]] = {
+    "prompt and completion": ("prompt", "completion"),
+    "instruction, input (optional) and output": ("instruction", "input", "output"),
+    "messages": ("messages",),
+}
+OPTIONAL = ("input",)
+TEMPLATES = ("auto", "chat", "plain")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
+_OTHER_FILES = frozenset(
+    f".{kind}"
+    for kind in (
+        "txt", "tsv", "xls", "xlsx", "xml", "yaml", "yml", "md", "zip", "gz", "bz2", "xz", "zst", "tar", "arrow",
+        "feather", "db", "sqlite", "py", "json5",
+    )
+)  # fmt: skip
+
+
+class TaskError(UserError):
+    """A task's description or data cannot be used; lists every problem of its kind."""
+
+
+class TaskSpec(Strict):
+    """One task of `tasks.yaml`.
+
+    Attributes:
+        data: a local file, relative to `tasks.yaml`, or a hub data set `owner/name`.
+        fields: canonical name (`prompt`, `completion`; `instruction`, `input`, `output`; `messages`) → a column's name,
+            or a text with columns in braces: `"{question}\\nA. {choices[0]}"`.
+        subset, split, revision: of a hub data set; `split` is `train` if not given.
+        max_examples: a seeded random sample of so many records, in the order of the file; None for all.
+        template: `chat` for the model's chat template, `plain` for the stated one, `auto` for chat where there is one.
+        system: a system message for records that have none of their own.
+    """
+
+    name: str = Field(pattern=TASK)
+    data: str
+    fields: Mapping[str, str] = Field(default_factory=dict)
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    max_examples: int | None = Field(default=None, ge=1, strict=True)
+    template: Literal["auto", "chat", "plain"] = "auto"
+    system: str | None = None
+
+    @property
+    def builder(self) -> str | None:
+        """The builder of `datasets` that reads the local file; None for a hub data set."""
+        return FORMATS.get(_suffix(self.data))
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"task {self.name} ({self.data})"
+
+    @field_validator("data")
+    @classmethod
+    def _file_or_hub_name(cls, value: str) -> str:
+        suffix = _suffix(value)
+        if suffix in FORMATS or (_HUB_NAME.fullmatch(value) and suffix not in _OTHER_FILES):
+            return value
+        found = f"the extension '{suffix}' of '{value}' is unknown" if suffix else f"'{value}' cannot be used"
+        raise ValueError(f"{found}; expected a {', '.join(FORMATS)} file or a hub data set owner/name")
+
+    @field_validator("fields")
+    @classmethod
+    def _one_shape(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        known = [name for names in SHAPES.values() for name in names]
+        if unknown := [name for name in value if name not in known]:
+            raise ValueError("; ".join(f"unknown field '{name}', {suggestion(name, known)}" for name in unknown))
+        if not any(set(value) <= set(names) for names in SHAPES.values()):
+            raise ValueError(f"{', '.join(value)} are of different shapes; the shapes are {'; '.join(SHAPES)}")
+        for text in value.values():
+            parse_source(text)
+        return value
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("is blank; leave it out for no system message")
+        return value
+
+    @model_validator(mode="after")
+    def _hub_only(self) -> Self:
+        given = [name for name in ("subset", "split", "revision") if getattr(self, name) is not None]
+        if self.builder and given:
+            raise ValueError(f"{', '.join(given)}: only for hub data sets; {self.data} is a local file")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: a forgotten dash would silently make one task of two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands here a second time (is a '-' missing?)", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
+    """Read `tasks.yaml`; data files are looked for relative to it.
+
+    Raises:
+        TaskError: not there, not YAML, no tasks, unknown keys, two tasks with one name, missing data files: all that
+            is wrong with the file at once.
+    """
+    file = Path(path)
+    items = _items(file, _parse(file))
+    problems, specs = [], []
+    for number, item in enumerate(items, start=1):
+        label = (
+            f"task '{item['name']}'" if isinstance(item, Mapping) and "name" in item else f"task {number} of the list"
+        )
+        try:
+            specs.append(TaskSpec.model_validate(item))
+        except ValidationError as error:
+            problems += [f"{label}: {_problem(found)}" for found in error.errors()]
+    names = [item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
+    problems += [
+        f"task '{name}': {names.count(name)} tasks have this name"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for item in items:
+        data = item.get("data") if isinstance(item, Mapping) else None
+        if isinstance(data, str) and _suffix(data) in FORMATS and not (found := _locate(data, file.parent)).is_file():
+            what = "is a directory, expected a file" if found.is_dir() else "no such file"
+            problems.append(f"task '{item.get('name')}': data: {found}: {what}")
+    if problems:
+        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
+        raise TaskError(f"{file}: {count}:\n" + listing(problems))
+    return tuple(specs)
+
+
+def data_file(spec: TaskSpec, base_directory: Path | str) -> Path:
+    """Where a local data file lies."""
+    return _locate(spec.data, base_directory)
+
+
+def _locate(data: str, base_directory: Path | str) -> Path:
+    return Path(base_directory) / Path(data).expanduser()
+
+
+def _suffix(data: str) -> str:
+    return PurePosixPath(data).suffix.lower()
+
+
+def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> str:
+    """All that is allowed, and what was probably meant."""
+    close = get_close_matches(str(word), list(allowed), 1, cutoff=0.6)
+    meant = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{what}: {', '.join(allowed)}{meant}"
+
+
+def _parse(file: Path) -> Any:
+    try:
+        return yaml.load(file.read_text("utf-8-sig"), Loader=_Loader)  # a SafeLoader
+    except OSError as error:
+        raise TaskError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        hint = "; a text with braces needs quotes" if mark and "{" in str(getattr(mark, "buffer", "") or "") else ""
+        raise TaskError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}{hint}") from error
+
+
+def _items(file: Path, content: Any) -> list[Any]:
+    """The list under `tasks:`."""
+    expected = "expected a list of tasks under 'tasks:', each with name: and data:"
+    if not isinstance(content, Mapping) or "tasks" not in content:
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else _kind(content)
+        raise TaskError(f"{file}: found {found}; {expected}")
+    if unknown := [key for key in content if key != "tasks"]:
+        raise TaskError(f"{file}: unknown keys beside 'tasks:': {', '.join(map(str, unknown))}; each belongs to a task")
+    items = content["tasks"]
+    if not isinstance(items, list) or not items:
+        found = "no tasks" if not items else _kind(items)
+        raise TaskError(f"{file}: tasks: found {found}; {expected}")
+    return items
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}
+    return kinds.get(type(value), f"{value!r}")
+
+
+def _problem(error: Any) -> str:
+    """One problem of pydantic's in our words."""
+    location, given = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{location}', {suggestion(location, TaskSpec.model_fields)}"
+    if error["type"] == "missing":
+        return f"'{location}:' is missing"
+    if error["type"] == "value_error":
+        return f"{location}: {error['ctx']['error']}" if location else str(error["ctx"]["error"])
+    if error["type"] == "string_pattern_mismatch":
+        return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
+    if error["type"] == "literal_error":
+        return f"{location}: {given!r} is none of {', '.join(TEMPLATES)}"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"found {_kind(given)}, expected a mapping with name: and data:"
+    return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"

@@ -1,0 +1,150 @@
+"""The model that a training starts from, with its weights in memory.
+
+Reads: config and weights of a directory, a GGUF file or a hub model, through transformers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trace_transfer.checkpoints import Checkpoint, download, open_checkpoint, release
+from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.models import (
+    Inventory,
+    ModelSource,
+    build_meta_model,
+    inventory_of,
+    load_config,
+    read_inventory,
+    tied_names,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class StartingPoint(Protocol):
+    """Weights that a training starts from; which ones decides whether a checkpoint may be gone on from."""
+
+    @property
+    def names_sha256(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights change."""
+        ...
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with its weights, rounded to a type."""
+        ...
+
+    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model as it is published: the starting point of a warm start."""
+
+    source: ModelSource
+
+    @cached_property
+    def config(self) -> Any:
+        return load_config(self.source)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        return read_inventory(self.config)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.source)
+
+    @property
+    def names_sha256(self) -> str:
+        return self.inventory.names_sha256
+
+    @property
+    def fingerprint(self) -> str:
+        return self.checkpoint.fingerprint
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        return load_model(self.source, self.inventory, dtype)
+
+    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        if getattr(self.checkpoint, "dtypes", None) == {torch.bfloat16}:
+            return
+        model = build_meta_model(self.config)
+        for name in names:
+            known = tied_names(model, name)  # a tied embedding may have been saved as the head only
+            self.checkpoint.load(model, known.__contains__, torch.device("cpu"), torch.float32)
+            found = [owner for owner in known if not model.get_parameter(owner).is_meta]
+            if not found:
+                raise ModelError(f"{self.source.name}: the weights lack {name}")
+            yield name, model.get_parameter(found[0]).detach()
+            for owner in known:
+                release(model.get_submodule(owner.rpartition(".")[0]))
+
+
+def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with its weights on the CPU, without a cache for generation.
+
+    Raises:
+        ModelError: weights are missing, of other shapes, or cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = source.directory or download(source)
+    gguf = {"gguf_file": source.gguf} if source.gguf else {"use_safetensors": True}
+    with _quiet():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **gguf
+            )
+        except Exception as error:  # transformers raises many kinds; each is one message to the user
+            raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}") from error
+    problems = [f"{name}: not in the weights" for name in sorted(info["missing_keys"])]
+    problems += [f"{name}: of another shape in the weights" for name, *_ in sorted(info["mismatched_keys"])]
+    problems += [f"{name}: {error}" for name, error in dict(info.get("conversion_errors") or {}).items()]
+    if not problems:
+        problems = _differences(inventory_of(model), inventory)
+    if problems:
+        raise ModelError(f"{source.name}: its weights do not fit its config:\n" + listing(problems))
+    model.config.use_cache = False
+    return model
+
+
+def _differences(found: Inventory, expected: Inventory) -> list[str]:
+    names = sorted(found.shapes.keys() | expected.shapes.keys())
+    return [
+        f"{name}: {found.shapes.get(name)} when loaded, {expected.shapes.get(name)} by its config"
+        for name in names
+        if found.shapes.get(name) != expected.shapes.get(name)
+    ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars, reports and warnings."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

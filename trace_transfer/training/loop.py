@@ -1,0 +1,284 @@
+"""The training loop: warm start, masked stage and baselines are this one with other masks, data and starting points.
+
+Reads: a starting point's weights and a task's examples; a checkpoint in `DIRECTORY/checkpoint/`, if there is one.
+Writes: `DIRECTORY/loss.csv` and checkpoints, which are removed once the trained weights have been handed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trace_transfer.errors import listing
+from trace_transfer.examples import IGNORED, TaskData, collate, losses
+from trace_transfer.files import prepare_directory
+from trace_transfer.progress import Reporter, Silent
+from trace_transfer.settings.training import TrainSettings
+from trace_transfer.training import state
+from trace_transfer.training.batches import GlobalBatch, Plan, plan
+from trace_transfer.training.engine import (
+    MASTER,
+    MOMENTS,
+    Engine,
+    collect_garbage,
+    open_engine,
+    open_ranks,
+    resolve_precision,
+)  # fmt: skip
+from trace_transfer.training.errors import TrainingError
+from trace_transfer.training.history import Log, Step
+from trace_transfer.training.loading import StartingPoint
+from trace_transfer.training.ranks import Ranks
+from trace_transfer.training.schedule import num_warmup_steps, rate_factor
+
+Values = Iterator[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        tokens: read in all steps, padding not counted.
+        supervised: tokens that were learned from.
+        losses: of each step, mean cross-entropy in nats before the step.
+        seconds: of wall clock in the loop, those before an interruption included.
+    """
+
+    steps: int
+    tokens: int
+    supervised: int
+    losses: tuple[float, ...]
+    seconds: float
+
+
+def train(
+    start: StartingPoint,
+    data: TaskData,
+    settings: TrainSettings,
+    *,
+    directory: Path,
+    finish: Callable[[Values], None],
+    trainable: Callable[[str], bool] | None = None,
+    reporter: Reporter | None = None,
+    label: str | None = None,
+) -> TrainResult:
+    """Fine-tune, from the start or from where a run with the same settings was stopped.
+
+    Under a launcher every rank calls it alike; all of them must see `directory`.
+
+    Args:
+        directory: of this training alone.
+        finish: called once, on the first rank, with name and float32 value of every trained parameter, one at a time;
+            when it returns, checkpoints are removed.
+        trainable: which parameters (by name) are trained; None is all. All others stay bit-identical.
+        label: for messages; default is the task's name.
+
+    Raises:
+        TrainingError: NaN or Inf (before anything of that step is kept), unusable examples, a checkpoint of another
+            training, a full disk.
+        ModelError: weights that cannot be loaded.
+    """
+    steps = plan(data, settings)
+    label, reporter = label or data.task, reporter or Silent()
+    with open_ranks() as ranks:
+        cuda = [ranks.device] if ranks.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            try:
+                return _train(start, data, settings, steps, directory, finish, trainable, reporter, label, ranks)
+            finally:
+                collect_garbage()
+
+
+def _train(
+    start: StartingPoint, data: TaskData, settings: TrainSettings, steps: Plan, directory: Path,
+    finish: Callable[[Values], None], trainable: Callable[[str], bool] | None, reporter: Reporter, label: str,
+    ranks: Ranks,
+) -> TrainResult:  # fmt: skip
+    prepare_directory(directory)
+    if ranks.is_first:
+        state.remove_leftovers(directory)
+    ranks.any(False)  # nobody looks before the leftovers are gone
+    dtype = resolve_precision(settings)
+    saved = state.find(directory)
+    model = start.load(dtype)
+    names = [name for name, _ in model.named_parameters() if trainable is None or trainable(name)]
+    identity = _identity(start, data, settings, dtype, names, steps.num_steps)
+    if saved is not None:
+        state.require_same(saved, identity)
+        _copy(model, saved.read(MASTER))
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_engine(model, settings, ranks, trainable))
+        del model
+        if saved is not None:
+            _restore(engine, saved)
+        elif dtype != torch.float32:
+            engine.set(MASTER, start.exact(names))
+        run = _Run(engine, ranks, data.task, settings, steps, directory, identity, label, reporter, saved)
+        run.all_steps()
+        _hand_over(engine, ranks, finish)
+        if ranks.is_first:
+            state.remove(directory)
+        return run.result()
+
+
+def _identity(
+    start: StartingPoint, data: TaskData, settings: TrainSettings, dtype: torch.dtype, names: list[str], num_steps: int
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be gone on from; the number of ranks may differ."""
+    return {
+        "task": data.task,
+        "data_sha256": data.sha256,
+        "settings": {**settings.recorded(), "precision": str(dtype).removeprefix("torch.")},
+        "num_steps": num_steps,
+        "model": {"names_sha256": start.names_sha256, "fingerprint": start.fingerprint},
+        "trained": {"num_parameters": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()},
+    }
+
+
+def _copy(model: Any, values: Values) -> None:
+    with torch.no_grad():
+        for name, value in values:
+            model.get_parameter(name).copy_(value)
+
+
+def _restore(engine: Engine, saved: state.Saved) -> None:
+    engine.set_steps(len(saved.steps))
+    for kind in (MASTER, *MOMENTS):
+        engine.set(kind, saved.read(kind))
+
+
+def _hand_over(engine: Engine, ranks: Ranks, finish: Callable[[Values], None]) -> None:
+    values = engine.values()
+    try:
+        if ranks.is_first:
+            finish(values)
+    finally:
+        for _ in values:  # the other ranks wait in each
+            pass
+
+
+@dataclass
+class _Run:
+    """A training under way."""
+
+    engine: Engine
+    ranks: Ranks
+    task: str
+    settings: TrainSettings
+    plan: Plan
+    directory: Path
+    identity: Mapping[str, Any]
+    label: str
+    reporter: Reporter
+    saved: state.Saved | None
+
+    def __post_init__(self) -> None:
+        self.steps = list(self.saved.steps) if self.saved else []
+        self.log = Log(self.directory, self.steps) if self.ranks.is_first else None
+        self.before = self.saved.seconds if self.saved else 0.0
+        self.began = self.written = time.monotonic()
+        self.last_checkpoint = self.saved.path if self.saved else None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def result(self) -> TrainResult:
+        return TrainResult(
+            steps=len(self.steps),
+            tokens=sum(step.tokens for step in self.steps),
+            supervised=sum(step.supervised for step in self.steps),
+            losses=tuple(step.loss for step in self.steps),
+            seconds=self.seconds,
+        )
+
+    def all_steps(self) -> None:
+        total, done = self.plan.num_steps, len(self.steps)
+        if done and self.ranks.is_first:
+            self.reporter.note(f"{self.label}: going on after step {done} of {total}")
+        reporter = self.reporter if self.ranks.is_first else Silent()
+        with reporter.task(f"training on {self.label}", total) as advance:
+            for _ in range(done):
+                advance()
+            for number, batch in enumerate(self.plan.batches(done), start=done):
+                step = self.one_step(number, batch)
+                self.steps.append(step)
+                if self.log is not None:
+                    self.log.add(step)
+                due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
+                if self.ranks.any(self.ranks.is_first and due):
+                    self.checkpoint()
+                advance()
+        if self.ranks.is_first and len(self.steps) > done:
+            first, last = self.steps[0].loss, self.steps[-1].loss
+            self.reporter.note(f"{self.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}")
+
+    def one_step(self, number: int, batch: GlobalBatch) -> Step:
+        # Dropout, where a model has it, must not depend on what was drawn before an interruption.
+        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1_009 + self.ranks.rank)
+        sums = self.ranks.total(self.gradient(batch))
+        if not sums.isfinite().all():
+            bad = [m for m, finite in zip(batch.micro_batches, sums.isfinite().tolist(), strict=True) if not finite]
+            ids = [", ".join(example.id for example in micro_batch) for micro_batch in bad]
+            raise self.stopped(number, "the loss of these examples is NaN or infinite", ids)
+        num_warmup = num_warmup_steps(self.plan.num_steps, self.settings.warmup)
+        rate = self.settings.learning_rate * rate_factor(number, self.plan.num_steps, num_warmup)
+        norm = self.engine.step(rate)
+        if not math.isfinite(norm):
+            ids = [", ".join(example.id for example in batch.examples)]
+            raise self.stopped(number, "the gradient of these examples is NaN or infinite", ids)
+        loss = float(sums.sum()) / batch.num_supervised
+        return Step(number + 1, loss, rate, norm, batch.num_tokens, batch.num_supervised)
+
+    def gradient(self, batch: GlobalBatch) -> Tensor:
+        """Accumulate the gradient of the mean loss over all supervised tokens of the batch.
+
+        Returns this rank's part of the sums of cross-entropy per micro-batch, float64, 0 for those of other ranks.
+        """
+        sums = torch.zeros(len(batch.micro_batches), dtype=torch.float64)
+        mine = batch.share(self.ranks.rank, self.ranks.size)
+        for position, (micro, examples) in enumerate(mine):
+            padded = collate(examples)
+            targets_bt = padded.targets_bt.to(self.ranks.device)
+            here_bt = targets_bt != IGNORED  # the logits of all others are never made float32
+            logits_nv = self.engine.logits(padded)[here_bt]
+            total = losses(logits_nv[None], targets_bt[here_bt][None]).sum()
+            weight = self.ranks.size / batch.num_supervised if micro is not None else 0.0  # ranks are averaged
+            self.engine.backward(total * weight, last=position == len(mine) - 1)
+            if micro is not None:
+                sums[micro] = total.item()
+        return sums
+
+    def checkpoint(self) -> None:
+        engine = self.engine
+        states = ((name, {kind: engine.get(name, kind) for kind in (MASTER, *MOMENTS)}) for name in engine.parameters)
+        problem = None
+        if self.ranks.is_first:
+            try:
+                self.last_checkpoint = state.write(self.directory, self.identity, self.steps, self.seconds, states)
+            except TrainingError as error:
+                problem = error
+        for _ in states:  # the other ranks wait in each
+            pass
+        if self.ranks.any(problem is not None):
+            raise problem or TrainingError(f"{self.directory}: rank 0 could not write a checkpoint")
+        self.written = time.monotonic()
+
+    def stopped(self, number: int, what: str, ids: list[str]) -> TrainingError:
+        kept = self.last_checkpoint
+        lost = f"the last checkpoint, {kept}, is as it was" if kept else "no checkpoint had been written yet"
+        return TrainingError(
+            f"task '{self.task}', step {number + 1} of {self.plan.num_steps}: {what}:\n{listing(ids)}\n"
+            f"Training stopped before this step changed anything that is kept; {lost}. Look at these examples, or try "
+            f"a smaller learning rate (it is {self.settings.learning_rate:g}) or --precision float32"
+        )

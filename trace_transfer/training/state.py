@@ -1,0 +1,197 @@
+"""Checkpoints of a training in progress: what is needed to end with the same bits as if it had never been stopped.
+
+    DIRECTORY/checkpoint/step-00000120/
+        checkpoint.json             format, version, what is trained on what, how many steps are done
+        loss.csv                    those steps
+        00000.safetensors, …        per parameter NAME its tensors NAME/master, NAME/exp_avg, NAME/exp_avg_sq
+
+A checkpoint is written under another name and renamed; the one before is removed after that. So at any moment the
+newest is whole, whatever kills the run. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trace_transfer.artefacts import library_versions
+from trace_transfer.errors import listing
+from trace_transfer.files import PART, write_tensors
+from trace_transfer.training.errors import TrainingError
+from trace_transfer.training.history import FILE, Step, from_csv, to_csv
+
+FORMAT, VERSION = "trace-transfer/training-checkpoint", 1
+FOLDER, RECORD = "checkpoint", "checkpoint.json"
+SHARD_BYTES = 1 << 28
+
+Identity = Mapping[str, Any]
+States = Iterable[tuple[str, Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on the disk."""
+
+    path: Path
+    identity: Identity
+    steps: tuple[Step, ...]
+    seconds: float
+
+    def read(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of every parameter, one at a time: `master`, `exp_avg` or `exp_avg_sq`."""
+        from safetensors import safe_open
+
+        for file in sorted(self.path.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as shard:
+                for key in shard.keys():  # noqa: SIM118 (not a dict)
+                    name, _, found = key.rpartition("/")
+                    if found == kind:
+                        yield name, shard.get_tensor(key)
+
+
+def find(directory: Path) -> Saved | None:
+    """The newest checkpoint of a training, or None.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    paths = _paths(directory)
+    if not paths:
+        return None
+    path = paths[-1]
+    try:
+        record = json.loads((path / RECORD).read_text("utf-8"))
+        if (record["format"], record["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"{record['format']} version {record['version']}, expected {FORMAT} version {VERSION}")
+        steps = from_csv((path / FILE).read_text("utf-8"))
+        return Saved(path, record["identity"], tuple(steps), record["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: not a checkpoint of this program ({error}); remove it to begin again") from error
+
+
+def require_same(saved: Saved, identity: Identity) -> None:
+    """Refuse to go on from a checkpoint of another training.
+
+    Raises:
+        TrainingError: naming everything that differs.
+    """
+    found, expected = _flat(saved.identity), _flat(json.loads(json.dumps(identity)))
+    problems = [
+        f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    ]
+    if problems:
+        raise TrainingError(
+            f"{saved.path}: a training of {len(saved.steps)} steps was stopped here, but it differs from this one:\n"
+            + listing(problems)
+            + f"\nGive what it was begun with, or remove {saved.path.parent} to begin again"
+        )
+
+
+def write(directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States) -> Path:
+    """Write a checkpoint and remove those before it.
+
+    Raises:
+        TrainingError: it cannot be written (a full disk); the one before is as it was.
+    """
+    folder = directory / FOLDER
+    before = _paths(directory)
+    final = folder / f"step-{len(steps):08}"
+    temporary = folder / f".{final.name}{PART}"
+    record = {
+        "format": FORMAT, "version": VERSION, "identity": identity, "step": len(steps), "seconds": seconds,
+        "libraries": library_versions(),
+    }  # fmt: skip
+    try:
+        remove_leftovers(directory)
+        temporary.mkdir(parents=True)
+        _write_shards(temporary, states)
+        for name, text in ((FILE, to_csv(steps)), (RECORD, json.dumps(record, indent=2) + "\n")):
+            with (temporary / name).open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.rename(final)
+        _sync(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if reason := _reason(error):
+            kept = f"{before[-1].name} is good" if before else "there is none before it"
+            raise TrainingError(
+                f"{folder}: the checkpoint of step {len(steps)} cannot be written: {reason}. Of the last checkpoint: "
+                f"{kept}; make room and run it again to go on from there"
+            ) from error
+        raise
+    for path in before:
+        shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def remove(directory: Path) -> None:
+    """Remove all checkpoints of a training that is done; a kill leaves all of them or none that looks whole."""
+    done = directory / f".{FOLDER}{PART}"
+    with suppress(FileNotFoundError):
+        (directory / FOLDER).rename(done)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed run left half-written or half-removed, and all checkpoints but the newest."""
+    folder = directory / FOLDER
+    for leftover in (*folder.glob(f".step-*{PART}"), *_paths(directory)[:-1], directory / f".{FOLDER}{PART}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_shards(directory: Path, states: States) -> None:
+    tensors: dict[str, Tensor] = {}
+    num_bytes = num_shards = 0
+    for name, kinds in states:
+        for kind, tensor in kinds.items():
+            tensors[f"{name}/{kind}"] = tensor
+            num_bytes += tensor.nbytes
+        if num_bytes >= SHARD_BYTES:
+            _write_shard(directory, num_shards, tensors)
+            tensors, num_bytes, num_shards = {}, 0, num_shards + 1
+    if tensors:
+        _write_shard(directory, num_shards, tensors)
+
+
+def _write_shard(directory: Path, number: int, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(directory / f"{number:05}.safetensors", tensors, {"format": FORMAT, "version": str(VERSION)})
+
+
+def _paths(directory: Path) -> list[Path]:
+    return sorted((directory / FOLDER).glob("step-*"))
+
+
+def _reason(error: BaseException) -> str | None:
+    """What the system says, if it was the writing that failed; safetensors has an error of its own for that."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, SafetensorError) else None
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return found
