@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,47 +13,26 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.core_files import write_core
+from tests.repeated_runs import RepeatedRuns
 from tests.tiny_models import TEXTS
 from trace_transfer.artefacts import read_artefact
 
 INTERRUPTED = "interrupted; nothing half-written was left, the same command starts again\n"
 
 
-class Runs:
-    """One `trace-transfer map` that is run again and again, see `interrupted_runs`."""
+class Runs(RepeatedRuns):
+    """`trace-transfer map`, with a cache."""
 
     def __init__(self, source, target, directory):
-        self.out, self.cache = directory / "out", directory / "cache"
+        out, self.cache = directory / "out", directory / "cache"
         probe = directory / "texts.jsonl"
         probe.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
         core = write_core(source, directory / "math.core.json")
-        given = {"src": source, "dst": target, "probe": probe, "core": core, "out": self.out, "cache": self.cache}
-        self.arguments = ["map", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.interrupted_runs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        given = {"src": source, "dst": target, "probe": probe, "core": core, "out": out, "cache": self.cache}
+        super().__init__(
+            ["map", *(part for name, value in given.items() for part in (f"--{name}", value))], out, (self.cache,)
         )
-        self.undisturbed = self.run()
-        assert self.undisturbed["returncode"] == 0, self.undisturbed["stderr"]
-        self.expected = self.files()
         assert len(self.expected) == 6
-
-    def run(self, **request) -> dict:
-        watch = [str(self.out), str(self.cache)]
-        self.server.stdin.write(json.dumps({"arguments": self.arguments, "watch": watch, **request}) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait()
-        self.server.stdout.close()
-
-    def clear(self) -> None:
-        for directory in (self.out, self.cache):
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def files(self) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in self.out.iterdir()} if self.out.is_dir() else {}
 
     def check_nothing_is_half(self) -> None:
         """Each file is the whole one; what is not yet whole has a hidden name."""
@@ -67,11 +45,6 @@ class Runs:
                 assert load_file(file)
             if file.parent == self.out and not file.name.startswith("."):
                 assert file.read_bytes() == self.expected[file.name], file.name
-
-    def check_it_finishes(self) -> None:
-        again = self.run()
-        assert again["returncode"] == 0, again["stderr"]
-        assert self.files() == self.expected  # byte for byte, and no leftover beside them
 
 
 @pytest.fixture(scope="module")

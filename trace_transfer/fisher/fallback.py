@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -25,7 +25,7 @@ def loop_over_groups(model: nn.Module, groups: Sequence[Group], names: Sequence[
 
 
 @contextmanager
-def _requiring_grad(parameters) -> Iterator[None]:
+def _requiring_grad(parameters: Collection[nn.Parameter]) -> Iterator[None]:
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:

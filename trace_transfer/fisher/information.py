@@ -20,8 +20,9 @@ from trace_transfer.examples import Example
 from trace_transfer.fisher.batches import Group, group_examples, loss_of, micro_batches, prepare
 from trace_transfer.fisher.capture import at_rest, captured, observed
 from trace_transfer.fisher.fallback import loop_over_groups
+from trace_transfer.fisher.finding import find_sites
 from trace_transfer.fisher.passes import BackwardPass, streamed_pass, whole_pass
-from trace_transfer.fisher.sites import Pass, Site, find_sites
+from trace_transfer.fisher.sites import Pass, Site
 from trace_transfer.fisher.totals import Totals
 from trace_transfer.units import Split
 
@@ -76,7 +77,7 @@ def fisher_information(
         tokens_at_once: tokens of a micro-batch, padding included; the result does not depend on it.
         streamed: backward layer by layer: a third of the memory for one more forward pass.
         splits: parameters whose squares are wanted by unit.
-        advance: called for every example (or batch) done.
+        advance: called for every example (or batch) done; not again where parameters are left to the loop.
 
     Raises:
         UserError: no examples, examples without a supervised token, or splits that do not fit.

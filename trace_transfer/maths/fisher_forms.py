@@ -14,31 +14,31 @@ Shapes: k groups, t tokens of a group, i inputs and o outputs of a layer, d widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Only the blocks on and below the diagonal of a Gram matrix are formed: almost half the work. Blocks have so many tokens
-# at least, and more in long texts, so that there are never more than eight rows of them.
-BLOCK, MAX_BLOCK_ROWS = 128, 8
+# Only what lies on and below the diagonal of a Gram matrix is formed, panel by panel: almost half the work. Panels have
+# so many tokens at least, and more in long texts, so that there are never more than eight.
+PANEL, MAX_PANELS = 128, 8
+# Small products run a tenth slower than the one large one of a gradient.
+GRAM_PENALTY = 1.1
 CHUNK = 1 << 24  # elements of inputs or gradients that are taken to float32 at once
 
 Axis = Literal["in", "out"] | None  # squares summed over everything, or kept apart by input or by output
 
 
-class Block(NamedTuple):
-    """Products of the tokens of two blocks, [k, t of first, t of second]; `second` never behind `first`."""
+class Panel(NamedTuple):
+    """Products of some tokens with all tokens up to the last of them, [k, t of `tokens`, t up to `tokens.stop`].
 
-    first: slice
-    second: slice
+    The products of the tokens with each other stand there halved: the sum over all panels, twice, is that over the
+    whole, symmetric matrix.
+    """
+
+    tokens: slice
     products: Tensor
-
-    @property
-    def times(self) -> int:
-        """How often it stands in the whole, symmetric matrix."""
-        return 1 if self.first == self.second else 2
 
 
 def wide(values: Tensor) -> Tensor:
@@ -46,9 +46,9 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def gram(x_ktd: Tensor) -> list[Block]:
-    """The lower blocks of the products of all pairs of tokens, for each group."""
-    return list(_blocks(wide(x_ktd)))
+def gram(x_ktd: Tensor) -> list[Panel]:
+    """The products of all pairs of tokens, for each group."""
+    return list(_panels(wide(x_ktd)))
 
 
 def gram_is_cheaper(num_tokens: int, num_in: int, num_out: int, sharing: int = 1) -> bool:
@@ -57,12 +57,12 @@ def gram_is_cheaper(num_tokens: int, num_in: int, num_out: int, sharing: int = 1
     Args:
         sharing: layers that have the same inputs, and so need only one Gram matrix of them.
     """
-    num_blocks = -(-num_tokens // _block_size(num_tokens))
-    share = (num_blocks + 1) / (2 * num_blocks)
+    num_panels = -(-num_tokens // _panel_size(num_tokens))
+    share = GRAM_PENALTY * (num_panels + 1) / (2 * num_panels)
     return num_tokens * share * (num_in / sharing + num_out) < num_in * num_out
 
 
-def linear_squares(x_kti: Tensor, g_kto: Tensor, axis: Axis = None, gram_x: list[Block] | None = None) -> Tensor:
+def linear_squares(x_kti: Tensor, g_kto: Tensor, axis: Axis = None, gram_x: list[Panel] | None = None) -> Tensor:
     """Squared elements of each group's sum of g x', summed over groups, in float64.
 
     Args:
@@ -160,37 +160,37 @@ def without_silent_tokens(x_kti: Tensor, g_kto: Tensor, worth: float = 0.75) -> 
 
 def _by_two_grams(x_kti: Tensor, g_kto: Tensor, axis: Axis) -> Tensor:
     if axis == "in":
-        return _by_grams(_blocks(g_kto), x_kti, keep=True)
-    return _by_grams(_blocks(x_kti), g_kto, keep=axis == "out")
+        return _by_grams(_panels(g_kto), x_kti, keep=True)
+    return _by_grams(_panels(x_kti), g_kto, keep=axis == "out")
 
 
-def _by_grams(blocks: Iterator[Block] | list[Block], g_kto: Tensor, keep: bool) -> Tensor:
+def _by_grams(panels: Iterable[Panel], g_kto: Tensor, keep: bool) -> Tensor:
     """Sum over pairs of tokens of their product in one factor times their product in the other.
 
     Args:
-        blocks: the Gram matrix of one factor.
+        panels: the Gram matrix of one factor.
         g_kto: the other factor.
         keep: do not sum over its last dimension.
     """
     total = g_kto.new_zeros(g_kto.shape[2] if keep else (), dtype=torch.float64)
-    for block in blocks:
-        first, second = g_kto[:, block.first], g_kto[:, block.second]
+    for tokens, products in panels:
+        some, all_before = g_kto[:, tokens], g_kto[:, : tokens.stop]
         if keep:
-            part = torch.bmm(block.products, second).mul_(first).sum(dim=1).sum(dim=0, dtype=torch.float64)
+            total += torch.bmm(products, all_before).mul_(some).sum(dim=1).sum(dim=0, dtype=torch.float64)
         else:
-            part = torch.bmm(first, second.mT).mul_(block.products).sum(dim=2).sum(dtype=torch.float64)
-        total += block.times * part
-    return total
+            total += torch.bmm(some, all_before.mT).mul_(products).sum(dim=2).sum(dtype=torch.float64)
+    return 2 * total
 
 
-def _blocks(x_ktd: Tensor) -> Iterator[Block]:
+def _panels(x_ktd: Tensor) -> Iterator[Panel]:
     num_tokens = x_ktd.shape[1]
-    size = _block_size(num_tokens)
-    places = [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
-    for index, first in enumerate(places):
-        for second in places[: index + 1]:
-            yield Block(first, second, torch.bmm(x_ktd[:, first], x_ktd[:, second].mT))
+    size = _panel_size(num_tokens)
+    for start in range(0, num_tokens, size):
+        tokens = slice(start, min(start + size, num_tokens))
+        products = torch.bmm(x_ktd[:, tokens], x_ktd[:, : tokens.stop].mT)
+        products[:, :, start:] *= 0.5
+        yield Panel(tokens, products)
 
 
-def _block_size(num_tokens: int) -> int:
-    return max(BLOCK, -(-num_tokens // MAX_BLOCK_ROWS))
+def _panel_size(num_tokens: int) -> int:
+    return max(PANEL, -(-num_tokens // MAX_PANELS))

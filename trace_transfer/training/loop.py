@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trace_transfer.errors import listing
 from trace_transfer.examples import IGNORED, TaskData, collate, losses
-from trace_transfer.files import prepare_directory
+from trace_transfer.files import prepare_directory, remove_leftovers
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.training import state
@@ -106,6 +106,7 @@ def _train(
 ) -> TrainResult:  # fmt: skip
     prepare_directory(directory)
     if ranks.is_first:
+        remove_leftovers(directory)
         state.remove_leftovers(directory)
     ranks.any(False)  # nobody looks before the leftovers are gone
     dtype = resolve_precision(settings)
