@@ -84,6 +84,7 @@ def run(request: dict, stdout: Path, stderr: Path, events: Path) -> None:
 
 
 def serve() -> None:
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
     for name in IMPORTED:
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)

@@ -297,10 +297,10 @@ def release(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             empty = torch.empty_like(parameter, device="meta")
             setattr(part, name, nn.Parameter(empty, requires_grad=False))
-    _return_freed_memory()
+    return_freed_memory()
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give freed memory back to the system; takes milliseconds, and does nothing where the C library is not glibc.
 
     glibc keeps freed blocks below 32 MB: over the 28 layers of a 1.5 B model it kept 500 MB more than was in use.

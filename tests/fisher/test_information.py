@@ -15,7 +15,7 @@ from tests.reference.fisher_loop import fisher_by_loop
 from tests.tiny_models import FAMILIES, build_config, build_model
 from trace_transfer.errors import NumericalError, UserError
 from trace_transfer.examples import IGNORED
-from trace_transfer.fisher.information import fisher_information
+from trace_transfer.fisher.information import TRIAL_TOKENS, fisher_information
 from trace_transfer.units import Split
 
 EXAMPLES = draw_examples(7)
@@ -259,6 +259,28 @@ def test_what_has_no_form_is_left_to_the_loop(built, make, fallback, streamed):
     for name in splits:
         rows = expected[name].flatten(1).sum(dim=1) if expected[name].dim() > 1 else expected[name]
         torch.testing.assert_close(found.units[name], rows, rtol=TOLERANCE, atol=0)
+
+
+class InPieces(torch.nn.Module):
+    """Calls its layer once for short texts, twice for long ones: what the trial on two short texts cannot see."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return torch.cat([self.inner(piece) for piece in x.split(TRIAL_TOKENS, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_module_that_the_trial_misjudged_is_done_again(built, streamed):
+    model = copy.deepcopy(built("llama"))
+    model.model.layers[1].mlp.up_proj = InPieces(model.model.layers[1].mlp.up_proj)
+    examples = draw_examples(6, seed=3, longest=2 * TRIAL_TOKENS)
+    assert {len(example.input_ids) > TRIAL_TOKENS for example in examples} == {False, True}
+    found = fisher_information(model, examples, layer_path="model.layers", streamed=streamed)
+    assert found.fallback == ("model.layers.1.mlp.up_proj.inner.weight",)
+    assert_same(found.values, sums(fisher_by_loop(model, [[example] for example in examples])))
 
 
 def test_a_transposed_head_and_one_with_a_bias_tied_to_the_embedding(built):

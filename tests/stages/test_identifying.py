@@ -359,6 +359,13 @@ def test_stability_puts_overlap_within_beside_overlap_between(identified):
     assert "tability" in result.stdout
 
 
+def test_a_single_task_has_no_overlap_with_others(tiny, tmp_path):
+    tasks = write_tasks(tmp_path / "tasks", {"math": 8})
+    done("identify", tiny("llama"), "--tasks", tasks, "--replicates", 2, *FAST, "--out", tmp_path / "out")
+    report = read_artefact(tmp_path / "out" / "stability.json", StabilityFile)
+    assert all(one.clear is None and one.between_tensors is None for m in report.methods for one in m.tasks)
+
+
 def test_corrected_cosines_need_replicates(identified, tiny, tasks, tmp_path):
     out, _ = identified
     copied = tmp_path / "out"

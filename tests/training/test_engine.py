@@ -62,7 +62,7 @@ def test_a_fresh_process_prints_nothing_and_compiles_nothing(tiny, tmp_path):
     code = f"""
 from pathlib import Path
 from tests.training.made_up import run
-for zero, precision in ((0, "float32"), (1, "bfloat16"), (3, "float32")):
+for zero, precision in ((1, "bfloat16"), (3, "float32")):
     run(Path({str(tiny("llama"))!r}), Path({str(tmp_path)!r}) / str(zero), zero=zero, precision=precision)
 """
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from trace_transfer.files import DiskFullError
 from trace_transfer.training import state
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.history import Step
@@ -64,7 +65,11 @@ def test_everything_that_differs_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     "failure",
-    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        DiskFullError("as `write_tensors` says it"),
+    ],
 )
 def test_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch, failure):
     def fill(path, *_):
@@ -73,7 +78,7 @@ def test_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch, failure):
 
     state.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
     monkeypatch.setattr(state, "write_tensors", fill)
-    message = rf"{tmp_path}.*of step 2 cannot be written: .*No space left on device. .*step-00000001 is good"
+    message = rf"{tmp_path}.*of step 2 cannot be written: the disk is full\. .*step-00000001 is good"
     with pytest.raises(TrainingError, match=message):
         state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     assert names(tmp_path) == ["step-00000001"]

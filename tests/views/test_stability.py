@@ -28,11 +28,8 @@ def report(*tasks: dict, unit: str = "tensors", methods: tuple[str, ...] = ("lf"
 def task(name: str, within: float, between: float, clear: bool) -> dict:
     return {
         "task": name, "within_tensors": within, "within_elements": within / 2, "between_tensors": between,
-        "between_elements": between / 2, "clear": clear,
+        "between_elements": between / 2, "highest_between": between + 0.05, "clear": clear,
     }  # fmt: skip
-
-
-DOUBT = "share 0.45 of their core sets, different tasks 0.52: the set says little about the task"
 
 
 def squeezed(text: str) -> list[str]:
@@ -45,16 +42,23 @@ def test_overlap_within_beside_overlap_between() -> None:
     assert lines[0] == "Stability of core sets: someone/[bold]small[/bold] (llama, 4 layers)"
     assert "lf 5 % of tensors math 0.90 0.45 0.30 0.15 0.03 yes" in " ".join(lines)
     assert "cosine of two warm starts' deltas (median over parameters): math 0.71, code 0.50" in lines
-    joined = " ".join(lines)
-    assert joined.count("! code (") == 2 and "! math" not in joined
-    assert f"! code (cs): two warm starts of the same task {DOUBT}" in joined
+    warnings = " ".join(lines).partition("! lf: ")[2]
+    for method in warnings.split("! cs: "):
+        assert "say little about their tasks: code 0.45 against up to 0.57" in method
+        assert "math" not in method
 
 
-def test_one_method_is_not_named_and_elements_are_compared_where_they_count() -> None:
-    text = " ".join(
-        squeezed(render_stability(report(task("math", 0.9, 1.04, False), unit="elements", methods=("cs",))))
-    )
-    assert f"! math: two warm starts of the same task {DOUBT}" in text
+def test_elements_are_compared_where_they_count() -> None:
+    found = report(task("math", 0.9, 0.3, True), task("code", 0.45, 0.52, False), unit="elements", methods=("cs",))
+    assert "code 0.23 against up to 0.57" in " ".join(squeezed(render_stability(found)))
+
+
+def test_a_single_task_has_nothing_to_be_compared_with() -> None:
+    alone = {"task": "math", "within_tensors": 0.9, "within_elements": 0.45}
+    found = report(alone, methods=("lf",))
+    assert "lf 5 % of tensors math 0.90 0.45 - - 0.03 -" in " ".join(squeezed(render_stability(found)))
+    assert "!" not in render_stability(found)
+    assert "between_tensors" not in to_json(found)
 
 
 def test_width_and_inspect(tmp_path: Path) -> None:

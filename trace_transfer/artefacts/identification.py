@@ -119,14 +119,19 @@ class FisherFile(Strict):
 
 
 class TaskStability(Strict):
-    """Overlap (Jaccard) of a task's core sets from two replicates, and with the other tasks' sets."""
+    """Overlap (Jaccard) of a task's core sets from two replicates, and with the other tasks' sets, if there are any.
+
+    `highest_between` is the largest overlap with any other task in what the ratio counts; `clear` says whether the
+    task's own overlap is above it.
+    """
 
     task: str
     within_tensors: float
     within_elements: float
-    between_tensors: float
-    between_elements: float
-    clear: bool
+    between_tensors: float | None = None
+    between_elements: float | None = None
+    highest_between: float | None = None
+    clear: bool | None = None
 
 
 class MethodStability(Strict):

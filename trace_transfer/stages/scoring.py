@@ -5,6 +5,7 @@ Reads: `Evidence`. Gives: one `CoreFile` per task, the stability of core sets ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -22,7 +23,7 @@ from trace_transfer.artefacts import (
     library_versions,
 )
 from trace_transfer.errors import UserError, listing
-from trace_transfer.maths.overlap import counted, jaccard_by_chance, reproducibility
+from trace_transfer.maths.overlap import Reproducibility, counted, jaccard_by_chance, reproducibility
 from trace_transfer.maths.saliency import METHODS, Options, Scores, Statistics
 from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.settings.scoring import ScoreSettings
@@ -135,17 +136,22 @@ def _method_stability(evidence: Evidence, settings: ScoreSettings) -> MethodStab
         ratio=settings.ratio,
         unit=settings.unit,
         chance=jaccard_by_chance(settings.ratio),
-        tasks=tuple(
-            TaskStability(
-                task=task,
-                within_tensors=counts[task].within,
-                within_elements=sizes[task].within,
-                between_tensors=counts[task].between,
-                between_elements=sizes[task].between,
-                clear=deciding[task].clearly_higher,
-            )
-            for task in evidence.tasks
-        ),
+        tasks=tuple(_task_stability(task, counts[task], sizes[task], deciding[task]) for task in evidence.tasks),
+    )
+
+
+def _task_stability(
+    task: str, counts: Reproducibility, sizes: Reproducibility, deciding: Reproducibility
+) -> TaskStability:
+    alone = math.isnan(counts.between)  # no other task to compare with
+    return TaskStability(
+        task=task,
+        within_tensors=counts.within,
+        within_elements=sizes.within,
+        between_tensors=None if alone else counts.between,
+        between_elements=None if alone else sizes.between,
+        highest_between=None if alone else deciding.highest_between,
+        clear=None if alone else deciding.clearly_higher,
     )
 
 

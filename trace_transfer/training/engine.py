@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trace_transfer.checkpoints import return_freed_memory
 from trace_transfer.examples import Batch
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.training.errors import TrainingError
@@ -328,5 +329,6 @@ def collect_garbage() -> None:
     """Give back what an engine held: its parts refer to each other, and weights to themselves once those are gone."""
     gc.collect()
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from trace_transfer.files import write_text
+from trace_transfer.training.errors import TrainingError
 
 FILE = "loss.csv"
 
@@ -67,5 +68,11 @@ class Log:
 
     def add(self, step: Step) -> None:
         self.steps.append(step)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(to_csv([step], header=False))
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(to_csv([step], header=False))
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: cannot be written: {error.strerror}; make room and run it again to go on from the last "
+                "checkpoint"
+            ) from error

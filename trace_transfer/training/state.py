@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import library_versions
 from trace_transfer.errors import listing
-from trace_transfer.files import PART, write_tensors
+from trace_transfer.files import PART, DiskFullError, is_disk_full, write_tensors
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.history import FILE, Step, from_csv, to_csv
 
@@ -177,6 +177,8 @@ def _reason(error: BaseException) -> str | None:
     """What the system says, if it was the writing that failed; safetensors has an error of its own for that."""
     from safetensors import SafetensorError
 
+    if isinstance(error, DiskFullError) or is_disk_full(error):
+        return "the disk is full"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error) if isinstance(error, SafetensorError) else None

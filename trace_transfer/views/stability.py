@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -31,9 +32,9 @@ def draw_stability(report: StabilityFile, page: Page) -> None:
     page.table(
         columns,
         (
-            (method.method, f"{100 * method.ratio:.3g} % of {method.unit}", task.task, f"{task.within_tensors:.2f}",
-             f"{task.within_elements:.2f}", f"{task.between_tensors:.2f}", f"{task.between_elements:.2f}",
-             f"{method.chance:.2f}", "yes" if task.clear else "no")
+            (method.method, f"{100 * method.ratio:.3g} % of {method.unit}", task.task, _share(task.within_tensors),
+             _share(task.within_elements), _share(task.between_tensors), _share(task.between_elements),
+             f"{method.chance:.2f}", {True: "yes", False: "no", None: "-"}[task.clear])
             for method in report.methods
             for task in method.tasks
         ),
@@ -42,20 +43,25 @@ def draw_stability(report: StabilityFile, page: Page) -> None:
         page.line()
         shown = ", ".join(f"{task} {value:.2f}" for task, value in report.reliability.items())
         page.line(f"cosine of two warm starts' deltas (median over parameters): {shown}")
-    several = len({method.method for method in report.methods}) > 1
     for method in report.methods:
-        for task in method.tasks:
-            if not task.clear:
-                name = f"{task.task} ({method.method})" if several else task.task
-                page.line(f"! {name}: {_doubt(method, task)}", "yellow")
+        doubtful = [task for task in method.tasks if task.clear is False]
+        if doubtful:
+            page.line(f"! {method.method}: {_doubt(method, doubtful)}", "yellow")
 
 
-def _doubt(method: MethodStability, task: TaskStability) -> str:
-    """What is wrong with a set that is not clearly its task's, in the unit that its ratio counts."""
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _doubt(method: MethodStability, tasks: Sequence[TaskStability]) -> str:
+    """What is wrong with sets that are not clearly their task's, in the unit that their ratio counts."""
     of_tensors = method.unit == "tensors"
-    within = task.within_tensors if of_tensors else task.within_elements
-    between = task.between_tensors if of_tensors else task.between_elements
+    shown = ", ".join(
+        f"{task.task} {_share(task.within_tensors if of_tensors else task.within_elements)} against up to "
+        f"{_share(task.highest_between)}"
+        for task in tasks
+    )
     return (
-        f"two warm starts of the same task share {within:.2f} of their core sets, different tasks {between:.2f}: "
-        "the set says little about the task"
+        "two warm starts of one task agree no more than warm starts of different tasks do, so that these sets say "
+        f"little about their tasks: {shown}"
     )
