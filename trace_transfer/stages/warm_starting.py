@@ -114,7 +114,8 @@ def _differences(
 
 
 def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:
-    """Make those that are not finished, one after another, each from the base.
+    """Make those that are not finished, one after another, each from the base. The first of several processes gets the
+    deltas, the others nothing.
 
     Raises:
         UserError: a loss that is not finite (with step and examples), a full disk; what was finished stays.
@@ -124,6 +125,8 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
             reporter.note(f"{start.label}: warm-started before, {start.directory}")
         else:
             _warm_start(plan, start, reporter)
+    if not is_first_rank():
+        return ()  # the first one may still be writing
     return tuple(DeltaStore.open(start.directory) for start in plan.starts)
 
 
