@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo test test-slow lint bench study clean
+.PHONY: help install demo identify test test-slow lint bench study clean
 
 help:
 	@echo "make demo       map a small model onto a larger one and say where the heatmap is (about 3 minutes)"
+	@echo "make identify   core sets of a real model for three real tasks, twice each (half an hour on two cores)"
 	@echo "make test       lint and run the tests (no network, no GPU)"
 	@echo "make test-slow  tests on larger real models (minutes)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
@@ -23,6 +24,9 @@ install: $(VENV)/installed
 
 demo: install
 	$(VENV)/bin/python -m examples.quickstart.demo
+
+identify: install
+	$(VENV)/bin/python -m examples.identify.run
 
 lint: install
 	$(VENV)/bin/ruff check .

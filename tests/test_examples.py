@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trace_transfer.artefacts import CoreFile, LayerMatch, read_artefact
+from trace_transfer.artefacts import CoreFile, LayerMatch, StabilityFile, read_artefact
 
 
 def test_quickstart(tmp_path):
@@ -26,3 +26,19 @@ def test_quickstart(tmp_path):
     core: CoreFile = read_artefact(heatmap.parent / "maths.core.json", CoreFile)
     assert core.transferred_from is not None
     assert len(core.core) == 27
+
+
+def test_identify(tiny, tmp_path):
+    """The tasks of the example, all three shapes of them, with a tiny model."""
+    from examples.identify.run import main
+
+    model = tiny("llama", max_position_embeddings=4096, num_hidden_layers=2)  # its tokens are little more than bytes
+    command = ["--model", str(model), "--out", str(tmp_path / "run"), "--max-length", "2048"]
+    result = CliRunner().invoke(main, [*command, "--fisher-examples", "4"])
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.rpartition("The heatmap: ")[2].strip()).is_file()
+    report: StabilityFile = read_artefact(tmp_path / "run" / "stability.json", StabilityFile)
+    assert [one.task for one in report.methods[0].tasks] == ["math", "code", "medicine"]
+    for task in ("math", "code", "medicine"):
+        core: CoreFile = read_artefact(tmp_path / "run" / f"{task}.core.json", CoreFile)
+        assert len(core.core) == 1

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from gguf import GGMLQuantizationType as Kind
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.reference.ordinary_forward import rows_of_all_layers
+from tests.task_files import write_tasks
 from tests.test_activations import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer.checkpoints import open_checkpoint
+from trace_transfer.cli import main
 from trace_transfer.errors import ModelError
 from trace_transfer.gguf_checkpoint import GgufCheckpoint
 from trace_transfer.models import ModelSource, build_meta_model, load_config
@@ -59,6 +63,34 @@ def test_weights_equal_those_of_transformers(written, family, kind):
     if kind is Kind.F32:  # and nothing was lost on the way there and back
         for name, parameter in original.named_parameters():
             assert torch.equal(ours[name], parameter), name
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_chunks_are_what_is_loaded(written, family, kind, monkeypatch):
+    monkeypatch.setattr("trace_transfer.models.ELEMENTS_AT_ONCE", 1000)
+    file, _ = written(family, kind)
+    model, checkpoint = load_all(file), GgufCheckpoint(file)
+    checkpoint.prepare(model)
+    for name, parameter in model.named_parameters():
+        chunks = list(checkpoint.chunks(model, name, tuple(parameter.shape)))
+        assert len(chunks) > 1 or parameter.numel() <= 2000
+        assert torch.equal(torch.cat(chunks).view(parameter.shape), parameter), name
+
+
+def test_a_warm_start_from_a_gguf_file(written, tmp_path):
+    """Its base is the de-quantised model; a fine-tuned one in such a file is refused: its updates are rounded away."""
+    file, _ = written("llama", Kind.Q8_0)
+    tasks = write_tasks(tmp_path / "tasks", {"math": 4, "code": 4})
+    command = ["identify", str(file), "--tasks", str(tasks), "--learning-rate", "1e-3", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, "--batch-size", "2"])
+    assert result.exit_code == 0, result.output
+    base = dict(load_all(file).named_parameters())
+    delta = load_file(tmp_path / "out" / "warm_start" / "math" / "delta-00001.safetensors")
+    assert delta.keys() == base.keys()
+    assert 1e-4 < max(float(one.abs().max()) for one in delta.values()) < 3e-3  # steps of 1e-3, not rounding
+    refused = CliRunner().invoke(main, ["score", str(file), "--tuned", f"math={file}", "--method", "l2"])
+    assert refused.exit_code == 2
+    assert "a GGUF file; its quantisation is larger than the updates" in refused.stderr
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))

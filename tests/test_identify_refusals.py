@@ -107,6 +107,13 @@ def test_a_tokenizer_of_another_model(identifying, copy_of, tasks, tmp_path):
     assert "the tokenizer belongs to another model" in message
 
 
+def test_examples_longer_than_the_model_can_read(identifying, tiny, tasks, tmp_path):
+    short = tiny("llama", max_position_embeddings=16)
+    message = Identifying(short, tasks, tmp_path / "out").refused()
+    assert "longer than the 16 tokens which llama was made for; give --max-length 16" in message
+    assert "math: " in message
+
+
 # ---- training
 
 

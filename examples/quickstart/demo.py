@@ -50,7 +50,8 @@ def main(out: Path, probe: str | None) -> None:
     command = ["map", "--src", str(source), "--dst", str(target), "--core", str(core), "--out", str(out / "map")]
     command += ["--probe", probe] if probe else []
     click.echo("$ trace-transfer " + " ".join(command), err=True)
-    trace_transfer(command, standalone_mode=False)
+    if code := trace_transfer(command, standalone_mode=False):
+        sys.exit(code)
     click.echo(f"\nThe heatmap: {(out / 'map' / 'heatmap.html').resolve()}")
 
 

@@ -22,18 +22,26 @@ def read_tasks(base: OpenModel, tasks: str | Path, max_length: int, too_long: st
     Raises:
         TaskError: the file, its data or an example cannot be used.
         ModelError: the tokenizer belongs to another model.
+        UserError: examples longer than the model can read.
     """
     tokenizer = load_tokenizer(base.source)
     data = tuple(
         prepare_task(spec, Path(tasks).parent, tokenizer, max_length=max_length, too_long=too_long, seed=seed)
         for spec in load_tasks(tasks)
     )
+    config = base.config.get_text_config()
     largest = max(max(example.input_ids) for task in data for example in task.examples)
-    size = base.config.get_text_config().vocab_size
-    if largest >= size:
+    if largest >= config.vocab_size:
         raise ModelError(
-            f"{base.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the "
-            "tokenizer belongs to another model"
+            f"{base.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {config.vocab_size} "
+            "tokens: the tokenizer belongs to another model"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = {task.task: max(len(example.input_ids) for example in task.examples) for task in data}
+    if positions and (beyond := [f"{task}: {length} tokens" for task, length in longest.items() if length > positions]):
+        raise UserError(
+            f"examples that are longer than the {positions} tokens which {base.name} was made for; give --max-length "
+            f"{positions}:\n" + listing(beyond)
         )
     return data
 
