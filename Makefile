@@ -38,7 +38,9 @@ test: lint
 test-slow: install
 	$(RUN)/python -m pytest -m slow
 
+# Opacus is raced against, nothing more; its dependencies would bring another torch.
 bench: install
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps opacus
 	$(VENV)/bin/python -m tests.benchmarks
 
 study: install

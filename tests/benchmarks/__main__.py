@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("startup", "cka", "streaming", "deltas")
+NAMES = ("startup", "cka", "streaming", "deltas", "fisher")
 
 if __name__ == "__main__":
     codes = [

@@ -3,7 +3,7 @@
 The squared gradient norm of each parameter, averaged over examples (the paper's eq. 4, at the base model): what LF
 becomes with alpha = 0. No warm start is needed; a model of a million parameters takes seconds.
 
-    python -m examples.quickstart.fisher_core MODEL_DIRECTORY --domain maths --out maths.core.json
+    python -m examples.layer_matching.fisher_core MODEL_DIRECTORY --domain maths --out maths.core.json
 """
 
 from __future__ import annotations
