@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from trace_transfer.maths.inner_products import cosines_of
 from trace_transfer.maths.normalisation import normalise
 
 Vector = NDArray[np.float64]
@@ -96,10 +97,7 @@ class Statistics:
     @property
     def cosines_PKK(self) -> Vector:
         """Cosine of each pair of tasks (eq. 7); NaN where a delta is zero."""
-        norms_PK = self.norms_PK
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosines_PKK = self.gram_PKK / (norms_PK[:, :, None] * norms_PK[:, None, :])
-        return np.clip(cosines_PKK, -1.0, 1.0)
+        return cosines_of(self.gram_PKK)
 
 
 @dataclass(frozen=True)
