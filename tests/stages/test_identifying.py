@@ -520,14 +520,22 @@ def test_core_files_go_into_map(identified, tiny, tmp_path):
     assert core_of(tmp_path / "map", "math").transferred_from is not None
 
 
-@pytest.mark.parametrize("name", ["deltas.json", "stability.json", "math.core.json"])
-def test_what_was_written_can_be_inspected(identified, name):
+def test_what_was_written_can_be_inspected(identified):
     out, _ = identified
-    shown = done("inspect", out / name).stdout
-    if name == "deltas.json":
-        deltas = read_artefact(out / name, DeltaFile)
-        largest = max(deltas.parameters, key=lambda p: max(p.norms))
-        assert f"{max(largest.norms):.3g}" in shown
+    deltas = read_artefact(out / "deltas.json", DeltaFile)
+    largest = max(deltas.parameters, key=lambda p: max(p.norms))
+    assert f"{max(largest.norms):.3g}" in done("inspect", out / "deltas.json").stdout
+    record = read_artefact(out / "warm_start/law/1/warm_start.json", WarmStartFile)
+    shown = done("inspect", out / "warm_start/law/1/warm_start.json").stdout
+    assert f"loss of 2 steps: {record.losses[0]:.4g} → {record.losses[-1]:.4g}" in shown
+    assert "█▁" in shown or "▁█" in shown
+    fisher = read_artefact(out / "fisher/math/2/fisher.json", FisherFile)
+    most = max(fisher.parameters, key=lambda p: p.value)
+    shown = done("inspect", out / "fisher/math/2/fisher.json").stdout
+    assert most.name in shown
+    assert f"{most.value:.4g}" in shown
+    for name in ("stability.json", "math.core.json"):
+        assert "math" in done("inspect", out / name).stdout
 
 
 # ---- bad input

@@ -10,7 +10,7 @@ import click
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
 def inspect_command(file: Path) -> None:
-    """Draw FILE in the terminal: a layer match, a core file, a correspondence or a safetensors file."""
+    """Draw FILE in the terminal: any JSON file that trace-transfer wrote, or a safetensors file."""
     from rich.console import Console
 
     from trace_transfer.views.inspection import draw

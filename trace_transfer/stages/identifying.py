@@ -63,6 +63,7 @@ class IdentifyPlan:
     warm_starts: WarmStartPlan
     settings: IdentifySettings
     out: Path
+    with_scores: bool
 
 
 def plan_identify(
@@ -98,7 +99,9 @@ def plan_identify(
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
     out = Path(out)
     to_start = [task for task in data if task.task not in tuned]
-    return IdentifyPlan(opened, data, models, plan_warm_starts(opened, to_start, warm_start, out), settings, out)
+    return IdentifyPlan(
+        opened, data, models, plan_warm_starts(opened, to_start, warm_start, out), settings, out, with_scores
+    )
 
 
 def require_space(plan: WarmStartPlan, out: Path) -> None:

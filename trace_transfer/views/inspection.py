@@ -16,14 +16,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from trace_transfer.anatomy import layer_ranges
-from trace_transfer.artefacts import CoreFile, CorrespondenceFile, DeltaFile, LayerMatch, ModelIdentity, StabilityFile
+from trace_transfer.artefacts import (
+    CoreFile,
+    CorrespondenceFile,
+    DeltaFile,
+    FisherFile,
+    LayerMatch,
+    StabilityFile,
+    WarmStartFile,
+)
 from trace_transfer.artefacts import read_artefact as read
 from trace_transfer.errors import ArtefactError
 from trace_transfer.rules.registry import folded_name
+from trace_transfer.views.evidence import draw_deltas, draw_fisher, draw_warm_start
 from trace_transfer.views.importance_places import label
 from trace_transfer.views.importance_terminal import draw_importance
 from trace_transfer.views.stability import draw_stability
-from trace_transfer.views.terminal import Page, draw_heatmap, ruler
+from trace_transfer.views.terminal import Page, draw_heatmap, model_line, ruler
 
 NUM_SCORES = 15
 NUM_FOLDED = 20
@@ -46,16 +55,14 @@ def draw(path: Path, console: Console) -> None:
         _draw_core(artefact, page)
     elif isinstance(artefact, CorrespondenceFile):
         _draw_correspondence(artefact, page)
+    elif isinstance(artefact, WarmStartFile):
+        draw_warm_start(artefact, page)
     elif isinstance(artefact, DeltaFile):
-        _draw_deltas(artefact, page)
+        draw_deltas(artefact, page)
+    elif isinstance(artefact, FisherFile):
+        draw_fisher(artefact, page)
     elif isinstance(artefact, StabilityFile):
         draw_stability(artefact, page)
-    else:
-        raise ArtefactError(f"{path}: {artefact.format} has no drawing; it is JSON, to be read as it is")
-
-
-def _model(model: ModelIdentity) -> str:
-    return f"{model.id} ({model.family}, {model.num_layers} layers)"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -66,7 +73,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _draw_layer_match(match: LayerMatch, path: Path, page: Page) -> None:
-    page.line(f"Layer match: {_model(match.source)} → {_model(match.target)}", "bold")
+    page.line(f"Layer match: {model_line(match.source)} → {model_line(match.target)}", "bold")
     probe = match.probe
     page.line(
         f"{match.similarity}, {match.representation}, {match.transform}, {match.policy}; "
@@ -135,7 +142,7 @@ def _similarity(file: Path, match: LayerMatch) -> NDArray[np.float64]:
 
 def _draw_core(core: CoreFile, page: Page) -> None:
     method, chosen = core.method, core.core
-    page.line(f"Core set of {core.task}: {_model(core.model)}", "bold")
+    page.line(f"Core set of {core.task}: {model_line(core.model)}", "bold")
     settings = "".join(f", {name} {value}" for name, value in (method.model_extra or {}).items())
     page.line(f"method {method.name}, ratio {method.ratio:g} of {method.unit}{settings}")
     counted = "parts of tensors" if method.unit == "rows" else "tensors"
@@ -149,7 +156,9 @@ def _draw_core(core: CoreFile, page: Page) -> None:
         page.line(f"{counted} without a score: {unscored:,}")
     if core.transferred_from:
         origin = core.transferred_from
-        page.line(f"carried over from {_model(origin.model)}, carry {origin.carry}, rules {', '.join(origin.rules)}")
+        page.line(
+            f"carried over from {model_line(origin.model)}, carry {origin.carry}, rules {', '.join(origin.rules)}"
+        )
     page.line()
     _draw_grid(core, page)
     page.line()
@@ -212,7 +221,7 @@ def _block(values: list[bool], wide: int) -> tuple[str, str]:
 
 
 def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
-    page.line(f"Correspondence: {_model(file.source)} → {_model(file.target)}", "bold")
+    page.line(f"Correspondence: {model_line(file.source)} → {model_line(file.target)}", "bold")
     page.line(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in file.counts.items()))
     page.line()
     folded = Counter(
@@ -239,39 +248,6 @@ def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
 def _folded(entry: Mapping[str, Any]) -> str:
     part = " (part)" if entry.get("rows") or entry.get("columns") else ""
     return _kind(entry["name"])[0] + part
-
-
-# Deltas
-
-
-def _draw_deltas(deltas: DeltaFile, page: Page) -> None:
-    page.line(f"Deltas from {_model(deltas.model)}", "bold")
-    labels = [tuned.label for tuned in deltas.tuned]
-    for index, tuned in enumerate(deltas.tuned):
-        total = float(np.sqrt(sum(parameter.norms[index] ** 2 for parameter in deltas.parameters)))
-        still = sum(parameter.unchanged[index] for parameter in deltas.parameters) / deltas.model.num_elements
-        page.line(f"{tuned.label}: {tuned.id}, norm {total:.4g}, {still:.1%} of the elements as in the base")
-    if len(labels) > 1:
-        page.line()
-        page.line("Cosine of deltas, median over parameters")
-        pairs = np.array([parameter.cosines for parameter in deltas.parameters], dtype=float)
-        rows, columns = np.tril_indices(len(labels), -1)
-        cosines = np.full((len(labels), len(labels)), np.nan)
-        cosines[rows, columns] = cosines[columns, rows] = np.nanmedian(pairs, axis=0)
-        page.table(
-            [("", "left"), *((label, "right") for label in labels)],
-            [
-                (label, *("" if np.isnan(v) else f"{v:+.2f}" for v in row))
-                for label, row in zip(labels, cosines, strict=True)
-            ],
-        )
-    page.line()
-    largest = sorted(deltas.parameters, key=lambda p: -max(p.norms))[:NUM_SCORES]
-    page.line(f"Norm of the deltas: the {len(largest)} of {len(deltas.parameters)} parameters that moved most")
-    page.table(
-        [("parameter", "left"), *((label, "right") for label in labels)],
-        [(p.name, *(f"{norm:.3g}" for norm in p.norms)) for p in largest],
-    )
 
 
 # A safetensors file

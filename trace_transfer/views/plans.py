@@ -36,8 +36,9 @@ def render_plan(plan: IdentifyPlan) -> str:
         f"{_gigabytes(elements * 12)} for a checkpoint while training",
         f"training: {train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate "
         f"{train.learning_rate:g}, batches of {train.batch_size}, ZeRO {train.zero}, seed {train.seed}",
-        f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}",
     ]
+    if plan.with_scores:
+        lines.append(f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     return _text(console)

@@ -12,6 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from trace_transfer.artefacts import ModelIdentity
 from trace_transfer.views.heatmap_view import Pair, colour_range
 
 RAMP = " .:-=+*#%@"
@@ -49,6 +50,11 @@ class Page:
         for row in rows:
             table.add_row(*(self.text(cell) for cell in row))
         self.console.print(table, highlight=False)
+
+
+def model_line(model: ModelIdentity) -> str:
+    """A model in a heading."""
+    return f"{model.id} ({model.family}, {model.num_layers} layers)"
 
 
 def draw_heatmap(similarity: NDArray[np.float64], chosen: set[Pair], page: Page) -> None:
