@@ -60,11 +60,13 @@ def core_files(
         made_with: what else decided the scores, for the file: epochs, replicates, examples.
     """
     statistics = evidence.statistics()
+    chosen = settings.recorded()
+    method = {"name": chosen.pop("method"), **chosen, "tasks": list(evidence.tasks), **made_with}
     return tuple(
         CoreFile(
             task=task,
             model=model,
-            method={**settings.recorded(), "name": settings.method, "tasks": list(evidence.tasks), **made_with},
+            method=method,
             parameters=_selected(evidence.entries, scores, settings),
             libraries=library_versions(),
         )
