@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.reference import authors_scores
 from tests.task_files import SIZES, write_tasks
-from tests.tuned_models import tuned_copy
+from tests.tuned_models import tuned_copy, weights
 from trace_transfer import IdentifySettings, identify, score_models
 from trace_transfer.artefacts import (
     CoreFile,
@@ -437,6 +437,16 @@ def test_ties_at_the_cut_are_told(tiny, tmp_path):
     base = tiny("llama")
     result = done("score", base, "--tuned", f"a={base}", "--method", "l2", "--out", tmp_path / "out")
     assert "have the same score; model order decided" in " ".join(result.stdout.split())
+
+
+def test_core_sets_of_hardly_any_elements_are_told(three, tmp_path):
+    """Norms that moved most: 5 % of the tensors, and next to nothing of the elements."""
+    base, _ = three
+    still = [name for name in weights(base) if "norm" not in name]
+    tuned = tuned_copy(base, tmp_path / "norms", 1, still=still)
+    command = ("score", base, "--tuned", f"a={tuned}", "--method", "l2", "--out", tmp_path / "out")
+    assert "core sets of very few elements (a 0." in " ".join(done(*command).stdout.split())
+    assert "very few elements" not in done(*command, "--unit", "elements", "--exclude", "norm").stdout
 
 
 def test_components_and_small_parameters_can_be_left_out(three, tmp_path):

@@ -32,6 +32,7 @@ from trace_transfer.stages.selection import select, ties_at_the_cut
 
 BIAS = "bias"
 MANY_UNCHANGED = 0.25
+SMALL_SHARE = 0.1  # of the ratio, in elements: below it the core set is small tensors only
 NOISY_ELEMENTS = 1000  # a cosine of fewer elements is mostly noise (its standard deviation is 1/√n)
 
 
@@ -176,6 +177,13 @@ def warnings_of(deltas: DeltaFile, evidence: Evidence, cores: Sequence[CoreFile]
         if still:
             shown = ", ".join(still[:3]) + (f", … ({len(still)})" if len(still) > 3 else "")
             found.append(f"{tuned.label}: did not move at all: {shown}")
+    small = [core for core in cores if core.core and core.ratio_of_elements < SMALL_SHARE * settings.ratio]
+    if small:
+        shown = ", ".join(f"{core.task} {core.ratio_of_elements:.2%}" for core in small)
+        found.append(
+            f"core sets of very few elements ({shown}): what is core is small tensors, norms or biases, and training "
+            "them alone changes little. --unit elements counts elements; --exclude norm --exclude bias leaves them out"
+        )
     for core in cores:
         if ties_at_the_cut(core.parameters):
             found.append(

@@ -5,9 +5,10 @@ Reads: config and weights of a directory, a GGUF file or a hub model, through tr
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -134,14 +135,14 @@ def _differences(found: Inventory, expected: Inventory) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars, reports and warnings."""
+    """Without transformers' bars, reports and warnings; that of GGUF files knows no switch, and goes to stderr."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

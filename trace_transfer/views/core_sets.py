@@ -11,43 +11,45 @@ from rich.console import Console
 from rich.table import Table
 
 from trace_transfer.artefacts import CoreFile
+from trace_transfer.maths import overlap
 
 WIDTH = 100
 
 
 def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
-    """Overlap of two core sets of one model: |both| / |either|, in tensors and in elements."""
-    first = {(p.name, p.rows, p.columns): p.num_elements for p in one.core}
-    second = {(p.name, p.rows, p.columns): p.num_elements for p in other.core}
-    both, either = first.keys() & second.keys(), {**first, **second}
-    return len(both) / len(either), sum(first[key] for key in both) / sum(either.values())
+    """Overlap of two core sets of one model, in tensors and in elements."""
+    first, second = ({(p.name, p.rows, p.columns): p.num_elements for p in core.core} for core in (one, other))
+    return overlap.jaccard(overlap.counted(first), overlap.counted(second)), overlap.jaccard(first, second)
 
 
 def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> str:
     """Core sets as text of at most 100 columns."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-    table = Table(title="core sets")
+    methods = list(dict.fromkeys(core.method.name for core in cores))
     counted = "tensors, parts" if any(core.method.unit == "rows" for core in cores) else "tensors"
-    for heading in ("task", "method", counted, "elements", "best"):
+    headings = ["task", *(["method"] if len(methods) > 1 else []), counted, "elements", "best"]
+    table = Table(title=f"core sets ({', '.join(methods)})")
+    for heading in headings:
         table.add_column(heading, justify="right" if heading in (counted, "elements") else "left", overflow="fold")
     for core in cores:
-        table.add_row(
-            core.task,
-            core.method.name,
-            f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}",
-            f"{core.ratio_of_elements:.2%}",
-            core.core[0].name if core.core else "none",
-        )
+        cells = {
+            "task": core.task,
+            "method": core.method.name,
+            counted: f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}",
+            "elements": f"{core.ratio_of_elements:.2%}",
+            "best": core.core[0].name if core.core else "none",
+        }
+        table.add_row(*(cells[heading] for heading in headings))
     console.print(table)
     comparable = [pair for pair in combinations(cores, 2) if pair[0].model.names_sha256 == pair[1].model.names_sha256]
     if comparable:
-        overlap = Table(title="in common (Jaccard)")
+        shared = Table(title="in common (Jaccard)")
         for heading in ("tasks", counted, "elements"):
-            overlap.add_column(heading, justify="left" if heading == "tasks" else "right")
+            shared.add_column(heading, justify="left" if heading == "tasks" else "right")
         for one, other in comparable:
             tensors, elements = jaccard(one, other)
-            overlap.add_row(f"{one.task}, {other.task}", f"{tensors:.2f}", f"{elements:.2f}")
-        console.print(overlap)
+            shared.add_row(f"{one.task}, {other.task}", f"{tensors:.2f}", f"{elements:.2f}")
+        console.print(shared)
     for warning in warnings:
         console.print(f"! {warning}", markup=False, highlight=False)
     console.print("\nwritten:", highlight=False)

@@ -62,6 +62,6 @@ def _doubt(method: MethodStability, tasks: Sequence[TaskStability]) -> str:
         for task in tasks
     )
     return (
-        "two warm starts of one task agree no more than warm starts of different tasks do, so that these sets say "
-        f"little about their tasks: {shown}"
+        "two warm starts of one task agree no more than those of some other task, so that these sets say little about "
+        f"their tasks: {shown}"
     )
