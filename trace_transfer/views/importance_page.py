@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from trace_transfer.views.heatmap_view import NO_VALUE, STEPS
+from trace_transfer.views.heatmap_view import STEPS
 from trace_transfer.views.importance_html import MARGIN, figure, gaps
 from trace_transfer.views.importance_view import DOT, Column, Importance, others_note
+from trace_transfer.views.page_head import GREY, HEAD
 
 LEAST_COLUMN, LARGEST_COLUMN = 15, 84  # px; in a window that gives less than the least the page scrolls instead
 LEAST_LAYER = 6  # px
@@ -74,36 +75,18 @@ def _key(importance: Importance) -> str:
     return "; ".join(f"<b>{escape(column.label)}</b> {escape(column.meaning)}" for column in named)
 
 
-GREY = f'<svg width="14" height="14"><rect width="14" height="14" fill="{NO_VALUE}"/></svg>'
 SMALL = '<svg width="14" height="14"><circle cx="7" cy="7" r="2.8" class="mark"/></svg>'
 PART_LEGEND = f"<span>{SMALL}core in part</span>"
 GAP_LEGEND = f"<span>{GREY}no score</span>"
 
-PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { margin: 0; padding: 16px 24px; font: 14px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
-h1 { margin: 0; font-size: 21px; line-height: 1.3; font-weight: 600; overflow-wrap: anywhere; }
-p { margin: 2px 0 8px; color: #555; max-width: 1180px; overflow-wrap: anywhere; }
+PAGE = Template(
+    HEAD
+    + """\
 .views, .views > div { display: flex; flex-wrap: wrap; align-items: baseline; gap: 6px; }
 .views { gap: 6px 28px; margin-bottom: 8px; }
 .views span { color: #555; }
-button { font: inherit; padding: 4px 12px; color: #333; background: #fff;
-  border: 1px solid #b5b5b5; border-radius: 4px; }
-button[aria-pressed=true] { background: #2f4858; border-color: #2f4858; color: #fff; }
-button:not([aria-pressed=true]):hover { background: #f0f0f0; cursor: pointer; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 13px; }
-.legend span { display: flex; align-items: center; gap: 6px; }
-.mark { fill: #fff; stroke: #1a1a1a; stroke-width: 1.2; }
-.scroll { overflow-x: auto; }
 .frame { position: relative; width: 100%; min-width: ${narrowest}px; max-width: ${widest}px;
   height: calc(100vh - ${around}px); min-height: ${lowest}px; max-height: 1400px; }
-.frame > div { position: absolute; inset: 0; }
 </style>
 </head>
 <body>
@@ -181,4 +164,5 @@ new ResizeObserver(() => { Plotly.Plots.resize(plot); fit(); }).observe(plot);
 </script>
 </body>
 </html>
-""")
+"""
+)
