@@ -210,7 +210,7 @@ def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
     ]  # fmt: skip
     monkeypatch.setattr(BaseModel, "load", load_with_nan)
     data = TaskData(data.task, tuple(poisoned), 24, 0, 0, "plain", "")
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TrainingError, match="NaN or infinite") as caught:
         run(tiny("llama"), tmp_path, data, checkpoint_minutes=0, zero=zero)
     message = str(caught.value)
     assert "task 'made-up', step 2 of 3: the loss of these examples is NaN or infinite" in message
