@@ -36,7 +36,7 @@ from trace_transfer.stages.warm_starting import (
     run_warm_starts,
 )
 from trace_transfer.units import Split, splits_of, transposed_names
-from trace_transfer.views.importance import write_importance_html, write_importance_png
+from trace_transfer.views.importance import importance_of, write_importance_html, write_importance_png
 
 DELTAS = "deltas.json"
 DELTA_UNITS = "deltas.units.safetensors"
@@ -223,9 +223,10 @@ def _score(
         report = stability(evidence, _comparable(settings, evidence), plan.base.identity)
         files.append(out / STABILITY)
         write_text(files[-1], to_json(report))
+    importance = importance_of(cores)
     for name, write in (("importance.html", write_importance_html), ("importance.png", write_importance_png)):
         files.append(out / name)
-        write(files[-1], cores)
+        write(files[-1], importance)
     found = warnings_of(deltas.file, evidence, cores, settings)
     fallen_back = sorted({name for one in fisher or () for name in one.file.fallback})
     if fallen_back:

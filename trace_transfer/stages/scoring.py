@@ -94,7 +94,7 @@ def _takes_part(entry: Entry, settings: ScoreSettings) -> bool:
 
 def _selected(entries: Sequence[Entry], scores: Scores, settings: ScoreSettings) -> tuple[CoreParameter, ...]:
     parameters = [
-        CoreParameter(
+        CoreParameter.model_construct(  # not validated: rows make many, of what is checked already
             name=entry.name,
             shape=entry.shape,
             rows=entry.rows,
