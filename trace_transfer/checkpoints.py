@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models import ModelSource, row_blocks, tied_names
+from trace_transfer.models import ModelSource, tied_names
+from trace_transfer.shards import DTYPES, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ROWS_AT_ONCE = 1 << 14
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Checkpoint(Protocol):
@@ -181,8 +181,6 @@ class SafetensorsCheckpoint:
         Raises:
             ModelError: it is missing or of another shape, or is fused from several tensors when it is loaded.
         """
-        from safetensors import safe_open
-
         at_run_time = self._names_for(model).at_run_time
         found = [key for key, known in at_run_time.items() if known == name]
         if not found:  # a tied embedding may have been saved as the head only
@@ -191,14 +189,9 @@ class SafetensorsCheckpoint:
         if len(found) != 1:
             what = "lack" if not found else f"hold {len(found)} tensors for"
             raise ModelError(f"{self.directory}: the weights {what} {name}")
-        with safe_open(self.keys[found[0]], framework="pt") as shard:
-            slices = shard.get_slice(found[0])
-            if tuple(slices.get_shape()) != shape:
-                raise ModelError(f"{self.directory}: {name} is {slices.get_shape()} on disk, expected {list(shape)}")
-            for start, stop in row_blocks(shape):
-                block = slices[start:stop]
-                self.bytes_read += block.nbytes
-                yield block.flatten()
+        for block in read_rows(self.keys[found[0]], found[0], shape, str(self.directory)):
+            self.bytes_read += block.nbytes
+            yield block
 
     def prepare(self, model: PreTrainedModel) -> None:
         self._names_for(model)

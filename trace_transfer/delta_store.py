@@ -16,7 +16,7 @@ from torch import Tensor
 from trace_transfer.artefacts import WarmStartFile, read_artefact
 from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import sha256_file, sha256_text, write_tensors
-from trace_transfer.models import row_blocks
+from trace_transfer.shards import read_rows
 
 RECORD = "warm_start.json"
 SHARD_BYTES = 1 << 30
@@ -116,16 +116,9 @@ class DeltaStore:
         Raises:
             ModelError: it is missing or of another shape.
         """
-        from safetensors import safe_open
-
         if name not in self._files:
             raise ModelError(f"{self.directory}: lacks the delta of {name}")
-        with safe_open(self._files[name], framework="pt") as shard:
-            slices = shard.get_slice(name)
-            if tuple(slices.get_shape()) != shape:
-                raise ModelError(f"{self.directory}: {name} is {slices.get_shape()} on disk, expected {list(shape)}")
-            for start, stop in row_blocks(shape):
-                yield slices[start:stop].flatten()
+        yield from read_rows(self._files[name], name, shape, str(self.directory))
 
     def tensor(self, name: str) -> Tensor:
         """One whole delta."""

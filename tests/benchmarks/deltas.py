@@ -99,9 +99,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for name in ("base", *TASKS):
+        for seed, name in enumerate(("base", *TASKS)):
             (folder / name).mkdir()
-            write_checkpoint(folder / name, sizes)
+            write_checkpoint(folder / name, sizes, seed)
         on_disk = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
         for cold in (True, False):
             found = {way: [in_child(way, folder, cold) for _ in range(TIMES)] for way in WAYS}

@@ -29,7 +29,7 @@ SMALL = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1024, 
 HEADS = {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True}
 
 
-def write_checkpoint(directory: Path, sizes: dict[str, int]) -> None:
+def write_checkpoint(directory: Path, sizes: dict[str, int], seed: int = 0) -> None:
     """Random bf16 weights in shards of a few layers, with an index, as `save_pretrained` would lay them out."""
     from safetensors.torch import save_file
     from transformers import Qwen2Config
@@ -44,7 +44,7 @@ def write_checkpoint(directory: Path, sizes: dict[str, int]) -> None:
         layer = int(parts[2]) if parts[1] == "layers" else None
         shards.setdefault(-1 if layer is None else layer // LAYERS_PER_SHARD, {})[name] = shape
     weight_map = {}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for number, shapes in shards.items():
         file = f"model-{number + 2:05d}-of-{len(shards):05d}.safetensors"
         tensors = {

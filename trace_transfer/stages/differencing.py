@@ -9,8 +9,10 @@ Shapes: K deltas, E elements of a chunk, S slices of it, U units of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +32,7 @@ from trace_transfer.units import Split
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 SLICE = 1024  # elements that are summed in float32; sums of slices are added in float64
 TINY = 1e-30  # below it squares in float32 lose digits, or vanish
-NUM_THREADS = 2  # one waits for the disk while the other computes
+MOST_THREADS = 8  # some wait for the disk while the others compute
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,11 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
             source.weights.prepare(model)
     parameters: list[DeltaParameter] = []
     units: dict[str, Tensor] = {}
+    num_threads = min(MOST_THREADS, max(2, os.cpu_count() or 1))
     with (
         reporter.task("comparing with the base", len(shapes)) as advance,
-        ThreadPoolExecutor(NUM_THREADS) as threads,
+        _one_thread_each(),
+        ThreadPoolExecutor(num_threads) as threads,
     ):
         read = threads.map(lambda name: _read_one(plan, model, name, (splits or {}).get(name)), shapes)
         for (name, shape), sums in zip(shapes.items(), read, strict=True):
@@ -171,6 +175,17 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
         libraries=library_versions(),
     )
     return Deltas(file, units)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Parameters are read side by side; torch's own threads would only be in their way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -233,7 +248,8 @@ def gram_of(rows_KE: Tensor) -> Tensor:
     gram_KK = (slices_SKE @ slices_SKE.transpose(1, 2)).double().sum(dim=0)
     rest = rows_KE[:, count:].double()
     gram_KK += rest @ rest.T
-    if bool((gram_KK.diagonal() < TINY).any()):
+    small = rows_KE[gram_KK.diagonal() < TINY]
+    if len(small) and small.any():  # a delta of zeros is exact as it is
         exact = rows_KE.double()
         return exact @ exact.T
     return gram_KK
