@@ -23,7 +23,7 @@ def test_two_processes_find_what_one_finds(tiny, tmp_path):
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("core sets") == 1
+    assert done.stdout.count("core sets (lf)") == 1
     assert done.stderr.count("training on math") == 1
     for task in ("math", "code"):
         deltas = [load_file(tmp_path / out / f"warm_start/{task}/delta-00001.safetensors") for out in ("one", "two")]

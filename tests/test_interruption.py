@@ -127,10 +127,8 @@ def test_ctrl_c_at_drawn_moments(runs):
     runs.check_it_finishes()
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2])
-def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
-    """In an ordinary process, which imports torch and transformers for some seconds."""
-    stderr = tmp_path / "stderr"
+def interrupted_import(runs, stderr, seconds) -> dict:
+    """An ordinary process, interrupted while it imports torch and transformers for some seconds."""
     with stderr.open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-X", "importtime", "-m", "trace_transfer", *runs.arguments],
@@ -144,7 +142,17 @@ def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
     # Interrupted within an `exec` of some library, CPython ends by the signal itself, which a shell shows as 130 too.
     code = 128 + signal.SIGINT if process.returncode == -signal.SIGINT else process.returncode
     message = "".join(line for line in stderr.read_text().splitlines(True) if not line.startswith("import time:"))
-    assert_interrupted({"returncode": code, "stdout": stdout, "stderr": message}, runs)
+    return {"returncode": code, "stdout": stdout, "stderr": message}
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2])
+def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
+    for _ in range(5):
+        done = interrupted_import(runs, tmp_path / "stderr", seconds)
+        # In some moments of its import torch's C++ cannot pass an interruption on, and aborts: then once more.
+        if not (done["returncode"] == -signal.SIGABRT and "pybind11::error_already_set" in done["stderr"]):
+            break
+    assert_interrupted(done, runs)
 
 
 def test_another_run_finds_a_damaged_cache(runs):
