@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 WATCHED = {"open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir", "os.utime", "tempfile.mkstemp"}
@@ -77,6 +78,8 @@ def run(request: dict, stdout: Path, stderr: Path, events: Path) -> None:
         main(request["arguments"])
     except SystemExit as done:
         code = done.code or 0
+    except BaseException:  # what Python would do
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,6 +15,7 @@ import click
 
 from trace_transfer import __version__
 from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.stopping import StopRequested, noted_interruption
 
 # Command → what the list of commands says of it; the module of that name defines it.
 COMMANDS = {
@@ -57,14 +58,25 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and turn our own errors into one message and an exit code."""
+        with noted_interruption() as was_interrupted:
+            try:
+                return super().invoke(ctx)
+            except (KeyboardInterrupt, Exception) as error:
+                if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                    click.echo("interrupted; nothing half-written was left, the same command starts again", err=True)
+                    ctx.exit(130)
+                self.report(ctx, error)
+
+    def report(self, ctx: click.Context, error: BaseException) -> None:
+        """One message and an exit code for an error that is ours or the system's; raises any other."""
         try:
-            return super().invoke(ctx)
+            raise error
+        except StopRequested as stopped:
+            click.echo(str(stopped), err=True)
+            ctx.exit(0)
         except TraceTransferError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UserError) else 1)
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written was left, the same command starts again", err=True)
-            ctx.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)

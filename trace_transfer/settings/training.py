@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-CHOICES: dict[str, tuple[str, ...]] = {"precision": PRECISIONS}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": PRECISIONS,
+    "offload": ("none", "optimizer", "parameters"),
+    "cache_prefix": ("auto", "on", "off"),
+}
+TRACKERS = ("tensorboard", "wandb", "comet")
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,15 @@ class TrainSettings:
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         precision: `float32`, or `bfloat16` with float32 master weights; `auto` is float32 without a GPU.
         zero: DeepSpeed's ZeRO stage, 0 to 3.
+        offload: keep the `optimizer` (ZeRO 1 to 3), or also the `parameters` (ZeRO 3), in the memory of the CPU.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        cache_prefix: compute the frozen bottom of the model once and read its hidden states from the disk afterwards;
+            `auto` where that is cheaper.
         seed: order of the examples.
         checkpoint_minutes: a checkpoint at least that often, to go on from after an interruption; 0 after every step.
+        keep_checkpoints: how many of them are kept.
+        track: where loss and learning rate are sent, beside `loss.csv`: some of `TRACKERS`.
+        deepspeed: further DeepSpeed configuration, as its JSON has it; see `settings.deepspeed_json`.
     """
 
     epochs: int = 1
@@ -40,13 +52,20 @@ class TrainSettings:
     max_grad_norm: float | None = 1.0
     precision: str = "auto"
     zero: int = 0
+    offload: str = "none"
     gradient_checkpointing: bool = False
+    cache_prefix: str = "off"
     seed: int = 0
     checkpoint_minutes: float = 5.0
+    keep_checkpoints: int = 1
+    track: tuple[str, ...] = ()
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = choice_problems(self, CHOICES)
-        problems += count_problems(self, {"epochs": 1, "batch_size": 1, "micro_batch_size": 1, "seed": 0})
+        problems += count_problems(
+            self, {"epochs": 1, "batch_size": 1, "micro_batch_size": 1, "seed": 0, "keep_checkpoints": 1}
+        )
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             problems.append(f"learning_rate: {self.learning_rate} is not above 0")
         if not 0 <= self.warmup < 1:
@@ -57,6 +76,11 @@ class TrainSettings:
             problems.append(f"max_grad_norm: {self.max_grad_norm} is not above 0")
         if self.zero not in (0, 1, 2, 3):
             problems.append(f"zero: {self.zero} is none of 0, 1, 2, 3")
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}.get(self.offload, 0)
+        if self.zero < needed:
+            problems.append(f"offload: {self.offload!r} needs zero {needed} or more, and zero is {self.zero}")
+        if unknown := [name for name in self.track if name not in TRACKERS]:
+            problems.append(f"track: {', '.join(unknown)} is none of {', '.join(TRACKERS)}")
         if not self.checkpoint_minutes >= 0:
             problems.append(f"checkpoint_minutes: {self.checkpoint_minutes} is not 0 or more")
         refuse(problems)
@@ -64,5 +88,6 @@ class TrainSettings:
     def recorded(self) -> dict[str, Any]:
         """As they are saved beside each result; how often checkpoints are written changes no result."""
         values = recorded(self)
-        del values["checkpoint_minutes"]
-        return values
+        for name in ("checkpoint_minutes", "keep_checkpoints", "track"):
+            del values[name]
+        return {**values, "deepspeed": dict(self.deepspeed)}

@@ -1,0 +1,77 @@
+"""Being told to stop: exit codes, and libraries that make something else of Ctrl-C."""
+
+import os
+import signal
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from trace_transfer.cli import Commands
+from trace_transfer.errors import ModelError
+from trace_transfer.stopping import StopRequested, noted_interruption, stop_on_sigterm
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(body):
+    """Exit code and stderr of a command that does `body`."""
+    command = click.Command("work", callback=body)
+
+    class One(Commands):
+        def get_command(self, ctx, cmd_name):
+            return command
+
+    done = CliRunner().invoke(One("main"), ["work"])
+    return done.exit_code, done.stderr, done.exception
+
+
+@pytest.mark.parametrize(
+    "becomes", [None, ValueError("Invalid bounding box"), ModelError("the model cannot be loaded")]
+)
+def test_ctrl_c_ends_with_130_whatever_a_library_makes_of_it(becomes):
+    def body():
+        try:
+            interrupt()
+        except KeyboardInterrupt:
+            raise becomes or KeyboardInterrupt from None
+
+    code, stderr, _ = run(body)
+    assert (code, stderr) == (130, "interrupted; nothing half-written was left, the same command starts again\n")
+
+
+def test_the_same_errors_without_ctrl_c_are_what_they_are():
+    def fails():
+        raise ValueError("Invalid bounding box")
+
+    def refuses():
+        raise ModelError("the model cannot be loaded")
+
+    assert isinstance(run(fails)[2], ValueError)
+    assert run(refuses)[:2] == (2, "error: the model cannot be loaded\n")
+
+
+def test_sigterm_is_noted_and_ends_with_0():
+    def body():
+        with stop_on_sigterm() as stop:
+            stop.check("before anything")
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.check("after step 3 of 9")
+
+    assert run(body)[:2] == (0, "stopped by SIGTERM after step 3 of 9; the same command goes on from there\n")
+
+
+def test_handlers_are_as_they_were():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stop_on_sigterm(), noted_interruption() as came:
+        assert not came()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_stop_names_where():
+    with stop_on_sigterm() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopRequested, match="after task math; the same command goes on"):
+            stop.check("after task math")

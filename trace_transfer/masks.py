@@ -1,0 +1,123 @@
+"""What is trained: whole parameters, or some rows or columns of them. Everything else stays bit-identical.
+
+Names are those of `named_parameters()`; True means trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from trace_transfer.artefacts import CoreFile
+from trace_transfer.errors import UserError, listing
+from trace_transfer.files import sha256_text
+from trace_transfer.models import Ranges, part_numel
+
+
+class MaskError(UserError):
+    """A core set cannot be trained on this model."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows (dim 0) or columns (dim 1) of a parameter: half-open ranges, sorted, apart from each other."""
+
+    dim: int
+    ranges: Ranges
+
+    def numel(self, shape: tuple[int, ...]) -> int:
+        """Elements in these ranges of a parameter of that shape."""
+        return part_numel(shape, *((self.ranges, None) if self.dim == 0 else (None, self.ranges)))
+
+    @property
+    def indices(self) -> list[int]:
+        """Every row or column, in order."""
+        return [index for start, stop in self.ranges for index in range(start, stop)]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The trained parameters, each with its slice, or None where all of it is trained.
+
+    Attributes:
+        parts: name → slice, in no particular order.
+    """
+
+    parts: Mapping[str, Slice | None]
+
+    @classmethod
+    def everything(cls, shapes: Mapping[str, tuple[int, ...]]) -> Mask:
+        """Full fine-tuning."""
+        return cls(dict.fromkeys(shapes))
+
+    @classmethod
+    def of_core(cls, core: CoreFile, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], file: str) -> Mask:
+        """The core set of a file on a model.
+
+        Args:
+            shapes, tied: the model's inventory; an alias means its owner.
+            file: for messages.
+
+        Raises:
+            MaskError: it is empty, or names what the model lacks or has in another shape; lists all of it.
+        """
+        problems, found = [], {}
+        for parameter in core.core:
+            name = tied.get(parameter.name, parameter.name)
+            if name not in shapes:
+                problems.append(f"{parameter.name}: not a parameter of this model")
+            elif tuple(parameter.shape) != shapes[name]:
+                problems.append(f"{name}: {list(parameter.shape)} there, {list(shapes[name])} in this model")
+            else:
+                found.setdefault(name, []).append((parameter.rows, parameter.columns))
+        if problems:
+            raise MaskError(
+                f"{file}: its core set does not fit the model to be trained; carry it over with `trace-transfer map`:\n"
+                + listing(problems)
+            )
+        if not found:
+            raise MaskError(f"{file}: its core set is empty; make another one with `trace-transfer select --ratio`")
+        return cls({name: _joined(name, parts, shapes[name], file) for name, parts in found.items()})
+
+    def trains(self, name: str) -> bool:
+        """Whether anything of a parameter is trained."""
+        return name in self.parts
+
+    def numel(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Trained elements."""
+        return sum(
+            part.numel(shapes[name]) if part else part_numel(shapes[name], None, None)
+            for name, part in self.parts.items()
+        )
+
+    @cached_property
+    def sliced(self) -> Mapping[str, Slice]:
+        """Those of which only a part is trained."""
+        return {name: part for name, part in self.parts.items() if part is not None}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Other names or ranges, other sum."""
+        lines = (f"{name} {(part.dim, part.ranges) if part else ''}" for name, part in sorted(self.parts.items()))
+        return sha256_text("\n".join(lines))
+
+
+def _joined(
+    name: str, rows_and_columns: Sequence[tuple[Ranges | None, Ranges | None]], shape: tuple[int, ...], file: str
+) -> Slice | None:
+    if any(rows is None and columns is None for rows, columns in rows_and_columns):
+        return None
+    if all(columns is None for _, columns in rows_and_columns):
+        dim, ranges = 0, [one for rows, _ in rows_and_columns for one in rows or ()]
+    elif all(rows is None for rows, _ in rows_and_columns):
+        dim, ranges = 1, [one for _, columns in rows_and_columns for one in columns or ()]
+    else:
+        raise MaskError(f"{file}: {name}: rows and columns of one parameter are core; only either can be trained")
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return None if merged == [(0, shape[dim])] else Slice(dim, tuple(merged))

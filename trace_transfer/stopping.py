@@ -1,0 +1,74 @@
+"""Being told to stop: Ctrl-C at once, SIGTERM at the next moment from which the same command can go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from trace_transfer.errors import TraceTransferError
+
+
+class StopRequested(TraceTransferError):  # noqa: N818 (not an error)
+    """The run was told to stop, saved what it had and ends well; not a failure."""
+
+
+@dataclass
+class StopSignal:
+    """Whether SIGTERM came. Whoever works in steps looks at `requested` between them."""
+
+    requested: bool = False
+
+    def check(self, what: str) -> None:
+        """Stop here, if that was asked for.
+
+        Raises:
+            StopRequested: it was; `what` says how far the run came.
+        """
+        if self.requested:
+            raise StopRequested(f"stopped by SIGTERM {what}; the same command goes on from there")
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[StopSignal]:
+    """While it lasts SIGTERM (what clusters send before they take a machine away) is noted instead of killing."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def noted_interruption() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C raises KeyboardInterrupt as always, and is remembered: raised within some libraries' C++ code or clean-up
+    it comes out as another exception (torch: "could not determine the shape", matplotlib: "Invalid bounding box")."""
+    came = False
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
