@@ -28,7 +28,8 @@ IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
     "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.views.heatmap_png",
     "trace_transfer.stages.mapping", "trace_transfer.views.summary", "trace_transfer.cli.identify", "datasets",
-    "trace_transfer.stages.identifying", "trace_transfer.views.identified",
+    "trace_transfer.stages.identifying", "trace_transfer.views.identified", "trace_transfer.cli.train",
+    "trace_transfer.stages.streaming", "trace_transfer.views.streams",
 )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
-    with sys.modules["trace_transfer.training.engine"].open_ranks():  # imports DeepSpeed, without its noise
+    with sys.modules["trace_transfer.training.meeting"].open_ranks():  # imports DeepSpeed, without its noise
         pass
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the children who are interrupted
     for line in sys.stdin:

@@ -13,8 +13,7 @@ Shapes: b texts of a micro-batch, t tokens of its longest, R rows, d hidden size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from trace_transfer.checkpoints import Checkpoint, release
 from trace_transfer.errors import ModelError, listing
+from trace_transfer.layer_calls import replaced_forwards
 from trace_transfer.models import build_meta_model
 from trace_transfer.probe import Reading, token_matrix
 
@@ -216,23 +216,12 @@ def _record_calls(
             raise _FinishedSignal
         return hidden_btd
 
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(_forward_replaced(layer, note))
-        try:
-            model.base_model(inputs_embeds=embeds_btd, use_cache=False)
-        except _FinishedSignal:
-            return first[0], calls
-    raise ModelError(f"its forward pass called {len(calls)} of {len(layers)} layers")
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    module.forward = forward
     try:
-        yield
-    finally:
-        del module.forward
+        with replaced_forwards(layers, [note] * len(layers)):
+            model.base_model(inputs_embeds=embeds_btd, use_cache=False)
+    except _FinishedSignal:
+        return first[0], calls
+    raise ModelError(f"its forward pass called {len(calls)} of {len(layers)} layers")
 
 
 def _move_buffers(model: PreTrainedModel, device: str | torch.device) -> None:

@@ -92,7 +92,7 @@ def download(source: ModelSource) -> Path:
         "vocab*",
         "merges*",
     ]
-    patterns += ["special_tokens_map.json", "added_tokens.json"]
+    patterns += ["special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*"]
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; each is one message to the user

@@ -5,7 +5,7 @@ Names are those of `named_parameters()`; True means trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,6 +80,23 @@ class Mask:
             raise MaskError(f"{file}: its core set is empty; make another one with `trace-transfer select --ratio`")
         return cls({name: _joined(name, parts, shapes[name], file) for name, parts in found.items()})
 
+    def __or__(self, other: Mask) -> Mask:
+        """What either of them trains.
+
+        Raises:
+            MaskError: rows of a parameter in one and columns of it in the other.
+        """
+        parts = dict(self.parts)
+        for name, part in other.parts.items():
+            mine = parts.get(name, part)
+            if mine is None or part is None:
+                parts[name] = None
+            elif mine.dim == part.dim:
+                parts[name] = Slice(part.dim, _merged([*mine.ranges, *part.ranges]))
+            else:
+                raise MaskError(f"{name}: its rows are core for one task and its columns for another; only either can")
+        return Mask(parts)
+
     def trains(self, name: str) -> bool:
         """Whether anything of a parameter is trained."""
         return name in self.parts
@@ -114,10 +131,16 @@ def _joined(
         dim, ranges = 1, [one for _, columns in rows_and_columns for one in columns or ()]
     else:
         raise MaskError(f"{file}: {name}: rows and columns of one parameter are core; only either can be trained")
+    merged = _merged(ranges)
+    return None if merged == ((0, shape[dim]),) else Slice(dim, merged)
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Sorted, and one where several touch or overlap."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
         else:
             merged.append((start, stop))
-    return None if merged == [(0, shape[dim])] else Slice(dim, tuple(merged))
+    return tuple(merged)

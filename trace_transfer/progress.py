@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[], None]
+
+class Advance(Protocol):
+    """Called after each step."""
+
+    def __call__(self, status: str = "") -> None:
+        """One step is done; `status` is a few words on how it goes, to be seen until the next one."""
+        ...
 
 
 class Reporter(Protocol):
@@ -22,7 +28,7 @@ class Silent:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
-        yield lambda: None
+        yield lambda status="": None
 
     def note(self, message: str) -> None:
         return None
@@ -42,9 +48,10 @@ class Terminal:
         from rich.progress import TimeRemainingColumn as TimeLeft
 
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        with Progress(*columns, TextColumn("left"), TimeLeft(), console=self.console) as progress:
-            task = progress.add_task(description, total=total)
-            yield lambda: progress.advance(task)
+        columns += [TextColumn("left"), TimeLeft(), TextColumn("{task.fields[status]}", style="dim", markup=False)]
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(description, total=total, status="")
+            yield lambda status="": progress.update(task, advance=1, status=status)
 
     def note(self, message: str) -> None:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)

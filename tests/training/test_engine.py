@@ -11,11 +11,13 @@ import torch
 
 from tests.training.made_up import make_task, run, settings
 from trace_transfer.examples import collate
+from trace_transfer.masks import Mask, MaskError
 from trace_transfer.models import ModelSource
 from trace_transfer.training import engine
-from trace_transfer.training.engine import open_engine, open_ranks
-from trace_transfer.training.errors import TrainingError
+from trace_transfer.training.engine import open_engine
 from trace_transfer.training.loading import BaseModel
+from trace_transfer.training.meeting import open_ranks
+from trace_transfer.training.quiet import collect_garbage
 
 ROOT = Path(__file__).parents[2]
 OPTIMIZERS = {
@@ -44,7 +46,7 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
                 assert {float(state["step"]) for state in states} == {1.0}
                 held = [weakref.ref(built.deepspeed.optimizer), *map(weakref.ref, model.parameters())]
             del model, built, states
-        engine.collect_garbage()
+        collect_garbage()
         assert [reference for reference in held if reference() is not None] == []
         assert not torch.distributed.is_initialized()
     assert sys.excepthook is hook
@@ -54,8 +56,8 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
 def test_nothing_to_train_is_refused(tiny):
     with open_ranks() as ranks:
         model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32)
-        with pytest.raises(TrainingError, match="no parameter of the model is to be trained"):
-            engine.Engine(model, settings(), ranks, lambda name: False)
+        with pytest.raises(MaskError, match="no parameter of the model is to be trained"):
+            engine.Engine(model, settings(), ranks, Mask({}))
 
 
 def test_a_fresh_process_prints_nothing_and_compiles_nothing(tiny, tmp_path):

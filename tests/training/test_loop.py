@@ -1,12 +1,16 @@
 """One process: against the slow twin, masked, twice the same, stopped by NaN, and gone on from a checkpoint."""
 
+import re
+
 import pytest
 import torch
 
 from tests.reference.train_loop import train_slowly
 from tests.training.made_up import make_task, run, settings
 from trace_transfer.examples import TaskData
+from trace_transfer.masks import Mask
 from trace_transfer.models import ModelSource
+from trace_transfer.stopping import StopRequested, StopSignal
 from trace_transfer.training import state
 from trace_transfer.training.batches import plan
 from trace_transfer.training.errors import TrainingError
@@ -14,6 +18,7 @@ from trace_transfer.training.history import from_csv
 from trace_transfer.training.loading import BaseModel
 
 MASK = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
+WHOLE = Mask(dict.fromkeys(MASK))
 EVERY_WAY = [(zero, precision) for zero in range(4) for precision in ("float32", "bfloat16")]
 
 
@@ -33,8 +38,9 @@ class Notes:
     def __exit__(self, *_):
         return None
 
-    def advance(self):
+    def advance(self, status=""):
         self.advanced += 1
+        self.status = status
 
     def note(self, message):
         self.notes.append(message)
@@ -132,7 +138,7 @@ def test_only_what_is_trainable_moves(tiny, tmp_path, monkeypatch, zero):
         close(self)
 
     monkeypatch.setattr(engine.Engine, "close", look_and_close)
-    _, values = run(tiny("llama"), tmp_path, zero=zero, trainable=MASK.__contains__, weight_decay=0.1)
+    _, values = run(tiny("llama"), tmp_path, zero=zero, mask=WHOLE, weight_decay=0.1)
     base = dict(BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).named_parameters())
     assert values.keys() == set(MASK)
     assert differing(values, {name: base[name] for name in MASK}) == list(values)
@@ -161,6 +167,52 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precisi
     assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
     assert reporter.notes[0] == "made-up: going on after step 3 of 5"
     assert (result.steps, reporter.total, reporter.advanced) == (5, 5, 5)
+    assert re.fullmatch(rf"loss {result.losses[-1]:.3f} · [\d.]+k? tokens/s", reporter.status)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
+    """SIGTERM: a checkpoint, and no more than one; the same command goes on. The same again before a step is done."""
+    from trace_transfer.training import loop
+
+    stop, one_step, written, write = StopSignal(), loop._Run.one_step, [], state.write
+    options = {"zero": zero, "batch_size": 5, "keep_checkpoints": 2}
+
+    def step_and_be_told(self, number, batch):
+        stop.requested = number == 2
+        return one_step(self, number, batch)
+
+    def note_and_write(directory, identity, done, *rest):
+        written.append(len(done))
+        return write(directory, identity, done, *rest)
+
+    _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
+    monkeypatch.setattr(state, "write", note_and_write)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Run, "one_step", step_and_be_told)
+        with pytest.raises(StopRequested, match="stopped by SIGTERM after step 3 of 5; the same command goes on"):
+            run(tiny("llama"), tmp_path / "cut", stop=stop, checkpoint_minutes=0, **options)
+    assert written == [1, 2, 3]
+    assert sorted(p.name for p in (tmp_path / "cut/checkpoint").iterdir()) == ["step-00000002", "step-00000003"]
+    with pytest.raises(StopRequested, match="after step 3 of 5"):
+        run(tiny("llama"), tmp_path / "cut", stop=StopSignal(True), **options)
+    assert written == [1, 2, 3]
+    _, resumed = run(tiny("llama"), tmp_path / "cut", stop=StopSignal(), **options)
+    assert differing(resumed, undisturbed) == []
+
+
+def test_a_users_deepspeed_configuration_reaches_deepspeed(tiny, tmp_path, monkeypatch):
+    from trace_transfer.training import engine
+
+    seen, close = [], engine.Engine.close
+
+    def look_and_close(self):
+        seen.append(self.deepspeed.config["zero_optimization"])
+        close(self)
+
+    monkeypatch.setattr(engine.Engine, "close", look_and_close)
+    run(tiny("llama"), tmp_path, make_task(3), zero=2, deepspeed={"zero_optimization": {"reduce_bucket_size": 1234}})
+    assert (seen[0]["stage"], seen[0]["reduce_bucket_size"]) == (2, 1234)
 
 
 def test_dropout_is_drawn_anew_in_each_step(tiny, tmp_path, monkeypatch):
@@ -187,7 +239,7 @@ def test_another_training_is_not_gone_on_from(tiny, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"\n  - data_sha256: .*\n  - settings.seed: 0 in the checkpoint, 3 now\n"):
         run(tiny("llama"), tmp_path, make_task(seed=5), seed=3)
     with pytest.raises(TrainingError, match=r"- model.fingerprint: (.|\n)*- trained.num_parameters: 39 .* 1 now\n"):
-        run(tiny("llama", tie_word_embeddings=True), tmp_path, trainable="model.norm.weight".__eq__)
+        run(tiny("llama", tie_word_embeddings=True), tmp_path, mask=Mask({"model.norm.weight": None}))
     result, _ = run(tiny("llama"), tmp_path, make_task())
     assert result.steps == 3
 
@@ -198,17 +250,24 @@ def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
     data = make_task(24)
     second = list(plan(data, settings()).batches())[1]
     culprit = second.micro_batches[1][0]
-    load = BaseModel.load
+    load, read = BaseModel.load, BaseModel.values
 
     def load_with_nan(self, dtype):
         model = load(self, dtype)
         model.get_input_embeddings().weight.data[511] = float("nan")
         return model
 
+    def read_with_nan(self, names, dtype):
+        for name, value in read(self, names, dtype):
+            if name == "model.embed_tokens.weight":
+                value[511] = float("nan")
+            yield name, value
+
     poisoned = [
         type(e)(e.id, (511, *e.input_ids[1:]), e.labels) if e is culprit else e for e in data.examples
     ]  # fmt: skip
     monkeypatch.setattr(BaseModel, "load", load_with_nan)
+    monkeypatch.setattr(BaseModel, "values", read_with_nan)
     data = TaskData(data.task, tuple(poisoned), 24, 0, 0, "plain", "")
     with pytest.raises(TrainingError, match="NaN or infinite") as caught:
         run(tiny("llama"), tmp_path, data, checkpoint_minutes=0, zero=zero)

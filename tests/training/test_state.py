@@ -52,6 +52,16 @@ def test_the_newest_stays_and_leftovers_go(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_some_are_kept(tmp_path):
+    for count in range(1, 5):
+        state.write(tmp_path, IDENTITY, [Step(1, 2.0, 1e-5, 1.0, 10, 5)] * count, 1.0, states(count), 3)
+    assert names(tmp_path) == [f"step-0000000{count}" for count in (2, 3, 4)]
+    (tmp_path / "checkpoint" / ".step-00000001.part").mkdir()  # half removed
+    state.remove_leftovers(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+    assert len(state.find(tmp_path).steps) == 4
+
+
 def test_everything_that_differs_is_said(tmp_path):
     state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     other = {"task": "law", "settings": {"seed": 1, "max_grad_norm": None}, "num_steps": 3}

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.training.made_up import make_task, run
+from trace_transfer.masks import Mask
 from trace_transfer.training import engine, state
 from trace_transfer.training.errors import TrainingError
 
@@ -81,7 +82,7 @@ def main(model: Path, out: Path) -> None:
     name = "masked"
     results[name] = {}
     data = make_task(9)  # the last step has a single micro-batch for two ranks
-    keep(out, name, run(model, out / name, data, zero=3, trainable=TRAINED.__contains__, weight_decay=0.1)[1])
+    keep(out, name, run(model, out / name, data, zero=3, mask=Mask(dict.fromkeys(TRAINED)), weight_decay=0.1)[1])
     if os.environ["RANK"] == "0":
         (out / "results.json").write_text(json.dumps(results))
 

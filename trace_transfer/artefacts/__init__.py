@@ -27,6 +27,8 @@ from trace_transfer.artefacts.matching import (
     Stability,
 )
 from trace_transfer.artefacts.reading import ARTEFACTS, read_artefact, to_json
+from trace_transfer.artefacts.stream import StageRecord, StreamFile
+from trace_transfer.artefacts.verification import Verification, VerifiedParameter
 
 __all__ = [
     "ARTEFACTS",
@@ -49,10 +51,14 @@ __all__ = [
     "ProbeRecord",
     "Stability",
     "StabilityFile",
+    "StageRecord",
+    "StreamFile",
     "Strict",
     "TaskStability",
     "Transfer",
     "TunedModel",
+    "Verification",
+    "VerifiedParameter",
     "WarmStartFile",
     "library_versions",
     "read_artefact",

@@ -12,11 +12,23 @@ from trace_transfer.artefacts.base import Strict
 from trace_transfer.artefacts.core import CoreFile
 from trace_transfer.artefacts.identification import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.artefacts.matching import CorrespondenceFile, LayerMatch
+from trace_transfer.artefacts.stream import StreamFile
+from trace_transfer.artefacts.verification import Verification
 from trace_transfer.errors import ArtefactError, listing
 
 ARTEFACTS: dict[str, type[Strict]] = {
     kind.model_fields["format"].default: kind
-    for kind in (CoreFile, LayerMatch, CorrespondenceFile, WarmStartFile, DeltaFile, FisherFile, StabilityFile)
+    for kind in (
+        CoreFile,
+        LayerMatch,
+        CorrespondenceFile,
+        WarmStartFile,
+        DeltaFile,
+        FisherFile,
+        StabilityFile,
+        StreamFile,
+        Verification,
+    )
 }
 
 

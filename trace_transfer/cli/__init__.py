@@ -25,6 +25,9 @@ COMMANDS = {
     "select": "Make another core set from the scores in a core file; import and export lists.",
     "plot": "Draw importance heatmaps of core files: layers x modules, by task and warm-start length.",
     "map": "Match the layers of two models and carry core sets from one to the other.",
+    "train": "Fine-tune a model on a stream of tasks, of each only its core set; baselines and controls, too.",
+    "patch": "Move a model between the states of a stream: apply, revert, diff.",
+    "verify": "Prove that between two models nothing moved but a core set.",
     "rules": "List, check and explain the rules that tell which parameter does what.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",
 }
@@ -87,6 +90,7 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trace-transfer")
+@click.option("--local_rank", type=int, hidden=True, expose_value=False, help="Given by DeepSpeed's launcher.")
 def main() -> None:
     """Find the few parameters a task needs on a small language model, carry them to a large one of another family,
     and fine-tune only those."""

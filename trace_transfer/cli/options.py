@@ -9,14 +9,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from trace_transfer.settings import scoring, training, warm_start
+from trace_transfer.settings import scoring, stream, training, warm_start
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.scoring import Compute, ScoreSettings
+from trace_transfer.settings.stream import StreamSettings
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.settings.warm_start import WarmStartSettings
 
 Decorator = Callable[[Any], Any]
 TRAIN, START, SCORE, COMPUTE = TrainSettings(), WarmStartSettings(), ScoreSettings(), Compute()
+STREAM = StreamSettings()
 
 
 def _all(decorators: tuple[Decorator, ...]) -> Decorator:
@@ -44,12 +46,16 @@ def _number(defaults: Any, name: str, kind: Any, why: str, metavar: str | None =
 
 def settings_of(ctx: click.Context, options: dict[str, Any], profile: str = "default") -> IdentifySettings:
     """From the options that were given explicitly, over those of the profile."""
+    return IdentifySettings.of(profile, **_given(ctx, options))
+
+
+def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     given = {
         name: value for name, value in options.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
     if given.get("max_grad_norm") == 0:
         given["max_grad_norm"] = None
-    return IdentifySettings.of(profile, **given)
+    return given
 
 
 profile_option = click.option(
@@ -94,31 +100,55 @@ data_options = _all(
     )
 )
 
-warm_start_options = _all(
-    (
-        _number(TRAIN, "epochs", click.IntRange(min=1), "Length of a warm start; 1 as in the paper."),
-        _number(TRAIN, "learning_rate", float, "AdamW's, after a linear warm-up and before the cosine."),
-        _number(TRAIN, "batch_size", click.IntRange(min=1), "Examples per step, over all processes."),
-        _number(TRAIN, "micro_batch_size", click.IntRange(min=1), "Examples per forward pass and process."),
-        _number(TRAIN, "warmup", float, "Share of the steps in which the learning rate rises."),
-        _number(TRAIN, "weight_decay", float, "AdamW's."),
+
+def _training(defaults: TrainSettings, epochs: str) -> tuple[Decorator, ...]:
+    """What the warm start and the stages of a stream have in common, each with its own defaults."""
+    return (
+        _number(defaults, "epochs", click.IntRange(min=1), epochs),
+        _number(defaults, "learning_rate", float, "AdamW's, after a linear warm-up and before the cosine."),
+        _number(defaults, "batch_size", click.IntRange(min=1), "Examples per step, over all processes."),
+        _number(defaults, "micro_batch_size", click.IntRange(min=1), "Examples per forward pass and process."),
+        _number(defaults, "warmup", float, "Share of the steps in which the learning rate rises."),
+        _number(defaults, "weight_decay", float, "AdamW's."),
         click.option(
-            "--max-grad-norm", type=float, default=TRAIN.max_grad_norm, show_default=True,
+            "--max-grad-norm", type=float, default=defaults.max_grad_norm, show_default=True,
             help="Gradients are clipped to this norm; 0 for no clipping.",
         ),
         _choice(
-            training.CHOICES, TRAIN, "precision",
+            training.CHOICES, defaults, "precision",
             "float32, or bfloat16 with float32 master weights; auto: bfloat16 on a GPU.",
         ),
         click.option(
-            "--zero", type=click.IntRange(0, 3), default=TRAIN.zero, show_default=True,
+            "--zero", type=click.IntRange(0, 3), default=defaults.zero, show_default=True,
             help="DeepSpeed's ZeRO stage: what is spread over several GPUs.",
         ),
+        _choice(training.CHOICES, defaults, "offload", "What is kept in the CPU's memory; needs ZeRO 1, or 3."),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory for about a third more time."),
         _number(
-            TRAIN, "checkpoint_minutes", float,
+            defaults, "checkpoint_minutes", float,
             "Minutes between checkpoints, from which the same command goes on; 0 for one after every step.",
         ),
+        _number(defaults, "keep_checkpoints", click.IntRange(min=1), "Checkpoints kept while a training runs."),
+        click.option(
+            "--track", multiple=True, type=click.Choice(training.TRACKERS),
+            help="Send loss and learning rate there, beside loss.csv; may be given often.",
+        ),
+        click.option(
+            "--deepspeed", type=click.Path(path_type=Path), callback=_deepspeed_json, metavar="FILE", default=None,
+            help="Your own DeepSpeed JSON; what it leaves out or calls 'auto' comes from these options.",
+        ),
+    )  # fmt: skip
+
+
+def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
+    from trace_transfer.settings.deepspeed_json import read_deepspeed_json
+
+    return {} if value is None else read_deepspeed_json(value)
+
+
+warm_start_options = _all(
+    (
+        *_training(TRAIN, "Length of a warm start; 1 as in the paper."),
         click.option(
             "--replicates", type=click.IntRange(1, 2), default=START.replicates, show_default=True,
             help="2: warm-start each task on two halves of its data, and tell core sets from noise.",
@@ -130,6 +160,47 @@ warm_start_options = _all(
         click.option("--keep-models", is_flag=True, help="Keep the warm-started models, too."),
     )
 )  # fmt: skip
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value else ()
+
+
+stream_options = _all(
+    (
+        _choice(
+            stream.CHOICES, STREAM, "method",
+            "; ".join(f"{name}: {what}" for name, what in stream.METHODS.items()) + ".",
+        ),
+        _number(STREAM, "max_length", click.IntRange(min=2), "Longest example; 1024 as in the paper.", "TOKENS"),
+        _choice(stream.CHOICES, STREAM, "too_long", "What happens to longer examples; counted either way."),
+        click.option(
+            "--order", callback=_names, default="", metavar="TASK,…", help="Order of the tasks; that of the file if not given."
+        ),
+        *_training(STREAM.train, "Passes over the data of a task; 3 as in the paper."),
+        _choice(
+            training.CHOICES, STREAM.train, "cache_prefix",
+            "Compute the frozen bottom of the model once and read its hidden states from the disk; auto: where cheaper.",
+        ),
+        _choice(
+            stream.CHOICES, STREAM, "save_dtype", "Save what moved in the type of the base's weights, or in float32."
+        ),
+        _number(STREAM, "lora_rank", click.IntRange(min=1), "Of method lora."),
+        _number(STREAM, "lora_alpha", float, "Of method lora."),
+        _choice(
+            stream.CHOICES, STREAM, "adapter", "lora: carry one adapter through all tasks, or merge it after each."
+        ),
+        click.option("--special", metavar="TASK", help="dmt: the task trained last; the stream's last if not given."),
+        _number(STREAM, "replay_share", float, "dmt: share of the other tasks' examples replayed beside it."),
+        _choice(stream.CHOICES, STREAM, "control_unit", "random: as many tensors as the core set, or elements."),
+    )
+)  # fmt: skip
+
+
+def stream_settings_of(ctx: click.Context, options: dict[str, Any]) -> StreamSettings:
+    """From the options that were given explicitly, over the paper's defaults."""
+    return StreamSettings.of(**_given(ctx, options))
+
 
 score_options = _all(
     (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.fisher.sites import EmbeddingSite, Inputs, Pass, Site
+from trace_transfer.layer_calls import replaced_forwards
 
 
 @contextmanager
@@ -66,22 +67,6 @@ def observed(model: nn.Module) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]
         yield found
     for module in odd:
         found.pop(module, None)
-
-
-@contextmanager
-def replaced_forwards(layers: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
-    """Layers that do something else while it lasts."""
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
-        for layer, forward in zip(layers, forwards, strict=True):
-            layer.forward = forward
-        yield
-    finally:
-        for layer, old in zip(layers, before, strict=True):
-            if old is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = old
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError
 from trace_transfer.fisher.batches import MicroBatch, loss_of, run_model
-from trace_transfer.fisher.capture import checkpointed, replaced_forwards
+from trace_transfer.fisher.capture import checkpointed
 from trace_transfer.fisher.sites import Pass
+from trace_transfer.layer_calls import replaced_forwards
 
 BackwardPass = Callable[[nn.Module, Sequence[nn.Module], MicroBatch, Pass], None]
 

@@ -39,6 +39,16 @@ def share_problem(name: str, value: float | None) -> list[str]:
     return [] if value is None or 0 < value <= 1 else [f"{name}: {value} is not in (0, 1]"]
 
 
+def unknown_problems(given: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Names that are no setting, each with what was probably meant."""
+    names = sorted(known)
+    problems = []
+    for name in sorted(set(given) - set(names)):
+        close = get_close_matches(name, names, 1)
+        problems.append(f"{name}: no such setting; " + (f"did you mean {close[0]}?" if close else ", ".join(names)))
+    return problems
+
+
 def refuse(problems: Iterable[str]) -> None:
     """Raise one error for all problems, if there are any."""
     found = list(problems)

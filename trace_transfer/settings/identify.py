@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
-from trace_transfer.settings.checks import refuse
+from trace_transfer.settings.checks import refuse, unknown_problems
 from trace_transfer.settings.scoring import Compute, ScoreSettings
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.settings.warm_start import WarmStartSettings
@@ -34,12 +33,7 @@ class IdentifySettings:
         Raises:
             UserError: an unknown name or profile, or values that cannot be used; all of a part at once.
         """
-        known = sorted(frozenset().union(*map(_names, PARTS)))
-        problems = []
-        for name in given.keys() - set(known):
-            close = get_close_matches(name, known, 1)
-            problems.append(f"{name}: no such setting; " + (f"did you mean {close[0]}?" if close else ", ".join(known)))
-        refuse(sorted(problems))
+        refuse(unknown_problems(given, frozenset().union(*map(_names, PARTS))))
         train, start, score, compute = ({name: given[name] for name in _names(kind) & given.keys()} for kind in PARTS)
         return cls(
             WarmStartSettings(TrainSettings(**train), **start), ScoreSettings.of(profile, **score), Compute(**compute)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse, share_problem
+from trace_transfer.settings.checks import (
+    choice_problems,
+    count_problems,
+    recorded,
+    refuse,
+    share_problem,
+    unknown_problems,
+)
 from trace_transfer.settings.training import TrainSettings
 
 METHODS = {
@@ -73,6 +80,18 @@ class StreamSettings:
         if self.special is not None and self.method != "dmt":
             problems.append(f"special: {self.special!r} is for method dmt only")
         refuse(problems)
+
+    @classmethod
+    def of(cls, **given: Any) -> StreamSettings:
+        """From single names, as on the command line.
+
+        Raises:
+            UserError: unknown names, or values that cannot be used; all of a part at once.
+        """
+        of_train, own = {f.name for f in fields(TrainSettings)}, {f.name for f in fields(cls)} - {"train"}
+        refuse(unknown_problems(given, of_train | own))
+        train = paper_training(**{name: value for name, value in given.items() if name in of_train})
+        return cls(train=train, **{name: value for name, value in given.items() if name in own})
 
     @property
     def needs_core(self) -> bool:

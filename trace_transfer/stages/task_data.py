@@ -13,7 +13,7 @@ from trace_transfer.errors import ModelError, UserError, listing
 from trace_transfer.examples import TaskData
 from trace_transfer.stages.opening import OpenModel, load_tokenizer
 from trace_transfer.tasks.encoding import halves, prepare_task
-from trace_transfer.tasks.spec import load_tasks
+from trace_transfer.tasks.spec import TaskSpec, load_tasks
 
 
 def read_tasks(base: OpenModel, tasks: str | Path, max_length: int, too_long: str, seed: int) -> tuple[TaskData, ...]:
@@ -24,10 +24,16 @@ def read_tasks(base: OpenModel, tasks: str | Path, max_length: int, too_long: st
         ModelError: the tokenizer belongs to another model.
         UserError: examples longer than the model can read.
     """
+    return encode_tasks(base, load_tasks(tasks), Path(tasks).parent, max_length, too_long, seed)
+
+
+def encode_tasks(
+    base: OpenModel, specs: Sequence[TaskSpec], directory: Path, max_length: int, too_long: str, seed: int
+) -> tuple[TaskData, ...]:
+    """Tasks whose description has been read; their data lie relative to a directory. Raises as `read_tasks`."""
     tokenizer = load_tokenizer(base.source)
     data = tuple(
-        prepare_task(spec, Path(tasks).parent, tokenizer, max_length=max_length, too_long=too_long, seed=seed)
-        for spec in load_tasks(tasks)
+        prepare_task(spec, directory, tokenizer, max_length=max_length, too_long=too_long, seed=seed) for spec in specs
     )
     config = base.config.get_text_config()
     largest = max(max(example.input_ids) for task in data for example in task.examples)

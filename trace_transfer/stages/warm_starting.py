@@ -7,10 +7,9 @@ go on after an interruption.
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +17,18 @@ import torch
 from torch import Tensor
 
 from trace_transfer.artefacts import DataRecord, WarmStartFile, library_versions, read_artefact, to_json
-from trace_transfer.checkpoints import INDEX_NAME, Checkpoint, open_checkpoint
+from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.delta_store import RECORD, DeltaStore, ShardWriter, fingerprint_of
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
+from trace_transfer.model_directory import ModelWriter
 from trace_transfer.models import build_meta_model, numel
 from trace_transfer.progress import Reporter
 from trace_transfer.settings.warm_start import WarmStartSettings
-from trace_transfer.stages.opening import OpenModel, load_tokenizer
+from trace_transfer.stages.opening import OpenModel
 from trace_transfer.stages.task_data import label_of, parts_of
+from trace_transfer.tensor_file import TensorSpec
 from trace_transfer.training.loading import BaseModel
 from trace_transfer.training.loop import TrainResult, train
 
@@ -140,43 +141,32 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
     if is_first_rank():
         remove_leftovers(directory)
     base, writer = _BaseValues(plan), ShardWriter(directory, dtype=getattr(torch, plan.settings.delta_dtype))
-    models = _ModelWriter(plan.base, directory / MODEL) if plan.settings.keep_models else None
+    with ExitStack() as stack:
+        models = None
+        if plan.settings.keep_models:
+            models = stack.enter_context(_model_writer(plan.base, directory / MODEL))
 
-    def keep(values: Iterator[tuple[str, Tensor]]) -> None:
-        for name, value in values:
-            writer.add(name, value - base.value(name))
+        def keep(values: Iterator[tuple[str, Tensor]]) -> None:
+            for name, value in values:
+                writer.add(name, value - base.value(name))
+                if models is not None:
+                    models.add(name, value)
+            writer.finish()  # the last checkpoint goes when this returns: then all must be on the disk
             if models is not None:
-                models.add(name, value)
+                models.finish()
 
-    result = train(
-        BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep,
-        reporter=reporter, label=start.label,
-    )  # fmt: skip
+        result = train(
+            BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep,
+            reporter=reporter, label=start.label,
+        )  # fmt: skip
     if is_first_rank():
-        if models is not None:
-            models.finish()
         _finish(plan, start, writer.finish(), result)
 
 
-class _ModelWriter:
-    """A warm-started model as a directory that `from_pretrained` loads, in float32."""
-
-    def __init__(self, base: OpenModel, directory: Path) -> None:
-        self.base, self.directory = base, prepare_directory(directory)
-        self.writer = ShardWriter(directory, "model", metadata={"format": "pt"})
-
-    def add(self, name: str, value: Tensor) -> None:
-        self.writer.add(name, value)
-
-    def finish(self) -> None:
-        self.writer.finish()
-        config = copy.deepcopy(self.base.config)
-        config.dtype = "float32"
-        config.save_pretrained(self.directory)
-        load_tokenizer(self.base.source).save_pretrained(self.directory)
-        size = 4 * self.base.identity.num_elements
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.writer.places.items()))}
-        write_text(self.directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+def _model_writer(base: OpenModel, directory: Path) -> ModelWriter:
+    """For a warm-started model as a directory that `from_pretrained` loads, in float32."""
+    specs = {name: TensorSpec(torch.float32, shape) for name, shape in base.anatomy.inventory.shapes.items()}
+    return ModelWriter(base.source, base.config, specs, directory, replace=True)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Hashable, Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -80,6 +80,12 @@ class TaskSpec(Strict):
         """For messages."""
         return f"task {self.name} ({self.data})"
 
+    @classmethod
+    def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
+        """Key → file, of those keys of an unchecked item that name a file which must be there."""
+        data = item.get("data")
+        return {"data": data} if isinstance(data, str) and _suffix(data) in FORMATS else {}
+
     @field_validator("data")
     @classmethod
     def _file_or_hub_name(cls, value: str) -> str:
@@ -137,6 +143,14 @@ def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
         TaskError: not there, not YAML, no tasks, unknown keys, two tasks with one name, missing data files: all that
             is wrong with the file at once.
     """
+    return load_list(path, TaskSpec)
+
+
+Spec = TypeVar("Spec", bound=TaskSpec)
+
+
+def load_list(path: Path | str, kind: type[Spec]) -> tuple[Spec, ...]:
+    """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys; raises as `load_tasks`."""
     file = Path(path)
     items = _items(file, _parse(file))
     problems, specs = [], []
@@ -145,9 +159,9 @@ def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
             f"task '{item['name']}'" if isinstance(item, Mapping) and "name" in item else f"task {number} of the list"
         )
         try:
-            specs.append(TaskSpec.model_validate(item))
+            specs.append(kind.model_validate(item))
         except ValidationError as error:
-            problems += [f"{label}: {_problem(found)}" for found in error.errors()]
+            problems += [f"{label}: {_problem(found, kind.model_fields)}" for found in error.errors()]
     names = [item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
     problems += [
         f"task '{name}': {names.count(name)} tasks have this name"
@@ -155,10 +169,10 @@ def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
         if names.count(name) > 1
     ]
     for item in items:
-        data = item.get("data") if isinstance(item, Mapping) else None
-        if isinstance(data, str) and _suffix(data) in FORMATS and not (found := _locate(data, file.parent)).is_file():
-            what = "is a directory, expected a file" if found.is_dir() else "no such file"
-            problems.append(f"task '{item.get('name')}': data: {found}: {what}")
+        for key, data in kind.local_files(item).items() if isinstance(item, Mapping) else ():
+            if not (found := locate(data, file.parent)).is_file():
+                what = "is a directory, expected a file" if found.is_dir() else "no such file"
+                problems.append(f"task '{item.get('name')}': {key}: {found}: {what}")
     if problems:
         count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
         raise TaskError(f"{file}: {count}:\n" + listing(problems))
@@ -167,11 +181,12 @@ def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
 
 def data_file(spec: TaskSpec, base_directory: Path | str) -> Path:
     """Where a local data file lies."""
-    return _locate(spec.data, base_directory)
+    return locate(spec.data, base_directory)
 
 
-def _locate(data: str, base_directory: Path | str) -> Path:
-    return Path(base_directory) / Path(data).expanduser()
+def locate(file: str, base_directory: Path | str) -> Path:
+    """A file named in a file that lies in that directory."""
+    return Path(base_directory) / Path(file).expanduser()
 
 
 def _suffix(data: str) -> str:
@@ -219,11 +234,11 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), f"{value!r}")
 
 
-def _problem(error: Any) -> str:
+def _problem(error: Any, keys: Collection[str]) -> str:
     """One problem of pydantic's in our words."""
     location, given = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{location}', {suggestion(location, TaskSpec.model_fields)}"
+        return f"unknown key '{location}', {suggestion(location, keys)}"
     if error["type"] == "missing":
         return f"'{location}:' is missing"
     if error["type"] == "value_error":

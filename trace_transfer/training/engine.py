@@ -1,4 +1,4 @@
-"""DeepSpeed, driven directly: the only module that imports it.
+"""DeepSpeed, driven directly: an engine for one stage of training.
 
 What it needs to be exact, measured on 0.19.8:
 
@@ -8,31 +8,28 @@ What it needs to be exact, measured on 0.19.8:
   and applies weight decay): it is built with a learning rate of 0, and the count is taken back.
 - Master weights are made from the weights rounded to bfloat16: they are set to the true ones afterwards.
 - A group of processes installs `sys.excepthook` each time, ZeRO 3 keeps every model of the process alive in two global
-  places, and one extension is compiled on a CPU when a group is made (half a minute): each is undone or prevented.
+  places, and one extension is compiled on a CPU when a group is made (half a minute): each is undone or prevented
+  (`meeting`, `quiet`).
 """
 
 from __future__ import annotations
 
-import gc
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from functools import cache
-from itertools import chain, count
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.checkpoints import return_freed_memory
 from trace_transfer.examples import Batch
+from trace_transfer.masks import Mask
 from trace_transfer.settings.training import TrainSettings
-from trace_transfer.training.errors import TrainingError
+from trace_transfer.training.partitioned import gathered, shapes_of
+from trace_transfer.training.quiet import deepspeed_library, forget_models
+from trace_transfer.training.quiet import quiet as _quiet
 from trace_transfer.training.ranks import Ranks
+from trace_transfer.training.slices import places_of, require_fitting, splice, taken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,88 +40,21 @@ LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; allocated whole, 
 PERSISTENT = 100_000  # elements up to which ZeRO 3 does not partition a parameter, DeepSpeed's default
 
 
-def resolve_precision(settings: TrainSettings) -> torch.dtype:
-    """The type of the weights in the forward and backward pass."""
-    if settings.precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return getattr(torch, settings.precision)
-
-
-@contextmanager
-def open_ranks() -> Iterator[Ranks]:
-    """Join the processes that a launcher (torchrun, deepspeed) started, or be alone without any network port.
-
-    Everything is undone at the end, so that the next task starts from nothing.
-    """
-    with _quiet():
-        deepspeed = _deepspeed()
-    hook, environment = sys.excepthook, os.environ.get("LOCAL_RANK")
-    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    local_rank = int(environment or 0)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    mine = not torch.distributed.is_initialized()
-    try:
-        os.environ["LOCAL_RANK"] = str(local_rank)
-        with _quiet():
-            backend = "nccl" if cuda else "gloo"
-            if mine:
-                store, rank, size = (
-                    _meeting_point(next(_MEETINGS)) if launched else (torch.distributed.HashStore(), 0, 1)
-                )
-                torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-            deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(torch|deepspeed)(\.|$)")
-            yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-    finally:
-        if mine and torch.distributed.is_initialized():
-            with _quiet():
-                deepspeed.comm.destroy_process_group()
-            sys.excepthook = hook
-        if environment is None:
-            os.environ.pop("LOCAL_RANK", None)
-
-
-_MEETINGS = count()  # the same number on all ranks, as they train the same tasks in the same order
-
-
-def _meeting_point(number: int) -> tuple[Any, int, int]:
-    """Where the ranks of a launcher find each other for the n-th time, this rank, and how many there are.
-
-    The launcher's store keeps the addresses of the groups before, and a second group of the same name would wait for
-    them for ever.
-    """
-    store, rank, size = _launchers_store()
-    return torch.distributed.PrefixStore(f"trace-transfer-{number}", store), rank, size
-
-
-@cache
-def _launchers_store() -> tuple[Any, int, int]:
-    return next(torch.distributed.rendezvous("env://"))
-
-
 class Engine:
     """A model in training. Build it with `open_engine`; its methods are collective: all ranks call them alike."""
 
-    def __init__(
-        self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, trainable: Callable[[str], bool] | None
-    ) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable is None or trainable(name))
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not self.parameters:
-            raise TrainingError("no parameter of the model is to be trained")
+    def __init__(self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None) -> None:
+        shapes = shapes_of(model)
+        mask = Mask.everything(shapes) if mask is None else mask
+        require_fitting(mask, shapes)
+        self.parameters = _trained(model, mask)
+        config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
         with _quiet():
             if settings.gradient_checkpointing:  # transformers 5.23 warns of a new name that older ones do not know
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.deepspeed, *_ = _deepspeed().initialize(
-                model=model,
-                model_parameters=list(self.parameters.values()),
-                config=_config(settings, ranks, model.dtype, sum(p.numel() for p in model.parameters())),
+            self.deepspeed, *_ = deepspeed_library().initialize(
+                model=model, model_parameters=list(self.parameters.values()), config=config
             )
         self.device = ranks.device
         self.stage = settings.zero
@@ -168,11 +98,11 @@ class Engine:
         return norm if self.deepspeed.was_step_applied() else float("nan")
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and float32 master weight of each trained parameter, one at a time, whole, on the CPU."""
+        """Name and float32 master weight of all that is trained of each parameter, one at a time, on the CPU."""
         return ((name, self.get(name, MASTER)) for name in self.parameters)
 
     def get(self, name: str, kind: str) -> Tensor:
-        """One parameter's master weight or one of its `MOMENTS`: float32, whole, a copy on the CPU."""
+        """What is trained of one parameter, its master weight or one of its `MOMENTS`: float32, a copy on the CPU."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.stage == 0:
@@ -229,42 +159,93 @@ class Engine:
         with _quiet():
             self.deepspeed.destroy()
             if self.stage == 3:
-                _forget_models()
+                forget_models()
             self.parameters, self._plain = {}, {}
             del self.deepspeed
 
 
 @contextmanager
 def open_engine(
-    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, trainable: Callable[[str], bool] | None = None
+    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None = None
 ) -> Iterator[Engine]:
     """A new engine for one stage of training. The model belongs to it: let go of it afterwards.
 
     Args:
-        trainable: which parameters (by name) are trained; None is all. Fixed for the life of the engine.
+        model: whole on every rank, or for ZeRO 3 as `partitioned.fill_partitioned` leaves it.
+        mask: what is trained; None is all. Fixed for the life of the engine.
+
+    Raises:
+        MaskError: it does not fit the model.
     """
-    engine = Engine(model, settings, ranks, trainable)
+    engine = Engine(model, settings, ranks, mask)
     try:
         yield engine
     finally:
         engine.close()
 
 
+def _trained(model: PreTrainedModel, mask: Mask) -> dict[str, nn.Parameter]:
+    """Name → what is trained of that parameter, in the model's order; everything else is frozen."""
+    places, found = places_of(model), {}
+    for name, parameter in list(model.named_parameters()):
+        parameter.requires_grad_(False)
+        if name not in mask.parts:
+            continue
+        part, trained = mask.parts[name], parameter
+        if part is not None:
+            with gathered(parameter):
+                trained = nn.Parameter(taken(parameter.detach(), part))
+            splice(places[name], part, trained)
+        found[name] = trained.requires_grad_(True)
+    return found
+
+
+def resolve_precision(settings: TrainSettings) -> torch.dtype:
+    """The type of the weights in the forward and backward pass."""
+    if settings.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, settings.precision)
+
+
+def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
+    """What DeepSpeed is given: our own, with the user's put into it.
+
+    Args:
+        num_elements: that are trained.
+
+    Raises:
+        UserError: the user's contradicts ours.
+    """
+    config = _config(settings, ranks, dtype, num_elements)
+    if not settings.deepspeed:
+        return config
+    from trace_transfer.settings.deepspeed_json import merged
+
+    return merged(config, settings.deepspeed)
+
+
 def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
     bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
     adamw = {"torch_adam": True, "lr": 0.0, "betas": BETAS, "eps": EPS, "weight_decay": settings.weight_decay}
+    zero: dict[str, Any] = {
+        "stage": settings.zero,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_param_persistence_threshold": PERSISTENT,
+    }
+    memory = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    if settings.offload in ("optimizer", "parameters"):
+        zero["offload_optimizer"] = memory
+    if settings.offload == "parameters":
+        zero["offload_param"] = memory
     config = {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "train_batch_size": settings.micro_batch_size * ranks.size,
         "gradient_clipping": settings.max_grad_norm or 0.0,
         "optimizer": {"type": "AdamW", "params": adamw},
-        "zero_optimization": {
-            "stage": settings.zero,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_param_persistence_threshold": PERSISTENT,
-        },
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that offloading changes no result
         "bf16": {"enabled": dtype == torch.bfloat16},
         "communication_data_type": "fp32",
         "steps_per_print": None,
@@ -281,54 +262,3 @@ def _partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
     mine = value.flatten()[size * rank : size * (rank + 1)]
     part[: mine.numel()] = mine
     return part
-
-
-def _deepspeed() -> Any:
-    """The library, kept from compiling and from logging to stdout."""
-    import deepspeed
-
-    logger = deepspeed.utils.logger
-    logger.setLevel(logging.ERROR)
-    logger.handlers[:] = [logging.lastResort]
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # only used for inference; compiled when asked for
-    return deepspeed
-
-
-def _forget_models() -> None:
-    """Empty the two places in which DeepSpeed keeps the models of ZeRO 3 until the process ends."""
-    from deepspeed.runtime.zero import parameter_offload
-    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-
-    parameter_offload.FWD_MODULE_STACK.clear()
-    for method in vars(PartitionedParameterCoordinator).values():
-        for cell in getattr(method, "__closure__", None) or ():
-            with suppress(AttributeError):
-                cell.cell_contents.cache_clear()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing on stdout and stderr, from C++ neither: results go to stdout. What fails raises all the same."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    with Path(os.devnull).open("w") as nowhere:
-        try:
-            for number, _ in kept:
-                os.dup2(nowhere.fileno(), number)
-            with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            for number, copy in kept:
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-def collect_garbage() -> None:
-    """Give back what an engine held: its parts refer to each other, and weights to themselves once those are gone."""
-    gc.collect()
-    gc.collect()
-    return_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

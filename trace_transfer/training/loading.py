@@ -5,6 +5,7 @@ Reads: config and weights of a directory, a GGUF file or a hub model, through tr
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Iterable, Iterator
@@ -47,6 +48,14 @@ class StartingPoint(Protocol):
         """The model with its weights, rounded to a type."""
         ...
 
+    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The same model with its parameters on the meta device, and its buffers real."""
+        ...
+
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Those parameters of `load(dtype)`, in that order, one at a time."""
+        ...
+
     def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time."""
         ...
@@ -81,19 +90,33 @@ class BaseModel:
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         return load_model(self.source, self.inventory, dtype)
 
-    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        if getattr(self.checkpoint, "dtypes", None) == {torch.bfloat16}:
-            return
-        model = build_meta_model(self.config)
+    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        model = build_meta_model(copy.deepcopy(self.config), dtype)
+        model.config.use_cache = False
+        saved = model.state_dict().keys() & {name for name, _ in model.named_buffers()}
+        for name in saved:
+            if any(kept in name for kept in model._keep_in_fp32_modules_strict):  # as `from_pretrained` keeps them
+                owner, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, model.get_buffer(name).float())
+        if saved:
+            self.checkpoint.load(model, saved.__contains__, torch.device("cpu"), dtype)
+        return model
+
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        model = build_meta_model(copy.deepcopy(self.config), dtype)
         for name in names:
             known = tied_names(model, name)  # a tied embedding may have been saved as the head only
-            self.checkpoint.load(model, known.__contains__, torch.device("cpu"), torch.float32)
+            self.checkpoint.load(model, known.__contains__, torch.device("cpu"), dtype)
             found = [owner for owner in known if not model.get_parameter(owner).is_meta]
             if not found:
                 raise ModelError(f"{self.source.name}: the weights lack {name}")
             yield name, model.get_parameter(found[0]).detach()
             for owner in known:
                 release(model.get_submodule(owner.rpartition(".")[0]))
+
+    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        if getattr(self.checkpoint, "dtypes", None) != {torch.bfloat16}:
+            yield from self.values(names, torch.float32)
 
 
 def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) -> PreTrainedModel:

@@ -6,39 +6,39 @@ Writes: `DIRECTORY/loss.csv` and checkpoints, which are removed once the trained
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import listing
+from trace_transfer.errors import TraceTransferError, listing
 from trace_transfer.examples import IGNORED, TaskData, collate, losses
 from trace_transfer.files import prepare_directory, remove_leftovers
+from trace_transfer.masks import Mask
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.settings.training import TrainSettings
+from trace_transfer.stopping import StopSignal
 from trace_transfer.training import state
 from trace_transfer.training.batches import GlobalBatch, Plan, plan
-from trace_transfer.training.engine import (
-    MASTER,
-    MOMENTS,
-    Engine,
-    collect_garbage,
-    open_engine,
-    open_ranks,
-    resolve_precision,
-)  # fmt: skip
+from trace_transfer.training.engine import MASTER, MOMENTS, Engine, configuration, open_engine, resolve_precision
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.history import Log, Step
 from trace_transfer.training.loading import StartingPoint
+from trace_transfer.training.meeting import open_ranks
+from trace_transfer.training.partitioned import fill_partitioned, gathered, shapes_of
+from trace_transfer.training.quiet import collect_garbage
 from trace_transfer.training.ranks import Ranks
 from trace_transfer.training.schedule import num_warmup_steps, rate_factor
+from trace_transfer.training.slices import put, require_fitting, taken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Values = Iterator[tuple[str, Tensor]]
 
@@ -68,7 +68,8 @@ def train(
     *,
     directory: Path,
     finish: Callable[[Values], None],
-    trainable: Callable[[str], bool] | None = None,
+    mask: Mask | None = None,
+    stop: StopSignal | None = None,
     reporter: Reporter | None = None,
     label: str | None = None,
 ) -> TrainResult:
@@ -78,15 +79,18 @@ def train(
 
     Args:
         directory: of this training alone.
-        finish: called once, on the first rank, with name and float32 value of every trained parameter, one at a time;
-            when it returns, checkpoints are removed.
-        trainable: which parameters (by name) are trained; None is all. All others stay bit-identical.
+        finish: called once, on the first rank, with name and float32 value of every trained parameter, one at a time
+            (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
+        mask: what is trained, None is all. Everything else stays bit-identical.
+        stop: looked at after each step, on all ranks; asked for on one, all of them stop.
         label: for messages; default is the task's name.
 
     Raises:
         TrainingError: NaN or Inf (before anything of that step is kept), unusable examples, a checkpoint of another
-            training, a full disk.
+            training, a full disk; on other ranks than the first, that `finish` failed there.
+        MaskError: the mask does not fit the model.
         ModelError: weights that cannot be loaded.
+        StopRequested: by `stop`, with a checkpoint to go on from.
     """
     steps = plan(data, settings)
     label, reporter = label or data.task, reporter or Silent()
@@ -94,47 +98,55 @@ def train(
         cuda = [ranks.device] if ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             try:
-                return _train(start, data, settings, steps, directory, finish, trainable, reporter, label, ranks)
+                return _train(
+                    start, data, settings, steps, directory, finish, mask, stop or StopSignal(), reporter, label, ranks
+                )
             finally:
                 collect_garbage()
 
 
 def _train(
     start: StartingPoint, data: TaskData, settings: TrainSettings, steps: Plan, directory: Path,
-    finish: Callable[[Values], None], trainable: Callable[[str], bool] | None, reporter: Reporter, label: str,
-    ranks: Ranks,
+    finish: Callable[[Values], None], mask: Mask | None, stop: StopSignal, reporter: Reporter, label: str, ranks: Ranks,
 ) -> TrainResult:  # fmt: skip
     prepare_directory(directory)
     if ranks.is_first:
         remove_leftovers(directory)
-        state.remove_leftovers(directory)
+        state.remove_leftovers(directory, settings.keep_checkpoints)
     ranks.any(False)  # nobody looks before the leftovers are gone
     dtype = resolve_precision(settings)
     saved = state.find(directory)
-    model = start.load(dtype)
-    names = [name for name, _ in model.named_parameters() if trainable is None or trainable(name)]
-    identity = _identity(start, data, settings, dtype, names, steps.num_steps)
+    model = start.skeleton(dtype) if settings.zero == 3 else start.load(dtype)
+    shapes = shapes_of(model)
+    mask = Mask.everything(shapes) if mask is None else mask
+    require_fitting(mask, shapes)
+    identity = _identity(start, data, settings, dtype, mask, shapes, steps.num_steps)
     if saved is not None:
         state.require_same(saved, identity)
-        _copy(model, saved.read(MASTER))
+    if settings.zero == 3:
+        config = configuration(settings, ranks, dtype, mask.numel(shapes))
+        fill_partitioned(model, start.values(shapes, dtype), config, ranks)
+    if saved is not None:
+        _copy(model, mask, saved.read(MASTER))
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(model, settings, ranks, trainable))
+        engine = stack.enter_context(open_engine(model, settings, ranks, mask))
         del model
         if saved is not None:
             _restore(engine, saved)
         elif dtype != torch.float32:
-            engine.set(MASTER, start.exact(names))
-        run = _Run(engine, ranks, data.task, settings, steps, directory, identity, label, reporter, saved)
+            engine.set(MASTER, ((name, taken(v, mask.parts[name])) for name, v in start.exact(engine.parameters)))
+        run = _Run(engine, ranks, data.task, settings, steps, directory, identity, stop, label, reporter, saved)
         run.all_steps()
-        _hand_over(engine, ranks, finish)
+        _hand_over(engine, ranks, finish, directory)
         if ranks.is_first:
             state.remove(directory)
         return run.result()
 
 
 def _identity(
-    start: StartingPoint, data: TaskData, settings: TrainSettings, dtype: torch.dtype, names: list[str], num_steps: int
-) -> dict[str, Any]:
+    start: StartingPoint, data: TaskData, settings: TrainSettings, dtype: torch.dtype, mask: Mask,
+    shapes: Mapping[str, tuple[int, ...]], num_steps: int,
+) -> dict[str, Any]:  # fmt: skip
     """What must be the same for a checkpoint to be gone on from; the number of ranks may differ."""
     return {
         "task": data.task,
@@ -142,14 +154,20 @@ def _identity(
         "settings": {**settings.recorded(), "precision": str(dtype).removeprefix("torch.")},
         "num_steps": num_steps,
         "model": {"names_sha256": start.names_sha256, "fingerprint": start.fingerprint},
-        "trained": {"num_parameters": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()},
+        "trained": {
+            "num_parameters": len(mask.parts),
+            "num_slices": len(mask.sliced),
+            "num_elements": mask.numel(shapes),
+            "sha256": mask.sha256,
+        },
     }
 
 
-def _copy(model: Any, values: Values) -> None:
-    with torch.no_grad():
-        for name, value in values:
-            model.get_parameter(name).copy_(value)
+def _copy(model: PreTrainedModel, mask: Mask, values: Values) -> None:
+    for name, value in values:
+        parameter = model.get_parameter(name)
+        with gathered(parameter, modify=True):
+            put(parameter.data, mask.parts[name], value)
 
 
 def _restore(engine: Engine, saved: state.Saved) -> None:
@@ -158,14 +176,18 @@ def _restore(engine: Engine, saved: state.Saved) -> None:
         engine.set(kind, saved.read(kind))
 
 
-def _hand_over(engine: Engine, ranks: Ranks, finish: Callable[[Values], None]) -> None:
-    values = engine.values()
+def _hand_over(engine: Engine, ranks: Ranks, finish: Callable[[Values], None], directory: Path) -> None:
+    values, problem = engine.values(), None
     try:
         if ranks.is_first:
             finish(values)
+    except Exception as error:  # of any kind, raised again below: the other ranks must hear of it
+        problem = error
     finally:
         for _ in values:  # the other ranks wait in each
             pass
+    if ranks.any(problem is not None):
+        raise problem or TrainingError(f"{directory}: the first rank could not keep the trained values; it says why")
 
 
 @dataclass
@@ -179,6 +201,7 @@ class _Run:
     plan: Plan
     directory: Path
     identity: Mapping[str, Any]
+    stop: StopSignal
     label: str
     reporter: Reporter
     saved: state.Saved | None
@@ -208,6 +231,8 @@ class _Run:
         if done and self.ranks.is_first:
             self.reporter.note(f"{self.label}: going on after step {done} of {total}")
         reporter = self.reporter if self.ranks.is_first else Silent()
+        if self.asked(False)[1]:
+            self.stop_here(done)
         with reporter.task(f"training on {self.label}", total) as advance:
             for _ in range(done):
                 advance()
@@ -217,12 +242,33 @@ class _Run:
                 if self.log is not None:
                     self.log.add(step)
                 due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
-                if self.ranks.any(self.ranks.is_first and due):
+                advance(self.status(done))
+                due_anywhere, stopping = self.asked(self.ranks.is_first and due)
+                if due_anywhere or stopping:
                     self.checkpoint()
-                advance()
+                if stopping:
+                    self.stop_here(number + 1)
         if self.ranks.is_first and len(self.steps) > done:
             first, last = self.steps[0].loss, self.steps[-1].loss
             self.reporter.note(f"{self.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}")
+
+    def asked(self, due: bool) -> tuple[bool, bool]:
+        """Whether a checkpoint is due on any rank, and whether any was told to stop; collective.
+
+        A signal that comes during the call is for the next one: all ranks must decide alike.
+        """
+        due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.stop.requested)])).tolist()
+        return bool(due_anywhere), bool(stopping)
+
+    def stop_here(self, done: int) -> None:
+        self.stop.requested = True  # here too, if it was another rank that was told
+        self.stop.check(f"after step {done} of {self.plan.num_steps}")
+
+    def status(self, before: int) -> str:
+        """How it goes: the last loss, and the speed since this run began."""
+        tokens = sum(step.tokens for step in self.steps[before:])
+        rate = tokens / max(time.monotonic() - self.began, 1e-9)
+        return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s"
 
     def one_step(self, number: int, batch: GlobalBatch) -> Step:
         # Dropout, where a model has it, must not depend on what was drawn before an interruption.
@@ -266,8 +312,10 @@ class _Run:
         problem = None
         if self.ranks.is_first:
             try:
-                self.last_checkpoint = state.write(self.directory, self.identity, self.steps, self.seconds, states)
-            except TrainingError as error:
+                self.last_checkpoint = state.write(
+                    self.directory, self.identity, self.steps, self.seconds, states, self.settings.keep_checkpoints
+                )
+            except TraceTransferError as error:
                 problem = error
         for _ in states:  # the other ranks wait in each
             pass
@@ -283,3 +331,12 @@ class _Run:
             f"Training stopped before this step changed anything that is kept; {lost}. Look at these examples, or try "
             f"a smaller learning rate (it is {self.settings.learning_rate:g}) or --precision float32"
         )
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 512, 5.12k, 51.2k."""
+    for unit in ("", "k", "M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}G"

@@ -5,8 +5,10 @@
         loss.csv                    those steps
         00000.safetensors, …        per parameter NAME its tensors NAME/master, NAME/exp_avg, NAME/exp_avg_sq
 
-A checkpoint is written under another name and renamed; the one before is removed after that. So at any moment the
-newest is whole, whatever kills the run. Nothing is pickled.
+Of a parameter of which some rows or columns are trained, the tensors are of those alone.
+
+A checkpoint is written under another name and renamed; after that the oldest are renamed and removed. So at any moment
+all that have their name are whole, whatever kills the run. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -97,8 +99,10 @@ def require_same(saved: Saved, identity: Identity) -> None:
         )
 
 
-def write(directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States) -> Path:
-    """Write a checkpoint and remove those before it.
+def write(
+    directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States, keep: int = 1
+) -> Path:
+    """Write a checkpoint and remove the oldest but for the newest `keep`.
 
     Raises:
         TrainingError: it cannot be written (a full disk); the one before is as it was.
@@ -112,7 +116,7 @@ def write(directory: Path, identity: Identity, steps: Sequence[Step], seconds: f
         "libraries": library_versions(),
     }  # fmt: skip
     try:
-        remove_leftovers(directory)
+        remove_leftovers(directory, max(keep, 1))
         temporary.mkdir(parents=True)
         _write_shards(temporary, states)
         for name, text in ((FILE, to_csv(steps)), (RECORD, json.dumps(record, indent=2) + "\n")):
@@ -131,8 +135,7 @@ def write(directory: Path, identity: Identity, steps: Sequence[Step], seconds: f
                 f"{kept}; make room and run it again to go on from there"
             ) from error
         raise
-    for path in before:
-        shutil.rmtree(path, ignore_errors=True)
+    _remove_oldest(directory, keep)
     return final
 
 
@@ -144,11 +147,19 @@ def remove(directory: Path) -> None:
     shutil.rmtree(done, ignore_errors=True)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what a killed run left half-written or half-removed, and all checkpoints but the newest."""
-    folder = directory / FOLDER
-    for leftover in (*folder.glob(f".step-*{PART}"), *_paths(directory)[:-1], directory / f".{FOLDER}{PART}"):
+def remove_leftovers(directory: Path, keep: int = 1) -> None:
+    """Remove what a killed run left half-written or half-removed, and all checkpoints but the newest `keep`."""
+    for leftover in (*(directory / FOLDER).glob(f".step-*{PART}"), directory / f".{FOLDER}{PART}"):
         shutil.rmtree(leftover, ignore_errors=True)
+    _remove_oldest(directory, keep)
+
+
+def _remove_oldest(directory: Path, keep: int) -> None:
+    for path in _paths(directory)[:-keep]:
+        hidden = path.with_name(f".{path.name}{PART}")  # half removed it must not look whole
+        with suppress(OSError):
+            path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _write_shards(directory: Path, states: States) -> None:

@@ -1,0 +1,106 @@
+"""`trace-transfer verify`: what it prints, its exit codes, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests.core_files import write_core
+from tests.patch_files import make_patch, mask_of, state_of
+from trace_transfer import cli
+from trace_transfer.artefacts import read_artefact
+from trace_transfer.masks import Mask, Slice
+from trace_transfer.model_state import write_model
+from trace_transfer.progress import Silent
+
+NORM = "model.norm.weight"
+
+
+@pytest.fixture(autouse=True)
+def _command(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "verify", "")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["verify", *map(str, arguments)])
+
+
+@pytest.fixture
+def tuned(tiny, tmp_path):
+    """A base, a model of which the core set of a file moved, and that file."""
+    base = tiny("llama", dtype=torch.bfloat16)
+    file = write_core(base, tmp_path / "math.core.json")
+    state = state_of(base)
+    mask = Mask.of_core(read_artefact(file), state.shapes, {}, str(file))
+    write_model(state.apply(make_patch(state, tmp_path / "p", mask, 1)), tmp_path / "tuned", Silent())
+    return base, tmp_path / "tuned", file
+
+
+def test_only_the_core_set_moved(tuned, tmp_path):
+    base, model, core = tuned
+    done = run(base, model, "--core", core, "--json", tmp_path / "found.json")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["core", "moved", "3", "24,672"] in lines
+    assert ["core", "unmoved", "0", "0"] in lines
+    assert ["frozen", "MOVED", "0", "0"] in lines
+    assert "no frozen parameter moved" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["format"] == "trace-transfer/verification"
+    assert len(found["parameters"]) == 39
+    assert sum(one["core_moved"] for one in found["parameters"]) == 24_672
+    assert (tmp_path / "found.json").read_text().count('\n    {"name": ') == 39  # one a line
+
+
+def test_a_frozen_parameter_moved(tuned, tmp_path):
+    base, model, core = tuned
+    write_core(base, core, ratio=0.05)
+    done = run(base, model, "--core", core, "--json", tmp_path / "found.json")
+    assert done.exit_code == 1
+    assert "! 2 frozen parameters MOVED:\n  model.layers" in done.stdout
+    assert done.stderr.splitlines()[-3].startswith("error: ")
+    assert "2 parameters moved that were to stay bit-identical" in done.stderr
+    assert "frozen elements" in done.stderr and "Traceback" not in done.output
+    assert (tmp_path / "found.json").is_file()
+
+
+def test_a_core_parameter_that_did_not_move_is_no_failure(tuned):
+    base, _, core = tuned
+    done = run(base, base, "--core", core)
+    assert done.exit_code == 0
+    assert "! 3 core parameters did not move:" in done.stdout
+
+
+def test_several_files_and_patches(tiny, tmp_path):
+    base = state_of(tiny("llama"))
+    one = make_patch(base, tmp_path / "one", mask_of(base), 1)
+    two = make_patch(base.apply(one), tmp_path / "two", mask_of(base, seed=1), 2)
+    write_model(base.apply(one).apply(two), tmp_path / "tuned", Silent())
+    given = (tiny("llama"), tmp_path / "tuned")
+    assert run(*given, "--patch", one.path, "--patch", two.path).exit_code == 0
+    done = run(*given, "--patch", one.path)
+    assert done.exit_code == 1 and f"! {len(two.entries)} frozen parameters MOVED" in done.stdout
+
+
+def test_what_is_refused(tiny, tmp_path):
+    base = tiny("llama")
+    state = state_of(base)
+    rows = make_patch(state, tmp_path / "rows", Mask({"lm_head.weight": Slice(0, ((0, 2),))}), 1)
+    columns = make_patch(state, tmp_path / "columns", Mask({"lm_head.weight": Slice(1, ((0, 2),))}), 1)
+    other = tiny("qwen2")
+    core = write_core(other, tmp_path / "other.core.json")
+    for arguments, message in (
+        ((base, base), "what was to move is not said: give --core"),
+        ((base, base, "--core", core), "its core set does not fit the model"),
+        ((base, base, "--core", tmp_path / "none"), "none: cannot be read"),
+        ((base, base, "--core", base / "config.json"), "expected trace-transfer/core"),
+        ((other, other, "--patch", rows.path), "patches that are not of"),
+        ((base, other, "--patch", rows.path), "not a model tuned from"),
+        ((base, base, "--patch", rows.path, "--patch", columns.path), "lm_head.weight: "),
+        ((base, tmp_path / "none", "--patch", rows.path), "no such file or directory"),
+    ):
+        done = run(*arguments)
+        assert (done.exit_code, done.stdout) == (2, ""), arguments
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")

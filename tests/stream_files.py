@@ -1,0 +1,57 @@
+"""A stream on disk: tasks, their data, and a core file for each, of whole parameters and of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.task_files import write_tasks
+from trace_transfer.artefacts import CoreFile, CoreParameter, Method, to_json
+from trace_transfer.rules.registry import load_families
+from trace_transfer.stages.opening import open_model
+
+
+def write_core_set(model: Path, file: Path, task: str, core: list[tuple[str, tuple | None]]) -> Path:
+    """A core file in which exactly these are core: (name, None) or (name, ranges of rows). Returns the file."""
+    opened = open_model(model, load_families())
+    shapes = opened.anatomy.inventory.shapes
+    parameters = [
+        CoreParameter(name=name, shape=shapes[name], rows=rows, score=1 - index / 1000, core=True)
+        for index, (name, rows) in enumerate(core)
+    ]
+    named = {name for name, _ in core}
+    parameters += [
+        CoreParameter(name=name, shape=shape, score=-1.0 - index)
+        for index, (name, shape) in enumerate(shapes.items())
+        if name not in named
+    ]
+    made = CoreFile(
+        task=task, model=opened.identity, method=Method(name="lf", ratio=len(core) / len(parameters)),
+        parameters=tuple(parameters),
+    )  # fmt: skip
+    file.write_text(to_json(made), encoding="utf-8")
+    return file
+
+
+def core_sets(num_layers: int) -> dict[str, list[tuple[str, tuple | None]]]:
+    """For three tasks, on the upper layers of a LLaMA-like model; the last one has rows."""
+    last = f"model.layers.{num_layers - 1}"
+    return {
+        "math": [(f"{last}.mlp.down_proj.weight", None), (f"{last}.input_layernorm.weight", None)],
+        "code": [(f"{last}.self_attn.q_proj.weight", None), ("model.norm.weight", None)],
+        "law": [(f"{last}.mlp.up_proj.weight", ((0, 3), (8, 9))), (f"{last}.mlp.down_proj.weight", None)],
+    }
+
+
+def write_stream(
+    directory: Path, model: Path, num_layers: int, sizes: dict[str, int] | None = None, cores: dict | None = None
+) -> Path:
+    """Tasks with so many examples and their core files; returns `stream.yaml`."""
+    sizes = sizes or {"math": 8, "code": 6}
+    file = write_tasks(directory, sizes, "stream.yaml")
+    text = file.read_text()
+    for task, core in (cores or core_sets(num_layers)).items():
+        if task in sizes:
+            write_core_set(model, directory / f"{task}.core.json", task, core)
+            text = text.replace(f"data: {task}.jsonl", f"data: {task}.jsonl, core: {task}.core.json")
+    file.write_text(text)
+    return file

@@ -1,0 +1,219 @@
+"""Processes that train together: they know who they are, end together, and the one that failed is heard."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trace_transfer import launching
+from trace_transfer.errors import UserError
+from trace_transfer.launching import check_processes, run_processes
+
+ROOT = Path(__file__).parents[1]
+RANK = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
+SLEEP_OR_SAVE = """
+from pathlib import Path
+place = Path(sys.argv[1])
+def save(number, frame):
+    (place / f'saved-{rank}-{number}').touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+(place / f'ready-{rank}').write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(code: str, *arguments: str, count: int = 2, **options: object) -> int:
+    return run_processes(count, arguments, command=(sys.executable, "-c", RANK + code), **options)
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """`launched(code)`: a process that launches two, and where they write; once both are ready."""
+    processes = []
+
+    def start(code: str, grace: float = 5.0) -> subprocess.Popen[str]:
+        call = f"run_processes(2, [{str(tmp_path)!r}], command=[sys.executable, '-c', {RANK + code!r}], grace={grace})"
+        program = f"import sys\nfrom trace_transfer.launching import run_processes\nsys.exit({call})"
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        wait_for(lambda: len([file for file in tmp_path.glob("ready-*") if file.read_text()]) == 2)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_everyone_knows_who_it_is(tmp_path):
+    code = "import json\nopen(f'{sys.argv[1]}/{rank}', 'w').write(json.dumps([sys.argv[2:], dict(os.environ)]))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    assert run(code, str(tmp_path), "--x", "y", count=3, environment={**environment, "MINE": "1"}) == 0
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
+    ports = {one["MASTER_PORT"] for _, one in found}
+    assert len(ports) == 1 and 1024 <= int(ports.pop()) < 65536
+    threads = str(max(1, len(os.sched_getaffinity(0)) // 3))
+    for rank, (arguments, one) in enumerate(found):
+        assert arguments == ["--x", "y"]
+        assert [one[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")] == [
+            str(rank), str(rank), "3", "3", "127.0.0.1",
+        ]  # fmt: skip
+        assert (one["MINE"], one["OMP_NUM_THREADS"]) == ("1", threads)
+
+
+def test_threads_that_were_chosen_stay(tmp_path):
+    code = "open(f'{sys.argv[1]}/{rank}', 'w').write(os.environ['OMP_NUM_THREADS'])"
+    assert run(code, str(tmp_path), environment={**os.environ, "OMP_NUM_THREADS": "7"}) == 0
+    assert (tmp_path / "1").read_text() == "7"
+
+
+def test_by_default_it_is_this_program(capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert run_processes(2, ["--version"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("trace-transfer, version") and out.count("\n") == 1
+    assert err == ""
+
+
+def test_only_the_first_one_speaks(capfd):
+    assert run("print(rank)\nprint(-rank, file=sys.stderr)") == 0
+    assert capfd.readouterr() == ("0\n", "0\n")
+
+
+def test_they_meet_as_ranks_of_torch(tmp_path):
+    code = """
+import torch
+torch.distributed.init_process_group('gloo')
+total = torch.tensor([float(rank + 1)])
+torch.distributed.all_reduce(total)
+open(f'{sys.argv[1]}/{rank}', 'w').write(str(total.item()))
+torch.distributed.destroy_process_group()
+"""
+    assert run(code, str(tmp_path)) == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0", "3.0"]
+
+
+def test_one_that_fails_ends_all_and_is_heard(capfd):
+    start = time.monotonic()
+    assert run("if rank == 1: sys.exit('no such thing')\ntime.sleep(60)", grace=3.0) == 1
+    assert time.monotonic() - start < 10
+    assert capfd.readouterr().err == "rank 1 ended with exit code 1; it said:\nno such thing\n"
+
+
+def test_one_that_was_killed_is_named(capfd):
+    assert run("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)", grace=0.5) == 137
+    assert capfd.readouterr().err == "rank 1 ended with signal 9 (was it out of memory?)\n"
+
+
+def test_the_same_mistake_is_told_once(capfd):
+    assert run("time.sleep(0.3 * (1 - rank))\nprint('wrong', file=sys.stderr)\nsys.exit(2)") == 2
+    assert capfd.readouterr().err == "wrong\n"
+
+
+def test_the_cause_is_told_beside_what_followed_from_it(capfd):
+    code = """
+print(['connection lost', 'the cause'][rank], file=sys.stderr)
+time.sleep(0.3 - 0.3 * rank)
+sys.exit(1 + rank)
+"""
+    assert run(code) == 1
+    assert capfd.readouterr().err == "connection lost\nrank 1 ended with exit code 2; it said:\nthe cause\n"
+
+
+def test_one_that_will_not_stop_is_killed(capfd):
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(0.5)\nif rank == 0: sys.exit(3)\ntime.sleep(60)"
+    start = time.monotonic()
+    assert run(code, grace=0.5) == 3
+    assert time.monotonic() - start < 10
+
+
+def test_sigterm_lets_all_of_them_save(launched, tmp_path):
+    process = launched(SLEEP_OR_SAVE, grace=0.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert sorted(file.name for file in tmp_path.glob("saved-*")) == ["saved-0-15", "saved-1-15"]
+
+
+def test_sigterm_leaves_them_the_time_they_need(launched, tmp_path):
+    code = SLEEP_OR_SAVE.replace("    (place / f'saved", "    time.sleep(1.0)\n    (place / f'saved")
+    process = launched(code, grace=0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
+def test_ctrl_c(launched, tmp_path):
+    process = launched(
+        SLEEP_OR_SAVE.replace("time.sleep(60)", "try: time.sleep(60)\nexcept KeyboardInterrupt: exit(130)")
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.communicate() == ("", "")
+
+
+def test_ctrl_c_on_one_that_will_not_hear(launched, tmp_path):
+    process = launched("signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SLEEP_OR_SAVE, grace=0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert list(tmp_path.glob("saved-*")) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_none_outlives_a_launcher_that_is_killed(launched, tmp_path):
+    process = launched(SLEEP_OR_SAVE)
+    pids = [int((tmp_path / f"ready-{rank}").read_text()) for rank in range(2)]
+    assert not any(map(gone, pids))
+    process.kill()
+    wait_for(lambda: all(map(gone, pids)))
+
+
+def test_handlers_are_given_back():
+    before = [signal.getsignal(number) for number in launching.FORWARDED]
+    assert run("") == 0
+    assert [signal.getsignal(number) for number in launching.FORWARDED] == before
+
+
+def test_more_than_the_machine_has(monkeypatch):
+    monkeypatch.setattr(launching, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    check_processes(3)
+    with pytest.raises(UserError, match=r"--processes 4: one needs a core each, and this process may use 3"):
+        check_processes(4)
+    monkeypatch.setattr(launching, "_num_gpus", lambda: 2)
+    check_processes(2)
+    with pytest.raises(UserError, match=r"--processes 3: one needs a GPU each, and this machine has 2"):
+        check_processes(3)
+    with pytest.raises(UserError, match=r"--processes 0: at least 1"):
+        check_processes(0)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(RANK is 1"):
+        check_processes(2)

@@ -1,0 +1,90 @@
+"""`train` on several processes: with `--processes`, and under the usual launchers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.stream_files import write_stream
+from tests.tuned_models import weights
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+LAUNCHERS = {
+    "processes": ([sys.executable, "-m", "trace_transfer"], ["--processes", "2"]),
+    "torchrun": ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+                  "trace_transfer"], []),
+    "deepspeed": ([str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--module", "trace_transfer"],
+                  []),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def command(tiny, tmp_path_factory):
+    model = tiny("qwen2", num_hidden_layers=2)
+    stream = write_stream(tmp_path_factory.mktemp("stream"), model, 2)
+    return [
+        "train", str(model), "--stream", str(stream), "--batch-size", "4", "--micro-batch-size", "1", "--epochs", "1",
+        "--learning-rate", "1e-3", "--weight-decay", "0.1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    done = subprocess.run([sys.executable, "-m", "trace_transfer", *command, "--zero", "0", "--out", str(out)],
+                          capture_output=True, text=True, env=ENVIRONMENT, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return weights(out / "model")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher):
+    before, after = LAUNCHERS[launcher]
+    done = subprocess.run([*before, *command, "--zero", "3", "--out", str(tmp_path), *after],
+                          capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bit-identical") == 1
+    for name, value in weights(tmp_path / "model").items():
+        assert float((value - alone[name]).abs().max()) < 2e-5, name  # of 1e-3 a step
+
+
+def test_sigterm_to_two_processes(command, alone, tmp_path):
+    """Both save and end with 0; the same command then ends with what an undisturbed run has."""
+    whole = [
+        sys.executable,
+        "-m",
+        "trace_transfer",
+        *command,
+        "--zero",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--processes",
+        "2",
+    ]
+    process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    log = tmp_path / "stages" / "1-math" / "loss.csv"
+    for _ in range(600):
+        if log.is_file():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    if "stopped by SIGTERM" in stderr:
+        assert stdout == ""
+    done = subprocess.run(whole, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, value in weights(tmp_path / "model").items():
+        assert float((value - alone[name]).abs().max()) < 2e-5, name
+
+
+def test_more_processes_than_the_machine_has(command, tmp_path):
+    whole = [sys.executable, "-m", "trace_transfer", *command, "--out", str(tmp_path), "--processes", "4096"]
+    done = subprocess.run(whole, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2
+    assert "4096" in done.stderr and str(len(os.sched_getaffinity(0))) in done.stderr

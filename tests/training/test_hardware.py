@@ -1,0 +1,130 @@
+"""Arithmetic of a training against what torch counts operation by operation; peaks by name, never by likeness."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny_models import build_config, build_model
+from trace_transfer.masks import Mask, Slice
+from trace_transfer.models import inventory_of
+from trace_transfer.rules.application import anatomy_of
+from trace_transfer.rules.registry import load_families
+from trace_transfer.training.hardware import flops_per_token, peak_flops, utilisation
+from trace_transfer.training.reach import lowest_trained, lowest_trained_layer
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"]
+REGISTRY = load_families()
+LENGTH = 24
+
+
+def opened(family: str):
+    model = build_model(build_config(family, attn_implementation="eager")).train()
+    return model, anatomy_of(inventory_of(model), REGISTRY)
+
+
+def counted(model, trained) -> tuple[float, float]:
+    """Operations per token, forward and backward, as torch counts them."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    ids_bt = torch.ones(2, LENGTH, dtype=torch.int64)
+    with FlopCounterMode(display=False) as forward:
+        loss = model(input_ids=ids_bt, use_cache=False).logits.sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    return forward.get_total_flops() / ids_bt.numel(), backward.get_total_flops() / ids_bt.numel()
+
+
+def masks(anatomy) -> dict[str, Mask]:
+    """Everything; and whole components, in layers that leave some below."""
+
+    def of(*components: str, layers: tuple[int | None, ...]) -> Mask:
+        return Mask({u.name: None for u in anatomy.units if u.component in components and u.layer in layers})
+
+    return {
+        "full": Mask.everything(anatomy.inventory.shapes),
+        "down": of("mlp.down", layers=(1,)),
+        "attention": of("attention.query", "attention.key", "attention.value", layers=(2,)),
+        "scattered": of("mlp.up", "attention.output", layers=(1, 2)),
+        "norms": of("norm.pre_mlp", "norm.post_mlp", "norm.final", layers=(1, 2, None)),
+        "embedding": of("embedding", layers=(None,)),
+        "head": of("head", layers=(None,)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["full", "down", "attention", "scattered", "norms", "embedding", "head"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_torch_counts(family, kind):
+    model, anatomy = opened(family)
+    mask = masks(anatomy)[kind]
+    forward, backward = counted(model, mask.parts)
+    found = flops_per_token(anatomy, mask, LENGTH)
+    assert found.forward == pytest.approx(forward, rel=0.004)  # torch counts the angles of rotary positions, too
+    parallel = family == "gpt_neox" and kind in ("scattered", "attention", "down")  # its MLP does not read attention
+    assert found.backward == pytest.approx(backward, rel=0.15 if parallel else 1e-12)
+    assert found.total == found.forward + found.backward
+
+
+def test_full_fine_tuning_is_six_per_weight():
+    _, anatomy = opened("llama")
+    mask = Mask.everything(anatomy.inventory.shapes)
+    weights = sum(u.num_elements for u in anatomy.units if len(u.shape) == 2 and u.component != "embedding")
+    assert flops_per_token(anatomy, mask, 10).total == 6 * weights + 12 * 10 * 96 * 4
+
+
+def test_layers_that_are_spared():
+    _, anatomy = opened("qwen3")
+    mask = masks(anatomy)["scattered"]
+    whole = flops_per_token(anatomy, mask, LENGTH)
+    upper = flops_per_token(anatomy, mask, LENGTH, first_layer=1)
+    bottom = flops_per_token(anatomy, mask, LENGTH, last_layer=1)
+    assert bottom.backward == 0 and bottom.forward > 0
+    assert upper.forward + bottom.forward == whole.forward
+    assert upper.backward == whole.backward
+
+
+def test_a_slice_costs_what_its_parameter_costs():
+    _, anatomy = opened("llama")
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert flops_per_token(anatomy, Mask({name: Slice(0, ((0, 3),))}), 8) == flops_per_token(
+        anatomy, Mask({name: None}), 8
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_where_the_backward_pass_ends(family):
+    _, anatomy = opened(family)
+    top = anatomy.num_layers
+    for kind, layer in (("full", 0), ("down", 1), ("attention", 2), ("embedding", 0)):
+        assert lowest_trained_layer(anatomy, masks(anatomy)[kind]) == layer
+    tied = bool(anatomy.inventory.tied)
+    assert lowest_trained_layer(anatomy, masks(anatomy)["head"]) == (0 if tied else top)
+    final = Mask({u.name: None for u in anatomy.units if u.component == "norm.final"})
+    assert lowest_trained(anatomy, final) == (top, 0)
+    assert lowest_trained(anatomy, Mask({"not.placed": None})) == (-1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "float32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5, 67), ("NVIDIA H100 PCIe", 756, 51), ("NVIDIA H100 NVL", 835.5, 60),
+        ("NVIDIA H200", 989.5, 67), ("NVIDIA B200", 2250, 75), ("NVIDIA A100-SXM4-80GB", 312, 19.5),
+        ("NVIDIA A100-PCIE-40GB", 312, 19.5), ("NVIDIA A100 80GB PCIe", 312, 19.5), ("NVIDIA A10G", 70, 35),
+        ("NVIDIA A10", 125, 31.2), ("NVIDIA L4", 121, 30.3), ("NVIDIA L40S", 362.05, 91.6), ("Tesla T4", None, 8.1),
+        ("Tesla V100-SXM2-16GB", None, 15.7), ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2, 91.1), ("NVIDIA GH200 480GB", 989.5, 67),
+        ("AMD Instinct MI300X", 1307.4, 163.4), ("NVIDIA H100 PCIe MIG 1g.10gb", None, None),
+        # never a guess
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None), ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None, None),
+        ("NVIDIA L400", None, None), ("NVIDIA GeForce RTX 4080 SUPER", None, None), ("H1000", None, None),
+        ("cpu", None, None), ("", None, None),
+    ],
+)  # fmt: skip
+def test_peaks(name, bfloat16, float32):
+    for precision, number in (("bfloat16", bfloat16), ("float32", float32)):
+        assert peak_flops(name, precision) == (None if number is None else pytest.approx(number * 1e12))
+
+
+def test_utilisation():
+    assert utilisation(6e9, 10_000, 100e12) == pytest.approx(0.6)
+    assert utilisation(6e9, 10_000, 100e12, num_devices=4) == pytest.approx(0.15)
+    assert utilisation(6e9, 10_000, None) is None

@@ -1,0 +1,69 @@
+"""`trace-transfer train`: read the options, call `plan_stream` and `run_stream`, print what moved."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trace_transfer.cli import options as shared
+
+
+@click.command("train")
+@click.argument("base", metavar="BASE")
+@click.option(
+    "--stream", required=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="stream.yaml: the tasks in order, with their data and core files.",
+)  # fmt: skip
+@shared.out_option("runs/train")
+@shared.stream_options
+@shared.seed_option
+@shared.rules_option
+@click.option("--processes", type=click.IntRange(min=1), help="Train with so many processes of this machine.")
+@click.option(
+    "--dry-run", is_flag=True, help="What will train, memory, steps and disk; trains nothing, writes nothing."
+)
+@click.pass_context
+def train_command(
+    ctx: click.Context, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
+    dry_run: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Fine-tune BASE on a stream of tasks, one after another; of each only its core set moves.
+
+    Writes LABEL.patch.safetensors after each task and the tuned model at the end, and proves that nothing else moved.
+    Stopped anywhere, the same command goes on from its last checkpoint.
+
+    \b
+    trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml --method trace --processes 8 --out runs/qwen-14b
+    deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B --stream stream.yaml
+    """
+    settings = shared.stream_settings_of(ctx, options)
+    launched = "RANK" in os.environ
+    if processes and not dry_run and not launched:
+        from trace_transfer.launching import check_processes, run_processes
+
+        check_processes(processes)
+        ctx.exit(run_processes(processes, sys.argv[1:]))
+
+    from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.stages.streaming import plan_stream, require_space, run_stream
+    from trace_transfer.stopping import stop_on_sigterm
+
+    quiet_libraries()
+    num_ranks = int(os.environ["WORLD_SIZE"]) if launched else processes or 1
+    plan = plan_stream(base, stream, settings=settings, rules=rules, out=out, num_ranks=num_ranks)
+    if dry_run:
+        from trace_transfer.views.streams import render_stream_plan
+
+        click.echo(render_stream_plan(plan))
+        return
+    require_space(plan)
+    with stop_on_sigterm() as stop:
+        done = run_stream(plan, Terminal(), stop)
+    if done is not None:
+        from trace_transfer.views.streams import render_streamed
+
+        click.echo(render_streamed(done))

@@ -1,0 +1,143 @@
+"""How much arithmetic a training takes, and how much a device can do at most.
+
+A forward pass takes 2 operations (multiply, add) for each weight of a matrix product and token, and 4·s·d for the
+attention of a layer over a text of s tokens with queries d wide (scores and weighted values; whole, as it is counted
+commonly, although causal attention needs half). Looking up embeddings takes none, a head takes its product whether it
+is tied or not. The backward pass takes as much again for the gradient of what enters a product, where something
+trained lies below it, twice as much for attention, and as much again for the gradient of each trained weight. All of
+it for full fine-tuning: 6 per weight and token plus 12·s·d per layer (Kaplan et al., 2020, section 2.1; Chowdhery et
+al., 2022, PaLM, appendix B). What is computed twice (gradient checkpointing, fused attention's backward) counts once,
+so that a utilisation compares work that matters.
+
+A mixture of experts, which no shipped family is, would be counted with all its experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from trace_transfer.anatomy import Anatomy, Unit
+from trace_transfer.masks import Mask
+from trace_transfer.training.reach import ATTENTION, lowest_trained, place_of
+
+# Device name without its maker, memory and form → TFLOP/s in (bfloat16, float32) of dense matrix products, from the
+# vendors' data sheets; bfloat16 accumulates in float32, float32 is not TF32. None where there is no native bfloat16.
+PEAKS: Mapping[str, tuple[float | None, float]] = {
+    "B200": (2250, 75), "GB200": (2500, 80),
+    "H200": (989.5, 67), "H200 NVL": (835.5, 60),
+    "H100": (989.5, 67), "H100 PCIe": (756, 51), "H100 NVL": (835.5, 60), "GH200": (989.5, 67),
+    "H20": (148, 44),
+    "A100": (312, 19.5), "A800": (312, 19.5), "A40": (149.7, 37.4), "A30": (165, 10.3), "A10": (125, 31.2),
+    "A10G": (70, 35), "L40S": (362.05, 91.6), "L40": (181.05, 90.5), "L4": (121, 30.3),
+    "V100": (None, 15.7), "T4": (None, 8.1),
+    "RTX 6000 Ada Generation": (364.2, 91.1), "RTX A6000": (154.8, 38.7), "RTX A5000": (111.1, 27.8),
+    "RTX A4000": (76.7, 19.2),
+    "GeForce RTX 5090": (209.5, 104.8), "GeForce RTX 5080": (112.6, 56.3),
+    "GeForce RTX 4090": (165.2, 82.6), "GeForce RTX 4080": (97.5, 48.7), "GeForce RTX 3090": (71, 35.6),
+    "GeForce RTX 3090 Ti": (80, 40),
+    "MI300X": (1307.4, 163.4), "MI325X": (1307.4, 163.4), "MI210": (181, 45.3),
+}  # fmt: skip
+_AROUND = re.compile(r"^(NVIDIA|AMD Instinct|Tesla)[ ]|[ -](SXM\d*|OAM|HBM\de?|\d+ ?GB)(?=[ -]|$)")
+_PCIE = re.compile(r"[ -]PCIE?(?=[ -]|$)", re.IGNORECASE)
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Operations per second of dense matrix products at most, by the vendor's data sheet; None where it is not known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name()` says it; `cpu` is not known.
+        precision: `bfloat16` or `float32`.
+    """
+    name = device_name.strip()
+    while (shorter := _AROUND.sub("", name)) != name:  # NVIDIA Tesla …
+        name = shorter
+    model = _PCIE.sub("", name)
+    found = PEAKS.get(f"{model} PCIe") if model != name else None
+    found = found or PEAKS.get(model)
+    number = None if found is None else found[("bfloat16", "float32").index(precision)]
+    return None if number is None else number * 1e12
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations per token.
+
+    Attributes:
+        forward: of all layers, or of those from some layer on.
+        backward: gradients of what lies between, and of trained weights.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def flops_per_token(
+    anatomy: Anatomy, mask: Mask, length: float, *, first_layer: int = 0, last_layer: int | None = None
+) -> Flops:
+    """Operations for a token of a text of `length` tokens, on average.
+
+    Args:
+        first_layer: the first that is computed; more than 0 with states from a prefix cache.
+        last_layer: one behind the last; the head is counted only where it is None.
+    """
+    work = _Work(anatomy, mask, length)
+    end = anatomy.num_layers if last_layer is None else last_layer
+    forward = backward = 0.0
+    for unit in work.products:
+        layer = place_of(unit, anatomy.num_layers)[0]
+        if first_layer <= layer < end or (layer == anatomy.num_layers and last_layer is None):
+            forward += 2 * unit.num_elements
+            backward += work.backward(unit)
+    for layer in range(first_layer, end):
+        forward += work.attention(layer)
+        backward += 2 * work.attention(layer) if work.lowest <= (layer, ATTENTION) else 0.0
+    return Flops(forward, backward)
+
+
+@dataclass(frozen=True)
+class _Work:
+    anatomy: Anatomy
+    mask: Mask
+    length: float
+
+    @cached_property
+    def lowest(self) -> tuple[int, int]:
+        return lowest_trained(self.anatomy, self.mask)
+
+    @cached_property
+    def products(self) -> list[Unit]:
+        """Weights of matrix products. Of a slice the whole weight's gradient is computed, before rows are taken."""
+        return [
+            unit for unit in self.anatomy.units if len(unit.shape) > 1 and not unit.component.startswith("embedding")
+        ]
+
+    @cached_property
+    def query_widths(self) -> Mapping[int | None, float]:
+        hidden = self.anatomy.inventory.config.get_text_config().hidden_size
+        return {u.layer: u.num_elements / hidden for u in self.products if u.component == "attention.query"}
+
+    def attention(self, layer: int) -> float:
+        return 4 * self.length * self.query_widths[layer]
+
+    def backward(self, unit: Unit) -> float:
+        through = self.lowest < place_of(unit, self.anatomy.num_layers)
+        return 2 * unit.num_elements * (through + self.mask.trains(unit.name))
+
+
+def utilisation(
+    flops_per_token: float, tokens_per_second: float, peak: float | None, num_devices: int = 1
+) -> float | None:
+    """Share of what the devices could do at most (MFU of PaLM, appendix B), or None where that is not known.
+
+    Args:
+        tokens_per_second: of all devices together.
+        peak: operations per second of one, from `peak_flops`.
+    """
+    return None if peak is None else flops_per_token * tokens_per_second / (peak * num_devices)

@@ -1,0 +1,70 @@
+"""Patches in the terminal: what they hold, and what differs between two models."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trace_transfer.views.terminal import Page
+
+if TYPE_CHECKING:
+    from trace_transfer.patches import Patch, PatchEntry
+    from trace_transfer.stages.patching import Difference
+
+WIDTH = 100
+
+
+def render_patch(patch: Patch) -> str:
+    """A patch as text of at most 100 columns."""
+    page, text = _page()
+    num_elements = sum(entry.num_elements for entry in patch.entries)
+    page.line(str(patch.path), "bold")
+    page.line(
+        f"task {patch.task}, method {patch.method}: {len(patch.entries)} parameters, {num_elements:,} elements, "
+        f"{patch.path.stat().st_size:,} bytes"
+    )
+    page.line(f"of a model with names_sha256 {patch.names_sha256[:12]}…")
+    page.line()
+    page.table(
+        [("parameter", "left"), ("part", "left"), ("elements", "right"), ("before", "left"), ("after", "left")],
+        ((e.name, _part(e), f"{e.num_elements:,}", _dtype(e.before_dtype), _dtype(e.after_dtype))
+         for e in patch.entries),
+    )  # fmt: skip
+    return text()
+
+
+def render_differences(found: Sequence[Difference], num_parameters: int) -> str:
+    """What differs between two models, as text of at most 100 columns."""
+    page, text = _page()
+    page.line(f"{len(found)} of {num_parameters} parameters differ")
+    if found:
+        page.line()
+        page.table(
+            [("parameter", "left"), ("elements that differ", "right"), ("types", "left")],
+            ((d.entry.name, f"{d.count:,} of {d.entry.num_elements:,}", _types(d.entry)) for d in found),
+        )
+    return text()
+
+
+def _page():  # type: ignore[no-untyped-def]  # a page, and what has been drawn on it
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    return Page(console), lambda: "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _types(entry: PatchEntry) -> str:
+    same = entry.before_dtype == entry.after_dtype
+    return _dtype(entry.after_dtype) if same else f"{_dtype(entry.before_dtype)} → {_dtype(entry.after_dtype)}"
+
+
+def _part(entry: PatchEntry) -> str:
+    if entry.part is None:
+        return ""
+    count = sum(stop - start for start, stop in entry.part.ranges)
+    return f"{count} of {entry.shape[entry.part.dim]} {('rows', 'columns')[entry.part.dim]}"

@@ -1,0 +1,127 @@
+"""What `train` prints: before it trains (`--dry-run`), and at the end."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from trace_transfer.errors import MAX_LISTED
+
+if TYPE_CHECKING:
+    from trace_transfer.stages.streaming import Streamed, StreamPlan
+    from trace_transfer.training.estimates import Estimate
+
+WIDTH = 100
+
+
+def render_stream_plan(plan: StreamPlan) -> str:
+    """What will train, on what, with how much memory, time and disk: text of at most 100 columns."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    train, base = plan.settings.train, plan.base.identity
+    precision = plan.precision
+    line(
+        console,
+        f"{plan.base.name}: {base.num_parameters:,} parameters, {base.num_elements:,} elements; method "
+        f"{plan.settings.method}",
+    )
+    line(
+        console,
+        f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate {train.learning_rate:g}, batches of "
+        f"{train.batch_size} = {train.micro_batch_size} x {plan.num_ranks} "
+        f"{'process' if plan.num_ranks == 1 else 'processes'} x "
+        f"{train.batch_size // (train.micro_batch_size * plan.num_ranks)} accumulated; {precision}, ZeRO {train.zero}"
+        + (f", {train.offload} offloaded" if train.offload != "none" else "")
+        + (", gradient checkpointing" if train.gradient_checkpointing else ""),
+    )
+    if plan.finished:
+        line(console, f"finished before: {', '.join(stage.label for stage in plan.finished)}")
+    estimates = [plan.estimate(number) for number in range(len(plan.stages))]
+    console.print()
+    console.print(_training_table(plan, estimates))
+    console.print(_memory_table(plan, estimates))
+    notes = [f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes]
+    notes += [f"{stage.label}: prefix cache: {plan.prefix(number).reason}" for number, stage in enumerate(plan.stages)]
+    for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
+        line(console, f"- {note}")
+    line(console, f"disk: about {size(plan.needed_space)} for all of it, the tuned model included")
+    return text_of(console)
+
+
+def _training_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
+    table = Table(title="what trains")
+    for heading in ("stage", "examples", "tokens", "steps", "tensors", "elements"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage, estimate in zip(plan.stages, estimates, strict=True):
+        data = stage.data
+        table.add_row(
+            stage.label, f"{len(data.examples):,}", f"{sum(len(one.input_ids) for one in data.examples):,}",
+            f"{estimate.num_steps:,}", f"{estimate.num_parameters:,}",
+            f"{estimate.num_elements:,} = {estimate.share:.2%}",
+        )  # fmt: skip
+    return table
+
+
+def _memory_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
+    table = Table(title="memory of each process, and files (estimates)")
+    for heading in ("stage", "parameters", "gradients", "optimizer", "activations", "buffers", "on CPU"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for heading in ("checkpoint", "patch"):
+        table.add_column(heading, justify="right")
+    for stage, one in zip(plan.stages, estimates, strict=True):
+        table.add_row(
+            stage.label, size(one.parameters), size(one.gradients), size(one.optimizer), size(one.activations.total),
+            size(one.buffers), size(one.host), size(one.checkpoint), size(one.patch),
+        )  # fmt: skip
+    return table
+
+
+def size(count: float) -> str:
+    """`1.23 GB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def render_streamed(done: Streamed) -> str:
+    """Stages, proof and files as text of at most 100 columns."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    table = Table(title=f"stages ({done.record.settings['method']})")
+    for heading in ("stage", "examples", "steps", "tokens", "first loss", "last loss", "moved: tensors", "elements"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    total = done.record.model.num_elements
+    for stage in done.record.stages:
+        table.add_row(
+            stage.label, f"{stage.num_examples:,}", f"{stage.num_steps:,}", f"{stage.tokens:,}",
+            f"{stage.losses[0]:.3f}", f"{stage.losses[-1]:.3f}", f"{stage.num_parameters:,}",
+            share(stage.num_elements, total),
+        )  # fmt: skip
+    console.print(table)
+    found = done.verification
+    frozen = sum(parameter.frozen for parameter in found.parameters)
+    line(console, f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's")
+    if found.unmoved:
+        line(console, f"! {len(found.unmoved)} trained parameters did not move:")
+        for parameter in found.unmoved[:MAX_LISTED]:
+            line(console, f"  {parameter.name}")
+    console.print("\nwritten:", highlight=False)
+    for file in done.files:
+        console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
+    return text_of(console)
+
+
+def share(part: int, whole: int) -> str:
+    """`1,234 = 5.00%`."""
+    return f"{part:,} = {part / whole:.2%}"
+
+
+def line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def text_of(console: Console) -> str:
+    return "\n".join(row.rstrip() for row in console.file.getvalue().splitlines())
