@@ -12,13 +12,15 @@ import trace_transfer
 
 PACKAGE = Path(trace_transfer.__file__).parent
 
-# `map`, `identify` (of which `warm-start` and `score` are halves) and `select` put stages in order: they are the
-# pipelines. Every other stage meets the others in the types below them; these are the exceptions, each a stage's result
-# that the next one takes as it is.
+# `map`, `identify` (of which `warm-start` and `score` are halves), `select` and `train` (its plan and its run) put
+# stages in order: they are the pipelines. Every other stage meets the others in the types below them; these are the
+# exceptions, each a stage's result that the next one takes as it is.
 PIPELINE = {
     "trace_transfer.stages.mapping",
     "trace_transfer.stages.identifying",
     "trace_transfer.stages.reselecting",
+    "trace_transfer.stages.stream_plan",
+    "trace_transfer.stages.streaming",
 }
 OPEN_MODEL, SELECT = "opening", "selection"
 HANDED_ON = {
@@ -38,6 +40,7 @@ HANDED_ON = {
         ("matching", "probing"),  # Grams
         ("translation", OPEN_MODEL),
         ("translation", SELECT),
+        ("methods", "controls"),
     )
 }
 

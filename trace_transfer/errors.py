@@ -33,6 +33,10 @@ class ProbeError(UserError):
     """A probe set cannot be used: empty, not text, too few texts, or texts that do not differ."""
 
 
+class FrozenMovedError(TraceTransferError):
+    """What was to stay bit-identical did not."""
+
+
 class NumericalError(TraceTransferError):
     """A computation met NaN or Inf; names the model, the layer and the text."""
 

@@ -1,6 +1,6 @@
 """Layers that do something else for a while, within the model's own forward pass.
 
-So embeddings, masks and positions are right for every family; and as only `forward` is replaced, not the call, hooks run.
+So embeddings, masks and positions are right for every family; as `forward` is replaced and not the call, hooks run.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def measure(way: str, size: str) -> None:
 
         def finish(values) -> None:
             kinds = ("master", "exp_avg", "exp_avg_sq")
-            states = ((name, {kind: value for kind in kinds}) for name, value in values)
+            states = ((name, dict.fromkeys(kinds, value)) for name, value in values)
             written = state.write(directory / "measured", {}, [], 0.0, states)
             found["checkpoint"] = sum(file.stat().st_size for file in written.glob("*.safetensors"))
 

@@ -65,7 +65,8 @@ def kept_by_autograd(model, ids_bt, mask_bt) -> int:
 
 
 # The formula is of RMS norms and fused attention, and an upper bound where families differ: norms that are multiplied
-# in 16 bits (half of what is said), capped scores (Gemma 2); too little for fused weights, whose parts keep the whole. GPT-2 has no `linear` that ZeRO 3 could replace.
+# in 16 bits (half of what is said), capped scores (Gemma 2); too little for fused weights, whose parts keep the
+# whole. GPT-2 has no `linear` that ZeRO 3 could replace.
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("family", "zero"), [(family, zero) for family in FAMILIES for zero in (2, 3) if (family, zero) != ("gpt2", 3)]

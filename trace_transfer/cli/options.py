@@ -175,12 +175,13 @@ stream_options = _all(
         _number(STREAM, "max_length", click.IntRange(min=2), "Longest example; 1024 as in the paper.", "TOKENS"),
         _choice(stream.CHOICES, STREAM, "too_long", "What happens to longer examples; counted either way."),
         click.option(
-            "--order", callback=_names, default="", metavar="TASK,…", help="Order of the tasks; that of the file if not given."
+            "--order", callback=_names, default="", metavar="TASK,…",
+            help="Order of the tasks; that of the file if not given.",
         ),
         *_training(STREAM.train, "Passes over the data of a task; 3 as in the paper."),
         _choice(
             training.CHOICES, STREAM.train, "cache_prefix",
-            "Compute the frozen bottom of the model once and read its hidden states from the disk; auto: where cheaper.",
+            "Compute the frozen bottom of the model once and read its states from the disk; auto: if cheaper.",
         ),
         _choice(
             stream.CHOICES, STREAM, "save_dtype", "Save what moved in the type of the base's weights, or in float32."

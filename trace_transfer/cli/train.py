@@ -49,7 +49,8 @@ def train_command(
         ctx.exit(run_processes(processes, sys.argv[1:]))
 
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.streaming import plan_stream, require_space, run_stream
+    from trace_transfer.stages.stream_plan import needed_space, plan_stream, require_space
+    from trace_transfer.stages.streaming import run_stream
     from trace_transfer.stopping import stop_on_sigterm
 
     quiet_libraries()
@@ -58,7 +59,7 @@ def train_command(
     if dry_run:
         from trace_transfer.views.streams import render_stream_plan
 
-        click.echo(render_stream_plan(plan))
+        click.echo(render_stream_plan(plan, needed_space(plan)))
         return
     require_space(plan)
     with stop_on_sigterm() as stop:

@@ -16,17 +16,13 @@ from torch import Tensor
 
 from trace_transfer.artefacts import CoreFile, library_versions, read_artefact
 from trace_transfer.artefacts.verification import Verification, VerifiedParameter
-from trace_transfer.errors import ModelError, TraceTransferError, UserError, listing
+from trace_transfer.errors import FrozenMovedError, ModelError, UserError, listing
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_state import ModelState
 from trace_transfer.models import ModelSource, Ranges, numel, row_blocks
 from trace_transfer.patches import Patch
 from trace_transfer.progress import Reporter
-
-
-class FrozenMovedError(TraceTransferError):
-    """What was to stay bit-identical did not."""
 
 
 def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) -> Verification:

@@ -73,6 +73,11 @@ class AdaptedModel:
         return self._layout[1]
 
     @property
+    def adapted(self) -> list[str]:
+        """The model's own names of the weights beside which adapters stand."""
+        return [f"{_adapted_module(_stored(name))}.weight" for name in self.shapes if A in name]
+
+    @property
     def mask(self) -> Mask:
         """The adapters, and nothing else."""
         return Mask.everything(self.shapes)

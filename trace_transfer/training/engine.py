@@ -47,6 +47,9 @@ class Engine:
         shapes = shapes_of(model)
         mask = Mask.everything(shapes) if mask is None else mask
         require_fitting(mask, shapes)
+        known = dict(model.named_parameters())
+        self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
+        self.sliced = mask.sliced
         self.parameters = _trained(model, mask)
         config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
@@ -96,6 +99,12 @@ class Engine:
         if norm is None:
             norm = float(self.deepspeed.get_global_grad_norm())
         return norm if self.deepspeed.was_step_applied() else float("nan")
+
+    def live(self, name: str) -> Tensor:
+        """A frozen parameter as it is used (of a sliced one the frozen original), whole, a copy on the CPU."""
+        parameter = self.frozen[name]
+        with gathered(parameter):
+            return parameter.detach().to("cpu", copy=True)
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Name and float32 master weight of all that is trained of each parameter, one at a time, on the CPU."""
@@ -160,7 +169,7 @@ class Engine:
             self.deepspeed.destroy()
             if self.stage == 3:
                 forget_models()
-            self.parameters, self._plain = {}, {}
+            self.parameters, self._plain, self.frozen = {}, {}, {}
             del self.deepspeed
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +26,21 @@ from trace_transfer.settings.training import TrainSettings
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training import state
 from trace_transfer.training.batches import GlobalBatch, Plan, plan
+from trace_transfer.training.bottom import Bottom, Reading, boundary_used, cache_for, spared_bottom
 from trace_transfer.training.engine import MASTER, MOMENTS, Engine, configuration, open_engine, resolve_precision
 from trace_transfer.training.errors import TrainingError
+from trace_transfer.training.hardware import peak_flops, utilisation
 from trace_transfer.training.history import Log, Step
 from trace_transfer.training.loading import StartingPoint
 from trace_transfer.training.meeting import open_ranks
 from trace_transfer.training.partitioned import fill_partitioned, gathered, shapes_of
+from trace_transfer.training.prefix_store import remove_cache
+from trace_transfer.training.proof import require_frozen_in_use
 from trace_transfer.training.quiet import collect_garbage
 from trace_transfer.training.ranks import Ranks
 from trace_transfer.training.schedule import num_warmup_steps, rate_factor
 from trace_transfer.training.slices import put, require_fitting, taken
+from trace_transfer.training.tracking import open_tracker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +74,8 @@ def train(
     directory: Path,
     finish: Callable[[Values], None],
     mask: Mask | None = None,
+    bottom: Bottom | None = None,
+    work: float | None = None,
     stop: StopSignal | None = None,
     reporter: Reporter | None = None,
     label: str | None = None,
@@ -82,12 +89,15 @@ def train(
         finish: called once, on the first rank, with name and float32 value of every trained parameter, one at a time
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
         mask: what is trained, None is all. Everything else stays bit-identical.
+        bottom: the layers below the lowest trained one, whose states may be cached (`settings.cache_prefix`).
+        work: operations per token (`hardware.flops_per_token`), to tell the share of the device's peak.
         stop: looked at after each step, on all ranks; asked for on one, all of them stop.
         label: for messages; default is the task's name.
 
     Raises:
         TrainingError: NaN or Inf (before anything of that step is kept), unusable examples, a checkpoint of another
             training, a full disk; on other ranks than the first, that `finish` failed there.
+        FrozenMovedError: a frozen weight in use was not the starting point's any more; nothing is handed over.
         MaskError: the mask does not fit the model.
         ModelError: weights that cannot be loaded.
         StopRequested: by `stop`, with a checkpoint to go on from.
@@ -99,15 +109,17 @@ def train(
         with torch.random.fork_rng(devices=cuda):
             try:
                 return _train(
-                    start, data, settings, steps, directory, finish, mask, stop or StopSignal(), reporter, label, ranks
-                )
+                    start, data, settings, steps, directory, finish, mask, bottom, work, stop or StopSignal(), reporter,
+                    label, ranks,
+                )  # fmt: skip
             finally:
                 collect_garbage()
 
 
 def _train(
     start: StartingPoint, data: TaskData, settings: TrainSettings, steps: Plan, directory: Path,
-    finish: Callable[[Values], None], mask: Mask | None, stop: StopSignal, reporter: Reporter, label: str, ranks: Ranks,
+    finish: Callable[[Values], None], mask: Mask | None, bottom: Bottom | None, work: float | None, stop: StopSignal,
+    reporter: Reporter, label: str, ranks: Ranks,
 ) -> TrainResult:  # fmt: skip
     prepare_directory(directory)
     if ranks.is_first:
@@ -120,7 +132,9 @@ def _train(
     shapes = shapes_of(model)
     mask = Mask.everything(shapes) if mask is None else mask
     require_fitting(mask, shapes)
-    identity = _identity(start, data, settings, dtype, mask, shapes, steps.num_steps)
+    before = saved.identity.get("prefix") if saved is not None else None
+    boundary = boundary_used(bottom, model, settings, before, reporter.note if ranks.is_first else lambda _: None)
+    identity = {**_identity(start, data, settings, dtype, mask, shapes, steps.num_steps), "prefix": boundary}
     if saved is not None:
         state.require_same(saved, identity)
     if settings.zero == 3:
@@ -130,16 +144,26 @@ def _train(
         _copy(model, mask, saved.read(MASTER))
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(model, settings, ranks, mask))
+        cache, parts = None, None
+        if boundary:
+            cache = cache_for(directory, start.fingerprint, data.examples, boundary, model, settings)
+            parts = list(model.get_submodule(bottom.layer_path)), model.get_output_embeddings()
         del model
         if saved is not None:
             _restore(engine, saved)
         elif dtype != torch.float32:
             engine.set(MASTER, ((name, taken(v, mask.parts[name])) for name, v in start.exact(engine.parameters)))
-        run = _Run(engine, ranks, data.task, settings, steps, directory, identity, stop, label, reporter, saved)
+        run = _Run(engine, ranks, data.task, settings, steps, directory, identity, stop, label, reporter, saved, work)
+        if cache is not None:
+            run.reading = stack.enter_context(
+                spared_bottom(engine, parts, boundary, cache, ranks, reporter, run.stop_if_asked)
+            )
         run.all_steps()
+        require_frozen_in_use(engine, start, dtype, ranks, label)
         _hand_over(engine, ranks, finish, directory)
         if ranks.is_first:
             state.remove(directory)
+            remove_cache(directory)
         return run.result()
 
 
@@ -205,6 +229,8 @@ class _Run:
     label: str
     reporter: Reporter
     saved: state.Saved | None
+    work: float | None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         self.steps = list(self.saved.steps) if self.saved else []
@@ -212,6 +238,9 @@ class _Run:
         self.before = self.saved.seconds if self.saved else 0.0
         self.began = self.written = time.monotonic()
         self.last_checkpoint = self.saved.path if self.saved else None
+        dtype = self.identity["settings"]["precision"]
+        name = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == "cuda" else "cpu"
+        self.peak = peak_flops(name, dtype)
 
     @property
     def seconds(self) -> float:
@@ -231,9 +260,11 @@ class _Run:
         if done and self.ranks.is_first:
             self.reporter.note(f"{self.label}: going on after step {done} of {total}")
         reporter = self.reporter if self.ranks.is_first else Silent()
-        if self.asked(False)[1]:
-            self.stop_here(done)
-        with reporter.task(f"training on {self.label}", total) as advance:
+        self.stop_if_asked()
+        with (
+            reporter.task(f"training on {self.label}", total) as advance,
+            closing(open_tracker(self.settings.track, self.directory.parent, self.label, done + 1)) as tracker,
+        ):
             for _ in range(done):
                 advance()
             for number, batch in enumerate(self.plan.batches(done), start=done):
@@ -241,6 +272,7 @@ class _Run:
                 self.steps.append(step)
                 if self.log is not None:
                     self.log.add(step)
+                tracker.log(step.step, {"loss": step.loss, "learning_rate": step.learning_rate, "norm": step.grad_norm})
                 due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
                 advance(self.status(done))
                 due_anywhere, stopping = self.asked(self.ranks.is_first and due)
@@ -260,6 +292,11 @@ class _Run:
         due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.stop.requested)])).tolist()
         return bool(due_anywhere), bool(stopping)
 
+    def stop_if_asked(self) -> None:
+        """Collective; nothing has been done since the last checkpoint."""
+        if self.asked(False)[1]:
+            self.stop_here(len(self.steps))
+
     def stop_here(self, done: int) -> None:
         self.stop.requested = True  # here too, if it was another rank that was told
         self.stop.check(f"after step {done} of {self.plan.num_steps}")
@@ -268,7 +305,9 @@ class _Run:
         """How it goes: the last loss, and the speed since this run began."""
         tokens = sum(step.tokens for step in self.steps[before:])
         rate = tokens / max(time.monotonic() - self.began, 1e-9)
-        return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s"
+        share = utilisation(self.work, rate, self.peak, self.ranks.size) if self.work else None
+        of_peak = f" · {share:.0%} of peak" if share is not None else ""
+        return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s{of_peak}"
 
     def one_step(self, number: int, batch: GlobalBatch) -> Step:
         # Dropout, where a model has it, must not depend on what was drawn before an interruption.
@@ -298,6 +337,8 @@ class _Run:
             padded = collate(examples)
             targets_bt = padded.targets_bt.to(self.ranks.device)
             here_bt = targets_bt != IGNORED  # the logits of all others are never made float32
+            if self.reading is not None:
+                self.reading.prepare(examples)
             logits_nv = self.engine.logits(padded)[here_bt]
             total = losses(logits_nv[None], targets_bt[here_bt][None]).sum()
             weight = self.ranks.size / batch.num_supervised if micro is not None else 0.0  # ranks are averaged

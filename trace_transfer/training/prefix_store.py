@@ -40,6 +40,15 @@ MicroBatch = tuple[Example, ...]
 Place = tuple[int, int]
 
 
+def remove_cache(directory: Path) -> None:
+    """Remove a training's cache; a kill leaves it whole or nothing that looks so."""
+    done = directory / f".{FOLDER}{PART}"
+    shutil.rmtree(done, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (directory / FOLDER).rename(done)
+    shutil.rmtree(done, ignore_errors=True)
+
+
 def prefix_bytes(examples: Sequence[Example], width: int, dtype: torch.dtype) -> int:
     """What a cache takes on the disk, but for a hundred bytes per file; known before anything is computed."""
     return sum(map(len, {example.input_ids for example in examples})) * width * dtype.itemsize
@@ -160,11 +169,7 @@ class PrefixCache:
 
     def remove(self) -> None:
         """Remove all of it; a kill leaves it whole or nothing that looks so."""
-        done = self.directory / f".{FOLDER}{PART}"
-        shutil.rmtree(done, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            self.folder.rename(done)
-        shutil.rmtree(done, ignore_errors=True)
+        remove_cache(self.directory)
         self._starts.clear()
 
     @cached_property

@@ -44,6 +44,15 @@ def taken(value: Tensor, part: Slice | None) -> Tensor:
     return value if part is None else value.index_select(part.dim, torch.tensor(part.indices, device=value.device))
 
 
+def outside(value: Tensor, part: Slice | None) -> Tensor:
+    """All but the trained part of a parameter's value; all of it where no part is said."""
+    if part is None:
+        return value
+    kept = torch.ones(value.shape[part.dim], dtype=torch.bool, device=value.device)
+    kept[part.indices] = False
+    return value.index_select(part.dim, kept.nonzero().flatten())
+
+
 def put(parameter: Tensor, part: Slice | None, value: Tensor) -> None:
     """Write the trained part into a whole parameter, in place."""
     value = value.to(parameter.device, parameter.dtype)

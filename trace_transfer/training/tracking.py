@@ -71,7 +71,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
 
 
 def open_tracker(names: tuple[str, ...], directory: Path, run_name: str, first_step: int = 1) -> Tracker:
-    """Open trackers for one training. Call it within `engine.open_ranks`.
+    """Open trackers for one training. Call it within `meeting.open_ranks`.
 
     Args:
         names: some of `tensorboard`, `wandb`, `comet`; none is allowed.

@@ -11,17 +11,21 @@ from rich.table import Table
 from trace_transfer.errors import MAX_LISTED
 
 if TYPE_CHECKING:
-    from trace_transfer.stages.streaming import Streamed, StreamPlan
+    from trace_transfer.stages.stream_plan import StreamPlan
+    from trace_transfer.stages.streaming import Streamed
     from trace_transfer.training.estimates import Estimate
 
 WIDTH = 100
 
 
-def render_stream_plan(plan: StreamPlan) -> str:
-    """What will train, on what, with how much memory, time and disk: text of at most 100 columns."""
+def render_stream_plan(plan: StreamPlan, disk: int) -> str:
+    """What will train, on what, with how much memory, time and disk: text of at most 100 columns.
+
+    Args:
+        disk: bytes wanted in all (`needed_space`).
+    """
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     train, base = plan.settings.train, plan.base.identity
-    precision = plan.precision
     line(
         console,
         f"{plan.base.name}: {base.num_parameters:,} parameters, {base.num_elements:,} elements; method "
@@ -29,10 +33,11 @@ def render_stream_plan(plan: StreamPlan) -> str:
     )
     line(
         console,
-        f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate {train.learning_rate:g}, batches of "
-        f"{train.batch_size} = {train.micro_batch_size} x {plan.num_ranks} "
+        f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate {train.learning_rate:g}, batches "
+        f"of {train.batch_size} = {train.micro_batch_size} x {plan.num_ranks} "
         f"{'process' if plan.num_ranks == 1 else 'processes'} x "
-        f"{train.batch_size // (train.micro_batch_size * plan.num_ranks)} accumulated; {precision}, ZeRO {train.zero}"
+        f"{train.batch_size // (train.micro_batch_size * plan.num_ranks)} accumulated; {plan.precision}, "
+        f"ZeRO {train.zero}"
         + (f", {train.offload} offloaded" if train.offload != "none" else "")
         + (", gradient checkpointing" if train.gradient_checkpointing else ""),
     )
@@ -46,7 +51,7 @@ def render_stream_plan(plan: StreamPlan) -> str:
     notes += [f"{stage.label}: prefix cache: {plan.prefix(number).reason}" for number, stage in enumerate(plan.stages)]
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
         line(console, f"- {note}")
-    line(console, f"disk: about {size(plan.needed_space)} for all of it, the tuned model included")
+    line(console, f"disk: about {size(disk)} for all of it, the tuned model included")
     return text_of(console)
 
 
@@ -66,15 +71,14 @@ def _training_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
 
 def _memory_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
     table = Table(title="memory of each process, and files (estimates)")
-    for heading in ("stage", "parameters", "gradients", "optimizer", "activations", "buffers", "on CPU"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for heading in ("checkpoint", "patch"):
-        table.add_column(heading, justify="right")
+    offloaded = any(one.host for one in estimates)
+    headings = ["stage", "parameters", "gradients", "optimizer", "activations", "buffers"]
+    for heading in (*headings, *(["on CPU"] if offloaded else []), "checkpoint", "patch"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for stage, one in zip(plan.stages, estimates, strict=True):
-        table.add_row(
-            stage.label, size(one.parameters), size(one.gradients), size(one.optimizer), size(one.activations.total),
-            size(one.buffers), size(one.host), size(one.checkpoint), size(one.patch),
-        )  # fmt: skip
+        memory = [one.parameters, one.gradients, one.optimizer, one.activations.total, one.buffers]
+        sizes = [*memory, *([one.host] if offloaded else []), one.checkpoint, one.patch]
+        table.add_row(stage.label, *map(size, sizes))
     return table
 
 
