@@ -95,6 +95,7 @@ def measure(way: str, size: str) -> None:
     from trace_transfer.training import engine as engines
     from trace_transfer.training import loop, state
     from trace_transfer.training.adapters import AdaptedModel
+    from trace_transfer.training.bottom import Bottom
     from trace_transfer.training.loading import BaseModel
 
     torch.set_num_threads(1)
@@ -111,12 +112,13 @@ def measure(way: str, size: str) -> None:
     start, mask = base, random_mask(shapes, in_reach)
     share = mask.numel(shapes) / sum(map(numel, shapes.values()))
     if way == "lora":
-        start = AdaptedModel(base, config, rank=8, alpha=16, seed=0)
+        start = AdaptedModel(base, rank=8, alpha=16, seed=0)
         mask = start.mask
     elif way in ("full", "naive"):
         mask = Mask.everything(shapes)
     core = random_mask(shapes, in_reach) if way == "naive" else None
     sizes, found = SIZES[size], {"share": share}
+    bottom = Bottom("model.layers", upper, wanted=True) if way == "cache" else None
     settings = TrainSettings(
         epochs=2, learning_rate=1e-4, batch_size=sizes["batch"], micro_batch_size=sizes["batch"], precision="float32",
         weight_decay=0.1, checkpoint_minutes=0 if size == "small" else 1e9,
@@ -154,18 +156,17 @@ def measure(way: str, size: str) -> None:
 
         def finish(values) -> None:
             kinds = ("master", "exp_avg", "exp_avg_sq")
-            states = ((name, dict.fromkeys(kinds, value)) for name, value in values)
+            states = ((name, {kind: value.clone() for kind in kinds}) for name, value in values)
             written = state.write(directory / "measured", {}, [], 0.0, states)
             found["checkpoint"] = sum(file.stat().st_size for file in written.glob("*.safetensors"))
 
-        began = time.perf_counter()
+        before = memory_now()
         with watched() as memory:
             loop.train(
                 start, task_data(config.vocab_size, size), settings, directory=directory, finish=finish, mask=mask,
-                reporter=clock,
+                bottom=bottom, reporter=clock,
             )  # fmt: skip
-        found["memory"] = memory.peak - loaded["memory"]
-        del began
+        found["memory"] = memory.own + before - loaded["memory"]
     gaps = [after - before for before, after in zip(clock.moments, clock.moments[1:], strict=False)]
     found["step"] = median(gaps)
     print(json.dumps(found))
@@ -173,9 +174,9 @@ def measure(way: str, size: str) -> None:
 
 def memory_now() -> int:
     """Bytes of the process's own pages."""
-    from tests.benchmarks.streaming import anonymous
+    from tests.benchmarks.streaming import watched
 
-    return anonymous()
+    return watched._now()["RssAnon"]
 
 
 def run(way: str, size: str) -> dict:

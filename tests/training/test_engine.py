@@ -13,6 +13,7 @@ from tests.training.made_up import make_task, run, settings
 from trace_transfer.examples import collate
 from trace_transfer.masks import Mask, MaskError
 from trace_transfer.models import ModelSource
+from trace_transfer.settings.training import TrainSettings
 from trace_transfer.training import engine
 from trace_transfer.training.engine import open_engine
 from trace_transfer.training.loading import BaseModel
@@ -76,3 +77,17 @@ for zero, precision in ((1, "bfloat16"), (3, "float32")):
 def test_what_deepspeed_says_is_silenced_under_capture_too(tiny, tmp_path, capsys):
     run(tiny("llama"), tmp_path, zero=1, precision="bfloat16")
     assert capsys.readouterr() == ("", "")
+
+
+def test_zero_3_lets_gathered_weights_go_and_torch_is_as_it_was(tiny):
+    """torch's own `linear` keeps each weight for the backward pass: then all of the model is whole on each rank."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    before = torch.nn.functional.linear
+    for zero in (0, 3):
+        start = BaseModel(ModelSource.parse(tiny("llama")))
+        with open_ranks() as ranks:
+            model = start.load(torch.float32)
+            with open_engine(model, TrainSettings(zero=zero, micro_batch_size=1), ranks):
+                assert (torch.nn.functional.linear is zero3_linear_wrap) == (zero == 3)
+            assert torch.nn.functional.linear is before

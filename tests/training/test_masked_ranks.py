@@ -57,10 +57,12 @@ def test_only_the_core_moves(results, out, family, zero, precision):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_all_stages_do_the_same(results, out, family, precision):
-    """The first loss is of equal weights: no rounding differs. After it the order in which gradients are summed does,
-    and without ZeRO bfloat16 gradients are summed in bfloat16."""
+    """The first loss is of equal weights: no rounding differs, but where ZeRO 3 adds a bias in bfloat16 after the
+    product instead of within it (qwen2). After it the order in which gradients are summed does, and without ZeRO
+    bfloat16 gradients are summed in bfloat16."""
     found = [results[0][f"{family}-{zero}-{precision}"] for zero in range(4)]
-    assert len({tasks[0]["losses"][0] for tasks in found}) == 1
+    alike = found[:3] if (family, precision) == ("qwen2", "bfloat16") else found
+    assert len({tasks[0]["losses"][0] for tasks in alike}) == 1
     for tasks in found[1:]:
         for task, first in zip(tasks, found[0], strict=True):
             assert task["losses"] == pytest.approx(first["losses"], rel=1e-5 if precision == "float32" else 0.02)

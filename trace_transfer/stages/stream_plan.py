@@ -173,7 +173,8 @@ def _require_divisible(settings: StreamSettings, num_ranks: int) -> None:
             f"batch_size {train.batch_size} is not a multiple of micro_batch_size {train.micro_batch_size} x "
             f"{num_ranks} processes = {at_once}; {hint}"
         )
-    problems += contradictions(train.deepspeed, train, num_ranks)
+    precision = str(resolve_precision(train)).removeprefix("torch.")
+    problems += contradictions(train.deepspeed, train, num_ranks, precision)
     if problems:
         raise UserError("settings that contradict each other:\n" + listing(problems))
 

@@ -15,7 +15,7 @@ What it needs to be exact, measured on 0.19.8:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -186,11 +186,26 @@ def open_engine(
     Raises:
         MaskError: it does not fit the model.
     """
-    engine = Engine(model, settings, ranks, mask)
+    with _releasing_linear() if settings.zero == 3 else nullcontext():
+        engine = Engine(model, settings, ranks, mask)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def _releasing_linear() -> Iterator[None]:
+    """DeepSpeed's own `linear` in torch's place, as `zero.Init` puts it there for good: torch's keeps every gathered
+    weight from the forward to the backward pass, and with them the whole model on each rank."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    before = torch.nn.functional.linear
+    torch.nn.functional.linear = zero3_linear_wrap
     try:
-        yield engine
+        yield
     finally:
-        engine.close()
+        torch.nn.functional.linear = before
 
 
 def _trained(model: PreTrainedModel, mask: Mask) -> dict[str, nn.Parameter]:
