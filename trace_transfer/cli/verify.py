@@ -27,7 +27,8 @@ def verify_command(
     Both are read some rows at a time. Exit code 1 if a frozen parameter, or a frozen row of a trained one, moved.
 
     \b
-    trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model --core math.core.json --core law.core.json
+    trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model --core math.core.json \\
+        --core law.core.json
     """
     from trace_transfer.artefacts import to_json
     from trace_transfer.files import write_text
