@@ -210,3 +210,14 @@ def test_another_run_with_other_settings_is_refused(train, model, stream):
 def test_verification_is_for_people_and_programs(train):
     found = json.loads((train("--method", "trace") / "verification.json").read_text())
     assert found["format"] == "trace-transfer/verification"
+
+
+def test_losses_go_to_tensorboard(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = train("--method", "trace", "--track", "tensorboard")
+    found = EventAccumulator(str(next((out / "stages" / "tensorboard").glob("*math*"))))
+    found.Reload()
+    losses = [event.value for event in found.Scalars("loss")]
+    record = read_artefact(out / "stream.json")
+    assert losses == pytest.approx(record.stages[0].losses, rel=1e-6)

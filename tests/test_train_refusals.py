@@ -28,13 +28,12 @@ def training(tiny, tmp_path, monkeypatch):
                          "--learning-rate", 1e-3, "--out", self.out, *more]  # fmt: skip
             return CliRunner().invoke(main, [str(one) for one in arguments])
 
-        def refused(self, *more, may_load=False) -> str:
+        def refused(self, *more) -> str:
             def load(*_):
                 raise AssertionError("weights were loaded")
 
             with monkeypatch.context() as patch:
-                if not may_load:
-                    patch.setattr(BaseModel, "load", load)
+                patch.setattr(BaseModel, "load", load)
                 result = self.run(*more)
             assert result.exit_code == 2, (result.output, result.exception)
             assert isinstance(result.exception, SystemExit)
@@ -113,7 +112,7 @@ def test_a_checkpoint_of_another_run(training, monkeypatch):
         patch.setattr("trace_transfer.stages.streaming._record", stopped)
         assert training.run("--checkpoint-minutes", 0).exit_code == 130
     assert list(training.out.rglob("checkpoint.json"))
-    message = training.refused("--weight-decay", 0.5, may_load=True)
+    message = training.refused("--weight-decay", 0.5)
     assert "differs from this one" in message and "weight_decay: 0.0 in the checkpoint, 0.5 now" in message
 
 

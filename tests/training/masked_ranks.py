@@ -29,6 +29,7 @@ from trace_transfer.training.loading import BaseModel, StartingPoint
 from trace_transfer.training.loop import TrainResult
 from trace_transfer.training.partitioned import gathered
 from trace_transfer.training.slices import taken
+from trace_transfer.training.stepping import Run
 
 MATRIX = [(zero, precision) for zero in range(4) for precision in ("float32", "bfloat16")]
 OFFLOADS = {  # name → settings; each is stopped after its first step and gone on from
@@ -126,19 +127,19 @@ def stopped_and_gone_on(model: Path, out: Path, name: str, **options: object) ->
     engine.Engine.close = look_and_close
     _, whole = train(base, out, f"{name}-whole", mask, **options)
     engine.Engine.close = CLOSE
-    stop, one_step = StopSignal(), loop._Run.one_step
+    stop, one_step = StopSignal(), Run.one_step
 
     def ask_and_step(self, number, batch):
         stop.requested = RANK == 1 and number == 0
         return one_step(self, number, batch)
 
-    loop._Run.one_step = ask_and_step
+    Run.one_step = ask_and_step
     said = "nothing"
     try:
         train(base, out, name, mask, stop, **options)
     except StopRequested as stopped:
         said = str(stopped)
-    loop._Run.one_step = one_step
+    Run.one_step = one_step
     left = sorted(path.name for path in (out / name / "checkpoint").iterdir())
     _, again = train(base, out, name, mask, **options)
     different = [key for key in whole if not same_bits(whole[key], again[key])]

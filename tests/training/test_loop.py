@@ -16,6 +16,7 @@ from trace_transfer.training.batches import plan
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.history import from_csv
 from trace_transfer.training.loading import BaseModel
+from trace_transfer.training.stepping import Run
 
 MASK = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
 WHOLE = Mask(dict.fromkeys(MASK))
@@ -173,9 +174,8 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precisi
 @pytest.mark.parametrize("zero", [0, 3])
 def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
     """SIGTERM: a checkpoint, and no more than one; the same command goes on. The same again before a step is done."""
-    from trace_transfer.training import loop
 
-    stop, one_step, written, write = StopSignal(), loop._Run.one_step, [], state.write
+    stop, one_step, written, write = StopSignal(), Run.one_step, [], state.write
     options = {"zero": zero, "batch_size": 5, "keep_checkpoints": 2}
 
     def step_and_be_told(self, number, batch):
@@ -189,7 +189,7 @@ def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
     _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
     monkeypatch.setattr(state, "write", note_and_write)
     with monkeypatch.context() as patched:
-        patched.setattr(loop._Run, "one_step", step_and_be_told)
+        patched.setattr(Run, "one_step", step_and_be_told)
         with pytest.raises(StopRequested, match="stopped by SIGTERM after step 3 of 5; the same command goes on"):
             run(tiny("llama"), tmp_path / "cut", stop=stop, checkpoint_minutes=0, **options)
     assert written == [1, 2, 3]
@@ -281,9 +281,9 @@ def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_infinite_gradient_stops(tiny, tmp_path, monkeypatch, precision):
-    from trace_transfer.training import loop
+    from trace_transfer.training import stepping
 
-    monkeypatch.setattr(loop, "losses", lambda logits, targets: (logits.float() - logits.float().detach()).sqrt())
+    monkeypatch.setattr(stepping, "losses", lambda logits, targets: (logits.float() - logits.float().detach()).sqrt())
     with pytest.raises(TrainingError, match=r"step 1 of 3: the gradient .*\n(.|\n)*no checkpoint had been written yet"):
         run(tiny("llama"), tmp_path, precision=precision)
 

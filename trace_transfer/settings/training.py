@@ -13,7 +13,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": PRECISIONS,
     "offload": ("none", "optimizer", "parameters"),
-    "cache_prefix": ("auto", "on", "off"),
+    "cache_prefix": ("off", "auto", "on"),
 }
 TRACKERS = ("tensorboard", "wandb", "comet")
 

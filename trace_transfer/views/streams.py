@@ -57,14 +57,14 @@ def render_stream_plan(plan: StreamPlan, disk: int) -> str:
 
 def _training_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
     table = Table(title="what trains")
-    for heading in ("stage", "examples", "tokens", "steps", "tensors", "elements"):
+    for heading in ("stage", "examples", "tokens", "steps", "tensors", "elements", "share"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage, estimate in zip(plan.stages, estimates, strict=True):
         data = stage.data
         table.add_row(
             stage.label, f"{len(data.examples):,}", f"{sum(len(one.input_ids) for one in data.examples):,}",
             f"{estimate.num_steps:,}", f"{estimate.num_parameters:,}",
-            f"{estimate.num_elements:,} = {estimate.share:.2%}",
+            f"{estimate.num_elements:,}", f"{estimate.share:.2%}",
         )  # fmt: skip
     return table
 
@@ -95,14 +95,14 @@ def render_streamed(done: Streamed) -> str:
     """Stages, proof and files as text of at most 100 columns."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     table = Table(title=f"stages ({done.record.settings['method']})")
-    for heading in ("stage", "examples", "steps", "tokens", "first loss", "last loss", "moved: tensors", "elements"):
+    for heading in ("stage", "examples", "steps", "tokens", "first loss", "last loss", "tensors", "elements", "share"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     total = done.record.model.num_elements
     for stage in done.record.stages:
         table.add_row(
             stage.label, f"{stage.num_examples:,}", f"{stage.num_steps:,}", f"{stage.tokens:,}",
             f"{stage.losses[0]:.3f}", f"{stage.losses[-1]:.3f}", f"{stage.num_parameters:,}",
-            share(stage.num_elements, total),
+            f"{stage.num_elements:,}", f"{stage.num_elements / total:.2%}",
         )  # fmt: skip
     console.print(table)
     found = done.verification
@@ -116,11 +116,6 @@ def render_streamed(done: Streamed) -> str:
     for file in done.files:
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
     return text_of(console)
-
-
-def share(part: int, whole: int) -> str:
-    """`1,234 = 5.00%`."""
-    return f"{part:,} = {part / whole:.2%}"
 
 
 def line(console: Console, text: str) -> None:
