@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.reference import authors_scores
 from tests.task_files import SIZES, write_tasks
 from tests.tuned_models import tuned_copy, weights
-from trace_transfer import IdentifySettings, identify, score_models
+from trace_transfer import IdentifySettings, StreamSettings, identify, score_models, train
 from trace_transfer.artefacts import (
     CoreFile,
     DeltaFile,
