@@ -191,7 +191,9 @@ stream_options = _all(
         _choice(
             stream.CHOICES, STREAM, "adapter", "lora: carry one adapter through all tasks, or merge it after each."
         ),
-        click.option("--special", default=None, metavar="TASK", help="dmt: the task trained last; the stream's last if not given."),
+        click.option(
+            "--special", default=None, metavar="TASK", help="dmt: the task trained last; by default the stream's last."
+        ),
         _number(STREAM, "replay_share", float, "dmt: share of the other tasks' examples replayed beside it."),
         _choice(stream.CHOICES, STREAM, "control_unit", "random: as many tensors as the core set, or elements."),
     )
