@@ -207,6 +207,16 @@ def test_another_run_with_other_settings_is_refused(train, model, stream):
         assert word in result.stderr
 
 
+@pytest.mark.parametrize(("file", "words"), [
+    ("stream.json", ("Stages (trace)", "math", "law")), ("verification.json", ("no frozen parameter moved",)),
+])  # fmt: skip
+def test_what_is_left_can_be_inspected(train, file, words):
+    shown = CliRunner().invoke(main, ["inspect", str(train("--method", "trace") / file)])
+    assert shown.exit_code == 0, shown.stderr
+    for word in words:
+        assert word in shown.stdout
+
+
 def test_verification_is_for_people_and_programs(train):
     found = json.loads((train("--method", "trace") / "verification.json").read_text())
     assert found["format"] == "trace-transfer/verification"

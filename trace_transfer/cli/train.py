@@ -43,6 +43,10 @@ def train_command(
     """
     settings = shared.stream_settings_of(ctx, options)
     launched = "RANK" in os.environ
+    if launched and processes not in (None, int(os.environ["WORLD_SIZE"])):
+        raise click.UsageError(
+            f"--processes {processes}: a launcher started {os.environ['WORLD_SIZE']} of them already; leave it out"
+        )
     if processes and not dry_run and not launched:
         from trace_transfer.launching import check_processes, run_processes
 

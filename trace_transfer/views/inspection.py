@@ -23,6 +23,8 @@ from trace_transfer.artefacts import (
     FisherFile,
     LayerMatch,
     StabilityFile,
+    StreamFile,
+    Verification,
     WarmStartFile,
 )
 from trace_transfer.artefacts import read_artefact as read
@@ -32,7 +34,9 @@ from trace_transfer.views.evidence import draw_deltas, draw_fisher, draw_warm_st
 from trace_transfer.views.importance_places import label
 from trace_transfer.views.importance_terminal import draw_importance
 from trace_transfer.views.stability import draw_stability
+from trace_transfer.views.streams import draw_stream
 from trace_transfer.views.terminal import Page, draw_heatmap, model_line, ruler
+from trace_transfer.views.verification import draw_verification
 
 NUM_SCORES = 15
 NUM_FOLDED = 20
@@ -63,6 +67,10 @@ def draw(path: Path, console: Console) -> None:
         draw_fisher(artefact, page)
     elif isinstance(artefact, StabilityFile):
         draw_stability(artefact, page)
+    elif isinstance(artefact, StreamFile):
+        draw_stream(artefact, page)
+    elif isinstance(artefact, Verification):
+        draw_verification(artefact, page)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from trace_transfer.artefacts import StreamFile
 from trace_transfer.errors import MAX_LISTED
+from trace_transfer.views.terminal import Page, model_line
 
 if TYPE_CHECKING:
     from trace_transfer.stages.stream_plan import StreamPlan
@@ -82,6 +84,24 @@ def _memory_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
     return table
 
 
+def draw_stream(record: StreamFile, page: Page) -> None:
+    """The finished stages of a stream, within a page's width."""
+    page.line(f"Stages ({record.settings['method']}) of {model_line(record.model)}", "bold")
+    total = record.model.num_elements
+    headings = ("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share")
+    page.table(
+        [(heading, "left" if heading == "stage" else "right") for heading in headings],
+        (
+            (stage.label, f"{stage.num_examples:,}", f"{stage.num_steps:,}", f"{stage.tokens:,}",
+             f"{stage.losses[0]:.3f} → {stage.losses[-1]:.3f}", f"{stage.num_parameters:,}",
+             f"{stage.num_elements:,}", f"{stage.num_elements / total:.2%}")
+            for stage in record.stages
+        ),
+    )  # fmt: skip
+    if not record.complete:
+        page.line(f"{len(record.stages)} of {record.num_stages} stages are finished; the same command goes on")
+
+
 def size(count: float) -> str:
     """`1.23 GB`."""
     for unit in ("B", "KB", "MB", "GB"):
@@ -94,18 +114,9 @@ def size(count: float) -> str:
 def render_streamed(done: Streamed) -> str:
     """Stages, proof and files as text of at most 100 columns."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-    table = Table(title=f"stages ({done.record.settings['method']})")
-    for heading in ("stage", "examples", "steps", "tokens", "first loss", "last loss", "tensors", "elements", "share"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    total = done.record.model.num_elements
-    for stage in done.record.stages:
-        table.add_row(
-            stage.label, f"{stage.num_examples:,}", f"{stage.num_steps:,}", f"{stage.tokens:,}",
-            f"{stage.losses[0]:.3f}", f"{stage.losses[-1]:.3f}", f"{stage.num_parameters:,}",
-            f"{stage.num_elements:,}", f"{stage.num_elements / total:.2%}",
-        )  # fmt: skip
-    console.print(table)
-    found = done.verification
+    draw_stream(done.record, Page(console))
+    total, found = done.record.model.num_elements, done.verification
+    console.print()
     frozen = sum(parameter.frozen for parameter in found.parameters)
     line(console, f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's")
     if found.unmoved:
