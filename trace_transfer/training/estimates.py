@@ -264,7 +264,8 @@ def is_prefix_cheaper(
     cheaper = reading < computing
     return PrefixDecision(
         cheaper,
-        f"computing {layers} of {anatomy.num_layers} layers again takes {computing:.3g} s at the device's peak, and "
+        f"computing {layers} of {anatomy.num_layers} layers again takes {computing:.3g} s at {flops_per_second:.3g} "
+        f"operations a second, and "
         f"writing and reading {_size(size)} takes {reading:.3g} s at 1 GB/s",
         size,
     )

@@ -6,7 +6,6 @@ import io
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from trace_transfer.artefacts import StreamFile
 from trace_transfer.errors import MAX_LISTED
@@ -47,50 +46,56 @@ def render_stream_plan(plan: StreamPlan, disk: int) -> str:
         line(console, f"finished before: {', '.join(stage.label for stage in plan.finished)}")
     estimates = [plan.estimate(number) for number in range(len(plan.stages))]
     console.print()
-    console.print(_training_table(plan, estimates))
-    console.print(_memory_table(plan, estimates))
+    page = Page(console)
+    _draw_training(plan, estimates, page)
+    console.print()
+    _draw_memory(plan, estimates, page)
+    console.print()
     notes = [f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes]
-    notes += [f"{stage.label}: prefix cache: {plan.prefix(number).reason}" for number, stage in enumerate(plan.stages)]
+    for number, stage in enumerate(plan.stages):
+        prefix = plan.prefix(number)
+        notes.append(f"{stage.label}: prefix cache {'used' if prefix.use else 'not used'}: {prefix.reason}")
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
         line(console, f"- {note}")
     line(console, f"disk: about {size(disk)} for all of it, the tuned model included")
     return text_of(console)
 
 
-def _training_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
-    table = Table(title="what trains")
-    for heading in ("stage", "examples", "tokens", "steps", "tensors", "elements", "share"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage, estimate in zip(plan.stages, estimates, strict=True):
-        data = stage.data
-        table.add_row(
-            stage.label, f"{len(data.examples):,}", f"{sum(len(one.input_ids) for one in data.examples):,}",
-            f"{estimate.num_steps:,}", f"{estimate.num_parameters:,}",
-            f"{estimate.num_elements:,}", f"{estimate.share:.2%}",
-        )  # fmt: skip
-    return table
+def _draw_training(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
+    page.line("What trains", "bold")
+    page.table(
+        _columns("stage", "examples", "tokens", "steps", "tensors", "elements", "share"),
+        (
+            (stage.label, f"{len(stage.data.examples):,}",
+             f"{sum(len(one.input_ids) for one in stage.data.examples):,}", f"{estimate.num_steps:,}",
+             f"{estimate.num_parameters:,}", f"{estimate.num_elements:,}", f"{estimate.share:.2%}")
+            for stage, estimate in zip(plan.stages, estimates, strict=True)
+        ),
+    )  # fmt: skip
 
 
-def _memory_table(plan: StreamPlan, estimates: list[Estimate]) -> Table:
-    table = Table(title="memory of each process, and files (estimates)")
+def _draw_memory(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
     offloaded = any(one.host for one in estimates)
+    page.line("Memory of each process, and files (estimates)", "bold")
     headings = ["stage", "parameters", "gradients", "optimizer", "activations", "buffers"]
-    for heading in (*headings, *(["on CPU"] if offloaded else []), "checkpoint", "patch"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    rows = []
     for stage, one in zip(plan.stages, estimates, strict=True):
         memory = [one.parameters, one.gradients, one.optimizer, one.activations.total, one.buffers]
         sizes = [*memory, *([one.host] if offloaded else []), one.checkpoint, one.patch]
-        table.add_row(stage.label, *map(size, sizes))
-    return table
+        rows.append((stage.label, *map(size, sizes)))
+    page.table(_columns(*headings, *(["on CPU"] if offloaded else []), "checkpoint", "patch"), rows)
+
+
+def _columns(first: str, *others: str) -> list[tuple[str, str]]:
+    return [(first, "left"), *((heading, "right") for heading in others)]
 
 
 def draw_stream(record: StreamFile, page: Page) -> None:
     """The finished stages of a stream, within a page's width."""
     page.line(f"Stages ({record.settings['method']}) of {model_line(record.model)}", "bold")
     total = record.model.num_elements
-    headings = ("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share")
     page.table(
-        [(heading, "left" if heading == "stage" else "right") for heading in headings],
+        _columns("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share"),
         (
             (stage.label, f"{stage.num_examples:,}", f"{stage.num_steps:,}", f"{stage.tokens:,}",
              f"{stage.losses[0]:.3f} → {stage.losses[-1]:.3f}", f"{stage.num_parameters:,}",
