@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -46,6 +48,15 @@ class RepeatedRuns:
         """All files below the output directory, hidden ones too."""
         found = sorted(self.out.rglob("*")) if self.out.is_dir() else []
         return {str(file.relative_to(self.out)): file.read_bytes() for file in found if file.is_file()}
+
+    def kill_at(self, events: Iterable[int], check: Callable[[RepeatedRuns], None]) -> None:
+        """Kill it before each of some operations on files, one run after another, until one is done before that."""
+        for event in events:
+            killed = self.run(signal=signal.SIGKILL, at_event=event)
+            check(self)
+            if killed["returncode"] == 0:
+                return
+            assert killed["returncode"] == -signal.SIGKILL
 
     def check_it_finishes(self) -> None:
         again = self.run()

@@ -43,15 +43,6 @@ def check_nothing_is_half(runs):
             read_artefact(runs.out / name)
 
 
-def kill_at(runs, events):
-    for event in events:
-        killed = runs.run(signal=signal.SIGKILL, at_event=event)
-        check_nothing_is_half(runs)
-        if killed["returncode"] == 0:
-            return
-        assert killed["returncode"] == -signal.SIGKILL
-
-
 def test_two_runs_write_the_same_bytes(runs):
     runs.check_it_finishes()
     runs.check_it_finishes()
@@ -60,7 +51,7 @@ def test_two_runs_write_the_same_bytes(runs):
 def test_a_kill_between_operations_on_files_again_and_again(runs):
     """Without clearing in between: each run goes on where the one before was killed."""
     drawn = random.Random(0)
-    kill_at(runs, [drawn.randint(5, 60) for _ in range(8)])
+    runs.kill_at([drawn.randint(5, 60) for _ in range(8)], check_nothing_is_half)
     runs.check_it_finishes()
 
 
@@ -69,7 +60,7 @@ def test_a_kill_at_drawn_operations_of_a_first_run(runs, part):
     drawn = random.Random(part)
     for _ in range(3):
         runs.clear()
-        kill_at(runs, [drawn.randint(1, runs.undisturbed["events"])])
+        runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
         runs.check_it_finishes()
 
 

@@ -130,7 +130,7 @@ def test_an_interruption(tiny, tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt("now")
 
-    monkeypatch.setattr(model_directory, "_sync", interrupt)
+    monkeypatch.setattr(model_directory, "sync", interrupt)
     with pytest.raises(KeyboardInterrupt, match="now"):
         write(state_of(tiny("llama")), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

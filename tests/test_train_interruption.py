@@ -49,15 +49,6 @@ def check_nothing_is_half(runs):
             assert content == runs.expected[name], name
 
 
-def kill_at(runs, events):
-    for event in events:
-        killed = runs.run(signal=signal.SIGKILL, at_event=event)
-        check_nothing_is_half(runs)
-        if killed["returncode"] == 0:
-            return
-        assert killed["returncode"] == -signal.SIGKILL
-
-
 def test_two_runs_write_the_same_bytes(runs):
     runs.check_it_finishes()
     runs.check_it_finishes()
@@ -65,7 +56,7 @@ def test_two_runs_write_the_same_bytes(runs):
 
 def test_a_kill_between_operations_on_files_again_and_again(runs):
     drawn = random.Random(0)
-    kill_at(runs, [drawn.randint(10, 120) for _ in range(6)])
+    runs.kill_at([drawn.randint(10, 120) for _ in range(6)], check_nothing_is_half)
     runs.check_it_finishes()
 
 
@@ -73,7 +64,7 @@ def test_a_kill_at_drawn_operations_of_a_first_run(runs):
     drawn = random.Random(3)
     for _ in range(4):
         runs.clear()
-        kill_at(runs, [drawn.randint(1, runs.undisturbed["events"])])
+        runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
         runs.check_it_finishes()
 
 

@@ -81,6 +81,15 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Have a file, or the names in a directory, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from trace_transfer.checkpoints import INDEX_NAME, download
 from trace_transfer.errors import ModelError, UserError, first_line
-from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory
+from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory, sync
 from trace_transfer.models import ModelSource
 from trace_transfer.tensor_file import TensorSpec, TensorWriter, writing_tensors
 
@@ -139,7 +138,7 @@ class ModelWriter:
         self._write_index()
         self._write_config()
         for file in self.temporary.iterdir():
-            _sync(file)
+            sync(file)
         replaced = self.temporary.with_suffix(f".old{PART}")
         shutil.rmtree(replaced, ignore_errors=True)
         if self.replace and self.directory.is_dir():
@@ -151,7 +150,7 @@ class ModelWriter:
                 replaced.rename(self.directory)
             raise
         self._started = False
-        _sync(self.directory.parent)
+        sync(self.directory.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _write_index(self) -> None:
@@ -224,11 +223,3 @@ def _leave(context: AbstractContextManager[Any], error: BaseException) -> None:
 
 def _is_full(error: BaseException) -> bool:
     return is_disk_full(error) or isinstance(error, DiskFullError)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -86,8 +86,10 @@ class StreamPlan:
         return Mask({name: None for name in self.adapters.adapted if name in shapes})
 
     def work(self, number: int) -> float:
-        """Operations per token."""
-        return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length).total
+        """Operations per token, without those that a prefix cache spares."""
+        bottom, length = self.bottom(number), self.workload(number).mean_length
+        first = bottom.boundary if bottom.wanted else 0
+        return flops_per_token(self.base.anatomy, self.mask(number), length, first_layer=first).total
 
     def estimate(self, number: int) -> Estimate:
         """Memory and disk of a stage. Adapters keep the inputs that training their weights would keep."""

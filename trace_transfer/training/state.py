@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import library_versions
 from trace_transfer.errors import listing
-from trace_transfer.files import PART, DiskFullError, is_disk_full, write_tensors
+from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_tensors
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.history import FILE, Step, from_csv, to_csv
 
@@ -125,7 +125,7 @@ def write(
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if reason := _reason(error):
@@ -193,14 +193,6 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error) if isinstance(error, SafetensorError) else None
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Run:
     def __post_init__(self) -> None:
         self.steps = list(self.saved.steps) if self.saved else []
         self.log = Log(self.directory, self.steps) if self.ranks.is_first else None
+        self.tokens = 0  # of this run
         self.before = self.saved.seconds if self.saved else 0.0
         self.began = self.written = time.monotonic()
         self.last_checkpoint = self.saved.path if self.saved else None
@@ -104,11 +105,12 @@ class Run:
             for number, batch in enumerate(self.plan.batches(done), start=done):
                 step = self.one_step(number, batch)
                 self.steps.append(step)
+                self.tokens += step.tokens
                 if self.log is not None:
                     self.log.add(step)
                 tracker.log(step.step, {"loss": step.loss, "learning_rate": step.learning_rate, "norm": step.grad_norm})
                 due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
-                advance(self.status(done))
+                advance(self.status())
                 due_anywhere, stopping = self.asked(self.ranks.is_first and due)
                 if due_anywhere or stopping:
                     self.checkpoint()
@@ -146,10 +148,9 @@ class Run:
         self.stop.requested = True  # here too, if it was another rank that was told
         self.stop.check(f"after step {done} of {self.plan.num_steps}")
 
-    def status(self, before: int) -> str:
+    def status(self) -> str:
         """How it goes: the last loss, and the speed since this run began."""
-        tokens = sum(step.tokens for step in self.steps[before:])
-        rate = tokens / max(time.monotonic() - self.began, 1e-9)
+        rate = self.tokens / max(time.monotonic() - self.began, 1e-9)
         share = utilisation(self.work, rate, self.peak, self.ranks.size) if self.work else None
         of_peak = f" · {share:.0%} of peak" if share is not None else ""
         return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s{of_peak}"
