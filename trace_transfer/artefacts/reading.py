@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from trace_transfer.artefacts.base import Strict
 from trace_transfer.artefacts.core import CoreFile
+from trace_transfer.artefacts.evaluation import EvaluationFile, RepresentationFile, ScoreMatrix
 from trace_transfer.artefacts.identification import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.artefacts.matching import CorrespondenceFile, LayerMatch
+from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.artefacts.stream import StreamFile
 from trace_transfer.artefacts.verification import Verification
 from trace_transfer.errors import ArtefactError, listing
@@ -28,6 +30,11 @@ ARTEFACTS: dict[str, type[Strict]] = {
         StabilityFile,
         StreamFile,
         Verification,
+        EvaluationFile,
+        ScoreMatrix,
+        RepresentationFile,
+        StepFile,
+        RunFile,
     )
 }
 
