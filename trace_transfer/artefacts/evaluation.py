@@ -1,4 +1,4 @@
-"""What `evaluate` and `represent` leave: scores of one model, scores of a stream after each stage, embeddings' distances."""
+"""What `evaluate` and `represent` leave: scores of a model, scores along a stream, distances of embeddings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EvaluationFile(Strict):
 
 
 class ScoredStage(Strict):
-    """The scores after one stage of a stream; `learned` are the tasks whose examples it trained. The base learned none."""
+    """Scores after one stage of a stream; `learned` are the tasks whose examples it trained, none for the base."""
 
     label: str
     learned: tuple[str, ...]
@@ -58,10 +58,10 @@ class ScoredStage(Strict):
 
 
 class ScoreMatrix(Strict):
-    """`scores.json`: the scores of a stream's model before training and after each stage (R of Lopez-Paz and Ranzato, 2017).
+    """`scores.json`: scores before training and after each stage of a stream (R of Lopez-Paz and Ranzato, 2017).
 
-    `of_task` says which evaluation measures which task: task → name of the evaluation. Other evaluations measure what no
-    task taught. The first stage is the base.
+    `of_task` says which evaluation measures which task: task → name of the evaluation. Other evaluations measure what
+    no task taught. The first stage is the base.
     """
 
     format: Literal["trace-transfer/scores"] = "trace-transfer/scores"

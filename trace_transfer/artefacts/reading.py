@@ -15,6 +15,7 @@ from trace_transfer.artefacts.identification import DeltaFile, FisherFile, Stabi
 from trace_transfer.artefacts.matching import CorrespondenceFile, LayerMatch
 from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.artefacts.stream import StreamFile
+from trace_transfer.artefacts.summary import Summary
 from trace_transfer.artefacts.verification import Verification
 from trace_transfer.errors import ArtefactError, listing
 
@@ -35,6 +36,7 @@ ARTEFACTS: dict[str, type[Strict]] = {
         RepresentationFile,
         StepFile,
         RunFile,
+        Summary,
     )
 }
 

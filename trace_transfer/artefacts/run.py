@@ -14,9 +14,9 @@ SHA256 = r"^[0-9a-f]{64}$"
 class Cost(Strict):
     """What a step took.
 
-    `seconds` of wall clock over all the times that it ran until it was finished; `peak_bytes` the largest resident memory
-    of its process; `bytes` of the files that it left; `trained` elements of the target, where it trained any (the
-    largest of its stages).
+    `seconds` of wall clock over all the times that it ran until it was finished; `peak_bytes` the largest resident
+    memory of its process; `bytes` of the files that it left; `trained` elements of the target
+    (the most of any stage), where it trained any.
     """
 
     seconds: float = Field(ge=0)
@@ -28,8 +28,8 @@ class Cost(Strict):
 class StepFile(Strict):
     """`step.json`, written when a step is finished: what it is of, and the hash of everything that it wrote.
 
-    `address` is the hash of kind, settings and inputs: another setting is another step in another directory. `inputs` are
-    addresses of other steps and hashes of files, by what they are for. `removed` files were needed no longer.
+    `address` is the hash of kind, settings and inputs: another setting is another step in another directory. `inputs`
+    are addresses of other steps and hashes of files, by what they are for. `removed` files were needed no longer.
     """
 
     format: Literal["trace-transfer/step"] = "trace-transfer/step"
@@ -62,7 +62,7 @@ class CellRecord(Strict):
 
 
 class MethodRecord(Strict):
-    """A method of the run in words: `title` for tables, `what` in a sentence; `needs` names the model it identified on."""
+    """A method in words: `title` for tables, `what` in a sentence; `needs` says on which model it identified."""
 
     name: str = Field(pattern=TASK)
     title: str
