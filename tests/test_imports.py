@@ -41,6 +41,11 @@ HANDED_ON = {
         ("translation", OPEN_MODEL),
         ("translation", SELECT),
         ("methods", "controls"),
+        ("carrying", OPEN_MODEL),
+        ("carrying", "translation"),  # what `map` does once it has matched
+        ("evaluating", OPEN_MODEL),  # its tokenizer
+        ("representing", OPEN_MODEL),
+        ("reporting", "summarising"),  # the numbers of the page
     )
 }
 
@@ -101,11 +106,17 @@ def test_stages_meet_in_what_lies_below_them():
     assert edges == HANDED_ON
 
 
+def test_the_run_is_above_the_stages():
+    """`pipeline` calls stages; nothing but the command line and the API calls it."""
+    users = {a for a, b in graph().edges if ".pipeline." in b and ".pipeline" not in a}
+    assert users == {"trace_transfer.cli.run", "trace_transfer.cli.step", "trace_transfer.api"}
+
+
 API_STAGES = ("mapping", "identifying", "stream_plan", "streaming")
 
 
 def test_nothing_below_imports_a_stage_or_the_command_line():
-    allowed = ("trace_transfer.stages", "trace_transfer.cli", "trace_transfer.__main__")
+    allowed = ("trace_transfer.stages", "trace_transfer.cli", "trace_transfer.pipeline", "trace_transfer.__main__")
     upwards = {
         (a, b)
         for a, b in graph().edges

@@ -16,6 +16,7 @@ from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.settings.stream import StreamSettings
 
 if TYPE_CHECKING:
+    from trace_transfer.artefacts.run import RunFile
     from trace_transfer.progress import Reporter
     from trace_transfer.stages.identifying import Identified
     from trace_transfer.stages.mapping import MapResult
@@ -149,3 +150,37 @@ def train(
     )  # fmt: skip
     require_space(plan)
     return run_stream(plan, reporter or Silent(), StopSignal())
+
+
+def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = None, rebuild: bool = False) -> RunFile:
+    """Run everything that a run file says and that is not up to date, and make the report.
+
+    Args:
+        file: `run.yaml`.
+        out: directory for the results, in place of the file's.
+        jobs: steps at a time, in place of the file's.
+        rebuild: run steps again whose files were changed by hand, instead of refusing.
+
+    Returns:
+        What `run.json` says: the cells with the directories of their steps.
+
+    Raises:
+        UserError: everything that is wrong with the file, its data and models; files changed by hand.
+        TraceTransferError: a step failed; those that were finished stay.
+    """
+    from dataclasses import replace
+
+    from trace_transfer.pipeline.checking import check_plan
+    from trace_transfer.pipeline.graph import build_graph
+    from trace_transfer.pipeline.reading import load_run
+    from trace_transfer.pipeline.running import run_graph
+    from trace_transfer.pipeline.status import read_status
+    from trace_transfer.stopping import StopSignal
+    from trace_transfer.views.running import Display
+
+    read = load_run(file, None if out is None else Path(out))
+    graph = build_graph(replace(read, jobs=jobs or read.jobs))
+    status = read_status(graph, graph.run.out, rebuild=rebuild)
+    if any(one.record is None for one in status):
+        check_plan(graph)
+    return run_graph(graph, status, graph.run.out, Display(), StopSignal())

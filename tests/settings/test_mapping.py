@@ -56,3 +56,11 @@ def test_recorded_settings_are_json():
     recorded = MapSettings(cache=None, rules=("a.yaml",)).recorded()
     assert json.loads(json.dumps(recorded)) == recorded
     assert recorded["rules"] == ["a.yaml"]
+
+
+def test_every_match_that_can_be_chosen_can_be_made():
+    from trace_transfer.maths.assignment import POLICIES
+    from trace_transfer.maths.control_matches import CONTROLS
+
+    assert set(CHOICES["match"]) == set(POLICIES) | set(CONTROLS)
+    assert MapSettings().match in POLICIES

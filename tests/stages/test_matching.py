@@ -64,6 +64,52 @@ def test_a_match_that_is_no_better_than_depth_is_told_one_that_is_the_depth_matc
     assert [w for w in matched(*noise, num_splits=5).warnings if "CKA adds little to depth" in w]
 
 
+def deeper_stacks():
+    source, target = stacks()
+    return source, GramStack(target.packed_LP[[0, 1, 1, 2, 3, 3, 4]], target.texts)
+
+
+@pytest.mark.parametrize("policy", ["depth", "shuffled"])
+def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(policy):
+    match = matched(*deeper_stacks(), policy, num_splits=3, seed=4)
+    assert match.policy == policy
+    assert match.by_target
+    assert [w for w in match.warnings if w.startswith("a control, not a match")]
+    assert not [w for w in match.warnings if "CKA adds little to depth" in w]
+    assert {pair.target for pair in match.pairs} == set(range(7))
+    for pair in match.pairs:
+        column = match.similarity[:, pair.target].copy()
+        assert pair.similarity == column[pair.source]
+        column[pair.source] = -9
+        assert pair.margin == pair.similarity - column.max()
+        assert column[pair.runner_up] == column.max()
+    assert set(match.policy_agreement) == {"argmax", "one-to-one", "monotone", "coverage"}
+
+
+def test_depth_is_the_depth_match_and_no_text_changes_it():
+    match = matched(*deeper_stacks(), "depth", num_splits=3)
+    assert (match.depth.agreement, match.depth.mean_similarity_gain) == (1.0, 0.0)
+    assert {pair.flip_rate for pair in match.pairs} == {0.0}
+
+
+def test_shuffled_pairs_are_worse_than_those_that_they_are_made_of():
+    stacked = deeper_stacks()
+    shuffled, covering = (matched(*stacked, policy, num_splits=0) for policy in ("shuffled", "coverage"))
+    assert sum(p.similarity for p in shuffled.pairs) < sum(p.similarity for p in covering.pairs) - 1
+    assert min(p.margin for p in shuffled.pairs) < -0.2
+    assert shuffled.policy_agreement["coverage"] < 1
+    assert matched(*stacked, "shuffled", num_splits=0, seed=1).as_pairs != shuffled.as_pairs
+    assert not [w for w in covering.warnings if "control" in w]
+
+
+def test_a_control_none_of_whose_pairs_has_a_similarity_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    good, flat = torch.randn(20, 6, generator=generator), torch.ones(20, 6)
+    stack = stack_rows([flat, good], (torch.arange(20),))
+    with pytest.raises(ProbeError, match="no pair of the shuffled match has a similarity"):
+        matched(stack, stack, "shuffled", num_splits=0)
+
+
 def test_few_texts_and_degenerate_layers_are_told():
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(20, 6, generator=generator), torch.ones(20, 6)]

@@ -12,11 +12,12 @@ from trace_transfer.artefacts.base import TASK, ModelIdentity, Strict
 class StageRecord(Strict):
     """One finished stage.
 
-    `patch` is its file, beside this one; `mask_sha256` is that of what was trained, `data_sha256` of all token ids and
+    `tasks` are those of which examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what was trained, `data_sha256` of all token ids and
     labels. `losses` are of each step, mean cross-entropy in nats before the step.
     """
 
     label: str = Field(pattern=TASK)
+    tasks: tuple[str, ...]
     patch: str
     patch_sha256: str
     adapter: str | None = None

@@ -19,6 +19,7 @@ from trace_transfer.stopping import StopRequested, noted_interruption
 
 # Command → what the list of commands says of it; the module of that name defines it.
 COMMANDS = {
+    "run": "Everything from task data to report in one resumable command; sweeps, too.",
     "identify": "Find the parameters that each task needs: warm-start, score and select in one.",
     "warm-start": "Fine-tune a model for one epoch on each task and keep what changed.",
     "score": "Score parameters by how warm-started or fine-tuned models differ from their base.",
@@ -26,11 +27,17 @@ COMMANDS = {
     "plot": "Draw importance heatmaps of core files: layers x modules, by task and warm-start length.",
     "map": "Match the layers of two models and carry core sets from one to the other.",
     "train": "Fine-tune a model on a stream of tasks, of each only its core set; baselines and controls, too.",
+    "evaluate": "Score a model on benchmarks of lm-evaluation-harness and on your own data.",
+    "represent": "Draw the last-layer embeddings of tasks, of any models side by side.",
+    "report": "Make one page of a run: what was run, tables, plots, and what they say.",
     "patch": "Move a model between the states of a stream: apply, revert, diff.",
     "verify": "Prove that between two models nothing moved but a core set.",
     "rules": "List, check and explain the rules that tell which parameter does what.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",
 }
+
+
+HIDDEN = ("step",)  # started by other commands
 
 
 class Commands(click.Group):
@@ -40,7 +47,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in (*COMMANDS, *HIDDEN):
             return None
         name = cmd_name.replace("-", "_")
         return getattr(importlib.import_module(f"trace_transfer.cli.{name}"), f"{name}_command")

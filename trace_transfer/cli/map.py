@@ -60,7 +60,8 @@ def _choice(name: str, why: str) -> Any:
     "match",
     "coverage: order is kept and no layer of either model is left out; argmax: the most similar target layer of each "
     "source layer (the paper's), which leaves a deeper target partly unused; one-to-one and monotone use each layer "
-    "once at most.",
+    "once at most. Controls, for comparison only: depth: relative depth alone, whatever is similar; shuffled: coverage "
+    "with its target layers permuted by --seed.",
 )
 @_choice(
     "carry",
@@ -91,7 +92,13 @@ def _choice(name: str, why: str) -> Any:
 )
 @click.option("--device", default=DEFAULTS.device, show_default=True, help="auto: a GPU where there is one.")
 @_choice("dtype", "auto: float32 on a CPU, bfloat16 on a GPU.")
-@click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True, help="Draws the rows.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=DEFAULTS.seed,
+    show_default=True,
+    help="Draws the rows, and a shuffled match.",
+)
 @click.option(
     "--cache", type=click.Path(path_type=Path, file_okay=False), default=DEFAULTS.cache, show_default=True,
     help="Where what was read of a model is kept, so that another --match takes seconds.",

@@ -1,4 +1,4 @@
-"""From a similarity matrix to pairs of layers: the four matching policies.
+"""From a similarity matrix to pairs of layers: the four matching policies; control_matches.py has the controls.
 
 All take C, float64 [S source layers, T target layers] with larger meaning more alike, and return pairs (source, target)
 sorted by source, then target. NaN (a degenerate layer) never wins; ties go to the layer nearest the proportional depth.

@@ -49,11 +49,19 @@ def unknown_problems(given: Iterable[str], known: Iterable[str]) -> list[str]:
     return problems
 
 
+class SettingsError(UserError):
+    """Settings cannot be used; `problems` names each by the setting's name."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("settings that cannot be used:\n" + listing(self.problems))
+
+
 def refuse(problems: Iterable[str]) -> None:
     """Raise one error for all problems, if there are any."""
     found = list(problems)
     if found:
-        raise UserError("settings that cannot be used:\n" + listing(found))
+        raise SettingsError(found)
 
 
 def recorded(settings: Any) -> dict[str, Any]:

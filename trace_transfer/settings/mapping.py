@@ -15,7 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "similarity": ("cka-debiased", "cka", "cka-rbf"),
     "representation": ("stream", "update"),
     "transform": ("unit", "none"),
-    "match": ("coverage", "argmax", "one-to-one", "monotone"),
+    "match": ("coverage", "argmax", "one-to-one", "monotone", "depth", "shuffled"),
     "carry": ("scores", "core"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }

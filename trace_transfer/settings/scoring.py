@@ -35,6 +35,15 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
+# What some methods do not look at.
+_WITHOUT_FISHER = ("alpha", "fisher", "fisher_size", "fisher_at", "fisher_examples")
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "cs": (*_WITHOUT_FISHER, "l2", "normalise", "normalise_within"),
+    "l2": _WITHOUT_FISHER,
+    "fisher": ("alpha", "l2"),
+}
+
+
 @dataclass(frozen=True)
 class ScoreSettings:
     """From deltas and Fisher information to a core set.
@@ -97,6 +106,10 @@ class ScoreSettings:
     def recorded(self) -> dict[str, Any]:
         """As they are saved beside each result."""
         return recorded(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide the core sets of the method."""
+        return {name: value for name, value in self.recorded().items() if name not in _UNUSED.get(self.method, ())}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from trace_transfer.rules.registry import load_families
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.scoring import ScoreSettings
 from trace_transfer.stages.differencing import DeltaPlan, Deltas, plan_deltas, read_deltas
-from trace_transfer.stages.evidence import Evidence, gather
+from trace_transfer.stages.evidence import Evidence, Fisher, gather
 from trace_transfer.stages.opening import OpenModel, open_model
 from trace_transfer.stages.scoring import check_settings, core_files, stability, warnings_of
 from trace_transfer.stages.sensitivity import plan_readings, read_fisher
@@ -203,16 +203,40 @@ def _score(
     reporter: Reporter,
 ) -> Identified:
     """From opened deltas to core files, all written."""
-    settings, compute = all_settings.score, all_settings.compute
     remove_leftovers(out)
-    splits = _splits(plan.base) if settings.unit == "rows" else None
+    found = collect(plan, data, all_settings, seed, out, reporter)
+    return score_collected(plan, found, all_settings.score, seed, out)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What scores are made of: deltas, Fisher information where it is needed, and the files in which they lie."""
+
+    deltas: Deltas
+    fisher: tuple[Fisher, ...] | None
+    splits: Mapping[str, Split] | None
+    files: tuple[Path, ...]
+
+
+def collect(
+    plan: DeltaPlan, data: Mapping[str, TaskData] | None, settings: IdentifySettings, seed: int, out: Path,
+    reporter: Reporter,
+) -> Collected:  # fmt: skip
+    """Read deltas and, if the method needs it, Fisher information; what lies in `out` already is taken as it is."""
+    score, fisher = settings.score, None
+    splits = _splits(plan.base) if score.unit == "rows" else None
     deltas, files = _deltas(plan, splits, out, reporter)
-    fisher = None
-    if settings.needs_fisher:
-        readings = plan_readings(plan, data or {}, settings, seed, out)
-        fisher = [read_fisher(plan, reading, settings, splits, compute, reporter) for reading in readings]
+    if score.needs_fisher:
+        readings = plan_readings(plan, data or {}, score, seed, out)
+        fisher = tuple(read_fisher(plan, one, score, splits, settings.compute, reporter) for one in readings)
         files += [reading.file for reading in readings]
-    evidence = gather(plan.base.anatomy, deltas, fisher, splits)
+    return Collected(deltas, fisher, splits, tuple(files))
+
+
+def score_collected(plan: DeltaPlan, found: Collected, settings: ScoreSettings, seed: int, out: Path) -> Identified:
+    """From what was collected to core files, stability and importance heatmaps, all written into `out`."""
+    deltas, fisher, files = found.deltas, found.fisher, list(found.files)
+    evidence = gather(plan.base.anatomy, deltas, fisher, found.splits)
     made_with = {"replicates": evidence.num_replicates, "epochs": _epochs(plan), "seed": seed}
     cores = core_files(evidence, settings, plan.base.identity, made_with)
     for core in cores:
@@ -227,14 +251,14 @@ def _score(
     for name, write in (("importance.html", write_importance_html), ("importance.png", write_importance_png)):
         files.append(out / name)
         write(files[-1], importance)
-    found = warnings_of(deltas.file, evidence, cores, settings)
+    warnings = warnings_of(deltas.file, evidence, cores, settings)
     fallen_back = sorted({name for one in fisher or () for name in one.file.fallback})
     if fallen_back:
-        found.append(
+        warnings.append(
             f"Fisher information of {len(fallen_back)} parameters was taken one example at a time, for want of a "
             f"batched form: {', '.join(fallen_back[:3])}{', …' if len(fallen_back) > 3 else ''}"
         )
-    return Identified(cores, report, tuple(found), tuple(files))
+    return Identified(cores, report, tuple(warnings), tuple(files))
 
 
 def _splits(base: OpenModel) -> dict[str, Split]:

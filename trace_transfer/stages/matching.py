@@ -15,6 +15,7 @@ from trace_transfer.artefacts import Depth, LayerPair, Stability
 from trace_transfer.errors import ProbeError
 from trace_transfer.maths.assignment import POLICIES
 from trace_transfer.maths.cka import SIMILARITIES
+from trace_transfer.maths.control_matches import CONTROLS, policy_named
 from trace_transfer.maths.depth import Pairs
 from trace_transfer.maths.gram import GramStack
 from trace_transfer.maths.stability import (
@@ -31,6 +32,12 @@ NUM_SPLITS = 10
 FEW_ROWS = 64
 OFTEN = 0.25  # a choice that half of the texts would have made otherwise more often than this is not told apart
 MASSIVE = 0.5
+CONTROL_WARNINGS = {
+    "depth": "a control, not a match: layers are paired by relative depth alone, whatever is similar; its pairs are "
+    "the same on all texts",
+    "shuffled": "a control, not a match: the coverage match with its target layers permuted by the seed; its order is "
+    "destroyed on purpose; if what is carried along it does as well, the match did not matter",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Match:
 
     Attributes:
         similarity: float64 [source layers, target layers], NaN for a degenerate layer.
-        by_target: whether the target layers chose (`coverage` onto a target at least as deep), else the source layers.
+        by_target: whether the target layers chose (`coverage` and the controls, onto a target at least as deep), else
+            the source layers.
         pairs: matched pairs, each with its margin and runner-up among the choosing layer's other partners.
     """
 
@@ -68,21 +76,27 @@ def match_layers(
 
     Args:
         similarity: a name in `SIMILARITIES`.
-        policy: a name in `POLICIES`.
+        policy: a name in `POLICIES` or `CONTROLS`.
         num_splits: random splits of the texts into halves for stability; 0 for none.
+        seed: draws the splits and the `shuffled` control.
 
     Raises:
         ProbeError: no layer pair has a similarity: the texts give the same rows everywhere.
     """
-    measure, choose = SIMILARITIES[similarity], POLICIES[policy]
+    measure, choose = SIMILARITIES[similarity], policy_named(policy, seed)
     result = measure(source, target)
     matrix_ST = result.values.numpy()
     if np.isnan(matrix_ST).all():
         raise ProbeError(
             "the rows of the probe set do not differ in any layer: no similarity is defined; use other texts"
         )
-    by_target = chosen_by_target(policy, matrix_ST.shape)
+    by_target = chosen_by_target("coverage" if policy in CONTROLS else policy, matrix_ST.shape)
     pairs = choose(matrix_ST)
+    if np.isnan([matrix_ST[pair] for pair in pairs]).all():
+        raise ProbeError(
+            f"no pair of the {policy} match has a similarity: each holds a layer whose rows do not differ; use other "
+            "texts or another --match"
+        )
     split = None
     if num_splits and len(source.texts[0]) >= 16:
         halves = split_halves(source, target, measure, num_splits=num_splits, seed=seed)
@@ -106,7 +120,7 @@ def match_layers(
             name: _overlap(pairs, other(matrix_ST)) for name, other in POLICIES.items() if name != policy
         },
         warnings=tuple(
-            _warnings(source, rated, split, exact == 1.0, result.degenerate_source, result.degenerate_target)
+            _warnings(source, rated, split, policy, exact == 1.0, result.degenerate_source, result.degenerate_target)
         ),
     )
 
@@ -138,11 +152,12 @@ def _warnings(
     stack: GramStack,
     pairs: tuple[LayerPair, ...],
     split: SplitHalf | None,
+    policy: str,
     is_depth_match: bool,
     degenerate_source: tuple[int, ...],
     degenerate_target: tuple[int, ...],
 ) -> list[str]:
-    found = []
+    found = [CONTROL_WARNINGS[policy]] if policy in CONTROLS else []
     if max(stack.sizes) < FEW_ROWS:
         found.append(
             f"only {max(stack.sizes)} texts: below {FEW_ROWS} the similarities are mostly noise; give more with --probe"
@@ -161,7 +176,7 @@ def _warnings(
             f"another in more than {OFTEN:.0%} of the draws): {layers}"
         )
     mean, deviation = split.gain_over_depth
-    if not is_depth_match and mean <= 2 * deviation:
+    if policy not in CONTROLS and not is_depth_match and mean <= 2 * deviation:
         found.append(
             f"on held-out texts the match is not clearly more alike than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): here CKA adds little to depth"

@@ -116,7 +116,7 @@ def _record(plan: StreamPlan, number: int) -> None:
     done = read_artefact(plan.out / RECORD, StreamFile).stages if (plan.out / RECORD).is_file() else ()
     patch = Patch.open(file)
     made = StageRecord(
-        label=stage.label, patch=file.name, patch_sha256=sha256_file(file),
+        label=stage.label, tasks=stage.tasks, patch=file.name, patch_sha256=sha256_file(file),
         adapter=plan.adapter(number).name if plan.settings.method == "lora" else None,
         mask_sha256=stage.mask.sha256, num_parameters=len(patch.entries),
         num_elements=sum(entry.num_elements for entry in patch.entries), data_sha256=stage.data.sha256,

@@ -12,7 +12,7 @@ Reads the file's text and whether the data files are there; no data.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, TypeVar
@@ -152,31 +152,37 @@ Spec = TypeVar("Spec", bound=TaskSpec)
 def load_list(path: Path | str, kind: type[Spec]) -> tuple[Spec, ...]:
     """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys; raises as `load_tasks`."""
     file = Path(path)
-    items = _items(file, _parse(file))
+    specs, problems = checked_items(_items(file, parse_yaml(file)), kind, file.parent)
+    if problems:
+        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
+        raise TaskError(f"{file}: {count}:\n" + listing(problems))
+    return specs
+
+
+def checked_items(
+    items: Sequence[Any], kind: type[Spec], base_directory: Path, what: str = "task"
+) -> tuple[tuple[Spec, ...], list[str]]:
+    """Items of a list as specs, and a line for each problem of any of them: keys, names, files that are missing."""
     problems, specs = [], []
     for number, item in enumerate(items, start=1):
-        label = (
-            f"task '{item['name']}'" if isinstance(item, Mapping) and "name" in item else f"task {number} of the list"
-        )
+        named = isinstance(item, Mapping) and "name" in item
+        label = f"{what} '{item['name']}'" if named else f"{what} {number} of the list"
         try:
             specs.append(kind.model_validate(item))
         except ValidationError as error:
             problems += [f"{label}: {_problem(found, kind.model_fields)}" for found in error.errors()]
     names = [item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
     problems += [
-        f"task '{name}': {names.count(name)} tasks have this name"
+        f"{what} '{name}': {names.count(name)} {what}s have this name"
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
     for item in items:
         for key, data in kind.local_files(item).items() if isinstance(item, Mapping) else ():
-            if not (found := locate(data, file.parent)).is_file():
-                what = "is a directory, expected a file" if found.is_dir() else "no such file"
-                problems.append(f"task '{item.get('name')}': {key}: {found}: {what}")
-    if problems:
-        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
-        raise TaskError(f"{file}: {count}:\n" + listing(problems))
-    return tuple(specs)
+            if not (found := locate(data, base_directory)).is_file():
+                said = "is a directory, expected a file" if found.is_dir() else "no such file"
+                problems.append(f"{what} '{item.get('name')}': {key}: {found}: {said}")
+    return tuple(specs), problems
 
 
 def data_file(spec: TaskSpec, base_directory: Path | str) -> Path:
@@ -200,7 +206,12 @@ def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> st
     return f"{what}: {', '.join(allowed)}{meant}"
 
 
-def _parse(file: Path) -> Any:
+def parse_yaml(file: Path) -> Any:
+    """What a YAML file says; no key may stand twice.
+
+    Raises:
+        TaskError: it cannot be read, or is not YAML, with the line.
+    """
     try:
         return yaml.load(file.read_text("utf-8-sig"), Loader=_Loader)  # a SafeLoader
     except OSError as error:

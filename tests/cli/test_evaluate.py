@@ -1,0 +1,84 @@
+"""`trace-transfer evaluate`: what it prints, its exit codes, and what it refuses."""
+
+import pytest
+from click.testing import CliRunner
+
+from tests.evaluation_files import write_suite
+from tests.patch_files import make_patch, mask_of, state_of
+from trace_transfer import cli
+from trace_transfer.artefacts import read_artefact
+
+
+@pytest.fixture(autouse=True)
+def _command(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", "")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["evaluate", *map(str, arguments)])
+
+
+def rows(text):
+    return {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+
+
+def test_scores_and_plan(tiny, tmp_path):
+    suite, out = write_suite(tmp_path / "suite"), tmp_path / "out"
+    given = (tiny("llama"), "--suite", suite, "--out", out, "--limit", 3)
+    planned = run(*given, "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert rows(planned.stdout)["said"][:4] == ["said", "exact-match", "exact-match", "3"]
+    assert "up to 6 tokens, template plain" in planned.stdout and "finished" not in planned.stdout
+    assert "on cpu in float32, 8 examples at a time" in planned.stdout
+    assert not out.exists()
+
+    done = run(*given)
+    assert done.exit_code == 0, done.output
+    file = read_artefact(out / "evaluation.json")
+    for score in file.scores:
+        row = rows(done.stdout)[score.name]
+        assert row[1:5] == [score.kind, score.metric, f"{score.value:.4f}", f"{score.stderr:.4f}"]
+    assert "lower is better" in done.stdout and "evaluating" not in done.stdout and "evaluating nats" in done.stderr
+    assert run(*given, "--dry-run").stdout.count("finished") == 3
+
+
+def test_only_one_with_other_data_and_a_patch(tiny, tmp_path):
+    suite = write_suite(tmp_path / "suite")
+    base = state_of(tiny("llama"))
+    patch = make_patch(base, tmp_path / "p.patch.safetensors", mask_of(base), 1)
+    other = tmp_path / "other.jsonl"
+    other.write_text((tmp_path / "suite" / "questions.jsonl").read_text().splitlines()[1] + "\n")
+    given = ("--suite", suite, "--only", "nats", "--data", f"nats={other}")
+    bare = run(tiny("llama"), *given, "--out", tmp_path / "bare")
+    patched = run(tiny("llama"), *given, "--patch", patch.path, "--out", tmp_path / "patched")
+    assert (bare.exit_code, patched.exit_code) == (0, 0), patched.output
+    one, two = (read_artefact(tmp_path / name / "evaluation.json") for name in ("bare", "patched"))
+    assert [score.num_examples for score in one.scores] == [1] and one.scores[0].value != two.scores[0].value
+    assert rows(bare.stdout)["nats"][4] == "-"  # of one example there is no standard error
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--suite", "papers"], "papers: no such suite, there are: paper, paper-authors"),
+        (["--only", "nat"], "'nat': it has: nats, said, chosen; did you mean 'nats'?"),
+        (["--data", "nats"], "'nats' is not NAME=FILE"),
+        (["--data", "nats=none.jsonl"], "nats: none.jsonl: no such file"),
+        (["--patch", "none.patch.safetensors"], "none.patch.safetensors: cannot be read"),
+        (["--limit", "0"], "Invalid value for '--limit'"),
+        (["--max-new-tokens", "4", "--max-length", "3"], "examples"),
+    ],
+)
+def test_refusals(tiny, tmp_path, given, told):
+    suite = write_suite(tmp_path / "suite")
+    done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out", *given)
+    assert done.exit_code == 2 and told in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_permission_to_run_code(tiny, tmp_path):
+    suite = tmp_path / "code.yaml"
+    suite.write_text("evaluations: [{name: code, kind: humaneval}]")
+    done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "give --allow-code-execution" in done.stderr
+    assert run("nowhere/at/all", "--suite", suite).exit_code == 2

@@ -1,0 +1,66 @@
+"""`represent` on the command line: its options, its output, its refusals."""
+
+import pytest
+from click.testing import CliRunner
+
+from tests.patch_files import make_patch, mask_of, state_of
+from tests.task_files import write_tasks
+from trace_transfer.cli.represent import represent_command
+from trace_transfer.errors import UserError
+from trace_transfer.settings.represent import CHOICES, RepresentSettings
+
+OPTIONS = {option.name: option for option in represent_command.params}
+BESIDE_SETTINGS = {"models", "tasks", "labelled", "patches", "out", "dry_run"}
+
+
+def call(*arguments):
+    return CliRunner().invoke(represent_command, list(map(str, arguments)), catch_exceptions=False)
+
+
+def test_options_are_the_settings_with_their_defaults():
+    given = represent_command.make_context("represent", ["m", "--tasks", "t"]).params
+    assert RepresentSettings(**{n: v for n, v in given.items() if n not in BESIDE_SETTINGS}) == RepresentSettings()
+    assert set(OPTIONS) - BESIDE_SETTINGS == set(RepresentSettings().recorded())
+    for name, values in CHOICES.items():
+        assert tuple(OPTIONS[name].type.choices) == values
+
+
+def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):
+    base = state_of(tiny("llama"))
+    patch = make_patch(base, tmp_path / "math.patch.safetensors", mask_of(base), 0)
+    result = call(
+        tiny("llama"), "--label", f"tuned [b]={tiny('llama')}", "--patch", f"tuned [b]={patch.path}",
+        "--tasks", write_tasks(tmp_path / "tasks"), "--out", tmp_path / "out", "--perplexity", 6, "--max-length", 12,
+    )  # fmt: skip
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert any("tuned [b]" in line for line in lines)
+    assert "t-SNE: one space for all models" in lines
+    assert "! llama: 30 of 30 texts were cut at 12 tokens" in result.stdout
+    for name in ("representation.json", "representation.html", "representation.png", "embeddings.safetensors"):
+        assert f"  {tmp_path / 'out' / name}" in lines
+        assert (tmp_path / "out" / name).stat().st_size > 500
+    assert max(map(len, lines[:12])) <= 100
+
+
+def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("trace_transfer.training.loading.load_model", lambda *a, **k: pytest.fail("weights were read"))
+    result = call(
+        tiny("llama"), tiny("phi3"), "--tasks", write_tasks(tmp_path / "tasks"), "--out", tmp_path / "out",
+        "--perplexity", 6, "--dry-run",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "models of different widths: a space for each" in result.stdout
+    assert "math 10, code 8, law 12" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_name_and_model(tmp_path):
+    result = CliRunner().invoke(represent_command, ["--tasks", "t.yaml", "--label", "tuned"])
+    assert result.exit_code == 2
+    assert "'tuned' is not NAME=MODEL" in result.output
+
+
+def test_two_models_of_one_name(tiny, tmp_path):
+    with pytest.raises(UserError, match="models of the same label"):
+        call(tiny("llama"), tiny("llama"), "--tasks", write_tasks(tmp_path))

@@ -1,0 +1,64 @@
+"""`trace-transfer run`: read the run file, see what is not up to date, run it, and make the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("run")
+@click.argument("file", metavar="RUN.YAML", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory for the results; by default what the file says."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time; by default what the file says, or 1.")
+@click.option("--dry-run", is_flag=True, help="Which steps would be run, and why; runs nothing, writes nothing.")
+@click.option("--rebuild", is_flag=True, help="Run steps again whose files were changed by hand.")
+@click.option("--prune", is_flag=True, help="Remove steps that no cell needs any more, and do nothing else.")
+def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, rebuild: bool, prune: bool) -> None:
+    """Run everything from task data to report: identify, match, carry, train, evaluate, compare.
+
+    What is up to date is not run again; one changed setting reruns what depends on it. Stopped anywhere, the same
+    command goes on. Writes steps/, run.json, summary.json, report.html and report.md.
+
+    \b
+    trace-transfer run examples/quickstart/run.yaml
+    """
+    from dataclasses import replace
+
+    from trace_transfer.pipeline.reading import load_run
+
+    run = load_run(file, out)
+    run = replace(run, jobs=jobs or run.jobs)
+
+    from trace_transfer.pipeline.graph import build_graph
+    from trace_transfer.pipeline.status import read_status
+    from trace_transfer.progress import quiet_libraries
+
+    quiet_libraries()
+    graph = build_graph(run)
+    if prune:
+        from trace_transfer.pipeline.pruning import prune_steps
+
+        removed = prune_steps(graph, run.out)
+        click.echo(f"removed {len(removed)} steps" + (":\n" + "\n".join(removed) if removed else ""))
+        return
+    status = read_status(graph, run.out, rebuild=rebuild)
+    if dry_run:
+        from trace_transfer.pipeline.checking import check_plan
+        from trace_transfer.views.run_plan import render_run_plan
+
+        check_plan(graph)
+        click.echo(render_run_plan(graph, status))
+        return
+
+    from trace_transfer.pipeline.checking import check_plan
+    from trace_transfer.pipeline.running import run_graph
+    from trace_transfer.stopping import stop_on_sigterm
+    from trace_transfer.views.running import Display
+
+    if any(one.record is None for one in status):
+        check_plan(graph)
+    with stop_on_sigterm() as stop:
+        run_graph(graph, status, run.out, Display(), stop)

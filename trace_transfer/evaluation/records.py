@@ -1,0 +1,148 @@
+"""Records of an evaluation as the model will read them: by the same way as the examples of training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from trace_transfer.errors import ModelError, listing
+from trace_transfer.evaluation.outcome import records_sha256
+from trace_transfer.examples import IGNORED, Example, TaskData
+from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.tasks.encoding import encode_task
+from trace_transfer.tasks.evaluation import EvaluationSpec
+from trace_transfer.tasks.records import Records, read_records
+from trace_transfer.tasks.spec import TaskError
+
+UNCUT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reads an evaluation's data.
+
+    Attributes:
+        directory: what local files are relative to.
+        vocab_size: of the model; a larger token id belongs to another tokenizer.
+        max_positions: tokens that the model was made for; None where its config does not say.
+    """
+
+    directory: Path
+    tokenizer: Any
+    vocab_size: int
+    max_positions: int | None
+
+    @classmethod
+    def of(cls, directory: Path, tokenizer: Any, config: Any) -> Reading:
+        text = config.get_text_config()
+        return cls(directory, tokenizer, text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+    def longest(self, settings: EvaluateSettings) -> int:
+        """Tokens that may be read and written together."""
+        known = [one for one in (settings.max_length, self.max_positions) if one is not None]
+        return min(known, default=UNCUT)
+
+
+@dataclass(frozen=True)
+class ReadExamples:
+    """Encoded records.
+
+    Attributes:
+        numbers: of each record in its data.
+        answers: the text of each record's last answer.
+        sha256: of the records as conversations, before they were encoded.
+    """
+
+    data: TaskData
+    numbers: tuple[int, ...]
+    answers: tuple[str, ...]
+    sha256: str
+
+
+def read_examples(
+    spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings, *, max_length: int = UNCUT
+) -> ReadExamples:
+    """Records with a prompt and an answer, the first `limit` of them.
+
+    Raises:
+        TaskError: the data cannot be read, or records cannot be used or encoded; all of a kind at once.
+        ModelError: the tokenizer belongs to another model.
+    """
+    records = read_records(spec, reading.directory, seed=settings.seed)
+    kept = records.records[: settings.limit_of(spec.limit)]
+    records = replace(records, records=kept)
+    sha256 = records_sha256([[[m.role, m.content, m.is_answer] for m in record.messages] for record in kept])
+    data = encode(spec, records, reading, max_length)
+    return ReadExamples(
+        data, tuple(record.number for record in kept), tuple(record.messages[-1].content for record in kept), sha256
+    )  # fmt: skip
+
+
+def encode(spec: EvaluationSpec, records: Records, reading: Reading, max_length: int = UNCUT) -> TaskData:
+    """`encode_task`, and whether the model has a row for every token."""
+    data = encode_task(spec, records, reading.tokenizer, max_length=max_length)
+    largest = max(max(example.input_ids) for example in data.examples)
+    if largest >= reading.vocab_size:
+        raise ModelError(
+            f"the tokenizer gives token id {largest}, but the model's vocabulary has {reading.vocab_size} tokens: the "
+            "tokenizer belongs to another model"
+        )
+    return data
+
+
+@dataclass(frozen=True)
+class Question:
+    """An example taken apart: what is read before the last answer, and that answer."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+def last_question(example: Example) -> Question:
+    """Prompt and last answer, the end of its turn included.
+
+    A token that reaches from the one into the other is the answer's, as in training.
+    """
+    supervised = [label != IGNORED for label in example.labels]
+    end = len(supervised) - supervised[::-1].index(True)  # behind it, what a template writes after the last answer
+    start = end
+    while start and supervised[start - 1]:
+        start -= 1
+    return Question(example.input_ids[:start], example.input_ids[start:end])
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that stand for no text: beginnings and ends."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def require_room(spec: EvaluationSpec, longest: int, max_new_tokens: int) -> None:
+    """Refuse answers so long that no prompt fits before them."""
+    if max_new_tokens >= longest:
+        raise TaskError(
+            f"{spec.label}: answers of up to {max_new_tokens} tokens leave no room for a prompt in the {longest} "
+            "tokens that the model reads; lower max_new_tokens"
+        )
+
+
+def shortened(questions: Sequence[Question], room: int, special: Collection[int]) -> tuple[list[tuple[int, ...]], int]:
+    """Prompts of at most `room` tokens, and how many were cut: their special beginning and their end are kept."""
+    prompts, num_cut = [], 0
+    for one in questions:
+        ids = one.prompt_ids
+        if len(ids) > room:
+            num_cut += 1
+            lead = tuple(takewhile(special.__contains__, ids))[:room]
+            ids = (*lead, *ids[len(ids) - (room - len(lead)) :])
+        prompts.append(ids)
+    return prompts, num_cut
+
+
+def require_prompts(spec: EvaluationSpec, questions: Sequence[Question], data: TaskData) -> None:
+    """Refuse examples without anything before the answer: there is nothing to go on from."""
+    if empty := [example.id for example, one in zip(data.examples, questions, strict=True) if not one.prompt_ids]:
+        raise TaskError(f"{spec.label}: nothing stands before the answer:\n" + listing(empty))

@@ -1,0 +1,64 @@
+"""What can be refused before the first step is run: data, models, evaluations and settings of the whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trace_transfer.errors import UserError, listing
+from trace_transfer.pipeline.cells import Cell
+from trace_transfer.pipeline.graph import RunGraph
+from trace_transfer.rules.registry import load_families
+from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.stages.evaluating import plan_evaluation
+from trace_transfer.stages.opening import OpenModel, open_model
+from trace_transfer.stages.scoring import check_settings
+from trace_transfer.stages.task_data import encode_tasks
+
+
+def check_plan(graph: RunGraph) -> None:
+    """Open both models, encode all tasks for each, read the evaluations' data; no weights.
+
+    Raises:
+        UserError: everything that any step would refuse for its data or settings, at once.
+    """
+    run, problems = graph.run, []
+    registry = load_families([Path(path) for path in run.rules])
+    models: dict[str, OpenModel] = {}
+    for what, name in (("source", run.source), ("target", run.target)):
+        try:
+            if name is not None:
+                models[what] = open_model(name, registry)
+        except UserError as error:
+            problems.append(f"{what}: {error}")
+    checked = set()
+    for cell, _ in graph.cells:
+        for what, max_length, too_long, seed in _readings(cell):
+            if what in models and (what, max_length, too_long) not in checked:
+                checked.add((what, max_length, too_long))
+                try:
+                    specs = [task.spec for task in run.tasks]
+                    encode_tasks(models[what], specs, run.directory, max_length, too_long, seed)
+                except UserError as error:
+                    problems.append(f"tasks, for the {what}: {error}")
+        if cell.method.needs != "none":
+            try:
+                check_settings(cell.identify.score, run.task_names, cell.identify.warm_start.replicates)
+            except UserError as error:
+                problems.append(f"{cell.method.name}: {error}")
+    if "target" in models:
+        try:
+            plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
+        except UserError as error:
+            problems.append(f"evaluations: {error}")
+    if problems:
+        raise UserError(f"{run.file}: cannot be run:\n" + listing(list(dict.fromkeys(problems))))
+
+
+def _readings(cell: Cell) -> list[tuple[str, int, str, int]]:
+    """Which model reads the tasks in which way."""
+    train, found = cell.train, []
+    found.append(("target", train.max_length, train.too_long, train.train.seed))
+    if cell.method.needs != "none":
+        start = cell.identify.warm_start
+        found.append((cell.method.needs, start.max_length, start.too_long, start.train.seed))
+    return found

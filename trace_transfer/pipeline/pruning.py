@@ -1,0 +1,25 @@
+"""Removing what no cell of a run needs any more."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from trace_transfer.pipeline.graph import RunGraph
+from trace_transfer.pipeline.worker import locked
+
+
+def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
+    """Remove the directories of steps that are not of the run as it is now; returns their names."""
+    if not (out / "steps").is_dir():
+        return ()
+    needed = {step.directory for step in graph.steps}
+    with locked(out):
+        unneeded = [
+            place
+            for place in sorted((out / "steps").iterdir())
+            if place.is_dir() and f"steps/{place.name}" not in needed
+        ]
+        for place in unneeded:
+            shutil.rmtree(place)
+    return tuple(place.name for place in unneeded)

@@ -1,0 +1,117 @@
+"""The sections of a run file that hold settings: their names, types and what methods and cells decide themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import permutations
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from trace_transfer.pipeline.methods import RunMethod
+from trace_transfer.settings import mapping as map_settings
+from trace_transfer.settings import scoring
+from trace_transfer.settings.checks import unknown_problems
+from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.settings.identify import PARTS
+from trace_transfer.settings.mapping import MapSettings
+from trace_transfer.settings.represent import RepresentSettings
+from trace_transfer.settings.stream import StreamSettings
+from trace_transfer.settings.training import TrainSettings
+
+# Short names of axes that the paper sweeps → the setting that they stand for.
+AXES = {
+    "ratio": "identify.ratio",
+    "alpha": "identify.alpha",
+    "warm_start_epochs": "identify.epochs",
+    "match": "map.match",
+    "seed": "seed",
+    "order": "order",
+}
+_BY_METHOD = "is set by the methods; leave it out"
+_PER_CELL = "is set for each cell (`seeds:`, `orders:`); leave it out"
+_TAKEN = {
+    "identify": {"method": _BY_METHOD, "seed": _PER_CELL},
+    "map": {"carry": _BY_METHOD, "cache": "is in the run's own directory; leave it out", "rules": "stands at the top"},
+    "train": {"method": _BY_METHOD, "seed": _PER_CELL, "order": _PER_CELL},
+    "evaluate": {},
+    "represent": {},
+}
+SECTIONS: dict[str, tuple[Any, ...]] = {
+    "identify": PARTS,
+    "map": (MapSettings,),
+    "train": (StreamSettings, TrainSettings),
+    "evaluate": (EvaluateSettings,),
+    "represent": (RepresentSettings,),
+}
+_PROFILES = {"identify": scoring.PROFILES, "map": map_settings.PROFILES}
+
+
+def known_settings(section: str) -> dict[str, Any]:
+    """Name of a setting → its type."""
+    found: dict[str, Any] = {}
+    for kind in SECTIONS[section]:
+        hints = get_type_hints(kind)
+        found |= {
+            f.name: hints[f.name] for f in fields(kind) if f.name not in ("train", "score", "warm_start", "compute")
+        }
+    return found
+
+
+def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Settings in the types that they have, and what is wrong with the others.
+
+    Args:
+        taken: whether settings that the methods and cells decide are refused.
+    """
+    if not isinstance(given, Mapping):
+        return {}, [f" found {given!r}, expected settings, name: value"]
+    known, profiles = known_settings(section), _PROFILES.get(section)
+    problems = unknown_problems(map(str, given), [*known, *(["profile"] if profiles else [])])
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if taken and name in _TAKEN[section]:
+            problems.append(f"{name}: {_TAKEN[section][name]}")
+        elif name == "profile" and profiles:
+            values[name] = value
+            if value not in profiles:
+                problems.append(f"profile: {value!r} is none of {', '.join(profiles)}")
+        elif name in known:
+            try:
+                values[name] = TypeAdapter(known[name]).validate_python(value)
+            except ValidationError as error:
+                problems.append(
+                    f"{name}: found {value!r}; {error.errors()[0]['msg'][0].lower()}{error.errors()[0]['msg'][1:]}"
+                )
+    return values, problems
+
+
+def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any], list[str]]:
+    """The values of an axis, in the type of its setting."""
+    if path == "order":
+        every = [list(order) for order in permutations(tasks)]
+        given = every if given == "all" else given
+        wrong = [f"{one!r} is not an order of {', '.join(tasks)}" for one in given or [] if one not in every]
+        return [tuple(one) for one in given or []], wrong or ([] if given else ["expected `all`, or a list of orders"])
+    if not isinstance(given, list) or not given:
+        return [], [f"found {given!r}, expected a list of values"]
+    if path == "seed":
+        return given, [f"{one!r} is not a whole number from 0 on" for one in given if type(one) is not int or one < 0]
+    section, _, key = path.partition(".")
+    values, problems = [], []
+    for one in given:
+        found, wrong = coerced(section, {key: one}, taken=False)
+        values += found.values()
+        problems += wrong
+    return values, problems
+
+
+def takes_part(method: RunMethod, path: str) -> bool:
+    """Whether an axis changes a method at all."""
+    section, _, key = path.partition(".")
+    if section == "identify":
+        return method.needs != "none" and not (key == "alpha" and method.identify.get("method") != "lf")
+    if section == "map":
+        return method.needs == "source" and key not in method.map
+    return not (section == "train" and key in method.train)

@@ -1,0 +1,248 @@
+"""One step in a process of its own: its log, its lock, its cost, and its record once it is finished.
+
+A process of its own gives its memory back, can be measured, and cannot leave anything behind in the next step. All are
+forked from one server that has the libraries imported; where a GPU is, each is started anew, as CUDA does not survive
+a fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from trace_transfer.artefacts import StreamFile, library_versions, read_artefact, to_json
+from trace_transfer.artefacts.run import Cost, StepFile
+from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.files import remove_leftovers, sha256_file, write_text
+from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, step_files
+from trace_transfer.pipeline.steps import LAUNCHED
+from trace_transfer.progress import Advance, Silent, quiet_libraries
+
+NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
+TAIL = 12  # lines of a log that are shown when a step fails in a way that nobody foresaw
+_PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
+
+
+def context(jobs: int) -> Any:
+    """How processes are begun; the same one for a whole run."""
+    if _has_gpu():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["trace_transfer.pipeline.kinds"])
+    return found
+
+
+class Piped:
+    """Reports progress to the process that shows it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.number = connection, 0
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self.number += 1
+        number = self.number
+        self._send("task", number, description, total)
+        try:
+            yield lambda status="": self._send("advance", number, status)
+        finally:
+            self._send("end", number)
+
+    def note(self, message: str) -> None:
+        self._send("note", message)
+
+    def _send(self, *event: Any) -> None:
+        with suppress(OSError):  # nobody looks any more; this process ends with its parent
+            self.connection.send(event)
+
+
+def work(ticket_file: str, record: dict[str, Any], threads: int | None, gpu: int | None, processes: int,
+         connection: Connection) -> None:  # fmt: skip
+    """Do a step, as the target of a process; the last event sent says how it ended."""
+    _end_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    reporter, directory = Piped(connection), Path(ticket_file).parent
+    with (directory / LOG).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    ended: tuple[str, str]
+    try:
+        _do(Path(ticket_file), record, threads, processes, reporter)
+        ended = ("done", "")
+    except KeyboardInterrupt:
+        ended = ("interrupted", "")
+    except BaseException as error:
+        ended = _told(error, directory / LOG)
+    reporter._send(*ended)
+    connection.close()
+
+
+def run_ticket(file: Path) -> None:
+    """A step in this process, for ranks of a launcher; leaves no record."""
+    from trace_transfer.pipeline.kinds import KINDS, Ticket
+    from trace_transfer.progress import Terminal
+    from trace_transfer.stopping import stop_on_sigterm
+
+    quiet_libraries()
+    ticket = Ticket.read(file)
+    with stop_on_sigterm() as stop:
+        KINDS[ticket.kind](ticket, Terminal() if os.environ.get("RANK", "0") == "0" else Silent(), stop)
+
+
+def _do(file: Path, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:
+    import torch
+
+    from trace_transfer.launching import check_processes, run_processes
+    from trace_transfer.pipeline.kinds import KINDS, Ticket, prepare
+    from trace_transfer.stopping import StopRequested, stop_on_sigterm
+
+    quiet_libraries()
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    ticket = Ticket.read(file)
+    directory = ticket.directory
+    with locked(directory), _timed(directory) as seconds, stop_on_sigterm() as stop:
+        remove_leftovers(directory)
+        prepare(ticket)
+        if processes > 1 and ticket.kind in LAUNCHED:
+            check_processes(processes)
+            code = run_processes(processes, ["step", str(file)])
+            if stop.requested:
+                raise StopRequested("stopped by SIGTERM; the same command goes on from there")
+            if code:
+                raise TraceTransferError(f"{processes} processes: exit code {code}; {directory / LOG} says more")
+        else:
+            KINDS[ticket.kind](ticket, reporter, stop)
+        _finish(ticket, record, seconds())
+
+
+def _finish(ticket: Any, record: dict[str, Any], seconds: float) -> None:
+    """Hash what the step wrote, and say that it is finished."""
+    directory = ticket.directory
+    files = {str(file.relative_to(directory)): file for file in step_files(directory)}
+    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    made = StepFile(
+        **record, files={name: sha256_file(file) for name, file in files.items()},
+        cost=Cost(
+            seconds=round(seconds, 3), peak_bytes=max(usage) * 1024,
+            bytes=sum(file.stat().st_size for file in files.values()), trained=_trained(directory),
+        ),
+        libraries=library_versions(),
+    )  # fmt: skip
+    remember(directory)
+    write_text(directory / RECORD, to_json(made))
+    for name in (TIME, "ticket.json", LOCK):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _trained(directory: Path) -> int | None:
+    """Elements of the most that any stage trained: those of its core set, or of its adapters."""
+    from trace_transfer.models import numel
+    from trace_transfer.tensor_file import stored_tensors
+
+    if not (directory / "stream.json").is_file():
+        return None
+    stream: StreamFile = read_artefact(directory / "stream.json", StreamFile)
+    found = []
+    for stage in stream.stages:
+        if stage.adapter is None:
+            found.append(stage.num_elements)
+        else:
+            stored = stored_tensors(directory / stage.adapter / "adapter_model.safetensors").values()
+            found.append(sum(numel(tensor.spec.shape) for tensor in stored))
+    return max(found)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory alone. The system lets go of it when this process ends in whatever way.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{directory}: another run is at work here; wait for it, stop it, or name another --out"
+            ) from None
+        yield
+
+
+@contextmanager
+def _timed(directory: Path) -> Iterator[Any]:
+    """Seconds since the step was first begun, without the time in which nobody worked on it."""
+    try:
+        before = float(json.loads((directory / TIME).read_text("utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError):
+        before = 0.0
+    start, done = time.monotonic(), threading.Event()
+
+    def seconds() -> float:
+        return before + time.monotonic() - start
+
+    def note() -> None:
+        while not done.wait(NOTE_TIME):
+            _note_time(directory, seconds())
+
+    thread = threading.Thread(target=note, daemon=True)
+    thread.start()
+    try:
+        yield seconds
+    except BaseException:
+        done.set()
+        thread.join()
+        _note_time(directory, seconds())
+        raise
+    done.set()
+    thread.join()
+    (directory / TIME).unlink(missing_ok=True)
+
+
+def _note_time(directory: Path, seconds: float) -> None:
+    with suppress(OSError, TraceTransferError):  # the step itself will say that the disk is full
+        write_text(directory / TIME, json.dumps({"seconds": seconds}))
+
+
+def _told(error: BaseException, log: Path) -> tuple[str, str]:
+    from trace_transfer.stopping import StopRequested
+
+    if isinstance(error, StopRequested):
+        return "stopped", str(error)
+    if isinstance(error, UserError):
+        return "user error", str(error)
+    if isinstance(error, (TraceTransferError, OSError)):
+        return "error", str(error)
+    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    tail = log.read_text("utf-8", "replace").splitlines()[-TAIL:]
+    return "error", "\n  ".join([f"{type(error).__name__}: {error}; the end of {log}:", *tail])
+
+
+def _end_with_parent() -> None:
+    """On Linux this process ends when the one that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists()

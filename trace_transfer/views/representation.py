@@ -1,0 +1,79 @@
+"""Representations of several models as a page that needs no network and as a picture: `view_of`, or `read_view` of what
+`represent` wrote, then `write_html` and `write_png`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trace_transfer.artefacts import read_artefact
+from trace_transfer.artefacts.evaluation import RepresentationFile
+from trace_transfer.errors import ArtefactError
+from trace_transfer.files import replacing, write_text
+from trace_transfer.views.representation_view import Panel, Representation
+
+METADATA_TEXTS = "texts"  # in embeddings.safetensors: JSON, id and first words of each text
+
+
+def view_of(
+    file: RepresentationFile, coordinates: Sequence[NDArray[np.float32]], texts: Sequence[Mapping[str, str]]
+) -> Representation:
+    """What is shown of a `representation.json` and, of each of its models, the t-SNE coordinates [texts, 2]."""
+    unified = file.settings.get("space") == "unified"
+    panels = tuple(
+        Panel(model.label, np.asarray(points), model.silhouette, np.array(model.distances), model.spread)
+        for model, points in zip(file.models, coordinates, strict=True)
+    )
+    same_kind = len({model.model.names_sha256 for model in file.models}) == 1
+    return Representation(
+        file.tasks, file.num_texts, panels, tuple(texts), unified, _subtitle(file, unified), same_kind
+    )
+
+
+def read_view(directory: Path) -> Representation:
+    """The same from the files in a directory.
+
+    Raises:
+        ArtefactError: they are not there, damaged, or do not fit each other.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file: RepresentationFile = read_artefact(directory / "representation.json", RepresentationFile)
+    beside = directory / "embeddings.safetensors"
+    try:
+        with safe_open(beside, framework="numpy") as tensors:
+            texts = json.loads(tensors.metadata()[METADATA_TEXTS])
+            points = [tensors.get_tensor(f"{model.label}.tsne") for model in file.models]
+        return view_of(file, points, texts)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"{beside}: not the embeddings of the representation.json beside it ({error}); run represent again"
+        ) from error
+
+
+def write_html(path: Path, representation: Representation) -> None:
+    """Write the interactive page."""
+    from trace_transfer.views.representation_page import page
+
+    write_text(path, page(representation))
+
+
+def write_png(path: Path, representation: Representation) -> None:
+    """Draw the picture, 150 dpi."""
+    from trace_transfer.views.representation_png import picture
+
+    with replacing(path) as temporary:
+        picture(representation).savefig(temporary, format="png")
+
+
+def _subtitle(file: RepresentationFile, unified: bool) -> str:
+    settings = file.settings
+    pooled = "the last token" if settings.get("pool") == "last" else "mean over tokens"
+    one = len(file.models) == 1
+    space = "t-SNE" if one else "one t-SNE space of all models" if unified else "a t-SNE space of each model"
+    drawn = f"perplexity {settings.get('perplexity', '?'):g}, seed {settings.get('seed', '?')}"
+    return f"Final hidden states, {pooled}; {sum(file.num_texts)} texts; {space} ({drawn})"

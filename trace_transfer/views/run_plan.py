@@ -1,0 +1,32 @@
+"""What a run will do, and why: a line for each step that is to be run, and a count of those that are up to date."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trace_transfer.pipeline.graph import RunGraph
+    from trace_transfer.pipeline.status import StepStatus
+
+
+def render_run_plan(graph: RunGraph, status: Sequence[StepStatus]) -> str:
+    """For `--dry-run`."""
+    run = graph.run
+    main = [cell for cell, _ in graph.cells if cell.axis is None]
+    lines = [
+        f"{run.name}: {len(run.methods)} methods x {len(run.seeds)} seeds on {', '.join(run.task_names)}",
+        f"source {run.source or '-'}, target {run.target}",
+        f"{len(main)} models in the comparison, {len(graph.cells) - len(main)} in sweeps; {len(status)} steps",
+        "",
+    ]
+    todo = [one for one in status if one.record is None]
+    for one in todo:
+        lines.append(f"run   {graph.label(one.step)}: {one.reason}")
+        lines.append(f"      {one.step.directory}")
+    counts = Counter(one.step.kind for one in status if one.record is not None)
+    if counts:
+        lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())]
+    lines += ["", f"{len(todo)} steps to run, {len(status) - len(todo)} up to date"]
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""Tables as data, and as Markdown, as text for a terminal, or as CSV.
+
+In CSV a mean, its low and its high are columns of their own, not rounded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+from rich.console import Console
+
+from trace_transfer.views.terminal import Page
+
+WIDTH = 100
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean and its interval, in the unit of its column; `digits` after the point, or significant ones."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    digits: int = 1
+    signed: bool = False
+    significant: bool = False
+
+    @property
+    def text(self) -> str:
+        if self.low is None or self.high is None:
+            return self._one(self.value)
+        return f"{self._one(self.value)} [{self._one(self.low)}, {self._one(self.high)}]"
+
+    def _one(self, value: float) -> str:
+        digits = self.digits
+        if self.significant:
+            digits = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+        value = round(value, digits) + 0.0  # no −0.0
+        return f"{value:{'+' if self.signed and value else ''},.{digits}f}"
+
+
+Cell = str | Number
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` serves as a file's name; the first columns are words, the others numbers where they hold any."""
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def to_markdown(found: Iterable[Table] | Table, level: int = 3) -> str:
+    """Headings, pipe tables and notes."""
+    parts = []
+    for table in [found] if isinstance(found, Table) else found:
+        rows = [[_shown(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.rows]
+        header = [heading.replace("|", "\\|") for heading in table.header]
+        rule = ["---:" if _is_number(table, column) else "---" for column in range(len(header))]
+        lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+        parts.append("\n".join([f"{'#' * level} {table.title}", "", *lines, *(["", table.note] if table.note else [])]))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_text(found: Iterable[Table] | Table, width: int = WIDTH) -> str:
+    """Plain text within a width; cells that are too wide are folded."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    page = Page(console)
+    for number, table in enumerate([found] if isinstance(found, Table) else found):
+        if number:
+            page.line()
+        page.line(table.title, "bold")
+        columns = [
+            (heading, "right" if _is_number(table, column) else "left") for column, heading in enumerate(table.header)
+        ]
+        page.table(columns, _fitting(table, width))
+        if table.note:
+            page.line(table.note)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def _fitting(table: Table, width: int) -> list[list[str]]:
+    """Cells; in a table that is too wide intervals stand below their means."""
+    rows = [[_shown(cell) for cell in row] for row in table.rows]
+    wanted = [max(map(len, column)) + 1 for column in zip(table.header, *rows, strict=True)]
+    if sum(wanted) <= width:
+        return rows
+    return [
+        [text if isinstance(cell, str) else text.replace(" [", "\n[") for cell, text in zip(row, texts, strict=True)]
+        for row, texts in zip(table.rows, rows, strict=True)
+    ]
+
+
+def to_csv(table: Table) -> str:
+    """One table: a column with intervals becomes three, numbers are not rounded, what is not there is empty."""
+    spread = [any(isinstance(row[c], Number) and row[c].low is not None for row in table.rows)
+              for c in range(len(table.header))]  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    headings = ((h, f"{h}: low", f"{h}: high") if s else (h,) for h, s in zip(table.header, spread, strict=True))
+    writer.writerow(chain.from_iterable(headings))
+    for row in table.rows:
+        cells = (_csv_cells(cell, s) for cell, s in zip(row, spread, strict=True))
+        writer.writerow(chain.from_iterable(cells))
+    return text.getvalue()
+
+
+def _csv_cells(cell: Cell, spread: bool) -> tuple[str, ...]:
+    if isinstance(cell, str):
+        one = "" if cell == NOTHING else cell
+        return (one, "", "") if spread else (one,)
+    each = (cell.value, cell.low, cell.high) if spread else (cell.value,)
+    return tuple("" if value is None else f"{value:.10g}" for value in each)
+
+
+def _shown(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell.text
+
+
+def _is_number(table: Table, column: int) -> bool:
+    return any(isinstance(row[column], Number) for row in table.rows)
