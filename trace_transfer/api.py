@@ -171,6 +171,7 @@ def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = N
     from dataclasses import replace
 
     from trace_transfer.pipeline.checking import check_plan
+    from trace_transfer.pipeline.finishing import finish
     from trace_transfer.pipeline.graph import build_graph
     from trace_transfer.pipeline.reading import load_run
     from trace_transfer.pipeline.running import run_graph
@@ -181,6 +182,9 @@ def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = N
     read = load_run(file, None if out is None else Path(out))
     graph = build_graph(replace(read, jobs=jobs or read.jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
-    if any(one.record is None for one in status):
+    anew = any(one.record is None for one in status)
+    if anew:
         check_plan(graph)
-    return run_graph(graph, status, graph.run.out, Display(), StopSignal())
+    record = run_graph(graph, status, graph.run.out, Display(), StopSignal())
+    finish(graph.run.out, anew=anew)
+    return record

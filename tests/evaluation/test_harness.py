@@ -174,6 +174,39 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
         assert "pip install 'trace-transfer[eval]'" in refused(model, of(task="gsm8k_cot"))
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(model, tmp_path, monkeypatch):
+    asked = []
+
+    def ask(url, timeout):
+        asked.append(url)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    items = [{"name": "one", "kind": "harness", "task": "gsm8k_cot"}, {"name": "code", "kind": "humaneval"}]
+    told = refused(model, Suite.of(items, tmp_path, "test"), allow_code_execution=True)
+    assert "could not be had from the hub (no route to host" in told and "--data code=FILE" in told
+    assert len(asked) == 2 and "openai/gsm8k" in asked[0]
+
+
+def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
+    """One is right, one is wrong, one never ends: it is killed, and counts as wrong."""
+    bodies = ["    return x + 1\n", "    return x\n", "    while True: pass\n"]
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", lambda *_, **__: bodies)
+    records = [
+        {"task_id": f"own/{i}", "prompt": f"def f{i}(x):\n", "entry_point": f"f{i}", "canonical_solution": "",
+         "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
+        for i in range(3)
+    ]  # fmt: skip
+    write_records(tmp_path / "code.jsonl", records)
+    suite = Suite.of([{"name": "code", "kind": "humaneval", "data": "code.jsonl"}], tmp_path, "test")
+    assert "give --allow-code-execution" in refused(model, suite)
+    outcome = run(*model, suite, allow_code_execution=True)
+    assert [one.right for one in outcome.samples] == [True, False, False]
+    assert [one.output for one in outcome.samples] == bodies
+    assert (outcome.value, outcome.stderr, outcome.num_errors) == (1 / 3, pytest.approx(1 / 3), 1)
+
+
 def test_a_failure_of_the_harness_is_told(model, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ValueError("no luck\nat all")

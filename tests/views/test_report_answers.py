@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from trace_transfer.artefacts.summary import Comparison, Interval, Measure, MethodSummary, Summary
+from trace_transfer.artefacts.summary import Comparison, EvaluationRecord, Interval, Measure, MethodSummary, Summary
 from trace_transfer.views.report_answers import answers, finding, less, notes, verdict, words
 from trace_transfer.views.report_blocks import plain
 
 QUESTION = "Is a core set better than a random set?"
 NAMES = {"sequential": "Sequential", "trace-lf": "TRACE-LF", "transfer-lf": "Transfer-LF", "random": "Random set"}
+
+
+SCORE = EvaluationRecord(name="maths", metric="bleu", higher_is_better=True, num_examples=9, task="maths")
 
 
 def interval(mean: float, low: float | None, high: float | None, num: int = 5, **more: float) -> Interval:
@@ -32,7 +35,7 @@ def summary(comparisons: tuple[Comparison, ...] = (), **methods: dict) -> Summar
     )
     found = tuple(method(name.replace("_", "-"), **more) for name, more in methods.items())
     return Summary(
-        name="made", reference="random", evaluations=(), base={}, measures=measures, methods=found, curves=(),
+        name="made", reference="random", evaluations=(SCORE,), base={}, measures=measures, methods=found, curves=(),
         matrices=(), sweeps=(), comparisons=comparisons, notes=(),
     )  # fmt: skip
 
@@ -62,7 +65,7 @@ def test_the_words_of_each_verdict() -> None:
     assert words("better", 5) == "better"
     assert words("worse", 5) == "worse"
     assert words("undecided", 3) == "no difference that these 3 seeds can show"
-    assert words("unknown", 1) == "1 seed give no interval, so nothing can be said"
+    assert words("unknown", 1) == "1 seed gives no interval, so nothing can be said"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,12 @@ def test_an_answer_changes_with_its_numbers(found: Interval, short: str, line: s
     (answer,) = answers(summary((comparison(found),), transfer_lf={}, random={}))
     assert (answer.question, answer.short, answer.varies) == (QUESTION, short, False)
     assert [plain(one) for one in answer.lines] == [f"Transfer-LF against Random set: {line}"]
+
+
+def test_shares_are_told_in_percentage_points() -> None:
+    made = summary((comparison(interval(0.031, 0.01, 0.052)),), transfer_lf={}, random={})
+    (answer,) = answers(made.model_copy(update={"evaluations": (SCORE.model_copy(update={"metric": "acc"}),)}))
+    assert plain(answer.lines[0]).endswith("better, average +3.1 [+1.0, +5.2] points")
 
 
 def test_methods_that_differ_are_told_apart() -> None:
@@ -151,7 +160,7 @@ def test_finding_adds_the_match_and_claims_no_narrower_interval_than_it_has() ->
     made = method("transfer-lf", **costs(30.0, 2.0, map_seconds=interval(10, 9, 11)))
     assert finding(made) == interval(40.0, 37.0, 43.0)
     assert less(interval(1, 0.5, 1.5), interval(2, 1.5, 2.5)) == "no difference in time that these runs can show"
-    assert less(interval(1, None, None, 1), interval(2, 1.5, 2.5)) == "1 seed give no interval, so nothing can be said"
+    assert less(interval(1, None, None, 1), interval(2, 1.5, 2.5)) == "1 seed gives no interval, so nothing can be said"
 
 
 def test_notes_that_repeat_answers_and_notes_on_times_are_left_out() -> None:

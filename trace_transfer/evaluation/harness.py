@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.errors import UserError, first_line
-from trace_transfer.evaluation.harness_data import set_data, set_shots, unusable
+from trace_transfer.evaluation.harness_data import require_hub, set_data, set_shots, unusable
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Sample, records_sha256
 from trace_transfer.evaluation.records import Reading, require_room
 from trace_transfer.settings.evaluate import EvaluateSettings
@@ -189,6 +189,8 @@ def prepare_config(
     set_shots(changed, spec)
     if not has_data:
         set_data(changed, spec, reading)
+    elif spec.data is None:
+        require_hub(spec, changed)
     most = spec.max_new_tokens or settings.max_new_tokens
     writes = changed.get("output_type", "generate_until") == "generate_until"
     if writes:

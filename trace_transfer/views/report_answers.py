@@ -70,7 +70,7 @@ def words(found: Verdict, num: int) -> str:
     """`better`, `worse`, `no difference that these 5 seeds can show`."""
     seeds = numbers.several(num, "seed")
     if found == "unknown":
-        return f"{seeds} give no interval, so nothing can be said"
+        return f"{seeds} {'gives' if num == 1 else 'give'} no interval, so nothing can be said"
     return f"no difference that these {seeds} can show" if found == "undecided" else found
 
 

@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trace_transfer.views.summary_tables import short_tables
+from trace_transfer.views.table_texts import to_text
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trace_transfer.artefacts.summary import Summary
     from trace_transfer.pipeline.graph import RunGraph
     from trace_transfer.pipeline.status import StepStatus
 
@@ -29,4 +35,11 @@ def render_run_plan(graph: RunGraph, status: Sequence[StepStatus]) -> str:
     if counts:
         lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())]
     lines += ["", f"{len(todo)} steps to run, {len(status) - len(todo)} up to date"]
+    return "\n".join(lines)
+
+
+def render_run(summary: Summary, files: Sequence[Path]) -> str:
+    """The short tables of a finished run, what they say, and where the report is."""
+    lines = [to_text(table) for table in short_tables(summary)]
+    lines += [*(f"- {note}" for note in summary.notes), "", *map(str, files)]
     return "\n".join(lines)
