@@ -33,8 +33,8 @@ def test_what_it_says(directory):
     assert [run.order(number) for number in range(3)] == [("math", "code"), ("code", "math"), ("math", "code")]
     assert [(cell.method.name, cell.seed, cell.order) for cell in cells_of(run)] == [
         ("sequential", 3, ("math", "code")),
-        ("sequential", 4, ("code", "math")),
         ("transfer-lf", 3, ("math", "code")),
+        ("sequential", 4, ("code", "math")),
         ("transfer-lf", 4, ("code", "math")),
     ]
 

@@ -12,7 +12,7 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 class Cost(Strict):
-    """What a step took.
+    """What a step took; `cpu_seconds` is the processor time of its processes, which other work does not change much.
 
     `seconds` of wall clock over all the times that it ran until it was finished; `peak_bytes` the largest resident
     memory of its process; `bytes` of the files that it left; `trained` elements of the target
@@ -20,6 +20,7 @@ class Cost(Strict):
     """
 
     seconds: float = Field(ge=0)
+    cpu_seconds: float = Field(default=0.0, ge=0)
     peak_bytes: int = Field(ge=0)
     bytes: int = Field(ge=0)
     trained: int | None = None

@@ -50,15 +50,15 @@ class Cell:
 
 
 def cells_of(run: RunFile) -> tuple[Cell, ...]:
-    """All cells: the comparison first, then the sweeps.
+    """All cells: the comparison first, seed after seed, so that a run that is stopped has whole seeds; then the sweeps.
 
     Raises:
         SettingsError: settings of some cells cannot be used; each problem once, with its section.
     """
     main = [
         _cell(run, method, seed, run.order(number))
-        for method in run.methods
         for number, seed in enumerate(run.seeds)
+        for method in run.methods
     ]  # fmt: skip
     by_name = {(cell.method.name, cell.seed): cell for cell in main}
     swept = [

@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _do(file: Path, record: dict[str, Any], threads: int | None, processes: int,
         os.environ["OMP_NUM_THREADS"] = str(threads)
     ticket = Ticket.read(file)
     directory = ticket.directory
-    with locked(directory), _timed(directory) as seconds, stop_on_sigterm() as stop:
+    with locked(directory), _timed(directory) as times, stop_on_sigterm() as stop:
         remove_leftovers(directory)
         prepare(ticket)
         if processes > 1 and ticket.kind in LAUNCHED:
@@ -131,10 +132,10 @@ def _do(file: Path, record: dict[str, Any], threads: int | None, processes: int,
                 raise TraceTransferError(f"{processes} processes: exit code {code}; {directory / LOG} says more")
         else:
             KINDS[ticket.kind](ticket, reporter, stop)
-        _finish(ticket, record, seconds())
+        _finish(ticket, record, times())
 
 
-def _finish(ticket: Any, record: dict[str, Any], seconds: float) -> None:
+def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
     """Hash what the step wrote, and say that it is finished."""
     directory = ticket.directory
     files = {str(file.relative_to(directory)): file for file in step_files(directory)}
@@ -142,7 +143,7 @@ def _finish(ticket: Any, record: dict[str, Any], seconds: float) -> None:
     made = StepFile(
         **record, files={name: sha256_file(file) for name, file in files.items()},
         cost=Cost(
-            seconds=round(seconds, 3), peak_bytes=max(usage) * 1024,
+            **asdict(times), peak_bytes=max(usage) * 1024,
             bytes=sum(file.stat().st_size for file in files.values()), trained=_trained(directory),
         ),
         libraries=library_versions(),
@@ -188,39 +189,57 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _timed(directory: Path) -> Iterator[Any]:
-    """Seconds since the step was first begun, without the time in which nobody worked on it."""
-    try:
-        before = float(json.loads((directory / TIME).read_text("utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError):
-        before = 0.0
-    start, done = time.monotonic(), threading.Event()
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a step has taken, of the clock and of processors, without the time in which nobody worked on it."""
 
-    def seconds() -> float:
-        return before + time.monotonic() - start
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @classmethod
+    def now(cls) -> Times:
+        spent = os.times()
+        return cls(time.monotonic(), spent.user + spent.system + spent.children_user + spent.children_system)
+
+    def since(self, start: Times, before: Times) -> Times:
+        return Times(
+            round(before.seconds + self.seconds - start.seconds, 3),
+            round(before.cpu_seconds + self.cpu_seconds - start.cpu_seconds, 3),
+        )
+
+
+@contextmanager
+def _timed(directory: Path) -> Iterator[Callable[[], Times]]:
+    """Tells what a step has taken since it was first begun, however often it was stopped."""
+    try:
+        before = Times(**json.loads((directory / TIME).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        before = Times()
+    start, done = Times.now(), threading.Event()
+
+    def so_far() -> Times:
+        return Times.now().since(start, before)
 
     def note() -> None:
         while not done.wait(NOTE_TIME):
-            _note_time(directory, seconds())
+            _note_time(directory, so_far())
 
     thread = threading.Thread(target=note, daemon=True)
     thread.start()
     try:
-        yield seconds
+        yield so_far
     except BaseException:
         done.set()
         thread.join()
-        _note_time(directory, seconds())
+        _note_time(directory, so_far())
         raise
     done.set()
     thread.join()
-    (directory / TIME).unlink(missing_ok=True)
 
 
-def _note_time(directory: Path, seconds: float) -> None:
+def _note_time(directory: Path, times: Times) -> None:
     with suppress(OSError, TraceTransferError):  # the step itself will say that the disk is full
-        write_text(directory / TIME, json.dumps({"seconds": seconds}))
+        write_text(directory / TIME, json.dumps(asdict(times)))
 
 
 def _told(error: BaseException, log: Path) -> tuple[str, str]:

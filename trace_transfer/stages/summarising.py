@@ -177,6 +177,7 @@ def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
             if part is None:
                 continue
             own[f"{part}_seconds"] += step.cost.seconds
+            own["cpu_seconds"] = own.get("cpu_seconds", 0.0) + (step.cost.cpu_seconds if part != "evaluate" else 0.0)
             if part == "identify":
                 own["identify_peak_bytes"] = max(own.get("identify_peak_bytes", 0), step.cost.peak_bytes)
             if part == "train":

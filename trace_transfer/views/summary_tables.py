@@ -139,7 +139,8 @@ def questions(summary: Summary) -> Table:
 def times(summary: Summary) -> Table:
     """What each method took, by what for."""
     columns = [("identify", "identify_seconds"), ("map", "map_seconds"), ("train", "train_seconds"),
-               ("these three", "seconds"), ("evaluate", "evaluate_seconds")]  # fmt: skip
+               ("these three", "seconds"), ("processor time of these", "cpu_seconds"),
+               ("evaluate", "evaluate_seconds")]  # fmt: skip
     where = [NOTHING if one.needs == "none" else one.needs for one in summary.methods]
     header, cells = _cost_columns(summary, [(words, name, TIMES) for words, name in columns])
     rows = zip((one.name for one in summary.methods), where, *cells, strict=True)
