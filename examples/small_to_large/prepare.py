@@ -2,8 +2,8 @@
 
     python -m examples.small_to_large.prepare
 
-SmolLM2 could be read from its GGUF file as it is, but that is quantised: each of many trainings and scorings would turn it
-into float32 again. Here that is done once.
+SmolLM2 could be read from its GGUF file as it is, but that is quantised: each of many trainings and scorings would
+turn it into float32 again. Here that is done once.
 """
 
 from __future__ import annotations

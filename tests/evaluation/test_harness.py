@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from tests.evaluation.by_hand import STOCK, by_hand, local
@@ -133,7 +134,7 @@ def test_the_authors_protocol(model, tmp_path, name):
     suite = load_suite("paper-authors").only([name])
     write_records(tmp_path / "data.jsonl", {"gsm8k": GSM8K, "medqa": MEDQA}[name])
     suite = suite.with_data({name: tmp_path / "data.jsonl"})
-    first, again, other = (run(*model, suite, limit=2, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (run(*model, suite, limit=2, seed=seed, max_new_tokens=16) for seed in (1, 1, 2))
     assert first == again != other  # they sample
     if name == "gsm8k":
         assert first.samples[0].prompt.count("Q: ") == 9 and first.samples[0].target == "5"
@@ -220,10 +221,22 @@ def test_nothing_is_printed_and_nothing_stays_changed(model, tmp_path, capfd):
     import lm_eval.api.task
 
     bar, pad = lm_eval.api.task.tqdm, model[1].padding_side
+    torch.manual_seed(7)
+    drawn = torch.rand(3).tolist()
+    torch.manual_seed(7)
     model[0].train()
     run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0, max_new_tokens=2))
     assert capfd.readouterr() == ("", "")
     assert lm_eval.api.task.tqdm is bar and model[1].padding_side == pad and model[0].training
+    assert torch.rand(3).tolist() == drawn
+
+
+@pytest.mark.parametrize(("records", "task"), [(GSM8K, "gsm8k_cot"), (MEDQA, "medqa_4options")])
+def test_a_step_for_each_document(model, tmp_path, records, task):
+    settings, steps = EvaluateSettings.of(max_new_tokens=2, batch_size=3), []
+    (prepared,) = prepare_suite(suite_of(tmp_path, records, task=task, shots=0), settings, model[1], model[0].config)
+    prepared.run(*model, settings, lambda: steps.append(1))
+    assert len(steps) == prepared.num_steps == 4
 
 
 def test_a_task_in_a_file_of_ones_own(model, tmp_path):

@@ -59,9 +59,10 @@ class MethodSummary(Strict):
         final: evaluation → score of the last state, in the evaluation's own metric.
         differences: measure → this method minus the reference, paired by seed; absent for the reference itself.
         final_differences: the same for each evaluation, in its own metric.
-        costs: `identify_seconds`, `map_seconds`, `train_seconds`, `evaluate_seconds`, `seconds` (all but the
-            evaluation), `peak_bytes` (of training), `identify_peak_bytes`, `bytes` (what training left), `trained`
-            (elements). A step that several cells share is counted in full for each: what the method would cost alone.
+        costs: `identify_seconds`, `map_seconds`, `train_seconds`, `evaluate_seconds`, `seconds` and `cpu_seconds` (all
+            but the evaluation), `peak_bytes` (of training), `identify_peak_bytes`, `bytes` (what training left),
+            `trained` (elements). A step that several cells share is counted in full for each: what the method would
+            cost alone.
         single: measure → its value in each cell, in the order of `seeds`.
         single_final: evaluation → its last score in each cell, in the order of `seeds`.
     """

@@ -64,13 +64,11 @@ class HarnessEvaluation:
             EvaluationError: the harness failed, or gave no such metric.
         """
         try:
-            found = self._evaluate(model, tokenizer, settings)
+            found = self._evaluate(model, tokenizer, settings, advance)
         except UserError:
             raise
         except Exception as error:  # the harness and its metrics raise many kinds
             raise EvaluationError(f"{self.spec.label}: lm-evaluation-harness failed: {first_line(error)}") from error
-        for _ in range(self.num_steps):
-            advance()
         name = self.task.task_name
         results, logged = found["results"][name], found["samples"][name]
         key = f"{self.metric},{self.filter}"
@@ -84,24 +82,23 @@ class HarnessEvaluation:
             sum(bool(sample.more.get("killed")) for sample in samples),
         )  # fmt: skip
 
-    def _evaluate(self, model: Any, tokenizer: Any, settings: EvaluateSettings) -> Any:
-        import numpy as np
-        import torch
+    def _evaluate(
+        self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]
+    ) -> Any:  # fmt: skip
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        random.seed(0)  # as simple_evaluate seeds by default, but for what `seed` is for
-        np.random.seed(settings.seed)
-        torch.manual_seed(settings.seed)
-        self.task.set_fewshot_seed(seed=settings.seed)
+        told = _Progress(advance, self.num_steps)
         was_training = model.training
-        with _quiet():
+        with _quiet(), _seeded(settings.seed):
+            self.task.set_fewshot_seed(seed=settings.seed)
             lm = HFLM(
                 pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal",
                 batch_size=settings.batch_size, max_length=settings.max_length,
             )  # fmt: skip
+            lm.set_cache_hook(told)
             try:
-                return evaluate(
+                found = evaluate(
                     lm, {"tasks": {self.task.task_name: self.task}}, limit=self.settings["limit"],
                     bootstrap_iters=BOOTSTRAP, log_samples=True, system_instruction=self.spec.system,
                     apply_chat_template=self.spec.template == "chat", fewshot_as_multiturn=True,
@@ -109,6 +106,8 @@ class HarnessEvaluation:
                 )  # fmt: skip
             finally:
                 model.train(was_training)
+        told.finish()
+        return found
 
     def _sample(self, logged: Mapping[str, Any]) -> Sample:
         """A document as the harness logged it; of likelihoods the requests and what came out of them."""
@@ -125,6 +124,41 @@ class HarnessEvaluation:
         return Sample(
             logged["doc_id"], str(arguments[0][0]), output, str(logged["target"]), number, right, {**more, **told}
         )  # fmt: skip
+
+
+class _Progress:
+    """What the harness tells of each answer is meant for a cache; a bar can live on it."""
+
+    def __init__(self, advance: Callable[[], None], num_steps: int) -> None:
+        self.advance, self.left = advance, num_steps
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        if kind == "generate_until" and self.left:
+            self.left -= 1
+            self.advance()
+
+    def finish(self) -> None:
+        """The rest: documents whose choices were scored, several to each."""
+        for _ in range(self.left):
+            self.advance()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers as `simple_evaluate` seeds them, but for what `seed` is for; the caller's go on as they were."""
+    import numpy as np
+    import torch
+
+    before, before_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(0)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before)
+            np.random.set_state(before_numpy)
 
 
 def require_harness() -> None:

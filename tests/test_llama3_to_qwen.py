@@ -1,0 +1,67 @@
+"""The paper's run at full size, planned without a weight and without network."""
+
+import pytest
+from click.testing import CliRunner
+
+from examples.llama3_to_qwen.make_configs import CONFIGS, HERE, write_all
+from trace_transfer.checkpoints import open_checkpoint
+from trace_transfer.cli import main
+from trace_transfer.rules.registry import load_families
+from trace_transfer.stages.opening import open_model
+from trace_transfer.tasks.spec import parse_yaml
+
+NUM_TENSORS = {"Meta-Llama-3-8B": 291, "Qwen2.5-14B": 579, "Qwen3-32B": 707}
+BILLIONS = {"Meta-Llama-3-8B": 8.03, "Qwen2.5-14B": 14.77, "Qwen3-32B": 32.76}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    out = tmp_path_factory.mktemp("stand_ins")
+    return out, write_all(out, most_records=20)
+
+
+@pytest.mark.parametrize("name", NUM_TENSORS)
+def test_models_of_the_real_size_on_a_small_disk(stand_ins, name):
+    directory = stand_ins[0] / "models" / name
+    opened = open_model(directory, load_families())
+    assert opened.identity.num_parameters == NUM_TENSORS[name]
+    assert round(opened.identity.num_elements / 1e9, 2) == BILLIONS[name]
+    weights = open_checkpoint(opened.source)
+    assert set(weights.keys) == set(opened.anatomy.inventory.shapes)
+    assert weights.num_bytes > 2 * opened.identity.num_elements
+    assert sum(512 * file.stat().st_blocks for file in directory.iterdir()) < 2_000_000
+
+
+def test_what_is_there_is_kept(stand_ins):
+    out, files = stand_ins
+    weights = open_checkpoint(open_model(out / "models" / "Qwen3-32B", load_families()).source)
+    before = weights.fingerprint
+    assert write_all(out, most_records=20) == files
+    assert weights.fingerprint == before  # times are part of it
+
+
+def test_run_files_name_these_models():
+    names = {parse_yaml(file)[key] for file in HERE.glob("*.yaml") for key in ("source", "target")}
+    assert names == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-14b.yaml", "qwen3-32b.paper.yaml"])
+def test_plan_of_the_whole_run(stand_ins, name):
+    result = CliRunner().invoke(main, ["run", str(stand_ins[0] / name), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert " steps to run, 0 up to date" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-14B", "Qwen3-32B"])
+def test_memory_of_a_training(stand_ins, name):
+    """`train --dry-run` reads headers; the largest model does not fit 8 GPUs of 80 GB without offloading."""
+    out = stand_ins[0]
+    stream = out / "stream.yaml"
+    stream.write_text(
+        "tasks: [{name: maths, data: data/maths.jsonl, fields: {prompt: query, completion: response}}]", "utf-8"
+    )
+    command = ["train", str(out / "models" / name), "--stream", str(stream), "--method", "full", "--processes", "8"]
+    result = CliRunner().invoke(main, [*command, "--precision", "bfloat16", "--dry-run", "--out", str(out / "x")])
+    assert result.exit_code == 0, result.output
+    optimizer = {"Qwen2.5-14B": "22.2 GB", "Qwen3-32B": "49.1 GB"}[name]
+    assert optimizer in result.stdout
