@@ -135,7 +135,8 @@ def notes_of(summary: Summary) -> tuple[str, ...]:
     notes = [*_on_forgetting(summary), *_on_reference(summary)]
     by_question: dict[str, list[str]] = {}
     for one in summary.comparisons:
-        by_question.setdefault(one.question, []).append(one.answer)
+        if one.difference.low is not None:  # without intervals nothing follows, which `_on_numbers` says once
+            by_question.setdefault(one.question, []).append(one.answer)
     notes += [f"{question} {' '.join(answers)}" for question, answers in by_question.items()]
     return (*notes, *_on_savings(summary), *_on_numbers(summary))
 

@@ -1,6 +1,6 @@
 """Lays out the models of this example: both are real, and both come inside Python packages.
 
-    python -m examples.quickstart.prepare
+python -m examples.quickstart.prepare
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes `data/`: three small tasks for a model that has read children's books: sums, spelling, what comes next.
 
-    python -m examples.quickstart.tasks
+python -m examples.quickstart.tasks
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
     assert "data set openai/gsm8k/main could not be had from the hub" in told and "--data one=FILE" in told
     with monkeypatch.context() as patch:
         patch.setattr(harness.importlib.util, "find_spec", lambda name: None)
-        assert "pip install 'trace-transfer[eval]'" in refused(model, of(task="gsm8k_cot"))
+        assert "pip install 'trace-transfer[evaluation]'" in refused(model, of(task="gsm8k_cot"))
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(model, tmp_path, monkeypatch):

@@ -19,7 +19,9 @@ COMMAND = [sys.executable, "-m", "trace_transfer", "run"]
 
 def start(file: Path, out: Path) -> subprocess.Popen:
     with (out.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen([*COMMAND, str(file), "--out", str(out)], stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            [*COMMAND, str(file), "--out", str(out)], stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def finish(file: Path, out: Path) -> None:

@@ -52,7 +52,7 @@ def comparison(found: Interval, name: str = "transfer-lf", question: str = QUEST
         (interval(0.1, 0.02, 0.2), "better"),
         (interval(-0.1, -0.2, -0.02), "worse"),
         (interval(0.1, -0.02, 0.2), "undecided"),
-        (interval(0.0, 0.0, 0.0), "undecided"),
+        (interval(0.0, 0.0, 0.0), "equal"),
         (interval(0.1, 0.0, 0.2), "undecided"),
         (interval(0.1, None, None, 1), "unknown"),
     ],
@@ -78,6 +78,11 @@ def test_the_words_of_each_verdict() -> None:
             "No difference that these 5 seeds can show: Transfer-LF.",
             "no difference that these 5 seeds can show, average +0.031 [-0.010, +0.072]; up to 0.072 better or 0.010 "
             "worse would fit",
+        ),
+        (
+            interval(0.0, 0.0, 0.0, 3),
+            "The same in all 3 seeds: Transfer-LF.",
+            "the same in all 3 seeds, average",
         ),
         (
             interval(0.031, None, None, 2),
@@ -129,6 +134,7 @@ def test_a_finding_that_does_not_survive_the_other_questions_says_so() -> None:
         (interval(-0.2, -0.3, -0.1), "Yes: after the last task, earlier ones are solved worse"),
         (interval(0.2, 0.1, 0.3), "No: after the last task, earlier ones are solved better"),
         (interval(-0.1, -0.3, 0.1), "There is no forgetting that these 5 seeds can show"),
+        (interval(0.0, 0.0, 0.0), "No: after the last task, earlier ones are solved exactly as"),
         (interval(-0.1, None, None, 2), "2 seeds give no interval, so nothing can be said."),
     ],
 )

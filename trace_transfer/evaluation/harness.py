@@ -29,7 +29,7 @@ from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.tasks.evaluation import EvaluationSpec
 from trace_transfer.tasks.spec import TaskError, locate, suggestion
 
-INSTALL = "lm-evaluation-harness is not installed; pip install 'trace-transfer[eval]'"
+INSTALL = "lm-evaluation-harness is not installed; pip install 'trace-transfer[evaluation]'"
 BOOTSTRAP = 1000  # draws, for metrics that are no mean
 _NAME = re.compile(r"^(?:task|group):[ \t]*([\"']?)([^\s\"'#\[]+)\1[ \t]*(?:#.*)?$", re.MULTILINE)
 

@@ -212,8 +212,9 @@ class _Reader:
             self.problems += wrong
             return None
         base = METHODS[like]
+        title, what = (base.title, base.what) if name == like else (name, f"{base.what}, with other settings")
         return replace(
-            base, name=name, title=item.get("title", name), what=item.get("what", f"{base.what}, with other settings"),
+            base, name=name, title=item.get("title", title), what=item.get("what", what),
             **{section: {**getattr(base, section), **values} for section, values in parts.items()},
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from trace_transfer.artefacts.summary import Comparison, Interval, MethodSummary
 from trace_transfer.views import report_numbers as numbers
 from trace_transfer.views.report_blocks import Line, strong
 
-Verdict = Literal["better", "worse", "undecided", "unknown"]
+Verdict = Literal["better", "worse", "undecided", "equal", "unknown"]
 
 SEQUENTIAL = "sequential"
 CARRIED = {  # method → the same scores, of core sets that are identified on the target itself
@@ -57,10 +57,13 @@ def notes(summary: Summary) -> tuple[str, ...]:
 def verdict(difference: Interval) -> Verdict:
     """What a difference says, of a measure of which more is better.
 
-    `undecided` where 0 is inside of the interval, `unknown` where too few seeds give none.
+    `undecided` where 0 is inside of the interval, `equal` where it is all of it (two maps that choose the same layers
+    train the same), `unknown` where too few seeds give none.
     """
     if difference.low is None or difference.high is None:
         return "unknown"
+    if difference.low == difference.high == 0:
+        return "equal"
     if not difference.excludes_zero:
         return "undecided"
     return "better" if difference.mean > 0 else "worse"
@@ -71,6 +74,8 @@ def words(found: Verdict, num: int) -> str:
     seeds = numbers.several(num, "seed")
     if found == "unknown":
         return f"{seeds} {'gives' if num == 1 else 'give'} no interval, so nothing can be said"
+    if found == "equal":
+        return f"the same in all {seeds}"
     return f"no difference that these {seeds} can show" if found == "undecided" else found
 
 
@@ -96,7 +101,7 @@ def _together(pairs: Sequence[tuple[str, Verdict, int]]) -> str:
         if only in ("better", "worse"):
             return f"{'Yes' if only == 'better' else 'No'}: {text} for {names}."
         return f"{text[0].upper()}{text[1:]}: {names}."
-    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unknown")
+    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "equal", "unknown")
     phrases = [f"{words(kind, num)} for {numbers.listed(list(groups[kind]))}" for kind in order if kind in groups]
     return f"Not all alike: {'; '.join(phrases)}."
 
@@ -106,6 +111,8 @@ def _told(summary: Summary, comparison: Comparison) -> Line:
     found = comparison.difference
     pair = f"{_name(summary, comparison.method)} against {_name(summary, comparison.other)}"
     measure = _measure(summary, comparison.measure)
+    if verdict(found) == "equal":
+        return (f"{pair}: ", strong(words("equal", found.num)), f", {measure}")
     if found.p is not None and found.p_adjusted is not None:
         p = f"; p {numbers.p_value(found.p)}, adjusted for all questions {numbers.p_value(found.p_adjusted)}"
         if found.excludes_zero and found.p_adjusted >= SIGNIFICANT:
@@ -135,6 +142,7 @@ def _forgets(summary: Summary) -> Answer | None:
         "better": "No: after the last task, earlier ones are solved better than right after they were learned.",
         "undecided": f"There is no forgetting that these {numbers.several(moved.num, 'seed')} can show, so that nobody "
         "can show here that a method prevents it.",
+        "equal": "No: after the last task, earlier ones are solved exactly as right after they were learned.",
         "unknown": words("unknown", moved.num).capitalize() + ".",
     }[kind]
     lines: list[Line] = []

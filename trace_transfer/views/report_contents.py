@@ -25,6 +25,10 @@ ROLES: dict[Role, str] = {
 }
 
 
+# Methods that take a carried core set for its size, and train others.
+SIZE_ONLY = ("random", "first", "last")
+
+
 @dataclass(frozen=True)
 class Use:
     """A cell in which something was used: `axis` and `value` (as JSON) of its sweep, None in the main comparison."""
@@ -58,6 +62,12 @@ class CoreFound:
     role: Role
     uses: tuple[Use, ...]
     core: CoreFile
+
+    @property
+    def trained_by(self) -> tuple[Use, ...]:
+        """Cells of the main comparison that train this set; those that only take its size if there are no others."""
+        main = tuple(use for use in self.uses if use.axis is None)
+        return tuple(use for use in main if use.method not in SIZE_ONLY) or main
 
     @property
     def score(self) -> str:

@@ -124,7 +124,7 @@ def _core_sizes(contents: ReportContents, cores: Sequence[CoreFound]) -> Cells:
 
 
 def _used_by(contents: ReportContents, found: CoreFound) -> str:
-    return ", ".join(dict.fromkeys(contents.title(use.method) for use in found.uses if use.axis is None)) or "–"
+    return ", ".join(dict.fromkeys(contents.title(use.method) for use in found.trained_by)) or "–"
 
 
 def _of_main(found: Sequence[Found]) -> list[Found]:
@@ -136,7 +136,7 @@ def _first_of_each(cores: Sequence[CoreFound]) -> list[CoreFound]:
     """Of each kind of core set of each task the first seed's; carried ones by the methods that use them."""
     shown: dict[tuple[object, ...], CoreFound] = {}
     for found in cores:
-        methods = tuple(use.method for use in found.uses if use.axis is None) if found.role == "carried" else ()
+        methods = tuple(use.method for use in found.trained_by) if found.role == "carried" else ()
         shown.setdefault((found.core.task, found.role, found.score, methods), found)
     order = list(dict.fromkeys(found.core.task for found in cores))
     return sorted(shown.values(), key=lambda found: (list(ROLES).index(found.role), order.index(found.core.task)))
@@ -200,7 +200,7 @@ def _carried_and_identified(contents: ReportContents) -> Cells | None:
     pairs: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     for found in main:
         if found.role == "carried":
-            for use in dict.fromkeys(use for use in found.uses if use.axis is None):
+            for use in found.trained_by:
                 other = own.get((found.core.task, found.score, use.seed))
                 if other is not None and other.core.model.names_sha256 == found.core.model.names_sha256:
                     key = (found.core.task, contents.title(use.method), found.score.upper())

@@ -98,7 +98,7 @@ def importance_plots(contents: ReportContents, cores: Sequence[CoreFound], most:
         score = f" by {found.score.upper()}" if several_scores else ""
         title = f"{found.core.task}, {ROLES[found.role]}{score}"
         if len({other.directory for other in cores if _alike(other, found)}) > 1:
-            title += f" ({contents.title(found.uses[0].method)})"
+            title += f" ({contents.title(found.trained_by[0].method)})"
         plot = importance_plot([found.core], title)
         if plot is None:
             continue

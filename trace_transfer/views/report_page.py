@@ -11,7 +11,7 @@ STYLE = """\
   --line: #3c4248; --accent: #74b6ff; --warn: #ffcf8f; --warn-paper: #38290f; } }
 * { box-sizing: border-box; }
 body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-main { max-width: 1140px; margin: 0 auto; padding: 20px 24px 60px; }
+main { max-width: 1240px; margin: 0 auto; padding: 20px 24px 60px; }
 h1 { margin: 0 0 4px; font-size: 26px; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { margin: 44px 0 10px; padding-top: 10px; border-top: 1px solid var(--line); font-size: 20px; }
 h3 { margin: 26px 0 6px; font-size: 16px; }
@@ -33,6 +33,7 @@ th, td { padding: 4px 9px; border-bottom: 1px solid var(--line); text-align: rig
 th { font-weight: 600; }
 thead th { border-bottom: 2px solid var(--muted); vertical-align: bottom; white-space: normal; }
 .beside th, .beside td { padding: 2px 7px; }
+.beside thead th { max-width: 13ch; }
 th[scope=row], .text { text-align: left; }
 th[scope=row] { font-weight: 500; }
 td.text { white-space: normal; max-width: 70ch; overflow-wrap: break-word; }

@@ -249,7 +249,7 @@ def cost_plot(contents: ReportContents) -> Plot | None:
     layout: dict[str, Any] = {
         "template": {}, "font": {"family": "system-ui, sans-serif", "size": 13}, "barmode": "stack", "bargap": 0.35,
         "margin": {"l": 10, "r": 16, "t": 62, "b": 50}, "annotations": [],
-        "legend": {"orientation": "h", "x": 0, "y": 1.02 + 24 / bars, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02 + 24 / bars, "yanchor": "bottom", "traceorder": "normal"},
     }  # fmt: skip
     gap, traces = 0.035, []
     width = (1 - gap * (len(titles) - 1)) / len(titles)

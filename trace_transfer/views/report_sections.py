@@ -198,8 +198,9 @@ def forgetting(contents: ReportContents) -> Section | None:
     table = summary_tables.curves(contents.summary)
     told = (
         "Each point is the score of what measures a task, so many stages after the task was learned, with its 95 % "
-        "interval over the models that have that stage. A line that falls is forgetting. Click a name in the legend to "
-        "show or hide its lines; marks stand side by side so that intervals do not hide each other."
+        "interval over the models that have that stage. A line that falls (of a loss, one that rises) is forgetting. "
+        "Click a name in the legend to show or hide its lines; marks stand side by side so that intervals do not hide "
+        "each other."
     )
     return Section(
         "forgetting",
