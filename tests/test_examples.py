@@ -11,7 +11,6 @@ from trace_transfer.artefacts import CoreFile, StabilityFile, read_artefact
 from trace_transfer.artefacts.run import RunFile
 from trace_transfer.cli import main
 
-
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 
 

@@ -172,17 +172,21 @@ def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
     each: dict[str, list[float]] = {}
     for cell in cells:
         own: dict[str, float] = {f"{part}_seconds": 0.0 for part in ("identify", "map", "train", "evaluate")}
+        spent: list[float] = []
         for step in cell.steps:
             part = COUNTED_AS.get(step.kind)
             if part is None:
                 continue
             own[f"{part}_seconds"] += step.cost.seconds
-            own["cpu_seconds"] = own.get("cpu_seconds", 0.0) + (step.cost.cpu_seconds if part != "evaluate" else 0.0)
+            if part != "evaluate":
+                spent.append(step.cost.cpu_seconds)
             if part == "identify":
                 own["identify_peak_bytes"] = max(own.get("identify_peak_bytes", 0), step.cost.peak_bytes)
             if part == "train":
                 own |= {"peak_bytes": step.cost.peak_bytes, "bytes": step.cost.bytes}
                 own |= {} if step.cost.trained is None else {"trained": step.cost.trained}
+        if all(spent):  # 0 where a step was made before this was counted
+            own["cpu_seconds"] = sum(spent)
         own["seconds"] = own["identify_seconds"] + own["map_seconds"] + own["train_seconds"]
         for name, value in own.items():
             each.setdefault(name, []).append(value)

@@ -59,15 +59,15 @@ def write_html(path: Path, heatmap: Heatmap) -> None:
         "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
         "toImageButtonOptions": {"filename": "layer_match", "scale": 2},
     }
-    plot = to_html(_figure(heatmap), config, include_mathjax=False, full_html=False, div_id="plot")
+    plot = to_html(figure_of(heatmap), config, include_mathjax=False, full_html=False, div_id="plot")
     write_text(path, _page(heatmap, plot))
 
 
-def _figure(heatmap: Heatmap) -> Figure:
+def figure_of(heatmap: Heatmap) -> Figure:
     from plotly import graph_objects as go
 
     rows, columns = heatmap.shape
-    width, height = _plot_size(rows, columns)
+    width, height = plot_size(rows, columns)
     traces = _diagonal(rows, columns)
     for view in heatmap.views:
         traces += _traces(view, view is heatmap.used)
@@ -85,7 +85,7 @@ def _figure(heatmap: Heatmap) -> Figure:
     return go.Figure(traces, layout)
 
 
-def _plot_size(rows: int, columns: int) -> tuple[float, float]:
+def plot_size(rows: int, columns: int) -> tuple[float, float]:
     """Width and height of all cells in px: square where there is room, never too flat or too thin to read."""
     cell = min(PLOT_WIDTH / columns, PLOT_HEIGHT / rows, LARGEST_CELL)
     return max(columns * cell, SMALLEST_WIDTH), max(rows * cell, SMALLEST_HEIGHT)
@@ -163,7 +163,7 @@ def _diagonal(rows: int, columns: int) -> list[dict[str, Any]]:
 
 def _page(heatmap: Heatmap, plot: str) -> str:
     rows, columns = heatmap.shape
-    cells_width, cells_height = _plot_size(rows, columns)
+    cells_width, cells_height = plot_size(rows, columns)
     width, height = cells_width + MARGIN["l"] + MARGIN["r"], cells_height + MARGIN["t"] + MARGIN["b"]
     smallest = max(columns * LEAST_CELL, SMALLEST_WIDTH, rows * LEAST_CELL * cells_width / cells_height)
     return PAGE.substitute(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from trace_transfer.artefacts import CoreFile
 from trace_transfer.errors import UserError
-from trace_transfer.views.heatmap import LEAST_CELL, _figure, _plot_size
+from trace_transfer.views.heatmap import LEAST_CELL, figure_of, plot_size
 from trace_transfer.views.heatmap import MARGIN as MATCH_MARGIN
 from trace_transfer.views.heatmap_view import Heatmap, View, tick_step
 from trace_transfer.views.importance import importance_of
@@ -38,10 +38,10 @@ def match_plot(contents: ReportContents, found: MatchFound) -> Plot:
         used=True,
     )
     heatmap = Heatmap(contents.name_of("source"), contents.name_of("target"), (view,), "")
-    cells = _plot_size(*heatmap.shape)
+    cells = plot_size(*heatmap.shape)
     width = int(cells[0] + MATCH_MARGIN["l"] + MATCH_MARGIN["r"])
     height = int(cells[1] + MATCH_MARGIN["t"] + MATCH_MARGIN["b"])
-    spec = json.loads(_figure(heatmap).to_json())
+    spec = json.loads(figure_of(heatmap).to_json())
     spec.pop("config", None)
     least = min(max(match.target.num_layers * LEAST_CELL + MATCH_MARGIN["l"] + MATCH_MARGIN["r"], 420), width)
     return Plot(match_title(match.policy), spec, height, width, least)
