@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo identify test test-slow lint bench study clean
+.PHONY: help install demo identify test test-slow lint bench study transfer-study clean
 
 help:
 	@echo "make demo       from task data to report: carry core sets to a larger model and train it (under 10 minutes)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test       lint and run the tests (no network, no GPU)"
 	@echo "make test-slow  tests on larger real models (minutes)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
+	@echo "make transfer-study   what a carried core set is worth: 15 methods x 5 seeds on real models (two hours)"
 	@echo "make study      the tables from which the defaults were chosen (an hour; MODEL=…, TARGET=…)"
 
 # DS_BUILD_OPS=0: DeepSpeed's kernels are built when a GPU first needs them, not now.
@@ -47,6 +48,10 @@ bench: install
 study: install
 	$(RUN)/python -m tests.studies.layer_matching truth $(MODEL)
 	$(RUN)/python -m tests.studies.layer_matching pair $(MODEL) $(TARGET)
+
+transfer-study: install
+	$(VENV)/bin/python -m examples.small_to_large.prepare
+	$(VENV)/bin/trace-transfer run examples/small_to_large/run.yaml
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

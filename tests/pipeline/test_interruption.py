@@ -95,7 +95,7 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[len(stopped) % 3]
         process = start(file, out)
         try:
-            assert process.wait(drawn.uniform(4, max(8.0, whole / 4))) == 0
+            assert process.wait(drawn.uniform(5, max(8.0, whole / 6))) == 0
             break  # it was done before
         except subprocess.TimeoutExpired:
             process.send_signal(number)
@@ -106,7 +106,8 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
     print(f"stopped {len(stopped)} times, {whole:.0f} s undisturbed")
     finish(file, out)
     assert len(stopped) >= 5
-    assert results(out) == results(tmp_path / "undisturbed")
+    ours, theirs = results(out), results(tmp_path / "undisturbed")
+    assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == set()
 
 
 def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):

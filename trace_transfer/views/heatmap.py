@@ -64,6 +64,7 @@ def write_html(path: Path, heatmap: Heatmap) -> None:
 
 
 def figure_of(heatmap: Heatmap) -> Figure:
+    """The plotly figure of the page: all views as traces, those of the one used visible."""
     from plotly import graph_objects as go
 
     rows, columns = heatmap.shape
