@@ -88,9 +88,11 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
     """By SIGKILL, SIGTERM and Ctrl-C in turn; about five minutes."""
     file = write_run(tmp_path / "run", tiny, methods=["sequential", "transfer-lf", "random"], seeds=[0, 1])
     began = time.monotonic()
-    finish(file, tmp_path / "undisturbed")
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    finish(file, out)
     whole = time.monotonic() - began
-    drawn, stopped, out = random.Random(5), [], tmp_path / "stopped"
+    out.rename(undisturbed)  # the same place for both: files say where they were made
+    drawn, stopped = random.Random(5), []
     while len(stopped) < 10:
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[len(stopped) % 3]
         process = start(file, out)
@@ -106,7 +108,7 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
     print(f"stopped {len(stopped)} times, {whole:.0f} s undisturbed")
     finish(file, out)
     assert len(stopped) >= 5
-    ours, theirs = results(out), results(tmp_path / "undisturbed")
+    ours, theirs = results(out), results(undisturbed)
     assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == set()
 
 

@@ -84,17 +84,18 @@ def test_the_words_of_each_verdict() -> None:
             "The same in all 3 seeds: Transfer-LF.",
             "the same in all 3 seeds, average",
         ),
-        (
-            interval(0.031, None, None, 2),
-            "2 seeds give no interval, so nothing can be said: Transfer-LF.",
-            "2 seeds give no interval, so nothing can be said, average +0.031",
-        ),
     ],
 )
 def test_an_answer_changes_with_its_numbers(found: Interval, short: str, line: str) -> None:
     (answer,) = answers(summary((comparison(found),), transfer_lf={}, random={}))
     assert (answer.question, answer.short, answer.varies) == (QUESTION, short, False)
     assert [plain(one) for one in answer.lines] == [f"Transfer-LF against Random set: {line}"]
+
+
+def test_without_intervals_nothing_is_said_of_any_difference() -> None:
+    (answer,) = answers(summary((comparison(interval(0.031, None, None, 2)),), transfer_lf={}, random={}))
+    assert answer.question == "What do the differences between methods say?"
+    assert answer.short.startswith("Nothing yet: 2 seeds give no intervals") and answer.lines == ()
 
 
 def test_shares_are_told_in_percentage_points() -> None:

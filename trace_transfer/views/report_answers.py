@@ -43,6 +43,15 @@ def answers(summary: Summary) -> tuple[Answer, ...]:
     for comparison in summary.comparisons:
         by_question.setdefault(comparison.question, []).append(comparison)
     compared = [_compared(summary, question, found) for question, found in by_question.items()]
+    if by_question and all(one.difference.low is None for one in summary.comparisons):
+        most = numbers.several(max(one.difference.num for one in summary.comparisons), "seed")
+        compared = [
+            Answer(
+                "What do the differences between methods say?",
+                f"Nothing yet: {most} give no intervals, so none can be told from chance. The tables below show them; "
+                "give three seeds or more.",
+            )
+        ]
     found = (_forgets(summary), *compared, _saves(summary))
     return tuple(answer for answer in found if answer is not None)
 
