@@ -69,7 +69,7 @@ def _data(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
     "--allow-code-execution", is_flag=True,
     help="Run programs that the model writes (humaneval): walled in, without network, with limits.",
 )  # fmt: skip
-@click.option("--save-samples/--no-samples", default=True, help="Keep every prompt and answer.  [default: keep]")
+@click.option("--save-samples/--no-samples", default=True, help="Whether every prompt and answer is kept (it is).")
 @click.option("--dry-run", is_flag=True, help="What would be run; loads no weights, writes nothing.")
 @click.pass_context
 def evaluate_command(

@@ -76,7 +76,7 @@ class RunFile:
         return tuple(task.name for task in self.tasks)
 
     def shown(self, model: str | None) -> str | None:
-        """A model's name as a reader elsewhere can use it: relative to the run file, where it lies beside it."""
+        """A model or file as a reader elsewhere can name it: relative to the run file, where it lies beside that."""
         directory = self.directory.absolute()
         if model is None or not Path(model).absolute().is_relative_to(directory):
             return model

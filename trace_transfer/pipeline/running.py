@@ -224,6 +224,8 @@ def run_record(graph: RunGraph, out: Path) -> RunFile:
     ]  # fmt: skip
     methods = [MethodRecord(name=m.name, title=m.title, what=m.what, needs=m.needs) for m in run.methods]
     settings: dict[str, Any] = {section: dict(values) for section, values in run.sections.items() if values}
+    if settings.get("map", {}).get("probe"):
+        settings["map"]["probe"] = run.shown(settings["map"]["probe"])
     settings |= {"seeds": list(run.seeds), "orders": run.orders, "file": run.file.name}
     if graph.represent is not None:
         settings["represent_step"] = graph.represent.directory
