@@ -27,9 +27,10 @@ def test_quickstart(tiny, tmp_path):
     text = (here / "run.yaml").read_text()
     texts = [f"The {i}th cat sat on mat number {i * i} and looked at the moon." for i in range(70)]
     (here / "texts.txt").write_text("\n".join(texts))
-    assert "models/smollm2.gguf" in text
-    text = text.replace("models/smollm2.gguf", str(tiny("llama", max_position_embeddings=1024)))
-    (here / "run.yaml").write_text(text + "map: {probe: texts.txt, splits: 2}\n")
+    assert "models/smollm2" in text
+    text = text.replace("models/smollm2", str(tiny("llama", max_position_embeddings=1024)))
+    assert "map: {" in text
+    (here / "run.yaml").write_text(text.replace("map: {", "map: {probe: texts.txt, splits: 2, "))
     result = CliRunner().invoke(main, ["run", str(here / "run.yaml"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     record: RunFile = read_artefact(tmp_path / "out" / "run.json", RunFile)

