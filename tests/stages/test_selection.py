@@ -60,8 +60,13 @@ def test_elements_skip_what_does_not_fit():
     assert names(selected) == ["p0", "p2", "p3"]
 
 
-def test_the_best_is_core_even_if_it_alone_is_over_the_budget():
-    assert names(select(parameters([0.9, 0.1], [100, 1]), 0.01, "elements")) == ["p0"]
+def test_what_is_larger_than_the_budget_is_passed_over():
+    """The best one, too: an embedding of a fifth of all elements would otherwise be a core set of 5 % by itself."""
+    assert names(select(parameters([0.9, 0.5, 0.1], [100, 1, 1]), 0.01, "elements")) == ["p1"]
+
+
+def test_the_best_alone_where_nothing_fits():
+    assert names(select(parameters([0.9, 0.1], [100, 50]), 0.01, "elements")) == ["p0"]
 
 
 def in_rows(scores, size=4):

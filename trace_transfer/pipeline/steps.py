@@ -19,9 +19,9 @@ SHORT = 12
 VERSIONS = {
     "warm-start": 1,
     "evidence": 1,
-    "identify": 1,
+    "identify": 2,
     "match": 1,
-    "map": 1,
+    "map": 2,
     "train": 1,
     "baseline": 1,
     "evaluate": 1,

@@ -18,7 +18,8 @@ def select(parameters: Sequence[CoreParameter], ratio: float, unit: str = "tenso
             an entry is a head or a neuron, or a whole parameter that has none.
         ratio: in (0, 1]; 1 selects everything that has a score.
         unit: `tensors`: max(1, floor(r · entries)), as the paper. `elements` and `rows`: in score order, whatever still
-            fits into r of all elements; the best one always does.
+            fits into r of all elements; an embedding larger than that is passed over, however high its score. Where
+            nothing fits the best one alone is taken.
 
     Returns:
         All parameters, best score first, those without a score last; equal scores in the order given.
@@ -55,8 +56,10 @@ def _within_budget(ranked: Sequence[CoreParameter], ratio: float) -> list[bool]:
     sizes = [p.num_elements for p in ranked]
     budget = int(ratio * sum(sizes) + ROUNDING)
     chosen, used = [], 0
-    for index, (parameter, size) in enumerate(zip(ranked, sizes, strict=True)):
-        fits = parameter.score is not None and (index == 0 or used + size <= budget)
+    for parameter, size in zip(ranked, sizes, strict=True):
+        fits = parameter.score is not None and used + size <= budget
         used += size if fits else 0
         chosen.append(fits)
+    if not any(chosen) and ranked and ranked[0].score is not None:
+        chosen[0] = True
     return chosen
