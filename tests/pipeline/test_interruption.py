@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.run_directories import write_run
+from tests.views.test_report import Page, without_varying
 
 COMMAND = [sys.executable, "-m", "trace_transfer", "run"]
 
@@ -49,14 +50,14 @@ def results(out: Path) -> dict[str, object]:
             found[str(file.relative_to(out))] = content
     found["run"] = json.loads((out / "run.json").read_text())
     found["summary"] = without_times(json.loads((out / "summary.json").read_text()))
-    found["report"] = report_without_times((out / "report.html").read_text())
+    found["report"] = report_without_times(out)
     return found
 
 
-def report_without_times(text: str) -> str:
-    from tests.views.test_report import without_varying
-
-    return without_varying(text)
+def report_without_times(out: Path) -> tuple[list[str], str]:
+    """The text of the page, and the Markdown, without what is marked as varying."""
+    page, markdown = (out / "report.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
+    return Page.of(page).steady, without_varying(markdown)
 
 
 def processes_of(group: int) -> list[str]:

@@ -70,6 +70,9 @@ def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display:
         remove_leftovers(out)
         todo = [one.step for one in status if one.record is None]
         state = _State(todo, {one.step.address for one in status if one.record is not None})
+        for step in graph.steps:  # a run that was killed may have had no time for it
+            if step.address in state.finished:
+                _let_go(graph, step, state.finished, out)
         processes = context(graph.run.jobs) if todo else None
         with display.running(len(todo), len(status) - len(todo)):
             try:
