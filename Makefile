@@ -6,7 +6,7 @@ RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 .PHONY: help install demo identify test test-slow lint bench study transfer-study clean
 
 help:
-	@echo "make demo       from task data to report: carry core sets to a larger model and train it (under 10 minutes)"
+	@echo "make demo       from task data to report: carry core sets to a larger model and train it (about 10 minutes)"
 	@echo "make identify   core sets of a real model for three real tasks, twice each (half an hour on two cores)"
 	@echo "make test       lint and run the tests (no network, no GPU)"
 	@echo "make test-slow  tests on larger real models (minutes)"

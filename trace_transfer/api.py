@@ -170,11 +170,9 @@ def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = N
     """
     from dataclasses import replace
 
-    from trace_transfer.pipeline.checking import check_plan
-    from trace_transfer.pipeline.finishing import finish
+    from trace_transfer.pipeline.finishing import run_to_the_end
     from trace_transfer.pipeline.graph import build_graph
     from trace_transfer.pipeline.reading import load_run
-    from trace_transfer.pipeline.running import run_graph
     from trace_transfer.pipeline.status import read_status
     from trace_transfer.stopping import StopSignal
     from trace_transfer.views.running import Display
@@ -182,9 +180,4 @@ def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = N
     read = load_run(file, None if out is None else Path(out))
     graph = build_graph(replace(read, jobs=jobs or read.jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
-    anew = any(one.record is None for one in status)
-    if anew:
-        check_plan(graph)
-    record = run_graph(graph, status, graph.run.out, Display(), StopSignal())
-    finish(graph.run.out, anew=anew)
-    return record
+    return run_to_the_end(graph, status, Display(), StopSignal()).record

@@ -53,16 +53,11 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
         click.echo(render_run_plan(graph, status))
         return
 
-    from trace_transfer.pipeline.checking import check_plan
-    from trace_transfer.pipeline.finishing import finish
-    from trace_transfer.pipeline.running import run_graph
+    from trace_transfer.pipeline.finishing import run_to_the_end
     from trace_transfer.stopping import stop_on_sigterm
     from trace_transfer.views.run_plan import render_run
     from trace_transfer.views.running import Display
 
-    anew = any(one.record is None for one in status)
-    if anew:
-        check_plan(graph)
     with stop_on_sigterm() as stop:
-        run_graph(graph, status, run.out, Display(), stop)
-    click.echo(render_run(*finish(run.out, anew=anew)))
+        done = run_to_the_end(graph, status, Display(), stop)
+    click.echo(render_run(done.summary, done.files))

@@ -1,18 +1,45 @@
-"""What a run leaves for people: the numbers in `summary.json`, the tables as CSV, and the report."""
+"""A run to its end: its steps, and what it leaves for people: `summary.json`, the tables as CSV, and the report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trace_transfer.artefacts import to_json
+from trace_transfer.artefacts.run import RunFile
 from trace_transfer.artefacts.summary import Summary
 from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.pipeline.checking import check_plan
+from trace_transfer.pipeline.graph import RunGraph
+from trace_transfer.pipeline.running import run_graph
+from trace_transfer.pipeline.status import StepStatus
 from trace_transfer.stages.reporting import HTML, MARKDOWN, write_report
 from trace_transfer.stages.summarising import summarise
+from trace_transfer.stopping import StopSignal
+from trace_transfer.views.running import Display
 from trace_transfer.views.summary_tables import tables
 from trace_transfer.views.table_texts import to_csv
 
 SUMMARY, TABLES = "summary.json", "tables"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: `run.json`, its numbers, and the files for people."""
+
+    record: RunFile
+    summary: Summary
+    files: tuple[Path, ...]
+
+
+def run_to_the_end(graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal) -> Finished:
+    """Check everything if anything is to be run, run it, and write what it says; raises as `running.run_graph`."""
+    out, anew = graph.run.out, any(one.record is None for one in status)
+    if anew:
+        check_plan(graph)
+    record = run_graph(graph, status, out, display, stop)
+    return Finished(record, *finish(out, anew=anew))
 
 
 def finish(out: Path, *, anew: bool) -> tuple[Summary, tuple[Path, ...]]:
