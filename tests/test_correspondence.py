@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
+from tests.tiny_models import build_config
 from trace_transfer.correspondence import Correspondence, build_correspondence
 from trace_transfer.errors import RulesError
 from trace_transfer.maths.depth import depth_match
@@ -23,6 +24,10 @@ CONFIGS = {
     "gemma3": Gemma3TextConfig(**GATED, head_dim=16),
     "phi3": Phi3Config(**GATED, pad_token_id=0),
     "gpt2": GPT2Config(n_embd=64, n_head=4, n_layer=2, vocab_size=50, n_positions=32),
+    **{
+        name: build_config(name)
+        for name in ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+    },
 }
 LAYER = "model.layers.{}."
 
@@ -142,6 +147,88 @@ def test_fused_parts():
     gpt2 = between("gpt2", "gemma3").to_payload()["parameters"]
     parts = [entry for entry in gpt2 if entry["name"] == "transformer.h.0.attn.c_attn.weight"]
     assert [entry["columns"] for entry in parts] == [[[0, 64]], [[64, 128]], [[128, 192]]]
+
+
+def short(labels: list[str]) -> list[str]:
+    return [label.partition("layers.")[2].partition(".")[2] for label in labels]
+
+
+def test_a_dense_mlp_meets_all_experts_and_the_shared_one():
+    graph = between("llama", "qwen2_moe", [(0, 0), (1, 1)])  # layer 1 of that one is dense
+    gate = "model.layers.{}.mlp.gate_proj.weight"
+    assert short(carried(graph, gate.format(0))) == [
+        "mlp.experts.gate_up_proj[:, 0:24]",
+        "mlp.shared_expert.gate_proj.weight",
+    ]
+    assert short(carried(graph, gate.format(1))) == ["mlp.gate_proj.weight"]
+    back = between("qwen2_moe", "llama", [(0, 0), (1, 1)])
+    assert short(carried(back, "model.layers.0.mlp.experts.gate_up_proj")) == [
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+    ]
+    (shared,) = back.source.units_of("model.layers.0.mlp.shared_expert.gate_proj.weight")
+    (router,) = back.source.units_of("model.layers.0.mlp.gate.weight")
+    assert back.dropped[shared] == "mlp.gate of llama has no satellite 'shared'"
+    assert back.dropped[router] == "llama has no mlp.router"
+
+
+def test_experts_meet_whatever_their_number_and_wherever_their_parts_lie():
+    graph = between("qwen3_moe", "gpt_oss", [(1, 0)])  # six experts, and four
+    name = "model.layers.1.mlp.experts.down_proj"
+    assert [side.inventory.shapes[name] for side in (graph.source, graph.target)] == [(6, 48, 20), (4, 80, 48)]
+    assert short(carried(graph, "model.layers.1.mlp.experts.gate_up_proj")) == [
+        "mlp.experts.gate_up_proj[:, :, 0:1 of every 2]",
+        "mlp.experts.gate_up_proj_bias[:, 0:1 of every 2]",
+        "mlp.experts.gate_up_proj[:, :, 1:2 of every 2]",
+        "mlp.experts.gate_up_proj_bias[:, 1:2 of every 2]",
+    ]
+    assert short(carried(graph, "model.layers.1.mlp.gate.weight")) == ["mlp.router.weight", "mlp.router.bias"]
+    entries = [e for e in between("gpt_oss", "qwen2_moe", [(0, 0)]).to_payload()["parameters"] if "depth" in e]
+    assert [(entry["components"], entry["depth"][:2]) for entry in entries[:2]] == [
+        (["mlp.gate"], [[0, 1], [2, 3]]),
+        (["mlp.up"], [[1, 2], [3, 4]]),
+    ]
+    assert entries[0]["targets"][0]["columns"] == [[0, 24]]
+
+
+def test_the_router_of_a_layer_meets_none_in_a_dense_one():
+    graph = between("mixtral", "qwen2_moe", [(0, 1)])
+    (router,) = graph.source.units_of("model.layers.0.mlp.gate.weight")
+    assert graph.dropped[router] == "mlp.router is absent from the matched layers of qwen2_moe"
+    assert short(carried(graph, "model.layers.0.mlp.experts.down_proj")) == ["mlp.down_proj.weight"]
+
+
+def test_latent_attention():
+    """The latent of keys and values is reached from both, and is one entry of the file with both rules."""
+    graph = between("llama", "deepseek_v3")
+    attention = "model.layers.0.self_attn."
+    assert short(carried(graph, attention + "q_proj.weight")) == [
+        "self_attn.q_a_proj.weight",
+        "self_attn.q_a_layernorm.weight",
+        "self_attn.q_b_proj.weight",
+    ]
+    assert short(carried(graph, attention + "v_proj.weight")) == [
+        "self_attn.kv_a_proj_with_mqa.weight[0:20]",
+        "self_attn.kv_a_layernorm.weight",
+        "self_attn.kv_b_proj.weight[12:24 of every 24]",
+    ]
+    assert set(short(carried(graph, attention + "k_proj.weight"))) == {
+        "self_attn.kv_a_proj_with_mqa.weight[0:20]",
+        "self_attn.kv_a_proj_with_mqa.weight[20:28]",
+        "self_attn.kv_a_layernorm.weight",
+        "self_attn.kv_b_proj.weight[0:12 of every 24]",
+    }
+    latents = graph.target.units_of(attention + "kv_a_layernorm.weight")
+    assert [source.name for unit in latents for source, _ in graph.sources_of(unit)] == [
+        attention + "k_proj.weight",
+        attention + "v_proj.weight",
+    ]
+    same = between("deepseek_v3", "deepseek_v2").to_payload()["parameters"]
+    (entry,) = [entry for entry in same if entry["name"] == attention + "kv_a_layernorm.weight"]
+    assert entry["components"] == ["attention.key", "attention.value"]
+    (target,) = entry["targets"]
+    assert target["name"] == attention + "kv_a_layernorm.weight"
+    assert target["rule"].count("→") == 2
 
 
 def test_norms_meet_by_what_they_do():

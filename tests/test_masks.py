@@ -9,6 +9,10 @@ from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import open_model
 
 UP = "model.layers.1.mlp.up_proj.weight"
+MODEL = {
+    "id": "x", "family": "llama", "model_type": "llama", "num_layers": 1, "num_parameters": 1, "num_elements": 1,
+    "names_sha256": "0" * 64,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -58,9 +62,32 @@ def test_the_union_of_masks():
         a | Mask({"r": Slice(0, ((0, 1),))})
 
 
+def test_the_third_axis():
+    """Parts that alternate along the last dimension; with both of them the whole is core."""
+    even, odd = (tuple((index, index + 1) for index in range(start, 8, 2)) for start in (0, 1))
+    entries = [
+        CoreParameter(name="experts", shape=(3, 5, 8), depth=depth, score=1.0, core=True) for depth in (even, odd)
+    ]
+    core = CoreFile(task="x", method=Method(name="lf", ratio=0.1), model=MODEL, parameters=entries[:1])
+    mask = Mask.of_core(core, {"experts": (3, 5, 8)}, {}, "x.core.json")
+    assert mask.parts == {"experts": Slice(2, even)}
+    assert mask.numel({"experts": (3, 5, 8)}) == core.parameters[0].num_elements == 3 * 5 * 4
+    both = core.model_copy(update={"parameters": tuple(entries)})
+    assert Mask.of_core(both, {"experts": (3, 5, 8)}, {}, "x.core.json").parts == {"experts": None}
+    with pytest.raises(MaskError, match="experts: its rows are core for one task and its depth for another"):
+        mask | Mask({"experts": Slice(0, ((0, 1),))})
+    expert = entries[0].model_copy(update={"depth": None, "columns": ((0, 1),)})
+    with pytest.raises(MaskError, match="experts: columns and depth of one parameter are core; only either can"):
+        Mask.of_core(
+            core.model_copy(update={"parameters": (expert, entries[1])}), {"experts": (3, 5, 8)}, {}, "x.core.json"
+        )
+    with pytest.raises(ValueError, match=r"experts: depth \[0, 9\] do not fit shape \[3, 5, 8\]"):
+        CoreParameter(name="experts", shape=(3, 5, 8), depth=((0, 9),))
+
+
 def test_the_sum_tells_names_and_ranges_apart():
-    masks = [Mask({"p": None}), Mask({"q": None}), Mask({"p": Slice(0, ((0, 1),))}), Mask({"p": Slice(1, ((0, 1),))})]
-    assert len({mask.sha256 for mask in masks}) == 4
+    masks = [Mask({"p": None}), Mask({"q": None}), *(Mask({"p": Slice(dim, ((0, 1),))}) for dim in range(3))]
+    assert len({mask.sha256 for mask in masks}) == 5
     assert Mask({"p": None, "q": None}).sha256 == Mask({"q": None, "p": None}).sha256
 
 
@@ -92,9 +119,7 @@ def test_rows_and_columns_of_one_parameter(core_of, inventory):
 def test_columns_and_an_alias(inventory):
     shape = inventory.shapes[UP]
     core = CoreFile(
-        task="x", method=Method(name="lf", ratio=0.1),
-        model={"id": "x", "family": "llama", "model_type": "llama", "num_layers": 1, "num_parameters": 1,
-               "num_elements": 1, "names_sha256": "0" * 64},
+        task="x", method=Method(name="lf", ratio=0.1), model=MODEL,
         parameters=(CoreParameter(name="alias", shape=shape, columns=((1, 3),), score=1.0, core=True),),
     )  # fmt: skip
     mask = Mask.of_core(core, inventory.shapes, {"alias": UP}, "x.core.json")

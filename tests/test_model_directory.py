@@ -22,7 +22,7 @@ from trace_transfer.tensor_file import TensorSpec, TensorWriter
 
 def write(state, directory, **options):
     specs = {name: state.spec(name) for name in state.shapes}
-    with ModelWriter(state.source, state.config, specs, directory, **options) as writer:
+    with ModelWriter(state.source, state.config, specs, directory, model=state.base.meta_model, **options) as writer:
         for name in specs:
             writer.add(name, state.value(name))
 
@@ -80,7 +80,9 @@ def test_other_tensors_than_were_said(tiny, tmp_path, name, value, message):
     specs = {name: state.spec(name) for name in state.shapes}
     with (
         pytest.raises(ValueError, match=message),
-        ModelWriter(state.source, state.config, specs, tmp_path / "model", shard_bytes=100_000) as writer,
+        ModelWriter(
+            state.source, state.config, specs, tmp_path / "model", model=state.base.meta_model, shard_bytes=100_000
+        ) as writer,
     ):
         writer.add(name or next(iter(specs)), value if name else state.value(next(iter(specs))))
     assert list(tmp_path.iterdir()) == []
@@ -88,7 +90,8 @@ def test_other_tensors_than_were_said(tiny, tmp_path, name, value, message):
 
 def test_nothing_is_touched_before_the_first_tensor(tiny, tmp_path):
     state = state_of(tiny("llama"))
-    with ModelWriter(state.source, state.config, {"a": TensorSpec(torch.float32, (1,))}, tmp_path / "a/model"):
+    specs = {"a": TensorSpec(torch.float32, (1,))}
+    with ModelWriter(state.source, state.config, specs, tmp_path / "a/model", model=state.base.meta_model):
         pass
     assert list(tmp_path.iterdir()) == []
 

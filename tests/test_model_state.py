@@ -10,7 +10,7 @@ from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, stat
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer import models
-from trace_transfer.errors import ArtefactError, ModelError, UserError
+from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.model_state import ModelState, write_model
 from trace_transfer.models import ModelSource
@@ -216,24 +216,6 @@ def test_rows_beside_a_slice_must_fit_its_type(copy_of, tmp_path):
     with pytest.raises(StateError, match=rf"p: stores {name} as bfloat16, which does not hold the values that"):
         write_model(state_of(tmp_path / "model", patch.inverse), tmp_path / "back", Silent())
     assert not (tmp_path / "back").exists()
-
-
-def test_experts_that_are_fused_when_loaded_are_refused_by_name(tmp_path):
-    from transformers import AutoConfig
-
-    from tests.tiny_models import COMMON, save_model
-
-    config = AutoConfig.for_model(
-        "qwen3_moe", **COMMON, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_experts=4,
-        num_experts_per_tok=2, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
-        decoder_sparse_step=1,
-    )  # fmt: skip
-    state = state_of(save_model(build_model(config), tmp_path / "moe", None))
-    experts = [name for name in state.shapes if ".experts." in name]
-    state.require_readable([name for name in state.shapes if name not in experts])
-    with pytest.raises(ModelError, match=r"no patch can hold:\n(.|\n)*hold 8 tensors for .*gate_up") as caught:
-        state.require_readable(state.shapes)
-    assert str(caught.value).count("\n") == len(experts)
 
 
 def test_nothing_is_read_before_it_must_be(tiny, tmp_path):

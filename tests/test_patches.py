@@ -65,6 +65,17 @@ def test_the_file_as_others_see_it(tmp_path):
     assert set(load_file(tmp_path / "f")) == {f"{kind}/{e.name}" for kind in ("before", "after") for e in ENTRIES}
 
 
+def test_a_slice_of_the_third_axis(tmp_path):
+    entry = PatchEntry("experts", (2, 3, 8), Slice(2, ((0, 1), (4, 6))), torch.float32, torch.float32)
+    patch = write(tmp_path / "f", [entry])
+    assert patch.entries == (entry,) and entry.part_shape == (2, 3, 3)
+    with safe_open(tmp_path / "f", framework="pt") as opened:
+        described = json.loads(opened.metadata()["parameters"])
+    assert described == [{"name": "experts", "shape": [2, 3, 8], "depth": [[0, 1], [4, 6]]}]
+    whole = torch.randn(2, 3, 8)
+    assert torch.equal(entry.part_of(whole), whole[:, :, [0, 4, 5]])
+
+
 def test_equal_patches_are_equal_files(tmp_path):
     one = write(tmp_path / "one")
     other = write(tmp_path / "other", ENTRIES[::-1], list(values_of(ENTRIES))[::-1])
@@ -126,7 +137,10 @@ def changed_parameters(change):
         (changed_parameters(lambda p: p[0].update(rows=[[3, 5]])), r"- a.weight: rows \[3, 5\] .* not within shape"),
         (changed_parameters(lambda p: p[0].update(rows=[])), r"- a.weight: rows \[\] of shape \[4, 6\]"),
         (changed_parameters(lambda p: p[2].update(columns=[[0, 1]])), r"c.bias: columns \[\[0, 1\]\] of shape \[3\]"),
-        (changed_parameters(lambda p: p[0].update(columns=[[0, 1]])), r"- a.weight: rows and columns, expected either"),
+        (
+            changed_parameters(lambda p: p[0].update(columns=[[0, 1]])),
+            r"- a.weight: rows and columns, expected one of them",
+        ),
         (
             changed_parameters(lambda p: p[0].update(rows=[[0, 1]])),
             r"after/a.weight: shape \[2, 6\], .* \[1, 6\]",

@@ -13,6 +13,7 @@ from trace_transfer.units import Split, splits_of, transposed_names, unit_kinds,
 
 REGISTRY = load_families()
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"]
+EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "olmoe"]
 SMALL = {"vocab_size": 50, "num_hidden_layers": 2}
 
 
@@ -55,12 +56,23 @@ def logits_without(model, units):
     return found
 
 
+def opened(directory, layer):
+    """A tiny model in float64, and the units of one of its layers by component."""
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+    anatomy, splits = cut(model.config)
+    return model, units_by_component(anatomy, splits, layer % anatomy.num_layers)
+
+
 @pytest.fixture(params=FAMILIES)
 def case(request, tiny):
-    """A tiny model in float64, and the units of its second layer by component."""
-    model = AutoModelForCausalLM.from_pretrained(tiny(request.param), dtype=torch.float64).eval()
-    anatomy, splits = cut(model.config)
-    return request.param, model, units_by_component(anatomy, splits, 1)
+    return request.param, *opened(tiny(request.param), 1)
+
+
+@pytest.fixture(params=EXPERTS)
+def expert_case(request, tiny):
+    return request.param, *opened(tiny(request.param), -1)  # the last layer has experts in all of them
 
 
 def whole_key_value_heads(found, model, component):
@@ -71,8 +83,7 @@ def whole_key_value_heads(found, model, component):
     return [[unit for head in heads[g * size : (g + 1) * size] for unit in head] for g in range(groups)]
 
 
-def test_a_head_without_values_is_a_head_that_nobody_reads(case):
-    family, model, found = case
+def check_values(family, model, found):
     outputs = whole_key_value_heads(found, model, "attention.output")
     assert len(found["attention.output"]) == model.config.num_attention_heads
     if family == "mistral":
@@ -84,6 +95,29 @@ def test_a_head_without_values_is_a_head_that_nobody_reads(case):
         without = logits_without(model, values)
         assert torch.allclose(without, logits_without(model, output), atol=1e-9)
         assert not torch.allclose(without, usual, atol=1e-3)
+
+
+def test_a_head_without_values_is_a_head_that_nobody_reads(case):
+    check_values(*case)
+
+
+def test_so_it_is_beside_experts_and_with_latent_attention(expert_case):
+    check_values(*expert_case)
+
+
+def test_an_expert_without_gate_and_up_is_one_that_nobody_reads(expert_case):
+    _, model, found = expert_case
+    fused = [[unit for unit in units if ".experts." in unit[0]] for units in found["mlp.gate+mlp.up"]]
+    downs = [[unit for unit in units if ".experts." in unit[0]] for units in found["mlp.down"] if units]
+    assert len(fused) == len(found["mlp.router"])
+    usual = logits_without(model, [])
+    changed = []
+    for expert, units in enumerate(fused):
+        biases = [unit for unit in downs[expert] if unit[0].endswith("_bias")]
+        without = logits_without(model, [*units, *biases])
+        assert torch.allclose(without, logits_without(model, downs[expert]), atol=1e-9)
+        changed.append(not torch.allclose(without, usual, atol=1e-6))
+    assert any(changed)
 
 
 def test_a_head_without_queries_attends_as_one_without_keys(case):
@@ -108,7 +142,7 @@ def test_a_neuron_without_inputs_is_a_neuron_that_nobody_reads(case):
             assert torch.allclose(without, logits_without(model, found["mlp.gate"][neuron]), atol=1e-9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_units_tile_their_parameter_and_never_cross_a_component(family, tiny):
     anatomy, splits = cut(AutoConfig.from_pretrained(tiny(family)))
     for name, split in splits.items():
@@ -124,7 +158,11 @@ def test_units_tile_their_parameter_and_never_cross_a_component(family, tiny):
         elements = dict.fromkeys(unit_kinds(anatomy, name, split), 0)
         for kind, (rows, columns) in zip(unit_kinds(anatomy, name, split), parts, strict=True):
             elements[kind] += part_numel(shape, rows, columns)
-        assert elements == {unit.component: unit.num_elements for unit in anatomy.units_of(name)}
+        units = anatomy.units_of(name)
+        if all(unit.dim in (None, split.dim) for unit in units):
+            assert elements == {unit.component: unit.num_elements for unit in units}
+        else:  # experts, each with gate and up
+            assert elements == {"mlp.gate+mlp.up": torch.Size(shape).numel()}
 
 
 def test_what_is_whole():
@@ -173,6 +211,36 @@ def test_excluded_parameters_and_the_text_model_inside_a_multimodal_one():
     excluded = next(iter(anatomy.excluded))
     assert unit_kinds(anatomy, excluded, None) == ["excluded"]
     assert not any(name in splits for name in anatomy.excluded)
+
+
+def test_experts_latents_and_heads_that_the_rules_size():
+    anatomy, splits = cut(build_config("deepseek_v3"))
+    layer = "model.layers.3."
+    assert {name.removeprefix(layer): split for name, split in splits.items() if name.startswith(layer)} == {
+        "self_attn.q_b_proj.weight": Split(0, 20),
+        "self_attn.kv_b_proj.weight": Split(0, 12),
+        "self_attn.o_proj.weight": Split(1, 12),
+        "mlp.experts.gate_up_proj": Split(0, 1),
+        "mlp.experts.down_proj": Split(0, 1),
+        "mlp.gate.weight": Split(0, 1),
+        "mlp.shared_experts.gate_proj.weight": Split(0, 1),
+        "mlp.shared_experts.up_proj.weight": Split(0, 1),
+        "mlp.shared_experts.down_proj.weight": Split(1, 1),
+    }
+    latent = layer + "self_attn.kv_a_proj_with_mqa.weight"
+    assert unit_kinds(anatomy, latent, None) == ["attention.key+attention.value"]
+    kinds = unit_kinds(anatomy, layer + "self_attn.kv_b_proj.weight", Split(0, 12))
+    assert kinds == ["attention.key", "attention.value"] * 6
+    _, splits = cut(build_config("gpt_oss"))
+    found = {name: split for name, split in splits.items() if name.startswith("model.layers.1.")}
+    assert found["model.layers.1.self_attn.sinks"] == Split(0, 1)
+    assert {split for name, split in found.items() if ".mlp." in name} == {Split(0, 1)}
+
+
+def test_heads_of_keys_and_values_of_two_sizes_are_refused():
+    expected = r"layers\.0\.self_attn\.kv_b_proj\.weight: its parts \(attention\.key\+attention\.value\) are cut"
+    with pytest.raises(ModelError, match=expected):
+        cut(build_config("deepseek_v3", v_head_dim=16))
 
 
 def test_a_head_size_that_does_not_fit_is_refused_with_every_name():

@@ -47,6 +47,77 @@ FAMILIES: dict[str, dict[str, object]] = {
         **COMMON, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 4,
         "rotary_pct": 0.25, "max_position_embeddings": 256, "tie_word_embeddings": False,
     },
+    # Experts: layers of two kinds, shared experts, latent attention, parts that alternate along the third dimension.
+    "mixtral": {**SIZES, "num_hidden_layers": 3, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    "qwen2_moe": {
+        **SIZES, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "num_experts": 5,
+        "num_experts_per_tok": 2, "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {
+        **SIZES, "head_dim": 16, "moe_intermediate_size": 20, "num_experts": 6, "num_experts_per_tok": 3,
+        "decoder_sparse_step": 2, "norm_topk_prob": True,
+    },
+    "deepseek_v2": {
+        **SIZES, "num_hidden_layers": 3, "num_key_value_heads": 6, "q_lora_rank": None, "kv_lora_rank": 20,
+        "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": 1,
+        "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2,
+        "n_group": 1, "topk_group": 1,
+    },
+    "deepseek_v3": {
+        **SIZES, "num_key_value_heads": 6, "q_lora_rank": 28, "kv_lora_rank": 20, "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": 2, "moe_intermediate_size": 16,
+        "n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+    },
+    "gpt_oss": {
+        **SIZES, "num_hidden_layers": 3, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "sliding_window": 6,
+    },
+    "granitemoe": {
+        **SIZES, "num_hidden_layers": 3, "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True,
+        "residual_multiplier": 0.5, "attention_multiplier": 0.2, "embedding_multiplier": 2.0, "logits_scaling": 3.0,
+    },
+    "olmoe": {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 3, "num_experts": 5, "num_experts_per_tok": 2},
+    # Dense ones: a norm that attention and MLP share, no gate, norms without weights, ALiBi, parts by head or by block.
+    "gemma": {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True},
+    "vaultgemma": {**SIZES, "num_hidden_layers": 3, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6},
+    "phi": {**SIZES, "num_hidden_layers": 3, "qk_layernorm": True},
+    "falcon": {
+        **COMMON, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "num_kv_heads": 2,
+        "new_decoder_architecture": True, "bias": True, "ffn_hidden_size": 80,
+    },
+    "mpt": {**COMMON, "d_model": 48, "n_layers": 3, "n_heads": 4, "max_seq_len": 256},
+    "bloom": {**COMMON, "hidden_size": 48, "n_layer": 3, "n_head": 6},
+    "opt": {
+        **COMMON, "hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "word_embed_proj_dim": 32, "max_position_embeddings": 256,
+    },
+    "starcoder2": {**SIZES, "num_hidden_layers": 3, "sliding_window": 6},
+    "gpt_bigcode": {**COMMON, "n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 256},
+    "cohere": {**SIZES, "num_hidden_layers": 3, "use_qk_norm": True},
+    "cohere2": {**SIZES, "sliding_window": 6, "head_dim": 8},
+    "glm": {**SIZES, "num_hidden_layers": 3, "head_dim": 12, "attention_bias": True},
+    "glm4": {**SIZES, "num_hidden_layers": 3, "head_dim": 12, "attention_bias": True},
+    "granite": {
+        **SIZES, "num_hidden_layers": 3, "mlp_bias": True, "tie_word_embeddings": True,
+        "residual_multiplier": 0.5, "attention_multiplier": 0.2, "embedding_multiplier": 2.0, "logits_scaling": 3.0,
+    },
+    "internlm3": {**SIZES, "num_hidden_layers": 3, "head_dim": 8},
+    "smollm3": {**SIZES, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
+    "olmo": {**SIZES, "num_hidden_layers": 3, "clip_qkv": 8.0},
+    "olmo3": {**SIZES, "sliding_window": 6},
+    "nemotron": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
+    "stablelm": {**SIZES, "num_hidden_layers": 3, "use_qkv_bias": True, "use_parallel_residual": True},
+    "exaone4": {**SIZES, "head_dim": 12, "sliding_window": 6},
+    "ministral": {**SIZES, "head_dim": 12, "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING, SLIDING]},
+    "seed_oss": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
+    "helium": {**SIZES, "num_hidden_layers": 3, "head_dim": 8},
+    "arcee": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
+    "apertus": {**SIZES, "num_hidden_layers": 3},
+    "ernie4_5": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
+    "cwm": {**SIZES, "head_dim": 12, "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING, SLIDING]},
+    "hunyuan_v1_dense": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
+    "gptj": {**COMMON, "n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 256, "rotary_dim": 8},
+    "codegen": {**COMMON, "n_embd": 64, "n_head": 8, "n_layer": 3, "n_positions": 256, "rotary_dim": 4},
 }  # fmt: skip
 
 PROSE = [

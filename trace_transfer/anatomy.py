@@ -1,24 +1,29 @@
 """A model taken apart: every parameter as one or several units, each of one component. Made by `rules.application`.
 
 A tied parameter has one owner, and every alias that a rule names becomes a unit on that owner: with a tied head the
-embedding's weight is a unit of `embedding` and a unit of `head`. This is the only way to be in two components.
+embedding's weight is a unit of `embedding` and a unit of `head`. A parameter that its rules call `shared` (one norm
+before attention and MLP) is likewise a unit of each component that it serves. There is no other way to be in two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from trace_transfer.models import Inventory, part_numel
+from trace_transfer.models import Inventory, Ranges, part_numel
+
+Place = tuple[str, Ranges | None, Ranges | None, Ranges | None]
 
 
 @dataclass(frozen=True)
 class Unit:
     """A parameter, or the part of a fused parameter that belongs to one component.
 
-    `shape` is that of the whole parameter. `rows` (dim 0) and `columns` (dim 1) are half-open ranges, None for all.
-    `layer` counts from 0 and is None outside the layers; `rule` is the line that says so, `qwen3.yaml:7`.
+    `shape` is that of the whole parameter. `rows` (dim 0), `columns` (dim 1) and `depth` (dim 2) are half-open ranges,
+    None for all; at most one of them is set. The principal is the first member that its layer has. `layer` counts from
+    0 and is None outside the layers; `rule` is the line that says so, `qwen3.yaml:7`. `head` is the size of one
+    attention head in it, where the rules say one: 0 if it has no heads, None if it is as the config says.
     """
 
     name: str
@@ -27,24 +32,42 @@ class Unit:
     role: str
     principal: bool
     layer: int | None
-    rows: tuple[tuple[int, int], ...] | None
-    columns: tuple[tuple[int, int], ...] | None
+    # Not hashed: interleaved parts have thousands of ranges, and component and role tell parts apart as well.
+    rows: Ranges | None = field(hash=False)
+    columns: Ranges | None = field(hash=False)
     rule: str
+    depth: Ranges | None = field(default=None, hash=False)
+    head: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Name, rows, columns and depth: the same for two units that are one tensor, tied or shared."""
+        return self.name, self.rows, self.columns, self.depth
+
+    @property
+    def dim(self) -> int | None:
+        """The dimension along which this is a part; None for a whole parameter."""
+        return next((dim for dim, ranges in enumerate(self.place[1:]) if ranges is not None), None)
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """The ranges of that dimension."""
+        return None if self.dim is None else self.place[1 + self.dim]
 
     @property
     def num_elements(self) -> int:
         """Elements of this part alone."""
-        return part_numel(self.shape, self.rows, self.columns)
+        return part_numel(self.shape, self.rows, self.columns, self.depth)
 
     @property
     def part(self) -> str:
         """`[0:576]` for rows, `[:, 0:576]` for columns, `[0:8 of every 24]` for interleaved ones, or nothing."""
-        ranges = self.rows or self.columns
+        ranges = self.ranges
         if ranges is None:
             return ""
         text = f"{ranges[0][0]}:{ranges[0][1]}"
         text += f" of every {ranges[1][0] - ranges[0][0]}" if len(ranges) > 1 else ""
-        return f"[:, {text}]" if self.columns else f"[{text}]"
+        return f"[{':, ' * (self.dim or 0)}{text}]"
 
     @property
     def label(self) -> str:
@@ -75,7 +98,7 @@ class Anatomy:
         return {name: tuple(units) for name, units in found.items()}
 
     def units_of(self, name: str) -> tuple[Unit, ...]:
-        """The units of a parameter, an alias meaning its owner: several if it is fused or tied, none if excluded."""
+        """The units of a parameter, an alias meaning its owner: several if fused, tied or shared, none if excluded."""
         return self._by_name.get(self.inventory.tied.get(name, name), ())
 
     @cached_property

@@ -1,7 +1,10 @@
 """The jobs as Python functions, with the names and defaults of the command line.
 
-from trace_transfer import map_models
-result = map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"], out="runs/l3-q3")
+import trace_transfer as tt
+found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"], out="runs/l3-q3")
+
+Each does what the command of its name does, through the same functions, and returns what it found as a typed, frozen
+object instead of printing it. `map` is `map_models` here, because Python has a `map`.
 """
 
 from __future__ import annotations
@@ -9,67 +12,49 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.settings.stream import StreamSettings
 
 if TYPE_CHECKING:
+    from trace_transfer.artefacts import CoreFile, Strict, Verification
+    from trace_transfer.artefacts.evaluation import EvaluationFile
     from trace_transfer.artefacts.run import RunFile
     from trace_transfer.progress import Reporter
     from trace_transfer.stages.identifying import Identified
     from trace_transfer.stages.mapping import MapResult
+    from trace_transfer.stages.reporting import Reported
     from trace_transfer.stages.streaming import Streamed
 
+    Artefact = TypeVar("Artefact", bound=Strict)
 
-def map_models(
-    src: str | Path,
-    dst: str | Path,
-    *,
-    core: Sequence[str | Path] = (),
-    out: str | Path = "runs/map",
-    profile: str = "default",
-    reporter: Reporter | None = None,
-    **settings: Any,
-) -> MapResult:
-    """Match the layers of two models and carry core sets from the one to the other.
-
-    Args:
-        src, dst: a directory, a GGUF file or a hub name (`owner/name`, `owner/name@revision`).
-        core: core files of the source model.
-        out: directory for the results.
-        profile: `default`, or `paper` for the choices of the paper (section 5.5).
-        reporter: shows progress; nothing is shown by default.
-        settings: fields of `MapSettings`, over those of the profile.
-
-    Raises:
-        UserError: something given cannot be used; nothing half-written is left.
-    """
-    from trace_transfer.progress import Silent
-    from trace_transfer.stages.mapping import plan_map, run_map
-
-    chosen = MapSettings.of(profile, **settings)
-    return run_map(plan_map(src, dst, core, chosen), out, chosen, reporter or Silent())
+PathLike = str | Path
 
 
 def identify(
-    base: str | Path,
-    tasks: str | Path,
+    base: PathLike,
+    tasks: PathLike,
     *,
-    tuned: Mapping[str, str | Path] | None = None,
-    out: str | Path = "runs/identify",
+    tuned: Mapping[str, PathLike] | None = None,
+    out: PathLike = "runs/identify",
     profile: str = "default",
-    rules: Sequence[str | Path] = (),
+    rules: Sequence[PathLike] = (),
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Identified | None:
     """Find the parameters of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
     Args:
+        base: the model: a directory, a GGUF file or a hub name (`owner/name`, `owner/name@revision`).
         tasks: `tasks.yaml`.
         tuned: task → a model fine-tuned from `base` on it, which then needs no warm start.
+        out: directory for the results.
         profile: `default`, `paper` or `authors-code`.
+        rules: your own rules, files or directories.
+        reporter: shows progress; nothing is shown by default.
         settings: fields of `TrainSettings`, `WarmStartSettings`, `ScoreSettings` and `Compute`.
 
     Returns:
@@ -77,6 +62,10 @@ def identify(
 
     Raises:
         UserError: something given cannot be used, a loss is not finite, the disk is full; what was finished stays.
+
+    Examples:
+        >>> found = tt.identify("HuggingFaceTB/SmolLM2-135M", "tasks.yaml", out="runs/smollm2", ratio=0.05)
+        >>> found.cores[0].core[0].name
     """
     from trace_transfer.progress import Silent
     from trace_transfer.stages.identifying import plan_identify, run_identify
@@ -86,26 +75,34 @@ def identify(
     return run_identify(plan, reporter or Silent())
 
 
-def score_models(
-    base: str | Path,
-    tuned: Mapping[str, str | Path] | None = None,
+def score(
+    base: PathLike,
+    tuned: Mapping[str, PathLike] | None = None,
     *,
-    tasks: str | Path | None = None,
-    out: str | Path = "runs/identify",
+    tasks: PathLike | None = None,
+    out: PathLike = "runs/identify",
     profile: str = "default",
-    rules: Sequence[str | Path] = (),
+    rules: Sequence[PathLike] = (),
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Identified:
     """Score the parameters of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
     Args:
+        base: the model, as in `identify`.
         tuned: task → a model fine-tuned from `base` on it; None for the warm starts in `out`.
         tasks: `tasks.yaml`, for methods with Fisher information.
+        out: directory for the results.
+        profile: `default`, `paper` or `authors-code`.
+        rules: your own rules, files or directories.
+        reporter: shows progress; nothing is shown by default.
         settings: fields of `ScoreSettings` and `Compute`, and of `WarmStartSettings` for how tasks are read.
 
     Raises:
         UserError: models that do not fit together, a single task with `cs`, an output that cannot be written.
+
+    Examples:
+        >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
     """
     from trace_transfer.progress import Silent
     from trace_transfer.stages.identifying import run_score
@@ -117,19 +114,86 @@ def score_models(
     )  # fmt: skip
 
 
-def train(
-    base: str | Path,
-    stream: str | Path,
+def select(
+    *files: PathLike, ratio: float | None = None, unit: str | None = None, out: PathLike | None = None
+) -> tuple[CoreFile, ...]:
+    """Select the top `ratio` anew from the scores in core files; no weights are read.
+
+    Args:
+        files: core files, of a task each.
+        ratio: the new core share; None for the one before.
+        unit: what it counts, `tensors`, `elements` or `rows`; None for what it counted before.
+        out: directory for the new files; None writes none.
+
+    Raises:
+        ArtefactError: one is not a core file.
+        UserError: `rows` of scores of whole tensors or the other way round; two files of one task.
+
+    Examples:
+        >>> (wider,) = tt.select("runs/smollm2/math.core.json", ratio=0.1)
+        >>> wider.ratio_of_elements
+    """
+    from trace_transfer.stages.reselecting import reselect, write_core_files
+
+    cores = tuple(reselect(Path(file), ratio, unit) for file in files)
+    if out is not None:
+        write_core_files(cores, out, export=False)
+    return cores
+
+
+def map_models(
+    src: PathLike,
+    dst: PathLike,
     *,
-    out: str | Path = "runs/train",
-    rules: Sequence[str | Path] = (),
+    core: Sequence[PathLike] = (),
+    out: PathLike = "runs/map",
+    profile: str = "default",
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> MapResult:
+    """Match the layers of two models and carry core sets from the one to the other.
+
+    Args:
+        src: the source: a directory, a GGUF file or a hub name (`owner/name`, `owner/name@revision`).
+        dst: the target, likewise.
+        core: core files of the source model; `owner/name:FILE` is one on the hub.
+        out: directory for the results.
+        profile: `default`, or `paper` for the choices of the paper (section 5.5).
+        reporter: shows progress; nothing is shown by default.
+        settings: fields of `MapSettings`, over those of the profile.
+
+    Raises:
+        UserError: something given cannot be used; nothing half-written is left.
+
+    Examples:
+        >>> found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"])
+        >>> found.match.pairs[0], found.carried[0].core.ratio_of_tensors
+    """
+    from trace_transfer.hub import local_files
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.mapping import plan_map, run_map
+
+    chosen = MapSettings.of(profile, **settings)
+    return run_map(plan_map(src, dst, local_files(core), chosen), out, chosen, reporter or Silent())
+
+
+def train(
+    base: PathLike,
+    stream: PathLike,
+    *,
+    out: PathLike = "runs/train",
+    rules: Sequence[PathLike] = (),
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Streamed | None:
     """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
 
     Args:
+        base: the model, as in `identify`.
         stream: `stream.yaml`: the tasks in order, with their data and core files.
+        out: directory for the results.
+        rules: your own rules, files or directories.
+        reporter: shows progress; nothing is shown by default.
         settings: fields of `StreamSettings` and `TrainSettings`; the defaults are the paper's (A.4).
 
     Returns:
@@ -138,6 +202,10 @@ def train(
     Raises:
         UserError: something given cannot be used, a loss is not finite, the disk is full; what was finished stays.
         FrozenMovedError: something outside the core sets moved.
+
+    Examples:
+        >>> done = tt.train("Qwen/Qwen2.5-14B", "stream.yaml", out="runs/qwen-14b", epochs=1)
+        >>> done.verification.counts["frozen MOVED"].elements
     """
     from trace_transfer.progress import Silent
     from trace_transfer.stages.stream_plan import plan_stream, require_space
@@ -152,7 +220,91 @@ def train(
     return run_stream(plan, reporter or Silent(), StopSignal())
 
 
-def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = None, rebuild: bool = False) -> RunFile:
+def evaluate(
+    model: PathLike,
+    *,
+    suite: PathLike = "paper",
+    only: Sequence[str] = (),
+    data: Mapping[str, PathLike] | None = None,
+    patch: Sequence[PathLike] = (),
+    out: PathLike = "runs/evaluate",
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> EvaluationFile:
+    """Score a model on the paper's benchmarks, or on your own data.
+
+    Args:
+        model: as in `identify`.
+        suite: `paper`, `paper-authors`, or a file of your own evaluations.
+        only: names of evaluations; all of the suite by default.
+        data: name of an evaluation → a local file for it; `NAME.shots` for the examples that it shows.
+        patch: patches that are put into the model first, in the order of the stream.
+        out: directory for the results.
+        reporter: shows progress; nothing is shown by default.
+        settings: fields of `EvaluateSettings`.
+
+    Raises:
+        UserError: something given cannot be used; of all evaluations at once, before any weights are loaded.
+        EvaluationError: an evaluation failed; those before it stay.
+
+    Examples:
+        >>> scores = tt.evaluate("models/small", suite="mine.yaml", patch=["runs/math.patch.safetensors"])
+        >>> {score.name: score.value for score in scores.scores}
+    """
+    from trace_transfer.model_state import ModelState
+    from trace_transfer.models import ModelSource
+    from trace_transfer.patches import Patch
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.evaluating import evaluate as run_evaluation
+    from trace_transfer.stages.evaluating import plan_evaluation
+    from trace_transfer.tasks.evaluation import load_suite
+
+    chosen = EvaluateSettings.of(**settings)
+    of_suite = load_suite(suite).with_data(data or {}).only(only)
+    state = ModelState(ModelSource.parse(model), tuple(Patch.open(Path(file)) for file in patch))
+    return run_evaluation(plan_evaluation(state, of_suite, chosen), None, Path(out), reporter or Silent())
+
+
+def verify(
+    base: PathLike,
+    tuned: PathLike,
+    *,
+    core: Sequence[PathLike] = (),
+    patch: Sequence[PathLike] = (),
+    reporter: Reporter | None = None,
+) -> Verification:
+    """Compare two models bit for bit, and prove that nothing moved but what core files or patches say.
+
+    Args:
+        base: the model before.
+        tuned: the model after.
+        core: core files of what was to be trained.
+        patch: patches whose parameters were to be trained.
+        reporter: shows progress; nothing is shown by default.
+
+    Returns:
+        For every parameter how much of it moved, core and frozen apart.
+
+    Raises:
+        UserError: neither is given, or the files are of other models.
+        FrozenMovedError: a frozen parameter, or a frozen row of a trained one, moved; all are named.
+
+    Examples:
+        >>> moved = tt.verify("Qwen/Qwen2.5-14B", "runs/qwen-14b/model", core=["math.core.json"])
+        >>> moved.counts["core moved"].parameters
+    """
+    from trace_transfer.progress import Silent
+    from trace_transfer.stages.verifying import require_frozen, verify_models
+
+    found = verify_models(
+        str(base), str(tuned), cores=[Path(file) for file in core], patches=[Path(file) for file in patch],
+        reporter=reporter or Silent(),
+    )  # fmt: skip
+    require_frozen(found)
+    return found
+
+
+def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None, rebuild: bool = False) -> RunFile:
     """Run everything that a run file says and that is not up to date, and make the report.
 
     Args:
@@ -167,6 +319,10 @@ def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = N
     Raises:
         UserError: everything that is wrong with the file, its data and models; files changed by hand.
         TraceTransferError: a step failed; those that were finished stay.
+
+    Examples:
+        >>> record = tt.run("examples/quickstart/run.yaml")
+        >>> [cell.method for cell in record.cells]
     """
     from dataclasses import replace
 
@@ -181,3 +337,47 @@ def run(file: str | Path, *, out: str | Path | None = None, jobs: int | None = N
     graph = build_graph(replace(read, jobs=jobs or read.jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
     return run_to_the_end(graph, status, Display(), StopSignal()).record
+
+
+def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
+    """Write what a run found as one self-contained page, report.html, and as report.md.
+
+    Args:
+        run: the directory of the run.
+        out: directory for the report; the run's by default.
+
+    Returns:
+        The files, and the steps that are not finished and so not in them.
+
+    Raises:
+        UserError: it is no run's directory, its files are missing or were changed, or nothing of it is finished.
+
+    Examples:
+        >>> tt.report("runs/study").files
+    """
+    from trace_transfer.stages.reporting import write_report
+
+    return write_report(run, out)
+
+
+@overload
+def read(file: PathLike) -> Any: ...
+@overload
+def read(file: PathLike, kind: type[Artefact]) -> Artefact: ...
+def read(file: PathLike, kind: type[Any] | None = None) -> Any:
+    """Read a JSON file that this package wrote: a core file, a layer match, scores, a run; all of it is checked.
+
+    Args:
+        file: any JSON file with a `format` of ours.
+        kind: a class of `trace_transfer.artefacts`, such as `CoreFile`, for which the file must be.
+
+    Raises:
+        ArtefactError: not there, of another format or version, or with wrong or unknown fields (all are named).
+
+    Examples:
+        >>> core = tt.read("runs/smollm2/math.core.json")
+        >>> core.ratio_of_tensors, [parameter.name for parameter in core.core]
+    """
+    from trace_transfer.artefacts import read_artefact
+
+    return read_artefact(file, kind)

@@ -101,7 +101,7 @@ def to_authors_list(core: CoreFile, whole: bool = False) -> str:
         raise ArtefactError(f"scores of method '{method}': the authors' list has forms for {', '.join(FORMS)} only")
     listed = [p for p in core.parameters if p.score is not None and (whole or p.core)]
     where = f"core file of {core.task}"
-    parts = [p.name for p in listed if p.rows or p.columns]
+    parts = [p.name for p in listed if p.rows or p.columns or p.depth]
     _refuse(f"{where}: the authors' list names whole parameters, not parts", list(dict.fromkeys(parts)))
     _, term_keys = FORMS[method]
     lacking = [

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models import ModelSource, tied_names
+from trace_transfer.models import ModelSource, row_blocks, tied_names
+from trace_transfer.names_on_disk import Fused, LoadedNames
 from trace_transfer.shards import DTYPES, read_rows
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
 
 
 def download(source: ModelSource) -> Path:
-    """Fetch a hub model's safetensors, config and tokenizer files; returns the local snapshot.
+    """Fetch a hub model's safetensors, config, tokenizer files and card; returns the local snapshot.
 
     Raises:
         ModelError: the hub cannot be reached or refuses.
@@ -93,6 +94,7 @@ def download(source: ModelSource) -> Path:
         "merges*",
     ]
     patterns += ["special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*"]
+    patterns.append("README.md")  # for its licence
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; each is one message to the user
@@ -106,7 +108,7 @@ class SafetensorsCheckpoint:
     directory: Path
     bytes_read: int = 0
     keys: dict[str, Path] = field(init=False)
-    _names: _Names | None = field(init=False, default=None)
+    _names: LoadedNames | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.keys = _keys_of_shards(self.directory, _shard_files(self.directory))
@@ -178,10 +180,16 @@ class SafetensorsCheckpoint:
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """One parameter, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
 
+        Of one that is fused from several tensors, no more than the tensors of some rows (experts) are in memory.
+
         Raises:
-            ModelError: it is missing or of another shape, or is fused from several tensors when it is loaded.
+            ModelError: it is missing, of another shape, or of a type that cannot be compared.
         """
-        at_run_time = self._names_for(model).at_run_time
+        names = self._names_for(model)
+        if (fused := names.fused(name)) is not None:
+            yield from self._fused_chunks(fused, shape)
+            return
+        at_run_time = names.at_run_time
         found = [key for key, known in at_run_time.items() if known == name]
         if not found:  # a tied embedding may have been saved as the head only
             aliases = tied_names(model, name)
@@ -193,12 +201,40 @@ class SafetensorsCheckpoint:
             self.bytes_read += block.nbytes
             yield block
 
+    def _fused_chunks(self, fused: Fused, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        by_row, whole = fused.by_row(shape[0]), None
+        for start, stop in row_blocks(shape):
+            if by_row:
+                block = self._joined(fused, fused.keys_of_rows(start, stop), (stop - start, *shape[1:]))
+            else:
+                whole = self._joined(fused, fused.keys, shape) if whole is None else whole
+                block = whole[start:stop]
+            yield block.flatten()
+
+    def _joined(self, fused: Fused, keys: Iterable[str], shape: tuple[int, ...]) -> Tensor:
+        tensors = dict(self._read(keys))
+        kinds = {tensor.dtype for tensor in tensors.values()}
+        problem = None
+        if not kinds <= set(DTYPES.values()) or len(kinds) != 1:
+            found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "none"
+            problem = f"types {found} on disk, expected one of {', '.join(DTYPES)}"
+        else:
+            try:
+                block = fused.joined(tensors)
+            except (RuntimeError, KeyError, StopIteration) as error:  # tensors that do not fit together
+                problem = first_line(error)
+            else:
+                if tuple(block.shape) == shape:
+                    return block
+                problem = f"{list(block.shape)} from {len(tensors)} tensors on disk, expected {list(shape)}"
+        raise ModelError(f"{self.directory}: {fused.name}, which is made of several tensors there: {problem}")
+
     def prepare(self, model: PreTrainedModel) -> None:
         self._names_for(model)
 
-    def _names_for(self, model: PreTrainedModel) -> _Names:
+    def _names_for(self, model: PreTrainedModel) -> LoadedNames:
         if self._names is None or self._names.model is not model:
-            self._names = _Names.of(model, self.keys)
+            self._names = LoadedNames.of(model, self.keys)
         return self._names
 
     def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -214,30 +250,6 @@ class SafetensorsCheckpoint:
                     tensor = shard.get_tensor(key)
                     self.bytes_read += tensor.nbytes
                     yield key, tensor
-
-
-@dataclass(frozen=True)
-class _Names:
-    """A checkpoint's names on disk → names at run time, as transformers' loader renames them for one model."""
-
-    model: PreTrainedModel
-    mapping: list[Any]
-    at_run_time: dict[str, str]
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, keys: Iterable[str]) -> _Names:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-
-        mapping = get_model_conversion_mapping(model)
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
-        known = model.state_dict()
-        names = {}
-        for key in keys:
-            name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
-            names[key] = key if name not in known and key in known else name
-        return cls(model, mapping, names)
 
 
 def _shard_files(directory: Path) -> list[Path]:

@@ -66,8 +66,8 @@ def compare(summary: Summary, paired: Paired) -> tuple[Comparison, ...]:
             difference = paired(*values) if all(values) else None
             if difference is not None:
                 asked.append((question, name, other, difference))
-    tested = [number for number, (*_, difference) in enumerate(asked) if difference.p is not None]
-    adjusted = dict(zip(tested, holm([asked[number][3].p for number in tested]), strict=True))
+    tested = {number: difference.p for number, (*_, difference) in enumerate(asked) if difference.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     titles = {one.name: one.title.lower() for one in summary.measures}
     comparisons = []
     for number, (question, name, other, before) in enumerate(asked):
@@ -93,7 +93,7 @@ def answer(difference: Interval, name: str, other: str, measure: str, shares: bo
     """One sentence; more is better in what is compared."""
     value, of = amount(difference, shares), f"in {measure}" if measure != "average" else "on average"
     if difference.low is None or difference.high is None:
-        return f"{name} minus {other} {of}: {value}; {_few(difference.num)} give no interval, so nothing follows."
+        return f"{name} minus {other} {of}: {value}; {_no_interval(difference.num)}, so nothing follows."
     word = "better" if difference.mean > 0 else "worse"
     if found(difference):
         return f"{name} is {word} than {other} {of}: {value}."
@@ -130,6 +130,10 @@ def _few(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
 
 
+def _no_interval(number: int) -> str:
+    return f"{_few(number)} {'gives' if number == 1 else 'give'} no interval"
+
+
 def notes_of(summary: Summary) -> tuple[str, ...]:
     """Notes for the report, the most important first."""
     notes = [*_on_forgetting(summary), *_on_reference(summary)]
@@ -150,7 +154,7 @@ def _on_forgetting(summary: Summary) -> list[str]:
     lost = plain.measures["backward_transfer"]
     value = f"backward transfer {amount(lost, summary.measures_are_shares)}"
     if lost.high is None:
-        return [f"{plain.name}: {value}; {_few(lost.num)} give no interval, so nothing follows."]
+        return [f"{plain.name}: {value}; {_no_interval(lost.num)}, so nothing follows."]
     if lost.high < 0:
         return [f"{plain.name} forgets: {value}. There is something for the other methods to prevent."]
     return [
@@ -167,7 +171,7 @@ def _on_reference(summary: Summary) -> list[str]:
         return []
     if all(one.low is None for one in known.values()):
         most = max(one.num for one in known.values())
-        return [f"{_few(most)} give no intervals: no difference from {reference} can be told from chance."]
+        return [f"{_no_interval(most)}: no difference from {reference} can be told from chance."]
     notes = []
     for word, sign in (("higher", 1), ("lower", -1)):
         apart = {name: one for name, one in known.items() if found(one) and one.mean * sign > 0}

@@ -6,6 +6,10 @@ why it is dropped, and every target unit has sources or a reason why nothing rea
 A principal carries over to all members of the same component of every matched layer (only to the principal if either
 family says `expand: false`); a satellite carries over to the satellites of the same role. Components outside the layers
 meet by name; a tied head meets on its owner.
+
+Experts: those of a layer are one parameter, and a part of it is the principal of `mlp.gate`, `mlp.up` or `mlp.down`; so
+a dense MLP meets all experts together, and two layers of experts meet whatever their numbers are. Shared experts are
+satellites, which a dense MLP reaches by expansion. The router is a component of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ import networkx as nx
 
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.errors import RulesError, listing
+from trace_transfer.models import AXES
 
 Side = Literal["source", "target"]
+UNMATCHED, UNREACHED_LAYER = "its layer is not matched", "no source layer is matched to its layer"
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ class Correspondence:
     def to_payload(self) -> dict[str, Any]:
         """The contents of correspondence.json: every source parameter (or part of one), and what nothing reaches.
 
-        A tied parameter, which is a unit of two components, is one entry. Excluded parameters are listed as dropped.
+        A tied or shared parameter, a unit of two components, is one entry. Excluded parameters are listed as dropped.
         """
         entries = [*self._entries(), *_excluded(self.source, components=[], targets=[], why="dropped")]
-        reached = {_key(unit) for unit in self.target.units if unit not in self.unreached}
-        missed = {_key(unit): {**_reference(unit), "reason": reason} for unit, reason in self.unreached.items()}
+        reached = {unit.place for unit in self.target.units if unit not in self.unreached}
+        missed = {unit.place: {**_reference(unit), "reason": reason} for unit, reason in self.unreached.items()}
         unreached = [entry for key, entry in missed.items() if key not in reached]
         unreached += _excluded(self.target, why="reason")
         counts = {
@@ -78,17 +84,17 @@ class Correspondence:
         entries: dict[tuple, dict[str, Any]] = {}
         targets: dict[tuple, dict[tuple, dict[str, Any]]] = {}
         for unit in self.source.units:
-            entry = entries.setdefault(_key(unit), {**_reference(unit), "components": []})
+            entry = entries.setdefault(unit.place, {**_reference(unit), "components": []})
             entry["components"].append(unit.component)
-            found = targets.setdefault(_key(unit), {})
+            found = targets.setdefault(unit.place, {})
             for target, rule in self.targets_of(unit):
-                before = found.get(_key(target))
+                before = found.get(target.place)
                 rule = f"{before['rule']}; {rule}" if before else rule
-                found[_key(target)] = {**_reference(target), "rule": rule}
+                found[target.place] = {**_reference(target), "rule": rule}
         for unit in self.source.units:
-            entries[_key(unit)]["targets"] = list(targets[_key(unit)].values())
-            if not targets[_key(unit)]:
-                entries[_key(unit)]["dropped"] = self.dropped[unit]
+            entries[unit.place]["targets"] = list(targets[unit.place].values())
+            if not targets[unit.place]:
+                entries[unit.place]["dropped"] = self.dropped[unit]
         return list(entries.values())
 
 
@@ -96,17 +102,11 @@ def _excluded(anatomy: Anatomy, why: str, **fields: Any) -> list[dict[str, Any]]
     return [{"name": name, **fields, why: f"excluded: {reason}"} for name, reason in anatomy.excluded.items()]
 
 
-def _key(unit: Unit) -> tuple:
-    return unit.name, unit.rows, unit.columns
-
-
 def _reference(unit: Unit) -> dict[str, Any]:
-    """`{"name", "rows"?, "columns"?}` as in all files."""
+    """`{"name", "rows"?, "columns"?, "depth"?}` as in all files."""
     reference: dict[str, Any] = {"name": unit.name}
-    if unit.rows is not None:
-        reference["rows"] = [list(one) for one in unit.rows]
-    if unit.columns is not None:
-        reference["columns"] = [list(one) for one in unit.columns]
+    if unit.dim is not None:
+        reference[AXES[unit.dim]] = [list(one) for one in unit.ranges or ()]
     return reference
 
 
@@ -172,7 +172,7 @@ def _why_dropped(unit: Unit, target: Anatomy, targets: Places, pairs: Sequence[t
         return f"{target.family} has no {unit.component}"
     others = [None] if unit.layer is None else [second for first, second in pairs if first == unit.layer]
     if not others:
-        return "its layer is not matched"
+        return UNMATCHED
     if not any((unit.component, other) in targets for other in others):
         return f"{unit.component} is absent from the matched layers of {target.family}"
     if unit.principal:
@@ -187,7 +187,7 @@ def _why_unreached(
         return f"{source.family} has no {unit.component}"
     others = [None] if unit.layer is None else [first for first, second in pairs if second == unit.layer]
     if not others:
-        return "no source layer is matched to its layer"
+        return UNREACHED_LAYER
     if not any((unit.component, other) in sources for other in others):
         return f"{unit.component} is absent from the matched layers of {source.family}"
     if unit.principal:

@@ -125,4 +125,5 @@ class DeltaStore:
         from safetensors import safe_open
 
         with safe_open(self._files[name], framework="pt") as shard:
-            return shard.get_tensor(name)
+            value: Tensor = shard.get_tensor(name)
+        return value

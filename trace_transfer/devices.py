@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from trace_transfer.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def resolve_device(name: str) -> str:
@@ -27,3 +32,9 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def on_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """Bring a model there; returns it."""
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, and its type forgets that it is a method
+    return model

@@ -74,12 +74,12 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
     """Estimate a planned run; runs a matrix product of a tenth of a second to learn the machine's speed."""
     speed = measure_speed(plan.device, plan.dtype)
     gram = sum(map(packed_length, plan.rows.sizes)) * 4 * 2
-    models = tuple(
+    source, target = (
         _estimate_model(model, reading, settings, gram, plan.dtype, speed)
         for model, reading in ((plan.source, plan.rows.source), (plan.target, plan.rows.target))
     )
     return MapEstimate(
-        models=models,
+        models=(source, target),
         num_rows=sum(plan.rows.sizes),
         num_minibatches=len(plan.rows.sizes),
         num_texts=len(plan.probe.texts),
@@ -144,10 +144,12 @@ def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
 
 def render_estimate(result: MapEstimate) -> str:
     """The estimate as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=100, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=100, color_system=None)
     table = Table(title="nothing is read or written (--dry-run)")
-    for heading, justify in (("", "left"), (result.models[0].name, "right"), (result.models[1].name, "right")):
-        table.add_column(heading, justify=justify)
+    table.add_column("", justify="left")
+    for of_model in result.models:
+        table.add_column(of_model.name, justify="right")
     for label, value in (
         ("family", lambda m: m.family),
         ("layers", lambda m: str(m.num_layers)),
@@ -169,13 +171,13 @@ def render_estimate(result: MapEstimate) -> str:
     )
     for model in result.models:
         console.print(_shape_table(model))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def _shape_table(model: ModelEstimate) -> Table:
     table = Table(title=f"parameters of {model.name}", box=box.SIMPLE_HEAD)
-    for heading, justify in (("name", "left"), ("shape", "left"), ("count", "right"), ("component", "left")):
-        table.add_column(heading, justify=justify, overflow="fold")
+    for heading in ("name", "shape", "count", "component"):
+        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
     for name, shape, count, component in model.shapes:
         table.add_row(name, " × ".join(map(str, shape)), str(count), component)
     return table

@@ -198,6 +198,7 @@ class _Reader:
 
     def _compare(self, where: str, matrix: ScoreMatrix) -> None:
         """Against the first cell's base: the same evaluations of the same base model."""
+        assert self.first_matrix is not None  # the caller has set it
         first_where, first = self.first_matrix
         if (matrix.base_fingerprint, matrix.model.names_sha256) != (first.base_fingerprint, first.model.names_sha256):
             self._note(f"{where}: of another base model than {first_where}")

@@ -48,14 +48,15 @@ class GgufCheckpoint:
     def _architecture(self) -> str:
         from transformers.modeling_gguf_pytorch_utils import read_field
 
-        return read_field(self._reader, "general.architecture")[0]
+        return str(read_field(self._reader, "general.architecture")[0])
 
     def _names(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
         """transformers' tensor processor of this architecture, and GGUF name → run-time name; made once per model."""
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
         if self._bound is None or self._bound[0] is not model:
-            processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config=model.config.to_dict())
+            make: Any = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)
+            processor = make(config=model.config.to_dict())
             try:
                 self._bound = (model, processor, get_gguf_hf_weights_map(model, processor))
             except NotImplementedError as error:

@@ -174,6 +174,7 @@ class _Group:
 
 
 def _show(rank: _Rank) -> None:
+    assert rank.said is not None and rank.code is not None  # it has ended, and what it said was kept
     rank.said.seek(0)
     text = rank.said.read().decode("utf-8", "replace").strip()
     how = f"signal {rank.code - 128}" if rank.code > 128 else f"exit code {rank.code}"
@@ -218,7 +219,7 @@ def _noted_signals() -> Iterator[list[int]]:
 def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+        return int(one.getsockname()[1])
 
 
 def _num_cores() -> int:

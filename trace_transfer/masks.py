@@ -1,4 +1,4 @@
-"""What is trained: whole parameters, or some rows or columns of them. Everything else stays bit-identical.
+"""What is trained: whole parameters, or some rows, columns or depth of them. Everything else stays bit-identical.
 
 Names are those of `named_parameters()`; True means trained.
 """
@@ -12,7 +12,7 @@ from functools import cached_property
 from trace_transfer.artefacts import CoreFile
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import sha256_text
-from trace_transfer.models import Ranges, part_numel
+from trace_transfer.models import AXES, Ranges, part_numel
 
 
 class MaskError(UserError):
@@ -21,18 +21,19 @@ class MaskError(UserError):
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows (dim 0) or columns (dim 1) of a parameter: half-open ranges, sorted, apart from each other."""
+    """Some rows (dim 0), columns (1) or depth (2) of a parameter: half-open ranges, sorted, apart from each other."""
 
     dim: int
     ranges: Ranges
 
     def numel(self, shape: tuple[int, ...]) -> int:
         """Elements in these ranges of a parameter of that shape."""
-        return part_numel(shape, *((self.ranges, None) if self.dim == 0 else (None, self.ranges)))
+        rows, columns, depth = (self.ranges if dim == self.dim else None for dim in range(len(AXES)))
+        return part_numel(shape, rows, columns, depth)
 
     @property
     def indices(self) -> list[int]:
-        """Every row or column, in order."""
+        """Every index along its dimension, in order."""
         return [index for start, stop in self.ranges for index in range(start, stop)]
 
 
@@ -70,7 +71,7 @@ class Mask:
             elif tuple(parameter.shape) != shapes[name]:
                 problems.append(f"{name}: {list(parameter.shape)} there, {list(shapes[name])} in this model")
             else:
-                found.setdefault(name, []).append((parameter.rows, parameter.columns))
+                found.setdefault(name, []).append(parameter.place[1:])
         if problems:
             raise MaskError(
                 f"{file}: its core set does not fit the model to be trained; carry it over with `trace-transfer map`:\n"
@@ -84,7 +85,7 @@ class Mask:
         """What either of them trains.
 
         Raises:
-            MaskError: rows of a parameter in one and columns of it in the other.
+            MaskError: ranges along one dimension of a parameter in one, and along another in the other.
         """
         parts = dict(self.parts)
         for name, part in other.parts.items():
@@ -92,9 +93,13 @@ class Mask:
             if mine is None or part is None:
                 parts[name] = None
             elif mine.dim == part.dim:
-                parts[name] = Slice(part.dim, _merged([*mine.ranges, *part.ranges]))
+                parts[name] = Slice(part.dim, merged_ranges([*mine.ranges, *part.ranges]))
             else:
-                raise MaskError(f"{name}: its rows are core for one task and its columns for another; only either can")
+                one, two = sorted((mine.dim, part.dim))
+                raise MaskError(
+                    f"{name}: its {AXES[one]} are core for one task and its {AXES[two]} for another; only either can "
+                    "be trained"
+                )
         return Mask(parts)
 
     def trains(self, name: str) -> bool:
@@ -120,23 +125,21 @@ class Mask:
         return sha256_text("\n".join(lines))
 
 
-def _joined(
-    name: str, rows_and_columns: Sequence[tuple[Ranges | None, Ranges | None]], shape: tuple[int, ...], file: str
-) -> Slice | None:
-    if any(rows is None and columns is None for rows, columns in rows_and_columns):
+def _joined(name: str, parts: Sequence[tuple[Ranges | None, ...]], shape: tuple[int, ...], file: str) -> Slice | None:
+    """The parts of one parameter as one slice, None for all of it; each part has its ranges of rows, columns, depth."""
+    if any(ranges == (None,) * len(AXES) for ranges in parts):
         return None
-    if all(columns is None for _, columns in rows_and_columns):
-        dim, ranges = 0, [one for rows, _ in rows_and_columns for one in rows or ()]
-    elif all(rows is None for rows, _ in rows_and_columns):
-        dim, ranges = 1, [one for _, columns in rows_and_columns for one in columns or ()]
-    else:
-        raise MaskError(f"{file}: {name}: rows and columns of one parameter are core; only either can be trained")
-    merged = _merged(ranges)
+    dims = sorted({dim for ranges in parts for dim, one in enumerate(ranges) if one is not None})
+    if len(dims) > 1:
+        words = " and ".join(AXES[dim] for dim in dims)
+        raise MaskError(f"{file}: {name}: {words} of one parameter are core; only either can be trained")
+    (dim,) = dims
+    merged = merged_ranges(one for ranges in parts for one in ranges[dim] or ())
     return None if merged == ((0, shape[dim]),) else Slice(dim, merged)
 
 
-def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Sorted, and one where several touch or overlap."""
+def merged_ranges(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Ranges sorted, and one where several touch or overlap."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
         if merged and start <= merged[-1][1]:

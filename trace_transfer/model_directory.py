@@ -1,8 +1,9 @@
 """A model written as an ordinary directory that `from_pretrained` loads, a tensor at a time, whole or not at all.
 
 Reads: config, tokenizer and generation settings of the model that it was made from. Writes, under a hidden name that is
-changed to the right one at the end: safetensors shards with run-time names, their index, the config, and copies of the
-other files.
+changed to the right one at the end: safetensors shards with the names on disk that `save_pretrained` gives, their
+index, the config, copies of the tokenizer's files and what else the caller gives. The base's README.md is not copied:
+what it says is true of the base alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +24,11 @@ from trace_transfer.checkpoints import INDEX_NAME, download
 from trace_transfer.errors import ModelError, UserError, first_line
 from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory, sync
 from trace_transfer.models import ModelSource
+from trace_transfer.names_on_disk import Layout, SavedNames
 from trace_transfer.tensor_file import TensorSpec, TensorWriter, writing_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHARD_BYTES = 5_000_000_000  # as transformers does
 COPIED = (
@@ -38,18 +43,28 @@ class ModelWriter:
     Nothing is touched until the first tensor comes, so that of several ranks one may write.
 
     Args:
-        specs: all parameters in the order in which they will come.
+        specs: all parameters, by their names at run time, in the order in which they will come.
+        model: the same model on the meta device, which tells the names on disk.
+        texts: further files, name → content.
         replace: what is in the directory goes when the new model is whole; otherwise only an empty one is taken.
     """
 
     def __init__(
         self, source: ModelSource, config: Any, specs: Mapping[str, TensorSpec], directory: Path, *,
-        replace: bool = False, shard_bytes: int | None = None,
+        model: PreTrainedModel, texts: Mapping[str, str] | None = None, replace: bool = False,
+        shard_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self.source, self.config, self.specs = source, config, specs
+        self.saved, self.texts = SavedNames(model), dict(texts or {})
+        self.layouts = {name: self.saved.layout(name, spec.shape) for name, spec in specs.items()}
         self.directory, self.replace = Path(directory).absolute(), replace
         self.temporary = self.directory.with_name(f".{self.directory.name}{PART}")
-        self.shards = _shards(specs, SHARD_BYTES if shard_bytes is None else shard_bytes)
+        stored = {
+            key: TensorSpec(specs[name].dtype, shape)
+            for name, layout in self.layouts.items()
+            for key, shape in layout.shapes.items()
+        }
+        self.shards = _shards(stored, SHARD_BYTES if shard_bytes is None else shard_bytes)
         self.places = {name: number for number, shard in enumerate(self.shards) for name in shard}
         self._open: tuple[int, AbstractContextManager[TensorWriter], TensorWriter] | None = None
         self._next = 0
@@ -65,11 +80,35 @@ class ModelWriter:
             ValueError: it is not the one that was expected, or of another type or shape.
             DiskFullError: nothing is left.
         """
-        self._shard_of(name).add(name, value)
+        layout = self._layout_of(name)
+        if tuple(value.shape) != self.specs[name].shape:
+            raise ValueError(f"{name}: {list(value.shape)} given, {list(self.specs[name].shape)} expected")
+        self._add_all(self.saved.tensors(name, value, layout), layout.shapes)
 
     def add_blocks(self, name: str, blocks: Iterable[Tensor]) -> None:
-        """Write one parameter given in pieces; raises as `add`."""
-        self._shard_of(name).add_blocks(name, blocks)
+        """Write one parameter given in pieces of whole rows, flattened; raises as `add`.
+
+        One that is several tensors on disk is cut a row (an expert) at a time where each row has tensors of its own;
+        otherwise it is whole in memory.
+        """
+        layout, shape = self._layout_of(name), self.specs[name].shape
+        if list(layout.shapes) == [name]:
+            self._shard_of(name).add_blocks(name, blocks)
+        elif layout.rows is None:
+            self.add(name, torch.cat(list(blocks)).view(shape))
+        else:
+            rows = (row for block in blocks for row in block.view(-1, 1, *shape[1:]))
+            for number, row in zip(range(shape[0]), rows, strict=True):
+                self._add_all(self.saved.row(name, row, layout, number), layout.rows[number])
+
+    def _layout_of(self, name: str) -> Layout:
+        if name not in self.layouts:
+            raise ValueError(f"{name}: not one of the expected tensors")
+        return self.layouts[name]
+
+    def _add_all(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        for key in names:
+            self._shard_of(key).add(key, tensors[key])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -137,6 +176,8 @@ class ModelWriter:
             raise ValueError(f"{self._next} of {len(self.shards)} shards were written")
         self._write_index()
         self._write_config()
+        for name, text in self.texts.items():
+            (self.temporary / name).write_text(text, "utf-8")
         for file in self.temporary.iterdir():
             sync(file)
         replaced = self.temporary.with_suffix(f".old{PART}")

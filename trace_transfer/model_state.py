@@ -59,12 +59,20 @@ class OpenedBase:
     def weights(self) -> Checkpoint:
         return open_checkpoint(self.source)
 
+    @cached_property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """What is saved with the parameters but is none, and so is never trained: name → shape."""
+        parameters = {name for name, _ in self.meta_model.named_parameters(remove_duplicate=False)}
+        state = self.meta_model.state_dict()
+        return {name: tuple(value.shape) for name, value in state.items() if name not in parameters}
+
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """One parameter, flattened, some rows at a time, as it is on disk."""
-        return self.weights.chunks(self.meta_model, name, self.inventory.shapes[name])
+        """One parameter (or buffer), flattened, some rows at a time, as it is on disk."""
+        shape = self.inventory.shapes.get(name)
+        return self.weights.chunks(self.meta_model, name, self.buffers[name] if shape is None else shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        """In which a parameter is on disk; of a GGUF file, in which it is read."""
+        """In which a parameter (or buffer) is on disk; of a GGUF file, in which it is read."""
         return self._only_dtype or next(self.chunks(name)).dtype
 
     @cached_property
@@ -113,6 +121,11 @@ class ModelState:
         return self.base.inventory.shapes
 
     @property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of what is saved with the parameters but is none; always as the base has it."""
+        return self.base.buffers
+
+    @property
     def names_sha256(self) -> str:
         return self.base.inventory.names_sha256
 
@@ -146,7 +159,7 @@ class ModelState:
         """One whole parameter as it is stored.
 
         Raises:
-            ModelError: it is missing on disk, or fused from several tensors there.
+            ModelError: it is missing on disk.
             StateError: a patch of some rows has another type, which does not hold the values of the other rows.
         """
         spec, end = self.spec(name), 0
@@ -236,7 +249,7 @@ class ModelState:
         """Refuse parameters that cannot be put into a patch, reading the first rows of each.
 
         Raises:
-            ModelError: missing on disk, fused from several tensors there, or quantised; all are named.
+            ModelError: missing on disk, or quantised; all are named.
         """
         problems = []
         for name in names:
@@ -248,33 +261,50 @@ class ModelState:
             raise ModelError("parameters that no patch can hold:\n" + listing(problems))
 
 
-def write_model(state: ModelState, directory: Path, reporter: Reporter, *, replace: bool = False) -> None:
+def write_model(
+    state: ModelState, directory: Path, reporter: Reporter, *, replace: bool = False,
+    texts: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write a state as a directory that `from_pretrained` loads; one block of rows is in memory.
 
     Whole or not at all: after a kill the same call writes it anew.
 
     Args:
         replace: what is in the directory goes when the new model is whole.
+        texts: further files, name → content.
 
     Raises:
         StateError: a patch does not begin where the one before ended.
-        ModelError: the base cannot be read, or has values beside its parameters.
+        ModelError: the base cannot be read, or values beside its parameters cannot.
         UserError: the directory is not empty, and not to be replaced; DiskFullError: nothing is left.
     """
-    model = state.base.meta_model
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    others = [name for name in model.state_dict() if name not in parameters]
-    if others:
-        raise ModelError(
-            f"{state.source.name}: has values that are no parameters, and no state of it can be written:\n"
-            + listing(others)
-        )
+    specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
     state.check(reporter)
-    specs = {name: state.spec(name) for name in state.shapes}
     with (
-        ModelWriter(state.source, state.config, specs, directory, replace=replace) as writer,
+        ModelWriter(
+            state.source, state.config, specs, directory, model=state.base.meta_model, texts=texts, replace=replace
+        ) as writer,
         reporter.task("writing the model", len(specs)) as advance,
     ):
         for name in specs:
             writer.add_blocks(name, state.chunks(name))
             advance()
+
+
+def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorSpec]:
+    """All that a model made from a base holds, in the order in which it is written: parameters, then buffers.
+
+    Args:
+        dtypes: of all parameters; buffers are copied from the base as they are.
+
+    Raises:
+        ModelError: buffers that cannot be read; all are named.
+    """
+    bad = list(base.buffers) if base.source.gguf is not None else []
+    if bad:
+        raise ModelError(
+            f"{base.source.name}: has values that are no parameters and that cannot be read from a GGUF file, so that "
+            "no state of it can be written:\n" + listing(bad)
+        )
+    specs = {name: TensorSpec(dtypes[name], shape) for name, shape in base.inventory.shapes.items()}
+    return specs | {name: TensorSpec(base.dtype(name), shape) for name, shape in base.buffers.items()}

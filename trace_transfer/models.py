@@ -24,6 +24,7 @@ ELEMENTS_AT_ONCE = 1 << 18
 
 
 Ranges = tuple[tuple[int, int], ...]
+AXES = ("rows", "columns", "depth")  # what ranges of dimension 0, 1 and 2 are called, in files and in code
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,15 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
 
 def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
+    config: PretrainedConfig
     if source.gguf is not None:
-        return auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
-    if source.directory is not None:
-        return auto_config.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
-    _require_hub(source)
-    return auto_config.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+        config = auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
+    elif source.directory is not None:
+        config = auto_config.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
+    else:
+        _require_hub(source)
+        config = auto_config.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+    return config
 
 
 def _require_hub(source: ModelSource) -> None:
@@ -156,14 +160,25 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
     """
     import torch
     from accelerate import init_empty_weights
+    from torch.overrides import TorchFunctionMode
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    class EmptyOnMeta(TorchFunctionMode):
+        """accelerate moves a parameter to the meta device once it is made: the experts of one layer may be 30 GB."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func is torch.empty and kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
     before = torch.get_default_dtype()
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
+    with init_empty_weights(include_buffers=False), no_init_weights(), EmptyOnMeta():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model
 
 
 @dataclass(frozen=True)
@@ -179,7 +194,7 @@ class Inventory:
 
     @property
     def model_type(self) -> str:
-        return self.config.model_type
+        return str(self.config.model_type)
 
     @cached_property
     def num_elements(self) -> int:
@@ -200,17 +215,21 @@ def numel(shape: tuple[int, ...]) -> int:
     return count
 
 
-def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | None) -> int:
-    """Number of elements in some ranges of rows (dimension 0) and columns (dimension 1) of a shape; None is all."""
+def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | None, depth: Ranges | None = None) -> int:
+    """Number of elements in some ranges of rows (dimension 0), columns (1) and depth (2) of a shape; None is all."""
     count = numel(shape)
-    for ranges, dim in ((rows, 0), (columns, 1)):
+    for dim, ranges in enumerate((rows, columns, depth)):
         if ranges is not None:
             count = count // shape[dim] * sum(stop - start for start, stop in ranges)
     return count
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Where chunks of a parameter begin and end, in whole rows of about `ELEMENTS_AT_ONCE` elements together."""
+    """Where chunks of a parameter begin and end, in whole rows of about `ELEMENTS_AT_ONCE` elements together; a scalar
+    is one row."""
+    if not shape:
+        yield 0, 1
+        return
     step = max(1, ELEMENTS_AT_ONCE * shape[0] // numel(shape))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

@@ -84,7 +84,7 @@ class Step:
 
 
 def inside(entry: PatchEntry, start: int, stop: int) -> Tensor:
-    """Which rows of the block of rows [start, stop), or which columns, a sliced entry holds."""
+    """Which rows of the block of rows [start, stop), or which columns (or depth), a sliced entry holds."""
     assert entry.part is not None
     ranges = entry.part.ranges
     if entry.part.dim == 0:

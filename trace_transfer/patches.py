@@ -1,9 +1,10 @@
 """`TASK.patch.safetensors`: what one stage changed, with the values before and after, so that it can be undone.
 
 Tensors `before/NAME` and `after/NAME` of each trained parameter, by its name at run time: the whole parameter, or of a
-sliced one the trained rows (columns) alone, one after another in the order of the slice. The two may be of different
-types: after a patch its parameters are stored in that of `after`. Metadata: format, version, task, method,
-`names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows or columns.
+sliced one the trained rows (columns; depth, along the third axis) alone, one after another in the order of the slice.
+The two may be of different types: after a patch its parameters are stored in that of `after`. Metadata: format,
+version, task, method, `names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows,
+columns or depth.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trace_transfer.artefacts.base import TASK, Range, Strict
 from trace_transfer.errors import ArtefactError, first_line, listing
 from trace_transfer.files import sha256_file
 from trace_transfer.masks import Mask, Slice
+from trace_transfer.models import AXES
 from trace_transfer.shards import DTYPES
 from trace_transfer.tensor_file import TensorSpec, read_blocks, read_tensor, writing_tensors
 
@@ -39,7 +41,7 @@ class PatchEntry:
 
     Attributes:
         shape: of the whole parameter.
-        part: the rows or columns that the patch holds; None for all.
+        part: the rows, columns or depth that the patch holds; None for all.
         before_dtype, after_dtype: in which the parameter is stored before and after the stage.
     """
 
@@ -84,6 +86,7 @@ class _Parameter(Strict):
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
+    depth: tuple[Range, ...] | None = None
 
 
 class _Header(Strict):
@@ -204,7 +207,7 @@ def write_patch(
 def _described(entry: PatchEntry) -> dict[str, object]:
     described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}
     if entry.part is not None:
-        described[("rows", "columns")[entry.part.dim]] = [list(one) for one in entry.part.ranges]
+        described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
     return described
 
 
@@ -261,13 +264,13 @@ def _entries(
 
 def _part(parameter: _Parameter) -> tuple[Slice | None, str | None]:
     """The slice of a parameter, and what is wrong with it."""
-    if parameter.rows is not None and parameter.columns is not None:
-        return None, "rows and columns, expected either"
-    if parameter.rows is None and parameter.columns is None:
+    given = [(dim, word, ranges) for dim, word in enumerate(AXES) if (ranges := getattr(parameter, word)) is not None]
+    if not given:
         return None, None
-    dim, ranges = (0, parameter.rows) if parameter.rows is not None else (1, parameter.columns)
-    assert ranges is not None
-    word, last = ("rows", "columns")[dim], 0
+    if len(given) > 1:
+        return None, f"{' and '.join(word for _, word, _ in given)}, expected one of them"
+    ((dim, word, ranges),) = given
+    last = 0
     if dim >= len(parameter.shape) or not ranges:
         return None, f"{word} {[list(one) for one in ranges]} of shape {list(parameter.shape)}"
     for start, stop in ranges:

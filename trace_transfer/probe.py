@@ -137,7 +137,7 @@ class RowPlan:
 
     @property
     def minibatch_texts(self) -> tuple[Tensor, ...]:
-        return self.texts_R.split(list(self.sizes))
+        return tuple(torch.split(self.texts_R, list(self.sizes)))
 
 
 @dataclass(frozen=True)
@@ -238,18 +238,18 @@ def _boundary_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int,
 def _word_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     rows = []
     for word in re.finditer(r"\S+", text):
-        spans = [_overlapping(encoded, *word.span()) for encoded in (a, b)]
-        if all(span is not None and span[0] > 0 for span in spans):
-            rows.append(tuple(spans))
+        one, other = (_overlapping(encoded, *word.span()) for encoded in (a, b))
+        if one is not None and other is not None and one[0] > 0 and other[0] > 0:
+            rows.append((one, other))
     return rows
 
 
 def _overlapping(encoded: _Encoded, start: int, end: int) -> tuple[int, int] | None:
     """Tokens that overlap characters [start, end), or None where the text was cut before the word's end."""
-    tokens = [i for i, span in enumerate(encoded.offsets) if span is not None and span[0] < end and span[1] > start]
-    if not tokens or encoded.offsets[tokens[-1]][1] < end:
+    spans = [(i, span) for i, span in enumerate(encoded.offsets) if span and span[0] < end and span[1] > start]
+    if not spans or spans[-1][1][1] < end:
         return None
-    return tokens[0], tokens[-1] + 1
+    return spans[0][0], spans[-1][0] + 1
 
 
 def _example_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -259,7 +259,8 @@ def _example_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, 
         if not tokens:
             return []
         spans.append((tokens[0], tokens[-1] + 1))
-    return [tuple(spans)]
+    one, other = spans
+    return [(one, other)]
 
 
 def token_matrix(ids: Sequence[Sequence[int]], pad: int = 0) -> Tensor:

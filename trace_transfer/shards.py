@@ -37,7 +37,7 @@ def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Itera
     if entry["dtype"] not in DTYPES:
         raise ModelError(f"{owner}: {key} is of type {entry['dtype']}, expected one of {', '.join(DTYPES)}")
     dtype = DTYPES[entry["dtype"]]
-    width = (entry["data_offsets"][1] - entry["data_offsets"][0]) // shape[0]  # bytes of a row
+    width = (entry["data_offsets"][1] - entry["data_offsets"][0]) // (shape[0] if shape else 1)  # bytes of a row
     with file.open("rb", buffering=0) as stream:
         stream.seek(start + entry["data_offsets"][0])
         for first, last in row_blocks(shape):

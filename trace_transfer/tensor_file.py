@@ -77,7 +77,7 @@ class TensorWriter:
             written += block.nbytes
             if written > spec.num_bytes:
                 break
-            self.stream.write(memoryview(block.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            self.stream.write(block.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         if written != spec.num_bytes:
             raise ValueError(f"{name}: {written} bytes or more given, {spec.num_bytes} expected")
 
@@ -164,7 +164,7 @@ def read_blocks(path: Path, name: str, counts: Iterable[int]) -> Iterator[Tensor
         stream.seek(stored.start)
         for count in counts:
             block = torch.empty(count * width, dtype=stored.spec.dtype)
-            if count * width and not _fill(stream, memoryview(block.view(torch.uint8).numpy())):
+            if count * width and not _fill(stream, block.view(torch.uint8).numpy().data):
                 raise ModelError(f"{path}: cut short within {name}; have it made or copied again")
             yield block.view(count, *inner)
 

@@ -1,8 +1,10 @@
-"""Parameters cut into the units of `rows`: attention heads and MLP neurons, scored and selected one by one.
+"""Parameters cut into the units of `rows`: attention heads, MLP neurons and experts, scored and selected one by one.
 
 A unit is a run of rows or columns of one parameter: a head's rows of queries, keys or values, a head's columns of the
-attention output, one neuron's row of gate and up, one neuron's column of down. Left whole are norms shared by heads,
-biases that add to the residual stream, embedding and head, and a parameter of a single unit.
+attention output, one neuron's row of gate and up, one neuron's column of down. Of a layer's experts, which are one
+parameter of three dimensions (their biases one of two), it is a whole expert, and of the router an expert's row. Left
+whole are norms shared by heads, latent projections, biases that add to the residual stream, embedding and head, and a
+parameter of a single unit.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ PER_HEAD_OUT = frozenset({"attention.query", "attention.key", "attention.value"}
 PER_HEAD_IN = frozenset({"attention.output"})
 PER_NEURON_OUT = frozenset({"mlp.gate", "mlp.up"})
 PER_NEURON_IN = frozenset({"mlp.down"})
+PER_EXPERT = frozenset({"mlp.router"})
+BIAS = "bias"  # a role
 Part = tuple[Ranges | None, Ranges | None]
 
 
@@ -55,7 +59,7 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
         split = next(iter(found), None)
         if split is None or shape[split.dim] == split.size:
             continue
-        bounds = {bound for unit in units for one in unit.rows or unit.columns or () for bound in one}
+        bounds = {bound for unit in units if unit.dim == split.dim for one in unit.ranges or () for bound in one}
         if any(bound % split.size for bound in (shape[split.dim], *bounds)):
             problems.append(f"{name} {list(shape)}: its parts are no multiples of the {split.size} of one head")
             continue
@@ -82,14 +86,17 @@ def unit_parts(name: str, shape: tuple[int, ...], split: Split | None) -> list[P
 
 
 def unit_kinds(anatomy: Anatomy, name: str, split: Split | None) -> list[str]:
-    """The component of each unit of a parameter; those of a whole one joined by `+`, `excluded` if it has none."""
+    """The component of each unit of a parameter; those of a whole one joined by `+`, `excluded` if it has none.
+
+    Joined are also those of parts that every unit has something of, as each expert has of gate and up.
+    """
     units = anatomy.units_of(name)
     whole = _components(units) or "excluded"
     if split is None:
         return [whole]
     kinds = [whole] * (anatomy.inventory.shapes[name][split.dim] // split.size)
     for unit in units:
-        for start, stop in unit.rows or unit.columns or ():
+        for start, stop in (unit.ranges or ()) if unit.dim == split.dim else ():
             kinds[start // split.size : stop // split.size] = [unit.component] * ((stop - start) // split.size)
     return kinds
 
@@ -108,12 +115,22 @@ def _head_dim(config: Any) -> int:
 
 def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:
     """By what a unit's parameter is cut; vectors have outputs only, so those of a component cut by input stay whole."""
-    size = head_dim if unit.component in PER_HEAD_OUT | PER_HEAD_IN else 1
+    per_neuron = unit.component in PER_NEURON_OUT | PER_NEURON_IN
+    if unit.component in PER_EXPERT or (per_neuron and _of_experts(unit)):
+        return Split(0, 1)
+    size = 1 if per_neuron else head_dim if unit.head is None else unit.head
+    if not size:
+        return None
     if unit.component in PER_HEAD_OUT | PER_NEURON_OUT:
         return Split(1 if transposed and len(unit.shape) > 1 else 0, size)
     if unit.component in PER_HEAD_IN | PER_NEURON_IN and len(unit.shape) > 1:
         return Split(0 if transposed else 1, size)
     return None
+
+
+def _of_experts(unit: Unit) -> bool:
+    """Whether the first dimension counts experts: weights of all of them have three, their biases two."""
+    return len(unit.shape) == (2 if unit.role == BIAS else 3)
 
 
 def _components(units: tuple[Unit, ...]) -> str:

@@ -88,7 +88,7 @@ def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
 
 OPTIONS = {option.name: option for option in map_command.params}
 OF_SETTINGS = {field.name: field for field in fields(MapSettings)}
-BESIDE_SETTINGS = {"src", "dst", "core", "out", "profile", "no_cache", "dry_run"}
+BESIDE_SETTINGS = {"src", "dst", "core", "out", "profile", "no_cache", "push_to_hub", "private", "dry_run"}
 
 
 def test_the_options_are_the_settings():

@@ -1,5 +1,6 @@
 """`trace-transfer rules list | check | explain`."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,15 @@ from click.testing import CliRunner, Result
 
 from trace_transfer.cli.rules import rules_command as rules
 from trace_transfer.errors import RulesError
-from trace_transfer.rules.registry import shipped_rules
+from trace_transfer.rules.registry import load_families, shipped_rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-LLAMA, QWEN2, QWEN3 = (str(CONFIGS / name) for name in ("llama-3-8b", "qwen2.5-14b", "qwen3-32b"))
+LLAMA, QWEN2, QWEN3, DEEPSEEK = (
+    str(CONFIGS / name) for name in ("llama-3-8b", "qwen2.5-14b", "qwen3-32b", "deepseek-v3")
+)
+
+# transformers' own default configs of these build no model.
+DEFAULT_CONFIG_INCOMPLETE = ["hunyuan_v1_dense", "ministral", "nemotron"]
 
 
 def run(*args: str, columns: str | None = None) -> Result:
@@ -54,7 +60,7 @@ def test_list(typo):
         ["gemma3", "gemma3_text", "14"],
         ["llama", "llama", "12"],
     ]
-    assert len(lines) == 11
+    assert len(lines) == len(list(shipped_rules().glob("*.yaml")))
     assert str(typo) in good("list", "--rules", str(typo))
 
 
@@ -68,11 +74,14 @@ def test_list_says_when_a_family_has_lost_its_model_types(tmp_path):
 
 def test_check_shipped():
     lines = good("check").splitlines()
-    assert len(lines) == 11
-    assert all(line.startswith("OK ") for line in lines)
+    assert len(lines) == len(load_families().by_model_type)
+    unchecked = [line.partition(": no model can be built")[0] for line in lines if not line.startswith("OK ")]
+    assert unchecked == [f"NOT CHECKED {name}.yaml ({name})" for name in DEFAULT_CONFIG_INCOMPLETE]
     assert "OK phi3.yaml (phi3) fits phi3: 195 parameters → 291 units, 32 layers" in lines
     (multimodal,) = [line for line in lines if "gemma3_multimodal" in line]
     assert multimodal.endswith(" fits gemma3: 550 parameters → 341 units, 26 layers, 210 excluded")
+    (deepseek,) = [line for line in lines if "deepseek_v3" in line]
+    assert deepseek.endswith(" fits deepseek_v3: 909 parameters → 1211 units, 61 layers of 2 kinds (3 + 58)")
 
 
 def test_check_one_file_against_one_model():
@@ -156,6 +165,29 @@ def test_explain_piped_breaks_no_line():
     assert "unreached: no source" not in shown
 
 
+def test_explain_experts_and_latents():
+    """Layers of two kinds, what serves two components, and unmatched layers as one line for each kind."""
+    shown = good("explain", "--src", LLAMA, "--dst", DEEPSEEK)
+    lines = [line.split() for line in shown.splitlines()]
+    for layers, targets in {
+        "(layers 0-1)": ["mlp.gate_proj.weight"],
+        "(layers 2-31)": ["mlp.experts.gate_up_proj[:, 0:2048]", "mlp.shared_experts.gate_proj.weight"],
+    }.items():
+        start = next(i for i, line in enumerate(lines) if line[:3] == ["mlp.gate_proj.weight", *layers.split()])
+        found = [lines[start][3:], *lines[start + 1 :]][: len(targets)]
+        assert [line[: len(target.split())] for line, target in zip(found, targets, strict=True)] == [
+            target.split() for target in targets
+        ]
+    assert sum("self_attn.kv_a_layernorm.weight" in line for line in lines) == 2  # of keys and of values
+    unreached = shown.partition("unreached: no source")[2]
+    assert [re.split(" {2,}", line.strip())[0] for line in unreached.splitlines()[1:4]] == [
+        "all 14 parameters (layer 1)",
+        "all 18 parameters (28 layers: 3, 5, 7, 9, …)",
+        "mlp.gate.weight (30 layers: 4, 6, 8, 10, …)",
+    ]
+    assert "909 parameters in 1089 parts: 541 reached, 548 unreached" in shown
+
+
 def test_explain_all():
     shown = good("explain", "--src", LLAMA, "--dst", QWEN3, "--all")
     lines = [line.split() for line in shown.splitlines()]
@@ -178,3 +210,12 @@ def test_explain_with_own_rules(tmp_path):
     assert ["self_attn.q_proj.weight", "self_attn.q_proj.weight", "llama.yaml:8", "→", "mine.yaml:5"] in lines
     reason = "attention.query of llama has no satellite 'norm', and expansion is switched off"
     assert any(line[0] == "self_attn.q_norm.weight" and line[-12:] == reason.split() for line in lines if line)
+
+
+def test_what_was_to_be_checked_and_cannot_be_is_a_failure():
+    """The default config of Nemotron has no number of key-value heads; `check` alone goes on, `check FILE` does not."""
+    path = str(shipped_rules() / "nemotron.yaml")
+    result = run("check", path)
+    assert re.match(r"NOT CHECKED nemotron.yaml \(nemotron\): no model can be built from the config of", result.stdout)
+    assert isinstance(result.exception, RulesError)
+    assert str(result.exception).endswith("check against a real one with --model")

@@ -3,12 +3,13 @@
 import random
 
 from trace_transfer.examples import IGNORED, Example
+from trace_transfer.rules.registry import load_families
 
-LAYER_PATHS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
+LAYER_PATHS = {kind: family.layer_path for kind, family in load_families().by_model_type.items()}
 
 
 def layer_path(family: str) -> str:
-    return LAYER_PATHS.get(family, "model.layers")
+    return LAYER_PATHS[family]
 
 
 def draw_examples(num: int, seed: int = 0, longest: int = 24, rows: int = 40) -> list[Example]:

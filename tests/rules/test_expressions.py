@@ -13,6 +13,7 @@ CONFIG = SimpleNamespace(
     num_attention_heads=4,
     head_dim=None,
     tie=True,
+    untied=False,
     name="x",
     text_config=SimpleNamespace(head_dim=32, rope={"factor": 8}),
 )
@@ -28,6 +29,7 @@ def value(text: str) -> int:
     [
         ("0", 0),
         ("hidden_size", 64),
+        ("tie + (1 - untied) * 5", 6),
         ("hidden_size // num_attention_heads", 16),
         ("q + 2*16", 80),
         ("-(q - 50) * 3", 6),
@@ -77,7 +79,6 @@ def test_refused(text, message):
         ("head_dim", r"'head_dim' is not set in the config of toy"),
         ("zzz.yyy", r"'zzz.yyy' is not set in the config of toy$"),
         ("name", r"'name' is 'x' in the config, not an integer"),
-        ("tie", r"'tie' is True in the config, not an integer"),
         ("1 // 0", r"'1 // 0' divides by zero"),
     ],
 )

@@ -1,49 +1,14 @@
 """Rules files as text: what is refused, with all problems at once and the line of each."""
 
-from pathlib import Path
-
 import pytest
-from transformers import LlamaConfig, Phi3Config
+from transformers import LlamaConfig
 
+from tests.rules.written import LLAMA, PHI3, TINY, TINY_LLAMA, TINY_PHI3, mine, misfits, problems_of, write
 from trace_transfer.errors import RulesError
 from trace_transfer.models import read_inventory
 from trace_transfer.rules.application import apply_family
 from trace_transfer.rules.parsing import default_role
-from trace_transfer.rules.registry import folded_name, load_families, rules_files, shipped_rules
-
-LLAMA = (shipped_rules() / "llama.yaml").read_text(encoding="utf-8")
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
-TINY_LLAMA = LlamaConfig(**TINY, num_key_value_heads=2)
-TINY_PHI3 = Phi3Config(**TINY, num_key_value_heads=2, pad_token_id=0)
-
-
-def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def problems_of(*paths: Path) -> list[str]:
-    """The lines of the error, from the file's name on."""
-    with pytest.raises(RulesError, match=r"problems? in rules files:\n") as caught:
-        load_families(paths)
-    lines = [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
-    return [line.replace(f"{paths[0].parent}/", "") for line in lines]
-
-
-def misfits(text: str, config, tmp_path: Path) -> list[str]:
-    """The problems of a family of that text, named 'mine', applied to a model."""
-    family = load_families(write(tmp_path, text)).families["mine"]
-    with pytest.raises(
-        RulesError, match=r"the rules of family 'mine' do not fit this \w+ model: \d+ problem"
-    ) as caught:
-        apply_family(family, read_inventory(config))
-    return [line.removeprefix("  - ").replace(f"{tmp_path}/", "") for line in str(caught.value).splitlines()[1:]]
-
-
-def mine(text: str) -> str:
-    return text.replace("family: llama", "family: mine").replace("family: phi3", "family: mine")
-
+from trace_transfer.rules.registry import folded_name, load_families, rules_files
 
 BROKEN = """\
 family: mine
@@ -96,7 +61,7 @@ def test_all_problems_of_a_file_at_once(tmp_path):
         "mine.yaml:13: mlp.up: rows: found a list, expected [from, to] or {every: n, from: a, to: b}",
         "mine.yaml:15: mlp.down: rows: from missing; expected {every: n, from: a, to: b}",
         "mine.yaml:15: mlp.down: rows: unknown key 'form'; did you mean 'from'?",
-        "mine.yaml:16: mlp.down: a part has 'rows:' or 'columns:', not both",
+        "mine.yaml:16: mlp.down: a part has one of 'rows:', 'columns:' and 'depth:'; found 'rows:' and 'columns:'",
         "mine.yaml:17: mlp.down: 'name:' is missing in a member",
         "mine.yaml:18: mlp.down: 'model.layers.{layer}.mlp.x' holds {layer}; names under 'components:' start below "
         "'layer:', and no name under 'outside:' has a layer",
@@ -177,7 +142,8 @@ def test_one_name_in_two_components(tmp_path):
     text = mine(LLAMA).replace("[self_attn.o_proj.weight", "[self_attn.v_proj.weight")
     assert problems_of(write(tmp_path, text)) == [
         "mine.yaml:11: 'self_attn.v_proj.weight' is in two components: attention.value (mine.yaml:10) and "
-        "attention.output; give both 'rows:' or 'columns:' if each has a part of it"
+        "attention.output; give both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if "
+        "it serves both"
     ]
 
 
@@ -211,9 +177,6 @@ def test_misfits_all_at_once(tmp_path):
     ]
 
 
-PHI3 = mine((shipped_rules() / "phi3.yaml").read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -233,6 +196,9 @@ PHI3 = mine((shipped_rules() / "phi3.yaml").read_text(encoding="utf-8"))
          ["mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] is cut along rows and along "
           "columns: attention.query (mine.yaml:13) and attention.key (mine.yaml:15) and attention.value (mine.yaml:17) "
           "(layers 0-1)"]),
+        ("rows: [q, q + kv]", "depth: [0, 64]",
+         ["mine.yaml:15: attention.key: 'self_attn.qkv_proj.weight': depth [0, 64]: a tensor of shape [128, 64] has no "
+          "depth (layers 0-1)"]),
         ("rows: [q, q + kv]", "rows: {every: 3, from: 0, to: 1}",
          ["mine.yaml:15: attention.key: 'self_attn.qkv_proj.weight': rows [0, 1] of every 3: blocks of 3 do not divide "
           "the 128 rows of shape [128, 64] (layers 0-1)"]),
@@ -338,6 +304,10 @@ def test_folded_name(name, folded):
         ("ln_1.bias", "bias"),
         ("ln_f.weight", "norm"),
         ("mlp.experts.gate_up_proj", "weight"),
+        ("mlp.experts.gate_up_proj_bias", "bias"),
+        ("self_attn.sinks", "weight"),
+        ("self_attn.q_layernorm.norms.{n}.weight", "norm"),
+        ("self_attn.q_layernorm.norms.3.bias", "bias"),
     ],
 )
 def test_default_role(pattern, role):

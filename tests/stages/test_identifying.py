@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.reference import authors_scores
 from tests.task_files import SIZES, write_tasks
 from tests.tuned_models import tuned_copy, weights
-from trace_transfer import IdentifySettings, StreamSettings, identify, score_models, train
+from trace_transfer import IdentifySettings, StreamSettings, identify, score, train
 from trace_transfer.artefacts import (
     CoreFile,
     DeltaFile,
@@ -216,7 +216,7 @@ def test_the_functions_do_what_the_commands_do(identified, tiny, tasks, tmp_path
     found = identify(tiny("qwen2"), tasks, out=tmp_path / "out", **settings)
     assert [core.task for core in found.cores] == list(SIZES)
     assert (tmp_path / "out" / "math.core.json").read_bytes() == (out / "math.core.json").read_bytes()
-    again = score_models(tiny("qwen2"), tasks=tasks, out=tmp_path / "out", method="cs")
+    again = score(tiny("qwen2"), tasks=tasks, out=tmp_path / "out", method="cs")
     assert again.cores[0].method.name == "cs"
 
 
@@ -230,7 +230,7 @@ def parts_of(settings):
     ("function", "command", "settings"),
     [
         (identify, "identify", IdentifySettings()),
-        (score_models, "score", IdentifySettings()),
+        (score, "score", IdentifySettings()),
         (train, "train", StreamSettings()),
     ],
 )
@@ -246,7 +246,7 @@ def test_functions_have_the_names_and_defaults_of_the_commands(function, command
             if parameter.name in ("deepspeed", "order"):  # a file, and a list with commas: their callbacks read them
                 default = parameter.callback(None, parameter, default)
             assert default == known[parameter.name], parameter.name
-        elif parameter.name not in ("dry_run", "help", "processes"):
+        elif parameter.name not in ("dry_run", "help", "processes", "push_to_hub", "private"):
             assert parameter.name in signature, parameter.name
             if parameter.name in ("out", "profile"):
                 assert str(signature[parameter.name].default) == str(parameter.default)

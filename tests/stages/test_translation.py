@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from trace_transfer.artefacts import CoreFile, CoreParameter
+from tests.tiny_models import build_config
+from trace_transfer.artefacts import CoreFile, CoreParameter, read_artefact, to_json
 from trace_transfer.correspondence import build_correspondence
 from trace_transfer.errors import ArtefactError
 from trace_transfer.maths.depth import depth_match
@@ -163,6 +164,77 @@ def test_ties_in_score_go_to_the_better_matched_layer(llama):
             core, llama, model("llama", 2, pad_token_id=0), pairs=[(0, 0), (0, 1)], how="scores", similarity=similarity
         )
         assert next(iter(core_of(result))) == f"model.layers.{best}.mlp.up_proj.weight"
+
+
+def tiny(kind):
+    config = build_config(kind)
+    return OpenModel(ModelSource(kind, Path(kind)), config, anatomy_of(read_inventory(config), load_families()))
+
+
+def listed(source, entries, unit="tensors"):
+    """A core file of these entries, all of them core."""
+    shapes = source.anatomy.inventory.shapes
+    found = [CoreParameter(shape=shapes[entry["name"]], score=1.0, core=True, **entry) for entry in entries]
+    method = {"name": "made-up", "ratio": 0.5, "unit": unit}
+    return CoreFile(task="math", model=source.identity, method=method, parameters=tuple(found))
+
+
+EXPERTS = "model.layers.1.mlp.experts.gate_up_proj"
+
+
+def test_experts_are_carried_together_whatever_their_numbers(tmp_path):
+    """A gate of all experts becomes the gate of all experts, part of another dimension; the file keeps it."""
+    mixtral, oss = tiny("mixtral"), tiny("gpt_oss")
+    result = carried(listed(mixtral, [{"name": EXPERTS, "columns": ((0, 80),)}]), mixtral, oss)
+    gate = tuple((index, index + 1) for index in range(0, 160, 2))
+    assert [(p.name, p.columns, p.depth) for p in result.core.core] == [
+        (EXPERTS, None, gate),
+        (EXPERTS + "_bias", gate, None),
+    ]
+    assert [p.num_elements for p in result.core.core] == [4 * 48 * 80, 4 * 80]
+    path = tmp_path / "math.core.json"
+    path.write_text(to_json(result.core), encoding="utf-8")
+    assert read_artefact(path, CoreFile) == result.core
+    back = carried(result.core, oss, mixtral)
+    assert [(p.name, p.columns) for p in back.core.core] == [(EXPERTS, ((0, 80),))]
+    assert not result.dropped
+    bias = EXPERTS + "_bias[:, 0:1 of every 2]"
+    assert back.dropped == {bias: "mlp.gate of mixtral has no satellite 'bias'"}, "its other half is not core"
+
+
+def test_some_experts_are_not_carried_and_are_told():
+    """Experts do not correspond from one model to another; all of them, one by one, are as good as the whole."""
+    qwen, mixtral = tiny("qwen3_moe"), tiny("mixtral")
+    every = [{"name": EXPERTS, "rows": ((expert, expert + 1),)} for expert in range(6)]
+    norm = {"name": "model.norm.weight"}
+    some = carried(listed(qwen, [norm, *every[:2], every[4]], "rows"), qwen, mixtral)
+    assert set(core_of(some)) == {"model.norm.weight"}
+    reason = "only 50% of its elements are core, and experts do not correspond from one model to another"
+    assert some.dropped == {f"{EXPERTS}[:, 0:20]": reason, f"{EXPERTS}[:, 20:40]": reason}
+    whole = carried(listed(qwen, every, "rows"), qwen, mixtral)
+    assert [(p.name, p.columns) for p in whole.core.core] == [(EXPERTS, ((0, 80),)), (EXPERTS, ((80, 160),))]
+
+
+def test_a_latent_of_keys_and_values_is_listed_once(llama):
+    deepseek = tiny("deepseek_v3")
+    name, latent = "model.layers.1.self_attn.v_proj.weight", "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"
+    result = carried(core_file(llama, {name: 1.0}, 0.05), llama, deepseek, pairs=[(1, 1)])
+    places = [p.place for p in result.core.parameters]
+    assert len(set(places)) == len(places)
+    assert {(p.name, p.rows) for p in result.core.core if p.name == latent} == {(latent, ((0, 20),))}
+    assert result.core.parameters[0].core and {p.sources for p in result.core.core} == {(name,)}
+    assert sum(p.num_elements for p in result.core.parameters) == deepseek.anatomy.inventory.num_elements
+
+
+def test_a_budget_of_elements_counts_parts_along_the_third_dimension(llama):
+    oss = tiny("gpt_oss")
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    core = core_file(llama, {gate: 1.0}, 0.5, unit="elements")
+    result = carried(core, llama, oss, pairs=[(0, 0)], how="scores", ratio=0.07)
+    total = oss.anatomy.inventory.num_elements
+    (first, *_) = result.core.core
+    assert (first.name, first.num_elements) == ("model.layers.0.mlp.experts.gate_up_proj", 4 * 48 * 80)
+    assert first.num_elements <= sum(p.num_elements for p in result.core.core) <= 0.07 * total
 
 
 def test_ratio_is_taken_on_the_source_with_core_and_on_the_target_with_scores(llama):

@@ -71,6 +71,25 @@ def test_full_fine_tuning_is_six_per_weight():
     assert flops_per_token(anatomy, mask, 10).total == 6 * weights + 12 * 10 * 96 * 4
 
 
+def test_of_experts_those_count_that_a_token_is_given_to():
+    model, anatomy = opened("qwen3_moe")
+    active = 0.0
+    for name, weight in model.named_parameters():
+        if weight.dim() == 3:
+            active += weight.numel() * 3 / 6
+        elif weight.dim() == 2 and "embed" not in name:
+            active += weight.numel()
+    mask = Mask.everything(anatomy.inventory.shapes)
+    assert flops_per_token(anatomy, mask, 10).total == pytest.approx(6 * active + 12 * 10 * 96 * 4)
+
+
+def test_latent_queries_are_as_wide_as_their_heads():
+    _, anatomy = opened("deepseek_v3")
+    mask = Mask.everything(anatomy.inventory.shapes)
+    long, short = (flops_per_token(anatomy, mask, length).total for length in (11, 10))
+    assert long - short == pytest.approx(12 * 4 * 6 * (12 + 8))  # layers, heads, width of a head
+
+
 def test_layers_that_are_spared():
     _, anatomy = opened("qwen3")
     mask = masks(anatomy)["scattered"]

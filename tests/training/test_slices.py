@@ -20,8 +20,8 @@ FAMILIES = [("llama", {}), ("qwen2", {}), ("gemma3_text", {}), ("gpt2", NO_DROPO
 
 @st.composite
 def drawn(draw):
-    """A shape of one or two dimensions, and a slice of it."""
-    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=2)))
+    """A shape of one to three dimensions, and a slice of it."""
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
     dim = draw(st.integers(0, len(shape) - 1))
     bounds = sorted(draw(st.sets(st.integers(0, shape[dim]), min_size=2, max_size=6)))
     bounds = bounds[: len(bounds) // 2 * 2]
@@ -47,6 +47,31 @@ def test_taken_put_and_spliced_as_row_by_row(case):
     assert torch.equal(trained[0].grad, trained_part(gradient, part))
     put(frozen, part, values)
     assert torch.equal(frozen, expected)
+
+
+def test_a_slice_is_put_in_once_however_often_it_is_read():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4, 5), requires_grad=False)
+
+        def forward(self, x):
+            return sum(x @ self.weight[number].T for number in range(3))
+
+    module, values = Experts(), nn.Parameter(torch.randn(3, 4, 2))
+    expected = module.weight.clone()
+    expected[:, :, 1:3] = values.detach()
+    splice(places_of(module)["weight"], Slice(2, ((1, 3),)), values)
+    calls = []
+    module.parametrizations.weight[0].register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(2, 5)
+    out = module(x)
+    assert calls == [1]
+    torch.testing.assert_close(out, x @ expected.sum(0).T)
+    out.sum().backward()
+    torch.testing.assert_close(values.grad, x.sum(0)[1:3].expand(3, 4, 2))
+    module(x)
+    assert calls == [1, 1], "not kept from one forward pass to the next"
 
 
 @pytest.mark.parametrize(("family", "changes"), FAMILIES)

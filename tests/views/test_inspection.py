@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.segment import Segment
 from safetensors.numpy import save_file
 
-from trace_transfer.artefacts import CoreFile, CorrespondenceFile, LayerMatch, to_json
+from tests.run_files import SOURCE, write_run
+from trace_transfer.artefacts import ARTEFACTS, CoreFile, CorrespondenceFile, LayerMatch, to_json
+from trace_transfer.artefacts.evaluation import EvaluationFile, RepresentationFile, RepresentedModel, Score
 from trace_transfer.errors import ArtefactError
+from trace_transfer.stages.summarising import summarise
+from trace_transfer.views import inspection
 from trace_transfer.views.inspection import draw
 
 WIDTHS = [60, 80, 200]
@@ -372,3 +376,40 @@ def test_files_that_cannot_be_drawn(tmp_path: Path) -> None:
     broken.write_bytes(b"\x00" * 5)
     with pytest.raises(ArtefactError, match="not a safetensors file, or cut short"):
         draw(broken, console)
+
+
+def test_every_format_is_drawn() -> None:
+    assert {*inspection.DRAWN, LayerMatch} == set(ARTEFACTS.values())
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    """Each of them shows what it is about."""
+    run = write_run(tmp_path / "run", methods=("sequential", "random"), seeds=(0, 1, 2))
+    (run / "summary.json").write_text(to_json(summarise(run)), "utf-8")
+    told = {"run.json": "sequential", "summary.json": "Sequential fine-tuning"}
+    scores = next(run.rglob("scores.json"))
+    told |= {str(scores.relative_to(run)): "maths-test (", str(scores.with_name("step.json").relative_to(run)): "Step "}
+    for name, text in told.items():
+        assert text in "\n".join(shown(run / name, 200))
+    assert "0.1" in "\n".join(shown(scores))
+
+
+def test_scores_of_a_model_and_embeddings(tmp_path: Path) -> None:
+    score = Score(
+        name="sums", kind="loss", metric="loss", value=1.25, higher_is_better=False, num_examples=4, seconds=1.0
+    )
+    file = tmp_path / "evaluation.json"
+    file.write_text(to_json(EvaluationFile(model=SOURCE, fingerprint="f", suite="mine", scores=(score,))), "utf-8")
+    assert "1.2500" in "\n".join(shown(file)) and "lower is better" in "\n".join(shown(file))
+    one = RepresentedModel(
+        label="base",
+        model=SOURCE,
+        fingerprint="f",
+        silhouette=0.5,
+        distances=((0.0, 2.5), (2.5, 0.0)),
+        spread=(1.0, 1.0),
+    )
+    content = RepresentationFile(tasks=("a", "b"), num_texts=(3, 4), data_sha256=("", ""), models=(one,))
+    file.with_name("representation.json").write_text(to_json(content), "utf-8")
+    text = "\n".join(shown(file.with_name("representation.json")))
+    assert "a - b" in text and "2.5" in text and "a 3, b 4" in text

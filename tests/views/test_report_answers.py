@@ -95,7 +95,7 @@ def test_an_answer_changes_with_its_numbers(found: Interval, short: str, line: s
 def test_without_intervals_nothing_is_said_of_any_difference() -> None:
     (answer,) = answers(summary((comparison(interval(0.031, None, None, 2)),), transfer_lf={}, random={}))
     assert answer.question == "What do the differences between methods say?"
-    assert answer.short.startswith("Nothing yet: 2 seeds give no intervals") and answer.lines == ()
+    assert answer.short.startswith("Nothing yet: 2 seeds give no interval,") and answer.lines == ()
 
 
 def test_shares_are_told_in_percentage_points() -> None:

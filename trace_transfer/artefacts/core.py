@@ -7,21 +7,22 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trace_transfer.artefacts.base import TASK, ModelIdentity, Range, Strict
-from trace_transfer.models import part_numel
+from trace_transfer.models import AXES, Ranges, part_numel
 
 
 class CoreParameter(Strict):
-    """One scored parameter, or (with `rows` or `columns`) the part of a fused one.
+    """One scored parameter, or (with `rows`, `columns` or `depth`) the part of a fused one.
 
-    Rows are ranges of dimension 0, columns of dimension 1, end exclusive. The parts of one parameter are disjoint.
-    `component` and `layer` say what it is by its family's rules; a fused parameter is of several, `a+b`. `terms` are
-    what the score was made of.
+    Rows are ranges of dimension 0, columns of dimension 1, depth of dimension 2, end exclusive. The parts of one
+    parameter are disjoint. `component` and `layer` say what it is by its family's rules; a fused (or shared) parameter
+    is of several, `a+b`. `terms` are what the score was made of.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
+    depth: tuple[Range, ...] | None = None
     component: str | None = None
     layer: int | None = None
     score: float | None = Field(default=None, allow_inf_nan=False)
@@ -33,7 +34,7 @@ class CoreParameter(Strict):
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> Self:
-        for ranges, dim, word in ((self.rows, 0, "rows"), (self.columns, 1, "columns")):
+        for dim, (word, ranges) in enumerate(zip(AXES, self.place[1:], strict=True)):
             for start, stop in ranges or ():
                 if dim >= len(self.shape) or not 0 <= start < stop <= self.shape[dim]:
                     raise ValueError(f"{self.name}: {word} [{start}, {stop}] do not fit shape {list(self.shape)}")
@@ -44,7 +45,12 @@ class CoreParameter(Strict):
     @property
     def num_elements(self) -> int:
         """Elements of the parameter or of its part."""
-        return part_numel(self.shape, self.rows, self.columns)
+        return part_numel(self.shape, self.rows, self.columns, self.depth)
+
+    @property
+    def place(self) -> tuple[str, Ranges | None, Ranges | None, Ranges | None]:
+        """Name, rows, columns and depth: what tells it from the other entries of its file."""
+        return self.name, self.rows, self.columns, self.depth
 
 
 class Method(BaseModel):
@@ -85,10 +91,9 @@ class CoreFile(Strict):
             raise ValueError("no parameters are listed")
         seen: set[tuple[Any, ...]] = set()
         for parameter in self.parameters:
-            key = (parameter.name, parameter.rows, parameter.columns)
-            if key in seen:
+            if parameter.place in seen:
                 raise ValueError(f"{parameter.name} is listed twice")
-            seen.add(key)
+            seen.add(parameter.place)
         return self
 
     @property

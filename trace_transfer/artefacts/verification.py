@@ -14,15 +14,16 @@ from trace_transfer.artefacts.base import Range, Strict
 class VerifiedParameter(Strict):
     """One parameter in two models.
 
-    `rows` or `columns` are the trained ones, where only some are. Elements are counted as core (trained) or frozen, and
-    as moved where their bits differ. `moved_rows` (`moved_columns`) are those with frozen elements that moved, of a
-    parameter of which some are trained.
+    `rows`, `columns` or `depth` (along the third axis) are the trained ones, where only some are. Elements are counted
+    as core (trained) or frozen, and as moved where their bits differ. `moved_rows` (`moved_columns`, `moved_depth`) are
+    those with frozen elements that moved, of a parameter of which some are trained.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
+    depth: tuple[Range, ...] | None = None
     base_dtype: str
     tuned_dtype: str
     core: int = Field(ge=0)
@@ -31,12 +32,13 @@ class VerifiedParameter(Strict):
     frozen_moved: int = Field(ge=0)
     moved_rows: tuple[Range, ...] | None = None
     moved_columns: tuple[Range, ...] | None = None
+    moved_depth: tuple[Range, ...] | None = None
 
     @property
     def told(self) -> str:
         """What of it moved although it was frozen."""
         text = f"{self.name}: {self.frozen_moved:,} of {self.frozen:,} frozen elements"
-        for word, ranges in (("rows", self.moved_rows), ("columns", self.moved_columns)):
+        for word, ranges in (("rows", self.moved_rows), ("columns", self.moved_columns), ("depth", self.moved_depth)):
             if ranges:
                 shown = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in ranges[:8])
                 text += f", in {word} {shown}" + (", …" if len(ranges) > 8 else "")

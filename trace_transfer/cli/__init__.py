@@ -7,6 +7,7 @@ with exit code 1, Ctrl-C with 130; none shows a traceback.
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from typing import Any
@@ -24,13 +25,15 @@ COMMANDS = {
     "warm-start": "Fine-tune a model for one epoch on each task and keep what changed.",
     "score": "Score parameters by how warm-started or fine-tuned models differ from their base.",
     "select": "Make another core set from the scores in a core file; import and export lists.",
+    "export": "Write core sets as the settings of other trainers: axolotl, ms-swift, peft, trl and more.",
+    "import": "Make core files of the lists of Axolotl, Spectrum and the authors' scripts.",
     "plot": "Draw importance heatmaps of core files: layers x modules, by task and warm-start length.",
     "map": "Match the layers of two models and carry core sets from one to the other.",
     "train": "Fine-tune a model on a stream of tasks, of each only its core set; baselines and controls, too.",
     "evaluate": "Score a model on benchmarks of lm-evaluation-harness and on your own data.",
     "represent": "Draw the last-layer embeddings of tasks, of any models side by side.",
     "report": "Make one page of a run: what was run, tables, plots, and what they say.",
-    "patch": "Move a model between the states of a stream: apply, revert, diff.",
+    "patch": "Move a model between the states of a stream: apply, revert, diff; models for mergekit.",
     "verify": "Prove that between two models nothing moved but a core set.",
     "rules": "List, check and explain the rules that tell which parameter does what.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",
@@ -50,7 +53,9 @@ class Commands(click.Group):
         if cmd_name not in (*COMMANDS, *HIDDEN):
             return None
         name = cmd_name.replace("-", "_")
-        return getattr(importlib.import_module(f"trace_transfer.cli.{name}"), f"{name}_command")
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        command: click.Command = getattr(importlib.import_module(f"trace_transfer.cli.{module}"), f"{name}_command")
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -63,8 +68,8 @@ class Commands(click.Group):
             from difflib import get_close_matches
 
             close = get_close_matches(args[0], COMMANDS, 1) if args else []
-            error.message += f" Did you mean '{close[0]}'?" if close else ""
-            raise
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise click.UsageError(error.message + hint, error.ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and turn our own errors into one message and an exit code."""

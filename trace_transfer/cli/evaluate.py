@@ -73,7 +73,7 @@ def _data(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 @click.option("--dry-run", is_flag=True, help="What would be run; loads no weights, writes nothing.")
 @click.pass_context
 def evaluate_command(
-    ctx: click.Context, model: str, suite_name: str, only: tuple[str, ...], data: dict[str, str],
+    ctx: click.Context, /, model: str, suite_name: str, only: tuple[str, ...], data: dict[str, str],
     patches: tuple[Path, ...], out: Path, dry_run: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Score MODEL on the paper's benchmarks, or on your own data.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.cli.publishing import asked_destination, push_options
 
 
 @click.command("identify")
@@ -24,15 +25,19 @@ from trace_transfer.cli import options as shared
 @shared.compute_options
 @shared.seed_option
 @shared.rules_option
+@push_options("the core files, with a card,")
 @click.option("--dry-run", is_flag=True, help="Tasks, steps, memory and disk wanted; trains nothing, writes nothing.")
 @click.pass_context
 def identify_command(
     ctx: click.Context,
+    /,
     base: str,
     tasks: Path,
     tuned: dict[str, str],
     out: Path,
     rules: tuple[str, ...],
+    push_to_hub: str | None,
+    private: bool,
     dry_run: bool,
     profile: str,
     **options: Any,
@@ -47,6 +52,7 @@ def identify_command(
         --out runs/smollm2
     """
     settings = shared.settings_of(ctx, options, profile)
+    to = asked_destination(push_to_hub, private)
 
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.identifying import plan_identify, run_identify
@@ -63,3 +69,7 @@ def identify_command(
         from trace_transfer.views.identified import render_identified
 
         click.echo(render_identified(found))
+        if to is not None:
+            from trace_transfer.publishing import publish_cores
+
+            click.echo(f"sent: {publish_cores(to, found.files, plan.base.source)}")

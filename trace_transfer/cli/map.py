@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from trace_transfer.cli.publishing import asked_destination, push_options
 from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings
 
 DEFAULTS = MapSettings()
 
 
-def _choice(name: str, why: str) -> Any:
+def _choice(name: str, why: str) -> Callable[[Any], Any]:
     """An option of `MapSettings` with a fixed list of values; the help shows the default and the reason for it."""
     return click.option(
         f"--{name}", type=click.Choice(CHOICES[name]), default=getattr(DEFAULTS, name), show_default=True, help=why
@@ -24,8 +26,9 @@ def _choice(name: str, why: str) -> Any:
 @click.option("--src", required=True, metavar="MODEL", help="Source: a directory, a GGUF file or a hub name.")
 @click.option("--dst", required=True, metavar="MODEL", help="Target, likewise.")
 @click.option(
-    "--core", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="A core file of the source to carry across; may be given several times. Without one only layers are matched.",
+    "--core", multiple=True, metavar="FILE",
+    help="A core file of the source to carry across, or owner/name:FILE for one on the hub; may be given several "
+    "times. Without one only layers are matched.",
 )  # fmt: skip
 @click.option(
     "--out", default="runs/map", show_default=True, type=click.Path(path_type=Path), help="Directory for the results."
@@ -104,18 +107,22 @@ def _choice(name: str, why: str) -> Any:
     help="Where what was read of a model is kept, so that another --match takes seconds.",
 )  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Keep nothing.")
+@push_options("the translated core files and the layer match, with a card,")
 @click.option(
     "--dry-run", is_flag=True, help="Names, shapes, memory and time wanted; reads no weights, writes nothing."
 )
 @click.pass_context
 def map_command(
     ctx: click.Context,
+    /,
     src: str,
     dst: str,
-    core: tuple[Path, ...],
+    core: tuple[str, ...],
     out: Path,
     profile: str,
     no_cache: bool,
+    push_to_hub: str | None,
+    private: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -134,12 +141,16 @@ def map_command(
     if no_cache:
         given["cache"] = None
     settings = MapSettings.of(profile, **given)
+    to = asked_destination(push_to_hub, private)
+    if to is not None and not core:
+        raise click.UsageError("--push-to-hub sends core files, and none is carried; give --core")
 
+    from trace_transfer.hub import local_files
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.mapping import plan_map, run_map
 
     quiet_libraries()
-    plan = plan_map(src, dst, core, settings)
+    plan = plan_map(src, dst, local_files(core), settings)
     if dry_run:
         from trace_transfer.estimation import estimate, render_estimate
 
@@ -150,3 +161,7 @@ def map_command(
     from trace_transfer.views.summary import render_summary
 
     click.echo(render_summary(result))
+    if to is not None:
+        from trace_transfer.publishing import publish_cores
+
+        click.echo(f"sent: {publish_cores(to, result.files, plan.target.source)}")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.mergekit_file import METHODS
+
 FILES = click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the model; new.")
 
@@ -22,7 +25,10 @@ def patch_command() -> None:
 @click.argument("model", metavar="MODEL")
 @FILES
 @OUT
-def apply_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
+@push_options("the model and the PATCHes")
+def apply_patches(
+    model: str, patches: tuple[Path, ...], out: Path, push_to_hub: str | None, private: bool
+) -> None:  # fmt: skip
     """Write the model that the PATCHes, in the order of the stream, make of MODEL.
 
     MODEL must be in the state that the first one begins with.
@@ -30,7 +36,12 @@ def apply_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
     \b
     trace-transfer patch apply Qwen/Qwen2.5-14B runs/math.patch.safetensors --out qwen-math
     """
+    to = asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
+    if to is not None:
+        from trace_transfer.publishing import publish_patched
+
+        click.echo(f"sent: {publish_patched(to, out, patches)}")
 
 
 @patch_command.command("revert")
@@ -56,6 +67,32 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
     state = move_model(model, patches, out, Terminal(), revert=revert)
     what = "reverted" if revert else "applied"
     click.echo(f"{out}: {model} with {len(patches)} patches {what}, {len(state.patched)} parameters changed")
+
+
+@patch_command.command("task-models")
+@click.argument("base", metavar="BASE")
+@FILES
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the models; new.")
+@click.option(
+    "--merge-method", type=click.Choice(tuple(METHODS)), default="task_arithmetic", show_default=True,
+    help="mergekit's, in the file that is written; weights and densities are edited there.",
+)  # fmt: skip
+def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_method: str) -> None:
+    """Write for each PATCH of a stream the model that BASE and its task alone make, and a file for mergekit.
+
+    So that tasks can be merged in other shares, or with other people's models: OUT/TASK/ for each task, and
+    OUT/mergekit.yaml, which adds them all to BASE.
+
+    \b
+    trace-transfer patch task-models Qwen/Qwen2.5-14B runs/*.patch.safetensors --out vectors
+    mergekit-yaml vectors/mergekit.yaml merged
+    """
+    from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.stages.merging import write_task_models
+    from trace_transfer.views.patches import render_task_models
+
+    quiet_libraries()
+    click.echo(render_task_models(write_task_models(base, patches, out, Terminal(), merge_method=merge_method)))
 
 
 @patch_command.command("diff")

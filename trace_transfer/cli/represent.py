@@ -13,7 +13,7 @@ from trace_transfer.settings.represent import CHOICES, RepresentSettings
 DEFAULTS = RepresentSettings()
 
 
-def _setting(name: str, kind: Any, why: str, metavar: str | None = None) -> Any:
+def _setting(name: str, kind: Any, why: str, metavar: str | None = None) -> shared.Decorator:
     return click.option(
         f"--{name.replace('_', '-')}", type=kind, default=getattr(DEFAULTS, name), show_default=True, metavar=metavar,
         help=why,

@@ -29,6 +29,7 @@ from trace_transfer.cli import options as shared
 @click.pass_context
 def score_command(
     ctx: click.Context,
+    /,
     base: str,
     tuned: dict[str, str],
     tasks: Path | None,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
+
+if TYPE_CHECKING:
+    from trace_transfer.artefacts import CoreFile
 
 
 @click.command("select")
@@ -49,7 +53,7 @@ def select_command(
     from trace_transfer.views.core_sets import render_core_sets
 
     if imported is not None:
-        cores = (import_list(imported, model or "", task or "", ratio, unit, rules),)
+        cores: tuple[CoreFile, ...] = (import_list(imported, model or "", task or "", ratio, unit, rules),)
     else:
         cores = tuple(reselect(file, ratio, unit) for file in files)
     written = write_core_files(cores, out, export)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.cli.publishing import asked_destination, push_options
 
 
 @click.command("train")
@@ -22,14 +23,15 @@ from trace_transfer.cli import options as shared
 @shared.stream_options
 @shared.seed_option
 @shared.rules_option
+@push_options("the tuned model, its record and its patches")
 @click.option("--processes", type=click.IntRange(min=1), help="Train with so many processes of this machine.")
 @click.option(
     "--dry-run", is_flag=True, help="What will train, memory, steps and disk; trains nothing, writes nothing."
 )
 @click.pass_context
 def train_command(
-    ctx: click.Context, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
-    dry_run: bool, **options: Any,
+    ctx: click.Context, /, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
+    push_to_hub: str | None, private: bool, dry_run: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Fine-tune BASE on a stream of tasks, one after another; of each only its core set moves.
 
@@ -43,6 +45,7 @@ def train_command(
     """
     settings = shared.stream_settings_of(ctx, options)
     launched = "RANK" in os.environ
+    to = asked_destination(push_to_hub, private) if os.environ.get("RANK", "0") == "0" else None
     if launched and processes not in (None, int(os.environ["WORLD_SIZE"])):
         raise click.UsageError(
             f"--processes {processes}: a launcher started {os.environ['WORLD_SIZE']} of them already; leave it out"
@@ -73,3 +76,8 @@ def train_command(
         from trace_transfer.views.streams import render_streamed
 
         click.echo(render_streamed(done))
+        if to is not None:
+            from trace_transfer.publishing import publish_stream
+
+            patches = [plan.patch(number) for number in range(len(plan.stages))]
+            click.echo(f"sent: {publish_stream(to, plan.out, plan.model, patches)}")

@@ -24,7 +24,7 @@ from trace_transfer.cli import options as shared
 @click.option("--dry-run", is_flag=True, help="Tasks, steps, memory and disk wanted; trains nothing, writes nothing.")
 @click.pass_context
 def warm_start_command(
-    ctx: click.Context, base: str, tasks: Path, out: Path, rules: tuple[str, ...], dry_run: bool, **options: Any
+    ctx: click.Context, /, base: str, tasks: Path, out: Path, rules: tuple[str, ...], dry_run: bool, **options: Any
 ) -> None:
     """Fine-tune BASE for one epoch on each task, each time from BASE, and keep the deltas.
 

@@ -100,7 +100,7 @@ def generate(
                 start = width - len(prompts[index])
                 ids_bt[row, start:] = torch.tensor(prompts[index])
                 mask_bt[row, start:] = 1
-            written_bt = model.generate(
+            written_bt = model.generate(  # type: ignore[operator]  # whatever is not declared is a Tensor to torch
                 input_ids=ids_bt.to(model.device), attention_mask=mask_bt.to(model.device),
                 **({"tokenizer": tokenizer} if stop_texts else {}),
             )[:, width:].tolist()  # fmt: skip

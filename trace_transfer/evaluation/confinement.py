@@ -36,7 +36,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def call(function: str, *arguments: Any) -> int:
     """Call the C library; an OSError with the function's name if it returns -1."""
-    result = getattr(libc, function)(*arguments)
+    result: int = getattr(libc, function)(*arguments)
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{function}: {os.strerror(number)}")
@@ -168,7 +168,7 @@ def main() -> NoReturn:
     try:
         layers, missing = confine(request)
     except OSError as error:
-        layers, missing = [], [error.strerror]
+        layers, missing = [], [str(error.strerror)]
     write(evidence, json.dumps({"missing": missing} if missing else {"layers": layers}).encode() + b"\n")
     if missing:
         leave(1)

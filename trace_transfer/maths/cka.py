@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -92,7 +93,8 @@ def _self_hsic(stack: GramStack, hsic: Hsic) -> tuple[Tensor, tuple[int, ...]]:
 
 def _hsic_biased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
     """Sum over minibatches of <K, L> / (n - 1)², for the pairs of layers that `inner` takes, float64."""
-    return sum(inner(a.minibatch(m), b.minibatch(m)) / (n - 1) ** 2 for m, n in enumerate(a.sizes))
+    parts = [inner(a.minibatch(m), b.minibatch(m)) / (n - 1) ** 2 for m, n in enumerate(a.sizes)]
+    return reduce(torch.add, parts)
 
 
 def _hsic_debiased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
@@ -101,13 +103,13 @@ def _hsic_debiased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
     With rows of K and L summing to zero (centred), Song's estimator needs only the inner product and the diagonals:
     n(n-3) HSIC₁ = Σ_{i≠j} K_ij L_ij - 2/(n-2) Σ_i K_ii L_ii + tr K tr L / ((n-1)(n-2)).
     """
-    total = 0
+    parts = []
     for m, n in enumerate(a.sizes):
         diag_a, diag_b = diagonals(a.minibatch(m), n), diagonals(b.minibatch(m), n)
         products = inner(a.minibatch(m), b.minibatch(m))
         traces = inner(diag_a.sum(1, keepdim=True), diag_b.sum(1, keepdim=True))
-        total = total + (products - n / (n - 2) * inner(diag_a, diag_b) + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
-    return total
+        parts.append((products - n / (n - 2) * inner(diag_a, diag_b) + traces / ((n - 1) * (n - 2))) / (n * (n - 3)))
+    return reduce(torch.add, parts)
 
 
 def _require_same_rows(source: GramStack, target: GramStack) -> None:

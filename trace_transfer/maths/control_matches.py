@@ -7,7 +7,6 @@ and where the models are of equal depth the target's do. What they choose says n
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,4 +46,7 @@ CONTROLS: dict[str, Callable[[Matrix, int], Pairs]] = {"depth": by_depth, "shuff
 
 def policy_named(name: str, seed: int) -> Callable[[Matrix], Pairs]:
     """A matching policy or a control by its name; only what a control draws depends on the seed."""
-    return POLICIES[name] if name in POLICIES else partial(CONTROLS[name], seed=seed)
+    if name in POLICIES:
+        return POLICIES[name]
+    control = CONTROLS[name]
+    return lambda similarity_ST: control(similarity_ST, seed)

@@ -35,7 +35,8 @@ def centroids(embeddings_ND: NDArray[np.floating], task_N: Labels) -> Matrix:
 def centroid_distances(embeddings_ND: NDArray[np.floating], task_N: Labels) -> Matrix:
     """Euclidean distances between the tasks' centroids, symmetric [K, K]."""
     centres_KD = centroids(embeddings_ND, task_N)
-    return np.linalg.norm(centres_KD[:, None] - centres_KD[None], axis=-1)
+    distances_KK: Matrix = np.linalg.norm(centres_KD[:, None] - centres_KD[None], axis=-1)
+    return distances_KK
 
 
 def spread(embeddings_ND: NDArray[np.floating], task_N: Labels) -> NDArray[np.float64]:
@@ -59,7 +60,7 @@ def tsne(points_ND: NDArray[np.floating], *, perplexity: float, seed: int) -> ND
     from sklearn.manifold import TSNE
 
     reduced = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
-    return reduced.fit_transform(np.asarray(points_ND, np.float32)).astype(np.float32)
+    return np.asarray(reduced.fit_transform(np.asarray(points_ND, np.float32)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class Ellipse:
         turn = np.linspace(0, 2 * np.pi, num_points)
         long_N, short_N = self.half_axes[0] * np.cos(turn), self.half_axes[1] * np.sin(turn)
         cosine, sine = np.cos(self.angle), np.sin(self.angle)
-        line_N2 = np.stack([cosine * long_N - sine * short_N, sine * long_N + cosine * short_N], axis=1)
-        return line_N2 + np.array(self.centre)
+        line_N2: Matrix = np.stack([cosine * long_N - sine * short_N, sine * long_N + cosine * short_N], axis=1)
+        line_N2 += np.array(self.centre)
+        return line_N2
 
 
 def covariance_ellipse(points_N2: NDArray[np.floating], share: float = 0.95) -> Ellipse:

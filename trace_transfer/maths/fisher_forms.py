@@ -15,6 +15,7 @@ Shapes: k groups, t tokens of a group, i inputs and o outputs of a layer, d widt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -79,10 +80,11 @@ def linear_squares(x_kti: Tensor, g_kto: Tensor, axis: Axis = None, gram_x: list
     num_out = g_kto.shape[2]
     way = _by_two_grams if gram_is_cheaper(num_tokens, num_in, num_out) else by_gradients
     at_once = max(1, CHUNK // (num_tokens * max(num_in, num_out)))
-    return sum(
+    parts = (
         way(wide(x_kti[start : start + at_once]), wide(g_kto[start : start + at_once]), axis)
         for start in range(0, num_groups, at_once)
     )
+    return reduce(torch.add, parts)
 
 
 def by_gradients(x_kti: Tensor, g_kto: Tensor, axis: Axis = None) -> Tensor:
@@ -124,7 +126,8 @@ def row_keys(ids_kt: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
         [u], sorted: group × `num_rows` + row; and [k, t]: the place of each token's row in it.
     """
     groups_k1 = torch.arange(len(ids_kt), device=ids_kt.device)[:, None]
-    return torch.unique(ids_kt + num_rows * groups_k1, return_inverse=True)
+    keys_u, places_kt = torch.unique(ids_kt + num_rows * groups_k1, return_inverse=True)
+    return keys_u, places_kt
 
 
 def embedding_rows(places_kt: Tensor, g_ktd: Tensor, num_keys: int) -> Tensor:

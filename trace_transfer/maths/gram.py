@@ -132,7 +132,8 @@ class Places:
 
     def unpack(self, packed_LP: Tensor) -> Tensor:
         """The entries [L, N, N] of several layers' packed Gram matrices."""
-        return packed_LP.index_select(1, self.index_NN.flatten()).unflatten(1, self.index_NN.shape) * self.factor_NN
+        entries_LNN: Tensor = packed_LP.index_select(1, self.index_NN.flatten()).unflatten(1, self.index_NN.shape)
+        return entries_LNN * self.factor_NN
 
 
 def unpack(packed_P: Tensor, n: int) -> Tensor:
@@ -169,8 +170,8 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
 def square_norms(a_LP: Tensor) -> Tensor:
     """Inner product of each packed vector with itself, float64 [L]: the diagonal of `inner_products` alone."""
     whole = a_LP.shape[1] // PIECE * PIECE
-    pieces_LC = torch.linalg.vector_norm(a_LP[:, :whole].unflatten(1, (-1, PIECE)), dim=2)
-    rest_L = torch.linalg.vector_norm(a_LP[:, whole:], dim=1)
+    pieces_LC: Tensor = torch.linalg.vector_norm(a_LP[:, :whole].unflatten(1, (-1, PIECE)), dim=2)
+    rest_L: Tensor = torch.linalg.vector_norm(a_LP[:, whole:], dim=1)
     return pieces_LC.double().square().sum(dim=1) + rest_L.double().square()
 
 

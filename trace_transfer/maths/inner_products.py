@@ -17,13 +17,14 @@ def cosines_of(gram_PKK: Array) -> Array:
     """Cosine of each pair, [P, K, K] (eq. 7); NaN where a delta is zero."""
     norms_PK = np.sqrt(np.diagonal(gram_PKK, axis1=1, axis2=2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosines_PKK = gram_PKK / (norms_PK[:, :, None] * norms_PK[:, None, :])
-    return np.clip(cosines_PKK, -1.0, 1.0)
+        cosines_PKK: Array = gram_PKK / (norms_PK[:, :, None] * norms_PK[:, None, :])
+    clipped_PKK: Array = np.clip(cosines_PKK, -1.0, 1.0)
+    return clipped_PKK
 
 
 def pairs_of(matrix_KK: Array) -> list[float]:
     """The entries below the diagonal, row by row: (1, 0), (2, 0), (2, 1), (3, 0), …"""
-    return matrix_KK[np.tril_indices(len(matrix_KK), -1)].tolist()
+    return [float(value) for value in matrix_KK[np.tril_indices(len(matrix_KK), -1)]]
 
 
 def from_pairs(norms_PK: Array, cosines: Sequence[Sequence[float | None]]) -> Array:

@@ -17,19 +17,20 @@ Vector = NDArray[np.float64]
 
 def min_max(values: Vector) -> Vector:
     """(v − min) / (max − min), in [0, 1]."""
-    lowest = values.min()
-    return (values - lowest) / (values.max() - lowest)
+    lowest = float(values.min())
+    return (values - lowest) / (float(values.max()) - lowest)
 
 
 def rank(values: Vector) -> Vector:
     """Ranks from 0 for the smallest to 1 for the largest; equal values share the mean of their ranks."""
-    return (rankdata(values) - 1.0) / (len(values) - 1.0)
+    ranks: Vector = rankdata(values)
+    return (ranks - 1.0) / (len(values) - 1.0)
 
 
 def z_score(values: Vector) -> Vector:
     """(v − mean) / standard deviation, that of the population (ddof 0)."""
     unit = min_max(values)  # the same z-scores, and the squares of tiny values do not vanish
-    return (unit - unit.mean()) / unit.std()
+    return (unit - float(unit.mean())) / float(unit.std())
 
 
 NORMALISATIONS: dict[str, Callable[[Vector], Vector]] = {"min-max": min_max, "rank": rank, "z-score": z_score}

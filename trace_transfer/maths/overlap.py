@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-CoreSet = Mapping[Hashable, int]
+CoreSet = Mapping[Any, int]  # its keys are hashable
 
 
 def jaccard(one: CoreSet, other: CoreSet) -> float:

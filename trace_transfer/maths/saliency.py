@@ -87,7 +87,7 @@ class Statistics:
 
     @property
     def num_tasks(self) -> int:
-        return self.gram_PKK.shape[1]
+        return int(self.gram_PKK.shape[1])
 
     @property
     def norms_PK(self) -> Vector:
@@ -235,4 +235,5 @@ def _corrected(cosines_PJ: Vector, reliability_PK: Vector | None, task: int, oth
     if reliability_PK is None:
         raise ValueError("corrected cosines need two replicates of each task")
     reliable_PK = np.where(reliability_PK > RELIABILITY_FLOOR, reliability_PK, np.nan)
-    return np.clip(cosines_PJ / np.sqrt(reliable_PK[:, [task]] * reliable_PK[:, others]), -1.0, 1.0)
+    clipped_PJ: Vector = np.clip(cosines_PJ / np.sqrt(reliable_PK[:, [task]] * reliable_PK[:, others]), -1.0, 1.0)
+    return clipped_PJ

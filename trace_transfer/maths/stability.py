@@ -71,7 +71,8 @@ def split_halves(
     for _ in range(num_splits):
         first = torch.zeros(int(texts.max()) + 1, dtype=torch.bool)
         first[texts[torch.randperm(len(texts), generator=generator)[: len(texts) // 2]]] = True
-        pairs.append(tuple(similarity(subset(source, h), subset(target, h)).values.numpy() for h in (first, ~first)))
+        one, other = (similarity(subset(source, h), subset(target, h)).values.numpy() for h in (first, ~first))
+        pairs.append((one, other))
     return Halves(tuple(pairs))
 
 

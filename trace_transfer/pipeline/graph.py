@@ -46,7 +46,7 @@ class RunGraph:
         return tuple(known[address]["step"] for address in nx.lexicographical_topological_sort(self.graph, self._place))
 
     def _place(self, address: str) -> int:
-        return self.graph.nodes[address]["place"]
+        return int(self.graph.nodes[address]["place"])
 
     def dependants(self, step: Step) -> tuple[Step, ...]:
         return tuple(self.graph.nodes[address]["step"] for address in self.graph.successors(step.address))
@@ -95,6 +95,7 @@ class _Builder:
             steps |= {**starts, "evidence": evidence, "identify": cores}
         if cell.method.needs == "source":
             steps["match"] = self._match(cell)
+            assert cores is not None  # identified on the source, just above
             cores = steps["map"] = self._map(cell, steps["match"], cores)
         steps["train"] = self._train(cell, cores)
         steps["baseline"] = self._baseline()
@@ -227,7 +228,8 @@ class _Builder:
         rules = {"rules": [str(Path(path).absolute()) for path in self.run.rules]}
         step = Step(kind, settings, dict(inputs), dict(needs), {**rules, **arguments}, keeps)
         if step.address in self.graph:
-            return self.graph.nodes[step.address]["step"]
+            known: Step = self.graph.nodes[step.address]["step"]
+            return known
         self.graph.add_node(step.address, step=step, place=len(self.graph))
         self.graph.add_edges_from((needed.address, step.address) for needed in needs.values())
         return step

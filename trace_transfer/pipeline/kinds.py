@@ -36,8 +36,8 @@ from trace_transfer.stages.identifying import collect, plan_identify, run_warm_s
 from trace_transfer.stages.mapping import plan_map, run_map
 from trace_transfer.stages.opening import open_model
 from trace_transfer.stages.representing import plan_representation, run_representation
-from trace_transfer.stages.stream_plan import RECORD, plan_stream, require_space
-from trace_transfer.stages.streaming import MODEL, run_stream
+from trace_transfer.stages.stream_plan import MODEL, RECORD, plan_stream, require_space
+from trace_transfer.stages.streaming import run_stream
 from trace_transfer.stages.task_data import data_of_stores
 from trace_transfer.stages.warm_starting import finished_stores
 from trace_transfer.stopping import StopSignal
@@ -85,7 +85,7 @@ Kind = Callable[[Ticket, Reporter, StopSignal], None]
 
 def prepare(ticket: Ticket) -> None:
     """Write the files that a step's stages read, before any process begins with it."""
-    specs = ticket.arguments.get("tasks")
+    specs = ticket.arguments.get("tasks", ())
     if ticket.kind in ("warm-start", "evidence", "identify", "represent"):
         _write_tasks(ticket, specs)
     elif ticket.kind == "train":

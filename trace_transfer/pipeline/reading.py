@@ -76,7 +76,8 @@ class _Reader:
     """Takes a file's content apart, and notes what is wrong instead of stopping at the first."""
 
     def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
-        self.file, self.content, self.problems = file, content, []
+        self.file, self.content = file, content
+        self.problems: list[str] = []
 
     def read(self, out: Path | None) -> RunFile | None:
         self.problems += [f"{key}: no such key; {suggestion(key, KEYS)}" for key in self.content if key not in KEYS]
@@ -201,22 +202,20 @@ class _Reader:
         allowed = ("name", "like", "title", "what", "identify", "map", "train")
         wrong = [f"{where}: no such key '{key}'; {suggestion(key, allowed)}" for key in item if key not in allowed]
         name, like = item.get("name"), item.get("like")
-        if not isinstance(name, str) or like not in METHODS:
+        base = METHODS.get(like) if isinstance(like, str) else None
+        if not isinstance(name, str) or base is None:
             wrong.append(f"{where}: needs name: and like:, {suggestion(str(like), METHODS, 'one of')}")
         parts = {}
         for section in ("identify", "map", "train"):
             values, problems = coerced(section, item.get(section, {}), taken=False)
             parts[section] = values
             wrong += [f"{where}: {section}.{problem}" for problem in problems]
-        if wrong:
+        if wrong or base is None or not isinstance(name, str):
             self.problems += wrong
             return None
-        base = METHODS[like]
         title, what = (base.title, base.what) if name == like else (name, f"{base.what}, with other settings")
-        return replace(
-            base, name=name, title=item.get("title", title), what=item.get("what", what),
-            **{section: {**getattr(base, section), **values} for section, values in parts.items()},
-        )  # fmt: skip
+        sections: dict[str, Any] = {section: {**getattr(base, section), **values} for section, values in parts.items()}
+        return replace(base, name=name, title=item.get("title", title), what=item.get("what", what), **sections)
 
     def _section(self, section: str) -> dict[str, Any]:
         given = self.content.get(section, {})
@@ -247,7 +246,7 @@ class _Reader:
         value = self.content.get(key, allowed[0])
         if value not in allowed:
             self.problems.append(f"{key}: {value!r} is none of {', '.join(allowed)}")
-        return value
+        return str(value)
 
     def _count(self, key: str) -> int:
         value = self.content.get(key, 1)
@@ -272,7 +271,7 @@ class _Reader:
         value = self.content.get("reference", names[0])
         if value not in names:
             self.problems.append(f"reference: no method '{value}' in this run, {suggestion(str(value), names)}")
-        return value
+        return str(value)
 
     def _represented(self, section: Mapping[str, Any], methods: Sequence[RunMethod]) -> tuple[str, ...]:
         if "represent" not in self.content:

@@ -99,7 +99,8 @@ def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any
     if path == "seed":
         return given, [f"{one!r} is not a whole number from 0 on" for one in given if type(one) is not int or one < 0]
     section, _, key = path.partition(".")
-    values, problems = [], []
+    values: list[Any] = []
+    problems: list[str] = []
     for one in given:
         found, wrong = coerced(section, {key: one}, taken=False)
         values += found.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ def remember(directory: Path, seen: Mapping[str, Any] | None = None) -> None:
 
 def _seen(directory: Path) -> dict[str, Any]:
     try:
-        return json.loads((directory / SEEN).read_text("utf-8"))
+        seen: dict[str, Any] = json.loads((directory / SEEN).read_text("utf-8"))
+        return seen
     except (OSError, ValueError):
         return {}
 
@@ -162,7 +163,7 @@ def _differences(record: StepFile, step: Step) -> list[str]:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
-        items = value.items()
+        items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list) and any(isinstance(one, (Mapping, list)) for one in value):
         items = (
             (one.get("name", number) if isinstance(one, Mapping) else number, one) for number, one in enumerate(value)

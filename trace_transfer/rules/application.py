@@ -1,16 +1,18 @@
 """A family's rules applied to the real parameter names of a model: `Family` and `Inventory` → `Anatomy`.
 
 Nothing is returned before everything is checked: each parameter belongs to exactly one component (or its parts tile
-it, or it is excluded with a reason), and each pattern matches something. An alias of a tied parameter counts as a
-parameter that may be named, and becomes a unit on its owner.
+it, or all its components share it, or it is excluded with a reason), and each pattern matches something. An alias of a
+tied parameter counts as a parameter that may be named, and becomes a unit on its owner. Layers may differ: the
+principal of a component is the first member that the layer has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from typing import Any
 
 from trace_transfer.anatomy import Anatomy, Unit, layer_ranges
 from trace_transfer.errors import RulesError, listing
@@ -18,7 +20,7 @@ from trace_transfer.models import Inventory, Ranges
 from trace_transfer.rules.expressions import BrokenSizeError, ConfigLookup, first_that_resolves
 from trace_transfer.rules.part_ranges import Claim, ranges_of, tiling_problems
 from trace_transfer.rules.registry import FamilyRegistry, folded_name
-from trace_transfer.rules.tables import COLUMNS, ROWS, Component, Exclusion, Family, Member
+from trace_transfer.rules.tables import NUMBER, Component, Exclusion, Family, Member
 
 
 def anatomy_of(inventory: Inventory, registry: FamilyRegistry) -> Anatomy:
@@ -44,7 +46,7 @@ def apply_family(family: Family, inventory: Inventory) -> Anatomy:
     application.check_coverage(matches, excluded)
     application.raise_if_problems()
     order = {name: index for index, name in enumerate(inventory.shapes)}
-    position = {one.unit: (order[one.unit.name], one.name != one.unit.name, one.ranges or ()) for one in matches}
+    position = {one.unit: (order[one.unit.name], one.name != one.unit.name, one.unit.ranges or ()) for one in matches}
     return Anatomy(
         family=family.name,
         inventory=inventory,
@@ -87,13 +89,9 @@ class _Match:
     unit: Unit
 
     @property
-    def ranges(self) -> Ranges | None:
-        return self.unit.rows or self.unit.columns
-
-    @property
     def claim(self) -> Claim:
-        dim = ROWS if self.unit.columns is None else COLUMNS
-        return Claim(f"{self.unit.component} ({self.member.location})", dim, self.ranges)
+        who = f"{self.unit.component} ({self.member.location})"
+        return Claim(who, self.unit.dim, self.unit.ranges, self.member.shared)
 
 
 @dataclass
@@ -137,21 +135,41 @@ class _Application:
 
     def find_matches(self) -> list[_Match]:
         lookup = self.lookup()
+        whole = {name: {None: name} for name in (*self.inventory.shapes, *self.inventory.tied)}
         matches: list[_Match] = []
-        known = {*self.inventory.shapes, *self.inventory.tied}
-        for component in self.family.components.values():
-            for member in component.members:
-                found = self.names.by_pattern.get(member.pattern, {})
-                self._check_found(component, member, found, self.names.by_pattern)
-                matches += self._units(component, member, found.items(), lookup)
-        for component in self.family.outside.values():
-            for member in component.members:
-                found = {None: member.pattern} if member.pattern in known else {}
-                self._check_found(component, member, found, known)
-                matches += self._units(component, member, found.items(), lookup)
+        for components, by_pattern in ((self.family.components, self.names.by_pattern), (self.family.outside, whole)):
+            for component in components.values():
+                found = []
+                for member in component.members:
+                    names = _named(member.pattern, by_pattern)
+                    self._check_found(component, member, names, by_pattern)
+                    instead = {layer for layer, _ in _named(member.unless or "", by_pattern)}
+                    standing = [(layer, name) for layer, name in names if layer not in instead]
+                    found += self._units(component, member, standing, lookup)
+                matches += self._with_principals(component, found)
         return matches
 
-    def _check_found(self, component: Component, member: Member, found: Mapping, known: Iterable[str]) -> None:
+    def _with_principals(self, component: Component, matches: list[_Match]) -> list[_Match]:
+        """One component's matches, the first member of each layer as principal; roles must differ within a layer."""
+        first: dict[int | None, Member] = {}
+        roles: dict[tuple[int | None, str], Member] = {}
+        for match in matches:
+            layer, role, member = match.unit.layer, match.unit.role, match.member
+            first.setdefault(layer, member)
+            other = roles.setdefault((layer, role), member)
+            if other is not member:
+                self.complain(
+                    f"{member.location}: {component.name}: '{other.pattern}' (line {other.location.line}) and "
+                    f"'{member.pattern}' are of one role '{role}' and both there; tell them apart with "
+                    "{name: …, role: …}",
+                    layer,
+                )
+        return [
+            replace(match, unit=replace(match.unit, principal=match.member is first[match.unit.layer]))
+            for match in matches
+        ]
+
+    def _check_found(self, component: Component, member: Member, found: Sequence, known: Iterable[str]) -> None:
         if found or member.optional:
             return
         close = get_close_matches(member.pattern, list(known), 1, cutoff=0.7)
@@ -164,30 +182,34 @@ class _Application:
     def _units(
         self, component: Component, member: Member, found: Iterable[tuple[int | None, str]], lookup: ConfigLookup
     ) -> list[_Match]:
-        by_shape: dict[tuple[int, ...], Ranges | None] = {}
+        by_shape: dict[tuple[int, ...], tuple[Ranges | None, int | None]] = {}
         matches = []
         for layer, name in found:
             owner = self.inventory.tied.get(name, name)
             shape = self.inventory.shapes[owner]
             try:
                 if shape not in by_shape:
-                    by_shape[shape] = ranges_of(member.part, shape, lookup) if member.part else None
+                    ranges = ranges_of(member.part, shape, lookup) if member.part else None
+                    by_shape[shape] = ranges, _head_of(member, lookup)
             except RulesError as error:
                 if not isinstance(error, BrokenSizeError):
                     self.complain(f"{member.location}: {component.name}: '{member.pattern}': {error}", layer)
                 self.damaged.add(name)
                 continue
-            ranges, dim = by_shape[shape], member.part.dim if member.part else None
+            ranges, head = by_shape[shape]
+            rows, columns, depth = (ranges if member.part and member.part.dim == dim else None for dim in range(3))
             unit = Unit(
                 name=owner,
                 shape=shape,
                 component=component.name,
                 role=member.role,
-                principal=member is component.members[0],
+                principal=False,
                 layer=layer,
-                rows=ranges if dim == ROWS else None,
-                columns=ranges if dim == COLUMNS else None,
+                rows=rows,
+                columns=columns,
+                depth=depth,
                 rule=member.location.short,
+                head=head,
             )
             matches.append(_Match(name, member, unit))
         return matches
@@ -241,3 +263,21 @@ class _Application:
 
     def _template(self, name: str, inside: Mapping[str, int]) -> str:
         return folded_name(name) if name in inside else name
+
+
+def _named(pattern: str, by_pattern: Mapping[str, Mapping[Any, str]]) -> list[tuple[Any, str]]:
+    """(layer, whole name) of every parameter that a pattern names."""
+    if NUMBER not in pattern:
+        return list(by_pattern.get(pattern, {}).items())
+    whole = re.compile(re.escape(pattern).replace(re.escape(NUMBER), "(?:0|[1-9][0-9]*)"))
+    return [one for name, found in by_pattern.items() if whole.fullmatch(name) for one in found.items()]
+
+
+def _head_of(member: Member, lookup: ConfigLookup) -> int | None:
+    """The size of a head in a member: 0 if it has none, None if the rules do not say."""
+    if member.head is None or member.head is False:
+        return None if member.head is None else 0
+    size = member.head.evaluate(lookup)
+    if size < 1:
+        raise RulesError(f"head: '{member.head.text}' is {size}, expected at least 1")
+    return size

@@ -5,12 +5,14 @@ Reads configs only: a given model's, or the default one that transformers has fo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trace_transfer.errors import RulesError, TraceTransferError
+from trace_transfer.anatomy import Anatomy
+from trace_transfer.errors import RulesError, TraceTransferError, first_line
 from trace_transfer.models import ModelSource, load_config, read_inventory
 from trace_transfer.rules.application import apply_family
 from trace_transfer.rules.registry import FamilyRegistry
@@ -18,6 +20,10 @@ from trace_transfer.rules.tables import Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+class UncheckedError(RulesError):
+    """There is no model to check rules against."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class PlannedCheck:
         """Apply the rules and say in one line what they cover.
 
         Raises:
-            RulesError: they do not fit, or no model can be built to check them against.
+            RulesError: they do not fit, or transformers has no such `model_type`.
+            UncheckedError: transformers' default config of it builds no model.
         """
         if self.config is None:
             raise RulesError(
@@ -44,16 +51,28 @@ class PlannedCheck:
         except TraceTransferError:
             raise
         except Exception as error:  # a default config that its own model refuses: transformers raises many kinds
-            raise RulesError(
-                f"{self.family.location}: no model can be built from the config of {self.name} ({error}); "
-                "check against a real one with --model"
+            raise UncheckedError(
+                f"{self.family.location.path.name} ({self.family.name}): no model can be built from the config of "
+                f"{self.name} ({first_line(error)}); check against a real one with --model"
             ) from error
         anatomy = apply_family(self.family, inventory)
         excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
+        kinds = _kinds_of_layers(anatomy)
+        several = f" of {len(kinds)} kinds ({' + '.join(map(str, kinds))})" if len(kinds) > 1 else ""
         return (
             f"{self.family.location.path.name} ({self.family.name}) fits {self.name}: {len(inventory.shapes)} "
-            f"parameters → {len(anatomy.units)} units, {anatomy.num_layers} layers{excluded}"
+            f"parameters → {len(anatomy.units)} units, {anatomy.num_layers} layers{several}{excluded}"
         )
+
+
+def _kinds_of_layers(anatomy: Anatomy) -> list[int]:
+    """How many layers there are of each kind, told apart by the rules of their units; the first layer's kind first."""
+    rules: dict[int, list[tuple[str, str]]] = {}
+    for unit in anatomy.units:
+        if unit.layer is not None:
+            rules.setdefault(unit.layer, []).append((unit.component, unit.rule))
+    kinds = Counter(tuple(rules[layer]) for layer in sorted(rules))
+    return list(kinds.values())
 
 
 def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str | None) -> list[PlannedCheck]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from trace_transfer.anatomy import Anatomy, Unit, layer_ranges
-from trace_transfer.correspondence import Correspondence
+from trace_transfer.correspondence import UNMATCHED, UNREACHED_LAYER, Correspondence
+from trace_transfer.rules.tables import NUMBER
 
 LAYERS, OUTSIDE = "inside a layer", "outside the layers"
 DROPPED, UNREACHED = "dropped: no target", "unreached: no source"
@@ -46,9 +47,9 @@ def totals(correspondence: Correspondence) -> list[str]:
         ("source", correspondence.source, correspondence.dropped, "carried", "dropped"),
         ("target", correspondence.target, correspondence.unreached, "reached", "unreached"),
     ):
-        sizes = {(unit.name, unit.rows, unit.columns): unit.num_elements for unit in anatomy.units}
-        done = {(unit.name, unit.rows, unit.columns) for unit in anatomy.units if unit not in without}
-        elements = sum(sizes[key] for key in done)
+        sizes = {unit.place: unit.num_elements for unit in anatomy.units}
+        done = {unit.place for unit in anatomy.units if unit not in without}
+        elements = sum(sizes[place] for place in done)
         total, num = anatomy.inventory.num_elements, len(anatomy.inventory.shapes)
         excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
         parts = f" in {len(sizes)} parts" if len(sizes) + len(anatomy.excluded) > num else ""
@@ -61,8 +62,11 @@ def totals(correspondence: Correspondence) -> list[str]:
 
 
 def _below_layer(unit: Unit, anatomy: Anatomy) -> str:
-    prefix = f"{anatomy.layer_path}.{unit.layer}."
-    return unit.label.removeprefix(prefix) if unit.layer is not None else unit.label
+    """The unit's name below its layer, with its part; numbers in it as `{n}`, so that what is alike folds."""
+    if unit.layer is None:
+        return unit.label
+    below = unit.name.removeprefix(f"{anatomy.layer_path}.{unit.layer}.").split(".")
+    return ".".join(NUMBER if segment.isdecimal() else segment for segment in below) + unit.part
 
 
 def _edges(correspondence: Correspondence, every_layer: bool) -> list[Line]:
@@ -94,22 +98,27 @@ def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str], every_layer: bool) -
     if every_layer:
         found = [(unit.label, reason) for unit, reason in reasons.items()]
         return found + [(name, f"excluded: {reason}") for name, reason in anatomy.excluded.items()]
-    in_layer: dict[int | None, list[str]] = {}
+    in_layer: dict[int, list[Unit]] = {}
     for unit in anatomy.units:
-        in_layer.setdefault(unit.layer, []).append(_below_layer(unit, anatomy))
-    layers_of: dict[tuple[str, str], list[int | None]] = {}
-    for unit, reason in reasons.items():
-        layers_of.setdefault((_below_layer(unit, anatomy), reason), []).append(unit.layer)
-    together: dict[tuple[str, tuple[int | None, ...]], list[str]] = {}
-    for (name, reason), layers in layers_of.items():
-        together.setdefault((reason, tuple(layers)), []).append(name)
+        if unit.layer is not None:
+            in_layer.setdefault(unit.layer, []).append(unit)
+    unmatched: dict[int, str] = {}
+    for layer, units in in_layer.items():
+        found = {reasons.get(unit) for unit in units}
+        reason = next((one for one in (UNMATCHED, UNREACHED_LAYER) if one in found), None)
+        if reason is not None and None not in found:
+            unmatched[layer] = reason
+    together: dict[tuple[str, str], dict[int | None, None]] = {}  # (name or number, reason) → layers
+    for unit, why in reasons.items():
+        name, reason = _below_layer(unit, anatomy), why
+        if unit.layer in unmatched:
+            reason = unmatched[unit.layer]
+            name = f"all {len({one.place for one in in_layer[unit.layer]})} parameters"
+        together.setdefault((name, reason), {})[unit.layer] = None
     lines = []
-    for (reason, layers), names in together.items():
-        if layers[0] is not None and sorted(names) == sorted(in_layer[layers[0]]):
-            lines.append((f"all {len(names)} parameters {_of_layers(layers)}", reason))
-        else:
-            limited = layers[0] is not None and len(layers) < anatomy.num_layers
-            lines += [(f"{name} {_of_layers(layers)}" if limited else name, reason) for name in names]
+    for (name, reason), layers in together.items():
+        limited = None not in layers and (name.startswith("all ") or len(layers) < anatomy.num_layers)
+        lines.append((f"{name} {_of_layers(layers)}" if limited else name, reason))
     return lines + _excluded(anatomy)
 
 

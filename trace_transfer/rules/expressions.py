@@ -2,7 +2,7 @@
 
     expression = integer | name | expression (+ | - | * | //) expression | -expression | (expression)
     name       = a size defined above it in the file's `sizes:` table, or else an attribute of the config;
-                 dots reach into nested configs (`text_config.head_dim`)
+                 dots reach into nested configs (`text_config.head_dim`); false is 0 and true is 1
 
 An expression is parsed by Python's grammar and walked over a whitelist of nodes; nothing is ever executed. Parsing
 needs no config, so a bad expression is found when the file is read.
@@ -132,8 +132,8 @@ class ConfigLookup:
         value = self.config
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        if isinstance(value, int):
+            return int(value)
         if value is not None:
             raise RulesError(f"'{name}' is {value!r} in the config, not an integer")
         known = sorted({*self.sizes, *_config_names(self.config)} - {name})

@@ -127,6 +127,11 @@ def is_null(node: Node) -> bool:
     return isinstance(node, ScalarNode) and node.tag == _TAG + "null"
 
 
+def is_false(node: Node) -> bool:
+    """True for `false`, `no` and `off`."""
+    return isinstance(node, ScalarNode) and node.tag == _TAG + "bool" and node.value.lower() in ("false", "no", "off")
+
+
 def describe(node: Node | None) -> str:
     """What a node is, for messages."""
     if node is None or is_null(node):

@@ -4,10 +4,12 @@ Reads the file's text only: no config, no model. Grammar (`?` after a name: it m
 
     family: NAME                          model_types: [NAME, …]          extends: NAME (optional)
     layer: MODULE.PATH.{layer}            where layer n lives
-    components: {COMPONENT: MEMBERS}      names relative to the layer     (null: not taken over from `extends:`)
+    components: {COMPONENT: MEMBERS}      names relative to the layer     (null: not taken over from `extends:`);
+                                          a segment `{n}` stands for any number
     outside:    {COMPONENT: MEMBERS}      whole names
     MEMBERS   = [MEMBER, …]  or  {members: [MEMBER, …], expand: false}
-    MEMBER    = NAME[?]      or  {name: NAME[?], role: ROLE, rows: RANGE, columns: RANGE}
+    MEMBER    = NAME[?]      or  {name: NAME[?], role: ROLE, rows | columns | depth: RANGE, shared: true,
+                                  unless: NAME, head: EXPRESSION | false}
     RANGE     = [FROM, TO]   or  {every: N, from: FROM, to: TO}           see `rules.expressions`
     exclude:    [{name: WHOLE.NAME.{layer}.X, reason: TEXT}  or  {module: MODULE.PATH, reason: TEXT}, …]
     sizes:      {NAME: EXPRESSION  or  [EXPRESSION, …]}                   the first that the config can resolve
@@ -19,13 +21,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from trace_transfer.models import AXES
 from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.rules.expressions import Expression
-from trace_transfer.rules.nodes import NodeReader, Problem, describe, is_null, suggestion
-from trace_transfer.rules.tables import COLUMNS, ROWS, Component, Exclusion, FamilyFile, Location, Member, Part, Size
+from trace_transfer.rules.nodes import NodeReader, Problem, describe, is_false, is_null, suggestion
+from trace_transfer.rules.tables import NUMBER, Component, Exclusion, FamilyFile, Location, Member, Part, Size
 
 TOP_KEYS = ("family", "model_types", "extends", "layer", "components", "outside", "exclude", "sizes")
 HOLE = "{layer}"
@@ -44,9 +48,9 @@ def parse_file(path: Path) -> tuple[FamilyFile | None, list[Problem]]:
 
 
 def default_role(pattern: str) -> str:
-    """`bias` by the last segment, `norm` by the module before it (`…norm…`, `ln_1`), else `weight`."""
-    segments = pattern.split(".")
-    if segments[-1] == "bias":
+    """`bias` by the last segment (also `…_bias`), `norm` by the module before it (`…norm…`, `ln_1`), else `weight`."""
+    segments = [segment for segment in pattern.split(".") if segment != NUMBER and not segment.isdecimal()]
+    if segments[-1] == "bias" or segments[-1].endswith("_bias"):
         return "bias"
     module = segments[-2] if len(segments) > 1 else ""
     return "norm" if "norm" in module or module.startswith("ln_") else "weight"
@@ -152,10 +156,11 @@ class _FileParser:
         return Component(name, found, expand, self.reader.location(key_node))
 
     def _check_roles(self, name: str, members: tuple[Member, ...]) -> None:
+        """No two of one role, unless one may be absent: whether both ever are there, only a model's layers tell."""
         first: dict[str, Member] = {}
         for member in members:
             other = first.setdefault(member.role, member)
-            if other is not member:
+            if other is not member and not (other.conditional or member.conditional):
                 text = (
                     f"{name}: '{other.pattern}' (line {other.location.line}) and '{member.pattern}' have the same role "
                     f"'{member.role}'; tell them apart with {{name: …, role: …}}"
@@ -173,14 +178,36 @@ class _FileParser:
             return None
         pattern, optional = self._name(entries["name"], component)
         role = self._word(entries["role"], f"{component}: role") if "role" in entries else None
-        part = None
-        if "rows" in entries and "columns" in entries:
-            self.reader.complain(node, f"{component}: a part has 'rows:' or 'columns:', not both")
-        elif "rows" in entries:
-            part = self._part(entries["rows"], ROWS, f"{component}: rows")
-        elif "columns" in entries:
-            part = self._part(entries["columns"], COLUMNS, f"{component}: columns")
-        return Member(pattern, role or default_role(pattern), optional, part, location) if pattern else None
+        cuts = [(dim, word) for dim, word in enumerate(AXES) if word in entries]
+        if len(cuts) > 1:
+            words = " and ".join(f"'{word}:'" for _, word in cuts)
+            self.reader.complain(
+                node, f"{component}: a part has one of 'rows:', 'columns:' and 'depth:'; found {words}"
+            )
+        parts = [self._part(entries[word], dim, f"{component}: {word}") for dim, word in cuts]
+        shared = "shared" in entries and self.reader.boolean(entries["shared"], f"{component}: shared") is True
+        unless, head = self._unless(entries.get("unless"), component), self._head(entries.get("head"), component)
+        if not pattern:
+            return None
+        role = role or default_role(pattern)
+        return Member(pattern, role, optional, parts[0] if parts else None, location, shared, unless, head)
+
+    def _unless(self, node: Node | None, component: str) -> str | None:
+        if node is None:
+            return None
+        pattern, optional = self._name(node, f"{component}: unless")
+        if optional:
+            self.reader.complain(node, f"{component}: unless: '{pattern}?' ends in '?', which says nothing here")
+        return pattern or None
+
+    def _head(self, node: Node | None, component: str) -> Expression | Literal[False] | None:
+        """The size of a head; False where the rules say that there is none."""
+        if node is None:
+            return None
+        if not component.startswith("attention."):
+            self.reader.complain(node, f"{component}: head: only members of 'attention.…' have heads")
+            return None
+        return False if is_false(node) else self.reader.expression(node, f"{component}: head")
 
     def _name(self, node: Node, what: str) -> tuple[str, bool]:
         """A member's name and whether it ends in `?`; the name is empty if it is not usable."""
@@ -194,7 +221,7 @@ class _FileParser:
                 "under 'outside:' has a layer"
             )  # fmt: skip
             return "", False
-        if not self._is_path(name):
+        if not all(segment == NUMBER or _SEGMENT.fullmatch(segment) for segment in name.split(".")):
             self.reader.complain(node, f"{what}: '{text}' is not a whole parameter name (letters, digits, _ and dots)")
             return "", False
         return name, name != text
@@ -249,6 +276,6 @@ class _FileParser:
         return sizes
 
 
-_MEMBER_KEYS = ("name", "role", "rows", "columns")
+_MEMBER_KEYS = ("name", "role", *AXES, "shared", "unless", "head")
 _EXCLUDE_KEYS = ("name", "module", "reason")
 _EVERY_FORM = "{every: n, from: a, to: b}"

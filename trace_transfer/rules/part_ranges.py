@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trace_transfer.errors import RulesError
-from trace_transfer.models import Ranges
-from trace_transfer.rules.tables import ROWS, Part
+from trace_transfer.models import AXES, Ranges
+from trace_transfer.rules.tables import Part
 
 
 def ranges_of(part: Part, shape: tuple[int, ...], lookup: Callable[[str], int]) -> Ranges:
@@ -16,7 +16,7 @@ def ranges_of(part: Part, shape: tuple[int, ...], lookup: Callable[[str], int]) 
     Raises:
         RulesError: a name cannot be resolved, or the range is empty, reversed or outside of the tensor.
     """
-    kind = "rows" if part.dim == ROWS else "columns"
+    kind = AXES[part.dim]
     if part.dim >= len(shape):
         raise RulesError(f"{part}: a tensor of shape {list(shape)} has no {kind}")
     size = shape[part.dim]
@@ -32,25 +32,30 @@ def ranges_of(part: Part, shape: tuple[int, ...], lookup: Callable[[str], int]) 
 
 @dataclass(frozen=True)
 class Claim:
-    """One component's hold on a parameter; `ranges` of None is the whole of it. `who` names it in messages."""
+    """One component's hold on a parameter; `ranges` (and `dim`) of None is all of it. `who` names it in messages."""
 
     who: str
-    dim: int
+    dim: int | None
     ranges: Ranges | None
+    shared: bool = False
 
 
 def tiling_problems(claims: Sequence[Claim], shape: tuple[int, ...]) -> list[str]:
     """Why these claims on one parameter do not cover each of its elements exactly once; empty if they do.
 
-    Needs at least one claim. An overlap names both claims, a gap the claims on its two sides.
+    Needs at least one claim; shared claims on the same elements count as one. An overlap names both claims, a gap the
+    claims on its two sides.
     """
+    claims = [claim for index, claim in enumerate(claims) if not any(_both_share(claim, one) for one in claims[:index])]
     if len(claims) == 1 and claims[0].ranges is None:
         return []
     if any(claim.ranges is None for claim in claims):
         return ["is in two components: " + " and ".join(claim.who for claim in claims)]
-    if len({claim.dim for claim in claims}) > 1:
-        return ["is cut along rows and along columns: " + " and ".join(claim.who for claim in claims)]
-    size = shape[claims[0].dim]
+    dims = sorted({claim.dim for claim in claims if claim.dim is not None})
+    if len(dims) > 1:
+        ways = " and ".join(f"along {AXES[dim]}" for dim in dims)
+        return [f"is cut {ways}: " + " and ".join(claim.who for claim in claims)]
+    size = shape[dims[0]]
     pieces = sorted((start, stop, claim.who) for claim in claims for start, stop in claim.ranges or ())
     problems, reached, before = [], 0, "its start"
     for start, stop, who in pieces:
@@ -63,3 +68,7 @@ def tiling_problems(claims: Sequence[Claim], shape: tuple[int, ...]) -> list[str
     if reached < size:
         problems.append(f"has a gap [{reached}, {size}] between {before} and its end")
     return problems[:2]
+
+
+def _both_share(one: Claim, other: Claim) -> bool:
+    return one.shared and other.shared and (one.dim, one.ranges) == (other.dim, other.ranges)

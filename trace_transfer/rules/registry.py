@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
 from trace_transfer.errors import RulesError, listing
@@ -53,7 +53,10 @@ class FamilyRegistry:
             return f"The nearest family by name is '{close[0]}': try 'extends: {close[0]}'." if close else ""
         patterns = {folded_name(name) for name in inventory.shapes}
         known = {name: _patterns(family) for name, family in sorted(self.families.items())}
-        fits = {name: (len(patterns & names), -len(names - patterns)) for name, names in known.items()}
+        fits = {
+            name: (len(patterns & names), -len(names - patterns), SequenceMatcher(None, model_type, name).ratio())
+            for name, names in known.items()
+        }
         nearest = max(fits, key=fits.__getitem__)
         if not fits[nearest][0]:
             return "No known family has parameters of these names."
@@ -187,6 +190,7 @@ class _Resolver:
         )
         for section in (family.components, family.outside):
             self._check_whole_members_once(section)
+            self._check_unless(section)
         return family
 
     def _line_of_descent(self, file: FamilyFile, own: bool) -> list[FamilyFile]:
@@ -209,15 +213,37 @@ class _Resolver:
             line.append(parent)
         return line
 
-    def _check_whole_members_once(self, section: Mapping[str, Component]) -> None:
-        """A name that is whole in one component must not stand in another one; parts are checked against shapes."""
-        seen: dict[str, tuple[str, Member]] = {}
+    def _check_unless(self, section: Mapping[str, Component]) -> None:
+        known = {member.pattern for component in section.values() for member in component.members}
         for name, component in section.items():
             for member in component.members:
+                if member.unless is not None and member.unless not in known:
+                    text = f"{name}: unless: '{member.unless}' is no member of a component; "
+                    self.problems.append(_problem(member.location, text + suggestion(member.unless, sorted(known))))
+
+    def _check_whole_members_once(self, section: Mapping[str, Component]) -> None:
+        """A name that is whole in one component must not stand in another one, unless both share it.
+
+        Parts are checked against shapes.
+        """
+        seen: dict[str, tuple[str, Member]] = {}
+        sharing: dict[tuple[str, str], dict[str, Member]] = {}
+        for name, component in section.items():
+            for member in component.members:
+                if member.shared:
+                    sharing.setdefault((member.pattern, str(member.part or "")), {}).setdefault(name, member)
                 other_name, other = seen.setdefault(member.pattern, (name, member))
-                if other is not member and (other.part is None or member.part is None):
+                together = member.shared and other.shared and name != other_name
+                if other is not member and not together and (other.part is None or member.part is None):
                     text = (
-                        f"'{member.pattern}' is in two components: {other_name} ({other.location}) and {name}; "
-                        "give both 'rows:' or 'columns:' if each has a part of it"
+                        f"'{member.pattern}' is in two components: {other_name} ({other.location}) and {name}; give "
+                        "both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if it "
+                        "serves both"
                     )
                     self.problems.append(_problem(member.location, text))
+        for (pattern, part), found in sharing.items():
+            if len(found) == 1:
+                ((name, member),) = found.items()
+                what = f"'{pattern}'" + (f", {part}," if part else "")
+                text = f"{name}: {what} is shared, but no other component has it; say 'shared: true' there as well"
+                self.problems.append(_problem(member.location, text))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trace_transfer.models import AXES
 from trace_transfer.rules.expressions import Expression
 
-ROWS, COLUMNS = 0, 1
+NUMBER = "{n}"  # a segment of a member's name that stands for any number
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,29 @@ def display_path(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A range of rows (`dim` 0) or columns (`dim` 1) of a fused tensor: [start, stop), of every block of `every`."""
+    """A range of rows (`dim` 0), columns (1) or depth (2) of a fused tensor: [start, stop), of every block.
 
-    dim: Literal[0, 1]
+    `every` is the size of a block; None is one block.
+    """
+
+    dim: Literal[0, 1, 2]
     start: Expression
     stop: Expression
     every: Expression | None = None
 
     def __str__(self) -> str:
-        kind = "columns" if self.dim else "rows"
         block = f" of every {self.every.text}" if self.every else ""
-        return f"{kind} [{self.start.text}, {self.stop.text}]{block}"
+        return f"{AXES[self.dim]} [{self.start.text}, {self.stop.text}]{block}"
 
 
 @dataclass(frozen=True)
 class Member:
     """One parameter of a component; `pattern` is relative to the layer, or the whole name outside the layers.
 
-    `role` tells the members of one component apart and finds the same one in another family.
+    A pattern with `{n}` names several parameters of a layer, which are alike: of one role, or all of them principals.
+    `role` tells the members of one component apart and finds the same one in another family. `shared` means that it
+    serves other components as well. `unless` is a parameter (named like `pattern`) instead of which it stands: it is no
+    member where that one is. `head` is the size of an attention head in it, False if it has none; None: as the config.
     """
 
     pattern: str
@@ -64,11 +70,19 @@ class Member:
     optional: bool
     part: Part | None
     location: Location
+    shared: bool = False
+    unless: str | None = None
+    head: Expression | Literal[False] | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a layer may lack it."""
+        return self.optional or self.unless is not None
 
 
 @dataclass(frozen=True)
 class Component:
-    """Members that do one thing together; the first is the principal, the others are its satellites."""
+    """Members that do one thing together; the first that a layer has is its principal, the others its satellites."""
 
     name: str
     members: tuple[Member, ...]

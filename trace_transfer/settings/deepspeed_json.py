@@ -196,7 +196,7 @@ def _same(name: str, found: Any, expected: Any) -> bool:
         return found is expected
     if isinstance(expected, str) and isinstance(found, str):
         return found.lower() == expected
-    return found == expected
+    return bool(found == expected)
 
 
 def _unknown(name: str, value: Any) -> tuple[str, str]:

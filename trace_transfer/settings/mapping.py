@@ -44,7 +44,27 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class MapSettings:
-    """Everything about a run of `map` but its models, core files and output directory."""
+    """Everything about a run of `map` but its models, core files and output directory.
+
+    Attributes:
+        probe: file of texts on which both models are read; None for those that come with the package.
+        rows: what is compared: `boundary` (token ends that both tokenizers share), `word` means, or one mean per
+            `example` (the paper's).
+        similarity: `cka-debiased`, `cka` (the paper's) or `cka-rbf`.
+        representation: the residual `stream` after a layer, or its `update`, what the layer adds.
+        transform: rows scaled to `unit` norm, or `none`.
+        match: `coverage`, `argmax` (the paper's), `one-to-one`, `monotone`; the controls `depth` and `shuffled`.
+        carry: `scores`, of which the best are selected again on the target, or `core` by name (the paper's).
+        ratio: core share in (0, 1]; None for that of the core file.
+        rules: your own rules, files or directories.
+        max_length: tokens at which texts are cut.
+        minibatches: rows drawn from each text, one for each minibatch of the CKA.
+        splits: random halves of the texts that say how stable the match is; 0 for none.
+        batch_size: texts at a time.
+        device, dtype: where, and in which type; `auto` is a GPU and bfloat16, or the CPU and float32.
+        seed: draws the rows, and a shuffled match.
+        cache: directory in which what was read of a model is kept; None for none.
+    """
 
     probe: str | None = None
     rows: str = "boundary"

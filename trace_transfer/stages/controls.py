@@ -134,8 +134,9 @@ def _as_many_elements(order: Sequence[int], sizes: Sequence[int], wanted: int) -
     count = sum(total <= wanted for total in totals)
     missing = wanted - totals[count - 1]
     nearest = min(candidates[count:], key=lambda index: abs(missing - sizes[index]), default=None)
-    nearer = nearest is not None and abs(missing - sizes[nearest]) < missing
-    return [*candidates[:count], nearest] if nearer else candidates[:count]
+    if nearest is not None and abs(missing - sizes[nearest]) < missing:
+        return [*candidates[:count], nearest]
+    return candidates[:count]
 
 
 def _mask(chosen: Sequence[CoreParameter], core: CoreFile, anatomy: Anatomy, file: str) -> Mask:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ from trace_transfer.models import build_meta_model
 from trace_transfer.progress import Reporter
 from trace_transfer.stages.opening import OpenModel
 from trace_transfer.units import Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 SLICE = 1024  # elements that are summed in float32; sums of slices are added in float64
@@ -198,7 +203,7 @@ class _Sums:
     unchanged: list[int]
 
 
-def _read_one(plan: DeltaPlan, model: torch.nn.Module, name: str, split: Split | None) -> _Sums:
+def _read_one(plan: DeltaPlan, model: PreTrainedModel, name: str, split: Split | None) -> _Sums:
     shape = plan.base.anatomy.inventory.shapes[name]
     base_chunks = plan.base_weights.chunks(model, name, shape)
     others = [
@@ -245,13 +250,13 @@ def gram_of(rows_KE: Tensor) -> Tensor:
     added in float64. Rows so small that their squares would lose digits are multiplied in float64 from the start."""
     count = rows_KE.shape[1] // SLICE * SLICE
     slices_SKE = rows_KE[:, :count].unflatten(1, (-1, SLICE)).transpose(0, 1)
-    gram_KK = (slices_SKE @ slices_SKE.transpose(1, 2)).double().sum(dim=0)
+    gram_KK: Tensor = (slices_SKE @ slices_SKE.transpose(1, 2)).double().sum(dim=0)
     rest = rows_KE[:, count:].double()
     gram_KK += rest @ rest.T
     small = rows_KE[gram_KK.diagonal() < TINY]
     if len(small) and small.any():  # a delta of zeros is exact as it is
         exact = rows_KE.double()
-        return exact @ exact.T
+        gram_KK = exact @ exact.T
     return gram_KK
 
 
@@ -264,7 +269,7 @@ class _UnitGrams:
     parts: list[Tensor] = field(default_factory=list)
 
     def add(self, rows_NE: Tensor) -> None:
-        rows_NRC = rows_NE.double().unflatten(1, (-1, self.shape[1] if len(self.shape) > 1 else 1))
+        rows_NRC = rows_NE.double().unflatten(1, (-1, prod(self.shape[1:])))  # of experts (three dimensions) C is all
         along = rows_NRC.permute(1, 0, 2) if self.split.dim == 0 else rows_NRC.permute(2, 0, 1)
         grams = along @ along.transpose(1, 2)  # of each row [R, N, N], or of each column [C, N, N]
         if self.split.dim == 0:
@@ -273,7 +278,8 @@ class _UnitGrams:
             self.parts = [grams + self.parts[0]] if self.parts else [grams]
 
     def result(self) -> Tensor:
-        return torch.cat(self.parts).unflatten(0, (-1, self.split.size)).sum(dim=1)
+        units_UNN: Tensor = torch.cat(self.parts).unflatten(0, (-1, self.split.size)).sum(dim=1)
+        return units_UNN
 
 
 def _parameter(name: str, shape: tuple[int, ...], sums: _Sums) -> DeltaParameter:

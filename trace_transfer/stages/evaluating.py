@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.artefacts import ModelIdentity, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
-from trace_transfer.devices import resolve_device, resolve_dtype
+from trace_transfer.devices import on_device, resolve_device, resolve_dtype
 from trace_transfer.errors import ArtefactError, RulesError
 from trace_transfer.evaluation.outcome import Outcome, Prepared
 from trace_transfer.evaluation.preparing import prepare_suite
@@ -131,7 +131,8 @@ def evaluate(plan: EvaluationPlan, loaded: PreTrainedModel | None, out: Path, re
         if score is None:
             if model is None:
                 plan.state.check(reporter)
-                model = PatchedModel(plan.state).load(resolve_dtype(plan.settings.dtype, plan.device)).to(plan.device)
+                dtype = resolve_dtype(plan.settings.dtype, plan.device)
+                model = on_device(PatchedModel(plan.state).load(dtype), plan.device)
             score = score_one(model, plan.tokenizer, prepared, plan.settings, samples, reporter)
             alone = _file(plan, (score,), {"address": plan.address(prepared)})
             write_text(directory / FINISHED / f"{prepared.spec.name}.json", to_json(alone))

@@ -134,12 +134,14 @@ def gather(
         if split is None:
             grams.append(whole_PNN[index][None])
             base_norms.append([parameter.base_norm])
-            values.append(np.array([[one[name] for one in whole_fisher]]))
+            if fisher is not None:
+                values.append(np.array([[one[name] for one in whole_fisher]]))
         else:
             grams_UNN = deltas.units[name].numpy()
             grams.append(grams_UNN[:, :-1, :-1])
             base_norms.append(np.sqrt(grams_UNN[:, -1, -1]))
-            values.append(np.stack([one.units[name].numpy() for one in fisher or ()] or [[]], axis=-1))
+            if fisher is not None:
+                values.append(np.stack([one.units[name].numpy() for one in fisher], axis=-1))
     return Evidence(
         tasks=tasks,
         deltas_of_K=groups,

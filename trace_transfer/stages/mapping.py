@@ -85,9 +85,10 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     """
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
-    weights = tuple(
+    weights_of_source, weights_of_target = (
         None if model.source.directory is None else open_checkpoint(model.source) for model in (source, target)
     )
+    weights = (weights_of_source, weights_of_target)
     opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
     tasks = [core.task for _, core in opened]
     if len(set(tasks)) < len(tasks):

@@ -6,6 +6,7 @@ heatmap say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +115,9 @@ def match_layers(
         unmatched_targets=tuple(sorted(set(range(matrix_ST.shape[1])) - {t for _, t in pairs})),
         degenerate_sources=result.degenerate_source,
         degenerate_targets=result.degenerate_target,
-        stability=split and Stability(num_splits=num_splits, same=split.same, within_one=split.within_one),
+        stability=None
+        if split is None
+        else Stability(num_splits=num_splits, same=split.same, within_one=split.within_one),
         depth=Depth(agreement=exact, within_one=near, mean_similarity_gain=gain),
         policy_agreement={
             name: _overlap(pairs, other(matrix_ST)) for name, other in POLICIES.items() if name != policy
@@ -170,10 +173,10 @@ def _warnings(
         return found
     unsure = [pair for pair in pairs if pair.flip_rate is not None and pair.flip_rate > OFTEN]
     if unsure:
-        layers = _list([f"{p.source}→{p.target}" for p in unsure])
+        names = _list([f"{p.source}→{p.target}" for p in unsure])
         found.append(
             f"{len(unsure)} of {len(pairs)} pairs are not told apart from their runner-up (half of the texts choose "
-            f"another in more than {OFTEN:.0%} of the draws): {layers}"
+            f"another in more than {OFTEN:.0%} of the draws): {names}"
         )
     mean, deviation = split.gain_over_depth
     if policy not in CONTROLS and not is_depth_match and mean <= 2 * deviation:
@@ -198,6 +201,6 @@ def massive_warnings(grams: Grams, representation: str, side: str) -> list[str]:
     ]
 
 
-def _list(items: list | tuple) -> str:
+def _list(items: Sequence[object]) -> str:
     shown = ", ".join(map(str, items[:12]))
     return shown + (f", … ({len(items)})" if len(items) > 12 else "")

@@ -69,6 +69,12 @@ class Stage:
     notes: tuple[str, ...] = ()
 
     @property
+    def known_mask(self) -> Mask:
+        """The mask; that of adapters is known once they are made."""
+        assert self.mask is not None
+        return self.mask
+
+    @property
     def task(self) -> str:
         """The name under which its examples are trained on."""
         return self.data.task
@@ -232,8 +238,8 @@ def _by_core(stream: Stream, mask_of: MaskOf) -> list[Stage]:
         except MaskError as error:
             problems.append(str(error))
         else:
-            sizes = (Size.of(mask, stream.anatomy) for mask in sets)
-            stages.append(Stage(data.task, data, sets[0], (data.task,), *sizes, notes))
+            size, core_size = (Size.of(mask, stream.anatomy) for mask in sets)
+            stages.append(Stage(data.task, data, sets[0], (data.task,), size, core_size, notes))
     _refuse(stream.settings, problems)
     return stages
 

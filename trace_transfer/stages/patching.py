@@ -16,6 +16,7 @@ from trace_transfer.artefacts import TASK
 from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
 from trace_transfer.files import prepare_directory
 from trace_transfer.maths.bits import differing
+from trace_transfer.model_card import patched_card
 from trace_transfer.model_directory import require_room
 from trace_transfer.model_state import ModelState, write_model
 from trace_transfer.models import ModelSource
@@ -55,7 +56,7 @@ def move_model(
     opened = _opened(patches)
     path = tuple(patch.inverse for patch in reversed(opened)) if revert else opened
     state = ModelState(ModelSource.parse(model), path)
-    write_model(state, out, reporter)
+    write_model(state, out, reporter, texts=patched_card(state))
     return state
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ class Grams:
 
 def unit_rows(rows_Rd: Tensor) -> Tensor:
     """Rows scaled to unit norm: what the next layer's RMSNorm sees, and one outlier row counts as any other."""
-    return rows_Rd / rows_Rd.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows_Rd.dtype).tiny)
+    norms_R1: Tensor = torch.linalg.vector_norm(rows_Rd, dim=1, keepdim=True)
+    return rows_Rd / norms_R1.clamp_min(torch.finfo(rows_Rd.dtype).tiny)
 
 
-TRANSFORMS = {"unit": unit_rows, "none": lambda rows_Rd: rows_Rd}
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"unit": unit_rows, "none": lambda rows_Rd: rows_Rd}
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def read_contents(directory: Path) -> ReportContents:
     if isinstance(represent, str) and reader.step(represent) is not None:
         if (file := reader.file(represent, REPRESENTATION, RepresentationFile)) is not None:
             picture = reader.checked(represent, PICTURE)
-            found.representations.append(RepresentationFound(represent, file, picture and picture.read_bytes()))
+            drawn = None if picture is None else picture.read_bytes()
+            found.representations.append(RepresentationFound(represent, file, drawn))
     elif isinstance(represent, str):
         reader.unfinished[represent] = None
     if reader.problems:

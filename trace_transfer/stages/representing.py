@@ -22,7 +22,7 @@ from torch import Tensor
 from trace_transfer.artefacts import library_versions, to_json
 from trace_transfer.artefacts.evaluation import RepresentationFile, RepresentedModel
 from trace_transfer.checkpoints import return_freed_memory
-from trace_transfer.devices import resolve_device, resolve_dtype
+from trace_transfer.devices import on_device, resolve_device, resolve_dtype
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text, write_tensors, write_text
 from trace_transfer.maths import embedding as maths
@@ -255,7 +255,7 @@ def run_representation(plan: RepresentPlan, out: str | Path, reporter: Reporter)
 
 def _embeddings(plan: RepresentPlan, planned: PlannedModel, reporter: Reporter) -> Tensor:
     planned.state.check(reporter)
-    model = PatchedModel(planned.state).load(plan.dtype).to(plan.device).eval()
+    model = on_device(PatchedModel(planned.state).load(plan.dtype), plan.device).eval()
     size = plan.settings.batch_size
     with reporter.task(f"reading texts with {planned.label}", num_batches(planned.ids, size)) as advance:
         found_ND = embed_texts(model, planned.ids, pool=plan.settings.pool, batch_size=size, advance=advance)
@@ -275,12 +275,11 @@ def _embeddings(plan: RepresentPlan, planned: PlannedModel, reporter: Reporter) 
 
 def _coordinates(plan: RepresentPlan, embeddings: Sequence[Tensor], reporter: Reporter) -> list[NDArray[np.float32]]:
     """t-SNE of each model's texts: of all models together where they are equally wide, so that panels compare."""
-    how = {"perplexity": plan.settings.perplexity, "seed": plan.settings.seed}
     together = [torch.cat(list(embeddings))] if plan.unified else embeddings
     with reporter.task("t-SNE", len(together)) as advance:
         found = []
         for points in together:
-            found.append(maths.tsne(points.numpy(), **how))
+            found.append(maths.tsne(points.numpy(), perplexity=plan.settings.perplexity, seed=plan.settings.seed))
             advance()
     return np.split(found[0], len(embeddings)) if plan.unified else found
 

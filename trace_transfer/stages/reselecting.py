@@ -67,7 +67,7 @@ def import_list(
             "other can be made; leave --ratio out"
         )
     unit = unit or "tensors"
-    if whole:
+    if whole and ratio is not None:
         parameters = select(parameters, ratio, unit)
     if unit == "rows":
         raise UserError("such lists name whole parameters: rows cannot be selected from them")

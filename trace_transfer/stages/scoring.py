@@ -88,7 +88,7 @@ def _takes_part(entry: Entry, settings: ScoreSettings) -> bool:
         any(part == name or part.startswith(f"{name}.") for name in settings.exclude)
         for part in entry.component.split("+")
     ]
-    excluded = all(named) or (BIAS in settings.exclude and entry.name.endswith(f".{BIAS}"))
+    excluded = all(named) or (BIAS in settings.exclude and entry.name.endswith((f".{BIAS}", f"_{BIAS}")))
     return not excluded and entry.num_elements >= settings.min_elements
 
 
@@ -159,7 +159,7 @@ def _task_stability(
 
 
 def _core_set(parameters: Sequence[CoreParameter]) -> dict[tuple[Any, ...], int]:
-    return {(p.name, p.rows, p.columns): p.num_elements for p in parameters if p.core}
+    return {p.place: p.num_elements for p in parameters if p.core}
 
 
 def warnings_of(deltas: DeltaFile, evidence: Evidence, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:

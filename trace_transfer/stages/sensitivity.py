@@ -17,7 +17,7 @@ from torch import nn
 
 from trace_transfer.artefacts import FisherFile, FisherParameter, library_versions, read_artefact, to_json
 from trace_transfer.delta_store import DeltaStore
-from trace_transfer.devices import resolve_device
+from trace_transfer.devices import on_device, resolve_device
 from trace_transfer.errors import ArtefactError
 from trace_transfer.examples import Example, TaskData
 from trace_transfer.files import prepare_directory, sha256_text, write_tensors, write_text
@@ -110,7 +110,7 @@ def read_fisher(
             model,
             reading.examples,
             layer_path=plan.base.anatomy.layer_path,
-            per=settings.fisher,
+            per="batch" if settings.fisher == "batch" else "example",
             batch_of=EXAMPLES_OF_A_BATCH,
             tokens_at_once=compute.tokens_at_once,
             streamed=compute.layer_streamed,
@@ -152,11 +152,12 @@ def _model(base: OpenModel, source: DeltaSource, settings: ScoreSettings, comput
     """The model at which the gradients are taken, in float32."""
     device = resolve_device(compute.device)
     if settings.fisher_at == "tuned" and source.opened is not None:
-        return load_model(source.opened.source, source.opened.anatomy.inventory, torch.float32).to(device)
+        tuned = load_model(source.opened.source, source.opened.anatomy.inventory, torch.float32)
+        return on_device(tuned, device)
     model = load_model(base.source, base.anatomy.inventory, torch.float32)
     if settings.fisher_at == "tuned":
         assert isinstance(source.weights, DeltaStore)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.add_(source.weights.tensor(name))
-    return model.to(device)
+    return on_device(model, device)

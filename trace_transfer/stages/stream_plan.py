@@ -7,18 +7,19 @@ weights and writes nothing, so that whatever can be refused is refused here.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from trace_transfer.artefacts import StageRecord, StreamFile, read_artefact
+from trace_transfer.artefacts import CoreFile, StageRecord, StreamFile, read_artefact
 from trace_transfer.checkpoints import open_checkpoint
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import prepare_directory, sha256_file
 from trace_transfer.masks import Mask
+from trace_transfer.model_card import CoreOrigin
 from trace_transfer.model_state import ModelState
 from trace_transfer.models import numel
 from trace_transfer.recording import patch_entries
@@ -28,7 +29,7 @@ from trace_transfer.settings.stream import StreamSettings
 from trace_transfer.stages.methods import Stage, read_cores, stages_of
 from trace_transfer.stages.opening import OpenModel, open_model
 from trace_transfer.stages.task_data import encode_tasks
-from trace_transfer.tasks.stream import load_stream
+from trace_transfer.tasks.stream import StreamTask, core_file, load_stream
 from trace_transfer.training.adapters import AdaptedModel
 from trace_transfer.training.bottom import Bottom
 from trace_transfer.training.engine import resolve_precision
@@ -38,13 +39,16 @@ from trace_transfer.training.loading import BaseModel, StartingPoint
 from trace_transfer.training.reach import lowest_trained_layer
 from trace_transfer.training.tracking import require_trackers
 
-RECORD, FOLDER = "stream.json", "stages"
+RECORD, FOLDER, MODEL = "stream.json", "stages", "model"
 CPU_AT_MOST = 1e13  # operations per second: more than any, so that a cache that is cheaper by it is cheaper
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """All that can be known, and refused, before a weight is loaded."""
+    """All that can be known, and refused, before a weight is loaded.
+
+    `origins` says where each task's core set came from, `datasets` which of the hub's data sets are trained on.
+    """
 
     base: OpenModel
     settings: StreamSettings
@@ -54,6 +58,8 @@ class StreamPlan:
     fingerprint: str
     num_ranks: int
     out: Path
+    origins: Mapping[str, CoreOrigin] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
 
     def directory(self, number: int) -> Path:
         """Of one stage, counted from 0, alone."""
@@ -61,6 +67,11 @@ class StreamPlan:
 
     def patch(self, number: int) -> Path:
         return self.out / f"{self.stages[number].label}.patch.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The tuned model's directory."""
+        return self.out / MODEL
 
     def adapter(self, number: int) -> Path:
         return self.out / f"{self.stages[number].label}.adapter"
@@ -81,7 +92,7 @@ class StreamPlan:
     def mask(self, number: int) -> Mask:
         """What a stage changes, by the names of the base: with adapters, the weights that they are merged into."""
         if self.adapters is None:
-            return self.stages[number].mask
+            return self.stages[number].known_mask
         shapes = self.base.anatomy.inventory.shapes
         return Mask({name: None for name in self.adapters.adapted if name in shapes})
 
@@ -152,14 +163,25 @@ def plan_stream(
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
     stages = stages_of(settings, data, cores, opened.anatomy)
     fingerprint = open_checkpoint(opened.source).fingerprint
-    plan = StreamPlan(opened, settings, stages, (), False, fingerprint, num_ranks, Path(out))
+    origins = {task.name: CoreOrigin.of(cores[task.name], file) for task, file in _core_files(tasks, directory, cores)}
+    datasets = tuple(sorted({task.data for task in tasks if task.builder is None}))
+    plan = StreamPlan(
+        opened, settings, stages, (), False, fingerprint, num_ranks, Path(out), origins=origins, datasets=datasets
+    )
     if settings.method == "lora":
         adapters = adapted(plan, 0, BaseModel(opened.source), None).mask
         plan = replace(plan, stages=tuple(replace(stage, mask=adapters) for stage in stages))
     else:
-        names = {name for stage in stages for name in stage.mask.parts}
+        names = {name for stage in stages for name in stage.known_mask.parts}
         ModelState(opened.source).require_readable(names)  # fused when loaded: could be trained, but not saved
     return _with_finished(plan)
+
+
+def _core_files(
+    tasks: Sequence[StreamTask], directory: Path, cores: Mapping[str, CoreFile]
+) -> list[tuple[StreamTask, Path]]:
+    files = ((task, core_file(task, directory)) for task in tasks if task.name in cores)
+    return [(task, file) for task, file in files if file is not None]
 
 
 def _require_divisible(settings: StreamSettings, num_ranks: int) -> None:
@@ -203,7 +225,7 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
         pairs += [
             (f"stage {number}", then.label, now.label),
             (f"stage {number}: data", then.data_sha256[:12], now.data.sha256[:12]),
-            (f"stage {number}: core set", then.mask_sha256[:12], now.mask.sha256[:12]),
+            (f"stage {number}: core set", then.mask_sha256[:12], now.known_mask.sha256[:12]),
         ]
     problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
     if problems:
@@ -233,13 +255,13 @@ def needed_space(plan: StreamPlan) -> int:
     model = sum(base.spec(name).num_bytes for name in base.shapes)
     patches, trained = 0, 0
     for stage in plan.stages[len(plan.finished) :]:
-        if plan.settings.method == "lora":
+        if plan.adapters is not None:
             patches += 2 * model
             trained = max(trained, sum(numel(shape) for shape in plan.adapters.shapes.values()))
         else:
-            for entry in patch_entries(base, stage.mask, plan.settings.save_dtype):
+            for entry in patch_entries(base, stage.known_mask, plan.settings.save_dtype):
                 patches += sum(spec.num_bytes for spec in entry.specs.values())
-            trained = max(trained, stage.mask.numel(base.shapes))
+            trained = max(trained, stage.known_mask.numel(base.shapes))
     return patches + 12 * trained * (plan.settings.train.keep_checkpoints + 1) + model
 
 

@@ -2,7 +2,7 @@
 
 Reads: a base model, `stream.yaml`, its data and core files. Writes into one directory: `stages/N-LABEL/` (loss.csv, and
 checkpoints while it runs), `LABEL.patch.safetensors` after each stage, `stream.json`, which says what is finished, and
-at the end `model/` and `verification.json`. Stopped anywhere, the same call goes on from there.
+at the end `model/` (with its card) and `verification.json`. Stopped anywhere, the same call goes on from there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from trace_transfer.artefacts import StageRecord, StreamFile, library_versions, 
 from trace_transfer.artefacts.verification import Verification
 from trace_transfer.files import prepare_directory, remove_leftovers, sha256_file, write_text
 from trace_transfer.masks import Mask
+from trace_transfer.model_card import CARD, Trained, trained_card
 from trace_transfer.model_state import ModelState, write_model
 from trace_transfer.models import ModelSource
 from trace_transfer.patches import Patch
@@ -37,7 +38,7 @@ from trace_transfer.training.prefix_store import remove_cache
 
 Values = Iterator[tuple[str, Tensor]]
 
-MODEL, VERIFICATION = "model", "verification.json"
+VERIFICATION = "verification.json"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) 
                 merged_values(under.value, adapter, rounded=False),
             )
         else:
-            mask = stage.mask
+            mask = stage.known_mask
         record_patch(
             plan.patch(number), before, mask, values, task=stage.label, method=settings.method,
             save_dtype=settings.save_dtype,
@@ -109,6 +110,15 @@ def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) 
     )  # fmt: skip
 
 
+def _card(plan: StreamPlan, record: StreamFile, found: Verification) -> str:
+    inventory = plan.base.anatomy.inventory
+    made = Trained(
+        plan.base.source, inventory.names_sha256, inventory.shapes, record.settings, record.stages, found,
+        plan.origins, plan.datasets,
+    )  # fmt: skip
+    return trained_card(made)
+
+
 def _record(plan: StreamPlan, number: int) -> None:
     """Say that a stage is finished, before its checkpoint is removed."""
     stage, file = plan.stages[number], plan.patch(number)
@@ -118,7 +128,7 @@ def _record(plan: StreamPlan, number: int) -> None:
     made = StageRecord(
         label=stage.label, tasks=stage.tasks, patch=file.name, patch_sha256=sha256_file(file),
         adapter=plan.adapter(number).name if plan.settings.method == "lora" else None,
-        mask_sha256=stage.mask.sha256, num_parameters=len(patch.entries),
+        mask_sha256=stage.known_mask.sha256, num_parameters=len(patch.entries),
         num_elements=sum(entry.num_elements for entry in patch.entries), data_sha256=stage.data.sha256,
         num_examples=len(stage.data.examples), num_steps=len(steps), tokens=sum(step.tokens for step in steps),
         supervised=sum(step.supervised for step in steps), losses=tuple(step.loss for step in steps),
@@ -137,7 +147,7 @@ def _write_record(plan: StreamPlan, stages: tuple[StageRecord, ...], complete: b
 
 def _finish(plan: StreamPlan, reporter: Reporter) -> Streamed:
     """Write the tuned model, and prove from the disk that nothing else moved."""
-    final, directory = state_after(plan, len(plan.stages)), plan.out / MODEL
+    final, directory = state_after(plan, len(plan.stages)), plan.model
     if plan.complete and (directory / "config.json").is_file():
         reporter.note(f"{directory}: written before")
     else:
@@ -147,6 +157,8 @@ def _finish(plan: StreamPlan, reporter: Reporter) -> Streamed:
     require_frozen(found)
     write_text(plan.out / VERIFICATION, to_json(found))
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
+    if not (directory / CARD).is_file():
+        write_text(directory / CARD, _card(plan, record, found))
     record = _write_record(plan, record.stages, complete=True)
     patches = [plan.patch(number) for number in range(len(plan.stages))]
     adapters = [plan.adapter(number) for number in range(len(plan.stages)) if plan.adapter(number).is_dir()]

@@ -10,7 +10,7 @@ cells have: the run's base setting stands in the main comparison, and is not rep
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,14 @@ def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     names = [score.name for score in run.evaluations]
     columns = [names.index(name) for name in run.taught]
     signs = np.array([1.0 if run.evaluations[column].higher_is_better else -1.0 for column in columns])
-    found: dict[str, dict[int, float]] = {}
+    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for cell in cells:
         first = np.array([cell.first[name] for name in run.taught])
         for one in MEASURES:
             value = one.of(cell.values_SE[:, columns] * signs, first)
             if value is not None:
-                found.setdefault(one.name, {})[cell.record.seed] = value
-    return found
+                found[one.name][cell.record.seed] = value
+    return {**found}
 
 
 def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
@@ -162,8 +162,9 @@ def _adjusted(methods: list[MethodSummary], field: str) -> list[MethodSummary]:
     """p values of the same measure, adjusted over all methods."""
     found: dict[str, dict[str, Interval]] = {one.method: dict(getattr(one, field)) for one in methods}
     for name in dict.fromkeys(name for differences in found.values() for name in differences):
-        tested = [method for method, own in found.items() if name in own and own[name].p is not None]
-        for method, adjusted in zip(tested, holm([found[method][name].p for method in tested]), strict=True):
+        known = {method: own[name].p for method, own in found.items() if name in own}
+        tested = {method: p for method, p in known.items() if p is not None}
+        for method, adjusted in zip(tested, holm(list(tested.values())), strict=True):
             found[method][name] = found[method][name].model_copy(update={"p_adjusted": adjusted})
     return [one.model_copy(update={field: found[one.method]}) for one in methods]
 

@@ -2,17 +2,24 @@
 
 `core` is the paper's way: what is core on the source makes core whatever it corresponds to. `scores` moves every
 score along the correspondence and selects the top r anew on the target, so that the budget holds.
+
+What is core must be all of a unit. Neither rows nor experts correspond from one model to another: if some experts of a
+layer are core and others not, their unit is not carried and is named, with the share of it that was core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
 
-from trace_transfer.anatomy import Unit
+from trace_transfer.anatomy import Place, Unit
 from trace_transfer.artefacts import CoreFile, CoreParameter, Transfer, library_versions
 from trace_transfer.correspondence import Correspondence
 from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.masks import merged_ranges
+from trace_transfer.models import AXES
 from trace_transfer.stages.opening import OpenModel
 from trace_transfer.stages.selection import select
 
@@ -86,7 +93,7 @@ def carry(
         parameters = select([e.parameter for e in entries], ratio, core.method.unit)
     else:
         parameters = tuple(sorted((e.parameter for e in entries), key=_best_first))
-    dropped = _dropped(core, correspondence, partly)
+    dropped = _dropped(core, correspondence, scored, partly)
     if not any(parameter.core for parameter in parameters):
         reasons = listing([f"{name}: {reason}" for name, reason in dropped.items()])
         raise ArtefactError(
@@ -121,10 +128,10 @@ def _best_first(parameter: CoreParameter) -> tuple[bool, bool, float]:
 
 
 def _by_place(units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-    """Units grouped by parameter and part: a tied parameter is one entry, though a unit of two components."""
-    places: dict[tuple, list[Unit]] = {}
+    """Units grouped by parameter and part: a tied or shared one is one entry, though a unit of two components."""
+    places: dict[Place, list[Unit]] = {}
     for unit in units:
-        places.setdefault((unit.name, unit.rows, unit.columns), []).append(unit)
+        places.setdefault(unit.place, []).append(unit)
     return [tuple(found) for found in places.values()]
 
 
@@ -140,6 +147,7 @@ def _entry(units: tuple[Unit, ...], correspondence: Correspondence, scored: Mapp
         shape=unit.shape,
         rows=unit.rows,
         columns=unit.columns,
+        depth=unit.depth,
         score=max((scored[source].score for source in sources), default=None),
         core=core,
         sources=tuple(names) or None,
@@ -171,7 +179,7 @@ def _best_similarity(
 def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, _Scored], dict[Unit, str]]:
     """The score of every unit, and the units of which only a part is core.
 
-    Rows do not correspond across models, so a unit of which only some rows are core is carried as not core.
+    Rows and experts do not correspond across models, so a unit of which only some are core is carried as not core.
     """
     by_name: dict[str, list[CoreParameter]] = {}
     for parameter in core.parameters:
@@ -185,8 +193,8 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
         whole = covered == unit.num_elements
         if covered and not whole:
             partly[unit] = (
-                f"only {covered / unit.num_elements:.0%} of its elements are core, and rows do not correspond "
-                "from one model to another"
+                f"only {covered / unit.num_elements:.0%} of its elements are core, and "
+                f"{'experts' if len(unit.shape) > 2 else 'rows'} do not correspond from one model to another"
             )
         scored[unit] = _Scored(max(p.score for p in mine), whole)
     return scored, partly
@@ -194,33 +202,34 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
 
 def _overlap(parameter: CoreParameter, unit: Unit) -> int:
     """Number of elements that an entry of a core file and a unit have in common."""
-    shape = unit.shape
-    rows = _common(parameter.rows, unit.rows, shape[0] if shape else 1)
-    columns = _common(parameter.columns, unit.columns, shape[1]) if len(shape) > 1 else 1
-    rest = 1
-    for size in shape[2:]:
-        rest *= size
-    return rows * columns * rest
+    pairs = zip_longest(parameter.place[1:], unit.place[1:], unit.shape[: len(AXES)], fillvalue=None)
+    return prod(_common(one, other, 1 if size is None else size) for one, other, size in pairs) * prod(unit.shape[3:])
 
 
 def _common(one: Sequence[tuple[int, int]] | None, other: Sequence[tuple[int, int]] | None, size: int) -> int:
     """Length of the intersection of two lists of ranges; None is [0, size)."""
-    return sum(
-        max(0, min(stop_a, stop_b) - max(start_a, start_b))
-        for start_a, stop_a in (one or [(0, size)])
-        for start_b, stop_b in (other or [(0, size)])
-    )
+    if not one or not other:
+        return sum(stop - start for start, stop in one or other or ((0, size),))
+    one, other = merged_ranges(one), merged_ranges(other)
+    length = i = j = 0
+    while i < len(one) and j < len(other):
+        length += max(0, min(one[i][1], other[j][1]) - max(one[i][0], other[j][0]))
+        i, j = (i + 1, j) if one[i][1] <= other[j][1] else (i, j + 1)
+    return length
 
 
-def _dropped(core: CoreFile, correspondence: Correspondence, partly: Mapping[Unit, str]) -> dict[str, str]:
-    """Core parameters of the source of which nothing came across, with the reason."""
-    names = {parameter.name for parameter in core.core}
+def _dropped(
+    core: CoreFile, correspondence: Correspondence, scored: Mapping[Unit, _Scored], partly: Mapping[Unit, str]
+) -> dict[str, str]:
+    """What is core on the source and did not come across, by no component that it serves, with the reason."""
+    reached = {unit.place for unit in correspondence.source.units if unit not in correspondence.dropped}
     found: dict[str, str] = {}
     for unit in correspondence.source.units:
-        if unit.name in names and unit in correspondence.dropped:
+        is_core = unit in partly or (unit in scored and scored[unit].core)
+        if is_core and unit.place not in reached:
             found.setdefault(unit.label, correspondence.dropped[unit])
         elif unit in partly:
             found.setdefault(unit.label, partly[unit])
-    for name in names & correspondence.source.excluded.keys():
+    for name in {parameter.name for parameter in core.core} & correspondence.source.excluded.keys():
         found[name] = f"excluded: {correspondence.source.excluded[name]}"
     return found

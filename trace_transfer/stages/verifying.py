@@ -20,7 +20,7 @@ from trace_transfer.errors import FrozenMovedError, ModelError, UserError, listi
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_state import ModelState
-from trace_transfer.models import ModelSource, Ranges, numel, row_blocks
+from trace_transfer.models import AXES, ModelSource, Ranges, numel, row_blocks
 from trace_transfer.patches import Patch
 from trace_transfer.progress import Reporter
 
@@ -28,6 +28,7 @@ from trace_transfer.progress import Reporter
 def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) -> Verification:
     """Compare two models; whether frozen elements moved is for the caller to look at (`require_frozen`).
 
+    What is saved with the parameters but is none (a router's correction of its scores) is compared, too, as frozen.
     Elements of different types are compared after widening, so that a value is the same in float32 and bfloat16.
 
     Raises:
@@ -41,9 +42,10 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
     base.check(reporter)
     tuned.check(reporter)
     parameters = []
-    with reporter.task("comparing every parameter", len(base.shapes)) as advance:
-        for name in base.shapes:
-            parameters.append(_verified(base, tuned, name, mask))
+    shapes = {**base.shapes, **base.buffers}
+    with reporter.task("comparing every parameter", len(shapes)) as advance:
+        for name, shape in shapes.items():
+            parameters.append(_verified(base, tuned, name, shape, mask))
             advance()
     return Verification(
         base=base.source.name,
@@ -103,19 +105,17 @@ class _Moved:
             return
         still = torch.ones(self.shape[self.part.dim], dtype=torch.bool)
         still[self.part.indices] = False
+        along = moved.movedim(self.part.dim, 0)
         if self.part.dim == 0:
-            broken = moved.flatten(1).any(dim=1) if moved.dim() > 1 else moved
             still = still[start:stop]
-            self.frozen += (frozen := int(moved[still].sum()))
-        else:
-            broken = moved.transpose(0, 1).flatten(1).any(dim=1)
-            self.frozen += (frozen := int(moved[:, still].sum()))
+        self.frozen += (frozen := int(along[still].sum()))
         self.core += count - frozen
+        broken = along.flatten(1).any(dim=1) if along.dim() > 1 else along
         self._rows.append((broken & still).nonzero().flatten() + (start if self.part.dim == 0 else 0))
 
     @property
     def ranges(self) -> Ranges:
-        """Rows (columns) with frozen elements that moved."""
+        """Rows (columns, depth) with frozen elements that moved."""
         ranges: list[tuple[int, int]] = []
         for index in sorted({index for rows in self._rows for index in rows.tolist()}):
             if ranges and ranges[-1][1] == index:
@@ -125,8 +125,10 @@ class _Moved:
         return tuple(ranges)
 
 
-def _verified(base: ModelState, tuned: ModelState, name: str, mask: Mask) -> VerifiedParameter:
-    shape, part = base.shapes[name], mask.parts.get(name)
+def _verified(
+    base: ModelState, tuned: ModelState, name: str, shape: tuple[int, ...], mask: Mask
+) -> VerifiedParameter:  # fmt: skip
+    part = mask.parts.get(name)
     moved = _Moved(shape, mask.trains(name), part)
     pairs = zip(row_blocks(shape), base.chunks(name), tuned.chunks(name), strict=True)
     for (start, stop), ours, theirs in pairs:
@@ -134,20 +136,17 @@ def _verified(base: ModelState, tuned: ModelState, name: str, mask: Mask) -> Ver
         if differs.any():
             moved.add(differs.view(stop - start, *shape[1:]), start, stop)
     core = 0 if not moved.trained else numel(shape) if part is None else part.numel(shape)
-    ranges = moved.ranges or None
+    ranges, axis = moved.ranges or None, AXES[part.dim] if part else None
     return VerifiedParameter(
         name=name,
         shape=shape,
-        rows=part.ranges if part and part.dim == 0 else None,
-        columns=part.ranges if part and part.dim == 1 else None,
         base_dtype=str(base.dtype(name)).removeprefix("torch."),
         tuned_dtype=str(tuned.dtype(name)).removeprefix("torch."),
         core=core,
         core_moved=moved.core,
         frozen=numel(shape) - core,
         frozen_moved=moved.frozen,
-        moved_rows=ranges if part and part.dim == 0 else None,
-        moved_columns=ranges if part and part.dim == 1 else None,
+        **({axis: part.ranges, f"moved_{axis}": ranges} if part and axis else {}),
     )
 
 

@@ -23,14 +23,15 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.model_directory import ModelWriter
+from trace_transfer.model_state import OpenedBase, specs_of
 from trace_transfer.models import build_meta_model, numel
 from trace_transfer.progress import Reporter
 from trace_transfer.settings.warm_start import WarmStartSettings
 from trace_transfer.stages.opening import OpenModel
 from trace_transfer.stages.task_data import label_of, parts_of
-from trace_transfer.tensor_file import TensorSpec
 from trace_transfer.training.loading import BaseModel
-from trace_transfer.training.loop import TrainResult, train
+from trace_transfer.training.loop import train
+from trace_transfer.training.stepping import TrainResult
 
 FOLDER = "warm_start"
 MODEL = "model"
@@ -101,7 +102,7 @@ def _differences(
     record: WarmStartFile, start: WarmStart, base: OpenModel, weights: Checkpoint, settings: WarmStartSettings
 ) -> list[str]:
     """What a finished warm start was made with, where that is not what is asked for now."""
-    pairs = [
+    pairs: list[tuple[str, object, object]] = [
         ("model", record.model.names_sha256[:12], base.identity.names_sha256[:12]),
         ("weights of the base", record.base_fingerprint[:12], weights.fingerprint[:12]),
         ("data", record.data.sha256[:12], start.data.sha256[:12]),
@@ -144,7 +145,8 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
     with ExitStack() as stack:
         models = None
         if plan.settings.keep_models:
-            models = stack.enter_context(_model_writer(plan.base, directory / MODEL))
+            opened = OpenedBase(plan.base.source)
+            models = stack.enter_context(_model_writer(opened, directory / MODEL))
 
         def keep(values: Iterator[tuple[str, Tensor]]) -> None:
             for name, value in values:
@@ -153,6 +155,8 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
                     models.add(name, value)
             writer.finish()  # the last checkpoint goes when this returns: then all must be on the disk
             if models is not None:
+                for name in opened.buffers:
+                    models.add_blocks(name, opened.chunks(name))
                 models.finish()
 
         result = train(
@@ -163,10 +167,10 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
         _finish(plan, start, writer.finish(), result)
 
 
-def _model_writer(base: OpenModel, directory: Path) -> ModelWriter:
+def _model_writer(base: OpenedBase, directory: Path) -> ModelWriter:
     """For a warm-started model as a directory that `from_pretrained` loads, in float32."""
-    specs = {name: TensorSpec(torch.float32, shape) for name, shape in base.anatomy.inventory.shapes.items()}
-    return ModelWriter(base.source, base.config, specs, directory, replace=True)
+    specs = specs_of(base, dict.fromkeys(base.inventory.shapes, torch.float32))
+    return ModelWriter(base.source, base.config, specs, directory, model=base.meta_model, replace=True)
 
 
 @dataclass

@@ -65,6 +65,7 @@ class Source:
         """
         if not self.is_format:
             (place,) = self.pieces
+            assert isinstance(place, Place)  # a plain column
             return place.value(row)
         return "".join(piece if isinstance(piece, str) else _as_text(piece.value(row), piece) for piece in self.pieces)
 

@@ -40,6 +40,7 @@ def _read_file(spec: TaskSpec, file: Path) -> Dataset | None:
             return None
     except OSError as error:
         raise TaskError(f"{spec.label}: {file} cannot be read: {error.strerror}") from error
+    assert spec.builder is not None  # it is a file
     try:
         rows = _load_file(spec.builder, file)
         if spec.builder == "csv" and any(feature.dtype != "string" for feature in rows.features.values()):

@@ -82,9 +82,10 @@ def _apply(messages: Sequence[Message], tokenizer: Any, *, with_prompt: bool = F
         template = tokenizer.get_chat_template()
         if "strftime_now" in template:
             template = _FIXED_DATE + template
-        return tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             turns, chat_template=template, tokenize=False, add_generation_prompt=with_prompt
         )
+        return text
     except Exception as error:  # a template is a program: it raises what it likes
         raise RenderingError(" ".join(str(error).split()) or type(error).__name__) from error
 

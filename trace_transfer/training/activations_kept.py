@@ -12,6 +12,7 @@ Of n = b·t tokens (padded), d wide, with queries q and an MLP f wide, at w byte
 - the input of a weight that is trained, once for those that share it: w·d, w·q of the attention's output unless that is
   kept already, w·f of `mlp.down`. ZeRO 3 puts a `linear` of its own in torch's place, which keeps the input of frozen
   weights as well, where something below is trained;
+- of experts, f is that of the `num_experts_per_tok` to which a token is given (not measured, unlike all the others);
 - where scores are capped (Gemma 2), which fused attention cannot: w·3·s a head, and w·v of capped logits;
 - the log-softmax of supervised tokens, 4·v; the whole logits, w·v of every token, come and go with their gradient.
 
@@ -30,7 +31,7 @@ from typing import Any
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.masks import Mask
 from trace_transfer.models import numel
-from trace_transfer.training.reach import ABOVE, ATTENTION, MLP, WITHIN, Place, lowest_trained, place_of
+from trace_transfer.training.reach import ABOVE, ATTENTION, MLP, WITHIN, Place, active_share, lowest_trained, place_of
 
 WRITTEN_OUT = ("gelu_new", "gelu_fast")  # activations made of several operations, each of which keeps its input
 
@@ -123,7 +124,8 @@ class _Kept:
 
     def width(self, units: tuple[Unit, ...]) -> int:
         """Of what a matrix product between the hidden size and something else has on the other side."""
-        return sum(unit.num_elements for unit in units if unit.role == "weight") // self.hidden
+        weights = [unit for unit in units if unit.role == "weight"]
+        return round(sum(unit.num_elements * active_share(unit, self.config) for unit in weights) / self.hidden)
 
     def norm(self, units: tuple[Unit, ...], width: int, num_statistics: int, place: Place) -> float:
         """Per token; of a norm without a bias every operation keeps its input."""

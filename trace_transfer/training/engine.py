@@ -6,6 +6,8 @@ What it needs to be exact, measured on 0.19.8:
   micro-batch of a step is; so a step may have any number of them, and the loss needs no correction but for the ranks.
 - bfloat16 without ZeRO takes one AdamW step with zero gradients while it is built (it counts for the bias correction
   and applies weight decay): it is built with a learning rate of 0, and the count is taken back.
+- ZeRO 3 takes the experts' blocks of some families as one, without hooks on what is in them, and lets go of the slices
+  there before their gradients come: it is told to take none so.
 - Master weights are made from the weights rounded to bfloat16: they are set to the true ones afterwards.
 - A group of processes installs `sys.excepthook` each time, ZeRO 3 keeps every model of the process alive in two global
   places, and one extension is compiled on a CPU when a group is made (half a minute): each is undone or prevented
@@ -257,6 +259,11 @@ def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_eleme
         "allgather_bucket_size": bucket,
         "stage3_param_persistence_threshold": PERSISTENT,
     }
+    if settings.zero == 3:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        if "leaf_module" in DeepSpeedZeroConfig.model_fields:  # not in older ones
+            zero["leaf_module"] = {"classes": []}
     memory = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
     if settings.offload in ("optimizer", "parameters"):
         zero["offload_optimizer"] = memory

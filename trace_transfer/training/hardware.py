@@ -9,7 +9,7 @@ it for full fine-tuning: 6 per weight and token plus 12·s·d per layer (Kaplan 
 al., 2022, PaLM, appendix B). What is computed twice (gradient checkpointing, fused attention's backward) counts once,
 so that a utilisation compares work that matters.
 
-A mixture of experts, which no shipped family is, would be counted with all its experts.
+Of a layer's experts those count that a token is given to: `num_experts_per_tok` of them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.masks import Mask
-from trace_transfer.training.reach import ATTENTION, lowest_trained, place_of
+from trace_transfer.training.reach import ATTENTION, active_share, lowest_trained, place_of
 
 # Device name without its maker, memory and form → TFLOP/s in (bfloat16, float32) of dense matrix products, from the
 # vendors' data sheets; bfloat16 accumulates in float32, float32 is not TF32. None where there is no native bfloat16.
@@ -93,7 +94,7 @@ def flops_per_token(
     for unit in work.products:
         layer = place_of(unit, anatomy.num_layers)[0]
         if first_layer <= layer < end or (layer == anatomy.num_layers and last_layer is None):
-            forward += 2 * unit.num_elements
+            forward += 2 * work.elements(unit)
             backward += work.backward(unit)
     for layer in range(first_layer, end):
         forward += work.attention(layer)
@@ -113,22 +114,37 @@ class _Work:
 
     @cached_property
     def products(self) -> list[Unit]:
-        """Weights of matrix products. Of a slice the whole weight's gradient is computed, before rows are taken."""
-        return [
-            unit for unit in self.anatomy.units if len(unit.shape) > 1 and not unit.component.startswith("embedding")
-        ]
+        """Weights of matrix products. Of a slice the whole weight's gradient is computed, before rows are taken.
+
+        One that feeds two components (keys and values) is one product.
+        """
+        found: dict[str, Unit] = {}
+        for unit in self.anatomy.units:
+            if len(unit.shape) > 1 and unit.role != "bias" and not unit.component.startswith("embedding"):
+                found.setdefault(unit.label, unit)
+        return list(found.values())
+
+    @property
+    def config(self) -> Any:
+        return self.anatomy.inventory.config.get_text_config()
+
+    def elements(self, unit: Unit) -> float:
+        """Of a weight, those that a token is multiplied with."""
+        return unit.num_elements * active_share(unit, self.config)
 
     @cached_property
     def query_widths(self) -> Mapping[int | None, float]:
-        hidden = self.anatomy.inventory.config.get_text_config().hidden_size
-        return {u.layer: u.num_elements / hidden for u in self.products if u.component == "attention.query"}
+        """Layer → width of its queries; where they come from a latent state, its width stands for the hidden size."""
+        hidden = self.config.hidden_size
+        queries = [unit for unit in self.products if unit.component == "attention.query" and unit.principal]
+        return {u.layer: u.num_elements / (hidden if hidden in u.shape else u.shape[-1]) for u in queries}
 
     def attention(self, layer: int) -> float:
         return 4 * self.length * self.query_widths[layer]
 
     def backward(self, unit: Unit) -> float:
         through = self.lowest < place_of(unit, self.anatomy.num_layers)
-        return 2 * unit.num_elements * (through + self.mask.trains(unit.name))
+        return 2 * self.elements(unit) * (through + self.mask.trains(unit.name))
 
 
 def utilisation(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.masks import Mask
 
@@ -12,8 +14,8 @@ ATTENTION, MLP = 1, 5  # where queries, keys and values, gate and up read their 
 # Component → its place within the layer; what reads the same input stands at the same place.
 WITHIN = {
     "norm.pre_attention": 0, "attention.query": ATTENTION, "attention.key": ATTENTION, "attention.value": ATTENTION,
-    "attention.output": 2, "norm.post_attention": 3, "norm.pre_mlp": 4, "mlp.gate": MLP, "mlp.up": MLP, "mlp.down": 6,
-    "norm.post_mlp": 7,
+    "attention.output": 2, "norm.post_attention": 3, "norm.pre_mlp": 4, "mlp.gate": MLP, "mlp.up": MLP,
+    "mlp.router": MLP, "mlp.down": 6, "norm.post_mlp": 7,
 }  # fmt: skip
 ABOVE = {"norm.final": 0, "head": 1}
 
@@ -38,3 +40,13 @@ def lowest_trained_layer(anatomy: Anatomy, mask: Mask) -> int:
     """The lowest layer that the backward pass enters: 0 where something below the layers is trained, their number where
     only what is above them is."""
     return max(0, lowest_trained(anatomy, mask)[0])
+
+
+def active_share(unit: Unit, config: Any) -> float:
+    """Which share of a weight a token is multiplied with: of fused experts [experts, …] those that it is given to.
+
+    Args:
+        config: the text model's.
+    """
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return min(1.0, chosen / unit.shape[0]) if chosen and len(unit.shape) > 2 else 1.0

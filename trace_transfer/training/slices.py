@@ -1,16 +1,19 @@
-"""Some rows or columns of a parameter in training: a small parameter of their own, put into the frozen one on each use.
+"""Some rows, columns or depth of a parameter in training: a small parameter of their own, put into the frozen one.
 
-So gradient, clipping, weight decay, momentum, optimizer state and checkpoints exist for the slice alone, whatever
-DeepSpeed does with parameters, and no other element can move: nothing ever writes to the frozen one.
+It is put there on each use. So gradient, clipping, weight decay, momentum, optimizer state and checkpoints exist for
+the slice alone, whatever DeepSpeed does with parameters, and no other element can move: nothing ever writes to the
+frozen one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import cached, register_parametrization
 
 from trace_transfer.errors import listing
 from trace_transfer.masks import Mask, MaskError, Slice
@@ -22,7 +25,7 @@ def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a mask of another model.
 
     Raises:
-        MaskError: it is empty, names what the model lacks, or rows or columns beyond a parameter's; lists all of it.
+        MaskError: it is empty, names what the model lacks, or a slice beyond a parameter's shape; lists all of it.
     """
     if not mask.parts:
         raise MaskError("no parameter of the model is to be trained: the mask is empty")
@@ -40,7 +43,7 @@ def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def taken(value: Tensor, part: Slice | None) -> Tensor:
-    """The trained part of a parameter's value: its rows or columns one after the other, or all of it."""
+    """The trained part of a parameter's value: its rows (columns, depth) one after the other, or all of it."""
     return value if part is None else value.index_select(part.dim, torch.tensor(part.indices, device=value.device))
 
 
@@ -74,19 +77,35 @@ def places_of(model: nn.Module) -> dict[str, Places]:
 
 
 def splice(places: Places, part: Slice, values: nn.Parameter) -> None:
-    """Let a frozen parameter be used with other values in some rows or columns, in every module that holds it.
+    """Let a frozen parameter be used with other values in some rows (columns, depth), in every module that holds it.
 
     Args:
-        values: of those rows or columns; a parameter of its own, from then on part of the model.
+        values: of those rows; a parameter of its own, from then on part of the model.
     """
     index = torch.tensor(part.indices, device=values.device)
     for module, attribute in places:
         # Not checked by running it: under ZeRO 3 the frozen one may not be there now. Shape and type cannot change.
         register_parametrization(module, attribute, _Spliced(part.dim, index, values), unsafe=True)
+        _compute_once(module)
+
+
+def _compute_once(module: nn.Module) -> None:
+    """Let a module put its slices in once in each forward pass, however often it reads the parameter: experts may be
+    read one by one."""
+    if "forward" in vars(module):
+        return
+    forward = module.forward
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with cached():
+            return forward(*args, **kwargs)
+
+    module.forward = run
 
 
 class _Spliced(nn.Module):
-    """frozen → frozen with the trained rows or columns in it."""
+    """frozen → frozen with the trained rows (columns, depth) in it."""
 
     def __init__(self, dim: int, index: Tensor, values: nn.Parameter) -> None:
         super().__init__()

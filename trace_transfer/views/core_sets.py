@@ -18,13 +18,14 @@ WIDTH = 100
 
 def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
     """Overlap of two core sets of one model, in tensors and in elements."""
-    first, second = ({(p.name, p.rows, p.columns): p.num_elements for p in core.core} for core in (one, other))
+    first, second = ({p.place: p.num_elements for p in core.core} for core in (one, other))
     return overlap.jaccard(overlap.counted(first), overlap.counted(second)), overlap.jaccard(first, second)
 
 
 def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> str:
     """Core sets as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     methods = list(dict.fromkeys(core.method.name for core in cores))
     counted = "tensors, parts" if any(core.method.unit == "rows" for core in cores) else "tensors"
     headings = ["task", *(["method"] if len(methods) > 1 else []), counted, "elements", "best"]
@@ -55,4 +56,4 @@ def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: 
     console.print("\nwritten:", highlight=False)
     for file in files:
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

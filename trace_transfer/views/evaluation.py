@@ -68,6 +68,7 @@ def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
 
 
 def _rendered(draw: Callable[[Page], None]) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     draw(Page(console))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

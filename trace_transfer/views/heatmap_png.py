@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -59,7 +61,7 @@ def picture(heatmap: Heatmap) -> Figure:
         handles=marks, loc="lower center", ncols=len(marks), fontsize=9.5, frameon=False,
         bbox_to_anchor=((left + width / 2) / WIDTH, 0.03 / total),
     )  # fmt: skip
-    middle = {"x": (left + width / 2) / WIDTH, "ha": "center", "parse_math": False}
+    middle: dict[str, Any] = {"x": (left + width / 2) / WIDTH, "ha": "center", "parse_math": False}
     figure.text(s=heatmap.title_within(TITLE_LENGTH), y=1 - 0.32 / total, fontsize=13, fontweight="bold", **middle)
     subtitle = ", ".join(part for part in (heatmap.subtitle, view.name) if part)
     figure.text(s=shortened(subtitle, SUBTITLE_LENGTH), y=1 - 0.58 / total, fontsize=10, color="#555555", **middle)
@@ -68,7 +70,7 @@ def picture(heatmap: Heatmap) -> Figure:
 
 def _axis_labels(axes: Axes, heatmap: Heatmap, width: float, height: float) -> None:
     rows, columns = heatmap.shape
-    style = {"fontsize": 10.5, "parse_math": False}
+    style: dict[str, Any] = {"fontsize": 10.5, "parse_math": False}
     axes.set_xlabel(axis_title("target", heatmap.target_name, int(width * CHARACTERS)), **style)
     axes.set_ylabel(axis_title("source", heatmap.source_name, int(height * CHARACTERS)), **style)
     axes.xaxis.set_major_locator(MultipleLocator(tick_step(width / columns, TICK_WIDTH)))
@@ -86,8 +88,10 @@ def _marks(axes: Axes, view: View, cell: float) -> list[Line2D]:
         (view.other_runner_ups, "D", (1, 1, 1, 0.4), "runner-up"),
         (view.pairs, "o", "white", "chosen pair"),
     ):
-        points = {"xdata": [target for _, target in pairs], "ydata": [source for source, _ in pairs]}
-        shape = {"marker": marker, "markerfacecolor": colour, "markeredgecolor": INK, "linestyle": "none"}
+        points: dict[str, Any] = {"xdata": [target for _, target in pairs], "ydata": [source for source, _ in pairs]}
+        shape: dict[str, Any] = {
+            "marker": marker, "markerfacecolor": colour, "markeredgecolor": INK, "linestyle": "none",
+        }  # fmt: skip
         side = 0.75 if marker == "D" else 1.0  # a diamond reaches further than a circle
         edge = 0.6 if size < 5 else 0.9
         axes.add_line(Line2D(**points, **shape, markersize=size * side, markeredgewidth=edge, zorder=3))
@@ -97,7 +101,7 @@ def _marks(axes: Axes, view: View, cell: float) -> list[Line2D]:
 
 def _diagonal(axes: Axes, rows: int, columns: int) -> Line2D:
     """White dashes on a dark line show on any colour; returns a dark one for the legend, which is on white."""
-    ends = {"xdata": [0, columns - 1], "ydata": [0, rows - 1], "zorder": 2}
+    ends: dict[str, Any] = {"xdata": [0, columns - 1], "ydata": [0, rows - 1], "zorder": 2}
     axes.add_line(Line2D(**ends, color="black", alpha=0.55, linewidth=1.4))
     axes.add_line(Line2D(**ends, color="white", linewidth=0.8, linestyle=(0, (5, 5))))
     return Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="equal depth")

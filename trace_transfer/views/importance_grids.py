@@ -128,7 +128,9 @@ def _grid(core: CoreFile, known: FamilyNames) -> Grid:
     places = known.places(core)
     for index, parameter in scores:
         rank += parameter.score is not None
-        found = {(place.layer, _column(place)): place.role for place in places[index]}
+        found = {
+            (place.layer, _column(place)): BIAS if place.role.endswith(BIAS) else place.role for place in places[index]
+        }
         drawn = {
             (layer, column): role
             for (layer, column), role in found.items()
@@ -151,7 +153,7 @@ def _column(place: Place) -> Column | None:
     component = place.component
     if component in BANDS:
         return BANDS[component]
-    return COLUMNS.get((component, place.role == NORM and not component.startswith("norm.")))
+    return COLUMNS.get((component, place.role.endswith(NORM) and not component.startswith("norm.")))
 
 
 def _fits(layer: int | None, column: Column, num_layers: int) -> bool:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trace_transfer.artefacts import CoreFile, CoreParameter, ModelIdentity
+from trace_transfer.models import AXES
 from trace_transfer.rules.parsing import default_role
 from trace_transfer.rules.registry import FamilyRegistry, load_families
-from trace_transfer.rules.tables import Component, Family, Member
+from trace_transfer.rules.tables import NUMBER, Component, Family, Member
 
 BIAS, NORM = "bias", "norm"  # roles
 EXCLUDED = "excluded"  # the component of what a family's rules leave out
@@ -69,8 +70,10 @@ class FamilyNames:
     def claims(self, name: str) -> list[Claim]:
         """All members that a whole name is, in the order of the rules: several for a fused parameter."""
         found = self._layer_name.fullmatch(name) if self._layer_name else None
-        if found and found[2] in self._inside:
-            return [Claim(int(found[1]), component, member) for component, member in self._inside[found[2]]]
+        if found:
+            numbers = (NUMBER if segment.isdecimal() else segment for segment in found[2].split("."))
+            members = self._inside.get(found[2]) or self._inside.get(".".join(numbers), [])
+            return [Claim(int(found[1]), component, member) for component, member in members]
         return [Claim(None, component, member) for component, member in self._outside.get(name, ())]
 
     def places(self, core: CoreFile) -> tuple[tuple[Place, ...], ...]:
@@ -96,8 +99,11 @@ class FamilyNames:
             return tuple(claim.place for claim in claims)
         if len(claims) == 1:
             return (claims[0].place,)
-        if len(claims) == len(parts):  # parts stand in the tensor in the order in which the rules name them
-            return tuple(claim.place for claim, part in zip(claims, parts, strict=True) if part is parameter)
+        shared: dict[str, list[Place]] = {}  # the same part of several components
+        for claim in claims:
+            shared.setdefault(str(claim.member.part), []).append(claim.place)
+        if len(shared) == len(parts):  # parts stand in the tensor in the order in which the rules name them
+            return next(tuple(places) for places, part in zip(shared.values(), parts, strict=True) if part is parameter)
         return ()
 
 
@@ -111,14 +117,14 @@ def _by_pattern(components: Mapping[str, Component]) -> dict[str, list[tuple[str
 
 def _start(parameter: CoreParameter) -> int | None:
     """Where a part begins in its parameter; None for a whole one."""
-    ranges = parameter.rows or parameter.columns
+    ranges = parameter.rows or parameter.columns or parameter.depth
     return ranges[0][0] if ranges else None
 
 
 def label(parameter: CoreParameter) -> str:
     """Name and ranges of a parameter."""
     text = parameter.name
-    for word, ranges in (("rows", parameter.rows), ("columns", parameter.columns)):
+    for word, ranges in zip(AXES, parameter.place[1:], strict=True):
         if ranges:
             shown = ", ".join(f"{start}:{stop}" for start, stop in ranges[:2])
             text += f" [{word} {shown}{', …' if len(ranges) > 2 else ''}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -95,8 +96,9 @@ def picture(importance: Importance) -> Figure:
     colours = matplotlib.colormaps[COLOURS]
     for number, row in enumerate(importance.rows):
         _draw_row(figure, sheet, number, row, colours)
-    centre = {"ha": "center", "parse_math": False, "x": (sheet.left + sheet.panels_width / 2) / sheet.width}
-    room = sheet.width - 2 * abs(sheet.left + sheet.panels_width / 2 - sheet.width / 2)
+    middle = sheet.left + sheet.panels_width / 2
+    centre: dict[str, Any] = {"ha": "center", "parse_math": False, "x": middle / sheet.width}
+    room = sheet.width - 2 * abs(middle - sheet.width / 2)
     title = shortened(f"Parameter importance: {importance.model_name}", int(room * TITLE_CHARACTERS))
     figure.text(s=title, y=1 - 0.32 / sheet.height, fontsize=13, fontweight="bold", **centre)
     subtitle = shortened(importance.subtitle, int(room * SMALL_CHARACTERS))
@@ -126,7 +128,7 @@ def _draw_row(figure: Figure, sheet: _Sheet, number: int, row: Row, colours: Col
             left += width + GAP
         middle = (start + left - GAP) / 2
         if grid is None:
-            where = {"x": middle / sheet.width, "y": (bottom + sheet.panel_height / 2) / sheet.height}
+            where: dict[str, Any] = {"x": middle / sheet.width, "y": (bottom + sheet.panel_height / 2) / sheet.height}
             figure.text(
                 s=f"no core file of {epochs_title(epochs)}", ha="center", color="#555555", fontsize=9.5, **where
             )
@@ -134,7 +136,9 @@ def _draw_row(figure: Figure, sheet: _Sheet, number: int, row: Row, colours: Col
             where = {"x": middle / sheet.width, "y": (bottom + sheet.panel_height + 0.12) / sheet.height}
             figure.text(s=epochs_title(epochs), ha="center", fontsize=11, **where)
         left += PAIR_GAP - GAP
-    name = {"fontsize": 11.5, "fontweight": "bold", "rotation": 90, "va": "center", "ha": "center", "parse_math": False}
+    name: dict[str, Any] = {
+        "fontsize": 11.5, "fontweight": "bold", "rotation": 90, "va": "center", "ha": "center", "parse_math": False,
+    }  # fmt: skip
     middle = (bottom + sheet.panel_height / 2) / sheet.height
     figure.text(
         (sheet.left - LEFT + 0.22) / sheet.width,
@@ -163,7 +167,7 @@ def _axis(axes: Axes, sheet: _Sheet, panel: str, first: bool, empty: bool) -> No
     bands = [(band, sum(importance.band_edges(band)) / 2) for band in importance.bands]
     if first:
         step = tick_step(sheet.panel_height / (high - low), TICK_HEIGHT)
-        ticks = [(layer, str(layer)) for layer in range(0, importance.num_layers, step)]
+        ticks: list[tuple[float, str]] = [(layer, str(layer)) for layer in range(0, importance.num_layers, step)]
         ticks += [(middle, band.label) for band, middle in bands if band.panel == panel]
         axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
         axes.set_ylabel("layer", fontsize=10, labelpad=-8 if bands else 2)
@@ -226,7 +230,7 @@ def _draw_dots(axes: Axes, points: list[tuple[float, float, float]], cell: float
 
 
 def _legend(importance: Importance) -> list[Line2D]:
-    dot = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "none"}
+    dot: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "none"}
     marks = [Line2D([], [], **dot, markersize=7, markeredgewidth=0.9, label="core")]
     if importance.has_parts:
         marks.append(Line2D([], [], **dot, markersize=3.5, markeredgewidth=0.7, label="core in part"))

@@ -36,6 +36,7 @@ COLUMNS: dict[tuple[str, bool], Column] = {
     ("attention.key", False): Column("A-K", PROJECTIONS, "attention key"),
     ("attention.value", False): Column("A-V", PROJECTIONS, "attention value"),
     ("attention.output", False): Column("A-O", PROJECTIONS, "attention output"),
+    ("mlp.router", False): Column("M-R", PROJECTIONS, "MLP router"),
     ("mlp.gate", False): Column("M-G", PROJECTIONS, "MLP gate"),
     ("mlp.up", False): Column("M-U", PROJECTIONS, "MLP up"),
     ("mlp.down", False): Column("M-D", PROJECTIONS, "MLP down"),

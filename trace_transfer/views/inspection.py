@@ -7,7 +7,7 @@ the header. With colour a heatmap has coloured cells; without (a pipe, NO_COLOR)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,21 @@ from trace_transfer.artefacts import (
     LayerMatch,
     StabilityFile,
     StreamFile,
+    Strict,
     Verification,
     WarmStartFile,
 )
 from trace_transfer.artefacts import read_artefact as read
+from trace_transfer.artefacts.evaluation import EvaluationFile, RepresentationFile, ScoreMatrix
+from trace_transfer.artefacts.run import RunFile, StepFile
+from trace_transfer.artefacts.summary import Summary
 from trace_transfer.errors import ArtefactError
 from trace_transfer.rules.registry import folded_name
+from trace_transfer.views.evaluation import draw_evaluation
 from trace_transfer.views.evidence import draw_deltas, draw_fisher, draw_warm_start
 from trace_transfer.views.importance_places import label
 from trace_transfer.views.importance_terminal import draw_importance
+from trace_transfer.views.inspected_runs import draw_representation, draw_run, draw_scores, draw_step, draw_summary
 from trace_transfer.views.stability import draw_stability
 from trace_transfer.views.streams import draw_stream
 from trace_transfer.views.terminal import Page, draw_heatmap, model_line, ruler
@@ -55,22 +61,8 @@ def draw(path: Path, console: Console) -> None:
     artefact = read(path)
     if isinstance(artefact, LayerMatch):
         _draw_layer_match(artefact, path, page)
-    elif isinstance(artefact, CoreFile):
-        _draw_core(artefact, page)
-    elif isinstance(artefact, CorrespondenceFile):
-        _draw_correspondence(artefact, page)
-    elif isinstance(artefact, WarmStartFile):
-        draw_warm_start(artefact, page)
-    elif isinstance(artefact, DeltaFile):
-        draw_deltas(artefact, page)
-    elif isinstance(artefact, FisherFile):
-        draw_fisher(artefact, page)
-    elif isinstance(artefact, StabilityFile):
-        draw_stability(artefact, page)
-    elif isinstance(artefact, StreamFile):
-        draw_stream(artefact, page)
-    elif isinstance(artefact, Verification):
-        draw_verification(artefact, page)
+    else:
+        DRAWN[type(artefact)](artefact, page)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -134,7 +126,7 @@ def _similarity(file: Path, match: LayerMatch) -> NDArray[np.float64]:
     expected = [match.source.num_layers, match.target.num_layers]
     try:
         with safe_open(file, framework="np") as tensors:
-            matrix = tensors.get_tensor("similarity")
+            matrix: NDArray[np.float64] = tensors.get_tensor("similarity")
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"{file}: holds no readable tensor 'similarity' ({error}); run the match again") from error
     if list(matrix.shape) != expected:
@@ -281,3 +273,22 @@ def _draw_tensors(path: Path, page: Page) -> None:
     page.line()
     rows = [(name, dtype, " x ".join(map(str, shape)) or "scalar") for name, (dtype, shape) in found.items()]
     page.table([("tensor", "left"), ("dtype", "left"), ("shape", "right")], rows)
+
+
+# What is drawn from itself alone; a layer match looks at the matrix beside it.
+DRAWN: dict[type[Strict], Callable[[Any, Page], None]] = {
+    CoreFile: _draw_core,
+    CorrespondenceFile: _draw_correspondence,
+    WarmStartFile: draw_warm_start,
+    DeltaFile: draw_deltas,
+    FisherFile: draw_fisher,
+    StabilityFile: draw_stability,
+    StreamFile: draw_stream,
+    Verification: draw_verification,
+    EvaluationFile: draw_evaluation,
+    ScoreMatrix: draw_scores,
+    RepresentationFile: draw_representation,
+    StepFile: draw_step,
+    RunFile: draw_run,
+    Summary: draw_summary,
+}

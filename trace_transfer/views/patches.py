@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from trace_transfer.models import AXES
 from trace_transfer.views.terminal import Page
 
 if TYPE_CHECKING:
     from trace_transfer.patches import Patch, PatchEntry
+    from trace_transfer.stages.merging import TaskModels
     from trace_transfer.stages.patching import Difference
 
 WIDTH = 100
@@ -49,9 +51,25 @@ def render_differences(found: Sequence[Difference], num_parameters: int) -> str:
     return text()
 
 
-def _page():  # type: ignore[no-untyped-def]  # a page, and what has been drawn on it
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-    return Page(console), lambda: "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+def render_task_models(found: TaskModels) -> str:
+    """The models that were written, and how mergekit merges them, as text of at most 100 columns."""
+    page, text = _page()
+    page.table(
+        [("task", "left"), ("model", "left"), ("elements", "right"), ("moved by an earlier task", "right")],
+        ((m.task, str(m.directory), f"{m.num_elements:,}", f"{m.num_moved_before:,}") for m in found.models),
+    )
+    page.line()
+    if any(model.num_moved_before for model in found.models):
+        page.line("Of elements that an earlier task had moved, a model has what its own task added to them.")
+    page.line(f"mergekit-yaml {found.yaml} merged")
+    return text()
+
+
+def _page() -> tuple[Page, Callable[[], str]]:
+    """A page, and what has been drawn on it."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
+    return Page(console), lambda: "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def _dtype(dtype: object) -> str:
@@ -67,4 +85,4 @@ def _part(entry: PatchEntry) -> str:
     if entry.part is None:
         return ""
     count = sum(stop - start for start, stop in entry.part.ranges)
-    return f"{count} of {entry.shape[entry.part.dim]} {('rows', 'columns')[entry.part.dim]}"
+    return f"{count} of {entry.shape[entry.part.dim]} {AXES[entry.part.dim]}"

@@ -22,7 +22,8 @@ STATE_BYTES = 12  # of a trained element beside its weight: gradient and AdamW's
 
 def render_plan(plan: IdentifyPlan) -> str:
     """Tasks, steps, memory and disk as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     starts, settings, score = plan.warm_starts, plan.settings.warm_start, plan.settings.score
     console.print(_tasks_table(plan))
     elements, train = plan.base.identity.num_elements, settings.train
@@ -41,7 +42,7 @@ def render_plan(plan: IdentifyPlan) -> str:
         lines.append(f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
-    return _text(console)
+    return _text(buffer)
 
 
 def _tasks_table(plan: IdentifyPlan) -> Table:
@@ -67,7 +68,8 @@ def _counts(task: TaskData) -> tuple[int, ...]:
 
 def render_warm_starts(stores: Sequence[DeltaStore]) -> str:
     """What was trained, as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     table = Table(title="warm starts")
     for heading in ("task", "examples", "tokens", "cut", "left out", "steps", "first loss", "last loss"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
@@ -82,12 +84,12 @@ def render_warm_starts(stores: Sequence[DeltaStore]) -> str:
     console.print("\nwritten:", highlight=False)
     for store in stores:
         console.print(f"  {store.directory}", markup=False, highlight=False, soft_wrap=True)
-    return _text(console)
+    return _text(buffer)
 
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _text(console: Console) -> str:
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+def _text(buffer: io.StringIO) -> str:
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trace_transfer.views import report_findings as findings
 from trace_transfer.views import report_sections as sections
 from trace_transfer.views.report_blocks import Document, Line, code
@@ -50,7 +52,7 @@ def _warnings(contents: ReportContents) -> list[Line]:
         return []
     shown = contents.unfinished[:MOST_LISTED]
     more = len(contents.unfinished) - len(shown)
-    places: list = []
+    places: list[Any] = []
     for place in shown:
         places += [code(place), ", "]
     return [

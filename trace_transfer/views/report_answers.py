@@ -44,11 +44,11 @@ def answers(summary: Summary) -> tuple[Answer, ...]:
         by_question.setdefault(comparison.question, []).append(comparison)
     compared = [_compared(summary, question, found) for question, found in by_question.items()]
     if by_question and all(one.difference.low is None for one in summary.comparisons):
-        most = numbers.several(max(one.difference.num for one in summary.comparisons), "seed")
+        most = max(one.difference.num for one in summary.comparisons)
         compared = [
             Answer(
                 "What do the differences between methods say?",
-                f"Nothing yet: {most} give no intervals, so none can be told from chance. The tables below show them; "
+                f"Nothing yet: {_no_interval(most)}, so none can be told from chance. The tables below show them; "
                 "give three seeds or more.",
             )
         ]
@@ -80,12 +80,16 @@ def verdict(difference: Interval) -> Verdict:
 
 def words(found: Verdict, num: int) -> str:
     """`better`, `worse`, `no difference that these 5 seeds can show`."""
-    seeds = numbers.several(num, "seed")
     if found == "unknown":
-        return f"{seeds} {'gives' if num == 1 else 'give'} no interval, so nothing can be said"
+        return f"{_no_interval(num)}, so nothing can be said"
+    seeds = numbers.several(num, "seed")
     if found == "equal":
         return f"the same in all {seeds}"
     return f"no difference that these {seeds} can show" if found == "undecided" else found
+
+
+def _no_interval(num: int) -> str:
+    return f"{numbers.several(num, 'seed')} {'gives' if num == 1 else 'give'} no interval"
 
 
 def _compared(summary: Summary, question: str, comparisons: Sequence[Comparison]) -> Answer:
@@ -129,7 +133,7 @@ def _told(summary: Summary, comparison: Comparison) -> Line:
     else:
         p = ""
     amount = numbers.amount(found, summary.measures_are_shares)
-    if verdict(found) == "undecided":
+    if verdict(found) == "undecided" and found.low is not None and found.high is not None:
         better, worse = (numbers.value(max(end, 0.0), summary.measures_are_shares) for end in (found.high, -found.low))
         p = f"; up to {better} better or {worse} worse would fit{p}"
     return (f"{pair}: ", strong(words(verdict(found), found.num)), f", {measure} {amount}{p}")
@@ -215,7 +219,7 @@ def finding(method: MethodSummary) -> Interval | None:
     if mapped is None or not mapped.mean:
         return identify
     low = high = None
-    if None not in (identify.low, identify.high, mapped.low, mapped.high):
+    if not (identify.low is None or identify.high is None or mapped.low is None or mapped.high is None):
         # The sums of the ends enclose the interval of the sum: nothing is claimed too much.
         low, high = identify.low + mapped.low, identify.high + mapped.high
     return Interval(mean=identify.mean + mapped.mean, low=low, high=high, num=identify.num)

@@ -92,7 +92,8 @@ def _drawn(importance: Importance, title: str) -> Plot:
 
 def importance_plots(contents: ReportContents, cores: Sequence[CoreFound], most: int) -> tuple[tuple[Plot, ...], int]:
     """A figure per core file, as long as they take at most `most` bytes together; and how many were left out."""
-    plots, taken, left_out = [], 0, 0
+    plots: list[Plot] = []
+    taken, left_out = 0, 0
     several_scores = len({found.score for found in cores}) > 1
     for found in cores:
         score = f" by {found.score.upper()}" if several_scores else ""

@@ -6,6 +6,7 @@ Methods are told apart by colour, by dash and by mark, so that no two are alike 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -99,7 +100,8 @@ def panels(titles: Sequence[str], legend: int, labels: int = 0, **axis: Any) -> 
 
 
 def axis(layout: dict[str, Any], letter: str, number: int) -> dict[str, Any]:
-    return layout[f"{letter}axis{number + 1 if number else ''}"]
+    found: dict[str, Any] = layout[f"{letter}axis{number + 1 if number else ''}"]
+    return found
 
 
 def line(
@@ -274,9 +276,9 @@ def cost_plot(contents: ReportContents) -> Plot | None:
         }  # fmt: skip
     for (key, title), colour in zip(PARTS, (COLOURS[4], COLOURS[3], COLOURS[0]), strict=True):
         if any(key in one.costs for one in methods):
-            bar(0, title, colour, lambda one, key=key: one.costs[key].mean / 60 if key in one.costs else None)
+            bar(0, title, colour, partial(_cost, key=key, unit=60))
     for number, (key, title, unit) in enumerate(known, 1):
-        bar(number, title, COLOURS[6], lambda one, key=key, unit=unit: _cost(one, key, unit), showlegend=False)
+        bar(number, title, COLOURS[6], partial(_cost, key=key, unit=unit), showlegend=False)
     return Plot("What each method took", {"data": traces, "layout": layout}, bars + 112)
 
 

@@ -39,7 +39,7 @@ def cells_of(table: Table, tints: Mapping[tuple[int, int], float] | None = None)
     words = {
         column
         for column in range(len(table.header))
-        if not any(isinstance(row[column], Number) or row[column][:1].isdigit() for row in table.rows)
+        if not any(isinstance(cell, Number) or cell[:1].isdigit() for cell in (row[column] for row in table.rows))
     }
     left = next((column for column in range(len(table.header)) if column not in words), len(table.header))
     return Cells(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -33,7 +35,7 @@ def picture(representation: Representation) -> Figure:
     panels_width = columns * side + (columns - 1) * GAP
     width = max(2 * BORDER + panels_width, LEAST_WIDTH)
     marks = _legend(representation)
-    longest = max(len(mark.get_label()) for mark in marks)
+    longest = max(len(str(mark.get_label())) for mark in marks)
     in_a_row = max(1, min(len(marks), int((width - 2 * BORDER) / (LEGEND_ENTRY + longest * CHARACTER))))
     below = LEGEND_BELOW + LEGEND_ROW * -(-len(marks) // in_a_row) + 0.1
     height = TOP + rows * (TITLE + side) + below
@@ -44,7 +46,7 @@ def picture(representation: Representation) -> Figure:
         bottom = height - TOP - row * (TITLE + side) - TITLE - side
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height), facecolor="white")
         _draw(axes, representation, index, side)
-    centre = {"x": 0.5, "ha": "center", "parse_math": False}
+    centre: dict[str, Any] = {"x": 0.5, "ha": "center", "parse_math": False}
     room = width - 2 * BORDER
     title = shortened(representation.title, int(room * TITLE_CHARACTERS))
     figure.text(s=title, y=1 - 0.36 / height, fontsize=13, fontweight="bold", **centre)
@@ -80,7 +82,7 @@ def _draw(axes: Axes, representation: Representation, index: int, side: float) -
             points[:, 0], points[:, 1], s=size, color=colour_of(task), marker=symbol_of(task)[1], alpha=0.85,
             edgecolors="white", linewidths=0.4, zorder=3,
         )  # fmt: skip
-    above = {"x": 0.5, "ha": "center", "transform": axes.transAxes, "parse_math": False}
+    above: dict[str, Any] = {"x": 0.5, "ha": "center", "transform": axes.transAxes, "parse_math": False}
     label = shortened(panel.label, int(side * LABEL_CHARACTERS))
     axes.text(s=label, y=1 + 0.24 / side, fontsize=11, fontweight="bold", **above)
     axes.text(s=panel.told, y=1 + 0.07 / side, fontsize=9, **above)
@@ -99,5 +101,5 @@ def _legend(representation: Representation) -> list[Line2D]:
     if representation.has_others:
         marks.append(Line2D([], [], linestyle="none", color=OTHERS, marker="o", markersize=5, label="other models"))
     for mark in marks:
-        mark.set_label(shortened(mark.get_label(), 32).replace("$", r"\$"))  # a legend would read a formula
+        mark.set_label(shortened(str(mark.get_label()), 32).replace("$", r"\$"))  # a legend would read a formula
     return marks

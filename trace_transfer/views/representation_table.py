@@ -69,8 +69,9 @@ def render_representation(file: RepresentationFile, files: Sequence[Path]) -> st
 
 
 def _printed(table: Table, lines: Sequence[str]) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     console.print(table)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

@@ -112,7 +112,7 @@ class Representation:
         return found if len(found) <= MOST_PAIRS else []
 
 
-def _square(low: NDArray, high: NDArray) -> tuple[tuple[float, float], tuple[float, float]]:
+def _square(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[tuple[float, float], tuple[float, float]]:
     middle, half = (low + high) / 2, float((high - low).max()) * (0.5 + MARGIN) or 1.0
     return ((float(middle[0] - half), float(middle[0] + half)), (float(middle[1] - half), float(middle[1] + half)))
 

@@ -15,9 +15,10 @@ WIDTH = 100
 
 def render_stability(report: StabilityFile) -> str:
     """The report as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     draw_stability(report, Page(console))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def draw_stability(report: StabilityFile, page: Page) -> None:

@@ -25,7 +25,8 @@ def render_stream_plan(plan: StreamPlan, disk: int) -> str:
     Args:
         disk: bytes wanted in all (`needed_space`).
     """
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     train, base = plan.settings.train, plan.base.identity
     line(
         console,
@@ -58,7 +59,7 @@ def render_stream_plan(plan: StreamPlan, disk: int) -> str:
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
         line(console, f"- {note}")
     line(console, f"disk: about {size(disk)} for all of it, the tuned model included")
-    return text_of(console)
+    return text_of(buffer)
 
 
 def _draw_training(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
@@ -118,7 +119,8 @@ def size(count: float) -> str:
 
 def render_streamed(done: Streamed) -> str:
     """Stages, proof and files as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     draw_stream(done.record, Page(console))
     total, found = done.record.model.num_elements, done.verification
     console.print()
@@ -131,12 +133,12 @@ def render_streamed(done: Streamed) -> str:
     console.print("\nwritten:", highlight=False)
     for file in done.files:
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return text_of(console)
+    return text_of(buffer)
 
 
 def line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)
 
 
-def text_of(console: Console) -> str:
-    return "\n".join(row.rstrip() for row in console.file.getvalue().splitlines())
+def text_of(buffer: io.StringIO) -> str:
+    return "\n".join(row.rstrip() for row in buffer.getvalue().splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,7 +20,8 @@ WIDTH = 100
 
 def render_summary(result: MapResult) -> str:
     """The result of `map` as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     console.print(_match_table(result))
     if result.carried:
         console.print(_core_table(result.carried))
@@ -30,14 +32,14 @@ def render_summary(result: MapResult) -> str:
     console.print("\nwritten:", highlight=False)
     for file in result.files:
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def _match_table(result: MapResult) -> Table:
     match, layers = result.match, result.match.similarity.shape
-    known = [pair for pair in match.pairs if pair.similarity is not None]
-    margins = sorted(pair.margin for pair in known if pair.margin is not None)
-    weakest, strongest = min(known, key=lambda p: p.similarity), max(known, key=lambda p: p.similarity)
+    known = [(pair.similarity, pair) for pair in match.pairs if pair.similarity is not None]
+    margins = sorted(pair.margin for _, pair in known if pair.margin is not None)
+    (_, weakest), (_, strongest) = min(known, key=itemgetter(0)), max(known, key=itemgetter(0))
     table = Table(title=f"{result.source.name} ({layers[0]} layers) → {result.target.name} ({layers[1]} layers)")
     table.add_column("layer match")
     table.add_column(f"{match.policy}, {result.layer_match.similarity}, {result.layer_match.representation}")
@@ -72,6 +74,7 @@ def _core_table(carried: tuple[Carried, ...]) -> Table:
         table.add_column(heading, justify="left" if heading in ("task", "carried") else "right")
     for one in carried:
         before, after = one.source, one.core
+        assert after.transferred_from is not None  # it was carried
         table.add_row(
             after.task,
             after.transferred_from.carry,

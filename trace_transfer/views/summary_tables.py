@@ -188,7 +188,7 @@ def curves(summary: Summary) -> Table:
     """Score of each task 0, 1, 2, … stages after it was learned."""
     most = max((len(curve.points) for curve in summary.curves), default=0)
     records = {record.name: record for record in summary.evaluations}
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for curve in summary.curves:
         record = records[curve.evaluation]
         points = [_interval(record, point) for point in curve.points]
@@ -306,7 +306,7 @@ def _measure_header(summary: Summary, first: str, *, difference: bool = False) -
     return (first, *(headed(one.name, one.title, one.higher_is_better) for one in summary.measures))
 
 
-def _measure(summary: Summary, name: str, value: float) -> Number:
+def _measure(summary: Summary, name: str, value: float) -> Cell:
     return _of(summary, name, {name: Interval(mean=value, num=1)})
 
 
@@ -322,7 +322,7 @@ def _cost(found: Interval | None, scale: float) -> Cell:
     """Three significant digits, without an interval where all were the same."""
     if found is None:
         return NOTHING
-    if found.low == found.high:
+    if found.low is None or found.high is None or found.low == found.high:
         return Number(found.mean / scale, digits=3, significant=True)
     return Number(found.mean / scale, found.low / scale, found.high / scale, digits=3, significant=True)
 

@@ -73,7 +73,8 @@ def to_markdown(found: Iterable[Table] | Table, level: int = 3) -> str:
 
 def to_text(found: Iterable[Table] | Table, width: int = WIDTH) -> str:
     """Plain text within a width; cells that are too wide are folded."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, color_system=None)
     page = Page(console)
     for number, table in enumerate([found] if isinstance(found, Table) else found):
         if number:
@@ -85,7 +86,7 @@ def to_text(found: Iterable[Table] | Table, width: int = WIDTH) -> str:
         page.table(columns, _fitting(table, width))
         if table.note:
             page.line(table.note)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _fitting(table: Table, width: int) -> list[list[str]]:
@@ -102,8 +103,8 @@ def _fitting(table: Table, width: int) -> list[list[str]]:
 
 def to_csv(table: Table) -> str:
     """One table: a column with intervals becomes three, numbers are not rounded, what is not there is empty."""
-    spread = [any(isinstance(row[c], Number) and row[c].low is not None for row in table.rows)
-              for c in range(len(table.header))]  # fmt: skip
+    columns = ([row[column] for row in table.rows] for column in range(len(table.header)))
+    spread = [any(isinstance(cell, Number) and cell.low is not None for cell in column) for column in columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     headings = ((h, f"{h}: low", f"{h}: high") if s else (h,) for h, s in zip(table.header, spread, strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -46,7 +46,8 @@ class Page:
         """Columns are (heading, "left" or "right"); a cell too long for the width is folded."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for heading, justify in columns:
-            table.add_column(self.text(heading), justify=justify, overflow="fold")
+            side: JustifyMethod = "right" if justify == "right" else "left"
+            table.add_column(self.text(heading), justify=side, overflow="fold")
         for row in rows:
             table.add_row(*(self.text(cell) for cell in row))
         self.console.print(table, highlight=False)

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from trace_transfer.artefacts.verification import Verification
+from trace_transfer.artefacts.verification import Verification, VerifiedParameter
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.views.terminal import Page
 
@@ -15,9 +15,10 @@ WIDTH = 100
 
 def render_verification(verification: Verification) -> str:
     """The result as text of at most 100 columns."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None)
     draw_verification(verification, Page(console))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def draw_verification(verification: Verification, page: Page) -> None:
@@ -41,7 +42,7 @@ def draw_verification(verification: Verification, page: Page) -> None:
         _names(f"! {len(verification.broken)} frozen parameters MOVED:", verification.broken, page)
 
 
-def _names(heading: str, parameters: tuple, page: Page) -> None:
+def _names(heading: str, parameters: tuple[VerifiedParameter, ...], page: Page) -> None:
     if not parameters:
         return
     page.line(heading, "yellow")

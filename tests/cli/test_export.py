@@ -1,0 +1,168 @@
+"""`trace-transfer export` and `import`: streams, files, exit codes, and where the model comes from."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.core_files import write_core
+from trace_transfer.artefacts import CoreFile, read_artefact
+from trace_transfer.cli import main
+from trace_transfer.cli.export import TRAINERS
+from trace_transfer.stages import exporting
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def core(tiny, tmp_path):
+    return write_core(tiny("llama"), tmp_path / "math.core.json")
+
+
+def names(file):
+    return {parameter.name for parameter in read_artefact(file, CoreFile).core}
+
+
+def test_the_trainers_are_those_that_there_are():
+    assert sorted(TRAINERS) == sorted(exporting.TRAINERS)
+
+
+def test_the_text_goes_to_stdout_and_the_summary_to_stderr(core):
+    for extra in ((), ("--out", "-")):
+        done = run("export", core, "--to", "axolotl", *extra)
+        assert done.exit_code == 0, done.output
+        listed = yaml.safe_load(done.stdout)["unfrozen_parameters"]
+        assert {pattern[1:-1] for pattern in listed} == names(core)
+        assert done.stderr == "math for axolotl: 3 of 39 tensors, 17.0368% of the elements\n"
+
+
+def test_into_a_file(core, tmp_path):
+    out = tmp_path / "new" / "math.txt"
+    done = run("export", core, "--to", "regex", "--out", out)
+    assert done.stdout == f"math for regex: 3 of 39 tensors, 17.0368% of the elements\nwritten: {out}\n"
+    assert done.stderr == ""
+    assert out.read_text() == run("export", core, "--to", "regex").stdout
+
+
+@pytest.mark.parametrize("to", TRAINERS)
+def test_every_trainer_is_written_for_or_refused(core, to):
+    done = run("export", core, "--to", to)
+    if to in ("llama-factory", "authors"):  # authors: its scores lack their terms
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+    else:
+        assert done.exit_code == 0, done.output
+        assert all(name.removesuffix(".weight").rpartition(".")[2] in done.stdout for name in names(core))
+
+
+def test_ranks_of_adapters(core):
+    done = run("export", core, "--to", "peft", "--rank", 3, "--alpha", 7)
+    assert "    r=3,\n    lora_alpha=7.0,\n" in done.stdout
+
+
+def test_only_adapters_have_ranks(core):
+    done = run("export", core, "--to", "trl", "--rank", 3)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--rank and --alpha are those of adapters: they need --to peft" in done.stderr
+
+
+def test_several_files_are_one_set(tiny, core, tmp_path):
+    more = write_core(tiny("llama"), tmp_path / "law.core.json", task="law", ratio=0.3)
+    done = run("export", core, more, "--to", "axolotl")
+    assert "# Core set of tasks math, law for axolotl: 11 of 39 tensors" in done.stdout
+    assert "list of the authors' form is of one task" in run("export", core, more, "--to", "authors").stderr
+
+
+def test_a_model_that_has_moved(copy_of, tmp_path):
+    model = copy_of("llama")
+    core = write_core(model, tmp_path / "math.core.json")
+    before = run("export", core, "--to", "peft")
+    shutil.move(model, tmp_path / "elsewhere")
+    done = run("export", core, "--to", "peft")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "the core file names; say where it is with --model" in done.stderr
+    assert run("export", core, "--to", "peft", "--model", tmp_path / "elsewhere").stdout == before.stdout
+    assert run("export", core, "--to", "ms-swift").exit_code == 0  # the core file says enough
+
+
+def test_another_model_in_its_place(tiny, copy_of, tmp_path):
+    """The core file lists all names, but adapters stand in the model that is there."""
+    model = copy_of("llama")
+    core = write_core(model, tmp_path / "math.core.json")
+    shutil.copy(tiny("qwen2") / "config.json", model / "config.json")
+    done = run("export", core, "--to", "peft")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "what is there has other names or shapes (62 parameters)" in done.stderr
+
+
+def test_another_model_is_refused(tiny, core):
+    done = run("export", core, "--to", "trl", "--model", tiny("qwen2"))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "a model with 39 parameters" in done.stderr and "has other names or shapes" in done.stderr
+
+
+def test_a_core_file_that_lists_some_parameters_only(tiny, core):
+    """Then the names of the others come from the model."""
+    data = json.loads(core.read_text())
+    whole = run("export", core, "--to", "regex").stdout
+    data["parameters"] = [parameter for parameter in data["parameters"] if parameter["core"]]
+    core.write_text(json.dumps(data))
+    assert run("export", core, "--to", "regex").stdout == whole
+    data["model"]["names_sha256"] = "0" * 64
+    core.write_text(json.dumps(data))
+    assert "has other names or shapes (39 parameters)" in run("export", core, "--to", "regex").stderr
+
+
+def test_what_is_no_core_file(tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text("{}")
+    assert "expected trace-transfer/core" in run("export", file, "--to", "regex").stderr
+    assert run("export", "--to", "regex").exit_code == 2
+
+
+# ---- import
+
+
+def test_there_and_back(tiny, core, tmp_path):
+    run("export", core, "--to", "axolotl", "--out", tmp_path / "list.yaml")
+    out = tmp_path / "back" / "maths.core.json"
+    done = run("import", tmp_path / "list.yaml", "--from", "axolotl", "--model", tiny("llama"), "--out", out)
+    assert done.exit_code == 0, done.output
+    assert names(out) == names(core)
+    assert read_artefact(out).task == "maths"
+    assert "3 of 39 = 7.69%" in done.stdout and str(out) in done.stdout
+    assert run("export", out, "--to", "regex").stdout == run("export", core, "--to", "regex").stdout
+
+
+def test_the_authors_lists(tiny, tmp_path):
+    rows = [{"parameter": f"model.layers.{i}.mlp.up_proj.weight", "rank": i + 1, "delta": 1 - i / 10} for i in range(3)]
+    (tmp_path / "top.json").write_text(json.dumps(rows))
+    arguments = ("import", tmp_path / "top.json", "--from", "authors", "--model", tiny("llama"))
+    done = run(*arguments, "--out", tmp_path / "x.json", "--task", "math")
+    assert done.exit_code == 0, done.output
+    assert names(tmp_path / "x.json") == {row["parameter"] for row in rows}
+    again = run("export", tmp_path / "x.json", "--to", "authors")
+    assert json.loads(again.stdout) == rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "x.json"), "--out must end with .core.json and begin with the task, or give --task"),
+        (("--out", "x.core.json", "--ratio", 0.1), "need --from authors"),
+        (("--out", "x.core.json", "--unit", "tensors"), "need --from authors"),
+        (("--out", "a b.core.json"), "task 'a b': use letters"),
+        (("--out", "x.core.json"), "model.layers.99: matches none of the 39 names"),
+    ],
+)
+def test_what_import_refuses(tiny, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yaml").write_text("unfrozen_parameters: [model.layers.99]\n")
+    done = run("import", "list.yaml", "--from", "spectrum", "--model", tiny("llama"), *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["list.yaml"]

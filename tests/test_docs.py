@@ -1,0 +1,406 @@
+"""The documentation is true: its commands are given, its settings files are read, its Python is bound, the site builds.
+
+Of each command it is told in the test's name how far it is given: `done` for real, `planned` (as `--dry-run`), or
+`parsed` by the command line's own parser, for the reason in `ONLY_PARSED`. `make test-slow` does the tutorial for real.
+"""
+
+import ast
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import trace_transfer as tt
+from tests.doc_workspace import copy_workspace, make_workspace, write_settings
+from tests.documents import PAGES, ROOT, Command, blocks, commands
+from trace_transfer.artefacts.reading import ARTEFACTS
+from trace_transfer.cli import COMMANDS, main
+from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.settings.identify import IdentifySettings
+from trace_transfer.settings.mapping import MapSettings
+from trace_transfer.settings.stream import StreamSettings
+
+DOCS = ROOT / "docs"
+ALL = [command for page in PAGES for command in commands(page)]
+OURS = [command for command in ALL if command.ours is not None]
+OTHERS = [command for command in ALL if command.ours is None]
+# A part of a command → why a command with it is not given, only parsed.
+ONLY_PARSED = {
+    "deepspeed --hostfile": "starts other machines",
+    "torchrun --nproc": "starts other processes; tests/test_launching.py does",
+    "--suite paper --allow": "its data are on the hub",
+    "examples/quickstart/run.yaml": "its models come from packages; tests/test_examples.py runs it in small",
+    "examples/small_to_large/": "its models come from packages; tests/test_small_to_large.py runs it in small",
+    "examples/identify/tasks.yaml": "its run took half an hour; tests/test_examples.py runs it in small",
+    "--push-to-hub": "sends to the hub; tests of publishing do, to a server of their own",
+    "me/core-sets:": "is on the hub",
+    "llama3_to_qwen/": "at full size; tests/test_llama3_to_qwen.py plans it",
+    "trace-transfer report": "a run's directory; tests/cli/test_report.py writes one",
+}
+# What stands for something in a command that is a template.
+PLACEHOLDERS = {"METHOD": "random", "RATE": "1e-4", "OUT": "out"}
+IN_SMALL = {
+    "map": ["--probe", "texts.txt"],
+    "represent": ["--perplexity", "4"],
+    "score": ["--max-length", "64", "--fisher-examples", "2"],
+}
+
+
+def arguments_of(command: Command) -> list[str]:
+    """As they are given: without the marks of a template, and without what the shell would do with the output."""
+    words = [word.strip("[]") for word in command.ours or () if word != "…"]
+    words = words[: words.index(">")] if ">" in words else words
+    return [PLACEHOLDERS.get(word, word) for word in words]
+
+
+def is_whole(command: Command) -> bool:
+    return "…" not in command.text
+
+
+def resolved(arguments: list[str]) -> tuple[click.Command, str, list[str]]:
+    """The innermost command that arguments name, its name, and what is left for it."""
+    group: click.Command = main
+    names = []
+    while isinstance(group, click.Group):
+        name, group, arguments = group.resolve_command(click.Context(group), arguments)
+        assert name is not None and group is not None
+        names.append(name)
+    return group, " ".join(names), arguments
+
+
+def how(command: Command) -> str:
+    if any(part in command.text for part in ONLY_PARSED) or not is_whole(command) or "--version" in command.text:
+        return "parsed"
+    inner, _, _ = resolved(arguments_of(command))
+    return "planned" if any(parameter.name == "dry_run" for parameter in inner.params) else "done"
+
+
+def named(command: Command) -> str:
+    return f"{how(command)} {command}"
+
+
+@pytest.fixture(scope="module")
+def workspace(tiny, tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("docs") / "workspace", tiny)
+
+
+@pytest.fixture
+def here(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_workspace(workspace, tmp_path / "here"))
+    return Path.cwd()
+
+
+# ---- commands
+
+
+def expanded(arguments: list[str]) -> list[str]:
+    """With the shell's wildcards."""
+    found = []
+    for argument in arguments:
+        matches = sorted(str(file) for file in Path().glob(argument)) if "*" in argument else [argument]
+        assert matches, f"{argument} matches nothing"
+        found += matches
+    return found
+
+
+@pytest.mark.parametrize("command", OURS, ids=named)
+def test_a_command_does_what_its_page_says(command, here):
+    write_settings(here, command.page)
+    arguments = expanded(arguments_of(command))
+    if "--version" in arguments:
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+        return
+    inner, name, rest = resolved(arguments)
+    if not is_whole(command):
+        rest = ["MODEL", *rest, "--stream", "stream.yaml"]  # the only one that leaves something out
+    inner.make_context(name, list(rest))
+    if how(command) == "parsed":
+        return
+    small = [word for option, value in _pairs(IN_SMALL.get(name, [])) if option not in rest for word in (option, value)]
+    arguments = [*arguments, *small]
+    if how(command) == "planned":
+        arguments = [word for word in arguments if word != "--prune"]
+        arguments += [] if "--dry-run" in arguments else ["--dry-run"]
+    if how(command) == "planned" or name.startswith("patch"):  # not one that the workspace has filled
+        arguments = [f"{word}.new" if before == "--out" else word for before, word in pairwise(["", *arguments])]
+    if name == "rules draft":  # the tiny model's architecture has rules
+        arguments += ["--anyway", "--force"]
+    if name == "import":  # what the page exported just before
+        exported = CliRunner().invoke(main, ["export", "math.core.json", "--to", rest[rest.index("--from") + 1]])
+        Path(rest[0]).write_text(exported.stdout)
+    if name == "verify" and "tuned.patch.safetensors" in rest:
+        shutil.copy("math.patch.safetensors", "tuned.patch.safetensors")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+
+
+def _pairs(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def test_most_commands_are_given():
+    levels = [how(command) for command in OURS]
+    assert len(OURS) > 80
+    assert levels.count("done") >= 30
+    assert levels.count("planned") >= 35
+
+
+def test_every_command_of_the_program_is_on_some_page():
+    used = {resolved(arguments_of(command))[1].split()[0] for command in OURS if "--version" not in command.text}
+    assert sorted(set(COMMANDS) - used) == ["warm-start"]  # a half of `identify`
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_commands_of_other_programs_name_what_there_is(command):
+    words = command.words
+    match words:
+        case ["make", target, *variables]:
+            assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+            assert all(f"$({name.partition('=')[0]})" in (ROOT / "Makefile").read_text() for name in variables)
+        case ["pip", "install", what]:
+            assert re.fullmatch(r"\.|(\.|trace-transfer)\[\w+\]", what), what
+            extras = re.findall(r"\[(\w+)\]", what)
+            assert set(extras) <= set(project()["optional-dependencies"])
+        case ["python", "-m", module, *rest]:
+            assert find_spec(module), module
+            told = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+            assert told.returncode == 0, told.stderr
+            assert [word for word in rest if word.startswith("--") and word not in told.stdout] == []
+        case ["mergekit-yaml", file, _]:  # a program of its own; tests/stages/test_merging.py uses it
+            assert any("task-models" in other.text and file.split("/")[0] in other.text for other in OURS)
+        case [".", ".venv/bin/activate"]:
+            assert "VENV ?= .venv" in (ROOT / "Makefile").read_text()
+        case _:
+            assert "_TRACE_TRANSFER_COMPLETE=" in command.text or ".trace-transfer-complete" in command.text, words
+
+
+# ---- settings files
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```yaml" in page.read_text("utf-8")], ids=lambda p: p.name)
+def test_settings_files_are_read(page, here):
+    """Run files, tasks, streams, suites and rules of a page are accepted as they stand."""
+    from trace_transfer.pipeline.reading import load_run
+    from trace_transfer.rules.registry import load_families
+    from trace_transfer.tasks.evaluation import load_suite
+    from trace_transfer.tasks.spec import load_tasks
+    from trace_transfer.tasks.stream import load_stream
+
+    readers = {
+        "run.yaml": load_run,
+        "tasks.yaml": load_tasks,
+        "stream.yaml": load_stream,
+        "mine.yaml": load_suite,
+        "my_family.yaml": load_families,
+    }
+    for name in write_settings(here, page):
+        assert readers[name](here / name)
+
+
+# ---- Python
+
+
+SETTINGS = {
+    "identify": lambda given: IdentifySettings.of(**given),
+    "score": lambda given: IdentifySettings.of(**given),
+    "map_models": lambda given: MapSettings.of(**given),
+    "train": lambda given: StreamSettings.of(**given),
+    "evaluate": lambda given: EvaluateSettings.of(**given),
+}
+
+
+def calls_in(text: str) -> list[tuple[str, ast.Call]]:
+    """Calls of our functions, as `tt.NAME(…)` or by their names."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            is_ours = not isinstance(node.func, ast.Attribute) or ast.unparse(node.func.value) == "tt"
+            if is_ours and name in tt.__all__ and name.islower():
+                found.append((name, node))
+    return found
+
+
+def check_call(name: str, call: ast.Call) -> None:
+    """Parameters are there, and settings have values that can be used."""
+    signature = inspect.signature(getattr(tt, name))
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    bound = signature.bind(*[ast.unparse(argument) for argument in call.args], **given)
+    if name in SETTINGS:
+        SETTINGS[name](bound.arguments.get("settings", {}))
+
+
+def test_python_of_the_pages_calls_what_there_is():
+    found = [
+        (name, call)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "python"
+        for name, call in calls_in(block.text)
+    ]
+    for name, call in found:
+        check_call(name, call)
+    assert {name for name, _ in found} >= {"identify", "map_models", "train"}
+
+
+# ---- the notebook
+
+
+def run_notebook(directory: Path) -> list[str]:
+    """Execute it where it lies, in a kernel of its own; what its cells printed."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(directory / "carry.ipynb", 4)
+    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(directory)}})
+    client.execute()
+    return printed(notebook)
+
+
+def printed(notebook) -> list[str]:
+    """What each cell with code printed."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(one.text for one in cell.outputs if one.get("name") == "stdout") for cell in cells]
+
+
+def test_the_notebook_in_small(here):
+    """All of its cells, with tiny models in the places of the two real ones."""
+    shutil.rmtree(here / "runs")
+    said = run_notebook(here / "examples" / "notebook")
+    assert "% of the elements" in said[1]
+    assert "same choice on other texts" in said[3]
+    assert re.search(r"frozen MOVED +0 parameters +0 elements", said[6])
+    assert "before {'sums': " in said[7] and "after  {'sums': " in said[7]
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path):
+    """With the real models; the numbers that it was saved with do not change but for rounding."""
+    import nbformat
+
+    from examples.quickstart.prepare import prepare
+
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("models"))
+    prepare(tmp_path / "examples" / "quickstart" / "models")
+    said = run_notebook(tmp_path / "examples" / "notebook")
+    saved = nbformat.read(ROOT / "examples" / "notebook" / "carry.ipynb", 4)
+    shown = printed(saved)
+    assert said[1] == shown[1]
+    assert said[3].splitlines()[0] == shown[3].splitlines()[0]
+    assert said[6].splitlines()[-1] == shown[6].splitlines()[-1]
+
+
+def test_the_notebook_was_run_to_its_end():
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "examples" / "notebook" / "carry.ipynb", 4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [one.get("name") for cell in cells for one in cell.outputs if one.get("name") == "stderr"] == []
+    used = {call for cell in cells for call, _ in calls_in(cell.source)}
+    assert used == {"identify", "map_models", "read", "train", "evaluate"}
+
+
+# ---- the citation
+
+
+def test_the_citation_names_the_paper_and_this_version():
+    import yaml
+
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert content["version"] == tt.__version__
+    assert content["license"] == project()["license"]
+    paper = content["preferred-citation"]
+    assert paper["title"] in " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert "2605.31025" in paper["url"] and "2605.31025" in (ROOT / "README.md").read_text("utf-8")
+    assert len(paper["authors"]) == 10
+    assert all({"family-names", "given-names"} <= set(author) for author in paper["authors"])
+
+
+# ---- the site
+
+
+def test_every_format_is_on_the_page_of_files():
+    text = (DOCS / "reference" / "files.md").read_text("utf-8")
+    assert [name for name in ARTEFACTS if f"`{name}`" not in text] == []
+
+
+def test_every_function_and_every_setting_is_in_the_reference():
+    python, settings = ((DOCS / "reference" / f"{name}.md").read_text("utf-8") for name in ("python", "settings"))
+    functions = [name for name in tt.__all__ if inspect.isfunction(getattr(tt, name))]
+    assert len(functions) == 10
+    assert [name for name in functions if f"::: trace_transfer.api.{name}\n" not in python] == []
+    assert [name for name in ("MapSettings", "StreamSettings", "EvaluateSettings") if name not in settings] == []
+
+
+def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
+    """With its own tool, from a copy, as `make docs` does; nothing comes from elsewhere when a page is looked at."""
+    for name in ("docs", "examples", "rules", "trace_transfer", "mkdocs.yml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "models"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "griffe" not in done.stderr and "arning" not in done.stdout + done.stderr, done.stderr
+    pages = {
+        file.relative_to(tmp_path / "site"): file.read_text("utf-8") for file in (tmp_path / "site").rglob("*.html")
+    }
+    assert len(pages) >= len(list(DOCS.rglob("*.md")))
+    loads = (r'<(?:script|img|iframe)[^>]*src="(https?:[^"]+)', r'<link[^>]*rel="stylesheet"[^>]*href="(https?:[^"]+)')
+    assert [found for text in pages.values() for pattern in loads for found in re.findall(pattern, text)] == []
+    for page, text in pages.items():
+        for picture in re.findall(r'<img[^>]*src="([^":]+)"', text):
+            assert (tmp_path / "site" / page.parent / picture).is_file(), (page, picture)
+    assert all(f"trace-transfer {name}" in pages[Path("reference/commands.html")] for name in COMMANDS)
+
+
+@pytest.mark.slow
+def test_the_tutorial(tmp_path, monkeypatch):
+    """All of its commands, one after another, with the real models."""
+    from examples.quickstart.prepare import prepare
+
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("models"))
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path / "examples" / "quickstart" / "models")
+    page = DOCS / "tutorial.md"
+    said = []
+    for command in commands(page):
+        if command.ours is not None and "run.yaml" not in command.text:
+            result = CliRunner().invoke(main, command.ours)
+            assert result.exit_code == 0, (str(command), result.output)
+            said.append(result.stdout)
+    assert len(said) == 13
+    shown = [block.text for block in blocks(page) if block.language == "text"]
+    # What does not change from machine to machine.
+    for line in ("core: 21 of 50 tensors (42.00%), 42,624 of 853,632 elements (4.99%)", "no frozen parameter moved"):
+        assert any(line in text for text in shown) and any(line in text for text in said), line
+    first, second, third = (
+        float(re.search(r"^sums .*token-accuracy +([0-9.]+)", text, re.MULTILINE)[1])
+        for text in said
+        if "token-accuracy" in text
+    )
+    assert first < third and first < second  # it learnt sums, and series did not undo it

@@ -1,0 +1,159 @@
+"""Mixtures of experts from end to end: identified, carried over, trained in parts of fused tensors, saved, undone."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from tests.patch_files import loaded, same_bits, stored
+from tests.stream_files import write_core_set
+from tests.task_files import write_tasks
+from trace_transfer.artefacts import read_artefact, to_json
+from trace_transfer.cli import main
+
+LAYER = {"qwen3_moe": "model.layers.1.mlp.experts", "gpt_oss": "model.layers.2.mlp.experts"}
+TRAINING = ("--batch-size", 4, "--epochs", 1, "--learning-rate", 1e-3)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(one) for one in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def identified(tiny, tmp_path_factory):
+    """`identify` on a tiny model with experts."""
+    directory = tmp_path_factory.mktemp("identified")
+    tasks = write_tasks(directory, {"math": 6, "code": 6})
+    run("identify", tiny("qwen3_moe"), "--tasks", tasks, "--zero", 0, "--ratio", 0.3, "--fisher-examples", 3,
+        *TRAINING, "--keep-models", "--out", directory / "out")  # fmt: skip
+    return directory / "out"
+
+
+def experts_of(directory):
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    return {name for name, _ in model.named_parameters() if ".experts." in name}
+
+
+def test_every_expert_is_scored_by_update_and_fisher(tiny, identified):
+    core = read_artefact(identified / "math.core.json")
+    scored = {p.name: p for p in core.parameters}
+    names = experts_of(tiny("qwen3_moe"))
+    assert len(names) == 4 and names <= scored.keys()
+    for name in names:
+        assert scored[name].score is not None and all(value > 0 for value in scored[name].terms.values()), name
+        assert scored[name].component in ("mlp.gate+mlp.up", "mlp.down")
+    fisher = read_artefact(identified / "fisher/math/fisher.json")
+    assert names <= set(fisher.fallback)
+
+
+def test_the_warm_started_model_is_the_base_and_its_delta(tiny, identified):
+    base, tuned = loaded(tiny("qwen3_moe")), loaded(identified / "warm_start/math/model")
+    deltas = stored(identified / "warm_start/math")
+    assert deltas.keys() == base.keys()
+    for name, value in base.items():
+        torch.testing.assert_close(tuned[name] - value, deltas[name], rtol=0, atol=1e-7)
+    assert stored(identified / "warm_start/math/model").keys() == stored(tiny("qwen3_moe")).keys()
+
+
+def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path):
+    core = read_artefact(identified / "math.core.json")
+    gate_up = f"{LAYER['qwen3_moe']}.gate_up_proj"
+    chosen = tuple(p.model_copy(update={"core": p.name == gate_up}) for p in core.parameters)
+    write = tmp_path / "math.core.json"
+    write.write_text(to_json(core.model_copy(update={"parameters": chosen})))
+    options = ("--batch-size", 64, "--splits", 0, "--match", "depth", "--carry", "core", "--out")
+    run("map", "--src", tiny("qwen3_moe"), "--dst", tiny("llama"), "--core", write, *options, tmp_path / "there")
+    there = read_artefact(tmp_path / "there/math.core.json")
+    assert {p.name for p in there.core} == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up")}
+    chosen = tuple(p.model_copy(update={"core": p.core and "gate" in p.name}) for p in there.parameters)
+    write.write_text(to_json(there.model_copy(update={"parameters": chosen})))
+    run("map", "--src", tiny("llama"), "--dst", tiny("qwen3_moe"), "--core", write, *options, tmp_path / "back")
+    (back,) = read_artefact(tmp_path / "back/math.core.json").core
+    assert back.name == gate_up and back.columns == ((0, 20),)  # the gate's half of each expert
+
+
+def core_set(family, shapes):
+    """Parts of fused experts, some neurons of each, along the axis on which a family has them."""
+    gate_up, down = f"{LAYER[family]}.gate_up_proj", f"{LAYER[family]}.down_proj"
+    if family == "gpt_oss":
+        gates = tuple((at, at + 1) for at in range(0, shapes[gate_up][2], 2))
+        return {gate_up: ("depth", gates), down: ("columns", ((0, 3), (7, 9)))}
+    parts = {gate_up: ("columns", ((0, 5), (20, 25))), down: ("depth", ((0, 5),))}
+    return {**parts, "model.layers.1.mlp.gate.weight": None, "model.layers.3.mlp.experts.down_proj": None}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """`trained(family, zero)`: the core set's parts and the directory of a training."""
+    done = {}
+
+    def get(family, zero=0):
+        if (family, zero) not in done:
+            directory = tmp_path_factory.mktemp("trained")
+            shapes = {name: tuple(value.shape) for name, value in loaded(tiny(family)).items()}
+            parts = core_set(family, shapes)
+            file = write_core_set(tiny(family), directory / "math.core.json", "math", [(name, None) for name in parts])
+            content = json.loads(file.read_text())
+            for entry in content["parameters"]:
+                if parts.get(entry["name"]) is not None:
+                    axis, ranges = parts[entry["name"]]
+                    entry[axis] = ranges
+            file.write_text(json.dumps(content))
+            stream = write_tasks(directory, {"math": 8}, "stream.yaml")
+            text = stream.read_text().replace("data: math.jsonl", "data: math.jsonl, core: math.core.json")
+            stream.write_text(text)
+            run("train", tiny(family), "--stream", stream, *TRAINING, "--weight-decay", 0.1, "--zero", zero,
+                "--out", directory / "out")  # fmt: skip
+            done[family, zero] = parts, directory / "out"
+        return done[family, zero]
+
+    return get
+
+
+def inside(value, part):
+    """Which elements a part holds."""
+    chosen = torch.zeros(value.shape, dtype=torch.bool)
+    if part is None:
+        return ~chosen
+    axis = ("rows", "columns", "depth").index(part[0])
+    for start, stop in part[1]:
+        chosen[(slice(None),) * axis + (slice(start, stop),)] = True
+    return chosen
+
+
+@pytest.mark.parametrize(("family", "zero"), [("qwen3_moe", 0), ("qwen3_moe", 3), ("gpt_oss", 0)])
+def test_only_the_parts_of_the_core_set_move(tiny, trained, family, zero):
+    parts, out = trained(family, zero)
+    before, after = loaded(tiny(family)), loaded(out / "model")
+    for name, value in before.items():
+        moved = value.view(torch.int32) != after[name].view(torch.int32)
+        chosen = inside(value, parts[name]) if name in parts else torch.zeros_like(moved)
+        assert not (moved & ~chosen).any(), name
+        if name in parts:
+            assert moved[chosen].float().mean() > 0.9, name
+    found = {p.name: p for p in read_artefact(out / "verification.json").parameters}
+    for name, part in parts.items():
+        if part is not None:
+            assert getattr(found[name], part[0]) == part[1]
+    assert read_artefact(out / "verification.json").ok
+
+
+def test_partitioned_over_ranks_it_is_the_same_training(trained):
+    (_, one), (_, other) = trained("qwen3_moe", 0), trained("qwen3_moe", 3)
+    first, second = (read_artefact(out / "stream.json").stages[0].losses for out in (one, other))
+    assert first == pytest.approx(second, rel=1e-6)
+    for name, value in loaded(one / "model").items():
+        torch.testing.assert_close(value, loaded(other / "model")[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_saved_under_the_names_on_disk_and_undone(tiny, trained, tmp_path, family):
+    _, out = trained(family)
+    assert stored(out / "model").keys() == stored(tiny(family)).keys()
+    run("patch", "revert", out / "model", out / "math.patch.safetensors", "--out", tmp_path / "back")
+    assert same_bits(stored(tmp_path / "back"), stored(tiny(family)))
+    run("verify", tiny(family), out / "model", "--patch", out / "math.patch.safetensors")

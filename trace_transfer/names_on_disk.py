@@ -1,0 +1,180 @@
+"""Names on disk and names at run time, where transformers renames or joins tensors when it loads a model.
+
+Mixtral's experts are three tensors each on disk, `block_sparse_moe.experts.E.w1.weight` and so on; at run time those of
+a layer are two parameters, `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. Both ways go through the conversion
+that transformers itself applies in `from_pretrained` and `save_pretrained`, a parameter or some of its rows at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A parameter that is made of several tensors on disk.
+
+    Attributes:
+        sources: pattern of the converter → the names on disk that match it, by number.
+    """
+
+    model: PreTrainedModel
+    name: str
+    converter: Any
+    sources: Mapping[str, tuple[str, ...]]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All its names on disk."""
+        return tuple(key for keys in self.sources.values() for key in keys)
+
+    def by_row(self, num_rows: int) -> bool:
+        """Whether each row (an expert) is made of tensors of its own, so that some rows can be read alone."""
+        from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
+
+        first, *others = self.converter.operations
+        apart = all(
+            (isinstance(one, Concatenate) and one.dim > 0)
+            or (isinstance(one, Transpose) and min(one.dim0, one.dim1) > 0)
+            for one in others
+        )
+        stacked = isinstance(first, MergeModulelist) and first.dim == 0
+        return stacked and apart and all(len(keys) == num_rows for keys in self.sources.values())
+
+    def keys_of_rows(self, start: int, stop: int) -> tuple[str, ...]:
+        """The names on disk of some rows, if it is `by_row`."""
+        return tuple(key for keys in self.sources.values() for key in keys[start:stop])
+
+    def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The parameter, or some rows of it, from all tensors of `keys` (`keys_of_rows`)."""
+        converter = deepcopy(self.converter)
+        for pattern, keys in self.sources.items():
+            for key in keys:
+                if key in tensors:
+                    converter.add_tensor(self.name, key, pattern, tensors[key])
+        return converter.convert(self.name, model=self.model, config=self.model.config)[self.name]
+
+
+@dataclass(frozen=True)
+class LoadedNames:
+    """A checkpoint's names on disk → names at run time, as transformers' loader renames them for one model."""
+
+    model: PreTrainedModel
+    mapping: list[Any]
+    at_run_time: Mapping[str, str]
+    patterns: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, keys: Iterable[str]) -> LoadedNames:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+
+        mapping = get_model_conversion_mapping(model)
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+        known = model.state_dict()
+        names, patterns = {}, {}
+        for key in keys:
+            name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+            if name not in known and key in known:
+                name, pattern = key, None
+            names[key] = name
+            if pattern is not None:
+                patterns[key] = pattern
+        return cls(model, mapping, names, patterns)
+
+    def fused(self, name: str) -> Fused | None:
+        """How a parameter is made, if a conversion makes it; None if it lies on disk as it is, or not at all."""
+        from transformers.core_model_loading import WeightConverter, dot_natural_key
+
+        keys = sorted((key for key, known in self.at_run_time.items() if known == name), key=dot_natural_key)
+        found = {self.patterns.get(key) for key in keys}
+        if not keys or None in found:
+            return None
+        converter = next(
+            one for one in self.mapping if isinstance(one, WeightConverter) and found <= set(one.source_patterns)
+        )
+        sources = {one: tuple(key for key in keys if self.patterns[key] == one) for one in converter.source_patterns}
+        return Fused(self.model, name, converter, sources)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a parameter lies on disk.
+
+    Attributes:
+        shapes: of its tensors there, by their names, in the order in which they are written.
+        rows: for each row (an expert) the names of its tensors, where each has its own: then rows can be written alone.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    rows: tuple[tuple[str, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class SavedNames:
+    """A model's parameters as `save_pretrained` names and cuts them.
+
+    A parameter whose names on disk would not be read back as that parameter alone keeps its name at run time, which
+    transformers loads, too.
+    """
+
+    model: PreTrainedModel
+
+    @cached_property
+    def _converts(self) -> bool:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        return bool(get_model_conversion_mapping(self.model, add_legacy=False))
+
+    def layout(self, name: str, shape: tuple[int, ...]) -> Layout:
+        """Where a parameter goes; nothing of its values is needed."""
+        if not self._converts:
+            return Layout({name: shape})
+        shapes = _shapes(self._cut(name, torch.empty(shape, device="meta")))
+        if set(LoadedNames.of(self.model, shapes).at_run_time.values()) != {name}:
+            return Layout({name: shape})
+        if not shape or len(shapes) % shape[0] or len(shapes) == 1:
+            return Layout(shapes)
+        first = _shapes(self._cut(name, torch.empty(1, *shape[1:], device="meta")))
+        rows = tuple(tuple(_numbered(key, row) for key in first) for row in range(shape[0]))
+        if {key: one for row in rows for key, one in zip(row, first.values(), strict=True)} != shapes:
+            return Layout(shapes)
+        return Layout({key: shapes[key] for row in rows for key in row}, rows)
+
+    def tensors(self, name: str, value: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """A parameter's value as the tensors of its layout."""
+        return {name: value} if list(layout.shapes) == [name] else self._cut(name, value)
+
+    def row(self, name: str, value: Tensor, layout: Layout, row: int) -> dict[str, Tensor]:
+        """One of its `rows`, [1, …], as tensors."""
+        assert layout.rows is not None
+        return dict(zip(layout.rows[row], self._cut(name, value).values(), strict=True))
+
+    def _cut(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return revert_weight_conversion(self.model, {name: value})
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def _numbered(key: str, row: int) -> str:
+    """The name of row 0 (its last number) → that of another row."""
+    last = list(_NUMBER.finditer(key))[-1:]
+    return key[: last[0].start()] + str(row) + key[last[0].end() :] if last and last[0].group() == "0" else key

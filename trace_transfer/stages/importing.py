@@ -1,0 +1,89 @@
+"""`import`: a core file from a list of parameters that another program trains.
+
+Reads: an Axolotl configuration or what Spectrum wrote, and a model's config. The core file is returned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from trace_transfer.anatomy import Anatomy
+from trace_transfer.artefacts import TASK, CoreFile, CoreParameter, Method, library_versions
+from trace_transfer.errors import UserError
+from trace_transfer.exports.axolotl import mask_of_patterns, read_patterns
+from trace_transfer.models import Ranges
+from trace_transfer.rules.registry import load_families
+from trace_transfer.stages.opening import open_model
+
+IMPORTED, SCORE = "imported", 1.0
+
+
+def import_patterns(
+    file: Path, model: str | Path, task: str, rules: Sequence[str] = (), made_by: str = "axolotl"
+) -> CoreFile:
+    """A core file from `unfrozen_parameters`, read as Axolotl reads them.
+
+    What trains is core, with a score of 1; the rest has none, since the list does not rank it. Of a parameter of which
+    rows train, the other rows are an entry of their own.
+
+    Args:
+        model: whose parameters the patterns are to match; only its config is read.
+        made_by: who wrote the list; recorded.
+
+    Raises:
+        ArtefactError: there is no list, or patterns match nothing in the model; all are named.
+        UserError: a task that is no name.
+    """
+    if not re.fullmatch(TASK, task):
+        raise UserError(f"task {task!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    patterns = read_patterns(file)
+    opened = open_model(model, load_families([Path(path) for path in rules]))
+    shapes = opened.anatomy.inventory.shapes
+    mask = mask_of_patterns(patterns, shapes)
+    chosen, left = [], []
+    for name, shape in shapes.items():
+        part = mask.parts.get(name)
+        if not mask.trains(name):
+            left.append(_entry(opened.anatomy, name, shape, None, core=False))
+        elif part is None:
+            chosen.append(_entry(opened.anatomy, name, shape, None, core=True))
+        else:
+            chosen.append(_entry(opened.anatomy, name, shape, part.ranges, core=True))
+            left.append(_entry(opened.anatomy, name, shape, _others(part.ranges, shape[0]), core=False))
+    share = mask.numel(shapes) / opened.anatomy.inventory.num_elements if mask.sliced else len(chosen) / len(shapes)
+    return CoreFile(
+        task=task,
+        model=opened.identity,
+        method=Method.model_validate({
+            "name": IMPORTED, "ratio": share, "unit": "rows" if mask.sliced else "tensors", "made_by": made_by,
+            "imported_from": file.name,
+        }),
+        parameters=(*chosen, *left),
+        libraries=library_versions(),
+    )  # fmt: skip
+
+
+def _entry(anatomy: Anatomy, name: str, shape: tuple[int, ...], rows: Ranges | None, core: bool) -> CoreParameter:
+    units = [unit for unit in anatomy.units_of(name) if rows is None or unit.rows is None or _meet(unit.rows, rows)]
+    return CoreParameter(
+        name=name,
+        shape=shape,
+        rows=rows,
+        component="+".join(dict.fromkeys(unit.component for unit in units)) or "excluded",
+        layer=units[0].layer if units else None,
+        score=SCORE if core else None,
+        core=core,
+    )
+
+
+def _others(ranges: Ranges, size: int) -> Ranges:
+    """What is between sorted ranges, before and after them."""
+    bounds = [0, *(bound for one in ranges for bound in one), size]
+    pairs = zip(bounds[::2], bounds[1::2], strict=True)
+    return tuple((start, stop) for start, stop in pairs if start < stop)
+
+
+def _meet(one: Ranges, other: Ranges) -> bool:
+    return any(a < d and c < b for a, b in one for c, d in other)
