@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.small_to_large import make_data
+from examples.small_to_large import make_data, table
 from examples.small_to_large.make_data import DATA, EXAMS, MOST_TRAIN, NUM_TEST, knowledge, maths, medicine, split
 
 ANSWERS = {"medicine": r"^[a-d]\) .+", "knowledge": r"^The answer is \([A-D]\)\.$", "maths": r"^#### -?[\d,.]+$"}
@@ -89,3 +89,12 @@ def test_run_files_name_what_is_there():
         for item in content["tasks"] + content["evaluations"]:
             assert (Path(DATA.parent) / item["data"]).is_file()
     assert len(parse_yaml(DATA.parent / "run.yaml")["methods"]) == 15
+
+
+def test_the_table_of_the_readme_is_made_of_its_results():
+    """Fifteen methods, five seeds each, and not a number written by hand."""
+    made = table.table(table.RESULTS)
+    assert made in (DATA.parent / "README.md").read_text("utf-8")
+    assert made.count("\n") == 17
+    rows = table.rows_of(table.RESULTS, "01-*.csv")
+    assert {row["seeds"] for method, row in rows.items() if method != "Base model"} == {"5"}

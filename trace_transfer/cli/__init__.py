@@ -35,7 +35,7 @@ COMMANDS = {
     "report": "Make one page of a run: what was run, tables, plots, and what they say.",
     "patch": "Move a model between the states of a stream: apply, revert, diff; models for mergekit.",
     "verify": "Prove that between two models nothing moved but a core set.",
-    "rules": "List, check and explain the rules that tell which parameter does what.",
+    "rules": "List, check, explain and draft the rules that tell which parameter does what.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",
 }
 
