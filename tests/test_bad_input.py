@@ -124,15 +124,15 @@ def test_another_kind_of_model(mapping, tmp_path, model_type, what):
 @pytest.mark.parametrize(
     ("model_type", "layer", "name"),
     [
-        ("opt", "model.decoder.layers", "model.decoder.layers.{layer}.self_attn.k_proj.weight  (2 times)"),
-        ("bloom", "transformer.h", "transformer.h.{layer}.self_attention.query_key_value.weight  (2 times)"),
-        ("gptj", "transformer.h", "transformer.h.{layer}.attn.q_proj.weight  (2 times)"),
+        ("diffllama", "model.layers", "model.layers.{layer}.self_attn.lambda_q1  (2 times)"),
+        ("biogpt", "biogpt.layers", "biogpt.layers.{layer}.self_attn.k_proj.weight  (2 times)"),
+        ("persimmon", "model.layers", "model.layers.{layer}.self_attn.query_key_value.weight  (2 times)"),
     ],
 )
 def test_an_unknown_family(mapping, tmp_path, model_type, layer, name):
     directory = model_directory(tmp_path / "model", model_type, num_hidden_layers=2, n_layer=2)
     message = mapping.refused(dst=directory)
-    assert f"no rules file is for model_type '{model_type}' (there are rules for: gemma2, " in message
+    assert f"no rules file is for model_type '{model_type}' (there are rules for: apertus, " in message
     assert f"Write {model_type}.yaml with 'family: {model_type}'" in message
     assert f"    {name}\n" in message
 

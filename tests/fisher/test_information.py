@@ -45,7 +45,7 @@ def assert_same(values, expected, tolerance=TOLERANCE):
     wrong = {
         name: (value, expected[name])
         for name, value in values.items()
-        if not math.isclose(value, expected[name], rel_tol=tolerance)
+        if not math.isclose(value, expected[name], rel_tol=tolerance, abs_tol=1e-20)  # a bias on keys moves nothing
     }
     assert wrong == {}
 
@@ -67,13 +67,17 @@ def test_exact_for_every_family(built, family, streamed):
 
 
 def without_form(model):
-    """Parameters of modules that are neither linear layers nor embeddings nor norms: experts, routers, sinks."""
+    """Parameters of modules that are neither linear layers nor embeddings nor norms: experts, routers, sinks.
+
+    Nor has OPT's table of positions a form, which is called with a mask, and not with the positions.
+    """
     found = []
     for name, _ in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         own = dict(module.named_parameters(recurse=False))
         norm = own.keys() <= {"weight", "bias"} and all(one.dim() == 1 for one in own.values())
-        if not isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D) and not norm:
+        plain = type(module).__name__ != "OPTLearnedPositionalEmbedding"
+        if not (plain and isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D)) and not norm:
             found.append(name)
     return tuple(found)
 

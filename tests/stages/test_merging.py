@@ -84,7 +84,10 @@ def test_each_model_is_the_base_and_its_task_alone(tiny, tmp_path, save_dtype):
         assert {name for name in tuned if bits(tuned[name]) != bits(before[name])} == set(mask.parts)
         wide = {name for name, value in tuned.items() if value.dtype == F32}
         assert wide == (set(mask.parts) if save_dtype == "float32" else set())
-    assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == ["law", "math", "mergekit.yaml"]
+    begun_wide = ["law.patch.safetensors"] if save_dtype == "float32" else []  # `math` widened the query before it
+    assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
+        "law", *begun_wide, "math", "mergekit.yaml",
+    ]  # fmt: skip
 
 
 def test_vectors_of_tasks_that_overlap_add_up_to_the_last_state(tiny, tmp_path):
@@ -180,5 +183,5 @@ def test_from_the_command_line(tiny, tmp_path):
     arguments = ["patch", "task-models", base, *files, "--out", tmp_path / "vectors"]
     result = CliRunner().invoke(main, [str(one) for one in arguments])
     assert result.exit_code == 0, result.output
-    assert f"mergekit-yaml {tmp_path / 'vectors/mergekit.yaml'} merged" in result.stdout.replace("\n", "")
+    assert f"mergekit-yaml{tmp_path / 'vectors/mergekit.yaml'}merged" in "".join(result.stdout.split())
     assert "Of elements that an earlier task had moved" in result.stdout

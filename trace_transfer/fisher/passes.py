@@ -44,12 +44,14 @@ def whole_pass(model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch,
 
 def streamed_pass(model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch, run: Pass) -> None:
     """The same with one layer's graph at a time in memory."""
-    calls, hidden_btd = _record(model, layers, batch)
+    calls, out = _record(model, layers, batch)
+    hidden_btd, rest = _hidden(out), out[1:] if isinstance(out, tuple) else None
+    del out
     gradient_btd = torch.empty_like(hidden_btd)
     size = batch.num_examples // batch.num_groups
     for index in range(batch.num_groups):
         rows = slice(index * size, (index + 1) * size)
-        gradient_btd[rows] = _through_head(model, layers, batch.group(index), hidden_btd[rows], run)
+        gradient_btd[rows] = _through_head(model, layers, batch.group(index), hidden_btd[rows], rest, run)
     del hidden_btd
     _announce(batch, run)
     for layer in reversed(layers):
@@ -62,16 +64,16 @@ Call = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
 
 
 @torch.no_grad()
-def _record(model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch) -> tuple[list[Call], Tensor]:
-    """How each layer is called, and what leaves the last one."""
+def _record(model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch) -> tuple[list[Call], Any]:
+    """How each layer is called, and what the last one returns."""
     calls: list[Call] = []
-    last: list[Tensor] = []
+    last: list[Any] = []
 
     def note(forward: Any, hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Any:
         calls.append((hidden_btd, args, kwargs))
         out = forward(hidden_btd, *args, **kwargs)
         if len(calls) == len(layers):
-            last.append(_hidden(out))
+            last.append(out)
             raise _StoppedSignal
         return out
 
@@ -82,17 +84,28 @@ def _record(model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch) ->
 
 
 def _through_head(
-    model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch, hidden_btd: Tensor, run: Pass
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    batch: MicroBatch,
+    hidden_btd: Tensor,
+    rest: tuple[Any, ...] | None,
+    run: Pass,
 ) -> Tensor:
-    """The gradient of the hidden states after the last layer, for one group."""
+    """The gradient of the hidden states after the last layer, for one group.
+
+    `rest` is what the layers of this family return beside them; None where they return them alone.
+    """
     _announce(batch, run)
     leaf_btd = hidden_btd.detach().requires_grad_()
 
-    def pass_on(hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_btd
+    def returned(hidden_btd: Tensor) -> Any:
+        return hidden_btd if rest is None else (hidden_btd, *rest)
 
-    def finish(hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return leaf_btd
+    def pass_on(hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return returned(hidden_btd)
+
+    def finish(hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return returned(leaf_btd)
 
     forwards = [pass_on] * (len(layers) - 1) + [finish]
     with torch.enable_grad(), replaced_forwards(layers, forwards):
