@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import Commands
 from trace_transfer.errors import ModelError
-from trace_transfer.stopping import StopRequested, noted_interruption, stop_on_sigterm
+from trace_transfer.stopping import StopRequested, interruption_held_back, noted_interruption, stop_on_sigterm
 
 
 def interrupt() -> None:
@@ -75,3 +75,14 @@ def test_a_stop_names_where():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StopRequested, match="after task math; the same command goes on"):
             stop.check("after task math")
+
+
+def test_ctrl_c_is_held_back_to_the_end_of_a_block():
+    done = []
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        with interruption_held_back():
+            interrupt()
+            done.append("the block")
+        done.append("what follows")
+    assert done == ["the block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

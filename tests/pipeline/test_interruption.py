@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.run_directories import write_run
+from tests.pipeline.run_directories import run_content, write_file, write_run
 from tests.views.test_report import Page, without_varying
 
 COMMAND = [sys.executable, "-m", "trace_transfer", "run"]
@@ -65,22 +65,30 @@ def processes_of(group: int) -> list[str]:
     return [line for line in found.stdout.splitlines() if line.strip()]
 
 
-def test_killed_once(tiny, tmp_path):
-    """Nobody is left behind by `kill -9`, and the run goes on."""
-    file = write_run(tmp_path / "run", tiny, methods=["transfer-lf"], source="llama")
-    out = tmp_path / "out"
-    process = start(file, out)
+def begun(out: Path, kind: str) -> None:
+    """Wait until a step is being done."""
     deadline = time.monotonic() + 120
-    while not list(out.glob("steps/warm-start-*/ticket.json")) and time.monotonic() < deadline:
+    while not list(out.glob(f"steps/{kind}-*/ticket.json")):
+        assert time.monotonic() < deadline, (out.parent / "log.txt").read_text()[-2000:]
         time.sleep(0.05)
+
+
+def test_killed_once(tiny, tmp_path):
+    """Nobody is left behind by `kill -9`, however long the step would have gone on, and the run goes on."""
+    file = write_run(tmp_path / "run", tiny, methods=["transfer-lf"], source="llama")
+    endless = {**run_content()["identify"], "epochs": 100_000}
+    out = tmp_path / "out"
+    process = start(write_file(file.parent, methods=["transfer-lf"], source="llama", identify=endless), out)
+    begun(out, "warm-start")
+    time.sleep(1.0)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 10
     while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(process.pid) == []
-    assert not (out / "run.json").exists() and list(out.glob("steps/warm-start-*"))
-    finish(file, out)
+    assert not (out / "run.json").exists()
+    finish(write_file(file.parent, methods=["transfer-lf"], source="llama"), out)
     assert (out / "report.html").is_file()
 
 
@@ -118,10 +126,8 @@ def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
     for number, codes, said in ((signal.SIGINT, (130,), "interrupted"), (signal.SIGTERM, (0,), "stopped by SIGTERM")):
         out = tmp_path / f"out-{int(number)}"
         process = start(file, out)
-        deadline = time.monotonic() + 120
-        while not list(out.glob("steps/*/ticket.json")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        begun(out, "*")
         time.sleep(0.5)
         os.kill(process.pid, number)
-        assert process.wait(60) in codes
-        assert re.search(said, (tmp_path / "log.txt").read_text())
+        code, log = process.wait(60), (tmp_path / "log.txt").read_text()
+        assert code in codes and re.search(said, log), (code, log[-2000:])

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +215,26 @@ def test_two_at_once(copied):
     out = copied.parent / "out"
     with locked(out), pytest.raises(UserError, match="another run is at work here"):
         run(copied)
+
+
+def test_a_lock_is_waited_for_and_may_have_been_removed(tmp_path):
+    """As by a step's process that finishes while the one that comes after it waits."""
+    held = threading.Event()
+
+    def hold():
+        with locked(tmp_path):
+            held.set()
+            time.sleep(0.3)
+            (tmp_path / ".lock").unlink()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    with locked(tmp_path, patience=10):
+        assert (tmp_path / ".lock").is_file()
+        with pytest.raises(UserError, match="another run is at work here"), locked(tmp_path):
+            pass
+    other.join()
 
 
 def test_a_step_that_fails(copied):

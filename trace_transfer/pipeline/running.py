@@ -27,7 +27,7 @@ from trace_transfer.pipeline.kinds import CACHE, Ticket
 from trace_transfer.pipeline.status import RECORD, StepStatus
 from trace_transfer.pipeline.steps import Step
 from trace_transfer.pipeline.worker import context, locked, work
-from trace_transfer.stopping import StopRequested, StopSignal
+from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.views.running import Display
 
 RUN = "run.json"
@@ -121,14 +121,13 @@ def _start(graph: RunGraph, state: _State, out: Path, processes: Any, display: D
             return
         if all(needed.address in state.finished for needed in step.needs.values()):
             state.waiting.remove(step)
-            state.running.append(_begin(graph, step, out, processes, _free_slot(state)))
+            with interruption_held_back():
+                state.running.append(_begin(graph, step, out, processes, _free_slot(state)))
             display.begin(step.address, state.running[-1].label)
 
 
 def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, slot: int) -> _Running:
     directory = out / step.directory
-    if (directory / RECORD).is_file():  # it was finished, and something of it is gone or was changed: all anew
-        shutil.rmtree(directory)
     prepare_directory(directory)
     ticket = Ticket(
         step.kind, str(directory.absolute()), str((out / CACHE).absolute()), step.settings,
@@ -140,7 +139,7 @@ def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, slot: int) ->
     receiving, sending = processes.Pipe(duplex=False)
     process = processes.Process(
         target=work,
-        args=(str(ticket.write()), record, threads, _gpu(slot) if jobs > 1 else None, graph.run.processes, sending),
+        args=(ticket, record, threads, _gpu(slot) if jobs > 1 else None, graph.run.processes, sending),
     )
     process.start()
     sending.close()

@@ -7,7 +7,6 @@ a fork.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import multiprocessing
@@ -22,9 +21,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from trace_transfer.artefacts import StreamFile, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.run import Cost, StepFile
@@ -34,9 +33,13 @@ from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, st
 from trace_transfer.pipeline.steps import LAUNCHED
 from trace_transfer.progress import Advance, Silent, quiet_libraries
 
+if TYPE_CHECKING:
+    from trace_transfer.pipeline.kinds import Ticket
+
+LOOK_EVERY = 0.1  # s
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
 TAIL = 12  # lines of a log that are shown when a step fails in a way that nobody foresaw
-_PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
+PATIENCE = 30.0  # s in which a process that an interrupted run left may end, before its step is begun again
 
 
 def context(jobs: int) -> Any:
@@ -45,7 +48,14 @@ def context(jobs: int) -> Any:
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["trace_transfer.pipeline.kinds"])
+    first = found.Process(target=_nothing)  # waits until the libraries are imported, while Ctrl-C can still come
+    first.start()
+    first.join()
     return found
+
+
+def _nothing() -> None:
+    """A process that ends at once."""
 
 
 class Piped:
@@ -72,20 +82,20 @@ class Piped:
             self.connection.send(event)
 
 
-def work(ticket_file: str, record: dict[str, Any], threads: int | None, gpu: int | None, processes: int,
+def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpu: int | None, processes: int,
          connection: Connection) -> None:  # fmt: skip
     """Do a step, as the target of a process; the last event sent says how it ended."""
     _end_with_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    reporter, directory = Piped(connection), Path(ticket_file).parent
+    reporter, directory = Piped(connection), ticket.directory
     with (directory / LOG).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     ended: tuple[str, str]
     try:
-        _do(Path(ticket_file), record, threads, processes, reporter)
+        _do(ticket, record, threads, processes, reporter)
         ended = ("done", "")
     except KeyboardInterrupt:
         ended = ("interrupted", "")
@@ -107,21 +117,23 @@ def run_ticket(file: Path) -> None:
         KINDS[ticket.kind](ticket, Terminal() if os.environ.get("RANK", "0") == "0" else Silent(), stop)
 
 
-def _do(file: Path, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:
+def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:
     import torch
 
     from trace_transfer.launching import check_processes, run_processes
-    from trace_transfer.pipeline.kinds import KINDS, Ticket, prepare
+    from trace_transfer.pipeline.kinds import KINDS, prepare
     from trace_transfer.stopping import StopRequested, stop_on_sigterm
 
     quiet_libraries()
     if threads is not None:
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    ticket = Ticket.read(file)
     directory = ticket.directory
-    with locked(directory), _timed(directory) as times, stop_on_sigterm() as stop:
+    with locked(directory, PATIENCE), _timed(directory) as times, stop_on_sigterm() as stop:
+        if (directory / RECORD).is_file():  # it was finished, and something of it is gone or was changed: all anew
+            _clear(directory)
         remove_leftovers(directory)
+        file = ticket.write()
         prepare(ticket)
         if processes > 1 and ticket.kind in LAUNCHED:
             check_processes(processes)
@@ -173,20 +185,43 @@ def _trained(directory: Path) -> int | None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a directory alone. The system lets go of it when this process ends in whatever way.
+
+    Args:
+        patience: seconds in which another process may still let go of it.
 
     Raises:
         UserError: another process holds it.
     """
-    with (directory / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{directory}: another run is at work here; wait for it, stop it, or name another --out"
-            ) from None
+    until = time.monotonic() + patience
+    while (file := _lock(directory / LOCK)) is None:
+        if time.monotonic() >= until:
+            raise UserError(f"{directory}: another run is at work here; wait for it, stop it, or name another --out")
+        time.sleep(LOOK_EVERY)
+    with file:
         yield
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """The file, held alone, or None while another process holds it."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # who held it before may have removed it
+            return file
+    except OSError:
+        pass
+    file.close()
+    return None
+
+
+def _clear(directory: Path) -> None:
+    """Remove what a step made; its log is open, and its lock is held."""
+    (directory / RECORD).unlink()  # first: what is left without it counts as begun and not finished
+    for path in directory.iterdir():
+        if path.name not in (LOCK, LOG):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @dataclass(frozen=True)
@@ -258,9 +293,16 @@ def _told(error: BaseException, log: Path) -> tuple[str, str]:
 
 
 def _end_with_parent() -> None:
-    """On Linux this process ends when the one that started it is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """This process ends when the run's is killed. The server that forked it would not end before it, so the system's
+    own signal on a parent's death would never come."""
+    run = multiprocessing.parent_process()
+    assert run is not None  # a target of a process
+
+    def watch() -> None:
+        wait([run.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _has_gpu() -> bool:
