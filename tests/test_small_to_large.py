@@ -98,3 +98,11 @@ def test_the_table_of_the_readme_is_made_of_its_results():
     assert made.count("\n") == 17
     rows = table.rows_of(table.RESULTS, "01-*.csv")
     assert {row["seeds"] for method, row in rows.items() if method != "Base model"} == {"5"}
+
+
+def test_the_short_form_in_the_readme_of_the_project_has_the_same_numbers():
+    text = (DATA.parents[2] / "README.md").read_text("utf-8")
+    short = text[text.index("## Is a carried core set worth it?") :].partition("\n## ")[0]
+    made = [cells[2:4] for cells in (line.split("|") for line in table.table(table.RESULTS).splitlines())]
+    rows = [line.split("|")[2:4] for line in short.splitlines() if "[" in line and line.startswith("| ")]
+    assert len(rows) == 6 and all(row in made for row in rows)
