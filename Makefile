@@ -8,7 +8,7 @@ RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 help:
 	@echo "make demo       from task data to report: carry core sets to a larger model and train it (about 10 minutes)"
 	@echo "make identify   core sets of a real model for three real tasks, twice each (half an hour on two cores)"
-	@echo "make test       lint and run the tests (no network, no GPU)"
+	@echo "make test       lint, check types and run the tests (no network, no GPU)"
 	@echo "make docs       the documentation, into site/ (warnings are errors)"
 	@echo "make test-slow  tests on larger real models (minutes)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
@@ -36,6 +36,7 @@ identify: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 test: lint
 	$(RUN)/python -m pytest -n 2 --dist loadfile

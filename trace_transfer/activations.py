@@ -13,16 +13,16 @@ Shapes: b texts of a micro-batch, t tokens of its longest, R rows, d hidden size
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from trace_transfer.checkpoints import Checkpoint, release
 from trace_transfer.errors import ModelError, listing
-from trace_transfer.layer_calls import replaced_forwards
+from trace_transfer.layer_calls import layers_of, replaced_forwards
 from trace_transfer.models import build_meta_model
 from trace_transfer.probe import Reading, token_matrix
 
@@ -74,7 +74,7 @@ def read_layers(
     model = build_meta_model(config, dtype)
     _move_buffers(model, device)
     loader = _Loader(model, layer_path, checkpoint, name, device, dtype)
-    layers = model.get_submodule(layer_path)
+    layers = layers_of(model, layer_path)
     micro_batches = _micro_batches(loader, layers, reading, texts_R, batch_size)
     for index, layer in enumerate(layers):
         loader.bring_in_layer(layer, index)
@@ -107,7 +107,7 @@ class _Loader:
     def bring_in_embedding(self, ids: Tensor) -> nn.Module:
         """The input embedding with only the rows of some token ids, in their order, and whatever else lies below the
         layers (learned positions, norms; never the head)."""
-        embedding = self.model.get_input_embeddings()
+        embedding = cast(nn.Embedding, self.model.get_input_embeddings())
         if int(ids.max()) >= embedding.num_embeddings:
             raise ModelError(
                 f"{self.name}: its tokenizer gives token id {int(ids.max())}, but its embedding has only "
@@ -170,7 +170,7 @@ class _MicroBatch:
 
 
 def _micro_batches(
-    loader: _Loader, layers: nn.ModuleList, reading: Reading, texts_R: Tensor, batch_size: int
+    loader: _Loader, layers: Sequence[nn.Module], reading: Reading, texts_R: Tensor, batch_size: int
 ) -> list[_MicroBatch]:
     """All texts, shortest first, embedded and ready for the first layer."""
     used = torch.tensor(sorted({token for ids in reading.ids for token in ids}))
@@ -203,7 +203,7 @@ def _places(texts: list[int], spans_R2: Tensor, texts_R: Tensor) -> tuple[Tensor
 
 
 def _record_calls(
-    model: PreTrainedModel, layers: nn.ModuleList, embeds_btd: Tensor
+    model: PreTrainedModel, layers: Sequence[nn.Module], embeds_btd: Tensor
 ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     """Run the model's forward with layers that pass their input on: what enters the first, and how each is called."""
     first: list[Tensor] = []

@@ -52,7 +52,7 @@ class Unit:
     @property
     def ranges(self) -> Ranges | None:
         """The ranges of that dimension."""
-        return None if self.dim is None else self.place[1 + self.dim]
+        return next((ranges for ranges in self.place[1:] if ranges is not None), None)
 
     @property
     def num_elements(self) -> int:

@@ -99,7 +99,8 @@ def to_authors_list(core: CoreFile, whole: bool = False) -> str:
     method = core.method.name
     if method not in FORMS:
         raise ArtefactError(f"scores of method '{method}': the authors' list has forms for {', '.join(FORMS)} only")
-    listed = [p for p in core.parameters if p.score is not None and (whole or p.core)]
+    scored = [(p.score, p) for p in core.parameters if p.score is not None and (whole or p.core)]
+    listed = [p for _, p in scored]
     where = f"core file of {core.task}"
     parts = [p.name for p in listed if p.rows or p.columns or p.depth]
     _refuse(f"{where}: the authors' list names whole parameters, not parts", list(dict.fromkeys(parts)))
@@ -110,8 +111,9 @@ def to_authors_list(core: CoreFile, whole: bool = False) -> str:
         if (missing := [k for k in term_keys if k not in _terms(p)])
     ]
     _refuse(f"{where}: the terms of its scores were not kept; score again, with alpha below 1", lacking)
-    ranked = sorted(listed, key=lambda p: -p.score)
-    return json.dumps([_row(p, method, rank) for rank, p in enumerate(ranked, 1)], indent=4) + "\n"
+    ranked = sorted(scored, key=lambda one: -one[0])
+    rows = [_row(p, score, method, rank) for rank, (score, p) in enumerate(ranked, 1)]
+    return json.dumps(rows, indent=4) + "\n"
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
@@ -187,9 +189,9 @@ def _entry(row: Mapping[str, Any], method: str) -> ListedParameter:
     return ListedParameter(row["parameter"], value, terms)
 
 
-def _row(parameter: CoreParameter, method: str, rank: int) -> dict[str, Any]:
+def _row(parameter: CoreParameter, score: float, method: str, rank: int) -> dict[str, Any]:
     score_key, term_keys = FORMS[method]
-    score, terms = parameter.score, _terms(parameter)
+    terms = _terms(parameter)
     if method == "cs":
         return {"parameter": parameter.name, "rank": rank, score_key: terms.get("mean_cosine", 1.0 - score)}
     return {"parameter": parameter.name, score_key: score, **{key: terms[key] for key in term_keys}, "rank": rank}

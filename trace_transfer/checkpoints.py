@@ -69,11 +69,13 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     Raises:
         ModelError: no weights, a shard missing, cut short or damaged, or only formats that execute code on loading.
     """
-    if source.gguf is not None:
-        from trace_transfer.gguf_checkpoint import GgufCheckpoint
+    if source.directory is None:
+        return SafetensorsCheckpoint(download(source))
+    if source.gguf is None:
+        return SafetensorsCheckpoint(source.directory)
+    from trace_transfer.gguf_checkpoint import GgufCheckpoint
 
-        return GgufCheckpoint(source.directory / source.gguf)
-    return SafetensorsCheckpoint(source.directory if source.directory is not None else download(source))
+    return GgufCheckpoint(source.directory / source.gguf)
 
 
 def download(source: ModelSource) -> Path:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import networkx as nx
 
-from trace_transfer.anatomy import Anatomy, Unit
+from trace_transfer.anatomy import Anatomy, Place, Unit
 from trace_transfer.errors import RulesError, listing
 from trace_transfer.models import AXES
 
@@ -81,8 +81,8 @@ class Correspondence:
         return {"parameters": entries, "unreached_targets": unreached, "counts": counts}
 
     def _entries(self) -> list[dict[str, Any]]:
-        entries: dict[tuple, dict[str, Any]] = {}
-        targets: dict[tuple, dict[tuple, dict[str, Any]]] = {}
+        entries: dict[Place, dict[str, Any]] = {}
+        targets: dict[Place, dict[Place, dict[str, Any]]] = {}
         for unit in self.source.units:
             entry = entries.setdefault(unit.place, {**_reference(unit), "components": []})
             entry["components"].append(unit.component)

@@ -46,7 +46,7 @@ def destination(repo: str, *, private: bool = False) -> Destination:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not marked as exported
 
     asked = f"--push-to-hub {repo}"
     try:

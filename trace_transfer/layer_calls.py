@@ -1,4 +1,4 @@
-"""Layers that do something else for a while, within the model's own forward pass.
+"""A model's layers, and layers that do something else for a while, within the model's own forward pass.
 
 So embeddings, masks and positions are right for every family; as `forward` is replaced and not the call, hooks run.
 """
@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+
+
+def layers_of(model: nn.Module, layer_path: str) -> list[nn.Module]:
+    """The layers in the list at a module path (`model.layers`)."""
+    return list(cast(nn.ModuleList, model.get_submodule(layer_path)))
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class Mask:
         Raises:
             MaskError: it is empty, or names what the model lacks or has in another shape; lists all of it.
         """
-        problems, found = [], {}
+        problems: list[str] = []
+        found: dict[str, list[tuple[Ranges | None, ...]]] = {}
         for parameter in core.core:
             name = tied.get(parameter.name, parameter.name)
             if name not in shapes:

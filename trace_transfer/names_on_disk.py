@@ -65,7 +65,8 @@ class Fused:
             for key in keys:
                 if key in tensors:
                     converter.add_tensor(self.name, key, pattern, tensors[key])
-        return converter.convert(self.name, model=self.model, config=self.model.config)[self.name]
+        made: Mapping[str, Tensor] = converter.convert(self.name, model=self.model, config=self.model.config)
+        return made[self.name]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class LoadedNames:
     @classmethod
     def of(cls, model: PreTrainedModel, keys: Iterable[str]) -> LoadedNames:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
         mapping = get_model_conversion_mapping(model)
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         known = model.state_dict()
         names, patterns = {}, {}
         for key in keys:
@@ -167,7 +168,8 @@ class SavedNames:
     def _cut(self, name: str, value: Tensor) -> dict[str, Tensor]:
         from transformers.core_model_loading import revert_weight_conversion
 
-        return revert_weight_conversion(self.model, {name: value})
+        cut: dict[str, Tensor] = revert_weight_conversion(self.model, {name: value})
+        return cut
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

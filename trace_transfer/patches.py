@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from pydantic import Field, Json, ValidationError
@@ -30,7 +30,8 @@ from trace_transfer.tensor_file import TensorSpec, read_blocks, read_tensor, wri
 
 FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"
-BEFORE, AFTER = "before", "after"
+BEFORE: Final = "before"
+AFTER: Final = "after"
 Kind = Literal["before", "after"]
 Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
 

@@ -110,7 +110,7 @@ def transposed_names(model: nn.Module) -> frozenset[str]:
 
 def _head_dim(config: Any) -> int:
     text = config.get_text_config()
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:

@@ -114,7 +114,7 @@ def test_norms_are_placed_by_what_they_read_and_what_reads_them():
 
 def test_one_norm_for_both_is_shared():
     draft = draft_family(observe(build_config("gptj")), without({"gptj", "codegen"}))
-    shared = [line for line in draft.lines if line.options.get("shared")]
+    shared = [line for line in draft.lines if line.shared]
     assert {line.component for line in shared} == {"norm.pre_attention", "norm.pre_mlp"}
     assert "    # guess: norm.pre_mlp, because its output enters attn," in draft.text
 

@@ -70,7 +70,7 @@ def micro_batches(groups: Sequence[Group], tokens_at_once: int) -> list[list[Gro
     """
     batches: list[list[Group]] = []
     for group in sorted(groups, key=lambda group: (len(group), _longest(group)), reverse=True):
-        last = batches[-1] if batches else None
+        last = batches[-1] if batches else []
         fits = last and len(last[0]) == len(group)
         if fits and (len(last) + 1) * len(group) * _longest(last[0]) <= tokens_at_once:
             last.append(group)

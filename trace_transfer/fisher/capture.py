@@ -38,8 +38,8 @@ def captured(model: nn.Module, sites: Sequence[Site], run: Pass) -> Iterator[Non
     """While it lasts, every backward pass through the model adds to `run.totals`."""
     with ExitStack() as stack:
         for site in sites:
-            hook = _embedding_hook if isinstance(site, EmbeddingSite) else _hook
-            handle = model.get_submodule(site.path).register_forward_hook(partial(hook, site, run))
+            hook = partial(_embedding_hook, site) if isinstance(site, EmbeddingSite) else partial(_hook, site)
+            handle = model.get_submodule(site.path).register_forward_hook(partial(hook, run))
             stack.callback(handle.remove)
         yield
 
@@ -75,7 +75,7 @@ def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
     transformers checkpoints in training mode only, where dropout would be on."""
     wanted = [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
 
-    def run(layer: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)

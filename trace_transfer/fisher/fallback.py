@@ -44,6 +44,7 @@ def _listening(parameters: dict[str, nn.Parameter], totals: Totals) -> Iterator[
             parameter.grad = None
 
             def square(parameter: nn.Parameter, name: str = name) -> None:
+                assert parameter.grad is not None  # the hook runs once it is whole
                 totals.add_gradient(name, parameter.grad)
                 parameter.grad = None
 

@@ -42,7 +42,7 @@ def find_sites(model: nn.Module, seen: Mapping[nn.Module, tuple[Tensor, Tensor]]
             if scale is not None:
                 sites[module] = EmbeddingSite(path, module, weight, scale)
         elif all(parameter.dim() == 1 for parameter in own.values()):
-            pure = _affine(module, *seen[module])
+            pure = _affine(module, own["weight"], own.get("bias"), *seen[module])
             if pure is not None:
                 sites[module] = AffineSite(path, module, weight, bias, pure)
     return _joined(sites, users)
@@ -75,13 +75,12 @@ def _joined(sites: dict[nn.Module, Site], users: Mapping[Tensor, list[nn.Module]
 
 
 @torch.no_grad()
-def _affine(module: nn.Module, x: Any, output: Any) -> bool | None:
+def _affine(module: nn.Module, weight: Tensor, bias: Tensor | None, x: Any, output: Any) -> bool | None:
     """Whether a module only scales (True) or scales and adds (False); None if it does anything else."""
-    if not isinstance(output, Tensor) or output.shape[-1] != module.weight.shape[0] or not output.is_floating_point():
+    if not isinstance(output, Tensor) or output.shape[-1] != weight.shape[0] or not output.is_floating_point():
         return None
     at_zero = functional_call(module, filled(module, 0.0), (x,))
-    bias = 0 if getattr(module, "bias", None) is None else module.bias
-    rebuilt = at_zero + module.weight * scaled(module, x, pure=False) + bias
+    rebuilt = at_zero + weight * scaled(module, x, pure=False) + (0 if bias is None else bias)
     tolerance = AFFINE_TOLERANCE.get(output.dtype, COARSE_TOLERANCE)
     if not torch.allclose(rebuilt, output, rtol=tolerance, atol=tolerance * float(output.abs().max())):
         return None

@@ -24,6 +24,7 @@ from trace_transfer.fisher.finding import find_sites
 from trace_transfer.fisher.passes import BackwardPass, streamed_pass, whole_pass
 from trace_transfer.fisher.sites import Pass, Site
 from trace_transfer.fisher.totals import Totals
+from trace_transfer.layer_calls import layers_of
 from trace_transfer.units import Split
 
 TRIAL_TOKENS = 32  # of each of the two texts on which the forms are tried
@@ -87,7 +88,7 @@ def fisher_information(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check(examples, splits, shapes)
     groups = group_examples(examples, batch_of if per == "batch" else 1)
-    layers = list(model.get_submodule(layer_path))
+    layers = layers_of(model, layer_path)
     through = streamed_pass if streamed else whole_pass
     totals = Totals(shapes, splits)
     with at_rest(model):

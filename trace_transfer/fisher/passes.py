@@ -110,6 +110,7 @@ def _through_head(
     forwards = [pass_on] * (len(layers) - 1) + [finish]
     with torch.enable_grad(), replaced_forwards(layers, forwards):
         loss_of(model, batch).backward()
+    assert leaf_btd.grad is not None  # the loss is a function of it
     return leaf_btd.grad
 
 
@@ -152,5 +153,5 @@ def _announce(batch: MicroBatch, run: Pass) -> None:
     run.num_tokens, run.sparse = batch.input_ids_bt.shape[1], batch.sparse
 
 
-def _hidden(out: Any) -> Tensor:
+def _hidden(out: Tensor | tuple[Tensor, *tuple[Any, ...]]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out

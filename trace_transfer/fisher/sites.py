@@ -86,7 +86,8 @@ class LinearSite:
         x_kti, g_kto = inputs.by_group(run.num_groups), g.reshape(run.num_groups, -1, g.shape[-1])
         if self.bias is not None:
             run.totals.add(self.bias, forms.vector_squares(forms.bias_gradient(g_kto)))
-        dim, axis, gram = run.totals.split_dim(self.weight), None, None
+        dim, gram = run.totals.split_dim(self.weight), None
+        axis: forms.Axis = None
         if dim is not None:
             axis = "in" if (dim == 1) != self.transposed else "out"
         num_tokens = x_kti.shape[1]
@@ -174,7 +175,7 @@ Site = LinearSite | AffineSite | EmbeddingSite
 def scaled(module: nn.Module, x: Tensor, pure: bool) -> Tensor:
     """What an affine module's weight is multiplied with, in the dtype of its output."""
     ones, zeros = filled(module, 1.0), filled(module, 0.0)
-    normed = functional_call(module, ones, (x,))
+    normed: Tensor = functional_call(module, ones, (x,))
     return normed if pure else normed - functional_call(module, zeros, (x,))
 
 

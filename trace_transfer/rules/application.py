@@ -169,7 +169,7 @@ class _Application:
             for match in matches
         ]
 
-    def _check_found(self, component: Component, member: Member, found: Sequence, known: Iterable[str]) -> None:
+    def _check_found(self, component: Component, member: Member, found: Sequence[object], known: Iterable[str]) -> None:
         if found or member.optional:
             return
         close = get_close_matches(member.pattern, list(known), 1, cutoff=0.7)

@@ -94,7 +94,6 @@ def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str
 
 
 def _default_config(model_type: str) -> PretrainedConfig | None:
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    return AutoConfig.for_model(model_type) if model_type in CONFIG_MAPPING_NAMES else None
+    return AutoConfig.for_model(model_type) if model_type in CONFIG_MAPPING else None

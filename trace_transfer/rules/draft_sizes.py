@@ -34,11 +34,11 @@ class Sizes:
 
     @property
     def hidden(self) -> int:
-        return self.text.hidden_size
+        return int(self.text.hidden_size)
 
     @cached_property
     def head(self) -> int:
-        return getattr(self.text, "head_dim", None) or self.hidden // self.text.num_attention_heads
+        return int(getattr(self.text, "head_dim", None) or self.hidden // self.text.num_attention_heads)
 
     def use(self, sizes: Mapping[str, Sequence[str]]) -> bool:
         """Take over sizes; False if another one of such a name is in use."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from trace_transfer.models import AXES
 from trace_transfer.rules.components import OUTSIDE_COMPONENTS
+from trace_transfer.rules.expressions import Expression
 from trace_transfer.rules.tables import Part
 
 MAX_WIDTH = 120
@@ -15,7 +17,7 @@ GUESS = "# guess"
 
 @dataclass(frozen=True)
 class DraftLine:
-    """A member of a component. `shown` is the role if it must be said; `options` are part, shared and head.
+    """A member of a component. `shown` is the role if it must be said; part, shared and head are as in `tables.Member`.
 
     `sure` means that a known family, or the model itself, has the name so and nothing speaks against it.
     """
@@ -25,10 +27,12 @@ class DraftLine:
     optional: bool
     role: str
     shown: str | None
-    options: Mapping[str, object]
     why: str
     sure: bool
     place: int
+    part: Part | None = None
+    shared: bool = False
+    head: Expression | Literal[False] | None = None
 
     @property
     def name(self) -> str:
@@ -36,14 +40,12 @@ class DraftLine:
 
     def __str__(self) -> str:
         extras = [f"role: {self.shown}"] if self.shown else []
-        part = self.options.get("part")
-        if isinstance(part, Part):
-            extras.insert(0, f"{AXES[part.dim]}: {_range(part)}")
-        if self.options.get("shared"):
+        if self.part is not None:
+            extras.insert(0, f"{AXES[self.part.dim]}: {_range(self.part)}")
+        if self.shared:
             extras.append("shared: true")
-        if "head" in self.options:
-            head = self.options["head"]
-            extras.append(f"head: {head.text if head else 'false'}")
+        if self.head is not None:
+            extras.append(f"head: {self.head.text if self.head else 'false'}")
         name = f'"{self.name}"' if (extras and self.optional) or "{" in self.name else self.name
         return "{" + ", ".join([f"name: {name}", *extras]) + "}" if extras else name
 

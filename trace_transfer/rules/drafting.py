@@ -13,17 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from trace_transfer.errors import RulesError
 from trace_transfer.models import numel
 from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.rules.draft_sizes import Sizes, known_parts, parts_by_shape
 from trace_transfer.rules.draft_text import Draft, DraftLine, draft_text
+from trace_transfer.rules.expressions import Expression
 from trace_transfer.rules.observing import EMBEDDING, NORM, Observed
 from trace_transfer.rules.parsing import default_role
 from trace_transfer.rules.registry import FamilyRegistry
-from trace_transfer.rules.tables import NUMBER, Family, Member
+from trace_transfer.rules.tables import NUMBER, Family, Member, Part
 
 # What a module is called that does this; whole words of its name.
 WORDS = {
@@ -141,15 +142,20 @@ class _Drafter:
     def kind(self, template: Template) -> str:
         return self.observed.kinds.get(template.first.rpartition(".")[0], "")
 
-    def add(self, component: str, template: Template, why: str, sure: bool, place: int = 99, **options: object) -> None:
-        role = options.pop("role", None) or default_role(template.pattern)
-        optional = bool(options.pop("optional", False)) or not template.everywhere
+    def add(
+        self, component: str, template: Template, why: str, sure: bool, place: int = 99, *, role: str | None = None,
+        optional: bool = False, part: Part | None = None, shared: bool = False,
+        head: Expression | Literal[False] | None = None,
+    ) -> None:  # fmt: skip
+        role = role or default_role(template.pattern)
+        optional = optional or not template.everywhere
         taken = [one.role for one in self.lines if one.component == component]
-        if role in taken and not optional and "part" not in options:
+        if role in taken and not optional and part is None:
             role = template.module.rpartition(".")[2] + ("_bias" if template.pattern.endswith("bias") else "")
         shown = None if role == default_role(template.pattern) else role
-        line = DraftLine(component, template.pattern, optional, role, shown, options, why, sure, place)
-        self.lines.append(line)
+        self.lines.append(
+            DraftLine(component, template.pattern, optional, role, shown, why, sure, place, part, shared, head)
+        )
 
     def as_known(self, template: Template, allowed: Mapping[str, str], by_tail: bool = False) -> bool:
         """As the most similar family that knows the name has it, if its parts, where it has some, fit the shape.
@@ -170,10 +176,10 @@ class _Drafter:
                 why += f", where it is {member.pattern}" if by_tail else ""
                 if part is not None:
                     why = f"{part}, because {family.name} has it so and the shape fits; a shape shows no order of parts"
-                options = {"part": part, "shared": member.shared or None, "head": member.head}
-                options = {key: value for key, value in options.items() if value is not None}
-                options |= {"role": member.role, "optional": member.optional}
-                self.add(component, template, why, part is None and not by_tail, place, **options)
+                self.add(
+                    component, template, why, part is None and not by_tail, place, role=member.role,
+                    optional=member.optional, part=part, shared=member.shared, head=member.head,
+                )  # fmt: skip
             return True
         return False
 
@@ -182,10 +188,9 @@ class _Drafter:
         if template.pattern.endswith(".bias"):
             weights = [one for one in self.lines if one.pattern == template.module + ".weight"]
             for one in weights:
-                options = {key: value for key, value in one.options.items() if key in ("part", "shared")}
-                if "part" in options and options["part"].dim == 1:
-                    options["part"] = replace(options["part"], dim=0)
-                self.add(one.component, template, "the bias of the line above", one.sure, one.place, **options)
+                part = replace(one.part, dim=0) if one.part and one.part.dim == 1 else one.part
+                why = "the bias of the line above"
+                self.add(one.component, template, why, one.sure, one.place, part=part, shared=one.shared)
             return bool(weights)
         attention = self.in_attention(template)
         matrix = self.matrix(template)
@@ -267,7 +272,9 @@ class _Drafter:
             return self.as_known(template, LAYER_COMPONENTS) or self.inner_norm(template)
         readers = self.near(template, self.observed.readers)
         sources = self.near(template, self.observed.sources)
-        after, before = ({self.side_of(one) for one in found} - {None, "norm"} for found in (sources, readers))
+        after, before = (
+            {side for one in found if (side := self.side_of(one)) and side != "norm"} for found in (sources, readers)
+        )
         ends = {one.pattern.removesuffix(".weight") for one in self.lines if one.component in ENDS}
         if before and not ends & set(sources):  # what it gets may have the stream added to it already
             after = set()
@@ -278,9 +285,9 @@ class _Drafter:
         family, known = next(((f, k) for f, k in self.ranked if template.pattern in k), (None, {}))
         agreed = {component for component, *_ in known.get(template.pattern, ())} == set(places)
         for component in places:
-            options = {"shared": True} if len(places) > 1 else {}
+            shared = len(places) > 1
             why = f"as in {family.name}: {seen}" if agreed and family else seen
-            self.add(component, template, why, agreed and not options, **options)
+            self.add(component, template, why, agreed and not shared, shared=shared)
         return True
 
     def inner_norm(self, template: Template) -> bool:

@@ -104,9 +104,9 @@ def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str], every_layer: bool) -
             in_layer.setdefault(unit.layer, []).append(unit)
     unmatched: dict[int, str] = {}
     for layer, units in in_layer.items():
-        found = {reasons.get(unit) for unit in units}
-        reason = next((one for one in (UNMATCHED, UNREACHED_LAYER) if one in found), None)
-        if reason is not None and None not in found:
+        told = {reasons.get(unit) for unit in units}
+        reason = next((one for one in (UNMATCHED, UNREACHED_LAYER) if one in told), None)
+        if reason is not None and None not in told:
             unmatched[layer] = reason
     together: dict[tuple[str, str], dict[int | None, None]] = {}  # (name or number, reason) → layers
     for unit, why in reasons.items():

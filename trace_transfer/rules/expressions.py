@@ -97,7 +97,7 @@ def _dotted_name(node: ast.expr, text: str) -> str:
 
 def _evaluate(node: ast.expr, lookup: Callable[[str], int]) -> int:
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=int() as value):
             return value
         case ast.BinOp(op=op, left=left, right=right):
             return _OPERATORS[type(op)](_evaluate(left, lookup), _evaluate(right, lookup))

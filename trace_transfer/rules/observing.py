@@ -48,7 +48,7 @@ def observe(config: PretrainedConfig) -> Observed:
     names = {id(module): name for name, module in model.named_modules()}
     inventory = inventory_of(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    seen = _passed(model.to("meta"))
+    seen = _passed(model.to_empty(device="meta"))
     readers: dict[str, set[str]] = {}
     sources: dict[str, set[str]] = {}
     for name, tensor in seen.outputs:
@@ -100,7 +100,7 @@ class _Pass:
     kept: list[Any] = field(default_factory=list)  # as long as a tensor lives, no other one has its identity
     stopped: str | None = None
 
-    def before(self, name: str, values: tuple) -> None:
+    def before(self, name: str, values: tuple[Any, ...]) -> None:
         tensor = _first_tensor(values)
         if tensor is not None:
             self.kept.append(tensor)
@@ -112,7 +112,7 @@ class _Pass:
             self.outputs.append((name, tensor))
 
 
-def _first_tensor(values: tuple) -> Any:
+def _first_tensor(values: tuple[Any, ...]) -> Any:
     import torch
 
     return next((one for one in values if isinstance(one, torch.Tensor)), None)

@@ -228,17 +228,18 @@ class _FileParser:
 
     def _part(self, node: Node, dim: int, what: str) -> Part | None:
         if isinstance(node, SequenceNode) and len(node.value) == 2:
-            bounds = [self.reader.expression(item, what) for item in node.value]
-            return Part(dim, bounds[0], bounds[1]) if all(bounds) else None
+            start, stop = (self.reader.expression(item, what) for item in node.value)
+            return Part(dim, start, stop) if start and stop else None
         if not isinstance(node, MappingNode):
             self.reader.complain(node, f"{what}: found {describe(node)}, expected [from, to] or {_EVERY_FORM}")
             return None
-        entries = self.reader.mapping(node, what, ("every", "from", "to"))
-        if missing := [key for key in ("every", "from", "to") if key not in entries]:
+        keys = ("every", "from", "to")
+        entries = self.reader.mapping(node, what, keys)
+        if missing := [key for key in keys if key not in entries]:
             self.reader.complain(node, f"{what}: {', '.join(missing)} missing; expected {_EVERY_FORM}")
             return None
-        values = {key: self.reader.expression(value, f"{what}: {key}") for key, (_, value) in entries.items()}
-        return Part(dim, values["from"], values["to"], values["every"]) if all(values.values()) else None
+        every, start, stop = (self.reader.expression(entries[key][1], f"{what}: {key}") for key in keys)
+        return Part(dim, start, stop, every) if every and start and stop else None
 
     def _exclusions(self, node: Node | None) -> tuple[Exclusion, ...]:
         if node is None:

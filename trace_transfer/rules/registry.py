@@ -16,7 +16,7 @@ from trace_transfer.errors import RulesError, listing
 from trace_transfer.models import Inventory
 from trace_transfer.rules.nodes import Problem, suggestion
 from trace_transfer.rules.parsing import parse_file
-from trace_transfer.rules.tables import Component, Family, FamilyFile, Location, Member
+from trace_transfer.rules.tables import Component, Exclusion, Family, FamilyFile, Location, Member, Size
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,11 @@ class _Resolver:
     problems: list[Problem]
 
     def resolve(self, file: FamilyFile, own: bool) -> Family:
-        layer, components, outside, exclude, sizes = None, {}, {}, (), {}
+        layer: str | None = None
+        components: dict[str, Component | None] = {}
+        outside: dict[str, Component | None] = {}
+        exclude: tuple[Exclusion, ...] = ()
+        sizes: dict[str, Size] = {}
         for one in reversed(self._line_of_descent(file, own)):
             layer = one.layer or layer
             for name, location in one.removals.items():
@@ -196,14 +200,14 @@ class _Resolver:
     def _line_of_descent(self, file: FamilyFile, own: bool) -> list[FamilyFile]:
         """The file, its parent, its parent's parent …; stops with a problem at an unknown parent or in a circle."""
         line = [file]
-        while line[-1].extends is not None:
+        while (name := line[-1].extends) is not None:
             child = line[-1]
-            own = own and child.extends in self.own and child.extends != child.name
+            own = own and name in self.own and name != child.name
             parents = self.own if own else self.shipped
-            parent = parents.get(child.extends)
+            parent = parents.get(name)
             if parent is None:
                 known = sorted({*self.own, *self.shipped} - {child.name})
-                text = f"extends: there is no family '{child.extends}'; {suggestion(child.extends, known)}"
+                text = f"extends: there is no family '{name}'; {suggestion(name, known)}"
                 self.problems.append(_problem(child.extends_location, text))
                 return line
             if parent in line:

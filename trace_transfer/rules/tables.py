@@ -45,7 +45,7 @@ class Part:
     `every` is the size of a block; None is one block.
     """
 
-    dim: Literal[0, 1, 2]
+    dim: int
     start: Expression
     stop: Expression
     every: Expression | None = None

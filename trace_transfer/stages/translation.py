@@ -186,17 +186,17 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
         by_name.setdefault(parameter.name, []).append(parameter)
     scored, partly = {}, {}
     for unit in units:
-        mine = [p for p in by_name.get(unit.name, []) if p.score is not None and _overlap(p, unit)]
+        mine = [(p.score, p) for p in by_name.get(unit.name, []) if p.score is not None and _overlap(p, unit)]
         if not mine:
             continue
-        covered = sum(_overlap(p, unit) for p in mine if p.core)
+        covered = sum(_overlap(p, unit) for _, p in mine if p.core)
         whole = covered == unit.num_elements
         if covered and not whole:
             partly[unit] = (
                 f"only {covered / unit.num_elements:.0%} of its elements are core, and "
                 f"{'experts' if len(unit.shape) > 2 else 'rows'} do not correspond from one model to another"
             )
-        scored[unit] = _Scored(max(p.score for p in mine), whole)
+        scored[unit] = _Scored(max(score for score, _ in mine), whole)
     return scored, partly
 
 

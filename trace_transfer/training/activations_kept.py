@@ -100,11 +100,11 @@ class _Kept:
 
     @property
     def hidden(self) -> int:
-        return self.config.hidden_size
+        return int(self.config.hidden_size)
 
     @property
     def vocabulary(self) -> int:
-        return self.config.vocab_size
+        return int(self.config.vocab_size)
 
     @cached_property
     def by_layer(self) -> Mapping[int | None, Mapping[str, tuple[Unit, ...]]]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from trace_transfer.training.loading import StartingPoint
 from trace_transfer.training.quiet import quiet
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftConfig
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -171,7 +171,7 @@ class AdaptedModel:
             )
 
     @cached_property
-    def _layout(self) -> tuple[LoraConfig, Mapping[str, tuple[int, ...]], tuple[str, ...]]:
+    def _layout(self) -> tuple[PeftConfig, Mapping[str, tuple[int, ...]], tuple[str, ...]]:
         """The resolved configuration, the adapters' shapes, and the names of all parameters."""
         model, config = self._wrap(self.start.skeleton(torch.float32))
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -189,18 +189,19 @@ class AdaptedModel:
                 found[name] = f"{owner if owner in adapted else module}.{kind}".removeprefix(PREFIX)
         return found
 
-    def _wrap(self, model: PreTrainedModel) -> tuple[PeftModel, LoraConfig]:
+    def _wrap(self, model: PreTrainedModel) -> tuple[PreTrainedModel, PeftConfig]:
         """With adapters that have no values yet. Neither gradient checkpointing nor anything else is switched on."""
         with quiet():  # of its setting of fan_in_fan_out, and of transformers' new names
             from peft import LoraConfig, get_peft_model
 
             config = LoraConfig(
-                r=self.rank, lora_alpha=self.alpha, target_modules="all-linear", lora_dropout=0.0, bias="none",
-                task_type="CAUSAL_LM",
+                r=self.rank, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+                lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft only divides it by r
             )  # fmt: skip
             wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
         _require_one_layout(wrapped)
-        return wrapped, wrapped.peft_config[ADAPTER]
+        # peft's wrapper hands on whatever is asked of the model.
+        return cast("PreTrainedModel", wrapped), wrapped.peft_config[ADAPTER]
 
 
 def adapted_weights(adapter: Path) -> list[str]:
@@ -256,7 +257,7 @@ def _put(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(module), kind, nn.Parameter(value))
 
 
-def _require_one_layout(model: PeftModel) -> None:
+def _require_one_layout(model: nn.Module) -> None:
     """An adapter's configuration has one word for all layers on whether their weights are stored [in, out]."""
     adapted = {name.partition(A)[0] for name, _ in model.named_parameters() if A in name}
     layouts = {model.get_submodule(name).fan_in_fan_out for name in adapted}
@@ -287,9 +288,10 @@ def _weights(adapter: Path) -> Path:
 def _read_config(adapter: Path) -> dict[str, Any]:
     _weights(adapter)
     try:
-        return json.loads((adapter / CONFIG).read_text("utf-8"))
+        config: dict[str, Any] = json.loads((adapter / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{adapter / CONFIG}: cannot be read: {error}") from error
+    return config
 
 
 def _opened(adapter: Path) -> Any:

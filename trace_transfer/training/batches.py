@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -45,7 +46,8 @@ class GlobalBatch:
         Every rank gets as many (a collective operation needs them all): where they do not divide, the shortest example
         once more, with the number None, to be given no weight.
         """
-        mine: list[tuple[int | None, tuple[Example, ...]]] = list(enumerate(self.micro_batches))[rank::num_ranks]
+        numbered = islice(enumerate(self.micro_batches), rank, None, num_ranks)
+        mine: list[tuple[int | None, tuple[Example, ...]]] = list(numbered)
         num_rounds = -(-len(self.micro_batches) // num_ranks)
         if len(mine) < num_rounds:
             mine.append((None, self.micro_batches[-1][-1:]))

@@ -16,7 +16,7 @@ from trace_transfer.progress import Reporter
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.training.engine import Engine
 from trace_transfer.training.errors import TrainingError
-from trace_transfer.training.prefix import dropout_below, fill, reusing_prefix
+from trace_transfer.training.prefix import Reused, dropout_below, fill, reusing_prefix
 from trace_transfer.training.prefix_store import PrefixCache
 from trace_transfer.training.ranks import Ranks
 
@@ -71,7 +71,7 @@ def boundary_used(
 class Reading:
     """Hidden states from the disk, in place of the bottom layers."""
 
-    def __init__(self, cache: PrefixCache, reused: object) -> None:
+    def __init__(self, cache: PrefixCache, reused: Reused) -> None:
         self.cache, self.reused = cache, reused
 
     def prepare(self, examples: Sequence[Example]) -> None:

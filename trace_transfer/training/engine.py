@@ -80,7 +80,8 @@ class Engine:
     def logits(self, batch: Batch) -> Tensor:
         """[b, t, v] for a batch padded on the right."""
         ids_bt, mask_bt = batch.input_ids_bt.to(self.device), batch.attention_mask_bt.to(self.device)
-        return self.deepspeed(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
+        logits_btv: Tensor = self.deepspeed(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
+        return logits_btv
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradient; the step's is the mean over ranks of the sums over micro-batches."""
@@ -212,7 +213,8 @@ def _releasing_linear() -> Iterator[None]:
 
 def _trained(model: PreTrainedModel, mask: Mask) -> dict[str, nn.Parameter]:
     """Name → what is trained of that parameter, in the model's order; everything else is frozen."""
-    places, found = places_of(model), {}
+    places = places_of(model)
+    found: dict[str, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters()):
         parameter.requires_grad_(False)
         if name not in mask.parts:
@@ -222,7 +224,8 @@ def _trained(model: PreTrainedModel, mask: Mask) -> dict[str, nn.Parameter]:
             with gathered(parameter):
                 trained = nn.Parameter(taken(parameter.detach(), part))
             splice(places[name], part, trained)
-        found[name] = trained.requires_grad_(True)
+        trained.requires_grad_(True)
+        found[name] = trained
     return found
 
 
@@ -230,7 +233,8 @@ def resolve_precision(settings: TrainSettings) -> torch.dtype:
     """The type of the weights in the forward and backward pass."""
     if settings.precision == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return getattr(torch, settings.precision)
+    dtype: torch.dtype = getattr(torch, settings.precision)
+    return dtype
 
 
 def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
@@ -286,7 +290,7 @@ def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_eleme
     return config
 
 
-def _partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
+def _partition(parameter: Any, value: Tensor) -> Tensor:
     """This rank's part of a parameter under ZeRO 3, padded with zeros."""
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
     part = torch.zeros(size, dtype=value.dtype, device=value.device)

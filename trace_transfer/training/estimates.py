@@ -215,7 +215,7 @@ def _notes(mask: Mask, settings: TrainSettings) -> tuple[str, ...]:
 
 def prefix_bytes(anatomy: Anatomy, mask: Mask, workload: Workload, precision: str) -> int:
     """Of the hidden states that enter the lowest trained layer: tokens × hidden size × bytes of a value."""
-    hidden = anatomy.inventory.config.get_text_config().hidden_size
+    hidden: int = anatomy.inventory.config.get_text_config().hidden_size
     return workload.num_different_tokens * hidden * ITEMSIZE[precision]
 
 

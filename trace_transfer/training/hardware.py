@@ -22,7 +22,7 @@ from typing import Any
 
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.masks import Mask
-from trace_transfer.training.reach import ATTENTION, active_share, lowest_trained, place_of
+from trace_transfer.training.reach import ATTENTION, Place, active_share, lowest_trained, place_of
 
 # Device name without its maker, memory and form → TFLOP/s in (bfloat16, float32) of dense matrix products, from the
 # vendors' data sheets; bfloat16 accumulates in float32, float32 is not TF32. None where there is no native bfloat16.
@@ -109,7 +109,7 @@ class _Work:
     length: float
 
     @cached_property
-    def lowest(self) -> tuple[int, int]:
+    def lowest(self) -> Place:
         return lowest_trained(self.anatomy, self.mask)
 
     @cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from trace_transfer.examples import TaskData
 from trace_transfer.files import prepare_directory, remove_leftovers
+from trace_transfer.layer_calls import layers_of
 from trace_transfer.masks import Mask
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.settings.training import TrainSettings
@@ -121,20 +123,19 @@ def _train(
         _copy(model, mask, saved.read(MASTER))
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(model, settings, ranks, mask))
-        cache, parts = None, None
-        if boundary:
+        spared = None
+        if bottom is not None and boundary:
+            parts = layers_of(model, bottom.layer_path), model.get_output_embeddings()
             cache = cache_for(directory, start.fingerprint, data.examples, boundary, model, settings)
-            parts = list(model.get_submodule(bottom.layer_path)), model.get_output_embeddings()
+            spared = partial(spared_bottom, engine, parts, boundary, cache, ranks, reporter)
         del model
         if saved is not None:
             _restore(engine, saved)
         elif dtype != torch.float32:
             engine.set(MASTER, ((name, taken(v, mask.parts[name])) for name, v in start.exact(engine.parameters)))
         run = Run(engine, ranks, data.task, settings, steps, directory, identity, stop, label, reporter, saved, work)
-        if cache is not None:
-            run.reading = stack.enter_context(
-                spared_bottom(engine, parts, boundary, cache, ranks, reporter, run.stop_if_asked)
-            )
+        if spared is not None:
+            run.reading = stack.enter_context(spared(run.stop_if_asked))
         run.all_steps()
         require_frozen_in_use(engine, start, dtype, ranks, label)
         _hand_over(engine, ranks, finish, directory)

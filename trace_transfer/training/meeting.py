@@ -12,6 +12,9 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # documented, not marked as exported
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from trace_transfer.training.quiet import deepspeed_library, quiet
 from trace_transfer.training.ranks import Ranks
@@ -38,9 +41,7 @@ def open_ranks() -> Iterator[Ranks]:
         with quiet():
             backend = "nccl" if cuda else "gloo"
             if mine:
-                store, rank, size = (
-                    _meeting_point(next(_MEETINGS)) if launched else (torch.distributed.HashStore(), 0, 1)
-                )
+                store, rank, size = _meeting_point(next(_MEETINGS)) if launched else (HashStore(), 0, 1)
                 torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
         with warnings.catch_warnings():
@@ -65,9 +66,10 @@ def _meeting_point(number: int) -> tuple[Any, int, int]:
     them for ever.
     """
     store, rank, size = _launchers_store()
-    return torch.distributed.PrefixStore(f"trace-transfer-{number}", store), rank, size
+    return PrefixStore(f"trace-transfer-{number}", store), rank, size
 
 
 @cache
 def _launchers_store() -> tuple[Any, int, int]:
-    return next(torch.distributed.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
+    return store, rank, size

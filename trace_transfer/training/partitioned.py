@@ -71,7 +71,10 @@ def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextMa
     Args:
         modify: keep what the first rank has written to it.
     """
-    return deepspeed_library().zero.GatheredParameters([parameter], modifier_rank=0 if modify else None)
+    whole: AbstractContextManager[None] = deepspeed_library().zero.GatheredParameters(
+        [parameter], modifier_rank=0 if modify else None
+    )
+    return whole
 
 
 def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:

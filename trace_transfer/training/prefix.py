@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from trace_transfer.errors import TraceTransferError
 from trace_transfer.examples import Batch, collate
-from trace_transfer.layer_calls import replaced_forwards
+from trace_transfer.layer_calls import layers_of, replaced_forwards
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.prefix_store import MicroBatch, PrefixCache
@@ -45,7 +45,7 @@ def dropout_below(model: PreTrainedModel, layer_path: str, boundary: int) -> lis
     Where there is any, states differ from epoch to epoch, and a cache would be another training. What lies outside the
     layers counts as below them.
     """
-    above = tuple(f"{layer_path}.{index}." for index in range(boundary, len(model.get_submodule(layer_path))))
+    above = tuple(f"{layer_path}.{index}." for index in range(boundary, len(layers_of(model, layer_path))))
     found = []
     for path, module in model.named_modules():
         if f"{path}.".startswith(above):

@@ -160,7 +160,7 @@ class PrefixCache:
             try:
                 with self._file(shard).open("rb") as stream:
                     stream.seek(self._known_start(shard) + self._bytes(offset))
-                    whole = stream.readinto(wanted) == wanted.nbytes
+                    whole = stream.readinto(wanted.data) == wanted.nbytes
             except OSError as error:
                 raise self._damaged(shard, error.strerror or str(error)) from error
             if not whole:
@@ -180,7 +180,8 @@ class PrefixCache:
             "num_tokens": sum(map(_num_tokens, self.shards)), "texts_sha256": self._texts_sha256,
         }  # fmt: skip
         whole = {"format": FORMAT, "version": VERSION, "identity": dict(self.identity), "states": states}
-        return json.loads(json.dumps(whole))  # as it comes back from the disk
+        read: Mapping[str, Any] = json.loads(json.dumps(whole))  # as it comes back from the disk
+        return read
 
     @property
     def _texts_sha256(self) -> str:
@@ -208,7 +209,7 @@ class PrefixCache:
 
     def _is_mine(self) -> bool:
         try:
-            return json.loads((self.folder / RECORD).read_text("utf-8")) == self._record
+            return bool(json.loads((self.folder / RECORD).read_text("utf-8")) == self._record)
         except (OSError, ValueError):
             return False
 

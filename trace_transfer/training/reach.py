@@ -7,7 +7,7 @@ from typing import Any
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.masks import Mask
 
-Place = tuple[int, int]  # the layer, −1 below all and their number above; within it the order of the data flow
+Place = tuple[int, float]  # the layer, −1 below all and their number above; within it the order of the data flow
 
 BELOW: Place = (-1, 0)
 ATTENTION, MLP = 1, 5  # where queries, keys and values, gate and up read their input

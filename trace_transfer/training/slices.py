@@ -107,6 +107,8 @@ def _compute_once(module: nn.Module) -> None:
 class _Spliced(nn.Module):
     """frozen → frozen with the trained rows (columns, depth) in it."""
 
+    index: Tensor
+
     def __init__(self, dim: int, index: Tensor, values: nn.Parameter) -> None:
         super().__init__()
         self.dim, self.values = dim, values

@@ -27,7 +27,7 @@ from trace_transfer.training.hardware import peak_flops, utilisation
 from trace_transfer.training.history import Log, Step
 from trace_transfer.training.ranks import Ranks
 from trace_transfer.training.schedule import num_warmup_steps, rate_factor
-from trace_transfer.training.tracking import Tracker, open_tracker
+from trace_transfer.training.tracking import NoTracker, Tracker, open_tracker
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Run:
 
     def tracker(self) -> Tracker:
         """Where losses go beside `loss.csv`; only the first rank has any, and all of them hear of its failure."""
-        tracker, problem = None, None
+        tracker: Tracker = NoTracker()
+        problem = None
         try:
             tracker = open_tracker(self.settings.track, self.directory.parent, self.label, len(self.steps) + 1)
         except UserError as error:

@@ -152,7 +152,7 @@ def _hide_from(writer: Any, step: int) -> None:
 def _is_first_rank() -> bool:
     import deepspeed.comm as dist
 
-    return dist.get_rank() == 0
+    return bool(dist.get_rank() == 0)
 
 
 @contextmanager
