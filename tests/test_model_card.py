@@ -21,6 +21,14 @@ from trace_transfer.models import ModelSource
 
 LICENCE = "license: other\nlicense_name: mine\nlicense_link: https://example.org/licence\n"
 LICENSED = f"---\n{LICENCE}language: en\n---\n# Base\n"
+TUNED = {  # front matter of whatever was trained on a base of that licence
+    "library_name": "transformers",
+    "pipeline_tag": "text-generation",
+    "tags": ["trace-transfer", "continual-learning", "trace"],
+    "license": "other",
+    "license_name": "mine",
+    "license_link": "https://example.org/licence",
+}
 NONE = ("", "# no front matter", "---\nlicense: [\n---\n", "---\nlicense: 3\n---\n", "---\n- a\n---\n")
 
 
@@ -47,14 +55,7 @@ def trained(tiny, tmp_path_factory):
 
 def test_the_front_matter_of_a_tuned_model(trained):
     _, _, out = trained
-    assert read(out / "model").data.to_dict() == {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["trace-transfer", "continual-learning", "trace"],
-        "license": "other",
-        "license_name": "mine",
-        "license_link": "https://example.org/licence",
-    }
+    assert read(out / "model").data.to_dict() == TUNED
 
 
 def test_what_was_changed_and_proved(trained):
@@ -134,12 +135,7 @@ def test_a_base_of_the_hub_is_named(trained, tmp_path):
         "base_model": "owner/small-llama",
         "base_model_relation": "finetune",
         "datasets": ["owner/maths", "owner/code"],
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["trace-transfer", "continual-learning", "trace"],
-        "license": "other",
-        "license_name": "mine",
-        "license_link": "https://example.org/licence",
+        **TUNED,
     }
     assert f"[owner/small-llama](https://huggingface.co/owner/small-llama) at revision `{commit}`" in card.text
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, initialization
 
 from tests.tiny_models import FAMILIES, build_config
 from trace_transfer.errors import ModelError
@@ -148,6 +149,57 @@ def test_a_meta_model_has_real_buffers_only(family):
     assert not any(buffer.is_meta for buffer in buffers.values())
     assert not model.training
     assert torch.get_default_dtype() is before
+
+
+def test_whatever_is_made_empty_takes_no_memory(monkeypatch):
+    """However its sizes are given; a buffer that is made so is real in the end, and filled."""
+
+    class Odd(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            big = 1 << 17
+            self.sizes = nn.Parameter(torch.empty(big, big))
+            self.typed_sizes = nn.Parameter(torch.empty(big, big, dtype=torch.float64))
+            self.one_tuple = nn.Parameter(torch.empty((big, big)))
+            self.typed_tuple = nn.Parameter(torch.empty((big, big), dtype=torch.float64, device=None))
+            self.keyword = nn.Parameter(torch.empty(size=(big, big)))
+            self.asked_for = torch.empty(3, device="cpu")
+            self.buffer = nn.Buffer(torch.empty(3), persistent=False)
+
+        def _init_weights(self, module):
+            super()._init_weights(module)
+            if module is self:
+                initialization.copy_(self.buffer, torch.arange(3) / 3)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", Odd._from_config)
+    model = build_meta_model(build_config("llama"), torch.bfloat16)
+    shapes = inventory_of(model).shapes
+    names = ("sizes", "typed_sizes", "one_tuple", "typed_tuple", "keyword")
+    assert {shapes[name] for name in names} == {(1 << 17, 1 << 17)}
+    assert [model.get_parameter(name).dtype for name in names[:2]] == [torch.bfloat16, torch.float64]
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not model.asked_for.is_meta
+    assert torch.equal(model.buffer, (torch.arange(3) / 3).bfloat16())
+
+
+def test_a_config_that_no_model_can_be_built_from(tmp_path):
+    config = config_of(tmp_path, {"model_type": "dots1"})  # how many experts it has is not said
+    with pytest.raises(ModelError, match=rf"^{tmp_path}: no model can be built from its config: empty\(\) takes 1"):
+        read_inventory(config)
+
+
+def test_experts_of_a_family_that_has_no_rules():
+    sizes = {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 1 << 14}
+    found = read_inventory(AutoConfig.for_model("dots1", **sizes))
+    assert found.shapes["model.layers.61.mlp.experts.gate_up_proj"] == (256, 1 << 15, 4608)
+
+
+@pytest.mark.parametrize("family", ["gptj", "codegen"])
+def test_a_table_of_positions_is_not_rounded(family):
+    """Its frequencies would be: they are made of `arange`, in torch's default type, which is then the model's."""
+    exact, low = (build_meta_model(build_config(family), dtype) for dtype in (torch.float32, torch.bfloat16))
+    name = "transformer.h.1.attn.embed_positions"
+    assert torch.equal(exact.get_buffer(name), low.get_buffer(name))
 
 
 def test_a_model_larger_than_any_memory():

@@ -155,8 +155,9 @@ def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
 def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedModel:
     """The causal language model of a config with every parameter on the meta device: names and shapes, no memory.
 
-    Buffers (rotary frequencies) are real, so that a forward pass works once weights are brought in. `dtype` is that of
-    the parameters; default is torch's.
+    Buffers (rotary frequencies) are real and those of `from_pretrained`, so that a forward pass works once weights are
+    brought in; those that are saved with the weights are brought in like these. `dtype` is that of the parameters;
+    default is torch's.
     """
     import torch
     from accelerate import init_empty_weights
@@ -175,10 +176,35 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
 
     before = torch.get_default_dtype()
     with init_empty_weights(include_buffers=False), no_init_weights(), EmptyOnMeta():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
+        except Exception as error:  # fields that are missing, or do not fit each other: of many kinds
+            name = config.name_or_path or config.model_type
+            raise ModelError(f"{name}: no model can be built from its config: {first_line(error)}") from error
     model.tie_weights()
+    _compute_buffers(model)
     model.eval()
     return model
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Compute buffers as `from_pretrained` does: anew after the model was built, out of its type.
+
+    While a model is built its type is torch's default, and what is made of `arange` without a type of its own is
+    rounded to it: the positions that GPT-J turns by would be off by 0.02 in bf16, in a table that is float32 itself.
+    """
+    import torch
+
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:  # made by `torch.empty`, to be filled below
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    parameters: list[Any] = list(model.parameters())  # Any, for a mark that torch's own do not have
+    for parameter in parameters:
+        parameter._is_hf_initialized = True  # transformers' own mark: leave this one alone
+    model.initialize_weights()
+    for parameter in parameters:
+        del parameter._is_hf_initialized
 
 
 @dataclass(frozen=True)

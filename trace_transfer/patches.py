@@ -136,6 +136,25 @@ class Patch:
             raise ArtefactError(f"{file}: {len(problems)} things do not fit its metadata:\n" + listing(problems))
         return cls(file, header.task, header.method, header.names_sha256, entries)
 
+    @classmethod
+    def open_all(cls, files: Iterable[Path | str]) -> tuple[Patch, ...]:
+        """Open patches, in the order given.
+
+        Raises:
+            ArtefactError: some cannot be used, as `open` says; all of them are named.
+        """
+        patches, problems = [], []
+        for file in files:
+            try:
+                patches.append(cls.open(file))
+            except ArtefactError as error:
+                problems.append(str(error))
+        if len(problems) > 1:
+            raise ArtefactError("patches that cannot be used:\n" + listing(problems))
+        if problems:
+            raise ArtefactError(problems[0])
+        return tuple(patches)
+
     @cached_property
     def by_name(self) -> Mapping[str, PatchEntry]:
         return {entry.name: entry for entry in self.entries}

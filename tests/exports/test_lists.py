@@ -108,7 +108,7 @@ def test_it_is_read_as_axolotl_reads_it(texts):
 
 
 def test_what_does_not_fit_is_named_all_at_once():
-    with pytest.raises(ArtefactError) as caught:
+    with pytest.raises(ArtefactError, match=r"^patterns of unfrozen_parameters that do not fit the model") as caught:
         mask("m.1.q.weight", "layers.2", "model.q.weight$", "head[3:9]", "^m.1.q.bias$[4:]")
     lines = str(caught.value).splitlines()
     assert lines[1:] == [

@@ -65,6 +65,16 @@ def processes_of(group: int) -> list[str]:
     return [line for line in found.stdout.splitlines() if line.strip()]
 
 
+def ended(process: subprocess.Popen, log: Path) -> int:
+    """The exit code of a run that was told to stop."""
+    try:
+        return process.wait(60)
+    except subprocess.TimeoutExpired:
+        left = processes_of(process.pid)
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"a run goes on after it was told to stop: {left}\n{log.read_text()[-2000:]}")
+
+
 def begun(out: Path, kind: str) -> None:
     """Wait until a step is being done."""
     deadline = time.monotonic() + 120
@@ -110,7 +120,7 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
             break  # it was done before
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        code = process.wait(60)
+        code = ended(process, tmp_path / "log.txt")
         expected = {signal.SIGKILL: (-9,), signal.SIGTERM: (0, -15), signal.SIGINT: (130, -2)}[number]
         assert code in expected, (number, code, (tmp_path / "log.txt").read_text()[-2000:])
         stopped.append(number)
@@ -129,5 +139,5 @@ def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
         begun(out, "*")
         time.sleep(0.5)
         os.kill(process.pid, number)
-        code, log = process.wait(60), (tmp_path / "log.txt").read_text()
+        code, log = ended(process, tmp_path / "log.txt"), (tmp_path / "log.txt").read_text()
         assert code in codes and re.search(said, log), (code, log[-2000:])

@@ -40,16 +40,17 @@ def test_rounded_weights_and_the_exact_ones(tiny, family, capfd):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", TINY)
-def test_partitioned_is_the_same_model(request, tiny, family, dtype):
+def test_partitioned_is_the_same_model(tiny, family, dtype):
     """Parameters, buffers and what it computes, to the bit."""
-    if family in ("gptj", "codegen") and dtype == torch.bfloat16:
-        why = "their table of positions is computed in bfloat16 here, in float32 and then rounded by from_pretrained"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     start = base(tiny(family))
     whole, model = start.load(dtype).eval(), start.skeleton(dtype).eval()
-    if any(".experts." in name for name in start.inventory.shapes):
-        for one in (whole, model):  # grouped products sum in an order that depends on where the weights lie
+    if family == "qwen3_moe":  # its experts are 20 wide, and grouped products take rows of whole 16 bytes only
+        for one in (whole, model):
             one.set_experts_implementation("eager")
+    for parameter in whole.parameters():
+        # What is read lies in the mapped file, at addresses that are no multiple of 16 bytes, and there MKL's product
+        # of a matrix and a vector sums in another order: `shared_expert_gate` of Qwen2-MoE has one row, such a vector.
+        parameter.data = parameter.data.clone()
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert model.state_dict().keys() == whole.state_dict().keys()
     with open_ranks() as ranks:
@@ -67,11 +68,7 @@ def test_partitioned_is_the_same_model(request, tiny, family, dtype):
                 together.enter_context(gathered(parameter))
                 assert torch.equal(parameter, whole.get_parameter(name)), name
             ids = torch.arange(1, 40)[None]
-            found, expected = model(input_ids=ids).logits, whole(input_ids=ids).logits
-            if family == "qwen2_moe":  # its gate with one output sums in an order that depends on where weights lie
-                torch.testing.assert_close(found, expected)
-            else:
-                assert torch.equal(found, expected)
+            assert torch.equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
     collect_garbage()
 
 

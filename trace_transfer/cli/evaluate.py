@@ -100,7 +100,7 @@ def evaluate_command(
 
     quiet_libraries()
     suite = load_suite(suite_name).with_data(data).only(only)
-    state = ModelState(ModelSource.parse(model), tuple(Patch.open(file) for file in patches))
+    state = ModelState(ModelSource.parse(model), Patch.open_all(patches))
     plan = plan_evaluation(state, suite, settings)
     if dry_run:
         click.echo(render_evaluation_plan(plan, out))

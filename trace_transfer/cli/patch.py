@@ -124,4 +124,4 @@ def show_patches(patches: tuple[Path, ...]) -> None:
     from trace_transfer.patches import Patch
     from trace_transfer.views.patches import render_patch
 
-    click.echo("\n\n".join(render_patch(Patch.open(patch)) for patch in patches))
+    click.echo("\n\n".join(render_patch(patch) for patch in Patch.open_all(patches)))

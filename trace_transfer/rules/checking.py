@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trace_transfer.anatomy import Anatomy
-from trace_transfer.errors import RulesError, TraceTransferError, first_line
+from trace_transfer.errors import ModelError, RulesError, first_line
 from trace_transfer.models import ModelSource, load_config, read_inventory
 from trace_transfer.rules.application import apply_family
 from trace_transfer.rules.registry import FamilyRegistry
@@ -48,12 +48,10 @@ class PlannedCheck:
             )
         try:
             inventory = read_inventory(self.config)
-        except TraceTransferError:
-            raise
-        except Exception as error:  # a default config that its own model refuses: transformers raises many kinds
+        except ModelError as error:  # a default config that its own model refuses
             raise UncheckedError(
                 f"{self.family.location.path.name} ({self.family.name}): no model can be built from the config of "
-                f"{self.name} ({first_line(error)}); check against a real one with --model"
+                f"{self.name} ({first_line(error.__cause__ or error)}); check against a real one with --model"
             ) from error
         anatomy = apply_family(self.family, inventory)
         excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""

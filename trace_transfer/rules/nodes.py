@@ -99,7 +99,7 @@ class NodeReader:
     def text(self, node: Node, what: str) -> str | None:
         """A non-empty string."""
         if isinstance(node, ScalarNode) and node.tag == _TAG + "str" and node.value.strip():
-            return node.value
+            return str(node.value)
         self.complain(node, f"{what}: found {describe(node)}, expected a text")
         return None
 

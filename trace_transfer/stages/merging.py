@@ -75,7 +75,7 @@ def write_task_models(
     if merge_method not in METHODS:
         raise UserError(f"--merge-method {merge_method}: expected one of {', '.join(METHODS)}")
     require_room(out)
-    opened = tuple(Patch.open(file) for file in patches)
+    opened = Patch.open_all(patches)
     _require_one_each(opened)
     state = ModelState(ModelSource.parse(base))
     for patch in opened:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trace_transfer.artefacts import TASK
-from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.errors import ModelError, UserError, listing
 from trace_transfer.files import prepare_directory
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_card import patched_card
@@ -53,23 +53,11 @@ def move_model(
             it is not in the state that they begin (end) with. Nothing has been written then.
     """
     require_room(out)
-    opened = _opened(patches)
+    opened = Patch.open_all(patches)
     path = tuple(patch.inverse for patch in reversed(opened)) if revert else opened
     state = ModelState(ModelSource.parse(model), path)
     write_model(state, out, reporter, texts=patched_card(state))
     return state
-
-
-def _opened(files: Sequence[Path]) -> tuple[Patch, ...]:
-    patches, problems = [], []
-    for file in files:
-        try:
-            patches.append(Patch.open(file))
-        except ArtefactError as error:
-            problems.append(str(error))
-    if problems:
-        raise ArtefactError(problems[0] if len(problems) == 1 else "patches that cannot be used:\n" + listing(problems))
-    return tuple(patches)
 
 
 def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task: str = "diff") -> Differences:

@@ -122,7 +122,7 @@ def open_states(models: Mapping[str, str | Path], patches: Sequence[tuple[str, P
     if strange := [f"{label}={file}" for label, file in patches if label not in models]:
         raise UserError(f"patches of no model; the labels are {', '.join(models)}:\n" + listing(strange))
     return {
-        label: ModelState(ModelSource.parse(model), tuple(Patch.open(file) for own, file in patches if own == label))
+        label: ModelState(ModelSource.parse(model), Patch.open_all(file for own, file in patches if own == label))
         for label, model in models.items()
     }
 

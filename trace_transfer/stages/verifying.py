@@ -165,7 +165,7 @@ def verify_models(
     for file in cores:
         core: CoreFile = read_artefact(file, CoreFile)
         masks.append(Mask.of_core(core, state.shapes, state.base.inventory.tied, str(file)))
-    opened = tuple(Patch.open(file) for file in patches)
+    opened = Patch.open_all(patches)
     ModelState(state.source, opened, state.base)  # are they of this model?
     masks += [patch.mask for patch in opened]
     return verify(state, ModelState(ModelSource.parse(tuned)), reduce(or_, masks), reporter)

@@ -94,8 +94,9 @@ class BaseModel:
         model = build_meta_model(copy.deepcopy(self.config), dtype)
         model.config.use_cache = False
         saved = model.state_dict().keys() & {name for name, _ in model.named_buffers()}
+        strict = model._keep_in_fp32_modules_strict or ()
         for name in saved:
-            if any(kept in name for kept in model._keep_in_fp32_modules_strict):  # as `from_pretrained` keeps them
+            if any(kept in name for kept in strict):  # as `from_pretrained` keeps them
                 owner, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(owner), attribute, model.get_buffer(name).float())
         if saved:
@@ -131,11 +132,13 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     gguf = {"gguf_file": source.gguf} if source.gguf else {"use_safetensors": True}
     with _quiet():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(  # annotated there as if it never gave the info as well
                 place, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **gguf
             )
         except Exception as error:  # transformers raises many kinds; each is one message to the user
             raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}") from error
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     problems = [f"{name}: not in the weights" for name in sorted(info["missing_keys"])]
     problems += [f"{name}: of another shape in the weights" for name, *_ in sorted(info["mismatched_keys"])]
     problems += [f"{name}: {error}" for name, error in dict(info.get("conversion_errors") or {}).items()]
