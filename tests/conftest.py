@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRACE_TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="trace-transfer-tests-")
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 
 # The same examples every time where a change is judged; new ones on every run elsewhere.
 hypothesis.settings.register_profile("judged", derandomize=True, deadline=None)

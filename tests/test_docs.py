@@ -393,7 +393,7 @@ def test_the_tutorial(tmp_path, monkeypatch):
             result = CliRunner().invoke(main, command.ours)
             assert result.exit_code == 0, (str(command), result.output)
             said.append(result.stdout)
-    assert len(said) == 13
+    assert len(said) == 12
     shown = [block.text for block in blocks(page) if block.language == "text"]
     # What does not change from machine to machine.
     for line in ("core: 21 of 50 tensors (42.00%), 42,624 of 853,632 elements (4.99%)", "no frozen parameter moved"):

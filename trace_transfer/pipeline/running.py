@@ -53,6 +53,7 @@ class _State:
 
     waiting: list[Step]
     finished: set[str]
+    stop: StopSignal
     running: list[_Running] = field(default_factory=list)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display:
         claim(graph, out)
         remove_leftovers(out)
         todo = [one.step for one in status if one.record is None]
-        state = _State(todo, {one.step.address for one in status if one.record is not None})
+        state = _State(todo, {one.step.address for one in status if one.record is not None}, stop)
         for step in graph.steps:  # a run that was killed may have had no time for it
             if step.address in state.finished:
                 _let_go(graph, step, state.finished, out)
@@ -77,7 +78,7 @@ def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display:
         with display.running(len(todo), len(status) - len(todo)):
             try:
                 while state.waiting or state.running:
-                    _start(graph, state, out, processes, display, stop)
+                    _start(graph, state, out, processes, display)
                     _listen(graph, state, out, display)
                     if stop.requested:
                         _hand_on(state)
@@ -112,9 +113,9 @@ def claim(graph: RunGraph, out: Path) -> None:
         )
 
 
-def _start(graph: RunGraph, state: _State, out: Path, processes: Any, display: Display, stop: StopSignal) -> None:
+def _start(graph: RunGraph, state: _State, out: Path, processes: Any, display: Display) -> None:
     """Begin with what can be begun."""
-    if stop.requested or state.failed:
+    if state.stop.requested or state.failed:
         return
     for step in list(state.waiting):
         if len(state.running) >= graph.run.jobs:
@@ -153,7 +154,7 @@ def _listen(graph: RunGraph, state: _State, out: Path, display: Display) -> None
         one = by_events[ready]
         try:
             event = one.events.recv()
-        except EOFError:
+        except (EOFError, OSError):  # OSError where it was killed while it sent something
             one.process.join()
             one.events.close()
             state.running.remove(one)
@@ -172,8 +173,8 @@ def _ended(graph: RunGraph, state: _State, one: _Running, out: Path, display: Di
         state.finished.add(one.step.address)
         for step in (one.step, *one.step.needs.values()):
             _let_go(graph, step, state.finished, out)
-    elif how == "stopped":
-        state.waiting.append(one.step)
+    elif how == "stopped" or (not how and state.stop.requested and one.process.exitcode == -signal.SIGTERM):
+        state.waiting.append(one.step)  # perhaps before it could note the signal, or after it had saved
     elif how == "interrupted":
         raise KeyboardInterrupt
     else:
