@@ -48,6 +48,14 @@ def test_two_runs_write_the_same_bytes(runs):
     runs.check_it_finishes()
 
 
+def test_a_kill_in_a_write_of_fisher_information(runs):
+    """Its half-written file lies in a directory of its own."""
+    runs.check_it_finishes()
+    (left := runs.out / "fisher" / "math" / ".fisher.json.left.part").write_text("{")
+    (left.parent / "fisher.json").unlink()
+    runs.check_it_finishes()
+
+
 def test_a_kill_between_operations_on_files_again_and_again(runs):
     """Without clearing in between: each run goes on where the one before was killed."""
     drawn = random.Random(0)

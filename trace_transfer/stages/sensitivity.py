@@ -20,7 +20,7 @@ from trace_transfer.delta_store import DeltaStore
 from trace_transfer.devices import on_device, resolve_device
 from trace_transfer.errors import ArtefactError
 from trace_transfer.examples import Example, TaskData
-from trace_transfer.files import prepare_directory, sha256_text, write_tensors, write_text
+from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text, write_tensors, write_text
 from trace_transfer.fisher.information import fisher_information
 from trace_transfer.progress import Reporter
 from trace_transfer.settings.scoring import Compute, ScoreSettings
@@ -85,6 +85,7 @@ def read_fisher(
     Raises:
         NumericalError: a loss that is not finite, with the examples' ids.
     """
+    remove_leftovers(reading.directory)
     tuned = reading.source.tuned
     expected = FisherFile(
         task=tuned.task,
