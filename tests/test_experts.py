@@ -1,9 +1,12 @@
 """Mixtures of experts from end to end: identified, carried over, trained in parts of fused tensors, saved, undone."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
@@ -74,6 +77,33 @@ def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path)
     run("map", "--src", tiny("llama"), "--dst", tiny("qwen3_moe"), "--core", write, *options, tmp_path / "back")
     (back,) = read_artefact(tmp_path / "back/math.core.json").core
     assert back.name == gate_up and back.columns == ((0, 20),)  # the gate's half of each expert
+
+
+def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):
+    base, tasks = tiny("qwen3_moe"), identified.parent / "tasks.yaml"
+    shutil.copytree(identified, tmp_path / "out")
+    run("score", base, "--tasks", tasks, "--unit", "rows", "--ratio", 0.2, "--fisher-examples", 3,
+        "--out", tmp_path / "out")  # fmt: skip
+    core = {  # a row of the fused tensor is an expert
+        (entry.name, expert)
+        for task in ("math", "code")
+        for entry in read_artefact(tmp_path / "out" / f"{task}.core.json").core
+        if ".experts." in entry.name
+        for start, stop in entry.rows
+        for expert in range(start, stop)
+    }
+    stream = yaml.safe_load(tasks.read_text())
+    for item in stream["tasks"]:
+        item |= {"data": str(tasks.parent / item["data"]), "core": str(tmp_path / "out" / f"{item['name']}.core.json")}
+    (tmp_path / "stream.yaml").write_text(yaml.safe_dump(stream))
+    said = run(
+        "train", base, "--stream", tmp_path / "stream.yaml", "--zero", 0, *TRAINING, "--out", tmp_path / "trained"
+    )
+    assert re.search(r"elements were frozen, and each is bit-identical", said.output)
+    before, after = loaded(base), loaded(tmp_path / "trained" / "model")
+    experts = [(name, expert) for name in before if ".experts." in name for expert in range(len(before[name]))]
+    moved = {(name, expert) for name, expert in experts if not torch.equal(before[name][expert], after[name][expert])}
+    assert moved and moved <= core and len(moved) < len(experts)
 
 
 def core_set(family, shapes):
