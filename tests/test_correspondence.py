@@ -69,7 +69,7 @@ def test_satellite_carries_to_the_same_satellite_or_is_dropped():
     graph = between("qwen3", "qwen2", [(0, 0), (1, 1)])
     (norm,) = graph.source.units_of("model.layers.0.self_attn.q_norm.weight")
     assert graph.targets_of(norm) == []
-    assert graph.dropped[norm] == "attention.query of qwen2 has no satellite 'norm'"
+    assert graph.dropped[norm] == "attention.query of qwen2 has no 'norm'"
 
 
 def test_expansion_can_be_switched_off_by_either_family(tmp_path):
@@ -83,7 +83,7 @@ def test_expansion_can_be_switched_off_by_either_family(tmp_path):
         assert carried(graph, query + "weight") == [query + "weight"]
         assert carried(graph, key + "weight") == [key + "weight", key + "bias"]
         (bias,) = graph.target.units_of(query + "bias")
-        expected = "attention.query of llama has no satellite 'bias', and expansion is switched off"
+        expected = "attention.query of llama has no 'bias', and expansion is switched off"
         assert graph.unreached[bias] == expected
         assert carried(between("qwen2", "llama_bias", rules=path), query + "bias") == [query + "bias"]
 
@@ -94,7 +94,7 @@ def test_a_satellite_does_not_become_a_principal(tmp_path):
     path.write_text(head + "attention.query: [self_attn.q_proj.bias, self_attn.q_proj.weight]\n", encoding="utf-8")
     graph = between("llama_bias", "qwen2", rules=path)
     (bias,) = graph.source.units_of("model.layers.0.self_attn.q_proj.bias")
-    assert graph.dropped[bias] == "attention.query of qwen2 has no satellite 'bias'"
+    assert graph.dropped[bias] == "attention.query of qwen2 has no 'bias'"
 
 
 def test_pairs_are_many_to_many():
@@ -168,7 +168,7 @@ def test_a_dense_mlp_meets_all_experts_and_the_shared_one():
     ]
     (shared,) = back.source.units_of("model.layers.0.mlp.shared_expert.gate_proj.weight")
     (router,) = back.source.units_of("model.layers.0.mlp.gate.weight")
-    assert back.dropped[shared] == "mlp.gate of llama has no satellite 'shared'"
+    assert back.dropped[shared] == "mlp.gate of llama has no 'shared'"
     assert back.dropped[router] == "llama has no mlp.router"
 
 

@@ -177,7 +177,7 @@ def _why_dropped(unit: Unit, target: Anatomy, targets: Places, pairs: Sequence[t
         return f"{unit.component} is absent from the matched layers of {target.family}"
     if unit.principal:
         return f"{unit.component} of {target.family} has no principal here and is not expanded"
-    return f"{unit.component} of {target.family} has no satellite '{unit.role}'"
+    return f"{unit.component} of {target.family} has no '{unit.role}'"
 
 
 def _why_unreached(
@@ -193,4 +193,4 @@ def _why_unreached(
     if unit.principal:
         return f"{unit.component} of {source.family} has no principal here"
     switched_off = ", and expansion is switched off" if unit.component in unexpanded else ""
-    return f"{unit.component} of {source.family} has no satellite '{unit.role}'{switched_off}"
+    return f"{unit.component} of {source.family} has no '{unit.role}'{switched_off}"

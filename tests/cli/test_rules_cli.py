@@ -208,7 +208,7 @@ def test_explain_with_own_rules(tmp_path):
     shown = good("explain", "--src", LLAMA, "--dst", QWEN3, "--rules", str(path))
     lines = [line.split() for line in shown.splitlines()]
     assert ["self_attn.q_proj.weight", "self_attn.q_proj.weight", "llama.yaml:8", "→", "mine.yaml:5"] in lines
-    reason = "attention.query of llama has no satellite 'norm', and expansion is switched off"
+    reason = "attention.query of llama has no 'norm', and expansion is switched off"
     assert any(line[0] == "self_attn.q_norm.weight" and line[-12:] == reason.split() for line in lines if line)
 
 

@@ -199,7 +199,7 @@ def test_experts_are_carried_together_whatever_their_numbers(tmp_path):
     assert [(p.name, p.columns) for p in back.core.core] == [(EXPERTS, ((0, 80),))]
     assert not result.dropped
     bias = EXPERTS + "_bias[:, 0:1 of every 2]"
-    assert back.dropped == {bias: "mlp.gate of mixtral has no satellite 'bias'"}, "its other half is not core"
+    assert back.dropped == {bias: "mlp.gate of mixtral has no 'bias'"}, "its other half is not core"
 
 
 def test_some_experts_are_not_carried_and_are_told():
