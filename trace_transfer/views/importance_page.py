@@ -100,10 +100,10 @@ $gap_legend
 </div>
 <div class="scroll"><div class="frame">$plot</div></div>
 <noscript><p>The plot needs JavaScript; no network is needed.</p></noscript>
-<p>Each cell is the score of one parameter: layers upwards from 0, modules to the right. All warm-start lengths of a
-task share one scale, from the least to the largest score in its layers; what is outside them may lie beyond it. A few
-large scores can leave all others dark: ranks show those. Point at a cell for its parameter, score and rank; drag to
-enlarge layers, double-click to go back. $key.</p>
+<p>Each cell is the score of a module's weight (a bias is named when you point at it): layers upwards from 0, modules
+to the right. All warm-start lengths of a task share one scale, from the least to the largest score in its layers; what
+is outside them may lie beyond it. A few large scores can leave all others dark: ranks show those. Point at a cell for
+its parameter, score and rank; drag to enlarge layers, double-click to go back. $key.</p>
 $others
 <script>
 "use strict";

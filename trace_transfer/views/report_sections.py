@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trace_transfer.artefacts.summary import MatrixSummary
+from trace_transfer.maths.intervals import MIN_VALUES
 from trace_transfer.views import report_numbers as numbers
 from trace_transfer.views import summary_tables
 from trace_transfer.views.report_answers import answers, notes
@@ -147,7 +148,9 @@ def tables(contents: ReportContents) -> Section:
     found = (summary_tables.scores(summary), summary_tables.measures(summary), summary_tables.differences(summary))
     # What the measures are stands in a section of its own.
     plain = [Table(t.name, t.title, t.header, t.rows, t.note if t.name != "measures" else "") for t in found]
-    blocks: list[Block] = [Paragraph("Mean over seeds with its 95 % interval.", "note")]
+    num = len(contents.seeds)
+    note = "Mean over seeds with its 95 % interval." if num >= MIN_VALUES else f"Of {numbers.several(num, 'seed')}."
+    blocks: list[Block] = [Paragraph(note, "note")]
     blocks += [cells_of(table) for table in plain if table.rows]
     details = summary_tables.details(summary)
     if details.rows:
