@@ -30,7 +30,7 @@ HUB = {"push_to_hub", "private"}  # sending is done with what was written: huggi
 COMMANDS = {
     "identify": ("identify", IdentifySettings(), {"dry_run", *HUB}),
     "score": ("score", IdentifySettings(), set()),
-    "select": ("select", None, {"imported", "model", "task", "export", "rules"}),  # lists of others: `import`, `export`
+    "select": ("select", None, set()),
     "map_models": ("map", MapSettings(), {"dry_run", "no_cache", *HUB}),  # cache=None
     "train": ("train", StreamSettings(), {"dry_run", "processes", *HUB}),  # starts other processes
     "evaluate": ("evaluate", EvaluateSettings(), {"dry_run"}),
@@ -174,3 +174,117 @@ def test_report_is_the_command(tmp_path):
     assert [file.name for file in reported.files] == ["report.html", "report.md"]
     for file in reported.files:
         assert file.read_bytes() == (tmp_path / "theirs" / file.name).read_bytes()
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "given", "told"),
+    [
+        (
+            "identify",
+            ("m", [{"name": "math"}]),
+            {},
+            r"tasks: found \[\{'name': 'math'\}\], expected the name of a f",
+        ),
+        (
+            "identify",
+            (3, "t.yaml"),
+            {"tuned": "x"},
+            r"(?s)base: found 3, expected a d.*tuned: found 'x', expected a m",
+        ),
+        ("identify", ("m", "t.yaml"), {"tuned": {"a": None}}, r"tuned\['a'\]: found None, expected a path"),
+        ("identify", ("m", "t.yaml"), {"out": None}, "out: found None, expected a directory's name"),
+        ("identify", ("m", "t.yaml"), {"profile": "papr"}, "profile: 'papr' is none of .*did you mean paper"),
+        ("score", ("m", {1: "x"}), {}, "tuned: found the key 1, expected a mapping name → path"),
+        ("select", (None,), {}, "files: found None, expected a path, or a list of paths"),
+        ("select", (), {}, "files: none given"),
+        ("select", ([],), {}, "files: none given"),
+        ("select", ("a.json",), {"ratio": "5%"}, "ratio: found '5%', expected a number, or None"),
+        ("map_models", (None, "b"), {"core": 3}, r"(?s)src: found None, expected a directory, a GGUF.*core: found 3"),
+        ("map_models", ("a", "b"), {"core": ["x", 3]}, r"core\[1\]: found 3, expected a path"),
+        ("map_models", ("a", "b"), {"mtach": "argmax"}, r"mtach: no such setting; did you mean match\?"),
+        ("map_models", ("a", "b"), {"cores": ["x"]}, r"cores: no such setting; did you mean core\?"),
+        ("map_models", ("a", "b"), {"ratio": "5%", "batch_size": "8"}, "(?s)ratio: found '5%'.*batch_size: found '8'"),
+        ("train", ("m", None), {"epochs": 0}, r"(?s)stream: found None, expected the name of a file.*epochs: 0 is not"),
+        ("evaluate", ("m",), {"only": 3, "data": []}, r"(?s)only: found 3, .*data: found \[\], expected a mapping"),
+        ("verify", ("m", 1), {"patch": {"a": 1}}, r"(?s)tuned: found 1.*patch: found \{'a': 1\}, expected a path, or"),
+        ("run", ({"target": "m"},), {}, r"file: found \{'target': 'm'\}, expected a file's name"),
+        (
+            "run",
+            ("run.yaml",),
+            {"jobs": "2", "rebuild": "no"},
+            "(?s)jobs: found '2'.*rebuild: found 'no', expected T",
+        ),
+        ("report", (7,), {}, "run: found 7, expected the directory of a run"),
+        ("read", (b"x",), {}, "file: found b'x', expected a file's name"),
+        ("read", ("x",), {"kind": "CoreFile"}, "kind: found 'CoreFile', expected a class of trace_transfer.artefacts"),
+    ],
+)
+def test_arguments_of_another_type_are_named(name, arguments, given, told):
+    with pytest.raises(tt.UserError, match=told) as refused:
+        FUNCTIONS[name](*arguments, **given)
+    assert str(refused.value).startswith(f"{name}: arguments that cannot be used:\n  - ")
+
+
+def test_no_jobs_are_not_those_of_the_file():
+    with pytest.raises(tt.UserError, match="jobs: 0 is not 1 or more"):
+        tt.run("run.yaml", jobs=0)
+
+
+def test_a_call_that_python_cannot_make_is_said_by_python():
+    with pytest.raises(TypeError, match=r"verify\(\) missing 1 required positional argument: 'tuned'"):
+        tt.verify("m")
+    with pytest.raises(TypeError, match=r"run\(\) got an unexpected keyword argument 'job'"):
+        tt.run("run.yaml", job=2)
+
+
+class Pointer:
+    """A path of another library."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __fspath__(self):
+        return str(self.place)
+
+
+@pytest.mark.parametrize(
+    "kind", [str, Pointer, lambda file: [file], lambda file: iter([file]), lambda file: (Pointer(file),)]
+)
+def test_one_file_or_several_of_any_kind_of_path(tiny, tmp_path, kind):
+    file = write_core(tiny("llama"), tmp_path / "math.core.json")
+    assert tt.verify(tiny("llama"), str(tiny("llama")), core=kind(file)).counts["frozen MOVED"].elements == 0
+    with pytest.raises(ArtefactError, match=rf"^{tmp_path}/none\.safetensors: "):
+        tt.evaluate(tiny("llama"), suite="paper", patch=kind(tmp_path / "none.safetensors"))
+    with pytest.raises(ArtefactError, match=rf"^{tmp_path}/none\.core\.json: cannot be read"):
+        tt.map_models(tiny("llama"), tiny("qwen3"), core=kind(tmp_path / "none.core.json"))
+    with pytest.raises(tt.UserError, match=rf"rules: {tmp_path}/none\.yaml does not exist"):
+        tt.score(tiny("llama"), {"math": tiny("llama")}, rules=kind(tmp_path / "none.yaml"), out=tmp_path / "out")
+    with pytest.raises(tt.UserError, match="suite paper: has no such evaluation:\n  - 'gsm9k'"):
+        tt.evaluate(tiny("llama"), only="gsm9k")
+
+
+def test_select_takes_one_several_and_lists(tiny, tmp_path):
+    one, two = (write_core(tiny("llama"), tmp_path / f"{task}.core.json", task) for task in ("math", "law"))
+    both = tt.select(one, two, ratio=0.2)
+    assert [core.task for core in both] == ["math", "law"]
+    assert tt.select([one, two], ratio=0.2) == tt.select((str(one), Pointer(two)), ratio=0.2) == both
+    assert tt.select(tmp_path.glob("math.*"), ratio=0.2) == tt.select(one, ratio=0.2) == both[:1]
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 2, float("nan")])
+def test_select_refuses_what_is_no_share(tiny, tmp_path, ratio):
+    file = write_core(tiny("llama"), tmp_path / "math.core.json")
+    with pytest.raises(tt.UserError, match=r"(?s)ratio: .* is not in \(0, 1\].*unit: 'tensor' is none of .*tensors\?"):
+        tt.select(file, ratio=ratio, unit="tensor", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_select_names_all_files_that_cannot_be_used_and_keeps_its_inputs(tiny, tmp_path):
+    with pytest.raises(tt.UserError, match=r"(?s)files that cannot be used:.*a\.json: cannot be read.*b\.json: cannot"):
+        tt.select(tmp_path / "a.json", tmp_path / "b.json")
+    file = write_core(tiny("llama"), tmp_path / "math.core.json")
+    with pytest.raises(tt.UserError, match="is an input as well"):
+        tt.select(file, ratio=1, out=tmp_path)

@@ -32,7 +32,7 @@ def write(tmp_path, data):
 def core_file(parameters, method="lf", ratio=0.4):
     identity = {
         "id": "tiny", "family": "llama", "model_type": "llama", "num_layers": 1, "num_parameters": 5,
-        "num_elements": 282, "names_sha256": "0" * 64,
+        "num_elements": 306, "names_sha256": "0" * 64,
     }  # fmt: skip
     return CoreFile(task="math", model=identity, method={"name": method, "ratio": ratio}, parameters=parameters)
 

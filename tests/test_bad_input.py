@@ -184,11 +184,15 @@ def test_a_tokenizer_of_another_model(mapping, copy_of):
     )
 
 
-def test_no_tokenizer(mapping, copy_of):
-    directory = copy_of("llama")
+@pytest.mark.parametrize("family", ["llama", "qwen3"])  # transformers makes an empty one for Qwen
+def test_no_tokenizer(mapping, copy_of, family):
+    directory = copy_of(family)
     for file in directory.glob("*token*"):
         file.unlink()
-    assert mapping.refused(src=directory).startswith(f"{directory}: its tokenizer cannot be read: ")
+    assert mapping.refused(src=directory) == (
+        f"{directory}: has no tokenizer (tokenizer.json or tokenizer.model, or vocab files, expected); copy the files "
+        "of the model it was made from"
+    )
 
 
 def test_a_hub_that_cannot_be_reached(mapping):
@@ -223,6 +227,18 @@ def test_a_core_file_of_another_model(mapping, tiny, tmp_path):
         assert f"names_sha256 {value[:12]}…" in message
 
 
+def test_source_and_target_swapped(mapping, tiny, tmp_path):
+    """All core files that do not fit are named, and which of them are of the target."""
+    swapped = write_core(mapping.target, tmp_path / "math.core.json")
+    message = mapping.refused("--core", swapped)
+    assert message.startswith(f"{swapped}: made for another model: ")
+    assert message.endswith("; it is of --dst: are --src and --dst swapped?")
+    other = write_core(tiny("qwen2"), tmp_path / "law.core.json", task="law")
+    both = mapping.refused("--core", swapped, "--core", other)
+    assert both.startswith(f"core files that are not of --src:\n  - {swapped}: made for another model: ")
+    assert both.count("are --src and --dst swapped?") == 1 and f"  - {other}: made for another model: " in both
+
+
 def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
     core = write_core(mapping.source, tmp_path / "math.core.json")
     parameters = json.loads(core.read_text())["parameters"]
@@ -237,15 +253,34 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
     [
         ({"format": "trace-transfer/layer-match"}, "format 'trace-transfer/layer-match', expected trace-transfer/core"),
         ({"format": "absent"}, "no 'format', expected trace-transfer/core"),
-        ({"version": 2}, "1 problem:\n  - version: Input should be 1"),
+        ({"version": 2}, "1 problem:\n  - version: Input should be 1; found 2"),
         ({"taks": "math"}, "1 problem:\n  - taks: Extra inputs are not permitted"),
         ({"task": "../../etc/passwd"}, "1 problem:\n  - task: String should match pattern"),
         ({"method": {"name": "lf", "ratio": 0}}, "1 problem:\n  - method.ratio: Input should be greater than 0"),
-        ({"parameters": [{"name": "a", "shape": [2, "x"], "sc": 1}]}, "2 problems:\n  - parameters.0.shape.1: "),
-        ({"parameters": []}, "1 problem:\n  - (file): Value error, no parameters are listed"),
+        ({"parameters": [{"name": "a", "shape": [2, "x"], "sc": 1}]}, "2 problems:\n  - parameters.0.shape.1 (a): "),
+        ({"parameters": []}, "1 problem:\n  - (file): no parameters are listed"),
         (
             {"parameters": [{"name": "a", "shape": [2], "score": float("nan")}]},
-            "1 problem:\n  - parameters.0.score: Input should be a finite number",
+            "1 problem:\n  - parameters.0.score (a): Input should be a finite number; found nan",
+        ),
+        (
+            {"parameters": [{"name": "a", "shape": [2], "core": "yes"}, {"name": "b", "shape": [-2], "core": 1}]},
+            "3 problems:\n  - parameters.0.core (a): Input should be a valid boolean; found 'yes'\n"
+            "  - parameters.1.shape.0 (b): Input should be greater than or equal to 0; found -2\n"
+            "  - parameters.1.core (b): Input should be a valid boolean; found 1",
+        ),
+        (
+            {"parameters": [{"name": "a", "shape": [2]}, {"name": "a", "shape": [3], "rows": [[0, 1]]}]},
+            "1 problem:\n  - (file): a is listed with two shapes, [2] and [3]",
+        ),
+        (
+            {"parameters": [{"name": "a", "shape": [4], "rows": rows} for rows in ([[0, 3]], [[2, 4]])]},
+            "a: its parts have 5 elements together, and its shape [4] has fewer: they overlap",
+        ),
+        (
+            {"parameters": [{"name": f"p{number}", "shape": [10**9]} for number in range(99)]},
+            "contradicts itself:\n      - 99 parameters are listed, and model.num_parameters says that there are 39\n"
+            "      - the listed parameters have 99,000,000,000 elements by their shapes, and model.num_elements says",
         ),
     ],
 )
@@ -349,9 +384,50 @@ def test_a_rules_file_that_is_not_there(mapping, tmp_path):
 def test_a_file_in_the_way_of_the_output(mapping, tmp_path):
     file = tmp_path / "file"
     file.write_text("precious")
-    for out in (file, file / "below"):
-        assert mapping.refused(out=out).startswith(f"{out}: the output directory cannot be written: ")
+    assert mapping.refused(out=file) == f"{file}: is a file, expected a directory; name another output directory"
+    below = file / "below"
+    assert mapping.refused(out=below).startswith(f"{below}: {file} is a file, expected a directory; name another ")
     assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_an_output_that_is_an_input(mapping, tmp_path, copy_of, more):
+    """Under whatever name; nothing of it changes."""
+    (tmp_path / "found").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "found")
+    cores = [write_core(mapping.source, tmp_path / f"found/{task}.core.json", task=task) for task in ("math", "law")]
+    before = [core.read_bytes() for core in cores]
+    one, two = (tmp_path / "link" / core.name for core in cores)
+    message = mapping.refused("--core", cores[0], *more, out=tmp_path / "link")
+    assert message == f"{one}: is an input as well; name another --out"
+    message = mapping.refused("--core", cores[0], "--core", cores[1], *more, out=tmp_path / "link")
+    assert message == f"what would be written is an input as well; name another --out:\n  - {one}\n  - {two}"
+    assert [core.read_bytes() for core in cores] == before
+    model = copy_of("llama")
+    files = sorted(model.iterdir())
+    assert mapping.refused(*more, src=model, out=model) == f"{model}: is an input as well; name another --out"
+    assert sorted(model.iterdir()) == files
+
+
+def test_core_files_that_would_stay_beside_another_match(mapping, tmp_path):
+    math, law = (write_core(mapping.source, tmp_path / f"{task}.core.json", task=task) for task in ("math", "law"))
+    assert mapping.run("--core", math).exit_code == 0
+    assert mapping.run("--core", law, "--ratio", "0.2", "--batch-size", "4").exit_code == 0  # the same match
+    before = {file: file.read_bytes() for file in mapping.out.iterdir()}
+    for more in ((), ("--dry-run",)):
+        result = mapping.run("--core", law, "--match", "argmax", *more)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == (
+            f"error: {mapping.out}: holds core files that another layer match carried (match: coverage there, argmax "
+            "now); they would stay beside the new one. Give --core for each of them, too, or name another --out:\n"
+            "  - math.core.json\n"
+        )
+    assert {file: file.read_bytes() for file in mapping.out.iterdir()} == before
+    (mapping.out / "notes.core.json").write_text("{}")  # none of ours: nobody's business
+    assert mapping.run("--core", math, "--core", law, "--match", "argmax").exit_code == 0
+    assert json.loads((mapping.out / "layer_match.json").read_text())["policy"] == "argmax"
+    (mapping.out / "layer_match.json").unlink()
+    assert "(layer_match.json is not there" in mapping.run("--core", law).stderr
 
 
 def test_an_output_name_that_no_file_system_takes(mapping, tmp_path):
@@ -372,7 +448,7 @@ def test_a_cache_that_cannot_be_written(mapping, tmp_path):
     arguments = [part for part in mapping.arguments("--cache", file / "cache") if part != "--no-cache"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "file/cache: the cache cannot be written: Not a directory; give another with --cache" in result.stderr
+    assert f"file/cache: {file} is a file, expected a directory; give another with --cache" in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
@@ -387,8 +463,11 @@ def test_a_device_that_is_none(mapping):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--ratio", "0", "'--ratio': 0.0 is not in the range 0<x<=1"),
-        ("--ratio", "1.5", "'--ratio': 1.5 is not in the range 0<x<=1"),
+        ("--ratio", "0", "'--ratio': 0: expected more than 0 and at most 1 (5 % is 0.05)"),
+        ("--ratio", "5", "'--ratio': 5: expected more than 0 and at most 1 (5 % is 0.05)"),
+        ("--ratio", "12.5", "(12.5 % is 0.125)"),
+        ("--ratio", "five", "'--ratio': 'five' is not a valid float"),
+        ("--ratio", "1.5", "'--ratio': 1.5: expected more than 0 and at most 1"),
         ("--ratio", "nan", "ratio: nan is not in (0, 1]"),
         ("--match", "best", "'--match': 'best' is not one of 'coverage', 'argmax', 'one-to-one', 'monotone'"),
         ("--rows", "token", "'--rows': 'token' is not one of 'boundary', 'word', 'example'"),

@@ -9,7 +9,7 @@ from tests.repeated_runs import RepeatedRuns
 from tests.task_files import write_tasks
 from trace_transfer.artefacts import read_artefact
 
-INTERRUPTED = "interrupted; nothing half-written was left, the same command starts again\n"
+INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
 CHECKPOINTS = ("/checkpoint/", "loss.csv")  # what there is only until a warm start is finished
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
 
@@ -186,9 +187,23 @@ def test_a_disk_that_is_really_full(tiny, tasks, tmp_path, size):
 
 def test_an_output_directory_that_cannot_be_written(identifying, tmp_path):
     (tmp_path / "out").write_text("a file")
-    assert "the output directory cannot be written" in identifying.refused()
+    assert "out: is a file, expected a directory" in identifying.refused()
 
 
 def test_a_dry_run_says_the_same_of_bad_input(identifying, tasks):
     tasks.write_text("tasks: []\n")
     assert identifying.refused("--dry-run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_device_that_is_not_there_is_refused_before_the_warm_starts(identifying, more):
+    assert "--device cuda: not available here (" in identifying.refused("--device", "cuda", *more)
+    assert nothing_was_written(identifying)
+
+
+def test_an_output_that_is_the_model(tasks, copy_of):
+    model = copy_of("llama")
+    files = sorted(model.iterdir())
+    assert f"{model}: is an input as well; name another --out" in Identifying(model, tasks, model).refused()
+    assert sorted(model.iterdir()) == files

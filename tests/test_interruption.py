@@ -17,7 +17,7 @@ from tests.repeated_runs import RepeatedRuns
 from tests.tiny_models import TEXTS
 from trace_transfer.artefacts import read_artefact
 
-INTERRUPTED = "interrupted; nothing half-written was left, the same command starts again\n"
+INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
 
 
 class Runs(RepeatedRuns):

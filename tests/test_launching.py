@@ -12,7 +12,7 @@ import pytest
 
 from trace_transfer import launching
 from trace_transfer.errors import UserError
-from trace_transfer.launching import check_processes, run_processes
+from trace_transfer.launching import check_processes, excess_of, run_processes
 
 ROOT = Path(__file__).parents[1]
 RANK = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
@@ -206,6 +206,8 @@ def test_more_than_the_machine_has(monkeypatch):
     monkeypatch.setattr(launching, "_num_gpus", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     check_processes(3)
+    assert excess_of(3) is None
+    assert excess_of(4) == "one needs a core each, and this process may use 3"  # what a plan says, for another machine
     with pytest.raises(UserError, match=r"--processes 4: one needs a core each, and this process may use 3"):
         check_processes(4)
     monkeypatch.setattr(launching, "_num_gpus", lambda: 2)

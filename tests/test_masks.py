@@ -10,7 +10,7 @@ from trace_transfer.stages.opening import open_model
 
 UP = "model.layers.1.mlp.up_proj.weight"
 MODEL = {
-    "id": "x", "family": "llama", "model_type": "llama", "num_layers": 1, "num_parameters": 1, "num_elements": 1,
+    "id": "x", "family": "llama", "model_type": "llama", "num_layers": 1, "num_parameters": 1, "num_elements": 10**6,
     "names_sha256": "0" * 64,
 }  # fmt: skip
 

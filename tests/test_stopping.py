@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from trace_transfer.cli import Commands
+from trace_transfer.cli import INTERRUPTED, Commands
 from trace_transfer.errors import ModelError
 from trace_transfer.stopping import StopRequested, interruption_held_back, noted_interruption, stop_on_sigterm
 
@@ -39,7 +39,7 @@ def test_ctrl_c_ends_with_130_whatever_a_library_makes_of_it(becomes):
             raise becomes or KeyboardInterrupt from None
 
     code, stderr, _ = run(body)
-    assert (code, stderr) == (130, "interrupted; nothing half-written was left, the same command starts again\n")
+    assert (code, stderr) == (130, f"{INTERRUPTED}\n")
 
 
 def test_the_same_errors_without_ctrl_c_are_what_they_are():

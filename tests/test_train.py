@@ -198,6 +198,25 @@ def test_a_dry_run_says_what_would_train_and_writes_nothing(model, stream, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_counts_the_tokens_that_are_trained(train, model, stream, tmp_path):
+    arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--out", tmp_path, "--dry-run"]
+    planned = CliRunner().invoke(main, [str(one) for one in arguments]).stdout
+    for stage in read_artefact(train("--method", "trace") / "stream.json").stages:
+        (row,) = [line.split() for line in planned.splitlines() if line.startswith(f"{stage.label} ") and "%" in line]
+        assert row[1:4] == [f"{stage.num_examples:,}", f"{stage.tokens:,}", f"{stage.num_steps:,}"]
+
+
+def test_a_dry_run_for_a_larger_machine(model, stream, tmp_path):
+    arguments = ["train", model, "--stream", stream, "--batch-size", 4096, "--micro-batch-size", 1,
+                 "--out", tmp_path / "out", "--dry-run"]  # fmt: skip
+    for count, refused in ((1, False), (4096, True)):
+        result = CliRunner().invoke(main, [str(one) for one in (*arguments, "--processes", count)])
+        assert result.exit_code == 0, result.stderr
+        told = " ".join(result.stdout.split())
+        assert (f"--processes {count}: one needs a " in told) == refused
+        assert (": here it would be refused" in told) == refused
+
+
 def test_another_run_with_other_settings_is_refused(train, model, stream):
     out = train("--method", "trace")
     arguments = ["train", model, "--stream", stream, "--batch-size", 8, "--epochs", 2, "--out", out]

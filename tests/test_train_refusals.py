@@ -155,3 +155,18 @@ def test_a_full_disk_while_a_patch_is_written(training, monkeypatch):
     training.out.rename(expected)
     for name, value in weights(expected / "model").items():
         assert bool((value == after[name]).all())
+
+
+def test_an_output_that_is_an_input(training, copy_of, tmp_path):
+    """The base itself, or where the tuned model would be written."""
+    training.model = copy_of("llama", num_hidden_layers=2)
+    before = {file: file.read_bytes() for file in training.model.iterdir()}
+    training.out = training.model
+    for more in ((), ("--dry-run",)):
+        assert f"{training.model}: is an input as well; name another --out" in training.refused(*more)
+    assert {file: file.read_bytes() for file in training.model.iterdir()} == before
+    training.out = tmp_path / "run"
+    training.out.mkdir()
+    training.model = training.model.rename(training.out / "model")
+    assert f"{training.model}: is an input as well; name another --out" in training.refused()
+    assert [file.name for file in training.out.iterdir()] == ["model"]

@@ -4,16 +4,19 @@ import trace_transfer as tt
 found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"], out="runs/l3-q3")
 
 Each does what the command of its name does, through the same functions, and returns what it found as a typed, frozen
-object instead of printing it. `map` is `map_models` here, because Python has a `map`.
+object instead of printing it. `map` is `map_models` here, because Python has a `map`. Where several files are taken,
+one may be given by itself. Arguments that cannot be used are told at once, in a `UserError`, before anything is done.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from trace_transfer.arguments import PathLike, Paths, checked, several, texts
+from trace_transfer.settings.checks import refuse
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.mapping import MapSettings
@@ -31,9 +34,8 @@ if TYPE_CHECKING:
 
     Artefact = TypeVar("Artefact", bound=Strict)
 
-PathLike = str | Path
 
-
+@checked(IdentifySettings)
 def identify(
     base: PathLike,
     tasks: PathLike,
@@ -41,7 +43,7 @@ def identify(
     tuned: Mapping[str, PathLike] | None = None,
     out: PathLike = "runs/identify",
     profile: str = "default",
-    rules: Sequence[PathLike] = (),
+    rules: Paths = (),
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Identified | None:
@@ -71,10 +73,11 @@ def identify(
     from trace_transfer.stages.identifying import plan_identify, run_identify
 
     chosen = IdentifySettings.of(profile, **settings)
-    plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=tuple(map(str, rules)), out=out)
+    plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=texts(rules), out=out)
     return run_identify(plan, reporter or Silent())
 
 
+@checked(IdentifySettings)
 def score(
     base: PathLike,
     tuned: Mapping[str, PathLike] | None = None,
@@ -82,7 +85,7 @@ def score(
     tasks: PathLike | None = None,
     out: PathLike = "runs/identify",
     profile: str = "default",
-    rules: Sequence[PathLike] = (),
+    rules: Paths = (),
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Identified:
@@ -109,43 +112,49 @@ def score(
 
     chosen = IdentifySettings.of(profile, **settings)
     return run_score(
-        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=tuple(map(str, rules)), out=out,
+        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=texts(rules), out=out,
         reporter=reporter or Silent(),
     )  # fmt: skip
 
 
+@checked()
 def select(
-    *files: PathLike, ratio: float | None = None, unit: str | None = None, out: PathLike | None = None
+    *files: PathLike | Iterable[PathLike],
+    ratio: float | None = None,
+    unit: str | None = None,
+    out: PathLike | None = None,
 ) -> tuple[CoreFile, ...]:
     """Select the top `ratio` anew from the scores in core files; no weights are read.
 
     Args:
-        files: core files, of a task each.
-        ratio: the new core share; None for the one before.
+        files: core files, of a task each: one after the other, or in a list.
+        ratio: the new core share, in (0, 1]; None for the one before.
         unit: what it counts, `tensors`, `elements` or `rows`; None for what it counted before.
         out: directory for the new files; None writes none.
 
+    Returns:
+        One for each file, in their order: a tuple of a single file, too.
+
     Raises:
         ArtefactError: one is not a core file.
-        UserError: `rows` of scores of whole tensors or the other way round; two files of one task.
+        UserError: `rows` of scores of whole tensors or the other way round; two files of one task; a file that would be
+            written over.
 
     Examples:
         >>> (wider,) = tt.select("runs/smollm2/math.core.json", ratio=0.1)
         >>> wider.ratio_of_elements
     """
-    from trace_transfer.stages.reselecting import reselect, write_core_files
+    from trace_transfer.stages.reselecting import reselect_all
 
-    cores = tuple(reselect(Path(file), ratio, unit) for file in files)
-    if out is not None:
-        write_core_files(cores, out, export=False)
-    return cores
+    return reselect_all([Path(one) for some in files for one in several(some)], ratio, unit, out)
 
 
+@checked(MapSettings)
 def map_models(
     src: PathLike,
     dst: PathLike,
     *,
-    core: Sequence[PathLike] = (),
+    core: Paths = (),
     out: PathLike = "runs/map",
     profile: str = "default",
     reporter: Reporter | None = None,
@@ -174,15 +183,16 @@ def map_models(
     from trace_transfer.stages.mapping import plan_map, run_map
 
     chosen = MapSettings.of(profile, **settings)
-    return run_map(plan_map(src, dst, local_files(core), chosen), out, chosen, reporter or Silent())
+    return run_map(plan_map(src, dst, local_files(several(core)), chosen), out, chosen, reporter or Silent())
 
 
+@checked(StreamSettings)
 def train(
     base: PathLike,
     stream: PathLike,
     *,
     out: PathLike = "runs/train",
-    rules: Sequence[PathLike] = (),
+    rules: Paths = (),
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Streamed | None:
@@ -213,20 +223,21 @@ def train(
     from trace_transfer.stopping import StopSignal
 
     plan = plan_stream(
-        base, stream, settings=StreamSettings.of(**settings), rules=tuple(map(str, rules)), out=out,
+        base, stream, settings=StreamSettings.of(**settings), rules=texts(rules), out=out,
         num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
     )  # fmt: skip
     require_space(plan)
     return run_stream(plan, reporter or Silent(), StopSignal())
 
 
+@checked(EvaluateSettings)
 def evaluate(
     model: PathLike,
     *,
     suite: PathLike = "paper",
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     data: Mapping[str, PathLike] | None = None,
-    patch: Sequence[PathLike] = (),
+    patch: Paths = (),
     out: PathLike = "runs/evaluate",
     reporter: Reporter | None = None,
     **settings: Any,
@@ -261,16 +272,17 @@ def evaluate(
 
     chosen = EvaluateSettings.of(**settings)
     of_suite = load_suite(suite).with_data(data or {}).only(only)
-    state = ModelState(ModelSource.parse(model), Patch.open_all(patch))
+    state = ModelState(ModelSource.parse(model), Patch.open_all(several(patch)))
     return run_evaluation(plan_evaluation(state, of_suite, chosen), None, Path(out), reporter or Silent())
 
 
+@checked()
 def verify(
     base: PathLike,
     tuned: PathLike,
     *,
-    core: Sequence[PathLike] = (),
-    patch: Sequence[PathLike] = (),
+    core: Paths = (),
+    patch: Paths = (),
     reporter: Reporter | None = None,
 ) -> Verification:
     """Compare two models bit for bit, and prove that nothing moved but what core files or patches say.
@@ -297,13 +309,14 @@ def verify(
     from trace_transfer.stages.verifying import require_frozen, verify_models
 
     found = verify_models(
-        str(base), str(tuned), cores=[Path(file) for file in core], patches=[Path(file) for file in patch],
-        reporter=reporter or Silent(),
+        str(base), str(tuned), cores=[Path(file) for file in several(core)],
+        patches=[Path(file) for file in several(patch)], reporter=reporter or Silent(),
     )  # fmt: skip
     require_frozen(found)
     return found
 
 
+@checked()
 def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None, rebuild: bool = False) -> RunFile:
     """Run everything that a run file says and that is not up to date, and make the report.
 
@@ -333,12 +346,14 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
     from trace_transfer.stopping import StopSignal
     from trace_transfer.views.running import Display
 
+    refuse([f"jobs: {jobs} is not 1 or more"] if jobs is not None and jobs < 1 else [])
     read = load_run(file, None if out is None else Path(out))
-    graph = build_graph(replace(read, jobs=jobs or read.jobs))
+    graph = build_graph(replace(read, jobs=read.jobs if jobs is None else jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
     return run_to_the_end(graph, status, Display(), StopSignal()).record
 
 
+@checked()
 def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
     """Write what a run found as one self-contained page, report.html, and as report.md.
 
@@ -364,6 +379,7 @@ def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
 def read(file: PathLike) -> Any: ...
 @overload
 def read(file: PathLike, kind: type[Artefact]) -> Artefact: ...
+@checked()
 def read(file: PathLike, kind: type[Any] | None = None) -> Any:
     """Read a JSON file that this package wrote: a core file, a layer match, scores, a run; all of it is checked.
 

@@ -9,12 +9,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError
+from trace_transfer.errors import UserError, listing
 
 PART = ".part"
 
@@ -116,9 +116,66 @@ def prepare_directory(path: Path | str, what: str = "output directory", hint: st
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((one for one in (directory, *directory.parents) if one.exists() and not one.is_dir()), directory)
+        which = "" if file == directory else f"{file} "
+        raise UserError(
+            f"{directory}: {which}is a file, expected a directory{hint or f'; name another {what}'}"
+        ) from error
     except OSError as error:
         raise UserError(f"{directory}: the {what} cannot be written: {error.strerror}{hint}") from error
     return directory
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option: str = "--out") -> None:
+    """Refuse to write over what is read, before any work: a file is replaced whole, and what it was is gone.
+
+    Args:
+        outputs: files and directories that will be written.
+        inputs: files, and models by their names; those of the hub are not here, and in nobody's way. Of a directory
+            its files are inputs, too.
+        option: what names the outputs, for the message.
+
+    Raises:
+        UserError: some are the same, under whatever name; all are named.
+    """
+    read = {path.resolve() for one in inputs if _kind(path := Path(one).expanduser())}
+    taken: list[Path] = []
+    for output in outputs:
+        place = output.resolve()
+        in_one = _kind(place) == "file" and place.parent in read  # of a directory that is taken its files are not told
+        if place in read or (in_one and output.parent not in taken):
+            taken.append(output)
+    if len(taken) == 1:
+        raise UserError(f"{taken[0]}: is an input as well; name another {option}")
+    if taken:
+        raise UserError(
+            f"what would be written is an input as well; name another {option}:\n" + listing([*map(str, taken)])
+        )
+
+
+def refuse_directory(file: Path, option: str = "--out") -> None:
+    """Refuse a directory where a file is to be written.
+
+    Raises:
+        UserError: it is one.
+    """
+    if _kind(file) == "directory":
+        raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
+
+
+def found_in(directory: Path, pattern: str) -> list[Path]:
+    """Files of that pattern in a directory, sorted; none where no directory is, or can be."""
+    with suppress(OSError):
+        return sorted(directory.glob(pattern))
+    return []
+
+
+def _kind(path: Path) -> str | None:
+    """`file` or `directory`; None where nothing is, or can be: some names no file system takes."""
+    with suppress(OSError):
+        return "directory" if path.is_dir() else "file" if path.exists() else None
+    return None
 
 
 def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:

@@ -45,11 +45,16 @@ def check_processes(count: int) -> None:
             f"{os.environ['RANK']}, WORLD_SIZE {os.environ.get('WORLD_SIZE', 'not set')}); leave --processes out, or "
             "start it without the launcher"
         )
+    if excess := excess_of(count):
+        raise UserError(f"--processes {count}: {excess}")
+
+
+def excess_of(count: int) -> str | None:
+    """Why this machine has no room for so many processes; None if it has."""
     num_gpus, num_cores = _num_gpus(), _num_cores()
     if num_gpus and count > num_gpus:
-        raise UserError(f"--processes {count}: one needs a GPU each, and this machine has {num_gpus}")
-    if count > num_cores:
-        raise UserError(f"--processes {count}: one needs a core each, and this process may use {num_cores}")
+        return f"one needs a GPU each, and this machine has {num_gpus}"
+    return f"one needs a core each, and this process may use {num_cores}" if count > num_cores else None
 
 
 def run_processes(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 HUB_TIMEOUT = 10  # s
+GGUF_MAGIC = b"GGUF"
 ELEMENTS_AT_ONCE = 1 << 18
 
 
@@ -129,7 +130,24 @@ def _config_failure(source: ModelSource, error: Exception) -> str:
             f"{source.name}: no such directory, and its config could not be had from the hub ({first_line(error)}). "
             "Check the name, your connection and, for a gated model, `hf auth login`"
         )
+    if source.gguf is not None and (damage := gguf_damage(source.directory / source.gguf)):
+        return f"{source.name}: {damage}"
     return f"{source.name}: its config cannot be read: {first_line(error)}"
+
+
+def gguf_damage(file: Path) -> str | None:
+    """What is wrong with a GGUF file that its reader cannot take apart; None for one that is whole."""
+    from gguf import GGUFReader
+
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic and not GGUF_MAGIC.startswith(magic):
+        return "not a GGUF file: it does not begin with the letters GGUF"
+    try:
+        GGUFReader(file)
+    except Exception:  # numpy's of many kinds, wherever the bytes end; what they say of arrays helps nobody
+        return f"cut short or damaged ({file.stat().st_size:,} bytes); download it again"
+    return None
 
 
 def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:

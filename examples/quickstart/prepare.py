@@ -20,7 +20,9 @@ def package_directory(name: str) -> Path:
     """Where an installed package lies; it is not imported, only its data are used."""
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise click.ClickException(f"the package {name} is not installed: `make install` does it, or in a copy of the repository pip install '.[demo]'")
+        raise click.ClickException(
+            f"the package {name} is not installed: `make install` does it, or pip install '.[demo]'"
+        )
     return Path(found.submodule_search_locations[0])
 
 

@@ -64,6 +64,43 @@ def test_ranks_of_adapters(core):
     assert "    r=3,\n    lora_alpha=7.0,\n" in done.stdout
 
 
+def test_an_output_that_is_an_input(tiny, copy_of, core, tmp_path):
+    before = core.read_bytes()
+    (tmp_path / "link").symlink_to(core)
+    more = write_core(tiny("llama"), tmp_path / "law.core.json", task="law")
+    for out in (core, tmp_path / "link"):
+        done = run("export", more, core, "--to", "axolotl", "--out", out)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr == f"error: {out}: is an input as well; name another --out\n"
+    done = run("export", core, "--to", "axolotl", "--out", tmp_path)
+    assert done.stderr == f"error: {tmp_path}: is a directory, expected a file; name one with --out\n"
+    model = copy_of("llama")
+    done = run("export", core, "--to", "peft", "--model", model, "--out", model / "config.json")
+    assert "config.json: is an input as well" in done.stderr
+    assert core.read_bytes() == before
+
+    run("export", core, "--to", "axolotl", "--out", tmp_path / "math.yaml")
+    listed = (tmp_path / "math.yaml").read_bytes()
+    done = run(
+        "import", tmp_path / "math.yaml", "--from", "axolotl", "--model", model, "--task", "x",
+        "--out", tmp_path / "math.yaml",
+    )  # fmt: skip
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "math.yaml: is an input as well; name another --out" in done.stderr
+    assert (tmp_path / "math.yaml").read_bytes() == listed
+
+
+def test_names_of_trainers_however_they_are_spelt(core):
+    for name in ("ms_swift", "MS-Swift", "msswift"):
+        assert run("export", core, "--to", name).stdout == run("export", core, "--to", "ms-swift").stdout
+    assert "LLaMA-Factory cannot train exactly" in run("export", core, "--to", "llamafactory").stderr
+    done = run("export", core, "--to", "axolot")
+    assert done.exit_code == 2
+    assert "'axolot' is not one of 'axolotl', 'ms-swift', " in done.stderr
+    assert "Did you mean 'axolotl'?" in done.stderr
+    assert "Did you mean" not in run("export", core, "--to", "xyzzy").stderr
+
+
 def test_only_adapters_have_ranks(core):
     done = run("export", core, "--to", "trl", "--rank", 3)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -166,3 +203,24 @@ def test_what_import_refuses(tiny, tmp_path, monkeypatch, arguments, message):
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["list.yaml"]
+
+
+def test_a_list_for_another_model_is_told_in_one_line(tiny, tmp_path):
+    """Before the names: which layers it names, and which there are."""
+    core = write_core(tiny("qwen3"), tmp_path / "math.core.json")  # five layers, others than gpt2's three
+    run("export", core, "--to", "axolotl", "--out", tmp_path / "list.yaml")
+    arguments = ("import", tmp_path / "list.yaml", "--from", "axolotl", "--model")
+    done = run(*arguments, tiny("gpt2"), "--out", tmp_path / "x.core.json")
+    assert (done.exit_code, done.stdout) == (2, "")
+    first, second, *names = done.stderr.splitlines()
+    assert first == (
+        f"error: {tmp_path / 'list.yaml'}: looks like a list for another model: 5 of its 5 patterns match nothing; "
+        "they name layers up to 4; gpt2 (gpt2) has layers transformer.h.0 to transformer.h.2"
+    )
+    assert second.startswith("patterns of unfrozen_parameters that do not fit the model")
+    assert len(names) == 5
+    text = "unfrozen_parameters: [model.embed, model.layers.0, model.layers.2.mpl]\n"
+    (tmp_path / "list.yaml").write_text(text)
+    done = run(*arguments, tiny("llama"), "--out", tmp_path / "x.core.json")
+    assert "model.layers.2.mpl: matches none of the 39 names" in done.stderr
+    assert "another model" not in done.stderr  # one mistyped name

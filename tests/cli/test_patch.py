@@ -65,7 +65,8 @@ def test_there_and_back(tiny, tmp_path, family, dtype, save_dtype):
     done("apply", base, one, two, "--out", tmp_path / "final")
     assert same_bits(stored(tmp_path / "final"), stored(tmp_path / "steps"))
     assert same_bits(stored(tmp_path / "final"), {name: final.value(name) for name in final.shapes})
-    done("revert", tmp_path / "final", two, "--out", tmp_path / "back")
+    told = done("revert", tmp_path / "final", two, "--out", tmp_path / "back").stdout
+    assert "with 1 patch reverted, " in told
     assert same_bits(stored(tmp_path / "back"), stored(tmp_path / "first"))
     done("revert", tmp_path / "back", one, "--out", tmp_path / "again")
     done("revert", tmp_path / "final", one, two, "--out", tmp_path / "at_once")
@@ -101,8 +102,8 @@ def test_a_model_in_another_state(tiny, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_what_is_refused_before_anything_is_read(tiny, tmp_path):
-    base = tiny("llama")
+def test_what_is_refused_before_anything_is_read(tiny, copy_of, tmp_path):
+    base, copy = tiny("llama"), copy_of("llama")
     _, (one, _) = stream(base, tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used/file").touch()
@@ -119,6 +120,8 @@ def test_what_is_refused_before_anything_is_read(tiny, tmp_path):
         (("apply", tmp_path / "none", one, "--out", out), "no such file or directory"),
         (("diff", base, tiny("olmo2"), "--out", out), "not of the same names and shapes"),
         (("diff", base, base, "--task", "a/b", "--out", out), "--task 'a/b': expected letters"),
+        (("diff", copy, base, "--out", copy / "config.json"), "config.json: is an input as well; name another --out"),
+        (("diff", base, copy, "--out", copy), f"{copy}: is a directory, expected a file"),
     ):
         assert message in refused(*arguments)
         assert not out.exists()

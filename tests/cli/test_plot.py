@@ -93,3 +93,12 @@ def test_own_rules_tell_components(tiny, tmp_path: Path) -> None:
     result = run(file, "--out", tmp_path / "out", "--rules", rules)
     assert result.exit_code == 0, result.output
     assert "LN-PA" in (tmp_path / "out" / "importance.html").read_text("utf-8")
+
+
+def test_an_output_that_is_an_input(tiny, tmp_path: Path) -> None:
+    core = write_core(tiny("llama"), tmp_path / "importance.html")
+    before = core.read_bytes()
+    result = run(core, "--out", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {core}: is an input as well; name another --out\n"
+    assert core.read_bytes() == before and not (tmp_path / "importance.png").exists()

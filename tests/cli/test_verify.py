@@ -89,10 +89,16 @@ def test_what_is_refused(tiny, tmp_path):
     rows = make_patch(state, tmp_path / "rows", Mask({"lm_head.weight": Slice(0, ((0, 2),))}), 1)
     columns = make_patch(state, tmp_path / "columns", Mask({"lm_head.weight": Slice(1, ((0, 2),))}), 1)
     other = tiny("qwen2")
-    core = write_core(other, tmp_path / "other.core.json")
+    core, more = (write_core(other, tmp_path / f"{name}.core.json") for name in ("other", "more"))
+    own = write_core(base, tmp_path / "own.core.json")
+    before = own.read_bytes()
     for arguments, message in (
         ((base, base), "what was to move is not said: give --core"),
-        ((base, base, "--core", core), "its core set does not fit the model"),
+        ((base, base, "--core", core), f"{core}: core file is of {other} (qwen2, 5 layers, 62 parameters), BASE is "),
+        ((base, base, "--core", core, "--core", more), "core files of another model than BASE:\n  - "),
+        ((base, base, "--core", own, "--json", own), f"{own}: is an input as well; name another --json"),
+        ((base, base, "--core", own, "--json", base / "config.json"), "config.json: is an input as well"),
+        ((base, base, "--core", own, "--json", tmp_path), f"{tmp_path}: is a directory, expected a file"),
         ((base, base, "--core", tmp_path / "none"), "none: cannot be read"),
         ((base, base, "--core", base / "config.json"), "expected trace-transfer/core"),
         ((other, other, "--patch", rows.path), "patches that are not of"),
@@ -104,3 +110,5 @@ def test_what_is_refused(tiny, tmp_path):
         assert (done.exit_code, done.stdout) == (2, ""), arguments
         assert message in done.stderr
         assert done.stderr.startswith("error: ")
+        assert "model.layers" not in done.stderr or "not a model tuned from" in done.stderr  # no list of names
+    assert own.read_bytes() == before

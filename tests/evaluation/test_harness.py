@@ -1,6 +1,8 @@
 """Stock tasks of lm-evaluation-harness through us and by hand: the same numbers and texts."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.tasks.evaluation import Suite, load_suite
 
+ROOT = Path(__file__).parents[2]
 ABERCROMBIE = [
     {"text": f"The mark {word} for {thing}.", "answer": answer}
     for word, thing, answer in (("Salt", "salt", "generic"), ("Ivory", "soap", "arbitrary"), ("Zy", "pens", "fanciful"))
@@ -170,9 +173,30 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
     hub = Suite.of([{"name": "one", "kind": "harness", "task": "gsm8k_cot"}], tmp_path, "test")
     told = refused(model, hub)
     assert "data set openai/gsm8k/main could not be had from the hub" in told and "--data one=FILE" in told
-    with monkeypatch.context() as patch:
-        patch.setattr(harness.importlib.util, "find_spec", lambda name: None)
-        assert "pip install 'trace-transfer[evaluation]'" in refused(model, of(task="gsm8k_cot"))
+
+
+def test_a_harness_that_is_not_installed_is_told_once(model, tmp_path, monkeypatch):
+    """With the names of all that need it, in the words of the package's own metadata."""
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
+    told = refused(model, load_suite("paper"))
+    names = [spec.name for spec in load_suite("paper").specs if spec.kind in ("harness", "humaneval")]
+    assert told.startswith(
+        f"suite paper: cannot be run:\n  - {', '.join(names)}: need lm-evaluation-harness, which is "
+    )
+    assert told.count("not installed") == 1 and len(names) > 5
+    assert "--suite FILE" in told and "pip install '.[evaluation]'" in told
+    assert told.count("it runs programs that the model writes") == 1  # is told beside it
+    (wanted,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["evaluation"]
+    assert f"pip install '{wanted}' (in a copy" in told
+    write_records(tmp_path / "data.jsonl", GSM8K)
+    items = "[{name: one, kind: harness, data: data.jsonl}, {name: two, kind: loss, data: data.jsonl}]"
+    (tmp_path / "suite.yaml").write_text(f"evaluations: {items}")
+    told = refused(model, load_suite(tmp_path / "suite.yaml"))
+    assert told.startswith(
+        f"{tmp_path / 'suite.yaml'}: cannot be run:\n  - one: needs lm-evaluation-harness, which is "
+    )
+    alone = refused(model, suite_of(tmp_path, GSM8K, task="gsm8k_cot"))
+    assert alone.startswith("one: needs lm-evaluation-harness, which is not installed")
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(model, tmp_path, monkeypatch):
@@ -213,7 +237,7 @@ def test_a_failure_of_the_harness_is_told(model, tmp_path, monkeypatch):
         raise ValueError("no luck\nat all")
 
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", fail)
-    with pytest.raises(EvaluationError, match=r"evaluation one \(data.jsonl\): lm-evaluation-harness failed: no luck$"):
+    with pytest.raises(EvaluationError, match=r"one \(.*/data.jsonl\): lm-evaluation-harness failed: no luck$"):
         run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0))
 
 

@@ -4,11 +4,15 @@ from itertools import permutations
 
 import pytest
 
-from tests.pipeline.run_directories import write_file, write_run
+from tests.pipeline.run_directories import run_content, write_file, write_run
 from trace_transfer.errors import UserError
 from trace_transfer.pipeline.cells import cells_of
+from trace_transfer.pipeline.checking import check_plan
+from trace_transfer.pipeline.graph import build_graph
 from trace_transfer.pipeline.methods import METHODS
 from trace_transfer.pipeline.reading import load_run
+from trace_transfer.pipeline.status import read_status
+from trace_transfer.views.run_plan import render_run_plan
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_sweeps(directory):
         ({"reference": "joint"}, "reference: no method 'joint' in this run"),
         ({"sweeps": {"colour": [1]}}, r"sweeps\.colour: no such axis"),
         ({"sweeps": {"ratio": [0.1, "x"]}}, r"sweeps\.ratio: ratio: found 'x'"),
-        ({"sweeps": {"ratio": [5.0]}}, r"identify\.ratio: 5\.0"),
+        ({"sweeps": {"ratio": [5.0]}}, r"sweeps\.ratio: ratio: 5\.0 is not in \(0, 1\]"),
         ({"sweeps": {"alpha": {"values": [0.5], "methods": ["sequential"]}}}, r"sweeps\.alpha\.methods: found"),
         ({"sweeps": {"order": [["math"]]}}, r"sweeps\.order: \['math'\] is not an order of math, code"),
         ({"represent": {"methods": ["nobody"]}}, r"represent\.methods: found \['nobody'\]"),
@@ -136,6 +140,53 @@ def test_all_problems_at_once(directory):
     assert all(word in text for word in ("identify.ratoi", "no method 'nothing'", "train.zero", "jobs: found 'two'"))
 
 
+def test_values_out_of_range_are_told_with_the_rest(directory):
+    text = problems_of(
+        directory, identify={"ratoi": 1, "ratio": 2, "epochs": 0}, train={"zero": 9, "offload": "parameters"},
+        evaluate={"limit": 0}, sweeps={"ratio": [5.0], "colour": [1]}, reference="joint",
+    )  # fmt: skip
+    assert text.split("\n  - ")[1:] == [
+        "identify.ratoi: no such setting; did you mean ratio?",
+        "identify.ratio: 2.0 is not in (0, 1]",
+        "identify.epochs: 0 is not in [1, 2147483647]",
+        "train.zero: 9 is none of 0, 1, 2, 3",
+        "evaluate.limit: 0 is not in [1, 2147483647]",
+        "reference: no method 'joint' in this run, allowed: sequential, transfer-lf",
+        "sweeps.ratio: ratio: 5.0 is not in (0, 1]",
+        "sweeps.colour: no such axis; allowed: ratio, alpha, warm_start_epochs, match, seed, order, or a setting such "
+        "as train.epochs",
+    ]
+
+
+def test_settings_that_contradict_each_other_in_a_cell(directory):
+    """`zero` by itself is for the cells to know: a method may set it."""
+    assert "train.offload: 'parameters' needs zero 3" in problems_of(
+        directory, train={"offload": "parameters", "zero": 1}
+    )
+    own = {"name": "low", "like": "sequential", "train": {"zero": 3}}
+    read(directory, train={"offload": "parameters", "zero": 1}, methods=[own])
+
+
 def test_two_tasks_that_only_case_tells_apart(directory):
     tasks = [{"name": name, "data": "math.train.jsonl", "evaluate": "math"} for name in ("Math", "math")]
     assert "only case differs" in problems_of(directory, tasks=tasks)
+
+
+def test_devices_that_are_not_there_are_refused_before_the_first_step(tiny, tmp_path):
+    sections = {name: {**run_content()[name], "device": f"gpu-{name}"} for name in ("identify", "map", "evaluate")}
+    sections["represent"] = {"device": "gpu-represent", "methods": ["sequential"]}
+    graph = build_graph(load_run(write_run(tmp_path, tiny, **sections)))
+    with pytest.raises(UserError, match="cannot be run") as caught:
+        check_plan(graph)
+    for told in ("identify", "map", "evaluate", "represent"):
+        assert f"--device gpu-{told}: not available here (" in str(caught.value)
+    without = {"identify": sections["identify"], "methods": ["sequential", "transfer-cs"]}
+    graph = build_graph(load_run(write_run(tmp_path, tiny, **without)))
+    check_plan(graph)  # nothing is computed there
+
+
+def test_counts_in_the_plan_of_a_run(tiny, tmp_path):
+    graph = build_graph(load_run(write_run(tmp_path, tiny, methods=["sequential"], seeds=[0])))
+    text = render_run_plan(graph, read_status(graph, graph.run.out))
+    assert text.startswith("small: 1 method x 1 seed on math, code\n")
+    assert "\n1 model in the comparison, 0 in sweeps; 3 steps\n" in text

@@ -100,6 +100,8 @@ def test_the_rest_of_them(tmp_path):
          "'{layer}' inside [ ] or { } needs quotes"),
         ("", "mine.yaml:1: found nothing, expected a mapping with 'family:', 'layer:', 'components:' …"),
         ("- a", "mine.yaml:1: found a list, expected a mapping with 'family:', 'layer:', 'components:' …"),
+        ("a:\n\tb: c", "mine.yaml:2: not valid YAML: found character '\\t' that cannot start any token; indent with "
+         "spaces, not tabs"),
         ("a: b\n---\nc: d", "mine.yaml:2: not valid YAML: but found another document"),
     ],
 )  # fmt: skip

@@ -52,7 +52,7 @@ def test_profiles_yield_to_what_is_given():
         ({"max_grad_norm": 0.0}, "max_grad_norm: 0.0 is not above 0"),
         ({"zero": 4}, "zero: 4 is none of 0, 1, 2, 3"),
         ({"precision": "float16"}, "precision: 'float16' is none of auto, float32, bfloat16"),
-        ({"checkpoint_minutes": -1}, "checkpoint_minutes: -1 is not 0 or more"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes: -1.0 is not 0 or more"),
         ({"replicates": 3}, "replicates: 3 is none of 1, 2"),
         ({"too_long": "drop"}, "too_long: 'drop' is none of cut, leave-out"),
         ({"method": "lff"}, "method: 'lff' is none of lf, cs, l2, fisher; did you mean lf"),

@@ -36,9 +36,9 @@ def test_all_problems_at_once_with_what_was_meant():
 
 
 def test_unknown_profile_and_field():
-    with pytest.raises(UserError, match=r"profile 'papers' is none of default, paper"):
+    with pytest.raises(UserError, match=r"profile: 'papers' is none of default, paper; did you mean paper\?"):
         MapSettings.of("papers")
-    with pytest.raises(TypeError, match="probes"):
+    with pytest.raises(UserError, match=r"probes: no such setting; did you mean probe\?"):
         MapSettings.of(probes="x")
 
 

@@ -104,8 +104,9 @@ def test_gram_of_is_the_product_in_float64_at_any_size(count, num, exponent, see
 def test_models_that_do_not_fit_are_refused_with_every_difference(three, tiny):
     base, tuned = three
     with pytest.raises(ModelError, match="fine-tuned models that are not of") as refused:
-        read(base, {**tuned, "other": tiny("llama")})
-    assert "other: lacks model.layers.0.self_attn.q_proj.bias" in str(refused.value)
+        read(base, {**tuned, "other": tiny("llama"), "untied": tiny("qwen2", tie_word_embeddings=False)})
+    assert f"other: {tiny('llama')} looks like another model: llama with 4 layers" in str(refused.value)
+    assert "untied: has lm_head.weight, which the base has not" in str(refused.value)
 
 
 def test_nothing_to_compare_is_refused(tiny):

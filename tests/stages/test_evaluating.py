@@ -1,6 +1,7 @@
 """From a model and a suite to `evaluation.json`: what is run, what is not run again, and states of a stream."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -101,7 +102,6 @@ def test_what_is_run_anew(tiny, tmp_path, counted):
 
     assert ran(limit=2) == [None, "nats", "said", "chosen"]
     assert ran(dtype="bfloat16") == [None, "nats", "said", "chosen"]
-    assert ran(of=tiny("llama", seed=1)) == [None, "nats", "said", "chosen"]
     text = file.read_text()
     file.write_text(text.replace("max_new_tokens: 6", "max_new_tokens: 5"))
     changed = load_suite(file)
@@ -118,6 +118,32 @@ def test_what_is_run_anew(tiny, tmp_path, counted):
     moved = load_suite(file_with(file, "choices.jsonl", "elsewhere/moved.jsonl"))
     run(model, moved, out)
     assert counted == []  # the same records under another name
+
+
+def test_scores_of_other_weights_are_not_replaced(tiny, tmp_path, counted):
+    suite, out = load_suite(write_suite(tmp_path / "suite")), tmp_path / "out"
+    base = state_of(tiny("llama"))
+    run(base, suite, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    patched = base.apply(make_patch(base, tmp_path / "p.patch.safetensors", mask_of(base), 1))
+    counted.clear()
+    there = str(tiny("llama"))
+    for model, told in (
+        (tiny("gpt2"), f"out: holds the scores of {there}, and {tiny('gpt2')} is to be scored now; name another --out"),
+        (tiny("llama", seed=1), f"out: holds the scores of {there}, and {tiny('llama', seed=1)} is to be scored now"),
+        (patched, f"out: holds the scores of {there} in another state (other patches, or its weights have changed"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            run(model, suite, out)
+        (tmp_path / "out" / "evaluation.json").unlink()  # as an interrupted one leaves it
+        with pytest.raises(UserError, match=re.escape(told)):
+            run(model, suite, out)
+        (tmp_path / "out" / "evaluation.json").write_bytes(before[tmp_path / "out" / "evaluation.json"])
+    assert counted == []
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    assert [score.name for score in run(base, suite.only(["said"]), out).scores] == ["said"]  # less of the same model
+    plan = plan_evaluation(patched, suite, EvaluateSettings())
+    assert evaluate(plan, None, out, SILENT, replace=True).fingerprint == patched.fingerprint  # as a run does
 
 
 def file_with(file, old, new):
@@ -185,7 +211,7 @@ def test_everything_is_refused_at_once_and_nothing_loaded(tiny, tmp_path, counte
         {"name": "e", "kind": "harness", "task": "gsm8k_cot", "metric": "none", "data": "a.jsonl"},
     ]
     suite = Suite.of(items, tmp_path, "mine")
-    with pytest.raises(UserError, match="suite mine cannot be run") as caught:
+    with pytest.raises(UserError, match="suite mine: cannot be run") as caught:
         plan_evaluation(tiny("llama"), suite, EvaluateSettings.of(max_new_tokens=8))
     for told in (
         "evaluation a (a.jsonl): the columns make up no known shape",

@@ -495,7 +495,7 @@ def test_select_is_what_score_would_have_selected(three, tmp_path):
 
 def test_a_list_goes_out_and_comes_back(identified, tiny, tmp_path):
     out, _ = identified
-    done("select", out / "math.core.json", "--export", "--out", tmp_path / "out")
+    done("export", out / "math.core.json", "--to", "authors", "--out", tmp_path / "out" / "math.json")
     listed = json.loads((tmp_path / "out" / "math.json").read_text())
     ours = core_of(out, "math")
     assert [row["parameter"] for row in listed] == [p.name for p in ours.core]
@@ -503,8 +503,8 @@ def test_a_list_goes_out_and_comes_back(identified, tiny, tmp_path):
         "parameter", "combined_score", "l2_delta", "fisher_info", "l2_norm_score", "fisher_norm_score", "rank"
     }  # fmt: skip
     done(
-        "select", "--import", tmp_path / "out" / "math.json", "--model", tiny("qwen2"), "--task", "maths",
-        "--out", tmp_path / "back",
+        "import", tmp_path / "out" / "math.json", "--from", "authors", "--model", tiny("qwen2"),
+        "--out", tmp_path / "back" / "maths.core.json",
     )  # fmt: skip
     back = core_of(tmp_path / "back", "maths")
     assert [(p.name, p.score, p.component) for p in back.core] == [(p.name, p.score, p.component) for p in ours.core]
@@ -514,13 +514,32 @@ def test_a_list_goes_out_and_comes_back(identified, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "give core files, or --import with a list"),
-        (["--import", "x.json"], "--import needs --model"),
-        (["x.core.json", "--import", "x.json"], "give core files, or --import with a list"),
+        ([], "Missing argument 'CORE_FILE...'"),
+        (["x.core.json", "--import", "x.json"], "No such option"),  # `import --from authors` does it
+        (["x.core.json", "--export"], "No such option"),  # `export --to authors`
+        (["x.core.json", "--ratio", 5], "5: expected more than 0 and at most 1 (5 % is 0.05)"),
     ],
 )
 def test_select_says_what_it_needs(arguments, told, tmp_path):
     assert told in refused("select", *arguments, "--out", tmp_path / "out")
+
+
+def test_select_writes_into_a_directory(identified, tmp_path, monkeypatch):
+    out, _ = identified
+    monkeypatch.chdir(tmp_path)
+    message = refused("select", out / "math.core.json", "--ratio", 0.1, "--out", "wider.core.json")
+    assert "--out wider.core.json: expected a directory; the files in it are named TASK.core.json" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_select_does_not_replace_what_it_reads(identified):
+    out, _ = identified
+    before = files(out)
+    cores = [out / f"{task}.core.json" for task in ("math", "law")]
+    message = refused("select", *cores, "--ratio", 0.1, "--out", out)
+    told = f"what would be written is an input as well; name another --out: - {cores[0]} - {cores[1]}"
+    assert told in message
+    assert files(out) == before
 
 
 def test_select_refuses_what_is_not_a_core_file(tmp_path):
@@ -588,7 +607,7 @@ def test_a_single_task_with_cs_is_refused(three, tmp_path, tiny):
     [
         (["--tuned", "math"], "'math' is not TASK=MODEL"),
         (["--tuned", "a=x", "--tuned", "a=y"], "task 'a' is given twice"),
-        (["--tuned", "a=x", "--ratio", "0"], "0.0 is not in the range 0<x<=1"),
+        (["--tuned", "a=x", "--ratio", "0"], "0: expected more than 0 and at most 1"),
     ],
 )
 def test_options_that_cannot_be_meant(tiny, given, told):
@@ -624,6 +643,28 @@ def test_a_tuned_model_of_other_shapes_is_refused_before_training(tiny, tasks, t
     message = refused("identify", tiny("llama"), "--tasks", tasks, "--tuned", f"law={other}", "--out", tmp_path / "out")
     assert "law: model.layers.0.mlp.gate_proj.weight is [64, 48], in the base [80, 48]" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_architecture_is_told_in_one_line(tiny, tmp_path):
+    """And one that differs in its shapes alone, in the same message."""
+    base, other, wider = tiny("llama"), tiny("qwen2"), tiny("llama", intermediate_size=64)
+    tuned = options({"math": other, "law": wider})
+    message = refused("score", base, *tuned, "--method", "cs", "--out", tmp_path / "out")
+    told = (
+        f"- math: {other} looks like another model: qwen2 with 5 layers (62 parameters), the base is llama with 4 (39)"
+    )
+    assert told in message
+    assert "math: lacks" not in message
+    assert "law: model.layers.0.mlp.gate_proj.weight is [64, 48], in the base [80, 48]" in message
+
+
+def test_score_refuses_its_device_and_its_models_as_output(three, tasks, tmp_path):
+    base, tuned = three
+    given = ("score", base, *options(tuned), "--tasks", tasks)
+    assert "--device gpu9: not available here (" in refused(*given, "--device", "gpu9", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert f"{tuned['law']}: is an input as well; name another --out" in refused(*given, "--out", tuned["law"])
+    assert not (tuned["law"] / "deltas.json").exists()
 
 
 def test_other_settings_in_a_used_directory_are_refused_with_what_differs(tiny, tasks, tmp_path):

@@ -15,7 +15,7 @@ from trace_transfer.rules.application import anatomy_of
 from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import OpenModel
 from trace_transfer.stages.selection import select
-from trace_transfer.stages.translation import carry, check_core_fits
+from trace_transfer.stages.translation import carry, check_cores_fit
 
 SIZES = {
     "hidden_size": 32,
@@ -269,8 +269,9 @@ def test_a_core_file_of_another_model_is_refused_with_both_hashes(llama):
     other = model("llama", 3, pad_token_id=0)
     core = core_file(other, {})
     with pytest.raises(ArtefactError, match="made for another model") as refused:
-        check_core_fits(core, llama, "math.core.json")
+        check_cores_fit([("math.core.json", core)], llama, llama)
     message = str(refused.value)
+    assert "swapped" not in message
     assert core.model.names_sha256[:12] in message
     assert llama.identity.names_sha256[:12] in message
-    check_core_fits(core_file(llama, {}), llama, "math.core.json")
+    check_cores_fit([("math.core.json", core_file(llama, {}))], llama, other)

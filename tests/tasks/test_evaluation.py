@@ -44,7 +44,7 @@ evaluations:
     assert (nats.first_metric, nats.higher_is_better, nats.limit, nats.builder) == ("token-accuracy", True, 3, "json")
     assert (said.first_metric, said.normalise, said.until) == ("exact-match", ("number",), ("\n",))
     assert (chosen.fields["choices"], chosen.count_from) == (["a", "{b}"], 1)
-    assert (gsm8k.task, gsm8k.shots, gsm8k.label) == ("gsm8k_cot", 8, "evaluation gsm8k (a.jsonl)")
+    assert (gsm8k.task, gsm8k.shots, gsm8k.label) == ("gsm8k_cot", 8, f"evaluation gsm8k ({tmp_path}/a.jsonl)")
     assert (hub.builder, hub.split, hub.first_metric, hub.higher_is_better) == (None, "test", "loss", False)
     assert (code.data, code.builder, code.label, code.first_metric) == (None, None, "evaluation code", "pass@1")
 
@@ -137,7 +137,7 @@ def test_only_some(write):
     assert suite.only([]).names == ("a", "b") and suite.only(["b"]).names == ("b",)
     assert suite.only(["b", "a"]).names == ("a", "b")
     told = refused(suite.only, ["b", "c"])
-    assert "suite mine has no such evaluation" in told and "'c': it has: a, b" in told
+    assert "mine.yaml: has no such evaluation" in told and "'c': it has: a, b" in told
 
 
 def test_other_data(write, tmp_path):

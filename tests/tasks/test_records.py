@@ -2,9 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
+import time
 
 import datasets
+import huggingface_hub
 import pytest
 from datasets import Dataset
 
@@ -262,6 +266,40 @@ def test_a_hub_data_set_out_of_reach(monkeypatch):
         TaskError, match=r"^task math \(no/such\): split 'train' could not be had from the hub: Couldn't"
     ):
         read_records(TaskSpec(name="math", data="no/such"), ".")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once():
+    """In a process of its own, which is not told to be offline: no half minute, and no lines of the hub's client."""
+    code = (
+        "from trace_transfer.tasks.records import read_records\n"
+        "from trace_transfer.tasks.spec import TaskError, TaskSpec\n"
+        "try: read_records(TaskSpec(name='math', data='no/such'), '.')\n"
+        "except TaskError as error: print(error)"
+    )
+    start = time.perf_counter()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert time.perf_counter() - start < 15
+    assert done.stderr == ""
+    assert done.stdout.startswith(
+        "task math (no/such): split 'train' could not be had from the hub: it does not answer ("
+    )
+    assert "its cache here lacks the data set" in done.stdout
+
+
+def test_without_an_answer_the_cache_is_read(monkeypatch):
+    def ask(url, timeout):
+        raise OSError("no route to host")
+
+    def load_dataset(path, **options):
+        assert huggingface_hub.constants.is_offline_mode()
+        return Dataset.from_list(PAIRS)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read_records(TaskSpec(name="math", data="owner/name"), ".").records) == 2
+    assert not huggingface_hub.constants.is_offline_mode()
 
 
 def test_what_is_asked_of_the_hub(monkeypatch):

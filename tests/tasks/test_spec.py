@@ -2,6 +2,7 @@
 
 import pytest
 
+from trace_transfer.tasks.records import read_records
 from trace_transfer.tasks.spec import TaskError, TaskSpec, load_tasks
 
 
@@ -101,6 +102,7 @@ tasks:
         ("tasks: []\nmodel: x", "unknown keys beside 'tasks:': model"),
         ("tasks:\n  - name: [", "tasks.yaml:2: not valid YAML: expected the node content"),
         ("tasks:\n  - {name: a, data: a/b, fields: {prompt: {q}: x}}", "a text with braces needs quotes"),
+        ("tasks:\n  - name: a\n\tdata: a/b\n", "that cannot start any token; indent with spaces, not tabs"),
         ("tasks:\n  - name: a\n    data: a/b\n    name: b\n", "tasks.yaml:4: not valid YAML: the key 'name' stands"),
     ],
 )
@@ -117,6 +119,19 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_directory_is_no_data(write, tmp_path):
     (tmp_path / "folder.csv").mkdir()
     assert "folder.csv: is a directory" in refused(write("tasks: [{name: a, data: folder.csv}]"))
+
+
+def test_a_file_is_named_as_it_is_found_from_here(write, tmp_path):
+    """Not as it is written beside the others: nobody stands in that directory."""
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "tasks.yaml"
+    file.write_text("tasks: [{name: a, data: ../maths.jsonl}, {name: b, data: owner/name}]")
+    write("")
+    local, hub = load_tasks(file)
+    assert (local.data, local.label) == ("../maths.jsonl", f"task a ({tmp_path}/there/../maths.jsonl)")
+    assert hub.label == "task b (owner/name)"
+    with pytest.raises(TaskError, match=rf"^task a \({tmp_path}/there/\.\./maths\.jsonl\): no records"):
+        read_records(local, file.parent)
 
 
 def test_a_spec_cannot_be_changed():

@@ -154,8 +154,13 @@ def test_packages_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--track: these need a package that is not installed") as refused:
         require_trackers(("tensorboard", "wandb", "comet"))
-    for hint in ("'trace-transfer[track]'", "wandb: pip install 'wandb'", "comet: pip install 'comet_ml>=3.41'"):
+    for hint in (
+        "tensorboard: pip install 'tensorboard>=2.17'",
+        "wandb: pip install 'wandb'",
+        "comet: pip install 'comet_ml>=3.41'",
+    ):
         assert hint in str(refused.value)
+    assert tracking.PACKAGES["tensorboard"][1] in (Path(__file__).parents[2] / "pyproject.toml").read_text()
     with pytest.raises(UserError, match="tensorboard: pip install"):
         open_tracker(("tensorboard",), tmp_path, "math")
 

@@ -38,7 +38,7 @@ def made(
     parameters = sorted(parameters, key=lambda p: -(p.get("score") or -1))
     model = {
         "id": "someone/small", "family": family, "model_type": family, "num_layers": num_layers,
-        "num_parameters": len(parameters), "num_elements": 1000, "names_sha256": "0" * 64,
+        "num_parameters": len(parameters), "num_elements": 10**9, "names_sha256": "0" * 64,
     }  # fmt: skip
     method = {"name": "lf", "ratio": 0.05, "alpha": 0.5, **method}
     return CoreFile.model_validate({"task": task, "model": model, "method": method, "parameters": parameters})

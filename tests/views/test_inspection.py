@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ KINDS = ("input_layernorm.weight", "mlp.down_proj.weight", "self_attn.q_proj.wei
 
 
 def model(name: str, num_layers: int) -> dict:
-    counts = {"num_layers": num_layers, "num_parameters": 3 * num_layers + 1, "num_elements": 1000}
+    counts = {"num_layers": num_layers, "num_parameters": 3 * num_layers + 1, "num_elements": 10**9}
     return {"id": name, "family": "llama", "model_type": "llama", "names_sha256": "0" * 64, **counts}
 
 
@@ -279,7 +280,7 @@ def test_module_labels_stand_upright_where_they_have_no_room(tmp_path: Path, wid
         for layer in range(7)
         for index, name in enumerate(names.values())
     ]
-    identity = {**model("big", 7), "family": "gemma3", "model_type": "gemma3_text"}
+    identity = {**model("big", 7), "num_parameters": 91, "family": "gemma3", "model_type": "gemma3_text"}
     method = {"name": "lf", "ratio": 0.05}
     path = tmp_path / "math.core.json"
     file = {"task": "math", "model": identity, "method": method, "parameters": parameters}
@@ -376,6 +377,33 @@ def test_files_that_cannot_be_drawn(tmp_path: Path) -> None:
     broken.write_bytes(b"\x00" * 5)
     with pytest.raises(ArtefactError, match="not a safetensors file, or cut short"):
         draw(broken, console)
+
+
+def test_a_directory_tells_what_in_it_can_be_drawn(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with pytest.raises(ArtefactError, match="is a directory; nothing in it can be drawn; inspect draws the JSON files"):
+        draw(tmp_path, console)
+    core_file(tmp_path)
+    layer_match(tmp_path, 4, 4)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    (tmp_path / "folder.json").mkdir()
+    names = sorted(file.name for file in tmp_path.iterdir() if file.name not in ("config.json", "folder.json"))
+    held = re.escape(f"{tmp_path}: is a directory; it holds {', '.join(names)}: name one of them")
+    with pytest.raises(ArtefactError, match=f"^{held}$"):
+        draw(tmp_path, console)
+    for number in range(30):
+        (tmp_path / f"a{number:02}.safetensors").touch()
+    with pytest.raises(ArtefactError, match=f"a19.safetensors, {10 + len(names)} more: name one of them"):
+        draw(tmp_path, console)
+
+
+def test_a_picture_is_not_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "heatmap.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    with pytest.raises(
+        ArtefactError, match=r"heatmap.png: cannot be drawn; inspect draws the JSON files that trace-tr"
+    ):
+        draw(picture, Console(file=io.StringIO()))
 
 
 def test_every_format_is_drawn() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trace_transfer.artefacts.base import TASK, ModelIdentity, Range, Strict
-from trace_transfer.models import AXES, Ranges, part_numel
+from trace_transfer.errors import listing
+from trace_transfer.models import AXES, Ranges, numel, part_numel
 
 
 class CoreParameter(Strict):
@@ -19,7 +21,7 @@ class CoreParameter(Strict):
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
     depth: tuple[Range, ...] | None = None
@@ -27,7 +29,7 @@ class CoreParameter(Strict):
     layer: int | None = None
     score: float | None = Field(default=None, allow_inf_nan=False)
     terms: dict[str, float] | None = None
-    core: bool = False
+    core: bool = Field(default=False, strict=True)
     sources: tuple[str, ...] | None = Field(default=None, alias="from")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -86,14 +88,10 @@ class CoreFile(Strict):
     libraries: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _disjoint(self) -> Self:
-        if not self.parameters:
-            raise ValueError("no parameters are listed")
-        seen: set[tuple[Any, ...]] = set()
-        for parameter in self.parameters:
-            if parameter.place in seen:
-                raise ValueError(f"{parameter.name} is listed twice")
-            seen.add(parameter.place)
+    def _can_be_of_one_model(self) -> Self:
+        problems = _contradictions(self.parameters, self.model)
+        if problems:
+            raise ValueError(problems[0] if len(problems) == 1 else "contradicts itself:\n" + listing(problems))
         return self
 
     @property
@@ -108,3 +106,35 @@ class CoreFile(Strict):
     @property
     def ratio_of_elements(self) -> float:
         return sum(p.num_elements for p in self.core) / sum(p.num_elements for p in self.parameters)
+
+
+def _contradictions(parameters: Sequence[CoreParameter], model: ModelIdentity) -> list[str]:
+    """What cannot be so, whatever the model is. A file need not list all parameters: those that are not scored lack."""
+    if not parameters:
+        return ["no parameters are listed"]
+    problems: dict[str, None] = {}  # in order, each once
+    seen: set[tuple[Any, ...]] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
+    covered: dict[str, int] = {}
+    for entry in parameters:
+        name, shape = entry.name, shapes.setdefault(entry.name, entry.shape)
+        if entry.place in seen:
+            problems[f"{name} is listed twice"] = None
+        elif shape != entry.shape:
+            problems[f"{name} is listed with two shapes, {list(shape)} and {list(entry.shape)}"] = None
+        seen.add(entry.place)
+        covered[name] = covered.get(name, 0) + entry.num_elements
+    if not problems:
+        problems |= {
+            f"{name}: its parts have {count:,} elements together, and its shape {list(shapes[name])} has fewer: they "
+            "overlap": None
+            for name, count in covered.items()
+            if count > numel(shapes[name])
+        }
+    if len(shapes) > model.num_parameters:
+        found = f"{len(shapes):,} parameters are listed"
+        problems[f"{found}, and model.num_parameters says that there are {model.num_parameters:,}"] = None
+    if (total := sum(map(numel, shapes.values()))) > model.num_elements:
+        found = f"the listed parameters have {total:,} elements by their shapes"
+        problems[f"{found}, and model.num_elements says that there are {model.num_elements:,}"] = None
+    return list(problems)

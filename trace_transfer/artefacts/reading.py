@@ -19,6 +19,7 @@ from trace_transfer.artefacts.summary import Summary
 from trace_transfer.artefacts.verification import Verification
 from trace_transfer.errors import ArtefactError, listing
 
+LONGEST_SHOWN = 60  # characters
 ARTEFACTS: dict[str, type[Strict]] = {
     kind.model_fields["format"].default: kind
     for kind in (
@@ -65,9 +66,26 @@ def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
     try:
         return ARTEFACTS[found].model_validate(data)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+        problems = [_problem(found, data) for found in error.errors()]
         count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
         raise ArtefactError(f"{file}: {count}:\n" + listing(problems)) from error
+
+
+def _problem(error: Any, data: Any) -> str:
+    """Where it is, with the name of the entry that it is in; what was expected, and what was found if it is short."""
+    place = ".".join(map(str, error["loc"]))
+    names = []
+    for step in error["loc"]:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            break  # a field that is missing, or one of pydantic's own
+        if isinstance(data, dict) and isinstance(data.get("name"), str) and isinstance(step, int):
+            names.append(data["name"])
+    where = f"{place or '(file)'}" + (f" ({', '.join(names)})" if names else "")
+    found = error["input"] if error["type"] not in ("missing", "extra_forbidden") else None
+    told = f"; found {found!r}" if isinstance(found, (str, int, float)) and len(repr(found)) <= LONGEST_SHOWN else ""
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}{told}"
 
 
 def to_json(artefact: Strict) -> str:

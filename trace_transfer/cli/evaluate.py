@@ -94,7 +94,7 @@ def evaluate_command(
     from trace_transfer.models import ModelSource
     from trace_transfer.patches import Patch
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.evaluating import evaluate, plan_evaluation
+    from trace_transfer.stages.evaluating import evaluate, plan_evaluation, require_same_weights
     from trace_transfer.tasks.evaluation import load_suite
     from trace_transfer.views.evaluation import render_evaluation, render_evaluation_plan
 
@@ -102,6 +102,7 @@ def evaluate_command(
     suite = load_suite(suite_name).with_data(data).only(only)
     state = ModelState(ModelSource.parse(model), Patch.open_all(patches))
     plan = plan_evaluation(state, suite, settings)
+    require_same_weights(plan, out)
     if dry_run:
         click.echo(render_evaluation_plan(plan, out))
         return

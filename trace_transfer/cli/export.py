@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli.values import FoldedChoice
+
 TRAINERS = ("axolotl", "ms-swift", "peft", "llama-factory", "trl", "regex", "csv", "authors")
 
 
 @click.command("export")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CORE...")
 @click.option(
-    "--to", required=True, type=click.Choice(TRAINERS),
+    "--to", required=True, type=FoldedChoice(TRAINERS),
     help="The trainer: axolotl and ms-swift (lines of YAML), llama-factory (YAML, where it can say the set at all), "
     "trl (a Python program), peft (a LoraConfig in Python: adapters on the core modules); or regex (one regular "
     "expression), csv (every parameter with its score), authors (a JSON list as the authors' scripts write it).",
@@ -46,15 +48,19 @@ def export_command(
     if to != "peft" and (rank is not None or alpha is not None):
         raise click.UsageError("--rank and --alpha are those of adapters: they need --to peft")
 
-    from trace_transfer.files import prepare_directory, write_text
+    from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs, write_text
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.stages.exporting import export_core
 
+    printed = out is None or str(out) == "-"
+    if out is not None and not printed:
+        refuse_directory(out)
+        refuse_inputs([out], [*files, *([model] if model else [])])
     if to == "peft" or model is not None:  # nothing else needs transformers
         quiet_libraries()
     done = export_core(files, to, model=model, rank=rank or 8, alpha=alpha or 16.0)
     summary = f"{', '.join(done.core.tasks)} for {to}: {done.core.summary}"
-    if out is None or str(out) == "-":
+    if out is None or printed:
         click.echo(done.text, nl=False)
         click.echo(summary, err=True)
         return

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.cli.values import RATIO
 from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings
 
 DEFAULTS = MapSettings()
@@ -72,7 +73,7 @@ def _choice(name: str, why: str) -> Callable[[Any], Any]:
     "stays core by name (the paper's), which shrinks the ratio on a larger target.",
 )
 @click.option(
-    "--ratio", type=click.FloatRange(0, 1, min_open=True), metavar="R",
+    "--ratio", type=RATIO, metavar="R",
     help="Core share, e.g. 0.05. Default: that of the core file.",
 )  # fmt: skip
 @click.option(
@@ -147,10 +148,11 @@ def map_command(
 
     from trace_transfer.hub import local_files
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.mapping import plan_map, run_map
+    from trace_transfer.stages.mapping import check_out, plan_map, run_map
 
     quiet_libraries()
     plan = plan_map(src, dst, local_files(core), settings)
+    check_out(plan, out, settings)
     if dry_run:
         from trace_transfer.estimation import estimate, render_estimate
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from trace_transfer.cli.values import RATIO
 from trace_transfer.settings import scoring, stream, training, warm_start
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.scoring import Compute, ScoreSettings
@@ -214,7 +215,7 @@ score_options = _all(
             "direction is (eq. 6-8); l2 and fisher: one half of lf.",
         ),
         click.option(
-            "--ratio", type=click.FloatRange(0, 1, min_open=True), default=SCORE.ratio, show_default=True,
+            "--ratio", type=RATIO, default=SCORE.ratio, show_default=True,
             help="Core share.",
         ),
         _choice(

@@ -62,11 +62,12 @@ def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
 def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> None:
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.patching import move_model
+    from trace_transfer.views.report_numbers import several
 
     quiet_libraries()
     state = move_model(model, patches, out, Terminal(), revert=revert)
-    what = "reverted" if revert else "applied"
-    click.echo(f"{out}: {model} with {len(patches)} patches {what}, {len(state.patched)} parameters changed")
+    moved = f"{several(len(patches), 'patch', 'patches')} {'reverted' if revert else 'applied'}"
+    click.echo(f"{out}: {model} with {moved}, {several(len(state.patched), 'parameter')} changed")
 
 
 @patch_command.command("task-models")

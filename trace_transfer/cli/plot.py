@@ -20,14 +20,15 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
     trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
     from trace_transfer.artefacts import CoreFile, read_artefact
-    from trace_transfer.files import prepare_directory
+    from trace_transfer.files import prepare_directory, refuse_inputs
     from trace_transfer.rules.registry import load_families
     from trace_transfer.views.importance import importance_of, write_importance_html, write_importance_png
 
+    page, picture = out / "importance.html", out / "importance.png"
+    refuse_inputs([page, picture], files)
     registry = load_families([Path(path) for path in rules])
     importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)), registry)
-    directory = prepare_directory(out)
-    page, picture = directory / "importance.html", directory / "importance.png"
+    prepare_directory(out)
     write_importance_html(page, importance)
     write_importance_png(picture, importance)
     click.echo(f"{page}\n{picture}")

@@ -59,9 +59,11 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
     transformers' default one for each of a family's model types. Models are built without memory for their weights.
     """
+    from trace_transfer.progress import quiet_libraries
     from trace_transfer.rules.checking import UncheckedError, planned_checks
     from trace_transfer.rules.registry import load_families, rules_files
 
+    quiet_libraries()
     registry = load_families([*paths, *([rules_path] if rules_path else [])])
     problems = []
     for planned in planned_checks(registry, [file for path in paths for file in rules_files(path)], model):
@@ -93,9 +95,11 @@ def draft(
     it, or marked as a guess with the reason; what cannot be guessed is listed at the end. The exit code is 0 if the
     draft fits the model, 1 if something is left to do.
     """
+    from trace_transfer.progress import quiet_libraries
     from trace_transfer.rules.draft_file import write_draft
     from trace_transfer.rules.registry import load_families
 
+    quiet_libraries()
     written = write_draft(model, load_families(rules_path), out, force, anyway)
     click.echo(written.summary)
     click.echo(written.verdict)
@@ -116,11 +120,13 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     from trace_transfer.correspondence import build_correspondence
     from trace_transfer.maths.depth import depth_match
     from trace_transfer.models import ModelSource, load_config, read_inventory
+    from trace_transfer.progress import quiet_libraries
     from trace_transfer.rules.application import anatomy_of
     from trace_transfer.rules.explanation import explain as lines_of
     from trace_transfer.rules.explanation import totals
     from trace_transfer.rules.registry import load_families
 
+    quiet_libraries()
     registry = load_families(rules_path)
     configs = [load_config(ModelSource.parse(name)) for name in (src, dst)]
     source, target = (anatomy_of(read_inventory(config), registry) for config in configs)

@@ -40,9 +40,10 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     graph = build_graph(run)
     if prune:
         from trace_transfer.pipeline.pruning import prune_steps
+        from trace_transfer.views.report_numbers import several
 
         removed = prune_steps(graph, run.out)
-        click.echo(f"removed {len(removed)} steps" + (":\n" + "\n".join(removed) if removed else ""))
+        click.echo(f"removed {several(len(removed), 'step')}" + (":\n" + "\n".join(removed) if removed else ""))
         return
     status = read_status(graph, run.out, rebuild=rebuild)
     if dry_run:

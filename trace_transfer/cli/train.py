@@ -65,9 +65,12 @@ def train_command(
     num_ranks = int(os.environ["WORLD_SIZE"]) if launched else processes or 1
     plan = plan_stream(base, stream, settings=settings, rules=rules, out=out, num_ranks=num_ranks)
     if dry_run:
+        from trace_transfer.launching import excess_of
         from trace_transfer.views.streams import render_stream_plan
 
-        click.echo(render_stream_plan(plan, needed_space(plan)))
+        excess = excess_of(processes) if processes and not launched else None  # a plan may be for another machine
+        notes = [f"--processes {processes}: {excess}: here it would be refused"] if excess else []
+        click.echo(render_stream_plan(plan, needed_space(plan), notes))
         return
     require_space(plan)
     with stop_on_sigterm() as stop:

@@ -31,11 +31,15 @@ def verify_command(
         --core law.core.json
     """
     from trace_transfer.artefacts import to_json
-    from trace_transfer.files import write_text
+    from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs, write_text
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.verifying import require_frozen, verify_models
     from trace_transfer.views.verification import render_verification
 
+    if json_file is not None:
+        refuse_directory(json_file, "--json")
+        refuse_inputs([json_file], [base, tuned, *cores, *patches], "--json")
+        prepare_directory(json_file.parent, "directory of --json")
     quiet_libraries()
     verification = verify_models(base, tuned, cores=cores, patches=patches, reporter=Terminal())
     if json_file is not None:

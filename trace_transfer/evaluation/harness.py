@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +29,7 @@ from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.tasks.evaluation import EvaluationSpec
 from trace_transfer.tasks.spec import TaskError, locate, suggestion
 
-INSTALL = "lm-evaluation-harness is not installed; pip install 'trace-transfer[evaluation]'"
+PACKAGE = "lm-eval>=0.4.9,<0.5"  # as in pyproject.toml
 BOOTSTRAP = 1000  # draws, for metrics that are no mean
 _NAME = re.compile(r"^(?:task|group):[ \t]*([\"']?)([^\s\"'#\[]+)\1[ \t]*(?:#.*)?$", re.MULTILINE)
 
@@ -161,10 +161,28 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before_numpy)
 
 
-def require_harness() -> None:
-    """Raises UserError if it is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(INSTALL)
+def is_installed() -> bool:
+    """Whether there is a harness; nothing of it is imported."""
+    return importlib.util.find_spec("lm_eval") is not None
+
+
+def missing_harness(names: Sequence[str]) -> str:
+    """What to say to evaluations that need the harness where there is none."""
+    return (
+        f"{', '.join(names)}: {'need' if len(names) > 1 else 'needs'} lm-evaluation-harness, which is not installed: "
+        f"pip install '{PACKAGE}' (in a copy of the repository: pip install '.[evaluation]'). Evaluations of your own "
+        "data do not, in a file given with --suite FILE"
+    )
+
+
+def permission_problems(settings: EvaluateSettings) -> list[str]:
+    """What keeps programs that the model writes from being run."""
+    if settings.allow_code_execution:
+        return []
+    return [
+        "it runs programs that the model writes; give --allow-code-execution (allow_code_execution: true) if that is "
+        "what you want. They run in a child process without network and with limits on time, memory and files"
+    ]
 
 
 def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
@@ -174,23 +192,18 @@ def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
         UserError: no harness, no such task or metric or filter, data that are not there, or that would have to come
             from the hub and do not, code of the model that would be run unguarded.
     """
-    require_harness()
+    if not is_installed():
+        raise UserError(missing_harness([spec.name]))
     config = task_config(spec, reading.directory)
     return prepare_config(spec, config, reading, settings)
 
 
 def prepare_humaneval(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
     """HumanEval, whose programs run walled in; raises as `prepare_harness`."""
-    problems = []
-    if importlib.util.find_spec("lm_eval") is None:
-        problems.append(INSTALL)
-    if not settings.allow_code_execution:
-        problems.append(
-            "it runs programs that the model writes; give --allow-code-execution (allow_code_execution: true) if that "
-            "is what you want. They run in a child process without network and with limits on time, memory and files"
-        )
-    if problems:
+    if problems := permission_problems(settings):
         raise UserError(f"{spec.label}: " + "; ".join(problems))
+    if not is_installed():
+        raise UserError(missing_harness([spec.name]))
     from trace_transfer.evaluation.humaneval import harness_config
     from trace_transfer.evaluation.isolation import require_isolation
 

@@ -6,17 +6,15 @@ Changes configurations of the harness' kind; imports nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trace_transfer.errors import first_line
 from trace_transfer.evaluation.records import Reading
 from trace_transfer.tasks.evaluation import SHOTS, EvaluationSpec
-from trace_transfer.tasks.reading import read_rows
+from trace_transfer.tasks.reading import hub_silence, read_rows
 from trace_transfer.tasks.spec import TaskError
 
 TRAIN, TEST = "train", "test"
-HUB_TIMEOUT = 10  # s
 
 
 def set_shots(config: dict[str, Any], spec: EvaluationSpec) -> None:
@@ -64,18 +62,8 @@ def require_hub(spec: EvaluationSpec, config: Mapping[str, Any]) -> None:
     Raises:
         TaskError: it does not answer.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    name = str(config.get("dataset_path"))
-    if constants.HF_HUB_OFFLINE or Path(name).is_dir() or "/" not in name:
-        return
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=HUB_TIMEOUT)
-    except HfHubHTTPError:
-        return  # an answer; what is wrong with the name is told better by `datasets`
-    except Exception as error:  # of whatever carries the connection
-        raise TaskError(_from_hub(spec, config, f"{first_line(error)}; HF_HUB_OFFLINE=1 reads its cache")) from error
+    if silence := hub_silence(str(config.get("dataset_path"))):
+        raise TaskError(_from_hub(spec, config, f"{silence}; HF_HUB_OFFLINE=1 reads its cache"))
 
 
 def _from_hub(spec: EvaluationSpec, config: Mapping[str, Any], why: str) -> str:

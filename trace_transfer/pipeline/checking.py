@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trace_transfer.devices import resolve_device
 from trace_transfer.errors import UserError, listing
 from trace_transfer.pipeline.cells import Cell
 from trace_transfer.pipeline.graph import RunGraph
 from trace_transfer.rules.registry import load_families
 from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.settings.represent import RepresentSettings
 from trace_transfer.stages.evaluating import plan_evaluation
 from trace_transfer.stages.opening import OpenModel, open_model
 from trace_transfer.stages.scoring import check_settings
@@ -50,8 +52,26 @@ def check_plan(graph: RunGraph) -> None:
             plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
         except UserError as error:
             problems.append(f"evaluations: {error}")
+    for section, device in _devices(graph):
+        try:
+            resolve_device(device)
+        except UserError as error:
+            problems.append(f"{section}: {error}")
     if problems:
         raise UserError(f"{run.file}: cannot be run:\n" + listing(list(dict.fromkeys(problems))))
+
+
+def _devices(graph: RunGraph) -> list[tuple[str, str]]:
+    """Where the steps compute, by the sections that say so; an evaluation's device is looked at with the rest of it."""
+    found = []
+    for cell, steps in graph.cells:
+        if "identify" in steps and cell.identify.score.needs_fisher:
+            found.append(("identify", cell.identify.compute.device))
+        if "match" in steps:
+            found.append(("map", cell.map.device))
+    if graph.represent is not None:
+        found.append(("represent", RepresentSettings(**graph.run.sections["represent"]).device))
+    return list(dict.fromkeys(found))
 
 
 def _readings(cell: Cell) -> list[tuple[str, int, str, int]]:

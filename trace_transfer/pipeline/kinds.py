@@ -228,7 +228,8 @@ def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> 
     arguments = ticket.arguments
     suite = Suite.of(arguments["specs"], Path(arguments["directory"]), arguments["suite"])
     settings = EvaluateSettings.of(**arguments["given"])
-    return evaluate_model(plan_evaluation(state, suite, settings), None, out, reporter)
+    plan = plan_evaluation(state, suite, settings)
+    return evaluate_model(plan, None, out, reporter, replace=True)  # a step's own: of a training that was done anew
 
 
 def _write_tasks(ticket: Ticket, specs: Any) -> None:

@@ -83,15 +83,17 @@ class _Reader:
         self.problems += [f"{key}: no such key; {suggestion(key, KEYS)}" for key in self.content if key not in KEYS]
         name = self._text("name") or (self.file.stem if self.file.stem != "run" else self.file.absolute().parent.name)
         target, source = self._model("target"), self._model("source", needed=False)
+        before = len(self.problems)
         tasks, suite = self._tasks(), self._suite()
         methods = self._methods(source)
+        whole = len(self.problems) == before and bool(tasks and methods)
         sections = {section: self._section(section) for section in SECTIONS}
         seeds = self._list("seeds", int, [0])
         self._check_evaluations(tasks, suite)
         orders, keep = self._choice("orders", ORDERS), self._choice("keep", KEEP)
         jobs, processes = self._count("jobs"), self._count("processes")
         place, rules, run = self._out(out, name), self._rules(), None
-        if target and tasks and suite and methods and not self.problems:
+        if whole and target and suite:  # what stands on methods and tasks can be looked at
             represented = self._represented(sections["represent"], methods)
             run = RunFile(
                 self.file, name, target, source, place, tasks, suite, methods, self._reference(methods), tuple(seeds),
@@ -99,7 +101,8 @@ class _Reader:
             )  # fmt: skip
             sections["represent"].pop("methods", None)
             run = replace(run, sweeps=self._sweeps(run))
-            self._try_settings(run)
+            if not self.problems:
+                self._try_settings(run)
         return run
 
     def _text(self, key: str) -> str | None:

@@ -21,7 +21,8 @@ class RunTask(TaskSpec):
     @property
     def spec(self) -> TaskSpec:
         """The task as training sees it."""
-        return TaskSpec.model_validate(self.model_dump(exclude={"evaluate"}))
+        spec = TaskSpec.model_validate(self.model_dump(exclude={"evaluate"}))
+        return spec if self._directory is None else spec.beside(self._directory)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from trace_transfer.pipeline.methods import RunMethod
 from trace_transfer.settings import mapping as map_settings
 from trace_transfer.settings import scoring
-from trace_transfer.settings.checks import unknown_problems
+from trace_transfer.settings.checks import SettingsError, unknown_problems
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.identify import PARTS
 from trace_transfer.settings.mapping import MapSettings
@@ -84,7 +84,19 @@ def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any
                 problems.append(
                     f"{name}: found {value!r}; {error.errors()[0]['msg'][0].lower()}{error.errors()[0]['msg'][1:]}"
                 )
+            else:
+                problems += _wrong_by_itself(section, name, values[name])
     return values, problems
+
+
+def _wrong_by_itself(section: str, name: str, value: Any) -> tuple[str, ...]:
+    """What is wrong with a value whatever the other settings are, which only the cells know."""
+    (kind,) = (kind for kind in SECTIONS[section] if name in {f.name for f in fields(kind)})
+    try:
+        kind(**{name: value})
+    except SettingsError as error:
+        return error.alone
+    return ()
 
 
 def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any], list[str]]:

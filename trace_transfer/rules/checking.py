@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trace_transfer.anatomy import Anatomy
-from trace_transfer.errors import ModelError, RulesError, first_line
+from trace_transfer.errors import ModelError, RulesError, first_line, listing
 from trace_transfer.models import ModelSource, load_config, read_inventory
 from trace_transfer.rules.application import apply_family
 from trace_transfer.rules.registry import FamilyRegistry
@@ -87,7 +87,10 @@ def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str
     fitting = [family for family in families if config.model_type in family.model_types]
     if not fitting:
         registry.for_model_type(config.model_type)
-        raise RulesError(f"none of the files to check is for model_type '{config.model_type}' (of {model})")
+        for_types = [f"{one.location.path.name} is for {', '.join(one.model_types)}" for one in families]
+        raise RulesError(
+            f"none of the files to check is for model_type '{config.model_type}' (of {model}):\n" + listing(for_types)
+        )
     return [PlannedCheck(family, model, config) for family in fitting]
 
 

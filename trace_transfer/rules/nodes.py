@@ -15,6 +15,7 @@ from trace_transfer.rules.expressions import Expression, parse_expression
 from trace_transfer.rules.tables import Location
 
 _TAG = "tag:yaml.org,2002:"
+_TAB_HINT = "; indent with spaces, not tabs"
 _QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
 
 
@@ -61,6 +62,7 @@ class NodeReader:
             line = mark.line + 1 if mark else 1
             what = getattr(error, "problem", None) or str(error)
             hint = _QUOTE_HINT if "'?'" in what or "'{'" in what else ""
+            hint = _TAB_HINT if "'\\t'" in what else hint
             self.problems.append(Problem(self.path, line, f"not valid YAML: {what}{hint}"))
             return None
         if not isinstance(root, MappingNode):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse, unknown_problems
+from trace_transfer.settings.checks import choice_problems, count_problems, made, recorded, refuse, unknown_problems
+from trace_transfer.settings.types import type_problems
 
 CHOICES: dict[str, tuple[str, ...]] = {"dtype": ("auto", "float32", "bfloat16", "float16")}
 # Where, and how many at once: they change a result by rounding at most, and whether samples are kept by nothing.
@@ -40,17 +41,24 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "limit": 1, "max_length": 2, "max_new_tokens": 1, "seed": 0}
-        refuse(choice_problems(self, CHOICES) + count_problems(self, least))
+        refuse(type_problems(self) + choice_problems(self, CHOICES) + count_problems(self, least))
 
     @classmethod
     def of(cls, **given: Any) -> EvaluateSettings:
         """From single names, as on the command line.
 
         Raises:
-            UserError: unknown names, or values that cannot be used; all of a part at once.
+            UserError: unknown names, or values that cannot be used; all at once.
         """
-        refuse(unknown_problems(given, {f.name for f in fields(cls)}))
-        return cls(**given)
+        problems = unknown_problems(given, cls.names())
+        found = made(problems, cls, {name: given[name] for name in given if name in cls.names()})
+        refuse(problems)
+        return found
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """All that `of` takes."""
+        return frozenset(f.name for f in fields(cls))
 
     def limit_of(self, own: int | None) -> int | None:
         """The smaller of an evaluation's own limit and the general one."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from trace_transfer.settings.checks import refuse, unknown_problems
-from trace_transfer.settings.scoring import Compute, ScoreSettings
+from trace_transfer.settings.checks import choice, made, refuse, unknown_problems
+from trace_transfer.settings.scoring import PROFILES, Compute, ScoreSettings
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.settings.warm_start import WarmStartSettings
 
@@ -31,10 +31,21 @@ class IdentifySettings:
         """From single names, as on the command line; what is given explicitly stands over the profile.
 
         Raises:
-            UserError: an unknown name or profile, or values that cannot be used; all of a part at once.
+            UserError: an unknown name or profile, or values that cannot be used; all at once.
         """
-        refuse(unknown_problems(given, frozenset().union(*map(_names, PARTS))))
+        problems = choice("profile", profile, PROFILES) + unknown_problems(given, cls.names())
+        of_profile = {} if problems else PROFILES[profile]
         train, start, score, compute = ({name: given[name] for name in _names(kind) & given.keys()} for kind in PARTS)
-        return cls(
-            WarmStartSettings(TrainSettings(**train), **start), ScoreSettings.of(profile, **score), Compute(**compute)
+        training = made(problems, TrainSettings, train)
+        found = cls(
+            replace(made(problems, WarmStartSettings, start), train=training),
+            made(problems, ScoreSettings, {**of_profile, **score}),
+            made(problems, Compute, compute),
         )
+        refuse(problems)
+        return found
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """All that `of` takes."""
+        return frozenset().union(*map(_names, PARTS))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError
-from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse, share_problem
+from trace_transfer.settings.checks import choice_problems, count_problems, of_profile, recorded, refuse, share_problem
+from trace_transfer.settings.types import type_problems
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "rows": ("boundary", "word", "example"),
@@ -85,16 +85,23 @@ class MapSettings:
     cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
-        problems = choice_problems(self, CHOICES) + share_problem("ratio", self.ratio)
+        problems = type_problems(self) + choice_problems(self, CHOICES) + share_problem("ratio", self.ratio)
         problems += count_problems(self, {"max_length": 8, "minibatches": 1, "splits": 0, "batch_size": 1, "seed": 0})
         refuse(problems)
 
     @classmethod
     def of(cls, profile: str = "default", **given: Any) -> MapSettings:
-        """The settings of a profile, with what was given explicitly on top."""
-        if profile not in PROFILES:
-            raise UserError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
-        return replace(cls(**PROFILES[profile]), **given) if given else cls(**PROFILES[profile])
+        """The settings of a profile, with what was given explicitly on top.
+
+        Raises:
+            UserError: an unknown name or profile, or values that cannot be used; all at once.
+        """
+        return of_profile(cls, PROFILES, profile, given)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """All that `of` takes."""
+        return frozenset(f.name for f in fields(cls))
 
     def recorded(self) -> dict[str, Any]:
         """As they are saved beside each result."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse
+from trace_transfer.settings.types import type_problems
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "pool": ("mean", "last"),
@@ -36,7 +37,7 @@ class RepresentSettings:
     rules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = choice_problems(self, CHOICES)
+        problems = type_problems(self) + choice_problems(self, CHOICES)
         problems += count_problems(self, {"max_examples": 3, "max_length": 1, "batch_size": 1, "seed": 0})
         if not 1 <= self.perplexity < float("inf"):
             problems.append(f"perplexity: {self.perplexity} is not 1 or more")

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from trace_transfer.errors import UserError
-from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse, share_problem
+from trace_transfer.settings.checks import choice_problems, count_problems, of_profile, recorded, refuse, share_problem
+from trace_transfer.settings.types import type_problems
 
 # The first of each is the default.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -84,7 +84,7 @@ class ScoreSettings:
     min_elements: int = 1
 
     def __post_init__(self) -> None:
-        problems = choice_problems(self, CHOICES)
+        problems = type_problems(self) + choice_problems(self, CHOICES)
         problems += share_problem("ratio", self.ratio)
         problems += count_problems(self, {"fisher_examples": 1, "min_elements": 1})
         if not 0 <= self.alpha <= 1:
@@ -93,10 +93,12 @@ class ScoreSettings:
 
     @classmethod
     def of(cls, profile: str = "default", **given: Any) -> ScoreSettings:
-        """The settings of a profile, with what was given explicitly on top."""
-        if profile not in PROFILES:
-            raise UserError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
-        return replace(cls(**PROFILES[profile]), **given)
+        """The settings of a profile, with what was given explicitly on top.
+
+        Raises:
+            UserError: an unknown name or profile, or values that cannot be used; all at once.
+        """
+        return of_profile(cls, PROFILES, profile, given)
 
     @property
     def needs_fisher(self) -> bool:
@@ -127,4 +129,4 @@ class Compute:
     layer_streamed: bool = False
 
     def __post_init__(self) -> None:
-        refuse(count_problems(self, {"tokens_at_once": 1}))
+        refuse(type_problems(self) + count_problems(self, {"tokens_at_once": 1}))

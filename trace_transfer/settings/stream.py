@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from trace_transfer.settings.checks import (
     choice_problems,
     count_problems,
+    made,
     recorded,
     refuse,
     share_problem,
     unknown_problems,
 )
 from trace_transfer.settings.training import TrainSettings
+from trace_transfer.settings.types import type_problems
 
 METHODS = {
     "trace": "only the core set of each task (the method)",
@@ -73,25 +75,31 @@ class StreamSettings:
     control_unit: str = "tensors"
 
     def __post_init__(self) -> None:
-        problems = choice_problems(self, CHOICES) + count_problems(self, {"max_length": 2, "lora_rank": 1})
+        problems = type_problems(self) + choice_problems(self, CHOICES)
+        problems += count_problems(self, {"max_length": 2, "lora_rank": 1})
         problems += share_problem("replay_share", self.replay_share)
         if not self.lora_alpha > 0:
             problems.append(f"lora_alpha: {self.lora_alpha} is not above 0")
-        if self.special is not None and self.method != "dmt":
-            problems.append(f"special: {self.special!r} is for method dmt only")
-        refuse(problems)
+        contradicting = self.special is not None and self.method != "dmt"
+        refuse(problems, [f"special: {self.special!r} is for method dmt only"] * contradicting)
 
     @classmethod
     def of(cls, **given: Any) -> StreamSettings:
         """From single names, as on the command line.
 
         Raises:
-            UserError: unknown names, or values that cannot be used; all of a part at once.
+            UserError: unknown names, or values that cannot be used; all at once.
         """
-        of_train, own = {f.name for f in fields(TrainSettings)}, {f.name for f in fields(cls)} - {"train"}
-        refuse(unknown_problems(given, of_train | own))
-        train = paper_training(**{name: value for name, value in given.items() if name in of_train})
-        return cls(train=train, **{name: value for name, value in given.items() if name in own})
+        of_train, problems = {f.name for f in fields(TrainSettings)}, unknown_problems(given, cls.names())
+        train = made(problems, paper_training, {name: given[name] for name in given if name in of_train})
+        found = made(problems, cls, {name: given[name] for name in given if name in cls.names() - of_train})
+        refuse(problems)
+        return replace(found, train=train)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """All that `of` takes."""
+        return frozenset(f.name for kind in (cls, TrainSettings) for f in fields(kind)) - {"train"}
 
     @property
     def needs_core(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse
+from trace_transfer.settings.types import type_problems
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -62,7 +63,7 @@ class TrainSettings:
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = choice_problems(self, CHOICES)
+        problems = type_problems(self) + choice_problems(self, CHOICES)
         problems += count_problems(
             self, {"epochs": 1, "batch_size": 1, "micro_batch_size": 1, "seed": 0, "keep_checkpoints": 1}
         )
@@ -76,14 +77,14 @@ class TrainSettings:
             problems.append(f"max_grad_norm: {self.max_grad_norm} is not above 0")
         if self.zero not in (0, 1, 2, 3):
             problems.append(f"zero: {self.zero} is none of 0, 1, 2, 3")
-        needed = {"none": 0, "optimizer": 1, "parameters": 3}.get(self.offload, 0)
-        if self.zero < needed:
-            problems.append(f"offload: {self.offload!r} needs zero {needed} or more, and zero is {self.zero}")
         if unknown := [name for name in self.track if name not in TRACKERS]:
             problems.append(f"track: {', '.join(unknown)} is none of {', '.join(TRACKERS)}")
         if not self.checkpoint_minutes >= 0:
             problems.append(f"checkpoint_minutes: {self.checkpoint_minutes} is not 0 or more")
-        refuse(problems)
+        needed, contradictions = {"none": 0, "optimizer": 1, "parameters": 3}.get(self.offload, 0), []
+        if self.zero < needed:
+            contradictions.append(f"offload: {self.offload!r} needs zero {needed} or more, and zero is {self.zero}")
+        refuse(problems, contradictions)
 
     def recorded(self) -> dict[str, Any]:
         """As they are saved beside each result; how often checkpoints are written changes no result."""

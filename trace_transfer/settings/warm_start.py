@@ -7,6 +7,7 @@ from typing import Any
 
 from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse
 from trace_transfer.settings.training import TrainSettings
+from trace_transfer.settings.types import type_problems
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "too_long": ("cut", "leave-out"),
@@ -35,7 +36,7 @@ class WarmStartSettings:
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        problems = choice_problems(self, CHOICES) + count_problems(self, {"max_length": 2})
+        problems = type_problems(self) + choice_problems(self, CHOICES) + count_problems(self, {"max_length": 2})
         if self.replicates not in (1, 2):
             problems.append(f"replicates: {self.replicates} is none of 1, 2")
         refuse(problems)

@@ -16,7 +16,7 @@ from trace_transfer.errors import ArtefactError
 from trace_transfer.files import prepare_directory, sha256_file, write_text
 from trace_transfer.rules.registry import load_families
 from trace_transfer.stages.opening import open_model
-from trace_transfer.stages.translation import Carried, carry, check_core_fits
+from trace_transfer.stages.translation import Carried, carry, check_cores_fit
 
 MATCH, SIMILARITY = "layer_match.json", "similarity.safetensors"
 
@@ -43,7 +43,7 @@ def carry_along(
     carried = []
     for file in cores:
         core = read_artefact(file, CoreFile)
-        check_core_fits(core, source, str(file))
+        check_cores_fit([(str(file), core)], source, target)
         carried.append(
             carry(
                 core, correspondence, similarity, how=how, ratio=ratio, target=target, core_sha256=sha256_file(file),

@@ -107,6 +107,12 @@ def open_safetensors(model: OpenModel) -> SafetensorsCheckpoint:
 
 def _misfits(base: OpenModel, task: str, model: OpenModel) -> list[str]:
     shapes, theirs = base.anatomy.inventory.shapes, model.anatomy.inventory.shapes
+    there, here = model.anatomy, base.anatomy
+    if (there.family, there.num_layers) != (here.family, here.num_layers):  # its names would say no more
+        return [
+            f"{task}: {model.source.name} looks like another model: {there.family} with {there.num_layers} layers "
+            f"({len(theirs)} parameters), the base is {here.family} with {here.num_layers} ({len(shapes)})"
+        ]
     problems = [f"{task}: lacks {name}" for name in shapes if name not in theirs]
     problems += [f"{task}: has {name}, which the base has not" for name in theirs if name not in shapes]
     problems += [

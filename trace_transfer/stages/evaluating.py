@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.artefacts import ModelIdentity, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
 from trace_transfer.devices import on_device, resolve_device, resolve_dtype
-from trace_transfer.errors import ArtefactError, RulesError
+from trace_transfer.errors import ArtefactError, RulesError, UserError
 from trace_transfer.evaluation.outcome import Outcome, Prepared
 from trace_transfer.evaluation.preparing import prepare_suite
-from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text, write_text
+from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.model_state import ModelState
 from trace_transfer.models import ModelSource
 from trace_transfer.progress import Reporter
@@ -110,17 +110,45 @@ def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: Eval
     return EvaluationPlan(state, suite, settings, prepared, tokenizer, device)
 
 
-def evaluate(plan: EvaluationPlan, loaded: PreTrainedModel | None, out: Path, reporter: Reporter) -> EvaluationFile:
+def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
+    """Refuse a directory with scores of other weights, which would be replaced, or stay beside those of these.
+
+    Another suite, other data and other settings go into the same directory: what is finished stays finished.
+
+    Raises:
+        UserError: there are some; says of which model.
+    """
+    for file in (*found_in(out, FILE), *found_in(out / FINISHED, "*.json")):
+        try:
+            found: EvaluationFile = read_artefact(file, EvaluationFile)
+        except ArtefactError:
+            continue  # damaged, or of an earlier version: made anew
+        if found.fingerprint != plan.fingerprint:
+            there, now = found.model, plan.identity
+            same = (there.id, there.revision) == (now.id, now.revision)
+            state = " in another state (other patches, or its weights have changed since)" if same else ""
+            raise UserError(
+                f"{out}: holds the scores of {there.id}{state}, and {plan.state.source.name} is to be scored now; name "
+                "another --out, or remove it"
+            )
+
+
+def evaluate(
+    plan: EvaluationPlan, loaded: PreTrainedModel | None, out: Path, reporter: Reporter, *, replace: bool = False
+) -> EvaluationFile:
     """Run what is not finished, and write `evaluation.json`.
 
     Args:
         loaded: the model with the plan's weights; None to load it, if anything is to be run.
+        replace: whether scores of other weights, which lie in the directory, may go.
 
     Raises:
-        UserError: the directory cannot be written; a patch does not begin where the one before ended; the weights
-            cannot be read; the disk is full.
+        UserError: the directory cannot be written, or holds scores of other weights; a patch does not begin where the
+            one before ended; the weights cannot be read; the disk is full.
         EvaluationError: an evaluation failed; those before it stay.
     """
+    if not replace:
+        require_same_weights(plan, out)
     directory = prepare_directory(out)
     samples = prepare_directory(directory / SAMPLES) if plan.settings.save_samples else None
     for folder in (directory, prepare_directory(directory / FINISHED), directory / SAMPLES):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from trace_transfer.artefacts import CoreFile, DeltaFile, StabilityFile, read_artefact, to_json
 from trace_transfer.delta_store import DeltaStore
+from trace_transfer.devices import resolve_device
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
-from trace_transfer.files import prepare_directory, remove_leftovers, write_tensors, write_text
+from trace_transfer.files import prepare_directory, refuse_inputs, remove_leftovers, write_tensors, write_text
 from trace_transfer.models import build_meta_model
 from trace_transfer.progress import Reporter
 from trace_transfer.rules.registry import load_families
@@ -83,8 +84,9 @@ def plan_identify(
         with_scores: False for `warm-start` alone, which needs no more than the training.
 
     Raises:
-        UserError: whatever is wrong with them.
+        UserError: whatever is wrong with them, or with the device; `out` is one of the models.
     """
+    refuse_inputs([Path(out)], [base, *tuned.values()])
     registry = load_families([Path(path) for path in rules])
     opened = open_model(base, registry)
     models = {task: open_model(name, registry) for task, name in tuned.items()}
@@ -95,6 +97,7 @@ def plan_identify(
         raise UserError(f"{tasks}: lacks tasks that --tuned names: {', '.join(unknown)} (it has {', '.join(names)})")
     if with_scores:
         check_settings(settings.score, names, 1 if models else warm_start.replicates)
+        _require_device(settings)
     if models:
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
     out = Path(out)
@@ -102,6 +105,12 @@ def plan_identify(
     return IdentifyPlan(
         opened, data, models, plan_warm_starts(opened, to_start, warm_start, out), settings, out, with_scores
     )
+
+
+def _require_device(settings: IdentifySettings) -> None:
+    """Hours before Fisher information is read there."""
+    if settings.score.needs_fisher:
+        resolve_device(settings.compute.device)
 
 
 def require_space(plan: WarmStartPlan, out: Path) -> None:
@@ -163,8 +172,9 @@ def run_score(
 
     Raises:
         UserError: models that do not fit together, tasks missing, a single task with `cs`, an output that cannot be
-            written.
+            written or is one of the models, a device that is not to be had.
     """
+    refuse_inputs([Path(out)], [base, *tuned.values()])
     registry = load_families([Path(path) for path in rules])
     opened = open_model(base, registry)
     models = {task: open_model(name, registry) for task, name in tuned.items()}
@@ -175,6 +185,7 @@ def run_score(
     num_replicates = max((source.tuned.replicate or 1 for source in plan.sources), default=1)
     score, reading = settings.score, settings.warm_start
     check_settings(score, names, num_replicates)
+    _require_device(settings)
     data, seed = None, reading.train.seed
     if score.needs_fisher:
         if tasks is None:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from trace_transfer.anatomy import Anatomy
 from trace_transfer.artefacts import TASK, CoreFile, CoreParameter, Method, library_versions
-from trace_transfer.errors import UserError
-from trace_transfer.exports.axolotl import mask_of_patterns, read_patterns
+from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.exports.axolotl import Pattern, mask_of_patterns, read_patterns
+from trace_transfer.masks import Mask
 from trace_transfer.models import Ranges
 from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.opening import open_model
+from trace_transfer.stages.opening import OpenModel, open_model
 
 IMPORTED, SCORE = "imported", 1.0
+LAYER = re.compile(r"\.(\d+)(?:\\?\.|$)")  # a number of its own in a name or pattern, as a layer's is
 
 
 def import_patterns(
@@ -41,7 +43,7 @@ def import_patterns(
     patterns = read_patterns(file)
     opened = open_model(model, load_families([Path(path) for path in rules]))
     shapes = opened.anatomy.inventory.shapes
-    mask = mask_of_patterns(patterns, shapes)
+    mask = _mask(patterns, opened, file)
     chosen, left = [], []
     for name, shape in shapes.items():
         part = mask.parts.get(name)
@@ -63,6 +65,29 @@ def import_patterns(
         parameters=(*chosen, *left),
         libraries=library_versions(),
     )  # fmt: skip
+
+
+def _mask(patterns: Sequence[Pattern], model: OpenModel, file: Path) -> Mask:
+    """What the list trains; where most of it matches nothing, that it looks like a list for another model comes first.
+
+    Raises:
+        ArtefactError: patterns match nothing.
+    """
+    anatomy, names = model.anatomy, model.anatomy.inventory.shapes
+    try:
+        return mask_of_patterns(patterns, names)
+    except ArtefactError as error:
+        lost = [one for one in patterns if not any(map(one.regex.match, names))]
+        layers = sorted({int(number) for one in lost for number in LAYER.findall(one.text)})
+        beyond = bool(layers) and layers[-1] >= anatomy.num_layers
+        if 2 * len(lost) < len(patterns) and not beyond:
+            raise  # a few mistyped ones
+        named = f"they name layers up to {layers[-1]}; " if layers else ""
+        raise ArtefactError(
+            f"{file}: looks like a list for another model: {len(lost)} of its {len(patterns)} patterns match nothing; "
+            f"{named}{model.name} ({anatomy.family}) has layers {anatomy.layer_path}.0 to "
+            f"{anatomy.layer_path}.{anatomy.num_layers - 1}\n{error}"
+        ) from error
 
 
 def _entry(anatomy: Anatomy, name: str, shape: tuple[int, ...], rows: Ranges | None, core: bool) -> CoreParameter:

@@ -27,9 +27,11 @@ from trace_transfer.artefacts import (
 from trace_transfer.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.correspondence import Correspondence, build_correspondence
 from trace_transfer.devices import resolve_device, resolve_dtype
-from trace_transfer.errors import ArtefactError, ModelError, listing
+from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
 from trace_transfer.files import (
+    found_in,
     prepare_directory,
+    refuse_inputs,
     remove_leftovers,
     sha256_file,
     sha256_text,
@@ -43,8 +45,13 @@ from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.stages.matching import Match, massive_warnings, match_layers
 from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model
 from trace_transfer.stages.probing import Grams, ReadSettings, read_grams
-from trace_transfer.stages.translation import Carried, carry, check_core_fits
+from trace_transfer.stages.translation import Carried, carry, check_cores_fit
 from trace_transfer.views.heatmap import Heatmap, View, write_html, write_png
+
+MATCH, SIMILARITY, CORRESPONDENCE = "layer_match.json", "similarity.safetensors", "correspondence.json"
+HEATMAPS = ("heatmap.html", "heatmap.png")
+# Settings that leave the layer match as it is (but for rounding), and the probe set, which is compared by its hash.
+NOT_COMPARED = ("carry", "ratio", "splits", "cache", "device", "batch_size", "probe")
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,7 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
         raise ArtefactError(
             "core files of the same task would overwrite each other:\n" + listing([str(c) for c in cores])
         )
-    for path, core in opened:
-        check_core_fits(core, source, str(path))
+    check_cores_fit([(str(path), core) for path, core in opened], source, target)
     probe = load_probe(settings.probe)
     rows = plan_rows(
         probe,
@@ -122,12 +128,69 @@ def _require_own_tokenizer(model: OpenModel, reading: Reading) -> None:
         )
 
 
+def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
+    """Refuse a directory in which something would be lost, or would no longer be of the layer match beside it.
+
+    Raises:
+        UserError: an input would be replaced; or core files that an earlier match carried would stay beside another
+            one: tells which, and what differs between the two.
+    """
+    directory = Path(out)
+    written = [directory / name for name in (MATCH, SIMILARITY, CORRESPONDENCE, *HEATMAPS)]
+    cores = [directory / core_name(core) for _, core in plan.cores]
+    inputs: list[Path | str] = [plan.source.source.name, plan.target.source.name, *(path for path, _ in plan.cores)]
+    inputs += [settings.probe] if settings.probe else []
+    refuse_inputs([directory, *written, *cores], inputs)
+    staying = [file for file in found_in(directory, "*.core.json") if file not in cores and _is_carried(file)]
+    differences = _differences(plan, directory / MATCH, settings) if staying else []
+    if differences:
+        raise UserError(
+            f"{directory}: holds core files that another layer match carried ({'; '.join(differences)}); they would "
+            "stay beside the new one. Give --core for each of them, too, or name another --out:\n"
+            + listing([file.name for file in staying])
+        )
+
+
+def core_name(core: CoreFile) -> str:
+    """The file of a core set in the directory of a map."""
+    return f"{core.task}.core.json"
+
+
+def _is_carried(file: Path) -> bool:
+    try:
+        found: CoreFile = read_artefact(file, CoreFile)
+    except ArtefactError:
+        return False  # none of ours
+    return found.transferred_from is not None
+
+
+def _differences(plan: MapPlan, file: Path, settings: MapSettings) -> list[str]:
+    """In what the layer match in a directory was made otherwise than planned."""
+    try:
+        earlier: LayerMatch = read_artefact(file, LayerMatch)
+    except ArtefactError:
+        return [f"{file.name} is not there, or not of this version"]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("source", earlier.source.id, plan.source.identity.id),
+        ("target", earlier.target.id, plan.target.identity.id),
+        ("probe set", earlier.probe.sha256[:12], plan.probe.sha256[:12]),
+    ]
+    wanted = settings.recorded()
+    pairs += [
+        (name, earlier.settings.get(name), wanted.get(name))
+        for name in sorted((earlier.settings.keys() | wanted.keys()).difference(NOT_COMPARED))
+    ]
+    return [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
+
+
 def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
     """Carry the plan out: read both models, match, translate, write.
 
     Raises:
-        UserError: the output directory cannot be written, or a model's weights cannot be used.
+        UserError: the output directory cannot be written, or holds what `check_out` refuses; or a model's weights
+            cannot be used.
     """
+    check_out(plan, out, settings)
     directory = prepare_directory(out)
     remove_leftovers(directory)
     if settings.cache is not None:
@@ -181,17 +244,17 @@ def _write(
         )
         for path, core in plan.cores
     )
-    files = [directory / name for name in ("layer_match.json", "similarity.safetensors", "correspondence.json")]
+    files = [directory / name for name in (MATCH, SIMILARITY, CORRESPONDENCE)]
     write_text(files[0], text)
     tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
     write_tensors(files[1], tensors, {"format": "trace-transfer/similarity", "version": "1"})
     write_text(files[2], to_json(_correspondence_file(plan, correspondence, match_sha256)))
     for one in carried:
-        files.append(directory / f"{one.core.task}.core.json")
+        files.append(directory / core_name(one.core))
         write_text(files[-1], to_json(one.core))
     heatmap = _heatmap(plan, settings, matches)
-    for name, write in (("heatmap.html", write_html), ("heatmap.png", write_png)):
+    for name, write in zip(HEATMAPS, (write_html, write_png), strict=True):
         files.append(directory / name)
         write(files[-1], heatmap)
     return MapResult(plan.source, plan.target, match, layer_match, correspondence, carried, tuple(files))

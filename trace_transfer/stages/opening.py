@@ -14,6 +14,11 @@ from trace_transfer.models import ModelSource, load_config, read_inventory
 from trace_transfer.rules.application import anatomy_of
 from trace_transfer.rules.registry import FamilyRegistry
 
+# What a tokenizer is made of. `tokenizer_config.json` is not: it has settings, no words.
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "merges.txt")
+# In several scripts, with digits and the letters of sequences, so that a tokenizer of few characters knows some.
+ORDINARY_TEXT = "The quick brown fox, 0123456789; a ACGT; ça va, привет, αβγ, 日本語, नमस्ते."
+
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -61,24 +66,68 @@ def load_tokenizer(source: ModelSource) -> Any:
     in its place, whatever the file says (a qwen2 directory with another tokenizer would be read wrongly).
 
     Raises:
-        ModelError: there is none, or it does not know character offsets.
+        ModelError: there is none, it does not know character offsets, or it makes nothing of a text.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    place = source.repo if source.directory is None else source.directory
     try:
-        if source.gguf is not None:
-            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=source.gguf, trust_remote_code=False)
-        elif source.directory is not None and (source.directory / "tokenizer.json").is_file():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
-        elif source.directory is not None:
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=source.revision, trust_remote_code=False)
+        tokenizer = _read_tokenizer(source)
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        raise ModelError(f"{source.name}: its tokenizer cannot be read: {first_line(error)}") from error
+        if source.gguf is None and source.directory is not None and not _tokenizer_files(source.directory):
+            raise ModelError(_no_tokenizer(source)) from error
+        why = first_line(error).rstrip(".")
+        raise ModelError(f"{source.name}: its tokenizer cannot be read: {why}; {_remedy(source)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
+    if not _makes_tokens(tokenizer):
+        raise ModelError(_no_tokenizer(source))
     tokenizer.truncation_side = "right"  # whatever its config says: rows are compared by what was read before them
     return tokenizer
+
+
+def _read_tokenizer(source: ModelSource) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if source.directory is None:
+        return AutoTokenizer.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+    if source.gguf is not None:
+        return AutoTokenizer.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
+    if (source.directory / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(source.directory, local_files_only=True)
+    return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
+
+
+def _makes_tokens(tokenizer: Any) -> bool:
+    """Whether an ordinary text becomes a token that is not a special one.
+
+    Where its files are missing transformers makes a tokenizer all the same for many families (Qwen, GPT-2, Gemma …),
+    of nothing but special tokens: texts become no tokens, or unknown ones.
+    """
+    special = set(tokenizer.all_special_ids)
+    return any(token not in special for token in tokenizer.encode(ORDINARY_TEXT, add_special_tokens=False))
+
+
+def _tokenizer_files(directory: Path) -> list[str]:
+    return sorted({file.name for pattern in TOKENIZER_FILES for file in directory.glob(pattern) if file.is_file()})
+
+
+def _no_tokenizer(source: ModelSource) -> str:
+    """What to say of a tokenizer that is not there, or of which nothing came but special tokens."""
+    expected = "tokenizer.json or tokenizer.model, or vocab files, expected"
+    files = [] if source.gguf or source.directory is None else _tokenizer_files(source.directory)
+    if source.gguf is not None:
+        found = "has no usable tokenizer: an ordinary text becomes no token (tokenizer.ggml.tokens expected)"
+    elif source.directory is None:
+        found = f"has no usable tokenizer on the hub: an ordinary text becomes no token ({expected})"
+    elif files:
+        found = f"has no usable tokenizer: an ordinary text becomes no token with its {', '.join(files)} ({expected})"
+    else:
+        found = f"has no tokenizer ({expected})"
+    return f"{source.name}: {found}; {_remedy(source)}"
+
+
+def _remedy(source: ModelSource) -> str:
+    if source.gguf is not None:
+        return "convert the model to GGUF again, with its tokenizer"
+    if source.directory is None:
+        return "check the name, which files there are, and your connection"
+    return "copy the files of the model it was made from"

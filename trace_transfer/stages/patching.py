@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import TASK
 from trace_transfer.errors import ModelError, UserError, listing
-from trace_transfer.files import prepare_directory
+from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_card import patched_card
 from trace_transfer.model_directory import require_room
@@ -67,10 +67,12 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
 
     Raises:
         ModelError: other names or shapes, or weights that cannot be read.
-        UserError: `out` cannot be written; DiskFullError: nothing is left.
+        UserError: `out` cannot be written, or is of one of the models; DiskFullError: nothing is left.
     """
     if not re.fullmatch(TASK, task):
         raise UserError(f"--task {task!r}: expected letters, digits, '.', '_' and '-', a letter or digit first")
+    refuse_directory(out)
+    refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")
     one, other = (ModelState(ModelSource.parse(name)) for name in (before, after))
     if one.names_sha256 != other.names_sha256:

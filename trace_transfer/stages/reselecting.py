@@ -11,9 +11,11 @@ from pathlib import Path
 
 from trace_transfer.artefacts import TASK, CoreFile, library_versions, read_artefact, to_json
 from trace_transfer.authors_list import core_parameters, read_authors_list, to_authors_list
-from trace_transfer.errors import UserError
-from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.errors import UserError, listing
+from trace_transfer.files import prepare_directory, refuse_inputs, write_text
 from trace_transfer.rules.registry import load_families
+from trace_transfer.settings.checks import choice, refuse, share_problem
+from trace_transfer.settings.scoring import CHOICES
 from trace_transfer.stages.evidence import entries_of
 from trace_transfer.stages.opening import open_model
 from trace_transfer.stages.selection import select
@@ -24,10 +26,12 @@ def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
 
     Raises:
         ArtefactError: it is not a core file.
-        UserError: `rows` of scores of whole tensors, or the other way round.
+        UserError: a ratio or unit that is none; `rows` of scores of whole tensors, or the other way round.
     """
+    refuse(selection_problems(ratio, unit))
     core: CoreFile = read_artefact(file, CoreFile)
-    ratio, unit = ratio or core.method.ratio, unit or core.method.unit
+    ratio = core.method.ratio if ratio is None else ratio
+    unit = core.method.unit if unit is None else unit
     if unit != core.method.unit and "rows" in (unit, core.method.unit):
         raise UserError(
             f"{file}: was scored by {core.method.unit}, and cannot be selected from by {unit}: score again with --unit "
@@ -41,6 +45,37 @@ def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
     )
 
 
+def reselect_all(
+    files: Sequence[Path], ratio: float | None, unit: str | None, out: Path | str | None
+) -> tuple[CoreFile, ...]:
+    """`reselect` for several files, in their order; written into a directory, if one is named.
+
+    Raises:
+        ArtefactError: some are no core files; all are named.
+        UserError: as `reselect`; two of one task, or one that would be written over.
+    """
+    refuse(selection_problems(ratio, unit))
+    cores, problems = [], []
+    for file in files:
+        try:
+            cores.append(reselect(file, ratio, unit))
+        except UserError as error:
+            problems.append(error)
+    if len(problems) > 1:
+        raise UserError("core files that cannot be used:\n" + listing(list(map(str, problems))))
+    if problems:
+        raise problems[0]
+    if out is not None:
+        refuse_inputs([Path(out) / f"{core.task}.core.json" for core in cores], files)
+        write_core_files(cores, out, export=False)
+    return tuple(cores)
+
+
+def selection_problems(ratio: float | None, unit: str | None) -> list[str]:
+    """What is wrong with the settings of a selection; None is as before."""
+    return [*share_problem("ratio", ratio), *(choice("unit", unit, CHOICES["unit"]) if unit is not None else [])]
+
+
 def import_list(
     file: Path, model: str | Path, task: str, ratio: float | None, unit: str | None, rules: Sequence[str] = ()
 ) -> CoreFile:
@@ -50,6 +85,7 @@ def import_list(
         ArtefactError: the list cannot be read, or names what the model lacks.
         UserError: a full list without a ratio, or a selected one with one; a task that is no name.
     """
+    refuse(selection_problems(ratio, unit))
     opened = open_model(model, load_families([Path(path) for path in rules]))
     shapes = opened.anatomy.inventory.shapes
     method, listed = read_authors_list(file)
@@ -66,7 +102,7 @@ def import_list(
             f"{file}: lists {len(listed)} of the {len(shapes)} parameters of {opened.name}: a core set, of which no "
             "other can be made; leave --ratio out"
         )
-    unit = unit or "tensors"
+    unit = "tensors" if unit is None else unit
     if whole and ratio is not None:
         parameters = select(parameters, ratio, unit)
     if unit == "rows":

@@ -17,7 +17,7 @@ import torch
 from trace_transfer.artefacts import CoreFile, StageRecord, StreamFile, read_artefact
 from trace_transfer.checkpoints import open_checkpoint
 from trace_transfer.errors import UserError, listing
-from trace_transfer.files import prepare_directory, sha256_file
+from trace_transfer.files import prepare_directory, refuse_inputs, sha256_file
 from trace_transfer.masks import Mask
 from trace_transfer.model_card import CoreOrigin
 from trace_transfer.model_state import ModelState
@@ -152,13 +152,15 @@ def plan_stream(
         num_ranks: processes that will train together.
 
     Raises:
-        UserError: whatever is wrong with them, or `out` holds another stream.
+        UserError: whatever is wrong with them, or `out` holds another stream, or something of them that would be
+            replaced.
     """
     _require_divisible(settings, num_ranks)
     require_trackers(settings.train.track)
     opened = open_model(base, load_families([Path(path) for path in rules]))
     tasks = load_stream(stream)
     directory = Path(stream).parent
+    refuse_inputs([Path(out), Path(out) / MODEL, Path(out) / RECORD], [base, stream])
     cores = read_cores(tasks, directory) if settings.needs_core else {}
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
     stages = stages_of(settings, data, cores, opened.anatomy)

@@ -41,23 +41,36 @@ class _Scored:
     core: bool
 
 
-def check_core_fits(core: CoreFile, model: OpenModel, where: str) -> None:
-    """Refuse a core file that was made for another model.
+def check_cores_fit(cores: Sequence[tuple[str, CoreFile]], source: OpenModel, target: OpenModel) -> None:
+    """Refuse core files that were made for another model than the source.
+
+    Args:
+        cores: each with its name for messages.
 
     Raises:
-        ArtefactError: names or shapes differ; tells both hashes and the first parameters that differ.
+        ArtefactError: names or shapes differ; tells for each file both hashes and the first parameters that differ,
+            and whether it is of the target.
     """
-    expected = model.identity
-    if core.model.names_sha256 != expected.names_sha256:
-        raise ArtefactError(
-            f"{where}: made for another model: {core.model.id} ({core.model.family}, {core.model.num_layers} layers, "
-            f"names_sha256 {core.model.names_sha256[:12]}…), but --src is {expected.id} ({expected.family}, "
+    problems = [f"{where}: {problem}" for where, core in cores if (problem := _misfit(core, source, target))]
+    if len(problems) > 1:
+        raise ArtefactError("core files that are not of --src:\n" + listing(problems))
+    if problems:
+        raise ArtefactError(problems[0])
+
+
+def _misfit(core: CoreFile, source: OpenModel, target: OpenModel) -> str | None:
+    there, expected = core.model, source.identity
+    if there.names_sha256 != expected.names_sha256:
+        of_target = there.names_sha256 == target.identity.names_sha256
+        return (
+            f"made for another model: {there.id} ({there.family}, {there.num_layers} layers, "
+            f"names_sha256 {there.names_sha256[:12]}…), but --src is {expected.id} ({expected.family}, "
             f"{expected.num_layers} layers, names_sha256 {expected.names_sha256[:12]}…)"
+            + ("; it is of --dst: are --src and --dst swapped?" if of_target else "")
         )
-    shapes = model.anatomy.inventory.shapes
+    shapes = source.anatomy.inventory.shapes
     wrong = [f"{p.name} {list(p.shape)}" for p in core.parameters if shapes.get(p.name) != p.shape]
-    if wrong:
-        raise ArtefactError(f"{where}: parameters that {expected.id} does not have:\n" + listing(wrong))
+    return f"parameters that {expected.id} does not have:\n" + listing(wrong) if wrong else None
 
 
 def carry(

@@ -5,7 +5,7 @@ Reads: the weights of both, and a mask. Gives: `Verification`, how much of each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import CoreFile, library_versions, read_artefact
 from trace_transfer.artefacts.verification import Verification, VerifiedParameter
-from trace_transfer.errors import FrozenMovedError, ModelError, UserError, listing
+from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_state import ModelState
@@ -83,6 +83,21 @@ def _require_same_names(base: ModelState, tuned: ModelState) -> None:
     ]
     if problems:
         raise ModelError(f"{tuned.source.name}: not a model tuned from {base.source.name}:\n" + listing(problems))
+
+
+def _require_of_base(cores: Mapping[Path, CoreFile], base: ModelState) -> None:
+    """Core files of another model say nothing of this one, even where some names are the same."""
+    here = f"{base.config.get_text_config().num_hidden_layers} layers, {len(base.shapes)} parameters"
+    problems = [
+        f"{file}: core file is of {core.model.id} ({core.model.model_type}, {core.model.num_layers} layers, "
+        f"{core.model.num_parameters} parameters), BASE is {base.source.name} ({base.config.model_type}, {here})"
+        for file, core in cores.items()
+        if core.model.names_sha256 != base.names_sha256
+    ]
+    if len(problems) > 1:
+        raise ArtefactError("core files of another model than BASE:\n" + listing(problems))
+    if problems:
+        raise ArtefactError(problems[0])
 
 
 @dataclass
@@ -161,10 +176,10 @@ def verify_models(
     if not cores and not patches:
         raise UserError("what was to move is not said: give --core with core files, or --patch with patches")
     state = ModelState(ModelSource.parse(base))
-    masks = []
-    for file in cores:
-        core: CoreFile = read_artefact(file, CoreFile)
-        masks.append(Mask.of_core(core, state.shapes, state.base.inventory.tied, str(file)))
+    opened_cores: dict[Path, CoreFile] = {file: read_artefact(file, CoreFile) for file in cores}
+    _require_of_base(opened_cores, state)
+    tied = state.base.inventory.tied
+    masks = [Mask.of_core(core, state.shapes, tied, str(file)) for file, core in opened_cores.items()]
     opened = Patch.open_all(patches)
     ModelState(state.source, opened, state.base)  # are they of this model?
     masks += [patch.mask for patch in opened]

@@ -106,7 +106,7 @@ class EvaluationSpec(TaskSpec):
 
     @property
     def label(self) -> str:
-        return f"evaluation {self.name}" + (f" ({self.data})" if self.data else "")
+        return f"evaluation {self.name}" + (f" ({self.place})" if self.data else "")
 
     @property
     def higher_is_better(self) -> bool:
@@ -200,11 +200,16 @@ class EvaluationSpec(TaskSpec):
 
 @dataclass(frozen=True)
 class Suite:
-    """Evaluations that are run together; their files lie relative to `directory`."""
+    """Evaluations that are run together; their files lie relative to `directory`.
+
+    Attributes:
+        where: what messages begin with, such as the file that the list stands in.
+    """
 
     name: str
     specs: tuple[EvaluationSpec, ...]
     directory: Path
+    where: str = ""
 
     @classmethod
     def of(
@@ -223,7 +228,12 @@ class Suite:
         if problems:
             count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
             raise TaskError(f"{where or f'evaluations of {name}'}: {count}:\n" + listing(problems))
-        return cls(name, specs, Path(directory))
+        return cls(name, specs, Path(directory), where)
+
+    @property
+    def label(self) -> str:
+        """For messages: where it stands; a suite that comes with the package has but a name."""
+        return self.where or f"suite {self.name}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -238,7 +248,7 @@ class Suite:
         wanted = list(names)
         if unknown := [name for name in wanted if name not in self.names]:
             lines = [f"'{name}': {suggestion(name, self.names, 'it has')}" for name in unknown]
-            raise TaskError(f"suite {self.name} has no such evaluation:\n" + listing(lines))
+            raise TaskError(f"{self.label}: has no such evaluation:\n" + listing(lines))
         return replace(self, specs=tuple(spec for spec in self.specs if not wanted or spec.name in wanted))
 
     def with_data(self, files: Mapping[str, Path | str]) -> Suite:
@@ -283,7 +293,8 @@ def load_suite(path: Path | str) -> Suite:
             missing data files: all that is wrong with the file at once.
     """
     file = Path(path)
-    if str(path) in shipped_suites() and not file.is_file():
+    shipped = str(path) in shipped_suites() and not file.is_file()
+    if shipped:
         file = SHIPPED / f"{path}.yaml"
     elif not _is_yaml(file.name):
         names = suggestion(str(path), shipped_suites(), "there are")
@@ -298,7 +309,7 @@ def load_suite(path: Path | str) -> Suite:
     items = content["evaluations"]
     if not isinstance(items, list) or not items:
         raise TaskError(f"{file}: found {describe(items) if items else 'no evaluations'}; {expected}")
-    return Suite.of(items, file.parent, file.stem, where=str(file))
+    return Suite.of(items, file.parent, file.stem, where="" if shipped else str(file))
 
 
 def _suffix(name: str) -> str:

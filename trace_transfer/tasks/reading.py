@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trace_transfer.errors import first_line
 from trace_transfer.tasks.spec import TaskError, TaskSpec, data_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+HUB_TIMEOUT = 10  # s
 
 
 def read_rows(spec: TaskSpec, base_directory: Path | str) -> Dataset:
@@ -75,16 +78,50 @@ def _literal(file: Path) -> str:
 def _read_hub(spec: TaskSpec) -> Dataset:
     from datasets import load_dataset
 
-    split = spec.split or "train"
+    split, silence = spec.split or "train", hub_silence(spec.data)
     try:
-        return load_dataset(
-            spec.data, name=spec.subset, split=split, revision=spec.revision, trust_remote_code=False
-        )  # fmt: skip
+        with _offline() if silence else nullcontext():
+            return load_dataset(
+                spec.data, name=spec.subset, split=split, revision=spec.revision, trust_remote_code=False
+            )  # fmt: skip
     except Exception as error:  # as above
+        cause = f"it does not answer ({silence}), and its cache here lacks the data set" if silence else _cause(error)
         raise TaskError(
-            f"{spec.label}: split '{split}' could not be had from the hub: {_cause(error)}. Check the name, "
+            f"{spec.label}: split '{split}' could not be had from the hub: {cause}. Check the name, "
             "subset: and split:, your connection and, for a gated data set, `hf auth login`"
         ) from error
+
+
+def hub_silence(name: str) -> str | None:
+    """Ask the hub once for a data set, since its client would try a dead connection for half a minute.
+
+    Returns:
+        Why there is no answer; None if there is one, whatever it says, or if nothing is to be asked.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE or Path(name).is_dir() or "/" not in name:
+        return None
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return None  # what is wrong with the name is told better by `datasets`
+    except Exception as error:  # of whatever carries the connection
+        return first_line(error)
+    return None
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """As with HF_HUB_OFFLINE=1, which the hub's client looks at before each request: its cache, or nothing."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _head(file: Path) -> Iterator[bytes]:
@@ -102,16 +139,18 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars and complaints of `datasets`: what is wrong is said once, by us."""
+    """Without bars and complaints of `datasets` and the hub's client: what is wrong is said once, by us."""
     import datasets
 
-    logger = logging.getLogger("datasets")
-    level, bars = logger.level, datasets.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], datasets.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from trace_transfer.artefacts import TASK, Strict
 from trace_transfer.errors import UserError, listing
@@ -69,6 +69,7 @@ class TaskSpec(Strict):
     max_examples: int | None = Field(default=None, ge=1, strict=True)
     template: Literal["auto", "chat", "plain"] = "auto"
     system: str | None = None
+    _directory: Path | None = PrivateAttr(default=None)  # of the file that names it, if there is one
 
     @property
     def builder(self) -> str | None:
@@ -78,7 +79,18 @@ class TaskSpec(Strict):
     @property
     def label(self) -> str:
         """For messages."""
-        return f"task {self.name} ({self.data})"
+        return f"task {self.name} ({self.place})"
+
+    @property
+    def place(self) -> str:
+        """Its data for messages: a local file as it is found from here, not as it is written beside the others."""
+        return str(locate(self.data, self._directory)) if self.builder and self._directory else str(self.data)
+
+    def beside(self, directory: Path) -> Self:
+        """The same, named by a file in that directory."""
+        named = self.model_copy()
+        named._directory = directory
+        return named
 
     @classmethod
     def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
@@ -168,7 +180,7 @@ def checked_items(
         named = isinstance(item, Mapping) and "name" in item
         label = f"{what} '{item['name']}'" if named else f"{what} {number} of the list"
         try:
-            specs.append(kind.model_validate(item))
+            specs.append(kind.model_validate(item).beside(base_directory))
         except ValidationError as error:
             problems += [f"{label}: {_problem(found, kind.model_fields)}" for found in error.errors()]
     names = [item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
@@ -221,8 +233,11 @@ def parse_yaml(file: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
+        problem = str(getattr(error, "problem", None) or error)
         hint = "; a text with braces needs quotes" if mark and "{" in str(getattr(mark, "buffer", "") or "") else ""
-        raise TaskError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}{hint}") from error
+        if "'\\t'" in problem:
+            hint = "; indent with spaces, not tabs"
+        raise TaskError(f"{where}: not valid YAML: {problem}{hint}") from error
 
 
 def _items(file: Path, content: Any) -> list[Any]:

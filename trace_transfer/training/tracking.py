@@ -25,7 +25,7 @@ PROJECT = "trace-transfer"
 FOLDER = "tensorboard"
 # Tracker → (the module that it needs, the package that has it).
 PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboard"),
+    "tensorboard": ("tensorboard", "tensorboard>=2.17"),  # as in pyproject.toml
     "wandb": ("wandb", "wandb"),
     "comet": ("comet_ml", "comet_ml>=3.41"),
 }
@@ -61,12 +61,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
     """
     missing = [name for name in names if find_spec(PACKAGES[name][0]) is None]
     if missing:
-        hints = [
-            f"{name}: pip install '{PROJECT}[track]'"
-            if name == "tensorboard"
-            else f"{name}: pip install '{PACKAGES[name][1]}'"
-            for name in missing
-        ]
+        hints = [f"{name}: pip install '{PACKAGES[name][1]}'" for name in missing]
         raise UserError("--track: these need a package that is not installed:\n" + listing(hints))
 
 

@@ -32,7 +32,7 @@ from trace_transfer.artefacts import read_artefact as read
 from trace_transfer.artefacts.evaluation import EvaluationFile, RepresentationFile, ScoreMatrix
 from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.artefacts.summary import Summary
-from trace_transfer.errors import ArtefactError
+from trace_transfer.errors import MAX_LISTED, ArtefactError
 from trace_transfer.rules.registry import folded_name
 from trace_transfer.views.evaluation import draw_evaluation
 from trace_transfer.views.evidence import draw_deltas, draw_fisher, draw_warm_start
@@ -44,6 +44,8 @@ from trace_transfer.views.streams import draw_stream
 from trace_transfer.views.terminal import Page, draw_heatmap, model_line, ruler
 from trace_transfer.views.verification import draw_verification
 
+DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"
+BEGINNING = 100  # bytes of a file of ours in which it says its format
 NUM_SCORES = 15
 NUM_FOLDED = 20
 
@@ -52,17 +54,42 @@ def draw(path: Path, console: Console) -> None:
     """Draw a file within the console's width.
 
     Raises:
-        ArtefactError: it cannot be read, is damaged or is of no format of ours.
+        ArtefactError: it cannot be read, is damaged or is of no format of ours; or a directory: names the files in it
+            that can be drawn.
     """
+    if path.is_dir():
+        files = _drawable(path)
+        held = f"it holds {', '.join(files)}: name one of them" if files else f"nothing in it can be drawn; {DRAWABLE}"
+        raise ArtefactError(f"{path}: is a directory; {held}")
     page = Page(console)
     if path.suffix == ".safetensors":
         _draw_tensors(path, page)
         return
-    artefact = read(path)
+    try:
+        artefact = read(path)
+    except ArtefactError as error:
+        if path.is_file() and path.suffix != ".json":
+            raise ArtefactError(f"{path}: cannot be drawn; {DRAWABLE}") from error
+        raise
     if isinstance(artefact, LayerMatch):
         _draw_layer_match(artefact, path, page)
     else:
         DRAWN[type(artefact)](artefact, page)
+
+
+def _drawable(directory: Path) -> list[str]:
+    """Names of the files in a directory that look like ours: the first 20, and how many more there are."""
+    files = sorted(file for file in directory.iterdir() if file.is_file())
+    names = [file.name for file in files if file.suffix == ".safetensors" or _is_ours(file)]
+    more = [f"{len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+    return names[:MAX_LISTED] + more
+
+
+def _is_ours(file: Path) -> bool:
+    if file.suffix != ".json":
+        return False
+    with file.open("rb") as stream:
+        return b'"format": "trace-transfer/' in stream.read(BEGINNING)
 
 
 def _number(value: float | None, form: str) -> str:

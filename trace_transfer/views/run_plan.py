@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trace_transfer.views.report_numbers import several
 from trace_transfer.views.summary_tables import short_tables
 from trace_transfer.views.table_texts import to_text
 
@@ -22,9 +23,11 @@ def render_run_plan(graph: RunGraph, status: Sequence[StepStatus]) -> str:
     run = graph.run
     main = [cell for cell, _ in graph.cells if cell.axis is None]
     lines = [
-        f"{run.name}: {len(run.methods)} methods x {len(run.seeds)} seeds on {', '.join(run.task_names)}",
+        f"{run.name}: {several(len(run.methods), 'method')} x {several(len(run.seeds), 'seed')} on "
+        + ", ".join(run.task_names),
         f"source {run.source or '-'}, target {run.target}",
-        f"{len(main)} models in the comparison, {len(graph.cells) - len(main)} in sweeps; {len(status)} steps",
+        f"{several(len(main), 'model')} in the comparison, {len(graph.cells) - len(main)} in sweeps; "
+        + several(len(status), "step"),
         "",
     ]
     todo = [one for one in status if one.record is None]
@@ -34,7 +37,7 @@ def render_run_plan(graph: RunGraph, status: Sequence[StepStatus]) -> str:
     counts = Counter(one.step.kind for one in status if one.record is not None)
     if counts:
         lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())]
-    lines += ["", f"{len(todo)} steps to run, {len(status) - len(todo)} up to date"]
+    lines += ["", f"{several(len(todo), 'step')} to run, {len(status) - len(todo)} up to date"]
     return "\n".join(lines)
 
 

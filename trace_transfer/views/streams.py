@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 WIDTH = 100
 
 
-def render_stream_plan(plan: StreamPlan, disk: int) -> str:
+def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> str:
     """What will train, on what, with how much memory, time and disk: text of at most 100 columns.
 
     Args:
         disk: bytes wanted in all (`needed_space`).
+        more: notes beside those of the plan.
     """
     buffer = io.StringIO()
     console = Console(file=buffer, width=WIDTH, color_system=None)
@@ -52,7 +54,7 @@ def render_stream_plan(plan: StreamPlan, disk: int) -> str:
     console.print()
     _draw_memory(plan, estimates, page)
     console.print()
-    notes = [f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes]
+    notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
     for number, stage in enumerate(plan.stages):
         prefix = plan.prefix(number)
         notes.append(f"{stage.label}: prefix cache {'used' if prefix.use else 'not used'}: {prefix.reason}")
@@ -63,12 +65,14 @@ def render_stream_plan(plan: StreamPlan, disk: int) -> str:
 
 
 def _draw_training(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
+    """Tokens and steps are those of all epochs, as in the record of what was trained."""
+    epochs = plan.settings.train.epochs
     page.line("What trains", "bold")
     page.table(
         _columns("stage", "examples", "tokens", "steps", "tensors", "elements", "share"),
         (
             (stage.label, f"{len(stage.data.examples):,}",
-             f"{sum(len(one.input_ids) for one in stage.data.examples):,}", f"{estimate.num_steps:,}",
+             f"{epochs * sum(len(one.input_ids) for one in stage.data.examples):,}", f"{estimate.num_steps:,}",
              f"{estimate.num_parameters:,}", f"{estimate.num_elements:,}", f"{estimate.share:.2%}")
             for stage, estimate in zip(plan.stages, estimates, strict=True)
         ),
