@@ -214,11 +214,11 @@ def test_everything_is_refused_at_once_and_nothing_loaded(tiny, tmp_path, counte
     with pytest.raises(UserError, match="suite mine: cannot be run") as caught:
         plan_evaluation(tiny("llama"), suite, EvaluateSettings.of(max_new_tokens=8))
     for told in (
-        "evaluation a (a.jsonl): the columns make up no known shape",
-        "evaluation b (a.jsonl): columns that are not there",
+        f"evaluation a ({tmp_path}/a.jsonl): the columns make up no known shape",
+        f"evaluation b ({tmp_path}/a.jsonl): columns that are not there",
         "evaluation c: it runs programs that the model writes; give --allow-code-execution",
-        "evaluation d (a.jsonl): fields name columns that are not there",
-        "evaluation e (a.jsonl): ",
+        f"evaluation d ({tmp_path}/a.jsonl): fields name columns that are not there",
+        f"evaluation e ({tmp_path}/a.jsonl): ",
     ):
         assert told in str(caught.value)
     assert counted == []

@@ -25,11 +25,8 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
     if out.suffix == ".json":
         raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")
 
-    from trace_transfer.files import refuse_inputs
-    from trace_transfer.stages.reselecting import reselect, write_core_files
+    from trace_transfer.stages.reselecting import core_path, reselect_all
     from trace_transfer.views.core_sets import render_core_sets
 
-    cores = tuple(reselect(file, ratio, unit) for file in files)
-    refuse_inputs([out / f"{core.task}.core.json" for core in cores], files)
-    written = write_core_files(cores, out, export=False)
-    click.echo(render_core_sets(cores, (), written))
+    cores = reselect_all(files, ratio, unit, out)
+    click.echo(render_core_sets(cores, (), tuple(core_path(out, core) for core in cores)))

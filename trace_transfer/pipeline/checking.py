@@ -51,7 +51,7 @@ def check_plan(graph: RunGraph) -> None:
         try:
             plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
         except UserError as error:
-            problems.append(f"evaluations: {error}")
+            problems.append(str(error))
     for section, device in _devices(graph):
         try:
             resolve_device(device)

@@ -1,6 +1,6 @@
 """`select`: core files from scores that are known: those of other core files, or of the authors' lists.
 
-Reads: core files or a JSON list. Writes: `TASK.core.json`, and `TASK.json` where the authors' form is wanted.
+Reads: core files or a JSON list. Writes: `TASK.core.json`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trace_transfer.artefacts import TASK, CoreFile, library_versions, read_artefact, to_json
-from trace_transfer.authors_list import core_parameters, read_authors_list, to_authors_list
+from trace_transfer.authors_list import core_parameters, read_authors_list
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import prepare_directory, refuse_inputs, write_text
 from trace_transfer.rules.registry import load_families
@@ -66,8 +66,7 @@ def reselect_all(
     if problems:
         raise problems[0]
     if out is not None:
-        refuse_inputs([Path(out) / f"{core.task}.core.json" for core in cores], files)
-        write_core_files(cores, out, export=False)
+        _write(cores, files, out)
     return tuple(cores)
 
 
@@ -122,19 +121,18 @@ def _checked(task: str) -> str:
     return task
 
 
-def write_core_files(cores: Sequence[CoreFile], out: str | Path, export: bool) -> tuple[Path, ...]:
-    """Write core files into a directory, and the authors' lists beside them; returns the files.
-
-    Raises:
-        UserError: two of one task, or no list can be made of one: then nothing is written.
-    """
+def _write(cores: Sequence[CoreFile], files: Sequence[Path], out: Path | str) -> None:
+    """Write core files into a directory, or nothing where two are of one task or one of `files` would be lost."""
     tasks = [core.task for core in cores]
     if len(set(tasks)) < len(tasks):
         raise UserError(f"core files of the same task would overwrite each other: {', '.join(tasks)}")
-    texts = {f"{core.task}.core.json": to_json(core) for core in cores}
-    if export:
-        texts |= {f"{core.task}.json": to_authors_list(core) for core in cores}
-    directory = prepare_directory(out)
-    for name, text in texts.items():
-        write_text(directory / name, text)
-    return tuple(directory / name for name in texts)
+    written = [core_path(out, core) for core in cores]
+    refuse_inputs(written, files)
+    prepare_directory(out)
+    for core, path in zip(cores, written, strict=True):
+        write_text(path, to_json(core))
+
+
+def core_path(out: Path | str, core: CoreFile) -> Path:
+    """Where a core file lies in a directory."""
+    return Path(out) / f"{core.task}.core.json"
