@@ -49,6 +49,11 @@ def listing(problems: Sequence[str], indent: str = "  - ") -> str:
     return "\n".join(lines)
 
 
+def together(heading: str, problems: Sequence[str]) -> str:
+    """Several problems below a heading; one alone speaks for itself."""
+    return problems[0] if len(problems) == 1 else f"{heading}:\n{listing(problems)}"
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, without its many lines; its kind if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -21,7 +21,7 @@ from pydantic import Field, Json, ValidationError
 from torch import Tensor
 
 from trace_transfer.artefacts.base import TASK, Range, Strict
-from trace_transfer.errors import ArtefactError, first_line, listing
+from trace_transfer.errors import ArtefactError, first_line, listing, together
 from trace_transfer.files import sha256_file
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.models import AXES
@@ -149,10 +149,8 @@ class Patch:
                 patches.append(cls.open(file))
             except ArtefactError as error:
                 problems.append(str(error))
-        if len(problems) > 1:
-            raise ArtefactError("patches that cannot be used:\n" + listing(problems))
         if problems:
-            raise ArtefactError(problems[0])
+            raise ArtefactError(together("patches that cannot be used", problems))
         return tuple(patches)
 
     @cached_property

@@ -17,10 +17,15 @@ def opened(place):
     return load_tokenizer(ModelSource.parse(place))
 
 
+def write(directory, family, tokenizer):
+    """A model's config and a tokenizer; no weights are looked at here."""
+    build_config(family).save_pretrained(directory)
+    build_tokenizer(tokenizer).save_pretrained(directory)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_directory_without_one(tmp_path, family):
-    build_config(family).save_pretrained(tmp_path)
-    build_tokenizer("prose").save_pretrained(tmp_path)
+    write(tmp_path, family, "prose")
     (tmp_path / "tokenizer.json").unlink()  # `tokenizer_config.json` stays: it has no words
     with pytest.raises(ModelError, match=rf"^{tmp_path}: has no tokenizer \(tokenizer\.json or .*; copy the files of"):
         opened(tmp_path)
@@ -28,8 +33,7 @@ def test_a_directory_without_one(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_that_makes_nothing_of_a_text(tmp_path, family):
-    build_config(family).save_pretrained(tmp_path)
-    build_tokenizer("prose").save_pretrained(tmp_path)
+    write(tmp_path, family, "prose")
     file = tmp_path / "tokenizer.json"
     state = json.loads(file.read_text())
     state["model"] |= {"vocab": {"<s>": 0}, "merges": []}
@@ -65,8 +69,7 @@ def test_a_gguf_file_without_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_own_is_read_as_it_stands(tmp_path, family):
-    build_config(family).save_pretrained(tmp_path)
-    build_tokenizer("code").save_pretrained(tmp_path)
+    write(tmp_path, family, "code")
     own = build_tokenizer("code")
     found = opened(tmp_path)
     assert [found(text)["input_ids"] for text in TEXTS] == [own(text)["input_ids"] for text in TEXTS]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trace_transfer.artefacts.base import TASK, ModelIdentity, Range, Strict
-from trace_transfer.errors import listing
+from trace_transfer.errors import together
 from trace_transfer.models import AXES, Ranges, numel, part_numel
 
 
@@ -91,7 +91,7 @@ class CoreFile(Strict):
     def _can_be_of_one_model(self) -> Self:
         problems = _contradictions(self.parameters, self.model)
         if problems:
-            raise ValueError(problems[0] if len(problems) == 1 else "contradicts itself:\n" + listing(problems))
+            raise ValueError(together("contradicts itself", problems))
         return self
 
     @property

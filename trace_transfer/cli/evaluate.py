@@ -102,8 +102,8 @@ def evaluate_command(
     suite = load_suite(suite_name).with_data(data).only(only)
     state = ModelState(ModelSource.parse(model), Patch.open_all(patches))
     plan = plan_evaluation(state, suite, settings)
-    require_same_weights(plan, out)
     if dry_run:
+        require_same_weights(plan, out)  # as `evaluate` does
         click.echo(render_evaluation_plan(plan, out))
         return
     click.echo(render_evaluation(evaluate(plan, None, out, Terminal())))

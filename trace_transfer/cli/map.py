@@ -152,8 +152,8 @@ def map_command(
 
     quiet_libraries()
     plan = plan_map(src, dst, local_files(core), settings)
-    check_out(plan, out, settings)
     if dry_run:
+        check_out(plan, out, settings)  # as `run_map` does
         from trace_transfer.estimation import estimate, render_estimate
 
         click.echo(render_estimate(estimate(plan, settings)))

@@ -17,7 +17,7 @@ from math import prod
 from trace_transfer.anatomy import Place, Unit
 from trace_transfer.artefacts import CoreFile, CoreParameter, Transfer, library_versions
 from trace_transfer.correspondence import Correspondence
-from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.errors import ArtefactError, listing, together
 from trace_transfer.masks import merged_ranges
 from trace_transfer.models import AXES
 from trace_transfer.stages.opening import OpenModel
@@ -52,10 +52,8 @@ def check_cores_fit(cores: Sequence[tuple[str, CoreFile]], source: OpenModel, ta
             and whether it is of the target.
     """
     problems = [f"{where}: {problem}" for where, core in cores if (problem := _misfit(core, source, target))]
-    if len(problems) > 1:
-        raise ArtefactError("core files that are not of --src:\n" + listing(problems))
     if problems:
-        raise ArtefactError(problems[0])
+        raise ArtefactError(together("core files that are not of --src", problems))
 
 
 def _misfit(core: CoreFile, source: OpenModel, target: OpenModel) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import CoreFile, library_versions, read_artefact
 from trace_transfer.artefacts.verification import Verification, VerifiedParameter
-from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing
+from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_state import ModelState
@@ -94,10 +94,8 @@ def _require_of_base(cores: Mapping[Path, CoreFile], base: ModelState) -> None:
         for file, core in cores.items()
         if core.model.names_sha256 != base.names_sha256
     ]
-    if len(problems) > 1:
-        raise ArtefactError("core files of another model than BASE:\n" + listing(problems))
     if problems:
-        raise ArtefactError(problems[0])
+        raise ArtefactError(together("core files of another model than BASE", problems))
 
 
 @dataclass
