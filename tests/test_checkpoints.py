@@ -77,7 +77,7 @@ def test_rows_of_what_is_not_there(copy_of):
     directory = copy_of("llama")
     for file in directory.glob("*.safetensors"):
         save_file({n: t for n, t in load_file(file).items() if "embed" not in n}, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=r"the weights lack model\.embed_tokens\.weight"):
+    with pytest.raises(ModelError, match=r"the weights lack 1 tensor of the model: model\.embed_tokens\.weight"):
         SafetensorsCheckpoint(directory).rows(
             meta_model(directory), "model.embed_tokens.weight", torch.tensor([0]), torch.float32
         )

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models import ModelSource, row_blocks, tied_names
+from trace_transfer.model_door import quantisation_of, quantised_told
+from trace_transfer.models import ModelSource, load_config, row_blocks, tied_names
 from trace_transfer.names_on_disk import Fused, LoadedNames
 from trace_transfer.shards import DTYPES, read_rows
+from trace_transfer.stored_weights import StoredWeights, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 ROWS_AT_ONCE = 1 << 14
 
 
@@ -64,18 +63,35 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:
-    """Open a model's weights and check that they are all there, reading headers only.
+    """Open a model's weights and check that they are those of its config, reading headers only.
 
     Raises:
-        ModelError: no weights, a shard missing, cut short or damaged, or only formats that execute code on loading.
+        ModelError: no weights, a shard missing, cut short or damaged, only formats that execute code on loading, or
+            whatever `load_config` refuses.
     """
-    if source.directory is None:
-        return SafetensorsCheckpoint(download(source))
+    directory = local_directory(source)
     if source.gguf is None:
-        return SafetensorsCheckpoint(source.directory)
+        return SafetensorsCheckpoint(directory)
     from trace_transfer.gguf_checkpoint import GgufCheckpoint
 
-    return GgufCheckpoint(source.directory / source.gguf)
+    return GgufCheckpoint(directory / source.gguf)
+
+
+def local_directory(source: ModelSource) -> Path:
+    """Where a model's files lie on this machine, fetched from the hub if need be, and found to be usable.
+
+    Raises:
+        ModelError: they are not, or cannot be had.
+    """
+    if source.directory is not None:
+        if source.gguf is None:
+            load_config(source)
+        return source.directory
+    if method := quantisation_of(load_config(source).to_dict()):  # before gigabytes are fetched
+        raise ModelError(f"{source.name}: {quantised_told([f'quantization_config in config.json ({method})'])}")
+    directory = download(source)
+    load_config(replace(source, directory=directory))
+    return directory
 
 
 def download(source: ModelSource) -> Path:
@@ -113,7 +129,7 @@ class SafetensorsCheckpoint:
     _names: LoadedNames | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.keys = _keys_of_shards(self.directory, _shard_files(self.directory))
+        self.keys = {key: tensor.file for key, tensor in StoredWeights.read(self.directory).tensors.items()}
 
     @property
     def files(self) -> list[Path]:
@@ -171,12 +187,7 @@ class SafetensorsCheckpoint:
     @property
     def dtypes(self) -> set[torch.dtype]:
         """Element types on disk."""
-        from safetensors import safe_open
-
-        found = set()
-        for file in self.files:
-            with safe_open(file, framework="pt") as shard:
-                found |= {shard.get_slice(key).get_dtype() for key in shard.keys()}  # noqa: SIM118 (not a dict)
+        found = {tensor.dtype for file in self.files for tensor in stored_tensors(file).values()}
         return {DTYPES[name] for name in found if name in DTYPES}
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
@@ -252,50 +263,6 @@ class SafetensorsCheckpoint:
                     tensor = shard.get_tensor(key)
                     self.bytes_read += tensor.nbytes
                     yield key, tensor
-
-
-def _shard_files(directory: Path) -> list[Path]:
-    index = directory / INDEX_NAME
-    if index.is_file():
-        try:
-            files = sorted({directory / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
-    elif (directory / SINGLE_NAME).is_file():
-        files = [directory / SINGLE_NAME]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
-    if files:
-        return files
-    pickles = sorted(p.name for p in (*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")))
-    if pickles:
-        raise ModelError(
-            f"{directory}: has pickled weights only ({', '.join(pickles[:3])}); convert them to safetensors "
-            "(load and `save_pretrained` once), trace-transfer does not unpickle"
-        )
-    raise ModelError(f"{directory}: has a config but no weights (*.safetensors or *.gguf)")
-
-
-def _keys_of_shards(directory: Path, files: list[Path]) -> dict[str, Path]:
-    from safetensors import SafetensorError, safe_open
-
-    keys: dict[str, Path] = {}
-    problems = []
-    for file in files:
-        if not file.is_file():
-            problems.append(f"{file.name}: missing")
-            continue
-        try:
-            with safe_open(file, framework="pt") as shard:
-                keys.update(dict.fromkeys(shard.keys(), file))
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{file.name}: cut short or damaged ({file.stat().st_size:,} bytes; {error})")
-    if problems:
-        raise ModelError(
-            f"{directory}: {len(problems)} of {len(files)} weight files cannot be used, have them downloaded again:\n"
-            + listing(problems)
-        )
-    return keys
 
 
 def release(module: nn.Module) -> None:

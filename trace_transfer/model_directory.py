@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from trace_transfer.checkpoints import INDEX_NAME, download
+from trace_transfer.checkpoints import download
 from trace_transfer.errors import ModelError, UserError, first_line
 from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory, sync
 from trace_transfer.models import ModelSource
 from trace_transfer.names_on_disk import Layout, SavedNames
+from trace_transfer.stored_weights import INDEX_NAME
 from trace_transfer.tensor_file import TensorSpec, TensorWriter, writing_tensors
 
 if TYPE_CHECKING:

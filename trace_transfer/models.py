@@ -6,18 +6,23 @@ device, so that its `named_parameters()` are the names and shapes that training 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, first_line
+from trace_transfer.progress import tell
+from trace_transfer.stored_weights import CONFIG_NAME, has_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from trace_transfer.model_door import Findings
 
 HUB_TIMEOUT = 10  # s
 GGUF_MAGIC = b"GGUF"
@@ -81,16 +86,60 @@ class ModelSource:
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
-    """Read a model's config through transformers, never with `trust_remote_code`.
+    """Read a model's config through transformers, never with `trust_remote_code`; all commands enter a model by this.
+
+    Of a directory with weights, what is stored is compared with what the config says, headers only, and what a user
+    should know of a usable one is told (`progress.telling`). A directory with a config alone is a model's names.
 
     Raises:
         ModelError: there is none, it cannot be parsed, its `model_type` is unknown to the installed transformers, or
-            the model is not a decoder-only language model.
+            the model is not a decoder-only language model; or its files cannot be used (`model_door.examine`).
     """
+    if source.directory is None or source.gguf is not None:
+        return _known_config(source)
+    entered = _enter(source, _state_of(source.directory))
+    for note in entered.findings.notes:
+        tell(note)
+    config: PretrainedConfig = copy.deepcopy(entered.config)
+    return config
+
+
+def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
+    """Stored tensors of a directory that the model made by its config lacks: nobody reads, compares or writes them."""
+    if source.directory is None or source.gguf is not None:
+        return ()
+    return _enter(source, _state_of(source.directory)).findings.superfluous
+
+
+@dataclass(frozen=True)
+class _Entered:
+    config: Any
+    findings: Findings
+
+
+@lru_cache(maxsize=64)
+def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
+    """A directory's config and verdict, for as long as its files have these sizes and times."""
+    from trace_transfer.model_door import Findings, examine, refuse_adapter_alone
+
+    assert source.directory is not None
+    refuse_adapter_alone(source.directory, source.name)
+    if not (source.directory / CONFIG_NAME).is_file():
+        raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
+    config = _known_config(source)
+    if not has_weights(source.directory):
+        return _Entered(config, Findings())
+    return _Entered(config, examine(source.directory, build_meta_model(config), source.name))
+
+
+def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    found = [(file.name, file.stat()) for file in sorted(directory.iterdir()) if file.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+def _known_config(source: ModelSource) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    if source.directory is not None and source.gguf is None and not (source.directory / "config.json").is_file():
-        raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
     try:
         config = _read_config(AutoConfig, source)
     except ModelError:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trace_transfer.errors import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -68,6 +70,18 @@ class Fused:
         made: Mapping[str, Tensor] = converter.convert(self.name, model=self.model, config=self.model.config)
         return made[self.name]
 
+    def shapes(self, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | str:
+        """Shapes of all that the conversion makes of its tensors, or why it cannot; no values are needed."""
+        converter = deepcopy(self.converter)
+        for pattern, keys in self.sources.items():
+            for key in keys:
+                converter.add_tensor(self.name, key, pattern, torch.empty(stored[key], device="meta"))
+        try:
+            made = converter.convert(self.name, model=self.model, config=self.model.config)
+        except (RuntimeError, KeyError, ValueError, IndexError, StopIteration) as error:  # they do not fit together
+            return first_line(error)
+        return {name: tuple((value[0] if isinstance(value, list) else value).shape) for name, value in made.items()}
+
 
 @dataclass(frozen=True)
 class LoadedNames:
@@ -97,11 +111,19 @@ class LoadedNames:
                 patterns[key] = pattern
         return cls(model, mapping, names, patterns)
 
+    @cached_property
+    def keys_of(self) -> Mapping[str, list[str]]:
+        """Name at run time → its names on disk."""
+        found: dict[str, list[str]] = {}
+        for key, name in self.at_run_time.items():
+            found.setdefault(name, []).append(key)
+        return found
+
     def fused(self, name: str) -> Fused | None:
         """How a parameter is made, if a conversion makes it; None if it lies on disk as it is, or not at all."""
         from transformers.core_model_loading import WeightConverter, dot_natural_key
 
-        keys = sorted((key for key, known in self.at_run_time.items() if known == name), key=dot_natural_key)
+        keys = sorted(self.keys_of.get(name, ()), key=dot_natural_key)
         found = {self.patterns.get(key) for key in keys}
         if not keys or None in found:
             return None

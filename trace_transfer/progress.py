@@ -1,9 +1,14 @@
-"""Progress as stages report it: a task with a number of steps. Silent by default; the terminal draws a bar."""
+"""Progress as stages report it: a task with a number of steps. Silent by default; the terminal draws a bar.
+
+Beside it what any reader of files has to tell of them (`tell`), which the command line shows once each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -57,10 +62,38 @@ class Terminal:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
+_LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+def tell(message: str) -> None:
+    """Say what is no error, and yet to be known: to the listener of `telling`, otherwise as a Python warning."""
+    listener = _LISTENER.get()
+    if listener is None:
+        warnings.warn(message, stacklevel=2)
+    else:
+        listener(message)
+
+
+@contextmanager
+def telling(listener: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, each message of `tell` goes to the listener once."""
+    told: set[str] = set()
+
+    def once(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            listener(message)
+
+    token = _LISTENER.set(once)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' own chatter and bars off the terminal; their errors reach the user through ours."""
     import logging
-    import warnings
 
     from transformers.utils import logging as transformers_logging
 

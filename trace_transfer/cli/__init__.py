@@ -16,6 +16,7 @@ import click
 
 from trace_transfer import __version__
 from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.progress import telling
 from trace_transfer.stopping import StopRequested, noted_interruption
 
 # Command → what the list of commands says of it; the module of that name defines it.
@@ -76,7 +77,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and turn our own errors into one message and an exit code."""
-        with noted_interruption() as was_interrupted:
+        with noted_interruption() as was_interrupted, telling(lambda message: click.echo(f"note: {message}", err=True)):
             try:
                 return super().invoke(ctx)
             except (KeyboardInterrupt, Exception) as error:

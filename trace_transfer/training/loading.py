@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from trace_transfer.checkpoints import Checkpoint, download, open_checkpoint, release
+from trace_transfer.checkpoints import Checkpoint, local_directory, open_checkpoint, release
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import (
     Inventory,
@@ -128,7 +128,7 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     """
     from transformers import AutoModelForCausalLM
 
-    place = source.directory or download(source)
+    place = local_directory(source)
     gguf = {"gguf_file": source.gguf} if source.gguf else {"use_safetensors": True}
     with _quiet():
         try:
