@@ -133,7 +133,7 @@ def test_an_unknown_family(mapping, tmp_path, model_type, layer, name):
     directory = model_directory(tmp_path / "model", model_type, num_hidden_layers=2, n_layer=2)
     message = mapping.refused(dst=directory)
     assert f"no rules file is for model_type '{model_type}' (there are rules for: apertus, " in message
-    assert f"Write {model_type}.yaml with 'family: {model_type}'" in message
+    assert f"`trace-transfer rules draft` with this model writes {model_type}.yaml" in message
     assert f"    {name}\n" in message
 
 

@@ -62,7 +62,7 @@ def read_authors_list(path: Path | str) -> tuple[str, list[ListedParameter]]:
 
 
 def core_parameters(
-    entries: Sequence[ListedParameter], shapes: Mapping[str, tuple[int, ...]]
+    entries: Sequence[ListedParameter], shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, str] | None = None
 ) -> tuple[CoreParameter, ...]:
     """All parameters of a model, those listed first and with their scores.
 
@@ -71,11 +71,15 @@ def core_parameters(
 
     Args:
         shapes: the model's parameters in model order.
+        told: what is known of names that are none of them.
 
     Raises:
         ArtefactError: a list with names that the model lacks; all are named.
     """
-    _refuse("the list is of another model", [f"{e.name}: no such parameter" for e in entries if e.name not in shapes])
+    lost = [entry.name for entry in entries if entry.name not in shapes]
+    _refuse(
+        "the list is of another model", [f"{name}: {(told or {}).get(name, 'no such parameter')}" for name in lost]
+    )
     selected = len(entries) < len(shapes)
     listed = [
         CoreParameter(name=e.name, shape=shapes[e.name], score=e.score, terms=e.terms or None, core=selected)

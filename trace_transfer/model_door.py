@@ -1,8 +1,7 @@
 """One verdict on what lies in a model's directory, before any value is read; all commands enter by it.
 
 Reads: `config.json`, `adapter_config.json` and the headers of the weight files; where the config says that two stored
-tensors are one, their bytes. Gives: `Findings` (usable, with what is there but not in the model), or a `ModelError` with
-all problems.
+tensors are one, their bytes. Gives: `Findings` of a usable directory, or a `ModelError` with all problems.
 """
 
 from __future__ import annotations
@@ -128,8 +127,8 @@ def _beside(directory: Path) -> list[str]:
     if not (directory / ADAPTER_CONFIG).is_file():
         return []
     return [
-        f"{ADAPTER_CONFIG} beside a whole model: transformers would add that adapter to the weights when it loads them. "
-        "If the model alone is meant, move the adapter's files elsewhere; otherwise merge it there:\n"
+        f"{ADAPTER_CONFIG} beside a whole model: transformers would add that adapter to the weights when it loads "
+        "them. If the model alone is meant, move the adapter's files elsewhere; otherwise merge it there:\n"
         f"{_merging('THE_MODEL')}"
     ]
 
@@ -269,8 +268,8 @@ class _Fit:
         if not self.superfluous:
             return []
         return [
-            f"{self._layers_told()}the weights hold {_count(self.superfluous)} that the model made by {CONFIG_NAME} lacks, "
-            f"not read, compared or written: {_named(self.superfluous)}"
+            f"{self._layers_told()}the weights hold {_count(self.superfluous)} that the model made by {CONFIG_NAME} "
+            f"lacks, not read, compared or written: {_named(self.superfluous)}"
         ]
 
 

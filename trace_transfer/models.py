@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -201,6 +201,7 @@ def gguf_damage(file: Path) -> str | None:
 
 def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     kind = config.model_type
@@ -209,6 +210,8 @@ def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
         what = "an encoder-decoder model"
     elif kind in MASKED and not getattr(config, "is_decoder", False):
         what = "an encoder-only model"
+    elif kind not in CAUSAL and kind in IMAGE_TEXT:
+        raise ModelError(f"{source.name}: {_image_text_told(config, architectures, CAUSAL)}")
     elif kind not in CAUSAL:
         what = "not a language model that transformers can generate with"
     else:
@@ -216,6 +219,28 @@ def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
     raise ModelError(
         f"{source.name}: model_type '{kind}' (architectures: {architectures}) is {what}; "
         "trace-transfer needs a decoder-only causal language model"
+    )
+
+
+def _image_text_told(config: PretrainedConfig, architectures: str, causal: Collection[str]) -> str:
+    """What to do with a model that reads images, too: its language model can be saved alone where it has a class."""
+    text = config.get_text_config().model_type
+    what = (
+        f"model_type '{config.model_type}' (architectures: {architectures}) reads images and texts; trace-transfer "
+        "needs the language model in it"
+    )
+    if text not in causal:
+        return (
+            f"{what}, and transformers has no causal language model of its type '{text}' alone: give the language "
+            "model that it was trained from"
+        )
+    return (
+        f"{what} ('{text}'). Save that as a model of its own, with the tokenizer's files, and give it:\n"
+        '  whole = AutoModelForImageTextToText.from_pretrained("THIS", dtype="auto")\n'
+        "  text = AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype)\n"
+        "  text.model.load_state_dict(whole.model.language_model.state_dict())\n"
+        "  text.lm_head.load_state_dict(whole.lm_head.state_dict())\n"
+        '  text.save_pretrained("TEXT")'
     )
 
 

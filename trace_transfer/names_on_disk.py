@@ -134,6 +134,28 @@ class LoadedNames:
         return Fused(self.model, name, converter, sources)
 
 
+def name_told(model: PreTrainedModel, name: str) -> tuple[str, str | None] | None:
+    """What a name is that is none of `named_parameters()`: an alias of a tied parameter, or a name on disk or of an
+    older version; None if it is neither.
+
+    Returns:
+        The words for it, and the name at run time that stands for exactly the same parameter, if one does.
+    """
+    owners = {id(parameter): owner for owner, parameter in model.named_parameters()}
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    if name in everything:
+        owner = owners[id(everything[name])]
+        return f"tied to {owner}", owner
+    names = LoadedNames.of(model, [name])
+    found = names.at_run_time[name]
+    if found not in everything:
+        return None
+    if name in names.patterns:
+        return f"a name on disk, of a part of {found} at run time", None
+    owner = owners[id(everything[found])]
+    return f"a name on disk or of an older version, {owner} at run time", owner
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a parameter lies on disk.

@@ -275,7 +275,7 @@ def test_unknown_model_type_names_the_file_to_write():
     with pytest.raises(RulesError, match=r"no rules file is for model_type 'mistral5'") as caught:
         registry.for_model_type("mistral5", inventory)
     text = str(caught.value)
-    assert "Write mistral5.yaml with 'family: mistral5' and 'model_types: [mistral5]'" in text
+    assert "`trace-transfer rules draft` with this model writes mistral5.yaml" in text
     assert "--rules mistral5.yaml" in text
     assert "The nearest family is 'mistral', whose rules know 12 of the 12 names below: start with 'extends: m" in text
     assert "    model.layers.{layer}.mlp.up_proj.weight  (2 times)\n" in text

@@ -33,6 +33,12 @@ class Pattern:
     regex: re.Pattern[str]
     rows: tuple[int, int | None] | None
 
+    @property
+    def literal(self) -> str | None:
+        """The one name that it is meant for, if it has no other special characters than a beginning and an end."""
+        name = (WITH_ROWS.sub(r"\1", self.text)).removeprefix("^").removesuffix("$").replace("\\.", ".")
+        return name if re.fullmatch(r"[\w.]+", name) else None
+
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """As `LayerNamePattern` of Axolotl.
@@ -84,14 +90,19 @@ def _patterns(name: str, part: Slice | None) -> list[str]:
     return [whole] if part is None else [f"{whole}[{start}:{stop}]" for start, stop in part.ranges]
 
 
-def mask_of_patterns(patterns: Sequence[Pattern], shapes: Mapping[str, tuple[int, ...]]) -> Mask:
+def mask_of_patterns(
+    patterns: Sequence[Pattern], shapes: Mapping[str, tuple[int, ...]], known: Mapping[Pattern, str] | None = None
+) -> Mask:
     """What Axolotl would train with a list.
+
+    Args:
+        known: what is known of patterns that match nothing.
 
     Raises:
         ArtefactError: patterns that match nothing, or rows that a parameter does not have; all are named.
     """
     problems = [
-        f"{pattern.text}: matches none of the {len(shapes)} names"
+        f"{pattern.text}: {(known or {}).get(pattern, f'matches none of the {len(shapes)} names')}"
         for pattern in patterns
         if not any(map(pattern.regex.match, shapes))
     ]

@@ -37,8 +37,8 @@ class FamilyRegistry:
         known = ", ".join(sorted(self.by_model_type))
         lines = [f"no rules file is for model_type '{model_type}' (there are rules for: {known})."]
         lines.append(
-            f"Write {model_type}.yaml with 'family: {model_type}' and 'model_types: [{model_type}]', say in it which "
-            f"parameter belongs to which component, and pass it with --rules {model_type}.yaml."
+            f"`trace-transfer rules draft` with this model writes {model_type}.yaml, a draft of rules that say which "
+            f"parameter belongs to which component; look through it, and pass it with --rules {model_type}.yaml."
         )
         lines.append(self._nearest(model_type, inventory))
         if inventory is not None:

@@ -16,7 +16,7 @@ from trace_transfer.exports.axolotl import Pattern, mask_of_patterns, read_patte
 from trace_transfer.masks import Mask
 from trace_transfer.models import Ranges
 from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.opening import OpenModel, open_model
+from trace_transfer.stages.opening import OpenModel, names_told, open_model
 
 IMPORTED, SCORE = "imported", 1.0
 LAYER = re.compile(r"\.(\d+)(?:\\?\.|$)")  # a number of its own in a name or pattern, as a layer's is
@@ -74,8 +74,9 @@ def _mask(patterns: Sequence[Pattern], model: OpenModel, file: Path) -> Mask:
         ArtefactError: patterns match nothing.
     """
     anatomy, names = model.anatomy, model.anatomy.inventory.shapes
+    patterns, known = _translated(patterns, model)
     try:
-        return mask_of_patterns(patterns, names)
+        return mask_of_patterns(patterns, names, known)
     except ArtefactError as error:
         lost = [one for one in patterns if not any(map(one.regex.match, names))]
         layers = sorted({int(number) for one in lost for number in LAYER.findall(one.text)})
@@ -88,6 +89,19 @@ def _mask(patterns: Sequence[Pattern], model: OpenModel, file: Path) -> Mask:
             f"{named}{model.name} ({anatomy.family}) has layers {anatomy.layer_path}.0 to "
             f"{anatomy.layer_path}.{anatomy.num_layers - 1}\n{error}"
         ) from error
+
+
+def _translated(patterns: Sequence[Pattern], model: OpenModel) -> tuple[list[Pattern], dict[Pattern, str]]:
+    """The list with names on disk as they are at run time, and what is known of others that match nothing."""
+    lost = [one for one in patterns if not any(map(one.regex.match, model.anatomy.inventory.shapes)) and one.literal]
+    told = names_told(model, [str(one.literal) for one in lost])
+    instead = {
+        one: Pattern.parse(f"^{name}$" + (one.text[one.text.rindex("[") :] if one.rows else ""))
+        for one in lost
+        if (name := told.translated.get(str(one.literal))) is not None
+    }
+    known = {one: told.known[str(one.literal)] for one in lost if str(one.literal) in told.known}
+    return [instead.get(one, one) for one in patterns], known
 
 
 def _entry(anatomy: Anatomy, name: str, shape: tuple[int, ...], rows: Ranges | None, core: bool) -> CoreParameter:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trace_transfer.anatomy import Anatomy
 from trace_transfer.artefacts import ModelIdentity
-from trace_transfer.errors import ModelError, first_line
-from trace_transfer.models import ModelSource, load_config, read_inventory
+from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.models import ModelSource, build_meta_model, load_config, read_inventory
+from trace_transfer.names_on_disk import name_told
+from trace_transfer.progress import tell
 from trace_transfer.rules.application import anatomy_of
 from trace_transfer.rules.registry import FamilyRegistry
 
@@ -57,6 +60,39 @@ def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
     source = ModelSource.parse(name)
     config = load_config(source)
     return OpenModel(source, config, anatomy_of(read_inventory(config), registry))
+
+
+@dataclass(frozen=True)
+class NamesTold:
+    """Names that are none of a model's parameters, as far as they can be made out.
+
+    Attributes:
+        translated: names on disk or of older versions → the parameter that is exactly that one.
+        known: others → what they are.
+    """
+
+    translated: Mapping[str, str]
+    known: Mapping[str, str]
+
+
+def names_told(model: OpenModel, names: Sequence[str]) -> NamesTold:
+    """Make out names that the model lacks: names on disk (`block_sparse_moe.gate.weight`), which are translated, which
+    is told, and those of tied parameters."""
+    lost = [name for name in names if name not in model.anatomy.inventory.shapes]
+    if not lost:
+        return NamesTold({}, {})
+    built = build_meta_model(model.config)
+    translated, known = {}, {}
+    for name in lost:
+        what, found = name_told(built, name) or (None, None)
+        if what is not None and (found is None or what.startswith("tied") or found in names):
+            known[name] = f"{what}; name that"
+        elif found is not None:
+            translated[name] = found
+    if translated:
+        pairs = [f"{name} → {found}" for name, found in translated.items()]
+        tell(f"{len(pairs)} names on disk, or of older versions, are read as those of {model.name}:\n{listing(pairs)}")
+    return NamesTold(translated, known)
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -17,7 +17,7 @@ from trace_transfer.rules.registry import load_families
 from trace_transfer.settings.checks import choice, refuse, share_problem
 from trace_transfer.settings.scoring import CHOICES
 from trace_transfer.stages.evidence import entries_of
-from trace_transfer.stages.opening import open_model
+from trace_transfer.stages.opening import names_told, open_model
 from trace_transfer.stages.selection import select
 
 
@@ -88,9 +88,11 @@ def import_list(
     opened = open_model(model, load_families([Path(path) for path in rules]))
     shapes = opened.anatomy.inventory.shapes
     method, listed = read_authors_list(file)
+    told = names_told(opened, [entry.name for entry in listed])
+    listed = [entry._replace(name=told.translated.get(entry.name, entry.name)) for entry in listed]
     parameters = tuple(
         parameter.model_copy(update={"component": entry.component, "layer": entry.layer})
-        for parameter in core_parameters(listed, shapes)
+        for parameter in core_parameters(listed, shapes, told.known)
         for entry in entries_of(opened.anatomy, parameter.name, parameter.shape, None)
     )
     whole = len(listed) == len(shapes)
