@@ -77,9 +77,7 @@ def core_parameters(
         ArtefactError: a list with names that the model lacks; all are named.
     """
     lost = [entry.name for entry in entries if entry.name not in shapes]
-    _refuse(
-        "the list is of another model", [f"{name}: {(told or {}).get(name, 'no such parameter')}" for name in lost]
-    )
+    _refuse("the list is of another model", [f"{name}: {(told or {}).get(name, 'no such parameter')}" for name in lost])
     selected = len(entries) < len(shapes)
     listed = [
         CoreParameter(name=e.name, shape=shapes[e.name], score=e.score, terms=e.terms or None, core=selected)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, first_line
 from trace_transfer.progress import tell
-from trace_transfer.stored_weights import CONFIG_NAME, has_weights
+from trace_transfer.stored_weights import CONFIG_NAME, has_weights, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -120,7 +120,7 @@ class _Entered:
 @lru_cache(maxsize=64)
 def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
     """A directory's config and verdict, for as long as its files have these sizes and times."""
-    from trace_transfer.model_door import Findings, examine, refuse_adapter_alone
+    from trace_transfer.model_door import Findings, examine, quantisation_of, refuse_adapter_alone
 
     assert source.directory is not None
     refuse_adapter_alone(source.directory, source.name)
@@ -128,7 +128,9 @@ def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Ent
         raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
     config = _known_config(source)
     if not has_weights(source.directory):
-        return _Entered(config, Findings())
+        method = quantisation_of(read_config(source.directory))
+        told = f"{source.name}: its config says that its weights are quantised ({method}); such weights are refused"
+        return _Entered(config, Findings(notes=() if method is None else (told,)))
     return _Entered(config, examine(source.directory, build_meta_model(config), source.name))
 
 

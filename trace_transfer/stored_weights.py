@@ -68,13 +68,13 @@ def _files(directory: Path) -> tuple[list[Path], tuple[str, ...]]:
     named = read_config(directory).get("transformers_weights")
     first = [named] if isinstance(named, str) else [SINGLE_NAME, INDEX_NAME]
     for name in first:
+        if not _inside(name):
+            raise ModelError(
+                f"{directory / CONFIG_NAME}: transformers_weights names {name}, a file outside of the model's directory"
+            )
         file = directory / name
         if not file.is_file():
             continue
-        if not _inside(name):
-            raise ModelError(
-                f"{directory / CONFIG_NAME}: transformers_weights names {name}, a file outside of the directory"
-            )
         if name == SINGLE_NAME:
             return [file], _passed_over(directory)
         return (_shards(file) if name.endswith(".index.json") else [file]), ()

@@ -78,7 +78,7 @@ def _mask(patterns: Sequence[Pattern], model: OpenModel, file: Path) -> Mask:
     try:
         return mask_of_patterns(patterns, names, known)
     except ArtefactError as error:
-        lost = [one for one in patterns if not any(map(one.regex.match, names))]
+        lost = [one for one in patterns if one not in known and not any(map(one.regex.match, names))]
         layers = sorted({int(number) for one in lost for number in LAYER.findall(one.text)})
         beyond = bool(layers) and layers[-1] >= anatomy.num_layers
         if 2 * len(lost) < len(patterns) and not beyond:

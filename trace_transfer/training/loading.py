@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from logging import Handler, LogRecord
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -130,13 +132,14 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
 
     place = local_directory(source)
     gguf = {"gguf_file": source.gguf} if source.gguf else {"use_safetensors": True}
-    with _quiet():
+    with _quiet() as said:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(  # annotated there as if it never gave the info as well
                 place, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **gguf
             )
         except Exception as error:  # transformers raises many kinds; each is one message to the user
-            raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}") from error
+            report = "".join(f"\n{message}" for message in said if "report" in str(error))  # which it speaks of
+            raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}{report}") from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     problems = [f"{name}: not in the weights" for name in sorted(info["missing_keys"])]
@@ -160,18 +163,31 @@ def _differences(found: Inventory, expected: Inventory) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars, reports and warnings; that of GGUF files knows no switch, and goes to stderr."""
+def _quiet() -> Iterator[list[str]]:
+    """Without transformers' bars, reports and warnings; that of GGUF files knows no switch, and goes to stderr.
+
+    Gives what would have been said.
+    """
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    said: list[str] = []
+
+    class Keeping(Handler):
+        def emit(self, record: LogRecord) -> None:
+            said.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
+
+    level, bars, keeping = logging.get_verbosity(), logging.is_progress_bar_enabled(), Keeping()
+    logging.set_verbosity_warning()
+    logging.disable_default_handler()
+    logging.add_handler(keeping)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            yield
+            yield said
     finally:
+        logging.remove_handler(keeping)
+        logging.enable_default_handler()
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
