@@ -166,7 +166,7 @@ def test_a_missing_parameter(mapping, copy_of):
     directory = copy_of("gpt2")
     damage(directory, "transformer.h.2.ln_1.bias", None)
     assert mapping.refused(dst=directory).endswith(
-        "gpt2: the weights lack 1 parameters of layer 2:\n  - transformer.h.2.ln_1.bias"
+        "gpt2: the weights lack 1 tensor of the model: transformer.h.2.ln_1.bias"
     )
 
 

@@ -153,6 +153,8 @@ def test_used_by_every_command_and_told_of(base, tmp_path, kind):
         notes = re.findall(r"^note: (.*)", result.stderr, re.MULTILINE)
         assert len(notes) == (note is not None), (command, result.stderr)
         assert note is None or re.search(note, notes[0]), (command, notes)
+    card = (tmp_path / "out" / "patched" / "README.md").read_text()
+    assert ("Not compared, and not in this model: " in card) == (note is not None and "not read" in note), card
 
 
 @pytest.mark.parametrize("kind", USABLE)

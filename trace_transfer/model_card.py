@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.artefacts import CoreFile, LayerMatch, library_versions, read_artefact
 from trace_transfer.checkpoints import download
 from trace_transfer.files import sha256_file
-from trace_transfer.models import ModelSource, numel
+from trace_transfer.models import ModelSource, numel, superfluous_tensors
 
 if TYPE_CHECKING:
     from trace_transfer.artefacts import StageRecord, Transfer
@@ -30,6 +30,7 @@ TAG = "trace-transfer"
 PAPER = "[TRACE](https://arxiv.org/abs/2605.31025)"
 LICENCE = ("license", "license_name", "license_link")
 MATCH = "layer_match.json"
+MAX_UNREAD = 5
 _SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})/?$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Settings of a training that a reader wants to see, in this order; the others are in `stream.json`.
@@ -47,12 +48,14 @@ class Base:
         name: for people; a directory's last part, no path.
         hub: its name on the hub, if it is known to be from there; `commit` its revision there.
         licence: the fields of its own card that say so.
+        unread: what its files hold that the model built from its config lacks.
     """
 
     name: str
     hub: str | None
     commit: str | None
     licence: Mapping[str, str]
+    unread: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, source: ModelSource) -> Base:
@@ -61,12 +64,25 @@ class Base:
         hub, commit = source.repo if source.directory is None else None, source.revision
         if found is not None:
             hub, commit = hub or found[1].replace("--", "/"), found[2]
-        return cls(source.display_name, hub, commit, _licence(place / CARD))
+        unread = superfluous_tensors(replace(source, directory=place))
+        return cls(source.display_name, hub, commit, _licence(place / CARD), unread)
 
     @property
     def told(self) -> str:
         at = f" at revision `{self.commit}`" if self.commit else ""
         return f"[{self.hub}](https://huggingface.co/{self.hub}){at}" if self.hub else f"`{self.name}`{at}"
+
+    @property
+    def left_out(self) -> str:
+        """What a proof does not speak of; nothing where that is nothing."""
+        if not self.unread:
+            return ""
+        names = ", ".join(f"`{name}`" for name in self.unread[:MAX_UNREAD])
+        more = f" and {len(self.unread) - MAX_UNREAD} more" if len(self.unread) > MAX_UNREAD else ""
+        return (
+            f"\n\nNot compared, and not in this model: {len(self.unread)} of the base's stored tensors, which are not in "
+            f"the model that its config makes ({names}{more})."
+        )
 
 
 def _licence(card: Path) -> dict[str, str]:
@@ -167,7 +183,7 @@ def trained_card(made: Trained) -> str:
         _table(("stage", "trained on", "examples", "steps", "parameters", "elements"), rows),
         *_core_sets(made.origins, method),
         "## Training\n\n" + "\n".join(f"- {name.replace('_', ' ')}: {_value(v)}" for name, v in settings.items()),
-        "## What was proved\n\n" + _proved(made.verification),
+        "## What was proved\n\n" + _proved(made.verification) + base.left_out,
         _identity(made.names_sha256, [(stage.patch, stage.patch_sha256) for stage in made.stages]),
         _loading(),
         _reverting([stage.patch for stage in made.stages]),
@@ -197,7 +213,7 @@ def patched_card(state: ModelState) -> dict[str, str]:
         "## What was proved\n\n"
         "Before the model was written, each patch was found to begin with exactly the values, bit for bit, that were "
         f"there. {_of(len(mask.parts), len(state.shapes))} of the parameters are touched by patches; all others are "
-        "copied as they are stored.",
+        f"copied as they are stored.{base.left_out}",
         _identity(state.names_sha256, [(_file(patch.path), patch.sha256) for patch in state.patches]),
         _loading(),
         *([_reverting([_file(patch.path) for patch in applied])] if applied else []),
