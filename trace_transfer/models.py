@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, first_line
+from trace_transfer.named_code import refuse_code_in_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -84,8 +85,8 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     """Read a model's config through transformers, never with `trust_remote_code`.
 
     Raises:
-        ModelError: there is none, it cannot be parsed, its `model_type` is unknown to the installed transformers, or
-            the model is not a decoder-only language model.
+        ModelError: there is none, it cannot be parsed, it asks for code, its `model_type` is unknown to the installed
+            transformers, or the model is not a decoder-only language model.
     """
     from transformers import AutoConfig
 
@@ -102,14 +103,18 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
 
 def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
+    from transformers import PretrainedConfig
+
     config: PretrainedConfig
     if source.gguf is not None:
         config = auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
-    elif source.directory is not None:
-        config = auto_config.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
-    else:
+        return config
+    place: Any = source.directory or source.repo
+    where: dict[str, Any] = {"local_files_only": True} if source.directory else {"revision": source.revision}
+    if source.directory is None:
         _require_hub(source)
-        config = auto_config.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+    refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
+    config = auto_config.from_pretrained(place, trust_remote_code=False, **where)
     return config
 
 
