@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import ModelSource, row_blocks, tied_names
 from trace_transfer.names_on_disk import Fused, LoadedNames
-from trace_transfer.shards import DTYPES, read_rows
+from trace_transfer.shards import DTYPES, read_rows, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,6 +147,7 @@ class SafetensorsCheckpoint:
         problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
         if problems:
             raise ModelError(f"{self.directory}: weights do not fit the config:\n" + listing(problems))
+        require_finite(str(self.directory), {name: value for name, value in _values(model) if wanted(name)})
 
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         from safetensors import safe_open
@@ -165,6 +166,7 @@ class SafetensorsCheckpoint:
                 if len(mine):
                     block = slices[start:stop]
                     self.bytes_read += block.nbytes
+                    require_finite(str(self.directory), {name: block})
                     out[mine] = block[index[mine] - start].to(dtype)
         return out
 
@@ -227,6 +229,7 @@ class SafetensorsCheckpoint:
                 problem = first_line(error)
             else:
                 if tuple(block.shape) == shape:
+                    require_finite(str(self.directory), {fused.name: block})
                     return block
                 problem = f"{list(block.shape)} from {len(tensors)} tensors on disk, expected {list(shape)}"
         raise ModelError(f"{self.directory}: {fused.name}, which is made of several tensors there: {problem}")
@@ -252,6 +255,13 @@ class SafetensorsCheckpoint:
                     tensor = shard.get_tensor(key)
                     self.bytes_read += tensor.nbytes
                     yield key, tensor
+
+
+def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers that were brought in."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if not value.is_meta:
+            yield name, value
 
 
 def _shard_files(directory: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError
 from trace_transfer.models import row_blocks, tied_names
+from trace_transfer.shards import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,4 +108,6 @@ class GgufCheckpoint:
         self.bytes_read += data.nbytes
         weights = dequantize(data, tensor.tensor_type)
         result = processor.process(weights=weights, name=gguf_name, tensor_key_mapping={}, parsed_parameters={})
-        return torch.from_numpy(np.ascontiguousarray(result.weights).copy())
+        values = torch.from_numpy(np.ascontiguousarray(result.weights).copy())
+        require_finite(str(self.file), {gguf_name: values})
+        return values

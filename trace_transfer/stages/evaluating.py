@@ -8,6 +8,7 @@ that is found there, of the same model, data and settings, is not run again.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.artefacts import ModelIdentity, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
 from trace_transfer.devices import on_device, resolve_device, resolve_dtype
-from trace_transfer.errors import ArtefactError, RulesError, UserError
-from trace_transfer.evaluation.outcome import Outcome, Prepared
+from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError
+from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
 from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.model_state import ModelState
@@ -202,10 +203,19 @@ def score_one(
     model: PreTrainedModel, tokenizer: Any, prepared: Prepared, settings: EvaluateSettings, samples: Path | None,
     reporter: Reporter,
 ) -> Score:  # fmt: skip
-    """One evaluation of a model that is in memory; its samples are written before the score is given."""
+    """One evaluation of a model that is in memory; its samples are written before the score is given.
+
+    Raises:
+        EvaluationError: it failed, or its logits or its score are not finite.
+    """
     begun = time.perf_counter()
     with reporter.task(f"evaluating {prepared.spec.name}", prepared.num_steps) as advance:
-        outcome = prepared.run(model, tokenizer, settings, advance)
+        try:
+            outcome = prepared.run(model, tokenizer, settings, advance)
+        except NumericalError as error:
+            raise EvaluationError(f"{prepared.spec.label}: {error}") from error
+    if not math.isfinite(outcome.value):
+        raise EvaluationError(f"{prepared.spec.label}: its {prepared.metric} is {outcome.value}, which is no score")
     score = _score(prepared, outcome, time.perf_counter() - begun, settings)
     if samples is not None:
         write_text(samples_file(samples, prepared), "".join(sample.line() + "\n" for sample in outcome.samples))
