@@ -8,11 +8,10 @@ applies in `from_pretrained`. Nothing here holds more than what was asked for.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from trace_transfer.content import weights_sha256
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import ModelSource, row_blocks, tied_names
 from trace_transfer.names_on_disk import Fused, LoadedNames
+from trace_transfer.progress import Reporter
 from trace_transfer.shards import DTYPES, read_rows, require_finite
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ class Checkpoint(Protocol):
     bytes_read: int
 
     @property
+    def files(self) -> list[Path]: ...
+
+    @property
     def num_bytes(self) -> int: ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the weights change; made from headers, sizes and times, without reading tensor data."""
+        """SHA-256 of what its files hold, remembered: as `content.weights_sha256` says."""
         ...
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
@@ -76,6 +80,18 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     from trace_transfer.gguf_checkpoint import GgufCheckpoint
 
     return GgufCheckpoint(source.directory / source.gguf)
+
+
+def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> None:
+    """Hash the weights of models that lie here, with a bar where that takes long, so that all later looks are free.
+
+    What cannot be opened is told by whoever uses it.
+    """
+    for name in models:
+        with suppress(ModelError):
+            source = None if name is None else ModelSource.parse(name)
+            if source is not None and source.directory is not None:
+                weights_sha256(open_checkpoint(source).files, reporter)
 
 
 def download(source: ModelSource) -> Path:
@@ -125,13 +141,7 @@ class SafetensorsCheckpoint:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for file in self.files:
-            stat = file.stat()
-            with file.open("rb") as stream:
-                header = stream.read(int.from_bytes(stream.read(8), "little"))
-            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode() + header)
-        return digest.hexdigest()
+        return weights_sha256(self.files)
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model

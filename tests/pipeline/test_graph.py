@@ -95,6 +95,10 @@ def test_changed_tokenizer(directory):
     before = steps(directory)
     config = directory / "qwen3" / "tokenizer_config.json"
     config.write_text(config.read_text() + " ")
+    (directory / "qwen3" / "README.md").write_text("another")
+    assert steps(directory) == before  # nothing that counts
+    tokenizer = directory / "qwen3" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
     kinds = Counter(kind for address, kind in steps(directory).items() if address not in before)
     assert kinds == {  # all but what is found on the source
         "warm-start": 2, "evidence": 1, "identify": 1, "match": 2, "map": 4, "train": 7, "baseline": 1, "evaluate": 7

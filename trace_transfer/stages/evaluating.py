@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.artefacts import ModelIdentity, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
+from trace_transfer.checkpoints import SafetensorsCheckpoint
+from trace_transfer.content import config_sha256, difference, tokenizer_sha256
 from trace_transfer.devices import on_device, resolve_device, resolve_dtype
 from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
@@ -78,11 +80,17 @@ class EvaluationPlan:
         )  # fmt: skip
 
     def address(self, prepared: Prepared) -> str:
-        """Changes with the weights, the records, and every setting that decides a score."""
+        """Changes with weights, config and tokenizer, the records, and every setting that decides a score."""
         spec = prepared.spec.model_dump(mode="json", exclude={"data", "shots_data"})
         decided = self.settings.deciding() | {"dtype": self.dtype}
         told = [self.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
+        told += [config_sha256(self.state.config.to_dict()), self._tokenizer_sha256]
         return sha256_text(json.dumps(told, sort_keys=True, default=str))
+
+    @cached_property
+    def _tokenizer_sha256(self) -> str:
+        weights = self.state.base.weights  # of a GGUF file the tokenizer lies within it
+        return tokenizer_sha256(weights.directory) if isinstance(weights, SafetensorsCheckpoint) else ""
 
     def finished(self, prepared: Prepared, out: Path) -> Score | None:
         """Its score, if it lies in the directory; what cannot be read, or is of something else, is made anew."""
@@ -127,10 +135,10 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
         if found.fingerprint != plan.fingerprint:
             there, now = found.model, plan.identity
             same = (there.id, there.revision) == (now.id, now.revision)
-            state = " in another state (other patches, or its weights have changed since)" if same else ""
+            why = difference("weights, with their patches,", found.fingerprint, plan.fingerprint)
             raise UserError(
-                f"{out}: holds the scores of {there.id}{state}, and {plan.state.source.name} is to be scored now; name "
-                "another --out, or remove it"
+                f"{out}: holds the scores of {there.id}{' in another state' if same else ''}, and "
+                f"{plan.state.source.name} is to be scored now; {why}; name another --out, or remove it"
             )
 
 
