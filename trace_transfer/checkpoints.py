@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from trace_transfer.companions import CONFIG, FOLDERS, KEPT
 from trace_transfer.content import weights_sha256
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import ModelSource, row_blocks, tied_names
@@ -95,23 +96,14 @@ def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> Non
 
 
 def download(source: ModelSource) -> Path:
-    """Fetch a hub model's safetensors, config, tokenizer files and card; returns the local snapshot.
+    """Fetch a hub model's safetensors, config, card and all that belongs to it; returns the local snapshot.
 
     Raises:
         ModelError: the hub cannot be reached or refuses.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "config.json",
-        "tokenizer*",
-        "*.model",
-        "vocab*",
-        "merges*",
-    ]
-    patterns += ["special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*"]
+    patterns = [CONFIG, "*.safetensors", "*.safetensors.index.json", *KEPT, *(f"{folder}/*" for folder in FOLDERS)]
     patterns.append("README.md")  # for its licence
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
