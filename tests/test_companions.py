@@ -14,13 +14,15 @@ from trace_transfer.progress import Silent
 
 BELONGS = (
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json", "vocab.json",
-    "tokenizer.model", "tokenizer.model.v3", "chat_template.jinja", "chat_template.json", "additional_chat_templates/tools.jinja",
+    "tokenizer.model", "tokenizer.model.v3", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/tools.jinja",
     "generation_config.json", "qwen.tiktoken", "merges.txt", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md",
     "special_tokens_map.json", "added_tokens.json", "custom_generate/generate.py", "modeling_mine.py",
 )  # fmt: skip
 LEFT = (
     "README.md", "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "tf_model.h5",
-    "model.onnx", "flax_model.msgpack", "other.gguf", "adapter_config.json", "adapter_model.safetensors", "optimizer.pt",
+    "model.onnx", "flax_model.msgpack", "other.gguf", "adapter_config.json",
+    "adapter_model.safetensors", "optimizer.pt",
     "trainer_state.json", "training_args.bin", "scheduler.pt", "rng_state_0.pth", "all_results.json", ".gitattributes",
     ".git/config", "checkpoint-500/optimizer.pt", "runs/events.json", "original/params.json", "tokenizer.bin",
     "custom_generate/.hidden", "data.jsonl", "picture.png",
