@@ -149,17 +149,15 @@ def test_a_directory_that_is_none(mapping, tmp_path):
 def test_nan_in_the_weights(mapping, copy_of, value):
     directory = copy_of("gpt2")
     damage(directory, "transformer.h.1.mlp.c_fc.weight", float(value))
-    assert mapping.refused(dst=directory).endswith(
-        "gpt2: NaN or Inf in the weights of layer 1:\n  - transformer.h.1.mlp.c_fc.weight"
-    )
+    told = mapping.refused(dst=directory)
+    assert "gpt2: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n" in told
+    assert told.endswith("\n  - transformer.h.1.mlp.c_fc.weight")
 
 
 def test_nan_in_the_embedding(mapping, copy_of):
     directory = copy_of("gpt2")
     damage(directory, "transformer.wpe.weight", float("nan"))
-    assert "gpt2: NaN or Inf in the weights of its embedding:\n  - transformer.wpe.weight" in mapping.refused(
-        dst=directory
-    )
+    assert mapping.refused(dst=directory).endswith("\n  - transformer.wpe.weight")
 
 
 def test_a_missing_parameter(mapping, copy_of):
@@ -504,7 +502,8 @@ def test_the_real_process_shows_one_message(mapping, copy_of):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.rpartition("error: ")[2] == (
-        "gpt2: NaN or Inf in the weights of layer 1:\n  - transformer.h.1.mlp.c_fc.weight\n"
+        f"{directory}: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n"
+        "  - transformer.h.1.mlp.c_fc.weight\n"
     )
     assert "Traceback" not in done.stderr
     assert list(mapping.out.iterdir()) == []

@@ -110,12 +110,11 @@ def test_the_fingerprint_changes_with_the_weights(copy_of):
     file = sorted(directory.glob("*.safetensors"))[0]
     stat = file.stat()
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    touched = SafetensorsCheckpoint(directory).fingerprint
-    assert touched != before
+    assert SafetensorsCheckpoint(directory).fingerprint == before  # touched, and the same
     tensors = load_file(file)
     save_file({name: tensor.half() for name, tensor in tensors.items()}, file, {"format": "pt"})
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert SafetensorsCheckpoint(directory).fingerprint not in (before, touched)
+    assert SafetensorsCheckpoint(directory).fingerprint != before
 
 
 def test_every_unusable_shard_is_named(copy_of):

@@ -37,7 +37,7 @@ def test_what_is_there_is_kept(stand_ins):
     weights = open_checkpoint(open_model(out / "models" / "Qwen3-32B", load_families()).source)
     before = weights.fingerprint
     assert write_all(out, most_records=20) == files
-    assert weights.fingerprint == before  # times are part of it
+    assert weights.fingerprint == before
 
 
 def test_run_files_name_these_models():

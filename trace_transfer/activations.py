@@ -127,7 +127,7 @@ class _Loader:
         return embedding
 
     def _bring_in(self, module: nn.Module, prefix: str, wanted: Callable[[str], bool], where: str) -> None:
-        """Load the wanted parameters of a module and refuse missing or non-finite ones."""
+        """Load the wanted parameters of a module and refuse missing ones."""
         self.checkpoint.load(self.model, wanted, self.device, self.dtype)
         mine = [(prefix + name, parameter) for name, parameter in module.named_parameters() if wanted(prefix + name)]
         missing = [name for name, parameter in mine if parameter.is_meta]
@@ -135,9 +135,6 @@ class _Loader:
             raise ModelError(
                 f"{self.name}: the weights lack {len(missing)} parameters of {where}:\n" + listing(missing)
             )
-        bad = [name for name, parameter in mine if not all(map(torch.isfinite, parameter.aminmax()))]  # no copies
-        if bad:
-            raise ModelError(f"{self.name}: NaN or Inf in the weights of {where}:\n" + listing(bad))
 
 
 @dataclass

@@ -8,10 +8,9 @@ applies in `from_pretrained`. Nothing here holds more than what was asked for.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from trace_transfer.companions import CONFIG, FOLDERS, KEPT
+from trace_transfer.content import weights_sha256
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.model_door import quantisation_of, quantised_told
 from trace_transfer.models import ModelSource, load_config, row_blocks, tied_names
 from trace_transfer.names_on_disk import Fused, LoadedNames
-from trace_transfer.shards import DTYPES, read_rows
+from trace_transfer.progress import Reporter
+from trace_transfer.shards import DTYPES, read_rows, require_finite
 from trace_transfer.stored_weights import StoredWeights, stored_tensors
 
 if TYPE_CHECKING:
@@ -38,11 +40,14 @@ class Checkpoint(Protocol):
     bytes_read: int
 
     @property
+    def files(self) -> list[Path]: ...
+
+    @property
     def num_bytes(self) -> int: ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the weights change; made from headers, sizes and times, without reading tensor data."""
+        """SHA-256 of what its files hold, remembered: as `content.weights_sha256` says."""
         ...
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
@@ -94,24 +99,27 @@ def local_directory(source: ModelSource) -> Path:
     return directory
 
 
+def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> None:
+    """Hash the weights of models that lie here, with a bar where that takes long, so that all later looks are free.
+
+    What cannot be opened is told by whoever uses it.
+    """
+    for name in models:
+        with suppress(ModelError):
+            source = None if name is None else ModelSource.parse(name)
+            if source is not None and source.directory is not None:
+                weights_sha256(open_checkpoint(source).files, reporter)
+
+
 def download(source: ModelSource) -> Path:
-    """Fetch a hub model's safetensors, config, tokenizer files and card; returns the local snapshot.
+    """Fetch a hub model's safetensors, config, card and all that belongs to it; returns the local snapshot.
 
     Raises:
         ModelError: the hub cannot be reached or refuses.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "config.json",
-        "tokenizer*",
-        "*.model",
-        "vocab*",
-        "merges*",
-    ]
-    patterns += ["special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*"]
+    patterns = [CONFIG, "*.safetensors", "*.safetensors.index.json", *KEPT, *(f"{folder}/*" for folder in FOLDERS)]
     patterns.append("README.md")  # for its licence
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
@@ -141,13 +149,7 @@ class SafetensorsCheckpoint:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for file in self.files:
-            stat = file.stat()
-            with file.open("rb") as stream:
-                header = stream.read(int.from_bytes(stream.read(8), "little"))
-            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode() + header)
-        return digest.hexdigest()
+        return weights_sha256(self.files)
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -163,6 +165,7 @@ class SafetensorsCheckpoint:
         problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
         if problems:
             raise ModelError(f"{self.directory}: weights do not fit the config:\n" + listing(problems))
+        require_finite(str(self.directory), {name: value for name, value in _values(model) if wanted(name)})
 
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         from safetensors import safe_open
@@ -181,6 +184,7 @@ class SafetensorsCheckpoint:
                 if len(mine):
                     block = slices[start:stop]
                     self.bytes_read += block.nbytes
+                    require_finite(str(self.directory), {name: block})
                     out[mine] = block[index[mine] - start].to(dtype)
         return out
 
@@ -238,6 +242,7 @@ class SafetensorsCheckpoint:
                 problem = first_line(error)
             else:
                 if tuple(block.shape) == shape:
+                    require_finite(str(self.directory), {fused.name: block})
                     return block
                 problem = f"{list(block.shape)} from {len(tensors)} tensors on disk, expected {list(shape)}"
         raise ModelError(f"{self.directory}: {fused.name}, which is made of several tensors there: {problem}")
@@ -263,6 +268,13 @@ class SafetensorsCheckpoint:
                     tensor = shard.get_tensor(key)
                     self.bytes_read += tensor.nbytes
                     yield key, tensor
+
+
+def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers that were brought in."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if not value.is_meta:
+            yield name, value
 
 
 def release(module: nn.Module) -> None:

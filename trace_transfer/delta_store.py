@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from trace_transfer.artefacts import WarmStartFile, read_artefact
-from trace_transfer.errors import ModelError, listing
+from trace_transfer.errors import ModelError, NumericalError, listing
 from trace_transfer.files import sha256_file, sha256_text, write_tensors
-from trace_transfer.shards import read_rows
+from trace_transfer.maths.bits import all_finite
+from trace_transfer.shards import read_rows, require_finite
 
 RECORD = "warm_start.json"
 SHARD_BYTES = 1 << 30
@@ -41,7 +42,10 @@ class ShardWriter:
     _waiting: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, tensor: Tensor) -> None:
+        """Raises `NumericalError` where a value is not finite."""
         kept = tensor.to(self.dtype)
+        if not all_finite(kept):
+            raise NumericalError(f"{self.directory}: NaN or Inf in {name}; nothing of it was kept")
         if self._waiting and sum(t.nbytes for t in self._waiting.values()) + kept.nbytes > self.shard_bytes:
             self._write()
         self._waiting[name] = kept
@@ -126,4 +130,5 @@ class DeltaStore:
 
         with safe_open(self._files[name], framework="pt") as shard:
             value: Tensor = shard.get_tensor(name)
+        require_finite(str(self.directory), {name: value})
         return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trace_transfer.content import weights_sha256
 from trace_transfer.errors import ModelError
 from trace_transfer.models import row_blocks, tied_names
+from trace_transfer.shards import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,14 +36,16 @@ class GgufCheckpoint:
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
 
     @property
+    def files(self) -> list[Path]:
+        return [self.file]
+
+    @property
     def num_bytes(self) -> int:
         return self.file.stat().st_size
 
     @property
     def fingerprint(self) -> str:
-        stat = self.file.stat()
-        lines = [f"{t.name} {list(t.shape)} {t.tensor_type}" for t in self._reader.tensors]
-        return hashlib.sha256("\n".join([f"{stat.st_size} {stat.st_mtime_ns}", *lines]).encode()).hexdigest()
+        return weights_sha256(self.files)
 
     @cached_property
     def _architecture(self) -> str:
@@ -107,4 +110,6 @@ class GgufCheckpoint:
         self.bytes_read += data.nbytes
         weights = dequantize(data, tensor.tensor_type)
         result = processor.process(weights=weights, name=gguf_name, tensor_key_mapping={}, parsed_parameters={})
-        return torch.from_numpy(np.ascontiguousarray(result.weights).copy())
+        values = torch.from_numpy(np.ascontiguousarray(result.weights).copy())
+        require_finite(str(self.file), {gguf_name: values})
+        return values

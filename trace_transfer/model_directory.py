@@ -1,9 +1,8 @@
 """A model written as an ordinary directory that `from_pretrained` loads, a tensor at a time, whole or not at all.
 
-Reads: config, tokenizer and generation settings of the model that it was made from. Writes, under a hidden name that is
-changed to the right one at the end: safetensors shards with the names on disk that `save_pretrained` gives, their
-index, the config, copies of the tokenizer's files and what else the caller gives. The base's README.md is not copied:
-what it says is true of the base alone.
+Reads: config, tokenizer and whatever else belongs to the model that it was made from. Writes, under a hidden name that
+is changed to the right one at the end: safetensors shards with the names on disk that `save_pretrained` gives, their
+index, the config, copies of all that lies beside the base's weights and belongs to it, and what the caller gives.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.checkpoints import download
+from trace_transfer.companions import code_that_is_there, copy_companions
 from trace_transfer.errors import ModelError, UserError, first_line
 from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory, sync
 from trace_transfer.models import ModelSource
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 5_000_000_000  # as transformers does
-COPIED = (
-    "tokenizer*", "*.model", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json",
-)  # fmt: skip
 
 
 class ModelWriter:
@@ -154,7 +150,7 @@ class ModelWriter:
         shutil.rmtree(self.temporary, ignore_errors=True)
         self._started = True
         self.temporary.mkdir()
-        self._write_tokenizer()
+        self._write_companions()
 
     def _close(self, error: BaseException | None) -> None:
         if self._open is not None:
@@ -179,7 +175,7 @@ class ModelWriter:
         self._write_config()
         for name, text in self.texts.items():
             (self.temporary / name).write_text(text, "utf-8")
-        for file in self.temporary.iterdir():
+        for file in self.temporary.rglob("*"):
             sync(file)
         replaced = self.temporary.with_suffix(f".old{PART}")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -209,14 +205,16 @@ class ModelWriter:
         for spec in self.specs.values():
             widest = torch.promote_types(widest, spec.dtype)
         config.dtype = str(widest).removeprefix("torch.")
+        if (named := getattr(config, "auto_map", None)) is not None:
+            config.auto_map = code_that_is_there(named, self.temporary)
+            if config.auto_map is None:
+                del config.auto_map
         config.save_pretrained(self.temporary)
 
-    def _write_tokenizer(self) -> None:
-        """As files, byte for byte; that of a GGUF file is made one."""
+    def _write_companions(self) -> None:
+        """As files, byte for byte; of a GGUF file, a tokenizer is made of what it holds."""
         if self.source.gguf is None:
-            place = self.source.directory or download(self.source)
-            for file in sorted({file for pattern in COPIED for file in place.glob(pattern) if file.is_file()}):
-                shutil.copyfile(file, self.temporary / file.name)
+            copy_companions(self.source.directory or download(self.source), self.temporary)
             return
         from transformers import AutoTokenizer
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, first_line
+from trace_transfer.named_code import refuse_code_in_config
 from trace_transfer.progress import tell
 from trace_transfer.stored_weights import CONFIG_NAME, has_weights, read_config
 
@@ -92,8 +93,9 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     should know of a usable one is told (`progress.telling`). A directory with a config alone is a model's names.
 
     Raises:
-        ModelError: there is none, it cannot be parsed, its `model_type` is unknown to the installed transformers, or
-            the model is not a decoder-only language model; or its files cannot be used (`model_door.examine`).
+        ModelError: there is none, it cannot be parsed, it asks for code, its `model_type` is unknown to the installed
+            transformers, or the model is not a decoder-only language model; or its files cannot be used
+            (`model_door.examine`).
     """
     if source.directory is None or source.gguf is not None:
         return _known_config(source)
@@ -153,14 +155,18 @@ def _known_config(source: ModelSource) -> PretrainedConfig:
 
 
 def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
+    from transformers import PretrainedConfig
+
     config: PretrainedConfig
     if source.gguf is not None:
         config = auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
-    elif source.directory is not None:
-        config = auto_config.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
-    else:
+        return config
+    place: Any = source.directory or source.repo
+    where: dict[str, Any] = {"local_files_only": True} if source.directory else {"revision": source.revision}
+    if source.directory is None:
         _require_hub(source)
-        config = auto_config.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
+    refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
+    config = auto_config.from_pretrained(place, trust_remote_code=False, **where)
     return config
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,8 +21,8 @@ from pydantic import Field, Json, ValidationError
 from torch import Tensor
 
 from trace_transfer.artefacts.base import TASK, Range, Strict
+from trace_transfer.content import weights_sha256
 from trace_transfer.errors import ArtefactError, first_line, listing, together
-from trace_transfer.files import sha256_file
 from trace_transfer.masks import Mask, Slice
 from trace_transfer.models import AXES
 from trace_transfer.shards import DTYPES
@@ -186,13 +186,7 @@ class Patch:
     @property
     def sha256(self) -> str:
         """Of the file."""
-        stat = self.path.stat()
-        return _sha256(self.path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    return sha256_file(path)
+        return weights_sha256([self.path])
 
 
 def write_patch(

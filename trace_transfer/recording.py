@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trace_transfer.errors import NumericalError, TraceTransferError
 from trace_transfer.masks import Mask
+from trace_transfer.maths.bits import all_finite
 from trace_transfer.model_state import ModelState
 from trace_transfer.patches import Patch, PatchEntry, write_patch
 
@@ -42,7 +43,7 @@ def record_patch(
             columns, one after the other).
 
     Raises:
-        NumericalError: values that the stored type cannot hold.
+        NumericalError: values that are not finite, or that the stored type cannot hold.
         TraceTransferError: other parameters come than those of the mask.
         DiskFullError: nothing of the patch is left.
     """
@@ -62,7 +63,9 @@ def _changes(
             raise TraceTransferError(f"{name}: trained, but not of the mask, or handed over twice")
         entry = waiting.pop(name)
         after = value.to(entry.after_dtype)
-        if not after.isfinite().all() and value.isfinite().all():
+        if not all_finite(value):
+            raise NumericalError(f"{name}: NaN or Inf in the trained values; no patch can hold them")
+        if not all_finite(after):
             raise NumericalError(
                 f"{name}: trained values of up to {float(value.abs().max()):g} do not fit "
                 f"{str(entry.after_dtype).removeprefix('torch.')}, in which the base stores it; save them in float32"

@@ -5,13 +5,14 @@ The library maps files, and a mapped file comes from a cold disk page by page; r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ModelError
+from trace_transfer.errors import ModelError, listing
+from trace_transfer.maths.bits import all_finite
 from trace_transfer.models import row_blocks
 from trace_transfer.stored_weights import stored_tensors
 
@@ -25,7 +26,8 @@ def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Itera
         owner: whose it is, for messages.
 
     Raises:
-        ModelError: it is of another shape or of an element type that cannot be compared, or the file is cut short.
+        ModelError: it is of another shape or of an element type that cannot be compared, holds NaN or Inf, or the file
+            is cut short.
     """
     entry = stored_tensors(file)[key]
     if entry.shape != shape:
@@ -40,4 +42,19 @@ def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Itera
             block = bytearray((last - first) * width)
             if stream.readinto(block) != len(block):
                 raise ModelError(f"{owner}: {file.name} is cut short within {key}; have it made or downloaded again")
-            yield torch.frombuffer(block, dtype=dtype)
+            values = torch.frombuffer(block, dtype=dtype)
+            require_finite(owner, {key: values})
+            yield values
+
+
+def require_finite(owner: str, values: Mapping[str, Tensor]) -> None:
+    """Refuse weights that say nothing, wherever they are read: whatever is computed of them is noise, or NaN.
+
+    Raises:
+        ModelError: NaN or Inf; all names are told.
+    """
+    if bad := [name for name, value in values.items() if not all_finite(value)]:
+        raise ModelError(
+            f"{owner}: NaN or Inf in {len(bad)} tensor{'s' if len(bad) > 1 else ''}; the file is damaged, or the "
+            "training that made it diverged:\n" + listing(bad)
+        )

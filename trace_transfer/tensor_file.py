@@ -20,7 +20,7 @@ from torch import Tensor
 from trace_transfer.errors import ModelError
 from trace_transfer.files import replacing
 from trace_transfer.models import numel
-from trace_transfer.shards import DTYPES
+from trace_transfer.shards import DTYPES, require_finite
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WIDEST_FIRST = ("F64", "F32", "BF16", "F16")
@@ -155,7 +155,7 @@ def read_blocks(path: Path, name: str, counts: Iterable[int]) -> Iterator[Tensor
     """One tensor in blocks of some rows each, as it is on disk: [count, d1, …]; a scalar has one row.
 
     Raises:
-        ModelError: the file ends before that.
+        ModelError: the file ends before that, or it holds NaN or Inf.
     """
     stored = stored_tensors(path)[name]
     inner = stored.spec.shape[1:]
@@ -166,6 +166,7 @@ def read_blocks(path: Path, name: str, counts: Iterable[int]) -> Iterator[Tensor
             block = torch.empty(count * width, dtype=stored.spec.dtype)
             if count * width and not _fill(stream, block.view(torch.uint8).numpy().data):
                 raise ModelError(f"{path}: cut short within {name}; have it made or copied again")
+            require_finite(str(path), {name: block})
             yield block.view(count, *inner)
 
 

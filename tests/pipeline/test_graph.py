@@ -1,13 +1,18 @@
 """One changed setting makes other steps of exactly what depends on it."""
 
 import json
+import re
+import shutil
 from collections import Counter
 
 import pytest
 
 from tests.pipeline.run_directories import run_content, write_file, write_run
+from tests.test_activations import damage
+from trace_transfer.artefacts.run import Cost, StepFile
 from trace_transfer.pipeline.graph import build_graph
 from trace_transfer.pipeline.reading import load_run
+from trace_transfer.pipeline.status import _differences
 
 METHODS = ["sequential", "lora", "trace-lf", "transfer-lf", "transfer-cs", "transfer-lf-core", "depth-map"]
 
@@ -95,7 +100,49 @@ def test_changed_tokenizer(directory):
     before = steps(directory)
     config = directory / "qwen3" / "tokenizer_config.json"
     config.write_text(config.read_text() + " ")
+    (directory / "qwen3" / "README.md").write_text("another")
+    assert steps(directory) == before  # nothing that counts
+    tokenizer = directory / "qwen3" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
     kinds = Counter(kind for address, kind in steps(directory).items() if address not in before)
     assert kinds == {  # all but what is found on the source
         "warm-start": 2, "evidence": 1, "identify": 1, "match": 2, "map": 4, "train": 7, "baseline": 1, "evaluate": 7
     }  # fmt: skip
+
+
+def test_a_copied_model_makes_no_step_stale(directory):
+    before = steps(directory)
+    shutil.copytree(directory / "qwen3", directory / "copy", copy_function=shutil.copyfile)  # with times of now
+    shutil.rmtree(directory / "qwen3")
+    (directory / "copy").rename(directory / "qwen3")
+    config = directory / "qwen3" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "transformers_version": "4.57.0"}))
+    assert steps(directory) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("model.safetensors", r"the weights of target differ: were sha \w{12}, are \w{12}"),
+        ("config.json", r"the config of target differ: were sha \w{12}, are \w{12}"),
+        ("tokenizer.json", r"the tokenizer of target differ: were sha \w{12}, are \w{12}"),
+    ],
+)
+def test_what_of_a_model_differs_is_told(directory, file, told):
+    graph = build_graph(load_run(write_file(directory, methods=METHODS)))
+    (step, *_) = [one for one in graph.steps if one.kind == "baseline"]
+    record = StepFile(
+        kind=step.kind, address=step.address, settings=step.settings, inputs=step.all_inputs, files={},
+        cost=Cost(seconds=1, peak_bytes=1, bytes=1),
+    )  # fmt: skip
+    changed = directory / "qwen3" / file
+    if file == "config.json":
+        changed.write_text(json.dumps({**json.loads(changed.read_text()), "rms_norm_eps": 0.1}))
+    elif file == "tokenizer.json":
+        changed.write_text(changed.read_text() + " ")
+    else:
+        damage(changed.parent, "model.norm.weight", 2.0)
+    after = build_graph(load_run(write_file(directory, methods=METHODS)))
+    (now, *_) = [one for one in after.steps if one.kind == "baseline"]
+    (found,) = _differences(record, now)
+    assert re.fullmatch(told, found)

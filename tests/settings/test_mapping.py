@@ -2,8 +2,9 @@
 
 import pytest
 
+from trace_transfer.content import cache_directory
 from trace_transfer.errors import UserError
-from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings, default_cache
+from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings
 
 
 def test_defaults_are_the_first_choice_of_each():
@@ -44,10 +45,10 @@ def test_unknown_profile_and_field():
 
 def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(tmp_path / "mine"))
-    assert default_cache() == tmp_path / "mine"
+    assert cache_directory() == tmp_path / "mine"
     monkeypatch.delenv("TRACE_TRANSFER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "trace-transfer"
+    assert cache_directory() == tmp_path / "trace-transfer"
 
 
 def test_recorded_settings_are_json():

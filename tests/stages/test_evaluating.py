@@ -129,9 +129,9 @@ def test_scores_of_other_weights_are_not_replaced(tiny, tmp_path, counted):
     counted.clear()
     there = str(tiny("llama"))
     for model, told in (
-        (tiny("gpt2"), f"out: holds the scores of {there}, and {tiny('gpt2')} is to be scored now; name another --out"),
+        (tiny("gpt2"), f"out: holds the scores of {there}, and {tiny('gpt2')} is to be scored now; the weights, with"),
         (tiny("llama", seed=1), f"out: holds the scores of {there}, and {tiny('llama', seed=1)} is to be scored now"),
-        (patched, f"out: holds the scores of {there} in another state (other patches, or its weights have changed"),
+        (patched, f"out: holds the scores of {there} in another state, and"),
     ):
         with pytest.raises(UserError, match=re.escape(told)):
             run(model, suite, out)

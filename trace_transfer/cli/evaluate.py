@@ -90,6 +90,7 @@ def evaluate_command(
     }
     settings = EvaluateSettings.of(**given)
 
+    from trace_transfer.checkpoints import hash_weights
     from trace_transfer.model_state import ModelState
     from trace_transfer.models import ModelSource
     from trace_transfer.patches import Patch
@@ -102,6 +103,7 @@ def evaluate_command(
     suite = load_suite(suite_name).with_data(data).only(only)
     state = ModelState(ModelSource.parse(model), Patch.open_all(patches))
     plan = plan_evaluation(state, suite, settings)
+    hash_weights([model], Terminal())
     if dry_run:
         require_same_weights(plan, out)  # as `evaluate` does
         click.echo(render_evaluation_plan(plan, out))

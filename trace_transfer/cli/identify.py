@@ -54,10 +54,12 @@ def identify_command(
     settings = shared.settings_of(ctx, options, profile)
     to = asked_destination(push_to_hub, private)
 
+    from trace_transfer.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.identifying import plan_identify, run_identify
 
     quiet_libraries()
+    hash_weights([base, *tuned.values()], Terminal())
     plan = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
     if dry_run:
         from trace_transfer.views.plans import render_plan

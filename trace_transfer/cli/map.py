@@ -146,6 +146,7 @@ def map_command(
     if to is not None and not core:
         raise click.UsageError("--push-to-hub sends core files, and none is carried; give --core")
 
+    from trace_transfer.checkpoints import hash_weights
     from trace_transfer.hub import local_files
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.mapping import check_out, plan_map, run_map
@@ -158,6 +159,8 @@ def map_command(
 
         click.echo(render_estimate(estimate(plan, settings)))
         return
+    if settings.cache is not None:
+        hash_weights([src, dst], Terminal())
     result = run_map(plan, out, settings, Terminal())
 
     from trace_transfer.views.summary import render_summary

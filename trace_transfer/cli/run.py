@@ -32,11 +32,13 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     run = load_run(file, out)
     run = replace(run, jobs=jobs or run.jobs)
 
+    from trace_transfer.checkpoints import hash_weights
     from trace_transfer.pipeline.graph import build_graph
     from trace_transfer.pipeline.status import read_status
-    from trace_transfer.progress import quiet_libraries
+    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
+    hash_weights([run.source, run.target], Terminal())
     graph = build_graph(run)
     if prune:
         from trace_transfer.pipeline.pruning import prune_steps

@@ -56,6 +56,7 @@ def train_command(
         check_processes(processes)
         ctx.exit(run_processes(processes, sys.argv[1:]))
 
+    from trace_transfer.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.stream_plan import needed_space, plan_stream, require_space
     from trace_transfer.stages.streaming import run_stream
@@ -63,6 +64,7 @@ def train_command(
 
     quiet_libraries()
     num_ranks = int(os.environ["WORLD_SIZE"]) if launched else processes or 1
+    hash_weights([base], Terminal())
     plan = plan_stream(base, stream, settings=settings, rules=rules, out=out, num_ranks=num_ranks)
     if dry_run:
         from trace_transfer.launching import excess_of

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from trace_transfer.errors import NumericalError
 from trace_transfer.examples import IGNORED, Example, collate, losses
 
 if TYPE_CHECKING:
@@ -50,7 +52,11 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, most_tokens: int 
 def score_answers(
     model: PreTrainedModel, examples: Sequence[Example], batch_size: int, advance: Callable[[], None]
 ) -> list[AnswerScores]:
-    """Cross-entropy of every supervised token; `advance` is called once for each example."""
+    """Cross-entropy of every supervised token; `advance` is called once for each example.
+
+    Raises:
+        NumericalError: logits that are NaN or infinite, of which no score can be made.
+    """
     found: list[AnswerScores | None] = [None] * len(examples)
     most = max(MAX_LOGITS // model.config.get_text_config().vocab_size, 1)
     with evaluating(model):
@@ -61,7 +67,9 @@ def score_answers(
             logits_btv = model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
             scored_bt = targets_bt != IGNORED
             logits_nv, targets_n = logits_btv[scored_bt], targets_bt[scored_bt]  # softmax of what is scored only
-            losses_n = losses(logits_nv[None], targets_n[None])[0].tolist()
+            cross_entropy_n = losses(logits_nv[None], targets_n[None])[0]
+            _require_finite(cross_entropy_n)
+            losses_n = cross_entropy_n.tolist()
             hits_n = (logits_nv.argmax(dim=-1) == targets_n).tolist()
             end = 0
             for index, count in zip(indices, scored_bt.sum(dim=1).tolist(), strict=True):
@@ -82,6 +90,9 @@ def generate(
     Args:
         stop_ids: tokens that end an answer; they are not part of it.
         stop_texts: texts after which it goes on no further; they are left in.
+
+    Raises:
+        NumericalError: logits that are NaN or infinite.
     """
     from transformers import GenerationConfig
 
@@ -102,6 +113,7 @@ def generate(
                 mask_bt[row, start:] = 1
             written_bt = model.generate(  # type: ignore[operator]  # whatever is not declared is a Tensor to torch
                 input_ids=ids_bt.to(model.device), attention_mask=mask_bt.to(model.device),
+                logits_processor=[finite_logits],
                 **({"tokenizer": tokenizer} if stop_texts else {}),
             )[:, width:].tolist()  # fmt: skip
             for index, written in zip(indices, written_bt, strict=True):
@@ -109,6 +121,23 @@ def generate(
                 found[index] = tuple(written[:stop])
                 advance()
     return found
+
+
+def finite_logits(_ids_bt: Tensor, logits_bv: Tensor) -> Tensor:
+    """A logits processor for `generate` that changes nothing; raises `NumericalError` for NaN and Inf.
+
+    -Inf is what a model may give to tokens that it never writes. The likeliest of NaN would be the first token.
+    """
+    _require_finite(logits_bv.amax(dim=-1))  # NaN where any is NaN
+    return logits_bv
+
+
+def _require_finite(values_n: Tensor) -> None:
+    if not values_n.isfinite().all():
+        raise NumericalError(
+            "its logits are NaN or infinite, of which no score can be made; try --dtype float32, and see that the "
+            "model is whole"
+        )
 
 
 @contextmanager

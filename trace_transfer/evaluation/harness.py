@@ -21,7 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError, first_line
+from trace_transfer.errors import NumericalError, UserError, first_line
+from trace_transfer.evaluation.batching import finite_logits
 from trace_transfer.evaluation.harness_data import require_hub, set_data, set_shots, unusable
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Sample, records_sha256
 from trace_transfer.evaluation.records import Reading, require_room
@@ -65,7 +66,7 @@ class HarnessEvaluation:
         """
         try:
             found = self._evaluate(model, tokenizer, settings, advance)
-        except UserError:
+        except (UserError, NumericalError):
             raise
         except Exception as error:  # the harness and its metrics raise many kinds
             raise EvaluationError(f"{self.spec.label}: lm-evaluation-harness failed: {first_line(error)}") from error
@@ -88,11 +89,22 @@ class HarnessEvaluation:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
+        class FiniteLM(HFLM):  # type: ignore[misc]  # the harness has no types
+            """Of logits that are not finite the harness would make scores."""
+
+            def _model_call(self, *given: Any, **options: Any) -> Any:
+                logits_btv = super()._model_call(*given, **options)
+                finite_logits(logits_btv, logits_btv)
+                return logits_btv
+
+            def _model_generate(self, *given: Any, **options: Any) -> Any:
+                return super()._model_generate(*given, **options, logits_processor=[finite_logits])
+
         told = _Progress(advance, self.num_steps)
         was_training = model.training
         with _quiet(), _seeded(settings.seed):
             self.task.set_fewshot_seed(seed=settings.seed)
-            lm = HFLM(
+            lm = FiniteLM(
                 pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal",
                 batch_size=settings.batch_size, max_length=settings.max_length,
             )  # fmt: skip

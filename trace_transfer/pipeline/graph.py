@@ -16,6 +16,7 @@ from typing import Any
 import networkx as nx
 
 from trace_transfer.checkpoints import open_checkpoint
+from trace_transfer.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.models import ModelSource
 from trace_transfer.pipeline.cells import Cell, cells_of
@@ -24,7 +25,6 @@ from trace_transfer.pipeline.steps import Step
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.represent import RepresentSettings
 
-SMALL = 64 << 20  # bytes; a model's smaller files (config, tokenizer, template) are hashed whole
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 NO_WEIGHTS = "no weights here"
 # Settings of warm starts and scores that decide what is collected, not what is chosen of it.
@@ -76,7 +76,7 @@ class _Builder:
 
     def __init__(self, run: RunFile) -> None:
         self.run, self.graph = run, nx.DiGraph()
-        self.fingerprints: dict[str, str] = {}
+        self.contents: dict[str, dict[str, str]] = {}
         self.tasks = {
             task.name: {**task.spec.model_dump(mode="json", exclude_unset=True), "sha256": self._data(task)}
             for task in run.tasks
@@ -217,9 +217,9 @@ class _Builder:
 
     def _of_model(self, what: str, name: str | None) -> dict[str, str]:
         assert name is not None
-        if name not in self.fingerprints:
-            self.fingerprints[name] = fingerprint_of(name)
-        return {what: self.fingerprints[name], **self.rules}
+        if name not in self.contents:
+            self.contents[name] = content_of(name)
+        return {**{f"{part} of {what}": sha256 for part, sha256 in self.contents[name].items()}, **self.rules}
 
     def _add(
         self, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], needs: Mapping[str, Step],
@@ -235,17 +235,17 @@ class _Builder:
         return step
 
 
-def fingerprint_of(name: str) -> str:
-    """Of a model's weights, config and tokenizer; of a hub model that is not here its name and revision."""
+def content_of(name: str) -> dict[str, str]:
+    """What a model is, part by part: SHA-256 of its weights, its config and its tokenizer; of a hub model, whose files
+    may not be here, its name and revision."""
     source = ModelSource.parse(name)
     if source.directory is None:
-        return f"{source.repo}@{source.revision or 'main'}"
-    weights = [file for file in source.directory.iterdir() if file.suffix in WEIGHTS]
-    found = [open_checkpoint(source).fingerprint if weights else NO_WEIGHTS]
-    for file in sorted(source.directory.iterdir()):
-        if file.is_file() and file.suffix not in WEIGHTS and file.stat().st_size <= SMALL:
-            found.append(f"{file.name} {sha256_file(file)}")
-    return sha256_text("\n".join(found))
+        return {"revision": f"{source.repo}@{source.revision or 'main'}"}
+    has_weights = any(file.suffix in WEIGHTS for file in source.directory.iterdir())
+    found = {"weights": open_checkpoint(source).fingerprint if has_weights else NO_WEIGHTS}
+    if source.gguf is None:  # a GGUF file holds all three
+        found |= {"config": config_files_sha256(source.directory), "tokenizer": tokenizer_sha256(source.directory)}
+    return found
 
 
 def _hash_of(path: Path) -> str:

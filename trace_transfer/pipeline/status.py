@@ -10,6 +10,7 @@ from typing import Any
 
 from trace_transfer.artefacts import read_artefact
 from trace_transfer.artefacts.run import StepFile
+from trace_transfer.content import difference
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.files import PART, sha256_file, write_text
 from trace_transfer.pipeline.graph import RunGraph
@@ -157,7 +158,8 @@ def _differences(record: StepFile, step: Step) -> list[str]:
     steps = {name for name, digest in inputs.items() if name in step.needs}
     for name in sorted({*inputs, *record.inputs}):
         if inputs.get(name) != record.inputs.get(name):
-            told.append(f"{name} is another" if name in steps else f"{name} changed")
+            changed = difference(name, record.inputs.get(name), inputs.get(name))
+            told.append(f"{name} is another" if name in steps else changed)
     return told
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from trace_transfer.content import cache_directory
 from trace_transfer.settings.checks import choice_problems, count_problems, of_profile, recorded, refuse, share_problem
 from trace_transfer.settings.types import type_problems
 
@@ -32,14 +32,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "carry": "core",
     },
 }
-
-
-def default_cache() -> Path:
-    """`$TRACE_TRANSFER_CACHE`, else `~/.cache/trace-transfer` (or below `$XDG_CACHE_HOME`)."""
-    if named := os.environ.get("TRACE_TRANSFER_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "trace-transfer"
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class MapSettings:
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 0
-    cache: Path | None = field(default_factory=default_cache)
+    cache: Path | None = field(default_factory=cache_directory)
 
     def __post_init__(self) -> None:
         problems = type_problems(self) + choice_problems(self, CHOICES) + share_problem("ratio", self.ratio)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import DeltaFile, DeltaParameter, TunedModel, library_versions
 from trace_transfer.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
+from trace_transfer.content import difference
 from trace_transfer.delta_store import DeltaStore
 from trace_transfer.errors import ModelError, UserError, listing
 from trace_transfer.maths.inner_products import cosines_of, from_pairs, pairs_of
@@ -126,9 +127,8 @@ def _misfits(base: OpenModel, task: str, model: OpenModel) -> list[str]:
 def _stored(base: OpenModel, base_weights: Checkpoint, store: DeltaStore) -> DeltaSource:
     record = store.record
     if record.model.names_sha256 != base.identity.names_sha256 or record.base_fingerprint != base_weights.fingerprint:
-        raise ModelError(
-            f"{store.directory}: a warm start of {record.model.id}, whose weights are not those of {base.source.name}"
-        )
+        why = difference(f"weights of {base.source.name}", record.base_fingerprint, base_weights.fingerprint)
+        raise ModelError(f"{store.directory}: a warm start of {record.model.id}, and {why}")
     tuned = TunedModel(
         task=record.task,
         replicate=record.replicate,

@@ -8,6 +8,7 @@ that is found there, of the same model, data and settings, is not run again.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.artefacts import ModelIdentity, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
+from trace_transfer.checkpoints import SafetensorsCheckpoint
+from trace_transfer.content import config_sha256, difference, tokenizer_sha256
 from trace_transfer.devices import on_device, resolve_device, resolve_dtype
-from trace_transfer.errors import ArtefactError, RulesError, UserError
-from trace_transfer.evaluation.outcome import Outcome, Prepared
+from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError
+from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
 from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.model_state import ModelState
@@ -77,11 +80,17 @@ class EvaluationPlan:
         )  # fmt: skip
 
     def address(self, prepared: Prepared) -> str:
-        """Changes with the weights, the records, and every setting that decides a score."""
+        """Changes with weights, config and tokenizer, the records, and every setting that decides a score."""
         spec = prepared.spec.model_dump(mode="json", exclude={"data", "shots_data"})
         decided = self.settings.deciding() | {"dtype": self.dtype}
         told = [self.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
+        told += [config_sha256(self.state.config.to_dict()), self._tokenizer_sha256]
         return sha256_text(json.dumps(told, sort_keys=True, default=str))
+
+    @cached_property
+    def _tokenizer_sha256(self) -> str:
+        weights = self.state.base.weights  # of a GGUF file the tokenizer lies within it
+        return tokenizer_sha256(weights.directory) if isinstance(weights, SafetensorsCheckpoint) else ""
 
     def finished(self, prepared: Prepared, out: Path) -> Score | None:
         """Its score, if it lies in the directory; what cannot be read, or is of something else, is made anew."""
@@ -126,10 +135,10 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
         if found.fingerprint != plan.fingerprint:
             there, now = found.model, plan.identity
             same = (there.id, there.revision) == (now.id, now.revision)
-            state = " in another state (other patches, or its weights have changed since)" if same else ""
+            why = difference("weights, with their patches,", found.fingerprint, plan.fingerprint)
             raise UserError(
-                f"{out}: holds the scores of {there.id}{state}, and {plan.state.source.name} is to be scored now; name "
-                "another --out, or remove it"
+                f"{out}: holds the scores of {there.id}{' in another state' if same else ''}, and "
+                f"{plan.state.source.name} is to be scored now; {why}; name another --out, or remove it"
             )
 
 
@@ -202,10 +211,19 @@ def score_one(
     model: PreTrainedModel, tokenizer: Any, prepared: Prepared, settings: EvaluateSettings, samples: Path | None,
     reporter: Reporter,
 ) -> Score:  # fmt: skip
-    """One evaluation of a model that is in memory; its samples are written before the score is given."""
+    """One evaluation of a model that is in memory; its samples are written before the score is given.
+
+    Raises:
+        EvaluationError: it failed, or its logits or its score are not finite.
+    """
     begun = time.perf_counter()
     with reporter.task(f"evaluating {prepared.spec.name}", prepared.num_steps) as advance:
-        outcome = prepared.run(model, tokenizer, settings, advance)
+        try:
+            outcome = prepared.run(model, tokenizer, settings, advance)
+        except NumericalError as error:
+            raise EvaluationError(f"{prepared.spec.label}: {error}") from error
+    if not math.isfinite(outcome.value):
+        raise EvaluationError(f"{prepared.spec.label}: its {prepared.metric} is {outcome.value}, which is no score")
     score = _score(prepared, outcome, time.perf_counter() - begun, settings)
     if samples is not None:
         write_text(samples_file(samples, prepared), "".join(sample.line() + "\n" for sample in outcome.samples))

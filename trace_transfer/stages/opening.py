@@ -12,6 +12,7 @@ from trace_transfer.anatomy import Anatomy
 from trace_transfer.artefacts import ModelIdentity
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import ModelSource, build_meta_model, load_config, read_inventory
+from trace_transfer.named_code import refuse_code_in_tokenizer
 from trace_transfer.names_on_disk import name_told
 from trace_transfer.progress import tell
 from trace_transfer.rules.application import anatomy_of
@@ -107,6 +108,8 @@ def load_tokenizer(source: ModelSource) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = _read_tokenizer(source)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many kinds; each is one message to the user
         if source.gguf is None and source.directory is not None and not _tokenizer_files(source.directory):
             raise ModelError(_no_tokenizer(source)) from error
@@ -122,7 +125,11 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def _read_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    if source.gguf is None:
+        where = {"local_files_only": True} if source.directory else {"revision": source.revision}
+        refuse_code_in_tokenizer(source.name, get_tokenizer_config(source.directory or source.repo, **where))
     if source.directory is None:
         return AutoTokenizer.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
     if source.gguf is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trace_transfer.activations import REPRESENTATIONS, LayerRows, read_layers
 from trace_transfer.checkpoints import Checkpoint
+from trace_transfer.content import config_sha256
 from trace_transfer.files import remove_leftovers, write_tensors
 from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
 from trace_transfer.probe import Reading, RowPlan
@@ -76,8 +77,9 @@ def read_grams(
     Raises:
         ModelError: as `read_layers`.
     """
-    key = _cache_key(model, checkpoint, plan, reading, settings)
-    file = settings.cache / f"{key}.safetensors" if settings.cache else None
+    file = None
+    if settings.cache is not None:
+        file = settings.cache / f"{_cache_key(model, checkpoint, plan, reading, settings)}.safetensors"
     cached = _load(file, plan) if file is not None else None
     if cached is not None:
         reporter.note(f"{model.name}: activations of this probe set are cached")
@@ -145,7 +147,7 @@ def _cache_key(
         checkpoint.fingerprint,
         model.anatomy.inventory.names_sha256,
         model.anatomy.layer_path,
-        model.config.to_json_string(use_diff=False),
+        config_sha256(model.config.to_dict()),
         reading.ids,
         reading.spans_R2.tolist(),
         plan.texts_R.tolist(),

@@ -16,6 +16,7 @@ import torch
 
 from trace_transfer.artefacts import CoreFile, StageRecord, StreamFile, read_artefact
 from trace_transfer.checkpoints import open_checkpoint
+from trace_transfer.content import difference
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import prepare_directory, refuse_inputs, sha256_file
 from trace_transfer.masks import Mask
@@ -216,7 +217,6 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
     pairs = [
         ("model", record.model.names_sha256[:12], plan.base.identity.names_sha256[:12]),
-        ("weights of the base", record.base_fingerprint[:12], plan.fingerprint[:12]),
         ("number of stages", record.num_stages, len(plan.stages)),
     ]
     wanted = plan.settings.recorded()
@@ -230,6 +230,9 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
             (f"stage {number}: core set", then.mask_sha256[:12], now.known_mask.sha256[:12]),
         ]
     problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
+    if record.base_fingerprint != plan.fingerprint:
+        name = f"weights of {plan.base.source.name}"
+        problems.insert(0, difference(name, record.base_fingerprint, plan.fingerprint))
     if problems:
         raise UserError(f"{plan.out}: holds another stream; name another --out, or remove it:\n" + listing(problems))
     damaged = [

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import DataRecord, WarmStartFile, library_versions, read_artefact, to_json
 from trace_transfer.checkpoints import Checkpoint, open_checkpoint
+from trace_transfer.content import difference
 from trace_transfer.delta_store import RECORD, DeltaStore, ShardWriter, fingerprint_of
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
@@ -104,7 +105,6 @@ def _differences(
     """What a finished warm start was made with, where that is not what is asked for now."""
     pairs: list[tuple[str, object, object]] = [
         ("model", record.model.names_sha256[:12], base.identity.names_sha256[:12]),
-        ("weights of the base", record.base_fingerprint[:12], weights.fingerprint[:12]),
         ("data", record.data.sha256[:12], start.data.sha256[:12]),
         ("delta_dtype", record.delta_dtype, settings.delta_dtype),
     ]
@@ -112,7 +112,10 @@ def _differences(
     pairs += [
         (name, record.settings.get(name), wanted.get(name)) for name in sorted(record.settings.keys() | wanted.keys())
     ]
-    return [f"{name} {then} there, {now} now" for name, then, now in pairs if then != now]
+    told = [f"{name} {then} there, {now} now" for name, then, now in pairs if then != now]
+    if record.base_fingerprint != weights.fingerprint:
+        told.insert(0, difference(f"weights of {base.source.name}", record.base_fingerprint, weights.fingerprint))
+    return told
 
 
 def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:

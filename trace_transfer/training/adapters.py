@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_tensors, write_text
 from trace_transfer.masks import Mask
+from trace_transfer.shards import require_finite
 from trace_transfer.training.loading import StartingPoint
 from trace_transfer.training.quiet import quiet
 
@@ -147,7 +148,7 @@ class AdaptedModel:
         self._require_same_kind(adapter)
         with _opened(adapter) as file:
             for name in names:
-                yield name, file.get_tensor(_stored(name)).float()
+                yield name, _read(adapter, file, _stored(name))
 
     def _require_same_kind(self, adapter: Path) -> None:
         found = _read_config(adapter)
@@ -232,7 +233,7 @@ def merged_values(state_value: Callable[[str], Tensor], adapter: Path, *, rounde
     scale, transposed = config["lora_alpha"] / config["r"], config["fan_in_fan_out"]
     with _opened(adapter) as file:
         for key in _keys_of_a(file):
-            a_ri, b_or = (file.get_tensor(key.replace(A, kind)).float() for kind in (A, B))
+            a_ri, b_or = (_read(adapter, file, key.replace(A, kind)) for kind in (A, B))
             delta = b_or @ a_ri
             name = f"{_adapted_module(key)}.weight"
             value = state_value(name)
@@ -292,6 +293,13 @@ def _read_config(adapter: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{adapter / CONFIG}: cannot be read: {error}") from error
     return config
+
+
+def _read(adapter: Path, file: Any, key: str) -> Tensor:
+    """One of an adapter's values, in float32; raises `ModelError` for NaN and Inf."""
+    value: Tensor = file.get_tensor(key).float()
+    require_finite(str(adapter), {key: value})
+    return value
 
 
 def _opened(adapter: Path) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
-from logging import Handler, LogRecord
+from logging import Handler
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -30,9 +30,13 @@ from trace_transfer.models import (
     read_inventory,
     tied_names,
 )
+from trace_transfer.shards import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_REPORT = "LOAD REPORT"  # what transformers' errors mean by "the above report"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class StartingPoint(Protocol):
@@ -126,7 +130,7 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     """A model with its weights on the CPU, without a cache for generation.
 
     Raises:
-        ModelError: weights are missing, of other shapes, or cannot be read.
+        ModelError: weights are missing, of other shapes, hold NaN or Inf, or cannot be read.
     """
     from transformers import AutoModelForCausalLM
 
@@ -135,22 +139,36 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     with _quiet() as said:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(  # annotated there as if it never gave the info as well
-                place, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **gguf
+                place,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **gguf,  # they are refused below, by their names
             )
         except Exception as error:  # transformers raises many kinds; each is one message to the user
-            report = "".join(f"\n{message}" for message in said if "report" in str(error))  # which it speaks of
+            report = "".join(f"\n{_COLOUR.sub('', one)}" for one in said if _REPORT in one)
             raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}{report}") from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     problems = [f"{name}: not in the weights" for name in sorted(info["missing_keys"])]
-    problems += [f"{name}: of another shape in the weights" for name, *_ in sorted(info["mismatched_keys"])]
+    problems += [
+        f"{name}: {list(found)} in the weights, {list(expected)} by its config"
+        for name, found, expected in sorted(info["mismatched_keys"])
+    ]
     problems += [f"{name}: {error}" for name, error in dict(info.get("conversion_errors") or {}).items()]
     if not problems:
         problems = _differences(inventory_of(model), inventory)
     if problems:
         raise ModelError(f"{source.name}: its weights do not fit its config:\n" + listing(problems))
+    require_finite(f"{source.name} as {dtype_name(dtype)}", dict(model.state_dict()))
     model.config.use_cache = False
     return model
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _differences(found: Inventory, expected: Inventory) -> list[str]:
@@ -164,30 +182,25 @@ def _differences(found: Inventory, expected: Inventory) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Without transformers' bars, reports and warnings; that of GGUF files knows no switch, and goes to stderr.
+    """Without transformers' bars, reports and warnings; gives the list that those go to.
 
-    Gives what would have been said.
+    A bar of GGUF files knows no switch, and goes to stderr.
     """
     from transformers.utils import logging
 
     said: list[str] = []
-
-    class Keeping(Handler):
-        def emit(self, record: LogRecord) -> None:
-            said.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
-
-    level, bars, keeping = logging.get_verbosity(), logging.is_progress_bar_enabled(), Keeping()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logger, listener = logging.get_logger("transformers"), Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handlers, logger.handlers = logger.handlers, [listener]
     logging.set_verbosity_warning()
-    logging.disable_default_handler()
-    logging.add_handler(keeping)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield said
     finally:
-        logging.remove_handler(keeping)
-        logging.enable_default_handler()
+        logger.handlers = handlers
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.model_state import ModelState
-from trace_transfer.training.loading import BaseModel
+from trace_transfer.shards import require_finite
+from trace_transfer.training.loading import BaseModel, dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +43,7 @@ class PatchedModel:
         with torch.no_grad():
             for name in self.state.patched:
                 model.get_parameter(name).copy_(self.state.value(name))
+                require_finite(f"{self.state.source.name} as {dtype_name(dtype)}", {name: model.get_parameter(name)})
         return model
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,0 +1,193 @@
+"""NaN and Inf, in weights, patches and logits: refused where they are read, and no score is made of them."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from tests.evaluation_files import CHOICE_FIELDS, CHOICES, loaded, run, suite_of, write_suite
+from tests.patch_files import make_patch, mask_of, state_of
+from tests.test_activations import damage
+from trace_transfer.checkpoints import SafetensorsCheckpoint
+from trace_transfer.cli import main
+from trace_transfer.delta_store import ShardWriter
+from trace_transfer.errors import ModelError, NumericalError
+from trace_transfer.evaluation.batching import finite_logits
+from trace_transfer.maths.bits import all_finite
+from trace_transfer.models import ModelSource, build_meta_model, load_config
+from trace_transfer.recording import record_patch
+from trace_transfer.training.loading import BaseModel
+
+BAD = "model.layers.1.mlp.up_proj.weight"
+VALUES = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", VALUES)
+def test_one_of_many(dtype, value):
+    values = torch.full((300, 300), 6e4, dtype=dtype)  # whose sum does not fit float16
+    assert all_finite(values) and all_finite(values[:0]) and all_finite(values.long())
+    values[299, 299] = value
+    assert not all_finite(values)
+    values[0, 0] = -value  # with Inf, their sum is NaN
+    assert not all_finite(values)
+
+
+def test_float8():
+    values = torch.ones(4, dtype=torch.float8_e4m3fn)
+    assert all_finite(values)
+    values[2] = float("nan")
+    assert not all_finite(values)
+
+
+def read_all(directory):
+    """Each way in which weights are read: name of the way → a function that reads the bad parameter."""
+    source = ModelSource.parse(directory)
+    state = state_of(directory)
+    model = build_meta_model(load_config(source))
+    base = BaseModel(source)
+    return {
+        "rows of one": lambda: list(state.chunks(BAD)),
+        "whole": lambda: state.value(BAD),
+        "into a model": lambda: SafetensorsCheckpoint(directory).load(model, BAD.__eq__, "cpu", torch.float32),
+        "some rows": lambda: SafetensorsCheckpoint(directory).rows(model, BAD, torch.tensor([0]), torch.float32),
+        "one by one": lambda: list(base.values([BAD], torch.float32)),
+        "by transformers": lambda: base.load(torch.bfloat16),
+    }
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_every_way_of_reading_weights_refuses_it(copy_of, value):
+    directory = copy_of("llama")
+    for read in read_all(directory).values():
+        read()  # it is good so far
+    damage(directory, BAD, value)
+    for way, read in read_all(directory).items():
+        with pytest.raises(ModelError, match=rf"NaN or Inf in 1 tensor; .* diverged:\n  - {BAD}"):
+            read()
+            pytest.fail(f"{way}: took it")
+
+
+def test_all_are_told_at_once(copy_of):
+    directory = copy_of("llama")
+    for name in (BAD, "model.norm.weight"):
+        damage(directory, name, float("inf"))
+    with pytest.raises(ModelError, match=rf"llama as float32: NaN or Inf in 2 tensors; (.|\n)*{BAD}\n  - model\.norm"):
+        BaseModel(ModelSource.parse(directory)).load(torch.float32)
+
+
+def test_fused_experts(copy_of):
+    directory = copy_of("mixtral")
+    name = next(name for name in state_of(directory).shapes if "experts" in name)
+    key = next(key for key in SafetensorsCheckpoint(directory).keys if "experts" in key and "1.w1" in key)
+    damage(directory, key, float("nan"))
+    layer = ".".join(key.split(".")[:3])
+    (fused,) = [one for one in state_of(directory).shapes if one.startswith(layer) and "gate_up" in one]
+    with pytest.raises(ModelError, match=rf"NaN or Inf in 1 tensor; .*\n  - {fused}"):
+        state_of(directory).value(fused)
+    assert name
+
+
+def damaged_patch(tiny, tmp_path, kind="after", value=float("nan")):
+    state = state_of(tiny("llama"))
+    patch = make_patch(state, tmp_path / "math.patch.safetensors", mask_of(state), 1)
+    from safetensors import safe_open
+
+    tensors = load_file(patch.path)
+    with safe_open(patch.path, framework="pt") as file:
+        metadata = file.metadata()
+    key = next(key for key in tensors if key.startswith(f"{kind}/"))
+    tensors[key].view(-1)[0] = value
+    save_file(tensors, patch.path, metadata)
+    return patch.path, key
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("value", VALUES)
+def test_a_patch_with_it_is_not_applied(tiny, tmp_path, kind, value):
+    file, key = damaged_patch(tiny, tmp_path, kind, value)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(main, ["patch", "apply", str(tiny("llama")), str(file), "--out", str(out)])
+    assert done.exit_code == 2 and not out.exists()
+    assert f"{file}: NaN or Inf in 1 tensor" in done.output and f"  - {key}" in done.output
+
+
+def test_a_patch_with_it_is_not_scored(tiny, tmp_path):
+    file, key = damaged_patch(tiny, tmp_path)
+    arguments = ["evaluate", str(tiny("llama")), "--suite", str(write_suite(tmp_path / "suite")), "--patch", str(file)]
+    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "scores")])
+    assert done.exit_code == 2 and f"  - {key}" in done.output
+    assert not (tmp_path / "scores/evaluation.json").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "diff"])
+def test_commands_name_the_weights(tiny, copy_of, tmp_path, command):
+    directory = copy_of("llama")
+    damage(directory, BAD, float("nan"))
+    patch = make_patch(state_of(tiny("llama")), tmp_path / "m.patch.safetensors", mask_of(state_of(tiny("llama"))), 1)
+    arguments = {
+        "evaluate": ["evaluate", directory, "--suite", write_suite(tmp_path / "suite"), "--out", tmp_path / "scores"],
+        "verify": ["verify", tiny("llama"), directory, "--patch", patch.path],
+        "diff": ["patch", "diff", tiny("llama"), directory, "--out", tmp_path / "diff.patch.safetensors"],
+    }[command]
+    done = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert done.exit_code == 2 and f"  - {BAD}" in done.output
+    assert not (tmp_path / "diff.patch.safetensors").exists()
+
+
+def overflowing(directory):
+    """A model whose weights are finite, and whose logits are not."""
+    damage(directory, "model.norm.weight", 3e38)
+    return loaded(directory)
+
+
+@pytest.mark.parametrize("kind", ["loss", "multiple-choice", "exact-match"])
+def test_no_score_of_logits_that_are_not_finite(copy_of, tmp_path, kind):
+    model, tokenizer = overflowing(copy_of("llama"))
+    given = {"fields": CHOICE_FIELDS, "kind": kind}
+    if kind != "multiple-choice":
+        given = {"fields": {"prompt": "q", "completion": "a"}, "kind": kind}
+    records = [{**one, "a": "an answer"} for one in CHOICES]
+    with pytest.raises(NumericalError, match="its logits are NaN or infinite, of which no score"):
+        run(model, tokenizer, suite_of(tmp_path, records, **given))
+
+
+def test_evaluate_says_so_and_writes_no_score(copy_of, tmp_path):
+    directory = copy_of("llama")
+    damage(directory, "model.norm.weight", 3e38)
+    arguments = ["evaluate", str(directory), "--suite", str(write_suite(tmp_path / "suite"))]
+    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "scores")])
+    assert done.exit_code == 1 and "its logits are NaN or infinite, of" in done.output
+    assert list((tmp_path / "scores/finished").iterdir()) == []
+
+
+def test_tokens_that_a_model_never_writes():
+    logits_bv = torch.tensor([[1.0, float("-inf")], [0.0, 1.0]])
+    assert finite_logits(torch.zeros(2, 1), logits_bv) is logits_bv
+    logits_bv[1, 1] = float("nan")
+    with pytest.raises(NumericalError, match="its logits are NaN"):
+        finite_logits(torch.zeros(2, 1), logits_bv)
+
+
+def test_nothing_that_was_trained_to_it_is_kept(tiny, tmp_path):
+    state = state_of(tiny("llama"))
+    mask = mask_of(state)
+    trained = ((name, torch.full(state.shapes[name], float("nan"))) for name in mask.parts)
+    with pytest.raises(NumericalError, match="NaN or Inf in the trained values; no patch can hold them"):
+        record_patch(tmp_path / "x.patch.safetensors", state, mask, trained, task="x", method="trace")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NumericalError, match=r"NaN or Inf in a\.weight; nothing of it was kept"):
+        ShardWriter(tmp_path).add("a.weight", torch.tensor([1.0, float("inf")]))
+
+
+def test_unusable_weights_are_told_with_shapes(copy_of):
+    """transformers says "see the above report", which nobody saw."""
+    directory = copy_of("llama")
+    file = SafetensorsCheckpoint(directory).keys[BAD]
+    tensors = load_file(file)
+    tensors[BAD] = tensors[BAD][:-1].clone()
+    save_file(tensors, file, {"format": "pt"})
+    shape = list(state_of(directory).shapes[BAD])
+    with pytest.raises(ModelError, match="its weights do not fit its config") as refused:
+        BaseModel(ModelSource.parse(directory)).load(torch.float32)
+    assert f"  - {BAD}: [{shape[0] - 1}, {shape[1]}] in the weights, {shape} by its config" in str(refused.value)
