@@ -12,12 +12,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import Template
 
 from tests.evaluation.test_programs import needs_landlock
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import humaneval
 from trace_transfer.evaluation.humaneval import harness_config, pass_at_k, pass_rates, read_records
-from trace_transfer.evaluation.programs import run_programs
+from trace_transfer.evaluation.programs import run_program
 
 # Three of HumanEval's problems (MIT licence, OpenAI), the tests shortened.
 RECORDS = [
@@ -57,7 +58,7 @@ def data_file(tmp_path):
 
 
 def test_of(record: dict[str, str]) -> str:
-    return f"{record['test']}\ncheck({record['entry_point']})"
+    return Template(humaneval.TEST).render(record)
 
 
 test_of.__test__ = False
@@ -104,11 +105,29 @@ def test_all_canonical_solutions_pass():
         pytest.skip("HUMANEVAL_JSONL names no file")
     records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     assert len(records) == 164
-    sources = [f"{record['prompt']}{record['canonical_solution']}\n{test_of(record)}" for record in records]
-    outcomes = run_programs(sources, humaneval.LIMITS)
-    assert [record["task_id"] for record, outcome in zip(records, outcomes, strict=True) if not outcome.passed] == []
-    emptied = [f"{record['prompt']}    return None\n\n{test_of(record)}" for record in records]
-    assert sum(outcome.passed for outcome in run_programs(emptied, humaneval.LIMITS)) == 0
+
+    def passing(body: str | None) -> list[str]:
+        programs = [record["prompt"] + (body or record["canonical_solution"]) for record in records]
+        outcomes = map(run_program, programs, map(test_of, records))
+        return [record["task_id"] for record, outcome in zip(records, outcomes, strict=True) if outcome.passed]
+
+    assert passing(None) == [record["task_id"] for record in records]
+    assert passing("    return None\n") == []
+
+
+@needs_landlock
+def test_a_test_may_call_a_helper_of_the_prompt_and_the_function_itself():
+    """As those of HumanEval/32, 33, 38 and 50."""
+    record = {
+        "prompt": 'def code(s: str):\n    return s[::-1]\n\n\ndef decode(s: str):\n    """ Undo `code`. """\n',
+        "entry_point": "decode",
+        "test": "def check(candidate):\n    for s in ('abc', ''):\n        assert candidate(code(s)) == s\n"
+        "        assert tuple(decode(s)) == tuple(candidate(s))\n",
+    }
+    programs = [record["prompt"] + body for body in ("    return s[::-1]\n", "    return s\n")]
+    # Its own `code` does not count.
+    programs.append(programs[1] + "def code(s):\n    return s\n")
+    assert pass_rates([test_of(record)], [programs], [1])["pass@1"] == pytest.approx(1 / 3)
 
 
 # ---- pass@k
@@ -147,6 +166,11 @@ def test_bad_records_are_listed(tmp_path):
         UserError, match=r"(?s)line 3: no text under task_id, entry_point, test.*line 4: .*line 5: no JSON"
     ):
         read_records(path)
+    path.write_text(json.dumps(RECORDS[0] | {"prompt": "def f(x):\n"}))
+    with pytest.raises(
+        UserError, match="line 1: the prompt alone is no Python; expected a function with its docstring"
+    ):
+        read_records(path)
     path.write_text("\n")
     with pytest.raises(UserError, match="no records; expected HumanEval's"):
         read_records(path)
@@ -156,8 +180,8 @@ def test_bad_records_are_listed(tmp_path):
 
 def test_a_line_separator_in_a_text_does_not_end_a_record(tmp_path):
     path = tmp_path / "odd.jsonl"
-    path.write_text(json.dumps(RECORDS[0] | {"prompt": "a\u2028b\x85"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_records(path)[0]["prompt"] == "a\u2028b\x85"
+    path.write_text(json.dumps(RECORDS[0] | {"prompt": "# a\u2028b\x85"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_records(path)[0]["prompt"] == "# a\u2028b\x85"
 
 
 # ---- the harness
@@ -188,6 +212,7 @@ def test_the_configuration_is_the_stock_tasks(instruct):
     completes = humaneval.complete_prompts_in_block if instruct else humaneval.complete_prompts
     assert ours["filter_list"][0]["filter"][0].pop("filter_fn") is completes
     assert stock["filter_list"][0]["filter"][0].pop("filter_fn").startswith("utils.build_predictions")
+    assert ours.pop("doc_to_target").endswith(stock.pop("doc_to_target"))
     assert ours == stock
 
 

@@ -19,7 +19,14 @@ from tests.evaluation.hostile import ATTACKS, SECRET
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import programs
 from trace_transfer.evaluation.isolation import require_isolation
-from trace_transfer.evaluation.programs import IsolationError, Limits, run_program, run_programs
+from trace_transfer.evaluation.programs import (
+    DEFAULT_LIMITS,
+    IsolationError,
+    Limits,
+    Outcome,
+    run_program,
+    run_programs,
+)
 from trace_transfer.evaluation.system_calls import ALLOW, ALLOWED, ARCHITECTURES, RESTRICTED, program_filter
 
 LANDLOCK_VERSION = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
@@ -65,6 +72,18 @@ class Surroundings:
         return found
 
 
+def copied(directory: Path) -> Path:
+    """The script of the two processes, with what it imports."""
+    shutil.copy(programs.TRIAL.with_name("confinement.py"), directory)
+    return Path(shutil.copy(programs.TRIAL, directory))
+
+
+def run_to_end(source: str, limits: Limits = DEFAULT_LIMITS, namespaces: bool = True) -> Outcome:
+    """Passes if the program, which is not one that fakes, ends."""
+    ended = "\ndef ended():\n    return True\n"
+    return run_program(source + ended, "assert __program__.ended() is True", limits, namespaces=namespaces)
+
+
 @pytest.fixture
 def surroundings(monkeypatch):
     # A short path: the name of a Unix socket has at most 107 characters.
@@ -79,7 +98,7 @@ def surroundings(monkeypatch):
         monkeypatch.setenv("A_TOKEN", SECRET)
         monkeypatch.setattr(tempfile, "tempdir", str(work))
         # Under a name of its own, so that what it leaves behind would be found among the processes.
-        monkeypatch.setattr(programs, "CONFINEMENT", Path(shutil.copy(programs.CONFINEMENT, root)))
+        monkeypatch.setattr(programs, "TRIAL", copied(Path(root)))
         with (
             socket.create_server(("127.0.0.1", 0)) as tcp,
             socket.socket(type=socket.SOCK_DGRAM) as udp,
@@ -112,14 +131,14 @@ def processes_naming(text: str) -> list[str]:
 )
 def test_an_attack_harms_nothing_and_fails(surroundings, name, namespaces):
     before = surroundings.state()
-    outcome = run_program(ATTACKS[name].program(**surroundings.places), SHORT, namespaces=namespaces)
+    outcome = run_to_end(ATTACKS[name].program(**surroundings.places), SHORT, namespaces=namespaces)
     assert outcome.status != "passed"
     assert outcome.reason
     assert SECRET not in outcome.stderr
     assert surroundings.state() == before
     assert surroundings.contacts() == []
     assert list(surroundings.work.iterdir()) == []
-    assert processes_naming(str(programs.CONFINEMENT)) == []
+    assert processes_naming(str(programs.TRIAL)) == []
     assert outcome.seconds < SHORT.wall_seconds + 2
 
 
@@ -135,12 +154,12 @@ STATUSES = {
     "endless loop": ("timed out", "used more than 1 s of processor time"),
     "sleep": ("timed out", "ran for more than 2 s"),
     "print errors forever": ("killed", "wrote more than 1,048,576 bytes to standard error"),
-    "report forever": ("killed", "wrote where it had nothing to write"),
+    "report forever": ("failed", "its test failed"),
     "read address 0": ("killed", "ended by signal 11"),
     "overflow the stack": ("killed", "ended by signal 11"),
     "ten gigabytes": ("failed", "ended with code 1"),
     "fork": ("failed", "ended with code 1"),
-    "os._exit(0)": ("failed", "ended with code 0 before its last line"),
+    "os._exit(0)": ("failed", "ended with code 0 before the end of its test"),
 }
 
 
@@ -148,7 +167,7 @@ STATUSES = {
 @pytest.mark.parametrize("name", STATUSES)
 def test_how_it_failed_is_said(surroundings, name):
     limits = Limits(wall_seconds=2 if name == "sleep" else 30, cpu_seconds=1)
-    outcome = run_program(ATTACKS[name].program(**surroundings.places), limits)
+    outcome = run_to_end(ATTACKS[name].program(**surroundings.places), limits)
     assert (outcome.status, outcome.reason) == STATUSES[name], outcome
 
 
@@ -175,24 +194,24 @@ def test_how_it_failed_is_said(surroundings, name):
     ],
 )
 def test_an_honest_program_passes(source, namespaces):
-    outcome = run_program(source, namespaces=namespaces)
+    outcome = run_to_end(source, namespaces=namespaces)
     assert (outcome.status, outcome.reason, outcome.stderr) == ("passed", "", "")
 
 
 @needs_landlock
 def test_an_error_is_shown_by_its_last_lines():
-    outcome = run_program("import sys\nfor i in range(99): print(i, file=sys.stderr)\nassert 1 == 2, 'not equal'")
+    outcome = run_to_end("import sys\nfor i in range(99): print(i, file=sys.stderr)\nassert 1 == 2, 'not equal'")
     assert outcome.status == "failed"
     assert outcome.reason == "ended with code 1"
     assert outcome.stderr.endswith("AssertionError: not equal")
     assert len(outcome.stderr.splitlines()) == programs.MAX_LINES
-    assert run_program("import sys\nsys.exit(0)").status == "failed"
-    assert run_program("import os\nos._exit(0)").reason == "ended with code 0 before its last line"
+    assert run_to_end("import sys\nsys.exit(0)").status == "failed"
+    assert run_to_end("import os\nos._exit(0)").reason == "ended with code 0 before the end of its test"
 
 
 @needs_landlock
 def test_the_same_program_hashes_the_same_every_time():
-    outcomes = {run_program("import sys\nprint(list({'a', 'b', 'c', 'd'}), file=sys.stderr)").stderr for _ in range(3)}
+    outcomes = {run_to_end("import sys\nprint(list({'a', 'b', 'c', 'd'}), file=sys.stderr)").stderr for _ in range(3)}
     assert len(outcomes) == 1
 
 
@@ -215,8 +234,8 @@ def test_the_same_program_hashes_the_same_every_time():
 )
 @pytest.mark.parametrize("namespaces", [True, False], ids=["all-layers", "minimum"])
 def test_each_limit_holds_and_is_what_stops_it(source, limits, namespaces):
-    assert not run_program(source, limits, namespaces=namespaces).passed
-    assert run_program(source, namespaces=namespaces).passed
+    assert not run_to_end(source, limits, namespaces=namespaces).passed
+    assert run_to_end(source, namespaces=namespaces).passed
 
 
 def test_limits_are_positive():
@@ -226,9 +245,10 @@ def test_limits_are_positive():
 
 @needs_landlock
 def test_many_programs_keep_their_order():
-    sources = [f"assert {i} % 3" for i in range(12)]
-    assert [outcome.passed for outcome in run_programs(sources, jobs=4)] == [i % 3 != 0 for i in range(12)]
-    assert run_programs([]) == []
+    sources = [f"x = lambda: {i}" for i in range(12)]
+    outcomes = run_programs(sources, "assert __program__.x() % 3", jobs=4)
+    assert [outcome.passed for outcome in outcomes] == [i % 3 != 0 for i in range(12)]
+    assert run_programs([], "") == []
 
 
 @needs_landlock
@@ -236,14 +256,14 @@ def test_programs_run_from_a_process_with_threads_and_torch():
     import torch
 
     with ThreadPoolExecutor(3) as pool:
-        results = pool.map(lambda i: (torch.ones(i + 1).sum().item(), run_program("x = 1").passed), range(6))
+        results = pool.map(lambda i: (torch.ones(i + 1).sum().item(), run_to_end("x = 1").passed), range(6))
     assert list(results) == [(i + 1.0, True) for i in range(6)]
 
 
 @needs_landlock
 def test_nothing_stays_open():
     before = len(list(Path("/proc/self/fd").iterdir()))
-    run_programs(["x = 1", "assert False", "import os\nos._exit(0)"])
+    run_programs(["x = 1", "assert False", "import os\nos._exit(0)"], "__program__.x()")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -268,12 +288,13 @@ def test_a_secret_that_could_be_read_is_found_out(monkeypatch):
 
 
 def crippled(tmp_path: Path, old: str, new: str) -> Path:
-    """The child's script with a change that makes one of its layers fail."""
-    text = programs.CONFINEMENT.read_text()
+    """The children's script with a change that makes one of its layers fail."""
+    script = copied(tmp_path)
+    confinement = script.with_name("confinement.py")
+    text = confinement.read_text()
     assert text.count(old) == 1
-    path = tmp_path / "confinement.py"
-    path.write_text(text.replace(old, new))
-    return path
+    confinement.write_text(text.replace(old, new))
+    return script
 
 
 NO_LANDLOCK = ("CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444,", "CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 9999,")
@@ -292,10 +313,10 @@ NO_START = ("import resource\n", "import no_such_module\n")
     ids=["landlock", "seccomp", "python"],
 )
 def test_without_a_layer_of_the_minimum_nothing_runs(monkeypatch, tmp_path, change, message):
-    monkeypatch.setattr(programs, "CONFINEMENT", crippled(tmp_path, *change))
+    monkeypatch.setattr(programs, "TRIAL", crippled(tmp_path, *change))
     mark = tmp_path / "ran"
     with pytest.raises(IsolationError, match=r"(?s)cannot be run safely on this system, and was not run.*" + message):
-        run_program(f"open({str(mark)!r}, 'w')")
+        run_to_end(f"open({str(mark)!r}, 'w')")
     assert not mark.exists()
     with pytest.raises(IsolationError, match="cannot be run safely"):
         require_isolation()
@@ -306,7 +327,7 @@ def test_other_systems_are_refused(monkeypatch, system, machine):
     monkeypatch.setattr(programs.sys, "platform", system)
     monkeypatch.setattr(programs.platform, "machine", lambda: machine)
     with pytest.raises(IsolationError, match=f"64-bit Linux only .x86_64, aarch64., found {system} on {machine}"):
-        run_program("x = 1")
+        run_to_end("x = 1")
 
 
 # The kernel's own tables, where the C library's headers are installed.

@@ -1,20 +1,15 @@
-"""What the child process does to itself before it runs a generated program; run as a script, by `programs`.
-
-Reads from standard input: one JSON object, see `programs.request`. Writes to the descriptor named by its one argument:
-a line of JSON, either {"layers": [...]}, what now confines it, or {"missing": [...]}, why it will not run the program;
-then, if the program has run to its end, the token of the request.
+"""What a child process does to itself before it runs generated code: see `confine`, called by `trial`.
 
 Standard library only, and nothing of this package: it starts in hundredths of a second.
 """
 
 import contextlib
 import ctypes
-import json
 import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
@@ -155,39 +150,3 @@ def confine(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     except OSError as error:
         missing.append(f"seccomp filters ({error.strerror})")
     return layers, missing
-
-
-def main() -> NoReturn:
-    evidence = int(sys.argv[1])
-    request = json.loads(sys.stdin.buffer.read())
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    os.close(nothing)
-    write, leave = os.write, os._exit  # the program may replace what it finds in `os`
-    try:
-        layers, missing = confine(request)
-    except OSError as error:
-        layers, missing = [], [str(error.strerror)]
-    write(evidence, json.dumps({"missing": missing} if missing else {"layers": layers}).encode() + b"\n")
-    if missing:
-        leave(1)
-    sys.path += request["site_packages"]
-    sys.argv[:] = [""]
-    source, token = request["source"], request["token"].encode()
-    del request
-    try:
-        # An empty namespace, as the official checker's: a block under `__name__ == "__main__"` does not run.
-        exec(compile(source, "<program>", "exec", dont_inherit=True), {})
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exception(error)
-        sys.stderr.flush()
-        leave(1)
-    write(evidence, token)
-    leave(0)
-
-
-if __name__ == "__main__":
-    main()

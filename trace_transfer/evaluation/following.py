@@ -1,11 +1,12 @@
-"""The parent's watch over one confined child: reads what it writes, and sees that it stays within its limits."""
+"""The parent's watch over a trial's two confined processes: reads what they write, keeps them within their limits."""
 
 from __future__ import annotations
 
 import os
 import selectors
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,10 +31,11 @@ class Bounds(Protocol):
 
 @dataclass(frozen=True)
 class Followed:
-    """What was seen of a child that has ended, or is to be killed.
+    """What was seen of a trial that has ended, or is to be killed.
 
-    `evidence` and `stderr` are what it wrote, of the latter the end; `excess` is None if it ended by itself, "time",
-    or one line on what it used too much of; `seconds` since its report that it is confined, None if there was none.
+    `evidence` is what the test's process wrote, `stderr` the end of what both did; `excess` is None if the trial ended
+    by itself, "time", or one line on what it used too much of; `seconds` since the report that both are confined, None
+    if there was none.
     """
 
     evidence: bytes
@@ -46,7 +48,7 @@ class Followed:
 class _Stream:
     """A pipe that is read without ever waiting, and all that came is counted.
 
-    Kept are the first `keep` bytes, or the last: what the child said first was before the program, which may go on.
+    Kept are the first `keep` bytes, or the last.
     """
 
     descriptor: int
@@ -67,54 +69,54 @@ class _Stream:
         return bool(block)
 
 
-def follow(pid: int, evidence: int, stderr: int, directory: str, limits: Bounds) -> Followed:
-    """Watch a child until it ends or is to be killed (which is left to the caller).
+def follow(pids: Sequence[int], evidence: int, stderr: int, directory: str, limits: Bounds) -> Followed:
+    """Watch a trial until its verdict is there, all its processes have ended, or they are to be killed.
 
-    `evidence` and `stderr` are the ends of pipes to read from. The clock starts when the child's report, one line on
-    `evidence`, has arrived: until then no line of the program was run.
+    Killing is left to the caller. `evidence` and `stderr` are the ends of pipes to read from, `directory` is the
+    program's. The clock starts when the first line of `evidence`, the report of confinement, has arrived: until then no
+    line of the program was run. The second line is the verdict.
     """
     said = _Stream(evidence, MAX_EVIDENCE, is_first=True)
     complained = _Stream(stderr, TAIL_BYTES, is_first=False)
-    ended = os.pidfd_open(pid)
     started: float | None = None
     deadline = time.monotonic() + START_SECONDS
     excess: str | None = None
-    try:
-        with selectors.DefaultSelector() as selector:
-            for stream in (said, complained):
-                os.set_blocking(stream.descriptor, False)
-                selector.register(stream.descriptor, selectors.EVENT_READ, stream)
-            selector.register(ended, selectors.EVENT_READ, None)
-            has_ended = False
-            while not has_ended and excess is None:
-                for key, _ in selector.select(POLL_SECONDS):
-                    if key.data is None:
-                        has_ended = True
-                    elif not key.data.read():
-                        selector.unregister(key.fd)
-                now = time.monotonic()
-                if started is None and b"\n" in said.data:
-                    started, deadline = now, now + limits.wall_seconds
-                if not has_ended:
-                    excess = "time" if now >= deadline else _excess(said, complained, directory, limits)
-        # What is left in the pipes: no more than they hold, for their writer has ended or is not waited for.
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for stream in (said, complained):
+            os.set_blocking(stream.descriptor, False)
+            selector.register(stream.descriptor, selectors.EVENT_READ, stream)
+        running = [os.pidfd_open(pid) for pid in pids]
+        for process in running:
+            stack.callback(os.close, process)
+            selector.register(process, selectors.EVENT_READ, None)
+        num_running = len(running)
+        while num_running and said.data.count(b"\n") < 2 and excess is None:
+            for key, _ in selector.select(POLL_SECONDS):
+                if key.data is None:
+                    num_running -= 1
+                    selector.unregister(key.fd)
+                elif not key.data.read():
+                    selector.unregister(key.fd)
+            now = time.monotonic()
+            if started is None and b"\n" in said.data:
+                started, deadline = now, now + limits.wall_seconds
+            if num_running:
+                excess = "time" if now >= deadline else _excess(complained, directory, limits)
+        # What is left in the pipes: no more than they hold, for nobody waits for their writers.
         for stream, most in ((said, MAX_EVIDENCE), (complained, limits.output_bytes)):
             while stream.num_bytes <= most and stream.read():
                 pass
-    finally:
-        os.close(ended)
     seconds = None if started is None else time.monotonic() - started
     if started is None and b"\n" in said.data:
         seconds = 0.0  # over before it was looked at
     return Followed(bytes(said.data), bytes(complained.data), excess, seconds)
 
 
-def _excess(said: _Stream, complained: _Stream, directory: str, limits: Bounds) -> str | None:
+def _excess(complained: _Stream, directory: str, limits: Bounds) -> str | None:
     if complained.num_bytes > limits.output_bytes:
         return f"wrote more than {limits.output_bytes:,} bytes to standard error"
-    if said.num_bytes > MAX_EVIDENCE:
-        return "wrote where it had nothing to write"
-    # Empty in our sight if the child has put a file system of its own there. It can make no subdirectories.
+    # Empty in our sight if the program's process has put a file system of its own there. It can make no subdirectories.
     sizes = []
     with os.scandir(directory) as entries:
         for entry in entries:

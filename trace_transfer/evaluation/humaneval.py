@@ -1,13 +1,15 @@
 """HumanEval (Chen et al., 2021) through lm-evaluation-harness, its programs run by `programs` in place of `code_eval`.
 
 The stock task loads `code_eval` from the hub when it is imported and runs programs in forks of the evaluating process.
-Here prompt, decoding, stop sequences and scoring are the stock task's, version 1.0 (4.0 of the instruct form).
+Here prompt, decoding, stop sequences and scoring are the stock task's, version 1.0 (4.0 of the instruct form); a
+problem's test calls the program from another process, so that a program cannot fake its pass.
 
 Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv:2107.03374.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 KIND = "humaneval"
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
+# A problem's test, as `programs` runs it: the prompt makes the helpers that a test calls (HumanEval/32, 38 and 50), and
+# the function is the program's. The stock task appends test and call to the program.
+TEST = "{{prompt}}\n{{entry_point}} = __program__.{{entry_point}}\n{{test}}\ncheck({{entry_point}})"
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 # The official checker gives 3 s by the clock; these are 3 s of processor time, the same on an idle machine and on a
@@ -60,7 +65,7 @@ def harness_config(data_file: Path | None = None, *, instruct: bool = False) -> 
         "output_type": "generate_until",
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
-        "doc_to_target": "{{test}}\ncheck({{entry_point}})",
+        "doc_to_target": TEST,
         "metric_list": [{"metric": pass_rates, "aggregation": "mean", "higher_is_better": True, "k": [1]}],
         "generation_kwargs": {"until": list(STOP), "max_gen_toks": 1024, "do_sample": False},
         "repeats": 1,
@@ -113,6 +118,8 @@ def read_records(data_file: Path) -> list[dict[str, str]]:
         missing = [column for column in COLUMNS if not isinstance(columns.get(column), str)]
         if missing:
             problems.append(f"line {number}: no text under {', '.join(missing)}")
+        elif not _is_python(record["prompt"]):
+            problems.append(f"line {number}: the prompt alone is no Python; expected a function with its docstring")
         else:
             records.append({column: record[column] for column in COLUMNS})
     if problems:
@@ -120,6 +127,14 @@ def read_records(data_file: Path) -> list[dict[str, str]]:
     if not records:
         raise UserError(f"{data_file}: no records; expected HumanEval's, one JSON object a line")
     return records
+
+
+def _is_python(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def local_dataset(data_file: str, **_metadata: Any) -> DatasetDict:
@@ -130,9 +145,10 @@ def local_dataset(data_file: str, **_metadata: Any) -> DatasetDict:
 
 
 def pass_rates(references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]) -> dict[str, float]:
-    """Run each problem's programs with its test: pass@k as `code_eval` has it, and the share that was killed.
+    """Run each problem's programs against its test: pass@k as `code_eval` has it, and the share that was killed.
 
-    `references` are tests, `predictions` the programs of each. A k of which there are too few programs is left out.
+    `references` are tests as of `TEST`, `predictions` the programs of each. A k of which there are too few programs is
+    left out.
 
     Raises:
         IsolationError: programs cannot be run safely here.
@@ -140,7 +156,7 @@ def pass_rates(references: Sequence[str], predictions: Sequence[Sequence[str]], 
     counts: list[tuple[int, int]] = []
     num_killed = 0
     for test, programs in zip(references, predictions, strict=True):
-        outcomes = run_programs([f"{program}\n{test}" for program in programs], LIMITS)
+        outcomes = run_programs(programs, test, LIMITS)
         counts.append((len(outcomes), sum(outcome.passed for outcome in outcomes)))
         num_killed += sum(outcome.status in ("killed", "timed out") for outcome in outcomes)
     rates = {

@@ -20,17 +20,24 @@ def start_process(): os.fork()
 def start_thread(): _thread.start_new_thread(id, (0,))
 def signal_parent(): os.kill(os.getppid(), 0)
 
-got_through = []
-for attempt in (read, replace, write_beside, list_directory, open_socket, start_process, start_thread, signal_parent):
-    try:
-        attempt()
-    except (OSError, RuntimeError):
-        continue
-    got_through.append(attempt.__name__)
-if os.environ.keys() - {{{environment}}}:
-    got_through.append("environment")
-with open("file", "w") as stream:
-    stream.write("its own directory can be written to")
+ATTEMPTS = read, replace, write_beside, list_directory, open_socket, start_process, start_thread, signal_parent
+
+def got_through():
+    found = []
+    for attempt in ATTEMPTS:
+        try:
+            attempt()
+        except (OSError, RuntimeError):
+            continue
+        found.append(attempt.__name__)
+    if os.environ.keys() - {{{environment}}}:
+        found.append("environment")
+    with open("file", "w") as stream:
+        stream.write("its own directory can be written to")
+    return found
+"""
+TEST = """
+got_through = __program__.got_through()
 assert not got_through, got_through
 """
 ENVIRONMENT = [
@@ -40,7 +47,7 @@ ENVIRONMENT = [
 
 
 def require_isolation() -> tuple[str, ...]:
-    """The layers that confine a program on this system; a tenth of a second.
+    """The layers that confine a program on this system; a fifth of a second.
 
     Raises:
         IsolationError: a layer of the minimum is missing, or a harmless program got past them. There is no weaker way.
@@ -49,7 +56,7 @@ def require_isolation() -> tuple[str, ...]:
         secret = Path(directory, "secret")
         secret.write_text("secret", encoding="utf-8")
         paths = {"secret": str(secret), "beside": f"{directory}/beside", "directory": directory}
-        outcome = run_program(PROBE.format(**paths, environment=", ".join(map(repr, ENVIRONMENT))))
+        outcome = run_program(PROBE.format(**paths, environment=", ".join(map(repr, ENVIRONMENT))), TEST)
     if not outcome.passed:
         raise IsolationError(
             f"generated code cannot be run safely on this system: a trial program was {outcome.status} "
