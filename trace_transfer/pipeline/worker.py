@@ -7,7 +7,6 @@ a fork.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -23,12 +22,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from trace_transfer.artefacts import StreamFile, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.run import Cost, StepFile
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import remove_leftovers, sha256_file, write_text
+from trace_transfer.locking import held
+from trace_transfer.pipeline.gpus import VISIBLE
 from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.pipeline.steps import LAUNCHED
 from trace_transfer.progress import Advance, Silent, quiet_libraries
@@ -36,7 +37,6 @@ from trace_transfer.progress import Advance, Silent, quiet_libraries
 if TYPE_CHECKING:
     from trace_transfer.pipeline.kinds import Ticket
 
-LOOK_EVERY = 0.1  # s
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
 TAIL = 12  # lines of a log that are shown when a step fails in a way that nobody foresaw
 PATIENCE = 30.0  # s in which a process that an interrupted run left may end, before its step is begun again
@@ -82,12 +82,16 @@ class Piped:
             self.connection.send(event)
 
 
-def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpu: int | None, processes: int,
+def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tuple[str, ...] | None, processes: int,
          connection: Connection) -> None:  # fmt: skip
-    """Do a step, as the target of a process; the last event sent says how it ended."""
+    """Do a step, as the target of a process; the last event sent says how it ended.
+
+    Args:
+        gpus: those that it alone may use; None where it has all to itself.
+    """
     _end_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if gpus:
+        os.environ[VISIBLE] = ",".join(gpus)
     reporter, directory = Piped(connection), ticket.directory
     with (directory / LOG).open("ab") as log:
         os.dup2(log.fileno(), 1)
@@ -129,7 +133,7 @@ def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: 
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
     directory = ticket.directory
-    with locked(directory, PATIENCE), _timed(directory) as times, stop_on_sigterm() as stop:
+    with held(directory, patience=PATIENCE, name=LOCK), _timed(directory) as times, stop_on_sigterm() as stop:
         if (directory / RECORD).is_file():  # it was finished, and something of it is gone or was changed: all anew
             _clear(directory)
         remove_leftovers(directory)
@@ -162,7 +166,7 @@ def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
     )  # fmt: skip
     remember(directory)
     write_text(directory / RECORD, to_json(made))
-    for name in (TIME, "ticket.json", LOCK):
+    for name in (TIME, "ticket.json"):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -182,38 +186,6 @@ def _trained(directory: Path) -> int | None:
             stored = stored_tensors(directory / stage.adapter / "adapter_model.safetensors").values()
             found.append(sum(numel(tensor.spec.shape) for tensor in stored))
     return max(found)
-
-
-@contextmanager
-def locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a directory alone. The system lets go of it when this process ends in whatever way.
-
-    Args:
-        patience: seconds in which another process may still let go of it.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    until = time.monotonic() + patience
-    while (file := _lock(directory / LOCK)) is None:
-        if time.monotonic() >= until:
-            raise UserError(f"{directory}: another run is at work here; wait for it, stop it, or name another --out")
-        time.sleep(LOOK_EVERY)
-    with file:
-        yield
-
-
-def _lock(path: Path) -> IO[str] | None:
-    """The file, held alone, or None while another process holds it."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # who held it before may have removed it
-            return file
-    except OSError:
-        pass
-    file.close()
-    return None
 
 
 def _clear(directory: Path) -> None:
