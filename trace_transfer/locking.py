@@ -24,6 +24,7 @@ from trace_transfer.files import prepare_directory
 from trace_transfer.launching import is_first_rank
 
 LOCK = ".trace-transfer.lock"
+TAKE_OVER = 0.3  # s in which what a killed process left is removed, and then held
 
 
 @contextmanager
@@ -48,7 +49,9 @@ def held(
         return
     file = directory.absolute().with_name(f".{directory.name}.lock") if replaced else directory / name
     native = _has_locks(file.parent)
-    lock: BaseFileLock = (FileLock if native else SoftFileLock)(file, timeout=patience)
+    lock: BaseFileLock = (
+        FileLock(file, timeout=patience) if native else SoftFileLock(file, timeout=patience + TAKE_OVER)
+    )
     try:
         lock.acquire()
     except Timeout as error:
