@@ -72,9 +72,11 @@ def test_the_second_is_told_who_is_there(other, tmp_path):
     process = other(tmp_path)
     who = rf"process {process.pid} on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
     start = time.monotonic()
-    with pytest.raises(UserError, match=rf"another process is at work here \({who}\); wait for it, stop it, or name"):
-        with held(tmp_path):
-            pass
+    refused = pytest.raises(
+        UserError, match=rf"another process is at work here \({who}\); wait for it, stop it, or name"
+    )
+    with refused, held(tmp_path):
+        pass
     assert time.monotonic() - start < 5
     assert (tmp_path / LOCK).is_file()  # still theirs
 
@@ -98,9 +100,9 @@ def test_a_process_killed_on_another_machine(tmp_path, monkeypatch):
     """Whether it still runs cannot be known from here: the message says what to remove."""
     monkeypatch.setattr(fcntl, "flock", refuse)
     (tmp_path / LOCK).write_text("12345\nnode-17\n")
-    with pytest.raises(UserError, match=rf"process 12345 on node-17.*where that process is gone, remove .*{LOCK}"):
-        with held(tmp_path):
-            pass
+    refused = pytest.raises(UserError, match=rf"process 12345 on node-17.*where that process is gone, remove .*{LOCK}")
+    with refused, held(tmp_path):
+        pass
     (tmp_path / LOCK).unlink()
     with held(tmp_path):
         pass

@@ -81,6 +81,7 @@ def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display:
             while state.waiting or state.running:
                 _start(graph, state, out, processes, display)
                 _listen(graph, state, out, display)
+                display.look()
                 if stop.requested:
                     _hand_on(state)
                 if (stop.requested or state.failed) and not state.running:

@@ -20,9 +20,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from trace_transfer.artefacts import StreamFile, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.run import Cost, StepFile
@@ -32,11 +33,13 @@ from trace_transfer.locking import held
 from trace_transfer.pipeline.gpus import VISIBLE
 from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.pipeline.steps import LAUNCHED
-from trace_transfer.progress import Advance, Silent, quiet_libraries
+from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 
 if TYPE_CHECKING:
     from trace_transfer.pipeline.kinds import Ticket
 
+LOOK_EVERY = 1.0  # s between looks at what the processes of a step say
+READ_BACK = 8192  # bytes at the end of a log in which its last line lies
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
 TAIL = 12  # lines of a log that are shown when a step fails in a way that nobody foresaw
 PATIENCE = 30.0  # s in which a process that an interrupted run left may end, before its step is begun again
@@ -59,25 +62,38 @@ def _nothing() -> None:
 
 
 class Piped:
-    """Reports progress to the process that shows it."""
+    """Reports progress to the process that shows it, and to the step's log."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, log: IO[str]) -> None:
         self.connection, self.number = connection, 0
+        self.log, self.lines = log, Lines(self.write)
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         self.number += 1
         number = self.number
-        self._send("task", number, description, total)
+
+        def advance(status: str = "") -> None:
+            written(status)
+            self.send("advance", number, status)
+
+        self.send("task", number, description, total)
         try:
-            yield lambda status="": self._send("advance", number, status)
+            with self.lines.task(description, total) as written:
+                yield advance
         finally:
-            self._send("end", number)
+            self.send("end", number)
 
     def note(self, message: str) -> None:
-        self._send("note", message)
+        self.write(message)
+        self.send("note", message)
 
-    def _send(self, *event: Any) -> None:
+    def write(self, text: str) -> None:
+        """A line in the log."""
+        with suppress(OSError):  # the step itself will say that the disk is full
+            self.log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def send(self, *event: Any) -> None:
         with suppress(OSError):  # nobody looks any more; this process ends with its parent
             self.connection.send(event)
 
@@ -92,25 +108,31 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tupl
     _end_with_parent()
     if gpus:
         os.environ[VISIBLE] = ",".join(gpus)
-    reporter, directory = Piped(connection), ticket.directory
-    with (directory / LOG).open("ab") as log:
+    directory = ticket.directory
+    with (directory / LOG).open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    ended: tuple[str, str]
-    try:
-        _do(ticket, record, threads, processes, reporter)
-        ended = ("done", "")
-    except KeyboardInterrupt:
-        ended = ("interrupted", "")
-    except BaseException as error:
-        ended = _told(error, directory / LOG)
-    reporter._send(*ended)
+        sys.stdout, sys.stderr = (
+            os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False) for number in (1, 2)
+        )
+        reporter = Piped(connection, log)
+        reporter.write(f"{directory.name} begins, process {os.getpid()}")
+        ended: tuple[str, str]
+        try:
+            _do(ticket, record, threads, processes, reporter)
+            ended = ("done", "")
+        except KeyboardInterrupt:
+            ended = ("interrupted", "")
+        except BaseException as error:
+            ended = _told(error, directory / LOG)
+        reporter.write(": ".join(filter(None, ended)))
+        reporter.send(*ended)
     connection.close()
 
 
 def run_ticket(file: Path) -> None:
     """A step in this process, for ranks of a launcher; leaves no record."""
+    from trace_transfer.launching import is_first_rank
     from trace_transfer.pipeline.kinds import KINDS, Ticket
     from trace_transfer.progress import Terminal
     from trace_transfer.stopping import stop_on_sigterm
@@ -118,13 +140,13 @@ def run_ticket(file: Path) -> None:
     quiet_libraries()
     ticket = Ticket.read(file)
     with stop_on_sigterm() as stop:
-        KINDS[ticket.kind](ticket, Terminal() if os.environ.get("RANK", "0") == "0" else Silent(), stop)
+        KINDS[ticket.kind](ticket, Terminal() if is_first_rank() else Silent(), stop)
 
 
 def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:
     import torch
 
-    from trace_transfer.launching import check_processes, run_processes
+    from trace_transfer.launching import USERS_MISTAKE, check_processes, run_processes
     from trace_transfer.pipeline.kinds import KINDS, prepare
     from trace_transfer.stopping import StopRequested, stop_on_sigterm
 
@@ -141,14 +163,45 @@ def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: 
         prepare(ticket)
         if processes > 1 and ticket.kind in LAUNCHED:
             check_processes(processes)
-            code = run_processes(processes, ["step", str(file)])
+            with _followed(directory / LOG, reporter) as said:
+                code = run_processes(processes, ["step", str(file)])
             if stop.requested:
                 raise StopRequested("stopped by SIGTERM; the same command goes on from there")
+            if code == USERS_MISTAKE:
+                raise UserError("\n".join(said()).rpartition("error: ")[2])
             if code:
-                raise TraceTransferError(f"{processes} processes: exit code {code}; {directory / LOG} says more")
+                raise TraceTransferError(f"{said()[-1]}; {directory / LOG} says more")
         else:
             KINDS[ticket.kind](ticket, reporter, stop)
         _finish(ticket, record, times())
+
+
+@contextmanager
+def _followed(log: Path, reporter: Piped) -> Iterator[Callable[[], list[str]]]:
+    """While it lasts the last line that other processes have put into the log is sent to whoever shows it; gives the
+    last lines when it is called."""
+    start, ended = log.stat().st_size, threading.Event()
+
+    def said() -> list[str]:
+        with log.open("rb") as stream:
+            stream.seek(max(start, log.stat().st_size - READ_BACK))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+        return [line for line in lines if line.strip()] or [""]
+
+    def follow() -> None:
+        shown = ""
+        while not ended.wait(LOOK_EVERY):
+            if (line := said()[-1]) != shown:
+                reporter.send("said", line)
+                shown = line
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield said
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
