@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from trace_transfer import launching
+from trace_transfer.cli import INTERRUPTED, main
 from trace_transfer.errors import UserError
-from trace_transfer.launching import check_processes, excess_of, run_processes
+from trace_transfer.launching import Place, check_processes, excess_of, place_among_ranks, run_processes
 
 ROOT = Path(__file__).parents[1]
 RANK = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
@@ -126,7 +129,10 @@ def test_one_that_fails_ends_all_and_is_heard(capfd):
     start = time.monotonic()
     assert run("if rank == 1: sys.exit('no such thing')\ntime.sleep(60)", grace=3.0) == 1
     assert time.monotonic() - start < 10
-    assert capfd.readouterr().err == "rank 1 ended with exit code 1; it said:\nno such thing\n"
+    err = capfd.readouterr().err
+    said, _, file = err.strip().rpartition("; what it said is in ")
+    assert said == "rank 1 said:\nno such thing\nrank 1 ended with exit code 1"
+    assert Path(file).read_text() == "no such thing\n"
 
 
 def test_one_that_was_killed_is_named(capfd):
@@ -146,7 +152,29 @@ time.sleep(0.3 - 0.3 * rank)
 sys.exit(1 + rank)
 """
     assert run(code) == 1
-    assert capfd.readouterr().err == "connection lost\nrank 1 ended with exit code 2; it said:\nthe cause\n"
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[:-1] == ["connection lost", "rank 1 said:", "the cause"]
+    assert lines[-1].startswith("rank 1 ended with exit code 2; what it said is in ")
+
+
+def test_a_traceback_of_the_first_one_does_not_bury_the_cause(capfd):
+    """Rank 0 fails because rank 1 was killed: the last line speaks of rank 1."""
+    code = "os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(0.5)\nraise RuntimeError('peer is gone')"
+    assert run(code) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert "RuntimeError: peer is gone" in lines
+    assert lines[-1] == "rank 1 ended with signal 9 (was it out of memory?)"
+
+
+def test_the_first_one_killed_is_named_too(capfd):
+    assert run("if rank == 0: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)", grace=0.5) == 137
+    assert capfd.readouterr().err == "rank 0 ended with signal 9 (was it out of memory?)\n"
+
+
+def test_nothing_is_kept_of_a_launch_that_ended_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run("print(rank)") == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_will_not_stop_is_killed(capfd):
@@ -219,3 +247,102 @@ def test_more_than_the_machine_has(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(RANK is 1"):
         check_processes(2)
+
+
+WHO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_who_this_process_is():
+    assert place_among_ranks({}) == Place(0, 1, 0, launched=False)
+    assert (
+        place_among_ranks({"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}) == Place()
+    )  # some clusters always set them
+    assert place_among_ranks(WHO | {"RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Place(1, 2, 1, True)
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"RANK": "2"}, "RANK is 2, expected less than WORLD_SIZE, which is 2"),
+        ({"RANK": "-1"}, "RANK is -1, expected 0 or more"),
+        ({"RANK": "zero"}, "RANK is 'zero', expected a whole number"),
+        ({"RANK": ""}, "RANK is '', expected a whole number"),
+        ({"RANK": None}, "RANK is not set, and WORLD_SIZE is"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, expected 1 or more"),
+        ({"WORLD_SIZE": "1.5"}, "WORLD_SIZE is '1.5', expected a whole number"),
+        ({"WORLD_SIZE": None}, "WORLD_SIZE is not set, and RANK is"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, expected less than WORLD_SIZE, which is 2"),
+        (
+            {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+            "LOCAL_RANK is 1, expected less than LOCAL_WORLD_SIZE, which is 1",
+        ),
+        ({"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE is 4, more than WORLD_SIZE, which is 2"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is 65536, expected 65535 at most"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is 0, expected 1 or more"),
+        ({"MASTER_PORT": None}, "MASTER_PORT is not set, and RANK and WORLD_SIZE are"),
+        ({"MASTER_ADDR": " "}, "MASTER_ADDR is not set, and RANK and WORLD_SIZE are"),
+    ],
+)
+def test_what_a_launcher_cannot_have_meant(changes, problem):
+    environment = {name: value for name, value in (WHO | changes).items() if value is not None}
+    with pytest.raises(UserError, match=r"what a launcher has set cannot be used.* for one process alone:\n") as raised:
+        place_among_ranks(environment)
+    assert problem in str(raised.value)
+
+
+def test_everything_that_is_wrong_is_told_at_once():
+    with pytest.raises(UserError, match="RANK is 'x'") as raised:
+        place_among_ranks({"RANK": "x", "LOCAL_RANK": "-3", "MASTER_PORT": "port"})
+    assert str(raised.value).count("  - ") == 5
+
+
+@pytest.mark.parametrize("command", ["train", "warm-start", "identify"])
+def test_a_command_refuses_it_before_anything(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    option = "--stream" if command == "train" else "--tasks"
+    done = CliRunner().invoke(main, [command, "no-model", option, "none.yaml", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "RANK is 5, expected less than WORLD_SIZE, which is 2" in done.stderr
+    assert "MASTER_ADDR is not set" in done.stderr and not (tmp_path / "out").exists()
+
+
+MEET = """
+import os, pathlib, sys
+import click
+from trace_transfer.cli import Commands
+from trace_transfer.training import meeting
+endable = meeting.endable
+def noted(call, what):
+    pathlib.Path(sys.argv[1]).touch()
+    return endable(call, what)
+meeting.endable = noted
+def body():
+    with meeting.open_ranks():
+        print('met')
+class One(Commands):
+    def get_command(self, ctx, name):
+        return click.Command('meet', callback=body)
+One('main')(['meet'])
+"""
+
+
+@pytest.mark.parametrize("rank, number, code", [("0", signal.SIGTERM, 0), ("1", signal.SIGINT, 130)])
+def test_a_wait_for_others_that_never_come_is_ended_by_a_signal(tmp_path, rank, number, code):
+    environment = {**os.environ, **WHO, "RANK": rank, "MASTER_PORT": str(launching._free_port())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", MEET, str(tmp_path / "waits")], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_for((tmp_path / "waits").is_file, 120)
+        time.sleep(1.0)  # until it waits inside the library
+        start = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (code, "")
+    assert time.monotonic() - start < 20
+    stopped = f"stopped by SIGTERM while it waited for the other processes (rank {rank} of 2"
+    assert err.startswith(INTERRUPTED if number == signal.SIGINT else stopped) and err.count("\n") == 1

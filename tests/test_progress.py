@@ -1,16 +1,24 @@
 import io
+import threading
+import time
 
 import pytest
 from rich.console import Console
 
-from trace_transfer.progress import Silent, Terminal
+from trace_transfer.progress import Lines, Silent, Terminal, passed
+from trace_transfer.views.running import Display
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
 def shown(monkeypatch):
     def run(terminal: bool, steps: int) -> str:
-        out, reporter = io.StringIO(), Terminal()
-        reporter.console = Console(file=out, force_terminal=terminal, width=120)
+        out, reporter = (Tty if terminal else io.StringIO)(), Terminal()
+        reporter.console = Console(file=out, force_terminal=True, width=120)  # as FORCE_COLOR does, in a file, too
         with reporter.task("training on [math]", steps) as advance:
             for number in range(steps - 1):
                 advance(f"loss {number}.5 · 5.1k tokens/s [x]")
@@ -20,11 +28,79 @@ def shown(monkeypatch):
     return run
 
 
-def test_a_file_gets_one_line_however_many_steps(shown):
-    text = shown(terminal=False, steps=500)
-    assert len(text.strip().splitlines()) == 1
-    assert "training on" in text
-    assert "500/500" in text
+def test_a_file_gets_one_line_of_what_was_quick(shown):
+    assert shown(terminal=False, steps=500) == "training on [math]: step 500 of 500, 0:00:00\n"
+
+
+def test_a_file_gets_a_line_every_few_seconds(monkeypatch):
+    """Whether a step is done meanwhile or not: nobody is to wonder whether it still runs."""
+    told, lines = threading.Event(), []
+
+    def write(line: str) -> None:
+        lines.append(line)
+        told.set()
+
+    with Lines(write, every=0.02).task("warm-start math", 480) as advance:
+        assert told.wait(20)
+        for number in range(120):
+            advance(f"loss {number}.5")
+        told.clear()
+        assert told.wait(20) and told.clear() is None and told.wait(20)
+    assert lines[0] == "warm-start math: step 0 of 480, 0:00:00"
+    assert set(lines[2:]) == {"warm-start math: step 120 of 480, 0:00:00, loss 119.5"}
+    lines.clear()
+    with pytest.raises(ValueError, match="too bad"), Lines(lines.append).task("warm-start math", 480) as advance:
+        advance()
+        raise ValueError("too bad")
+    assert lines == ["warm-start math: step 1 of 480, 0:00:00"]  # how far it came
+
+
+def test_time_is_told_in_hours_minutes_and_seconds():
+    assert passed(time.monotonic() - 3 * 3600 - 20 * 60 - 5) == "3:20:05"
+    assert passed(time.monotonic() - 30 * 3600) == "1 day, 6:00:00"
+
+
+class Watched(Display):
+    """What it prints, as a file gets it."""
+
+    def __init__(self, every: float) -> None:
+        super().__init__(every)
+        self.console = Console(file=io.StringIO(), width=40)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.console.file.getvalue().splitlines()
+
+
+def test_a_run_in_a_file_says_what_it_does():
+    display = Watched(every=0.0)
+    with display.running(12, 3):
+        display.begin("a", "train (sequential, seed 0)")
+        display.begin("b", "evaluate (random)")
+        display.show("a", "train (sequential, seed 0)", ("task", 1, "training on math", 8))
+        display.show("a", "train (sequential, seed 0)", ("advance", 1, "loss 2.5"))
+        display.show("b", "evaluate (random)", ("said", "training on code: step 3 of 8"))
+        display.look()
+        display.show("a", "train (sequential, seed 0)", ("end", 1))
+        display.end("a", "train (sequential, seed 0)", True)
+        display.end("b", "evaluate (random)", False)
+    assert display.lines == [
+        "12 steps to run, 3 were up to date",
+        "train (sequential, seed 0): begins",
+        "evaluate (random): begins",
+        "train (sequential, seed 0): training on math: step 1 of 8, 0:00:00, loss 2.5",
+        "evaluate (random): training on code: step 3 of 8",
+        "train (sequential, seed 0): done, 0:00:00 (1 of 12 steps)",
+    ]
+
+
+def test_a_run_in_a_file_says_it_every_few_seconds():
+    display = Watched(every=3600.0)
+    with display.running(1, 0):
+        display.begin("a", "train")
+        for _ in range(100):
+            display.look()
+    assert display.lines == ["1 step to run", "train: begins"]
 
 
 def test_the_status_is_seen_in_the_bar(shown, monkeypatch):

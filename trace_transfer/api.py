@@ -10,7 +10,6 @@ one may be given by itself. Arguments that cannot be used are told at once, in a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -217,6 +216,7 @@ def train(
         >>> done = tt.train("Qwen/Qwen2.5-14B", "stream.yaml", out="runs/qwen-14b", epochs=1)
         >>> done.verification.counts["frozen MOVED"].elements
     """
+    from trace_transfer.launching import place_among_ranks
     from trace_transfer.progress import Silent
     from trace_transfer.stages.stream_plan import plan_stream, require_space
     from trace_transfer.stages.streaming import run_stream
@@ -224,7 +224,7 @@ def train(
 
     plan = plan_stream(
         base, stream, settings=StreamSettings.of(**settings), rules=texts(rules), out=out,
-        num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        num_ranks=place_among_ranks().size,
     )  # fmt: skip
     require_space(plan)
     return run_stream(plan, reporter or Silent(), StopSignal())

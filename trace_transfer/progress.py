@@ -1,15 +1,25 @@
-"""Progress as stages report it: a task with a number of steps. Silent by default; the terminal draws a bar.
+"""Progress as stages report it: a task with a number of steps. Silent by default; a terminal shows a bar, and a file or
+a pipe (the log of a cluster's job) gets a line every few seconds.
 
 Beside it what any reader of files has to tell of them (`tell`), which the command line shows once each.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EVERY = 10.0  # s between two lines
 
 
 class Advance(Protocol):
@@ -39,8 +49,69 @@ class Silent:
         return None
 
 
+@dataclass
+class Counted:
+    """A task, and how far it is; `text` says so in a line."""
+
+    description: str
+    total: int
+    done: int = 0
+    status: str = ""
+    begun: float = field(default_factory=time.monotonic)
+
+    def advance(self, status: str = "") -> None:
+        self.done, self.status = self.done + 1, status
+
+    @property
+    def text(self) -> str:
+        said = f", {self.status}" if self.status else ""
+        return f"{self.description}: step {self.done} of {self.total}, {passed(self.begun)}{said}"
+
+
+def passed(since: float) -> str:
+    """Time since then, on the monotonic clock, as 0:03:20."""
+    return str(timedelta(seconds=int(time.monotonic() - since)))
+
+
+class Lines:
+    """A line of text every few seconds, whether a step was done or not, and one at the end of each task.
+
+    Args:
+        write: takes a line without its end; from another thread, too.
+        every: seconds.
+    """
+
+    def __init__(self, write: Callable[[str], None], every: float = EVERY) -> None:
+        self.write, self.every = write, every
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        counted, ended = Counted(description, total), threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(self.every):
+                self.write(counted.text)
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield counted.advance
+        finally:
+            ended.set()
+            thread.join()
+            self.write(counted.text)
+
+    def note(self, message: str) -> None:
+        self.write(message)
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether what moves can be shown there: not in a file or pipe, even where colours are asked for (FORCE_COLOR)."""
+    return console.is_jupyter or (console.is_interactive and console.file.isatty())
+
+
 class Terminal:
-    """A progress bar with time left, on stderr."""
+    """A progress bar with time left on stderr, or lines where that is no terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -52,6 +123,10 @@ class Terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
 
+        if not shows_bars(self.console):
+            with Lines(self.note).task(description, total) as advance:
+                yield advance
+            return
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         columns += [TextColumn("left"), TimeLeft(), TextColumn("{task.fields[status]}", style="dim", markup=False)]
         with Progress(*columns, console=self.console) as progress:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from trace_transfer.errors import TraceTransferError
+
+LOOK_EVERY = 0.1  # s
 
 
 class StopRequested(TraceTransferError):  # noqa: N818 (not an error)
@@ -48,6 +51,39 @@ def stop_on_sigterm() -> Iterator[StopSignal]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def endable(call: Callable[[], Any], what: str) -> Any:
+    """Do what may wait for ever inside a library, where no signal is heard, so that SIGTERM and Ctrl-C end it.
+
+    It is done in a thread, which is left alone when a signal comes, and ends with this process.
+
+    Args:
+        what: it is waited for, for the message: "while …".
+
+    Raises:
+        StopRequested: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    with stop_on_sigterm() as stop:
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK_EVERY)
+            stop.check(what)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """A run from data to scores: what is up to date is not run, and what was changed by hand is named."""
 
 import json
+import re
 import shutil
-import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,14 @@ from trace_transfer.artefacts.evaluation import EvaluationFile, ScoreMatrix
 from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import sha256_file
+from trace_transfer.locking import LOCK, held
+from trace_transfer.pipeline.finishing import run_to_the_end
 from trace_transfer.pipeline.graph import build_graph
 from trace_transfer.pipeline.pruning import prune_steps
 from trace_transfer.pipeline.reading import load_run
 from trace_transfer.pipeline.running import run_graph
 from trace_transfer.pipeline.status import read_status
-from trace_transfer.pipeline.worker import locked
+from trace_transfer.stages.reporting import write_report
 from trace_transfer.stopping import StopSignal
 from trace_transfer.views.running import Display
 
@@ -213,28 +214,44 @@ def test_another_run_in_the_same_place(copied):
 
 def test_two_at_once(copied):
     out = copied.parent / "out"
-    with locked(out), pytest.raises(UserError, match="another run is at work here"):
-        run(copied)
+    graph = build_graph(load_run(copied))
+    status = read_status(graph, out)
+    with held(out):
+        with pytest.raises(UserError, match="another process is at work here"):
+            run_to_the_end(graph, status, Display(), StopSignal())
+        with pytest.raises(UserError, match="another process is at work here"):
+            prune_steps(graph, out)
+        with pytest.raises(UserError, match="another process is at work here"):
+            write_report(out)
+    before = sorted(out.rglob("*"))
+    assert run_to_the_end(graph, status, Display(), StopSignal()).record.name == "small"
+    assert not [path for path in {*out.rglob("*")} - {*before} if "lock" in path.name]
 
 
-def test_a_lock_is_waited_for_and_may_have_been_removed(tmp_path):
-    """As by a step's process that finishes while the one that comes after it waits."""
-    held = threading.Event()
+def test_what_a_killed_stage_left_is_not_of_the_step(copied):
+    out = copied.parent / "out"
+    train = cell(copied, "sequential")["train"]
+    (train / LOCK).write_text("12345\nnode-17\n")
+    (cell(copied, "sequential")["evaluate"] / "1-math" / LOCK).touch()
+    assert all(one.record is not None for one in read_status(build_graph(load_run(copied)), out))
 
-    def hold():
-        with locked(tmp_path):
-            held.set()
-            time.sleep(0.3)
-            (tmp_path / ".lock").unlink()
 
-    other = threading.Thread(target=hold)
-    other.start()
-    held.wait()
-    with locked(tmp_path, patience=10):
-        assert (tmp_path / ".lock").is_file()
-        with pytest.raises(UserError, match="another run is at work here"), locked(tmp_path):
-            pass
-    other.join()
+def test_a_run_that_a_launcher_started_several_times(copied, monkeypatch):
+    who = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in who.items():
+        monkeypatch.setenv(name, value)
+    graph = build_graph(load_run(copied))
+    with pytest.raises(UserError, match=r"a launcher started 2 processes of this run, .* say processes: 2 in"):
+        run_to_the_end(graph, read_status(graph, graph.run.out), Display(), StopSignal())
+
+
+def test_every_step_has_a_log(finished):
+    for log in (finished.parent / "out" / "steps").glob("*/log.txt"):
+        lines = log.read_text().splitlines()
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines), log
+        assert lines[0].partition(" begins, process ")[0].endswith(log.parent.name) and lines[-1].endswith(" done")
+    train = (cell(finished, "sequential")["train"] / "log.txt").read_text()
+    assert re.search(r"training on math: step 2 of 2, 0:00:\d\d, loss \d", train)
 
 
 def test_a_step_that_fails(copied):

@@ -20,7 +20,8 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
     trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
     from trace_transfer.artefacts import CoreFile, read_artefact
-    from trace_transfer.files import prepare_directory, refuse_inputs
+    from trace_transfer.files import refuse_inputs
+    from trace_transfer.locking import held
     from trace_transfer.rules.registry import load_families
     from trace_transfer.views.importance import importance_of, write_importance_html, write_importance_png
 
@@ -28,7 +29,7 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
     refuse_inputs([page, picture], files)
     registry = load_families([Path(path) for path in rules])
     importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)), registry)
-    prepare_directory(out)
-    write_importance_html(page, importance)
-    write_importance_png(picture, importance)
+    with held(out):
+        write_importance_html(page, importance)
+        write_importance_png(picture, importance)
     click.echo(f"{page}\n{picture}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.launching import place_among_ranks
 
 
 @click.command("train")
@@ -44,13 +44,13 @@ def train_command(
         --stream stream.yaml --out runs/qwen
     """
     settings = shared.stream_settings_of(ctx, options)
-    launched = "RANK" in os.environ
-    to = asked_destination(push_to_hub, private) if os.environ.get("RANK", "0") == "0" else None
-    if launched and processes not in (None, int(os.environ["WORLD_SIZE"])):
+    place = place_among_ranks()
+    to = asked_destination(push_to_hub, private) if place.rank == 0 else None
+    if place.launched and processes not in (None, place.size):
         raise click.UsageError(
-            f"--processes {processes}: a launcher started {os.environ['WORLD_SIZE']} of them already; leave it out"
+            f"--processes {processes}: a launcher started {place.size} of them already; leave it out"
         )
-    if processes and not dry_run and not launched:
+    if processes and not dry_run and not place.launched:
         from trace_transfer.launching import check_processes, run_processes
 
         check_processes(processes)
@@ -63,14 +63,14 @@ def train_command(
     from trace_transfer.stopping import stop_on_sigterm
 
     quiet_libraries()
-    num_ranks = int(os.environ["WORLD_SIZE"]) if launched else processes or 1
+    num_ranks = place.size if place.launched else processes or 1
     hash_weights([base], Terminal())
     plan = plan_stream(base, stream, settings=settings, rules=rules, out=out, num_ranks=num_ranks)
     if dry_run:
         from trace_transfer.launching import excess_of
         from trace_transfer.views.streams import render_stream_plan
 
-        excess = excess_of(processes) if processes and not launched else None  # a plan may be for another machine
+        excess = excess_of(processes) if processes and not place.launched else None  # a plan may be for another machine
         notes = [f"--processes {processes}: {excess}: here it would be refused"] if excess else []
         click.echo(render_stream_plan(plan, needed_space(plan), notes))
         return

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.launching import place_among_ranks
 
 
 @click.command("warm-start")
@@ -37,10 +38,10 @@ def warm_start_command(
         --tasks tasks.yaml
     """
     settings = shared.settings_of(ctx, options)
+    first = place_among_ranks().rank == 0
 
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.identifying import plan_identify, run_warm_starts_of
-    from trace_transfer.stages.warm_starting import is_first_rank
     from trace_transfer.views.plans import render_plan, render_warm_starts
 
     quiet_libraries()
@@ -49,5 +50,5 @@ def warm_start_command(
         click.echo(render_plan(plan))
         return
     stores = run_warm_starts_of(plan, Terminal())
-    if is_first_rank():
+    if first:
         click.echo(render_warm_starts(stores))

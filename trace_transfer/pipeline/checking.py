@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from trace_transfer.devices import resolve_device
 from trace_transfer.errors import UserError, listing
+from trace_transfer.launching import excess_of
 from trace_transfer.pipeline.cells import Cell
 from trace_transfer.pipeline.graph import RunGraph
+from trace_transfer.pipeline.steps import LAUNCHED
 from trace_transfer.rules.registry import load_families
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.represent import RepresentSettings
@@ -52,8 +55,18 @@ def check_plan(graph: RunGraph) -> None:
             plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
         except UserError as error:
             problems.append(str(error))
+    if (
+        run.processes > 1
+        and any(step.kind in LAUNCHED for step in graph.steps)
+        and (excess := excess_of(run.processes))
+    ):
+        problems.append(f"processes: {run.processes}: {excess}")
     for section, device in _devices(graph):
         try:
+            if run.jobs > 1 and re.fullmatch(r"cuda:[1-9]\d*", device):
+                raise UserError(
+                    f"device {device}: with jobs: {run.jobs} each step is given a GPU and sees no other: cuda"
+                )
             resolve_device(device)
         except UserError as error:
             problems.append(f"{section}: {error}")

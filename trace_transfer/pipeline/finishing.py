@@ -9,12 +9,15 @@ from pathlib import Path
 from trace_transfer.artefacts import to_json
 from trace_transfer.artefacts.run import RunFile
 from trace_transfer.artefacts.summary import Summary
+from trace_transfer.errors import UserError
 from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.launching import place_among_ranks
+from trace_transfer.locking import held
 from trace_transfer.pipeline.checking import check_plan
 from trace_transfer.pipeline.graph import RunGraph
 from trace_transfer.pipeline.running import run_graph
 from trace_transfer.pipeline.status import StepStatus
-from trace_transfer.stages.reporting import HTML, MARKDOWN, write_report
+from trace_transfer.stages.reporting import HTML, MARKDOWN, read_contents, write_contents
 from trace_transfer.stages.summarising import summarise
 from trace_transfer.stopping import StopSignal
 from trace_transfer.views.running import Display
@@ -34,12 +37,22 @@ class Finished:
 
 
 def run_to_the_end(graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal) -> Finished:
-    """Check everything if anything is to be run, run it, and write what it says; raises as `running.run_graph`."""
+    """Check everything if anything is to be run, run it, and write what it says; raises as `running.run_graph`.
+
+    Raises:
+        UserError: another process is at work there, or a launcher started this one as one of several.
+    """
+    if (place := place_among_ranks()).size > 1:
+        raise UserError(
+            f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
+            f"and say processes: {place.size} in {graph.run.file}"
+        )
     out, anew = graph.run.out, any(one.record is None for one in status)
     if anew:
         check_plan(graph)
-    record = run_graph(graph, status, out, display, stop)
-    return Finished(record, *finish(out, anew=anew))
+    with held(out):
+        record = run_graph(graph, status, out, display, stop)
+        return Finished(record, *finish(out, anew=anew))
 
 
 def finish(out: Path, *, anew: bool) -> tuple[Summary, tuple[Path, ...]]:
@@ -58,6 +71,6 @@ def finish(out: Path, *, anew: bool) -> tuple[Summary, tuple[Path, ...]]:
         for number, table in enumerate(tables(summary), start=1):
             name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
             write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
-        write_report(out)
+        write_contents(read_contents(out), out, out)
         write_text(out / SUMMARY, to_json(summary))
     return summary, files

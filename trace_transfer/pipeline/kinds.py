@@ -18,6 +18,7 @@ import yaml
 from trace_transfer.artefacts import StreamFile, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.evaluation import EvaluationFile, ScoredStage, ScoreMatrix
 from trace_transfer.files import write_text
+from trace_transfer.launching import place_among_ranks
 from trace_transfer.model_state import ModelState
 from trace_transfer.models import ModelSource
 from trace_transfer.patches import Patch
@@ -142,7 +143,7 @@ def train(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """The stream; its tuned model is made again of base and patches, and is kept only where that is wanted."""
     plan = plan_stream(
         ticket.arguments["model"], ticket.directory / TASKS, settings=StreamSettings.of(**_tuples(ticket)),
-        rules=ticket.rules, out=ticket.directory, num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        rules=ticket.rules, out=ticket.directory, num_ranks=place_among_ranks().size,
     )  # fmt: skip
     require_space(plan)
     done = run_stream(plan, reporter, stop)

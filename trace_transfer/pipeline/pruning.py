@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from trace_transfer.locking import held
 from trace_transfer.pipeline.graph import RunGraph
-from trace_transfer.pipeline.worker import locked
 
 
 def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
@@ -14,7 +14,7 @@ def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
     if not (out / "steps").is_dir():
         return ()
     needed = {step.directory for step in graph.steps}
-    with locked(out):
+    with held(out):
         unneeded = [
             place
             for place in sorted((out / "steps").iterdir())

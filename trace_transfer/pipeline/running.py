@@ -22,11 +22,12 @@ from trace_transfer.artefacts import library_versions, read_artefact, to_json
 from trace_transfer.artefacts.run import CellRecord, MethodRecord, RunFile, StepFile
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
+from trace_transfer.pipeline.gpus import GpuPool, gpus_asked_for, visible_gpus
 from trace_transfer.pipeline.graph import RunGraph
 from trace_transfer.pipeline.kinds import CACHE, Ticket
 from trace_transfer.pipeline.status import RECORD, StepStatus
-from trace_transfer.pipeline.steps import Step
-from trace_transfer.pipeline.worker import context, locked, work
+from trace_transfer.pipeline.steps import LAUNCHED, Step
+from trace_transfer.pipeline.worker import context, work
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.views.running import Display
 
@@ -42,7 +43,7 @@ class _Running:
     step: Step
     process: Any
     events: Any
-    slot: int
+    gpus: tuple[str, ...] | None
     label: str
     ended: tuple[str, str] = ("", "")
 
@@ -54,46 +55,47 @@ class _State:
     waiting: list[Step]
     finished: set[str]
     stop: StopSignal
+    gpus: GpuPool | None
     running: list[_Running] = field(default_factory=list)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal) -> RunFile:
-    """Run what is to be run, and write `run.json`.
+    """Run what is to be run, and write `run.json`, in a directory that is held.
 
     Raises:
         StopRequested: SIGTERM came, and all steps at work have saved what they had.
         UserError, TraceTransferError: a step failed, told with its cells; those beside it were finished first.
     """
-    prepare_directory(out)
-    with locked(out):
-        claim(graph, out)
-        remove_leftovers(out)
-        todo = [one.step for one in status if one.record is None]
-        state = _State(todo, {one.step.address for one in status if one.record is not None}, stop)
-        for step in graph.steps:  # a run that was killed may have had no time for it
-            if step.address in state.finished:
-                _let_go(graph, step, state.finished, out)
-        processes = context(graph.run.jobs) if todo else None
-        with display.running(len(todo), len(status) - len(todo)):
-            try:
-                while state.waiting or state.running:
-                    _start(graph, state, out, processes, display)
-                    _listen(graph, state, out, display)
-                    if stop.requested:
-                        _hand_on(state)
-                    if (stop.requested or state.failed) and not state.running:
-                        break
-            finally:
-                for one in state.running:
-                    one.process.kill()
-                    one.process.join()
-        if state.failed:
-            _raise(state.failed)
-        if state.waiting:
-            raise StopRequested(f"stopped by SIGTERM with {len(state.waiting)} steps to do; the same command goes on")
-        record = run_record(graph, out)
-        _write_if_other(out / RUN, to_json(record))
+    claim(graph, out)
+    remove_leftovers(out)
+    todo = [one.step for one in status if one.record is None]
+    gpus = GpuPool(visible_gpus()) if todo and graph.run.jobs > 1 else None
+    state = _State(todo, {one.step.address for one in status if one.record is not None}, stop, gpus)
+    for step in graph.steps:  # a run that was killed may have had no time for it
+        if step.address in state.finished:
+            _let_go(graph, step, state.finished, out)
+    processes = context(graph.run.jobs) if todo else None
+    with display.running(len(todo), len(status) - len(todo)):
+        try:
+            while state.waiting or state.running:
+                _start(graph, state, out, processes, display)
+                _listen(graph, state, out, display)
+                display.look()
+                if stop.requested:
+                    _hand_on(state)
+                if (stop.requested or state.failed) and not state.running:
+                    break
+        finally:
+            for one in state.running:
+                one.process.kill()
+                one.process.join()
+    if state.failed:
+        _raise(state.failed)
+    if state.waiting:
+        raise StopRequested(f"stopped by SIGTERM with {len(state.waiting)} steps to do; the same command goes on")
+    record = run_record(graph, out)
+    _write_if_other(out / RUN, to_json(record))
     return record
 
 
@@ -121,13 +123,16 @@ def _start(graph: RunGraph, state: _State, out: Path, processes: Any, display: D
         if len(state.running) >= graph.run.jobs:
             return
         if all(needed.address in state.finished for needed in step.needs.values()):
+            gpus = state.gpus.take(gpus_asked_for(step.kind, graph.run.processes)) if state.gpus else None
+            if state.gpus and gpus is None:
+                return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
             state.waiting.remove(step)
             with interruption_held_back():
-                state.running.append(_begin(graph, step, out, processes, _free_slot(state)))
+                state.running.append(_begin(graph, step, out, processes, gpus))
             display.begin(step.address, state.running[-1].label)
 
 
-def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, slot: int) -> _Running:
+def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, gpus: tuple[str, ...] | None) -> _Running:
     directory = out / step.directory
     prepare_directory(directory)
     ticket = Ticket(
@@ -136,15 +141,16 @@ def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, slot: int) ->
     )  # fmt: skip
     record = {"kind": step.kind, "address": step.address, "settings": step.settings, "inputs": step.all_inputs}
     jobs, cores = graph.run.jobs, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // jobs) if jobs > 1 else None
+    sharing = jobs * (graph.run.processes if step.kind in LAUNCHED else 1)
+    threads = max(1, (cores or 1) // sharing) if jobs > 1 else None
     receiving, sending = processes.Pipe(duplex=False)
     process = processes.Process(
         target=work,
-        args=(ticket, record, threads, _gpu(slot) if jobs > 1 else None, graph.run.processes, sending),
+        args=(ticket, record, threads, gpus, graph.run.processes, sending),
     )
     process.start()
     sending.close()
-    return _Running(step, process, receiving, slot, graph.label(step))
+    return _Running(step, process, receiving, gpus, graph.label(step))
 
 
 def _listen(graph: RunGraph, state: _State, out: Path, display: Display) -> None:
@@ -158,6 +164,8 @@ def _listen(graph: RunGraph, state: _State, out: Path, display: Display) -> None
             one.process.join()
             one.events.close()
             state.running.remove(one)
+            if state.gpus and one.gpus:
+                state.gpus.give_back(one.gpus)
             _ended(graph, state, one, out, display)
             continue
         if event[0] in ("done", "interrupted", "stopped", "user error", "error"):
@@ -265,14 +273,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_jsonable(one) for one in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _free_slot(state: _State) -> int:
-    taken = {one.slot for one in state.running}
-    return next(number for number in range(len(taken) + 1) if number not in taken)
-
-
-def _gpu(slot: int) -> int | None:
-    import torch
-
-    return slot % torch.cuda.device_count() if torch.cuda.is_available() else None

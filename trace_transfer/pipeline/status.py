@@ -13,6 +13,7 @@ from trace_transfer.artefacts.run import StepFile
 from trace_transfer.content import difference
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.files import PART, sha256_file, write_text
+from trace_transfer.locking import LOCK as COMMANDS_LOCK
 from trace_transfer.pipeline.graph import RunGraph
 from trace_transfer.pipeline.steps import Step
 
@@ -89,6 +90,7 @@ def step_files(directory: Path) -> list[Path]:
         if file.is_file()
         and not (file.parent == directory and file.name in OWN)
         and not (file.name.startswith(".") and file.suffix == PART)
+        and not file.name.startswith(COMMANDS_LOCK)  # of a stage that was killed
     )
 
 

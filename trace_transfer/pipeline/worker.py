@@ -7,7 +7,6 @@ a fork.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,14 +29,17 @@ from trace_transfer.artefacts import StreamFile, library_versions, read_artefact
 from trace_transfer.artefacts.run import Cost, StepFile
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import remove_leftovers, sha256_file, write_text
+from trace_transfer.locking import held
+from trace_transfer.pipeline.gpus import VISIBLE
 from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.pipeline.steps import LAUNCHED
-from trace_transfer.progress import Advance, Silent, quiet_libraries
+from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 
 if TYPE_CHECKING:
     from trace_transfer.pipeline.kinds import Ticket
 
-LOOK_EVERY = 0.1  # s
+LOOK_EVERY = 1.0  # s between looks at what the processes of a step say
+READ_BACK = 8192  # bytes at the end of a log in which its last line lies
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
 TAIL = 12  # lines of a log that are shown when a step fails in a way that nobody foresaw
 PATIENCE = 30.0  # s in which a process that an interrupted run left may end, before its step is begun again
@@ -59,54 +62,77 @@ def _nothing() -> None:
 
 
 class Piped:
-    """Reports progress to the process that shows it."""
+    """Reports progress to the process that shows it, and to the step's log."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, log: IO[str]) -> None:
         self.connection, self.number = connection, 0
+        self.log, self.lines = log, Lines(self.write)
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         self.number += 1
         number = self.number
-        self._send("task", number, description, total)
+
+        def advance(status: str = "") -> None:
+            written(status)
+            self.send("advance", number, status)
+
+        self.send("task", number, description, total)
         try:
-            yield lambda status="": self._send("advance", number, status)
+            with self.lines.task(description, total) as written:
+                yield advance
         finally:
-            self._send("end", number)
+            self.send("end", number)
 
     def note(self, message: str) -> None:
-        self._send("note", message)
+        self.write(message)
+        self.send("note", message)
 
-    def _send(self, *event: Any) -> None:
+    def write(self, text: str) -> None:
+        """A line in the log."""
+        with suppress(OSError):  # the step itself will say that the disk is full
+            self.log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def send(self, *event: Any) -> None:
         with suppress(OSError):  # nobody looks any more; this process ends with its parent
             self.connection.send(event)
 
 
-def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpu: int | None, processes: int,
+def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tuple[str, ...] | None, processes: int,
          connection: Connection) -> None:  # fmt: skip
-    """Do a step, as the target of a process; the last event sent says how it ended."""
+    """Do a step, as the target of a process; the last event sent says how it ended.
+
+    Args:
+        gpus: those that it alone may use; None where it has all to itself.
+    """
     _end_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    reporter, directory = Piped(connection), ticket.directory
-    with (directory / LOG).open("ab") as log:
+    if gpus:
+        os.environ[VISIBLE] = ",".join(gpus)
+    directory = ticket.directory
+    with (directory / LOG).open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    ended: tuple[str, str]
-    try:
-        _do(ticket, record, threads, processes, reporter)
-        ended = ("done", "")
-    except KeyboardInterrupt:
-        ended = ("interrupted", "")
-    except BaseException as error:
-        ended = _told(error, directory / LOG)
-    reporter._send(*ended)
+        sys.stdout, sys.stderr = (
+            os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False) for number in (1, 2)
+        )
+        reporter = Piped(connection, log)
+        reporter.write(f"{directory.name} begins, process {os.getpid()}")
+        ended: tuple[str, str]
+        try:
+            _do(ticket, record, threads, processes, reporter)
+            ended = ("done", "")
+        except KeyboardInterrupt:
+            ended = ("interrupted", "")
+        except BaseException as error:
+            ended = _told(error, directory / LOG)
+        reporter.write(": ".join(filter(None, ended)))
+        reporter.send(*ended)
     connection.close()
 
 
 def run_ticket(file: Path) -> None:
     """A step in this process, for ranks of a launcher; leaves no record."""
+    from trace_transfer.launching import is_first_rank
     from trace_transfer.pipeline.kinds import KINDS, Ticket
     from trace_transfer.progress import Terminal
     from trace_transfer.stopping import stop_on_sigterm
@@ -114,13 +140,13 @@ def run_ticket(file: Path) -> None:
     quiet_libraries()
     ticket = Ticket.read(file)
     with stop_on_sigterm() as stop:
-        KINDS[ticket.kind](ticket, Terminal() if os.environ.get("RANK", "0") == "0" else Silent(), stop)
+        KINDS[ticket.kind](ticket, Terminal() if is_first_rank() else Silent(), stop)
 
 
 def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:
     import torch
 
-    from trace_transfer.launching import check_processes, run_processes
+    from trace_transfer.launching import USERS_MISTAKE, check_processes, run_processes
     from trace_transfer.pipeline.kinds import KINDS, prepare
     from trace_transfer.stopping import StopRequested, stop_on_sigterm
 
@@ -129,7 +155,7 @@ def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: 
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
     directory = ticket.directory
-    with locked(directory, PATIENCE), _timed(directory) as times, stop_on_sigterm() as stop:
+    with held(directory, patience=PATIENCE, name=LOCK), _timed(directory) as times, stop_on_sigterm() as stop:
         if (directory / RECORD).is_file():  # it was finished, and something of it is gone or was changed: all anew
             _clear(directory)
         remove_leftovers(directory)
@@ -137,14 +163,45 @@ def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: 
         prepare(ticket)
         if processes > 1 and ticket.kind in LAUNCHED:
             check_processes(processes)
-            code = run_processes(processes, ["step", str(file)])
+            with _followed(directory / LOG, reporter) as said:
+                code = run_processes(processes, ["step", str(file)])
             if stop.requested:
                 raise StopRequested("stopped by SIGTERM; the same command goes on from there")
+            if code == USERS_MISTAKE:
+                raise UserError("\n".join(said()).rpartition("error: ")[2])
             if code:
-                raise TraceTransferError(f"{processes} processes: exit code {code}; {directory / LOG} says more")
+                raise TraceTransferError(f"{said()[-1]}; {directory / LOG} says more")
         else:
             KINDS[ticket.kind](ticket, reporter, stop)
         _finish(ticket, record, times())
+
+
+@contextmanager
+def _followed(log: Path, reporter: Piped) -> Iterator[Callable[[], list[str]]]:
+    """While it lasts the last line that other processes have put into the log is sent to whoever shows it; gives the
+    last lines when it is called."""
+    start, ended = log.stat().st_size, threading.Event()
+
+    def said() -> list[str]:
+        with log.open("rb") as stream:
+            stream.seek(max(start, log.stat().st_size - READ_BACK))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+        return [line for line in lines if line.strip()] or [""]
+
+    def follow() -> None:
+        shown = ""
+        while not ended.wait(LOOK_EVERY):
+            if (line := said()[-1]) != shown:
+                reporter.send("said", line)
+                shown = line
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield said
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
@@ -162,7 +219,7 @@ def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
     )  # fmt: skip
     remember(directory)
     write_text(directory / RECORD, to_json(made))
-    for name in (TIME, "ticket.json", LOCK):
+    for name in (TIME, "ticket.json"):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -182,38 +239,6 @@ def _trained(directory: Path) -> int | None:
             stored = stored_tensors(directory / stage.adapter / "adapter_model.safetensors").values()
             found.append(sum(numel(tensor.spec.shape) for tensor in stored))
     return max(found)
-
-
-@contextmanager
-def locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a directory alone. The system lets go of it when this process ends in whatever way.
-
-    Args:
-        patience: seconds in which another process may still let go of it.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    until = time.monotonic() + patience
-    while (file := _lock(directory / LOCK)) is None:
-        if time.monotonic() >= until:
-            raise UserError(f"{directory}: another run is at work here; wait for it, stop it, or name another --out")
-        time.sleep(LOOK_EVERY)
-    with file:
-        yield
-
-
-def _lock(path: Path) -> IO[str] | None:
-    """The file, held alone, or None while another process holds it."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # who held it before may have removed it
-            return file
-    except OSError:
-        pass
-    file.close()
-    return None
 
 
 def _clear(directory: Path) -> None:

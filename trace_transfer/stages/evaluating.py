@@ -25,6 +25,7 @@ from trace_transfer.errors import ArtefactError, NumericalError, RulesError, Use
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
 from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
+from trace_transfer.locking import held
 from trace_transfer.model_state import ModelState
 from trace_transfer.models import ModelSource
 from trace_transfer.progress import Reporter
@@ -152,13 +153,19 @@ def evaluate(
         replace: whether scores of other weights, which lie in the directory, may go.
 
     Raises:
-        UserError: the directory cannot be written, or holds scores of other weights; a patch does not begin where the
-            one before ended; the weights cannot be read; the disk is full.
+        UserError: the directory cannot be written, is in use, or holds scores of other weights; a patch does not begin
+            where the one before ended; the weights cannot be read; the disk is full.
         EvaluationError: an evaluation failed; those before it stay.
     """
     if not replace:
         require_same_weights(plan, out)
-    directory = prepare_directory(out)
+    with held(out) as directory:
+        return _evaluate(plan, loaded, directory, reporter)
+
+
+def _evaluate(
+    plan: EvaluationPlan, loaded: PreTrainedModel | None, directory: Path, reporter: Reporter
+) -> EvaluationFile:
     samples = prepare_directory(directory / SAMPLES) if plan.settings.save_samples else None
     for folder in (directory, prepare_directory(directory / FINISHED), directory / SAMPLES):
         remove_leftovers(folder)

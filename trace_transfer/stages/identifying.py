@@ -17,7 +17,9 @@ from trace_transfer.delta_store import DeltaStore
 from trace_transfer.devices import resolve_device
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
-from trace_transfer.files import prepare_directory, refuse_inputs, remove_leftovers, write_tensors, write_text
+from trace_transfer.files import refuse_inputs, remove_leftovers, write_tensors, write_text
+from trace_transfer.launching import is_first_rank
+from trace_transfer.locking import held
 from trace_transfer.models import build_meta_model
 from trace_transfer.progress import Reporter
 from trace_transfer.rules.registry import load_families
@@ -32,7 +34,6 @@ from trace_transfer.stages.task_data import data_of_stores, read_tasks
 from trace_transfer.stages.warm_starting import (
     WarmStartPlan,
     finished_stores,
-    is_first_rank,
     plan_warm_starts,
     run_warm_starts,
 )
@@ -132,8 +133,13 @@ def require_space(plan: WarmStartPlan, out: Path) -> None:
 
 def run_warm_starts_of(plan: IdentifyPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:
     """The first half: `warm-start`."""
+    with held(plan.out, shared=True):
+        return _warm_starts(plan, reporter)
+
+
+def _warm_starts(plan: IdentifyPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:
     if plan.warm_starts.starts:
-        require_space(plan.warm_starts, prepare_directory(plan.out))
+        require_space(plan.warm_starts, plan.out)
     return run_warm_starts(plan.warm_starts, reporter)
 
 
@@ -142,16 +148,17 @@ def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
     on alone: the others get None.
 
     Raises:
-        UserError: a loss that is not finite, a full disk; what was finished stays, and the same command goes on.
+        UserError: another process is at work there, a loss that is not finite, a full disk; what was finished stays,
+            and the same command goes on.
     """
-    prepare_directory(plan.out)
-    stores = run_warm_starts_of(plan, reporter)
-    if not is_first_rank():
-        return None
-    data = {start.label: start.data for start in plan.warm_starts.starts}
-    data |= {task.task: task for task in plan.tasks if task.task in plan.tuned}
-    deltas = plan_deltas(plan.base, plan.tuned, stores)
-    return _score(deltas, data, plan.settings, plan.settings.warm_start.train.seed, plan.out, reporter)
+    with held(plan.out, shared=True):
+        stores = _warm_starts(plan, reporter)
+        if not is_first_rank():
+            return None
+        data = {start.label: start.data for start in plan.warm_starts.starts}
+        data |= {task.task: task for task in plan.tasks if task.task in plan.tuned}
+        deltas = plan_deltas(plan.base, plan.tuned, stores)
+        return _score(deltas, data, plan.settings, plan.settings.warm_start.train.seed, plan.out, reporter)
 
 
 def run_score(
@@ -200,9 +207,9 @@ def run_score(
         )
         if missing := [label for label in (s.tuned.label for s in plan.sources) if label not in data]:
             raise UserError(f"{tasks}: lacks tasks to be scored:\n" + listing(missing))
-    prepare_directory(out)
     seed = int(stores[0].record.settings.get("seed", seed)) if stores else seed
-    return _score(plan, data, settings, seed, out, reporter)
+    with held(out):
+        return _score(plan, data, settings, seed, out, reporter)
 
 
 def _score(

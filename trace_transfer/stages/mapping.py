@@ -38,6 +38,7 @@ from trace_transfer.files import (
     write_tensors,
     write_text,
 )
+from trace_transfer.locking import held
 from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
 from trace_transfer.progress import Reporter
 from trace_transfer.rules.registry import load_families
@@ -187,11 +188,15 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
     """Carry the plan out: read both models, match, translate, write.
 
     Raises:
-        UserError: the output directory cannot be written, or holds what `check_out` refuses; or a model's weights
-            cannot be used.
+        UserError: the output directory cannot be written, is in use, or holds what `check_out` refuses; or a model's
+            weights cannot be used.
     """
     check_out(plan, out, settings)
-    directory = prepare_directory(out)
+    with held(out) as directory:
+        return _map(plan, directory, settings, reporter)
+
+
+def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Reporter) -> MapResult:
     remove_leftovers(directory)
     if settings.cache is not None:
         prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.files import PART, prepare_directory, write_text
+from trace_transfer.files import PART, write_text
+from trace_transfer.locking import held
 from trace_transfer.maths.bits import differing
 from trace_transfer.mergekit_file import METHODS, mergekit_yaml
 from trace_transfer.model_card import patched_card
@@ -69,8 +70,8 @@ def write_task_models(
         merge_method: mergekit's, one of `METHODS`.
 
     Raises:
-        UserError: `out` is not empty, no such method; ArtefactError: patches that cannot be read, are not of this
-            model, or two of one task. DiskFullError: nothing is left.
+        UserError: `out` is not empty or in use, no such method; ArtefactError: patches that cannot be read, are not of
+            this model, or two of one task. DiskFullError: nothing is left.
     """
     if merge_method not in METHODS:
         raise UserError(f"--merge-method {merge_method}: expected one of {', '.join(METHODS)}")
@@ -80,18 +81,23 @@ def write_task_models(
     state = ModelState(ModelSource.parse(base))
     for patch in opened:
         state.apply(patch)  # is it of this model?
-    out = out.absolute()
-    prepare_directory(out.parent)
+    with held(out.absolute(), replaced=True) as place:
+        return _write_all(state, opened, place, reporter, merge_method)
+
+
+def _write_all(
+    state: ModelState, patches: Sequence[Patch], out: Path, reporter: Reporter, merge_method: str
+) -> TaskModels:
     temporary = out.with_name(f".{out.name}{PART}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        written = tuple(_write(state, patch, temporary, reporter) for patch in opened)
+        written = tuple(_write(state, patch, temporary, reporter) for patch in patches)
         if state.source.gguf is not None:
             write_model(state, temporary / BASE, reporter)
         models = tuple(replace(one, directory=out / one.task) for one in written)
         named = str(out / BASE) if state.source.gguf else _named(state.source)
-        dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in opened for e in p.entries}
+        dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in patches for e in p.entries}
         text = mergekit_yaml(named, [str(one.directory) for one in models], merge_method, dtypes)
         write_text(temporary / YAML, text)
         if out.is_dir():

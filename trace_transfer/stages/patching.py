@@ -15,6 +15,7 @@ from torch import Tensor
 from trace_transfer.artefacts import TASK
 from trace_transfer.errors import ModelError, UserError, listing
 from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs
+from trace_transfer.locking import held
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_card import patched_card
 from trace_transfer.model_directory import require_room
@@ -49,14 +50,15 @@ def move_model(
         patches: in the order of the stream; `revert` goes back through them.
 
     Raises:
-        UserError: `out` is not empty; ArtefactError: patches that cannot be read, or are not of this model; StateError:
-            it is not in the state that they begin (end) with. Nothing has been written then.
+        UserError: `out` is not empty, or in use; ArtefactError: patches that cannot be read, or are not of this model;
+            StateError: it is not in the state that they begin (end) with. Nothing has been written then.
     """
     require_room(out)
     opened = Patch.open_all(patches)
     path = tuple(patch.inverse for patch in reversed(opened)) if revert else opened
     state = ModelState(ModelSource.parse(model), path)
-    write_model(state, out, reporter, texts=patched_card(state))
+    with held(out, replaced=True):
+        write_model(state, out, reporter, texts=patched_card(state))
     return state
 
 

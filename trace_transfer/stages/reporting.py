@@ -22,7 +22,8 @@ from trace_transfer.artefacts.evaluation import RepresentationFile, ScoreMatrix
 from trace_transfer.artefacts.run import CellRecord, RunFile, StepFile
 from trace_transfer.artefacts.summary import Summary
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.files import prepare_directory, sha256_file, write_text
+from trace_transfer.files import sha256_file, write_text
+from trace_transfer.locking import held
 from trace_transfer.stages.summarising import summarise
 from trace_transfer.views.report import document, markdown, page
 from trace_transfer.views.report_contents import (
@@ -59,12 +60,20 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Report
         out: where the report is written; by default in the run's directory.
 
     Raises:
-        UserError: it is no run's directory, its files are missing or were changed (all of them are told), or nothing of
-            it is finished.
+        UserError: it is no run's directory, its files are missing or were changed (all of them are told), nothing of
+            it is finished, or the place is in use.
     """
-    place = Path(directory)
-    contents = read_contents(place)
-    target = prepare_directory(place if out is None else out)
+    contents = read_contents(Path(directory))
+    with held(directory if out is None else out) as target:
+        return write_contents(contents, Path(directory), target)
+
+
+def write_contents(contents: ReportContents, place: Path, target: Path) -> Reported:
+    """Write what was read in a run's directory into another, or the same, which is held.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     made = document(contents)
     files = (target / HTML, target / MARKDOWN)
     # Markdown points at pictures of the run, which it does not hold.

@@ -25,13 +25,13 @@ from trace_transfer.checkpoints import return_freed_memory
 from trace_transfer.devices import on_device, resolve_device, resolve_dtype
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.files import (
-    prepare_directory,
     refuse_inputs,
     remove_leftovers,
     sha256_text,
     write_tensors,
     write_text,
 )
+from trace_transfer.locking import held
 from trace_transfer.maths import embedding as maths
 from trace_transfer.model_state import ModelState
 from trace_transfer.models import ModelSource
@@ -226,10 +226,14 @@ def run_representation(plan: RepresentPlan, out: str | Path, reporter: Reporter)
     Raises:
         NumericalError: embeddings that are not finite, or the same for all texts.
         StateError: a patch does not begin where the one before ended.
-        UserError: the directory is that of one of the models, or cannot be written.
+        UserError: the directory is that of one of the models, is in use, or cannot be written.
     """
     refuse_inputs([Path(out)], [model.state.source.name for model in plan.models])
-    directory = prepare_directory(out)
+    with held(out) as directory:
+        return _represent(plan, directory, reporter)
+
+
+def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> RepresentationFile:
     remove_leftovers(directory)
     embeddings = [_embeddings(plan, model, reporter) for model in plan.models]
     coordinates = _coordinates(plan, embeddings, reporter)

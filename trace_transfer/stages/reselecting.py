@@ -12,7 +12,8 @@ from pathlib import Path
 from trace_transfer.artefacts import TASK, CoreFile, library_versions, read_artefact, to_json
 from trace_transfer.authors_list import core_parameters, read_authors_list
 from trace_transfer.errors import UserError, listing
-from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+from trace_transfer.files import refuse_inputs, write_text
+from trace_transfer.locking import held
 from trace_transfer.rules.registry import load_families
 from trace_transfer.settings.checks import choice, refuse, share_problem
 from trace_transfer.settings.scoring import CHOICES
@@ -130,9 +131,9 @@ def _write(cores: Sequence[CoreFile], files: Sequence[Path], out: Path | str) ->
         raise UserError(f"core files of the same task would overwrite each other: {', '.join(tasks)}")
     written = [core_path(out, core) for core in cores]
     refuse_inputs(written, files)
-    prepare_directory(out)
-    for core, path in zip(cores, written, strict=True):
-        write_text(path, to_json(core))
+    with held(out):
+        for core, path in zip(cores, written, strict=True):
+            write_text(path, to_json(core))
 
 
 def core_path(out: Path | str, core: CoreFile) -> Path:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from trace_transfer.artefacts import StageRecord, StreamFile, library_versions, read_artefact, to_json
 from trace_transfer.artefacts.verification import Verification
-from trace_transfer.files import prepare_directory, remove_leftovers, sha256_file, write_text
+from trace_transfer.files import remove_leftovers, sha256_file, write_text
+from trace_transfer.launching import is_first_rank
+from trace_transfer.locking import held
 from trace_transfer.masks import Mask
 from trace_transfer.model_card import CARD, Trained, trained_card
 from trace_transfer.model_state import ModelState, write_model
@@ -27,7 +29,6 @@ from trace_transfer.progress import Reporter
 from trace_transfer.recording import record_patch
 from trace_transfer.stages.stream_plan import RECORD, StreamPlan, adapted
 from trace_transfer.stages.verifying import require_frozen, verify
-from trace_transfer.stages.warm_starting import is_first_rank
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training import history, state
 from trace_transfer.training.adapters import AdaptedModel, adapted_weights, merged_values
@@ -55,22 +56,23 @@ def run_stream(plan: StreamPlan, reporter: Reporter, stop: StopSignal) -> Stream
 
     Raises:
         StopRequested: SIGTERM came; what was done is saved.
-        UserError: a loss that is not finite, a full disk; what was finished stays, and the same call goes on.
+        UserError: another process is at work there, a loss that is not finite, a full disk; what was finished stays,
+            and the same call goes on.
         FrozenMovedError: something outside the core sets moved.
     """
-    prepare_directory(plan.out)
-    if is_first_rank():
-        remove_leftovers(plan.out)
-    for number, stage in enumerate(plan.stages):
-        if number < len(plan.finished):
-            reporter.note(f"{stage.label}: trained before, {plan.patch(number)}")
-            if is_first_rank():
-                state.remove(plan.directory(number))
-                remove_cache(plan.directory(number))
-        else:
-            _train(plan, number, reporter, stop)
-        stop.check(f"after stage {number + 1} of {len(plan.stages)}, {stage.label}")
-    return _finish(plan, reporter) if is_first_rank() else None
+    with held(plan.out, shared=True):
+        if is_first_rank():
+            remove_leftovers(plan.out)
+        for number, stage in enumerate(plan.stages):
+            if number < len(plan.finished):
+                reporter.note(f"{stage.label}: trained before, {plan.patch(number)}")
+                if is_first_rank():
+                    state.remove(plan.directory(number))
+                    remove_cache(plan.directory(number))
+            else:
+                _train(plan, number, reporter, stop)
+            stop.check(f"after stage {number + 1} of {len(plan.stages)}, {stage.label}")
+        return _finish(plan, reporter) if is_first_rank() else None
 
 
 def state_after(plan: StreamPlan, number: int) -> ModelState:

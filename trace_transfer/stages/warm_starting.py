@@ -7,7 +7,6 @@ go on after an interruption.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from trace_transfer.delta_store import RECORD, DeltaStore, ShardWriter, fingerpr
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
+from trace_transfer.launching import is_first_rank
 from trace_transfer.model_directory import ModelWriter
 from trace_transfer.model_state import OpenedBase, specs_of
 from trace_transfer.models import build_meta_model, numel
@@ -133,11 +133,6 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     if not is_first_rank():
         return ()  # the first one may still be writing
     return tuple(DeltaStore.open(start.directory) for start in plan.starts)
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the only one, or the first of those that a launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> None:
