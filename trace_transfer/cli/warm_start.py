@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.settings.identify import IdentifySettings
 
 
 @click.command("warm-start")
@@ -36,7 +37,7 @@ def warm_start_command(
     torchrun --nproc-per-node 8 -m trace_transfer warm-start meta-llama/Meta-Llama-3-8B --zero 3 \\
         --tasks tasks.yaml
     """
-    settings = shared.settings_of(ctx, options)
+    settings = shared.given_settings(IdentifySettings, ctx, options)
 
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.identifying import plan_identify, run_warm_starts_of
