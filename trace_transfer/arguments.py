@@ -149,12 +149,11 @@ def _artefact(name: str, value: Any, problems: list[str]) -> Any:
     return value
 
 
-def _typed(hint: str) -> Callable[[str, Any, list[str]], Any]:
+def _typed(hint: Any) -> Callable[[str, Any, list[str]], Any]:
     def check(name: str, value: Any, problems: list[str]) -> Any:
-        from trace_transfer.settings import base
+        from trace_transfer.settings.base import validated
 
-        kind = getattr(base, hint.removesuffix(" | None"))
-        return base.validated(name, value, kind | None if hint.endswith("None") else kind, problems)
+        return validated(name, value, hint, problems)
 
     return check
 
@@ -166,10 +165,10 @@ _CHECKS: dict[str, Callable[[str, Any, list[str]], Any]] = {
     "Paths": _paths,
     "PathLike | Iterable[PathLike]": _each,
     "Mapping[str, PathLike] | None": _named,
-    "str | Sequence[str]": _typed("Texts"),
-    "float | None": _typed("Number | None"),
-    "int | None": _typed("Whole | None"),
-    "str | None": _typed("Text | None"),
-    "bool": _typed("Truth"),
+    "str | Sequence[str]": _typed(tuple[str, ...]),
+    "float | None": _typed(float | None),
+    "int | None": _typed(int | None),
+    "str | None": _typed(str | None),
+    "bool": _typed(bool),
     "type[Any] | None": _artefact,
 }

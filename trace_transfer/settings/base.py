@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from trace_transfer.errors import UserError, listing
@@ -87,15 +87,20 @@ def texts(value: Any) -> Any:
     return tuple(sorted(texts) if isinstance(value, AbstractSet) else texts)
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Ge(1), Le(LARGEST)]
-Seed = Annotated[Whole, Ge(0), Le(LARGEST)]
-Number = Annotated[float, BeforeValidator(_plain)]
-Share = Annotated[Number, Gt(0), Le(1)]
-Truth = Annotated[bool, BeforeValidator(_plain)]
-Text = Annotated[str, BeforeValidator(_text)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(texts)]
-File = Annotated[Path, BeforeValidator(_path)]
+def _normal(value: Any, hint: Any) -> Any:
+    kind, _ = bare(hint)
+    convert = _NORMAL.get(get_origin(kind) or kind)
+    return convert(value) if convert else value
+
+
+_NORMAL: dict[Any, Callable[[Any], Any]] = {
+    int: _whole, float: _plain, bool: _plain, str: _text, Path: _path, tuple: texts,
+}  # fmt: skip
+
+Count = Annotated[int, Ge(1), Le(LARGEST)]
+Seed = Annotated[int, Ge(0), Le(LARGEST)]
+Share = Annotated[float, Gt(0), Le(1)]
+Texts = tuple[str, ...]
 
 
 def setting(default: Any, help: str, *, metavar: str | None = None, **limits: Any) -> Any:
@@ -116,10 +121,14 @@ class Settings(BaseModel):
     UNRECORDED: ClassVar[frozenset[str]] = frozenset()  # what changes no result
 
     def __init__(self, **given: Any) -> None:
+        fields = type(self).model_fields
+        given = {
+            name: _normal(value, fields[name].annotation) if name in fields else value for name, value in given.items()
+        }
         try:
             super().__init__(**given)
         except ValidationError as error:
-            problems = _problems(error, type(self).model_fields)
+            problems = _problems(error, fields)
             wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
             usable = type(self).model_construct(**{name: given[name] for name in given if name not in wrong})
             raise SettingsError(problems, usable.contradictions()) from None
@@ -233,7 +242,7 @@ def unknown_problems(given: Iterable[str], known: Iterable[str], tell: Iterable[
 def validated(name: str, value: Any, hint: Any, problems: list[str]) -> Any:
     """A value as one of a type hint, or None and a line for what is wrong with it."""
     try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(_normal(value, hint))
     except ValidationError as error:
         problems += _problems(error, {name: FieldInfo.from_annotation(hint)}, name)
         return None

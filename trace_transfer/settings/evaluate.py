@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trace_transfer.settings.base import Count, Seed, Settings, Text, Truth, setting
+from trace_transfer.settings.base import Count, Seed, Settings, setting
 from trace_transfer.settings.mapping import WHICH_DEVICE, WHICH_DTYPE, Dtype
 from trace_transfer.settings.warm_start import Length
 
@@ -25,13 +25,13 @@ class EvaluateSettings(Settings):
         None, "Longest answer, where the evaluation does not say; else what the benchmark says, and 256.",
         metavar="TOKENS",
     )  # fmt: skip
-    device: Text = setting("auto", WHICH_DEVICE)
+    device: str = setting("auto", WHICH_DEVICE)
     dtype: Dtype = setting("auto", WHICH_DTYPE)
     seed: Seed = setting(1234, "Of the examples that are shown, and of sampled answers.")
-    allow_code_execution: Truth = setting(
+    allow_code_execution: bool = setting(
         False, "Run programs that the model writes (humaneval): walled in, without network, with limits."
     )
-    save_samples: Truth = setting(True, "Whether every prompt and answer is kept (it is).")
+    save_samples: bool = setting(True, "Whether every prompt and answer is kept (it is).")
 
     def limit_of(self, own: int | None) -> int | None:
         """The smaller of an evaluation's own limit and the general one."""

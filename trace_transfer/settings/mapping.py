@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from trace_transfer.settings.base import LARGEST, Count, File, Seed, Settings, Share, Text, Texts, Whole, setting
+from trace_transfer.settings.base import LARGEST, Count, Seed, Settings, Share, Texts, setting
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 WHICH_DTYPE = "auto: float32 on a CPU, bfloat16 on a GPU."
@@ -41,7 +41,7 @@ class MapSettings(Settings):
 
     PROFILES: ClassVar = PROFILES
 
-    probe: Text | None = setting(
+    probe: str | None = setting(
         None, "Texts on which both models are read: text or JSONL. Default: 480 short texts of maths, code, medicine, "
         "law and general prose that come with the package.", metavar="FILE",
     )  # fmt: skip
@@ -77,19 +77,19 @@ class MapSettings(Settings):
     )
     ratio: Share | None = setting(None, "Core share, e.g. 0.05. Default: that of the core file.", metavar="R")
     rules: Texts = setting((), "Your own rules, a file or a directory, beside or over the shipped.", metavar="PATH")
-    max_length: Annotated[Whole, Ge(8), Le(LARGEST)] = setting(
+    max_length: Annotated[int, Ge(8), Le(LARGEST)] = setting(
         128, "Texts are cut there; the shipped ones are shorter.", metavar="TOKENS"
     )
     minibatches: Count = setting(
         8, "Rows drawn from each text, one per minibatch: rows of one text depend on each other."
     )
-    splits: Annotated[Whole, Ge(0), Le(LARGEST)] = setting(
+    splits: Annotated[int, Ge(0), Le(LARGEST)] = setting(
         10, "Random halves of the texts that say how stable the match is; 0 for none."
     )
     batch_size: Count = setting(16, "Texts at a time.")
-    device: Text = setting("auto", WHICH_DEVICE)
+    device: str = setting("auto", WHICH_DEVICE)
     dtype: Dtype = setting("auto", WHICH_DTYPE)
     seed: Seed = setting(0, "Draws the rows, and a shuffled match.")
-    cache: File | None = setting(
+    cache: Path | None = setting(
         default_cache, "Where what was read of a model is kept, so that another --match takes seconds."
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from trace_transfer.settings.base import LARGEST, Count, Number, Seed, Settings, Text, Texts, Whole, setting
+from trace_transfer.settings.base import LARGEST, Count, Seed, Settings, Texts, setting
 from trace_transfer.settings.mapping import WHICH_DEVICE, WHICH_DTYPE, Dtype
 
 
@@ -16,15 +16,15 @@ class RepresentSettings(Settings):
     pool: Literal["mean", "last"] = setting(
         "mean", "A text's embedding: the mean over its tokens' final hidden states, or that of the last."
     )
-    max_examples: Annotated[Whole, Ge(3), Le(LARGEST)] | None = setting(
+    max_examples: Annotated[int, Ge(3), Le(LARGEST)] | None = setting(
         200, "Texts drawn from each task at most; fewer where tasks.yaml says so."
     )
     max_length: Count = setting(1024, "Texts are cut there.", metavar="TOKENS")
-    perplexity: Annotated[Number, Ge(1)] = setting(
+    perplexity: Annotated[float, Ge(1)] = setting(
         30.0, "Of t-SNE: how many neighbours of a text count; less than there are texts.", allow_inf_nan=False
     )
     batch_size: Count = setting(16, "Texts at a time.")
-    device: Text = setting("auto", WHICH_DEVICE)
+    device: str = setting("auto", WHICH_DEVICE)
     dtype: Dtype = setting("auto", WHICH_DTYPE)
     seed: Seed = setting(0, "Draws the texts, and t-SNE.")
     rules: Texts = setting((), "Your own rules, a file or a directory, beside or over the shipped.", metavar="PATH")

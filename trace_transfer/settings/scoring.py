@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from trace_transfer.settings.base import Count, Number, Settings, Share, Text, Texts, Truth, setting
+from trace_transfer.settings.base import Count, Settings, Share, Texts, setting
 
 Unit = Literal["tensors", "elements", "rows"]
 
@@ -48,7 +48,7 @@ class ScoreSettings(Settings):
         "What the ratio counts: tensors (as the paper), elements of whole tensors, or elements of heads and neurons "
         "(rows), which are then scored one by one.",
     )
-    alpha: Annotated[Number, Ge(0), Le(1)] = setting(0.5, "Share of L2 in lf (eq. 5); Fisher has the rest.")
+    alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Share of L2 in lf (eq. 5); Fisher has the rest.")
     l2: Literal["rms", "norm", "relative"] = setting(
         "rms", "rms: does not favour large tensors; norm: eq. 3; relative: to the norm of the base."
     )
@@ -87,8 +87,8 @@ class ScoreSettings(Settings):
 class Compute(Settings):
     """Where and how Fisher information is computed; none of it changes a result beyond rounding."""
 
-    device: Text = setting("auto", "For Fisher; auto: a GPU if any.")
+    device: str = setting("auto", "For Fisher; auto: a GPU if any.")
     tokens_at_once: Count = setting(4096, "Tokens of a batch for Fisher.")
-    layer_streamed: Truth = setting(
+    layer_streamed: bool = setting(
         False, "Fisher with the activations of one layer at a time: less memory for about half again the time."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 from pydantic import InstanceOf
 
-from trace_transfer.settings.base import Count, Number, Settings, Share, Text, Texts, setting
+from trace_transfer.settings.base import Count, Settings, Share, Texts, setting
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.settings.warm_start import LONGEST, WHEN_TOO_LONG, Length, TooLong
 
@@ -48,11 +48,11 @@ class StreamSettings(Settings):
         "stored", "Save what moved in the type of the base's weights, or in float32."
     )
     lora_rank: Count = setting(8, "Of method lora (A.4).")
-    lora_alpha: Annotated[Number, Gt(0)] = setting(16.0, "Of method lora (A.4).")
+    lora_alpha: Annotated[float, Gt(0)] = setting(16.0, "Of method lora (A.4).")
     adapter: Literal["carry", "merge"] = setting(
         "carry", "lora: carry one adapter through all tasks, or merge it after each."
     )
-    special: Text | None = setting(None, "dmt: the task trained last; by default the stream's last.", metavar="TASK")
+    special: str | None = setting(None, "dmt: the task trained last; by default the stream's last.", metavar="TASK")
     replay_share: Share = setting(
         1 / 256, "dmt: share of the other tasks' examples replayed beside it (Dong et al., 2024: 1/256)."
     )
