@@ -19,6 +19,7 @@ from tests.tuned_models import tuned_copy
 from trace_transfer.artefacts import CoreFile, read_artefact
 from trace_transfer.cli import main
 from trace_transfer.errors import ArtefactError
+from trace_transfer.settings.base import singles
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.mapping import MapSettings
@@ -49,10 +50,7 @@ def command_of(name: str) -> click.Command:
 
 def settings_in(settings: object) -> dict[str, object]:
     """Name → default of every setting, those of its parts among them."""
-    found: dict[str, object] = {}
-    for name, value in vars(settings).items() if settings is not None else ():
-        found |= settings_in(value) if hasattr(value, "__dataclass_fields__") else {name: value}
-    return found
+    return {} if settings is None else {one.name: one.default for one in singles(type(settings), settings)}
 
 
 def test_there_are_ten_and_each_but_one_is_a_command():

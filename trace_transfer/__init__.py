@@ -1,11 +1,16 @@
 """Find the few parameters a task needs on a small language model and carry them to a large one of another family."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from trace_transfer.api import evaluate, identify, map_models, read, report, run, score, select, train, verify
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, UserError
-from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.settings.identify import IdentifySettings
-from trace_transfer.settings.mapping import MapSettings
-from trace_transfer.settings.stream import StreamSettings
+
+if TYPE_CHECKING:
+    from trace_transfer.settings.evaluate import EvaluateSettings
+    from trace_transfer.settings.identify import IdentifySettings
+    from trace_transfer.settings.mapping import MapSettings
+    from trace_transfer.settings.stream import StreamSettings
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,3 +33,17 @@ __all__ = [
     "train",
     "verify",
 ]
+
+# Imported when they are asked for: `import trace_transfer` is to be quick.
+_SETTINGS = {
+    "EvaluateSettings": "evaluate",
+    "IdentifySettings": "identify",
+    "MapSettings": "mapping",
+    "StreamSettings": "stream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SETTINGS:
+        return getattr(import_module(f"trace_transfer.settings.{_SETTINGS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

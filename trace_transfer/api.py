@@ -15,11 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from trace_transfer.arguments import PathLike, Paths, checked, several, texts
-from trace_transfer.settings.checks import refuse
-from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.settings.identify import IdentifySettings
-from trace_transfer.settings.mapping import MapSettings
-from trace_transfer.settings.stream import StreamSettings
 
 if TYPE_CHECKING:
     from trace_transfer.artefacts import CoreFile, Strict, Verification
@@ -34,7 +29,7 @@ if TYPE_CHECKING:
     Artefact = TypeVar("Artefact", bound=Strict)
 
 
-@checked(IdentifySettings)
+@checked("settings.identify.IdentifySettings")
 def identify(
     base: PathLike,
     tasks: PathLike,
@@ -69,6 +64,7 @@ def identify(
         >>> found.cores[0].core[0].name
     """
     from trace_transfer.progress import Silent
+    from trace_transfer.settings.identify import IdentifySettings
     from trace_transfer.stages.identifying import plan_identify, run_identify
 
     chosen = IdentifySettings.of(profile, **settings)
@@ -76,7 +72,7 @@ def identify(
     return run_identify(plan, reporter or Silent())
 
 
-@checked(IdentifySettings)
+@checked("settings.identify.IdentifySettings")
 def score(
     base: PathLike,
     tuned: Mapping[str, PathLike] | None = None,
@@ -107,6 +103,7 @@ def score(
         >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
     """
     from trace_transfer.progress import Silent
+    from trace_transfer.settings.identify import IdentifySettings
     from trace_transfer.stages.identifying import run_score
 
     chosen = IdentifySettings.of(profile, **settings)
@@ -148,7 +145,7 @@ def select(
     return reselect_all([Path(one) for some in files for one in several(some)], ratio, unit, out)
 
 
-@checked(MapSettings)
+@checked("settings.mapping.MapSettings")
 def map_models(
     src: PathLike,
     dst: PathLike,
@@ -179,13 +176,14 @@ def map_models(
     """
     from trace_transfer.hub import local_files
     from trace_transfer.progress import Silent
+    from trace_transfer.settings.mapping import MapSettings
     from trace_transfer.stages.mapping import plan_map, run_map
 
     chosen = MapSettings.of(profile, **settings)
     return run_map(plan_map(src, dst, local_files(several(core)), chosen), out, chosen, reporter or Silent())
 
 
-@checked(StreamSettings)
+@checked("settings.stream.StreamSettings")
 def train(
     base: PathLike,
     stream: PathLike,
@@ -218,6 +216,7 @@ def train(
     """
     from trace_transfer.launching import place_among_ranks
     from trace_transfer.progress import Silent
+    from trace_transfer.settings.stream import StreamSettings
     from trace_transfer.stages.stream_plan import plan_stream, require_space
     from trace_transfer.stages.streaming import run_stream
     from trace_transfer.stopping import StopSignal
@@ -230,7 +229,7 @@ def train(
     return run_stream(plan, reporter or Silent(), StopSignal())
 
 
-@checked(EvaluateSettings)
+@checked("settings.evaluate.EvaluateSettings")
 def evaluate(
     model: PathLike,
     *,
@@ -266,6 +265,7 @@ def evaluate(
     from trace_transfer.models import ModelSource
     from trace_transfer.patches import Patch
     from trace_transfer.progress import Silent
+    from trace_transfer.settings.evaluate import EvaluateSettings
     from trace_transfer.stages.evaluating import evaluate as run_evaluation
     from trace_transfer.stages.evaluating import plan_evaluation
     from trace_transfer.tasks.evaluation import load_suite
@@ -343,6 +343,7 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
     from trace_transfer.pipeline.graph import build_graph
     from trace_transfer.pipeline.reading import load_run
     from trace_transfer.pipeline.status import read_status
+    from trace_transfer.settings.base import refuse
     from trace_transfer.stopping import StopSignal
     from trace_transfer.views.running import Display
 

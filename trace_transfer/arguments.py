@@ -9,11 +9,9 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
-
-from trace_transfer.settings.checks import SettingsError, made, unknown_problems
-from trace_transfer.settings.types import converted, expected, shown
+from typing import Any, ParamSpec, TypeVar
 
 PathLike = str | Path
 Paths = PathLike | Sequence[PathLike]  # one, or several
@@ -31,27 +29,18 @@ WORDS = {
 ONE, SEVERAL, NAMED = "a path", "a path, or a list of paths", "a mapping name → path"
 
 
-class Settings(Protocol):
-    """A class of settings that can be made from single names."""
-
-    @classmethod
-    def names(cls) -> frozenset[str]: ...
-
-    @classmethod
-    def of(cls) -> Any: ...
-
-
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def checked(settings: type[Settings] | None = None) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+def checked(settings: str = "") -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
     """Check the arguments of a function by its annotations, and its settings, before it is called.
 
     It is then called with `str` and `Path` for paths, tuples for several of them, and Python's numbers.
 
     Args:
-        settings: the class of its `**settings` (and `profile`); None where it has none.
+        settings: module and class of its `**settings` (and `profile`), below `trace_transfer`, which is imported when
+            the function is called; empty where it has none.
 
     Raises:
         SettingsError: of each call that cannot be used, with all that is wrong.
@@ -66,15 +55,14 @@ def checked(settings: type[Settings] | None = None) -> Callable[[Callable[Given,
             except TypeError:
                 return function(*args, **kwargs)  # raises it, in Python's own words
             bound.apply_defaults()
+            from trace_transfer.settings.base import SettingsError
+
             problems: list[str] = []
             for name, value in bound.arguments.items():
                 if (check := _CHECKS.get(str(signature.parameters[name].annotation))) is not None:
                     bound.arguments[name] = check(name, value, problems)
-            if settings is not None:
-                given, own = bound.arguments["settings"], settings.names()
-                profile = {"profile": bound.arguments["profile"]} if "profile" in signature.parameters else {}
-                problems += unknown_problems(given, {*signature.parameters, *own} - {"settings"}, tell=own)
-                made(problems, settings.of, {**profile, **{one: given[one] for one in given if one in own}})
+            if settings:
+                problems += _settings_problems(settings, signature, bound.arguments)
             if problems:
                 raise SettingsError(problems, what=f"{function.__name__}: arguments that cannot be used")
             return function(*bound.args, **bound.kwargs)
@@ -82,6 +70,22 @@ def checked(settings: type[Settings] | None = None) -> Callable[[Callable[Given,
         return call
 
     return of
+
+
+def _settings_problems(settings: str, signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the settings of a call; names of other arguments are known, and meant by what is like them."""
+    from trace_transfer.settings.base import SettingsError, unknown_problems
+
+    module, _, name = settings.rpartition(".")
+    kind = getattr(import_module(f"trace_transfer.{module}"), name)
+    given, own = arguments["settings"], kind.names()
+    profile = {"profile": arguments["profile"]} if "profile" in signature.parameters else {}
+    problems = unknown_problems(given, {*signature.parameters, *own} - {"settings"}, tell=own)
+    try:
+        kind.of(**profile, **{one: given[one] for one in given if one in own})
+    except SettingsError as error:
+        problems += error.problems
+    return problems
 
 
 def several(values: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:
@@ -94,13 +98,19 @@ def texts(values: Paths) -> tuple[str, ...]:
     return tuple(map(str, several(values)))
 
 
+def _shown(value: Any) -> str:
+    from trace_transfer.settings.base import shown
+
+    return shown(value)
+
+
 def _path(name: str, value: Any, problems: list[str], what: str | None = None) -> PathLike:
     """A path, or a name: a text stays one, for it may be a name on the hub."""
     if isinstance(value, (str, Path)):
         return value
     if isinstance(value, os.PathLike) and isinstance(text := os.fspath(value), str):
         return Path(text)
-    problems.append(f"{name}: found {shown(value)}, expected {what or WORDS.get(name, ONE)}")
+    problems.append(f"{name}: found {_shown(value)}, expected {what or WORDS.get(name, ONE)}")
     return ""
 
 
@@ -108,7 +118,7 @@ def _paths(name: str, values: Any, problems: list[str]) -> tuple[PathLike, ...]:
     if isinstance(values, (str, os.PathLike)):
         return (_path(name, values, problems),)
     if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
-        problems.append(f"{name}: found {shown(values)}, expected {SEVERAL}")
+        problems.append(f"{name}: found {_shown(values)}, expected {SEVERAL}")
         return ()
     return tuple(_path(f"{name}[{number}]", value, problems) for number, value in enumerate(values))
 
@@ -124,10 +134,10 @@ def _each(name: str, values: Iterable[Any], problems: list[str]) -> tuple[PathLi
 def _named(name: str, values: Any, problems: list[str]) -> Mapping[str, PathLike] | None:
     if values is None or isinstance(values, Mapping):
         wrong = [key for key in values or () if not isinstance(key, str)]
-        problems += [f"{name}: found the key {shown(key)}, expected {NAMED}" for key in wrong]
+        problems += [f"{name}: found the key {_shown(key)}, expected {NAMED}" for key in wrong]
         paths = {key: _path(f"{name}[{key!r}]", value, problems, ONE) for key, value in (values or {}).items()}
         return None if values is None else paths
-    problems.append(f"{name}: found {shown(values)}, expected {NAMED}")
+    problems.append(f"{name}: found {_shown(values)}, expected {NAMED}")
     return None
 
 
@@ -135,17 +145,15 @@ def _artefact(name: str, value: Any, problems: list[str]) -> Any:
     from trace_transfer.artefacts import ARTEFACTS
 
     if value is not None and value not in ARTEFACTS.values():
-        problems.append(f"{name}: found {shown(value)}, expected a class of trace_transfer.artefacts such as CoreFile")
+        problems.append(f"{name}: found {_shown(value)}, expected a class of trace_transfer.artefacts such as CoreFile")
     return value
 
 
 def _typed(hint: Any) -> Callable[[str, Any, list[str]], Any]:
     def check(name: str, value: Any, problems: list[str]) -> Any:
-        try:
-            return converted(value, hint)
-        except TypeError:
-            problems.append(f"{name}: found {shown(value)}, expected {expected(hint)}")
-            return None
+        from trace_transfer.settings.base import validated
+
+        return validated(name, value, hint, problems)
 
     return check
 

@@ -11,7 +11,8 @@ from tests.reference.authors_scores import authors_cs, authors_lf, paper_cs, pap
 from trace_transfer.artefacts import CoreParameter
 from trace_transfer.maths.normalisation import NORMALISATIONS, normalise
 from trace_transfer.maths.saliency import METHODS, RELIABILITY_FLOOR, Options, Statistics, cs, fisher, l2, lf
-from trace_transfer.settings.scoring import CHOICES, ScoreSettings
+from trace_transfer.settings.base import choices
+from trace_transfer.settings.scoring import ScoreSettings
 from trace_transfer.stages.selection import select
 
 KINDS = ("attention.query", "mlp.up", "attention.query", "norm.final")
@@ -66,12 +67,16 @@ OPTIONS = [
 everything = pytest.mark.parametrize(("name", "options"), [(name, options) for name in METHODS for options in OPTIONS])
 
 
+def _allowed(name):
+    return choices(ScoreSettings.model_fields[name].annotation)
+
+
 def test_the_registry_and_the_options_are_those_of_the_settings():
-    assert set(CHOICES["method"]) == set(METHODS)
+    assert set(_allowed("method")) == set(METHODS)
     settings = ScoreSettings()
     for one in fields(Options):
         assert getattr(Options(), one.name) == getattr(settings, one.name)
-    assert set(CHOICES["normalise"]) == set(NORMALISATIONS)
+    assert set(_allowed("normalise")) == set(NORMALISATIONS)
 
 
 @everything

@@ -3,20 +3,24 @@
 import pytest
 
 from trace_transfer.errors import UserError
-from trace_transfer.settings import scoring, training, warm_start
-from trace_transfer.settings.identify import PARTS, IdentifySettings
+from trace_transfer.settings.base import choices, singles
+from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.settings.identify import IdentifySettings
+from trace_transfer.settings.mapping import MapSettings
+from trace_transfer.settings.represent import RepresentSettings
 from trace_transfer.settings.scoring import Compute, ScoreSettings
+from trace_transfer.settings.stream import StreamSettings
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.settings.warm_start import WarmStartSettings
 
 
-@pytest.mark.parametrize(
-    ("module", "settings"),
-    [(scoring, ScoreSettings()), (training, TrainSettings()), (warm_start, WarmStartSettings())],
-)
-def test_defaults_are_the_first_choice_of_each(module, settings):
-    for name, allowed in module.CHOICES.items():
-        assert getattr(settings, name) == allowed[0], name
+@pytest.mark.parametrize("kind", [IdentifySettings, MapSettings, StreamSettings, EvaluateSettings, RepresentSettings])
+def test_every_setting_has_a_default_that_it_may_have_and_a_sentence(kind):
+    for one in singles(kind):
+        allowed, several = choices(one.field.annotation), isinstance(one.default, tuple)
+        assert not allowed or several or one.default in allowed, one.name
+        assert one.field.description.endswith((".", ")")), one.name
+    assert kind.of() == kind()
 
 
 def test_single_names_find_their_part():
@@ -28,7 +32,7 @@ def test_single_names_find_their_part():
 
 
 def test_no_name_is_of_two_parts():
-    names = [name for part in PARTS for name in vars(part()) if name != "train"]
+    names = [one.name for one in singles(IdentifySettings)]
     assert len(names) == len(set(names))
 
 
@@ -50,10 +54,10 @@ def test_profiles_yield_to_what_is_given():
         ({"warmup": 1.0}, "warmup: 1.0 is not in"),
         ({"weight_decay": -0.1}, "weight_decay: -0.1 is not 0 or more"),
         ({"max_grad_norm": 0.0}, "max_grad_norm: 0.0 is not above 0"),
-        ({"zero": 4}, "zero: 4 is none of 0, 1, 2, 3"),
+        ({"zero": 4}, r"zero: 4 is not in \[0, 3\]"),
         ({"precision": "float16"}, "precision: 'float16' is none of auto, float32, bfloat16"),
-        ({"checkpoint_minutes": -1}, "checkpoint_minutes: -1.0 is not 0 or more"),
-        ({"replicates": 3}, "replicates: 3 is none of 1, 2"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes: -1 is not 0 or more"),
+        ({"replicates": 3}, r"replicates: 3 is not in \[1, 2\]"),
         ({"too_long": "drop"}, "too_long: 'drop' is none of cut, leave-out"),
         ({"method": "lff"}, "method: 'lff' is none of lf, cs, l2, fisher; did you mean lf"),
         ({"alpha": 2.0}, "alpha: 2.0 is not in"),
@@ -75,7 +79,7 @@ def test_several_problems_are_told_at_once():
 
 def test_how_often_checkpoints_are_written_is_not_recorded():
     assert "checkpoint_minutes" not in WarmStartSettings().recorded()
-    assert WarmStartSettings(TrainSettings(epochs=3)).recorded()["epochs"] == 3
+    assert WarmStartSettings(train=TrainSettings(epochs=3)).recorded()["epochs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ COMMANDS = {
     "patch": "Move a model between the states of a stream: apply, revert, diff; models for mergekit.",
     "verify": "Prove that between two models nothing moved but a core set.",
     "rules": "List, check, explain and draft the rules that tell which parameter does what.",
+    "schema": "Print the JSON Schema of run.yaml, tasks.yaml, stream.yaml, a suite or rules, for editors.",
     "inspect": "Draw a file that trace-transfer wrote in the terminal.",
 }
 

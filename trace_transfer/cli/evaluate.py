@@ -6,25 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from trace_transfer.cli import options as shared
-from trace_transfer.settings.evaluate import CHOICES, EvaluateSettings
-
-DEFAULT = EvaluateSettings()
-
-
-def _data(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """`NAME=FILE` options as a mapping; a name may be given once."""
-    found: dict[str, str] = {}
-    for value in values:
-        name, separator, file = value.partition("=")
-        if not separator or not name or not file:
-            raise click.BadParameter(f"{value!r} is not NAME=FILE")
-        if name in found:
-            raise click.BadParameter(f"{name!r} is given twice")
-        found[name] = file
-    return found
+from trace_transfer.settings.evaluate import EvaluateSettings
 
 
 @click.command("evaluate")
@@ -35,7 +19,7 @@ def _data(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 )  # fmt: skip
 @click.option("--only", multiple=True, metavar="NAME", help="Only this evaluation; may be given often.")
 @click.option(
-    "--data", multiple=True, callback=_data, metavar="NAME=FILE",
+    "--data", multiple=True, callback=shared.mapped, metavar="NAME=FILE",
     help="A local file for an evaluation, or NAME.shots=FILE for the examples that it shows; may be given often.",
 )  # fmt: skip
 @click.option(
@@ -43,33 +27,7 @@ def _data(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
     help="Put a patch into the model first; may be given often, in the order of the stream.",
 )  # fmt: skip
 @shared.out_option("runs/evaluate")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many records of each, the first ones.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=DEFAULT.batch_size, show_default=True,
-    help="Examples of a forward pass.",
-)  # fmt: skip
-@click.option(
-    "--max-length", type=click.IntRange(min=2), metavar="TOKENS",
-    help="Tokens that the model reads and writes; what it was made for if not given.",
-)  # fmt: skip
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), metavar="TOKENS",
-    help="Longest answer, where the evaluation does not say; else what the benchmark says.",
-)  # fmt: skip
-@click.option("--device", default=DEFAULT.device, show_default=True, help="auto: a GPU if any.")
-@click.option(
-    "--dtype", type=click.Choice(CHOICES["dtype"]), default=DEFAULT.dtype, show_default=True,
-    help="auto: bfloat16 on a GPU, float32 on a CPU.",
-)  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=DEFAULT.seed, show_default=True,
-    help="Of the examples that are shown, and of sampled answers.",
-)  # fmt: skip
-@click.option(
-    "--allow-code-execution", is_flag=True,
-    help="Run programs that the model writes (humaneval): walled in, without network, with limits.",
-)  # fmt: skip
-@click.option("--save-samples/--no-samples", default=True, help="Whether every prompt and answer is kept (it is).")
+@shared.setting_options(EvaluateSettings)
 @click.option("--dry-run", is_flag=True, help="What would be run; loads no weights, writes nothing.")
 @click.pass_context
 def evaluate_command(
@@ -85,10 +43,7 @@ def evaluate_command(
     trace-transfer evaluate Qwen/Qwen2.5-14B --suite paper --allow-code-execution
     trace-transfer evaluate models/small --suite mine.yaml --patch runs/math.patch.safetensors
     """
-    given = {
-        name: value for name, value in options.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT
-    }
-    settings = EvaluateSettings.of(**given)
+    settings = shared.given_settings(EvaluateSettings, ctx, options)
 
     from trace_transfer.checkpoints import hash_weights
     from trace_transfer.model_state import ModelState

@@ -10,6 +10,7 @@ import click
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
 from trace_transfer.launching import place_among_ranks
+from trace_transfer.settings.identify import IdentifySettings
 
 
 @click.command("identify")
@@ -52,7 +53,7 @@ def identify_command(
     trace-transfer identify HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --method lf --ratio 0.05 \\
         --out runs/smollm2
     """
-    settings = shared.settings_of(ctx, options, profile)
+    settings = shared.given_settings(IdentifySettings, ctx, options, profile)
     to = asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
 
     from trace_transfer.checkpoints import hash_weights

@@ -8,26 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.settings.represent import CHOICES, RepresentSettings
-
-DEFAULTS = RepresentSettings()
-
-
-def _setting(name: str, kind: Any, why: str, metavar: str | None = None) -> shared.Decorator:
-    return click.option(
-        f"--{name.replace('_', '-')}", type=kind, default=getattr(DEFAULTS, name), show_default=True, metavar=metavar,
-        help=why,
-    )  # fmt: skip
-
-
-def _named(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    found = []
-    for value in values:
-        name, separator, rest = value.partition("=")
-        if not separator or not name.strip() or not rest:
-            raise click.BadParameter(f"{value!r} is not {parameter.metavar}")
-        found.append((name.strip(), rest))
-    return tuple(found)
+from trace_transfer.settings.represent import RepresentSettings
 
 
 @click.command("represent")
@@ -36,28 +17,20 @@ def _named(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     "--tasks", required=True, type=click.Path(path_type=Path), metavar="FILE", help="tasks.yaml: two tasks at least."
 )
 @click.option(
-    "--label", "labelled", multiple=True, callback=_named, metavar="NAME=MODEL",
+    "--label", "labelled", multiple=True, callback=shared.paired, metavar="NAME=MODEL",
     help="A model under a name of its own; may be given often. MODELs have the last part of theirs.",
 )  # fmt: skip
 @click.option(
-    "--patch", "patches", multiple=True, callback=_named, metavar="NAME=FILE",
+    "--patch", "patches", multiple=True, callback=shared.paired, metavar="NAME=FILE",
     help="A patch of the model of that name, in the order of its stream; may be given often.",
 )  # fmt: skip
 @shared.out_option("runs/represent")
-@_setting(
-    "pool", click.Choice(CHOICES["pool"]),
-    "A text's embedding: the mean over its tokens' final hidden states, or that of the last.",
-)  # fmt: skip
-@_setting("max_examples", click.IntRange(min=3), "Texts drawn from each task at most.")
-@_setting("max_length", click.IntRange(min=1), "Texts are cut there.", "TOKENS")
-@_setting("perplexity", float, "Of t-SNE: how many neighbours of a text count; less than there are texts.")
-@_setting("batch_size", click.IntRange(min=1), "Texts at a time.")
-@_setting("device", str, "auto: a GPU where there is one.")
-@_setting("dtype", click.Choice(CHOICES["dtype"]), "auto: float32 on a CPU, bfloat16 on a GPU.")
-@_setting("seed", click.IntRange(min=0), "Draws the texts, and t-SNE.")
-@shared.rules_option
+@shared.setting_options(RepresentSettings)
 @click.option("--dry-run", is_flag=True, help="Models, widths, texts and tokens; reads no weights, writes nothing.")
+@click.pass_context
 def represent_command(
+    ctx: click.Context,
+    /,
     models: tuple[str, ...],
     tasks: Path,
     labelled: tuple[tuple[str, str], ...],
@@ -78,7 +51,7 @@ def represent_command(
     trace-transfer represent --tasks tasks.yaml --label base=Qwen/Qwen2.5-14B \\
         --label math=Qwen/Qwen2.5-14B --patch math=runs/trace/math.patch.safetensors
     """
-    settings = RepresentSettings(**options)
+    settings = shared.given_settings(RepresentSettings, ctx, options)
 
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.representing import FILES, name_models, open_states, plan_representation

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.settings.identify import IdentifySettings
 
 
 @click.command("score")
@@ -48,7 +49,7 @@ def score_command(
     trace-transfer score meta-llama/Meta-Llama-3-8B \\
         --tuned math=out/math --tuned code=out/code --tuned law=out/law --method cs
     """
-    settings = shared.settings_of(ctx, options, profile)
+    settings = shared.given_settings(IdentifySettings, ctx, options, profile)
 
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.identifying import run_score

@@ -11,6 +11,7 @@ import click
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
 from trace_transfer.launching import place_among_ranks
+from trace_transfer.settings.stream import StreamSettings
 
 
 @click.command("train")
@@ -43,7 +44,7 @@ def train_command(
     deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B \\
         --stream stream.yaml --out runs/qwen
     """
-    settings = shared.stream_settings_of(ctx, options)
+    settings = shared.given_settings(StreamSettings, ctx, options)
     place = place_among_ranks()
     to = asked_destination(push_to_hub, private) if place.rank == 0 else None
     if place.launched and processes not in (None, place.size):

@@ -9,6 +9,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.launching import place_among_ranks
+from trace_transfer.settings.identify import IdentifySettings
 
 
 @click.command("warm-start")
@@ -37,7 +38,7 @@ def warm_start_command(
     torchrun --nproc-per-node 8 -m trace_transfer warm-start meta-llama/Meta-Llama-3-8B --zero 3 \\
         --tasks tasks.yaml
     """
-    settings = shared.settings_of(ctx, options)
+    settings = shared.given_settings(IdentifySettings, ctx, options)
     first = place_among_ranks().rank == 0
 
     from trace_transfer.progress import Terminal, quiet_libraries

@@ -8,7 +8,7 @@ from typing import Any
 
 from trace_transfer.pipeline.methods import RunMethod
 from trace_transfer.pipeline.run_file import RunFile
-from trace_transfer.settings.checks import SettingsError
+from trace_transfer.settings.base import SettingsError
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.settings.stream import StreamSettings

@@ -89,7 +89,8 @@ def _devices(graph: RunGraph) -> list[tuple[str, str]]:
 
 def _readings(cell: Cell) -> list[tuple[str, int, str, int]]:
     """Which model reads the tasks in which way."""
-    train, found = cell.train, []
+    train = cell.train
+    found: list[tuple[str, int, str, int]] = []
     found.append(("target", train.max_length, train.too_long, train.train.seed))
     if cell.method.needs != "none":
         start = cell.identify.warm_start

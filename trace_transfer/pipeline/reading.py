@@ -30,8 +30,8 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.pipeline.cells import cells_of
 from trace_transfer.pipeline.methods import METHODS, RunMethod
 from trace_transfer.pipeline.run_file import RunFile, RunTask, Sweep
-from trace_transfer.pipeline.sections import AXES, SECTIONS, axis_values, coerced, known_settings, takes_part
-from trace_transfer.settings.checks import SettingsError
+from trace_transfer.pipeline.sections import AXES, SECTIONS, axis_values, coerced, takes_part
+from trace_transfer.settings.base import SettingsError
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.settings.represent import RepresentSettings
 from trace_transfer.tasks.evaluation import Suite, load_suite
@@ -297,7 +297,7 @@ class _Reader:
         where, path = f"sweeps.{axis}", AXES.get(axis, axis)
         section, _, key = path.partition(".")
         if path not in ("seed", "order") and (
-            section not in ("identify", "map", "train") or key not in known_settings(section)
+            section not in ("identify", "map", "train") or key not in SECTIONS[section].names()
         ):
             self.problems.append(f"{where}: no such axis; {suggestion(axis, AXES)}, or a setting such as train.epochs")
             return None

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from contextlib import suppress
 from itertools import permutations
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from trace_transfer.pipeline.methods import RunMethod
-from trace_transfer.settings import mapping as map_settings
-from trace_transfer.settings import scoring
-from trace_transfer.settings.checks import SettingsError, unknown_problems
+from trace_transfer.settings.base import Settings, SettingsError, Single, bare, choice, singles, unknown_problems
 from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.settings.identify import PARTS
+from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.mapping import MapSettings
 from trace_transfer.settings.represent import RepresentSettings
 from trace_transfer.settings.stream import StreamSettings
-from trace_transfer.settings.training import TrainSettings
 
 # Short names of axes that the paper sweeps → the setting that they stand for.
 AXES = {
@@ -38,25 +33,13 @@ _TAKEN = {
     "evaluate": {},
     "represent": {},
 }
-SECTIONS: dict[str, tuple[Any, ...]] = {
-    "identify": PARTS,
-    "map": (MapSettings,),
-    "train": (StreamSettings, TrainSettings),
-    "evaluate": (EvaluateSettings,),
-    "represent": (RepresentSettings,),
+SECTIONS: dict[str, type[Settings]] = {
+    "identify": IdentifySettings,
+    "map": MapSettings,
+    "train": StreamSettings,
+    "evaluate": EvaluateSettings,
+    "represent": RepresentSettings,
 }
-_PROFILES = {"identify": scoring.PROFILES, "map": map_settings.PROFILES}
-
-
-def known_settings(section: str) -> dict[str, Any]:
-    """Name of a setting → its type."""
-    found: dict[str, Any] = {}
-    for kind in SECTIONS[section]:
-        hints = get_type_hints(kind)
-        found |= {
-            f.name: hints[f.name] for f in fields(kind) if f.name not in ("train", "score", "warm_start", "compute")
-        }
-    return found
 
 
 def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any], list[str]]:
@@ -67,7 +50,8 @@ def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any
     """
     if not isinstance(given, Mapping):
         return {}, [f" found {given!r}, expected settings, name: value"]
-    known, profiles = known_settings(section), _PROFILES.get(section)
+    kind = SECTIONS[section]
+    known, profiles = {one.name: one for one in singles(kind)}, kind.PROFILES if len(kind.PROFILES) > 1 else {}
     problems = unknown_problems(map(str, given), [*known, *(["profile"] if profiles else [])])
     values: dict[str, Any] = {}
     for name, value in given.items():
@@ -75,28 +59,22 @@ def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any
             problems.append(f"{name}: {_TAKEN[section][name]}")
         elif name == "profile" and profiles:
             values[name] = value
-            if value not in profiles:
-                problems.append(f"profile: {value!r} is none of {', '.join(profiles)}")
+            problems += choice("profile", value, profiles)
         elif name in known:
-            try:
-                values[name] = TypeAdapter(known[name]).validate_python(value)
-            except ValidationError as error:
-                problems.append(
-                    f"{name}: found {value!r}; {error.errors()[0]['msg'][0].lower()}{error.errors()[0]['msg'][1:]}"
-                )
-            else:
-                problems += _wrong_by_itself(section, name, values[name])
+            values[name] = _value(known[name], value, problems)
     return values, problems
 
 
-def _wrong_by_itself(section: str, name: str, value: Any) -> tuple[str, ...]:
-    """What is wrong with a value whatever the other settings are, which only the cells know."""
-    (kind,) = (kind for kind in SECTIONS[section] if name in {f.name for f in fields(kind)})
+def _value(setting: Single, value: Any, problems: list[str]) -> Any:
+    """A value as its setting takes it; a line for one that is wrong whatever the other settings are."""
+    if isinstance(value, str) and bare(setting.field.annotation)[0] is float:
+        with suppress(ValueError):
+            value = float(value)  # YAML takes 2e-5, which has no dot, for a text
     try:
-        kind(**{name: value})
+        return getattr(setting.owner(**{setting.name: value}), setting.name)
     except SettingsError as error:
-        return error.alone
-    return ()
+        problems += error.alone
+        return value
 
 
 def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any], list[str]]:

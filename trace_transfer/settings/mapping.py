@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Le
 
 from trace_transfer.content import cache_directory
-from trace_transfer.settings.checks import choice_problems, count_problems, of_profile, recorded, refuse, share_problem
-from trace_transfer.settings.types import type_problems
+from trace_transfer.settings.base import LARGEST, Count, Seed, Settings, Share, Texts, setting
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "rows": ("boundary", "word", "example"),
-    "similarity": ("cka-debiased", "cka", "cka-rbf"),
-    "representation": ("stream", "update"),
-    "transform": ("unit", "none"),
-    "match": ("coverage", "argmax", "one-to-one", "monotone", "depth", "shuffled"),
-    "carry": ("scores", "core"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-}
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+WHICH_DTYPE = "auto: float32 on a CPU, bfloat16 on a GPU."
+WHICH_DEVICE = "auto: a GPU where there is one."
 
 # What a profile sets; an option that is given explicitly stays.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -34,67 +28,60 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class MapSettings:
-    """Everything about a run of `map` but its models, core files and output directory.
+class MapSettings(Settings):
+    """Everything about a run of `map` but its models, core files and output directory."""
 
-    Attributes:
-        probe: file of texts on which both models are read; None for those that come with the package.
-        rows: what is compared: `boundary` (token ends that both tokenizers share), `word` means, or one mean per
-            `example` (the paper's).
-        similarity: `cka-debiased`, `cka` (the paper's) or `cka-rbf`.
-        representation: the residual `stream` after a layer, or its `update`, what the layer adds.
-        transform: rows scaled to `unit` norm, or `none`.
-        match: `coverage`, `argmax` (the paper's), `one-to-one`, `monotone`; the controls `depth` and `shuffled`.
-        carry: `scores`, of which the best are selected again on the target, or `core` by name (the paper's).
-        ratio: core share in (0, 1]; None for that of the core file.
-        rules: your own rules, files or directories.
-        max_length: tokens at which texts are cut.
-        minibatches: rows drawn from each text, one for each minibatch of the CKA.
-        splits: random halves of the texts that say how stable the match is; 0 for none.
-        batch_size: texts at a time.
-        device, dtype: where, and in which type; `auto` is a GPU and bfloat16, or the CPU and float32.
-        seed: draws the rows, and a shuffled match.
-        cache: directory in which what was read of a model is kept; None for none.
-    """
+    PROFILES: ClassVar = PROFILES
 
-    probe: str | None = None
-    rows: str = "boundary"
-    similarity: str = "cka-debiased"
-    representation: str = "stream"
-    transform: str = "unit"
-    match: str = "coverage"
-    carry: str = "scores"
-    ratio: float | None = None
-    rules: tuple[str, ...] = ()
-    max_length: int = 128
-    minibatches: int = 8
-    splits: int = 10
-    batch_size: int = 16
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    cache: Path | None = field(default_factory=cache_directory)
-
-    def __post_init__(self) -> None:
-        problems = type_problems(self) + choice_problems(self, CHOICES) + share_problem("ratio", self.ratio)
-        problems += count_problems(self, {"max_length": 8, "minibatches": 1, "splits": 0, "batch_size": 1, "seed": 0})
-        refuse(problems)
-
-    @classmethod
-    def of(cls, profile: str = "default", **given: Any) -> MapSettings:
-        """The settings of a profile, with what was given explicitly on top.
-
-        Raises:
-            UserError: an unknown name or profile, or values that cannot be used; all at once.
-        """
-        return of_profile(cls, PROFILES, profile, given)
-
-    @classmethod
-    def names(cls) -> frozenset[str]:
-        """All that `of` takes."""
-        return frozenset(f.name for f in fields(cls))
-
-    def recorded(self) -> dict[str, Any]:
-        """As they are saved beside each result."""
-        return recorded(self)
+    probe: str | None = setting(
+        None, "Texts on which both models are read: text or JSONL. Default: 480 short texts of maths, code, medicine, "
+        "law and general prose that come with the package.", metavar="FILE",
+    )  # fmt: skip
+    rows: Literal["boundary", "word", "example"] = setting(
+        "boundary",
+        "What is compared. boundary: token ends that both tokenizers share, where both have read the same prefix; "
+        "word: means over words; example: one mean per text (the paper's), which saturates.",
+    )
+    similarity: Literal["cka-debiased", "cka", "cka-rbf"] = setting(
+        "cka-debiased",
+        "cka-debiased is near 0 for unrelated layers however wide they are; cka (the paper's) is then near 1; cka-rbf "
+        "has a Gaussian kernel.",
+    )
+    representation: Literal["stream", "update"] = setting(
+        "stream",
+        "stream: the residual stream after the layer; with unit rows the steadiest on the pairs of models tried. "
+        "update: what the layer adds to it, which tells neighbouring layers of one model apart far more clearly.",
+    )
+    transform: Literal["unit", "none"] = setting(
+        "unit", "unit: rows scaled to unit norm, so that no single row or massive activation decides; none."
+    )
+    match: Literal["coverage", "argmax", "one-to-one", "monotone", "depth", "shuffled"] = setting(
+        "coverage",
+        "coverage: order is kept and no layer of either model is left out; argmax: the most similar target layer of "
+        "each source layer (the paper's), which leaves a deeper target partly unused; one-to-one and monotone use each "
+        "layer once at most. Controls, for comparison only: depth: relative depth alone, whatever is similar; "
+        "shuffled: coverage with its target layers permuted by --seed.",
+    )
+    carry: Literal["scores", "core"] = setting(
+        "scores",
+        "scores: move every score and select the top r again on the target, so that the budget holds; core: what is "
+        "core stays core by name (the paper's), which shrinks the ratio on a larger target.",
+    )
+    ratio: Share | None = setting(None, "Core share, e.g. 0.05. Default: that of the core file.", metavar="R")
+    rules: Texts = setting((), "Your own rules, a file or a directory, beside or over the shipped.", metavar="PATH")
+    max_length: Annotated[int, Ge(8), Le(LARGEST)] = setting(
+        128, "Texts are cut there; the shipped ones are shorter.", metavar="TOKENS"
+    )
+    minibatches: Count = setting(
+        8, "Rows drawn from each text, one per minibatch: rows of one text depend on each other."
+    )
+    splits: Annotated[int, Ge(0), Le(LARGEST)] = setting(
+        10, "Random halves of the texts that say how stable the match is; 0 for none."
+    )
+    batch_size: Count = setting(16, "Texts at a time.")
+    device: str = setting("auto", WHICH_DEVICE)
+    dtype: Dtype = setting("auto", WHICH_DTYPE)
+    seed: Seed = setting(0, "Draws the rows, and a shuffled match.")
+    cache: Path | None = setting(
+        cache_directory, "Where what was read of a model is kept, so that another --match takes seconds."
+    )

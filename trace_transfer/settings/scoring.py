@@ -5,25 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from trace_transfer.settings.checks import choice_problems, count_problems, of_profile, recorded, refuse, share_problem
-from trace_transfer.settings.types import type_problems
+from annotated_types import Ge, Le
 
-# The first of each is the default.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("lf", "cs", "l2", "fisher"),
-    "unit": ("tensors", "elements", "rows"),
-    "l2": ("rms", "norm", "relative"),
-    "fisher": ("example", "batch"),
-    "fisher_size": ("mean", "sum"),
-    "fisher_at": ("tuned", "base"),
-    "normalise": ("min-max", "rank", "z-score"),
-    "normalise_within": ("all", "kind"),
-    "zero_delta": ("unscored", "cosine-0"),
-    "cosine": ("plain", "corrected"),
-}
+from trace_transfer.settings.base import Count, Settings, Share, Texts, setting
+
+Unit = Literal["tensors", "elements", "rows"]
 
 # What a profile sets; an option that is given explicitly stays.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -44,89 +32,63 @@ _UNUSED: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """From deltas and Fisher information to a core set.
+class ScoreSettings(Settings):
+    """From deltas and Fisher information to a core set."""
 
-    Attributes:
-        method: a name in `trace_transfer.maths.saliency.METHODS`.
-        ratio: core share, in (0, 1].
-        unit: what the ratio counts: `tensors`; `elements` of whole tensors; `rows`: elements of heads and neurons,
-            which are then scored one by one.
-        alpha: share of L2 in LF (eq. 5); Fisher has the rest.
-        l2: `rms`: norm / √numel; `norm`: eq. 3; `relative`: norm / norm of the base.
-        fisher: `example`: expectation over examples (eq. 4); `batch`: squared gradients of batches of two.
-        fisher_size: `mean` or `sum` of the squared gradient over a parameter's elements.
-        fisher_at: where: at the `tuned` model (eq. 4) or the `base` (Algorithm 1).
-        fisher_examples: examples drawn from each task; fewer if it has fewer.
-        normalise: what makes L2 and Fisher comparable before they are added.
-        normalise_within: over `all` parameters, or over those of one `kind` (a component) at a time.
-        zero_delta: specificity of a parameter that did not move: `unscored`, or as if its `cosine-0`.
-        cosine: `corrected` divides each cosine by the reliability of both deltas (needs two replicates).
-        exclude: components or groups of them (`norm`, `head`) and `bias`, whose parameters take no part.
-        min_elements: parameters with fewer take no part.
-    """
+    PROFILES: ClassVar = PROFILES
 
-    method: str = "lf"
-    ratio: float = 0.05
-    unit: str = "tensors"
-    alpha: float = 0.5
-    l2: str = "rms"
-    fisher: str = "example"
-    fisher_size: str = "mean"
-    fisher_at: str = "tuned"
-    fisher_examples: int = 300
-    normalise: str = "min-max"
-    normalise_within: str = "all"
-    zero_delta: str = "unscored"
-    cosine: str = "plain"
-    exclude: tuple[str, ...] = ()
-    min_elements: int = 1
-
-    def __post_init__(self) -> None:
-        problems = type_problems(self) + choice_problems(self, CHOICES)
-        problems += share_problem("ratio", self.ratio)
-        problems += count_problems(self, {"fisher_examples": 1, "min_elements": 1})
-        if not 0 <= self.alpha <= 1:
-            problems.append(f"alpha: {self.alpha} is not in [0, 1]")
-        refuse(problems)
-
-    @classmethod
-    def of(cls, profile: str = "default", **given: Any) -> ScoreSettings:
-        """The settings of a profile, with what was given explicitly on top.
-
-        Raises:
-            UserError: an unknown name or profile, or values that cannot be used; all at once.
-        """
-        return of_profile(cls, PROFILES, profile, given)
+    method: Literal["lf", "cs", "l2", "fisher"] = setting(
+        "lf",
+        "lf: size of the update and Fisher information (eq. 3-5); cs: how unlike the other tasks' updates its "
+        "direction is (eq. 6-8); l2 and fisher: one half of lf.",
+    )
+    ratio: Share = setting(0.05, "Core share.")
+    unit: Unit = setting(
+        "tensors",
+        "What the ratio counts: tensors (as the paper), elements of whole tensors, or elements of heads and neurons "
+        "(rows), which are then scored one by one.",
+    )
+    alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Share of L2 in lf (eq. 5); Fisher has the rest.")
+    l2: Literal["rms", "norm", "relative"] = setting(
+        "rms", "rms: does not favour large tensors; norm: eq. 3; relative: to the norm of the base."
+    )
+    fisher: Literal["example", "batch"] = setting(
+        "example", "Squared gradients of examples (eq. 4), or of batches of two."
+    )
+    fisher_size: Literal["mean", "sum"] = setting("mean", "mean: does not favour large tensors; sum: eq. 4.")
+    fisher_at: Literal["tuned", "base"] = setting("tuned", "At the tuned model (eq. 4) or the base (Algorithm 1).")
+    fisher_examples: Count = setting(300, "Examples drawn from each task for it; fewer if it has fewer.")
+    normalise: Literal["min-max", "rank", "z-score"] = setting(
+        "min-max", "What makes L2 and Fisher comparable before they are added."
+    )
+    normalise_within: Literal["all", "kind"] = setting("all", "Over all parameters, or each kind of them by itself.")
+    zero_delta: Literal["unscored", "cosine-0"] = setting(
+        "unscored", "cs of a parameter that did not move: none, or as of cosine 0."
+    )
+    cosine: Literal["plain", "corrected"] = setting(
+        "plain", "corrected: freed of the noise that two replicates show (--replicates 2)."
+    )
+    exclude: Texts = setting(
+        (), "Leave a component (attention.query, head), a group (norm, mlp) or 'bias' out; may be given often.",
+        metavar="COMPONENT",
+    )  # fmt: skip
+    min_elements: Count = setting(1, "Leave smaller parameters out.")
 
     @property
     def needs_fisher(self) -> bool:
         """Whether the method reads Fisher information at all."""
         return self.method == "fisher" or (self.method == "lf" and self.alpha < 1)
 
-    def recorded(self) -> dict[str, Any]:
-        """As they are saved beside each result."""
-        return recorded(self)
-
     def deciding(self) -> dict[str, Any]:
         """Those that decide the core sets of the method."""
         return {name: value for name, value in self.recorded().items() if name not in _UNUSED.get(self.method, ())}
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where and how Fisher information is computed; none of it changes a result beyond rounding.
+class Compute(Settings):
+    """Where and how Fisher information is computed; none of it changes a result beyond rounding."""
 
-    Attributes:
-        device: `auto` is a GPU where there is one.
-        tokens_at_once: tokens of a batch.
-        layer_streamed: activations of one layer at a time in memory, for about half again the time.
-    """
-
-    device: str = "auto"
-    tokens_at_once: int = 4096
-    layer_streamed: bool = False
-
-    def __post_init__(self) -> None:
-        refuse(type_problems(self) + count_problems(self, {"tokens_at_once": 1}))
+    device: str = setting("auto", "For Fisher; auto: a GPU if any.")
+    tokens_at_once: Count = setting(4096, "Tokens of a batch for Fisher.")
+    layer_streamed: bool = setting(
+        False, "Fisher with the activations of one layer at a time: less memory for about half again the time."
+    )

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from trace_transfer.settings.checks import (
-    choice_problems,
-    count_problems,
-    made,
-    recorded,
-    refuse,
-    share_problem,
-    unknown_problems,
-)
+from annotated_types import Gt
+from pydantic import InstanceOf
+
+from trace_transfer.settings.base import Count, Settings, Share, Texts, setting
 from trace_transfer.settings.training import TrainSettings
-from trace_transfer.settings.types import type_problems
+from trace_transfer.settings.warm_start import LONGEST, WHEN_TOO_LONG, Length, TooLong
 
 METHODS = {
     "trace": "only the core set of each task (the method)",
@@ -30,13 +24,6 @@ METHODS = {
 }
 CONTROLS = ("random", "shuffled", "first", "last")
 NEED_CORE = ("trace", *CONTROLS)
-CHOICES: dict[str, tuple[str, ...]] = {
-    "method": tuple(METHODS),
-    "too_long": ("cut", "leave-out"),
-    "save_dtype": ("stored", "float32"),
-    "adapter": ("carry", "merge"),
-    "control_unit": ("tensors", "elements"),
-}
 
 
 def paper_training(**given: Any) -> TrainSettings:
@@ -44,70 +31,40 @@ def paper_training(**given: Any) -> TrainSettings:
     return TrainSettings(**{"epochs": 3, "batch_size": 256, "zero": 3, "cache_prefix": "auto", **given})
 
 
-@dataclass(frozen=True)
-class StreamSettings:
-    """Everything about a stream of tasks but the model, the tasks and the output directory.
+class StreamSettings(Settings):
+    """Everything about a stream of tasks but the model, the tasks and the output directory."""
 
-    Attributes:
-        train: of each task.
-        max_length: tokens; the paper's is 1,024 (A.4).
-        too_long: examples longer than that are `cut` there, or left out.
-        order: names of the tasks in the order in which they are trained; empty for that of the file.
-        save_dtype: trained values are saved in the type in which the base is `stored`, or in `float32`.
-        lora_rank, lora_alpha: of the adapters (A.4: 8 and 16).
-        adapter: `carry` one through all tasks, or `merge` it after each and begin a new one.
-        special: the task that DMT trains last; None for the last of the stream.
-        replay_share: share of the other tasks' examples that DMT replays beside it (Dong et al., 2024: 1/256).
-        control_unit: a random set has the core set's number of `tensors`, or of `elements`.
-    """
+    method: Literal["trace", "full", "joint", "lora", "dmt", "random", "shuffled", "first", "last"] = setting(
+        "trace", "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
+    )
+    train: InstanceOf[TrainSettings] = setting(paper_training, "The training of each task.")
+    max_length: Length = setting(1024, LONGEST, metavar="TOKENS")
+    too_long: TooLong = setting("cut", WHEN_TOO_LONG)
+    order: Texts = setting(
+        (), "Names of the tasks in the order in which they are trained; that of the file if not given.",
+        metavar="TASK,…",
+    )  # fmt: skip
+    save_dtype: Literal["stored", "float32"] = setting(
+        "stored", "Save what moved in the type of the base's weights, or in float32."
+    )
+    lora_rank: Count = setting(8, "Of method lora (A.4).")
+    lora_alpha: Annotated[float, Gt(0)] = setting(16.0, "Of method lora (A.4).")
+    adapter: Literal["carry", "merge"] = setting(
+        "carry", "lora: carry one adapter through all tasks, or merge it after each."
+    )
+    special: str | None = setting(None, "dmt: the task trained last; by default the stream's last.", metavar="TASK")
+    replay_share: Share = setting(
+        1 / 256, "dmt: share of the other tasks' examples replayed beside it (Dong et al., 2024: 1/256)."
+    )
+    control_unit: Literal["tensors", "elements"] = setting(
+        "tensors", "random: as many tensors as the core set, or elements."
+    )
 
-    method: str = "trace"
-    train: TrainSettings = field(default_factory=paper_training)
-    max_length: int = 1024
-    too_long: str = "cut"
-    order: tuple[str, ...] = ()
-    save_dtype: str = "stored"
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    adapter: str = "carry"
-    special: str | None = None
-    replay_share: float = 1 / 256
-    control_unit: str = "tensors"
-
-    def __post_init__(self) -> None:
-        problems = type_problems(self) + choice_problems(self, CHOICES)
-        problems += count_problems(self, {"max_length": 2, "lora_rank": 1})
-        problems += share_problem("replay_share", self.replay_share)
-        if not self.lora_alpha > 0:
-            problems.append(f"lora_alpha: {self.lora_alpha} is not above 0")
+    def contradictions(self) -> list[str]:
         contradicting = self.special is not None and self.method != "dmt"
-        refuse(problems, [f"special: {self.special!r} is for method dmt only"] * contradicting)
-
-    @classmethod
-    def of(cls, **given: Any) -> StreamSettings:
-        """From single names, as on the command line.
-
-        Raises:
-            UserError: unknown names, or values that cannot be used; all at once.
-        """
-        of_train, problems = {f.name for f in fields(TrainSettings)}, unknown_problems(given, cls.names())
-        train = made(problems, paper_training, {name: given[name] for name in given if name in of_train})
-        found = made(problems, cls, {name: given[name] for name in given if name in cls.names() - of_train})
-        refuse(problems)
-        return replace(found, train=train)
-
-    @classmethod
-    def names(cls) -> frozenset[str]:
-        """All that `of` takes."""
-        return frozenset(f.name for kind in (cls, TrainSettings) for f in fields(kind)) - {"train"}
+        return [f"special: {self.special!r} is for method dmt only"] * contradicting
 
     @property
     def needs_core(self) -> bool:
         """Whether each task needs a core file."""
         return self.method in NEED_CORE
-
-    def recorded(self) -> dict[str, Any]:
-        """As they are saved beside the results: what decides them."""
-        values = recorded(self)
-        del values["train"]
-        return {**values, **self.train.recorded()}

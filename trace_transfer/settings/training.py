@@ -2,93 +2,55 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse
-from trace_transfer.settings.types import type_problems
+from annotated_types import Ge, Gt, Le, Lt
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": PRECISIONS,
-    "offload": ("none", "optimizer", "parameters"),
-    "cache_prefix": ("off", "auto", "on"),
-}
-TRACKERS = ("tensorboard", "wandb", "comet")
+from trace_transfer.settings.base import Count, Seed, Settings, setting
+
+Tracker = Literal["tensorboard", "wandb", "comet"]
+ZERO_FOR_OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """One stage of fine-tuning.
+class TrainSettings(Settings):
+    """One stage of fine-tuning, with AdamW and a cosine schedule on DeepSpeed."""
 
-    Attributes:
-        epochs: passes over the data; the warm start's is 1 (paper, section 3.2).
-        learning_rate: of AdamW at its peak, after the warm-up and before the cosine.
-        batch_size: examples per optimizer step, over all ranks.
-        micro_batch_size: examples per forward pass and rank.
-        warmup: share of the steps in which the learning rate rises.
-        weight_decay: AdamW's.
-        max_grad_norm: gradients are clipped to this norm; None for no clipping.
-        precision: `float32`, or `bfloat16` with float32 master weights; `auto` is float32 without a GPU.
-        zero: DeepSpeed's ZeRO stage, 0 to 3.
-        offload: keep the `optimizer` (ZeRO 1 to 3), or also the `parameters` (ZeRO 3), in the memory of the CPU.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        cache_prefix: compute the frozen bottom of the model once and read its hidden states from the disk afterwards;
-            `auto` where that is cheaper.
-        seed: order of the examples.
-        checkpoint_minutes: a checkpoint at least that often, to go on from after an interruption; 0 after every step.
-        keep_checkpoints: how many of them are kept.
-        track: where loss and learning rate are sent, beside `loss.csv`: some of `TRACKERS`.
-        deepspeed: further DeepSpeed configuration, as its JSON has it; see `settings.deepspeed_json`.
-    """
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"checkpoint_minutes", "keep_checkpoints", "track"})
 
-    epochs: int = 1
-    learning_rate: float = 2e-5
-    batch_size: int = 32
-    micro_batch_size: int = 4
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
-    precision: str = "auto"
-    zero: int = 0
-    offload: str = "none"
-    gradient_checkpointing: bool = False
-    cache_prefix: str = "off"
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    keep_checkpoints: int = 1
-    track: tuple[str, ...] = ()
-    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    epochs: Count = setting(1, "Passes over the data; the paper has 1 for a warm start and 3 for a task of a stream.")
+    learning_rate: Annotated[float, Gt(0)] = setting(
+        2e-5, "AdamW's, after a linear warm-up and before the cosine.", allow_inf_nan=False
+    )
+    batch_size: Count = setting(32, "Examples per step, over all processes.")
+    micro_batch_size: Count = setting(4, "Examples per forward pass and process.")
+    warmup: Annotated[float, Ge(0), Lt(1)] = setting(0.1, "Share of the steps in which the learning rate rises.")
+    weight_decay: Annotated[float, Ge(0)] = setting(0.0, "AdamW's.", allow_inf_nan=False)
+    max_grad_norm: Annotated[float, Gt(0)] | None = setting(
+        1.0, "Gradients are clipped to this norm; 0 for no clipping (None in Python)."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "float32, or bfloat16 with float32 master weights; auto: bfloat16 on a GPU."
+    )
+    zero: Annotated[int, Ge(0), Le(3)] = setting(0, "DeepSpeed's ZeRO stage: what is spread over several GPUs.")
+    offload: Literal["none", "optimizer", "parameters"] = setting(
+        "none", "What is kept in the CPU's memory; needs ZeRO 1, or 3."
+    )
+    gradient_checkpointing: bool = setting(False, "Less memory for about a third more time.")
+    cache_prefix: Literal["off", "auto", "on"] = setting(
+        "off", "Compute the frozen bottom of the model once and read its states from the disk; auto: if cheaper."
+    )
+    seed: Seed = setting(0, "Draws examples and their order.")
+    checkpoint_minutes: Annotated[float, Ge(0)] = setting(
+        5.0, "Minutes between checkpoints, from which the same command goes on; 0 for one after every step."
+    )
+    keep_checkpoints: Count = setting(1, "Checkpoints kept while a training runs.")
+    track: tuple[Tracker, ...] = setting((), "Send loss and learning rate there, beside loss.csv; may be given often.")
+    deepspeed: Mapping[str, Any] = setting(
+        dict, "Your own DeepSpeed JSON; what it leaves out or calls 'auto' comes from these options.", metavar="FILE"
+    )
 
-    def __post_init__(self) -> None:
-        problems = type_problems(self) + choice_problems(self, CHOICES)
-        problems += count_problems(
-            self, {"epochs": 1, "batch_size": 1, "micro_batch_size": 1, "seed": 0, "keep_checkpoints": 1}
-        )
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            problems.append(f"learning_rate: {self.learning_rate} is not above 0")
-        if not 0 <= self.warmup < 1:
-            problems.append(f"warmup: {self.warmup} is not in [0, 1)")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            problems.append(f"weight_decay: {self.weight_decay} is not 0 or more")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            problems.append(f"max_grad_norm: {self.max_grad_norm} is not above 0")
-        if self.zero not in (0, 1, 2, 3):
-            problems.append(f"zero: {self.zero} is none of 0, 1, 2, 3")
-        if unknown := [name for name in self.track if name not in TRACKERS]:
-            problems.append(f"track: {', '.join(unknown)} is none of {', '.join(TRACKERS)}")
-        if not self.checkpoint_minutes >= 0:
-            problems.append(f"checkpoint_minutes: {self.checkpoint_minutes} is not 0 or more")
-        needed, contradictions = {"none": 0, "optimizer": 1, "parameters": 3}.get(self.offload, 0), []
-        if self.zero < needed:
-            contradictions.append(f"offload: {self.offload!r} needs zero {needed} or more, and zero is {self.zero}")
-        refuse(problems, contradictions)
-
-    def recorded(self) -> dict[str, Any]:
-        """As they are saved beside each result; how often checkpoints are written changes no result."""
-        values = recorded(self)
-        for name in ("checkpoint_minutes", "keep_checkpoints", "track"):
-            del values[name]
-        return {**values, "deepspeed": dict(self.deepspeed)}
+    def contradictions(self) -> list[str]:
+        needed = ZERO_FOR_OFFLOAD.get(self.offload, 0)
+        told = f"offload: {self.offload!r} needs zero {needed} or more, and zero is {self.zero}"
+        return [told] if self.zero < needed else []

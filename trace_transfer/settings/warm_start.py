@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
-from trace_transfer.settings.checks import choice_problems, count_problems, recorded, refuse
+from annotated_types import Ge, Le
+from pydantic import InstanceOf
+
+from trace_transfer.settings.base import LARGEST, Settings, setting
 from trace_transfer.settings.training import TrainSettings
-from trace_transfer.settings.types import type_problems
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "too_long": ("cut", "leave-out"),
-    "delta_dtype": ("float32", "bfloat16"),
-}
+Length = Annotated[int, Ge(2), Le(LARGEST)]
+TooLong = Literal["cut", "leave-out"]
+LONGEST = "Longest example; 1024 as in the paper (A.4)."
+WHEN_TOO_LONG = "What happens to longer examples; counted either way."
 
 
-@dataclass(frozen=True)
-class WarmStartSettings:
-    """Everything about warm starts but the model, the tasks and the output directory.
+class WarmStartSettings(Settings):
+    """Everything about warm starts but the model, the tasks and the output directory."""
 
-    Attributes:
-        train: the training itself.
-        max_length: tokens; the paper's is 1,024 (A.4).
-        too_long: examples longer than that are `cut` there, or left out.
-        replicates: 2 warm-starts each task on two halves of its data, to tell signal from noise.
-        delta_dtype: deltas are kept in `float32`, or in `bfloat16`: half the size, a relative error of 0.4 %.
-        keep_models: keep the warm-started models, too.
-    """
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"delta_dtype", "keep_models"})
 
-    train: TrainSettings = field(default_factory=TrainSettings)
-    max_length: int = 1024
-    too_long: str = "cut"
-    replicates: int = 1
-    delta_dtype: str = "float32"
-    keep_models: bool = False
-
-    def __post_init__(self) -> None:
-        problems = type_problems(self) + choice_problems(self, CHOICES) + count_problems(self, {"max_length": 2})
-        if self.replicates not in (1, 2):
-            problems.append(f"replicates: {self.replicates} is none of 1, 2")
-        refuse(problems)
-
-    def recorded(self) -> dict[str, Any]:
-        """As they are saved beside each warm start: what decides its deltas."""
-        values = recorded(self)
-        for name in ("train", "delta_dtype", "keep_models"):
-            del values[name]
-        return {**values, **self.train.recorded()}
+    train: InstanceOf[TrainSettings] = setting(TrainSettings, "The training itself.")
+    max_length: Length = setting(1024, LONGEST, metavar="TOKENS")
+    too_long: TooLong = setting("cut", WHEN_TOO_LONG)
+    replicates: Annotated[int, Ge(1), Le(2)] = setting(
+        1, "2: warm-start each task on two halves of its data, and tell core sets from noise."
+    )
+    delta_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "How deltas are kept; bfloat16 takes half the room and loses 0.4 % of each value."
+    )
+    keep_models: bool = setting(False, "Keep the warm-started models, too.")

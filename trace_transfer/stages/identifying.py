@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from trace_transfer.artefacts import CoreFile, DeltaFile, StabilityFile, read_artefact, to_json
@@ -327,9 +327,9 @@ def _comparable(settings: ScoreSettings, evidence: Evidence) -> list[ScoreSettin
     """The chosen method, and what other methods the same evidence allows: LF and CS beside each other tell most."""
     possible = [settings]
     if settings.method != "lf" and evidence.fisher_PN is not None:
-        possible.append(replace(settings, method="lf"))
+        possible.append(settings.model_copy(update={"method": "lf"}))
     if settings.method != "cs" and len(evidence.tasks) > 1:
-        possible.append(replace(settings, method="cs"))
+        possible.append(settings.model_copy(update={"method": "cs"}))
     if settings.method != "l2":
-        possible.append(replace(settings, method="l2"))
-    return [replace(one, cosine="plain") for one in possible]
+        possible.append(settings.model_copy(update={"method": "l2"}))
+    return [one.model_copy(update={"cosine": "plain"}) for one in possible]

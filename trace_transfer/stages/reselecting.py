@@ -15,8 +15,8 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.files import refuse_inputs, write_text
 from trace_transfer.locking import held
 from trace_transfer.rules.registry import load_families
-from trace_transfer.settings.checks import choice, refuse, share_problem
-from trace_transfer.settings.scoring import CHOICES
+from trace_transfer.settings.base import Share, refuse, validated
+from trace_transfer.settings.scoring import Unit
 from trace_transfer.stages.evidence import entries_of
 from trace_transfer.stages.opening import names_told, open_model
 from trace_transfer.stages.selection import select
@@ -73,7 +73,10 @@ def reselect_all(
 
 def selection_problems(ratio: float | None, unit: str | None) -> list[str]:
     """What is wrong with the settings of a selection; None is as before."""
-    return [*share_problem("ratio", ratio), *(choice("unit", unit, CHOICES["unit"]) if unit is not None else [])]
+    problems: list[str] = []
+    validated("ratio", ratio, Share | None, problems)
+    validated("unit", unit, Unit | None, problems)
+    return problems
 
 
 def import_list(

@@ -1,0 +1,62 @@
+"""JSON Schemas accept every file that the package reads, and point at what it refuses."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from trace_transfer.cli import main
+from trace_transfer.cli.schema import FILES
+from trace_transfer.schemas import SCHEMAS, schema_of
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+WRITTEN = {
+    "rules": sorted((ROOT / "rules").glob("*.yaml")),
+    "run": [file for file in sorted(EXAMPLES.glob("*/*.yaml")) if "methods:" in file.read_text()],
+    "tasks": [EXAMPLES / "identify/tasks.yaml", EXAMPLES / "quickstart/tutorial/tasks.yaml"],
+    "stream": [EXAMPLES / "quickstart/tutorial/stream.yaml"],
+    "suite": [EXAMPLES / "quickstart/tutorial/suite.yaml", *sorted((ROOT / "trace_transfer").rglob("suites/*.yaml"))],
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_written_file_is_valid(file):
+    schema = schema_of(file)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert WRITTEN[file]
+    for written in WRITTEN[file]:
+        jsonschema.validate(yaml.safe_load(written.read_text("utf-8")), schema)
+
+
+def test_the_command_prints_each():
+    assert tuple(SCHEMAS) == FILES
+    result = CliRunner().invoke(main, ["schema", "stream"])
+    assert (result.exit_code, json.loads(result.output)) == (0, schema_of("stream"))
+
+
+RUN = {"target": "m", "tasks": [{"name": "a", "data": "a.jsonl"}], "methods": ["sequential"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "path"),
+    [
+        ("run", {**RUN, "train": {"epohcs": 1}}, ["train"]),
+        ("run", {**RUN, "train": {"epochs": 0}}, ["train", "epochs"]),
+        ("run", {**RUN, "map": {"match": "argmin"}}, ["map", "match"]),
+        ("run", {**RUN, "identify": {"ratio": 5}}, ["identify", "ratio"]),
+        ("run", {**RUN, "methods": ["sequentail"]}, ["methods", 0]),
+        ("tasks", {"tasks": [{"name": "a", "data": "a.jsonl", "core": "c"}]}, ["tasks", 0]),
+        ("rules", {"family": "x", "components": {"attention.qeury": ["a"]}}, ["components"]),
+    ],
+)
+def test_what_is_refused_is_pointed_at(file, content, path):
+    problems = list(jsonschema.Draft202012Validator(schema_of(file)).iter_errors(content))
+    assert [list(one.absolute_path) for one in problems] == [path]
+
+
+def test_a_learning_rate_without_a_dot_is_a_number():
+    jsonschema.validate(yaml.safe_load(json.dumps({**RUN, "train": {"learning_rate": "2e-5"}})), schema_of("run"))

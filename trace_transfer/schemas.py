@@ -1,0 +1,121 @@
+"""JSON Schemas of the files that people write, so that an editor completes and checks them.
+
+Each is made of what reads the file: the classes of settings, tasks and evaluations, and the names of methods and
+components. A schema says what may stand where; what needs the data, the models or two keys together is checked on
+reading.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from trace_transfer.pipeline.methods import METHODS
+from trace_transfer.pipeline.reading import KEEP, KEYS, ORDERS
+from trace_transfer.pipeline.run_file import RunTask
+from trace_transfer.pipeline.sections import AXES, SECTIONS
+from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.rules.parsing import TOP_KEYS
+from trace_transfer.settings.base import Settings, bare, singles
+from trace_transfer.tasks.evaluation import EvaluationSpec
+from trace_transfer.tasks.spec import TaskSpec
+from trace_transfer.tasks.stream import StreamTask
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+TEXT: Schema = {"type": "string"}
+TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
+COUNT: Schema = {"type": "integer", "minimum": 1}
+
+
+def schema_of(file: str) -> Schema:
+    """The schema of `run`, `tasks`, `stream`, `suite` or `rules`."""
+    return {"$schema": DIALECT, "title": f"trace-transfer: {file}", **SCHEMAS[file]()}
+
+
+def _object(properties: Schema, required: tuple[str, ...] = ()) -> Schema:
+    found: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**found, "required": list(required)} if required else found
+
+
+def _list(item: Schema) -> Schema:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
+def settings_schema(kind: type[Settings]) -> Schema:
+    """Settings as the flat section of a file; a number may be a text that YAML took for one (`2e-5`)."""
+    properties: Schema = {}
+    for one in singles(kind):
+        schema = TypeAdapter(one.field.rebuild_annotation()).json_schema()
+        if bare(one.field.annotation)[0] is float:
+            schema = {"anyOf": [schema, {"type": "string", "pattern": r"^[+-]?[0-9.]+[eE][+-]?[0-9]+$"}]}
+        elif bare(one.field.annotation)[0] == tuple[str, ...]:
+            schema = TEXTS
+        properties[one.name] = {**schema, "description": one.field.description}
+    if len(kind.PROFILES) > 1:
+        properties["profile"] = {"enum": list(kind.PROFILES)}
+    return _object(properties)
+
+
+def _run() -> Schema:
+    sections = {name: settings_schema(kind) for name, kind in SECTIONS.items()}
+    sections["represent"]["properties"]["methods"] = _list(TEXT)
+    own: Schema = {"name": TEXT, "like": {"enum": list(METHODS)}, "title": TEXT, "what": TEXT}
+    own |= {name: sections[name] for name in ("identify", "map", "train")}
+    axis = {"anyOf": [{"type": "array"}, {"const": "all"}]}
+    details = _object({"values": axis, "methods": _list(TEXT), "seeds": _list({"type": "integer"})}, ("values",))
+    sweep: Schema = {"anyOf": [axis, details]}
+    properties: Schema = {
+        **sections,
+        "name": TEXT,
+        "source": {**TEXT, "description": "The model on which transfer methods identify core sets."},
+        "target": {**TEXT, "description": "The model that all methods train."},
+        "out": TEXT,
+        "rules": TEXTS,
+        "tasks": _list(RunTask.model_json_schema()),
+        "evaluations": _list(EvaluationSpec.model_json_schema()),
+        "suite": TEXT,
+        "methods": _list({"anyOf": [{"enum": list(METHODS)}, _object(own, ("name", "like"))]}),
+        "reference": TEXT,
+        "seeds": _list({"type": "integer"}),
+        "orders": {"enum": list(ORDERS)},
+        "sweeps": {"type": "object", "properties": dict.fromkeys(AXES, sweep), "additionalProperties": sweep},
+        "jobs": COUNT,
+        "processes": COUNT,
+        "keep": {"enum": list(KEEP)},
+    }
+    return _object({key: properties[key] for key in KEYS}, ("target", "tasks", "methods"))
+
+
+def _rules() -> Schema:
+    size: Schema = {"anyOf": [{"type": "integer"}, TEXT]}
+    every = _object({"every": size, "from": size, "to": size}, ("every", "from", "to"))
+    ranges: Schema = {"anyOf": [{"type": "array", "items": size, "minItems": 2, "maxItems": 2}, every]}
+    head: Schema = {"anyOf": [size, {"const": False}]}
+    part: Schema = {"name": TEXT, "role": TEXT, "shared": {"type": "boolean"}, "unless": TEXT, "head": head}
+    part |= dict.fromkeys(("rows", "columns", "depth"), ranges)
+    members = _list({"anyOf": [TEXT, _object(part, ("name",))]})
+    unexpanded = _object({"members": members, "expand": {"type": "boolean"}}, ("members",))
+    component: Schema = {"anyOf": [members, unexpanded, {"type": "null"}]}
+    excluded = _object({"name": TEXT, "module": TEXT, "reason": TEXT}, ("reason",))
+    properties: Schema = {
+        "family": TEXT,
+        "model_types": {"type": "array", "items": TEXT},
+        "extends": TEXT,
+        "layer": TEXT,
+        "components": _object(dict.fromkeys(LAYER_COMPONENTS, component)),
+        "outside": _object(dict.fromkeys(OUTSIDE_COMPONENTS, component)),
+        "exclude": {"type": "array", "items": excluded},
+        "sizes": {"type": "object", "additionalProperties": {"anyOf": [size, _list(size)]}},
+    }
+    return _object({key: properties[key] for key in TOP_KEYS}, ("family",))
+
+
+SCHEMAS = {
+    "run": _run,
+    "tasks": lambda: _object({"tasks": _list(TaskSpec.model_json_schema())}, ("tasks",)),
+    "stream": lambda: _object({"tasks": _list(StreamTask.model_json_schema())}, ("tasks",)),
+    "suite": lambda: _object({"evaluations": _list(EvaluationSpec.model_json_schema())}, ("evaluations",)),
+    "rules": _rules,
+}
