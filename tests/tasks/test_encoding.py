@@ -15,8 +15,9 @@ from trace_transfer.examples import IGNORED, collate
 from trace_transfer.models import ModelSource
 from trace_transfer.stages.opening import load_tokenizer
 from trace_transfer.tasks.encoding import encode_task, halves, prepare_task
-from trace_transfer.tasks.records import Message, Record, Records
+from trace_transfer.tasks.records import Record, Records
 from trace_transfer.tasks.spec import TaskError, TaskSpec, load_tasks
+from trace_transfer.tasks.turns import Message
 
 EMOJI = turns(("u", "Draw 漢 and é: 🦊?"), ("a", " 🦊🦊 naïve 漢\n\n  def f(x):\n"))
 
@@ -112,7 +113,7 @@ def test_system_message_where_there_is_none():
 
 
 def test_a_template_that_refuses_is_said_for_all_records():
-    with pytest.raises(TaskError, match="does not take 2 of 3 examples") as caught:
+    with pytest.raises(TaskError, match="chat template does not take 2 of 3 examples") as caught:
         encode_task(spec(), records(TWO, ONE, TWO), chat_tokenizer(templates.LLAMA2))
     refusal = "Only user and assistant turns!"
     assert str(caught.value).split("\n  - ")[1:] == [f"math:10: {refusal}", f"math:12: {refusal}"]
