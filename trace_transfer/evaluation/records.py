@@ -12,7 +12,7 @@ from trace_transfer.errors import ModelError, listing
 from trace_transfer.evaluation.outcome import records_sha256
 from trace_transfer.examples import Example, TaskData
 from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.tasks.encoding import Prompts, encode_prompts, encode_task
+from trace_transfer.tasks.encoding import Prompts, encode_prompts, encode_task, record_of
 from trace_transfer.tasks.evaluation import EvaluationSpec
 from trace_transfer.tasks.records import Records, read_records
 from trace_transfer.tasks.spec import TaskError
@@ -105,13 +105,13 @@ def read_prompts(spec: EvaluationSpec, reading: Reading, settings: EvaluateSetti
     _require_rows(max(map(max, filter(None, prompts.ids)), default=0), reading)
     return ReadPrompts(
         prompts, tuple(record.number for record in kept), tuple(record.messages[-1].content for record in kept),
-        records.notes, _sha256(records),
+        (*records.notes, *prompts.notes), _sha256(records),
     )  # fmt: skip
 
 
 def number_of(example: Example) -> int:
     """Of its record: 17 of `math:17`, and of `math:17/2`."""
-    return int(example.id.rpartition(":")[2].partition("/")[0])
+    return int(record_of(example).rpartition(":")[2])
 
 
 def _limited(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> Records:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +27,13 @@ from trace_transfer.tasks.rendering import (
     plain_prompt,
     render_chat,
     render_plain,
+    require_prompt,
 )
 from trace_transfer.tasks.spec import TaskError, TaskSpec
 from trace_transfer.tasks.turns import Message
 
 TOO_LONG = ("cut", "leave-out")
+SPECIAL = "conversations in which a text holds a special token, and is read as that token"
 PARTED = "examples read in two parts, as a token would reach from the prompt into the answer"
 
 
@@ -101,12 +104,14 @@ class Prompts:
         ids: of each record the tokens before its last answer.
         stop_ids: tokens that end an answer: the end of a turn, whether or not it is special, and the end of text.
         stop_texts: ends of a turn that are no token of their own.
+        notes: as of `TaskData`.
     """
 
     ids: tuple[tuple[int, ...], ...]
     stop_ids: frozenset[int]
     stop_texts: tuple[str, ...]
     template: str
+    notes: tuple[str, ...]
 
 
 def encode_prompts(spec: TaskSpec, records: Sequence[Record], tokenizer: Any) -> Prompts:
@@ -115,12 +120,14 @@ def encode_prompts(spec: TaskSpec, records: Sequence[Record], tokenizer: Any) ->
     Raises:
         TaskError: no such template, or one that does not take the records.
     """
-    template, prompts, problems = template_of(spec, tokenizer), [], []
+    template, prompts, problems, notes = template_of(spec, tokenizer), [], [], Counter[str]()
     for record in records:
         messages = _with_system(spec, record.messages)[:-1]
         try:
             if template == "chat":
-                prompts.append(ChatTemplate(tokenizer, _context(spec, record)).prompt(messages))
+                chat = ChatTemplate(tokenizer, _context(spec, record))
+                prompts.append(chat.prompt(messages))
+                notes.update(require_prompt(chat, messages, prompts[-1]))
             else:
                 prompts.append(plain_prompt(messages, tokenizer.eos_token))
         except RenderingError as problem:
@@ -129,7 +136,8 @@ def encode_prompts(spec: TaskSpec, records: Sequence[Record], tokenizer: Any) ->
     lead = leading_special_ids(tokenizer) if template == "plain" else ()
     ids = tokenizer([one.text for one in prompts], add_special_tokens=False, verbose=False)["input_ids"]
     stop_ids, stop_texts = stops(tokenizer, {one.end for one in prompts})
-    return Prompts(tuple((*lead, *one) for one in ids), stop_ids, stop_texts, template)
+    told = tuple(f"{what}: {count:,}" for what, count in notes.items())
+    return Prompts(tuple((*lead, *one) for one in ids), stop_ids, stop_texts, template, told)
 
 
 def stops(tokenizer: Any, ends: Iterable[str]) -> tuple[frozenset[int], tuple[str, ...]]:
@@ -155,12 +163,18 @@ def halves(data: TaskData, seed: int) -> tuple[TaskData, TaskData]:
     Raises:
         TaskError: fewer than two examples.
     """
-    if len(data.examples) < 2:
-        raise TaskError(f"task {data.task}: {len(data.examples)} example, at least 2 are needed for two halves")
-    first = set(chosen((example.id for example in data.examples), len(data.examples) // 2, f"{seed}/half"))
-    parts = (tuple(example for example in data.examples if (example.id in first) == wanted) for wanted in (True, False))
+    if len(set(map(record_of, data.examples))) < 2:
+        raise TaskError(f"task {data.task}: 1 example, at least 2 are needed for two halves")
+    names = dict.fromkeys(map(record_of, data.examples))  # the examples of a record stay together
+    first = set(chosen(names, len(names) // 2, f"{seed}/half"))
+    parts = (tuple(one for one in data.examples if (record_of(one) in first) == wanted) for wanted in (True, False))
     one, other = (replace(data, examples=part, sha256=_sha256(part)) for part in parts)
     return one, other
+
+
+def record_of(example: Example) -> str:
+    """`math:17` of `math:17/2`."""
+    return example.id.partition("/")[0]
 
 
 def template_of(spec: TaskSpec, tokenizer: Any) -> str:
@@ -189,6 +203,8 @@ def _render(
 ) -> tuple[list[tuple[str, Rendered]], Counter[str]]:
     """The id and the text of each example, and how often each note applies."""
     rendered, problems, notes = [], [], Counter[str]()
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = re.compile("|".join(map(re.escape, sorted(texts)))) if texts else None
     for record in records:
         messages, context = _with_system(spec, record.messages), _context(spec, record)
         name = f"{spec.name}:{record.number}"
@@ -201,6 +217,7 @@ def _render(
             problems.append(f"{name}: {problem}")
             continue
         notes.update(written.notes)
+        notes.update({SPECIAL} if special and any(special.search(message.content) for message in messages) else ())
         alone = len(written.texts) == 1
         rendered += [(name if alone else f"{name}/{part}", text) for part, text in enumerate(written.texts, start=1)]
     _require_taken(spec, problems, len(records), template)

@@ -389,6 +389,15 @@ def _is_written(template: ChatTemplate, messages: Sequence[Message], place: int,
         return True
 
 
+def require_prompt(template: ChatTemplate, messages: Sequence[Message], prompt: Prompt) -> list[str]:
+    """Refuse a prompt that leaves out a turn, a decisive key of one, or tools; returns notes on the other keys."""
+    _require_turns(template, messages, prompt.text)
+    if not template.context and not any(message.more for message in messages):
+        return []
+    finished = [*messages, Message("assistant", "So.")]
+    return _require_keys(template, finished, template.write(finished))
+
+
 def _without(message: Message, key: str) -> Message:
     return replace(message, more={name: value for name, value in message.more.items() if name != key})
 

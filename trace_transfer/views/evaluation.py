@@ -63,7 +63,9 @@ def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
         shown += [f"up to {told['max_new_tokens']} tokens"] if told.get("max_new_tokens") else []
         shown += [f"template {told['template']}"] + ([f"{told['num_cut']} cut"] if told.get("num_cut") else [])
         notes += [f"! {one.spec.name}: {note}" for note in told.get("notes") or ()]
-        notes += [f"{one.spec.name} stops at {visible(' or '.join(told['stop']))}"] if told.get("stop") else []
+        notes += (
+            [f"answers of {one.spec.name} stop at {visible(' or '.join(told['stop']))}"] if told.get("stop") else []
+        )
         state = "finished" if plan.finished(one, out) else "to be run"
         rows.append((one.spec.name, one.spec.kind, one.metric, f"{one.num_examples:,}", ", ".join(shown), state))
     headings = ("evaluation", "kind", "metric", "examples", "how", "")
