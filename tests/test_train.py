@@ -195,6 +195,7 @@ def test_a_dry_run_says_what_would_train_and_writes_nothing(model, stream, tmp_p
     assert result.exit_code == 0, result.stderr
     for word in ("math", "tensors", "elements", "optimizer", "activations", "checkpoint", "ZeRO 3", "steps"):
         assert word in result.stdout, word
+    assert "math:0 as the model reads it" in result.stdout and "⟦It is 0" in result.stdout
     assert not (tmp_path / "out").exists()
 
 

@@ -20,15 +20,19 @@ class Example:
     """One supervised example.
 
     Attributes:
-        id: for messages, `math:17`: task and record (counted from 0 in its file).
+        id: for messages, `math:17`: task and record (counted from 0 in its file); `math:17/2` where a record is read as
+            several examples.
         input_ids: all tokens, special ones included.
         labels: for each token itself where it belongs to the answer, `IGNORED` elsewhere. Token t is predicted from
             those before it, so that the label of the first token is never used.
+        content: (first, end) of the tokens that write the last answer's own text, without what the template puts before
+            it and without the end of the turn; None where that is not known.
     """
 
     id: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    content: tuple[int, int] | None = None
 
     @cached_property
     def num_supervised(self) -> int:
@@ -46,6 +50,8 @@ class TaskData:
         num_left_out: longer ones that were left out.
         template: `chat` for the model's own chat template, `plain` for the stated plain one.
         sha256: of all token ids and labels; other data, other sum.
+        notes: what was left out or is otherwise than it looks, with counts.
+        shown: the first example as text, in pieces: (text, whether it is learned).
     """
 
     task: str
@@ -55,6 +61,8 @@ class TaskData:
     num_left_out: int
     template: str
     sha256: str
+    notes: tuple[str, ...] = ()
+    shown: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True)

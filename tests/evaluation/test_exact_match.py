@@ -5,8 +5,11 @@ import torch
 
 from tests.evaluation_files import FIELDS, QUESTIONS, loaded, run, suite_of
 from tests.reference.scores_one_by_one import greedy
+from tests.tasks.chat_templates import FAMILIES
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation.exact_match import extracted, matches, normalised
+from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.tasks.evaluation import EvaluationSpec
 
 
@@ -112,3 +115,36 @@ def test_pieces():
     assert extracted("x=1 x=2", r"x=(\d)") == "2"
     assert normalised("−1", ("number",)) == "−1" and normalised("-0.50%", ("number",)) == "-0.5"
     assert normalised("1e5", ("number",)) == "1e5" and normalised("100", ("number",)) == "100"
+
+
+@pytest.mark.parametrize("family", ["chatml-added", "chatml-letters", "phi3", "qwen3"])
+def test_it_stops_where_answers_of_the_template_end(tiny, tmp_path, family):
+    """At a token that is only added, at letters, at one that takes the white space behind it; thoughts do not count."""
+    model, _ = loaded(tiny("llama", tie_word_embeddings=False))
+    tokenizer = FAMILIES[family].tokenizer()
+    end = "<|end|>" if family == "phi3" else "<|im_end|>"
+    thought = "<think>\n\n</think>\n\n" if family == "qwen3" else ""
+    script = tokenizer(f"{thought}Ho{end} and on", add_special_tokens=False)["input_ids"]
+    suite = suite_of(
+        tmp_path, [{"question": "Hi", "answer": "Ho"}], kind="exact-match", fields=FIELDS, max_new_tokens=len(script)
+    )
+    (prepared,) = prepare_suite(suite, EvaluateSettings.of(), tokenizer, model.config)
+    reciting = Reciting(model, len(prepared.prompts[0]), script)
+    (sample,) = prepared.run(reciting.model, tokenizer, EvaluateSettings.of(), lambda: None).samples
+    assert sample.output == thought + "Ho" and sample.right
+    assert reciting.num_said <= len(script) - len(tokenizer(" and on")["input_ids"]) + 2
+    assert end in prepared.settings["stop"]
+
+
+class Reciting:
+    """A model whose likeliest token after a prompt is the next one of a script."""
+
+    def __init__(self, model, length, script):
+        self.model, self.length, self.script, self.num_said = model, length, script, 0
+        model.lm_head.register_forward_hook(self._say)
+
+    def _say(self, head, inputs, logits):
+        logits = torch.zeros_like(logits)
+        logits[:, -1, self.script[min(self.num_said, len(self.script) - 1)]] = 1
+        self.num_said += 1
+        return logits

@@ -10,6 +10,7 @@ import yaml
 
 from tests.evaluation.by_hand import STOCK, by_hand, local
 from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
+from tests.tasks.chat_templates import FAMILIES
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import harness
 from trace_transfer.evaluation.outcome import EvaluationError
@@ -124,6 +125,22 @@ def test_prompts_in_the_chat_template(tiny, tmp_path):
     prompt = run(model, tokenizer, suite, limit=1).samples[0].prompt
     assert prompt.startswith("<system>Count.<user>Q: There are 15") and prompt.endswith("has she?\nA:<bot>")
     assert "<assistant>There are 15" in prompt
+
+
+def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
+    """The end of a turn that is not the end of text; one beginning of text at most; the same day always."""
+    model, _ = loaded(tiny("llama", max_position_embeddings=4096))
+    tokenizer = FAMILIES["llama3"].tokenizer()
+    suite = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", max_new_tokens=2)
+    (prepared,) = prepare_suite(suite, EvaluateSettings.of(limit=1), tokenizer, model.config)
+    assert prepared.task.config.generation_kwargs["until"][-1] == "<|eot_id|>"
+    prompt = prepared.run(model, tokenizer, EvaluateSettings.of(limit=1), lambda: None).samples[0].prompt
+    assert "Today Date: 26 Jul 2024" in prompt and prompt.count("<|begin_of_text|>") == 1
+    assert "strftime_now" in tokenizer.chat_template and "macro" not in tokenizer.chat_template
+    refusing = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.")
+    assert "template: chat: System role not supported" in refused((model, FAMILIES["gemma"].tokenizer()), refusing)
+    bare = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat")
+    assert "the model's tokenizer has no chat template" in refused((model, FAMILIES["plain"].tokenizer()), bare)
 
 
 def test_metrics_of_likelihoods_and_their_seeds(model, tmp_path):

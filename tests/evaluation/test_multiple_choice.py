@@ -3,7 +3,7 @@
 import pytest
 
 from tests.evaluation_files import CHOICE_FIELDS, CHOICES, loaded, run, suite_of
-from tests.reference.scores_one_by_one import answer_tokens
+from tests.reference.scores_one_by_one import answer_tokens, log_probabilities
 from trace_transfer.errors import UserError
 
 
@@ -68,8 +68,10 @@ def test_with_a_chat_template(tiny, tmp_path):
     begin = f"system: Be brief.\nuser: {record['q']}\nassistant: "
     expected = []
     for choice in record["options"]:
-        tokens = answer_tokens(model, tokenizer, begin + choice, len(begin), len(begin + choice), [])
-        expected.append(-sum(loss for loss, _ in tokens))
+        # Generation reads the prompt alone: its last space is no part of the answer's first token.
+        prompt, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (begin, choice))
+        logs = log_probabilities(model, prompt + answer)
+        expected.append(sum(float(logs[len(prompt) + n - 1, token]) for n, token in enumerate(answer)))
     assert list(outcome.samples[0].more["log_likelihoods"]) == pytest.approx(expected, rel=1e-5)
 
 

@@ -187,6 +187,7 @@ def test_devices_that_are_not_there_are_refused_before_the_first_step(tiny, tmp_
 
 def test_counts_in_the_plan_of_a_run(tiny, tmp_path):
     graph = build_graph(load_run(write_run(tmp_path, tiny, methods=["sequential"], seeds=[0])))
-    text = render_run_plan(graph, read_status(graph, graph.run.out))
+    text = render_run_plan(graph, read_status(graph, graph.run.out), check_plan(graph))
+    assert "\nread by the target:\nmath:0 as the model reads it; ⟦what is learned⟧" in text and "<s>⟧\n" in text
     assert text.startswith("small: 1 method x 1 seed on math, code\n")
     assert "\n1 model in the comparison, 0 in sweeps; 3 steps\n" in text

@@ -208,6 +208,7 @@ def test_a_dry_run_tells_and_does_nothing(tiny, tasks, tmp_path):
     assert not (tmp_path / "out").exists()
     for expected in ("math", "supervised", "3 to be made, 0 finished", "memory:", "disk:", "the best 5.00% of tensors"):
         assert expected in result.stdout, expected
+    assert "  <s>What is math 0?⏎\n  ⏎\n  ⟦It is 0.<s>⟧\n" in result.stdout
 
 
 def test_the_functions_do_what_the_commands_do(identified, tiny, tasks, tmp_path):

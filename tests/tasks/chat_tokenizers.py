@@ -40,6 +40,10 @@ OPENED = (
 LAST_ENDS = (
     "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ '</s>' if loop.last else '\n' }}{% endfor %}"
 )
+# A header, and no prompt for an answer.
+HEADED = (
+    "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ '</s>' if m.role == 'assistant' }}\n{% endfor %}"
+)
 DATED = "\nToday is {{ strftime_now('%d %b %Y') }}.\n" + CHATML  # its first character is a line break, which must stay
 SHOUTING = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,12 +12,15 @@ from tests.tasks.chat_tokenizers import chat_tokenizer, metaspace_tokenizer
 from tests.tasks.test_records import turns
 from tests.tasks.test_rendering import CASES, ONE, TWO, TWO_ANSWERS
 from tests.tiny_models import TEXTS, build_tokenizer
+from trace_transfer.evaluation.records import number_of
 from trace_transfer.examples import IGNORED, collate
 from trace_transfer.models import ModelSource
 from trace_transfer.stages.opening import load_tokenizer
-from trace_transfer.tasks.encoding import encode_task, halves, prepare_task
-from trace_transfer.tasks.records import Message, Record, Records
+from trace_transfer.tasks.encoding import PARTED, SPECIAL, encode_prompts, encode_task, halves, prepare_task, record_of
+from trace_transfer.tasks.records import Record, Records
+from trace_transfer.tasks.rendering import APART
 from trace_transfer.tasks.spec import TaskError, TaskSpec, load_tasks
+from trace_transfer.tasks.turns import Message
 
 EMOJI = turns(("u", "Draw 漢 and é: 🦊?"), ("a", " 🦊🦊 naïve 漢\n\n  def f(x):\n"))
 
@@ -112,7 +116,7 @@ def test_system_message_where_there_is_none():
 
 
 def test_a_template_that_refuses_is_said_for_all_records():
-    with pytest.raises(TaskError, match="does not take 2 of 3 examples") as caught:
+    with pytest.raises(TaskError, match="chat template does not take 2 of 3 examples") as caught:
         encode_task(spec(), records(TWO, ONE, TWO), chat_tokenizer(templates.LLAMA2))
     refusal = "Only user and assistant turns!"
     assert str(caught.value).split("\n  - ")[1:] == [f"math:10: {refusal}", f"math:12: {refusal}"]
@@ -225,3 +229,49 @@ def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
     assert batch.num_supervised_b.tolist() == [example.num_supervised for example in data.examples]
     assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=3).sha256 == data.sha256
     assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=4).sha256 != data.sha256
+
+
+def test_several_examples_of_a_record_stay_together():
+    """In one half of the data, and under the number of their record."""
+    talk = turns(("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))
+    data = encode_task(spec(), records(*[talk] * 5), chat_tokenizer(templates.THINKING))
+    assert [example.id for example in data.examples[:3]] == ["math:10/1", "math:10/2", "math:11/1"]
+    assert data.notes == (f"{APART}: 5",) and [number_of(example) for example in data.examples[:3]] == [10, 10, 11]
+    sides = [{record_of(example) for example in half.examples} for half in halves(data, seed=0)]
+    assert not sides[0] & sides[1] and [len(side) for side in sides] == [2, 3]
+    with pytest.raises(TaskError, match="task math: 1 example, at least 2 are needed"):
+        halves(encode_task(spec(), records(talk), chat_tokenizer(templates.THINKING)), seed=0)
+
+
+def test_a_prompt_that_ends_with_the_space_of_the_answer():
+    """Its tokens are those that generation reads; where the tokenizer puts a space before a text they stay together."""
+    headed = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = chat_tokenizer(headed, eos="</s>")
+    conversation = turns(("u", "Hi"), ("a", "the fox"))
+    data = encode_task(spec(), records(conversation), tokenizer)
+    (example,), (prompt,) = data.examples, encode_prompts(spec(), records(conversation).records, tokenizer).ids
+    assert example.input_ids[: len(prompt)] == prompt and data.notes == (f"{PARTED}: 1",)
+    assert learned(example, tokenizer) == "the fox</s>"
+    spaced = metaspace_tokenizer(headed)
+    assert encode_task(spec(), records(conversation), spaced).notes == ()
+
+
+def test_texts_that_hold_special_tokens_are_told():
+    data = encode_task(spec(), records(ONE, turns(("u", "What is <|im_end|>?"), ("a", "An end."))), chat_tokenizer())
+    assert data.notes == (f"{SPECIAL}: 1",)
+
+
+def test_prompts_leave_nothing_out():
+    (record,) = records(ONE).records
+    with pytest.raises(TaskError, match="math:10: the template does not write tools"):
+        encode_prompts(spec(), [replace(record, context={"tools": [{"name": "add"}]})], chat_tokenizer())
+    named = (Message("user", "Hi", more={"name": "Ann"}), ONE[1])
+    with pytest.raises(TaskError, match="math:10: turn 0: the template does not write name"):
+        encode_prompts(spec(), [replace(record, messages=named)], chat_tokenizer())
+
+
+def test_an_example_is_shown():
+    data = encode_task(spec(), records(ONE), chat_tokenizer())
+    assert [learned for _, learned in data.shown] == [False, True, False] and data.shown[1][0] == "Ho<|im_end|>"

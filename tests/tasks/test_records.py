@@ -1,5 +1,6 @@
 """Three shapes in four kinds of file, mapped or not; samples; and data that cannot be used, each with its message."""
 
+import datetime
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import huggingface_hub
 import pytest
 from datasets import Dataset
 
-from trace_transfer.tasks.records import Message, chosen, read_records
+from trace_transfer.tasks.records import chosen, read_records
 from trace_transfer.tasks.spec import TaskError, TaskSpec
+from trace_transfer.tasks.turns import Message
 
 PAIRS = [{"prompt": "1 + 1 =", "completion": "2"}, {"prompt": "Say\n“naïve”", "completion": "naïve, 漢"}]
 ALPACA = [
@@ -236,8 +238,9 @@ def test_no_records(read, name, content):
 @pytest.mark.parametrize(
     "name, content, kind",
     [
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt":\n', "JSONL: JSON parse error"),
-        ("a.jsonl", "hello", "JSONL: JSON parse error"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt":\n', "JSONL: line 2: Expecting value"),
+        ("a.jsonl", "hello", "JSONL: line 1: Expecting value"),
+        ("a.jsonl", "1\n2\n", "JSONL: record 0 is the number 1, expected an object"),
         ("a.jsonl", b"\xff\xfe\x00{", "JSONL: "),
         ("a.json", '[{"prompt": 1', "JSON: "),
         (
@@ -381,10 +384,11 @@ def test_long_lists_of_records_are_counted(read):
 
 def test_dates_and_lists_in_formats(read):
     rows = [{"prompt": "a", "when": "2020-01-01", "all": ["x"]}]
-    assert (
-        "record 0: completion is a date, 2020-01-01 00:00:00" in refused(read, rows, fields={"completion": "when"})[1]
-    )
-    assert "completion takes a date, 2020" in refused(read, rows, fields={"completion": "{when}"})[1]
+    for fields in ({"completion": "when"}, {"completion": "{when}"}):  # text in JSON, whatever it looks like
+        assert read("a.jsonl", rows, fields=fields).records[0].messages[1].content == "2020-01-01"
+    dated = [{"prompt": "a", "when": datetime.date(2020, 1, 1)}]
+    with pytest.raises(TaskError, match="completion is a date, 2020-01-01"):
+        read("a.parquet", dated, fields={"completion": "when"})
     assert "completion takes a list from column 'all'" in refused(read, rows, fields={"completion": "{all}"})[1]
     assert "completion has nothing at all[1]" in refused(read, rows, fields={"completion": "{all[1]}"})[1]
 
@@ -406,14 +410,14 @@ def test_chats_that_are_none(read):
         None,
         "text",
         ["text"],
-        [{"role": "tool", "content": "a"}, answer],
+        [{"role": "robot", "content": "a"}, answer],
         [user, {"role": "assistant", "content": None}],
         [user, {"role": "assistant", "content": ["b"]}],
         [{"role": "user", "content": ""}, answer],
         [{"content": "a"}, answer],
         [{"role": ["user"], "content": "a"}, answer],
     ]
-    roles = "expected one of system, user, assistant, human, gpt"
+    roles = "expected one of system, developer, user, assistant, tool, human, gpt"
     assert refused(read, [{"messages": row} for row in rows]) == [
         "11 of 12 records cannot be used (counted from 0):",
         "  - record 1: messages has no turn of the assistant",
@@ -421,7 +425,7 @@ def test_chats_that_are_none(read):
         "  - record 3: messages is nothing, expected a list of messages",
         "  - record 4: messages is text, expected a list of messages",
         "  - record 5: messages[0] is text, expected {role: …, content: …}",
-        f"  - record 6: messages[0] has the role 'tool', {roles}",
+        f"  - record 6: messages[0] has the role 'robot', {roles}",
         "  - record 7: messages[1] is empty",
         "  - record 8: messages[1] is a list, expected text",
         "  - record 9: messages[0] is empty",

@@ -61,8 +61,9 @@ tasks:
   - maths.jsonl
   - {name: k, data: ./owner/name}
 """
-    keys = "name, data, fields, subset, split, revision, max_examples, template, system"
-    names = "prompt, completion, instruction, input, output, messages"
+    keys = "name, data, fields, subset, split, revision, max_examples, template, system, "
+    keys += "ignore, mismatch, chat_template_kwargs"
+    names = "prompt, completion, system, tools, chat_template_kwargs, instruction, input, output, messages"
     expected = "expected a .json, .jsonl, .csv, .parquet file or a hub data set owner/name"
     assert refused(write(text)).split("\n  - ") == [
         "tasks.yaml: 20 problems:",

@@ -67,7 +67,8 @@ tasks:
   - {name: code, data: maths.jsonl, core: 7}
   - {name: food, data: maths.jsonl, core: ""}
 """
-    keys = "name, data, fields, subset, split, revision, max_examples, template, system, core"
+    keys = "name, data, fields, subset, split, revision, max_examples, template, system, "
+    keys += "ignore, mismatch, chat_template_kwargs, core"
     assert refused(write(text)).replace(str(write(text).parent), "HERE").split("\n  - ") == [
         "stream.yaml: 7 problems:",
         f"task 'law': unknown key 'cores', allowed: {keys}; did you mean 'core'?",

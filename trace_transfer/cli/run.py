@@ -52,8 +52,7 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
         from trace_transfer.pipeline.checking import check_plan
         from trace_transfer.views.run_plan import render_run_plan
 
-        check_plan(graph)
-        click.echo(render_run_plan(graph, status))
+        click.echo(render_run_plan(graph, status, check_plan(graph)))
         return
 
     from trace_transfer.pipeline.finishing import run_to_the_end

@@ -17,8 +17,7 @@ from trace_transfer.evaluation.batching import generate
 from trace_transfer.evaluation.outcome import Outcome, Sample, mean_and_stderr
 from trace_transfer.evaluation.records import (
     Reading,
-    last_question,
-    read_examples,
+    read_prompts,
     require_prompts,
     require_room,
     shortened,
@@ -26,6 +25,7 @@ from trace_transfer.evaluation.records import (
 )
 from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.tasks.evaluation import EvaluationSpec
+from trace_transfer.tasks.rendering import THOUGHT_ENDS
 
 MAX_NEW_TOKENS = 256
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)")
@@ -40,6 +40,7 @@ class ExactMatchEvaluation:
     prompts: tuple[tuple[int, ...], ...]
     targets: tuple[str, ...]
     stop_ids: frozenset[int]
+    stop_texts: tuple[str, ...]
     max_new_tokens: int
     data_sha256: str
     settings: Mapping[str, Any]
@@ -61,15 +62,17 @@ class ExactMatchEvaluation:
         return len(self.prompts)
 
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
+        stop_texts = (*self.spec.until, *self.stop_texts)
         written = generate(
             model, self.prompts, batch_size=settings.batch_size, max_new_tokens=self.max_new_tokens,
-            stop_ids=self.stop_ids, stop_texts=self.spec.until, tokenizer=tokenizer, advance=advance,
+            stop_ids=self.stop_ids, stop_texts=stop_texts, tokenizer=tokenizer, advance=advance,
         )  # fmt: skip
         samples = []
         for number, prompt, ids, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
-            output = cut_at(tokenizer.decode(ids, skip_special_tokens=True), self.spec.until)
+            output = cut_at(tokenizer.decode(ids, skip_special_tokens=True), stop_texts)
             right = matches(output, target, self.spec)
-            compared = {"extracted": extracted(output, self.spec.extract)} if self.spec.extract else {}
+            said = output.rpartition(THOUGHT_ENDS)[2]
+            compared = {"extracted": extracted(said, self.spec.extract)} if self.spec.extract else {}
             samples.append(Sample(number, tokenizer.decode(prompt), output, target, float(right), right, compared))
         value, stderr = mean_and_stderr([sample.value for sample in samples])
         return Outcome(value, stderr, tuple(samples))
@@ -79,31 +82,32 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading, settings: Evalua
     """Read the records and encode their prompts.
 
     Raises:
-        TaskError: as `read_examples`; nothing before an answer, or no room for a prompt.
+        TaskError: as `read_prompts`; nothing before an answer, or no room for a prompt.
     """
     longest = reading.longest(settings)
     most = spec.max_new_tokens or settings.max_new_tokens or min(MAX_NEW_TOKENS, longest // 2)
     require_room(spec, longest, most)
-    read = read_examples(spec, reading, settings)
-    questions = [last_question(example) for example in read.data.examples]
-    require_prompts(spec, questions, read.data)
-    special = special_ids(reading.tokenizer)
-    prompts, num_cut = shortened(questions, longest - most, special)
-    # The end of the turn, if it is a token of its own: of the plain template the end-of-text token.
-    ends = {one.answer_ids[-1] for one in questions} & special
-    eos = reading.tokenizer.eos_token_id
-    stop_ids = frozenset(ends if eos is None else ends | {eos})
+    read = read_prompts(spec, reading, settings)
+    found = read.prompts
+    require_prompts(spec, found.ids, read.numbers)
+    prompts, num_cut = shortened(found.ids, longest - most, special_ids(reading.tokenizer))
+    stop = [*reading.tokenizer.convert_ids_to_tokens(sorted(found.stop_ids)), *found.stop_texts]
     told = {
-        "protocol": "greedy answer to the prompt of training", "template": read.data.template,
+        "protocol": "greedy answer to the prompt of training", "template": found.template,
         "limit": settings.limit_of(spec.limit), "max_length": longest, "max_new_tokens": most, "num_cut": num_cut,
+        "stop": stop, "notes": list(read.notes) or None,
     }  # fmt: skip
     return ExactMatchEvaluation(
-        spec, read.numbers, tuple(prompts), read.answers, stop_ids, most, read.sha256, told
+        spec, read.numbers, tuple(prompts), read.answers, found.stop_ids, found.stop_texts, most, read.sha256, told
     )  # fmt: skip
 
 
 def matches(output: str, target: str, spec: EvaluationSpec) -> bool:
-    """Whether what counts of both is the same; a target without a match of `extract` counts as a whole."""
+    """Whether what counts of both is the same; a target without a match of `extract` counts as a whole.
+
+    Thoughts do not count: what stands behind the last `</think>` is the answer.
+    """
+    target, output = (text.rpartition(THOUGHT_ENDS)[2] for text in (target, output))
     wanted, found = extracted(target, spec.extract), extracted(output, spec.extract)
     if found is None:
         return False

@@ -27,8 +27,11 @@ from trace_transfer.evaluation.harness_data import require_hub, set_data, set_sh
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Sample, records_sha256
 from trace_transfer.evaluation.records import Reading, require_room
 from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.tasks.encoding import template_of
 from trace_transfer.tasks.evaluation import EvaluationSpec
+from trace_transfer.tasks.rendering import ChatTemplate, RenderingError, with_fixed_date
 from trace_transfer.tasks.spec import TaskError, locate, suggestion
+from trace_transfer.tasks.turns import Message
 
 PACKAGE = "lm-eval>=0.4.9,<0.5"  # as in pyproject.toml
 BOOTSTRAP = 1000  # draws, for metrics that are no mean
@@ -104,16 +107,19 @@ class HarnessEvaluation:
         was_training = model.training
         with _quiet(), _seeded(settings.seed):
             self.task.set_fewshot_seed(seed=settings.seed)
+            own, chat = copy.deepcopy(tokenizer), self.spec.template == "chat"
+            if chat:  # the same day as in training, and no beginning of text but the template's
+                own.chat_template = with_fixed_date(own.get_chat_template())
             lm = FiniteLM(
-                pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal",
-                batch_size=settings.batch_size, max_length=settings.max_length,
+                pretrained=model, tokenizer=own, backend="causal", batch_size=settings.batch_size,
+                max_length=settings.max_length, add_bos_token=False if chat else None,
             )  # fmt: skip
             lm.set_cache_hook(told)
             try:
                 found = evaluate(
                     lm, {"tasks": {self.task.task_name: self.task}}, limit=self.settings["limit"],
                     bootstrap_iters=BOOTSTRAP, log_samples=True, system_instruction=self.spec.system,
-                    apply_chat_template=self.spec.template == "chat", fewshot_as_multiturn=True,
+                    apply_chat_template=chat, fewshot_as_multiturn=True,
                     confirm_run_unsafe_code=settings.allow_code_execution,
                 )  # fmt: skip
             finally:
@@ -254,6 +260,8 @@ def prepare_config(
     writes = changed.get("output_type", "generate_until") == "generate_until"
     if writes:
         given = dict(changed.get("generation_kwargs") or {"until": ["\n\n"], "do_sample": False})
+        if spec.template == "chat":
+            given = _ended(given, _turn_end(spec, reading.tokenizer))
         changed["generation_kwargs"] = given if most is None else {**given, "max_gen_toks": most}
         require_room(spec, reading.longest(settings), changed["generation_kwargs"].get("max_gen_toks", 256))
     try:
@@ -281,6 +289,28 @@ def prepare_config(
     return HarnessEvaluation(
         spec, task, metric, own_filter, bool(higher), num_examples, records_sha256(rows), told
     )  # fmt: skip
+
+
+def _turn_end(spec: EvaluationSpec, tokenizer: Any) -> str:
+    """The text with which the chat template ends an answer.
+
+    Raises:
+        TaskError: there is no template, or it does not take a question, or not the system message that is asked for
+            (which the harness would leave out).
+    """
+    template_of(spec, tokenizer)
+    system = () if spec.system is None else (Message("system", spec.system),)
+    try:
+        return ChatTemplate(tokenizer, {}).prompt([*system, Message("user", "?")]).end
+    except RenderingError as error:
+        raise TaskError(f"{spec.label}: template: chat: {error}") from error
+
+
+def _ended(given: Mapping[str, Any], end: str) -> dict[str, Any]:
+    """Generation that stops at one more text: the harness itself stops at the end of text alone."""
+    until = given.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    return {**given, "until": until if end in ("", *until) else [*until, end]}
 
 
 def task_config(spec: EvaluationSpec, directory: Path) -> dict[str, Any]:

@@ -6,13 +6,16 @@ Changes configurations of the harness' kind; imports nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import first_line
 from trace_transfer.evaluation.records import Reading
 from trace_transfer.tasks.evaluation import SHOTS, EvaluationSpec
 from trace_transfer.tasks.reading import hub_silence, read_rows
 from trace_transfer.tasks.spec import TaskError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TRAIN, TEST = "train", "test"
 
@@ -36,7 +39,7 @@ def set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> 
         require_hub(spec, config)
         return
     scored = config.get("test_split") or config.get("validation_split") or TEST
-    splits = {scored: read_rows(spec, reading.directory)}
+    splits = {scored: _table(spec, reading)}
     own = config.get("fewshot_config") or {}
     config.update(
         training_split=None, validation_split=None, test_split=scored, fewshot_split=None, dataset_kwargs=None
@@ -45,7 +48,7 @@ def set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> 
     if spec.shots_data is not None:
         shots = spec.model_copy(update={"data": spec.shots_data})
         name = TRAIN if scored != TRAIN else "shots"
-        splits[name] = read_rows(shots, reading.directory)
+        splits[name] = _table(shots, reading)
         config.update(training_split=name, fewshot_split=name)
         config["fewshot_config"] = {key: value for key, value in own.items() if key not in ("split", "samples")} or None
     elif config.get("num_fewshot") and not own.get("samples"):
@@ -54,6 +57,17 @@ def set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> 
             f"scored; give a file of examples with shots_data: (--data {spec.name}{SHOTS}=FILE), or shots: 0"
         )
     config["custom_dataset"] = lambda **_: splits
+
+
+def _table(spec: EvaluationSpec, reading: Reading) -> Dataset:
+    """The records as the harness wants them: each column of one kind."""
+    rows = read_rows(spec, reading.directory)
+    try:
+        return rows.dataset()
+    except Exception as error:  # pyarrow raises many kinds
+        raise TaskError(
+            f"{spec.label}: a column has values of several kinds, which the harness cannot use: {first_line(error)}"
+        ) from error
 
 
 def require_hub(spec: EvaluationSpec, config: Mapping[str, Any]) -> None:

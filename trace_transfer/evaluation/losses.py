@@ -66,5 +66,6 @@ def prepare_loss(spec: EvaluationSpec, reading: Reading, settings: EvaluateSetti
     told = {
         "protocol": "mean over the tokens of the answers, encoded as in training", "template": read.data.template,
         "limit": settings.limit_of(spec.limit), "max_length": reading.longest(settings), "num_cut": read.data.num_cut,
+        "notes": list(read.data.notes) or None,
     }  # fmt: skip
     return LossEvaluation(spec, read.data, read.numbers, read.sha256, told)

@@ -18,6 +18,7 @@ from trace_transfer.evaluation.records import (
     Reading,
     encode,
     last_question,
+    number_of,
     require_prompts,
     shortened,
     special_ids,
@@ -27,8 +28,9 @@ from trace_transfer.settings.evaluate import EvaluateSettings
 from trace_transfer.tasks.columns import Place, Source, UnusableValueError, describe, parse_source
 from trace_transfer.tasks.evaluation import CHOICE_FIELDS, EvaluationSpec
 from trace_transfer.tasks.reading import read_rows
-from trace_transfer.tasks.records import Message, Record, Records, chosen
+from trace_transfer.tasks.records import Record, Records, beside, chosen
 from trace_transfer.tasks.spec import TaskError, suggestion
+from trace_transfer.tasks.turns import Message
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
         TaskError: unknown columns, records without a usable prompt, choices or answer, a template that does not take
             them; all of a kind at once.
     """
-    records = read_choices(spec, reading, settings)
+    records, notes = read_choices(spec, reading, settings)
     conversations = tuple(
         Record(record.number, (Message("user", record.prompt), Message("assistant", choice, True)))
         for record in records
@@ -106,28 +108,29 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
     )
     data = encode(spec, Records(spec.name, CHOICE_FIELDS[0], len(records), conversations), reading)
     questions = [last_question(example) for example in data.examples]
-    require_prompts(spec, questions, data)
+    require_prompts(spec, [one.prompt_ids for one in questions], list(map(number_of, data.examples)))
     special, longest = special_ids(reading.tokenizer), reading.longest(settings)
     examples, num_cut = [], 0
     for example, question in zip(data.examples, questions, strict=True):
         answer = question.answer_ids
-        while len(answer) > 1 and answer[-1] in special:  # the end of the turn is no part of the choice
-            answer = answer[:-1]
         if len(answer) >= longest:
             raise TaskError(f"{spec.label}: {example.id}: a choice of {len(answer)} tokens, of {longest} at most")
-        (prompt,), cut = shortened([question], longest - len(answer), special)
+        (prompt,), cut = shortened([question.prompt_ids], longest - len(answer), special)
         num_cut += cut
         examples.append(Example(example.id, (*prompt, *answer), (*[IGNORED] * len(prompt), *answer)))
     told = {
         "protocol": "log-likelihood of each choice after the prompt of training", "template": data.template,
         "limit": settings.limit_of(spec.limit), "max_length": longest, "num_cut": num_cut,
+        "notes": notes or None,
     }  # fmt: skip
     sha256 = records_sha256([[one.prompt, one.choices, one.answer] for one in records])
     return ChoiceEvaluation(spec, records, tuple(examples), sha256, told)
 
 
-def read_choices(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> tuple[ChoiceRecord, ...]:
-    """The records, or one error for all that cannot be used."""
+def read_choices(
+    spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings
+) -> tuple[tuple[ChoiceRecord, ...], list[str]]:
+    """The records with notes on them, or one error for all that cannot be used."""
     rows = read_rows(spec, reading.directory)
     sources = {name: _sources(spec.fields.get(name, name)) for name in CHOICE_FIELDS}
     columns = dict.fromkeys(column for several in sources.values() for one in several for column in one.columns)
@@ -139,17 +142,17 @@ def read_choices(spec: EvaluationSpec, reading: Reading, settings: EvaluateSetti
         )
     numbers = chosen(range(len(rows)), spec.max_examples, f"{settings.seed}/sample")[: settings.limit_of(spec.limit)]
     is_listed = isinstance(spec.fields.get("choices"), list)
-    records, problems = [], []
-    for number in numbers:
+    records = []
+    problems, notes = beside(spec, rows, numbers, list(columns))
+    for number, row in zip(numbers, rows.of(numbers, list(columns)), strict=True):
         try:
-            records.append(_record(number, rows[number], sources, is_listed, spec.count_from))
+            records.append(_record(number, row, sources, is_listed, spec.count_from))
         except UnusableValueError as problem:
-            problems.append(f"record {number}: {problem}")
+            problems.append((number, str(problem)))
     if problems:
-        raise TaskError(
-            f"{spec.label}: {len(problems)} of {len(numbers)} records cannot be used:\n" + listing(problems)
-        )
-    return tuple(records)
+        bad, lines = len(dict(problems)), [f"record {number}: {problem}" for number, problem in sorted(problems)]
+        raise TaskError(f"{spec.label}: {bad} of {len(numbers)} records cannot be used:\n" + listing(lines))
+    return tuple(records), notes
 
 
 def _sources(given: str | list[str]) -> tuple[Source, ...]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from trace_transfer.errors import ModelError, listing
 from trace_transfer.evaluation.outcome import records_sha256
-from trace_transfer.examples import IGNORED, Example, TaskData
+from trace_transfer.examples import Example, TaskData
 from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.tasks.encoding import encode_task
+from trace_transfer.tasks.encoding import Prompts, encode_prompts, encode_task, record_of
 from trace_transfer.tasks.evaluation import EvaluationSpec
 from trace_transfer.tasks.records import Records, read_records
 from trace_transfer.tasks.spec import TaskError
@@ -51,14 +51,30 @@ class ReadExamples:
     """Encoded records.
 
     Attributes:
-        numbers: of each record in its data.
-        answers: the text of each record's last answer.
+        numbers: of each example's record in its data.
         sha256: of the records as conversations, before they were encoded.
     """
 
     data: TaskData
     numbers: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """What last answers are generated from.
+
+    Attributes:
+        numbers: of each record in its data.
+        answers: the text of each record's last answer.
+        notes: on the data.
+        sha256: as of `ReadExamples`.
+    """
+
+    prompts: Prompts
+    numbers: tuple[int, ...]
     answers: tuple[str, ...]
+    notes: tuple[str, ...]
     sha256: str
 
 
@@ -71,46 +87,72 @@ def read_examples(
         TaskError: the data cannot be read, or records cannot be used or encoded; all of a kind at once.
         ModelError: the tokenizer belongs to another model.
     """
-    records = read_records(spec, reading.directory, seed=settings.seed)
-    kept = records.records[: settings.limit_of(spec.limit)]
-    records = replace(records, records=kept)
-    sha256 = records_sha256([[[m.role, m.content, m.is_answer] for m in record.messages] for record in kept])
+    records = _limited(spec, reading, settings)
     data = encode(spec, records, reading, max_length)
-    return ReadExamples(
-        data, tuple(record.number for record in kept), tuple(record.messages[-1].content for record in kept), sha256
+    return ReadExamples(data, tuple(map(number_of, data.examples)), _sha256(records))
+
+
+def read_prompts(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> ReadPrompts:
+    """What the last answers of records are generated from; those need not be answers that could be trained.
+
+    Raises:
+        TaskError: as `read_examples`.
+        ModelError: the tokenizer belongs to another model.
+    """
+    records = _limited(spec, reading, settings)
+    kept = records.records
+    prompts = encode_prompts(spec, kept, reading.tokenizer)
+    _require_rows(max(map(max, filter(None, prompts.ids)), default=0), reading)
+    return ReadPrompts(
+        prompts, tuple(record.number for record in kept), tuple(record.messages[-1].content for record in kept),
+        (*records.notes, *prompts.notes), _sha256(records),
+    )  # fmt: skip
+
+
+def number_of(example: Example) -> int:
+    """Of its record: 17 of `math:17`, and of `math:17/2`."""
+    return int(record_of(example).rpartition(":")[2])
+
+
+def _limited(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> Records:
+    records = read_records(spec, reading.directory, seed=settings.seed)
+    return replace(records, records=records.records[: settings.limit_of(spec.limit)])
+
+
+def _sha256(records: Records) -> str:
+    return records_sha256(
+        [[message.parts for message in record.messages] + ([dict(record.context)] if record.context else [])]
+        for record in records.records
     )  # fmt: skip
 
 
 def encode(spec: EvaluationSpec, records: Records, reading: Reading, max_length: int = UNCUT) -> TaskData:
     """`encode_task`, and whether the model has a row for every token."""
     data = encode_task(spec, records, reading.tokenizer, max_length=max_length)
-    largest = max(max(example.input_ids) for example in data.examples)
+    _require_rows(max(max(example.input_ids) for example in data.examples), reading)
+    return data
+
+
+def _require_rows(largest: int, reading: Reading) -> None:
     if largest >= reading.vocab_size:
         raise ModelError(
             f"the tokenizer gives token id {largest}, but the model's vocabulary has {reading.vocab_size} tokens: the "
             "tokenizer belongs to another model"
         )
-    return data
 
 
 @dataclass(frozen=True)
 class Question:
-    """An example taken apart: what is read before the last answer, and that answer."""
+    """An example taken apart: what is read before the last answer's own text, and that text."""
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
 
 
 def last_question(example: Example) -> Question:
-    """Prompt and last answer, the end of its turn included.
-
-    A token that reaches from the one into the other is the answer's, as in training.
-    """
-    supervised = [label != IGNORED for label in example.labels]
-    end = len(supervised) - supervised[::-1].index(True)  # behind it, what a template writes after the last answer
-    start = end
-    while start and supervised[start - 1]:
-        start -= 1
+    """Prompt and last answer, without what the template puts first and without the end of the turn."""
+    assert example.content is not None  # nothing was cut
+    start, end = example.content
     return Question(example.input_ids[:start], example.input_ids[start:end])
 
 
@@ -129,11 +171,12 @@ def require_room(spec: EvaluationSpec, longest: int, max_new_tokens: int) -> Non
         )
 
 
-def shortened(questions: Sequence[Question], room: int, special: Collection[int]) -> tuple[list[tuple[int, ...]], int]:
+def shortened(
+    whole: Sequence[tuple[int, ...]], room: int, special: Collection[int]
+) -> tuple[list[tuple[int, ...]], int]:
     """Prompts of at most `room` tokens, and how many were cut: their special beginning and their end are kept."""
     prompts, num_cut = [], 0
-    for one in questions:
-        ids = one.prompt_ids
+    for ids in whole:
         if len(ids) > room:
             num_cut += 1
             lead = tuple(takewhile(special.__contains__, ids))[:room]
@@ -142,7 +185,7 @@ def shortened(questions: Sequence[Question], room: int, special: Collection[int]
     return prompts, num_cut
 
 
-def require_prompts(spec: EvaluationSpec, questions: Sequence[Question], data: TaskData) -> None:
+def require_prompts(spec: EvaluationSpec, prompts: Sequence[tuple[int, ...]], numbers: Sequence[int]) -> None:
     """Refuse examples without anything before the answer: there is nothing to go on from."""
-    if empty := [example.id for example, one in zip(data.examples, questions, strict=True) if not one.prompt_ids]:
+    if empty := [f"{spec.name}:{number}" for number, one in zip(numbers, prompts, strict=True) if not one]:
         raise TaskError(f"{spec.label}: nothing stands before the answer:\n" + listing(empty))

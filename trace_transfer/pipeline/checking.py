@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trace_transfer.devices import resolve_device
 from trace_transfer.errors import UserError, listing
+from trace_transfer.examples import TaskData
 from trace_transfer.launching import excess_of
 from trace_transfer.pipeline.cells import Cell
 from trace_transfer.pipeline.graph import RunGraph
@@ -20,13 +21,17 @@ from trace_transfer.stages.scoring import check_settings
 from trace_transfer.stages.task_data import encode_tasks
 
 
-def check_plan(graph: RunGraph) -> None:
+def check_plan(graph: RunGraph) -> dict[str, tuple[TaskData, ...]]:
     """Open both models, encode all tasks for each, read the evaluations' data; no weights.
+
+    Returns:
+        `source` or `target` → the tasks as its model reads them.
 
     Raises:
         UserError: everything that any step would refuse for its data or settings, at once.
     """
     run, problems = graph.run, []
+    read: dict[str, tuple[TaskData, ...]] = {}
     registry = load_families([Path(path) for path in run.rules])
     models: dict[str, OpenModel] = {}
     for what, name in (("source", run.source), ("target", run.target)):
@@ -42,7 +47,8 @@ def check_plan(graph: RunGraph) -> None:
                 checked.add((what, max_length, too_long))
                 try:
                     specs = [task.spec for task in run.tasks]
-                    encode_tasks(models[what], specs, run.directory, max_length, too_long, seed)
+                    data = encode_tasks(models[what], specs, run.directory, max_length, too_long, seed)
+                    read.setdefault(what, data)
                 except UserError as error:
                     problems.append(f"tasks, for the {what}: {error}")
         if cell.method.needs != "none":
@@ -72,6 +78,7 @@ def check_plan(graph: RunGraph) -> None:
             problems.append(f"{section}: {error}")
     if problems:
         raise UserError(f"{run.file}: cannot be run:\n" + listing(list(dict.fromkeys(problems))))
+    return read
 
 
 def _devices(graph: RunGraph) -> list[tuple[str, str]]:

@@ -211,6 +211,8 @@ def mixed(name: str, parts: Sequence[TaskData]) -> TaskData:
         num_left_out=sum(data.num_left_out for data in parts),
         template="+".join(sorted({data.template for data in parts})),
         sha256=sha256_text("\n".join(data.sha256 for data in parts)),
+        notes=tuple(f"{data.task}: {note}" for data in parts for note in data.notes),
+        shown=parts[0].shown,
     )
 
 

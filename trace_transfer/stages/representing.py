@@ -169,6 +169,11 @@ def plan_representation(
     return RepresentPlan(tuple(planned), records, settings, device, resolve_dtype(settings.dtype, device))
 
 
+def as_written(spec: TaskSpec) -> TaskSpec:
+    """One text for each record, as the template writes it: nothing is trained or generated here."""
+    return spec.model_copy(update={"mismatch": "keep"})
+
+
 def _limited(spec: TaskSpec, max_examples: int | None) -> TaskSpec:
     limits = [limit for limit in (spec.max_examples, max_examples) if limit is not None]
     return spec.model_copy(update={"max_examples": min(limits, default=None)})
@@ -203,7 +208,7 @@ def _plan_model(
     whole = [
         example.input_ids
         for spec, one in zip(specs, records, strict=True)
-        for example in encode_task(spec, one, tokenizer, max_length=UNCUT).examples
+        for example in encode_task(as_written(spec), one, tokenizer, max_length=UNCUT).examples
     ]
     ids = tuple(text[:max_length] for text in whole)
     if (largest := max(map(max, ids))) >= config.vocab_size:

@@ -82,7 +82,7 @@ def state_after(plan: StreamPlan, number: int) -> ModelState:
 
 def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) -> None:
     stage, settings = plan.stages[number], plan.settings
-    for note in stage.notes:
+    for note in (*stage.notes, *stage.data.notes):
         reporter.note(f"{stage.label}: {note}")
     before = state_after(plan, number)
     start: StartingPoint = PatchedModel(before)

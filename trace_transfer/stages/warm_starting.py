@@ -129,6 +129,8 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
         if start.label in plan.finished:
             reporter.note(f"{start.label}: warm-started before, {start.directory}")
         else:
+            for note in start.data.notes if is_first_rank() else ():
+                reporter.note(f"{start.label}: {note}")
             _warm_start(plan, start, reporter)
     if not is_first_rank():
         return ()  # the first one may still be writing

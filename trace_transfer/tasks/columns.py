@@ -114,5 +114,5 @@ def describe(value: Any) -> str:
     if isinstance(value, (int, float)):
         return f"the number {value}" if not isinstance(value, bool) else f"{value}"
     if isinstance(value, datetime.date):
-        return f"a date, {value} (as which `datasets` reads ISO dates in JSON; in CSV they stay text)"
+        return f"a date, {value} (as it is stored in the data; in JSON and CSV dates are text)"
     return f"a {type(value).__name__} ({value})"

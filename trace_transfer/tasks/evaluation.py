@@ -48,7 +48,9 @@ METRICS: dict[str, tuple[str, ...]] = {
     "humaneval": ("pass@1",),
     "harness": (),
 }
-_DATA = ("data", "fields", "subset", "split", "revision", "max_examples")
+_DATA = (
+    "data", "fields", "subset", "split", "revision", "max_examples", "ignore", "mismatch", "chat_template_kwargs",
+)  # fmt: skip
 # Kind → which keys it takes beside name, kind, metric, limit, template and system.
 _KEYS: dict[str, tuple[str, ...]] = {
     "loss": _DATA,
@@ -190,7 +192,7 @@ class EvaluationSpec(TaskSpec):
 
     def _field_problems(self) -> list[str]:
         shapes = {"prompt, choices, answer": CHOICE_FIELDS} if self.kind == "multiple-choice" else SHAPES
-        known = [name for names in shapes.values() for name in names]
+        known = list(dict.fromkeys(name for names in shapes.values() for name in names))
         if unknown := [name for name in self.fields if name not in known]:
             return [f"fields: unknown field '{name}', {suggestion(name, known)}" for name in unknown]
         if not any(set(self.fields) <= set(names) for names in shapes.values()):

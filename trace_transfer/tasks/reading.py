@@ -1,16 +1,22 @@
-"""The rows of a task's data, through the `datasets` library; code that a data set brings along is never run."""
+"""The rows of a task's data; code that a data set brings along is never run.
+
+JSON is read as it stands: the reader of `datasets` makes dates of texts that look like dates, and gives every record
+of a file the keys of all others. Everything else comes through `datasets`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import first_line
+from trace_transfer.tasks.columns import describe
 from trace_transfer.tasks.spec import TaskError, TaskSpec, data_file
 
 if TYPE_CHECKING:
@@ -19,20 +25,110 @@ if TYPE_CHECKING:
 HUB_TIMEOUT = 10  # s
 
 
-def read_rows(spec: TaskSpec, base_directory: Path | str) -> Dataset:
+@dataclass(frozen=True)
+class Rows:
+    """Records as mappings from columns to values.
+
+    Attributes:
+        table: a list of mappings, or a `Dataset`.
+        column_names: of all records, in the order in which they come first.
+    """
+
+    table: list[dict[str, Any]] | Dataset
+    column_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a key that stands in a record was written there; a table has each key in every record."""
+        return isinstance(self.table, list)
+
+    def of(self, numbers: Sequence[int], columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """These records, these columns of them, None where a record has no such key."""
+        if isinstance(self.table, list):
+            return ({name: self.table[number].get(name) for name in columns} for number in numbers)
+        table: Any = self.table.select_columns(list(columns))
+        return iter(table.select(numbers, keep_in_memory=True) if len(numbers) < len(table) else table)
+
+    def given(self, column: str, numbers: Sequence[int]) -> Iterator[Any]:
+        """A column's values in these records without what `datasets` makes of them, such as images of bytes."""
+        if isinstance(self.table, list):
+            yield from (self.table[number].get(column) for number in numbers)
+        else:
+            arrow: Any = self.table.select_columns([column]).with_format("arrow")
+            yield from (arrow[number].column(0)[0].as_py() for number in numbers)
+
+    def dataset(self) -> Dataset:
+        """As `datasets` has it.
+
+        Raises:
+            ValueError: a column has values of several kinds.
+        """
+        if not isinstance(self.table, list):
+            return self.table
+        from datasets import Dataset
+
+        return Dataset.from_dict({name: [row.get(name) for row in self.table] for name in self.column_names})
+
+
+def read_rows(spec: TaskSpec, base_directory: Path | str) -> Rows:
     """All rows of a task's data.
 
     A local file is read anew each time, and nothing of it stays behind; a hub data set is kept in the usual cache of
-    `datasets`. Every column of a CSV file is text, as it stands there (an answer 007, NA or 1e3 stays what it is).
+    `datasets`. Every column of a CSV file is text, as it stands there (an answer 007, NA or 1e3 stays what it is), and
+    a text in JSON is that text, also where it looks like a date.
 
     Raises:
         TaskError: not there, not readable as what its extension says, or without records.
     """
-    with _quiet():
-        rows = _read_file(spec, data_file(spec, base_directory)) if spec.builder else _read_hub(spec)
-    if rows is None or len(rows) == 0:
+    if spec.builder == "json":
+        records = _read_json(spec, data_file(spec, base_directory))
+        rows = Rows(records, tuple(dict.fromkeys(name for record in records for name in record)))
+    else:
+        with _quiet():
+            table = _read_file(spec, data_file(spec, base_directory)) if spec.builder else _read_hub(spec)
+        rows = Rows([], ()) if table is None else Rows(table, tuple(table.column_names))
+    if len(rows) == 0:
         raise TaskError(f"{spec.label}: no records")
     return rows
+
+
+def _read_json(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
+    """A list of objects, or one object a line, whatever the extension says."""
+    kind = file.suffix[1:].upper()
+    try:
+        text = file.read_text("utf-8-sig")
+    except OSError as error:
+        raise TaskError(f"{spec.label}: {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"{spec.label}: {file} cannot be read as {kind}: not UTF-8 text (byte {error.start})"
+        ) from error
+    is_list = text.lstrip().startswith("[")
+    # Not splitlines(): the separators of Unicode may stand inside a text.
+    lines = (
+        [(1, text)] if is_list else [(at, line) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    )
+    found: list[Any] = []
+    for number, line in lines:
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            at = number + getattr(error, "lineno", 1) - 1
+            said = getattr(error, "msg", None) or str(error)
+            raise TaskError(
+                f"{spec.label}: {file} cannot be read as {kind}: line {at}: {said}; expected one object a line, or a "
+                "list of objects"
+            ) from error
+    records = found[0] if is_list else found
+    if others := [number for number, record in enumerate(records) if not isinstance(record, dict)]:
+        raise TaskError(
+            f"{spec.label}: {file} cannot be read as {kind}: record {others[0]} is {describe(records[others[0]])}, "
+            "expected an object with a value for each column"
+        )
+    return list(records)
 
 
 def _read_file(spec: TaskSpec, file: Path) -> Dataset | None:
@@ -58,12 +154,9 @@ def _read_file(spec: TaskSpec, file: Path) -> Dataset | None:
 def _load_file(builder: str, file: Path, **options: Any) -> Dataset:
     """A local file as one table in memory: the cache of `datasets` would be left behind by each version of the file."""
     from datasets import load_dataset
-    from datasets.packaged_modules.json.json import JsonConfig
 
     if builder == "csv":
         options["keep_default_na"] = False
-    if builder == "json" and "parse_agent_traces" in {field.name for field in fields(JsonConfig)}:
-        options["parse_agent_traces"] = False  # would take a table with certain columns for something else
     with tempfile.TemporaryDirectory(prefix="trace-transfer-") as cache:
         return load_dataset(
             builder, data_files=[_literal(file)], split="train", cache_dir=cache, keep_in_memory=True, **options

@@ -3,43 +3,50 @@
 prompt, completion                      each a text; a prompt may also be a list of messages, none of them learned
 instruction, input (optional), output   Alpaca; a blank input is none
 messages                                [{role, content}, …] or ShareGPT's [{from, value}, …], also as `conversations`
+
+Of every shape: `system`, `tools` and `chat_template_kwargs`. What else a message says is handed to the chat template.
+What else a record says is named in a note, or refused where its meaning is known and cannot be honoured.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trace_transfer.errors import listing
 from trace_transfer.tasks.columns import Place, Source, UnusableValueError, describe, parse_source
-from trace_transfer.tasks.reading import read_rows
+from trace_transfer.tasks.reading import Rows, read_rows
 from trace_transfer.tasks.spec import OPTIONAL, SHAPES, TaskError, TaskSpec, suggestion
+from trace_transfer.tasks.turns import MASKS, Message, is_nothing, turns_of, without_nulls
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 SHAREGPT_COLUMN = "conversations"
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn; `is_answer` where it is to be learned."""
-
-    role: str
-    content: str
-    is_answer: bool = False
+# Columns that change what a record means, and what is to be done; a blank one says nothing.
+_UNSEEN = "a model of text does not see it"
+_REFUSED = {
+    **dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), _UNSEEN),
+    "history": "earlier turns; give them as messages",
+    "functions": "give them as tools",
+    "function_call": "give it as tool_calls of a message",
+}
 
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation that ends with an answer; `number` counts from 0 in its data."""
+    """A conversation that ends with an answer.
+
+    Attributes:
+        number: counted from 0 in its data.
+        context: what the chat template is given beside the messages: `tools`, and what `chat_template_kwargs` says.
+    """
 
     number: int
     messages: tuple[Message, ...]
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,14 @@ class Records:
     Attributes:
         shape: which of the three; a key of `SHAPES`.
         num_records: in the data; `records` are fewer with `max_examples`.
+        notes: what was left out of them, with counts.
     """
 
     task: str
     shape: str
     num_records: int
     records: tuple[Record, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -> Records:
@@ -65,13 +74,14 @@ def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -
         seed: of the sample. A larger sample with the same seed holds the smaller one.
 
     Raises:
-        TaskError: no records, unknown columns, no known shape, or records without a usable prompt or
-            answer (all named).
+        TaskError: no records, unknown columns, no known shape, or records without a usable prompt or answer, or with
+            something that cannot be honoured (all named).
     """
     rows = read_rows(spec, base_directory)
-    shape, sources = _find_shape(spec, rows.column_names)
+    shape, sources = _find_shape(spec, [name for name in rows.column_names if name not in spec.ignore])
     numbers = chosen(range(len(rows)), spec.max_examples, f"{seed}/sample")
-    return Records(spec.name, shape, len(rows), _convert(spec, rows, numbers, shape, sources))
+    records, notes = _convert(spec, rows, numbers, shape, sources)
+    return Records(spec.name, shape, len(rows), records, notes)
 
 
 def chosen(names: Iterable[Any], count: int | None, seed: str) -> list[Any]:
@@ -104,7 +114,7 @@ def _find_shape(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, dict[str, 
     if "messages" not in sources and SHAREGPT_COLUMN in columns:
         sources["messages"] = Source((Place(SHAREGPT_COLUMN),), is_format=False)
     lacking = {
-        shape: [name for name in names if name not in sources and name not in OPTIONAL]
+        shape: [name for name in names if name not in sources and name not in ("input", *OPTIONAL)]
         for shape, names in SHAPES.items()
         if set(spec.fields) <= set(names)
     }
@@ -120,23 +130,65 @@ def _find_shape(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, dict[str, 
 
 
 def _convert(
-    spec: TaskSpec, rows: Dataset, numbers: Sequence[int], shape: str, sources: Mapping[str, Source]
-) -> tuple[Record, ...]:
-    """The chosen rows as conversations, or one error for all that are none."""
-    columns = dict.fromkeys(column for source in sources.values() for column in source.columns)
-    table = rows.select_columns(list(columns))
-    if len(numbers) < len(rows):
-        table = table.select(numbers, keep_in_memory=True)
-    records, problems = [], []
-    for number, row in zip(numbers, table, strict=True):
+    spec: TaskSpec, rows: Rows, numbers: Sequence[int], shape: str, sources: Mapping[str, Source]
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """The chosen rows as conversations with notes on them, or one error for all that are none."""
+    columns = list(dict.fromkeys(column for source in sources.values() for column in source.columns))
+    problems, notes = beside(spec, rows, numbers, columns)
+    records, counts = [], Counter[str]()
+    for number, row in zip(numbers, rows.of(numbers, columns), strict=True):
         try:
-            records.append(Record(number, _CONVERTERS[shape](row, sources)))
+            messages = _CONVERTERS[shape](_Row(row, sources, spec.ignore, rows.is_exact))
+            kept = _up_to_the_last_answer(messages)
+            counts["turns left out behind the last answer, as they would never be learned"] += len(messages) - len(kept)
+            context = _context(row, sources, exact=rows.is_exact)
+            records.append(Record(number, _with_system(kept, row, sources), context))
         except UnusableValueError as problem:
-            problems.append(f"record {number}: {problem}")
+            problems.append((number, str(problem)))
     if problems:
-        count = f"{len(problems)} of {len(numbers)} records cannot be used" if len(numbers) > 1 else "cannot be used"
-        raise TaskError(f"{spec.label}: {count} (counted from 0):\n" + listing(problems))
-    return tuple(records)
+        bad = len({number for number, _ in problems})
+        count = f"{bad} of {len(numbers)} records cannot be used" if len(numbers) > 1 else "cannot be used"
+        lines = [f"record {number}: {problem}" for number, problem in sorted(problems)]
+        raise TaskError(f"{spec.label}: {count} (counted from 0):\n" + listing(lines))
+    return tuple(records), (*notes, *(f"{what}: {count:,}" for what, count in counts.items() if count))
+
+
+def beside(
+    spec: TaskSpec, rows: Rows, numbers: Sequence[int], used: Sequence[str]
+) -> tuple[list[tuple[int, str]], list[str]]:
+    """Records that a column beside those which are read makes unusable, and a note on the columns that say nothing."""
+    problems, unread = [], []
+    for column in rows.column_names:
+        if column in used or column in spec.ignore:
+            continue
+        if column not in (*_REFUSED, *MASKS, "label"):
+            unread.append(column)
+            continue
+        for number, value in zip(numbers, rows.given(column, numbers), strict=True):
+            why = _REFUSED.get(column, "a record that is not to be learned, or otherwise than the rest")
+            if column in MASKS and (value is True or value == 1):
+                continue
+            if is_nothing(value) or (column == "label" and value is not False):
+                continue
+            problems.append((number, f"{column} is {describe(value)}: {why} (ignore: [{column}] leaves it out)"))
+    notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
+    return problems, notes
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A record under the names of its shape."""
+
+    columns: Mapping[str, Any]
+    sources: Mapping[str, Source]
+    ignore: Sequence[str]
+    is_exact: bool
+
+    def field(self, name: str) -> Any:
+        return _field(self.columns, self.sources, name)
+
+    def turns(self, value: Any, name: str) -> tuple[Message, ...]:
+        return turns_of(value, name, ignore=self.ignore, exact=self.is_exact)
 
 
 def _field(row: Mapping[str, Any], sources: Mapping[str, Source], name: str) -> Any:
@@ -158,57 +210,74 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _from_prompt(row: Mapping[str, Any], sources: Mapping[str, Source]) -> tuple[Message, ...]:
-    prompt, completion = (_field(row, sources, name) for name in ("prompt", "completion"))
+def _from_prompt(row: _Row) -> tuple[Message, ...]:
+    prompt, completion = row.field("prompt"), row.field("completion")
     if isinstance(prompt, list):
-        context = tuple(Message(turn.role, turn.content) for turn in _turns(prompt, "prompt"))
+        context = tuple(turn.not_learned() for turn in row.turns(prompt, "prompt"))
     else:
         context = (Message("user", _text(prompt, "prompt")),)
     if isinstance(completion, list):
-        return (*context, *_with_answer(_turns(completion, "completion"), "completion"))
+        return (*context, *_require_answer(row.turns(completion, "completion"), "completion"))
     return (*context, Message("assistant", _text(completion, "completion"), True))
 
 
-def _from_instruction(row: Mapping[str, Any], sources: Mapping[str, Source]) -> tuple[Message, ...]:
-    instruction = _text(_field(row, sources, "instruction"), "instruction")
-    given = _field(row, sources, "input") if "input" in sources else None
+def _from_instruction(row: _Row) -> tuple[Message, ...]:
+    instruction = _text(row.field("instruction"), "instruction")
+    given = row.field("input") if "input" in row.sources else None
     if given is not None and not (isinstance(given, str) and not given.strip()):
         instruction = f"{instruction}\n\n{_text(given, 'input')}"
-    return Message("user", instruction), Message("assistant", _text(_field(row, sources, "output"), "output"), True)
+    return Message("user", instruction), Message("assistant", _text(row.field("output"), "output"), True)
 
 
-def _from_messages(row: Mapping[str, Any], sources: Mapping[str, Source]) -> tuple[Message, ...]:
-    return _with_answer(_turns(_field(row, sources, "messages"), "messages"), "messages")
+def _from_messages(row: _Row) -> tuple[Message, ...]:
+    return _require_answer(row.turns(row.field("messages"), "messages"), "messages")
 
 
-def _with_answer(turns: tuple[Message, ...], name: str) -> tuple[Message, ...]:
-    """Up to the last answer: what comes after it would never be learned."""
-    ends = [index for index, turn in enumerate(turns) if turn.is_answer]
-    if not ends:
-        raise UnusableValueError(f"{name} has no turn of the assistant")
-    return turns[: ends[-1] + 1]
-
-
-def _turns(value: Any, name: str) -> tuple[Message, ...]:
-    """A list of messages; the assistant's are answers, a blank system message is none."""
-    if not isinstance(value, list) or not value:
+def _require_answer(turns: tuple[Message, ...], name: str) -> tuple[Message, ...]:
+    if not any(turn.is_answer for turn in turns):
+        masked = any(turn.role == "assistant" for turn in turns)
         raise UnusableValueError(
-            f"{name} is {describe(value) if value != [] else 'empty'}, expected a list of messages"
+            f"{name} has no turn of the assistant" + (" that is to be learned: all are masked" if masked else "")
         )
-    turns = []
-    for place, item in enumerate(value):
-        if not isinstance(item, Mapping):
-            raise UnusableValueError(f"{name}[{place}] is {describe(item)}, expected {{role: …, content: …}}")
-        role = item.get("role") if item.get("role") is not None else item.get("from")
-        content = item.get("content") if item.get("content") is not None else item.get("value")
-        if not isinstance(role, str) or role not in ROLES:
-            raise UnusableValueError(f"{name}[{place}] has the role {role!r}, expected one of {', '.join(ROLES)}")
-        if ROLES[role] == "system" and isinstance(content, str) and not content.strip():
+    return turns
+
+
+def _up_to_the_last_answer(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """What comes after it would never be learned."""
+    return turns[: max(index for index, turn in enumerate(turns) if turn.is_answer) + 1]
+
+
+def _with_system(
+    messages: tuple[Message, ...], row: Mapping[str, Any], sources: Mapping[str, Source]
+) -> tuple[Message, ...]:
+    """With the system message of the record's own column."""
+    given = _field(row, sources, "system") if "system" in sources else None
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return messages
+    system = Message("system", _text(given, "system"))
+    if any(message.role == "system" and message.content.strip() != system.content.strip() for message in messages):
+        raise UnusableValueError("system is another text than that of the system message")
+    return messages if any(message.role == "system" for message in messages) else (system, *messages)
+
+
+def _context(row: Mapping[str, Any], sources: Mapping[str, Source], *, exact: bool) -> dict[str, Any]:
+    """What the chat template is given beside the messages."""
+    found: dict[str, Any] = {}
+    for name, kind in (("chat_template_kwargs", dict), ("tools", list)):
+        value = _field(row, sources, name) if name in sources else None
+        if isinstance(value, str) and value.strip():  # a table holds lists of unlike objects as JSON
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise UnusableValueError(f"{name} is text, and not JSON: {value:.40}") from None
+        if is_nothing(value):
             continue
-        turns.append(Message(ROLES[role], _text(content, f"{name}[{place}]"), ROLES[role] == "assistant"))
-    return tuple(turns)
+        if not isinstance(value, kind):
+            raise UnusableValueError(f"{name} is {describe(value)}, expected a {'list' if kind is list else 'mapping'}")
+        found |= without_nulls(value, exact) if kind is dict else {name: without_nulls(value, exact)}
+    return found
 
 
-_CONVERTERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Source]], tuple[Message, ...]]] = dict(
+_CONVERTERS: dict[str, Callable[[_Row], tuple[Message, ...]]] = dict(
     zip(SHAPES, (_from_prompt, _from_instruction, _from_messages), strict=True)
 )

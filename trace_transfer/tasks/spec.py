@@ -25,13 +25,14 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.tasks.columns import parse_source
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
+OPTIONAL = ("system", "tools", "chat_template_kwargs")  # of every shape
 SHAPES: dict[str, tuple[str, ...]] = {
-    "prompt and completion": ("prompt", "completion"),
-    "instruction, input (optional) and output": ("instruction", "input", "output"),
-    "messages": ("messages",),
+    "prompt and completion": ("prompt", "completion", *OPTIONAL),
+    "instruction, input (optional) and output": ("instruction", "input", "output", *OPTIONAL),
+    "messages": ("messages", *OPTIONAL),
 }
-OPTIONAL = ("input",)
-TEMPLATES = ("auto", "chat", "plain")
+# Key of a task → what it may say.
+CHOICES = {"template": ("auto", "chat", "plain"), "mismatch": ("refuse", "compose", "keep")}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
 _OTHER_FILES = frozenset(
@@ -52,12 +53,18 @@ class TaskSpec(Strict):
 
     Attributes:
         data: a local file, relative to `tasks.yaml`, or a hub data set `owner/name`.
-        fields: canonical name (`prompt`, `completion`; `instruction`, `input`, `output`; `messages`) → a column's name,
-            or a text with columns in braces: `"{question}\\nA. {choices[0]}"`.
+        fields: canonical name (`prompt`, `completion`; `instruction`, `input`, `output`; `messages`; with each of them
+            `system`, `tools`, `chat_template_kwargs`) → a column's name, or a text with columns in braces:
+            `"{question}\\nA. {choices[0]}"`.
         subset, split, revision: of a hub data set; `split` is `train` if not given.
         max_examples: a seeded random sample of so many records, in the order of the file; None for all.
         template: `chat` for the model's chat template, `plain` for the stated one, `auto` for chat where there is one.
         system: a system message for records that have none of their own.
+        ignore: columns, and keys of messages, that are left out as if they were not there.
+        mismatch: what becomes of an answer that the chat template does not write as it will be generated: `refuse` it,
+            `compose` it from the prompt of generation, the answer as it stands in the data and the end of the turn, or
+            `keep` it as the template writes it.
+        chat_template_kwargs: given to the chat template, such as `{enable_thinking: false}`; a record's own go first.
     """
 
     name: str = Field(pattern=TASK)
@@ -69,6 +76,9 @@ class TaskSpec(Strict):
     max_examples: int | None = Field(default=None, ge=1, strict=True)
     template: Literal["auto", "chat", "plain"] = "auto"
     system: str | None = None
+    ignore: tuple[str, ...] = ()
+    mismatch: Literal["refuse", "compose", "keep"] = "refuse"
+    chat_template_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     _directory: Path | None = PrivateAttr(default=None)  # of the file that names it, if there is one
 
     @property
@@ -110,7 +120,7 @@ class TaskSpec(Strict):
     @field_validator("fields")
     @classmethod
     def _one_shape(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        known = [name for names in SHAPES.values() for name in names]
+        known = list(dict.fromkeys(name for names in SHAPES.values() for name in names))
         if unknown := [name for name in value if name not in known]:
             raise ValueError("; ".join(f"unknown field '{name}', {suggestion(name, known)}" for name in unknown))
         if not any(set(value) <= set(names) for names in SHAPES.values()):
@@ -272,7 +282,7 @@ def _problem(error: Any, keys: Collection[str]) -> str:
     if error["type"] == "string_pattern_mismatch":
         return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
     if error["type"] == "literal_error":
-        return f"{location}: {given!r} is none of {', '.join(TEMPLATES)}"
+        return f"{location}: {given!r} is none of {', '.join(CHOICES.get(location, ()))}"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"found {_kind(given)}, expected a mapping with name: and data:"
     return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"

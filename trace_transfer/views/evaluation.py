@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
+from trace_transfer.views.shown_examples import visible
 from trace_transfer.views.terminal import Page, model_line
 
 if TYPE_CHECKING:
@@ -54,17 +55,24 @@ def render_evaluation_plan(plan: EvaluationPlan, out: Path) -> str:
 
 def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
     page.line(f"{plan.suite.name}: {model_line(plan.identity)}, {len(plan.state.patches)} patches", "bold")
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
     for one in plan.prepared:
         told = one.settings
         shown = [f"{told['shots']} shots"] if told.get("shots") else []
         shown += [f"up to {told['max_new_tokens']} tokens"] if told.get("max_new_tokens") else []
         shown += [f"template {told['template']}"] + ([f"{told['num_cut']} cut"] if told.get("num_cut") else [])
+        notes += [f"! {one.spec.name}: {note}" for note in told.get("notes") or ()]
+        notes += (
+            [f"answers of {one.spec.name} stop at {visible(' or '.join(told['stop']))}"] if told.get("stop") else []
+        )
         state = "finished" if plan.finished(one, out) else "to be run"
         rows.append((one.spec.name, one.spec.kind, one.metric, f"{one.num_examples:,}", ", ".join(shown), state))
     headings = ("evaluation", "kind", "metric", "examples", "how", "")
     page.table([(name, "right" if name == "examples" else "left") for name in headings], rows)
     page.line(f"on {plan.device} in {plan.dtype}, {plan.settings.batch_size} examples at a time")
+    for note in notes:
+        page.line(note)
 
 
 def _rendered(draw: Callable[[Page], None]) -> str:

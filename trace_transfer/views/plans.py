@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trace_transfer.examples import TaskData
+from trace_transfer.views.shown_examples import example_lines
 
 if TYPE_CHECKING:
     from trace_transfer.delta_store import DeltaStore
@@ -40,7 +41,7 @@ def render_plan(plan: IdentifyPlan) -> str:
     ]
     if plan.with_scores:
         lines.append(f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}")
-    for line in lines:
+    for line in (*lines, *example_lines(plan.tasks)):
         console.print(line, highlight=False, markup=False)
     return _text(buffer)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trace_transfer.views.report_numbers import several
+from trace_transfer.views.shown_examples import example_lines
 from trace_transfer.views.summary_tables import short_tables
 from trace_transfer.views.table_texts import to_text
 
@@ -14,12 +15,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trace_transfer.artefacts.summary import Summary
+    from trace_transfer.examples import TaskData
     from trace_transfer.pipeline.graph import RunGraph
     from trace_transfer.pipeline.status import StepStatus
 
 
-def render_run_plan(graph: RunGraph, status: Sequence[StepStatus]) -> str:
-    """For `--dry-run`."""
+def render_run_plan(
+    graph: RunGraph, status: Sequence[StepStatus], read: Mapping[str, Sequence[TaskData]] | None = None
+) -> str:
+    """For `--dry-run`.
+
+    Args:
+        read: `source` or `target` → the tasks as its model reads them.
+    """
     run = graph.run
     main = [cell for cell, _ in graph.cells if cell.axis is None]
     lines = [
@@ -38,6 +46,9 @@ def render_run_plan(graph: RunGraph, status: Sequence[StepStatus]) -> str:
     if counts:
         lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())]
     lines += ["", f"{several(len(todo), 'step')} to run, {len(status) - len(todo)} up to date"]
+    for what, tasks in (read or {}).items():
+        if shown := example_lines(tasks):
+            lines += ["", f"read by the {what}:", *shown[1:]]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from trace_transfer.artefacts import StreamFile
 from trace_transfer.errors import MAX_LISTED
+from trace_transfer.views.shown_examples import example_lines
 from trace_transfer.views.terminal import Page, model_line
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) ->
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
         line(console, f"- {note}")
     line(console, f"disk: about {size(disk)} for all of it, the tuned model included")
+    for text in example_lines(stage.data for stage in plan.stages):
+        line(console, text)
     return text_of(buffer)
 
 
