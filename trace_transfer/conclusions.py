@@ -278,8 +278,10 @@ def _on_savings(summary: Summary) -> list[str]:
     methods, notes = {one.method: one for one in summary.methods}, []
     for name in CARRIED:
         carried, own = methods.get(name), methods.get(TWINS[name])
-        here, there = carried and finding(carried), own and finding(own)
-        if carried is None or own is None or here is None or there is None or there.mean <= 0:
+        if carried is None or own is None:
+            continue
+        here, there = finding(carried), finding(own)
+        if here is None or there is None or there.mean <= 0:
             continue
         told = time_verdict(here, there)
         share = f"{abs(1 - here.mean / there.mean):.0%} {'less' if here.mean <= there.mean else 'more'}"

@@ -31,6 +31,7 @@ from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import remove_leftovers, sha256_file, write_text
 from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.pipeline.steps import LAUNCHED
+from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Silent, quiet_libraries
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpu: int |
     with (directory / LOG).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.stdout, sys.stderr = (guard(os.fdopen(number, "w", closefd=False)) for number in (1, 2))
     ended: tuple[str, str]
     try:
         _do(ticket, record, threads, processes, reporter)

@@ -108,9 +108,8 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
     reference = by_method.get(run.record.reference)
     found = [_method(run, cells, reference) for cells in by_method.values()]
-    better = {one.name: one.higher_is_better for one in (*MEASURES, *run.evaluations)}
-    for field in ("differences", "final_differences"):
-        found = _adjusted(found, field, better)
+    found = _adjusted(found, "differences", {one.name: one.higher_is_better for one in MEASURES})
+    found = _adjusted(found, "final_differences", {one.name: one.higher_is_better for one in run.evaluations})
     return tuple(found)
 
 

@@ -11,9 +11,9 @@ class Display:
     """Bars on stderr: one for the run, one below it for each task that a step reports."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from trace_transfer.terminal import console
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.progress: Any = None
         self.bars: dict[tuple[str, int], Any] = {}
         self.started: dict[str, Any] = {}
