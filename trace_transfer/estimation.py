@@ -6,20 +6,18 @@ operations per weight and token, divided by what this machine does in a short ma
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from trace_transfer.maths.gram import packed_length
 from trace_transfer.models import numel
 from trace_transfer.rules.registry import folded_name
+from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
     from trace_transfer.probe import Reading
@@ -143,14 +141,12 @@ def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
 
 
 def render_estimate(result: MapEstimate) -> str:
-    """The estimate as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=100, color_system=None)
-    table = Table(title="nothing is read or written (--dry-run)")
-    table.add_column("", justify="left")
-    for of_model in result.models:
-        table.add_column(of_model.name, justify="right")
-    for label, value in (
+    """The estimate as text as wide as the terminal."""
+    return drawn(lambda page: _draw(result, page))
+
+
+def _draw(result: MapEstimate, page: Page) -> None:
+    rows: tuple[tuple[str, Callable[[ModelEstimate], str]], ...] = (
         ("family", lambda m: m.family),
         ("layers", lambda m: str(m.num_layers)),
         ("parameters (tensors)", lambda m: f"{m.num_parameters:,}"),
@@ -160,27 +156,27 @@ def render_estimate(result: MapEstimate) -> str:
         ("memory: hidden states", lambda m: _size(m.hidden_bytes)),
         ("memory: Gram matrices", lambda m: _size(m.gram_bytes)),
         ("time of arithmetic", lambda m: _duration(m.seconds)),
-    ):
-        table.add_row(label, *(value(model) for model in result.models))
-    console.print(table)
-    console.print(
+    )
+    page.line("nothing is read or written (--dry-run)", "bold")
+    page.table(
+        [("", "left"), *((model.name, "right") for model in result.models)],
+        ((label, *(value(model) for model in result.models)) for label, value in rows),
+    )
+    page.line(
         f"{result.num_rows:,} rows in {result.num_minibatches} minibatches from {result.num_texts} texts; peak about "
         f"{_size(result.peak_bytes)} beside the libraries; on {result.device} in {result.dtype} at "
-        f"{result.flops_per_second / 1e9:,.0f} GFLOP/s.",
-        highlight=False,
+        f"{result.flops_per_second / 1e9:,.0f} GFLOP/s."
     )
     for model in result.models:
-        console.print(_shape_table(model))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
-
-
-def _shape_table(model: ModelEstimate) -> Table:
-    table = Table(title=f"parameters of {model.name}", box=box.SIMPLE_HEAD)
-    for heading in ("name", "shape", "count", "component"):
-        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
-    for name, shape, count, component in model.shapes:
-        table.add_row(name, " × ".join(map(str, shape)), str(count), component)
-    return table
+        page.line()
+        page.line(f"parameters of {model.name}", "bold")
+        page.table(
+            [("name", "left"), ("shape", "left"), ("count", "right"), ("component", "left")],
+            (
+                (name, " × ".join(map(str, shape)), str(count), component)
+                for name, shape, count, component in model.shapes
+            ),
+        )
 
 
 def _size(count: int) -> str:

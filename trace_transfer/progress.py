@@ -114,9 +114,9 @@ class Terminal:
     """A progress bar with time left on stderr, or lines where that is no terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from trace_transfer.terminal import console
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
@@ -127,7 +127,12 @@ class Terminal:
             with Lines(self.note).task(description, total) as advance:
                 yield advance
             return
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        ]
         columns += [TextColumn("left"), TimeLeft(), TextColumn("{task.fields[status]}", style="dim", markup=False)]
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(description, total=total, status="")

@@ -9,7 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trace_transfer.cli.rules import rules_command as rules
+from trace_transfer.correspondence import build_correspondence
 from trace_transfer.errors import RulesError
+from trace_transfer.maths.depth import depth_match
+from trace_transfer.models import ModelSource, load_config, read_inventory
+from trace_transfer.rules.application import anatomy_of
+from trace_transfer.rules.explanation import explain
 from trace_transfer.rules.registry import load_families, shipped_rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -139,15 +144,12 @@ model.embed_tokens.weight       model.embed_tokens.weight       llama.yaml:17 �
 model.norm.weight               model.norm.weight               llama.yaml:18 → qwen3.yaml:17
 lm_head.weight                  lm_head.weight                  llama.yaml:19 → qwen3.yaml:18
 
-unreached: no source
-                                all 11 parameters (32 layers:   no source layer is matched to its
-                                1, 3, 5, 7, …)                  layer
-
 source: llama, 32 layers, 291 parameters: 291 carried, 0 dropped; \
 8,030,261,248 of 8,030,261,248 elements carried (100.00%)
-target: qwen3, 64 layers, 707 parameters: 355 reached, 352 unreached; \
-17,158,976,512 of 32,762,123,264 elements reached (52.37%)
-(layers matched by relative depth; a real layer match changes the counts, not the rules)
+target: qwen3, 64 layers, 707 parameters: 707 reached, 0 unreached; \
+32,762,123,264 of 32,762,123,264 elements reached (100.00%)
+(layers matched by relative depth, as many as --match coverage of map matches; a real layer match changes which layers \
+meet, another --match the counts, neither the rules)
 """
 
 
@@ -179,23 +181,39 @@ def test_explain_experts_and_latents():
             target.split() for target in targets
         ]
     assert sum("self_attn.kv_a_layernorm.weight" in line for line in lines) == 2  # of keys and of values
-    unreached = shown.partition("unreached: no source")[2]
-    assert [re.split(" {2,}", line.strip())[0] for line in unreached.splitlines()[1:4]] == [
+    assert "mlp.gate.weight (layers 3-60)" in shown.partition("unreached: no source")[2]
+    assert "909 parameters in 1089 parts: 851 reached, 238 unreached" in shown
+
+
+def test_unmatched_layers_are_one_line_for_each_kind():
+    registry = load_families(())
+    source, target = (
+        anatomy_of(read_inventory(load_config(ModelSource.parse(name))), registry) for name in (LLAMA, DEEPSEEK)
+    )
+    pairs = depth_match(source.num_layers, target.num_layers)
+    lines = explain(build_correspondence(source, target, pairs))
+    assert [line.target for line in lines if line.section == "unreached: no source"][:3] == [
         "all 14 parameters (layer 1)",
         "all 18 parameters (28 layers: 3, 5, 7, 9, …)",
         "mlp.gate.weight (30 layers: 4, 6, 8, 10, …)",
     ]
-    assert "909 parameters in 1089 parts: 541 reached, 548 unreached" in shown
 
 
 def test_explain_all():
     shown = good("explain", "--src", LLAMA, "--dst", QWEN3, "--all")
     lines = [line.split() for line in shown.splitlines()]
     name = "model.layers.{}.self_attn.o_proj.weight"
-    for source, target in ((0, 0), (15, 30), (16, 33), (31, 63)):
-        assert [name.format(source), name.format(target), "llama.yaml:11", "→", "qwen3.yaml:10"] in lines
-    assert [name.format(1), *["no", "source", "layer", "is", "matched", "to", "its", "layer"]] in lines
-    assert sum(line[1:] == ["no", "source", "layer", "is", "matched", "to", "its", "layer"] for line in lines) == 352
+    for source, first, second in ((0, 0, 1), (15, 30, 31), (16, 32, 33), (31, 62, 63)):
+        place = lines.index([name.format(source), name.format(first), "llama.yaml:11", "→", "qwen3.yaml:10"])
+        assert lines[place + 1] == [name.format(second), "llama.yaml:11", "→", "qwen3.yaml:10"]
+    assert "is matched to its layer" not in shown  # the default match leaves out none
+
+
+def test_explain_previews_what_the_default_match_reaches():
+    """As many layers of the deeper model as `map` matches, whichever side it is on."""
+    for src, dst, side in ((LLAMA, QWEN3, "target: qwen3, 64 layers"), (QWEN3, LLAMA, "source: qwen3, 64 layers")):
+        (line,) = (line for line in good("explain", "--src", src, "--dst", dst).splitlines() if line.startswith(side))
+        assert re.search("707 parameters: 707 (reached|carried), 0 (unreached|dropped)", line)
 
 
 def test_explain_with_own_rules(tmp_path):

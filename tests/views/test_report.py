@@ -326,8 +326,10 @@ def test_no_two_methods_look_alike() -> None:
     looks = [json.dumps(look, sort_keys=True) for look in styles(names).values()]
     assert len(set(looks)) == len(names)
     assert len(set(COLOURS)) == len(COLOURS)
-    assert first_shown(names[:6]) == tuple(names[:6])
-    assert first_shown([*METHODS]) == ("sequential", "lora", "trace-lf", "transfer-lf", "random", "trace-cs")
+    assert first_shown(names[:8]) == tuple(names[:8])
+    assert first_shown([*METHODS]) == (
+        "sequential", "joint", "dmt", "lora", "trace-lf", "transfer-lf", "random", "depth-map",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

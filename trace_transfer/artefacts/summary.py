@@ -11,6 +11,9 @@ from trace_transfer.artefacts.base import Strict
 # Metrics whose values are shares in [0, 1], by the beginnings of their names; tables show them in percent.
 SHARES = ("acc", "exact_match", "pass@", "f1", "balanced_acc")
 
+# What a difference says; `conclusions.verdict` decides.
+Verdict = Literal["better", "worse", "chance", "undecided", "equal", "unknown"]
+
 
 class Interval(Strict):
     """A mean over cells (seeds) and its 95 % interval; None where fewer than three cells give none.
@@ -20,7 +23,8 @@ class Interval(Strict):
         bootstrap_low, bootstrap_high: of differences the paired bootstrap, else the bootstrap: with five values it
             holds the truth in about 84 % of cases instead of 95 %.
         p, p_adjusted: of differences, two-sided, by the paired t test; adjusted (Holm) for all differences of the same
-            measure in the same table.
+            measure in the same table, and where one answers a question for all questions, too: the larger of both.
+        verdict: of differences and backward transfer, what they say; None in files of earlier versions.
     """
 
     mean: float
@@ -31,11 +35,7 @@ class Interval(Strict):
     bootstrap_high: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether there is an interval, and 0 is outside of it."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    verdict: Verdict | None = None
 
 
 class Measure(Strict):

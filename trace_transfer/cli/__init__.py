@@ -16,6 +16,7 @@ import click
 
 from trace_transfer import __version__
 from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.printable import PIPED, guarded_streams
 from trace_transfer.progress import telling
 from trace_transfer.stopping import StopRequested, noted_interruption
 
@@ -76,6 +77,11 @@ class Commands(click.Group):
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise click.UsageError(error.message + hint, error.ctx) from error
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click does it, with nothing printed that a terminal would obey."""
+        with guarded_streams():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and turn our own errors into one message and an exit code."""
         with noted_interruption() as was_interrupted, telling(lambda message: click.echo(f"note: {message}", err=True)):
@@ -105,7 +111,7 @@ class Commands(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PIPED})
 @click.version_option(__version__, prog_name="trace-transfer")
 @click.option("--local_rank", type=int, hidden=True, expose_value=False, help="Given by DeepSpeed's launcher.")
 def main() -> None:

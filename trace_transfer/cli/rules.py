@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ import click
 from trace_transfer.errors import RulesError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trace_transfer.rules.explanation import Line
+    from trace_transfer.terminal import Page
+
+ENDLESS = 10_000  # columns
 
 RULES_OPTION = click.option(
     "--rules",
@@ -33,20 +35,17 @@ def rules_command() -> None:
 @RULES_OPTION
 def list_families(rules_path: Path | None) -> None:
     """List the families that have rules."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     from trace_transfer.rules.registry import load_families
     from trace_transfer.rules.tables import display_path
 
     registry = load_families(rules_path)
-    table = Table("family", "model types", "components", "file", box=box.SIMPLE)
+    rows = []
     for name, family in sorted(registry.families.items()):
         kinds = [kind for kind in family.model_types if registry.by_model_type.get(kind) is family]
-        row = (name, ", ".join(kinds) or "none left", str(family.num_components), display_path(family.location.path))
-        table.add_row(*map(Text, row))
-    _print(table)
+        of = ", ".join(kinds) or "none left"
+        rows.append((name, of, str(family.num_components), display_path(family.location.path)))
+    headings = (("family", "left"), ("model types", "left"), ("components", "right"), ("file", "left"))
+    _page().table(headings, rows)
 
 
 @rules_command.command()
@@ -114,84 +113,51 @@ def draft(
 def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> None:
     """Show what each parameter of SRC carries over to in DST, and by which rule.
 
-    The layer match is not known here; for the totals each source layer is matched to the target layer of the same
-    relative depth.
+    The layer match is not known here; for the totals layers of the same relative depth are matched, each layer of the
+    deeper model with one, as the default --match of `map` does.
     """
     from trace_transfer.correspondence import build_correspondence
-    from trace_transfer.maths.depth import depth_match
+    from trace_transfer.maths.stability import chosen_by_target, depth_pairs
     from trace_transfer.models import ModelSource, load_config, read_inventory
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.rules.application import anatomy_of
     from trace_transfer.rules.explanation import explain as lines_of
     from trace_transfer.rules.explanation import totals
     from trace_transfer.rules.registry import load_families
+    from trace_transfer.settings.mapping import MapSettings
 
     quiet_libraries()
     registry = load_families(rules_path)
     configs = [load_config(ModelSource.parse(name)) for name in (src, dst)]
     source, target = (anatomy_of(read_inventory(config), registry) for config in configs)
-    pairs = depth_match(source.num_layers, target.num_layers)
-    correspondence = build_correspondence(source, target, pairs)
+    policy, shape = MapSettings().match, (source.num_layers, target.num_layers)
+    correspondence = build_correspondence(source, target, depth_pairs(shape, chosen_by_target(policy, shape)))
     titles = [
-        f"{name} ({anatomy.family})" + ("" if every_layer else f"\n{anatomy.layer_path}.{{layer}}.…")
-        for name, anatomy in (
-            (ModelSource.parse(src).display_name, source),
-            (ModelSource.parse(dst).display_name, target),
-        )
+        f"{ModelSource.parse(name).display_name} ({anatomy.family})"
+        + ("" if every_layer else f"\n{anatomy.layer_path}.{{layer}}.…")
+        for name, anatomy in ((src, source), (dst, target))
     ]
-    _print(_explanation_table(lines_of(correspondence, every_layer), titles))
+    lines = lines_of(correspondence, every_layer)
+    _page().table([(title, "left") for title in (*titles, "rule or reason")], list(_rows(lines)))
     click.echo("\n".join(["", *totals(correspondence)]))
-    click.echo("(layers matched by relative depth; a real layer match changes the counts, not the rules)")
+    click.echo(
+        f"(layers matched by relative depth, as many as --match {policy} of map matches; a real layer match changes "
+        "which layers meet, another --match the counts, neither the rules)"
+    )
 
 
-def _explanation_table(lines: Sequence[Line], titles: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    header = (*titles, "rule or reason")
-    cells = [(line.source, line.target, line.why) for line in lines] + [(line.section, "", "") for line in lines]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for title, width in zip(header, _column_widths([header, *cells], _available_width()), strict=True):
-        table.add_column(Text(title), overflow="fold", width=width)
-    section = None
-    for line in lines:
-        if line.section != section:
-            if section is not None:
-                table.add_row()
-            section = line.section
-            table.add_row(Text(section, style="bold"))
-        table.add_row(Text(line.source), Text(line.target), Text(line.why))
-    return table
+def _rows(lines: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
+    """Each section below its name."""
+    for number, (section, of_it) in enumerate(groupby(lines, key=lambda line: line.section)):
+        if number:
+            yield "", "", ""
+        yield section, "", ""
+        yield from ((line.source, line.target, line.why) for line in of_it)
 
 
-def _column_widths(rows: Sequence[Sequence[str]], available: int | None) -> list[int]:
-    """Each column at least as wide as its longest word, so that no name is broken; the last one grows first."""
-    columns = list(zip(*rows, strict=True))
-    natural = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
-    if available is None:
-        return natural
-    widths = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
-    spare = available - sum(widths) - (len(widths) - 1)
-    for index in reversed(range(len(widths))):
-        growth = max(0, min(spare, natural[index] - widths[index]))
-        widths[index] += growth
-        spare -= growth
-    return widths
+def _page() -> Page:
+    """Standard output; into a pipe each line is as long as it is, for grep."""
+    from trace_transfer.terminal import Page, console
 
-
-def _available_width() -> int | None:
-    """Columns of the terminal; None for a pipe, where each line is as long as it is."""
-    from rich.console import Console
-
-    console = Console()
-    return console.width if console.is_terminal or "COLUMNS" in os.environ else None
-
-
-def _print(table: Table) -> None:
-    """To stdout, at the table's own width."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    endless = Console(width=10_000)
-    Console(width=Measurement.get(endless, endless.options, table).maximum).print(table)
+    out = console()
+    return Page(out, None if out.is_terminal or "COLUMNS" in os.environ else ENDLESS)

@@ -12,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer.maths.assignment import POLICIES, coverage
-from trace_transfer.maths.depth import Pairs, depth_match
+from trace_transfer.maths.depth import Pairs
+from trace_transfer.maths.stability import chosen_by_target, depth_pairs
 
 Matrix = NDArray[np.float64]
 
 
 def by_depth(similarity_ST: Matrix, seed: int) -> Pairs:
     """Each layer of the deeper model with the layer at the same relative depth; neither C nor the seed matters."""
-    num_source, num_target = similarity_ST.shape
-    if num_target >= num_source:
-        return tuple(sorted((s, t) for t, s in depth_match(num_target, num_source)))
-    return depth_match(num_source, num_target)
+    return depth_pairs(similarity_ST.shape, chosen_by_target("coverage", similarity_ST.shape))
 
 
 def shuffled(similarity_ST: Matrix, seed: int) -> Pairs:

@@ -109,7 +109,7 @@ def split_half_stability(halves: Halves, policy: Policy, full: Pairs, by_target:
 def depth_pairs(shape: Sequence[int], by_target: bool) -> Pairs:
     """The depth-proportional match, seen from the choosing side."""
     if by_target:
-        return tuple((s, t) for t, s in depth_match(shape[1], shape[0]))
+        return tuple(sorted((s, t) for t, s in depth_match(shape[1], shape[0])))
     return depth_match(shape[0], shape[1])
 
 

@@ -33,6 +33,7 @@ from trace_transfer.locking import held
 from trace_transfer.pipeline.gpus import VISIBLE
 from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.pipeline.steps import LAUNCHED
+from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tupl
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout, sys.stderr = (
-            os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False) for number in (1, 2)
+            guard(os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False)) for number in (1, 2)
         )
-        reporter = Piped(connection, log)
+        reporter = Piped(connection, guard(log))
         reporter.write(f"{directory.name} begins, process {os.getpid()}")
         ended: tuple[str, str]
         try:

@@ -29,7 +29,7 @@ from trace_transfer.artefacts.summary import (
     SweepPoint,
     SweepSummary,
 )
-from trace_transfer.conclusions import compare, notes_of
+from trace_transfer.conclusions import compare, judged, notes_of
 from trace_transfer.finished_run import FinishedCell, FinishedRun, read_run
 from trace_transfer.maths.continual import MEASURES, after_learning
 from trace_transfer.maths.intervals import holm, interval, p_value
@@ -76,7 +76,7 @@ def summarise(directory: Path) -> Summary:
         sweeps=_sweeps(run),
         libraries=library_versions(),
     )  # fmt: skip
-    summary = summary.model_copy(update={"comparisons": compare(summary, paired)})
+    summary = compare(summary, paired)
     return summary.model_copy(update={"notes": (*notes_of(summary), *_differing_bases(run))})
 
 
@@ -108,8 +108,8 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
     reference = by_method.get(run.record.reference)
     found = [_method(run, cells, reference) for cells in by_method.values()]
-    for field in ("differences", "final_differences"):
-        found = _adjusted(found, field)
+    found = _adjusted(found, "differences", {one.name: one.higher_is_better for one in MEASURES})
+    found = _adjusted(found, "final_differences", {one.name: one.higher_is_better for one in run.evaluations})
     return tuple(found)
 
 
@@ -158,14 +158,15 @@ def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     }
 
 
-def _adjusted(methods: list[MethodSummary], field: str) -> list[MethodSummary]:
-    """p values of the same measure, adjusted over all methods."""
+def _adjusted(methods: list[MethodSummary], field: str, better: Mapping[str, bool]) -> list[MethodSummary]:
+    """p values of the same measure, adjusted over all methods; and what each difference says by it."""
     found: dict[str, dict[str, Interval]] = {one.method: dict(getattr(one, field)) for one in methods}
     for name in dict.fromkeys(name for differences in found.values() for name in differences):
-        known = {method: own[name].p for method, own in found.items() if name in own}
-        tested = {method: p for method, p in known.items() if p is not None}
-        for method, adjusted in zip(tested, holm(list(tested.values())), strict=True):
-            found[method][name] = found[method][name].model_copy(update={"p_adjusted": adjusted})
+        known = {method: own[name] for method, own in found.items() if name in own}
+        tested = {method: one.p for method, one in known.items() if one.p is not None}
+        adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+        for method, one in known.items():
+            found[method][name] = judged(one, adjusted.get(method), higher_is_better=better[name])
     return [one.model_copy(update={field: found[one.method]}) for one in methods]
 
 

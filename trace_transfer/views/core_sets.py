@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from trace_transfer.artefacts import CoreFile
 from trace_transfer.maths import overlap
-
-WIDTH = 100
+from trace_transfer.terminal import Page, drawn
 
 
 def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
@@ -23,15 +18,16 @@ def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
 
 
 def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> str:
-    """Core sets as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
+    """Core sets as text as wide as the terminal."""
+    return drawn(lambda page: _draw(cores, warnings, files, page))
+
+
+def _draw(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path], page: Page) -> None:
     methods = list(dict.fromkeys(core.method.name for core in cores))
     counted = "tensors, parts" if any(core.method.unit == "rows" for core in cores) else "tensors"
     headings = ["task", *(["method"] if len(methods) > 1 else []), counted, "elements", "best"]
-    table = Table(title=f"core sets ({', '.join(methods)})")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in (counted, "elements") else "left", overflow="fold")
+    page.line(f"core sets ({', '.join(methods)})", "bold")
+    rows = []
     for core in cores:
         cells = {
             "task": core.task,
@@ -40,20 +36,19 @@ def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: 
             "elements": f"{core.ratio_of_elements:.2%}",
             "best": core.core[0].name if core.core else "none",
         }
-        table.add_row(*(cells[heading] for heading in headings))
-    console.print(table)
+        rows.append([cells[heading] for heading in headings])
+    page.table([(one, "right" if one in (counted, "elements") else "left") for one in headings], rows)
     comparable = [pair for pair in combinations(cores, 2) if pair[0].model.names_sha256 == pair[1].model.names_sha256]
     if comparable:
-        shared = Table(title="in common (Jaccard)")
-        for heading in ("tasks", counted, "elements"):
-            shared.add_column(heading, justify="left" if heading == "tasks" else "right")
-        for one, other in comparable:
-            tensors, elements = jaccard(one, other)
-            shared.add_row(f"{one.task}, {other.task}", f"{tensors:.2f}", f"{elements:.2f}")
-        console.print(shared)
+        page.line()
+        page.line("in common (Jaccard)", "bold")
+        page.table(
+            [("tasks", "left"), (counted, "right"), ("elements", "right")],
+            (
+                (f"{one.task}, {other.task}", *(f"{share:.2f}" for share in jaccard(one, other)))
+                for one, other in comparable
+            ),
+        )
     for warning in warnings:
-        console.print(f"! {warning}", markup=False, highlight=False)
-    console.print("\nwritten:", highlight=False)
-    for file in files:
-        console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+        page.line(f"! {warning}")
+    page.written(files)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from trace_transfer.artefacts.evaluation import EvaluationFile, Score
+from trace_transfer.terminal import Page, drawn
 from trace_transfer.views.shown_examples import visible
-from trace_transfer.views.terminal import Page, model_line
+from trace_transfer.views.terminal import model_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trace_transfer.stages.evaluating import EvaluationPlan
 
-WIDTH = 100
-
 
 def render_evaluation(evaluation: EvaluationFile) -> str:
-    """The scores as text of at most 100 columns."""
-    return _rendered(lambda page: draw_evaluation(evaluation, page))
+    """The scores as text as wide as the terminal."""
+    return drawn(lambda page: draw_evaluation(evaluation, page))
 
 
 def draw_evaluation(evaluation: EvaluationFile, page: Page) -> None:
@@ -49,8 +44,8 @@ def _row(score: Score) -> tuple[str, ...]:
 
 
 def render_evaluation_plan(plan: EvaluationPlan, out: Path) -> str:
-    """What would be run, with numbers of examples, as text of at most 100 columns."""
-    return _rendered(lambda page: _draw_plan(plan, out, page))
+    """What would be run, with numbers of examples, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_plan(plan, out, page))
 
 
 def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
@@ -73,10 +68,3 @@ def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
     page.line(f"on {plan.device} in {plan.dtype}, {plan.settings.batch_size} examples at a time")
     for note in notes:
         page.line(note)
-
-
-def _rendered(draw: Callable[[Page], None]) -> str:
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
-    draw(Page(console))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

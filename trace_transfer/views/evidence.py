@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from trace_transfer.artefacts import DeltaFile, FisherFile, WarmStartFile
-from trace_transfer.views.terminal import Page, model_line
+from trace_transfer.terminal import Page
+from trace_transfer.views.terminal import model_line
 
 NUM_SHOWN = 15
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=*#"

@@ -6,9 +6,10 @@ from rich.style import Style
 
 from trace_transfer.artefacts import CoreFile
 from trace_transfer.errors import UserError
+from trace_transfer.terminal import Page
 from trace_transfer.views.importance_grids import importance_of
 from trace_transfer.views.importance_view import NORMS, Cell, Column, Grid, Importance, Row
-from trace_transfer.views.terminal import RAMP, VIRIDIS, Page
+from trace_transfer.views.terminal import RAMP, VIRIDIS
 
 NARROW = 3  # characters of a column where its label has no room and stands upright
 GREY = (150, 150, 150)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from trace_transfer.artefacts.evaluation import RepresentationFile, ScoreMatrix
 from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.artefacts.summary import Summary
+from trace_transfer.terminal import Page
 from trace_transfer.views.summary_tables import short_tables
 from trace_transfer.views.table_texts import to_text
-from trace_transfer.views.terminal import Page, model_line
+from trace_transfer.views.terminal import model_line
 
 
 def draw_scores(file: ScoreMatrix, page: Page) -> None:

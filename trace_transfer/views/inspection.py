@@ -34,6 +34,7 @@ from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.artefacts.summary import Summary
 from trace_transfer.errors import MAX_LISTED, ArtefactError
 from trace_transfer.rules.registry import folded_name
+from trace_transfer.terminal import Page
 from trace_transfer.views.evaluation import draw_evaluation
 from trace_transfer.views.evidence import draw_deltas, draw_fisher, draw_warm_start
 from trace_transfer.views.importance_places import label
@@ -41,7 +42,7 @@ from trace_transfer.views.importance_terminal import draw_importance
 from trace_transfer.views.inspected_runs import draw_representation, draw_run, draw_scores, draw_step, draw_summary
 from trace_transfer.views.stability import draw_stability
 from trace_transfer.views.streams import draw_stream
-from trace_transfer.views.terminal import Page, draw_heatmap, model_line, ruler
+from trace_transfer.views.terminal import draw_heatmap, model_line, ruler
 from trace_transfer.views.verification import draw_verification
 
 DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from trace_transfer.models import AXES
-from trace_transfer.views.terminal import Page
+from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
     from trace_transfer.patches import Patch, PatchEntry
     from trace_transfer.stages.merging import TaskModels
     from trace_transfer.stages.patching import Difference
 
-WIDTH = 100
-
 
 def render_patch(patch: Patch) -> str:
-    """A patch as text of at most 100 columns."""
-    page, text = _page()
+    """A patch as text as wide as the terminal."""
+    return drawn(lambda page: _draw_patch(patch, page))
+
+
+def _draw_patch(patch: Patch, page: Page) -> None:
     num_elements = sum(entry.num_elements for entry in patch.entries)
     page.line(str(patch.path), "bold")
     page.line(
@@ -35,12 +34,14 @@ def render_patch(patch: Patch) -> str:
         ((e.name, _part(e), f"{e.num_elements:,}", _dtype(e.before_dtype), _dtype(e.after_dtype))
          for e in patch.entries),
     )  # fmt: skip
-    return text()
 
 
 def render_differences(found: Sequence[Difference], num_parameters: int) -> str:
-    """What differs between two models, as text of at most 100 columns."""
-    page, text = _page()
+    """What differs between two models, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_differences(found, num_parameters, page))
+
+
+def _draw_differences(found: Sequence[Difference], num_parameters: int, page: Page) -> None:
     page.line(f"{len(found)} of {num_parameters} parameters differ")
     if found:
         page.line()
@@ -48,12 +49,14 @@ def render_differences(found: Sequence[Difference], num_parameters: int) -> str:
             [("parameter", "left"), ("elements that differ", "right"), ("types", "left")],
             ((d.entry.name, f"{d.count:,} of {d.entry.num_elements:,}", _types(d.entry)) for d in found),
         )
-    return text()
 
 
 def render_task_models(found: TaskModels) -> str:
-    """The models that were written, and how mergekit merges them, as text of at most 100 columns."""
-    page, text = _page()
+    """The models that were written, and how mergekit merges them, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_task_models(found, page))
+
+
+def _draw_task_models(found: TaskModels, page: Page) -> None:
     page.table(
         [("task", "left"), ("model", "left"), ("elements", "right"), ("moved by an earlier task", "right")],
         ((m.task, str(m.directory), f"{m.num_elements:,}", f"{m.num_moved_before:,}") for m in found.models),
@@ -61,15 +64,7 @@ def render_task_models(found: TaskModels) -> str:
     page.line()
     if any(model.num_moved_before for model in found.models):
         page.line("Of elements that an earlier task had moved, a model has what its own task added to them.")
-    page.line(f"mergekit-yaml {found.yaml} merged")
-    return text()
-
-
-def _page() -> tuple[Page, Callable[[], str]]:
-    """A page, and what has been drawn on it."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
-    return Page(console), lambda: "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    page.whole(f"mergekit-yaml {shlex.quote(str(found.yaml))} merged")
 
 
 def _dtype(dtype: object) -> str:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from trace_transfer.examples import TaskData
+from trace_transfer.terminal import Page, drawn
 from trace_transfer.views.shown_examples import example_lines
 
 if TYPE_CHECKING:
     from trace_transfer.delta_store import DeltaStore
     from trace_transfer.stages.identifying import IdentifyPlan
 
-WIDTH = 100
 BYTES = {"float32": 4, "bfloat16": 2}
 STATE_BYTES = 12  # of a trained element beside its weight: gradient and AdamW's two moments, in float32
 
 
 def render_plan(plan: IdentifyPlan) -> str:
-    """Tasks, steps, memory and disk as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
+    """Tasks, steps, memory and disk as text as wide as the terminal."""
+    return drawn(lambda page: _draw_plan(plan, page))
+
+
+def _draw_plan(plan: IdentifyPlan, page: Page) -> None:
     starts, settings, score = plan.warm_starts, plan.settings.warm_start, plan.settings.score
-    console.print(_tasks_table(plan))
+    page.line("tasks", "bold")
+    headings = ("task", "examples", "of records", "tokens", "supervised", "longest", "cut", "left out", "template")
+    page.table(
+        [(one, "left" if one in ("task", "template") else "right") for one in headings],
+        ((task.task, *(f"{value:,}" for value in _counts(task)), task.template) for task in plan.tasks),
+    )
     elements, train = plan.base.identity.num_elements, settings.train
     missing = len(starts.starts) - len(starts.finished)
     lines = [
@@ -42,17 +45,7 @@ def render_plan(plan: IdentifyPlan) -> str:
     if plan.with_scores:
         lines.append(f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}")
     for line in (*lines, *example_lines(plan.tasks)):
-        console.print(line, highlight=False, markup=False)
-    return _text(buffer)
-
-
-def _tasks_table(plan: IdentifyPlan) -> Table:
-    table = Table(title="tasks")
-    for heading in ("task", "examples", "of records", "tokens", "supervised", "longest", "cut", "left out", "template"):
-        table.add_column(heading, justify="left" if heading in ("task", "template") else "right")
-    for task in plan.tasks:
-        table.add_row(task.task, *(f"{value:,}" for value in _counts(task)), task.template)
-    return table
+        page.line(line)
 
 
 def _counts(task: TaskData) -> tuple[int, ...]:
@@ -68,29 +61,24 @@ def _counts(task: TaskData) -> tuple[int, ...]:
 
 
 def render_warm_starts(stores: Sequence[DeltaStore]) -> str:
-    """What was trained, as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
-    table = Table(title="warm starts")
-    for heading in ("task", "examples", "tokens", "cut", "left out", "steps", "first loss", "last loss"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+    """What was trained, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_warm_starts(stores, page))
+
+
+def _draw_warm_starts(stores: Sequence[DeltaStore], page: Page) -> None:
+    rows = []
     for store in stores:
         record, data = store.record, store.record.data
-        table.add_row(
+        rows.append((
             record.task if record.replicate is None else f"{record.task}/{record.replicate}",
             f"{data.num_examples:,}", f"{data.num_tokens:,}", f"{data.num_cut:,}", f"{data.num_left_out:,}",
             f"{record.num_steps:,}", f"{record.losses[0]:.3f}", f"{record.losses[-1]:.3f}",
-        )  # fmt: skip
-    console.print(table)
-    console.print("\nwritten:", highlight=False)
-    for store in stores:
-        console.print(f"  {store.directory}", markup=False, highlight=False, soft_wrap=True)
-    return _text(buffer)
+        ))  # fmt: skip
+    page.line("warm starts", "bold")
+    headings = ("task", "examples", "tokens", "cut", "left out", "steps", "first loss", "last loss")
+    page.table([(one, "left" if one == "task" else "right") for one in headings], rows)
+    page.written(store.directory for store in stores)
 
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
-
-
-def _text(buffer: io.StringIO) -> str:
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

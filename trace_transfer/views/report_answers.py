@@ -1,29 +1,20 @@
 """The questions that a run was made for, answered in sentences that follow from its numbers alone.
 
-A difference counts only where 0 is outside of its interval. "No difference that these 5 seeds can show" is no proof
-that there is none, so the interval stands beside it.
+What a difference says is the summary's verdict on it. "No difference that these 5 seeds can show" is no proof that
+there is none, so the interval stands beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from trace_transfer.artefacts.summary import Comparison, Interval, MethodSummary, Summary
+from trace_transfer.artefacts.summary import Comparison, Interval, MethodSummary, Summary, Verdict
+from trace_transfer.conclusions import TWINS, finding, time_verdict
 from trace_transfer.views import report_numbers as numbers
 from trace_transfer.views.report_blocks import Line, strong
 
-Verdict = Literal["better", "worse", "undecided", "equal", "unknown"]
-
 SEQUENTIAL = "sequential"
-CARRIED = {  # method → the same scores, of core sets that are identified on the target itself
-    "transfer-lf": "trace-lf",
-    "transfer-cs": "trace-cs",
-    "transfer-lf-core": "trace-lf",
-    "transfer-cs-core": "trace-cs",
-}
-SIGNIFICANT = 0.05
 SAVINGS = "Finding core sets takes"  # how the summary's notes on times begin
 
 
@@ -43,7 +34,7 @@ def answers(summary: Summary) -> tuple[Answer, ...]:
     for comparison in summary.comparisons:
         by_question.setdefault(comparison.question, []).append(comparison)
     compared = [_compared(summary, question, found) for question, found in by_question.items()]
-    if by_question and all(one.difference.low is None for one in summary.comparisons):
+    if by_question and all(verdict(one.difference) == "unknown" for one in summary.comparisons):
         most = max(one.difference.num for one in summary.comparisons)
         compared = [
             Answer(
@@ -64,18 +55,9 @@ def notes(summary: Summary) -> tuple[str, ...]:
 
 
 def verdict(difference: Interval) -> Verdict:
-    """What a difference says, of a measure of which more is better.
-
-    `undecided` where 0 is inside of the interval, `equal` where it is all of it (two maps that choose the same layers
-    train the same), `unknown` where too few seeds give none.
-    """
-    if difference.low is None or difference.high is None:
-        return "unknown"
-    if difference.low == difference.high == 0:
-        return "equal"
-    if not difference.excludes_zero:
-        return "undecided"
-    return "better" if difference.mean > 0 else "worse"
+    """As the summary says it; that of a report is always made anew, so that it has one."""
+    assert difference.verdict is not None
+    return difference.verdict
 
 
 def words(found: Verdict, num: int) -> str:
@@ -85,6 +67,8 @@ def words(found: Verdict, num: int) -> str:
     seeds = numbers.several(num, "seed")
     if found == "equal":
         return f"the same in all {seeds}"
+    if found == "chance":
+        return "a difference that may be chance among all that was asked"
     return f"no difference that these {seeds} can show" if found == "undecided" else found
 
 
@@ -93,12 +77,16 @@ def _no_interval(num: int) -> str:
 
 
 def _compared(summary: Summary, question: str, comparisons: Sequence[Comparison]) -> Answer:
-    pairs = [(_pair(summary, one), verdict(one.difference), one.difference.num) for one in comparisons]
+    twice = len({one.method for one in comparisons}) < len(comparisons)
+    pairs = [
+        (_pair(summary, one) if twice else _name(summary, one.method), verdict(one.difference), one.difference.num)
+        for one in comparisons
+    ]
     return Answer(question, _together(pairs), tuple(_told(summary, one) for one in comparisons))
 
 
 def _pair(summary: Summary, comparison: Comparison) -> str:
-    return _name(summary, comparison.method)
+    return f"{_name(summary, comparison.method)} against {_name(summary, comparison.other)}"
 
 
 def _together(pairs: Sequence[tuple[str, Verdict, int]]) -> str:
@@ -114,7 +102,7 @@ def _together(pairs: Sequence[tuple[str, Verdict, int]]) -> str:
         if only in ("better", "worse"):
             return f"{'Yes' if only == 'better' else 'No'}: {text} for {names}."
         return f"{text[0].upper()}{text[1:]}: {names}."
-    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "equal", "unknown")
+    order: tuple[Verdict, ...] = ("better", "worse", "chance", "undecided", "equal", "unknown")
     phrases = [f"{words(kind, num)} for {numbers.listed(list(groups[kind]))}" for kind in order if kind in groups]
     return f"Not all alike: {'; '.join(phrases)}."
 
@@ -122,14 +110,12 @@ def _together(pairs: Sequence[tuple[str, Verdict, int]]) -> str:
 def _told(summary: Summary, comparison: Comparison) -> Line:
     """`Transfer-LF against Random set: better, +3.1 points [+1.0, +5.2]; p 0.004, adjusted 0.03`."""
     found = comparison.difference
-    pair = f"{_name(summary, comparison.method)} against {_name(summary, comparison.other)}"
+    pair = _pair(summary, comparison)
     measure = _measure(summary, comparison.measure)
     if verdict(found) == "equal":
         return (f"{pair}: ", strong(words("equal", found.num)), f", {measure}")
     if found.p is not None and found.p_adjusted is not None:
         p = f"; p {numbers.p_value(found.p)}, adjusted for all questions {numbers.p_value(found.p_adjusted)}"
-        if found.excludes_zero and found.p_adjusted >= SIGNIFICANT:
-            p += ", so that among so many questions it may be chance"
     else:
         p = ""
     amount = numbers.amount(found, summary.measures_are_shares)
@@ -156,7 +142,8 @@ def _forgets(summary: Summary) -> Answer | None:
         "undecided": f"There is no forgetting that these {numbers.several(moved.num, 'seed')} can show, so that nobody "
         "can show here that a method prevents it.",
         "equal": "No: after the last task, earlier ones are solved exactly as right after they were learned.",
-        "unknown": words("unknown", moved.num).capitalize() + ".",
+        "unknown": f"{words('unknown', moved.num)}.",
+        "chance": f"{words('chance', moved.num).capitalize()}.",
     }[kind]
     lines: list[Line] = []
     for name in ("backward_transfer", "forgetting", "learning"):
@@ -167,21 +154,22 @@ def _forgets(summary: Summary) -> Answer | None:
     return Answer("Does sequential fine-tuning forget here?", short, tuple(lines))
 
 
-LESS, MORE, SAME = "less time", "more time", "no difference in time that these runs can show"
+TIMES = {"better": "less time", "worse": "more time", "undecided": "no difference in time that these runs can show"}
 
 
 def _saves(summary: Summary) -> Answer | None:
     """What carrying costs beside identifying on the target; times differ from run to run."""
     lines: list[Line] = []
     kinds: dict[str, list[str]] = {}
-    for name, twin in CARRIED.items():
+    for name, twin in TWINS.items():
         ours, theirs = _method(summary, name), _method(summary, twin)
         if ours is None or theirs is None:
             continue
         found, own = finding(ours), finding(theirs)
         if found is None or own is None:
             continue
-        kind = less(found, own)
+        told = time_verdict(found, own)
+        kind = TIMES.get(told) or words(told, min(found.num, own.num))
         kinds.setdefault(kind, []).append(ours.name)
         lines.append(
             (f"finding core sets: {ours.name} {numbers.seconds(found)} (match and carrying included), "
@@ -189,7 +177,7 @@ def _saves(summary: Summary) -> Answer | None:
         )  # fmt: skip
         lines += _memory(ours, theirs)
     full = _method(summary, SEQUENTIAL)
-    for name in CARRIED:
+    for name in TWINS:
         ours = _method(summary, name)
         if ours and full and "trained" in ours.costs and "trained" in full.costs:
             mine, all_of_it = ours.costs["trained"].mean, full.costs["trained"].mean
@@ -209,27 +197,6 @@ def _memory(ours: MethodSummary, theirs: MethodSummary) -> list[Line]:
     if pair[0] is None or pair[1] is None:
         return []
     return [f"peak memory of identifying: {ours.name} {numbers.size(pair[0])}, {theirs.name} {numbers.size(pair[1])}"]
-
-
-def finding(method: MethodSummary) -> Interval | None:
-    """Seconds from task data to core sets on the target: identification, and match and carrying where there are."""
-    identify, mapped = method.costs.get("identify_seconds"), method.costs.get("map_seconds")
-    if identify is None:
-        return None
-    if mapped is None or not mapped.mean:
-        return identify
-    low = high = None
-    if not (identify.low is None or identify.high is None or mapped.low is None or mapped.high is None):
-        # The sums of the ends enclose the interval of the sum: nothing is claimed too much.
-        low, high = identify.low + mapped.low, identify.high + mapped.high
-    return Interval(mean=identify.mean + mapped.mean, low=low, high=high, num=identify.num)
-
-
-def less(ours: Interval, theirs: Interval) -> str:
-    """By intervals that do not touch."""
-    if ours.low is None or ours.high is None or theirs.low is None or theirs.high is None:
-        return words("unknown", min(ours.num, theirs.num))
-    return LESS if ours.high < theirs.low else MORE if ours.low > theirs.high else SAME
 
 
 def _method(summary: Summary, name: str) -> MethodSummary | None:

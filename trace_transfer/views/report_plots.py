@@ -24,7 +24,7 @@ GAP_X, GAP_Y = 0.075, 110  # share of the width; px
 LABELS = 60  # px of slanted labels
 AXIS = 62  # px of tick labels and title below an axis
 LEGEND_ROW, LEGEND_COLUMNS = 22, 5  # px; entries beside each other
-SHOWN = 6  # lines that one plot shows at first; the others are behind the legend
+SHOWN = 8  # lines that one plot shows at first; the others are behind the legend
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -162,7 +162,7 @@ def first_shown(methods: Sequence[str]) -> tuple[str, ...]:
     """Methods whose lines are drawn at first: all where they are few, else those that the questions are about."""
     if len(methods) <= SHOWN:
         return tuple(methods)
-    wanted = ("sequential", "lora", "trace-lf", "transfer-lf", "random", "trace-cs", "transfer-cs", "depth-map")
+    wanted = ("sequential", "joint", "dmt", "lora", "trace-lf", "transfer-lf", "random", "depth-map")
     return tuple([name for name in wanted if name in methods] or methods)[:SHOWN]
 
 

@@ -88,7 +88,8 @@ def _told(contents: ReportContents) -> Iterator[Line]:
     reference = contents.title(run.reference)
     yield (
         f"Differences in the tables are to {reference}, paired by seed. A method is called better or worse only where "
-        "the 95 % interval of the difference leaves out 0; everything else is no difference that these seeds can show."
+        "the 95 % interval of the difference leaves out 0, and p is below 0.05 with all that was asked beside it "
+        "(Holm); with the first alone it may be chance, and everything else is no difference that these seeds can show."
     )
 
 

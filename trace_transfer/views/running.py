@@ -39,9 +39,9 @@ class Display:
     """
 
     def __init__(self, every: float = EVERY) -> None:
-        from rich.console import Console
+        from trace_transfer.terminal import console
 
-        self.console, self.every = Console(stderr=True), every
+        self.console, self.every = console(stderr=True), every
         self.progress: Any = None
         self.run: Any = None
         self.at_work: dict[str, _AtWork] = {}

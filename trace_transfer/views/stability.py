@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from trace_transfer.artefacts import MethodStability, StabilityFile, TaskStability
-from trace_transfer.views.terminal import Page
-
-WIDTH = 100
+from trace_transfer.terminal import Page, drawn
 
 
 def render_stability(report: StabilityFile) -> str:
-    """The report as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
-    draw_stability(report, Page(console))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    """The report as text as wide as the terminal."""
+    return drawn(lambda page: draw_stability(report, page))
 
 
 def draw_stability(report: StabilityFile, page: Page) -> None:

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from trace_transfer.artefacts import StreamFile
 from trace_transfer.errors import MAX_LISTED
+from trace_transfer.terminal import Page, drawn
 from trace_transfer.views.shown_examples import example_lines
-from trace_transfer.views.terminal import Page, model_line
+from trace_transfer.views.terminal import model_line
 
 if TYPE_CHECKING:
     from trace_transfer.stages.stream_plan import StreamPlan
     from trace_transfer.stages.streaming import Streamed
     from trace_transfer.training.estimates import Estimate
 
-WIDTH = 100
-
 
 def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> str:
-    """What will train, on what, with how much memory, time and disk: text of at most 100 columns.
+    """What will train, on what, with how much memory, time and disk: text as wide as the terminal.
 
     Args:
         disk: bytes wanted in all (`needed_space`).
         more: notes beside those of the plan.
     """
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
+    return drawn(lambda page: _draw_plan(plan, disk, more, page))
+
+
+def _draw_plan(plan: StreamPlan, disk: int, more: Sequence[str], page: Page) -> None:
     train, base = plan.settings.train, plan.base.identity
-    line(
-        console,
+    page.line(
         f"{plan.base.name}: {base.num_parameters:,} parameters, {base.num_elements:,} elements; method "
         f"{plan.settings.method}",
     )
-    line(
-        console,
+    page.line(
         f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate {train.learning_rate:g}, batches "
         f"of {train.batch_size} = {train.micro_batch_size} x {plan.num_ranks} "
         f"{'process' if plan.num_ranks == 1 else 'processes'} x "
@@ -47,24 +43,22 @@ def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) ->
         + (", gradient checkpointing" if train.gradient_checkpointing else ""),
     )
     if plan.finished:
-        line(console, f"finished before: {', '.join(stage.label for stage in plan.finished)}")
+        page.line(f"finished before: {', '.join(stage.label for stage in plan.finished)}")
     estimates = [plan.estimate(number) for number in range(len(plan.stages))]
-    console.print()
-    page = Page(console)
+    page.line()
     _draw_training(plan, estimates, page)
-    console.print()
+    page.line()
     _draw_memory(plan, estimates, page)
-    console.print()
+    page.line()
     notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
     for number, stage in enumerate(plan.stages):
         prefix = plan.prefix(number)
         notes.append(f"{stage.label}: prefix cache {'used' if prefix.use else 'not used'}: {prefix.reason}")
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
-        line(console, f"- {note}")
-    line(console, f"disk: about {size(disk)} for all of it, the tuned model included")
+        page.line(f"- {note}")
+    page.line(f"disk: about {size(disk)} for all of it, the tuned model included")
     for text in example_lines(stage.data for stage in plan.stages):
-        line(console, text)
-    return text_of(buffer)
+        page.line(text)
 
 
 def _draw_training(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
@@ -125,27 +119,18 @@ def size(count: float) -> str:
 
 
 def render_streamed(done: Streamed) -> str:
-    """Stages, proof and files as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
-    draw_stream(done.record, Page(console))
+    """Stages, proof and files as text as wide as the terminal."""
+    return drawn(lambda page: _draw_streamed(done, page))
+
+
+def _draw_streamed(done: Streamed, page: Page) -> None:
+    draw_stream(done.record, page)
     total, found = done.record.model.num_elements, done.verification
-    console.print()
+    page.line()
     frozen = sum(parameter.frozen for parameter in found.parameters)
-    line(console, f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's")
+    page.line(f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's")
     if found.unmoved:
-        line(console, f"! {len(found.unmoved)} trained parameters did not move:")
+        page.line(f"! {len(found.unmoved)} trained parameters did not move:")
         for parameter in found.unmoved[:MAX_LISTED]:
-            line(console, f"  {parameter.name}")
-    console.print("\nwritten:", highlight=False)
-    for file in done.files:
-        console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return text_of(buffer)
-
-
-def line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False)
-
-
-def text_of(buffer: io.StringIO) -> str:
-    return "\n".join(row.rstrip() for row in buffer.getvalue().splitlines())
+            page.line(f"  {parameter.name}")
+    page.written(done.files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from trace_transfer.artefacts.summary import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary
+from trace_transfer.artefacts.summary import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary, Verdict
 from trace_transfer.views.table_texts import NOTHING, Cell, Number, Table
 
 AXES = {
@@ -20,6 +20,10 @@ AXES = {
     "match": ("layer match", "Effect of how layers are matched"),
     "seed": ("seed", "Effect of the seed"),
 }
+VERDICTS: dict[Verdict, str] = {
+    "better": "better", "worse": "worse", "chance": "may be chance", "undecided": "no difference found",
+    "equal": "the same", "unknown": "too few seeds",
+}  # fmt: skip
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
@@ -86,7 +90,8 @@ def differences(summary: Summary) -> Table:
         f"Difference from {_title(summary, summary.reference)}",
         _measure_header(summary, "method", difference=True),
         tuple(rows),
-        "Method minus reference, paired by seed.",
+        "Method minus reference, paired by seed; whether one may be chance says its verdict, in the table of all "
+        "differences in full.",
     )
 
 
@@ -104,18 +109,18 @@ def details(summary: Summary) -> Table:
     return Table(
         "differences_detail",
         f"Differences from {_title(summary, summary.reference)} in full",
-        ("method", "of", "n", "mean", "t low", "t high", "bootstrap low", "bootstrap high", "p", "p (Holm)"),
+        ("method", "of", "n", "mean", "t low", "t high", "bootstrap low", "bootstrap high", "p", "p (Holm)", "verdict"),
         tuple(rows),
         "Percentage points of shares, else the metric's unit. Student's t and paired bootstrap (BCa) intervals, 95 %; "
-        "p of the paired t test, adjusted over the methods. With five seeds a bootstrap interval holds the truth in "
-        "about 84 % of cases, Student's in 95 %.",
+        "p of the paired t test, adjusted over the methods, and over all questions where it answers one. With five "
+        "seeds a bootstrap interval holds the truth in about 84 % of cases, Student's in 95 %.",
     )
 
 
 def _detail(found: Interval, scale: float, digits: int) -> tuple[Cell, ...]:
     each = (found.mean, found.low, found.high, found.bootstrap_low, found.bootstrap_high)
     numbers = (NOTHING if one is None else Number(one * scale, digits=digits, signed=True) for one in each)
-    return (str(found.num), *numbers, _p(found.p), _p(found.p_adjusted))
+    return (str(found.num), *numbers, _p(found.p), _p(found.p_adjusted), _verdict(found))
 
 
 def questions(summary: Summary) -> Table:
@@ -123,14 +128,15 @@ def questions(summary: Summary) -> Table:
     rows = [
         (one.question, f"{_title(summary, one.method)} − {_title(summary, one.other)}",
          _measure_title(summary, one.measure).lower(),
-         _of(summary, one.measure, {one.measure: one.difference}, signed=True), _p(one.difference.p_adjusted))
+         _of(summary, one.measure, {one.measure: one.difference}, signed=True), _p(one.difference.p_adjusted),
+         _verdict(one.difference))
         for one in summary.comparisons
     ]  # fmt: skip
     unit = ", points" if summary.measures_are_shares else ""
     return Table(
         "questions",
         "What the methods say about each other",
-        ("question", "pair", "measure", f"difference{unit}", "p (Holm)"),
+        ("question", "pair", "measure", f"difference{unit}", "p (Holm)", "verdict"),
         tuple(rows),
         "Paired by seed; p of the paired t test, adjusted over all rows.",
     )
@@ -329,6 +335,11 @@ def _cost(found: Interval | None, scale: float) -> Cell:
 
 def _p(value: float | None) -> str:
     return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _verdict(found: Interval) -> str:
+    """In words; files of earlier versions have none."""
+    return NOTHING if found.verdict is None else VERDICTS[found.verdict]
 
 
 def _title(summary: Summary, method: str) -> str:

@@ -12,11 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from rich.console import Console
+from trace_transfer.terminal import Page, drawn
 
-from trace_transfer.views.terminal import Page
-
-WIDTH = 100
 NOTHING = "–"
 
 
@@ -71,11 +68,12 @@ def to_markdown(found: Iterable[Table] | Table, level: int = 3) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def to_text(found: Iterable[Table] | Table, width: int = WIDTH) -> str:
-    """Plain text within a width; cells that are too wide are folded."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None)
-    page = Page(console)
+def to_text(found: Iterable[Table] | Table, width: int | None = None) -> str:
+    """Plain text within a width, that of the terminal if none is given."""
+    return drawn(lambda page: _draw(found, page), width) + "\n"
+
+
+def _draw(found: Iterable[Table] | Table, page: Page) -> None:
     for number, table in enumerate([found] if isinstance(found, Table) else found):
         if number:
             page.line()
@@ -83,10 +81,9 @@ def to_text(found: Iterable[Table] | Table, width: int = WIDTH) -> str:
         columns = [
             (heading, "right" if _is_number(table, column) else "left") for column, heading in enumerate(table.header)
         ]
-        page.table(columns, _fitting(table, width))
+        page.table(columns, _fitting(table, page.width))
         if table.note:
             page.line(table.note)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _fitting(table: Table, width: int) -> list[list[str]]:

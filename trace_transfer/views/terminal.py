@@ -1,56 +1,18 @@
-"""What the terminal can show: texts, tables and grids within its width, and a similarity matrix among them."""
+"""A similarity matrix in the terminal, and how a model is called in a heading."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
-from rich.console import Console, JustifyMethod
 from rich.style import Style
-from rich.table import Table
-from rich.text import Text
 
 from trace_transfer.artefacts import ModelIdentity
+from trace_transfer.terminal import Page
 from trace_transfer.views.heatmap_view import Pair, colour_range
 
 RAMP = " .:-=+*#%@"
 VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142), (31, 158, 137), (53, 183, 121),
            (110, 206, 88), (181, 222, 43), (253, 231, 37))  # fmt: skip
-PLAIN = str.maketrans({"→": "->", "…": "...", "●": "O", "█": "#", "▒": "+", "·": "."})
-
-
-class Page:
-    """A console that takes every text as it is (no markup), in ASCII where it can do no more."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.width = console.width
-        self.colour = console.color_system is not None and not console.no_color
-
-    def text(self, text: str, style: Style | str = "") -> Text:
-        return Text(text.translate(PLAIN) if self.console.options.ascii_only else text, style)
-
-    def line(self, text: str = "", style: str = "") -> None:
-        self.console.print(self.text(text, style), highlight=False)
-
-    def row(self, parts: Iterable[tuple[str, Style | str]]) -> None:
-        """A line of a grid, never wrapped."""
-        line = Text().join(self.text(text, style) for text, style in parts)
-        if not self.colour:
-            line.rstrip()
-        self.console.print(line, highlight=False, no_wrap=True, overflow="crop")
-
-    def table(self, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
-        """Columns are (heading, "left" or "right"); a cell too long for the width is folded."""
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for heading, justify in columns:
-            side: JustifyMethod = "right" if justify == "right" else "left"
-            table.add_column(self.text(heading), justify=side, overflow="fold")
-        for row in rows:
-            table.add_row(*(self.text(cell) for cell in row))
-        self.console.print(table, highlight=False)
 
 
 def model_line(model: ModelIdentity) -> str:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console
-
 from trace_transfer.artefacts.verification import Verification, VerifiedParameter
 from trace_transfer.errors import MAX_LISTED
-from trace_transfer.views.terminal import Page
-
-WIDTH = 100
+from trace_transfer.terminal import Page, drawn
 
 
 def render_verification(verification: Verification) -> str:
-    """The result as text of at most 100 columns."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None)
-    draw_verification(verification, Page(console))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    """The result as text as wide as the terminal."""
+    return drawn(lambda page: draw_verification(verification, page))
 
 
 def draw_verification(verification: Verification, page: Page) -> None:

@@ -1,0 +1,89 @@
+r"""What may reach a terminal or a log: every character is seen, none is obeyed.
+
+Names and texts come from others: a task, a tensor or a file may be called `\x1b[2J`, and a library's error repeats it.
+Whatever the program writes passes guarded streams or a console of `terminal`, and both call `printable`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+PIPED, LEAST = 100, 80  # columns where there is no terminal; columns that tables are made for at least
+
+# Control characters but tab and newline; separators of lines; marks that turn the direction of what follows; halves of
+# surrogate pairs, as which Python holds bytes of file names that are no UTF-8; invisible tags.
+OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text with `\x1b` for an escape, `\u202e` for a turn of direction; tabs and line breaks stay."""
+    return OBEYED.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode("ascii")
+
+
+def width() -> int:
+    """Columns for what is printed: COLUMNS if it is set, else the terminal's, else 100; never less than 80."""
+    return max(shutil.get_terminal_size((PIPED, 24)).columns, LEAST)
+
+
+class Guarded:
+    """A text stream that writes only what is printable."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        # A line that is drawn over itself is how other libraries show progress.
+        start = "\r" if text.startswith("\r") and not text.startswith("\r\n") else ""
+        self.stream.write(start + printable(text[len(start) :]))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard(stream: TextIO) -> TextIO:
+    """The stream, guarded once; what its encoding lacks is written as an escape, too."""
+    if isinstance(stream, Guarded):
+        return stream
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    return Guarded(stream)  # type: ignore[return-value]  # it is all of a text stream that a writer needs
+
+
+def unguarded(stream: TextIO) -> TextIO:
+    """For a console, which colours what it writes and sees to the rest itself."""
+    return stream.stream if isinstance(stream, Guarded) else stream
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """While it lasts all that is printed, logged or warned is printable.
+
+    After an error that nobody foresaw the streams stay guarded, since Python prints its traceback later.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = guard(sys.stdout), guard(sys.stderr)
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        sys.stdout, sys.stderr = before
+        raise
+    sys.stdout, sys.stderr = before
