@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models import ModelSource, row_blocks, tied_names
 from trace_transfer.names_on_disk import Fused, LoadedNames
 from trace_transfer.shards import DTYPES, read_rows
+from trace_transfer.text_formats import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -258,8 +258,8 @@ def _shard_files(directory: Path) -> list[Path]:
     index = directory / INDEX_NAME
     if index.is_file():
         try:
-            files = sorted({directory / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            files = sorted({directory / name for name in read_json_object(index, ModelError)["weight_map"].values()})
+        except (ModelError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
     elif (directory / SINGLE_NAME).is_file():
         files = [directory / SINGLE_NAME]

@@ -5,7 +5,6 @@ The library maps files, and a mapped file comes from a cold disk page by page; r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from trace_transfer.errors import ModelError
 from trace_transfer.models import row_blocks
+from trace_transfer.text_formats import read_tensor_header
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -50,6 +50,4 @@ def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Itera
 @lru_cache(maxsize=1024)
 def _header(file: Path, size: int, changed: int) -> tuple[int, Mapping[str, Any]]:
     """Where the data begin, and what the file holds; size and time are those for which it was read."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return 8 + length, json.loads(stream.read(length))
+    return read_tensor_header(file, ModelError)

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,11 @@ MAX_DEPTH = 64
 LARGEST = (1 << 63) - 1  # whole number
 MAX_JSON_BYTES = 4 << 30  # a core set of heads and neurons of a large model has a GB
 MAX_YAML_BYTES = 8 << 20  # the longest list of names of a mixture of experts has 3 MB
+MAX_HEADER_BYTES = 100_000_000  # of safetensors, as the library has it
 MAX_NODES = 1_000_000  # of YAML, each alias written out
 _TAG = "tag:yaml.org,2002:"
 _YAML_KINDS = frozenset(_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge"))
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+_KINDS = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
 _LARGE = re.compile(r"[\s:\[,]-?[0-9](?:[0-9]{18}|[0-9.]*[eE]\+?[0-9]{3})")  # many digits, or a large exponent
 _ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # NUL, or half a surrogate pair
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s{}\[\],:"]+', re.DOTALL)
@@ -73,12 +74,11 @@ def read_json_object(file: Path, error: type[TraceTransferError] = UserError) ->
     return value
 
 
-def read_yaml(file: Path, error: type[TraceTransferError] = UserError, hint: Mapping[str, str] | None = None) -> Any:
+def read_yaml(file: Path, error: type[TraceTransferError] = UserError) -> Any:
     """What a YAML file says; None for an empty one.
 
     Args:
         error: the kind of error to raise.
-        hint: what stands in the file or in the problem → what is then said, too.
 
     Raises:
         UserError: it cannot be read, is not YAML, has a key twice, or is beyond the limits: tells the line.
@@ -87,11 +87,10 @@ def read_yaml(file: Path, error: type[TraceTransferError] = UserError, hint: Map
     try:
         return parse_yaml(text)
     except MalformedTextError as found:
-        said = next((more for word, more in (hint or {}).items() if word in text or word in found.problem), "")
-        raise error(f"{file}:{found.line}: not valid YAML: {found.problem}{said}") from found
+        raise error(f"{file}:{found.line}: not valid YAML: {found.problem}") from found
 
 
-def read_text(file: Path, error: type[TraceTransferError], limit: int, hint: str = "") -> str:
+def read_text(file: Path, error: type[TraceTransferError], limit: int = MAX_JSON_BYTES, hint: str = "") -> str:
     """The text of a file without a byte order mark.
 
     Args:
@@ -126,9 +125,33 @@ def read_text(file: Path, error: type[TraceTransferError], limit: int, hint: str
     return text
 
 
+def read_tensor_header(file: Path, error: type[TraceTransferError] = UserError) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begin, and what its header says of each tensor.
+
+    Raises:
+        UserError: the file is cut short or damaged, or its header is beyond the limits of JSON.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise error(f"{file}: not a safetensors file: its header would have {length:,} bytes")
+            header = parse_json(stream.read(length).decode())
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            first, last = entry["data_offsets"]
+            if not all(type(one) is int and one >= 0 for one in (*entry["shape"], first, last)):
+                raise ValueError(entry)
+    except OSError as found:
+        raise error(f"{file}: cannot be read: {found.strerror}") from found
+    except (MalformedTextError, ValueError, KeyError, TypeError, AttributeError) as found:
+        raise error(f"{file}: its safetensors header is damaged ({found}); have it made or copied again") from found
+    return 8 + length, header
+
+
 def kind_of(value: Any) -> str:
     """What a value is, for messages."""
-    return _KINDS.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+    return _KINDS.get(type(value), f"the number {value}")
 
 
 # JSON
@@ -271,9 +294,9 @@ def parse_yaml(text: str) -> Any:
         return None
     _refuse_twice(root, set())
     try:
-        return yaml.SafeLoader("").construct_document(root)  # type: ignore[no-untyped-call]
+        return yaml.SafeLoader("").construct_document(root)
     except yaml.YAMLError as error:
-        raise _told(error) from error
+        raise _told(error, text) from error
 
 
 def compose_yaml(text: str) -> Node | None:
@@ -301,26 +324,29 @@ def compose_yaml(text: str) -> Node | None:
             if self.depth > MAX_DEPTH + 1:  # a scalar is no level
                 mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
                 raise MalformedTextError(mark.line + 1, mark.column + 1, _TOO_DEEP)
-            node = Composer.compose_node(self, parent, index)  # type: ignore[no-untyped-call]
+            node = Composer.compose_node(self, parent, index)
             self.depth -= 1
             return node
 
     try:
-        root = Loader(text).get_single_node()  # type: ignore[no-untyped-call]
+        root = Loader(text).get_single_node()
     except yaml.reader.ReaderError as error:  # one of the characters that YAML does not have
-        problem = f"the character {ascii(text[error.position])} cannot stand in YAML"
+        problem = f"the character {text[error.position]!a} cannot stand in YAML"
         raise _at_place(text, error.position, problem) from error
     except yaml.YAMLError as error:
-        raise _told(error) from error
+        raise _told(error, text) from error
     if root is not None:
         _Limits().measure(root)
     return root
 
 
-def _told(error: Exception) -> MalformedTextError:
+def _told(error: Exception, text: str) -> MalformedTextError:
     mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
-    hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
-    return MalformedTextError(mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, problem + hint)
+    if mark is None:
+        return MalformedTextError(1, 1, problem)
+    braces = "; a text with braces needs quotes" if "{" in "".join(text.split("\n")[mark.line :][:1]) else ""
+    hint = "; indent with spaces, not tabs" if "'\\t'" in problem else braces
+    return MalformedTextError(mark.line + 1, mark.column + 1, problem + hint)
 
 
 def _at(node: Node, problem: str) -> MalformedTextError:
