@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from trace_transfer.cli.publishing import asked_destination, push_options
-from trace_transfer.cli.values import RATIO
+from trace_transfer.cli.values import OUT_DIRECTORY, RATIO
 from trace_transfer.settings.mapping import CHOICES, PROFILES, MapSettings
 
 DEFAULTS = MapSettings()
@@ -31,9 +31,7 @@ def _choice(name: str, why: str) -> Callable[[Any], Any]:
     help="A core file of the source to carry across, or owner/name:FILE for one on the hub; may be given several "
     "times. Without one only layers are matched.",
 )  # fmt: skip
-@click.option(
-    "--out", default="runs/map", show_default=True, type=click.Path(path_type=Path), help="Directory for the results."
-)
+@click.option("--out", default="runs/map", show_default=True, type=OUT_DIRECTORY, help="Directory for the results.")
 @click.option(
     "--profile", type=click.Choice(tuple(PROFILES)), default="default", show_default=True,
     help="'paper' sets the paper's choices (biased CKA, one row per text, rows as they are, argmax, core carried "
