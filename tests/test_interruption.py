@@ -1,16 +1,18 @@
 """A run that is killed or interrupted leaves no file by halves, and the same command then finishes the work."""
 
 import json
+import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.core_files import write_core
 from tests.repeated_runs import RepeatedRuns
@@ -95,6 +97,39 @@ def test_a_kill_at_drawn_moments(runs):
         runs.run(signal=signal.SIGKILL, after=drawn.uniform(0, runs.undisturbed["seconds"]))
         runs.check_nothing_is_half()
     runs.check_it_finishes()
+
+
+def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs):
+    """As a run leaves it that is killed between the two models."""
+    runs.check_it_finishes()
+    files = sorted(runs.cache.glob("*.safetensors"))
+    assert len(files) == 2
+    for gone in ([files[0]], [files[1]], files, []):
+        for file in gone:
+            file.unlink()
+        shutil.rmtree(runs.out)
+        runs.check_it_finishes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda tensors: tensors.pop("stream"), "expected stream, stream.largest, update, update.largest"),
+        (lambda tensors: tensors.update(update=tensors["update"][:-1]), "update is [3, "),
+        (lambda tensors: tensors["stream"].view(-1)[-1:].fill_(math.nan), "stream holds NaN or Inf"),
+        (lambda tensors: tensors.update(update=tensors["update"].double()), "in torch.float64, expected"),
+    ],
+)
+def test_a_damaged_cache_is_made_again_and_told(runs, damage, said):
+    runs.check_it_finishes()
+    for file in runs.cache.glob("*.safetensors"):
+        tensors = load_file(file)
+        damage(tensors)
+        save_file(tensors, file)
+    again = runs.run()
+    assert again["stderr"].count("is damaged (") == 2
+    assert said in again["stderr"]
+    assert runs.files() == runs.expected
 
 
 def assert_interrupted(done: dict, runs: Runs) -> None:

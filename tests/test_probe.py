@@ -259,7 +259,7 @@ def test_every_wrong_line_is_named(tmp_path):
         load_probe(file)
     assert str(caught.value).splitlines()[1:] == [
         "  - line 2: no string under 'text' (found: txt, id)",
-        "  - line 3: no string under 'text' (found: list)",
+        "  - line 3: no string under 'text' (found: a list)",
         "  - line 4: no string under 'text' (found: text)",
         "  - line 5: not JSON (Expecting value)",
     ]

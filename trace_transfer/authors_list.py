@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from trace_transfer.artefacts import CoreFile, CoreParameter
 from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.text_formats import kind_of, read_json
 
 LF_TERMS = ("l2_delta", "fisher_info", "l2_norm_score", "fisher_norm_score")
 # Method → the field of its score, and the fields of its terms.
@@ -119,14 +120,9 @@ def to_authors_list(core: CoreFile, whole: bool = False) -> str:
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{file}: not a JSON file ({error})") from error
+    rows = read_json(file, ArtefactError)
     if not isinstance(rows, list):
-        raise ArtefactError(f"{file}: expected a JSON list of parameters, found {type(rows).__name__}")
+        raise ArtefactError(f"{file}: expected a JSON list of parameters, found {kind_of(rows)}")
     if not rows:
         raise ArtefactError(f"{file}: the list is empty")
     _refuse(

@@ -14,6 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from trace_transfer.errors import UserError
+from trace_transfer.text_formats import read_json_object
+
 CONFIG = "config.json"  # is written anew
 KEPT = (
     "*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken", "*.vocab", "*.bpe", "*.py", "tokenizer*",
@@ -65,10 +68,10 @@ def _is_there(value: Any, model: Path) -> bool:
 
 def _leave_out_missing_code(file: Path, model: Path) -> None:
     try:
-        values = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError):
+        values = read_json_object(file)
+    except UserError:
         return  # whoever reads it says so
-    if isinstance(values, dict) and "auto_map" in values:
+    if "auto_map" in values:
         kept = code_that_is_there(values["auto_map"], model)
         if kept != values["auto_map"]:
             values = {key: value for key, value in values.items() if key != "auto_map"} | (

@@ -17,6 +17,8 @@ from typing import Any
 from trace_transfer.errors import UserError, listing
 
 PART = ".part"
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that Linux takes
+BELOW = 256  # of what is made in an output directory: steps/KIND-ADDRESS/checkpoint/…
 
 
 def sha256_text(text: str) -> str:
@@ -111,20 +113,79 @@ def prepare_directory(path: Path | str, what: str = "output directory", hint: st
     Raises:
         UserError: it cannot be made or written.
     """
-    directory = Path(path)
+    directory = check_directory(path, what, hint)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
-    except (FileExistsError, NotADirectoryError) as error:
-        file = next((one for one in (directory, *directory.parents) if one.exists() and not one.is_dir()), directory)
-        which = "" if file == directory else f"{file} "
-        raise UserError(
-            f"{directory}: {which}is a file, expected a directory{hint or f'; name another {what}'}"
-        ) from error
     except OSError as error:
         raise UserError(f"{directory}: the {what} cannot be written: {error.strerror}{hint}") from error
     return directory
+
+
+def check_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:
+    """Refuse a directory that cannot be made or written, and make nothing.
+
+    Raises:
+        UserError: it is no name, or too long; a file, a link to nothing or one that cannot be written is in its way.
+    """
+    directory, hint = Path(path), hint or f"; name another {what}"
+    _check_name(str(path), what)
+    for place in (directory, *directory.parents):
+        kind, shown = _kind(place), "" if place == directory else f"{place} "
+        if kind == "directory":
+            break
+        if kind == "file":
+            raise UserError(f"{directory}: {shown}is a file, expected a directory{hint}")
+        if place.is_symlink():
+            raise UserError(f"{directory}: {shown}is a link to nothing, or to itself, expected a directory{hint}")
+        longest = len(os.fsencode(place.name)) + (len(PART) + 10 if place == directory else 0)
+        if longest > LONGEST_NAME:
+            raise UserError(f"{directory}: a name in it is too long ({longest} bytes of {LONGEST_NAME}){hint}")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{directory}: the {what} cannot be written: {place}: {error.strerror}{hint}") from error
+    return directory
+
+
+def check_file(path: Path | str, option: str = "--out") -> Path:
+    """Refuse a file that cannot be written, and write nothing.
+
+    Raises:
+        UserError: it is no name, too long, or a directory; or it cannot be made where it would lie.
+    """
+    file, hint = Path(path), f"; name another with {option}"
+    _check_name(str(path), f"file of {option}")
+    kind = _kind(file)
+    if kind == "directory":
+        raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
+    if kind is None and file.is_symlink():
+        raise UserError(f"{file}: is a link to nothing, or to itself, expected a file{hint}")
+    longest = len(os.fsencode(file.name)) + len(PART) + 10  # under which it is written first
+    if longest > LONGEST_NAME:
+        raise UserError(
+            f"{file}: its name is too long: it is written as one of {longest} bytes of {LONGEST_NAME}{hint}"
+        )
+    check_directory(file.parent, f"directory of {option}")
+    return file
+
+
+def _check_name(name: str, what: str) -> None:
+    """Refuse a path that is none, is not UTF-8, or leaves no room for files below it."""
+    try:
+        length = len(str(Path(name).absolute()).encode())
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"{shown}: is not UTF-8; name another {what}") from error
+    if not name or "\x00" in name:
+        raise UserError(f"{name!r}: is no name; give the {what}")
+    if length + BELOW > LONGEST_PATH:
+        raise UserError(
+            f"{name[:60]}…: its path has {length:,} bytes; {LONGEST_PATH - BELOW:,} are the most that leave room for "
+            f"what is below it; name another {what}"
+        )
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option: str = "--out") -> None:
@@ -139,6 +200,11 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option:
     Raises:
         UserError: some are the same, under whatever name; all are named.
     """
+    outputs = list(outputs)
+    for output in outputs:
+        _check_name(str(output), f"one with {option}")
+        if output.is_symlink() and _kind(output) is None:
+            raise UserError(f"{output}: is a link to nothing, or to itself; name another {option}")
     read = {path.resolve() for one in inputs if _kind(path := Path(one).expanduser())}
     taken: list[Path] = []
     for output in outputs:
@@ -152,16 +218,6 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option:
         raise UserError(
             f"what would be written is an input as well; name another {option}:\n" + listing([*map(str, taken)])
         )
-
-
-def refuse_directory(file: Path, option: str = "--out") -> None:
-    """Refuse a directory where a file is to be written.
-
-    Raises:
-        UserError: it is one.
-    """
-    if _kind(file) == "directory":
-        raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
 
 
 def found_in(directory: Path, pattern: str) -> list[Path]:

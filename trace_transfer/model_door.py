@@ -6,7 +6,6 @@ tensors are one, their bytes. Gives: `Findings` of a usable directory, or a `Mod
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.errors import ModelError, together
 from trace_transfer.names_on_disk import LoadedNames
 from trace_transfer.stored_weights import CONFIG_NAME, StoredTensor, StoredWeights, read_config
+from trace_transfer.text_formats import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,10 +85,9 @@ def _merging(base: str) -> str:
 
 def _adapter(directory: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads((directory / ADAPTER_CONFIG).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(directory / ADAPTER_CONFIG, ModelError)
+    except ModelError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def quantisation_of(config: Mapping[str, Any]) -> str | None:

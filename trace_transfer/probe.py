@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ProbeError, listing
+from trace_transfer.text_formats import MalformedTextError, json_lines, kind_of, read_text
 
 SHIPPED_PROBE = Path(__file__).parent / "data" / "probe.jsonl"
 MIN_TEXTS = 4
@@ -64,17 +65,7 @@ def load_probe(path: Path | str | None = None) -> ProbeSet:
 
 
 def _read_text(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ProbeError(f"{file}: cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ProbeError(f"{file}: not UTF-8 text (byte {error.start}); a probe set is a text or JSONL file") from error
-    if "\x00" in text:
-        raise ProbeError(f"{file}: binary (a NUL byte at {text.index(chr(0))}); a probe set is a text or JSONL file")
-    return text
+    return read_text(file, ProbeError, hint="; a probe set is a text or JSONL file")
 
 
 def _split(file: Path, text: str) -> list[str]:
@@ -82,17 +73,13 @@ def _split(file: Path, text: str) -> list[str]:
         parts = re.split(r"\n[ \t\r]*\n", text) if re.search(r"\S[ \t\r]*\n[ \t\r]*\n", text) else text.splitlines()
         return [part.strip() for part in parts if part.strip()]
     texts, problems = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error.msg})")
+    for number, record in json_lines(text):
+        if isinstance(record, MalformedTextError):
+            problems.append(f"line {number}: not JSON ({record.problem})")
             continue
         value = record.get("text") if isinstance(record, dict) else None
         if not isinstance(value, str):
-            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            found = ", ".join(record) if isinstance(record, dict) else kind_of(record)
             problems.append(f"line {number}: no string under 'text' (found: {found})")
         elif value.strip():
             texts.append(value.strip())

@@ -6,7 +6,6 @@ each file the header alone. What else lies there is not read, as transformers do
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.errors import ModelError, listing
+from trace_transfer.text_formats import read_json_object, read_tensor_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -84,10 +84,9 @@ def _files(directory: Path) -> tuple[list[Path], tuple[str, ...]]:
 def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` as it stands; empty where there is none that can be read, which others tell."""
     try:
-        found = json.loads((directory / CONFIG_NAME).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(directory / CONFIG_NAME, ModelError)
+    except ModelError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _inside(name: str) -> bool:
@@ -114,10 +113,10 @@ def _passed_over(directory: Path) -> tuple[str, ...]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        found = json.loads(index.read_text("utf-8"))["weight_map"]
+        found = read_json_object(index, ModelError)["weight_map"]
         names = sorted(set(found.values()))
         wrong = [name for name in names if not _inside(name)]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+    except (ModelError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
     if wrong:
         raise ModelError(
@@ -191,10 +190,7 @@ def stored_tensors(file: Path) -> Mapping[str, StoredTensor]:
 @lru_cache(maxsize=1024)
 def _header(file: Path, size: int, changed: int) -> Mapping[str, StoredTensor]:
     """What the file held when it had that size and time."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    first = 8 + length
+    first, header = read_tensor_header(file, ModelError)
     return {
         name: StoredTensor(
             file,
@@ -204,5 +200,4 @@ def _header(file: Path, size: int, changed: int) -> Mapping[str, StoredTensor]:
             first + entry["data_offsets"][1],
         )
         for name, entry in header.items()
-        if name != "__metadata__"
     }

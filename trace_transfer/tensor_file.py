@@ -21,6 +21,7 @@ from trace_transfer.errors import ModelError
 from trace_transfer.files import replacing
 from trace_transfer.models import numel
 from trace_transfer.shards import DTYPES, require_finite
+from trace_transfer.text_formats import read_tensor_header
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WIDEST_FIRST = ("F64", "F32", "BF16", "F16")
@@ -139,15 +140,11 @@ def stored_tensors(path: Path) -> Mapping[str, StoredTensor]:
 
 @lru_cache(maxsize=256)
 def _stored_tensors(path: Path, size: int, changed: int) -> Mapping[str, StoredTensor]:
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+    start, header = read_tensor_header(path, ModelError)
     return {
-        name: StoredTensor(
-            TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"])), 8 + length + entry["data_offsets"][0]
-        )
+        name: StoredTensor(TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"])), start + entry["data_offsets"][0])
         for name, entry in header.items()
-        if name != "__metadata__" and entry["dtype"] in DTYPES
+        if entry["dtype"] in DTYPES
     }
 
 

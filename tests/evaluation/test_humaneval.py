@@ -163,7 +163,7 @@ def test_bad_records_are_listed(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(RECORDS[0]) + '\n\n{"prompt": "a", "test": 3}\n[1]\nnot json\n')
     with pytest.raises(
-        UserError, match=r"(?s)line 3: no text under task_id, entry_point, test.*line 4: .*line 5: no JSON"
+        UserError, match=r"(?s)line 3: no text under task_id, entry_point, test.*line 4: .*line 5: not JSON"
     ):
         read_records(path)
     path.write_text(json.dumps(RECORDS[0] | {"prompt": "def f(x):\n"}))

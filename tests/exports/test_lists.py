@@ -162,8 +162,8 @@ def test_rows_become_two_entries(tiny, tmp_path):
         ("- a\n- b\n", "found none"),
         ("unfrozen_parameters:\n", "found none"),
         ("unfrozen_parameters: model.layers\n", "found none"),
-        ("a: [\n", "not a YAML file"),
-        ("\x00", "not a YAML file"),
+        ("a: [\n", "2: not valid YAML: expected the node content"),
+        ("\x00", "a NUL byte at 0"),
         (
             "unfrozen_parameters: ['a(b', 3, '', 'head[4:2]', 'head[3:3]']\n",
             r"(?s)- entry 1, 'a\(b': not a regular expression: .*- entry 2, 3: not a name.*- entry 3, '': not a name"

@@ -171,3 +171,21 @@ def test_matches_a_known_value():
     stack = [stack_rows([rows], texts_of((8,))) for rows in (one[:, None], two[:, None], torch.stack([one, three], 1))]
     assert float(linear_cka(stack[0], stack[1]).values) == pytest.approx(0, abs=1e-6)
     assert float(linear_cka(stack[0], stack[2]).values) == pytest.approx(2**-0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("num_source", "num_target"), [(28, 36), (1, 1)])
+def test_the_same_bits_with_any_number_of_threads(num_source, num_target):
+    texts = [torch.arange(240)] * 2
+    generator = torch.Generator().manual_seed(0)
+    stacks = [
+        stack_rows([torch.randn(480, 32, generator=generator) for _ in range(count)], texts)
+        for count in (num_source, num_target)
+    ]
+    found = []
+    before = torch.get_num_threads()
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        found.append(debiased_cka(*stacks).values)
+        assert torch.get_num_threads() == num_threads
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])

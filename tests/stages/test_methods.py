@@ -258,6 +258,6 @@ def test_core_files_that_cannot_be_read_are_all_named(tmp_path):
     file = tmp_path / "stream.yaml"
     file.write_text("tasks: [{name: a, data: o/a, core: a.json}, {name: b, data: o/b, core: b.json}]")
     with pytest.raises(
-        ArtefactError, match=r"(?s)task 'a': .*a\.json: not a JSON file.*task 'b': .*b\.json: 3 problems"
+        ArtefactError, match=r"(?s)task 'a': .*a\.json:1: not valid JSON.*task 'b': .*b\.json: 3 problems"
     ):
         read_cores(load_stream(file), tmp_path)

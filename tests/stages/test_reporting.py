@@ -40,7 +40,7 @@ def test_no_directory_and_no_run_say_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run\.json in it, so this is not the directory of a run"):
         write_report(tmp_path)
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ArtefactError, match=r"run\.json: not a JSON file"):
+    with pytest.raises(ArtefactError, match=r"run\.json:1: not valid JSON"):
         write_report(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 

@@ -54,7 +54,8 @@ def test_the_newest_stays_and_leftovers_go(tmp_path):
 
 def test_some_are_kept(tmp_path):
     for count in range(1, 5):
-        state.write(tmp_path, IDENTITY, [Step(1, 2.0, 1e-5, 1.0, 10, 5)] * count, 1.0, states(count), 3)
+        steps = [Step(number + 1, 2.0, 1e-5, 1.0, 10, 5) for number in range(count)]
+        state.write(tmp_path, IDENTITY, steps, 1.0, states(count), 3)
     assert names(tmp_path) == [f"step-0000000{count}" for count in (2, 3, 4)]
     (tmp_path / "checkpoint" / ".step-00000001.part").mkdir()  # half removed
     state.remove_leftovers(tmp_path, 2)

@@ -18,6 +18,7 @@ from trace_transfer.artefacts.stream import StreamFile
 from trace_transfer.artefacts.summary import Summary
 from trace_transfer.artefacts.verification import Verification
 from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.text_formats import read_json_object
 
 LONGEST_SHOWN = 60  # characters
 ARTEFACTS: dict[str, type[Strict]] = {
@@ -52,17 +53,15 @@ def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
         ArtefactError: not there, not JSON, of another format or version, or with wrong or unknown fields (all named).
     """
     file = Path(path)
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{file}: cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{file}: not a JSON file ({error})") from error
-    found = data.get("format") if isinstance(data, dict) else None
+    data = read_json_object(file, ArtefactError)
+    found = data.get("format")
     expected = kind.model_fields["format"].default if kind else None
-    if found not in ARTEFACTS or (kind and found != expected):
-        what = f"format {found!r}" if found else "no 'format'"
+    if not isinstance(found, str) or found not in ARTEFACTS or (kind and found != expected):
+        what = f"format {found!r:.60}" if found else "no 'format'"
         raise ArtefactError(f"{file}: {what}, expected {expected or ' or '.join(ARTEFACTS)}")
+    if type(data.get("version")) is not int:
+        what = f"version {data['version']!r:.60}" if "version" in data else "no 'version'"
+        raise ArtefactError(f"{file}: {what}, expected {ARTEFACTS[found].model_fields['version'].default}")
     try:
         return ARTEFACTS[found].model_validate(data)
     except ValidationError as error:

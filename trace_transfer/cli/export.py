@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trace_transfer.cli.values import FoldedChoice
+from trace_transfer.cli.values import FoldedChoice, OutPath
 
 TRAINERS = ("axolotl", "ms-swift", "peft", "llama-factory", "trl", "regex", "csv", "authors")
 
@@ -20,7 +20,7 @@ TRAINERS = ("axolotl", "ms-swift", "peft", "llama-factory", "trl", "regex", "csv
     "expression), csv (every parameter with its score), authors (a JSON list as the authors' scripts write it).",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
+    "--out", type=OutPath(file=True, dash=True), metavar="FILE",
     help="The file to be written; - or nothing prints it.",
 )  # fmt: skip
 @click.option(
@@ -48,13 +48,12 @@ def export_command(
     if to != "peft" and (rank is not None or alpha is not None):
         raise click.UsageError("--rank and --alpha are those of adapters: they need --to peft")
 
-    from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs, write_text
+    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.stages.exporting import export_core
 
     printed = out is None or str(out) == "-"
     if out is not None and not printed:
-        refuse_directory(out)
         refuse_inputs([out], [*files, *([model] if model else [])])
     if to == "peft" or model is not None:  # nothing else needs transformers
         quiet_libraries()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.values import RATIO
+from trace_transfer.cli.values import OUT_FILE, RATIO
 
 ENDING = ".core.json"
 
@@ -20,7 +20,7 @@ ENDING = ".core.json"
     "list of the authors' scripts.",
 )  # fmt: skip
 @click.option("--model", required=True, metavar="MODEL", help="Whose parameters it names; only its config is read.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="TASK.core.json", help="The new file.")
+@click.option("--out", required=True, type=OUT_FILE, metavar="TASK.core.json", help="The new file.")
 @click.option("--task", help="The task's name; default: that of the file.")
 @click.option("--ratio", type=RATIO, help="authors: the core share, of a list of all parameters.")
 @click.option("--unit", type=click.Choice(("tensors", "elements")), help="authors: what --ratio counts.")
@@ -44,13 +44,12 @@ def import_command(
         raise click.UsageError("--ratio and --unit select from lists that rank parameters: they need --from authors")
 
     from trace_transfer.artefacts import to_json
-    from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs, write_text
+    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.stages.importing import import_patterns
     from trace_transfer.stages.reselecting import import_list
     from trace_transfer.views.core_sets import render_core_sets
 
-    refuse_directory(out)
     refuse_inputs([out], [file, model])
     quiet_libraries()
     name = task if task is not None else out.name.removesuffix(ENDING)

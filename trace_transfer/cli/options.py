@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_origin
 import click
 from click.core import ParameterSource
 
-from trace_transfer.cli.values import RATIO
+from trace_transfer.cli.values import OUT_DIRECTORY, RATIO
 from trace_transfer.settings.base import LARGEST, Settings, Single, bare, choices, limits_of, singles
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.scoring import Compute, ScoreSettings
@@ -138,7 +138,7 @@ def tuned_option(why: str) -> Decorator:
 
 def out_option(default: str) -> Decorator:
     return click.option(
-        "--out", default=default, show_default=True, type=click.Path(path_type=Path), help="Directory for the results."
+        "--out", default=default, show_default=True, type=OUT_DIRECTORY, help="Directory for the results."
     )
 
 

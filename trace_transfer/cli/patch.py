@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.cli.values import OUT_DIRECTORY, OUT_FILE
 from trace_transfer.mergekit_file import METHODS
 
 FILES = click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
-OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the model; new.")
+OUT = click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the model; new.")
 
 
 @click.group("patch")
@@ -73,7 +74,7 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
 @patch_command.command("task-models")
 @click.argument("base", metavar="BASE")
 @FILES
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the models; new.")
+@click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the models; new.")
 @click.option(
     "--merge-method", type=click.Choice(tuple(METHODS)), default="task_arithmetic", show_default=True,
     help="mergekit's, in the file that is written; weights and densities are edited there.",
@@ -99,7 +100,7 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
 @patch_command.command("diff")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The patch from A to B.")
+@click.option("--out", required=True, type=OUT_FILE, metavar="FILE", help="The patch from A to B.")
 @click.option("--task", default="diff", show_default=True, help="The name of the task in the patch.")
 def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
     """Write a patch of every parameter of which a bit differs between two models of the same names.

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli.values import OUT_DIRECTORY
+
 
 @click.command("plot")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CORE_FILE...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the heatmaps.")
+@click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the heatmaps.")
 @click.option("--rules", multiple=True, metavar="PATH", help="Your own rules, beside or over the shipped.")
 def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> None:
     """Draw importance heatmaps of core files of one model: layers × modules, per task and warm-start length.

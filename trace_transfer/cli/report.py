@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli.values import OUT_DIRECTORY
+
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN_DIRECTORY")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Directory for the report; the run's if not given."
-)
+@click.option("--out", type=OUT_DIRECTORY, default=None, help="Directory for the report; the run's if not given.")
 def report_command(run: Path, out: Path | None) -> None:
     """Write what a run found as one self-contained page, report.html, and as report.md.
 

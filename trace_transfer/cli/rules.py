@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trace_transfer.cli.values import OUT_FILE
 from trace_transfer.errors import RulesError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
 
 @rules_command.command()
 @click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write; default: MODEL_TYPE.yaml.")
+@click.option("--out", type=OUT_FILE, help="File to write; default: MODEL_TYPE.yaml.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--anyway", is_flag=True, help="Draft even if there are rules for this model.")
 @RULES_OPTION

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli.values import OUT_DIRECTORY
+
 
 @click.command("run")
 @click.argument("file", metavar="RUN.YAML", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Directory for the results; by default what the file says."
-)
+@click.option("--out", type=OUT_DIRECTORY, help="Directory for the results; by default what the file says.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time; by default what the file says, or 1.")
 @click.option("--dry-run", is_flag=True, help="Which steps would be run, and why; runs nothing, writes nothing.")
 @click.option("--rebuild", is_flag=True, help="Run steps again whose files were changed by hand.")

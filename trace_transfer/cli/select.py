@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from trace_transfer.cli.values import RATIO
+from trace_transfer.cli.values import OUT_DIRECTORY, RATIO
 
 
 @click.command("select")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CORE_FILE...")
 @click.option("--ratio", type=RATIO, help="The new core share; default: as before.")
 @click.option("--unit", type=click.Choice(("tensors", "elements", "rows")), help="What it counts; default: as before.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the new files.")
+@click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the new files.")
 def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | None, out: Path) -> None:
     """Select the top --ratio anew from the scores in core files; no weights are read.
 

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import click
+
+
+class OutPath(click.Path):
+    """Where results go, as a path; what cannot be made or written is refused before anything is begun."""
+
+    def __init__(self, *, file: bool = False, dash: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.is_file, self.dash = file, dash
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from trace_transfer.files import check_directory, check_file
+
+        option = max(param.opts, key=len) if param is not None else "--out"
+        what = "file" if self.is_file else "directory"
+        if value == "-" and self.dash:
+            return Path("-")
+        if value == "-":
+            self.fail(f"'-': expected a {what}; ./- is one of that name", param, ctx)
+        if str(value) == "":
+            self.fail(f"'' is no name of a {what}", param, ctx)
+        return check_file(value, option) if self.is_file else check_directory(value, hint=f"; name another {option}")
+
+
+OUT_DIRECTORY, OUT_FILE = OutPath(), OutPath(file=True)
 
 
 class Ratio(click.FloatRange):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from trace_transfer.cli.values import OUT_FILE
+
 
 @click.command("verify")
 @click.argument("base", metavar="BASE")
@@ -18,7 +20,7 @@ import click
     "--patch", "patches", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
     help="Or what a patch holds; may be given often.",
 )  # fmt: skip
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Every parameter, as JSON.")
+@click.option("--json", "json_file", type=OUT_FILE, metavar="FILE", help="Every parameter, as JSON.")
 def verify_command(
     base: str, tuned: str, cores: tuple[Path, ...], patches: tuple[Path, ...], json_file: Path | None
 ) -> None:
@@ -31,13 +33,12 @@ def verify_command(
         --core law.core.json
     """
     from trace_transfer.artefacts import to_json
-    from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs, write_text
+    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stages.verifying import require_frozen, verify_models
     from trace_transfer.views.verification import render_verification
 
     if json_file is not None:
-        refuse_directory(json_file, "--json")
         refuse_inputs([json_file], [base, tuned, *cores, *patches], "--json")
         prepare_directory(json_file.parent, "directory of --json")
     quiet_libraries()

@@ -10,7 +10,6 @@ Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv:2
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluation.programs import Limits, run_programs
+from trace_transfer.text_formats import MalformedTextError, json_lines, read_text
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -100,19 +100,10 @@ def read_records(data_file: Path) -> list[dict[str, str]]:
     Raises:
         UserError: not readable, empty, or lines that are no records; lists them.
     """
-    try:
-        # Not splitlines(): the separators of Unicode may stand inside a text.
-        lines = data_file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{data_file}: cannot be read: {error}") from error
     records, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: no JSON ({error})")
+    for number, record in json_lines(read_text(data_file, UserError)):
+        if isinstance(record, MalformedTextError):
+            problems.append(f"line {number}: not JSON ({record.problem})")
             continue
         columns = record if isinstance(record, dict) else {}
         missing = [column for column in COLUMNS if not isinstance(columns.get(column), str)]

@@ -16,6 +16,7 @@ from typing import Any
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.exports.core_set import WHOLE_ONLY, CoreSet, require_exact, require_whole
 from trace_transfer.masks import Mask, Slice, merged_ranges
+from trace_transfer.text_formats import read_yaml
 
 KEY = "unfrozen_parameters"
 WITH_ROWS = re.compile(r"^(.+)\[([0-9]*)(?::([0-9]*))?\]$")
@@ -134,15 +135,8 @@ def read_patterns(path: Path | str) -> list[Pattern]:
     Raises:
         ArtefactError: not there, not YAML, without the list, or with entries that are no patterns; all are named.
     """
-    import yaml
-
     file = Path(path)
-    try:
-        data = yaml.safe_load(file.read_text("utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{file}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"{file}: not a YAML file ({error})") from error
+    data = read_yaml(file, ArtefactError)
     found = data.get(KEY) if isinstance(data, dict) else None
     if not isinstance(found, list) or not found:
         what = f"it has {', '.join(map(str, data))}" if isinstance(data, dict) and KEY not in data else "found none"

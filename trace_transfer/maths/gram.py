@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -160,11 +161,26 @@ def diagonals(packed_LP: Tensor, n: int) -> Tensor:
 
 
 def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
-    """All inner products of two sets of packed vectors, float64 [L, M]: float32 within a chunk, float64 across."""
+    """All inner products of two sets of packed vectors, float64 [L, M]: float32 within a chunk, float64 across.
+
+    In one thread: the order of the sums would follow the number of threads that the library takes at that moment, and
+    two runs on the same rows would differ by 1e-7. So few long vectors are no slower for it.
+    """
     total = torch.zeros(a_LP.shape[0], b_MP.shape[0], dtype=torch.float64, device=a_LP.device)
-    for start in range(0, a_LP.shape[1], CHUNK):
-        total += (a_LP[:, start : start + CHUNK] @ b_MP[:, start : start + CHUNK].T).double()
+    with _one_thread():
+        for start in range(0, a_LP.shape[1], CHUNK):
+            total += (a_LP[:, start : start + CHUNK] @ b_MP[:, start : start + CHUNK].T).double()
     return total
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def square_norms(a_LP: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from trace_transfer.stages.task_data import data_of_stores
 from trace_transfer.stages.warm_starting import finished_stores
 from trace_transfer.stopping import StopSignal
 from trace_transfer.tasks.evaluation import Suite
+from trace_transfer.text_formats import read_json_object
 
 TICKET, TASKS, SCORES, BASELINE = "ticket.json", "tasks.yaml", "scores.json", "evaluation.json"
 CACHE = "cache"
@@ -61,7 +62,7 @@ class Ticket:
 
     @classmethod
     def read(cls, file: Path) -> Ticket:
-        return cls(**json.loads(file.read_text("utf-8")))
+        return cls(**read_json_object(file))
 
     def write(self) -> Path:
         file = self.directory / TICKET

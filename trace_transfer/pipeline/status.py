@@ -16,6 +16,7 @@ from trace_transfer.files import PART, sha256_file, write_text
 from trace_transfer.locking import LOCK as COMMANDS_LOCK
 from trace_transfer.pipeline.graph import RunGraph
 from trace_transfer.pipeline.steps import Step
+from trace_transfer.text_formats import read_json_object
 
 RECORD, LOG, LOCK, SEEN, TIME = "step.json", "log.txt", ".lock", ".seen.json", ".time.json"
 OWN = (RECORD, LOG, LOCK, SEEN, TIME, "ticket.json")
@@ -105,9 +106,8 @@ def remember(directory: Path, seen: Mapping[str, Any] | None = None) -> None:
 
 def _seen(directory: Path) -> dict[str, Any]:
     try:
-        seen: dict[str, Any] = json.loads((directory / SEEN).read_text("utf-8"))
-        return seen
-    except (OSError, ValueError):
+        return read_json_object(directory / SEEN)
+    except UserError:
         return {}
 
 

@@ -35,6 +35,7 @@ from trace_transfer.pipeline.status import LOCK, LOG, RECORD, TIME, remember, st
 from trace_transfer.pipeline.steps import LAUNCHED
 from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
+from trace_transfer.text_formats import read_json_object
 
 if TYPE_CHECKING:
     from trace_transfer.pipeline.kinds import Ticket
@@ -273,8 +274,8 @@ class Times:
 def _timed(directory: Path) -> Iterator[Callable[[], Times]]:
     """Tells what a step has taken since it was first begun, however often it was stopped."""
     try:
-        before = Times(**json.loads((directory / TIME).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        before = Times(**read_json_object(directory / TIME))
+    except (UserError, TypeError):
         before = Times()
     start, done = Times.now(), threading.Event()
 

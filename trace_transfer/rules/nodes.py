@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trace_transfer.errors import RulesError
 from trace_transfer.rules.expressions import Expression, parse_expression
 from trace_transfer.rules.tables import Location
+from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, read_text
 
 _TAG = "tag:yaml.org,2002:"
-_TAB_HINT = "; indent with spaces, not tabs"
 _QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
 
 
@@ -53,17 +52,13 @@ class NodeReader:
     def compose(self) -> MappingNode | None:
         """The file's top mapping, or None if it cannot be read, is not YAML, or is something else."""
         try:
-            root = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (OSError, UnicodeDecodeError) as error:
-            self.complain(None, f"cannot be read: {error}")
+            root = compose_yaml(read_text(self.path, RulesError, MAX_YAML_BYTES))
+        except MalformedTextError as error:
+            hint = _QUOTE_HINT if "'?'" in error.problem or "'{'" in error.problem else ""
+            self.problems.append(Problem(self.path, error.line, f"not valid YAML: {error.problem}{hint}"))
             return None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = mark.line + 1 if mark else 1
-            what = getattr(error, "problem", None) or str(error)
-            hint = _QUOTE_HINT if "'?'" in what or "'{'" in what else ""
-            hint = _TAB_HINT if "'\\t'" in what else hint
-            self.problems.append(Problem(self.path, line, f"not valid YAML: {what}{hint}"))
+        except RulesError as error:
+            self.complain(None, str(error).removeprefix(f"{self.path}: "))
             return None
         if not isinstance(root, MappingNode):
             self.complain(root, f"found {describe(root)}, expected a mapping with 'family:', 'layer:', 'components:' …")

@@ -25,6 +25,7 @@ from typing import Any
 from trace_transfer.errors import UserError, listing
 from trace_transfer.settings.deepspeed_names import DECIDED, DROPPED, PASSED, REFUSED, REQUIRED, SWITCHES, ZERO
 from trace_transfer.settings.training import TrainSettings
+from trace_transfer.text_formats import read_json_object
 
 BETAS, EPS = [0.9, 0.999], 1e-8  # the engine's AdamW
 _KNOWN = frozenset({*DECIDED, *PASSED, *DROPPED, *REFUSED, *REQUIRED})
@@ -39,20 +40,7 @@ def read_deepspeed_json(path: Path | str) -> Mapping[str, Any]:
     Raises:
         UserError: it is not there, not JSON (says the line), not an object, or names something twice.
     """
-    try:
-        found = json.loads(Path(path).read_text("utf-8-sig"), object_pairs_hook=lambda pairs: _once(path, pairs))
-    except OSError as error:
-        raise UserError(f"{path}: the DeepSpeed configuration cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg} (JSON knows neither comments "
-            "nor a comma behind the last entry)"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON: it is not UTF-8 text") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a DeepSpeed configuration is a JSON object, {{…}}, and this is {_kind(found)}")
-    return found
+    return read_json_object(Path(path))
 
 
 def require_agreement(
@@ -211,20 +199,9 @@ def _unknown(name: str, value: Any) -> tuple[str, str]:
     return prefix + key, f"{prefix}{key}: unknown to this version of trace-transfer; {hint}"
 
 
-def _once(path: Path | str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path}: named twice in one object: {', '.join(twice)}; keep one of each")
-    return dict(pairs)
-
-
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
 def _text(value: Any) -> str:
     return json.dumps(value)
-
-
-def _kind(value: Any) -> str:
-    return {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trace_transfer.artefacts import TASK
 from trace_transfer.errors import ModelError, UserError, listing
-from trace_transfer.files import prepare_directory, refuse_directory, refuse_inputs
+from trace_transfer.files import check_file, prepare_directory, refuse_inputs
 from trace_transfer.locking import held
 from trace_transfer.maths.bits import differing
 from trace_transfer.model_card import patched_card
@@ -73,7 +73,7 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
     """
     if not re.fullmatch(TASK, task):
         raise UserError(f"--task {task!r}: expected letters, digits, '.', '_' and '-', a letter or digit first")
-    refuse_directory(out)
+    check_file(out)
     refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")
     one, other = (ModelState(ModelSource.parse(name)) for name in (before, after))

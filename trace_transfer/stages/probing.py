@@ -19,6 +19,7 @@ from torch import Tensor
 from trace_transfer.activations import REPRESENTATIONS, LayerRows, read_layers
 from trace_transfer.checkpoints import Checkpoint
 from trace_transfer.content import config_sha256
+from trace_transfer.errors import first_line
 from trace_transfer.files import remove_leftovers, write_tensors
 from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
 from trace_transfer.probe import Reading, RowPlan
@@ -80,10 +81,12 @@ def read_grams(
     file = None
     if settings.cache is not None:
         file = settings.cache / f"{_cache_key(model, checkpoint, plan, reading, settings)}.safetensors"
-    cached = _load(file, plan) if file is not None else None
-    if cached is not None:
-        reporter.note(f"{model.name}: activations of this probe set are cached")
-        return cached
+    if file is not None and file.exists():
+        cached = _load(file, plan, model.anatomy.num_layers)
+        if isinstance(cached, Grams):
+            reporter.note(f"{model.name}: activations of this probe set are cached")
+            return cached
+        reporter.note(f"{model.name}: {file} is damaged ({cached}) and is made again")
     grams = _read(model, checkpoint, plan, reading, settings, reporter)
     if file is not None:
         try:
@@ -165,16 +168,26 @@ def _save(file: Path, grams: Grams) -> None:
     write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
 
 
-def _load(file: Path, plan: RowPlan) -> Grams | None:
-    """What a cached file holds; None where there is none, or it is damaged and has to be made again."""
+def _load(file: Path, plan: RowPlan, num_layers: int) -> Grams | str:
+    """What a cached file holds, or what is wrong with it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(file)
         os.utime(file)
-    except (OSError, SafetensorError):
-        return None
+    except (OSError, SafetensorError) as error:
+        return first_line(error)
+    length = sum(map(packed_length, plan.sizes))
+    expected = dict.fromkeys(REPRESENTATIONS, (num_layers, length))
+    expected |= {f"{name}.largest": (num_layers, 2) for name in REPRESENTATIONS}
+    if tensors.keys() != expected.keys():
+        return f"it holds {', '.join(sorted(tensors)) or 'nothing'}, expected {', '.join(sorted(expected))}"
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tuple(tensor.shape) != expected[name]:
+            return f"{name} is {list(tensor.shape)} in {tensor.dtype}, expected {list(expected[name])} in torch.float32"
+        if not tensor.isfinite().all():
+            return f"{name} holds NaN or Inf"
     stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
     return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
 

@@ -124,7 +124,7 @@ def _card(plan: StreamPlan, record: StreamFile, found: Verification) -> str:
 def _record(plan: StreamPlan, number: int) -> None:
     """Say that a stage is finished, before its checkpoint is removed."""
     stage, file = plan.stages[number], plan.patch(number)
-    steps = history.from_csv((plan.directory(number) / history.FILE).read_text("utf-8"))
+    steps = history.read_csv(plan.directory(number) / history.FILE)
     done = read_artefact(plan.out / RECORD, StreamFile).stages if (plan.out / RECORD).is_file() else ()
     patch = Patch.open(file)
     made = StageRecord(

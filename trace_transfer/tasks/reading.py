@@ -6,7 +6,6 @@ of a file the keys of all others. Everything else comes through `datasets`.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.errors import first_line
 from trace_transfer.tasks.columns import describe
 from trace_transfer.tasks.spec import TaskError, TaskSpec, data_file
+from trace_transfer.text_formats import MalformedTextError, json_lines, parse_json, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,36 +99,28 @@ def _read_json(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
     """A list of objects, or one object a line, whatever the extension says."""
     kind = file.suffix[1:].upper()
     try:
-        text = file.read_text("utf-8-sig")
-    except OSError as error:
-        raise TaskError(f"{spec.label}: {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+        text = read_text(file, TaskError)
+        records = parse_json(text) if text.lstrip().startswith("[") else list(_objects(text))
+    except MalformedTextError as error:
         raise TaskError(
-            f"{spec.label}: {file} cannot be read as {kind}: not UTF-8 text (byte {error.start})"
+            f"{spec.label}: {file} cannot be read as {kind}: line {error.line}: {error.problem}; expected one object a "
+            "line, or a list of objects"
         ) from error
-    is_list = text.lstrip().startswith("[")
-    # Not splitlines(): the separators of Unicode may stand inside a text.
-    lines = (
-        [(1, text)] if is_list else [(at, line) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    )
-    found: list[Any] = []
-    for number, line in lines:
-        try:
-            found.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            at = number + getattr(error, "lineno", 1) - 1
-            said = getattr(error, "msg", None) or str(error)
-            raise TaskError(
-                f"{spec.label}: {file} cannot be read as {kind}: line {at}: {said}; expected one object a line, or a "
-                "list of objects"
-            ) from error
-    records = found[0] if is_list else found
+    except TaskError as error:
+        raise TaskError(f"{spec.label}: {error}") from error
     if others := [number for number, record in enumerate(records) if not isinstance(record, dict)]:
         raise TaskError(
             f"{spec.label}: {file} cannot be read as {kind}: record {others[0]} is {describe(records[others[0]])}, "
             "expected an object with a value for each column"
         )
     return list(records)
+
+
+def _objects(text: str) -> Iterator[Any]:
+    for number, value in json_lines(text):
+        if isinstance(value, MalformedTextError):
+            raise MalformedTextError(number, value.column, value.problem)
+        yield value
 
 
 def _read_file(spec: TaskSpec, file: Path) -> Dataset | None:

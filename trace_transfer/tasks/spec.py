@@ -12,17 +12,17 @@ Reads the file's text and whether the data files are there; no data.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from trace_transfer.artefacts import TASK, Strict
 from trace_transfer.errors import UserError, listing
 from trace_transfer.tasks.columns import parse_source
+from trace_transfer.text_formats import kind_of, read_yaml
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
 OPTIONAL = ("system", "tools", "chat_template_kwargs")  # of every shape
@@ -144,20 +144,6 @@ class TaskSpec(Strict):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: a forgotten dash would silently make one task of two."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' stands here a second time (is a '-' missing?)", key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
 def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
     """Read `tasks.yaml`; data files are looked for relative to it.
 
@@ -229,45 +215,27 @@ def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> st
 
 
 def parse_yaml(file: Path) -> Any:
-    """What a YAML file says; no key may stand twice.
+    """What a YAML file says.
 
     Raises:
         TaskError: it cannot be read, or is not YAML, with the line.
     """
-    try:
-        return yaml.load(file.read_text("utf-8-sig"), Loader=_Loader)  # a SafeLoader
-    except OSError as error:
-        raise TaskError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        problem = str(getattr(error, "problem", None) or error)
-        hint = "; a text with braces needs quotes" if mark and "{" in str(getattr(mark, "buffer", "") or "") else ""
-        if "'\\t'" in problem:
-            hint = "; indent with spaces, not tabs"
-        raise TaskError(f"{where}: not valid YAML: {problem}{hint}") from error
+    return read_yaml(file, TaskError)
 
 
 def _items(file: Path, content: Any) -> list[Any]:
     """The list under `tasks:`."""
     expected = "expected a list of tasks under 'tasks:', each with name: and data:"
     if not isinstance(content, Mapping) or "tasks" not in content:
-        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else _kind(content)
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else kind_of(content)
         raise TaskError(f"{file}: found {found}; {expected}")
     if unknown := [key for key in content if key != "tasks"]:
         raise TaskError(f"{file}: unknown keys beside 'tasks:': {', '.join(map(str, unknown))}; each belongs to a task")
     items = content["tasks"]
     if not isinstance(items, list) or not items:
-        found = "no tasks" if not items else _kind(items)
+        found = "no tasks" if not items else kind_of(items)
         raise TaskError(f"{file}: tasks: found {found}; {expected}")
     return items
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}
-    return kinds.get(type(value), f"{value!r}")
 
 
 def _problem(error: Any, keys: Collection[str]) -> str:
@@ -284,5 +252,5 @@ def _problem(error: Any, keys: Collection[str]) -> str:
     if error["type"] == "literal_error":
         return f"{location}: {given!r} is none of {', '.join(CHOICES.get(location, ()))}"
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"found {_kind(given)}, expected a mapping with name: and data:"
+        return f"found {kind_of(given)}, expected a mapping with name: and data:"
     return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"

@@ -27,6 +27,7 @@ from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_tensors, write_text
 from trace_transfer.masks import Mask
 from trace_transfer.shards import require_finite
+from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.loading import StartingPoint
 from trace_transfer.training.quiet import quiet
 
@@ -288,11 +289,7 @@ def _weights(adapter: Path) -> Path:
 
 def _read_config(adapter: Path) -> dict[str, Any]:
     _weights(adapter)
-    try:
-        config: dict[str, Any] = json.loads((adapter / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{adapter / CONFIG}: cannot be read: {error}") from error
-    return config
+    return read_json_object(adapter / CONFIG, ModelError)
 
 
 def _read(adapter: Path, file: Any, key: str) -> Tensor:

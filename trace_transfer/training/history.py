@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from trace_transfer.files import write_text
+from trace_transfer.text_formats import read_text
 from trace_transfer.training.errors import TrainingError
 
 FILE = "loss.csv"
@@ -49,13 +51,43 @@ def from_csv(text: str) -> list[Step]:
     """The steps that `to_csv` wrote.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or a step is missing between two; tells the line.
     """
-    rows = list(csv.reader(io.StringIO(text)))
-    if not rows or tuple(rows[0]) != HEADER:
-        raise ValueError(f"expected the columns {', '.join(HEADER)}")
-    kinds = (int, float, float, float, int, int)
-    return [Step(*(kind(value) for kind, value in zip(kinds, row, strict=True))) for row in rows[1:]]
+    head, *lines = text.split("\n")  # no value needs quotes
+    if tuple(head.split(",")) != HEADER:
+        raise ValueError(f"line 1: expected the columns {', '.join(HEADER)}")
+    if lines[-1:] != [""]:
+        raise ValueError(f"line {len(lines) + 1}: is cut short")
+    return [_step(line, number) for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _step(line: str, number: int) -> Step:
+    kinds, values = (int, float, float, float, int, int), line.split(",")
+    try:
+        step = Step(*(kind(value) for kind, value in zip(kinds, values, strict=True)))
+    except ValueError as error:
+        raise ValueError(f"line {number + 1}: {line!r:.80} is no step; expected {', '.join(HEADER)}") from error
+    if step.step != number or not all(map(math.isfinite, astuple(step))):
+        raise ValueError(f"line {number + 1}: {line!r:.80}, expected step {number}, and finite numbers")
+    return step
+
+
+def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
+    """The steps of a `loss.csv`.
+
+    Args:
+        num_steps: how many there must be, where that is known.
+
+    Raises:
+        TrainingError: it cannot be read, is damaged, or has fewer or more; tells the line.
+    """
+    try:
+        steps = from_csv(read_text(file, TrainingError))
+    except ValueError as error:
+        raise TrainingError(f"{file}: {error}") from error
+    if num_steps is not None and len(steps) != num_steps:
+        raise TrainingError(f"{file}: has {len(steps)} steps, expected {num_steps}")
+    return steps
 
 
 class Log:

@@ -28,8 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trace_transfer.errors import UserError
 from trace_transfer.examples import Example
 from trace_transfer.files import PART, prepare_directory, remove_leftovers, write_tensors, write_text
+from trace_transfer.text_formats import read_json
 from trace_transfer.training.errors import TrainingError
 
 FORMAT, VERSION = "trace-transfer/prefix", 1
@@ -209,8 +211,8 @@ class PrefixCache:
 
     def _is_mine(self) -> bool:
         try:
-            return bool(json.loads((self.folder / RECORD).read_text("utf-8")) == self._record)
-        except (OSError, ValueError):
+            return bool(read_json(self.folder / RECORD) == self._record)
+        except UserError:
             return False
 
     def _known_start(self, shard: int) -> int:

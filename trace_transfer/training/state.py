@@ -22,13 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from trace_transfer.artefacts import library_versions
 from trace_transfer.errors import listing
 from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_tensors
+from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.errors import TrainingError
-from trace_transfer.training.history import FILE, Step, from_csv, to_csv
+from trace_transfer.training.history import FILE, Step, read_csv, to_csv
 
 FORMAT, VERSION = "trace-transfer/training-checkpoint", 1
 FOLDER, RECORD = "checkpoint", "checkpoint.json"
@@ -36,6 +38,14 @@ SHARD_BYTES = 1 << 28
 
 Identity = Mapping[str, Any]
 States = Iterable[tuple[str, Mapping[str, Tensor]]]
+
+
+class _Record(BaseModel):
+    """`checkpoint.json`, of what is needed."""
+
+    identity: dict[str, Any]
+    step: int = Field(ge=0, strict=True)
+    seconds: float = Field(ge=0)
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,17 @@ def find(directory: Path) -> Saved | None:
         return None
     path = paths[-1]
     try:
-        record = json.loads((path / RECORD).read_text("utf-8"))
-        if (record["format"], record["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"{record['format']} version {record['version']}, expected {FORMAT} version {VERSION}")
-        steps = from_csv((path / FILE).read_text("utf-8"))
-        return Saved(path, record["identity"], tuple(steps), record["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: not a checkpoint of this program ({error}); remove it to begin again") from error
+        found = read_json_object(path / RECORD, TrainingError)
+        if (kind := (found.get("format"), found.get("version"))) != (FORMAT, VERSION):
+            raise TrainingError(f"{kind[0]} version {kind[1]}, expected {FORMAT} version {VERSION}")
+        record = _Record.model_validate(found)
+        return Saved(path, record.identity, tuple(read_csv(path / FILE, record.step)), record.seconds)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        reason = f"{RECORD}: " + "; ".join(problems)
+    except TrainingError as error:
+        reason = str(error).removeprefix(f"{path}/")
+    raise TrainingError(f"{path}: not a checkpoint of this program ({reason}); remove it to begin again")
 
 
 def require_same(saved: Saved, identity: Identity) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from trace_transfer.artefacts import read_artefact
 from trace_transfer.artefacts.evaluation import RepresentationFile
 from trace_transfer.errors import ArtefactError
 from trace_transfer.files import replacing, write_text
+from trace_transfer.text_formats import MalformedTextError, parse_json
 from trace_transfer.views.representation_view import Panel, Representation
 
 METADATA_TEXTS = "texts"  # in embeddings.safetensors: JSON, id and first words of each text
@@ -46,10 +46,10 @@ def read_view(directory: Path) -> Representation:
     beside = directory / "embeddings.safetensors"
     try:
         with safe_open(beside, framework="numpy") as tensors:
-            texts = json.loads(tensors.metadata()[METADATA_TEXTS])
+            texts = parse_json(tensors.metadata()[METADATA_TEXTS])
             points = [tensors.get_tensor(f"{model.label}.tsne") for model in file.models]
         return view_of(file, points, texts)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, MalformedTextError) as error:
         raise ArtefactError(
             f"{beside}: not the embeddings of the representation.json beside it ({error}); run represent again"
         ) from error

@@ -1,0 +1,73 @@
+"""Outputs that cannot be made are refused before anything else is looked at: commands x kinds of bad output."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trace_transfer.cli import main
+
+DIRECTORY = {
+    "run": ["run", "none.yaml"],
+    "identify": ["identify", "none", "--tasks", "none.yaml"],
+    "warm-start": ["warm-start", "none", "--tasks", "none.yaml"],
+    "score": ["score", "none"],
+    "select": ["select", "none.core.json"],
+    "plot": ["plot", "none.core.json"],
+    "map": ["map", "--src", "none", "--dst", "none"],
+    "train": ["train", "none", "--stream", "none.yaml"],
+    "evaluate": ["evaluate", "none"],
+    "represent": ["represent", "none", "--tasks", "none.yaml"],
+    "report": ["report", "none"],
+    "patch apply": ["patch", "apply", "none", "none.patch"],
+    "patch revert": ["patch", "revert", "none", "none.patch"],
+    "patch task-models": ["patch", "task-models", "none", "none.patch"],
+}
+FILE = {
+    "export": ["export", "none.core.json", "--to", "regex"],
+    "import": ["import", "none", "--from", "axolotl", "--model", "none", "--task", "math"],
+    "patch diff": ["patch", "diff", "none", "none"],
+    "rules draft": ["rules", "draft", "none"],
+    "verify": ["verify", "none", "none"],
+}
+
+
+def bad_outputs(directory: Path) -> dict[str, tuple[str, str]]:
+    """Kind → the output, and a part of what is said of it."""
+    (directory / "file").write_text("")
+    (directory / "dangling").symlink_to(directory / "nowhere")
+    (directory / "loop").symlink_to(directory / "loop")
+    return {
+        "name too long": (str(directory / ("n" * 250)), "too long"),
+        "dangling link": (str(directory / "dangling"), "link to nothing"),
+        "looping link": (str(directory / "loop"), "link to nothing, or to itself"),
+        "below a looping link": (str(directory / "loop" / "out"), "link to nothing, or to itself"),
+        "not UTF-8": (os.fsdecode(os.fsencode(directory) + b"/\xff"), "is not UTF-8"),
+        "below a file": (str(directory / "file" / "out"), "is a file, expected a directory"),
+        "path too long": (str(directory) + "/0123456789" * 370, "its path has"),
+        "not writable": ("/proc/self/out", "cannot be written"),
+        "no name": ("", "is no name"),
+        "dash": ("-", "./- is one of that name"),
+    }
+
+
+@pytest.mark.parametrize("command", [*DIRECTORY, *FILE])
+def test_refused_before_the_work(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs = bad_outputs(tmp_path)
+    if command in DIRECTORY:
+        outputs["a file"] = (str(tmp_path / "file"), "is a file, expected a directory")
+    else:
+        outputs["a directory"] = (str(tmp_path), "is a directory, expected a file")
+    if command == "export":
+        del outputs["dash"]  # prints
+    before = sorted(tmp_path.iterdir())
+    for kind, (output, said) in outputs.items():
+        option = "--json" if command == "verify" else "--out"
+        arguments = [*(DIRECTORY | FILE)[command], option, output]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2, (kind, result.output, result.exception)
+        assert isinstance(result.exception, SystemExit), kind
+        assert said in " ".join(result.output.split()), (kind, result.output)
+    assert sorted(tmp_path.iterdir()) == before
