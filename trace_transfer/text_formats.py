@@ -215,7 +215,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_consta
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for parent in level
@@ -400,7 +400,8 @@ class _Limits:
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
                 raise _at(
-                    key, f"{'a list' if isinstance(key, SequenceNode) else 'a mapping'} as a key, expected a text"
+                    key,
+                    f"{'a list' if isinstance(key, SequenceNode) else 'a mapping'} as a key, expected a text; a text with braces needs quotes",
                 )
             if key.tag != _TAG + "merge":
                 key.tag = _TAG + "str"
