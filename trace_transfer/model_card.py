@@ -80,8 +80,8 @@ class Base:
         names = ", ".join(f"`{name}`" for name in self.unread[:MAX_UNREAD])
         more = f" and {len(self.unread) - MAX_UNREAD} more" if len(self.unread) > MAX_UNREAD else ""
         return (
-            f"\n\nNot compared, and not in this model: {len(self.unread)} of the base's stored tensors, which are not in "
-            f"the model that its config makes ({names}{more})."
+            f"\n\nNot compared, and not in this model: {len(self.unread)} of the base's stored tensors, which are not "
+            f"in the model that its config makes ({names}{more})."
         )
 
 
