@@ -101,6 +101,21 @@ def test_another_kind_of_model(tmp_path, config, what):
         config_of(tmp_path, config)
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "mistral3",
+            r"reads images and texts; .* \('mistral'\)\. Save that as a model of its own(.|\n)*save_pretrained",
+        ),
+        ("qwen2_5_vl", "give the language model that it was trained from"),
+    ],
+)
+def test_a_model_of_images_and_texts(tmp_path, kind, message):
+    with pytest.raises(ModelError, match=message):
+        config_of(tmp_path, {"model_type": kind})
+
+
 def test_code_beside_a_config_is_never_run(tmp_path):
     marker = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Config: ...\n")

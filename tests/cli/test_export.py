@@ -130,7 +130,8 @@ def test_another_model_in_its_place(tiny, copy_of, tmp_path):
     """The core file lists all names, but adapters stand in the model that is there."""
     model = copy_of("llama")
     core = write_core(model, tmp_path / "math.core.json")
-    shutil.copy(tiny("qwen2") / "config.json", model / "config.json")
+    shutil.rmtree(model)
+    shutil.copytree(tiny("qwen2"), model)
     done = run("export", core, "--to", "peft")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "what is there has other names or shapes (62 parameters)" in done.stderr
@@ -214,7 +215,7 @@ def test_a_list_for_another_model_is_told_in_one_line(tiny, tmp_path):
     assert (done.exit_code, done.stdout) == (2, "")
     first, second, *names = done.stderr.splitlines()
     assert first == (
-        f"error: {tmp_path / 'list.yaml'}: looks like a list for another model: 5 of its 5 patterns match nothing; "
+        f"error: {tmp_path / 'list.yaml'}: looks like a list for another model: 4 of its 5 patterns match nothing; "
         "they name layers up to 4; gpt2 (gpt2) has layers transformer.h.0 to transformer.h.2"
     )
     assert second.startswith("patterns of unfrozen_parameters that do not fit the model")

@@ -186,3 +186,25 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_task_must_be_a_name(tiny, tmp_path):
     with pytest.raises(UserError, match="task 'a b': use letters"):
         import_patterns(write(tmp_path, SPECTRUM), tiny("llama"), "a b")
+
+
+def test_names_on_disk_are_translated_and_told(tiny, tmp_path):
+    text = "unfrozen_parameters:\n- ^model.layers.0.block_sparse_moe.gate.weight$\n"
+    with pytest.warns(UserWarning, match=r"block_sparse_moe\.gate\.weight → model\.layers\.0\.mlp\.gate\.weight"):
+        core = import_patterns(write(tmp_path, text), tiny("mixtral"), "chat")
+    assert [parameter.name for parameter in core.core] == ["model.layers.0.mlp.gate.weight"]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "message"),
+    [
+        ("qwen2", "^lm_head.weight$", r"tied to model\.embed_tokens\.weight; name that"),
+        (
+            "mixtral", "model.layers.0.block_sparse_moe.experts.0.w1.weight",
+            r"a name on disk, of a part of model\.layers\.0\.mlp\.experts\.gate_up_proj at run time; name that",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_lost_name_is(tiny, tmp_path, family, name, message):
+    with pytest.raises(ArtefactError, match=message):
+        import_patterns(write(tmp_path, f"unfrozen_parameters:\n- {name}\n"), tiny(family), "chat")
