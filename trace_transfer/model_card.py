@@ -8,6 +8,7 @@ that equal runs write equal cards.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -308,7 +309,7 @@ def _reverting(patches: Sequence[str]) -> str:
     return (
         "## Undo\n\nThe patches hold what was there before. With them the model goes back to the base, bit for bit, or "
         "(with the last ones) to the state after an earlier task:\n\n"
-        f"```\ntrace-transfer patch revert THIS_MODEL {' '.join(patches)} --out before\n```"
+        f"```\ntrace-transfer patch revert THIS_MODEL {shlex.join(patches)} --out before\n```"
     )
 
 

@@ -250,7 +250,7 @@ def test_everything_that_made_it_is_told(contents: ReportContents, page: Page) -
     assert [(row[1], row[2]) for row in steps[1:]] == [(step.address, place) for place, step in contents.steps.items()]
     assert ["torch", "2.13.0"] in page.rows("Versions.")
     assert ["processor", "made up"] in page.rows("Machine.")
-    assert "trace-transfer run run.yaml\ntrace-transfer report study" in "".join(page.text)
+    assert "trace-transfer run run.yaml --out " in "".join(page.text)
     formulas = next(table for table in page.tables if table["section"] == "measures")["rows"]
     told = ["".join("".join(texts) for _, _, texts in row) for row in formulas]
     for measure in contents.summary.measures:

@@ -238,6 +238,8 @@ def run_record(graph: RunGraph, out: Path) -> RunFile:
     if settings.get("map", {}).get("probe"):
         settings["map"]["probe"] = run.shown(settings["map"]["probe"])
     settings |= {"seeds": list(run.seeds), "orders": run.orders, "file": run.file.name}
+    # From the run's directory, so that both may be moved together; the report makes commands of it.
+    settings["run_file"] = os.path.relpath(run.directory.resolve() / run.file.name, run.out.resolve())
     if graph.represent is not None:
         settings["represent_step"] = graph.represent.directory
     return RunFile(

@@ -125,7 +125,7 @@ def read_contents(directory: Path) -> ReportContents:
             f"{len(reader.unfinished)} steps are missing:\n" + listing(list(reader.unfinished))
         )
     return ReportContents(
-        folder=directory.resolve().name,
+        directory=directory.resolve(),
         run=run,
         summary=_summary(directory, whole, run),
         models={role: found.models[role] for role in ("source", "target") if role in found.models},

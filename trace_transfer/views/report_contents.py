@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -97,7 +98,7 @@ class ReportContents:
     """All that the report is written from.
 
     Attributes:
-        folder: name of the run's directory.
+        directory: of the run, as an absolute path.
         run: with the cells that are finished; `num_left_out` are not.
         models: `target` and, if the run has one, `source`, as the files name them.
         steps: directory → step, of all finished steps that the run's cells are made of, in the order of the cells.
@@ -105,7 +106,7 @@ class ReportContents:
         importance: directory → path of its picture, relative to the run's directory.
     """
 
-    folder: str
+    directory: Path
     run: RunFile
     summary: Summary
     models: Mapping[str, ModelIdentity]

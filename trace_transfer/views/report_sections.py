@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import string
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from trace_transfer.artefacts.summary import MatrixSummary
 from trace_transfer.maths.intervals import MIN_VALUES
+from trace_transfer.printable import printable
 from trace_transfer.views import report_numbers as numbers
 from trace_transfer.views import summary_tables
 from trace_transfer.views.report_answers import answers, notes
@@ -70,6 +75,7 @@ def answered(contents: ReportContents) -> Section:
 
 
 FEW_SEEDS = 5
+PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
 
 
 def _told(contents: ReportContents) -> Iterator[Line]:
@@ -254,13 +260,11 @@ def record(contents: ReportContents) -> Section:
     run = contents.run
     machine = tuple((name, varying(value)) for name, value in run.machine.items())
     libraries = tuple(sorted(run.libraries.items()))
-    file = str(run.settings.get("file", "run.yaml"))
     steps = tuple(
         (step.kind, code(step.address), code(place), varying(numbers.seconds(numbers.one(step.cost.seconds))),
          varying(numbers.size(numbers.one(step.cost.peak_bytes))), varying(numbers.size(numbers.one(step.cost.bytes))))
         for place, step in contents.steps.items()
     )  # fmt: skip
-    again = f"trace-transfer run {file}\ntrace-transfer report {contents.folder}"
     return Section(
         "record",
         "How it was made, and how to make it again",
@@ -269,7 +273,7 @@ def record(contents: ReportContents) -> Section:
                 "A second run finds the steps below by their addresses, which are hashes of settings and inputs, and "
                 "makes only what is missing; another setting is another address."
             ),
-            Code(again),
+            Varying((Code(again(contents)),)),
             Cells("Versions.", ("library", "version"), libraries, texts=frozenset({1})),
             Cells("Machine.", ("what", "found"), machine, texts=frozenset({1})),
             Folded("Settings", (Cells("", ("setting", "value"), settings(run.settings), texts=frozenset({1})),)),
@@ -280,6 +284,29 @@ def record(contents: ReportContents) -> Section:
             ),
         ),
     )  # fmt: skip
+
+
+def again(contents: ReportContents) -> str:
+    """Commands for a shell, from the directory of the run file; of a run of an earlier version that is not known."""
+    run, directory = contents.run, contents.directory
+    known = run.settings.get("run_file")
+    file = Path(os.path.normpath(directory / str(known or run.settings.get("file", "run.yaml"))))
+    lines = ["cd " + _argument(str(file.parent))] if known else ["# in the directory of the run file"]
+    out = os.path.relpath(directory, file.parent) if known else str(directory)
+    lines.append(f"trace-transfer run {_argument(file.name)} --out {_argument(out)}")
+    return "\n".join([*lines, f"trace-transfer report {_argument(out)}"])
+
+
+def _argument(path: str) -> str:
+    """A path as a shell takes it, whatever is in it; never for an option."""
+    path = f"./{path}" if path.startswith("-") else path
+    return shlex.quote(path) if path == printable(path) and "\n" not in path else _ansi_quoted(path)
+
+
+def _ansi_quoted(path: str) -> str:
+    """bash's and zsh's `$'…'`, in bytes, so that nothing that a terminal would obey is pasted."""
+    told = "".join(chr(byte) if byte < 128 and chr(byte) in PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f"$'{told}'"
 
 
 def settings(found: Mapping[str, Any], above: str = "") -> tuple[tuple[Line, ...], ...]:

@@ -1,0 +1,94 @@
+"""What is printed: every character seen and none obeyed, within the terminal's width."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from rich.cells import cell_len
+
+from trace_transfer.cli import main
+from trace_transfer.printable import LEAST, PIPED, guard, guarded_streams, printable, width
+from trace_transfer.terminal import console, drawn
+from trace_transfer.views.report_sections import again
+
+HOSTILE = "a\x1b[2J\x07\r\x9b31m\u202eb\u2028error: [red]:bomb:\udcff\x7f"
+SHOWN = r"a\x1b[2J\x07\r\x9b31m\u202eb\u2028error: [red]:bomb:\udcff\x7f"
+
+
+def test_nothing_is_obeyed_and_all_is_seen():
+    assert printable(HOSTILE) == SHOWN
+    assert printable("größer → 模型 🙂\tx\r\ny\n") == "größer → 模型 🙂\tx\ny\n"
+
+
+def test_streams_and_consoles_are_guarded(monkeypatch):
+    raw = {name: io.StringIO() for name in ("stdout", "stderr")}
+    for name, stream in raw.items():
+        monkeypatch.setattr(sys, name, stream)
+    with guarded_streams():
+        print(HOSTILE)
+        print(HOSTILE, file=sys.stderr)
+        console().print(HOSTILE, soft_wrap=True)
+        console(stderr=True).print(HOSTILE, soft_wrap=True)
+        assert guard(sys.stdout) is sys.stdout
+    assert sys.stdout is raw["stdout"]
+    for stream in raw.values():
+        assert stream.getvalue() == f"{SHOWN}\n" * 2 or stream.getvalue().count("\x1b") == 0
+
+
+def test_pages_show_markup_and_controls_as_they_are():
+    text = drawn(lambda page: (page.line(HOSTILE), page.table([(HOSTILE, "left")], [(HOSTILE,)])), 200)
+    assert text.count(SHOWN) == 3 and printable(text) == text
+
+
+COMMANDS = (
+    ["inspect", HOSTILE], ["report", HOSTILE], ["run", HOSTILE], ["map", "--src", HOSTILE, "--dst", HOSTILE],
+    ["identify", HOSTILE, "--tasks", HOSTILE], ["warm-start", HOSTILE, "--tasks", HOSTILE],
+    ["score", HOSTILE, "--tasks", HOSTILE], ["train", HOSTILE, "--stream", HOSTILE],
+    ["evaluate", HOSTILE, "--suite", HOSTILE], ["represent", "--tasks", HOSTILE, "--label", f"{HOSTILE}={HOSTILE}"],
+    ["verify", HOSTILE, HOSTILE, "--core", HOSTILE], ["select", HOSTILE, "--ratio", HOSTILE], ["plot", HOSTILE],
+    ["export", HOSTILE, "--to", HOSTILE], ["import", HOSTILE, "--from", HOSTILE, "--model", HOSTILE],
+    ["patch", "show", HOSTILE], ["patch", "apply", HOSTILE, HOSTILE], ["patch", HOSTILE], ["rules", "check", HOSTILE],
+    ["rules", "explain", "--src", HOSTILE, "--dst", HOSTILE], ["rules", "draft", HOSTILE], [HOSTILE], [f"--{HOSTILE}"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments).split("a\x1b")[0] or "none")
+def test_no_command_prints_a_name_raw(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.exception
+    assert printable(result.output) == result.output and result.output
+
+
+@pytest.mark.parametrize(("columns", "expected"), [("160", 160), ("80", 80), ("20", LEAST), (None, PIPED)])
+def test_the_width_is_that_of_the_terminal(monkeypatch, columns, expected):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert width() == expected
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_tables_break_between_words_and_never_spill(columns):
+    headings = [("method", "left"), *((f"evaluation {n}, exact_match", "right") for n in range(8)), ("file", "left")]
+    row = ("transfer-lf by core", *["41.2 [38.0, 44.4]"] * 8, "model.layers.0.self_attn.q_proj.weight")
+    text = drawn(lambda page: page.table(headings, [row]), columns)
+    lines = text.splitlines()
+    assert max(map(cell_len, lines)) <= columns
+    assert text.count("[38.0, 44.4]") == 8 and text.count("exact_match") == 8  # none is broken
+    assert all(line.startswith(("method", "transfer-lf", "─", " ", "by core", "core")) for line in lines if line)
+
+
+def test_the_commands_of_a_report_are_pasted_as_they_are(tmp_path):
+    import shlex
+
+    place = tmp_path / "it's a study"
+    run = SimpleNamespace(settings={"run_file": "../-my run.yaml"})
+    lines = again(SimpleNamespace(run=run, directory=place / "$out")).splitlines()
+    assert [shlex.split(line) for line in lines] == [
+        ["cd", str(place)],
+        ["trace-transfer", "run", "./-my run.yaml", "--out", "$out"],
+        ["trace-transfer", "report", "$out"],
+    ]
