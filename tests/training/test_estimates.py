@@ -15,8 +15,7 @@ from trace_transfer.rules.registry import load_families
 from trace_transfer.training import engine, estimates
 from trace_transfer.training.activations_kept import activations
 from trace_transfer.training.engine import open_engine
-from trace_transfer.training.estimates import Workload, estimate, is_prefix_cheaper, lowest_trained_layer, prefix_bytes
-from trace_transfer.training.hardware import flops_per_token
+from trace_transfer.training.estimates import Workload, estimate
 from trace_transfer.training.loading import BaseModel
 from trace_transfer.training.meeting import open_ranks
 from trace_transfer.training.quiet import collect_garbage, quiet
@@ -202,12 +201,9 @@ def test_steps_and_files():
     assert work == Workload(
         21,
         sum(len(example.input_ids) for example in data.examples),
-        sum(len(example.input_ids) for example in data.examples),
         max(len(example.input_ids) for example in data.examples),
         sum(sorted(example.num_supervised for example in data.examples)[-3:]),
     )
-    twice = Workload.of(type(data)("x", data.examples * 2, 42, 0, 0, "plain", ""), 3)
-    assert (twice.num_tokens, twice.num_different_tokens) == (2 * work.num_tokens, work.num_tokens)
     found = estimate(
         anatomy, mask, settings(epochs=2, batch_size=8), work, num_ranks=1, precision="bfloat16", saved_itemsize=4
     )  # fmt: skip
@@ -217,54 +213,8 @@ def test_steps_and_files():
     assert found.checkpoint == 12 * trained
     assert found.patch == (2 + 4) * trained
     assert found.model == 2 * whole + 2 * (numel(shapes[DOWN]) + 48)
-    assert found.prefix == work.num_tokens * 48 * 2 == prefix_bytes(anatomy, mask, work, "bfloat16")
-    assert estimate(
-        anatomy, Mask.everything(shapes), settings(), work, num_ranks=1, precision="float32"
-    ).prefix == 0  # fmt: skip
     assert found.total == found.parameters + found.gradients + found.optimizer + found.activations.total + found.buffers
 
 
 def test_what_it_takes_from_the_engine():
     assert (estimates.LARGEST_BUCKET, estimates.PERSISTENT) == (engine.LARGEST_BUCKET, engine.PERSISTENT)
-
-
-WORK = Workload(100, 10_000, 10_000, 200, 100)
-NEVER = [
-    ({"layers": (0,)}, {}, "something in or below the first layer is trained"),
-    ({}, {"epochs": 1}, "there is 1 epoch, so the 2 layers below run only once anyway"),
-    ({"free": 1000}, {}, r"the states of 2 layers take 1\.92 MB, and 0 B of the disk are free"),
-    ({"speed": None}, {}, "the speed of this device is not known"),
-]
-
-
-@pytest.mark.parametrize(("given", "changes", "reason"), NEVER)
-def test_a_prefix_that_is_never_cheaper(given, changes, reason):
-    _, anatomy = opened("llama")
-    mask = mask_of(anatomy, "mlp.down", layers=given.get("layers", (2,)))
-    found = is_prefix_cheaper(
-        anatomy, mask, settings(**{"epochs": 3, **changes}), WORK, precision="float32",
-        flops_per_second=given.get("speed", 1.0), free_bytes=given.get("free", 10**12),
-    )  # fmt: skip
-    assert not found.use
-    with pytest.raises(ValueError, match=reason):
-        raise ValueError(found.reason)
-
-
-def test_a_prefix_is_cheaper_where_the_bottom_is_slower_than_the_disk():
-    _, anatomy = opened("llama")
-    mask = mask_of(anatomy, "mlp.down", layers=(2,))
-    assert lowest_trained_layer(anatomy, mask) == 2
-    size = 10_000 * 48 * 4
-    work = 10_000 * flops_per_token(anatomy, mask, 100, last_layer=2).forward
-    even = 2 * work / (3 * size / 1e9)  # computed twice more, against written once and read twice
-
-    def decide(speed: float, **options: int):
-        return is_prefix_cheaper(
-            anatomy, mask, settings(epochs=3), WORK, precision="float32", flops_per_second=speed, free_bytes=10**12,
-            **options,
-        )  # fmt: skip
-
-    slow, fast = decide(even * 0.99), decide(even * 1.01)
-    assert (slow.use, fast.use, slow.num_bytes) == (True, False, size)
-    assert "computing 2 of 4 layers again takes" in slow.reason and "1.92 MB takes 0.00576 s at 1 GB/s" in slow.reason
-    assert not decide(even * 0.99, num_ranks=2).use  # they share the disk

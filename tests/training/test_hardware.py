@@ -10,7 +10,7 @@ from trace_transfer.models import inventory_of
 from trace_transfer.rules.application import anatomy_of
 from trace_transfer.rules.registry import load_families
 from trace_transfer.training.hardware import flops_per_token, peak_flops, utilisation
-from trace_transfer.training.reach import lowest_trained, lowest_trained_layer
+from trace_transfer.training.reach import lowest_trained
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"]
 REGISTRY = load_families()
@@ -90,17 +90,6 @@ def test_latent_queries_are_as_wide_as_their_heads():
     assert long - short == pytest.approx(12 * 4 * 6 * (12 + 8))  # layers, heads, width of a head
 
 
-def test_layers_that_are_spared():
-    _, anatomy = opened("qwen3")
-    mask = masks(anatomy)["scattered"]
-    whole = flops_per_token(anatomy, mask, LENGTH)
-    upper = flops_per_token(anatomy, mask, LENGTH, first_layer=1)
-    bottom = flops_per_token(anatomy, mask, LENGTH, last_layer=1)
-    assert bottom.backward == 0 and bottom.forward > 0
-    assert upper.forward + bottom.forward == whole.forward
-    assert upper.backward == whole.backward
-
-
 def test_a_slice_costs_what_its_parameter_costs():
     _, anatomy = opened("llama")
     name = "model.layers.1.mlp.down_proj.weight"
@@ -114,9 +103,9 @@ def test_where_the_backward_pass_ends(family):
     _, anatomy = opened(family)
     top = anatomy.num_layers
     for kind, layer in (("full", 0), ("down", 1), ("attention", 2), ("embedding", 0)):
-        assert lowest_trained_layer(anatomy, masks(anatomy)[kind]) == layer
+        assert max(0, lowest_trained(anatomy, masks(anatomy)[kind])[0]) == layer
     tied = bool(anatomy.inventory.tied)
-    assert lowest_trained_layer(anatomy, masks(anatomy)["head"]) == (0 if tied else top)
+    assert lowest_trained(anatomy, masks(anatomy)["head"])[0] == (-1 if tied else top)
     final = Mask({u.name: None for u in anatomy.units if u.component == "norm.final"})
     assert lowest_trained(anatomy, final) == (top, 0)
     assert lowest_trained(anatomy, Mask({"not.placed": None})) == (-1, 0)

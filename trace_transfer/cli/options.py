@@ -181,10 +181,6 @@ stream_options = _all(
         ),
         *_training(STREAM.train, "Passes over the data of a task; 3 as in the paper."),
         _choice(
-            training.CHOICES, STREAM.train, "cache_prefix",
-            "Compute the frozen bottom of the model once and read its states from the disk; auto: if cheaper.",
-        ),
-        _choice(
             stream.CHOICES, STREAM, "save_dtype", "Save what moved in the type of the base's weights, or in float32."
         ),
         _number(STREAM, "lora_rank", click.IntRange(min=1), "Of method lora."),

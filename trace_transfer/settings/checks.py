@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from trace_transfer.errors import UserError, listing
 
 LARGEST = 2**31 - 1  # what every library below takes
+PAST = {"cache_prefix"}  # recorded by earlier versions, and of no influence on results
 Made = TypeVar("Made")
 
 
@@ -121,3 +122,8 @@ def recorded(settings: Any) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return {f.name: plain(getattr(settings, f.name)) for f in fields(settings)}
+
+
+def side_by_side(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, object, object]]:
+    """Recorded settings by name, as they were and as they are, without those that are no more."""
+    return [(name, then.get(name), now.get(name)) for name in sorted((then.keys() | now.keys()) - PAST)]

@@ -14,7 +14,6 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": PRECISIONS,
     "offload": ("none", "optimizer", "parameters"),
-    "cache_prefix": ("off", "auto", "on"),
 }
 TRACKERS = ("tensorboard", "wandb", "comet")
 
@@ -35,8 +34,6 @@ class TrainSettings:
         zero: DeepSpeed's ZeRO stage, 0 to 3.
         offload: keep the `optimizer` (ZeRO 1 to 3), or also the `parameters` (ZeRO 3), in the memory of the CPU.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        cache_prefix: compute the frozen bottom of the model once and read its hidden states from the disk afterwards;
-            `auto` where that is cheaper.
         seed: order of the examples.
         checkpoint_minutes: a checkpoint at least that often, to go on from after an interruption; 0 after every step.
         keep_checkpoints: how many of them are kept.
@@ -55,7 +52,6 @@ class TrainSettings:
     zero: int = 0
     offload: str = "none"
     gradient_checkpointing: bool = False
-    cache_prefix: str = "off"
     seed: int = 0
     checkpoint_minutes: float = 5.0
     keep_checkpoints: int = 1

@@ -29,20 +29,13 @@ from trace_transfer.masks import Mask
 from trace_transfer.models import numel
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.training.activations_kept import Activations, activations
-from trace_transfer.training.hardware import flops_per_token
-from trace_transfer.training.reach import lowest_trained_layer
 
 if TYPE_CHECKING:
     from trace_transfer.examples import TaskData
 
-__all__ = [
-    "Estimate", "PrefixDecision", "Workload", "estimate", "is_prefix_cheaper", "lowest_trained_layer", "prefix_bytes",
-]  # fmt: skip
-
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 LARGEST_BUCKET, PERSISTENT = 500_000_000, 100_000  # as in `engine`
 MOST_LIVE = 1_000_000_000  # elements that ZeRO 3 gathers at most, DeepSpeed's default
-DISK_BYTES_PER_SECOND = 1e9  # of an ordinary local NVMe drive, reading and writing
 
 
 @dataclass(frozen=True)
@@ -51,14 +44,12 @@ class Workload:
 
     Attributes:
         num_tokens: of all examples, padding not counted.
-        num_different_tokens: the same, equal texts once.
         longest: tokens of the longest example.
         supervised: tokens to learn from in the micro-batch that has most.
     """
 
     num_examples: int
     num_tokens: int
-    num_different_tokens: int
     longest: int
     supervised: int
 
@@ -67,11 +58,7 @@ class Workload:
         """Bounds that hold however examples are put together."""
         lengths = [len(example.input_ids) for example in data.examples]
         supervised = sorted((example.num_supervised for example in data.examples), reverse=True)
-        different = {example.input_ids for example in data.examples}
-        return cls(
-            len(lengths), sum(lengths), sum(map(len, different)), max(lengths, default=0),
-            sum(supervised[:micro_batch_size]),
-        )  # fmt: skip
+        return cls(len(lengths), sum(lengths), max(lengths, default=0), sum(supervised[:micro_batch_size]))
 
     @property
     def mean_length(self) -> float:
@@ -90,7 +77,7 @@ class Estimate:
         buffers: bytes at most of DeepSpeed's communication buffers and, with ZeRO 3, gathered parameters.
         host: bytes in the memory of the CPU, per rank, where something is offloaded.
         num_steps: optimizer steps.
-        checkpoint, patch, model, prefix: bytes on the disk; a prefix cache where one is possible, else 0.
+        checkpoint, patch, model: bytes on the disk.
         notes: what the numbers leave open, each a sentence.
     """
 
@@ -107,7 +94,6 @@ class Estimate:
     checkpoint: int
     patch: int
     model: int
-    prefix: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -146,7 +132,6 @@ def estimate(
         checkpoint=12 * trained,
         patch=(stored_itemsize + saved) * trained,
         model=stored_itemsize * whole + (saved - stored_itemsize) * sum(numel(shapes[name]) for name in mask.parts),
-        prefix=prefix_bytes(anatomy, mask, workload, precision) if lowest_trained_layer(anatomy, mask) else 0,
         notes=_notes(mask, settings),
     )  # fmt: skip
 
@@ -211,69 +196,3 @@ def _notes(mask: Mask, settings: TrainSettings) -> tuple[str, ...]:
     if mask.sliced:
         found.append("The whole gradient of a parameter of which a slice is trained is there for a moment.")
     return tuple(found)
-
-
-def prefix_bytes(anatomy: Anatomy, mask: Mask, workload: Workload, precision: str) -> int:
-    """Of the hidden states that enter the lowest trained layer: tokens × hidden size × bytes of a value."""
-    hidden: int = anatomy.inventory.config.get_text_config().hidden_size
-    return workload.num_different_tokens * hidden * ITEMSIZE[precision]
-
-
-@dataclass(frozen=True)
-class PrefixDecision:
-    """Whether to compute the frozen bottom once and read its states afterwards, and why, as a sentence."""
-
-    use: bool
-    reason: str
-    num_bytes: int
-
-
-def is_prefix_cheaper(
-    anatomy: Anatomy, mask: Mask, settings: TrainSettings, workload: Workload, *, precision: str,
-    flops_per_second: float | None, free_bytes: int, num_ranks: int = 1,
-) -> PrefixDecision:  # fmt: skip
-    """Compare computing the bottom again in every later epoch with writing its states once and reading them.
-
-    At `DISK_BYTES_PER_SECOND`, which all ranks of a machine share, and at the device's peak, which no training reaches:
-    where the cache is said to be cheaper it is so with some margin.
-
-    Args:
-        flops_per_second: of one device, from `hardware.peak_flops`, or as measured; None where it is not known.
-        free_bytes: on the disk of the output directory.
-        num_ranks: on one machine.
-    """
-    layers = lowest_trained_layer(anatomy, mask)
-    size = prefix_bytes(anatomy, mask, workload, precision)
-    if layers == 0:
-        return PrefixDecision(False, "something in or below the first layer is trained, so no layer can be spared", 0)
-    if settings.epochs < 2:
-        return PrefixDecision(False, f"there is 1 epoch, so the {layers} layers below run only once anyway", size)
-    room = free_bytes - 24 * mask.numel(anatomy.inventory.shapes)  # two checkpoints must fit beside it
-    if size > room:
-        return PrefixDecision(
-            False, f"the states of {layers} layers take {_size(size)}, and {_size(max(0, room))} of the disk are free",
-            size,
-        )  # fmt: skip
-    if not flops_per_second:
-        return PrefixDecision(
-            False, "the speed of this device is not known; --cache-prefix on uses it all the same", size
-        )
-    work = flops_per_token(anatomy, mask, workload.mean_length, last_layer=layers).forward
-    computing = (settings.epochs - 1) * workload.num_tokens * work / (flops_per_second * num_ranks)
-    reading = size / DISK_BYTES_PER_SECOND * settings.epochs  # written once, read in all epochs but the first
-    cheaper = reading < computing
-    return PrefixDecision(
-        cheaper,
-        f"computing {layers} of {anatomy.num_layers} layers again takes {computing:.3g} s at {flops_per_second:.3g} "
-        f"operations a second, and "
-        f"writing and reading {_size(size)} takes {reading:.3g} s at 1 GB/s",
-        size,
-    )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

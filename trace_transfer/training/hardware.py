@@ -67,7 +67,7 @@ class Flops:
     """Operations per token.
 
     Attributes:
-        forward: of all layers, or of those from some layer on.
+        forward: of all layers and the head.
         backward: gradients of what lies between, and of trained weights.
     """
 
@@ -79,24 +79,12 @@ class Flops:
         return self.forward + self.backward
 
 
-def flops_per_token(
-    anatomy: Anatomy, mask: Mask, length: float, *, first_layer: int = 0, last_layer: int | None = None
-) -> Flops:
-    """Operations for a token of a text of `length` tokens, on average.
-
-    Args:
-        first_layer: the first that is computed; more than 0 with states from a prefix cache.
-        last_layer: one behind the last; the head is counted only where it is None.
-    """
+def flops_per_token(anatomy: Anatomy, mask: Mask, length: float) -> Flops:
+    """Operations for a token of a text of `length` tokens, on average."""
     work = _Work(anatomy, mask, length)
-    end = anatomy.num_layers if last_layer is None else last_layer
-    forward = backward = 0.0
-    for unit in work.products:
-        layer = place_of(unit, anatomy.num_layers)[0]
-        if first_layer <= layer < end or (layer == anatomy.num_layers and last_layer is None):
-            forward += 2 * work.elements(unit)
-            backward += work.backward(unit)
-    for layer in range(first_layer, end):
+    forward = sum(2 * work.elements(unit) for unit in work.products)
+    backward = sum(work.backward(unit) for unit in work.products)
+    for layer in range(anatomy.num_layers):
         forward += work.attention(layer)
         backward += 2 * work.attention(layer) if work.lowest <= (layer, ATTENTION) else 0.0
     return Flops(forward, backward)

@@ -36,12 +36,6 @@ def lowest_trained(anatomy: Anatomy, mask: Mask) -> Place:
     return min(places, default=(anatomy.num_layers, len(ABOVE)))
 
 
-def lowest_trained_layer(anatomy: Anatomy, mask: Mask) -> int:
-    """The lowest layer that the backward pass enters: 0 where something below the layers is trained, their number where
-    only what is above them is."""
-    return max(0, lowest_trained(anatomy, mask)[0])
-
-
 def active_share(unit: Unit, config: Any) -> float:
     """Which share of a weight a token is multiplied with: of fused experts [experts, …] those that it is given to.
 

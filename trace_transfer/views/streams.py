@@ -55,9 +55,6 @@ def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) ->
     _draw_memory(plan, estimates, page)
     console.print()
     notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
-    for number, stage in enumerate(plan.stages):
-        prefix = plan.prefix(number)
-        notes.append(f"{stage.label}: prefix cache {'used' if prefix.use else 'not used'}: {prefix.reason}")
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
         line(console, f"- {note}")
     line(console, f"disk: about {size(disk)} for all of it, the tuned model included")
