@@ -94,7 +94,7 @@ class StreamPlan:
 
     def work(self, number: int) -> float:
         """Operations per token."""
-        return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length).total
+        return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length)
 
     def estimate(self, number: int) -> Estimate:
         """Memory and disk of a stage. Adapters keep the inputs that training their weights would keep."""

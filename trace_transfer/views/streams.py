@@ -82,7 +82,7 @@ def _draw_memory(plan: StreamPlan, estimates: list[Estimate], page: Page) -> Non
     headings = ["stage", "parameters", "gradients", "optimizer", "activations", "buffers"]
     rows = []
     for stage, one in zip(plan.stages, estimates, strict=True):
-        memory = [one.parameters, one.gradients, one.optimizer, one.activations.total, one.buffers]
+        memory = [one.parameters, one.gradients, one.optimizer, one.activations, one.buffers]
         sizes = [*memory, *([one.host] if offloaded else []), one.checkpoint, one.patch]
         rows.append((stage.label, *map(size, sizes)))
     page.table(_columns(*headings, *(["on CPU"] if offloaded else []), "checkpoint", "patch"), rows)
