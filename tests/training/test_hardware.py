@@ -58,7 +58,7 @@ def test_as_torch_counts(family, kind):
     mask = masks(anatomy)[kind]
     expected = counted(model, mask.parts)
     found = flops_per_token(anatomy, mask, LENGTH)
-    layer = sum(2 * u.num_elements for u in anatomy.units if u.layer == 1 and len(u.shape) > 1) + 8 * LENGTH * 96
+    layer = sum(2 * u.num_elements for u in anatomy.units if u.layer == 1 and len(u.shape) > 1) + 8 * LENGTH * 192
     assert 0.996 * expected <= found <= 1.004 * expected + (0 if kind in ("full", "embedding", "head") else layer)
 
 

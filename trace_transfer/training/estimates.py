@@ -188,12 +188,12 @@ def activations(
     copies = sum(itemsize * numel(anatomy.inventory.shapes[name]) for name in mask.sliced)  # with the slice put in
     tokens = num_texts * length
     logits = config.vocab_size * (tokens * itemsize + supervised * (4 + 4 + itemsize))
-    return round(tokens * kept) + copies + logits
+    return int(tokens * kept + copies + logits)
 
 
 def _kept(units: Sequence[Unit], mask: Mask, config: Any, length: int, itemsize: int) -> float:
     """Bytes per token of one layer, if something in it or below is trained."""
-    hidden, found = config.hidden_size, 0.0
+    hidden, found = int(config.hidden_size), 0.0
     trained = {unit.component for unit in units if mask.trains(unit.name)}
     shared = [{"attention.query", "attention.key", "attention.value"}, {"mlp.gate", "mlp.up"}]  # read one input
     found += itemsize * hidden * sum(bool(trained & readers) for readers in shared)

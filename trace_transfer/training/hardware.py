@@ -64,7 +64,7 @@ def lowest_layer(anatomy: Anatomy, mask: Mask) -> int:
     A tied head is as low as the embedding; so is what no rule places.
     """
     above = ("norm.final", "head")
-    place = {}
+    place: dict[str, int] = {}
     for unit in anatomy.units:
         layer = anatomy.num_layers if unit.component in above else -1 if unit.layer is None else unit.layer
         place[unit.name] = min(layer, place.get(unit.name, layer))
@@ -93,7 +93,7 @@ def flops_per_token(anatomy: Anatomy, mask: Mask, length: float) -> float:
         if len(unit.shape) > 1 and unit.role != "bias" and not unit.component.startswith("embedding"):
             products.setdefault(unit.label, unit)
     for unit in products.values():
-        through = lowest <= (anatomy.num_layers if unit.layer is None else unit.layer)
+        through = lowest < anatomy.num_layers if unit.layer is None else lowest <= unit.layer
         total += 2 * active_elements(unit, config) * (1 + through + mask.trains(unit.name))
         if unit.component == "attention.query" and unit.principal:
             total += 4 * length * query_width(unit, config.hidden_size) * (1 + 2 * through)
