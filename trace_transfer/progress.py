@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -68,3 +69,8 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the only one, or the first of those that a launcher started: it writes and reports."""
+    return os.environ.get("RANK", "0") == "0"

@@ -11,6 +11,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.progress import is_first_rank
 
 
 @click.command("train")
@@ -45,7 +46,7 @@ def train_command(
     """
     settings = shared.stream_settings_of(ctx, options)
     launched = "RANK" in os.environ
-    to = asked_destination(push_to_hub, private) if os.environ.get("RANK", "0") == "0" else None
+    to = asked_destination(push_to_hub, private) if is_first_rank() else None
     if launched and processes not in (None, int(os.environ["WORLD_SIZE"])):
         raise click.UsageError(
             f"--processes {processes}: a launcher started {os.environ['WORLD_SIZE']} of them already; leave it out"

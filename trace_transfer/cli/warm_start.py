@@ -38,9 +38,8 @@ def warm_start_command(
     """
     settings = shared.settings_of(ctx, options)
 
-    from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.progress import Terminal, is_first_rank, quiet_libraries
     from trace_transfer.stages.identifying import plan_identify, run_warm_starts_of
-    from trace_transfer.stages.warm_starting import is_first_rank
     from trace_transfer.views.plans import render_plan, render_warm_starts
 
     quiet_libraries()

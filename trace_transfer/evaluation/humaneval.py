@@ -20,7 +20,6 @@ from trace_transfer.evaluation.programs import Limits, run_programs
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-KIND = "humaneval"
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 

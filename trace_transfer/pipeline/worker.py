@@ -108,13 +108,13 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpu: int |
 def run_ticket(file: Path) -> None:
     """A step in this process, for ranks of a launcher; leaves no record."""
     from trace_transfer.pipeline.kinds import KINDS, Ticket
-    from trace_transfer.progress import Terminal
+    from trace_transfer.progress import Terminal, is_first_rank
     from trace_transfer.stopping import stop_on_sigterm
 
     quiet_libraries()
     ticket = Ticket.read(file)
     with stop_on_sigterm() as stop:
-        KINDS[ticket.kind](ticket, Terminal() if os.environ.get("RANK", "0") == "0" else Silent(), stop)
+        KINDS[ticket.kind](ticket, Terminal() if is_first_rank() else Silent(), stop)
 
 
 def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:

@@ -19,7 +19,7 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.examples import TaskData
 from trace_transfer.files import prepare_directory, refuse_inputs, remove_leftovers, write_tensors, write_text
 from trace_transfer.models import build_meta_model
-from trace_transfer.progress import Reporter
+from trace_transfer.progress import Reporter, is_first_rank
 from trace_transfer.rules.registry import load_families
 from trace_transfer.settings.identify import IdentifySettings
 from trace_transfer.settings.scoring import ScoreSettings
@@ -32,7 +32,6 @@ from trace_transfer.stages.task_data import data_of_stores, read_tasks
 from trace_transfer.stages.warm_starting import (
     WarmStartPlan,
     finished_stores,
-    is_first_rank,
     plan_warm_starts,
     run_warm_starts,
 )

@@ -23,11 +23,10 @@ from trace_transfer.model_card import CARD, Trained, trained_card
 from trace_transfer.model_state import ModelState, write_model
 from trace_transfer.models import ModelSource
 from trace_transfer.patches import Patch
-from trace_transfer.progress import Reporter
+from trace_transfer.progress import Reporter, is_first_rank
 from trace_transfer.recording import record_patch
 from trace_transfer.stages.stream_plan import RECORD, StreamPlan, adapted
 from trace_transfer.stages.verifying import require_frozen, verify
-from trace_transfer.stages.warm_starting import is_first_rank
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training import history, state
 from trace_transfer.training.adapters import AdaptedModel, adapted_weights, merged_values

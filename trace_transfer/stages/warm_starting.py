@@ -7,7 +7,6 @@ go on after an interruption.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.model_directory import ModelWriter
 from trace_transfer.model_state import OpenedBase, specs_of
 from trace_transfer.models import build_meta_model, numel
-from trace_transfer.progress import Reporter
+from trace_transfer.progress import Reporter, is_first_rank
 from trace_transfer.settings.checks import side_by_side
 from trace_transfer.settings.warm_start import WarmStartSettings
 from trace_transfer.stages.opening import OpenModel
@@ -128,11 +127,6 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     if not is_first_rank():
         return ()  # the first one may still be writing
     return tuple(DeltaStore.open(start.directory) for start in plan.starts)
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the only one, or the first of those that a launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> None:

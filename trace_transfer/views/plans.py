@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trace_transfer.examples import TaskData
+from trace_transfer.files import size
 
 if TYPE_CHECKING:
     from trace_transfer.delta_store import DeltaStore
@@ -31,10 +32,10 @@ def render_plan(plan: IdentifyPlan) -> str:
     lines = [
         f"{plan.base.name}: {plan.base.identity.num_parameters:,} parameters, {elements:,} elements",
         f"warm starts: {missing} to be made, {len(starts.finished)} finished, {len(plan.tuned)} tasks tuned elsewhere",
-        f"memory: {_gigabytes(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
+        f"memory: {size(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
         f"processes), activations beside it",
-        f"disk: {_gigabytes(missing * elements * BYTES[settings.delta_dtype])} for deltas ({settings.delta_dtype}), "
-        f"{_gigabytes(elements * 12)} for a checkpoint while training",
+        f"disk: {size(missing * elements * BYTES[settings.delta_dtype])} for deltas ({settings.delta_dtype}), "
+        f"{size(elements * 12)} for a checkpoint while training",
         f"training: {train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate "
         f"{train.learning_rate:g}, batches of {train.batch_size}, ZeRO {train.zero}, seed {train.seed}",
     ]
@@ -85,10 +86,6 @@ def render_warm_starts(stores: Sequence[DeltaStore]) -> str:
     for store in stores:
         console.print(f"  {store.directory}", markup=False, highlight=False, soft_wrap=True)
     return _text(buffer)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 def _text(buffer: io.StringIO) -> str:

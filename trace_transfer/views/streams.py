@@ -10,6 +10,7 @@ from rich.console import Console
 
 from trace_transfer.artefacts import StreamFile
 from trace_transfer.errors import MAX_LISTED
+from trace_transfer.files import size
 from trace_transfer.views.terminal import Page, model_line
 
 if TYPE_CHECKING:
@@ -107,15 +108,6 @@ def draw_stream(record: StreamFile, page: Page) -> None:
     )  # fmt: skip
     if not record.complete:
         page.line(f"{len(record.stages)} of {record.num_stages} stages are finished; the same command goes on")
-
-
-def size(count: float) -> str:
-    """`1.23 GB`."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def render_streamed(done: Streamed) -> str:
