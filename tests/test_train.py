@@ -1,6 +1,7 @@
 """`train` from stream to tuned model, by every method: what moved, what did not, and what lies on the disk."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -216,6 +217,20 @@ def test_a_dry_run_for_a_larger_machine(model, stream, tmp_path):
         told = " ".join(result.stdout.split())
         assert (f"--processes {count}: one needs a " in told) == refused
         assert (": here it would be refused" in told) == refused
+
+
+def test_the_record_of_an_earlier_version_is_gone_on_from(train, model, stream, tmp_path):
+    """It has a setting that is no more, and that changed no result; the command does not know it."""
+    out = shutil.copytree(train("--method", "trace"), tmp_path / "out")
+    record = json.loads((out / "stream.json").read_text())
+    record["settings"]["cache_prefix"] = "auto"
+    (out / "stream.json").write_text(json.dumps(record))
+    again = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--learning-rate", 1e-3,
+             "--weight-decay", 0.1, "--zero", 0, "--out", out, "--method", "trace"]  # fmt: skip
+    done = CliRunner().invoke(main, [str(one) for one in again])
+    assert done.exit_code == 0 and "trained before" in done.stderr, done.stderr
+    done = CliRunner().invoke(main, [str(one) for one in (*again, "--cache-prefix", "auto")])
+    assert done.exit_code == 2 and "No such option '--cache-prefix'" in done.stderr
 
 
 def test_another_run_with_other_settings_is_refused(train, model, stream):

@@ -11,7 +11,7 @@ from tests.repeated_runs import RepeatedRuns
 from tests.stream_files import write_stream
 from trace_transfer.artefacts import read_artefact
 
-WHILE_TRAINING = ("/checkpoint/", "/prefix/", "loss.csv", "stream.json", "model/")
+WHILE_TRAINING = ("/checkpoint/", "loss.csv", "stream.json", "model/")
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,7 @@ def all_runs(tiny, tmp_path_factory):
     out = directory / "out"
     runs = RepeatedRuns(
         ["train", model, "--stream", write_stream(directory / "stream", model, 2), "--batch-size", 4, "--epochs", 2,
-         "--learning-rate", 1e-3, "--weight-decay", 0.1, "--zero", 0, "--checkpoint-minutes", 0, "--cache-prefix", "on",
-         "--out", out],
+         "--learning-rate", 1e-3, "--weight-decay", 0.1, "--zero", 0, "--checkpoint-minutes", 0, "--out", out],
         out,
     )  # fmt: skip
     yield runs

@@ -14,7 +14,7 @@ from tests.tuned_models import weights
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LAUNCHERS = {
-    "processes": ([sys.executable, "-m", "trace_transfer"], ["--processes", "2", "--cache-prefix", "on"]),
+    "processes": ([sys.executable, "-m", "trace_transfer"], ["--processes", "2"]),
     "torchrun": ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
                   "trace_transfer"], []),
     "deepspeed": ([str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--module", "trace_transfer"],

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import networkx as nx
 
@@ -25,7 +25,6 @@ from trace_transfer.anatomy import Anatomy, Place, Unit
 from trace_transfer.errors import RulesError, listing
 from trace_transfer.models import AXES
 
-Side = Literal["source", "target"]
 UNMATCHED, UNREACHED_LAYER = "its layer is not matched", "no source layer is matched to its layer"
 
 

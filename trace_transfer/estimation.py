@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trace_transfer.files import size
 from trace_transfer.maths.gram import packed_length
 from trace_transfer.models import numel
 from trace_transfer.rules.registry import folded_name
@@ -91,7 +92,7 @@ def _estimate_model(
     model: OpenModel, reading: Reading, settings: MapSettings, gram: int, dtype: torch.dtype, speed: float
 ) -> ModelEstimate:
     inventory = model.anatomy.inventory
-    size = torch.empty(0, dtype=dtype).element_size()
+    itemsize = torch.empty(0, dtype=dtype).element_size()
     prefix = f"{model.anatomy.layer_path}."
     elements: dict[str, int] = {}
     for name, shape in inventory.shapes.items():
@@ -101,7 +102,7 @@ def _estimate_model(
     lengths = sorted(map(len, reading.ids))
     batches = [lengths[i : i + settings.batch_size] for i in range(0, len(lengths), settings.batch_size)]
     padded = sum(batch[-1] * len(batch) for batch in batches)
-    hidden = padded * model.config.get_text_config().hidden_size * size
+    hidden = padded * model.config.get_text_config().hidden_size * itemsize
     return ModelEstimate(
         name=model.name,
         family=model.anatomy.family,
@@ -109,7 +110,7 @@ def _estimate_model(
         num_parameters=len(inventory.shapes),
         num_elements=inventory.num_elements,
         num_tokens=reading.num_tokens,
-        layer_bytes=max(elements.values()) * size,
+        layer_bytes=max(elements.values()) * itemsize,
         hidden_bytes=hidden,
         gram_bytes=gram * model.anatomy.num_layers,
         seconds=2 * padded * sum(elements.values()) / speed,
@@ -152,9 +153,9 @@ def _draw(result: MapEstimate, page: Page) -> None:
         ("parameters (tensors)", lambda m: f"{m.num_parameters:,}"),
         ("elements", lambda m: f"{m.num_elements:,}"),
         ("probe tokens", lambda m: f"{m.num_tokens:,}"),
-        ("memory: largest layer", lambda m: _size(m.layer_bytes)),
-        ("memory: hidden states", lambda m: _size(m.hidden_bytes)),
-        ("memory: Gram matrices", lambda m: _size(m.gram_bytes)),
+        ("memory: largest layer", lambda m: size(m.layer_bytes)),
+        ("memory: hidden states", lambda m: size(m.hidden_bytes)),
+        ("memory: Gram matrices", lambda m: size(m.gram_bytes)),
         ("time of arithmetic", lambda m: _duration(m.seconds)),
     )
     page.line("nothing is read or written (--dry-run)", "bold")
@@ -164,7 +165,7 @@ def _draw(result: MapEstimate, page: Page) -> None:
     )
     page.line(
         f"{result.num_rows:,} rows in {result.num_minibatches} minibatches from {result.num_texts} texts; peak about "
-        f"{_size(result.peak_bytes)} beside the libraries; on {result.device} in {result.dtype} at "
+        f"{size(result.peak_bytes)} beside the libraries; on {result.device} in {result.dtype} at "
         f"{result.flops_per_second / 1e9:,.0f} GFLOP/s."
     )
     for model in result.models:
@@ -177,15 +178,6 @@ def _draw(result: MapEstimate, page: Page) -> None:
                 for name, shape, count, component in model.shapes
             ),
         )
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def _duration(seconds: float) -> str:

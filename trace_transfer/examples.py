@@ -77,10 +77,6 @@ class Batch:
     attention_mask_bt: Tensor
     targets_bt: Tensor
 
-    @property
-    def num_supervised_b(self) -> Tensor:
-        return (self.targets_bt != IGNORED).sum(dim=1)
-
 
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     """Pad examples on the right and shift their labels.

@@ -40,6 +40,15 @@ def _sort_metadata(file: Path) -> None:
         stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: `1.23 GB`."""
+    scale, unit = next((found for found in SIZES if count >= found[0]), SIZES[-1])
+    return f"{count / scale:.3g} {unit}"
+
+
 class DiskFullError(UserError):
     """There is no room for a file; nothing of it was left, and what was written before is whole."""
 

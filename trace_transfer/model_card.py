@@ -33,7 +33,6 @@ LICENCE = ("license", "license_name", "license_link")
 MATCH = "layer_match.json"
 MAX_UNREAD = 5
 _SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})/?$")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Settings of a training that a reader wants to see, in this order; the others are in `stream.json`.
 SHOWN = (
     "method", "epochs", "learning_rate", "batch_size", "max_length", "weight_decay", "warmup", "precision", "seed",

@@ -399,10 +399,8 @@ class _Limits:
             raise _at(node, f"the tag {_short(node.tag)} does not fit what it stands at")
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
-                raise _at(
-                    key,
-                    f"{'a list' if isinstance(key, SequenceNode) else 'a mapping'} as a key, expected a text; a text with braces needs quotes",
-                )
+                found = "a list" if isinstance(key, SequenceNode) else "a mapping"
+                raise _at(key, f"{found} as a key, expected a text; a text with braces needs quotes")
             if key.tag != _TAG + "merge":
                 key.tag = _TAG + "str"
         return [node for pair in node.value for node in pair]

@@ -53,12 +53,12 @@ def loss(model, examples):
     """The sum of the examples' mean losses."""
     import torch
 
-    from trace_transfer.examples import collate, losses
+    from trace_transfer.examples import IGNORED, collate, losses
 
     batch = collate(examples)
     logits_btv = model(input_ids=batch.input_ids_bt, use_cache=False).logits
     summed_b = losses(logits_btv, batch.targets_bt).sum(dim=1)
-    return torch.sum(summed_b / batch.num_supervised_b)
+    return torch.sum(summed_b / (batch.targets_bt != IGNORED).sum(dim=1))
 
 
 def ordinary(model, examples) -> Callable[[], None]:

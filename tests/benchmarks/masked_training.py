@@ -5,7 +5,7 @@ naive mask lets every gradient be computed, zeroes those outside and puts the fr
 in a process of its own, ZeRO 0 and float32: seconds per step (median, the first left out), peak memory above that of
 the loaded model (pages of its own), bytes of gradients and optimizer states, bytes of a checkpoint.
 
-Then: two epochs with and without the prefix cache, with a core set in the upper third of the layers.
+Then with a core set in the upper third of the layers: no backward pass goes below it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from statistics import median
 
 from tests.benchmarks.table import is_small, show
 
-WAYS = {"masked": "core set of 5 %", "full": "full fine-tuning", "lora": "LoRA, rank 8", "naive": "naive mask of 5 %"}
-CACHED = {"without": "upper third, no cache", "cache": "upper third, prefix cache"}
+WAYS = {
+    "masked": "core set of 5 %", "full": "full fine-tuning", "lora": "LoRA, rank 8", "naive": "naive mask of 5 %",
+    "upper": "core set in the upper third",
+}  # fmt: skip
 RATIO = 0.05
 SIZES = {"full": {"examples": 24, "length": 128, "batch": 4}, "small": {"examples": 6, "length": 24, "batch": 2}}
 
@@ -95,19 +97,16 @@ def measure(way: str, size: str) -> None:
     from trace_transfer.training import engine as engines
     from trace_transfer.training import loop, state
     from trace_transfer.training.adapters import AdaptedModel
-    from trace_transfer.training.bottom import Bottom
     from trace_transfer.training.loading import BaseModel
 
     torch.set_num_threads(1)
     base = BaseModel(ModelSource.parse(model_path(size)))
     shapes, config = base.inventory.shapes, base.config
     upper = 2 * config.num_hidden_layers // 3
-    where = {"without", "cache"}
 
     def in_reach(name: str) -> bool:
-        if way not in where:
-            return True
-        return any(name.startswith(f"model.layers.{n}.") for n in range(upper, config.num_hidden_layers))
+        layers = range(upper, config.num_hidden_layers)
+        return way != "upper" or any(name.startswith(f"model.layers.{n}.") for n in layers)
 
     start, mask = base, random_mask(shapes, in_reach)
     share = mask.numel(shapes) / sum(map(numel, shapes.values()))
@@ -118,11 +117,9 @@ def measure(way: str, size: str) -> None:
         mask = Mask.everything(shapes)
     core = random_mask(shapes, in_reach) if way == "naive" else None
     sizes, found = SIZES[size], {"share": share}
-    bottom = Bottom("model.layers", upper, wanted=True) if way == "cache" else None
     settings = TrainSettings(
         epochs=2, learning_rate=1e-4, batch_size=sizes["batch"], micro_batch_size=sizes["batch"], precision="float32",
         weight_decay=0.1, checkpoint_minutes=0 if size == "small" else 1e9,
-        cache_prefix="on" if way == "cache" else "off",
     )  # fmt: skip
     real_step, clock = engines.Engine.step, Clock()
 
@@ -147,7 +144,7 @@ def measure(way: str, size: str) -> None:
 
     def load(self, *arguments, **named):
         model = real_load(self, *arguments, **named)
-        loaded["memory"], loaded["at"] = memory_now(), time.perf_counter()
+        loaded["memory"] = memory_now()
         return model
 
     type(start).load = load
@@ -155,7 +152,6 @@ def measure(way: str, size: str) -> None:
         directory = Path(place)
 
         def finish(values) -> None:
-            found["all"] = time.perf_counter() - loaded["at"]
             kinds = ("master", "exp_avg", "exp_avg_sq")
             states = ((name, {kind: value.clone() for kind in kinds}) for name, value in values)
             written = state.write(directory / "measured", {}, [], 0.0, states)
@@ -165,7 +161,7 @@ def measure(way: str, size: str) -> None:
         with watched() as memory:
             loop.train(
                 start, task_data(config.vocab_size, size), settings, directory=directory, finish=finish, mask=mask,
-                bottom=bottom, reporter=clock,
+                reporter=clock,
             )  # fmt: skip
         found["memory"] = memory.own + before - loaded["memory"]
     gaps = [after - before for before, after in zip(clock.moments, clock.moments[1:], strict=False)]
@@ -190,7 +186,7 @@ def run(way: str, size: str) -> dict:
 
 def main() -> None:
     size = "small" if is_small(__doc__.splitlines()[0]) else "full"
-    found = {way: run(way, size) for way in (*WAYS, *CACHED)}
+    found = {way: run(way, size) for way in WAYS}
     full = found["full"]
 
     def row(way: str, label: str) -> list[str]:
@@ -204,15 +200,10 @@ def main() -> None:
     show(
         f"training steps of {SIZES[size]['batch']} x {SIZES[size]['length']} tokens; core share "
         f"{found['masked']['share']:.4f} of the elements; ratios to full fine-tuning",
-        [row(way, label) for way, label in {**WAYS, **CACHED}.items()],
+        [row(way, label) for way, label in WAYS.items()],
         ["", "step", "of full", "peak above model", "of full", "gradients", "optimizer", "checkpoint"],
     )
-    with_cache, without = found["cache"], found["without"]
-    print(
-        f"prefix cache: a step takes {with_cache['step'] / without['step']:.2f} of one without; two epochs, filling it "
-        f"and the proof at the end included, {with_cache['all']:.1f} s against {without['all']:.1f} s; masked against "
-        f"LoRA {found['masked']['step'] / found['lora']['step']:.2f}"
-    )
+    print(f"masked against LoRA {found['masked']['step'] / found['lora']['step']:.2f}")
 
 
 if __name__ == "__main__":

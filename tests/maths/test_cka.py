@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.maths.stacks import stack_rows
 from tests.reference import cka_loops
 from trace_transfer.maths.cka import SIMILARITIES, debiased_cka, linear_cka, rbf_cka, subset
-from trace_transfer.maths.gram import GramStack, pack_rows, packed_length, stack_rows, unpack
+from trace_transfer.maths.gram import GramStack, pack_rows, packed_length, unpack
 
 
 def texts_of(sizes):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.maths.stacks import stack_rows
 from trace_transfer.maths.assignment import POLICIES, argmax, coverage
 from trace_transfer.maths.cka import debiased_cka
-from trace_transfer.maths.gram import stack_rows
 from trace_transfer.maths.stability import agreement, chosen_by_target, depth_pairs, split_half_stability, split_halves
 
 

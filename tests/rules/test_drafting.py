@@ -1,148 +1,79 @@
-"""Drafts of rules: leave one family out and compare with what was written by hand; what a draft says of itself."""
+"""Drafts of rules: leave one family out and compare with what was written by hand; the command."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 from transformers import AutoConfig
 
 from tests.tiny_models import FAMILIES, build_config
-from trace_transfer.anatomy import Anatomy
 from trace_transfer.cli import main
 from trace_transfer.errors import RulesError
-from trace_transfer.rules.application import apply_family
-from trace_transfer.rules.draft_text import Draft
+from trace_transfer.models import read_inventory
 from trace_transfer.rules.drafting import draft_family
-from trace_transfer.rules.observing import Observed, observe
 from trace_transfer.rules.parsing import parse_file
-from trace_transfer.rules.registry import FamilyRegistry, load_families, shipped_rules
-from trace_transfer.rules.tables import Exclusion, Family
+from trace_transfer.rules.registry import load_families
 
 REGISTRY = load_families()
-PARENTS = {
-    path.stem: yaml.safe_load(path.read_text(encoding="utf-8")).get("extends")
-    for path in shipped_rules().glob("*.yaml")
-}
 
 
-def ancestor(name: str) -> str:
-    while PARENTS[name]:
-        name = PARENTS[name]
-    return name
-
-
-def without(names: set[str]) -> FamilyRegistry:
-    return FamilyRegistry({name: family for name, family in REGISTRY.families.items() if name not in names}, {})
-
-
-def family_of(draft: Draft, folder: Path, layer: str, observed: Observed) -> Family:
-    """The draft as a family, with what is left to do excluded so that the rest can be applied."""
-    path = folder / "draft.yaml"
-    path.write_text(draft.text, encoding="utf-8")
-    file, problems = parse_file(path)
-    assert problems == []
-    whole = [name if name in observed.inventory.shapes else f"{layer}.{{layer}}.{name}" for name in draft.todo]
-    todo = tuple(Exclusion(name, False, "to do", file.location) for name in whole)
-    return Family(
-        file.name, file.model_types, file.layer, file.components, file.outside, (*file.exclude, *todo),
-        tuple(file.sizes.values()), file.location,
-    )  # fmt: skip
-
-
-def places(anatomy: Anatomy) -> dict[tuple, str]:
-    """(place, component) → the name of its rule: from below its layer, or whole."""
-    prefix = anatomy.layer_path + "."
-    return {(unit.place, unit.component): unit.name.removeprefix(prefix + f"{unit.layer}.") for unit in anatomy.units}
+def without(name: str):
+    return [family for family in REGISTRY.families.values() if family.name != name]
 
 
 @pytest.fixture(scope="module")
-def left_out(tmp_path_factory) -> dict[str, dict[str, tuple[int, int, set, set]]]:
-    """How → family → parts that are right, all parts, wrong (name, component), and those marked as guesses.
-
-    `alone` leaves out the family, `kin` also those that extend it or that it extends, directly or not.
-    """
-    folder = tmp_path_factory.mktemp("drafts")
-    results: dict[str, dict] = {"alone": {}, "kin": {}}
+def left_out(tmp_path_factory):
+    """Kind → (right, known, all) names, by the components that the family written by hand has them in."""
+    path, results = tmp_path_factory.mktemp("drafts") / "draft.yaml", {}
     for kind in FAMILIES:
-        observed, family = observe(build_config(kind)), REGISTRY.by_model_type[kind]
-        truth = places(apply_family(family, observed.inventory))
-        kin = {name for name in REGISTRY.families if ancestor(name) == ancestor(family.name)}
-        for how, names in (("alone", {family.name}), ("kin", kin)):
-            draft = draft_family(observed, without(names))
-            found = places(apply_family(family_of(draft, folder, family.layer_path, observed), observed.inventory))
-            wrong = {(name, component) for (_, component), name in found.items() - truth.items()}
-            guesses = {(line.pattern, line.component) for line in draft.guesses}
-            results[how][kind] = (len(truth.keys() & found.keys()), len(truth), wrong, guesses)
+        family = REGISTRY.by_model_type[kind]
+        draft = draft_family(read_inventory(build_config(kind)), without(family.name))
+        path.write_text(draft.text, encoding="utf-8")
+        found, _ = parse_file(path)
+        placed = [
+            {(member.pattern, one.name) for one in (*made.components.values(), *made.outside.values()) if one
+             for member in one.members}
+            for made in (found, family)
+        ]  # fmt: skip
+        total = len(draft.known) + len(draft.todo)
+        results[kind] = (len({name for name, _ in placed[0] & placed[1]}), len(draft.known), total, draft)
     return results
 
 
-@pytest.mark.parametrize(("how", "at_least"), [("alone", 0.97), ("kin", 0.94)])
-def test_leave_one_out(left_out, how, at_least):
-    """Measured: 97.8 % alone and 94.8 % without kin. What is missing is left to do, or marked as a guess."""
-    right, total = (sum(found[index] for found in left_out[how].values()) for index in (0, 1))
-    worst = Counter({kind: all_ - good for kind, (good, all_, _, _) in left_out[how].items()}).most_common(6)
-    print(
-        f"\n{how}: {right} of {total} parts of {len(FAMILIES)} families right ({right / total:.1%}); missing: {worst}"
-    )
-    assert right / total >= at_least
+def test_leave_one_out(left_out):
+    """Measured: 612 of 717 names known by the nearest family, 610 of them in the right components."""
+    right, known, total = (sum(one[index] for one in left_out.values()) for index in range(3))
+    print(f"\n{right} right, {known} known, {total} in all")
+    assert known / total >= 0.75 and right / known >= 0.95
 
 
-@pytest.mark.parametrize("how", ["alone", "kin"])
-def test_every_wrong_line_is_marked_as_a_guess(left_out, how):
-    wrong = {kind: found[2] for kind, found in left_out[how].items() if found[2]}
-    for kind, lines in wrong.items():
-        assert lines <= left_out[how][kind][3], kind
-    assert set(wrong) == {"codegen"}  # four blocks of queries, values, keys: no shape shows that
+def test_every_name_is_there_or_left_to_do(left_out):
+    for kind, (*_, draft) in left_out.items():
+        assert all(name in draft.text for name in draft.known), kind
+        assert all(f"#   {one}\n" in draft.text for one in draft.todo), kind
 
 
-# ---------------------------------------------------------------- what is seen of a model
+@pytest.mark.parametrize(("kind", "name", "hint"), [
+    ("qwen3", "self_attn.q_norm.weight", "attention.query? gemma3 has self_attn.q_norm.weight there"),
+    ("phi", "self_attn.dense.weight", "attention.output? gpt_neox has attention.dense.weight there"),
+    ("gpt_oss", "self_attn.sinks", "one of attention.query, attention.key, attention.value, attention.output?"),
+])  # fmt: skip
+def test_hints(left_out, kind, name, hint):
+    (found,) = [one for one in left_out[kind][3].todo if one.startswith(f"{name} ")]
+    assert hint in found
 
 
-def test_norms_are_placed_by_what_they_read_and_what_reads_them():
-    """Gemma 2's norm after attention has the name of LLaMA's before the MLP."""
-    draft = draft_family(observe(build_config("gemma2")), without({"gemma2"}))
-    (line,) = [line for line in draft.lines if line.pattern == "post_attention_layernorm.weight"]
-    assert (line.component, line.sure) == ("norm.post_attention", False)
-    assert line.why == "its input is the output of self_attn"
-    llama = draft_family(observe(build_config("llama")), without({"llama"}))
-    (line,) = [line for line in llama.lines if line.pattern == "post_attention_layernorm.weight"]
-    assert (line.component, line.sure) == ("norm.pre_mlp", True)
+def test_parts_and_sizes_are_copied(left_out):
+    text = left_out["gpt_bigcode"][3].text
+    assert "{name: attn.c_attn.weight, columns: [" in text or "{name: attn.c_attn.weight, rows: [" in text
 
 
-def test_one_norm_for_both_is_shared():
-    draft = draft_family(observe(build_config("gptj")), without({"gptj", "codegen"}))
-    shared = [line for line in draft.lines if line.shared]
-    assert {line.component for line in shared} == {"norm.pre_attention", "norm.pre_mlp"}
-    assert "    # guess: norm.pre_mlp, because its output enters attn," in draft.text
-
-
-def test_a_pass_that_stops_early_is_said():
-    observed = replace(observe(build_config("llama")), readers={}, sources={}, stopped="no .item()\non meta tensors")
-    draft = draft_family(observed, without({"llama"}))
-    assert "# The pass that shows the order ended early (no .item() on meta tensors).\n" in draft.text
-    assert draft.todo == ()
-
-
-def test_fused_parts_by_shape_alone():
-    """No family is known: the parts come from the shape, in the order that is the custom."""
-    draft = draft_family(observe(build_config("phi3")), FamilyRegistry({}, {}))
-    rows = {line.component: str(line) for line in draft.lines if "_proj.weight" in line.pattern}
-    assert rows["attention.key"] == "{name: self_attn.qkv_proj.weight, rows: [q, q + kv]}"
-    assert rows["mlp.gate"] == "{name: mlp.gate_up_proj.weight, rows: [0, intermediate_size]}"
-    assert "its 160 rows are queries of 6 heads, keys and values of 2 each, 16 wide" in draft.text
-
-
-def test_what_is_not_text_is_excluded():
-    config = AutoConfig.for_model("gemma3")
-    config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers = 6, 2
-    draft = draft_family(observe(config), without({"gemma3_multimodal"}))
-    assert "layer: model.language_model.layers.{layer}\n" in draft.text
-    assert (
-        "  - {module: model.vision_tower, reason: by its name no part of the language model}  # guess\n" in draft.text
-    )
+def test_no_layers_no_draft():
+    inventory = read_inventory(build_config("llama"))
+    shapes = {name: shape for name, shape in inventory.shapes.items() if ".layers." not in name}
+    with pytest.raises(RulesError, match="none of its parameters stands in a list of layers 0, 1, 2 …"):
+        draft_family(replace(inventory, shapes=shapes), list(REGISTRY.families.values()))
 
 
 # ---------------------------------------------------------------- the command
@@ -171,14 +102,14 @@ def test_draft_edit_check(diffllama, tmp_path, monkeypatch):
     drafted = run("draft", "diffllama")
     assert drafted.exit_code == 1
     first, verdict, *problems = drafted.stdout.splitlines()
-    assert first == "diffllama.yaml: nearest family mistral; 12 lines, 12 as known, 0 guessed, 4 names left to do"
+    assert first == "diffllama.yaml: nearest family mistral; 12 names as there, 4 left to do"
     assert verdict == "the rules of family 'diffllama' do not fit this diffllama model: 4 problems"
     assert [problem.split("'")[1].rpartition(".")[2] for problem in problems] == [
         "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2",
     ]  # fmt: skip
     path = tmp_path / "diffllama.yaml"
     text = path.read_text(encoding="utf-8")
-    assert text.endswith("#   self_attn.lambda_k2 [64]\n")
+    assert text.splitlines()[-1].startswith("#   self_attn.lambda_k2 [64]: one of attention.query, ")
     assert run("check", path, "--model", "diffllama").exit_code == 2
     for component, names in ADDED.items():
         start = text.index(f"  {component}:\n") + len(f"  {component}:\n")
@@ -191,14 +122,12 @@ def test_draft_edit_check(diffllama, tmp_path, monkeypatch):
     assert checked.stdout == "OK diffllama.yaml (diffllama) fits diffllama: 55 parameters → 55 units, 4 layers\n"
 
 
-def test_a_draft_that_fits_ends_with_0(tmp_path):
-    AutoConfig.for_model("bitnet", num_hidden_layers=2).save_pretrained(tmp_path / "bitnet")
-    done = run("draft", tmp_path / "bitnet", "--out", tmp_path / "new" / "rules.yaml")
-    assert done.exit_code == 0, done.output
-    assert "12 as known, 2 guessed (below lines 18, 28), 0 names left to do\n" in done.stdout
-    assert done.stdout.splitlines()[1].startswith("OK rules.yaml (bitnet) fits ")
-    lines = (tmp_path / "new" / "rules.yaml").read_text(encoding="utf-8").splitlines()
-    assert lines[17].strip() == "# guess: attention.output, because it stands next to self_attn.o_proj"
+def test_a_draft_that_cannot_be_read_as_it_is_tells_so(tmp_path):
+    """Two norms of one component: the nearest family has one or the other."""
+    build_config("falcon").save_pretrained(tmp_path / "model")
+    done = run("draft", tmp_path / "model", "--out", tmp_path / "new" / "rules.yaml", "--anyway")
+    assert done.exit_code == 1, done.output
+    assert "4 left to do" in done.stdout and (tmp_path / "new" / "rules.yaml").is_file()
 
 
 def test_a_file_is_not_overwritten(diffllama, tmp_path):
@@ -219,11 +148,11 @@ def test_a_known_family_is_not_drafted(tmp_path):
     assert "starcoder2.yaml has rules for model_type 'starcoder2' already, and they fit: OK starcoder2" in done.stderr
     assert "--anyway drafts all the same" in done.stderr
     assert not (tmp_path / "mine.yaml").exists()
-    assert run("draft", tmp_path / "model", "--out", tmp_path / "mine.yaml", "--anyway").exit_code == 0
+    assert run("draft", tmp_path / "model", "--out", tmp_path / "mine.yaml", "--anyway").exit_code == 1
 
 
-def test_no_layers_no_draft():
-    observed = observe(build_config("llama"))
-    shapes = {name: shape for name, shape in observed.inventory.shapes.items() if ".layers." not in name}
-    with pytest.raises(RulesError, match="none of its parameters stands in a list of layers 0, 1, 2 …"):
-        draft_family(replace(observed, inventory=replace(observed.inventory, shapes=shapes)), REGISTRY)
+def test_a_draft_that_fits_ends_with_0(tmp_path):
+    build_config("mistral").save_pretrained(tmp_path / "model")
+    done = run("draft", tmp_path / "model", "--out", tmp_path / "new" / "rules.yaml", "--anyway")
+    assert done.exit_code == 0, done.output
+    assert "12 names as there, 0 left to do\nOK rules.yaml (mistral) fits " in done.stdout

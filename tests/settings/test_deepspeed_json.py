@@ -14,7 +14,7 @@ from trace_transfer.errors import UserError
 from trace_transfer.examples import collate
 from trace_transfer.models import ModelSource
 from trace_transfer.settings import deepspeed_json
-from trace_transfer.settings.deepspeed_json import contradictions, merged, read_deepspeed_json, require_agreement
+from trace_transfer.settings.deepspeed_json import contradictions, merged, read_deepspeed_json
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.training.loading import BaseModel
 from trace_transfer.training.meeting import open_ranks
@@ -111,7 +111,7 @@ def test_a_precision_that_only_the_machine_decides():
     ]
 
 
-def test_every_contradiction_is_named_in_one_error():
+def test_every_contradiction_is_named_at_once():
     given = {
         "train_batch_size": 16, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 8,
         "gradient_clipping": 0.5, "bf16": {"enabled": False, "bf16_master_weights_and_grads": True},
@@ -123,9 +123,7 @@ def test_every_contradiction_is_named_in_one_error():
         "fp16": {"enabled": True, "loss_scale": 0}, "checkpoint": {"load_universal": True}, "tensorboard":
         {"enabled": True, "output_path": "x"}, "zero_optimisation": {"stage": 3}, "flops_profiler": {"enabled": True},
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"my\.json: this DeepSpeed configuration cannot be used") as refused:
-        require_agreement(given, SETTINGS, 1, "bfloat16", file="my.json")
-    message = str(refused.value)
+    message = "\n".join(contradictions(given, SETTINGS, 1, "bfloat16"))
     for expected in (
         "train_batch_size: 16 there, 8 by --batch-size",
         "train_micro_batch_size_per_gpu: 1 there, 3 by --micro-batch-size",

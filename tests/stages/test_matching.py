@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.maths.stacks import stack_rows
 from tests.maths.test_stability import stacks
 from trace_transfer.errors import ProbeError
-from trace_transfer.maths.gram import GramStack, stack_rows
+from trace_transfer.maths.gram import GramStack
 from trace_transfer.stages.matching import massive_warnings, match_layers
 from trace_transfer.stages.probing import Grams
 

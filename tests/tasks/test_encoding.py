@@ -226,7 +226,7 @@ def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
         assert tokenizer.decode(example.input_ids) == f"<s>{row['n']}. {row['q']}\n\n{row['a']}<s>"[:1000]
         assert learned(example, tokenizer) == row["a"] + "<s>"
     batch = collate(data.examples)
-    assert batch.num_supervised_b.tolist() == [example.num_supervised for example in data.examples]
+    assert (batch.targets_bt != IGNORED).sum(dim=1).tolist() == [example.num_supervised for example in data.examples]
     assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=3).sha256 == data.sha256
     assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=4).sha256 != data.sha256
 

@@ -9,8 +9,7 @@ from trace_transfer.masks import Mask, Slice
 from trace_transfer.models import inventory_of
 from trace_transfer.rules.application import anatomy_of
 from trace_transfer.rules.registry import load_families
-from trace_transfer.training.hardware import flops_per_token, peak_flops, utilisation
-from trace_transfer.training.reach import lowest_trained, lowest_trained_layer
+from trace_transfer.training.hardware import flops_per_token, lowest_layer, peak_flops, utilisation
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"]
 REGISTRY = load_families()
@@ -22,8 +21,8 @@ def opened(family: str):
     return model, anatomy_of(inventory_of(model), REGISTRY)
 
 
-def counted(model, trained) -> tuple[float, float]:
-    """Operations per token, forward and backward, as torch counts them."""
+def counted(model, trained) -> float:
+    """Operations per token, as torch counts them."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     ids_bt = torch.ones(2, LENGTH, dtype=torch.int64)
@@ -31,7 +30,7 @@ def counted(model, trained) -> tuple[float, float]:
         loss = model(input_ids=ids_bt, use_cache=False).logits.sum()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    return forward.get_total_flops() / ids_bt.numel(), backward.get_total_flops() / ids_bt.numel()
+    return (forward.get_total_flops() + backward.get_total_flops()) / ids_bt.numel()
 
 
 def masks(anatomy) -> dict[str, Mask]:
@@ -54,21 +53,20 @@ def masks(anatomy) -> dict[str, Mask]:
 @pytest.mark.parametrize("kind", ["full", "down", "attention", "scattered", "norms", "embedding", "head"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_torch_counts(family, kind):
+    """Where only some of a layer is trained, at most the lowest layer is counted too much."""
     model, anatomy = opened(family)
     mask = masks(anatomy)[kind]
-    forward, backward = counted(model, mask.parts)
+    expected = counted(model, mask.parts)
     found = flops_per_token(anatomy, mask, LENGTH)
-    assert found.forward == pytest.approx(forward, rel=0.004)  # torch counts the angles of rotary positions, too
-    parallel = family == "gpt_neox" and kind in ("scattered", "attention", "down")  # its MLP does not read attention
-    assert found.backward == pytest.approx(backward, rel=0.15 if parallel else 1e-12)
-    assert found.total == found.forward + found.backward
+    layer = sum(2 * u.num_elements for u in anatomy.units if u.layer == 1 and len(u.shape) > 1) + 8 * LENGTH * 192
+    assert 0.996 * expected <= found <= 1.004 * expected + (0 if kind in ("full", "embedding", "head") else layer)
 
 
 def test_full_fine_tuning_is_six_per_weight():
     _, anatomy = opened("llama")
     mask = Mask.everything(anatomy.inventory.shapes)
     weights = sum(u.num_elements for u in anatomy.units if len(u.shape) == 2 and u.component != "embedding")
-    assert flops_per_token(anatomy, mask, 10).total == 6 * weights + 12 * 10 * 96 * 4
+    assert flops_per_token(anatomy, mask, 10) == 6 * weights + 12 * 10 * 96 * 4
 
 
 def test_of_experts_those_count_that_a_token_is_given_to():
@@ -80,25 +78,14 @@ def test_of_experts_those_count_that_a_token_is_given_to():
         elif weight.dim() == 2 and "embed" not in name:
             active += weight.numel()
     mask = Mask.everything(anatomy.inventory.shapes)
-    assert flops_per_token(anatomy, mask, 10).total == pytest.approx(6 * active + 12 * 10 * 96 * 4)
+    assert flops_per_token(anatomy, mask, 10) == pytest.approx(6 * active + 12 * 10 * 96 * 4)
 
 
 def test_latent_queries_are_as_wide_as_their_heads():
     _, anatomy = opened("deepseek_v3")
     mask = Mask.everything(anatomy.inventory.shapes)
-    long, short = (flops_per_token(anatomy, mask, length).total for length in (11, 10))
+    long, short = (flops_per_token(anatomy, mask, length) for length in (11, 10))
     assert long - short == pytest.approx(12 * 4 * 6 * (12 + 8))  # layers, heads, width of a head
-
-
-def test_layers_that_are_spared():
-    _, anatomy = opened("qwen3")
-    mask = masks(anatomy)["scattered"]
-    whole = flops_per_token(anatomy, mask, LENGTH)
-    upper = flops_per_token(anatomy, mask, LENGTH, first_layer=1)
-    bottom = flops_per_token(anatomy, mask, LENGTH, last_layer=1)
-    assert bottom.backward == 0 and bottom.forward > 0
-    assert upper.forward + bottom.forward == whole.forward
-    assert upper.backward == whole.backward
 
 
 def test_a_slice_costs_what_its_parameter_costs():
@@ -113,13 +100,10 @@ def test_a_slice_costs_what_its_parameter_costs():
 def test_where_the_backward_pass_ends(family):
     _, anatomy = opened(family)
     top = anatomy.num_layers
-    for kind, layer in (("full", 0), ("down", 1), ("attention", 2), ("embedding", 0)):
-        assert lowest_trained_layer(anatomy, masks(anatomy)[kind]) == layer
-    tied = bool(anatomy.inventory.tied)
-    assert lowest_trained_layer(anatomy, masks(anatomy)["head"]) == (0 if tied else top)
-    final = Mask({u.name: None for u in anatomy.units if u.component == "norm.final"})
-    assert lowest_trained(anatomy, final) == (top, 0)
-    assert lowest_trained(anatomy, Mask({"not.placed": None})) == (-1, 0)
+    for kind, layer in (("full", -1), ("down", 1), ("attention", 2), ("embedding", -1)):
+        assert lowest_layer(anatomy, masks(anatomy)[kind]) == layer
+    assert lowest_layer(anatomy, masks(anatomy)["head"]) == (-1 if anatomy.inventory.tied else top)
+    assert lowest_layer(anatomy, Mask({"not.placed": None})) == -1
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_everything_that_differs_is_said(tmp_path):
     assert message.count("  - ") == 2
 
 
+def test_what_earlier_versions_recorded_beside_it_does_not_matter(tmp_path):
+    now = {"task": "math", "settings": {"epochs": 3}}
+    state.write(tmp_path, {**now, "prefix": 2, "settings": {"epochs": 3, "cache_prefix": "auto"}}, [], 0.0, [])
+    state.require_same(state.find(tmp_path), now)
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from trace_transfer.views.table_texts import NOTHING, Number, Table, to_csv, to_markdown, to_text
+from trace_transfer.views.table_texts import NOTHING, Number, Table, to_csv, to_text
 
 TABLE = Table(
     "scores", "Scores", ("method", "maths, %"),
@@ -28,13 +28,6 @@ TABLE = Table(
 )
 def test_numbers(number, text):
     assert number.text == text
-
-
-def test_markdown():
-    assert to_markdown(TABLE) == (
-        "### Scores\n\n| method | maths, % |\n| --- | ---: |\n| A \\| B | 45.2 [43.3, 47.1] |\n| C | 12.0 |\n"
-        "| D | – |\n\nA note.\n"
-    )
 
 
 def test_csv_is_for_machines():

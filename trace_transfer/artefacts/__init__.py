@@ -4,7 +4,7 @@ JSON files carry `format` and `version`, the settings that made them, the identi
 the libraries. Fields are a contract: other tools read them.
 """
 
-from trace_transfer.artefacts.base import LIBRARIES, TASK, ModelIdentity, Strict, library_versions
+from trace_transfer.artefacts.base import LIBRARIES, TASK, ModelIdentity, Strict, library_versions, require_task
 from trace_transfer.artefacts.core import CoreFile, CoreParameter, Method, Transfer
 from trace_transfer.artefacts.identification import (
     DataRecord,
@@ -62,5 +62,6 @@ __all__ = [
     "WarmStartFile",
     "library_versions",
     "read_artefact",
+    "require_task",
     "to_json",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from trace_transfer.errors import UserError
 
 LIBRARIES = ("trace-transfer", "torch", "transformers", "numpy", "scipy")
 TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -39,3 +42,14 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def require_task(name: str, what: str = "task") -> str:
+    """The name of a task, as it may stand in a file and in its name.
+
+    Raises:
+        UserError: it may not.
+    """
+    if not re.fullmatch(TASK, name):
+        raise UserError(f"{what} {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    return name

@@ -30,11 +30,6 @@ class Score(Strict):
     data_sha256: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
-    @property
-    def good(self) -> float:
-        """The value with the sign that makes more of it better."""
-        return self.value if self.higher_is_better else -self.value
-
 
 class EvaluationFile(Strict):
     """`evaluation.json`: the scores of one model; `fingerprint` changes with its weights."""

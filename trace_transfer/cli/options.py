@@ -154,6 +154,6 @@ score_options = _all(
 compute_options = setting_options(Compute)
 warm_start_options = setting_options(
     IdentifySettings,
-    without=("seed", "cache_prefix", "max_length", "too_long", *ScoreSettings.names(), *Compute.names()),
+    without=("seed", "max_length", "too_long", *ScoreSettings.names(), *Compute.names()),
 )
 stream_options = setting_options(StreamSettings, without=("seed",))

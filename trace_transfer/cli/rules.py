@@ -91,12 +91,12 @@ def draft(
 ) -> None:
     """Write a first rules file for a model of an unknown architecture, and check it.
 
-    MODEL is a directory, GGUF file or hub name; only its config is read. Each line of the file is as a known family has
-    it, or marked as a guess with the reason; what cannot be guessed is listed at the end. The exit code is 0 if the
-    draft fits the model, 1 if something is left to do.
+    MODEL is a directory, GGUF file or hub name; only its config is read. The file has the names that the nearest family
+    has, and at its end a list of those left to assign, with hints. The exit code is 0 if the draft fits the model, 1 if
+    something is left to do.
     """
     from trace_transfer.progress import quiet_libraries
-    from trace_transfer.rules.draft_file import write_draft
+    from trace_transfer.rules.drafting import write_draft
     from trace_transfer.rules.registry import load_families
 
     quiet_libraries()

@@ -22,7 +22,6 @@ from trace_transfer.text_formats import MalformedTextError, json_lines, read_tex
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-KIND = "humaneval"
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 # A problem's test, as `programs` runs it: the prompt makes the helpers that a test calls (HumanEval/32, 38 and 50), and
 # the function is the program's. The stock task appends test and call to the program.

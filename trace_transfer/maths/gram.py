@@ -191,20 +191,6 @@ def square_norms(a_LP: Tensor) -> Tensor:
     return pieces_LC.double().square().sum(dim=1) + rest_L.double().square()
 
 
-def stack_rows(layers: Sequence[Tensor], texts: Sequence[Tensor]) -> GramStack:
-    """Pack the rows of several layers at hand.
-
-    Args:
-        layers: for each layer [R, d], the minibatches one after another; widths may differ.
-        texts: as in `GramStack`.
-    """
-    sizes = [len(index) for index in texts]
-    packed_LP = torch.empty(len(layers), sum(map(packed_length, sizes)))
-    for layer, rows_Rd in enumerate(layers):
-        pack_layer(rows_Rd, sizes, packed_LP[layer])
-    return GramStack(packed_LP, tuple(texts))
-
-
 def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
     """Pack one layer's rows [R, d], minibatch by minibatch, into its packed vector [P]."""
     row = offset = 0

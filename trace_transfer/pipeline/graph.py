@@ -116,6 +116,7 @@ class _Builder:
     def _warm_start(self, cell: Cell, model: str, task: str) -> Step:
         settings = cell.identify.warm_start
         decided = {**_plain(settings.recorded()), "delta_dtype": settings.delta_dtype, "task": self.tasks[task]}
+        decided["cache_prefix"] = "off"  # as earlier versions recorded it, so that their steps keep their addresses
         return self._add(
             "warm-start", decided, self._of_model("model", model), {}, self._identifying(cell, model, task)
         )
@@ -165,7 +166,7 @@ class _Builder:
     def _train(self, cell: Cell, cores: Step | None) -> Step:
         covers_all = cell.method.needs == "none"
         keeps = {"all": True, "core": not covers_all, "none": False}[self.run.keep]
-        decided = {**_plain(cell.train.recorded()), "tasks": self._task_list()}
+        decided = {**_plain(cell.train.recorded()), "tasks": self._task_list(), "cache_prefix": "auto"}  # as above
         return self._add(
             "train", decided, self._of_model("target", self.run.target), {"cores": cores} if cores else {},
             {"model": self.run.target, "tasks": self._specs(self.tasks), "given": _plain(cell.given["train"]),

@@ -1,362 +1,239 @@
-"""A first rules file for an unknown architecture: `Observed` and the known families → `Draft`.
+"""A first rules file for an unknown architecture: what the nearest family knows by name, and a list of what is left.
 
-Nothing here knows a family. A name is what the most similar known family takes it for; a norm is what its place in the
-pass says; what is left is guessed by words and shapes. Each line of the draft says why it is there, and what could not
-be guessed is a list of names to do.
+Reads a model's config only. Writes the file and checks it: the draft says nothing about what a name means in the new
+model, `rules check` judges whether it covers the model, and its code whether it is right.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from trace_transfer.errors import RulesError
-from trace_transfer.models import numel
+from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.models import AXES, Inventory, ModelSource, load_config, numel, read_inventory
+from trace_transfer.rules.checking import PlannedCheck
 from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
-from trace_transfer.rules.draft_sizes import Sizes, known_parts, parts_by_shape
-from trace_transfer.rules.draft_text import Draft, DraftLine, draft_text
-from trace_transfer.rules.expressions import Expression
-from trace_transfer.rules.observing import EMBEDDING, NORM, Observed
 from trace_transfer.rules.parsing import default_role
-from trace_transfer.rules.registry import FamilyRegistry
-from trace_transfer.rules.tables import NUMBER, Family, Member, Part
+from trace_transfer.rules.registry import FamilyRegistry, load_families
+from trace_transfer.rules.tables import NUMBER, Family, Member, display_path
 
-# What a module is called that does this; whole words of its name.
-WORDS = {
-    "attention.query": {"q", "query", "wq"},
-    "attention.key": {"k", "key", "wk"},
-    "attention.value": {"v", "value", "wv"},
-    "mlp.gate": {"gate", "w1"},
-    "mlp.up": {"up", "w3"},
-}
-ENDS = ("attention.output", "mlp.down")
-IN_ATTENTION = re.compile(r"att(entio)?n|^mixer$")
-NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|multi_?modal")
+Known = Mapping[str, list[tuple[str, Member]]]  # name → its components, and how it is a member of each
 
 
 @dataclass(frozen=True)
-class Template:
-    """A parameter of every layer, named from below the layer, or a single one outside the layers by its whole name."""
+class Draft:
+    """A rules file in the making.
 
-    pattern: str
-    shape: tuple[int, ...]
-    first: str  # the whole name where it first stands
-    everywhere: bool
+    Attributes:
+        nearest: the family whose names are most like the model's.
+        known: names of the model that it has; outside the layers whole, within them from below the layer.
+        todo: names that it has not, each with its shape and a hint.
+    """
+
+    text: str
+    nearest: str
+    known: tuple[str, ...]
+    todo: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WrittenDraft:
+    """A draft on disk: what came of checking it, and whether it fits."""
+
+    path: Path
+    draft: Draft
+    verdict: str
+    fits: bool
 
     @property
-    def module(self) -> str:
-        """The module that holds it; a parameter that is neither weight nor bias stands for itself."""
-        head, _, last = self.pattern.rpartition(".")
-        return head if last in ("weight", "bias") else self.pattern
-
-
-@dataclass
-class _Drafter:
-    observed: Observed
-    registry: FamilyRegistry
-    lines: list[DraftLine] = field(default_factory=list)
-    todo: list[Template] = field(default_factory=list)
-
-    @cached_property
-    def config(self) -> Any:
-        return self.observed.inventory.config
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        return Sizes(self.config)
-
-    @cached_property
-    def layer_path(self) -> str:
-        """The module path below which names go on with 0, 1, 2 …: of as many as the config says, with most elements."""
-        found: dict[str, Counter[int]] = {}
-        for name, shape in self.observed.inventory.shapes.items():
-            if match := re.search(r"\.(0|[1-9][0-9]*)\.", name):
-                found.setdefault(name[: match.start()], Counter())[int(match[1])] += numel(shape)
-        wanted = getattr(self.config.get_text_config(), "num_hidden_layers", None)
-        paths = [path for path, layers in found.items() if sorted(layers) == list(range(len(layers)))]
-        if not paths:
-            raise RulesError(
-                f"no rules can be drafted for {self.config.model_type}: none of its parameters stands in a list of "
-                "layers 0, 1, 2 …"
-            )
-        return max(paths, key=lambda path: (len(found[path]) == wanted, found[path].total()))
-
-    @cached_property
-    def templates(self) -> tuple[list[Template], list[Template]]:
-        """Those below the layers, and those outside of them; aliases of tied parameters among them."""
-        inventory = self.observed.inventory
-        shapes = {**inventory.shapes, **{name: inventory.shapes[owner] for name, owner in inventory.tied.items()}}
-        whole = re.compile(re.escape(self.layer_path) + r"\.([0-9]+)\.(.+)")
-        below: dict[str, dict[int, str]] = {}
-        outside, layers = [], set()
-        for name, shape in shapes.items():
-            if match := whole.fullmatch(name):
-                pattern = ".".join(NUMBER if part.isdecimal() else part for part in match[2].split("."))
-                below.setdefault(pattern, {}).setdefault(int(match[1]), name)
-                layers.add(int(match[1]))
-            else:
-                outside.append(Template(name, shape, name, True))
-        inside = []
-        for pattern, found in below.items():
-            name = found[min(found)]
-            inside.append(Template(pattern, shapes[name], name, set(found) == layers))
-        return inside, outside
-
-    @cached_property
-    def ranked(self) -> list[tuple[Family, Mapping[str, list[tuple[str, int, Member]]]]]:
-        """The known families, most similar names first, each with pattern → (component, place in it, member)."""
-        own = {one.pattern for group in self.templates for one in group}
-        order = []
-        for family in self.registry.families.values():
-            known: dict[str, list[tuple[str, int, Member]]] = {}
-            for component in (*family.components.values(), *family.outside.values()):
-                for index, member in enumerate(component.members):
-                    known.setdefault(member.pattern, []).append((component.name, index, member))
-            alike = len(own & set(known)) / len(own | set(known))
-            named = SequenceMatcher(None, self.config.model_type, family.name).ratio()
-            order.append((alike, named, family.name, family, known))
-        return [(family, known) for *_, family, known in sorted(order, key=lambda one: one[:3], reverse=True)]
-
-    # ------------------------------------------------------------ inside the layers
-
-    def draft_inside(self) -> None:
-        norms = []
-        for template in self.templates[0]:
-            if self.kind(template) == NORM:
-                norms.append(template)
-            elif not (
-                self.as_known(template, LAYER_COMPONENTS)
-                or self.by_words(template)
-                or self.as_known(template, LAYER_COMPONENTS, by_tail=True)
-            ):
-                self.todo.append(template)
-        for template in norms:
-            if not self.norm(template):
-                self.todo.append(template)
-
-    def kind(self, template: Template) -> str:
-        return self.observed.kinds.get(template.first.rpartition(".")[0], "")
-
-    def add(
-        self, component: str, template: Template, why: str, sure: bool, place: int = 99, *, role: str | None = None,
-        optional: bool = False, part: Part | None = None, shared: bool = False,
-        head: Expression | Literal[False] | None = None,
-    ) -> None:  # fmt: skip
-        role = role or default_role(template.pattern)
-        optional = optional or not template.everywhere
-        taken = [one.role for one in self.lines if one.component == component]
-        if role in taken and not optional and part is None:
-            role = template.module.rpartition(".")[2] + ("_bias" if template.pattern.endswith("bias") else "")
-        shown = None if role == default_role(template.pattern) else role
-        self.lines.append(
-            DraftLine(component, template.pattern, optional, role, shown, why, sure, place, part, shared, head)
+    def summary(self) -> str:
+        """How much of it is known and left to do."""
+        return (
+            f"{display_path(self.path)}: nearest family {self.draft.nearest}; {len(self.draft.known)} names as there, "
+            f"{len(self.draft.todo)} left to do"
         )
 
-    def as_known(self, template: Template, allowed: Mapping[str, str], by_tail: bool = False) -> bool:
-        """As the most similar family that knows the name has it, if its parts, where it has some, fit the shape.
 
-        `by_tail` is content with a name that differs in its first module.
-        """
-        for family, known in self.ranked:
-            patterns = (
-                [one for one in known if _tail(one) and _tail(one) == _tail(template.pattern)]
-                if by_tail
-                else [template.pattern]
-            )
-            found = [one for pattern in patterns[:1] for one in known.get(pattern, ()) if one[0] in allowed]
-            if not found or not known_parts(family, [one[2] for one in found], template.shape, self.sizes):
-                continue
-            for component, place, member in found:
-                part, why = member.part, f"as in {family.name}"
-                why += f", where it is {member.pattern}" if by_tail else ""
-                if part is not None:
-                    why = f"{part}, because {family.name} has it so and the shape fits; a shape shows no order of parts"
-                self.add(
-                    component, template, why, part is None and not by_tail, place, role=member.role,
-                    optional=member.optional, part=part, shared=member.shared, head=member.head,
-                )  # fmt: skip
-            return True
-        return False
+def write_draft(
+    model: str, registry: FamilyRegistry, out: Path | None = None, force: bool = False, anyway: bool = False
+) -> WrittenDraft:
+    """Draft rules for a model (a directory, GGUF file or hub name), write them and check them.
 
-    def by_words(self, template: Template) -> bool:
-        """By the words of a module's name and the shape of its weight; a bias goes where its weight went."""
-        if template.pattern.endswith(".bias"):
-            weights = [one for one in self.lines if one.pattern == template.module + ".weight"]
-            for one in weights:
-                part = replace(one.part, dim=0) if one.part and one.part.dim == 1 else one.part
-                why = "the bias of the line above"
-                self.add(one.component, template, why, one.sure, one.place, part=part, shared=one.shared)
-            return bool(weights)
-        attention = self.in_attention(template)
-        matrix = self.matrix(template)
-        if matrix is None:
-            return False
-        rows, columns = matrix
-        hidden, shape = self.sizes.hidden, f"its shape is {list(template.shape)}"
-        parts = parts_by_shape(self.sizes, template.module, rows, attention, self.inner, self.transposed(template))
-        if columns == hidden and parts:
-            for component, part, why in parts:
-                self.add(component, template, why, False, part=part)
-            return True
-        words = set(re.split(r"[._]", template.module))
-        if attention:
-            for component in ("attention.query", "attention.key", "attention.value"):
-                if words & WORDS[component] and columns == hidden:
-                    self.add(component, template, f"its name says so, and {shape}", False)
-                    return True
-            if rows == hidden:
-                self.add("attention.output", template, f"it leads from attention to the stream: {shape}", False)
-            return rows == hidden
-        if rows == hidden and columns == self.inner:
-            self.add("mlp.down", template, f"it leads back to the stream: {shape}", False)
-            return True
-        if columns == hidden and rows == self.inner:
-            component, why = self.gate_or_up(template, words)
-            self.add(component, template, f"{why}, and {shape}", False)
-            return True
-        return False
+    Args:
+        out: the file; None is MODEL_TYPE.yaml in the working directory.
+        force: replace it if it exists.
+        anyway: draft even if there are rules for the model's `model_type`.
 
-    def gate_or_up(self, template: Template, words: set[str]) -> tuple[str, str]:
-        others = [one for one in self.templates[0] if one is not template and one.shape == template.shape]
-        if not any(self.matrix(one) and not self.in_attention(one) for one in others):
-            return "mlp.up", "it is the only matrix into the MLP"
-        if template.first.rpartition(".")[0] in self.observed.activated:
-            return "mlp.gate", "its output enters the activation"
-        if words & WORDS["mlp.gate"]:
-            return "mlp.gate", "its name says so"
-        return "mlp.up", "its name says so" if words & WORDS["mlp.up"] else "another one of its shape is the gate"
-
-    def in_attention(self, template: Template) -> bool:
-        return any(IN_ATTENTION.search(part) for part in template.module.split(".")[:-1])
-
-    def transposed(self, template: Template) -> bool:
-        return self.kind(template) == "conv1d"
-
-    def matrix(self, template: Template) -> tuple[int, int] | None:
-        """(outputs, inputs) of a weight."""
-        if len(template.shape) != 2 or not template.pattern.endswith(".weight") or self.kind(template) == EMBEDDING:
-            return None
-        return template.shape[::-1] if self.transposed(template) else template.shape
-
-    @cached_property
-    def inner(self) -> int:
-        """The MLP's inner width: what leads back to the stream, outside of attention, has as many inputs."""
-        found = [self.matrix(one) for one in self.templates[0] if not self.in_attention(one)]
-        widths = [columns for rows, columns in filter(None, found) if rows == self.sizes.hidden != columns]
-        return max(widths, default=0)
-
-    # ------------------------------------------------------------ norms
-
-    def side_of(self, module: str) -> str | None:
-        """`attention` or `mlp`: what a module below the layer belongs to, by what was found of those in it."""
-        for one in self.lines:
-            holder = one.pattern.rpartition(".")[0]
-            if f"{one.pattern}.".startswith(module + ".") or holder == module:
-                return one.component.partition(".")[0]
-        return None
-
-    def near(self, template: Template, which: Mapping[str, frozenset[str]]) -> list[str]:
-        """The modules of the same layer whose output a norm gets, or that get its output."""
-        module = template.first.rpartition(".")[0]
-        layer = template.first.removesuffix(template.pattern)
-        return sorted(one.removeprefix(layer) for one in which.get(module, ()) if one.startswith(layer))
-
-    def norm(self, template: Template) -> bool:
-        inside = self.side_of(template.module.partition(".")[0]) if "." in template.module else None
-        if inside:
-            return self.as_known(template, LAYER_COMPONENTS) or self.inner_norm(template)
-        readers = self.near(template, self.observed.readers)
-        sources = self.near(template, self.observed.sources)
-        after, before = (
-            {side for one in found if (side := self.side_of(one)) and side != "norm"} for found in (sources, readers)
-        )
-        ends = {one.pattern.removesuffix(".weight") for one in self.lines if one.component in ENDS}
-        if before and not ends & set(sources):  # what it gets may have the stream added to it already
-            after = set()
-        places = [f"norm.post_{side}" for side in sorted(after)] or [f"norm.pre_{side}" for side in sorted(before)]
-        if not places:
-            return self.as_known(template, LAYER_COMPONENTS)
-        seen = f"its input is the output of {sources[0]}" if after else f"its output enters {', '.join(readers)}"
-        family, known = next(((f, k) for f, k in self.ranked if template.pattern in k), (None, {}))
-        agreed = {component for component, *_ in known.get(template.pattern, ())} == set(places)
-        for component in places:
-            shared = len(places) > 1
-            why = f"as in {family.name}: {seen}" if agreed and family else seen
-            self.add(component, template, why, agreed and not shared, shared=shared)
-        return True
-
-    def inner_norm(self, template: Template) -> bool:
-        """A norm inside attention or MLP goes with what its name says, or with the matrix that it stands before."""
-        words = set(re.split(r"[._]", template.module.rpartition(".")[2]))
-        role = "norm_bias" if template.pattern.endswith("bias") else None
-        for component in ("attention.query", "attention.key", "attention.value"):
-            if words & WORDS[component]:
-                self.add(component, template, "its name says so, and it is a norm", False, role=role)
-                return True
-        for module in (*self.near(template, self.observed.readers), *self.near(template, self.observed.sources)):
-            for one in [one for one in self.lines if one.pattern == module + ".weight"]:
-                self.add(one.component, template, f"it stands next to {module}", False, role=role)
-                return True
-        return False
-
-    # ------------------------------------------------------------ outside the layers
-
-    def draft_outside(self) -> list[tuple[str, str]]:
-        """What is outside the layers; returns what takes no part, as (module, reason)."""
-        excluded: dict[str, str] = {}
-        for template in self.templates[1]:
-            module = template.first.rpartition(".")[0]
-            other = next((part for part in template.pattern.split(".")[:-1] if NOT_TEXT.search(part)), None)
-            if other is not None:
-                path = template.pattern[: template.pattern.index(other) + len(other)]
-                excluded.setdefault(path, "by its name no part of the language model")
-            elif module == self.observed.embedding or module == self.observed.head:
-                component = "head" if module == self.observed.head else "embedding"
-                self.add(component, template, "the model says so itself", True, 0)
-            elif not (self.as_known(template, OUTSIDE_COMPONENTS) or self.beside(template, module)):
-                self.todo.append(template)
-        return list(excluded.items())
-
-    def beside(self, template: Template, module: str) -> bool:
-        if self.kind(template) == EMBEDDING and re.search(r"pos|wpe", module):
-            self.add("embedding.position", template, "an embedding whose name speaks of positions", False)
-        elif self.kind(template) == NORM and self.observed.embedding in self.observed.sources.get(module, ()):
-            self.add("embedding", template, "its input is the output of the embedding", False)
-        elif self.kind(template) == NORM:
-            self.add("norm.final", template, "a norm outside the layers", False)
-        else:
-            return False
-        return True
+    Raises:
+        RulesError: the file exists, or rules for the model do; or the model has no list of layers.
+        ModelError: the model has no usable config.
+    """
+    config = load_config(ModelSource.parse(model))
+    kind = config.model_type
+    path = out or Path(f"{kind}.yaml")
+    known = registry.by_model_type.get(kind)
+    if known is not None and not anyway:
+        found, fits = _verdict(lambda: PlannedCheck(known, model, config))
+        where = display_path(known.location.path)
+        says = f"{where} has rules for model_type '{kind}' already, and they fit: {found}" if fits else found
+        raise RulesError(f"{says}\nNothing is drafted; --anyway drafts all the same")
+    if path.exists() and not force:
+        raise RulesError(f"{path} exists; name another file with --out, or replace it with --force")
+    draft = draft_family(read_inventory(config), [one for one in registry.families.values() if one is not known])
+    prepare_directory(path.parent)
+    write_text(path, draft.text)
+    return WrittenDraft(path, draft, *_verdict(lambda: PlannedCheck(load_families(path).families[kind], model, config)))
 
 
-def _tail(pattern: str) -> str | None:
-    tail = pattern.partition(".")[2]
-    return tail if "." in tail else None
+def _verdict(planned: Callable[[], PlannedCheck]) -> tuple[str, bool]:
+    try:
+        return f"OK {planned().run()}", True
+    except RulesError as error:
+        return str(error), False
 
 
-def draft_family(observed: Observed, registry: FamilyRegistry) -> Draft:
-    """Write a first rules file for a model.
+def draft_family(inventory: Inventory, families: Sequence[Family]) -> Draft:
+    """Copy what the nearest family has of a model's names, and list the others.
 
     Raises:
         RulesError: the model has no list of layers.
     """
-    drafter = _Drafter(observed, registry)
-    drafter.draft_inside()
-    excluded = drafter.draft_outside()
-    kind = observed.inventory.model_type
-    nearest = drafter.ranked[0][0].name if drafter.ranked else None
-    return draft_text(
-        kind, nearest, drafter.layer_path, _ordered(drafter.lines), drafter.sizes.used,
-        excluded, [(one.pattern, one.shape) for one in drafter.todo], observed.stopped,
-    )  # fmt: skip
+    kind = inventory.model_type
+    path = _layer_path(inventory)
+    names = _Names.of(inventory, path)
+    own = set(names.shapes)
+
+    def likeness(family: Family) -> tuple[float, float, str]:
+        known = set(_known(family))
+        return len(own & known) / len(own | known), SequenceMatcher(None, kind, family.name).ratio(), family.name
+
+    ranked = sorted(families, key=likeness, reverse=True)
+    known = {name: found for name, found in _known(ranked[0]).items() if name in own}
+    tables = [(title, names.table(known, of)) for title, of in _SECTIONS]
+    hints = [
+        f"{name} {list(names.shapes[name])}{_hint(name, ranked[1:], known)}"
+        for name in names.shapes
+        if name not in known
+    ]
+    text = [
+        f"# {kind}: a draft. What is here has the name that it has in {ranked[0].name}, the nearest family; whether it",
+        "# does the same, the model's code tells.",
+        f"family: {kind}", f"model_types: [{kind}]", f"layer: {path}.{{layer}}",
+        *_sizes(ranked[0], known),
+    ]  # fmt: skip
+    for title, lines in tables:
+        text += [f"{title}:", *lines] if lines else [f"{title}: {{}}"]
+    if hints:
+        text += ["# TODO: these are in no component. Add each to one, or exclude it with a reason."]
+        text += [f"#   {hint}" for hint in hints]
+    return Draft("\n".join(text) + "\n", ranked[0].name, tuple(known), tuple(hints))
 
 
-def _ordered(lines: Sequence[DraftLine]) -> list[DraftLine]:
-    """By component, in each the weights first, then as the family has them that they were taken from."""
-    order = [*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS]
-    return sorted(lines, key=lambda one: (order.index(one.component), one.role != "weight", one.place))
+_SECTIONS = (("components", LAYER_COMPONENTS), ("outside", OUTSIDE_COMPONENTS))
+
+
+def _layer_path(inventory: Inventory) -> str:
+    """The module path below which names go on with 0, 1, 2 …: of as many as the config says, with most elements."""
+    found: dict[str, Counter[int]] = {}
+    for name, shape in inventory.shapes.items():
+        if match := re.search(r"\.(0|[1-9][0-9]*)\.", name):
+            found.setdefault(name[: match.start()], Counter())[int(match[1])] += numel(shape)
+    wanted = getattr(inventory.config.get_text_config(), "num_hidden_layers", None)
+    paths = [path for path, layers in found.items() if sorted(layers) == list(range(len(layers)))]
+    if not paths:
+        raise RulesError(
+            f"no rules can be drafted for {inventory.model_type}: none of its parameters stands in a list of layers "
+            "0, 1, 2 …"
+        )
+    return max(paths, key=lambda path: (len(found[path]) == wanted, found[path].total()))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names as a rules file has them, with their shapes; `some` are those that not every layer has."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    some: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, inventory: Inventory, layer_path: str) -> _Names:
+        names = cls()
+        layers: dict[str, set[str]] = {}
+        shapes = {**inventory.shapes, **{name: inventory.shapes[owner] for name, owner in inventory.tied.items()}}
+        for name, shape in shapes.items():
+            match = re.fullmatch(re.escape(layer_path) + r"\.([0-9]+)\.(.+)", name)
+            pattern = _numbered(match[2]) if match else _numbered(name)
+            names.shapes.setdefault(pattern, shape)
+            if match:
+                layers.setdefault(pattern, set()).add(match[1])
+        most = max(map(len, layers.values()))
+        names.some.update(name for name, found in layers.items() if len(found) < most)
+        return names
+
+    def table(self, known: Known, components: Mapping[str, str]) -> list[str]:
+        """The lines of a section: in each component the family's order."""
+        lines = []
+        for component in components:
+            members = [member for found in known.values() for one, member in found if one == component]
+            lines += [f"  {component}:"] * bool(members)
+            lines += [f"    - {_text(member, member.pattern in self.some)}" for member in members]
+        return lines
+
+
+def _numbered(name: str) -> str:
+    return ".".join(NUMBER if part.isdecimal() else part for part in name.split("."))
+
+
+def _known(family: Family) -> Known:
+    found: dict[str, list[tuple[str, Member]]] = {}
+    for component in (*family.components.values(), *family.outside.values()):
+        for member in component.members:
+            found.setdefault(member.pattern, []).append((component.name, member))
+    return found
+
+
+def _hint(name: str, others: Sequence[Family], known: Known) -> str:
+    """Where a name may belong: by another family that has it, or one like it; else by what stands beside it."""
+    tail = name.partition(".")[2]
+    for family in others:
+        for pattern, found in _known(family).items():
+            if pattern == name or ("." in tail and pattern.partition(".")[2] == tail):
+                return f": {' and '.join(one for one, _ in found)}? {family.name} has {pattern} there"
+    module = name.rpartition(".")[0]
+    beside = [one for other, found in known.items() for one, _ in found if module and other.startswith(module + ".")]
+    return f": one of {', '.join(dict.fromkeys(beside))}? These are beside it" if beside else ""
+
+
+def _sizes(family: Family, known: Known) -> list[str]:
+    """What parts and heads are written with."""
+    if not any(member.part or member.head for found in known.values() for _, member in found):
+        return []
+    texts = [(size.name, ", ".join(choice.text for choice in size.choices)) for size in family.sizes]
+    return ["sizes:", *(f"  {name}: [{choices}]" for name, choices in texts)] if texts else []
+
+
+def _text(member: Member, optional: bool) -> str:
+    """A member as a rules file has it."""
+    entry: dict[str, Any] = {"name": member.pattern + "?" * optional}
+    if (part := member.part) is not None:
+        span = f"[{part.start.text}, {part.stop.text}]"
+        if part.every is not None:
+            span = f"{{every: {part.every.text}, from: {part.start.text}, to: {part.stop.text}}}"
+        entry[AXES[part.dim]] = span
+    if member.role != default_role(member.pattern):
+        entry["role"] = member.role
+    if member.shared:
+        entry["shared"] = "true"
+    if member.head is not None:
+        entry["head"] = member.head.text if member.head else "false"
+    if "{" in entry["name"] or (optional and len(entry) > 1):
+        entry["name"] = f'"{entry["name"]}"'
+    return (
+        entry["name"] if len(entry) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in entry.items()) + "}"
+    )

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from trace_transfer.errors import UserError, listing
 
+PAST = {"cache_prefix"}  # recorded by earlier versions, and of no influence on results
 LARGEST = 2**31 - 1  # what every library below takes
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -168,6 +169,11 @@ class Settings(BaseModel):
             elif name not in self.UNRECORDED:
                 found[name] = _json(value)
         return found | parts
+
+
+def side_by_side(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, object, object]]:
+    """Recorded settings by name, as they were and as they are, without those that are no more."""
+    return [(name, then.get(name), now.get(name)) for name in sorted((then.keys() | now.keys()) - PAST)]
 
 
 def _json(value: Any) -> Any:

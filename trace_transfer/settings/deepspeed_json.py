@@ -22,7 +22,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError, listing
 from trace_transfer.settings.deepspeed_names import DECIDED, DROPPED, PASSED, REFUSED, REQUIRED, SWITCHES, ZERO
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.text_formats import read_json_object
@@ -43,32 +42,13 @@ def read_deepspeed_json(path: Path | str) -> Mapping[str, Any]:
     return read_json_object(Path(path))
 
 
-def require_agreement(
-    given: Mapping[str, Any], settings: TrainSettings, num_ranks: int, precision: str | None = None, *, file: str
-) -> None:
-    """Refuse a configuration that contradicts the options, before anything is loaded.
-
-    Args:
-        precision: `float32` or `bfloat16`; None for that of the settings, of which `auto` agrees with either.
-        file: for messages.
-
-    Raises:
-        UserError: listing all contradictions.
-    """
-    if problems := contradictions(given, settings, num_ranks, precision):
-        raise UserError(
-            f"{file}: this DeepSpeed configuration cannot be used with these options; leave out what they decide, or "
-            'write "auto":\n' + listing(problems)
-        )
-
-
 def contradictions(
     given: Mapping[str, Any], settings: TrainSettings, num_ranks: int, precision: str | None = None
 ) -> list[str]:
     """Everything in a configuration that the options contradict, that is refused, or that is unknown; one line each.
 
     Args:
-        precision: as for `require_agreement`.
+        precision: `float32` or `bfloat16`; None for that of the settings, of which `auto` agrees with either.
     """
     expected = _decided(settings, num_ranks, precision or settings.precision)
     problems: dict[str, str] = {}

@@ -28,7 +28,7 @@ NEED_CORE = ("trace", *CONTROLS)
 
 def paper_training(**given: Any) -> TrainSettings:
     """Training as in the paper's A.4; the learning rate is that of the authors' code."""
-    return TrainSettings(**{"epochs": 3, "batch_size": 256, "zero": 3, "cache_prefix": "auto", **given})
+    return TrainSettings(**{"epochs": 3, "batch_size": 256, "zero": 3, **given})
 
 
 class StreamSettings(Settings):

@@ -37,9 +37,6 @@ class TrainSettings(Settings):
         "none", "What is kept in the CPU's memory; needs ZeRO 1, or 3."
     )
     gradient_checkpointing: bool = setting(False, "Less memory for about a third more time.")
-    cache_prefix: Literal["off", "auto", "on"] = setting(
-        "off", "Compute the frozen bottom of the model once and read its states from the disk; auto: if cheaper."
-    )
     seed: Seed = setting(0, "Draws examples and their order.")
     checkpoint_minutes: Annotated[float, Ge(0)] = setting(
         5.0, "Minutes between checkpoints, from which the same command goes on; 0 for one after every step."

@@ -186,29 +186,18 @@ def _evaluate(
     return result
 
 
-def score_model(
-    model: PreTrainedModel, tokenizer: Any, suite: Suite, settings: EvaluateSettings, samples: Path | None,
-    reporter: Reporter,
+def score_prepared(
+    model: PreTrainedModel, tokenizer: Any, prepared: Sequence[Prepared], settings: EvaluateSettings,
+    samples: Path | None, reporter: Reporter,
 ) -> tuple[Score, ...]:  # fmt: skip
-    """Score a model that is in memory, wherever it is and in whatever type.
+    """Score a model that is in memory, wherever it is and in whatever type, on what `prepare_suite` read.
 
     Args:
         samples: directory for `NAME.jsonl`; None for none.
 
     Raises:
-        UserError: as `plan_evaluation`.
         EvaluationError: an evaluation failed.
     """
-    return score_prepared(
-        model, tokenizer, prepare_suite(suite, settings, tokenizer, model.config), settings, samples, reporter
-    )
-
-
-def score_prepared(
-    model: PreTrainedModel, tokenizer: Any, prepared: Sequence[Prepared], settings: EvaluateSettings,
-    samples: Path | None, reporter: Reporter,
-) -> tuple[Score, ...]:  # fmt: skip
-    """`score_model` for evaluations whose data were read before (`prepare_suite`), for many states of one model."""
     if samples is not None:
         prepare_directory(samples)
     return tuple(score_one(model, tokenizer, one, settings, samples, reporter) for one in prepared)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trace_transfer.anatomy import Anatomy
-from trace_transfer.artefacts import TASK, CoreFile, CoreParameter, Method, library_versions
-from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.artefacts import CoreFile, CoreParameter, Method, library_versions, require_task
+from trace_transfer.errors import ArtefactError
 from trace_transfer.exports.axolotl import Pattern, mask_of_patterns, read_patterns
 from trace_transfer.masks import Mask
 from trace_transfer.models import Ranges
@@ -38,8 +38,7 @@ def import_patterns(
         ArtefactError: there is no list, or patterns match nothing in the model; all are named.
         UserError: a task that is no name.
     """
-    if not re.fullmatch(TASK, task):
-        raise UserError(f"task {task!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    require_task(task)
     patterns = read_patterns(file)
     opened = open_model(model, load_families([Path(path) for path in rules]))
     shapes = opened.anatomy.inventory.shapes

@@ -5,15 +5,14 @@ Reads: a model, patches. Writes: another model's directory, or a patch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from trace_transfer.artefacts import TASK
-from trace_transfer.errors import ModelError, UserError, listing
+from trace_transfer.artefacts import require_task
+from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import check_file, prepare_directory, refuse_inputs
 from trace_transfer.locking import held
 from trace_transfer.maths.bits import differing
@@ -71,8 +70,7 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
         ModelError: other names or shapes, or weights that cannot be read.
         UserError: `out` cannot be written, or is of one of the models; DiskFullError: nothing is left.
     """
-    if not re.fullmatch(TASK, task):
-        raise UserError(f"--task {task!r}: expected letters, digits, '.', '_' and '-', a letter or digit first")
+    require_task(task, "--task")
     check_file(out)
     refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")

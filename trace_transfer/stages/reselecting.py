@@ -5,11 +5,10 @@ Reads: core files or a JSON list. Writes: `TASK.core.json`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trace_transfer.artefacts import TASK, CoreFile, library_versions, read_artefact, to_json
+from trace_transfer.artefacts import CoreFile, library_versions, read_artefact, require_task, to_json
 from trace_transfer.authors_list import core_parameters, read_authors_list
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import refuse_inputs, write_text
@@ -113,18 +112,12 @@ def import_list(
     if unit == "rows":
         raise UserError("such lists name whole parameters: rows cannot be selected from them")
     return CoreFile(
-        task=_checked(task),
+        task=require_task(task),
         model=opened.identity,
         method={"name": method, "ratio": ratio or len(listed) / len(shapes), "unit": unit, "imported_from": file.name},
         parameters=parameters,
         libraries=library_versions(),
     )
-
-
-def _checked(task: str) -> str:
-    if not re.fullmatch(TASK, task):
-        raise UserError(f"task {task!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
-    return task
 
 
 def _write(cores: Sequence[CoreFile], files: Sequence[Path], out: Path | str) -> None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from trace_transfer.artefacts import CoreFile, StageRecord, StreamFile, read_artefact
 from trace_transfer.checkpoints import open_checkpoint
 from trace_transfer.content import difference
@@ -25,6 +23,7 @@ from trace_transfer.model_state import ModelState
 from trace_transfer.models import numel
 from trace_transfer.recording import patch_entries
 from trace_transfer.rules.registry import load_families
+from trace_transfer.settings.base import side_by_side
 from trace_transfer.settings.deepspeed_json import contradictions
 from trace_transfer.settings.stream import StreamSettings
 from trace_transfer.stages.methods import Stage, read_cores, stages_of
@@ -32,16 +31,13 @@ from trace_transfer.stages.opening import OpenModel, open_model
 from trace_transfer.stages.task_data import encode_tasks
 from trace_transfer.tasks.stream import StreamTask, core_file, load_stream
 from trace_transfer.training.adapters import AdaptedModel
-from trace_transfer.training.bottom import Bottom
 from trace_transfer.training.engine import resolve_precision
-from trace_transfer.training.estimates import Estimate, PrefixDecision, Workload, estimate, is_prefix_cheaper
-from trace_transfer.training.hardware import flops_per_token, peak_flops
+from trace_transfer.training.estimates import Estimate, Workload, estimate
+from trace_transfer.training.hardware import flops_per_token
 from trace_transfer.training.loading import BaseModel, StartingPoint
-from trace_transfer.training.reach import lowest_trained_layer
 from trace_transfer.training.tracking import require_trackers
 
 RECORD, FOLDER, MODEL = "stream.json", "stages", "model"
-CPU_AT_MOST = 1e13  # operations per second: more than any, so that a cache that is cheaper by it is cheaper
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,8 @@ class StreamPlan:
         return Mask({name: None for name in self.adapters.adapted if name in shapes})
 
     def work(self, number: int) -> float:
-        """Operations per token, without those that a prefix cache spares."""
-        bottom, length = self.bottom(number), self.workload(number).mean_length
-        first = bottom.boundary if bottom.wanted else 0
-        return flops_per_token(self.base.anatomy, self.mask(number), length, first_layer=first).total
+        """Operations per token."""
+        return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length)
 
     def estimate(self, number: int) -> Estimate:
         """Memory and disk of a stage. Adapters keep the inputs that training their weights would keep."""
@@ -121,26 +115,6 @@ class StreamPlan:
             gradients=round(found.gradients * scale), optimizer=round(found.optimizer * scale),
             host=round(found.host * scale), checkpoint=12 * trained,
         )  # fmt: skip
-
-    def prefix(self, number: int) -> PrefixDecision:
-        """Whether a stage computes its frozen bottom only once."""
-        wanted, train = self.settings.train.cache_prefix, self.settings.train
-        if wanted == "off" or self.adapters is not None:
-            return PrefixDecision(False, "off" if wanted == "off" else "adapters are in all layers", 0)
-        cuda = torch.cuda.is_available()
-        peak = peak_flops(torch.cuda.get_device_name(), self.precision) if cuda else CPU_AT_MOST
-        place = next(path for path in (self.out, *self.out.absolute().parents) if path.is_dir())
-        found = is_prefix_cheaper(
-            self.base.anatomy, self.mask(number), train, self.workload(number), precision=self.precision,
-            flops_per_second=peak, free_bytes=shutil.disk_usage(place).free, num_ranks=self.num_ranks,
-        )  # fmt: skip
-        return found if wanted == "auto" else replace(found, use=bool(found.num_bytes))
-
-    def bottom(self, number: int) -> Bottom:
-        """What `prefix` says, as the training needs it."""
-        anatomy = self.base.anatomy
-        boundary = 0 if self.adapters is not None else lowest_trained_layer(anatomy, self.mask(number))
-        return Bottom(anatomy.layer_path, boundary, self.prefix(number).use)
 
 
 def plan_stream(
@@ -215,14 +189,11 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
     if not (plan.out / RECORD).is_file():
         return plan
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
-    pairs = [
+    pairs: list[tuple[str, object, object]] = [
         ("model", record.model.names_sha256[:12], plan.base.identity.names_sha256[:12]),
         ("number of stages", record.num_stages, len(plan.stages)),
     ]
-    wanted = plan.settings.recorded()
-    pairs += [
-        (key, record.settings.get(key), wanted.get(key)) for key in sorted(record.settings.keys() | wanted.keys())
-    ]
+    pairs += side_by_side(record.settings, plan.settings.recorded())
     for number, (then, now) in enumerate(zip(record.stages, plan.stages, strict=False), start=1):
         pairs += [
             (f"stage {number}", then.label, now.label),

@@ -35,7 +35,6 @@ from trace_transfer.training.adapters import AdaptedModel, adapted_weights, merg
 from trace_transfer.training.loading import BaseModel, StartingPoint
 from trace_transfer.training.loop import train
 from trace_transfer.training.patched import PatchedModel
-from trace_transfer.training.prefix_store import remove_cache
 
 Values = Iterator[tuple[str, Tensor]]
 
@@ -68,7 +67,6 @@ def run_stream(plan: StreamPlan, reporter: Reporter, stop: StopSignal) -> Stream
                 reporter.note(f"{stage.label}: trained before, {plan.patch(number)}")
                 if is_first_rank():
                     state.remove(plan.directory(number))
-                    remove_cache(plan.directory(number))
             else:
                 _train(plan, number, reporter, stop)
             stop.check(f"after stage {number + 1} of {len(plan.stages)}, {stage.label}")
@@ -108,7 +106,7 @@ def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) 
 
     train(
         start, stage.data, settings.train, directory=plan.directory(number), finish=finish, mask=stage.mask,
-        bottom=plan.bottom(number), work=plan.work(number), stop=stop, reporter=reporter, label=stage.label,
+        work=plan.work(number), stop=stop, reporter=reporter, label=stage.label,
     )  # fmt: skip
 
 

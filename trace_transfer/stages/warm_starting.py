@@ -27,6 +27,7 @@ from trace_transfer.model_directory import ModelWriter
 from trace_transfer.model_state import OpenedBase, specs_of
 from trace_transfer.models import build_meta_model, numel
 from trace_transfer.progress import Reporter
+from trace_transfer.settings.base import side_by_side
 from trace_transfer.settings.warm_start import WarmStartSettings
 from trace_transfer.stages.opening import OpenModel
 from trace_transfer.stages.task_data import label_of, parts_of
@@ -108,10 +109,7 @@ def _differences(
         ("data", record.data.sha256[:12], start.data.sha256[:12]),
         ("delta_dtype", record.delta_dtype, settings.delta_dtype),
     ]
-    wanted = settings.recorded()
-    pairs += [
-        (name, record.settings.get(name), wanted.get(name)) for name in sorted(record.settings.keys() | wanted.keys())
-    ]
+    pairs += side_by_side(record.settings, settings.recorded())
     told = [f"{name} {then} there, {now} now" for name, then, now in pairs if then != now]
     if record.base_fingerprint != weights.fingerprint:
         told.insert(0, difference(f"weights of {base.source.name}", record.base_fingerprint, weights.fingerprint))

@@ -3,11 +3,10 @@
 A forward pass takes 2 operations (multiply, add) for each weight of a matrix product and token, and 4·s·d for the
 attention of a layer over a text of s tokens with queries d wide (scores and weighted values; whole, as it is counted
 commonly, although causal attention needs half). Looking up embeddings takes none, a head takes its product whether it
-is tied or not. The backward pass takes as much again for the gradient of what enters a product, where something
-trained lies below it, twice as much for attention, and as much again for the gradient of each trained weight. All of
-it for full fine-tuning: 6 per weight and token plus 12·s·d per layer (Kaplan et al., 2020, section 2.1; Chowdhery et
-al., 2022, PaLM, appendix B). What is computed twice (gradient checkpointing, fused attention's backward) counts once,
-so that a utilisation compares work that matters.
+is tied or not. The backward pass takes as much again for the gradient of what enters a product, from the lowest layer
+on in which something is trained, twice as much for attention, and as much again for the gradient of each trained
+weight. All of it for full fine-tuning: 6 per weight and token plus 12·s·d per layer (Kaplan et al., 2020, section 2.1;
+Chowdhery et al., 2022, PaLM, appendix B). What is computed twice (gradient checkpointing) counts once.
 
 Of a layer's experts those count that a token is given to: `num_experts_per_tok` of them.
 """
@@ -16,13 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from trace_transfer.anatomy import Anatomy, Unit
 from trace_transfer.masks import Mask
-from trace_transfer.training.reach import ATTENTION, Place, active_share, lowest_trained, place_of
 
 # Device name without its maker, memory and form → TFLOP/s in (bfloat16, float32) of dense matrix products, from the
 # vendors' data sheets; bfloat16 accumulates in float32, float32 is not TF32. None where there is no native bfloat16.
@@ -62,89 +58,46 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return None if number is None else number * 1e12
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Operations per token.
+def lowest_layer(anatomy: Anatomy, mask: Mask) -> int:
+    """The lowest layer that a backward pass enters; -1 where it goes below them, their number where it ends above.
 
-    Attributes:
-        forward: of all layers, or of those from some layer on.
-        backward: gradients of what lies between, and of trained weights.
+    A tied head is as low as the embedding; so is what no rule places.
     """
+    above = ("norm.final", "head")
+    place: dict[str, int] = {}
+    for unit in anatomy.units:
+        layer = anatomy.num_layers if unit.component in above else -1 if unit.layer is None else unit.layer
+        place[unit.name] = min(layer, place.get(unit.name, layer))
+    return min((place.get(name, -1) for name in mask.parts), default=anatomy.num_layers)
 
-    forward: float
-    backward: float
 
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
+def active_elements(unit: Unit, config: Any) -> float:
+    """Those that a token is multiplied with: of fused experts [experts, …] the ones that it is given to."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return unit.num_elements * (min(1.0, chosen / unit.shape[0]) if chosen and len(unit.shape) > 2 else 1.0)
 
 
-def flops_per_token(
-    anatomy: Anatomy, mask: Mask, length: float, *, first_layer: int = 0, last_layer: int | None = None
-) -> Flops:
-    """Operations for a token of a text of `length` tokens, on average.
+def query_width(unit: Unit, hidden: int) -> float:
+    """Of queries that come from a latent state, its width stands for the hidden size."""
+    return unit.num_elements / (hidden if hidden in unit.shape else unit.shape[-1])
 
-    Args:
-        first_layer: the first that is computed; more than 0 with states from a prefix cache.
-        last_layer: one behind the last; the head is counted only where it is None.
+
+def flops_per_token(anatomy: Anatomy, mask: Mask, length: float) -> float:
+    """Operations, forward and backward, for a token of a text of `length` tokens, on average.
+
+    Within the lowest trained layer all counts as passed through backwards: up to one layer too much.
     """
-    work = _Work(anatomy, mask, length)
-    end = anatomy.num_layers if last_layer is None else last_layer
-    forward = backward = 0.0
-    for unit in work.products:
-        layer = place_of(unit, anatomy.num_layers)[0]
-        if first_layer <= layer < end or (layer == anatomy.num_layers and last_layer is None):
-            forward += 2 * work.elements(unit)
-            backward += work.backward(unit)
-    for layer in range(first_layer, end):
-        forward += work.attention(layer)
-        backward += 2 * work.attention(layer) if work.lowest <= (layer, ATTENTION) else 0.0
-    return Flops(forward, backward)
-
-
-@dataclass(frozen=True)
-class _Work:
-    anatomy: Anatomy
-    mask: Mask
-    length: float
-
-    @cached_property
-    def lowest(self) -> Place:
-        return lowest_trained(self.anatomy, self.mask)
-
-    @cached_property
-    def products(self) -> list[Unit]:
-        """Weights of matrix products. Of a slice the whole weight's gradient is computed, before rows are taken.
-
-        One that feeds two components (keys and values) is one product.
-        """
-        found: dict[str, Unit] = {}
-        for unit in self.anatomy.units:
-            if len(unit.shape) > 1 and unit.role != "bias" and not unit.component.startswith("embedding"):
-                found.setdefault(unit.label, unit)
-        return list(found.values())
-
-    @property
-    def config(self) -> Any:
-        return self.anatomy.inventory.config.get_text_config()
-
-    def elements(self, unit: Unit) -> float:
-        """Of a weight, those that a token is multiplied with."""
-        return unit.num_elements * active_share(unit, self.config)
-
-    @cached_property
-    def query_widths(self) -> Mapping[int | None, float]:
-        """Layer → width of its queries; where they come from a latent state, its width stands for the hidden size."""
-        hidden = self.config.hidden_size
-        queries = [unit for unit in self.products if unit.component == "attention.query" and unit.principal]
-        return {u.layer: u.num_elements / (hidden if hidden in u.shape else u.shape[-1]) for u in queries}
-
-    def attention(self, layer: int) -> float:
-        return 4 * self.length * self.query_widths[layer]
-
-    def backward(self, unit: Unit) -> float:
-        through = self.lowest < place_of(unit, self.anatomy.num_layers)
-        return 2 * self.elements(unit) * (through + self.mask.trains(unit.name))
+    config, lowest, total = anatomy.inventory.config.get_text_config(), lowest_layer(anatomy, mask), 0.0
+    products: dict[str, Unit] = {}  # one that feeds two components (keys and values) is one product
+    for unit in anatomy.units:
+        if len(unit.shape) > 1 and unit.role != "bias" and not unit.component.startswith("embedding"):
+            products.setdefault(unit.label, unit)
+    for unit in products.values():
+        through = lowest < anatomy.num_layers if unit.layer is None else lowest <= unit.layer
+        total += 2 * active_elements(unit, config) * (1 + through + mask.trains(unit.name))
+        if unit.component == "attention.query" and unit.principal:
+            total += 4 * length * query_width(unit, config.hidden_size) * (1 + 2 * through)
+    return total
 
 
 def utilisation(

@@ -7,8 +7,6 @@ Writes: `DIRECTORY/loss.csv` and checkpoints, which are removed once the trained
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +15,17 @@ from torch import Tensor
 
 from trace_transfer.examples import TaskData
 from trace_transfer.files import prepare_directory, remove_leftovers
-from trace_transfer.layer_calls import layers_of
 from trace_transfer.masks import Mask
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.settings.training import TrainSettings
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training import state
 from trace_transfer.training.batches import Plan, plan
-from trace_transfer.training.bottom import Bottom, boundary_used, cache_for, spared_bottom
 from trace_transfer.training.engine import MASTER, MOMENTS, Engine, configuration, open_engine, resolve_precision
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.loading import StartingPoint
 from trace_transfer.training.meeting import open_ranks
 from trace_transfer.training.partitioned import fill_partitioned, gathered, shapes_of
-from trace_transfer.training.prefix_store import remove_cache
 from trace_transfer.training.proof import require_frozen_in_use
 from trace_transfer.training.quiet import collect_garbage
 from trace_transfer.training.ranks import Ranks
@@ -51,7 +46,6 @@ def train(
     directory: Path,
     finish: Callable[[Values], None],
     mask: Mask | None = None,
-    bottom: Bottom | None = None,
     work: float | None = None,
     stop: StopSignal | None = None,
     reporter: Reporter | None = None,
@@ -66,7 +60,6 @@ def train(
         finish: called once, on the first rank, with name and float32 value of every trained parameter, one at a time
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
         mask: what is trained, None is all. Everything else stays bit-identical.
-        bottom: the layers below the lowest trained one, whose states may be cached (`settings.cache_prefix`).
         work: operations per token (`hardware.flops_per_token`), to tell the share of the device's peak.
         stop: looked at after each step, on all ranks; asked for on one, all of them stop.
         label: for messages; default is the task's name.
@@ -86,8 +79,8 @@ def train(
         with torch.random.fork_rng(devices=cuda):
             try:
                 return _train(
-                    start, data, settings, steps, directory, finish, mask, bottom, work, stop or StopSignal(), reporter,
-                    label, ranks,
+                    start, data, settings, steps, directory, finish, mask, work, stop or StopSignal(), reporter, label,
+                    ranks,
                 )  # fmt: skip
             finally:
                 collect_garbage()
@@ -95,8 +88,8 @@ def train(
 
 def _train(
     start: StartingPoint, data: TaskData, settings: TrainSettings, steps: Plan, directory: Path,
-    finish: Callable[[Values], None], mask: Mask | None, bottom: Bottom | None, work: float | None, stop: StopSignal,
-    reporter: Reporter, label: str, ranks: Ranks,
+    finish: Callable[[Values], None], mask: Mask | None, work: float | None, stop: StopSignal, reporter: Reporter,
+    label: str, ranks: Ranks,
 ) -> TrainResult:  # fmt: skip
     prepare_directory(directory)
     if ranks.is_first:
@@ -109,9 +102,7 @@ def _train(
     shapes = shapes_of(skeleton)
     mask = Mask.everything(shapes) if mask is None else mask
     require_fitting(mask, shapes)
-    before = saved.identity.get("prefix") if saved is not None else None
-    boundary = boundary_used(bottom, skeleton, settings, before, reporter.note if ranks.is_first else lambda _: None)
-    identity = {**_identity(start, data, settings, dtype, mask, shapes, steps.num_steps), "prefix": boundary}
+    identity = _identity(start, data, settings, dtype, mask, shapes, steps.num_steps)
     if saved is not None:
         state.require_same(saved, identity)
     model = skeleton if settings.zero == 3 else start.load(dtype)
@@ -121,27 +112,18 @@ def _train(
         fill_partitioned(model, start.values(shapes, dtype), config, ranks)
     if saved is not None:
         _copy(model, mask, saved.read(MASTER))
-    with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(model, settings, ranks, mask))
-        spared = None
-        if bottom is not None and boundary:
-            parts = layers_of(model, bottom.layer_path), model.get_output_embeddings()
-            cache = cache_for(directory, start.fingerprint, data.examples, boundary, model, settings)
-            spared = partial(spared_bottom, engine, parts, boundary, cache, ranks, reporter)
+    with open_engine(model, settings, ranks, mask) as engine:
         del model
         if saved is not None:
             _restore(engine, saved)
         elif dtype != torch.float32:
             engine.set(MASTER, ((name, taken(v, mask.parts[name])) for name, v in start.exact(engine.parameters)))
         run = Run(engine, ranks, data.task, settings, steps, directory, identity, stop, label, reporter, saved, work)
-        if spared is not None:
-            run.reading = stack.enter_context(spared(run.stop_if_asked))
         run.all_steps()
         require_frozen_in_use(engine, start, dtype, ranks, label)
         _hand_over(engine, ranks, finish, directory)
         if ranks.is_first:
             state.remove(directory)
-            remove_cache(directory)
         return run.result()
 
 

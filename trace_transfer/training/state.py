@@ -35,6 +35,7 @@ from trace_transfer.training.history import FILE, Step, read_csv, to_csv
 FORMAT, VERSION = "trace-transfer/training-checkpoint", 1
 FOLDER, RECORD = "checkpoint", "checkpoint.json"
 SHARD_BYTES = 1 << 28
+PAST = {"prefix", "settings.cache_prefix"}  # of earlier versions, and of no influence on results
 
 Identity = Mapping[str, Any]
 States = Iterable[tuple[str, Mapping[str, Tensor]]]
@@ -102,7 +103,7 @@ def require_same(saved: Saved, identity: Identity) -> None:
     found, expected = _flat(saved.identity), _flat(json.loads(json.dumps(identity)))
     problems = [
         f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
-        for key in sorted(found.keys() | expected.keys())
+        for key in sorted((found.keys() | expected.keys()) - PAST)
         if found.get(key) != expected.get(key)
     ]
     if problems:
@@ -158,7 +159,8 @@ def remove(directory: Path) -> None:
     done = directory / f".{FOLDER}{PART}"
     with suppress(FileNotFoundError):
         (directory / FOLDER).rename(done)
-    shutil.rmtree(done, ignore_errors=True)
+    for gone in (done, directory / "prefix"):  # the second of earlier versions
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path, keep: int = 1) -> None:

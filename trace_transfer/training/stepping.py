@@ -20,7 +20,6 @@ from trace_transfer.settings.training import TrainSettings
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training import state
 from trace_transfer.training.batches import GlobalBatch, Plan
-from trace_transfer.training.bottom import Reading
 from trace_transfer.training.engine import MASTER, MOMENTS, Engine
 from trace_transfer.training.errors import TrainingError
 from trace_transfer.training.hardware import peak_flops, utilisation
@@ -64,7 +63,6 @@ class Run:
     reporter: Reporter
     saved: state.Saved | None
     work: float | None
-    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         self.steps = list(self.saved.steps) if self.saved else []
@@ -184,8 +182,6 @@ class Run:
             padded = collate(examples)
             targets_bt = padded.targets_bt.to(self.ranks.device)
             here_bt = targets_bt != IGNORED  # the logits of all others are never made float32
-            if self.reading is not None:
-                self.reading.prepare(examples)
             logits_nv = self.engine.logits(padded)[here_bt]
             total = losses(logits_nv[None], targets_bt[here_bt][None]).sum()
             weight = self.ranks.size / batch.num_supervised if micro is not None else 0.0  # ranks are averaged

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trace_transfer.errors import UserError, first_line, listing
+from trace_transfer.launching import is_first_rank
 
 PROJECT = "trace-transfer"
 FOLDER = "tensorboard"
@@ -78,7 +79,7 @@ def open_tracker(names: tuple[str, ...], directory: Path, run_name: str, first_s
         UserError: a package is missing, or a tracker cannot be begun (no login, no network).
     """
     require_trackers(names)
-    if not names or not _is_first_rank():
+    if not names or not is_first_rank():
         return NoTracker()
     identity = hashlib.sha256(f"{directory.resolve()}\n{run_name}".encode()).hexdigest()[:32]
     with _environment(names, directory, run_name, identity):
@@ -142,12 +143,6 @@ def _hide_from(writer: Any, step: int) -> None:
 
     writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=step)
     writer.flush()
-
-
-def _is_first_rank() -> bool:
-    import deepspeed.comm as dist
-
-    return bool(dist.get_rank() == 0)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trace_transfer.artefacts.evaluation import RepresentationFile, ScoreMatrix
 from trace_transfer.artefacts.run import RunFile, StepFile
 from trace_transfer.artefacts.summary import Summary
+from trace_transfer.files import size
 from trace_transfer.terminal import Page
 from trace_transfer.views.summary_tables import short_tables
 from trace_transfer.views.table_texts import to_text
@@ -52,7 +53,7 @@ def draw_step(file: StepFile, page: Page) -> None:
     page.line(f"Step {file.kind} {file.address[:12]}", "bold")
     page.line(
         f"{file.cost.seconds:,.1f} s, {file.cost.cpu_seconds:,.1f} s of processors, "
-        f"{file.cost.peak_bytes / 1e6:,.0f} MB of memory, {file.cost.bytes / 1e6:,.1f} MB of files"
+        f"{size(file.cost.peak_bytes)} of memory, {size(file.cost.bytes)} of files"
     )
     page.line()
     page.table([("setting", "left"), ("value", "left")], ((name, str(value)) for name, value in file.settings.items()))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trace_transfer.examples import TaskData
+from trace_transfer.files import size
 from trace_transfer.terminal import Page, drawn
 from trace_transfer.views.shown_examples import example_lines
 
@@ -35,10 +36,10 @@ def _draw_plan(plan: IdentifyPlan, page: Page) -> None:
     lines = [
         f"{plan.base.name}: {plan.base.identity.num_parameters:,} parameters, {elements:,} elements",
         f"warm starts: {missing} to be made, {len(starts.finished)} finished, {len(plan.tuned)} tasks tuned elsewhere",
-        f"memory: {_gigabytes(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
+        f"memory: {size(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
         f"processes), activations beside it",
-        f"disk: {_gigabytes(missing * elements * BYTES[settings.delta_dtype])} for deltas ({settings.delta_dtype}), "
-        f"{_gigabytes(elements * 12)} for a checkpoint while training",
+        f"disk: {size(missing * elements * BYTES[settings.delta_dtype])} for deltas ({settings.delta_dtype}), "
+        f"{size(elements * 12)} for a checkpoint while training",
         f"training: {train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate "
         f"{train.learning_rate:g}, batches of {train.batch_size}, ZeRO {train.zero}, seed {train.seed}",
     ]
@@ -78,7 +79,3 @@ def _draw_warm_starts(stores: Sequence[DeltaStore], page: Page) -> None:
     headings = ("task", "examples", "tokens", "cut", "left out", "steps", "first loss", "last loss")
     page.table([(one, "left" if one == "task" else "right") for one in headings], rows)
     page.written(store.directory for store in stores)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trace_transfer.artefacts.summary import Interval
+from trace_transfer.files import SIZES
 
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
-SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 COUNTS = ((1e9, "billion"), (1e6, "million"))
 
 

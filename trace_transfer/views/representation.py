@@ -1,5 +1,5 @@
-"""Representations of several models as a page that needs no network and as a picture: `view_of`, or `read_view` of what
-`represent` wrote, then `write_html` and `write_png`."""
+"""Representations of several models as a page that needs no network and as a picture: `view_of`, then `write_html` and
+`write_png`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trace_transfer.artefacts import read_artefact
 from trace_transfer.artefacts.evaluation import RepresentationFile
-from trace_transfer.errors import ArtefactError
 from trace_transfer.files import replacing, write_text
-from trace_transfer.text_formats import MalformedTextError, parse_json
 from trace_transfer.views.representation_view import Panel, Representation
 
 METADATA_TEXTS = "texts"  # in embeddings.safetensors: JSON, id and first words of each text
@@ -32,27 +29,6 @@ def view_of(
     return Representation(
         file.tasks, file.num_texts, panels, tuple(texts), unified, _subtitle(file, unified), same_kind
     )
-
-
-def read_view(directory: Path) -> Representation:
-    """The same from the files in a directory.
-
-    Raises:
-        ArtefactError: they are not there, damaged, or do not fit each other.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    file: RepresentationFile = read_artefact(directory / "representation.json", RepresentationFile)
-    beside = directory / "embeddings.safetensors"
-    try:
-        with safe_open(beside, framework="numpy") as tensors:
-            texts = parse_json(tensors.metadata()[METADATA_TEXTS])
-            points = [tensors.get_tensor(f"{model.label}.tsne") for model in file.models]
-        return view_of(file, points, texts)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, MalformedTextError) as error:
-        raise ArtefactError(
-            f"{beside}: not the embeddings of the representation.json beside it ({error}); run represent again"
-        ) from error
 
 
 def write_html(path: Path, representation: Representation) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trace_transfer.artefacts import StreamFile
 from trace_transfer.errors import MAX_LISTED
+from trace_transfer.files import size
 from trace_transfer.terminal import Page, drawn
 from trace_transfer.views.shown_examples import example_lines
 from trace_transfer.views.terminal import model_line
@@ -51,9 +52,6 @@ def _draw_plan(plan: StreamPlan, disk: int, more: Sequence[str], page: Page) -> 
     _draw_memory(plan, estimates, page)
     page.line()
     notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
-    for number, stage in enumerate(plan.stages):
-        prefix = plan.prefix(number)
-        notes.append(f"{stage.label}: prefix cache {'used' if prefix.use else 'not used'}: {prefix.reason}")
     for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
         page.line(f"- {note}")
     page.line(f"disk: about {size(disk)} for all of it, the tuned model included")
@@ -82,7 +80,7 @@ def _draw_memory(plan: StreamPlan, estimates: list[Estimate], page: Page) -> Non
     headings = ["stage", "parameters", "gradients", "optimizer", "activations", "buffers"]
     rows = []
     for stage, one in zip(plan.stages, estimates, strict=True):
-        memory = [one.parameters, one.gradients, one.optimizer, one.activations.total, one.buffers]
+        memory = [one.parameters, one.gradients, one.optimizer, one.activations, one.buffers]
         sizes = [*memory, *([one.host] if offloaded else []), one.checkpoint, one.patch]
         rows.append((stage.label, *map(size, sizes)))
     page.table(_columns(*headings, *(["on CPU"] if offloaded else []), "checkpoint", "patch"), rows)
@@ -107,15 +105,6 @@ def draw_stream(record: StreamFile, page: Page) -> None:
     )  # fmt: skip
     if not record.complete:
         page.line(f"{len(record.stages)} of {record.num_stages} stages are finished; the same command goes on")
-
-
-def size(count: float) -> str:
-    """`1.23 GB`."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def render_streamed(done: Streamed) -> str:

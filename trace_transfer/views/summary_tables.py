@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from trace_transfer.artefacts.summary import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary, Verdict
+from trace_transfer.files import SIZES
+from trace_transfer.views.report_numbers import TIMES
 from trace_transfer.views.table_texts import NOTHING, Cell, Number, Table
 
 AXES = {
@@ -24,8 +26,6 @@ VERDICTS: dict[Verdict, str] = {
     "better": "better", "worse": "worse", "chance": "may be chance", "undecided": "no difference found",
     "equal": "the same", "unknown": "too few seeds",
 }  # fmt: skip
-TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
-SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 def tables(summary: Summary) -> tuple[Table, ...]:
@@ -166,15 +166,6 @@ def sizes(summary: Summary) -> Table:
     rows = zip((one.name for one in summary.methods), *cells, strict=True)
     note = "Memory is the largest resident memory of a step's process."
     return Table("sizes", "Memory and files", ("method", *header), tuple(rows), note)
-
-
-def costs(summary: Summary) -> Table:
-    """Times and sizes side by side, for pages that are wide enough."""
-    first, second = times(summary), sizes(summary)
-    rows = tuple((*left, *right[1:]) for left, right in zip(first.rows, second.rows, strict=True))
-    return Table(
-        "costs", "What each method costs", (*first.header, *second.header[1:]), rows, f"{first.note} {second.note}"
-    )
 
 
 def _cost_columns(

@@ -56,18 +56,6 @@ class Table:
     note: str = ""
 
 
-def to_markdown(found: Iterable[Table] | Table, level: int = 3) -> str:
-    """Headings, pipe tables and notes."""
-    parts = []
-    for table in [found] if isinstance(found, Table) else found:
-        rows = [[_shown(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.rows]
-        header = [heading.replace("|", "\\|") for heading in table.header]
-        rule = ["---:" if _is_number(table, column) else "---" for column in range(len(header))]
-        lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
-        parts.append("\n".join([f"{'#' * level} {table.title}", "", *lines, *(["", table.note] if table.note else [])]))
-    return "\n\n".join(parts) + "\n"
-
-
 def to_text(found: Iterable[Table] | Table, width: int | None = None) -> str:
     """Plain text within a width, that of the terminal if none is given."""
     return drawn(lambda page: _draw(found, page), width) + "\n"
