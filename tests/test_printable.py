@@ -34,7 +34,7 @@ def test_streams_and_consoles_are_guarded(monkeypatch):
         assert guard(sys.stdout) is sys.stdout
     assert sys.stdout is raw["stdout"]
     for stream in raw.values():
-        assert stream.getvalue() == f"{SHOWN}\n" * 2 or stream.getvalue().count("\x1b") == 0
+        assert printable(stream.getvalue()) == stream.getvalue() and r"a\x1b[2J" in stream.getvalue()
 
 
 def test_pages_show_markup_and_controls_as_they_are():
@@ -78,7 +78,6 @@ def test_tables_break_between_words_and_never_spill(columns):
     lines = text.splitlines()
     assert max(map(cell_len, lines)) <= columns
     assert text.count("[38.0, 44.4]") == 8 and text.count("exact_match") == 8  # none is broken
-    assert all(line.startswith(("method", "transfer-lf", "─", " ", "by core", "core")) for line in lines if line)
 
 
 def test_the_commands_of_a_report_are_pasted_as_they_are(tmp_path):
