@@ -14,8 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError
-from trace_transfer.text_formats import read_json_object
+from trace_transfer.stored_weights import read_leniently
 
 CONFIG = "config.json"  # is written anew
 KEPT = (
@@ -67,10 +66,7 @@ def _is_there(value: Any, model: Path) -> bool:
 
 
 def _leave_out_missing_code(file: Path, model: Path) -> None:
-    try:
-        values = read_json_object(file)
-    except UserError:
-        return  # whoever reads it says so
+    values = read_leniently(file)
     if "auto_map" in values:
         kept = code_that_is_there(values["auto_map"], model)
         if kept != values["auto_map"]:

@@ -23,7 +23,7 @@ from typing import Any
 from trace_transfer.errors import UserError
 from trace_transfer.files import remove_leftovers, sha256_file, sha256_text, write_text
 from trace_transfer.progress import Advance, Reporter, Silent
-from trace_transfer.text_formats import read_json_object
+from trace_transfer.stored_weights import read_leniently
 
 SUMS, FORMAT = "sums", "trace-transfer/sums 1"
 MOST = 2000  # files that are remembered, the last ones
@@ -111,9 +111,8 @@ def tokenizer_sha256(directory: Path) -> str:
 
 def _sum_of_json(file: Path) -> str:
     """Of the values of a `…config.json`; of any other file, or of one that is no JSON object, of its bytes."""
-    if file.name.endswith("config.json"):
-        with suppress(UserError):
-            return config_sha256(read_json_object(file))
+    if file.name.endswith("config.json") and (values := read_leniently(file)):
+        return config_sha256(values)
     return sha256_file(file)
 
 

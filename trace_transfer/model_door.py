@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, together
 from trace_transfer.names_on_disk import LoadedNames
-from trace_transfer.stored_weights import CONFIG_NAME, StoredTensor, StoredWeights, read_config
-from trace_transfer.text_formats import read_json_object
+from trace_transfer.stored_weights import CONFIG_NAME, StoredTensor, StoredWeights, read_config, read_leniently
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,10 +83,7 @@ def _merging(base: str) -> str:
 
 
 def _adapter(directory: Path) -> Mapping[str, Any]:
-    try:
-        return read_json_object(directory / ADAPTER_CONFIG, ModelError)
-    except ModelError:
-        return {}
+    return read_leniently(directory / ADAPTER_CONFIG)
 
 
 def quantisation_of(config: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ each file the header alone. What else lies there is not read, as transformers do
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,11 +83,17 @@ def _files(directory: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """`config.json` as it stands; empty where there is none that can be read, which others tell."""
+    """`config.json`, read as transformers reads it; empty where there is none that can be read, which others tell."""
+    return read_leniently(directory / CONFIG_NAME)
+
+
+def read_leniently(file: Path) -> dict[str, Any]:
+    """A JSON object of transformers' or peft's, with the numbers of any length that theirs have; empty for none."""
     try:
-        return read_json_object(directory / CONFIG_NAME, ModelError)
-    except ModelError:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _inside(name: str) -> bool:
