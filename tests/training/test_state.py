@@ -118,3 +118,20 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     record.write_text(json.dumps({**json.loads(record.read_text()), "version": 9}))
     with pytest.raises(TrainingError, match=r"not a checkpoint of this program .*version 9, expected .* version 1"):
         state.find(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_values_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "SHARD_BYTES", 1)
+    path = state.write(tmp_path, IDENTITY, STEPS, 1.0, states())
+    kinds = ("master", "exp_avg", "exp_avg_sq")
+    saved = state.find(tmp_path)
+    saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+    with pytest.raises(TrainingError, match="z/master: is of nothing that is trained"):
+        saved.require_whole(["a.weight", "b/c.bias"], kinds)
+    whole = (path / "00001.safetensors").read_bytes()
+    (path / "00001.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(TrainingError, match=r"00001\.safetensors: damaged"):
+        saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+    (path / "00001.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"(?s)b/c.bias/exp_avg: is not there.*b/c.bias/master: is not there"):
+        saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)

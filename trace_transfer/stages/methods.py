@@ -284,7 +284,7 @@ def _core_problems(stream: Stream) -> list[str]:
                 f"task '{name}': no core file; name it with `core:` beside `data:` (`trace-transfer identify` makes "
                 "one, `trace-transfer map` carries one over from another model)"
             )
-        elif core.model.names_sha256 != inventory.names_sha256:
+        elif (core.model.names_sha256, core.model.num_layers) != (inventory.names_sha256, stream.anatomy.num_layers):
             there = core.model
             problems.append(
                 f"task '{name}': its core file is of {there.id} ({there.family}, {there.num_layers} layers, "

@@ -105,6 +105,7 @@ def _train(
     identity = _identity(start, data, settings, dtype, mask, shapes, steps.num_steps)
     if saved is not None:
         state.require_same(saved, identity)
+        saved.require_whole(mask.parts, (MASTER, *MOMENTS))
     model = skeleton if settings.zero == 3 else start.load(dtype)
     del skeleton
     if settings.zero == 3:

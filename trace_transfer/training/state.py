@@ -62,12 +62,43 @@ class Saved:
         """Name and tensor of every parameter, one at a time: `master`, `exp_avg` or `exp_avg_sq`."""
         from safetensors import safe_open
 
-        for file in sorted(self.path.glob("*.safetensors")):
+        for file in self.shards:
             with safe_open(file, framework="pt") as shard:
                 for key in shard.keys():  # noqa: SIM118 (not a dict)
                     name, _, found = key.rpartition("/")
                     if found == kind:
                         yield name, shard.get_tensor(key)
+
+    @property
+    def shards(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
+    def require_whole(self, names: Iterable[str], kinds: Sequence[str]) -> None:
+        """Refuse a checkpoint that lacks values of a trained parameter: it would begin again from the base's.
+
+        Raises:
+            TrainingError: what it lacks, and what nobody trains; or a shard that cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        found: set[str] = set()
+        for file in self.shards:
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    found.update(shard.keys())
+            except (SafetensorError, OSError) as error:
+                raise TrainingError(
+                    f"{file}: damaged ({error}); remove {self.path} to go on from the checkpoint before it, if there "
+                    "is one, or to begin again"
+                ) from error
+        expected = {f"{name}/{kind}" for name in names for kind in kinds}
+        if found != expected:
+            problems = [f"{key}: is not there" for key in sorted(expected - found)]
+            problems += [f"{key}: is of nothing that is trained" for key in sorted(found - expected)]
+            raise TrainingError(
+                f"{self.path}: not the checkpoint of this training; remove it to go on from the one before it, if "
+                "there is one, or to begin again:\n" + listing(problems)
+            )
 
 
 def find(directory: Path) -> Saved | None:
