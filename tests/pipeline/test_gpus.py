@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.pipeline.run_directories import write_run
 from trace_transfer.errors import UserError
 from trace_transfer.pipeline import running
 from trace_transfer.pipeline.gpus import GpuPool, gpus_asked_for, visible_gpus
+from trace_transfer.pipeline.reading import load_run
 from trace_transfer.pipeline.steps import Step
 from trace_transfer.stopping import StopSignal
 
@@ -111,3 +113,14 @@ def test_a_large_step_is_not_overtaken_for_ever(handed):
 
 def test_without_gpus_all_jobs_run(handed):
     assert handed(["train", "evaluate"], jobs=2, processes=2, gpus=()) == [[("train", ()), ("evaluate", ())], []]
+
+
+def test_more_processes_than_gpus_are_refused_in_the_plan(tiny, tmp_path, monkeypatch):
+    from trace_transfer import launching
+    from trace_transfer.pipeline.checking import check_plan
+    from trace_transfer.pipeline.graph import build_graph
+
+    monkeypatch.setattr(launching, "_num_gpus", lambda: 2)
+    file = write_run(tmp_path, tiny, methods=["sequential"], processes=3)
+    with pytest.raises(UserError, match=r"processes: 3: one needs a GPU each, and this machine has 2"):
+        check_plan(build_graph(load_run(file)))
