@@ -123,7 +123,8 @@ def test_every_contradiction_is_named_at_once():
         "fp16": {"enabled": True, "loss_scale": 0}, "checkpoint": {"load_universal": True}, "tensorboard":
         {"enabled": True, "output_path": "x"}, "zero_optimisation": {"stage": 3}, "flops_profiler": {"enabled": True},
     }  # fmt: skip
-    message = "\n".join(contradictions(given, SETTINGS, 1, "bfloat16"))
+    every = contradictions(given, SETTINGS, 1, "bfloat16")
+    message = "\n".join(every)
     for expected in (
         "train_batch_size: 16 there, 8 by --batch-size",
         "train_micro_batch_size_per_gpu: 1 there, 3 by --micro-batch-size",
@@ -142,7 +143,6 @@ def test_every_contradiction_is_named_at_once():
         "zero_optimization.compute_grad_norm: false there, only true can be used",
     ):
         assert expected in message
-    every = contradictions(given, SETTINGS, 1, "bfloat16")
     for expected in (
         "zero_optimization.stage3_max_life_parameters: unknown to this version of trace-transfer; did you mean "
         "stage3_max_live_parameters?",
@@ -156,7 +156,6 @@ def test_every_contradiction_is_named_at_once():
         "checkpoint: trace-transfer writes checkpoints of its own, of what is trained alone"
     ]
     assert len(every) == 23
-    assert "and 3 more" in message
 
 
 @pytest.mark.parametrize(
