@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -259,7 +260,7 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
         ({"parameters": []}, "1 problem:\n  - (file): no parameters are listed"),
         (
             {"parameters": [{"name": "a", "shape": [2], "score": float("nan")}]},
-            "1 problem:\n  - parameters.0.score (a): Input should be a finite number; found nan",
+            "not valid JSON: NaN is no finite number",
         ),
         (
             {"parameters": [{"name": "a", "shape": [2], "core": "yes"}, {"name": "b", "shape": [-2], "core": 1}]},
@@ -285,7 +286,7 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
 def test_a_core_file_that_is_wrong(mapping, tmp_path, fields, message):
     core = changed(write_core(mapping.source, tmp_path / "math.core.json"), **fields)
     found = mapping.refused("--core", core)
-    assert found.startswith(f"{core}: ")
+    assert found.startswith(f"{core}:")
     assert message in found
 
 
@@ -293,7 +294,8 @@ def test_a_core_file_that_is_wrong(mapping, tmp_path, fields, message):
 def test_a_core_file_that_is_none(mapping, tmp_path, content):
     core = tmp_path / "math.core.json"
     core.write_bytes(content)
-    assert mapping.refused("--core", core).startswith(f"{core}: no")
+    said = mapping.refused("--core", core).removeprefix(f"{core}:")
+    assert re.match(r"(1:)? (not valid JSON|not UTF-8|binary|found .*, expected a JSON object)", said)
 
 
 def test_a_core_file_that_is_not_there(mapping, tmp_path):
@@ -382,7 +384,7 @@ def test_a_rules_file_that_is_not_there(mapping, tmp_path):
 def test_a_file_in_the_way_of_the_output(mapping, tmp_path):
     file = tmp_path / "file"
     file.write_text("precious")
-    assert mapping.refused(out=file) == f"{file}: is a file, expected a directory; name another output directory"
+    assert mapping.refused(out=file) == f"{file}: is a file, expected a directory; name another --out"
     below = file / "below"
     assert mapping.refused(out=below).startswith(f"{below}: {file} is a file, expected a directory; name another ")
     assert file.read_text() == "precious"
@@ -430,7 +432,7 @@ def test_core_files_that_would_stay_beside_another_match(mapping, tmp_path):
 
 def test_an_output_name_that_no_file_system_takes(mapping, tmp_path):
     out = tmp_path / ("x" * 300)
-    assert mapping.refused(out=out) == f"{out}: the output directory cannot be written: File name too long"
+    assert f"{out}: a name in it is too long (" in mapping.refused(out=out)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

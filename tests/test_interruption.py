@@ -40,7 +40,7 @@ class Runs(RepeatedRuns):
         """Each file is the whole one; what is not yet whole has a hidden name."""
         for file in [*self.out.glob("*"), *self.cache.glob("*")]:
             if file.name.startswith("."):
-                assert file.suffix == ".part"
+                assert file.suffix in (".part", ".lock")
             elif file.suffix == ".json":
                 read_artefact(file)
             elif file.suffix == ".safetensors":
@@ -214,6 +214,6 @@ def test_leftovers_in_the_cache_are_removed_when_they_are_old(runs):
 
 def test_the_progress_is_on_stderr_and_the_result_on_stdout(runs):
     done = runs.run()
-    assert re.search(r"reading llama .* 4/4", done["stderr"])
+    assert re.search(r"reading llama: step 4 of 4", done["stderr"])
     assert done["stdout"].count("heatmap.html") == 1
     assert "reading" not in done["stdout"]

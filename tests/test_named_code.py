@@ -56,7 +56,6 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"per_layer_config": [{}, {"attn_implementation": "o/n"}]}, "- per_layer_config.1.attn_implementation: 'o/n'"),
     ({"experts_implementation": "sonicmoe"}, "- experts_implementation: 'sonicmoe', expected one of eager, batched_mm"),
     ({"_experts_implementation": "deepgemm"}, "- _experts_implementation: 'deepgemm'"),
-    ({"transformers_weights": "../other.safetensors"}, "- transformers_weights: '../other.safetensors'"),
     ({"vision_config": {"model_type": "timm_wrapper", "architecture": "hf-hub:owner/name"}}, "vision_config.archit"),
     ({"vision_config": {"model_args": {"pretrained": True}}}, "expected no pretrained in it"),
     ({"backbone": "owner/name"}, "- backbone: 'owner/name'"),

@@ -185,9 +185,9 @@ def test_unusable_weights_are_told_with_shapes(copy_of):
     directory = copy_of("llama")
     file = SafetensorsCheckpoint(directory).keys[BAD]
     tensors = load_file(file)
+    shape = list(tensors[BAD].shape)
     tensors[BAD] = tensors[BAD][:-1].clone()
     save_file(tensors, file, {"format": "pt"})
-    shape = list(state_of(directory).shapes[BAD])
-    with pytest.raises(ModelError, match="its weights do not fit its config") as refused:
+    with pytest.raises(ModelError, match="in the weights, ") as refused:
         BaseModel(ModelSource.parse(directory)).load(torch.float32)
-    assert f"  - {BAD}: [{shape[0] - 1}, {shape[1]}] in the weights, {shape} by its config" in str(refused.value)
+    assert f"{BAD}: [{shape[0] - 1}, {shape[1]}] in the weights, {shape} by config.json" in str(refused.value)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -146,11 +147,11 @@ def check_directory(path: Path | str, what: str = "output directory", hint: str 
             break
         if kind == "file":
             raise UserError(f"{directory}: {shown}is a file, expected a directory{hint}")
-        if place.is_symlink():
-            raise UserError(f"{directory}: {shown}is a link to nothing, or to itself, expected a directory{hint}")
         longest = len(os.fsencode(place.name)) + (len(PART) + 10 if place == directory else 0)
         if longest > LONGEST_NAME:
             raise UserError(f"{directory}: a name in it is too long ({longest} bytes of {LONGEST_NAME}){hint}")
+        if place.is_symlink():
+            raise UserError(f"{directory}: {shown}is a link to nothing, or to itself, expected a directory{hint}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -238,8 +239,9 @@ def found_in(directory: Path, pattern: str) -> list[Path]:
 
 def _kind(path: Path) -> str | None:
     """`file` or `directory`; None where nothing is, or can be: some names no file system takes."""
-    with suppress(OSError):
-        return "directory" if path.is_dir() else "file" if path.exists() else None
+    with suppress(OSError, ValueError):
+        # One look: between two of them another process of the same launch may make the directory.
+        return "directory" if stat.S_ISDIR(path.stat().st_mode) else "file"
     return None
 
 

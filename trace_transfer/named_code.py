@@ -116,10 +116,6 @@ def _not_of(value: Any, known: Any) -> str | None:
     return f"expected one of {', '.join(known)}"
 
 
-def _weights(value: Any) -> str | None:
-    return None if value is None or value in WEIGHTS else f"expected one of {', '.join(WEIGHTS)}"
-
-
 def _timm(value: Any) -> str | None:
     """A vision tower's model in timm, which takes `hf-hub:owner/name` and `local-dir:PATH`, too."""
     plain = value is None or (isinstance(value, str) and not set("/:\\") & set(value))
@@ -135,7 +131,6 @@ def _timm_arguments(value: Any) -> str | None:
 _CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "attn_implementation": _attention,
     "experts_implementation": _experts,
-    "transformers_weights": _weights,
     "architecture": _timm,
     "backbone": _timm,
     "model_args": _timm_arguments,

@@ -7,7 +7,8 @@ from tests.patch_files import make_patch, mask_of, state_of
 from tests.task_files import write_tasks
 from trace_transfer.cli.represent import represent_command
 from trace_transfer.errors import UserError
-from trace_transfer.settings.represent import CHOICES, RepresentSettings
+from trace_transfer.settings.base import choices, singles
+from trace_transfer.settings.represent import RepresentSettings
 
 OPTIONS = {option.name: option for option in represent_command.params}
 BESIDE_SETTINGS = {"models", "tasks", "labelled", "patches", "out", "dry_run"}
@@ -21,8 +22,9 @@ def test_options_are_the_settings_with_their_defaults():
     given = represent_command.make_context("represent", ["m", "--tasks", "t"]).params
     assert RepresentSettings(**{n: v for n, v in given.items() if n not in BESIDE_SETTINGS}) == RepresentSettings()
     assert set(OPTIONS) - BESIDE_SETTINGS == set(RepresentSettings().recorded())
-    for name, values in CHOICES.items():
-        assert tuple(OPTIONS[name].type.choices) == values
+    for one in singles(RepresentSettings):
+        if values := choices(one.field.annotation):
+            assert tuple(OPTIONS[one.name].type.choices) == values
 
 
 def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):

@@ -26,7 +26,7 @@ def test_as_one_token_after_the_other(tiny, tmp_path, family):
     prompts = [f"{one['question']}\n\n" for one in QUESTIONS]
     expected = [greedy(model, tokenizer, prompt, leading, 8, tokenizer.eos_token_id) for prompt in prompts]
     records = [
-        one | {"answer": said} if number % 2 and said.strip() else one
+        one | {"answer": said} if number % 2 and said.strip() and "\x00" not in said else one
         for number, (one, said) in enumerate(zip(QUESTIONS, expected, strict=True))
     ]
     suite = suite_of(tmp_path, records, kind="exact-match", fields=FIELDS, max_new_tokens=8)

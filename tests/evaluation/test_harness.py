@@ -236,7 +236,8 @@ def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
     bodies = ["    return x + 1\n", "    return x\n", "    while True: pass\n"]
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", lambda *_, **__: bodies)
     records = [
-        {"task_id": f"own/{i}", "prompt": f"def f{i}(x):\n", "entry_point": f"f{i}", "canonical_solution": "",
+        {"task_id": f"own/{i}", "prompt": f'def f{i}(x):\n    """One more."""\n', "entry_point": f"f{i}",
+         "canonical_solution": "",
          "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
         for i in range(3)
     ]  # fmt: skip

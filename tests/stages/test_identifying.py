@@ -607,7 +607,7 @@ def test_a_single_task_with_cs_is_refused(three, tmp_path, tiny):
     ("given", "told"),
     [
         (["--tuned", "math"], "'math' is not TASK=MODEL"),
-        (["--tuned", "a=x", "--tuned", "a=y"], "task 'a' is given twice"),
+        (["--tuned", "a=x", "--tuned", "a=y"], "'a' is given twice"),
         (["--tuned", "a=x", "--ratio", "0"], "0: expected more than 0 and at most 1"),
     ],
 )

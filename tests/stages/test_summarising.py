@@ -239,7 +239,7 @@ def test_every_problem_is_told_at_once(small):
         (lambda d: d["stages"][1].update(learned=["cooking"]), "learned 'cooking', which is no task"),
         (lambda d: d["stages"][1]["scores"].pop(), "maths: other evaluations: code-test, maths-test; in"),
         (lambda d: d["stages"][1]["scores"].append(d["stages"][1]["scores"][0]), "an evaluation stands there twice"),
-        (lambda d: d["stages"][1]["scores"][0].update(value=float("nan")), "maths-test after maths is nan"),
+        (lambda d: d["stages"][1]["scores"][0].update(value=float("nan")), "NaN is no finite number"),
         (lambda d: d["stages"][1]["scores"][0].update(settings={"limit": 9}), "settings is {'limit': 9}, in"),
         (lambda d: d.update(base_fingerprint="another"), "of another base model than"),
         (lambda d: d["of_task"].update(law="trivia"), "of_task is {"),

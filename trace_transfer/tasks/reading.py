@@ -107,7 +107,8 @@ def _read_json(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
             "line, or a list of objects"
         ) from error
     except TaskError as error:
-        raise TaskError(f"{spec.label}: {error}") from error
+        said = str(error).removeprefix(f"{file}: ").removeprefix("cannot be read: ")
+        raise TaskError(f"{spec.label}: {file} cannot be read as {kind}: {said}") from error
     if others := [number for number, record in enumerate(records) if not isinstance(record, dict)]:
         raise TaskError(
             f"{spec.label}: {file} cannot be read as {kind}: record {others[0]} is {describe(records[others[0]])}, "
