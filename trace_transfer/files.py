@@ -171,13 +171,13 @@ def check_file(path: Path | str, option: str = "--out") -> Path:
     kind = _kind(file)
     if kind == "directory":
         raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
-    if kind is None and file.is_symlink():
-        raise UserError(f"{file}: is a link to nothing, or to itself, expected a file{hint}")
     longest = len(os.fsencode(file.name)) + len(PART) + 10  # under which it is written first
     if longest > LONGEST_NAME:
         raise UserError(
             f"{file}: its name is too long: it is written as one of {longest} bytes of {LONGEST_NAME}{hint}"
         )
+    if kind is None and file.is_symlink():
+        raise UserError(f"{file}: is a link to nothing, or to itself, expected a file{hint}")
     check_directory(file.parent, f"directory of {option}")
     return file
 
