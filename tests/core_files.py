@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trace_transfer.artefacts import CoreFile, CoreParameter, Method, to_json
-from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.opening import open_model
-from trace_transfer.stages.selection import select
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
+from trace_transfer.core_sets.selection import select
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.records import to_json
 
 
 def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) -> Path:

@@ -19,7 +19,7 @@ from tests.documents import ROOT, blocks
 from tests.evaluation_files import GSM8K, write_records
 from tests.task_files import write_tasks
 from tests.tiny_gguf import write_gguf
-from trace_transfer.artefacts import to_json
+from trace_transfer.records import to_json
 
 MODELS = (
     "HuggingFaceTB/SmolLM2-135M",

@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.evaluation.preparing import prepare_suite
-from trace_transfer.models import ModelSource
-from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.stages.opening import load_tokenizer
-from trace_transfer.tasks.evaluation import Suite
+from trace_transfer.evaluate.preparing import prepare_suite
+from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluate.suite_file import Suite
+from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.models.sources import ModelSource
 
 QUESTIONS = [
     {"question": "What is four?", "answer": "It is 2 and 2: 4"},

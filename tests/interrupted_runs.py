@@ -26,10 +26,10 @@ WATCHED = {"open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir",
 
 IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
-    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.views.heatmap_png",
-    "trace_transfer.stages.mapping", "trace_transfer.views.summary", "trace_transfer.cli.identify", "datasets",
-    "trace_transfer.stages.identifying", "trace_transfer.views.identified", "trace_transfer.cli.train",
-    "trace_transfer.stages.streaming", "trace_transfer.views.streams",
+    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.heatmap_png",
+    "trace_transfer.transfer.mapping", "trace_transfer.transfer.show", "trace_transfer.cli.identify", "datasets",
+    "trace_transfer.identify.identifying", "trace_transfer.identify.show", "trace_transfer.cli.train",
+    "trace_transfer.train.streaming", "trace_transfer.train.show",
 )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
-    with sys.modules["trace_transfer.training.meeting"].open_ranks():  # imports DeepSpeed, without its noise
+    with sys.modules["trace_transfer.engine.process_group"].open_ranks():  # imports DeepSpeed, without its noise
         pass
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the children who are interrupted
     for line in sys.stdin:

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.masks import Mask, Slice
-from trace_transfer.model_state import ModelState
-from trace_transfer.models import ModelSource
-from trace_transfer.patches import Patch
-from trace_transfer.recording import record_patch
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.patches import Patch
+from trace_transfer.patch.recording import record_patch
 
 
 def state_of(directory: Path, *patches: Patch) -> ModelState:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.task_files import write_tasks
-from trace_transfer.artefacts import CoreFile, CoreParameter, Method, to_json
-from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.opening import open_model
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.records import to_json
 
 
 def write_core_set(model: Path, file: Path, task: str, core: list[tuple[str, tuple | None]]) -> Path:

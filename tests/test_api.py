@@ -16,14 +16,15 @@ from tests.core_files import write_core
 from tests.task_files import write_tasks
 from tests.test_docs import check_call
 from tests.tuned_models import tuned_copy
-from trace_transfer.artefacts import CoreFile, read_artefact
 from trace_transfer.cli import main
+from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
-from trace_transfer.settings.base import singles
-from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.settings.identify import IdentifySettings
-from trace_transfer.settings.mapping import MapSettings
-from trace_transfer.settings.stream import StreamSettings
+from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.records import read_artefact
+from trace_transfer.settings import singles
+from trace_transfer.train.settings import StreamSettings
+from trace_transfer.transfer.settings import MapSettings
 
 FUNCTIONS = {name: getattr(tt, name) for name in tt.__all__ if inspect.isfunction(getattr(tt, name))}
 # Function → its command, its settings in parts, and options that are the command line's alone, with the reason.
@@ -126,7 +127,7 @@ def test_read(tiny, tmp_path):
     assert core == tt.read(str(file), CoreFile) == read_artefact(file)
     assert core.task == "math"
     with pytest.raises(ArtefactError, match="expected trace-transfer/run"):
-        from trace_transfer.artefacts.run import RunFile
+        from trace_transfer.report.run_record import RunFile
 
         tt.read(file, RunFile)
 
@@ -217,7 +218,7 @@ def test_report_is_the_command(tmp_path):
         ),
         ("report", (7,), {}, "run: found 7, expected the directory of a run"),
         ("read", (b"x",), {}, "file: found b'x', expected a file's name"),
-        ("read", ("x",), {"kind": "CoreFile"}, "kind: found 'CoreFile', expected a class of trace_transfer.artefacts"),
+        ("read", ("x",), {"kind": "CoreFile"}, "kind: found 'CoreFile', expected a class of trace_transfer.records"),
     ],
 )
 def test_arguments_of_another_type_are_named(name, arguments, given, told):

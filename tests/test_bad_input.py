@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from transformers import AutoConfig
 
 from tests.core_files import write_core
-from tests.test_activations import damage
 from tests.tiny_models import TEXTS, build_tokenizer
+from tests.transfer.test_activations import damage
 from trace_transfer.cli import main
-from trace_transfer.rules.registry import shipped_rules
+from trace_transfer.families.registry import shipped_rules
 
 
 class Mapping:

@@ -23,12 +23,12 @@ from click.testing import CliRunner
 import trace_transfer as tt
 from tests.doc_workspace import copy_workspace, make_workspace, write_settings
 from tests.documents import PAGES, ROOT, Command, blocks, commands
-from trace_transfer.artefacts.reading import ARTEFACTS
 from trace_transfer.cli import COMMANDS, main
-from trace_transfer.settings.evaluate import EvaluateSettings
-from trace_transfer.settings.identify import IdentifySettings
-from trace_transfer.settings.mapping import MapSettings
-from trace_transfer.settings.stream import StreamSettings
+from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.records import ARTEFACTS
+from trace_transfer.train.settings import StreamSettings
+from trace_transfer.transfer.settings import MapSettings
 
 DOCS = ROOT / "docs"
 ALL = [command for page in PAGES for command in commands(page)]
@@ -39,9 +39,9 @@ ONLY_PARSED = {
     "deepspeed --hostfile": "starts other machines",
     "torchrun --nproc": "starts other processes; tests/test_launching.py does",
     "--suite paper --allow": "its data are on the hub",
-    "examples/quickstart/run.yaml": "its models come from packages; tests/test_examples.py runs it in small",
+    "examples/quickstart/run.yaml": "its models come from packages; tests/data/test_examples.py runs it in small",
     "examples/small_to_large/": "its models come from packages; tests/test_small_to_large.py runs it in small",
-    "examples/identify/tasks.yaml": "its run took half an hour; tests/test_examples.py runs it in small",
+    "examples/identify/tasks.yaml": "its run took half an hour; tests/data/test_examples.py runs it in small",
     "--push-to-hub": "sends to the hub; tests of publishing do, to a server of their own",
     "me/core-sets:": "is on the hub",
     "llama3_to_qwen/": "at full size; tests/test_llama3_to_qwen.py plans it",
@@ -181,7 +181,7 @@ def test_commands_of_other_programs_name_what_there_is(command):
             told = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
             assert told.returncode == 0, told.stderr
             assert [word for word in rest if word.startswith("--") and word not in told.stdout] == []
-        case ["mergekit-yaml", file, _]:  # a program of its own; tests/stages/test_merging.py uses it
+        case ["mergekit-yaml", file, _]:  # a program of its own; tests/patch/test_merging.py uses it
             assert any("task-models" in other.text and file.split("/")[0] in other.text for other in OURS)
         case [".", ".venv/bin/activate"]:
             assert "VENV ?= .venv" in (ROOT / "Makefile").read_text()
@@ -195,11 +195,11 @@ def test_commands_of_other_programs_name_what_there_is(command):
 @pytest.mark.parametrize("page", [page for page in PAGES if "```yaml" in page.read_text("utf-8")], ids=lambda p: p.name)
 def test_settings_files_are_read(page, here):
     """Run files, tasks, streams, suites and rules of a page are accepted as they stand."""
-    from trace_transfer.pipeline.reading import load_run
-    from trace_transfer.rules.registry import load_families
-    from trace_transfer.tasks.evaluation import load_suite
-    from trace_transfer.tasks.spec import load_tasks
-    from trace_transfer.tasks.stream import load_stream
+    from trace_transfer.data.tasks_file import load_tasks
+    from trace_transfer.evaluate.suite_file import load_suite
+    from trace_transfer.families.registry import load_families
+    from trace_transfer.study.reading import load_run
+    from trace_transfer.train.stream_file import load_stream
 
     readers = {
         "run.yaml": load_run,

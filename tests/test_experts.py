@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from tests.patch_files import loaded, same_bits, stored
 from tests.stream_files import write_core_set
 from tests.task_files import write_tasks
-from trace_transfer.artefacts import read_artefact, to_json
 from trace_transfer.cli import main
+from trace_transfer.records import read_artefact, to_json
 
 LAYER = {"qwen3_moe": "model.layers.1.mlp.experts", "gpt_oss": "model.layers.2.mlp.experts"}
 TRAINING = ("--batch-size", 4, "--epochs", 1, "--learning-rate", 1e-3)

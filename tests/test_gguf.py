@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from tests.reference.ordinary_forward import rows_of_all_layers
 from tests.task_files import write_tasks
-from tests.test_activations import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
-from trace_transfer.checkpoints import open_checkpoint
+from tests.transfer.test_activations import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
 from trace_transfer.cli import main
 from trace_transfer.errors import ModelError
-from trace_transfer.gguf_checkpoint import GgufCheckpoint
-from trace_transfer.models import ModelSource, build_meta_model, load_config
-from trace_transfer.stages.opening import load_tokenizer
+from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.models.checkpoints import open_checkpoint
+from trace_transfer.models.gguf_checkpoint import GgufCheckpoint
+from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
 
 # Sizes in blocks of 32, which quantisation needs.
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "use_sliding_window": False}
@@ -67,7 +67,7 @@ def test_weights_equal_those_of_transformers(written, family, kind):
 
 @pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_chunks_are_what_is_loaded(written, family, kind, monkeypatch):
-    monkeypatch.setattr("trace_transfer.models.ELEMENTS_AT_ONCE", 1000)
+    monkeypatch.setattr("trace_transfer.models.sources.ELEMENTS_AT_ONCE", 1000)
     file, _ = written(family, kind)
     model, checkpoint = load_all(file), GgufCheckpoint(file)
     checkpoint.prepare(model)

@@ -16,11 +16,11 @@ PACKAGE = Path(trace_transfer.__file__).parent
 # stages in order: they are the pipelines. Every other stage meets the others in the types below them; these are the
 # exceptions, each a stage's result that the next one takes as it is.
 PIPELINE = {
-    "trace_transfer.stages.mapping",
-    "trace_transfer.stages.identifying",
-    "trace_transfer.stages.reselecting",
-    "trace_transfer.stages.stream_plan",
-    "trace_transfer.stages.streaming",
+    "trace_transfer.transfer.mapping",
+    "trace_transfer.identify.identifying",
+    "trace_transfer.identify.reselecting",
+    "trace_transfer.train.stream_plan",
+    "trace_transfer.train.streaming",
 }
 OPEN_MODEL, SELECT = "opening", "selection"
 HANDED_ON = {
@@ -119,7 +119,7 @@ API_STAGES = (
 
 
 def test_nothing_below_imports_a_stage_or_the_command_line():
-    allowed = ("trace_transfer.stages", "trace_transfer.cli", "trace_transfer.pipeline", "trace_transfer.__main__")
+    allowed = ("trace_transfer.stages", "trace_transfer.cli", "trace_transfer.study", "trace_transfer.__main__")
     upwards = {
         (a, b)
         for a, b in graph().edges
@@ -140,7 +140,7 @@ def test_click_is_in_the_command_line_only():
 
 
 def test_deepspeed_is_where_training_is():
-    assert {name for name in importers_of("deepspeed") if not name.startswith("trace_transfer.training")} == set()
+    assert {name for name in importers_of("deepspeed") if not name.startswith("trace_transfer.engine")} == set()
 
 
 @pytest.mark.parametrize("module", ["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.core_files import write_core
 from tests.repeated_runs import RepeatedRuns
 from tests.tiny_models import TEXTS
-from trace_transfer.artefacts import read_artefact
+from trace_transfer.records import read_artefact
 
 INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
 

@@ -16,7 +16,7 @@ import torch
 from examples.quickstart.glassllm_model import write_model
 from tests.disguise import disguise
 from trace_transfer import map_models
-from trace_transfer.probe import load_probe
+from trace_transfer.data.probe import load_probe
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -4,11 +4,11 @@ import pytest
 from click.testing import CliRunner
 
 from examples.llama3_to_qwen.make_configs import CONFIGS, HERE, write_all
-from trace_transfer.checkpoints import open_checkpoint
 from trace_transfer.cli import main
-from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.opening import open_model
-from trace_transfer.tasks.spec import parse_yaml
+from trace_transfer.data.tasks_file import parse_yaml
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.checkpoints import open_checkpoint
 
 NUM_TENSORS = {"Meta-Llama-3-8B": 291, "Qwen2.5-14B": 579, "Qwen3-32B": 707}
 BILLIONS = {"Meta-Llama-3-8B": 8.03, "Qwen2.5-14B": 14.77, "Qwen3-32B": 32.76}

@@ -7,16 +7,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.evaluation_files import CHOICE_FIELDS, CHOICES, loaded, run, suite_of, write_suite
 from tests.patch_files import make_patch, mask_of, state_of
-from tests.test_activations import damage
-from trace_transfer.checkpoints import SafetensorsCheckpoint
+from tests.transfer.test_activations import damage
 from trace_transfer.cli import main
-from trace_transfer.delta_store import ShardWriter
+from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, NumericalError
-from trace_transfer.evaluation.batching import finite_logits
-from trace_transfer.maths.bits import all_finite
-from trace_transfer.models import ModelSource, build_meta_model, load_config
-from trace_transfer.recording import record_patch
-from trace_transfer.training.loading import BaseModel
+from trace_transfer.evaluate.batching import finite_logits
+from trace_transfer.identify.delta_store import ShardWriter
+from trace_transfer.models.bits import all_finite
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
+from trace_transfer.patch.recording import record_patch
 
 BAD = "model.layers.1.mlp.up_proj.weight"
 VALUES = [float("nan"), float("inf"), float("-inf")]

@@ -81,7 +81,7 @@ def test_main_makes_all_files(tmp_path, monkeypatch, capsys):
 
 
 def test_run_files_name_what_is_there():
-    from trace_transfer.tasks.spec import parse_yaml
+    from trace_transfer.data.tasks_file import parse_yaml
 
     for name in ("run.yaml", "quick.yaml"):
         content = parse_yaml(DATA.parent / name)

@@ -7,9 +7,9 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from trace_transfer.artefacts import read_artefact
 from trace_transfer.cli import main
 from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.records import read_artefact
 from trace_transfer.text_formats import (
     MalformedTextError,
     json_lines,

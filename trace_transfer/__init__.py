@@ -7,10 +7,10 @@ from trace_transfer.api import evaluate, identify, map_models, read, report, run
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, UserError
 
 if TYPE_CHECKING:
-    from trace_transfer.settings.evaluate import EvaluateSettings
-    from trace_transfer.settings.identify import IdentifySettings
-    from trace_transfer.settings.mapping import MapSettings
-    from trace_transfer.settings.stream import StreamSettings
+    from trace_transfer.evaluate.settings import EvaluateSettings
+    from trace_transfer.identify.settings import IdentifySettings
+    from trace_transfer.train.settings import StreamSettings
+    from trace_transfer.transfer.settings import MapSettings
 
 __version__ = "0.1.0"
 __all__ = [

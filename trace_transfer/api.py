@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from trace_transfer.arguments import PathLike, Paths, checked, several, texts
 
 if TYPE_CHECKING:
-    from trace_transfer.artefacts import CoreFile, Strict, Verification
-    from trace_transfer.artefacts.evaluation import EvaluationFile
-    from trace_transfer.artefacts.run import RunFile
+    from trace_transfer.core_sets.core_file import CoreFile
+    from trace_transfer.evaluate.scores import EvaluationFile
+    from trace_transfer.identify.identifying import Identified
+    from trace_transfer.patch.verification import Verification
     from trace_transfer.progress import Reporter
-    from trace_transfer.stages.identifying import Identified
-    from trace_transfer.stages.mapping import MapResult
-    from trace_transfer.stages.reporting import Reported
-    from trace_transfer.stages.streaming import Streamed
+    from trace_transfer.records_base import Strict
+    from trace_transfer.report.reporting import Reported
+    from trace_transfer.report.run_record import RunFile
+    from trace_transfer.train.streaming import Streamed
+    from trace_transfer.transfer.mapping import MapResult
 
     Artefact = TypeVar("Artefact", bound=Strict)
 
@@ -63,9 +65,9 @@ def identify(
         >>> found = tt.identify("HuggingFaceTB/SmolLM2-135M", "tasks.yaml", out="runs/smollm2", ratio=0.05)
         >>> found.cores[0].core[0].name
     """
+    from trace_transfer.identify.identifying import plan_identify, run_identify
+    from trace_transfer.identify.settings import IdentifySettings
     from trace_transfer.progress import Silent
-    from trace_transfer.settings.identify import IdentifySettings
-    from trace_transfer.stages.identifying import plan_identify, run_identify
 
     chosen = IdentifySettings.of(profile, **settings)
     plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=texts(rules), out=out)
@@ -102,9 +104,9 @@ def score(
     Examples:
         >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
     """
+    from trace_transfer.identify.identifying import run_score
+    from trace_transfer.identify.settings import IdentifySettings
     from trace_transfer.progress import Silent
-    from trace_transfer.settings.identify import IdentifySettings
-    from trace_transfer.stages.identifying import run_score
 
     chosen = IdentifySettings.of(profile, **settings)
     return run_score(
@@ -140,7 +142,7 @@ def select(
         >>> (wider,) = tt.select("runs/smollm2/math.core.json", ratio=0.1)
         >>> wider.ratio_of_elements
     """
-    from trace_transfer.stages.reselecting import reselect_all
+    from trace_transfer.identify.reselecting import reselect_all
 
     return reselect_all([Path(one) for some in files for one in several(some)], ratio, unit, out)
 
@@ -174,10 +176,10 @@ def map_models(
         >>> found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"])
         >>> found.match.pairs[0], found.carried[0].core.ratio_of_tensors
     """
-    from trace_transfer.hub import local_files
     from trace_transfer.progress import Silent
-    from trace_transfer.settings.mapping import MapSettings
-    from trace_transfer.stages.mapping import plan_map, run_map
+    from trace_transfer.publish.hub import local_files
+    from trace_transfer.transfer.mapping import plan_map, run_map
+    from trace_transfer.transfer.settings import MapSettings
 
     chosen = MapSettings.of(profile, **settings)
     return run_map(plan_map(src, dst, local_files(several(core)), chosen), out, chosen, reporter or Silent())
@@ -216,10 +218,10 @@ def train(
     """
     from trace_transfer.launching import place_among_ranks
     from trace_transfer.progress import Silent
-    from trace_transfer.settings.stream import StreamSettings
-    from trace_transfer.stages.stream_plan import plan_stream, require_space
-    from trace_transfer.stages.streaming import run_stream
     from trace_transfer.stopping import StopSignal
+    from trace_transfer.train.settings import StreamSettings
+    from trace_transfer.train.stream_plan import plan_stream, require_space
+    from trace_transfer.train.streaming import run_stream
 
     plan = plan_stream(
         base, stream, settings=StreamSettings.of(**settings), rules=texts(rules), out=out,
@@ -261,14 +263,14 @@ def evaluate(
         >>> scores = tt.evaluate("models/small", suite="mine.yaml", patch=["runs/math.patch.safetensors"])
         >>> {score.name: score.value for score in scores.scores}
     """
-    from trace_transfer.model_state import ModelState
-    from trace_transfer.models import ModelSource
-    from trace_transfer.patches import Patch
+    from trace_transfer.evaluate.evaluating import evaluate as run_evaluation
+    from trace_transfer.evaluate.evaluating import plan_evaluation
+    from trace_transfer.evaluate.settings import EvaluateSettings
+    from trace_transfer.evaluate.suite_file import load_suite
+    from trace_transfer.models.sources import ModelSource
+    from trace_transfer.patch.model_state import ModelState
+    from trace_transfer.patch.patches import Patch
     from trace_transfer.progress import Silent
-    from trace_transfer.settings.evaluate import EvaluateSettings
-    from trace_transfer.stages.evaluating import evaluate as run_evaluation
-    from trace_transfer.stages.evaluating import plan_evaluation
-    from trace_transfer.tasks.evaluation import load_suite
 
     chosen = EvaluateSettings.of(**settings)
     of_suite = load_suite(suite).with_data(data or {}).only(only)
@@ -305,8 +307,8 @@ def verify(
         >>> moved = tt.verify("Qwen/Qwen2.5-14B", "runs/qwen-14b/model", core=["math.core.json"])
         >>> moved.counts["core moved"].parameters
     """
+    from trace_transfer.patch.verifying import require_frozen, verify_models
     from trace_transfer.progress import Silent
-    from trace_transfer.stages.verifying import require_frozen, verify_models
 
     found = verify_models(
         str(base), str(tuned), cores=[Path(file) for file in several(core)],
@@ -339,13 +341,13 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
     """
     from dataclasses import replace
 
-    from trace_transfer.pipeline.finishing import run_to_the_end
-    from trace_transfer.pipeline.graph import build_graph
-    from trace_transfer.pipeline.reading import load_run
-    from trace_transfer.pipeline.status import read_status
-    from trace_transfer.settings.base import refuse
+    from trace_transfer.settings import refuse
     from trace_transfer.stopping import StopSignal
-    from trace_transfer.views.running import Display
+    from trace_transfer.study.finishing import run_to_the_end
+    from trace_transfer.study.graph import build_graph
+    from trace_transfer.study.reading import load_run
+    from trace_transfer.study.show_running import Display
+    from trace_transfer.study.status import read_status
 
     refuse([f"jobs: {jobs} is not 1 or more"] if jobs is not None and jobs < 1 else [])
     read = load_run(file, None if out is None else Path(out))
@@ -371,7 +373,7 @@ def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
     Examples:
         >>> tt.report("runs/study").files
     """
-    from trace_transfer.stages.reporting import write_report
+    from trace_transfer.report.reporting import write_report
 
     return write_report(run, out)
 
@@ -386,7 +388,7 @@ def read(file: PathLike, kind: type[Any] | None = None) -> Any:
 
     Args:
         file: any JSON file with a `format` of ours.
-        kind: a class of `trace_transfer.artefacts`, such as `CoreFile`, for which the file must be.
+        kind: a class of `trace_transfer.records`, such as `CoreFile`, for which the file must be.
 
     Raises:
         ArtefactError: not there, of another format or version, or with wrong or unknown fields (all are named).
@@ -395,6 +397,6 @@ def read(file: PathLike, kind: type[Any] | None = None) -> Any:
         >>> core = tt.read("runs/smollm2/math.core.json")
         >>> core.ratio_of_tensors, [parameter.name for parameter in core.core]
     """
-    from trace_transfer.artefacts import read_artefact
+    from trace_transfer.records import read_artefact
 
     return read_artefact(file, kind)

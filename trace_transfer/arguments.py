@@ -55,7 +55,7 @@ def checked(settings: str = "") -> Callable[[Callable[Given, Result]], Callable[
             except TypeError:
                 return function(*args, **kwargs)  # raises it, in Python's own words
             bound.apply_defaults()
-            from trace_transfer.settings.base import SettingsError
+            from trace_transfer.settings import SettingsError
 
             problems: list[str] = []
             for name, value in bound.arguments.items():
@@ -74,7 +74,7 @@ def checked(settings: str = "") -> Callable[[Callable[Given, Result]], Callable[
 
 def _settings_problems(settings: str, signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
     """What is wrong with the settings of a call; names of other arguments are known, and meant by what is like them."""
-    from trace_transfer.settings.base import SettingsError, unknown_problems
+    from trace_transfer.settings import SettingsError, unknown_problems
 
     module, _, name = settings.rpartition(".")
     kind = getattr(import_module(f"trace_transfer.{module}"), name)
@@ -99,7 +99,7 @@ def texts(values: Paths) -> tuple[str, ...]:
 
 
 def _shown(value: Any) -> str:
-    from trace_transfer.settings.base import shown
+    from trace_transfer.settings import shown
 
     return shown(value)
 
@@ -142,16 +142,16 @@ def _named(name: str, values: Any, problems: list[str]) -> Mapping[str, PathLike
 
 
 def _artefact(name: str, value: Any, problems: list[str]) -> Any:
-    from trace_transfer.artefacts import ARTEFACTS
+    from trace_transfer.records import ARTEFACTS
 
     if value is not None and value not in ARTEFACTS.values():
-        problems.append(f"{name}: found {_shown(value)}, expected a class of trace_transfer.artefacts such as CoreFile")
+        problems.append(f"{name}: found {_shown(value)}, expected a class of trace_transfer.records such as CoreFile")
     return value
 
 
 def _typed(hint: Any) -> Callable[[str, Any, list[str]], Any]:
     def check(name: str, value: Any, problems: list[str]) -> Any:
-        from trace_transfer.settings.base import validated
+        from trace_transfer.settings import validated
 
         return validated(name, value, hint, problems)
 

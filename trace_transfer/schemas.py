@@ -11,16 +11,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from trace_transfer.pipeline.methods import METHODS
-from trace_transfer.pipeline.reading import KEEP, KEYS, ORDERS
-from trace_transfer.pipeline.run_file import RunTask
-from trace_transfer.pipeline.sections import AXES, SECTIONS
-from trace_transfer.rules.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
-from trace_transfer.rules.parsing import TOP_KEYS
-from trace_transfer.settings.base import Settings, bare, singles
-from trace_transfer.tasks.evaluation import EvaluationSpec
-from trace_transfer.tasks.spec import TaskSpec
-from trace_transfer.tasks.stream import StreamTask
+from trace_transfer.data.tasks_file import TaskSpec
+from trace_transfer.evaluate.suite_file import EvaluationSpec
+from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.families.parsing import TOP_KEYS
+from trace_transfer.settings import Settings, bare, singles
+from trace_transfer.study.methods import METHODS
+from trace_transfer.study.reading import KEEP, KEYS, ORDERS
+from trace_transfer.study.run_file import RunTask
+from trace_transfer.study.sections import AXES, SECTIONS
+from trace_transfer.train.stream_file import StreamTask
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]

@@ -15,12 +15,14 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trace_transfer.artefacts import CoreFile, CoreParameter, library_versions, to_json
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.selection import select
+from trace_transfer.data.probe import SHIPPED_PROBE
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
-from trace_transfer.probe import SHIPPED_PROBE
-from trace_transfer.rules.registry import load_families
-from trace_transfer.stages.opening import open_model
-from trace_transfer.stages.selection import select
+from trace_transfer.records import to_json
+from trace_transfer.records_base import library_versions
 
 
 def fisher(model: torch.nn.Module, examples: list[torch.Tensor]) -> dict[str, float]:

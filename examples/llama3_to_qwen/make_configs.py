@@ -127,7 +127,7 @@ def write_tokenizer(directory: Path) -> None:
 
 def write_hollow_weights(directory: Path) -> None:
     """Safetensors files with the right headers, whose data are a hole in the file."""
-    from trace_transfer.models import ModelSource, load_config, numel, read_inventory
+    from trace_transfer.models.sources import ModelSource, load_config, numel, read_inventory
 
     shapes = read_inventory(load_config(ModelSource.parse(directory))).shapes
     shards: list[dict[str, tuple[int, ...]]] = [{}]

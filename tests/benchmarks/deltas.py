@@ -24,8 +24,8 @@ TASKS = ("math", "code", "law", "medicine")
 
 def one_pass(folder: Path) -> None:
     """What `trace-transfer score` does."""
+    from trace_transfer.identify.differencing import plan_deltas, read_deltas
     from trace_transfer.progress import Silent
-    from trace_transfer.stages.differencing import plan_deltas, read_deltas
 
     read_deltas(plan_deltas(*opened(folder)), Silent())
 
@@ -63,8 +63,8 @@ TIMES = dict(zip(WAYS, (5, 5, 1), strict=True))  # the last takes long, and is f
 
 
 def opened(folder: Path) -> tuple:
-    from trace_transfer.rules.registry import load_families
-    from trace_transfer.stages.opening import open_model
+    from trace_transfer.families.model_handle import open_model
+    from trace_transfer.families.registry import load_families
 
     registry = load_families()
     return open_model(folder / "base", registry), {task: open_model(folder / task, registry) for task in TASKS}

@@ -42,7 +42,7 @@ def texts(model, length: int) -> list:
     """Random texts, every token of them supervised."""
     import torch
 
-    from trace_transfer.examples import Example
+    from trace_transfer.data.examples import Example
 
     shape = (NUM_TEXTS, length)
     ids = torch.randint(1, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).tolist()
@@ -53,7 +53,7 @@ def loss(model, examples):
     """The sum of the examples' mean losses."""
     import torch
 
-    from trace_transfer.examples import IGNORED, collate, losses
+    from trace_transfer.data.examples import IGNORED, collate, losses
 
     batch = collate(examples)
     logits_btv = model(input_ids=batch.input_ids_bt, use_cache=False).logits
@@ -95,12 +95,12 @@ def opacus(model, examples) -> Callable[[], None]:
 def passes(model, examples, streamed: bool) -> Callable[[], None]:
     import torch
 
-    from trace_transfer.fisher.batches import group_examples, prepare
-    from trace_transfer.fisher.capture import captured
-    from trace_transfer.fisher.information import _trusted_sites
-    from trace_transfer.fisher.passes import streamed_pass, whole_pass
-    from trace_transfer.fisher.sites import Pass
-    from trace_transfer.fisher.totals import Totals
+    from trace_transfer.identify.fisher.batches import group_examples, prepare
+    from trace_transfer.identify.fisher.capture import captured
+    from trace_transfer.identify.fisher.information import _trusted_sites
+    from trace_transfer.identify.fisher.passes import streamed_pass, whole_pass
+    from trace_transfer.identify.fisher.sites import Pass
+    from trace_transfer.identify.fisher.totals import Totals
 
     model.requires_grad_(False)
     through = streamed_pass if streamed else whole_pass
@@ -118,8 +118,8 @@ def passes(model, examples, streamed: bool) -> Callable[[], None]:
 
 
 def trial(model, examples) -> Callable[[], None]:
-    from trace_transfer.fisher.information import _trusted_sites
-    from trace_transfer.fisher.passes import whole_pass
+    from trace_transfer.identify.fisher.information import _trusted_sites
+    from trace_transfer.identify.fisher.passes import whole_pass
 
     model.requires_grad_(False)
     return lambda: _trusted_sites(model, list(model.model.layers), examples, whole_pass)

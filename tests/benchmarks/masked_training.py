@@ -46,7 +46,7 @@ def task_data(vocabulary: int, size: str):
     """Random texts, every token of them supervised."""
     import torch
 
-    from trace_transfer.examples import Example, TaskData
+    from trace_transfer.data.examples import Example, TaskData
 
     shape = (SIZES[size]["examples"], SIZES[size]["length"])
     rows = torch.randint(1, vocabulary, shape, generator=torch.Generator().manual_seed(1)).tolist()
@@ -58,8 +58,8 @@ def random_mask(shapes: dict, keep):
     """Parameters drawn until they have the ratio of the elements."""
     import random
 
-    from trace_transfer.masks import Mask
-    from trace_transfer.models import numel
+    from trace_transfer.core_sets.masks import Mask
+    from trace_transfer.models.sources import numel
 
     names = [name for name in shapes if keep(name)]
     random.Random(0).shuffle(names)
@@ -91,13 +91,13 @@ def measure(way: str, size: str) -> None:
     import torch
 
     from tests.benchmarks.streaming import watched
-    from trace_transfer.masks import Mask
-    from trace_transfer.models import ModelSource, numel
-    from trace_transfer.settings.training import TrainSettings
-    from trace_transfer.training import engine as engines
-    from trace_transfer.training import loop, state
-    from trace_transfer.training.adapters import AdaptedModel
-    from trace_transfer.training.loading import BaseModel
+    from trace_transfer.core_sets.masks import Mask
+    from trace_transfer.engine import engine as engines
+    from trace_transfer.engine import loop, state
+    from trace_transfer.engine.adapters import AdaptedModel
+    from trace_transfer.engine.loading import BaseModel
+    from trace_transfer.engine.settings import TrainSettings
+    from trace_transfer.models.sources import ModelSource, numel
 
     torch.set_num_threads(1)
     base = BaseModel(ModelSource.parse(model_path(size)))

@@ -34,7 +34,7 @@ def write_checkpoint(directory: Path, sizes: dict[str, int], seed: int = 0) -> N
     from safetensors.torch import save_file
     from transformers import Qwen2Config
 
-    from trace_transfer.models import read_inventory
+    from trace_transfer.models.sources import read_inventory
 
     config = Qwen2Config(**sizes, **HEADS, architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
     config.save_pretrained(directory)
@@ -103,10 +103,10 @@ def streamed(directory: Path) -> dict[str, float]:
     from transformers.core_model_loading import convert_and_load_state_dict_in_model  # noqa: F401
     from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
-    from trace_transfer.activations import LayerRows, read_layers
-    from trace_transfer.checkpoints import SafetensorsCheckpoint
-    from trace_transfer.maths.gram import pack_layer, packed_length
-    from trace_transfer.probe import Reading
+    from trace_transfer.data.probe import Reading
+    from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+    from trace_transfer.transfer.activations import LayerRows, read_layers
+    from trace_transfer.transfer.gram import pack_layer, packed_length
 
     config = AutoConfig.from_pretrained(directory)
     checkpoint = SafetensorsCheckpoint(directory)

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from tests.evaluation_files import write_suite
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer import cli
-from trace_transfer.artefacts import read_artefact
+from trace_transfer.records import read_artefact
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ import yaml
 from click.testing import CliRunner
 
 from tests.core_files import write_core
-from trace_transfer.artefacts import CoreFile, read_artefact
 from trace_transfer.cli import main
 from trace_transfer.cli.export import TRAINERS
-from trace_transfer.stages import exporting
+from trace_transfer.core_sets import exporting
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.records import read_artefact
 
 
 def run(*arguments):

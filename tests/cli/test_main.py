@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS
 from trace_transfer import __version__, map_models
-from trace_transfer.checkpoints import SafetensorsCheckpoint
 from trace_transfer.cli import COMMANDS, main
 from trace_transfer.cli.map import map_command
-from trace_transfer.settings.base import choices
-from trace_transfer.settings.mapping import PROFILES, MapSettings
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+from trace_transfer.settings import choices
+from trace_transfer.transfer.settings import PROFILES, MapSettings
 
 HEAVY = (
     "torch", "transformers", "accelerate", "safetensors", "deepspeed", "pydantic", "scipy", "plotly", "matplotlib",

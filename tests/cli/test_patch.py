@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.patch_files import loaded, make_patch, mask_of, same_bits, state_of, stored
 from trace_transfer import cli
-from trace_transfer.masks import Mask
-from trace_transfer.patches import Patch
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.patch.patches import Patch
 
 NORM = "model.norm.weight"
 

@@ -7,8 +7,8 @@ from tests.patch_files import make_patch, mask_of, state_of
 from tests.task_files import write_tasks
 from trace_transfer.cli.represent import represent_command
 from trace_transfer.errors import UserError
-from trace_transfer.settings.base import choices, singles
-from trace_transfer.settings.represent import RepresentSettings
+from trace_transfer.represent.settings import RepresentSettings
+from trace_transfer.settings import choices, singles
 
 OPTIONS = {option.name: option for option in represent_command.params}
 BESIDE_SETTINGS = {"models", "tasks", "labelled", "patches", "out", "dry_run"}
@@ -46,7 +46,7 @@ def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):
 
 
 def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trace_transfer.training.loading.load_model", lambda *a, **k: pytest.fail("weights were read"))
+    monkeypatch.setattr("trace_transfer.engine.loading.load_model", lambda *a, **k: pytest.fail("weights were read"))
     result = call(
         tiny("llama"), tiny("phi3"), "--tasks", write_tasks(tmp_path / "tasks"), "--out", tmp_path / "out",
         "--perplexity", 6, "--dry-run",

@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trace_transfer.cli.rules import rules_command as rules
-from trace_transfer.correspondence import build_correspondence
 from trace_transfer.errors import RulesError
-from trace_transfer.maths.depth import depth_match
-from trace_transfer.models import ModelSource, load_config, read_inventory
-from trace_transfer.rules.application import anatomy_of
-from trace_transfer.rules.explanation import explain
-from trace_transfer.rules.registry import load_families, shipped_rules
+from trace_transfer.families.application import anatomy_of
+from trace_transfer.families.correspondence import build_correspondence
+from trace_transfer.families.explanation import explain
+from trace_transfer.families.registry import load_families, shipped_rules
+from trace_transfer.models.sources import ModelSource, load_config, read_inventory
+from trace_transfer.transfer.depth import depth_match
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LLAMA, QWEN2, QWEN3, DEEPSEEK = (

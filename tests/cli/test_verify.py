@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from tests.core_files import write_core
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer import cli
-from trace_transfer.artefacts import read_artefact
-from trace_transfer.masks import Mask, Slice
-from trace_transfer.model_state import write_model
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
+from trace_transfer.records import read_artefact
 
 NORM = "model.norm.weight"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.examples import IGNORED, Example
+from trace_transfer.data.examples import IGNORED, Example
 
 
 def fisher_by_loop(model: nn.Module, groups: Sequence[Sequence[Example]]) -> dict[str, Tensor]:

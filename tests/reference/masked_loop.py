@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.examples import IGNORED, Example
-from trace_transfer.masks import Mask, Slice
-from trace_transfer.settings.training import TrainSettings
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.data.examples import IGNORED, Example
+from trace_transfer.engine.settings import TrainSettings
 
 
 def trained_part(weight: torch.Tensor, part: Slice | None) -> torch.Tensor:

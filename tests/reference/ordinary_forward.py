@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.probe import Reading
+from trace_transfer.data.probe import Reading
 
 
 @torch.no_grad()

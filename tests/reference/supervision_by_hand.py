@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trace_transfer.examples import IGNORED
+from trace_transfer.data.examples import IGNORED
 
 
 def labels_by_hand(ids: Sequence[int], pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> tuple[int, ...]:

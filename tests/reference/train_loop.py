@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.examples import IGNORED, Example
-from trace_transfer.settings.training import TrainSettings
+from trace_transfer.data.examples import IGNORED, Example
+from trace_transfer.engine.settings import TrainSettings
 
 
 def train_slowly(

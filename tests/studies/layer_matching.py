@@ -19,19 +19,19 @@ import numpy as np
 import torch
 
 from tests.disguise import disguise
-from trace_transfer.activations import REPRESENTATIONS, LayerRows, read_layers
-from trace_transfer.checkpoints import open_checkpoint
-from trace_transfer.maths.assignment import POLICIES
-from trace_transfer.maths.cka import SIMILARITIES
-from trace_transfer.maths.gram import GramStack, pack_layer, packed_length
-from trace_transfer.maths.stability import Halves, chosen_by_target, split_half_stability, split_halves
-from trace_transfer.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
+from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.progress import Terminal, quiet_libraries
-from trace_transfer.rules.registry import load_families
-from trace_transfer.settings.mapping import PROFILES, MapSettings
-from trace_transfer.stages.matching import match_layers
-from trace_transfer.stages.opening import OpenModel, load_tokenizer, open_model
-from trace_transfer.stages.probing import TRANSFORMS
+from trace_transfer.transfer.activations import REPRESENTATIONS, LayerRows, read_layers
+from trace_transfer.transfer.assignment import POLICIES
+from trace_transfer.transfer.cka import SIMILARITIES
+from trace_transfer.transfer.gram import GramStack, pack_layer, packed_length
+from trace_transfer.transfer.matching import match_layers
+from trace_transfer.transfer.probing import TRANSFORMS
+from trace_transfer.transfer.settings import PROFILES, MapSettings
+from trace_transfer.transfer.stability import Halves, chosen_by_target, split_half_stability, split_halves
 
 ROWS = ("boundary", "word", "example")
 Stacks = dict[tuple[str, str, str], GramStack]  # (rows, representation, transform)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.settings.evaluate import EvaluateSettings
+from trace_transfer.evaluate.settings import EvaluateSettings
 
 
 @click.command("evaluate")
@@ -45,14 +45,14 @@ def evaluate_command(
     """
     settings = shared.given_settings(EvaluateSettings, ctx, options)
 
-    from trace_transfer.checkpoints import hash_weights
-    from trace_transfer.model_state import ModelState
-    from trace_transfer.models import ModelSource
-    from trace_transfer.patches import Patch
+    from trace_transfer.evaluate.evaluating import evaluate, plan_evaluation, require_same_weights
+    from trace_transfer.evaluate.show import render_evaluation, render_evaluation_plan
+    from trace_transfer.evaluate.suite_file import load_suite
+    from trace_transfer.models.checkpoints import hash_weights
+    from trace_transfer.models.sources import ModelSource
+    from trace_transfer.patch.model_state import ModelState
+    from trace_transfer.patch.patches import Patch
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.evaluating import evaluate, plan_evaluation, require_same_weights
-    from trace_transfer.tasks.evaluation import load_suite
-    from trace_transfer.views.evaluation import render_evaluation, render_evaluation_plan
 
     quiet_libraries()
     suite = load_suite(suite_name).with_data(data).only(only)

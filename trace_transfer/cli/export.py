@@ -48,9 +48,9 @@ def export_command(
     if to != "peft" and (rank is not None or alpha is not None):
         raise click.UsageError("--rank and --alpha are those of adapters: they need --to peft")
 
+    from trace_transfer.core_sets.exporting import export_core
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.progress import quiet_libraries
-    from trace_transfer.stages.exporting import export_core
 
     printed = out is None or str(out) == "-"
     if out is not None and not printed:

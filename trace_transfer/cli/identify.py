@@ -9,8 +9,8 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.identify.settings import IdentifySettings
 from trace_transfer.launching import place_among_ranks
-from trace_transfer.settings.identify import IdentifySettings
 
 
 @click.command("identify")
@@ -56,24 +56,24 @@ def identify_command(
     settings = shared.given_settings(IdentifySettings, ctx, options, profile)
     to = asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
 
-    from trace_transfer.checkpoints import hash_weights
+    from trace_transfer.identify.identifying import plan_identify, run_identify
+    from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.identifying import plan_identify, run_identify
 
     quiet_libraries()
     hash_weights([base, *tuned.values()], Terminal())
     plan = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
     if dry_run:
-        from trace_transfer.views.plans import render_plan
+        from trace_transfer.identify.show_plans import render_plan
 
         click.echo(render_plan(plan))
         return
     found = run_identify(plan, Terminal())
     if found is not None:
-        from trace_transfer.views.identified import render_identified
+        from trace_transfer.identify.show import render_identified
 
         click.echo(render_identified(found))
         if to is not None:
-            from trace_transfer.publishing import publish_cores
+            from trace_transfer.publish.publishing import publish_cores
 
             click.echo(f"sent: {publish_cores(to, found.files, plan.base.source)}")

@@ -43,12 +43,12 @@ def import_command(
     if source != "authors" and (ratio is not None or unit is not None):
         raise click.UsageError("--ratio and --unit select from lists that rank parameters: they need --from authors")
 
-    from trace_transfer.artefacts import to_json
+    from trace_transfer.core_sets.importing import import_patterns
+    from trace_transfer.core_sets.show import render_core_sets
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+    from trace_transfer.identify.reselecting import import_list
     from trace_transfer.progress import quiet_libraries
-    from trace_transfer.stages.importing import import_patterns
-    from trace_transfer.stages.reselecting import import_list
-    from trace_transfer.views.core_sets import render_core_sets
+    from trace_transfer.records import to_json
 
     refuse_inputs([out], [file, model])
     quiet_libraries()

@@ -11,7 +11,7 @@ import click
 @click.argument("file", type=click.Path(path_type=Path))
 def inspect_command(file: Path) -> None:
     """Draw FILE in the terminal: any JSON file that trace-transfer wrote, or a safetensors file."""
+    from trace_transfer.cli.inspection import draw
     from trace_transfer.terminal import console
-    from trace_transfer.views.inspection import draw
 
     draw(file, console())

@@ -9,7 +9,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
-from trace_transfer.settings.mapping import MapSettings
+from trace_transfer.transfer.settings import MapSettings
 
 
 @click.command("map")
@@ -60,16 +60,16 @@ def map_command(
     if to is not None and not core:
         raise click.UsageError("--push-to-hub sends core files, and none is carried; give --core")
 
-    from trace_transfer.checkpoints import hash_weights
-    from trace_transfer.hub import local_files
+    from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.mapping import check_out, plan_map, run_map
+    from trace_transfer.publish.hub import local_files
+    from trace_transfer.transfer.mapping import check_out, plan_map, run_map
 
     quiet_libraries()
     plan = plan_map(src, dst, local_files(core), settings)
     if dry_run:
         check_out(plan, out, settings)  # as `run_map` does
-        from trace_transfer.estimation import estimate, render_estimate
+        from trace_transfer.transfer.estimation import estimate, render_estimate
 
         click.echo(render_estimate(estimate(plan, settings)))
         return
@@ -77,10 +77,10 @@ def map_command(
         hash_weights([src, dst], Terminal())
     result = run_map(plan, out, settings, Terminal())
 
-    from trace_transfer.views.summary import render_summary
+    from trace_transfer.transfer.show import render_summary
 
     click.echo(render_summary(result))
     if to is not None:
-        from trace_transfer.publishing import publish_cores
+        from trace_transfer.publish.publishing import publish_cores
 
         click.echo(f"sent: {publish_cores(to, result.files, plan.target.source)}")

@@ -10,12 +10,12 @@ import click
 from click.core import ParameterSource
 
 from trace_transfer.cli.values import OUT_DIRECTORY, RATIO
-from trace_transfer.settings.base import LARGEST, Settings, Single, bare, choices, limits_of, singles
-from trace_transfer.settings.identify import IdentifySettings
-from trace_transfer.settings.scoring import Compute, ScoreSettings
-from trace_transfer.settings.stream import StreamSettings
-from trace_transfer.settings.training import TrainSettings
-from trace_transfer.settings.warm_start import WarmStartSettings
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.identify.scoring_settings import Compute, ScoreSettings
+from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identify.warm_start_settings import WarmStartSettings
+from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
+from trace_transfer.train.settings import StreamSettings
 
 Decorator = Callable[[Any], Any]
 Chosen = TypeVar("Chosen", bound=Settings)
@@ -78,7 +78,7 @@ def _type(field: Any) -> Any:
 
 
 def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
-    from trace_transfer.settings.deepspeed_json import read_deepspeed_json
+    from trace_transfer.engine.deepspeed_json import read_deepspeed_json
 
     return {} if value is None else read_deepspeed_json(value)
 

@@ -8,7 +8,7 @@ import click
 
 from trace_transfer.cli.publishing import asked_destination, push_options
 from trace_transfer.cli.values import OUT_DIRECTORY, OUT_FILE
-from trace_transfer.mergekit_file import METHODS
+from trace_transfer.patch.mergekit_file import METHODS
 
 FILES = click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
 OUT = click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the model; new.")
@@ -40,7 +40,7 @@ def apply_patches(
     to = asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
     if to is not None:
-        from trace_transfer.publishing import publish_patched
+        from trace_transfer.publish.publishing import publish_patched
 
         click.echo(f"sent: {publish_patched(to, out, patches)}")
 
@@ -61,9 +61,9 @@ def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
 
 
 def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> None:
+    from trace_transfer.patch.patching import move_model
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.patching import move_model
-    from trace_transfer.views.report_numbers import several
+    from trace_transfer.report.numbers import several
 
     quiet_libraries()
     state = move_model(model, patches, out, Terminal(), revert=revert)
@@ -89,9 +89,9 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
     trace-transfer patch task-models Qwen/Qwen2.5-14B runs/*.patch.safetensors --out vectors
     mergekit-yaml vectors/mergekit.yaml merged
     """
+    from trace_transfer.patch.merging import write_task_models
+    from trace_transfer.patch.show import render_task_models
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.merging import write_task_models
-    from trace_transfer.views.patches import render_task_models
 
     quiet_libraries()
     click.echo(render_task_models(write_task_models(base, patches, out, Terminal(), merge_method=merge_method)))
@@ -109,9 +109,9 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
     trace-transfer patch diff Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-0.5B-Instruct \\
         --out instruct.patch.safetensors
     """
+    from trace_transfer.patch.patching import diff_models
+    from trace_transfer.patch.show import render_differences
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.patching import diff_models
-    from trace_transfer.views.patches import render_differences
 
     quiet_libraries()
     found = diff_models(first, second, out, Terminal(), task=task)
@@ -123,7 +123,7 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
 @click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
 def show_patches(patches: tuple[Path, ...]) -> None:
     """List what PATCHes hold; no weights are read."""
-    from trace_transfer.patches import Patch
-    from trace_transfer.views.patches import render_patch
+    from trace_transfer.patch.patches import Patch
+    from trace_transfer.patch.show import render_patch
 
     click.echo("\n\n".join(render_patch(patch) for patch in Patch.open_all(patches)))

@@ -21,11 +21,12 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
     \b
     trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
-    from trace_transfer.artefacts import CoreFile, read_artefact
+    from trace_transfer.core_sets.core_file import CoreFile
+    from trace_transfer.families.registry import load_families
     from trace_transfer.files import refuse_inputs
+    from trace_transfer.identify.draw import importance_of, write_importance_html, write_importance_png
     from trace_transfer.locking import held
-    from trace_transfer.rules.registry import load_families
-    from trace_transfer.views.importance import importance_of, write_importance_html, write_importance_png
+    from trace_transfer.records import read_artefact
 
     page, picture = out / "importance.html", out / "importance.png"
     refuse_inputs([page, picture], files)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from trace_transfer.hub import Destination
+    from trace_transfer.publish.hub import Destination
 
 
 def push_options(what: str) -> Callable[[Any], Any]:
@@ -38,6 +38,6 @@ def asked_destination(push_to_hub: str | None, private: bool) -> Destination | N
         if private:
             raise click.UsageError("--private: says how the repository of --push-to-hub is made; give that, too")
         return None
-    from trace_transfer.hub import destination
+    from trace_transfer.publish.hub import destination
 
     return destination(push_to_hub, private=private)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.settings.represent import RepresentSettings
+from trace_transfer.represent.settings import RepresentSettings
 
 
 @click.command("represent")
@@ -54,9 +54,9 @@ def represent_command(
     settings = shared.given_settings(RepresentSettings, ctx, options)
 
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.representing import FILES, name_models, open_states, plan_representation
-    from trace_transfer.stages.representing import run_representation as run
-    from trace_transfer.views.representation_table import render_plan, render_representation
+    from trace_transfer.represent.representing import FILES, name_models, open_states, plan_representation
+    from trace_transfer.represent.representing import run_representation as run
+    from trace_transfer.represent.show import render_plan, render_representation
 
     quiet_libraries()
     states = open_states(name_models(models, labelled), [(name, Path(file)) for name, file in patches])

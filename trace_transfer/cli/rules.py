@@ -14,7 +14,7 @@ from trace_transfer.cli.values import OUT_FILE
 from trace_transfer.errors import RulesError
 
 if TYPE_CHECKING:
-    from trace_transfer.rules.explanation import Line
+    from trace_transfer.families.explanation import Line
     from trace_transfer.terminal import Page
 
 ENDLESS = 10_000  # columns
@@ -36,8 +36,8 @@ def rules_command() -> None:
 @RULES_OPTION
 def list_families(rules_path: Path | None) -> None:
     """List the families that have rules."""
-    from trace_transfer.rules.registry import load_families
-    from trace_transfer.rules.tables import display_path
+    from trace_transfer.families.registry import load_families
+    from trace_transfer.families.tables import display_path
 
     registry = load_families(rules_path)
     rows = []
@@ -59,9 +59,9 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
     transformers' default one for each of a family's model types. Models are built without memory for their weights.
     """
+    from trace_transfer.families.checking import UncheckedError, planned_checks
+    from trace_transfer.families.registry import load_families, rules_files
     from trace_transfer.progress import quiet_libraries
-    from trace_transfer.rules.checking import UncheckedError, planned_checks
-    from trace_transfer.rules.registry import load_families, rules_files
 
     quiet_libraries()
     registry = load_families([*paths, *([rules_path] if rules_path else [])])
@@ -95,9 +95,9 @@ def draft(
     has, and at its end a list of those left to assign, with hints. The exit code is 0 if the draft fits the model, 1 if
     something is left to do.
     """
+    from trace_transfer.families.drafting import write_draft
+    from trace_transfer.families.registry import load_families
     from trace_transfer.progress import quiet_libraries
-    from trace_transfer.rules.drafting import write_draft
-    from trace_transfer.rules.registry import load_families
 
     quiet_libraries()
     written = write_draft(model, load_families(rules_path), out, force, anyway)
@@ -117,15 +117,15 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     The layer match is not known here; for the totals layers of the same relative depth are matched, each layer of the
     deeper model with one, as the default --match of `map` does.
     """
-    from trace_transfer.correspondence import build_correspondence
-    from trace_transfer.maths.stability import chosen_by_target, depth_pairs
-    from trace_transfer.models import ModelSource, load_config, read_inventory
+    from trace_transfer.families.application import anatomy_of
+    from trace_transfer.families.correspondence import build_correspondence
+    from trace_transfer.families.explanation import explain as lines_of
+    from trace_transfer.families.explanation import totals
+    from trace_transfer.families.registry import load_families
+    from trace_transfer.models.sources import ModelSource, load_config, read_inventory
     from trace_transfer.progress import quiet_libraries
-    from trace_transfer.rules.application import anatomy_of
-    from trace_transfer.rules.explanation import explain as lines_of
-    from trace_transfer.rules.explanation import totals
-    from trace_transfer.rules.registry import load_families
-    from trace_transfer.settings.mapping import MapSettings
+    from trace_transfer.transfer.settings import MapSettings
+    from trace_transfer.transfer.stability import chosen_by_target, depth_pairs
 
     quiet_libraries()
     registry = load_families(rules_path)

@@ -27,38 +27,38 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     """
     from dataclasses import replace
 
-    from trace_transfer.pipeline.reading import load_run
+    from trace_transfer.study.reading import load_run
 
     run = load_run(file, out)
     run = replace(run, jobs=jobs or run.jobs)
 
-    from trace_transfer.checkpoints import hash_weights
-    from trace_transfer.pipeline.graph import build_graph
-    from trace_transfer.pipeline.status import read_status
+    from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.study.graph import build_graph
+    from trace_transfer.study.status import read_status
 
     quiet_libraries()
     hash_weights([run.source, run.target], Terminal())
     graph = build_graph(run)
     if prune:
-        from trace_transfer.pipeline.pruning import prune_steps
-        from trace_transfer.views.report_numbers import several
+        from trace_transfer.report.numbers import several
+        from trace_transfer.study.pruning import prune_steps
 
         removed = prune_steps(graph, run.out)
         click.echo(f"removed {several(len(removed), 'step')}" + (":\n" + "\n".join(removed) if removed else ""))
         return
     status = read_status(graph, run.out, rebuild=rebuild)
     if dry_run:
-        from trace_transfer.pipeline.checking import check_plan
-        from trace_transfer.views.run_plan import render_run_plan
+        from trace_transfer.study.checking import check_plan
+        from trace_transfer.study.show_plan import render_run_plan
 
         click.echo(render_run_plan(graph, status, check_plan(graph)))
         return
 
-    from trace_transfer.pipeline.finishing import run_to_the_end
     from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.views.run_plan import render_run
-    from trace_transfer.views.running import Display
+    from trace_transfer.study.finishing import run_to_the_end
+    from trace_transfer.study.show_plan import render_run
+    from trace_transfer.study.show_running import Display
 
     with stop_on_sigterm() as stop:
         done = run_to_the_end(graph, status, Display(), stop)

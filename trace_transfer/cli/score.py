@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.settings.identify import IdentifySettings
+from trace_transfer.identify.settings import IdentifySettings
 
 
 @click.command("score")
@@ -51,9 +51,9 @@ def score_command(
     """
     settings = shared.given_settings(IdentifySettings, ctx, options, profile)
 
+    from trace_transfer.identify.identifying import run_score
+    from trace_transfer.identify.show import render_identified
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.identifying import run_score
-    from trace_transfer.views.identified import render_identified
 
     quiet_libraries()
     found = run_score(base, tuned=tuned, tasks=tasks, settings=settings, rules=rules, out=out, reporter=Terminal())

@@ -11,6 +11,6 @@ import click
 @click.argument("ticket", type=click.Path(path_type=Path))
 def step_command(ticket: Path) -> None:
     """Do the step of a run that a ticket describes; started by `run` for each of several processes."""
-    from trace_transfer.pipeline.worker import run_ticket
+    from trace_transfer.study.worker import run_ticket
 
     run_ticket(ticket)

@@ -32,11 +32,11 @@ def verify_command(
     trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model --core math.core.json \\
         --core law.core.json
     """
-    from trace_transfer.artefacts import to_json
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+    from trace_transfer.patch.show_verification import render_verification
+    from trace_transfer.patch.verifying import require_frozen, verify_models
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.verifying import require_frozen, verify_models
-    from trace_transfer.views.verification import render_verification
+    from trace_transfer.records import to_json
 
     if json_file is not None:
         refuse_inputs([json_file], [base, tuned, *cores, *patches], "--json")

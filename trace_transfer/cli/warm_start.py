@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.identify.settings import IdentifySettings
 from trace_transfer.launching import place_among_ranks
-from trace_transfer.settings.identify import IdentifySettings
 
 
 @click.command("warm-start")
@@ -41,9 +41,9 @@ def warm_start_command(
     settings = shared.given_settings(IdentifySettings, ctx, options)
     first = place_among_ranks().rank == 0
 
+    from trace_transfer.identify.identifying import plan_identify, run_warm_starts_of
+    from trace_transfer.identify.show_plans import render_plan, render_warm_starts
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.stages.identifying import plan_identify, run_warm_starts_of
-    from trace_transfer.views.plans import render_plan, render_warm_starts
 
     quiet_libraries()
     plan = plan_identify(base, tasks, tuned={}, settings=settings, rules=rules, out=out, with_scores=False)

@@ -1,0 +1,445 @@
+"""What `inspect` shows of small made-up files, on narrow and wide terminals and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.segment import Segment
+from safetensors.numpy import save_file
+
+from tests.run_files import SOURCE, write_run
+from trace_transfer.cli import inspection
+from trace_transfer.cli.inspection import draw
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.errors import ArtefactError
+from trace_transfer.evaluate.scores import EvaluationFile, RepresentationFile, RepresentedModel, Score
+from trace_transfer.records import ARTEFACTS, to_json
+from trace_transfer.report.summarising import summarise
+from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
+
+WIDTHS = [60, 80, 200]
+KINDS = ("input_layernorm.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight")
+
+
+def model(name: str, num_layers: int) -> dict:
+    counts = {"num_layers": num_layers, "num_parameters": 3 * num_layers + 1, "num_elements": 10**9}
+    return {"id": name, "family": "llama", "model_type": "llama", "names_sha256": "0" * 64, **counts}
+
+
+def layer_match(folder: Path, num_source: int, num_target: int, matrix: np.ndarray | None = None) -> Path:
+    """A match of each source layer with the target layer of the same depth, where the matrix is largest."""
+    best = [round(source * (num_target - 1) / (num_source - 1)) for source in range(num_source)]
+    if matrix is None:
+        matrix = np.full((num_source, num_target), 0.1)
+        matrix[range(num_source), best] = 0.9
+        matrix[0, -1] = np.nan
+    pairs = [
+        {"source": s, "target": t, "similarity": 0.9, "margin": -0.0123, "runner_up": t + 1, "flip_rate": 0.25}
+        for s, t in enumerate(best)
+    ]
+    match = LayerMatch.model_validate(
+        {
+            "source": model("[bold]small[/bold]", num_source),
+            "target": model("big", num_target),
+            "probe": {
+                "name": "built-in", "sha256": "1" * 64, "num_texts": 512, "rows": "boundary", "num_minibatches": 8,
+                "num_rows": 4000, "max_length": 256, "seed": 0,
+            },
+            "similarity": "cka-debiased", "representation": "update", "transform": "rms", "policy": "argmax",
+            "chosen_by": "source", "pairs": pairs, "unmatched_targets": [1, 2, 3, 5],
+            "stability": {"num_splits": 20, "same": 0.875, "within_one": 1.0},
+            "depth": {"agreement": 0.5, "within_one": 0.75, "mean_similarity_gain": 0.031},
+            "warnings": ["layer 3 of [red]small[/red] hardly differs from layer 4"],
+        }
+    )  # fmt: skip
+    path = folder / "layer_match.json"
+    path.write_text(to_json(match), "utf-8")
+    save_file({"similarity": matrix}, folder / "similarity.safetensors")
+    return path
+
+
+def core_file(folder: Path, num_layers: int = 4) -> Path:
+    """Of each layer q_proj is core in the even layers, half of down_proj in layer 1, the embedding never scored."""
+    parameters = []
+    for layer in range(num_layers):
+        name = f"model.layers.{layer}."
+        parameters.append({"name": name + KINDS[0], "shape": [8], "score": 0.01 * layer})
+        parameters.append({"name": name + KINDS[2], "shape": [8, 8], "score": 5 - layer, "core": layer % 2 == 0})
+        for part, rows in enumerate(([[0, 4]], [[4, 8]])):
+            core = layer == 1 and part == 0
+            parameters.append(
+                {"name": name + KINDS[1], "shape": [8, 8], "rows": rows, "score": 1.5 + part / 8, "core": core}
+            )
+    parameters.sort(key=lambda parameter: -parameter["score"])
+    parameters.append({"name": "model.embed_tokens.weight", "shape": [50, 8]})
+    origin = {
+        "model": model("small", 2), "core_sha256": "2" * 64, "layer_match_sha256": "3" * 64,
+        "rules": ["llama.yaml", "qwen3.yaml"], "carry": "scores",
+    }  # fmt: skip
+    core = CoreFile.model_validate(
+        {
+            "task": "math",
+            "model": model("big", num_layers),
+            "method": {"name": "lf", "ratio": 0.05, "alpha": 0.5},
+            "parameters": parameters,
+            "transferred_from": origin,
+        }
+    )
+    path = folder / "math.core.json"
+    path.write_text(to_json(core), "utf-8")
+    return path
+
+
+def correspondence(folder: Path, num_layers: int = 3) -> Path:
+    entries = [{"name": "lm_head.weight", "components": ["head"], "targets": [{"name": "head.weight", "rule": "r"}]}]
+    for layer in range(num_layers):
+        targets = [
+            {"name": f"model.layers.{layer + 1}.self_attn.qkv.weight", "rows": [[0, 4]], "rule": "a.yaml:1"},
+            {"name": f"model.layers.{layer + 1}.self_attn.q_norm.weight", "rule": "a.yaml:1 (expand)"},
+        ]
+        name = f"model.layers.{layer}.self_attn.q_proj.weight"
+        entries.append({"name": name, "components": ["attention.query"], "targets": targets})
+        dropped = {"components": ["mlp.gate"], "targets": [], "dropped": "gpt2 has no mlp.gate"}
+        entries.append({"name": f"model.layers.{layer}.mlp.gate.weight", **dropped})
+    file = CorrespondenceFile.model_validate(
+        {
+            "source": model("small", num_layers),
+            "target": model("big", num_layers + 1),
+            "layer_match_sha256": "4" * 64,
+            "parameters": entries,
+            "unreached_targets": [{"name": "model.layers.0.a", "reason": "no source layer is matched to its layer"}],
+            "counts": {"parameters": 7, "mapped": 4, "dropped": 3, "unreached_targets": 1},
+        }
+    )
+    path = folder / "correspondence.json"
+    path.write_text(to_json(file), "utf-8")
+    return path
+
+
+def shown(path: Path, width: int = 80) -> list[str]:
+    """The lines as a pipe gets them; none is wider than the console."""
+    file = io.StringIO()
+    draw(path, Console(file=file, width=width, color_system=None))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+def squeezed(lines: list[str]) -> list[str]:
+    """The lines of a table with one space between columns."""
+    return [" ".join(line.split()) for line in lines]
+
+
+def cells_of(lines: list[str], num_rows: int) -> list[str]:
+    """The rows of the heatmap without their labels, the first above."""
+    start = lines.index("") + 1
+    return [line[line.index(line.split()[0]) + len(line.split()[0]) + 1 :] for line in lines[start : start + num_rows]]
+
+
+def test_layer_match_in_a_pipe(tmp_path: Path) -> None:
+    lines = shown(layer_match(tmp_path, 4, 10), 200)
+    assert lines[0] == "Layer match: [bold]small[/bold] (llama, 4 layers) → big (llama, 10 layers)"
+    assert lines[1] == "cka-debiased, update, rms, argmax; boundary rows of 512 texts (built-in)"
+    assert cells_of(lines, 4) == [" " * 18 + "[]", " " * 12 + "[]", " " * 6 + "[]", "[]" + " " * 16 + "??"]
+    assert [line.split()[0] for line in lines[3:7]] == ["3", "2", "1", "0"]
+    assert lines[7] == "  0         5"
+    assert "[] chosen pair, ? no value" in lines[9]
+    table = squeezed(lines)
+    assert "source target CKA margin runner-up target flip rate" in table
+    assert "1 3 0.900 -0.0123 4 25%" in table
+    assert lines[-4:] == [
+        "target layers without a match: 1-3, 5 (4)",
+        "same choice on other texts: 88% of the layers, 100% to within one (20 splits)",
+        "same as relative depth: 50% of the layers, 75% to within one; mean CKA +0.031 against it",
+        "! layer 3 of [red]small[/red] hardly differs from layer 4",
+    ]
+
+
+def test_layer_match_shades_by_similarity(tmp_path: Path) -> None:
+    matrix = np.linspace(0, 1, 30).reshape(3, 10)
+    lines = shown(layer_match(tmp_path, 3, 10, matrix))
+    assert cells_of(lines, 3) == ["**######%%%%%%@@@@[]", "----====[]++++++****", "[]      ......::::--"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("shape", [(4, 30), (30, 24), (32, 64), (80, 94)], ids=str)
+def test_heatmap_fits_any_width(tmp_path: Path, shape: tuple[int, int], width: int) -> None:
+    num_source, num_target = shape
+    lines = shown(layer_match(tmp_path, *shape), width)
+    pooled = num_target > width - len(str(num_source - 1)) - 1
+    assert ("a cell shows the largest value of 2 x 2 layers" in " ".join(squeezed(lines))) == pooled
+    rows = cells_of(lines, -(-num_source // 2) if pooled else num_source)
+    assert all("O" in row or "[]" in row for row in rows)
+    assert sum(len(line.split()) == 6 and line.split()[2] == "0.900" for line in lines) == num_source
+
+
+def test_heatmap_in_colour(tmp_path: Path) -> None:
+    path = layer_match(tmp_path, 4, 10)
+    console = Console(
+        file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor", record=True, _environ={}
+    )
+    draw(path, console)
+    segments = list(Segment.filter_control(console._record_buffer))
+    marked = [one.style.bgcolor.name for one in segments if one.style and one.style.bgcolor and "●" in one.text]
+    assert marked == ["rgb(253,231,37)"] * 4
+    backgrounds = {one.style.bgcolor.name for one in segments if one.style and one.style.bgcolor}
+    assert backgrounds == {"rgb(253,231,37)", "rgb(68,1,84)", "rgb(150,150,150)"}
+
+
+def test_terminal_without_colour_gets_characters(tmp_path: Path) -> None:
+    file = io.StringIO()
+    draw(layer_match(tmp_path, 4, 10), Console(file=file, width=80, force_terminal=True, no_color=True, _environ={}))
+    assert "[]" in file.getvalue() and "●" not in file.getvalue()
+
+
+def test_layer_match_without_its_matrix(tmp_path: Path) -> None:
+    path = layer_match(tmp_path, 4, 10)
+    (tmp_path / "similarity.safetensors").unlink()
+    lines = shown(path)
+    assert "(no heatmap: similarity.safetensors is not beside layer_match.json)" in lines
+    assert "target layers without a match: 1-3, 5 (4)" in lines
+
+
+def test_layer_match_with_a_matrix_of_another_run(tmp_path: Path) -> None:
+    path = layer_match(tmp_path, 4, 10)
+    save_file({"similarity": np.zeros((4, 9))}, tmp_path / "similarity.safetensors")
+    with pytest.raises(ArtefactError, match=r"'similarity' is \[4, 9\], but the layer match is of \[4, 10\] layers"):
+        shown(path)
+    save_file({"other": np.zeros((4, 10))}, tmp_path / "similarity.safetensors")
+    with pytest.raises(ArtefactError, match="holds no readable tensor 'similarity'"):
+        shown(path)
+
+
+def test_core_file(tmp_path: Path) -> None:
+    lines = shown(core_file(tmp_path), 100)
+    assert lines[:5] == [
+        "Core set of math: big (llama, 4 layers)",
+        "method lf, ratio 0.05 of tensors, alpha 0.5",
+        "core: 3 of 17 tensors (17.65%), 160 of 944 elements (16.95%)",
+        "tensors without a score: 1",
+        "carried over from small (llama, 2 layers), carry scores, rules llama.yaml, qwen3.yaml",
+    ]
+    assert lines[6:11] == [
+        " " * 26 + "0",
+        "input_layernorm.weight    · · · ·        0/4",
+        "mlp.down_proj.weight      · ▒▒· ·        1/8",
+        "self_attn.q_proj.weight   ██· ██·        2/4",
+        "model.embed_tokens.weight ·              0/1",
+    ]
+    table = squeezed(lines)
+    assert "The 15 best of 16 scores" in table
+    assert "1 5 core model.layers.0.self_attn.q_proj.weight" in table
+    assert "5 1.625 model.layers.0.mlp.down_proj.weight [rows 4:8]" in table
+    assert table[-1].startswith("15 ")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("num_layers", [2, 30, 94])
+def test_core_grid_fits_any_width(tmp_path: Path, num_layers: int, width: int) -> None:
+    lines = shown(core_file(tmp_path, num_layers), width)
+    (row,) = [line for line in lines if line.startswith("self_attn.q_proj.weight ")]
+    assert row.endswith(f"{-(-num_layers // 2)}/{num_layers}")
+    pooled = num_layers > width - len("input_layernorm.weight") - 14
+    assert ("█" in row, "▒" in row) == (not pooled, pooled), "every other layer is core: pooled, each column is in part"
+
+
+def test_importance_of_a_core_file(tmp_path: Path) -> None:
+    lines = shown(core_file(tmp_path), 100)
+    start = lines.index(next(line for line in lines if line.split() == ["A-Q", "M-D", "LN-In"]))
+    assert lines[start - 1] == ""
+    assert lines[start : start + 8] == [
+        "      A-Q M-D  LN-In",
+        "    3  =   -",
+        "    2 [*]  -",
+        "    1  %  (-)",
+        "    0 [@]  -",
+        "embed    ?",
+        "score ' .:-=+*#%@' from 0 to 5, [ ] core, ( ) core in part, ? no score",
+        "LN-In norm before attention",
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_module_labels_stand_upright_where_they_have_no_room(tmp_path: Path, width: int) -> None:
+    names = {
+        "A-Q": "self_attn.q_proj", "A-K": "self_attn.k_proj", "A-V": "self_attn.v_proj", "A-O": "self_attn.o_proj",
+        "M-G": "mlp.gate_proj", "M-U": "mlp.up_proj", "M-D": "mlp.down_proj", "LN-In": "input_layernorm",
+        "Q-Norm": "self_attn.q_norm", "K-Norm": "self_attn.k_norm", "LN-PostA": "post_attention_layernorm",
+        "LN-PreM": "pre_feedforward_layernorm", "LN-PostM": "post_feedforward_layernorm",
+    }  # fmt: skip
+    parameters = [
+        {
+            "name": f"model.layers.{layer}.{name}.weight",
+            "shape": [8],
+            "score": 99 - 13 * layer - index,
+            "core": layer == 0,
+        }
+        for layer in range(7)
+        for index, name in enumerate(names.values())
+    ]
+    identity = {**model("big", 7), "num_parameters": 91, "family": "gemma3", "model_type": "gemma3_text"}
+    method = {"name": "lf", "ratio": 0.05}
+    path = tmp_path / "math.core.json"
+    file = {"task": "math", "model": identity, "method": method, "parameters": parameters}
+    path.write_text(to_json(CoreFile.model_validate(file)), "utf-8")
+    lines = shown(path, width)
+    (last,) = [number for number, line in enumerate(lines) if line.startswith("0 ") and "[@]" in line]
+    assert lines[last].count("[") == 13
+    if width >= 80:
+        assert lines[last - 7].split() == list(names)
+        return
+    middles = [column + 1 for column, character in enumerate(lines[last]) if character == "["]
+    upright = ["".join(line.ljust(width)[at] for line in lines[last - 14 : last - 6]) for at in middles]
+    assert [label.strip() for label in upright] == list(names)
+
+
+def test_importance_in_colour(tmp_path: Path) -> None:
+    path = core_file(tmp_path)
+    console = Console(
+        file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor", record=True, _environ={}
+    )
+    draw(path, console)
+    cells = [one for one in Segment.filter_control(console._record_buffer) if one.style and one.style.bgcolor]
+    assert [one.style.bgcolor.name for one in cells if "●" in one.text] == ["rgb(31,158,137)", "rgb(253,231,37)"]
+    assert [one.style.bgcolor.name for one in cells if "·" in one.text] == ["rgb(49,104,142)"]
+    assert cells[-1].style.bgcolor.name == "rgb(150,150,150)", "the embedding has no score"
+    assert len(cells) == 4 * 3 + 1
+
+
+def test_importance_of_an_unknown_family(tmp_path: Path) -> None:
+    parameter = {"name": "blocks.0.w", "shape": [2], "score": 1.0, "core": True}
+    method = {"name": "lf", "ratio": 0.05}
+    identity = {**model("big", 1), "family": "mine", "model_type": "mine"}
+    file = {"task": "math", "model": identity, "method": method, "parameters": [parameter]}
+    path = tmp_path / "math.core.json"
+    path.write_text(to_json(CoreFile.model_validate(file)), "utf-8")
+    text = " ".join(squeezed(shown(path, 100)))
+    assert "(no heatmap: math: no parameter belongs to a component of family 'mine'" in text
+    assert "1 1 core blocks.0.w" in text
+
+
+def test_parts_are_called_parts(tmp_path: Path) -> None:
+    path = core_file(tmp_path)
+    path.write_text(path.read_text("utf-8").replace('"unit": "tensors"', '"unit": "rows"'), "utf-8")
+    lines = shown(path, 100)
+    assert lines[2].startswith("core: 3 of 17 parts of tensors (17.65%)")
+    assert lines[3] == "parts of tensors without a score: 1"
+
+
+def test_correspondence(tmp_path: Path) -> None:
+    lines = shown(correspondence(tmp_path))
+    assert lines[0] == "Correspondence: small (llama, 3 layers) → big (llama, 4 layers)"
+    assert lines[1] == "7 parameters, 4 mapped, 3 dropped, 1 unreached targets"
+    table = squeezed(lines)
+    first = table.index("self_attn.q_proj.weight self_attn.qkv.weight (part) 3")
+    assert table[first + 1] == "self_attn.q_norm.weight"
+    assert "lm_head.weight head.weight 1" in table
+    assert "dropped source parameters: 3" in lines
+    assert "3 gpt2 has no mlp.gate" in table
+    assert "target parameters that nothing reaches: 1" in lines
+    assert "1 no source layer is matched to its layer" in table
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    tensors = {"a.weight": np.zeros((3, 4), np.float32), "scale": np.zeros((), np.int64)}
+    save_file(tensors, path, {"format": "trace-transfer/patch", "note": "[b]x[/b]"})
+    lines = shown(path)
+    assert lines[0] == f"some.safetensors: 2 tensors, 13 elements, {path.stat().st_size} bytes"
+    assert lines[1:3] == ["format: trace-transfer/patch", "note: [b]x[/b]"]
+    table = squeezed(lines)
+    assert "a.weight F32 3 x 4" in table
+    assert "scale I64 scalar" in table
+
+
+def test_ascii_console_gets_ascii(tmp_path: Path) -> None:
+    for path in (layer_match(tmp_path, 4, 10), core_file(tmp_path), correspondence(tmp_path)):
+        file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        draw(path, Console(file=file, width=80, color_system=None))
+        file.flush()
+        assert b"->" in file.buffer.getvalue() or b"##" in file.buffer.getvalue()
+
+
+def test_files_that_cannot_be_drawn(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    other = tmp_path / "other.json"
+    other.write_text('{"format": "something"}', "utf-8")
+    with pytest.raises(ArtefactError, match="format 'something', expected trace-transfer/core or trace-transfer/layer"):
+        draw(other, console)
+    with pytest.raises(ArtefactError, match="cannot be read: No such file"):
+        draw(tmp_path / "none.json", console)
+    with pytest.raises(ArtefactError, match="cannot be read: "):
+        draw(tmp_path / "none.safetensors", console)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x00" * 5)
+    with pytest.raises(ArtefactError, match="not a safetensors file, or cut short"):
+        draw(broken, console)
+
+
+def test_a_directory_tells_what_in_it_can_be_drawn(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with pytest.raises(ArtefactError, match="is a directory; nothing in it can be drawn; inspect draws the JSON files"):
+        draw(tmp_path, console)
+    core_file(tmp_path)
+    layer_match(tmp_path, 4, 4)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    (tmp_path / "folder.json").mkdir()
+    names = sorted(file.name for file in tmp_path.iterdir() if file.name not in ("config.json", "folder.json"))
+    held = re.escape(f"{tmp_path}: is a directory; it holds {', '.join(names)}: name one of them")
+    with pytest.raises(ArtefactError, match=f"^{held}$"):
+        draw(tmp_path, console)
+    for number in range(30):
+        (tmp_path / f"a{number:02}.safetensors").touch()
+    with pytest.raises(ArtefactError, match=f"a19.safetensors, {10 + len(names)} more: name one of them"):
+        draw(tmp_path, console)
+
+
+def test_a_picture_is_not_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "heatmap.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    with pytest.raises(
+        ArtefactError, match=r"heatmap.png: cannot be drawn; inspect draws the JSON files that trace-tr"
+    ):
+        draw(picture, Console(file=io.StringIO()))
+
+
+def test_every_format_is_drawn() -> None:
+    assert {*inspection.DRAWN, LayerMatch} == set(ARTEFACTS.values())
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    """Each of them shows what it is about."""
+    run = write_run(tmp_path / "run", methods=("sequential", "random"), seeds=(0, 1, 2))
+    (run / "summary.json").write_text(to_json(summarise(run)), "utf-8")
+    told = {"run.json": "sequential", "summary.json": "Sequential fine-tuning"}
+    scores = next(run.rglob("scores.json"))
+    told |= {str(scores.relative_to(run)): "maths-test (", str(scores.with_name("step.json").relative_to(run)): "Step "}
+    for name, text in told.items():
+        assert text in "\n".join(shown(run / name, 200))
+    assert "0.1" in "\n".join(shown(scores))
+
+
+def test_scores_of_a_model_and_embeddings(tmp_path: Path) -> None:
+    score = Score(
+        name="sums", kind="loss", metric="loss", value=1.25, higher_is_better=False, num_examples=4, seconds=1.0
+    )
+    file = tmp_path / "evaluation.json"
+    file.write_text(to_json(EvaluationFile(model=SOURCE, fingerprint="f", suite="mine", scores=(score,))), "utf-8")
+    assert "1.2500" in "\n".join(shown(file)) and "lower is better" in "\n".join(shown(file))
+    one = RepresentedModel(
+        label="base",
+        model=SOURCE,
+        fingerprint="f",
+        silhouette=0.5,
+        distances=((0.0, 2.5), (2.5, 0.0)),
+        spread=(1.0, 1.0),
+    )
+    content = RepresentationFile(tasks=("a", "b"), num_texts=(3, 4), data_sha256=("", ""), models=(one,))
+    file.with_name("representation.json").write_text(to_json(content), "utf-8")
+    text = "\n".join(shown(file.with_name("representation.json")))
+    assert "a - b" in text and "2.5" in text and "a 3, b 4" in text

@@ -1,0 +1,141 @@
+"""Small models trained by the trainers themselves with what was exported: the core set moved, and nothing else."""
+
+import json
+import runpy
+import warnings
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.core_files import write_core
+from tests.tiny_models import TEXTS
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.exporting import export_core
+from trace_transfer.core_sets.importing import import_patterns
+from trace_transfer.models.sources import inventory_of
+from trace_transfer.records import read_artefact, to_json
+
+
+def loaded(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+def moved(before, after):
+    """Names of parameters that differ in any bit."""
+    one, other = dict(before.named_parameters()), dict(after.named_parameters())
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def core_file(model, file, chosen, **changes):
+    """A core file of a tiny model in which the chosen parameters are core, or some rows of them."""
+    core = read_artefact(write_core(model, file), CoreFile)
+    shapes = inventory_of(loaded(model)).shapes
+    rows = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen)
+    parameters = [
+        CoreParameter(name=name, shape=shape, rows=rows.get(name), score=1.0, core=name in rows)
+        for name, shape in shapes.items()
+    ]
+    file.write_text(to_json(core.model_copy(update={"parameters": tuple(parameters), **changes})), encoding="utf-8")
+    return file
+
+
+def steps(model, num_steps=2, **settings):
+    """Some steps of AdamW on what requires a gradient."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, **settings)
+    for _ in range(num_steps):
+        tokens = torch.randint(0, 300, (2, 12))
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of transformers and trl about themselves
+def test_the_program_for_trl_runs(tiny, tmp_path):
+    base = tiny("qwen3")
+    core = write_core(base, tmp_path / "math.core.json", ratio=0.2)
+    program, data = tmp_path / "math.py", tmp_path / "data.jsonl"
+    program.write_text(export_core([core], "trl").text, encoding="utf-8")
+    rows = [{"prompt": text[: len(text) // 2], "completion": text[len(text) // 2 :]} for text in TEXTS]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    runpy.run_path(str(program))["main"](str(data), str(tmp_path / "out"))
+    names = {parameter.name for parameter in read_artefact(core, CoreFile).core}
+    assert len(names) == 11
+    assert moved(loaded(base), loaded(tmp_path / "out")) == names
+
+
+def test_the_program_for_trl_refuses_another_model(tiny, tmp_path):
+    core = write_core(tiny("qwen3"), tmp_path / "math.core.json", ratio=0.2)
+    program = tmp_path / "math.py"
+    program.write_text(export_core([core], "trl").text, encoding="utf-8")
+    freeze = runpy.run_path(str(program))["freeze_all_but_core"]
+    with pytest.raises(ValueError, match=r"not the model .*: 39 parameters, expected 58; without 9 of the core set"):
+        freeze(loaded(tiny("llama")))
+
+
+CHOSEN = {
+    "llama": ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"],
+    "qwen2": [f"model.layers.1.self_attn.{one}_proj.{kind}" for one in "qkv" for kind in ("weight", "bias")],
+    "qwen3": ["model.layers.3.self_attn.q_proj.weight", "model.layers.3.self_attn.q_norm.weight"],
+    "phi3": ["model.layers.0.self_attn.qkv_proj.weight", "model.embed_tokens.weight"],
+    "gpt2": ["transformer.h.1.attn.c_attn.weight", "transformer.h.1.attn.c_attn.bias", "transformer.wte.weight",
+             "transformer.h.2.ln_1.weight", "transformer.h.2.ln_1.bias"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", CHOSEN)
+def test_merged_adapters_have_changed_the_core_set(tiny, tmp_path, family):
+    """gpt2: the head is tied to the embedding, and its adapter to the embedding's."""
+    from peft import get_peft_model
+
+    base = tiny(family)
+    core = core_file(base, tmp_path / "math.core.json", CHOSEN[family])
+    namespace = {}
+    exec(export_core([core], "peft", rank=2, alpha=4).text, namespace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's and transformers', about each other
+        torch.manual_seed(0)
+        model = get_peft_model(loaded(base), namespace["config"])
+        steps(model)
+        merged = model.merge_and_unload()
+    assert moved(loaded(base), merged) == set(CHOSEN[family])
+    assert {adapter.r["default"] for adapter in model.modules() if hasattr(adapter, "lora_A")} <= {2}
+
+
+def test_axolotl_trains_rows_and_nothing_else(tiny, tmp_path):
+    import yaml
+    from axolotl.utils.freeze import freeze_layers_except
+
+    base = tiny("llama")
+    rows = {
+        "model.embed_tokens.weight": ((0, 100), (200, 250)), "model.layers.2.self_attn.q_proj.weight": ((16, 48),),
+        "model.layers.2.mlp.down_proj.weight": None,
+    }  # fmt: skip
+    core = core_file(base, tmp_path / "math.core.json", rows)
+    settings = yaml.safe_load(export_core([core], "axolotl").text)
+    model = loaded(base)
+    freeze_layers_except(model, settings["unfrozen_parameters"])
+    steps(model, weight_decay=settings["weight_decay"])
+    before = dict(loaded(base).named_parameters())
+    assert moved(loaded(base), model) == set(rows)
+    for name, ranges in rows.items():
+        changed = (dict(model.named_parameters())[name] != before[name]).any(dim=1).nonzero().flatten().tolist()
+        core_rows = {row for start, stop in ranges or ((0, 10**6),) for row in range(start, stop)}
+        assert changed and set(changed) <= core_rows
+
+
+def test_a_list_that_was_exported_comes_back(tiny, tmp_path):
+    base = tiny("phi3")
+    rows = {"lm_head.weight": ((0, 2), (5, 512)), "model.layers.1.mlp.gate_up_proj.weight": ((0, 80),),
+            "model.layers.1.input_layernorm.weight": None}  # fmt: skip
+    core = core_file(base, tmp_path / "math.core.json", rows)
+    exported = export_core([core], "axolotl")
+    (tmp_path / "list.yaml").write_text(exported.text, encoding="utf-8")
+    back = import_patterns(tmp_path / "list.yaml", base, "math")
+    (tmp_path / "back.core.json").write_text(to_json(back), encoding="utf-8")
+    again = export_core([tmp_path / "back.core.json"], "axolotl")
+    assert again.core.mask == exported.core.mask
+    body = [line for line in exported.text.splitlines() if not line.startswith("#")]
+    assert body == [line for line in again.text.splitlines() if not line.startswith("#")]

@@ -1,0 +1,212 @@
+"""What is written for each trainer: its settings, its header, and what is refused with which words."""
+
+import csv
+import io
+import re
+
+import pytest
+import yaml
+
+from tests.core_sets.exports.full_size import core_file, core_set, model_of, names_of
+from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.exports.axolotl import write_axolotl
+from trace_transfer.core_sets.exports.core_set import CoreSet, ExportError, InexactExportError
+from trace_transfer.core_sets.exports.llama_factory import write_llama_factory
+from trace_transfer.core_sets.exports.lora import trained_names, write_peft
+from trace_transfer.core_sets.exports.ms_swift import write_ms_swift
+from trace_transfer.core_sets.exports.regex import write_regex
+from trace_transfer.core_sets.exports.registry import WRITERS
+from trace_transfer.core_sets.exports.table import COLUMNS, write_csv
+from trace_transfer.core_sets.exports.trl import write_trl
+from trace_transfer.core_sets.masks import Slice
+from trace_transfer.errors import UserError
+from trace_transfer.models.sources import inventory_of
+
+Q, DOWN, NORM = (
+    "model.layers.1.self_attn.q_proj.weight",
+    "model.layers.10.mlp.down_proj.weight",
+    "model.layers.2.input_layernorm.weight",
+)
+LLAMA = "llama-3-8b"
+
+
+def header(text):
+    return [line for line in text.splitlines() if line.startswith("# ")]
+
+
+def test_axolotl():
+    text = write_axolotl(core_set(LLAMA, {DOWN: None, Q: ((0, 128), (256, 384)), NORM: None}))
+    assert yaml.safe_load(text) == {
+        "weight_decay": 0.0,
+        "unfrozen_parameters": [
+            r"^model.layers.1.self_attn.q_proj.weight$[0:128]",
+            r"^model.layers.1.self_attn.q_proj.weight$[256:384]",
+            r"^model.layers.2.input_layernorm.weight$",
+            r"^model.layers.10.mlp.down_proj.weight$",
+        ],
+    }
+    assert "ZeRO 3 or FSDP" in text
+    whole = write_axolotl(core_set(LLAMA, [Q]))
+    assert yaml.safe_load(whole) == {"unfrozen_parameters": [f"^{Q}$"]}
+    assert "ZeRO" not in whole
+
+
+@pytest.mark.parametrize("trainer", ["axolotl", "ms-swift", "trl", "llama-factory"])
+def test_the_header_says_for_what_it_holds(trainer):
+    text = WRITERS[trainer](core_set(LLAMA, names_of(LLAMA, ".31.mlp.")))
+    sha256 = inventory_of(model_of(LLAMA)).names_sha256[:16]
+    first, second, third, *_ = header(text)
+    name = {"llama-factory": "LLaMA-Factory"}.get(trainer, trainer)
+    assert first == f"# Core set of task math for {name}: 3 of 291 tensors, 2.1937% of the elements."
+    assert second == f"# Model: llama-3-8b (llama, 291 tensors, names_sha256 {sha256})."
+    assert third.startswith("# Names: named_parameters() of transformers 5.23.0, of the bare model")
+
+
+def test_ms_swift():
+    text = write_ms_swift(core_set(LLAMA, [Q, DOWN]))
+    assert yaml.safe_load(text) == {
+        "tuner_type": "full",
+        "freeze_parameters_ratio": 1,
+        "trainable_parameters_regex": r"^model\.layers\.(?:1\.self_attn\.q_proj|10\.mlp\.down_proj)\.weight$",
+    }
+
+
+def test_llama_factory():
+    chosen = names_of(LLAMA, ".30.mlp.") + names_of(LLAMA, ".31.mlp.") + ["lm_head.weight"]
+    assert yaml.safe_load(write_llama_factory(core_set(LLAMA, chosen))) == {
+        "finetuning_type": "freeze", "freeze_trainable_layers": 2, "freeze_trainable_modules": "mlp",
+        "freeze_extra_modules": "lm_head",
+    }  # fmt: skip
+    modules = r"\(input_layernorm, mlp, post_attention_layernorm, self_attn\)"
+    layers = "of the first n layers, of the last n, or of n at equal distances"
+    left = rf"without training others:\n  - {re.escape(Q)}\n  - model\.norm\.weight$"
+    with pytest.raises(ExportError, match=rf"{modules} {layers}.* {left}"):
+        write_llama_factory(core_set(LLAMA, [*chosen, Q, "model.norm.weight"]))
+
+
+def test_llama_factory_has_its_own_way_with_several_stacks():
+    core = core_set(LLAMA, names_of(LLAMA))
+    shapes = {**core.shapes, "model.vision_tower.layers.0.mlp.weight": (2, 2)}
+    with pytest.raises(ExportError, match=r"several stacks of layers \(model.layers, model.vision_tower.layers\)"):
+        write_llama_factory(CoreSet(core.cores, shapes, core.mask, None))
+
+
+def test_regex():
+    text = write_regex(core_set(LLAMA, [Q, DOWN]))
+    assert text.endswith("weight\n")
+    assert [name for name in names_of(LLAMA) if re.fullmatch(text.strip(), name)] == [Q, DOWN]
+
+
+def test_csv():
+    core = core_set(LLAMA, {DOWN: None, Q: ((0, 128), (256, 384))})
+    rows = list(csv.DictReader(io.StringIO(write_csv(core))))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 292  # of one parameter two parts
+    first = next(row for row in rows if row["name"] == Q)
+    assert {key: first[key] for key in ("task", "rows", "columns", "shape", "elements", "core")} == {
+        "task": "math", "rows": "0:128 256:384", "columns": "", "shape": "4096x4096", "elements": str(256 * 4096),
+        "core": "1",
+    }  # fmt: skip
+    assert [row["name"] for row in rows if row["core"] == "1"] == [Q, DOWN]
+    assert {row["score"] for row in rows if row["core"] == "0"} == {""}
+    assert float(first["score"]) == core.cores[0].core[0].score
+
+
+def test_peft():
+    text = write_peft(core_set(LLAMA, [Q, DOWN, NORM, "model.embed_tokens.weight"]), model_of(LLAMA), 4, 8.0)
+    found = {}
+    exec(text, found)
+    config = found["config"]
+    assert (config.r, config.lora_alpha, config.bias, config.task_type) == (4, 8.0, "none", "CAUSAL_LM")
+    assert config.target_modules == (r"model\.(?:embed_tokens|layers\.(?:1\.self_attn\.q_proj|10\.mlp\.down_proj))")
+    assert config.modules_to_save == ["model.layers.2.input_layernorm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "message"),
+    [
+        ("qwen2.5-14b", ["model.layers.1.self_attn.q_proj.bias"], r"q_proj.bias: core, but its weight is not"),
+        (
+            "qwen2.5-14b",
+            [*names_of("qwen2.5-14b", ".1.self_attn.q_proj"), "model.layers.3.self_attn.k_proj.weight"],
+            r"3.self_attn.k_proj.bias: not core, but biases of other layers are",
+        ),
+        ("gpt2", ["transformer.ln_f.weight"], r"ln_f.weight \[768\]: no matrix, and no norm all of which is core"),
+        ("gpt_oss", names_of("gpt_oss", ".0.self_attn"), r"self_attn.sinks \[64\]: no matrix, and no norm"),
+    ],
+)
+def test_peft_refuses_what_no_adapter_is(name, chosen, message):
+    with pytest.raises(ExportError, match="(?s)LoRA cannot train exactly this core set.*- .*" + message):
+        write_peft(core_set(name, chosen), model_of(name))
+
+
+def test_what_peft_refuses_itself_is_told():
+    with pytest.raises(InexactExportError, match=r"peft refuses these settings for the core set: .*no_such"):
+        trained_names(model_of(LLAMA), {"target_modules": ["no_such"]})
+
+
+def parts_of_two():
+    """Rows of one parameter and columns of another."""
+    core = core_set(LLAMA, [Q, DOWN, NORM])
+    parts = {Q: Slice(0, ((0, 128), (256, 384))), DOWN: Slice(1, ((5, 6),)), NORM: None}
+    return CoreSet(core.cores, core.shapes, type(core.mask)(parts), core.transformers)
+
+
+@pytest.mark.parametrize("trainer", ["ms-swift", "llama-factory", "trl", "regex"])
+def test_parts_are_refused_all_at_once(trainer):
+    both = rf"  - {re.escape(Q)}: rows 0-127, 256-383\n  - {re.escape(DOWN)}: columns 5-5"
+    refusal = rf"cannot train these parts of parameters: [^\n]*trace-transfer train[^\n]*:\n{both}$"
+    with pytest.raises(ExportError, match=refusal):
+        WRITERS[trainer](parts_of_two())
+
+
+def test_rows_are_said_to_axolotl_only():
+    with pytest.raises(ExportError, match=rf"ranges of rows only; [^\n]*:\n  - {DOWN}: columns 5-5$"):
+        write_axolotl(parts_of_two())
+    with pytest.raises(ExportError, match="peft cannot train these parts of parameters: an adapter changes all of"):
+        write_peft(parts_of_two(), model_of(LLAMA))
+
+
+def test_the_reason_why_trl_has_no_rows():
+    with pytest.raises(ExportError, match="AdamW's weight decay would move them"):
+        write_trl(parts_of_two())
+
+
+def test_many_ranges_are_counted():
+    ranges = tuple((row, row + 1) for row in range(0, 20, 2))
+    with pytest.raises(ExportError, match=r"rows 0-0, 2-2, 4-4, 6-6, 8-8 and 5 ranges more$"):
+        write_regex(core_set(LLAMA, {Q: ranges}))
+
+
+def test_rows_of_several_entries_are_joined():
+    file = core_file(LLAMA, [])
+    parts = [
+        CoreParameter(name=Q, shape=(4096, 4096), rows=((start, start + 2048),), score=1.0, core=True)
+        for start in (2048, 0)
+    ]
+    others = [parameter for parameter in file.parameters if parameter.name != Q]
+    core = file.model_copy(update={"parameters": (*parts, *others)})
+    found = CoreSet.of({"f": core}, inventory_of(model_of(LLAMA)).shapes)
+    assert (found.names, found.mask.parts[Q]) == ((Q,), None)
+
+
+def test_several_files_are_joined_and_must_be_of_one_model():
+    shapes = inventory_of(model_of(LLAMA)).shapes
+    one, other = core_file(LLAMA, [Q, NORM]), core_file(LLAMA, {DOWN: None, Q: ((0, 2),)}, task="law")
+    core = CoreSet.of({"a": one, "b": other}, shapes)
+    assert core.names == (Q, NORM, DOWN)
+    assert core.tasks == ("math", "law")
+    assert not core.mask.sliced
+    assert "Core set of tasks math, law for x: 3 of 291 tensors, " in core.header("x")[0]
+    with pytest.raises(UserError, match="core files of several models cannot be exported as one: a, c"):
+        CoreSet.of({"a": one, "c": core_file("phi3", ["lm_head.weight"])}, shapes)
+
+
+def test_versions_that_differ_are_not_told():
+    files = {
+        version: core_file(LLAMA, [Q], libraries={"transformers": version} if version else {})
+        for version in ("5.1.0", "5.2.0", "")
+    }
+    core = CoreSet.of(files, inventory_of(model_of(LLAMA)).shapes)
+    assert core.transformers is None
+    assert "a version of transformers not recorded" in core.header("x")[2]

@@ -1,0 +1,86 @@
+"""Overlap of core sets, against counting by hand."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trace_transfer.core_sets.overlap import Reproducibility, counted, jaccard, jaccard_by_chance, reproducibility
+
+KEYS = st.sets(st.integers(0, 12))
+
+
+def core(*names, size=1):
+    return dict.fromkeys(names, size)
+
+
+@given(one=KEYS, other=KEYS)
+def test_jaccard_against_counting_elements(one, other):
+    sizes = {key: key % 4 + 1 for key in range(13)}
+    elements_one = {(key, e) for key in one for e in range(sizes[key])}
+    elements_other = {(key, e) for key in other for e in range(sizes[key])}
+    mine, theirs = ({key: sizes[key] for key in keys} for keys in (one, other))
+    if one or other:
+        expected = len(elements_one & elements_other) / len(elements_one | elements_other)
+        assert jaccard(mine, theirs) == expected == jaccard(theirs, mine)
+        assert jaccard(counted(mine), counted(theirs)) == len(one & other) / len(one | other)
+    else:
+        assert math.isnan(jaccard(mine, theirs))
+
+
+def test_jaccard_by_size_and_by_number():
+    one, other = {"embedding": 90, "norm": 5}, {"embedding": 90, "head": 5}
+    assert jaccard(one, other) == 0.9
+    assert jaccard(counted(one), counted(other)) == pytest.approx(1 / 3)
+
+
+def test_a_member_has_one_size():
+    with pytest.raises(ValueError, match="the same size in both"):
+        jaccard({"a": 1}, {"a": 2})
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0])
+def test_chance_is_what_random_sets_share(ratio):
+    rng, members = random.Random(0), range(400)
+    count = round(ratio * len(members))
+    drawn = [jaccard(core(*rng.sample(members, count)), core(*rng.sample(members, count))) for _ in range(400)]
+    assert sum(drawn) / len(drawn) == pytest.approx(jaccard_by_chance(ratio), abs=0.005)
+
+
+def test_within_a_task_beside_between_tasks():
+    found = reproducibility(
+        {
+            "math": (core("a", "b", "c"), core("a", "b", "c")),
+            "code": (core("a", "d", "e"), core("d", "e", "f")),
+            "law": (core("c", "d", "g"), core("x", "y", "z")),
+        }
+    )
+    # math_a with code_b: 0; code_a with math_b: a of five; math_a with law_b: 0; law_a with math_b: c of five
+    assert found["math"] == Reproducibility(1.0, pytest.approx(0.1), 0.2)
+    # code_a with math_b: 1/5; math_a with code_b: 0; code_a with law_b: 0; law_a with code_b: d of five
+    assert found["code"] == Reproducibility(0.5, pytest.approx(0.1), 0.2)
+    assert found["law"] == Reproducibility(0.0, pytest.approx(0.1), 0.2)
+    assert [task for task, one in found.items() if one.clearly_higher] == ["math", "code"]
+
+
+def test_a_tie_is_not_clearly_higher_and_replicates_of_one_side_are_not_compared():
+    same, other = core("a", "b"), core("c", "d")
+    found = reproducibility({"math": (same, other), "code": (same, other)})
+    assert found["math"] == Reproducibility(0.0, 0.0, 0.0)
+    assert not found["math"].clearly_higher
+
+
+def test_a_single_task_has_nothing_between():
+    found = reproducibility({"math": (core("a", "b"), core("a"))})["math"]
+    assert found.within == 0.5
+    assert math.isnan(found.between)
+    assert not found.clearly_higher
+
+
+def test_two_empty_sets_are_not_told_apart():
+    found = reproducibility({"math": (core("a"), {}), "code": (core("a"), {}), "law": ({}, {})})
+    assert math.isnan(found["law"].within)
+    assert math.isnan(found["law"].highest_between)
+    assert not found["law"].clearly_higher

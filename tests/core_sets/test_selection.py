@@ -1,0 +1,133 @@
+"""A ratio becomes a core set."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.selection import UNITS, select, ties_at_the_cut
+
+
+def parameters(scores, sizes=None):
+    sizes = sizes or [10] * len(scores)
+    return [
+        CoreParameter(name=f"p{i}", shape=(size,), score=score)
+        for i, (score, size) in enumerate(zip(scores, sizes, strict=True))
+    ]
+
+
+def names(selected):
+    return [p.name for p in selected if p.core]
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "expected"), [(291, 0.05, 14), (579, 0.05, 28), (707, 0.05, 35), (10, 0.01, 1), (100, 0.29, 29)]
+)
+def test_counts_tensors_as_the_paper(count, ratio, expected):
+    assert len(names(select(parameters([float(i) for i in range(count)]), ratio))) == expected
+
+
+def test_best_first_and_without_a_score_last():
+    selected = select(parameters([0.1, None, 0.9, 0.5]), 0.5)
+    assert [p.name for p in selected] == ["p2", "p3", "p0", "p1"]
+    assert names(selected) == ["p2", "p3"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_ties_keep_the_order_given(unit):
+    assert names(select(parameters([0.5, 0.5, 0.5, 0.5]), 0.5, unit)) == ["p0", "p1"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_nothing_is_chosen_where_nothing_has_a_score(unit):
+    assert names(select(parameters([None, None]), 1.0, unit)) == []
+
+
+def test_an_unknown_unit_is_refused():
+    with pytest.raises(ValueError, match="'layers' is none of tensors, elements, rows"):
+        select(parameters([0.5]), 0.5, "layers")
+
+
+def test_all_is_everything_with_a_score():
+    for unit in UNITS:
+        assert names(select(parameters([0.1, None, -0.9]), 1.0, unit)) == ["p0", "p2"]
+
+
+def test_elements_skip_what_does_not_fit():
+    selected = select(parameters([0.9, 0.8, 0.7, 0.6], [30, 50, 15, 5]), 0.5, "elements")
+    assert names(selected) == ["p0", "p2", "p3"]
+
+
+def test_what_is_larger_than_the_budget_is_passed_over():
+    """The best one, too: an embedding of a fifth of all elements would otherwise be a core set of 5 % by itself."""
+    assert names(select(parameters([0.9, 0.5, 0.1], [100, 1, 1]), 0.01, "elements")) == ["p1"]
+
+
+def test_the_best_alone_where_nothing_fits():
+    assert names(select(parameters([0.9, 0.1], [100, 50]), 0.01, "elements")) == ["p0"]
+
+
+def in_rows(scores, size=4):
+    """Heads of `size` rows each of one parameter, and a norm that has none."""
+    shape = (size * (len(scores) - 1), 3)
+    heads = [
+        CoreParameter(name="q", shape=shape, rows=((i * size, (i + 1) * size),), score=score)
+        for i, score in enumerate(scores[:-1])
+    ]
+    return [*heads, CoreParameter(name="norm", shape=(6,), score=scores[-1])]
+
+
+def test_rows_count_the_elements_of_heads_and_whole_parameters():
+    selected = select(in_rows([0.1, 0.9, 0.3, 0.2, 0.5]), 0.6, "rows")  # 32 of 54 elements: 12 + 6 + 12
+    assert [(p.name, p.rows) for p in selected if p.core] == [("q", ((4, 8),)), ("norm", None), ("q", ((8, 12),))]
+    assert sum(p.num_elements for p in selected if p.core) == 30
+
+
+def test_a_selection_can_be_made_again():
+    """What was core before does not count."""
+    once = select(parameters([0.1, 0.9, 0.5, 0.7]), 0.75)
+    assert names(once) == ["p1", "p3", "p2"]
+    assert names(select(once, 0.25)) == ["p1"]
+    assert select(select(once, 0.25), 0.75) == once
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_given_is_not_changed(unit):
+    given_ = parameters([0.1, 0.9, None])
+    select(given_, 0.5, unit)
+    assert names(given_) == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "ratio", "expected"),
+    [([0.9, 0.5, 0.5, 0.1], 0.5, True), ([0.9, 0.5, 0.5, 0.1], 0.75, False), ([0.9, 0.5, 0.5, 0.1], 0.25, False),
+     ([0.9, None, None], 0.7, False), ([None, None], 1.0, False), ([0.5, 0.5], 1.0, False), ([0.0, -0.0], 0.5, True)],
+)  # fmt: skip
+@pytest.mark.parametrize("unit", UNITS)
+def test_ties_at_the_cut(scores, ratio, expected, unit):
+    assert ties_at_the_cut(select(parameters(scores), ratio, unit)) == expected
+
+
+def test_only_what_becomes_core_is_copied():
+    """To copy every entry takes as long as all else together."""
+    rng = random.Random(0)
+    rows = in_rows([rng.random() for _ in range(5_000)], size=1)
+    selected = select(rows, 0.05, "rows")
+    assert sum(p.num_elements for p in selected if p.core) == 750
+    before = {id(p) for p in rows}
+    assert [p for p in selected if id(p) not in before] == [p for p in selected if p.core]
+
+
+@given(
+    scores=st.lists(st.floats(-5, 5), min_size=1, max_size=40),
+    ratio=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),
+    unit=st.sampled_from(UNITS),
+)
+def test_larger_ratio_never_loses_a_parameter_in_tensors_and_no_budget_is_passed(scores, ratio, unit):
+    selected = select(parameters(scores), ratio, unit)
+    core = [p for p in selected if p.core]
+    assert len(selected) == len(scores)
+    assert len(core) == max(1, int(ratio * len(scores) + 1e-9))
+    assert min(p.score for p in core) >= max((p.score for p in selected if not p.core), default=-9)

@@ -1,0 +1,277 @@
+"""Token ids and labels, against labels made by hand; cutting, leaving out, halves."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.data import chat_tokenizers as templates
+from tests.data.chat_tokenizers import chat_tokenizer, metaspace_tokenizer
+from tests.data.test_records import turns
+from tests.data.test_rendering import CASES, ONE, TWO, TWO_ANSWERS
+from tests.reference.supervision_by_hand import labels_by_hand
+from tests.tiny_models import TEXTS, build_tokenizer
+from trace_transfer.data.encoding import PARTED, SPECIAL, encode_prompts, encode_task, halves, prepare_task, record_of
+from trace_transfer.data.examples import IGNORED, collate
+from trace_transfer.data.records import Record, Records
+from trace_transfer.data.rendering import APART
+from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
+from trace_transfer.data.turns import Message
+from trace_transfer.evaluate.records import number_of
+from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.models.sources import ModelSource
+
+EMOJI = turns(("u", "Draw 漢 and é: 🦊?"), ("a", " 🦊🦊 naïve 漢\n\n  def f(x):\n"))
+
+
+def spec(**changes: object) -> TaskSpec:
+    return TaskSpec(name="math", data="a.jsonl", **changes)
+
+
+def records(*conversations: tuple[Message, ...], num_records: int = 40) -> Records:
+    numbered = tuple(Record(10 + number, messages) for number, messages in enumerate(conversations))
+    return Records("math", "messages", num_records, numbered)
+
+
+def questions(count: int, words: int = 3) -> Records:
+    """Conversations of which each is longer than the one before."""
+    return records(*(turns(("u", f"Word {i}? " * i), ("a", f"answer {i} " * words)) for i in range(1, count + 1)))
+
+
+def learned(example, tokenizer) -> str:
+    return tokenizer.decode([label for label in example.labels if label != IGNORED])
+
+
+@pytest.mark.parametrize("template, messages, pieces", CASES)
+def test_chat_labels(template, messages, pieces):
+    tokenizer = chat_tokenizer(template)
+    data = encode_task(spec(), records(messages), tokenizer)
+    (example,) = data.examples
+    assert data.template == "chat" and example.id == "math:10"
+    assert example.labels == labels_by_hand(example.input_ids, pieces, tokenizer)
+    # A token may begin with the space before the answer.
+    assert learned(example, tokenizer).replace(" ", "") == "".join(t for t, yes in pieces if yes).replace(" ", "")
+
+
+@pytest.mark.parametrize("messages", [ONE, TWO, EMOJI])
+@pytest.mark.parametrize(
+    "build", [chat_tokenizer, lambda template: build_tokenizer("prose"), lambda _: build_tokenizer("code")]
+)
+def test_plain_labels(build, messages):
+    """One special token at the start at most, those that the tokenizer has there, and none behind `eos`."""
+    tokenizer = build(None)
+    data = encode_task(spec(), records(messages), tokenizer)
+    (example,) = data.examples
+    assert data.template == "plain"
+    pieces = [("<s>", False)] if example.input_ids[0] == 0 else []
+    for place, message in enumerate(messages):
+        pieces += [("\n\n", False)] if place and messages[place - 1].role != "assistant" else []
+        pieces.append((message.content + tokenizer.eos_token * message.is_answer, message.is_answer))
+    assert bool(pieces[0][0] == "<s>") == (tokenizer.encode("a")[0] == 0)
+    assert example.labels == labels_by_hand(example.input_ids, pieces, tokenizer)
+    assert learned(example, tokenizer) == "".join(text for text, yes in pieces if yes)
+    assert example.input_ids.count(tokenizer.eos_token_id) == sum(m.is_answer for m in messages) + (
+        tokenizer.eos_token == "<s>" and pieces[0][0] == "<s>"
+    )
+
+
+def test_chat_text_has_no_second_beginning():
+    tokenizer = chat_tokenizer(templates.LLAMA2, eos="</s>")
+    (example,) = encode_task(spec(), records(ONE), tokenizer).examples
+    assert (example.input_ids.count(0), example.input_ids.count(1)) == (1, 1)
+    assert example.input_ids[0] == 0 and example.input_ids[-1] == 1
+
+
+def test_metaspace():
+    """A token `▁Ho` begins before the answer and ends in it."""
+    for template in (None, templates.LLAMA2):
+        tokenizer = metaspace_tokenizer(template)
+        for messages in (TWO_ANSWERS, turns(("u", TEXTS[0]), ("a", TEXTS[1]))):
+            (example,) = encode_task(spec(), records(messages), tokenizer).examples
+            answers = [message.content for message in messages if message.is_answer]
+            texts = learned(example, tokenizer).replace(" ", "").split("</s>")
+            assert texts == [*(answer.replace(" ", "") for answer in answers), ""]
+            assert example.input_ids[0] == 0 and example.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_template_that_is_asked_for():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    assert encode_task(spec(template="plain"), records(ONE), tokenizer).template == "plain"
+    assert encode_task(spec(template="chat"), records(ONE), tokenizer).template == "chat"
+    with pytest.raises(
+        TaskError, match=r"^task math \(a.jsonl\): template: chat, but the model's tokenizer has no chat"
+    ):
+        encode_task(spec(template="chat"), records(ONE), chat_tokenizer(None))
+
+
+def test_system_message_where_there_is_none():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    data = encode_task(spec(system="Think."), records(ONE, TWO), tokenizer)
+    texts = [tokenizer.decode(example.input_ids) for example in data.examples]
+    assert texts[0].startswith("<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\nHi")
+    assert texts[1].startswith("<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nTwo")
+    (plain,) = encode_task(spec(system="Think.", template="plain"), records(ONE), tokenizer).examples
+    assert tokenizer.decode(plain.input_ids) == "<s>Think.\n\nHi\n\nHo<|im_end|>"
+
+
+def test_a_template_that_refuses_is_said_for_all_records():
+    with pytest.raises(TaskError, match="chat template does not take 2 of 3 examples") as caught:
+        encode_task(spec(), records(TWO, ONE, TWO), chat_tokenizer(templates.LLAMA2))
+    refusal = "Only user and assistant turns!"
+    assert str(caught.value).split("\n  - ")[1:] == [f"math:10: {refusal}", f"math:12: {refusal}"]
+
+
+def test_no_end_of_text():
+    tokenizer = chat_tokenizer(None, eos=None)
+    with pytest.raises(TaskError, match=r"names no end-of-text token.* set eos_token"):
+        encode_task(spec(), records(ONE), tokenizer)
+    tokenizer.chat_template = templates.CHATML
+    assert encode_task(spec(), records(ONE), tokenizer).examples[0].num_supervised > 1
+
+
+def test_cut_keeps_ids_and_labels_together():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    whole = encode_task(spec(), questions(6), tokenizer)
+    lengths = [len(example.input_ids) for example in whole.examples]
+    assert lengths == sorted(set(lengths)) and (whole.num_cut, whole.num_left_out) == (0, 0)
+    length = lengths[3]
+    cut = encode_task(spec(), questions(6), tokenizer, max_length=length)
+    assert (cut.num_cut, cut.num_left_out, cut.num_records) == (2, 0, 40)
+    for before, after in zip(whole.examples, cut.examples, strict=True):
+        assert after.input_ids == before.input_ids[:length]
+        assert after.labels == before.labels[:length]
+        assert after.id == before.id
+
+
+def test_leave_out():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    whole = encode_task(spec(), questions(6), tokenizer)
+    length = len(whole.examples[3].input_ids)
+    kept = encode_task(spec(), questions(6), tokenizer, max_length=length, too_long="leave-out")
+    assert kept.examples == whole.examples[:4]
+    assert (kept.num_cut, kept.num_left_out, kept.num_records) == (0, 2, 40)
+    with pytest.raises(TaskError, match="all 6 examples are longer than 20 tokens; raise --max-length"):
+        encode_task(spec(), questions(6), tokenizer, max_length=20, too_long="leave-out")
+
+
+def test_answers_that_are_cut_away():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    whole = encode_task(spec(), questions(4), tokenizer)
+    start = next(place for place, label in enumerate(whole.examples[2].labels) if label != IGNORED)
+    kept = encode_task(spec(), records(questions(4).records[2].messages), tokenizer, max_length=start + 1)
+    assert [example.num_supervised for example in kept.examples] == [1]
+    with pytest.raises(
+        TaskError, match="no token of the answer is left in 2 of 4 examples, of which at most"
+    ) as caught:
+        encode_task(spec(), questions(4), tokenizer, max_length=start)
+    assert "raise --max-length or use --too-long leave-out:\n  - math:12\n  - math:13" in str(caught.value)
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(TaskError, match="too_long: 'drop' is none of cut, leave-out"):
+        encode_task(spec(), records(ONE), chat_tokenizer(), too_long="drop")
+    with pytest.raises(TaskError, match="max_length: 1 is not 2 or more"):
+        encode_task(spec(), records(ONE), chat_tokenizer(), max_length=1)
+
+
+def test_sha256_is_of_ids_and_labels():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    data = encode_task(spec(), records(ONE, TWO), tokenizer)
+    lines = (json.dumps([example.input_ids, example.labels]) + "\n" for example in data.examples)
+    assert data.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+    renamed = encode_task(TaskSpec(name="other", data="b.csv"), records(ONE, TWO), tokenizer)
+    assert renamed.sha256 == data.sha256 and renamed.examples[0].id == "other:10"
+    not_learned = tuple(Message(turn.role, turn.content, turn is TWO[-1]) for turn in TWO)
+    sums = {
+        encode_task(spec(), records(*conversations), tokenizer).sha256
+        for conversations in ((ONE, TWO), (TWO, ONE), (ONE,), (ONE, not_learned))
+    }
+    assert len(sums) == 4
+
+
+def test_halves():
+    tokenizer = chat_tokenizer(templates.CHATML)
+    data = encode_task(spec(), questions(9), tokenizer)
+    one, other = halves(data, seed=0)
+    assert (len(one.examples), len(other.examples)) == (4, 5)
+    together = {example.id: example for example in (*one.examples, *other.examples)}
+    assert tuple(together[example.id] for example in data.examples) == data.examples
+    order = [example.id for example in data.examples]
+    for half in (one, other):
+        assert [example.id for example in half.examples] == sorted((e.id for e in half.examples), key=order.index)
+        assert (half.num_records, half.task, half.template) == (40, "math", "chat")
+    assert len({data.sha256, one.sha256, other.sha256}) == 3
+    assert halves(data, seed=0) == (one, other)
+    assert halves(data, seed=1) != (one, other)
+    with pytest.raises(TaskError, match="task math: 1 example, at least 2 are needed"):
+        halves(encode_task(spec(), records(ONE), tokenizer), seed=0)
+
+
+def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
+    """The whole way, with the tokenizer of a model's directory, from another directory."""
+    rows = [{"q": text[:20], "a": text[20:], "n": number} for number, text in enumerate(TEXTS) if len(text) > 40]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks.yaml").write_text(
+        'tasks: [{name: math, data: data/a.jsonl, fields: {prompt: "{n}. {q}", completion: a}, max_examples: 5}]'
+    )
+    tokenizer = load_tokenizer(ModelSource.parse(tiny("llama")))
+    (task,) = load_tasks(tmp_path / "tasks.yaml")
+    monkeypatch.chdir("/")
+    data = prepare_task(task, tmp_path, tokenizer, max_length=64, seed=3)
+    assert (len(data.examples), data.num_records, data.template) == (5, len(rows), "plain")
+    for example in data.examples:
+        row = rows[int(example.id.removeprefix("math:"))]
+        assert tokenizer.decode(example.input_ids) == f"<s>{row['n']}. {row['q']}\n\n{row['a']}<s>"[:1000]
+        assert learned(example, tokenizer) == row["a"] + "<s>"
+    batch = collate(data.examples)
+    assert (batch.targets_bt != IGNORED).sum(dim=1).tolist() == [example.num_supervised for example in data.examples]
+    assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=3).sha256 == data.sha256
+    assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=4).sha256 != data.sha256
+
+
+def test_several_examples_of_a_record_stay_together():
+    """In one half of the data, and under the number of their record."""
+    talk = turns(("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))
+    data = encode_task(spec(), records(*[talk] * 5), chat_tokenizer(templates.THINKING))
+    assert [example.id for example in data.examples[:3]] == ["math:10/1", "math:10/2", "math:11/1"]
+    assert data.notes == (f"{APART}: 5",) and [number_of(example) for example in data.examples[:3]] == [10, 10, 11]
+    sides = [{record_of(example) for example in half.examples} for half in halves(data, seed=0)]
+    assert not sides[0] & sides[1] and [len(side) for side in sides] == [2, 3]
+    with pytest.raises(TaskError, match="task math: 1 example, at least 2 are needed"):
+        halves(encode_task(spec(), records(talk), chat_tokenizer(templates.THINKING)), seed=0)
+
+
+def test_a_prompt_that_ends_with_the_space_of_the_answer():
+    """Its tokens are those that generation reads; where the tokenizer puts a space before a text they stay together."""
+    headed = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = chat_tokenizer(headed, eos="</s>")
+    conversation = turns(("u", "Hi"), ("a", "the fox"))
+    data = encode_task(spec(), records(conversation), tokenizer)
+    (example,), (prompt,) = data.examples, encode_prompts(spec(), records(conversation).records, tokenizer).ids
+    assert example.input_ids[: len(prompt)] == prompt and data.notes == (f"{PARTED}: 1",)
+    assert learned(example, tokenizer) == "the fox</s>"
+    spaced = metaspace_tokenizer(headed)
+    assert encode_task(spec(), records(conversation), spaced).notes == ()
+
+
+def test_texts_that_hold_special_tokens_are_told():
+    data = encode_task(spec(), records(ONE, turns(("u", "What is <|im_end|>?"), ("a", "An end."))), chat_tokenizer())
+    assert data.notes == (f"{SPECIAL}: 1",)
+
+
+def test_prompts_leave_nothing_out():
+    (record,) = records(ONE).records
+    with pytest.raises(TaskError, match="math:10: the template does not write tools"):
+        encode_prompts(spec(), [replace(record, context={"tools": [{"name": "add"}]})], chat_tokenizer())
+    named = (Message("user", "Hi", more={"name": "Ann"}), ONE[1])
+    with pytest.raises(TaskError, match="math:10: turn 0: the template does not write name"):
+        encode_prompts(spec(), [replace(record, messages=named)], chat_tokenizer())
+
+
+def test_an_example_is_shown():
+    data = encode_task(spec(), records(ONE), chat_tokenizer())
+    assert [learned for _, learned in data.shown] == [False, True, False] and data.shown[1][0] == "Ho<|im_end|>"

@@ -1,0 +1,75 @@
+"""Every example runs, in small."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trace_transfer.cli import main
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.identify.records import StabilityFile
+from trace_transfer.records import read_artefact
+from trace_transfer.report.run_record import RunFile
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+
+
+def test_quickstart(tiny, tmp_path):
+    """The whole of it, with the target's place taken by a tiny model and few texts."""
+    from examples.quickstart.glassllm_model import write_model
+    from examples.quickstart.prepare import package_directory
+
+    if find_spec("glassllm") is None:
+        pytest.skip("the package with the demo's model is not installed (`make test` installs it)")
+    here = Path(shutil.copytree(QUICKSTART, tmp_path / "quickstart", ignore=shutil.ignore_patterns("models")))
+    (here / "models" / "glassllm").mkdir(parents=True)
+    write_model(package_directory("glassllm") / "weights", here / "models" / "glassllm")
+    text = (here / "run.yaml").read_text()
+    texts = [f"The {i}th cat sat on mat number {i * i} and looked at the moon." for i in range(70)]
+    (here / "texts.txt").write_text("\n".join(texts))
+    assert "models/smollm2" in text
+    text = text.replace("models/smollm2", str(tiny("llama", max_position_embeddings=1024)))
+    assert "map: {" in text
+    (here / "run.yaml").write_text(text.replace("map: {", "map: {probe: texts.txt, splits: 2, "))
+    result = CliRunner().invoke(main, ["run", str(here / "run.yaml"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    record: RunFile = read_artefact(tmp_path / "out" / "run.json", RunFile)
+    assert [(cell.method, cell.order) for cell in record.cells] == [
+        (method, ("sums", "spelling", "series")) for method in ("sequential", "transfer-lf", "random")
+    ]
+    carried = next(cell for cell in record.cells if cell.method == "transfer-lf")
+    core: CoreFile = read_artefact(tmp_path / "out" / carried.steps["map"] / "sums.core.json", CoreFile)
+    assert core.transferred_from is not None and core.transferred_from.model.family == "qwen2"
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "Transfer-LF" in report and "quickstart" in report
+
+
+def test_the_quickstart_s_data_are_those_of_its_maker(tmp_path):
+    from examples.quickstart.tasks import TASKS, write_data
+
+    write_data(tmp_path)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == sorted(f"{task}.{part}.jsonl" for task in TASKS for part in ("train", "test"))
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (QUICKSTART / "data" / name).read_bytes()
+        train = (tmp_path / name.replace("test", "train")).read_text().splitlines()
+        if "test" in name:
+            assert not set(train) & set((tmp_path / name).read_text().splitlines())
+
+
+def test_identify(tiny, tmp_path):
+    """The tasks of the example, all three shapes of them, with a tiny model."""
+    from examples.identify.run import main as identify
+
+    model = tiny("llama", max_position_embeddings=4096, num_hidden_layers=2)  # its tokens are little more than bytes
+    command = ["--model", str(model), "--out", str(tmp_path / "run"), "--max-length", "2048"]
+    result = CliRunner().invoke(identify, [*command, "--fisher-examples", "4"])
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.rpartition("The heatmap: ")[2].strip()).is_file()
+    report: StabilityFile = read_artefact(tmp_path / "run" / "stability.json", StabilityFile)
+    assert [one.task for one in report.methods[0].tasks] == ["math", "code", "medicine"]
+    for task in ("math", "code", "medicine"):
+        core: CoreFile = read_artefact(tmp_path / "run" / f"{task}.core.json", CoreFile)
+        assert len(core.core) == 1

@@ -1,0 +1,272 @@
+"""The probe set's file, and rows that mean the same in two models."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from tests.tiny_models import TEXTS, build_tokenizer
+from trace_transfer.data.probe import MIN_TEXTS, ROW_KINDS, ProbeSet, RowPlan, load_probe, plan_rows, token_matrix
+from trace_transfer.errors import ProbeError
+
+PROSE, CODE = build_tokenizer("prose"), build_tokenizer("code")  # one puts a special token before, one behind
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# Letters that merge, characters of one to four bytes, whitespace of all kinds, marks that combine.
+ALPHABET = st.sampled_from(list("theand Zw 0123 .,(){}=\n\té漢字ü🦊e\u0301\u00a0"))
+SOME_TEXTS = st.lists(st.text(ALPHABET, min_size=12, max_size=60), min_size=6, max_size=10, unique=True)
+
+
+def plan(texts, kind="boundary", **options) -> RowPlan:
+    return plan_rows(ProbeSet("test", tuple(texts)), PROSE, CODE, kind=kind, **options)
+
+
+def plan_or_skip(texts, kind, **options) -> RowPlan:
+    try:
+        return plan(texts, kind, **options)
+    except ProbeError:
+        assume(False)
+
+
+def offsets(tokenizer, text):
+    return tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+
+
+def sides(made: RowPlan):
+    return ((PROSE, made.source), (CODE, made.target))
+
+
+def bytes_read(tokenizer, ids) -> bytes:
+    """The exact bytes of some tokens; a token may end in the middle of a character."""
+    table = {character: byte for byte, character in bytes_to_unicode().items()}
+    tokens = [token for token in tokenizer.convert_ids_to_tokens(list(ids)) if token != "<s>"]
+    return bytes(table[character] for token in tokens for character in token)
+
+
+@settings(QUICK, max_examples=100)
+@given(SOME_TEXTS, st.integers(8, 24), st.integers(0, 3))
+def test_boundary_rows_have_read_the_same_bytes(texts, max_length, seed):
+    """The heart of it: whatever the texts are, both states of a row have seen exactly the same prefix."""
+    made = plan_or_skip(texts, "boundary", num_minibatches=30, max_length=max_length, seed=seed)
+    for row, text in enumerate(made.texts_R.tolist()):
+        read = []
+        for tokenizer, reading in sides(made):
+            first, last = reading.spans_R2[row].tolist()
+            assert last == first + 1
+            assert first > 0
+            read.append(bytes_read(tokenizer, reading.ids[text][:last]))
+        assert read[0] == read[1]
+        assert texts[text].encode().startswith(read[0])
+        read[0].decode()  # whole characters
+
+
+@QUICK
+@given(SOME_TEXTS)
+def test_word_rows_cover_the_same_word(texts):
+    made = plan_or_skip(texts, "word")
+    for row, text in enumerate(made.texts_R.tolist()):
+        words = []
+        for tokenizer, reading in sides(made):
+            first, last = reading.spans_R2[row].tolist()
+            found = offsets(tokenizer, texts[text])[first:last]
+            words.append(texts[text][min(a for a, _ in found) : max(b for _, b in found)])
+        # A token may hold the blank before its word, or the end of one and the start of the next.
+        common = [word for word in re.findall(r"\S+", texts[text]) if all(word in one for one in words)]
+        assert common
+
+
+@QUICK
+@given(SOME_TEXTS)
+def test_example_rows_cover_the_text(texts):
+    made = plan_or_skip(texts, "example", num_minibatches=1)
+    assert len(set(made.texts_R.tolist())) == len(made.texts_R)
+    for row, text in enumerate(made.texts_R.tolist()):
+        for tokenizer, reading in sides(made):
+            first, last = reading.spans_R2[row].tolist()
+            assert bytes_read(tokenizer, reading.ids[text][first:last]) == texts[text].encode()
+
+
+@QUICK
+@given(SOME_TEXTS, st.sampled_from(ROW_KINDS), st.integers(1, 9), st.integers(0, 3))
+def test_a_plan_holds_together(texts, kind, num_minibatches, seed):
+    made = plan_or_skip(texts, kind, num_minibatches=num_minibatches, seed=seed)
+    assert made.kind == kind
+    assert sum(made.sizes) == len(made.texts_R) == len(made.source.spans_R2) == len(made.target.spans_R2)
+    assert 1 <= len(made.sizes) <= num_minibatches
+    assert min(made.sizes) >= MIN_TEXTS
+    assert list(made.sizes) == sorted(made.sizes, reverse=True)
+    for one in made.minibatch_texts:  # rows of one text depend on each other
+        assert len(set(one.tolist())) == len(one)
+    for tokenizer, reading in sides(made):
+        for text, (first, last) in zip(made.texts_R.tolist(), reading.spans_R2.tolist(), strict=True):
+            assert 0 <= first < last <= len(reading.ids[text])
+            assert tokenizer.bos_token_id not in reading.ids[text][first:last]
+    again = plan(texts, kind, num_minibatches=num_minibatches, seed=seed)
+    assert torch.equal(again.texts_R, made.texts_R)
+    assert torch.equal(again.source.spans_R2, made.source.spans_R2)
+    assert torch.equal(again.target.spans_R2, made.target.spans_R2)
+
+
+def test_rows_of_a_text_are_different_places_in_reading_order():
+    made = plan(TEXTS, num_minibatches=8)
+    places = {}
+    for text, span in zip(made.texts_R.tolist(), made.source.spans_R2.tolist(), strict=True):
+        places.setdefault(text, []).append(span)
+    assert max(map(len, places.values())) == 8
+    for spans in places.values():
+        assert spans == sorted(spans)
+        assert len({tuple(span) for span in spans}) == len(spans)
+
+
+def test_the_seed_draws_other_places():
+    one, same, other = (plan(TEXTS, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.source.spans_R2, same.source.spans_R2)
+    assert one.source.ids == other.source.ids
+    assert one.source.spans_R2.tolist() != other.source.spans_R2.tolist()
+
+
+def test_drawing_leaves_the_global_seed_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    plan(TEXTS, seed=7)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_first_token_is_never_used_even_if_it_is_not_special():
+    """It attends to nothing but itself, and massive activations sit there."""
+    made = plan_rows(ProbeSet("test", tuple(TEXTS)), CODE, CODE, kind="boundary", num_minibatches=1000)
+    assert int(made.source.spans_R2[:, 0].min()) == 1
+    made = plan_rows(ProbeSet("test", tuple(TEXTS)), CODE, CODE, kind="word", num_minibatches=1000)
+    assert int(made.source.spans_R2[:, 0].min()) >= 1
+
+
+def test_one_tokenizer_twice_gives_every_token():
+    made = plan_rows(ProbeSet("test", tuple(TEXTS)), PROSE, PROSE, num_minibatches=1000, max_length=500)
+    assert torch.equal(made.source.spans_R2, made.target.spans_R2)
+    # All but the special token; of several tokens that share the bytes of one character only the last.
+    ends = [len({end for _, end in offsets(PROSE, text)} - {0}) for text in TEXTS]
+    num_minibatches = sorted(ends)[-MIN_TEXTS]  # as many as four texts can fill
+    assert len(made.sizes) == num_minibatches
+    assert Counter(made.texts_R.tolist()) == {text: min(count, num_minibatches) for text, count in enumerate(ends)}
+
+
+@pytest.mark.parametrize("kind", ROW_KINDS)
+@pytest.mark.parametrize("max_length", [8, 13, 40])
+def test_texts_are_cut(kind, max_length):
+    made = plan(TEXTS, kind, max_length=max_length)
+    for _, reading in sides(made):
+        assert max(map(len, reading.ids)) == max_length
+        assert int(reading.spans_R2.max()) <= max_length
+
+
+def test_a_word_cut_in_the_middle_is_no_row():
+    made = plan([f"{text} {'antidisestablishmentarianism' * 3}" for text in TEXTS], "word", max_length=30)
+    for row, text in enumerate(made.texts_R.tolist()):
+        first, last = made.source.spans_R2[row].tolist()
+        ids = made.source.ids[text]
+        assert b"antidisestablishmentarianism" * 3 not in bytes_read(PROSE, ids)
+        assert b"antidis" not in bytes_read(PROSE, ids[first:last])
+
+
+def test_too_few_usable_texts():
+    with pytest.raises(ProbeError, match=r"0 of 4 texts have a usable 'boundary' row, at least 4 .* another --rows"):
+        plan(["a", "b", "c", "d"])
+
+
+def test_right_padding():
+    assert token_matrix([[5, 6, 7], [8]], pad=9).tolist() == [[5, 6, 7], [8, 9, 9]]
+
+
+# ---- files
+
+
+def write(tmp_path, content, name="probe.txt"):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def test_the_shipped_probe_set():
+    probe = load_probe()
+    assert probe.name == "shipped"
+    assert len(probe.texts) == len(set(probe.texts)) == 480
+    assert probe.num_duplicates == 0
+    assert all(text == text.strip() for text in probe.texts)
+    lengths = [len(PROSE.tokenize(text)) for text in probe.texts]
+    assert min(lengths) > 8
+
+
+def test_one_text_a_line(tmp_path):
+    probe = load_probe(write(tmp_path, "one \n two\nthree\r\nfour\n"))
+    assert probe.texts == ("one", "two", "three", "four")
+    assert probe.name == str(tmp_path / "probe.txt")
+
+
+def test_paragraphs(tmp_path):
+    probe = load_probe(write(tmp_path, "one\nmore\n\n\ntwo\n \t\nthree\r\n\r\nfour"))
+    assert probe.texts == ("one\nmore", "two", "three", "four")
+
+
+def test_jsonl(tmp_path):
+    lines = '{"text": " one "}\n\n{"text": "tw\\no", "source": "x"}\n{"text": "drei ü"}\n{"text": ""}\n{"text": "4"}\n'
+    assert load_probe(write(tmp_path, lines, "p.jsonl")).texts == ("one", "tw\no", "drei ü", "4")
+
+
+def test_duplicates_are_left_out_and_counted(tmp_path):
+    probe = load_probe(write(tmp_path, "a\nb\nc\nd\nb\nb\n"))
+    assert (probe.texts, probe.num_duplicates) == (("a", "b", "c", "d"), 2)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    assert load_probe(write(tmp_path, b"\xef\xbb\xbfa\nb\nc\nd\n")).texts == ("a", "b", "c", "d")
+
+
+def test_the_hash_is_that_of_the_texts(tmp_path):
+    lines = load_probe(write(tmp_path, "a\nb\nc\nd\n"))
+    paragraphs = load_probe(write(tmp_path, "a\n\nb\n\nc\n\nd", "other.txt"))
+    assert lines.sha256 == paragraphs.sha256
+    assert lines.sha256 != load_probe(write(tmp_path, "a\nb\nd\nc\n", "third.txt")).sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("", "p.txt", "the probe set is empty"),
+        (" \n\n\t\n", "p.txt", "the probe set is empty"),
+        ("", "p.jsonl", "the probe set is empty"),
+        (b"caf\xe9\nb\nc\nd\n", "p.txt", r"not UTF-8 text \(byte 3\)"),
+        (b"a\nb\x00\nc\nd\n", "p.txt", r"binary \(a NUL byte at 3\)"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "p.txt", "not UTF-8 text"),
+        ("a\nb\nc\n", "p.txt", "3 different texts found, at least 4 are needed"),
+        ("a\nb\nc\na\n", "p.txt", "3 different texts found"),
+        ("same\nsame\nsame\nsame\nsame\n", "p.txt", "all 5 texts of the probe set are the same; they must differ"),
+        ('{"text": "a"}\n{"txt": "b"}\n3\n{"text": 4}\nnope\n', "p.jsonl", "4 lines are not objects like"),
+    ],
+)
+def test_what_is_refused(tmp_path, content, name, message):
+    with pytest.raises(ProbeError, match=message):
+        load_probe(write(tmp_path, content, name))
+
+
+def test_every_wrong_line_is_named(tmp_path):
+    file = write(tmp_path, '{"text": "a"}\n{"txt": "b", "id": 1}\n[3]\n{"text": 4}\nnope\n', "p.jsonl")
+    with pytest.raises(ProbeError, match="4 lines are not objects") as caught:
+        load_probe(file)
+    assert str(caught.value).splitlines()[1:] == [
+        "  - line 2: no string under 'text' (found: txt, id)",
+        "  - line 3: no string under 'text' (found: a list)",
+        "  - line 4: no string under 'text' (found: text)",
+        "  - line 5: not JSON (Expecting value)",
+    ]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ProbeError, match=r"nothing\.txt: cannot be read: No such file"):
+        load_probe(tmp_path / "nothing.txt")
+    with pytest.raises(ProbeError, match="cannot be read: Is a directory"):
+        load_probe(tmp_path)

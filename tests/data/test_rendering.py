@@ -1,0 +1,218 @@
+"""What templates write, and where in it the answers are: each case with its text in pieces, marked by hand."""
+
+import re
+
+import pytest
+
+from tests.data import chat_tokenizers as templates
+from tests.data.chat_tokenizers import chat_tokenizer
+from tests.data.test_records import turns
+from trace_transfer.data.rendering import ADDED_END, APART, COMPOSED, TRIMMED, RenderingError, render_chat, render_plain
+from trace_transfer.data.turns import Message
+
+ONE = turns(("u", "Hi"), ("a", "Ho"))
+TWO = turns(("s", "Brief."), ("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))
+TWO_ANSWERS = TWO[1:]
+SHOT = turns(("u", "1?"), ("c", "one"), ("u", "2?"), ("a", "two"))  # the first answer is an example, not learned
+FIRST = turns(("a", "Yes?"), ("u", "Hi"), ("a", "Ho"))
+THOUGHT = turns(("u", "Two?"), ("a", "<think>\nhm\n</think>\n\n2"), ("u", "Three?"), ("a", "<think>ha</think>3"))
+
+# Template, messages, text in pieces: (text, whether it is learned).
+HELP = "<|im_start|>system\nHelp.<|im_end|>\n"
+CHATML_CASES = [
+    (
+        ONE,
+        [
+            (HELP + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
+            ("Ho<|im_end|>", True),
+            ("\n", False),
+        ],
+    ),
+    (
+        TWO,
+        [
+            ("<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n", False),
+            ("2<|im_end|>", True),
+            ("\n<|im_start|>user\nThree?<|im_end|>\n<|im_start|>assistant\n", False),
+            ("3<|im_end|>", True),
+            ("\n", False),
+        ],
+    ),
+    (
+        SHOT,
+        [
+            (HELP + "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\none<|im_end|>\n", False),
+            ("<|im_start|>user\n2?<|im_end|>\n<|im_start|>assistant\n", False),
+            ("two<|im_end|>", True),
+            ("\n", False),
+        ],
+    ),
+    (
+        FIRST,
+        [
+            (HELP + "<|im_start|>assistant\n", False),
+            ("Yes?<|im_end|>", True),
+            ("\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
+            ("Ho<|im_end|>", True),
+            ("\n", False),
+        ],
+    ),
+]
+OTHER_CASES = [
+    (templates.LLAMA2, turns(("u", " Hi "), ("a", " Ho\n")), [("<s>[INST] Hi [/INST]", False), (" Ho </s>", True)]),
+    (
+        templates.LLAMA2,
+        TWO_ANSWERS,
+        [
+            ("<s>[INST] Two? [/INST]", False),
+            (" 2 </s>", True),
+            ("<s>[INST] Three? [/INST]", False),
+            (" 3 </s>", True),
+        ],
+    ),
+    (
+        templates.THINKING,
+        ONE,
+        [
+            ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
+            ("<think>\n\n</think>\n\nHo<|im_end|>", True),
+            ("\n", False),
+        ],
+    ),
+    (
+        templates.HEADED,
+        TWO_ANSWERS,
+        [
+            ("USER: Two?\nASSISTANT:", False),
+            (" 2</s>", True),
+            ("\nUSER: Three?\nASSISTANT:", False),
+            (" 3</s>", True),
+            ("\n", False),
+        ],
+    ),
+    (
+        templates.DATED,
+        ONE,
+        [
+            (f"\nToday is 26 Jul 2024.\n{HELP}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
+            ("Ho<|im_end|>", True),
+            ("\n", False),
+        ],
+    ),
+]
+CASES = [(templates.CHATML, *case) for case in CHATML_CASES] + OTHER_CASES
+
+
+@pytest.mark.parametrize("template, messages, pieces", CASES)
+def test_chat(template, messages, pieces):
+    (rendered,) = render_chat(messages, chat_tokenizer(template)).texts
+    assert rendered.text == "".join(text for text, _ in pieces)
+    assert learned(rendered) == [text for text, is_learned in pieces if is_learned]
+    starts = [sum(len(text) for text, _ in pieces[:place]) for place, (_, yes) in enumerate(pieces) if yes]
+    assert [answer.start for answer in rendered.answers] == starts
+
+
+def learned(rendered) -> list[str]:
+    return [rendered.text[answer.start : answer.stop] for answer in rendered.answers]
+
+
+def test_earlier_answers_that_are_written_otherwise():
+    """A thought that only the last turn has: each answer in a text that ends with it."""
+    written = render_chat(THOUGHT, chat_tokenizer(templates.THINKING))
+    first, whole = written.texts
+    assert learned(first) == ["<think>\nhm\n</think>\n\n2<|im_end|>"]
+    assert learned(whole) == ["<think>\nha\n</think>\n\n3<|im_end|>"]
+    assert whole.text.startswith("<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n")
+    assert written.notes == (APART, TRIMMED)
+
+
+def test_an_answer_that_is_not_written_as_it_will_be_generated():
+    """The prompt opens a thought that no written turn has, or has the end of a finished conversation."""
+    opened, last_ends = chat_tokenizer(templates.OPENED), chat_tokenizer(templates.LAST_ENDS, eos="</s>")
+    thought = turns(("u", "Two?"), ("a", "<think>\nhm\n</think>2"))
+    assert [learned(one) for one in render_chat(thought, opened).texts] == [["hm\n</think>2</s>"]]
+    with pytest.raises(
+        RenderingError, match=r"turn 1: generation goes on from '.*Assistant:<think>\n', and the template"
+    ):
+        render_chat(TWO_ANSWERS, opened)
+    written = render_chat(ONE, last_ends, mismatch="compose")
+    assert [one.text for one in written.texts] == ["USER: Hi</s> Ho</s>"] and written.notes == (COMPOSED,)
+    with pytest.raises(RenderingError, match=r"opens a thought \(<think>\) which the answer does not close"):
+        render_chat(TWO_ANSWERS, opened, mismatch="compose")
+    (kept,) = render_chat(TWO_ANSWERS, opened, mismatch="keep").texts
+    assert kept.text == "<s>User:Two?Assistant:2</s>User:Three?Assistant:3</s>" and learned(kept) == ["2</s>", "3</s>"]
+    with pytest.raises(RenderingError, match=r"generation goes on from 'USER: Two\?</s>'"):
+        render_chat(TWO_ANSWERS, last_ends)
+
+
+def test_a_template_without_an_end_of_a_turn():
+    """Earlier answers end with the end-of-text token, too, in texts of their own."""
+    endless = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    written = render_chat(TWO_ANSWERS, chat_tokenizer(endless, eos="</s>"))
+    assert [one.text for one in written.texts] == [
+        "user: Two?\nassistant: 2</s>", "user: Two?\nassistant: 2\nuser: Three?\nassistant: 3</s>",
+    ]  # fmt: skip
+    assert [learned(one) for one in written.texts] == [[" 2</s>"], [" 3</s>"]]
+    assert written.notes == (ADDED_END, APART, ADDED_END)
+    with pytest.raises(RenderingError, match="no end of a turn, and the tokenizer names no end-of-text token"):
+        render_chat(ONE, chat_tokenizer(endless, eos=None))
+
+
+def test_what_a_template_leaves_out():
+    without_system = "{% for m in messages if m.role != 'system' %}" + templates.CHATML.partition("%}")[2]
+    with pytest.raises(RenderingError, match="the template leaves out turn 0, the system's"):
+        render_chat(TWO, chat_tokenizer(without_system))
+    more = (Message("user", "Hi", more={"id": 3}), Message("assistant", "Ho", True, {"tool_calls": [{"x": 1}]}))
+    with pytest.raises(RenderingError, match=r"turn 1: the template does not write tool_calls \(ignore"):
+        render_chat(more, chat_tokenizer())
+    assert "'id'" in render_chat((more[0], ONE[1]), chat_tokenizer()).notes[0]
+    with pytest.raises(RenderingError, match="does not write tools"):
+        render_chat(ONE, chat_tokenizer(), {"tools": [{"name": "add"}]})
+    with pytest.raises(RenderingError, match="chat_template_kwargs: tokenize: not for the template"):
+        render_chat(ONE, chat_tokenizer(), {"tokenize": True})
+
+
+def test_answers_that_stand_in_the_prompt_too():
+    messages = turns(("u", "Say Ho Ho"), ("a", "Ho"), ("u", "Ho"), ("a", "Ho"))
+    for template in (templates.CHATML, templates.LLAMA2):
+        (rendered,) = render_chat(messages, chat_tokenizer(template)).texts
+        assert [text.strip()[:2] for text in learned(rendered)] == ["Ho", "Ho"]
+        first, second = (answer.start for answer in rendered.answers)
+        assert (rendered.text[:first].count("Ho"), rendered.text[:second].count("Ho")) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "template, messages, expected",
+    [
+        (templates.LLAMA2, TWO, "Only user and assistant turns!"),
+        (templates.SHOUTING, ONE, "turn 1: the template does not write an answer as it stands"),
+        (templates.SHOUTING, TWO, "turn 2: the template does not write an answer as it stands"),
+        ("{{ messages[0].content + 1 }}", ONE, "can only concatenate str"),
+        ("{% if %}", ONE, "Expected an expression"),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            ONE,
+            "turn 1: the template does not write an answer as it stands",
+        ),
+    ],
+)
+def test_templates_that_do_not_take_it(template, messages, expected):
+    tokenizer = chat_tokenizer(template)
+    with pytest.raises(RenderingError, match=re.escape(expected)):
+        render_chat(messages, tokenizer)
+
+
+def test_plain():
+    (rendered,) = render_plain(ONE, "</s>").texts
+    assert rendered.text == "Hi\n\nHo</s>" and rendered.answers == ((4, 4, 6, 10),)
+    (rendered,) = render_plain(TWO, "</s>").texts
+    assert rendered.text == "Brief.\n\nTwo?\n\n2</s>Three?\n\n3</s>" and learned(rendered) == ["2</s>", "3</s>"]
+    (rendered,) = render_plain(SHOT, "</s>").texts
+    assert rendered.text == "1?\n\none</s>2?\n\ntwo</s>" and learned(rendered) == ["two</s>"]
+    with pytest.raises(RenderingError, match="turn 1 has tool_calls, which the plain template cannot write"):
+        render_plain((ONE[0], Message("assistant", "", True, {"tool_calls": [{}]})), "</s>")
+    with pytest.raises(RenderingError, match="it has tools, which the plain template cannot write"):
+        render_plain(ONE, "</s>", {"tools": [{}]})

@@ -1,0 +1,141 @@
+"""What `tasks.yaml` may say, and what each mistake is answered with."""
+
+import pytest
+
+from trace_transfer.data.records import read_records
+from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(text)`: a `tasks.yaml` beside a data file `maths.jsonl`."""
+    (tmp_path / "maths.jsonl").write_text("")
+
+    def _write(text: str):
+        file = tmp_path / "tasks.yaml"
+        file.write_text(text, "utf-8")
+        return file
+
+    return _write
+
+
+def refused(file) -> str:
+    with pytest.raises(TaskError, match=r"tasks\.yaml") as caught:
+        load_tasks(file)
+    return str(caught.value).replace(f"{file.parent}/", "")
+
+
+def test_all_keys(write):
+    file = write("""
+tasks:
+  - name: math
+    data: maths.jsonl
+    fields: {prompt: question, completion: "{answer}"}
+    max_examples: 200
+    template: plain
+    system: Think.
+  - {name: law, data: owner/law-v1.5, subset: torts, split: test, revision: main}
+""")
+    math, law = load_tasks(file)
+    assert (math.builder, math.max_examples, math.template, math.system) == ("json", 200, "plain", "Think.")
+    assert math.fields == {"prompt": "question", "completion": "{answer}"}
+    assert (law.builder, law.subset, law.split, law.revision) == (None, "torts", "test", "main")
+    assert (law.max_examples, law.template, law.system, law.fields) == (None, "auto", None, {})
+
+
+def test_everything_wrong_is_said_at_once(write):
+    text = """
+tasks:
+  - {name: math, data: maths.jsonl, feilds: {prompt: q}, splitt: train}
+  - {name: math, data: gone.csv}
+  - {name: m, data: gone.json, typo: 1}
+  - {name: a/b, data: notes.txt}
+  - {name: c, data: data/notes.txt, max_examples: 0}
+  - {name: d, data: maths.jsonl, split: test, template: plane}
+  - {name: e, data: maths.jsonl, split: test}
+  - {name: f, data: maths.jsonl, fields: {promt: q}}
+  - {name: g, data: maths.jsonl, fields: {prompt: q, output: a}}
+  - {name: h, data: maths.jsonl, fields: {prompt: "{q"}}
+  - {name: i, data: maths.jsonl, max_examples: "7", system: " "}
+  - {data: maths.jsonl}
+  - maths.jsonl
+  - {name: k, data: ./owner/name}
+"""
+    keys = "name, data, fields, subset, split, revision, max_examples, template, system, "
+    keys += "ignore, mismatch, chat_template_kwargs"
+    names = "prompt, completion, system, tools, chat_template_kwargs, instruction, input, output, messages"
+    expected = "expected a .json, .jsonl, .csv, .parquet file or a hub data set owner/name"
+    assert refused(write(text)).split("\n  - ") == [
+        "tasks.yaml: 20 problems:",
+        f"task 'math': unknown key 'feilds', allowed: {keys}; did you mean 'fields'?",
+        f"task 'math': unknown key 'splitt', allowed: {keys}; did you mean 'split'?",
+        f"task 'm': unknown key 'typo', allowed: {keys}",
+        "task 'a/b': name: 'a/b' is not a name of letters, digits and _ . -, beginning with a letter or digit",
+        f"task 'a/b': data: the extension '.txt' of 'notes.txt' is unknown; {expected}",
+        f"task 'c': data: the extension '.txt' of 'data/notes.txt' is unknown; {expected}",
+        "task 'c': max_examples: found 0; input should be greater than or equal to 1",
+        "task 'd': template: 'plane' is none of auto, chat, plain",
+        "task 'e': split: only for hub data sets; maths.jsonl is a local file",
+        f"task 'f': fields: unknown field 'promt', allowed: {names}; did you mean 'prompt'?",
+        "task 'g': fields: prompt, output are of different shapes; the shapes are prompt and completion; instruction, "
+        "input (optional) and output; messages",
+        "task 'h': fields: '{q': a brace at character 1 has no partner, or nothing in it",
+        "task 'i': max_examples: found '7'; input should be a valid integer",
+        "task 'i': system: is blank; leave it out for no system message",
+        "task 12 of the list: 'name:' is missing",
+        "task 13 of the list: found a text, expected a mapping with name: and data:",
+        f"task 'k': data: './owner/name' cannot be used; {expected}",
+        "task 'math': 2 tasks have this name",
+        "task 'math': data: gone.csv: no such file",
+        "task 'm': data: gone.json: no such file",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "found nothing; expected a list of tasks under 'tasks:'"),
+        ("tasks:", "tasks: found no tasks; expected"),
+        ("tasks: []", "tasks: found no tasks; expected"),
+        ("tasks: {math: maths.jsonl}", "tasks: found a mapping; expected"),
+        ("- name: math", "found a list; expected"),
+        ("task: []", "found the keys task; expected"),
+        ("tasks: []\nmodel: x", "unknown keys beside 'tasks:': model"),
+        ("tasks:\n  - name: [", "tasks.yaml:2: not valid YAML: expected the node content"),
+        ("tasks:\n  - {name: a, data: a/b, fields: {prompt: {q}: x}}", "a text with braces needs quotes"),
+        ("tasks:\n  - name: a\n\tdata: a/b\n", "that cannot start any token; indent with spaces, not tabs"),
+        ("tasks:\n  - name: a\n    data: a/b\n    name: b\n", "tasks.yaml:4: not valid YAML: the key 'name' stands"),
+    ],
+)
+def test_not_a_list_of_tasks(write, text, expected):
+    assert expected in refused(write(text))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert "tasks.yaml: cannot be read: No such file" in refused(tmp_path / "tasks.yaml")
+    (tmp_path / "tasks.yaml").write_bytes(b"tasks: \xff")
+    assert "tasks.yaml: not UTF-8 text (byte 7)" in refused(tmp_path / "tasks.yaml")
+
+
+def test_a_directory_is_no_data(write, tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    assert "folder.csv: is a directory" in refused(write("tasks: [{name: a, data: folder.csv}]"))
+
+
+def test_a_file_is_named_as_it_is_found_from_here(write, tmp_path):
+    """Not as it is written beside the others: nobody stands in that directory."""
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "tasks.yaml"
+    file.write_text("tasks: [{name: a, data: ../maths.jsonl}, {name: b, data: owner/name}]")
+    write("")
+    local, hub = load_tasks(file)
+    assert (local.data, local.label) == ("../maths.jsonl", f"task a ({tmp_path}/there/../maths.jsonl)")
+    assert hub.label == "task b (owner/name)"
+    with pytest.raises(TaskError, match=rf"^task a \({tmp_path}/there/\.\./maths\.jsonl\): no records"):
+        read_records(local, file.parent)
+
+
+def test_a_spec_cannot_be_changed():
+    spec = TaskSpec(name="a", data="a/b")
+    with pytest.raises(ValueError, match="frozen"):
+        spec.name = "b"

@@ -1,0 +1,290 @@
+"""LoRA: what is wrapped, drawn, trained, written, carried on and merged, against peft's own ways."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.engine.made_up import make_task, settings
+from trace_transfer.data.examples import collate, losses
+from trace_transfer.engine.adapters import CONFIG, WEIGHTS, AdaptedModel, adapted_weights, merged_values
+from trace_transfer.engine.batches import plan
+from trace_transfer.engine.loading import BaseModel
+from trace_transfer.engine.loop import train
+from trace_transfer.engine.schedule import num_warmup_steps, rate_factor
+from trace_transfer.errors import ModelError
+from trace_transfer.models.sources import ModelSource
+
+# Plain, transposed weights (square ones among them), fused ones, tied embeddings.
+FAMILIES = ("llama", "gpt2", "phi3", "gemma3_text")
+quiet = pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|is_gradient_checkpointing)")
+
+
+def adapted(directory, **options) -> AdaptedModel:
+    return AdaptedModel(BaseModel(ModelSource.parse(directory)), **{"rank": 3, "alpha": 7.0, **options})
+
+
+def made_up_values(model: AdaptedModel, seed: int = 5) -> dict[str, torch.Tensor]:
+    """Adapters of which B is not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in model.shapes.items()}
+
+
+def plain(directory, dtype=torch.float32):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+
+
+def pefts_own(directory, rank=3, alpha=7.0):
+    """As anyone would wrap a model."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(plain(directory), config)
+
+
+def logits(model) -> torch.Tensor:
+    ids = torch.arange(1, 25).view(2, 12)
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+@quiet
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrapped_as_peft_wraps_it(tiny, family, capfd):
+    own, base = pefts_own(tiny(family)), plain(tiny(family))
+    capfd.readouterr()
+    start = adapted(tiny(family))
+    model = start.load(torch.float32)
+    assert capfd.readouterr() == ("", "")
+    trained = {name: tuple(p.shape) for name, p in own.named_parameters() if p.requires_grad}
+    assert dict(start.shapes) == trained
+    assert dict(start.mask.parts) == dict.fromkeys(trained)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in own.named_parameters()]
+    for (name, parameter), theirs in zip(model.named_parameters(), own.parameters(), strict=True):
+        if "lora_A" not in name:
+            assert torch.equal(parameter, theirs), name
+        else:  # another draw from the same distribution
+            assert not torch.equal(parameter, theirs)
+            bound = parameter.shape[1] ** -0.5
+            assert 0.7 * bound < parameter.abs().max() <= bound
+            assert abs(parameter.std() - bound / 3**0.5) < 0.2 * bound
+    assert torch.equal(logits(model), logits(base))  # nothing has been learned yet
+
+
+@quiet
+def test_neither_checkpointing_nor_gradients_of_inputs_are_switched_on(tiny):
+    model = adapted(tiny("llama")).load(torch.float32)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    model.requires_grad_(False)
+    assert not model.get_input_embeddings()(torch.tensor([[1, 2]])).requires_grad
+
+
+@quiet
+def test_drawn_from_the_seed_alone(tiny):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = adapted(tiny("llama"), seed=3).load(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = (adapted(tiny("llama"), seed=seed).load(torch.float32) for seed in (3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    a = [p for name, p in one.named_parameters() if "lora_A" in name]
+    b = [p for name, p in other.named_parameters() if "lora_A" in name]
+    assert not any(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert len({tuple(p[0, :5].tolist()) for p in a}) == len(a)  # and each of its own
+
+
+@quiet
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("carried", [False, True])
+def test_one_at_a_time_is_the_same_as_loaded(tiny, tmp_path, family, carried):
+    start = adapted(tiny(family))
+    if carried:
+        start.write(tmp_path, made_up_values(start).items())
+        start = adapted(tiny(family), adapter=tmp_path)
+    whole, low = start.load(torch.float32), start.load(torch.bfloat16)
+    names = [name for name, _ in whole.named_parameters()]
+    skeleton = start.skeleton(torch.bfloat16)
+    assert [(n, p.shape, p.dtype) for n, p in skeleton.named_parameters()] == [
+        (n, p.shape, p.dtype) for n, p in low.named_parameters()
+    ]
+    assert all(p.is_meta for p in skeleton.parameters()) and low.dtype == torch.bfloat16
+    for dtype, model in ((torch.float32, whole), (torch.bfloat16, low)):
+        found = list(start.values(names, dtype))
+        assert [name for name, _ in found] == names
+        for name, value in found:
+            assert torch.equal(value, model.get_parameter(name)) and value.dtype == dtype, name
+    for name, value in start.exact(reversed(names)):
+        assert torch.equal(value, whole.get_parameter(name)), name
+        assert torch.equal(value.bfloat16(), low.get_parameter(name)), name
+    assert {name for name, _ in start.exact(names)} == set(names)
+    if carried:
+        assert all(torch.equal(whole.get_parameter(n), value) for n, value in made_up_values(start).items())
+
+
+def test_of_bfloat16_weights_the_adapters_alone_are_rounded(tiny):
+    start = adapted(tiny("llama", dtype=torch.bfloat16))
+    names = [name for name, _ in start.skeleton(torch.float32).named_parameters()]
+    assert [name for name, _ in start.exact(names)] == list(start.shapes)
+
+
+@quiet
+@pytest.mark.parametrize("family", FAMILIES)
+def test_written_as_peft_reads_it_and_merged_as_peft_merges(tiny, tmp_path, family):
+    start = adapted(tiny(family))
+    values = made_up_values(start)
+    start.write(tmp_path, values.items())
+    theirs = PeftModel.from_pretrained(plain(tiny(family)), tmp_path)
+    for name, value in values.items():
+        assert torch.equal(theirs.get_parameter(name), value), name
+    mine = adapted(tiny(family), adapter=tmp_path).load(torch.float32).eval()
+    assert torch.equal(logits(mine), logits(theirs))
+    base = plain(tiny(family))
+    found = dict(merged_values(lambda name: base.get_parameter(name).detach(), tmp_path))
+    assert len(found) == len(values) / 2
+    assert list(found) == adapted_weights(tmp_path)
+    expected = theirs.merge_and_unload()
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(found.get(name, base.get_parameter(name)), parameter), name
+    assert not torch.equal(logits(expected), logits(base))
+
+
+def test_merging_rounds_once_to_the_stored_type(tiny, tmp_path):
+    start = adapted(tiny("gpt2"))
+    values = made_up_values(start)
+    start.write(tmp_path, values.items())
+    base = plain(tiny("gpt2"), torch.bfloat16)
+    unrounded = dict(merged_values(lambda name: base.get_parameter(name).detach(), tmp_path, rounded=False))
+    for name, value in merged_values(lambda name: base.get_parameter(name).detach(), tmp_path):
+        key = "base_model.model." + name.removesuffix(".weight")
+        b, a = (values[f"{key}.lora_{kind}.default.weight"].double() for kind in "BA")
+        exact = base.get_parameter(name).double() + 7 / 3 * (b @ a).T
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, unrounded[name].bfloat16()) and unrounded[name].dtype == torch.float32
+        assert ((value.double() - exact).abs() <= exact.abs() * 2**-8 * 1.001 + 1e-9).all(), name
+
+
+@quiet
+def test_the_same_files_every_time(tiny, tmp_path):
+    for name in ("one", "two"):
+        start = adapted(tiny("gpt2"))
+        start.write(tmp_path / name, made_up_values(start).items())
+    for file in (CONFIG, WEIGHTS):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    targets = json.loads((tmp_path / "one" / CONFIG).read_text())["target_modules"]
+    assert targets == sorted(targets) and len(targets) == 12
+
+
+def test_an_adapter_in_part_is_not_written(tiny, tmp_path):
+    start = adapted(tiny("llama"))
+    with pytest.raises(ValueError, match=r"55 tensors, expected base_model\.model"):
+        start.write(tmp_path, list(made_up_values(start).items())[1:])
+    assert not list(tmp_path.iterdir())
+
+
+def test_fingerprints(tiny, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    start = adapted(tiny("llama"))
+    start.write(one, made_up_values(start, 1).items())
+    start.write(other, made_up_values(start, 2).items())
+    kinds = [
+        start, adapted(tiny("llama"), rank=4), adapted(tiny("llama"), alpha=8.0), adapted(tiny("llama"), seed=1),
+        adapted(tiny("llama"), adapter=one), adapted(tiny("llama"), adapter=other), adapted(tiny("llama", seed=1)),
+    ]  # fmt: skip
+    assert len({kind.fingerprint for kind in kinds}) == len(kinds)
+    assert adapted(tiny("llama")).fingerprint == start.fingerprint
+    assert adapted(tiny("llama"), adapter=one, seed=9).fingerprint == kinds[4].fingerprint
+    assert start.names_sha256 == start.start.names_sha256
+
+
+def test_an_adapter_of_another_kind(tiny, tmp_path):
+    start = adapted(tiny("llama"), rank=2, alpha=4.0)
+    start.write(tmp_path, made_up_values(start).items())
+    with pytest.raises(ModelError, match=r"(?s)another kind.*r: 2 there, 3 wanted.*lora_alpha: 4.0 there, 7.0 wanted"):
+        adapted(tiny("llama"), adapter=tmp_path).load(torch.float32)
+    with pytest.raises(ModelError, match=r"(?s)another kind.*k_proj.lora_A.weight: \[2, 48\] there, nothing wanted"):
+        adapted(tiny("gpt2"), rank=2, alpha=4.0, adapter=tmp_path).load(torch.float32)
+    base = plain(tiny("qwen3"))
+    with pytest.raises(ModelError, match=r"down_proj.weight: \[48, 80\] there, \[80, 48\] in the model"):
+        dict(merged_values(lambda name: base.get_parameter(name).detach().T, tmp_path))
+
+
+def test_an_adapter_that_is_not_there(tiny, tmp_path):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is missing"):
+        dict(merged_values(lambda name: torch.zeros(1), tmp_path))
+    start = adapted(tiny("llama"))
+    start.write(tmp_path, made_up_values(start).items())
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:500])
+    with pytest.raises(ModelError, match="cut short or damaged"):
+        adapted(tiny("llama"), adapter=tmp_path).load(torch.float32)
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(ModelError, match=r"adapter_config\.json:1: not valid JSON"):
+        adapted(tiny("llama"), adapter=tmp_path).load(torch.float32)
+
+
+def train_slowly(model, data, options) -> list[float]:
+    """Whatever requires grad, in plain torch; the losses."""
+    steps = plan(data, options)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(trained, lr=0.0, weight_decay=options.weight_decay)
+    found = []
+    for number, batch in enumerate(steps.batches()):
+        padded = collate(list(batch.examples))
+        out = model(input_ids=padded.input_ids_bt, attention_mask=padded.attention_mask_bt, use_cache=False).logits
+        loss = losses(out, padded.targets_bt).sum() / batch.num_supervised
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
+        share = rate_factor(number, steps.num_steps, num_warmup_steps(steps.num_steps, options.warmup))
+        adamw.param_groups[0]["lr"] = options.learning_rate * share
+        adamw.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+@quiet
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_trained_as_peft_is_by_hand(tiny, tmp_path, family):
+    """Two tasks, one adapter carried through both."""
+    options, theirs = settings(epochs=2, weight_decay=0.1, learning_rate=1e-2), pefts_own(tiny(family)).eval()
+    start, tasks = adapted(tiny(family)), [make_task(seed=seed, name=f"task-{seed}") for seed in (0, 1)]
+    with torch.no_grad():
+        for name, value in start.exact(start.shapes):
+            theirs.get_parameter(name).copy_(value)
+    for data in tasks:
+        kept: dict[str, torch.Tensor] = {}
+
+        def finish(values, start=start, data=data, kept=kept):
+            kept.update(values)
+            start.write(tmp_path / data.task, kept.items())
+
+        result = train(start, data, options, directory=tmp_path / f"of-{data.task}", finish=finish, mask=start.mask)
+        assert kept.keys() == start.shapes.keys()
+        if family == "llama":  # gpt2 has dropout
+            assert result.losses == pytest.approx(train_slowly(theirs, data, options), rel=1e-4)
+            for name, value in kept.items():
+                torch.testing.assert_close(value, theirs.get_parameter(name).detach(), rtol=2e-3, atol=2e-4)
+        start = adapted(tiny(family), adapter=tmp_path / data.task)
+    before, after = adapted(tiny(family)).load(torch.float32), start.load(torch.float32)
+    for name, parameter in after.named_parameters():
+        moved = not torch.equal(parameter, before.get_parameter(name))
+        assert moved == (name in start.shapes), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_zero_3_trains_the_same_adapters(tiny, tmp_path, precision):
+    start, found = adapted(tiny("llama")), []
+    for zero in (0, 3):
+        values: dict[str, torch.Tensor] = {}
+        options = settings(zero=zero, precision=precision, micro_batch_size=8)
+        result = train(
+            start, make_task(), options, directory=tmp_path / str(zero), finish=values.update, mask=start.mask
+        )
+        assert values.keys() == start.shapes.keys()
+        found.append((result.losses, values))
+    (losses_0, values_0), (losses_3, values_3) = found
+    assert losses_3 == pytest.approx(losses_0, rel=1e-5 if precision == "float32" else 1e-2)
+    for name, value in dict(start.exact(start.shapes)).items():
+        assert not torch.equal(values_3[name], value), name  # the adapters moved
+        if precision == "float32":
+            torch.testing.assert_close(values_3[name], values_0[name], rtol=1e-3, atol=1e-5)

@@ -1,0 +1,57 @@
+from collections import Counter
+
+import pytest
+
+from tests.engine.made_up import make_task, settings
+from trace_transfer.data.examples import IGNORED, Example, TaskData
+from trace_transfer.engine.batches import plan
+from trace_transfer.engine.errors import TrainingError
+
+
+def ids_of(batch):
+    return [example.id for example in batch.examples]
+
+
+def test_every_example_once_per_epoch_in_an_order_of_its_own():
+    data = make_task(21)
+    found = [ids_of(batch) for batch in plan(data, settings(epochs=3)).batches()]
+    assert [len(batch) for batch in found] == [8, 8, 5] * 3
+    epochs = [[name for batch in found[start : start + 3] for name in batch] for start in (0, 3, 6)]
+    for epoch in epochs:
+        assert Counter(epoch) == Counter(example.id for example in data.examples)
+    assert len({tuple(sorted(found[start])) for start in (0, 3, 6)}) == 3
+    assert [ids_of(b) for b in plan(data, settings(epochs=3)).batches(4)] == found[4:]
+    assert [ids_of(b) for b in plan(data, settings(epochs=3, seed=1)).batches()] != found
+
+
+def test_micro_batches_are_of_like_length_and_change_nothing_else():
+    data = make_task(20)
+    whole = list(plan(data, settings(micro_batch_size=20)).batches())
+    for micro in (1, 3, 8):
+        for batch, same in zip(plan(data, settings(micro_batch_size=micro)).batches(), whole, strict=True):
+            assert max(map(len, batch.micro_batches)) <= micro
+            lengths = [len(example.input_ids) for example in batch.examples]
+            assert lengths == sorted(lengths, reverse=True)
+            assert set(ids_of(batch)) == set(ids_of(same))
+            assert batch.num_tokens == sum(lengths)
+            assert batch.num_supervised == sum(e.num_supervised for e in batch.examples)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+def test_ranks_share_a_batch_and_have_as_much_to_do(num_ranks):
+    for batch in plan(make_task(13), settings(micro_batch_size=2)).batches():
+        shares = [batch.share(rank, num_ranks) for rank in range(num_ranks)]
+        assert len({len(share) for share in shares}) == 1
+        found = {number: examples for share in shares for number, examples in share if number is not None}
+        assert [found[number] for number in range(len(batch.micro_batches))] == list(batch.micro_batches)
+        assert all(len(examples) == 1 for share in shares for number, examples in share if number is None)
+
+
+def test_examples_that_teach_nothing_are_refused_by_name():
+    mute = Example("made-up:empty", (1, 2, 3), (1, IGNORED, IGNORED))
+    data = make_task(3)
+    data = TaskData("t", (*data.examples, mute), 4, 0, 0, "plain", "")
+    with pytest.raises(TrainingError, match=r"'t': 1 of 4 examples have no token to learn from(.|\n)*made-up:empty: 3"):
+        plan(data, settings())
+    with pytest.raises(TrainingError, match="'t' has no examples"):
+        plan(TaskData("t", (), 0, 0, 0, "plain", ""), settings())

@@ -1,0 +1,313 @@
+"""One process: against the slow twin, masked, twice the same, stopped by NaN, and gone on from a checkpoint."""
+
+import re
+
+import pytest
+import torch
+
+from tests.engine.made_up import make_task, run, settings
+from tests.reference.train_loop import train_slowly
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.data.examples import TaskData
+from trace_transfer.engine import state
+from trace_transfer.engine.batches import plan
+from trace_transfer.engine.errors import TrainingError
+from trace_transfer.engine.history import from_csv
+from trace_transfer.engine.loading import BaseModel
+from trace_transfer.engine.stepping import Run
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.stopping import StopRequested, StopSignal
+
+MASK = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
+WHOLE = Mask(dict.fromkeys(MASK))
+EVERY_WAY = [(zero, precision) for zero in range(4) for precision in ("float32", "bfloat16")]
+
+
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.advanced = [], 0
+
+    def task(self, description, total):
+        self.description, self.total = description, total
+        return self
+
+    def __enter__(self):
+        return self.advance
+
+    def __exit__(self, *_):
+        return None
+
+    def advance(self, status=""):
+        self.advanced += 1
+        self.status = status
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def twin(model, data, **options):
+    chosen = settings(**options)
+    return train_slowly(model, [list(batch.examples) for batch in plan(data, chosen).batches()], chosen)
+
+
+def differing(values, others):
+    assert values.keys() == others.keys()
+    return [name for name in values if not torch.equal(values[name], others[name])]
+
+
+def stop_after(monkeypatch, steps):
+    """Checkpoints are written; after the one of a step the training fails."""
+    write = state.write
+
+    def write_and_stop(directory, identity, done, *rest):
+        write(directory, identity, done, *rest)
+        if len(done) == steps:
+            raise TrainingError("stopped here")
+
+    monkeypatch.setattr(state, "write", write_and_stop)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"micro_batch_size": 8}),
+        ("llama", {"micro_batch_size": 3, "epochs": 2, "weight_decay": 0.1}),
+        ("qwen2", {"micro_batch_size": 1, "max_grad_norm": None}),
+        ("gemma2", {"micro_batch_size": 2, "max_grad_norm": 0.1, "gradient_checkpointing": True}),
+    ],
+)
+def test_same_as_the_slow_twin(tiny, tmp_path, family, options):
+    data = make_task(21, vocabulary=300)
+    losses, norms, weights = twin(tiny(family), data, learning_rate=1e-3, **options)
+    result, values = run(tiny(family), tmp_path, data, learning_rate=1e-3, **options)
+    assert result.losses == pytest.approx(losses, rel=1e-6)
+    assert values.keys() == weights.keys()
+    for name, expected in weights.items():
+        # AdamW divides by the gradient's size: where that is almost 0, rounding shows. 1 of 10^5 is above 1e-6.
+        torch.testing.assert_close(values[name], expected, rtol=0, atol=3e-6, msg=name)
+    moved = torch.cat([(values[name] - expected).abs().flatten() for name, expected in weights.items()])
+    assert (moved > 1e-6).double().mean() < 1e-4
+    rows = from_csv((tmp_path / "loss.csv").read_text())
+    assert [row.loss for row in rows] == list(result.losses)
+    assert [row.grad_norm for row in rows] == pytest.approx(norms, rel=1e-5)
+    assert max(norms) > 1.0  # so that clipping was at work
+    assert result.tokens == sum(len(e.input_ids) for e in data.examples) * settings(**options).epochs
+    assert result.supervised == sum(e.num_supervised for e in data.examples) * settings(**options).epochs
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_every_stage_is_plain_adamw(tiny, tmp_path, zero):
+    losses, _, weights = twin(tiny("llama"), make_task(), weight_decay=0.1)
+    result, values = run(tiny("llama"), tmp_path, zero=zero, weight_decay=0.1)
+    assert result.losses == pytest.approx(losses, rel=1e-6)
+    # Where a gradient is nothing but rounding, AdamW's first steps make whole steps of its sign, which the order of
+    # sums decides; that differs between processors, and under ZeRO from the twin's.
+    moved = torch.cat([(values[name] - expected).abs().flatten() for name, expected in weights.items()])
+    assert (moved > 1e-5).double().mean() < 1e-4
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_bfloat16_masters_begin_at_the_base(tiny, tmp_path, zero):
+    """A learning rate too small to move anything: what is handed over is the base, not the base rounded."""
+    _, values = run(tiny("llama"), tmp_path, precision="bfloat16", zero=zero, learning_rate=1e-30, weight_decay=0.5)
+    base = dict(BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).named_parameters())
+    assert differing(values, base) == []
+
+
+def test_bfloat16_is_near_float32(tiny, tmp_path):
+    losses, _, weights = twin(tiny("llama"), make_task())
+    for zero in (0, 1):
+        result, values = run(tiny("llama"), tmp_path / str(zero), precision="bfloat16", zero=zero)
+        assert result.losses == pytest.approx(losses, rel=5e-3)
+        base = dict(BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).named_parameters())
+        for name, expected in weights.items():
+            moved, other = (values[name] - base[name]).flatten(), (expected - base[name]).flatten()
+            assert torch.cosine_similarity(moved, other, dim=0) > 0.9, name
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_only_what_is_trainable_moves(tiny, tmp_path, monkeypatch, zero):
+    from trace_transfer.engine import engine
+
+    frozen = {}
+    close = engine.Engine.close
+
+    def look_and_close(self):
+        if self.stage == 0:
+            frozen.update({n: p.detach().clone() for n, p in self.deepspeed.module.named_parameters() if n not in MASK})
+        close(self)
+
+    monkeypatch.setattr(engine.Engine, "close", look_and_close)
+    _, values = run(tiny("llama"), tmp_path, zero=zero, mask=WHOLE, weight_decay=0.1)
+    base = dict(BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).named_parameters())
+    assert values.keys() == set(MASK)
+    assert differing(values, {name: base[name] for name in MASK}) == list(values)
+    if zero == 0:
+        assert differing(frozen, {name: value for name, value in base.items() if name not in MASK}) == []
+    chosen = settings(weight_decay=0.1)
+    steps = [list(batch.examples) for batch in plan(make_task(), chosen).batches()]
+    _, _, weights = train_slowly(tiny("llama"), steps, chosen, MASK.__contains__)
+    for name in MASK:
+        torch.testing.assert_close(values[name], weights[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("zero", "precision"), EVERY_WAY)
+def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precision):
+    options = {"zero": zero, "precision": precision, "batch_size": 5, "weight_decay": 0.1}
+    _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        with pytest.raises(TrainingError, match="stopped here"):
+            run(tiny("llama"), tmp_path / "cut", checkpoint_minutes=0, **options)
+    with (tmp_path / "cut" / "loss.csv").open("a") as stream:
+        stream.write("4,0.1,half a l")
+    reporter = Notes()
+    result, resumed = run(tiny("llama"), tmp_path / "cut", reporter=reporter, **options)
+    assert differing(resumed, undisturbed) == []
+    assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
+    assert reporter.notes[0] == "made-up: going on after step 3 of 5"
+    assert (result.steps, reporter.total, reporter.advanced) == (5, 5, 5)
+    assert re.fullmatch(rf"loss {result.losses[-1]:.3f} · [\d.]+k? tokens/s", reporter.status)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
+    """SIGTERM: a checkpoint, and no more than one; the same command goes on. The same again before a step is done."""
+
+    stop, one_step, written, write = StopSignal(), Run.one_step, [], state.write
+    options = {"zero": zero, "batch_size": 5, "keep_checkpoints": 2}
+
+    def step_and_be_told(self, number, batch):
+        stop.requested = number == 2
+        return one_step(self, number, batch)
+
+    def note_and_write(directory, identity, done, *rest):
+        written.append(len(done))
+        return write(directory, identity, done, *rest)
+
+    _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
+    monkeypatch.setattr(state, "write", note_and_write)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "one_step", step_and_be_told)
+        with pytest.raises(StopRequested, match="stopped by SIGTERM after step 3 of 5; the same command goes on"):
+            run(tiny("llama"), tmp_path / "cut", stop=stop, checkpoint_minutes=0, **options)
+    assert written == [1, 2, 3]
+    assert sorted(p.name for p in (tmp_path / "cut/checkpoint").iterdir()) == ["step-00000002", "step-00000003"]
+    with pytest.raises(StopRequested, match="after step 3 of 5"):
+        run(tiny("llama"), tmp_path / "cut", stop=StopSignal(True), **options)
+    assert written == [1, 2, 3]
+    _, resumed = run(tiny("llama"), tmp_path / "cut", stop=StopSignal(), **options)
+    assert differing(resumed, undisturbed) == []
+
+
+def test_a_users_deepspeed_configuration_reaches_deepspeed(tiny, tmp_path, monkeypatch):
+    from trace_transfer.engine import engine
+
+    seen, close = [], engine.Engine.close
+
+    def look_and_close(self):
+        seen.append(self.deepspeed.config["zero_optimization"])
+        close(self)
+
+    monkeypatch.setattr(engine.Engine, "close", look_and_close)
+    run(tiny("llama"), tmp_path, make_task(3), zero=2, deepspeed={"zero_optimization": {"reduce_bucket_size": 1234}})
+    assert (seen[0]["stage"], seen[0]["reduce_bucket_size"]) == (2, 1234)
+
+
+def test_dropout_is_drawn_anew_in_each_step(tiny, tmp_path, monkeypatch):
+    """GPT-2 has dropout: twice the same, the same after an interruption, and the caller's random numbers are left."""
+    model = tiny("gpt2")
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    _, first = run(model, tmp_path / "first")
+    assert torch.equal(torch.rand(1), expected)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(TrainingError, match="stopped here"):
+        run(model, tmp_path / "second", checkpoint_minutes=0)
+    _, second = run(model, tmp_path / "second")
+    assert differing(first, second) == []
+    assert len(differing(first, run(model, tmp_path / "other", seed=1)[1])) == len(first)
+
+
+def test_another_training_is_not_gone_on_from(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 1)
+        with pytest.raises(TrainingError, match="stopped here"):
+            run(tiny("llama"), tmp_path, checkpoint_minutes=0)
+    with pytest.raises(TrainingError, match=r"\n  - data_sha256: .*\n  - settings.seed: 0 in the checkpoint, 3 now\n"):
+        run(tiny("llama"), tmp_path, make_task(seed=5), seed=3)
+    with pytest.raises(TrainingError, match=r"- model.fingerprint: (.|\n)*- trained.num_parameters: 39 .* 1 now\n"):
+        run(tiny("llama", tie_word_embeddings=True), tmp_path, mask=Mask({"model.norm.weight": None}))
+    result, _ = run(tiny("llama"), tmp_path, make_task())
+    assert result.steps == 3
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
+    """A token whose embedding is NaN is met in the second step."""
+    data = make_task(24)
+    second = list(plan(data, settings()).batches())[1]
+    culprit = second.micro_batches[1][0]
+    load, read = BaseModel.load, BaseModel.values
+
+    def load_with_nan(self, dtype):
+        model = load(self, dtype)
+        model.get_input_embeddings().weight.data[511] = float("nan")
+        return model
+
+    def read_with_nan(self, names, dtype):
+        for name, value in read(self, names, dtype):
+            if name == "model.embed_tokens.weight":
+                value[511] = float("nan")
+            yield name, value
+
+    poisoned = [
+        type(e)(e.id, (511, *e.input_ids[1:]), e.labels) if e is culprit else e for e in data.examples
+    ]  # fmt: skip
+    monkeypatch.setattr(BaseModel, "load", load_with_nan)
+    monkeypatch.setattr(BaseModel, "values", read_with_nan)
+    data = TaskData(data.task, tuple(poisoned), 24, 0, 0, "plain", "")
+    with pytest.raises(TrainingError, match="NaN or infinite") as caught:
+        run(tiny("llama"), tmp_path, data, checkpoint_minutes=0, zero=zero)
+    message = str(caught.value)
+    assert "task 'made-up', step 2 of 3: the loss of these examples is NaN or infinite" in message
+    assert ", ".join(example.id for example in second.micro_batches[1]) in message
+    assert second.micro_batches[0][0].id not in message
+    assert f"the last checkpoint, {tmp_path / 'checkpoint' / 'step-00000001'}, is as it was" in message
+    assert all(value.isfinite().all() for name, value in state.find(tmp_path).read("exp_avg"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_infinite_gradient_stops(tiny, tmp_path, monkeypatch, precision):
+    from trace_transfer.engine import stepping
+
+    monkeypatch.setattr(stepping, "losses", lambda logits, targets: (logits.float() - logits.float().detach()).sqrt())
+    with pytest.raises(TrainingError, match=r"step 1 of 3: the gradient .*\n(.|\n)*no checkpoint had been written yet"):
+        run(tiny("llama"), tmp_path, precision=precision)
+
+
+def test_what_finish_raises_leaves_the_checkpoint(tiny, tmp_path):
+    def fail(values):
+        next(values)
+        raise OSError("no room for the deltas")
+
+    with pytest.raises(OSError, match="no room for the deltas"):
+        run(tiny("llama"), tmp_path, finish=fail, checkpoint_minutes=0)
+    assert len(state.find(tmp_path).steps) == 3
+    result, _ = run(tiny("llama"), tmp_path)
+    assert result.steps == 3
+
+
+def test_one_step_moves_and_reports(tiny, tmp_path):
+    reporter = Notes()
+    data = make_task(3, name="few")
+    result, values = run(tiny("llama"), tmp_path, data, reporter=reporter, label="few (first half)")
+    base = dict(BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).named_parameters())
+    assert differing(values, base) == list(values)
+    assert result.steps == 1
+    assert reporter.description == "training on few (first half)"
+    assert reporter.notes[0].startswith("few (first half): 1 steps in ")

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.engine.made_up import make_task, run, settings
+from tests.engine.masks import make_mask
+from tests.reference.masked_loop import put_together, train_masked_slowly, trained_part
+from trace_transfer.core_sets.masks import Mask, MaskError, Slice
+from trace_transfer.engine.batches import plan
+from trace_transfer.engine.history import from_csv
+from trace_transfer.engine.loading import BaseModel
+from trace_transfer.engine.slices import places_of, put, require_fitting, splice, taken
+from trace_transfer.models.sources import ModelSource
+
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+FAMILIES = [("llama", {}), ("qwen2", {}), ("gemma3_text", {}), ("gpt2", NO_DROPOUT), ("gpt_neox", {})]
+
+
+@st.composite
+def drawn(draw):
+    """A shape of one to three dimensions, and a slice of it."""
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    dim = draw(st.integers(0, len(shape) - 1))
+    bounds = sorted(draw(st.sets(st.integers(0, shape[dim]), min_size=2, max_size=6)))
+    bounds = bounds[: len(bounds) // 2 * 2]
+    return shape, Slice(dim, tuple(zip(bounds[::2], bounds[1::2], strict=True)))
+
+
+@given(drawn())
+def test_taken_put_and_spliced_as_row_by_row(case):
+    shape, part = case
+    frozen, new = torch.randn(shape), torch.randn(shape)
+    values = taken(new, part)
+    assert torch.equal(values, trained_part(new, part))
+    assert values.numel() == part.numel(shape)
+    expected = put_together(frozen, part, values)
+    module = nn.Module()
+    module.weight = nn.Parameter(frozen.clone(), requires_grad=False)
+    splice(places_of(module)["weight"], part, nn.Parameter(values))
+    assert torch.equal(module.weight, expected)
+    gradient = torch.randn(shape)
+    (module.weight * gradient).sum().backward()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    assert [tuple(p.shape) for p in trained] == [tuple(values.shape)]
+    assert torch.equal(trained[0].grad, trained_part(gradient, part))
+    put(frozen, part, values)
+    assert torch.equal(frozen, expected)
+
+
+def test_a_slice_is_put_in_once_however_often_it_is_read():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4, 5), requires_grad=False)
+
+        def forward(self, x):
+            return sum(x @ self.weight[number].T for number in range(3))
+
+    module, values = Experts(), nn.Parameter(torch.randn(3, 4, 2))
+    expected = module.weight.clone()
+    expected[:, :, 1:3] = values.detach()
+    splice(places_of(module)["weight"], Slice(2, ((1, 3),)), values)
+    calls = []
+    module.parametrizations.weight[0].register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(2, 5)
+    out = module(x)
+    assert calls == [1]
+    torch.testing.assert_close(out, x @ expected.sum(0).T)
+    out.sum().backward()
+    torch.testing.assert_close(values.grad, x.sum(0)[1:3].expand(3, 4, 2))
+    module(x)
+    assert calls == [1, 1], "not kept from one forward pass to the next"
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
+def test_same_as_the_slow_twin(tiny, tmp_path, family, changes):
+    model, data = tiny(family, **changes), make_task(17)
+    chosen = settings(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3, epochs=2)
+    mask = make_mask(BaseModel(ModelSource.parse(model)).inventory, 1)
+    steps = [list(batch.examples) for batch in plan(data, chosen).batches()]
+    losses, norms, expected = train_masked_slowly(model, steps, chosen, mask)
+    assert min(norms) > 0.3  # clipped in every step
+    result, values = run(
+        model, tmp_path, data, mask=mask, learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3, epochs=2
+    )
+    assert result.losses == pytest.approx(losses, rel=1e-6)
+    rows = from_csv((tmp_path / "loss.csv").read_text())
+    assert [row.grad_norm for row in rows] == pytest.approx(norms, rel=1e-5)
+    assert values.keys() == mask.parts.keys()
+    for name, value in values.items():
+        # AdamW divides by the gradient's size: where that is almost 0, rounding shows.
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_all_rows_are_the_whole_parameter(tiny, tmp_path, zero, precision):
+    """Everything through slices of all rows or columns: full fine-tuning, bit for bit."""
+    shapes = BaseModel(ModelSource.parse(tiny("gemma3_text"))).inventory.shapes
+    parts = {name: Slice(len(shape) - 1, ((0, shape[-1]),)) for name, shape in shapes.items()}
+    options = {"zero": zero, "precision": precision, "weight_decay": 0.1}
+    full, whole = run(tiny("gemma3_text"), tmp_path / "full", make_task(13), **options)
+    sliced, values = run(tiny("gemma3_text"), tmp_path / "sliced", make_task(13), mask=Mask(parts), **options)
+    everything = run(tiny("gemma3_text"), tmp_path / "all", make_task(13), mask=Mask.everything(shapes), **options)
+    assert sliced.losses == full.losses == everything[0].losses
+    assert values.keys() == whole.keys() == everything[1].keys()
+    for name, value in whole.items():
+        assert torch.equal(value, values[name]), name
+        assert torch.equal(value, everything[1][name]), name
+
+
+def test_what_does_not_fit_is_said_all_at_once():
+    shapes = {"a.weight": (4, 3), "b.bias": (5,)}
+    require_fitting(Mask({"a.weight": Slice(1, ((0, 1), (2, 3))), "b.bias": None}), shapes)
+    wrong = {"a.weight": Slice(0, ((2, 5),)), "b.bias": Slice(1, ((0, 1),)), "c": None, "d": Slice(0, ((0, 1),))}
+    with pytest.raises(MaskError, match="the mask does not fit the model to be trained") as caught:
+        require_fitting(Mask(wrong), shapes)
+    assert str(caught.value).splitlines()[1:] == [
+        "  - c: not a parameter of this model",
+        "  - d: not a parameter of this model",
+        "  - a.weight: [(2, 5)] in dimension 0 of a parameter of [4, 3]",
+        "  - b.bias: a slice of dimension 1 of a parameter of [5]",
+    ]
+    with pytest.raises(MaskError, match="the mask is empty"):
+        require_fitting(Mask({}), shapes)
+
+
+def test_a_mask_of_another_model_is_refused(tiny, tmp_path):
+    with pytest.raises(MaskError, match=r"\n  - model\.layers\.9\.mlp\.up_proj\.weight: not a parameter"):
+        run(tiny("llama"), tmp_path, mask=Mask({"model.layers.9.mlp.up_proj.weight": None}))

@@ -1,0 +1,137 @@
+import errno
+import json
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from trace_transfer.engine import state
+from trace_transfer.engine.errors import TrainingError
+from trace_transfer.engine.history import Step
+from trace_transfer.files import DiskFullError
+
+IDENTITY = {"task": "math", "settings": {"seed": 0, "max_grad_norm": None}, "num_steps": 3}
+STEPS = [Step(1, 2.0, 1e-5, 1.0, 10, 5), Step(2, 1.5, 1e-5, 1.0, 12, 6)]
+
+
+def states(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("a.weight", "b/c.bias", "z"):
+        yield name, {kind: torch.randn(7, 3, generator=generator) for kind in ("master", "exp_avg", "exp_avg_sq")}
+
+
+def names(directory):
+    return sorted(path.name for path in (directory / "checkpoint").iterdir())
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 200, 1 << 20])
+def test_comes_back_as_it_was(tmp_path, monkeypatch, shard_bytes):
+    monkeypatch.setattr(state, "SHARD_BYTES", shard_bytes)
+    assert state.find(tmp_path) is None
+    path = state.write(tmp_path, IDENTITY, STEPS, 12.5, states())
+    saved = state.find(tmp_path)
+    assert (saved.path, saved.steps, saved.seconds) == (path, tuple(STEPS), 12.5)
+    state.require_same(saved, IDENTITY)
+    for kind in ("master", "exp_avg", "exp_avg_sq"):
+        found, expected = dict(saved.read(kind)), {name: kinds[kind] for name, kinds in states()}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert len(list(path.glob("*.safetensors"))) == (1 if shard_bytes > 1000 else 3)
+
+
+def test_the_newest_stays_and_leftovers_go(tmp_path):
+    state.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
+    state.write(tmp_path, IDENTITY, STEPS, 2.0, states(1))
+    assert names(tmp_path) == ["step-00000002"]
+    (tmp_path / "checkpoint" / "step-00000001").mkdir()  # half removed
+    (tmp_path / "checkpoint" / ".step-00000003.part").mkdir()  # half written
+    assert len(state.find(tmp_path).steps) == 2
+    state.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["step-00000002"]
+    state.remove(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_some_are_kept(tmp_path):
+    for count in range(1, 5):
+        steps = [Step(number + 1, 2.0, 1e-5, 1.0, 10, 5) for number in range(count)]
+        state.write(tmp_path, IDENTITY, steps, 1.0, states(count), 3)
+    assert names(tmp_path) == [f"step-0000000{count}" for count in (2, 3, 4)]
+    (tmp_path / "checkpoint" / ".step-00000001.part").mkdir()  # half removed
+    state.remove_leftovers(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+    assert len(state.find(tmp_path).steps) == 4
+
+
+def test_everything_that_differs_is_said(tmp_path):
+    state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+    other = {"task": "law", "settings": {"seed": 1, "max_grad_norm": None}, "num_steps": 3}
+    with pytest.raises(TrainingError, match="a training of 2 steps was stopped here") as caught:
+        state.require_same(state.find(tmp_path), other)
+    message = str(caught.value)
+    assert "a training of 2 steps was stopped here" in message
+    assert "  - settings.seed: 0 in the checkpoint, 1 now\n  - task: 'math' in the checkpoint, 'law' now" in message
+    assert message.count("  - ") == 2
+
+
+def test_what_earlier_versions_recorded_beside_it_does_not_matter(tmp_path):
+    now = {"task": "math", "settings": {"epochs": 3}}
+    state.write(tmp_path, {**now, "prefix": 2, "settings": {"epochs": 3, "cache_prefix": "auto"}}, [], 0.0, [])
+    state.require_same(state.find(tmp_path), now)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        DiskFullError("as `write_tensors` says it"),
+    ],
+)
+def test_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch, failure):
+    def fill(path, *_):
+        path.write_bytes(b"half")
+        raise failure
+
+    state.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
+    monkeypatch.setattr(state, "write_tensors", fill)
+    message = rf"{tmp_path}.*of step 2 cannot be written: the disk is full\. .*step-00000001 is good"
+    with pytest.raises(TrainingError, match=message):
+        state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+    assert names(tmp_path) == ["step-00000001"]
+    assert dict(state.find(tmp_path).read("master")).keys() == dict(states()).keys()
+
+
+def test_interrupted_while_writing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "write_tensors", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+    assert names(tmp_path) == []
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    path = state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+    record = path / "checkpoint.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "version": 9}))
+    with pytest.raises(TrainingError, match=r"not a checkpoint of this program .*version 9, expected .* version 1"):
+        state.find(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_values_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "SHARD_BYTES", 1)
+    path = state.write(tmp_path, IDENTITY, STEPS, 1.0, states())
+    kinds = ("master", "exp_avg", "exp_avg_sq")
+    saved = state.find(tmp_path)
+    saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+    with pytest.raises(TrainingError, match="z/master: is of nothing that is trained"):
+        saved.require_whole(["a.weight", "b/c.bias"], kinds)
+    whole = (path / "00001.safetensors").read_bytes()
+    (path / "00001.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(TrainingError, match=r"00001\.safetensors: damaged"):
+        saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+    (path / "00001.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"(?s)b/c.bias/exp_avg: is not there.*b/c.bias/master: is not there"):
+        saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)

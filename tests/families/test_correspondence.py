@@ -1,0 +1,284 @@
+"""The graph between two tiny models of different families: rules of carrying, totality, and the file's contents."""
+
+from pathlib import Path
+
+import pytest
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
+
+from tests.tiny_models import build_config
+from trace_transfer.errors import RulesError
+from trace_transfer.families.application import Anatomy, anatomy_of
+from trace_transfer.families.correspondence import Correspondence, build_correspondence
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import read_inventory
+from trace_transfer.transfer.depth import depth_match
+
+BASE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
+GATED = {**BASE, "intermediate_size": 96, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": LlamaConfig(**GATED),
+    "llama_tied": LlamaConfig(**GATED, tie_word_embeddings=True),
+    "llama_bias": LlamaConfig(**GATED, attention_bias=True, mlp_bias=True),
+    "qwen2": Qwen2Config(**GATED),
+    "qwen3": Qwen3Config(**{**GATED, "num_hidden_layers": 3}, head_dim=16),
+    "gemma3": Gemma3TextConfig(**GATED, head_dim=16),
+    "phi3": Phi3Config(**GATED, pad_token_id=0),
+    "gpt2": GPT2Config(n_embd=64, n_head=4, n_layer=2, vocab_size=50, n_positions=32),
+    **{
+        name: build_config(name)
+        for name in ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+    },
+}
+LAYER = "model.layers.{}."
+
+
+def anatomy(name: str, rules: Path | None = None) -> Anatomy:
+    return anatomy_of(read_inventory(CONFIGS[name]), load_families(rules))
+
+
+def between(source: str, target: str, pairs=((0, 0), (1, 1)), rules: Path | None = None) -> Correspondence:
+    return build_correspondence(anatomy(source, rules), anatomy(target, rules), pairs)
+
+
+def carried(graph: Correspondence, name: str) -> list[str]:
+    return [target.label for unit in graph.source.units_of(name) for target, _ in graph.targets_of(unit)]
+
+
+def test_principal_carries_to_all_members():
+    to_qwen3, to_qwen2 = between("llama", "qwen3", [(0, 0), (1, 2)]), between("llama", "qwen2")
+    (query,) = to_qwen3.source.units_of("model.layers.1.self_attn.q_proj.weight")
+    assert [(target.name, rule) for target, rule in to_qwen3.targets_of(query)] == [
+        ("model.layers.2.self_attn.q_proj.weight", "llama.yaml:8 → qwen3.yaml:7"),
+        ("model.layers.2.self_attn.q_norm.weight", "llama.yaml:8 → qwen3.yaml:7 (expand)"),
+    ]
+    assert carried(to_qwen2, "model.layers.0.self_attn.q_proj.weight") == [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+    ]
+    assert carried(to_qwen2, "model.layers.0.self_attn.o_proj.weight") == ["model.layers.0.self_attn.o_proj.weight"]
+
+
+def test_satellite_carries_to_the_same_satellite_or_is_dropped():
+    graph = between("qwen2", "llama_bias")
+    assert carried(graph, "model.layers.0.self_attn.q_proj.bias") == ["model.layers.0.self_attn.q_proj.bias"]
+    (bias,) = graph.target.units_of("model.layers.0.self_attn.q_proj.bias")
+    assert [(source.name, rule) for source, rule in graph.sources_of(bias)] == [
+        ("model.layers.0.self_attn.q_proj.weight", "qwen2.yaml:7 → llama.yaml:8 (expand)"),
+        ("model.layers.0.self_attn.q_proj.bias", "qwen2.yaml:7 → llama.yaml:8"),
+    ]
+    graph = between("qwen3", "qwen2", [(0, 0), (1, 1)])
+    (norm,) = graph.source.units_of("model.layers.0.self_attn.q_norm.weight")
+    assert graph.targets_of(norm) == []
+    assert graph.dropped[norm] == "attention.query of qwen2 has no 'norm'"
+
+
+def test_expansion_can_be_switched_off_by_either_family(tmp_path):
+    members = "attention.query: {members: [self_attn.q_proj.weight, %s], expand: false}\n"
+    for family, satellite in (("qwen2", "self_attn.q_proj.bias"), ("llama", '"self_attn.q_proj.bias?"')):
+        path = tmp_path / f"{family}.yaml"
+        head = f"family: {family}\nmodel_types: [{family}]\nextends: {family}\ncomponents:\n  "
+        path.write_text(head + members % satellite, encoding="utf-8")
+        graph = between("llama", "qwen2", rules=path)
+        query, key = LAYER.format(0) + "self_attn.q_proj.", LAYER.format(0) + "self_attn.k_proj."
+        assert carried(graph, query + "weight") == [query + "weight"]
+        assert carried(graph, key + "weight") == [key + "weight", key + "bias"]
+        (bias,) = graph.target.units_of(query + "bias")
+        expected = "attention.query of llama has no 'bias', and expansion is switched off"
+        assert graph.unreached[bias] == expected
+        assert carried(between("qwen2", "llama_bias", rules=path), query + "bias") == [query + "bias"]
+
+
+def test_a_satellite_does_not_become_a_principal(tmp_path):
+    path = tmp_path / "qwen2.yaml"
+    head = "family: qwen2\nmodel_types: [qwen2]\nextends: qwen2\ncomponents:\n  "
+    path.write_text(head + "attention.query: [self_attn.q_proj.bias, self_attn.q_proj.weight]\n", encoding="utf-8")
+    graph = between("llama_bias", "qwen2", rules=path)
+    (bias,) = graph.source.units_of("model.layers.0.self_attn.q_proj.bias")
+    assert graph.dropped[bias] == "attention.query of qwen2 has no 'bias'"
+
+
+def test_pairs_are_many_to_many():
+    graph = between("llama", "qwen3", [(0, 0), (0, 2), (1, 0), (1, 0)])
+    up = "model.layers.{}.mlp.up_proj.weight"
+    assert carried(graph, up.format(0)) == [up.format(0), up.format(2)]
+    assert carried(graph, up.format(1)) == [up.format(0)]
+    (target,) = graph.target.units_of(up.format(0))
+    assert [unit.name for unit, _ in graph.sources_of(target)] == [up.format(0), up.format(1)]
+    (missed,) = graph.target.units_of(up.format(1))
+    assert graph.unreached[missed] == "no source layer is matched to its layer"
+
+
+def test_unmatched_layer_and_missing_component():
+    graph = between("llama", "gpt2", [(0, 1)])
+    (gate,), (up,) = (
+        graph.source.units_of(f"model.layers.{n}.mlp.{m}_proj.weight") for n, m in ((0, "gate"), (1, "up"))
+    )
+    assert graph.dropped[gate] == "gpt2 has no mlp.gate"
+    assert graph.dropped[up] == "its layer is not matched"
+    (positions,) = graph.target.units_of("transformer.wpe.weight")
+    assert graph.unreached[positions] == "llama has no embedding.position"
+
+
+def test_tied_head():
+    graph = between("llama", "llama_tied")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert carried(graph, name) == ["model.embed_tokens.weight"]
+    assert [unit.component for unit in graph.target.units_of("lm_head.weight")] == ["embedding", "head"]
+    back = between("llama_tied", "llama")
+    assert carried(back, "model.embed_tokens.weight") == ["model.embed_tokens.weight", "lm_head.weight"]
+    first = back.to_payload()["parameters"][0]
+    assert (first["name"], first["components"]) == ("model.embed_tokens.weight", ["embedding", "head"])
+    assert [target["name"] for target in first["targets"]] == ["model.embed_tokens.weight", "lm_head.weight"]
+    (once,) = between("llama_tied", "llama_tied").to_payload()["parameters"][0]["targets"]
+    assert once == {
+        "name": "model.embed_tokens.weight",
+        "rule": "llama.yaml:17 → llama.yaml:17; llama.yaml:19 → llama.yaml:19",
+    }
+
+
+def test_fused_parts():
+    graph = between("llama", "phi3")
+    key = "model.layers.0.self_attn.k_proj.weight"
+    assert carried(graph, key) == ["model.layers.0.self_attn.qkv_proj.weight[64:96]"]
+    (entry,) = [entry for entry in graph.to_payload()["parameters"] if entry["name"] == key]
+    assert entry["targets"] == [
+        {"name": "model.layers.0.self_attn.qkv_proj.weight", "rows": [[64, 96]], "rule": "llama.yaml:9 → phi3.yaml:15"}
+    ]
+    gpt2 = between("gpt2", "gemma3").to_payload()["parameters"]
+    parts = [entry for entry in gpt2 if entry["name"] == "transformer.h.0.attn.c_attn.weight"]
+    assert [entry["columns"] for entry in parts] == [[[0, 64]], [[64, 128]], [[128, 192]]]
+
+
+def short(labels: list[str]) -> list[str]:
+    return [label.partition("layers.")[2].partition(".")[2] for label in labels]
+
+
+def test_a_dense_mlp_meets_all_experts_and_the_shared_one():
+    graph = between("llama", "qwen2_moe", [(0, 0), (1, 1)])  # layer 1 of that one is dense
+    gate = "model.layers.{}.mlp.gate_proj.weight"
+    assert short(carried(graph, gate.format(0))) == [
+        "mlp.experts.gate_up_proj[:, 0:24]",
+        "mlp.shared_expert.gate_proj.weight",
+    ]
+    assert short(carried(graph, gate.format(1))) == ["mlp.gate_proj.weight"]
+    back = between("qwen2_moe", "llama", [(0, 0), (1, 1)])
+    assert short(carried(back, "model.layers.0.mlp.experts.gate_up_proj")) == [
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+    ]
+    (shared,) = back.source.units_of("model.layers.0.mlp.shared_expert.gate_proj.weight")
+    (router,) = back.source.units_of("model.layers.0.mlp.gate.weight")
+    assert back.dropped[shared] == "mlp.gate of llama has no 'shared'"
+    assert back.dropped[router] == "llama has no mlp.router"
+
+
+def test_experts_meet_whatever_their_number_and_wherever_their_parts_lie():
+    graph = between("qwen3_moe", "gpt_oss", [(1, 0)])  # six experts, and four
+    name = "model.layers.1.mlp.experts.down_proj"
+    assert [side.inventory.shapes[name] for side in (graph.source, graph.target)] == [(6, 48, 20), (4, 80, 48)]
+    assert short(carried(graph, "model.layers.1.mlp.experts.gate_up_proj")) == [
+        "mlp.experts.gate_up_proj[:, :, 0:1 of every 2]",
+        "mlp.experts.gate_up_proj_bias[:, 0:1 of every 2]",
+        "mlp.experts.gate_up_proj[:, :, 1:2 of every 2]",
+        "mlp.experts.gate_up_proj_bias[:, 1:2 of every 2]",
+    ]
+    assert short(carried(graph, "model.layers.1.mlp.gate.weight")) == ["mlp.router.weight", "mlp.router.bias"]
+    entries = [e for e in between("gpt_oss", "qwen2_moe", [(0, 0)]).to_payload()["parameters"] if "depth" in e]
+    assert [(entry["components"], entry["depth"][:2]) for entry in entries[:2]] == [
+        (["mlp.gate"], [[0, 1], [2, 3]]),
+        (["mlp.up"], [[1, 2], [3, 4]]),
+    ]
+    assert entries[0]["targets"][0]["columns"] == [[0, 24]]
+
+
+def test_the_router_of_a_layer_meets_none_in_a_dense_one():
+    graph = between("mixtral", "qwen2_moe", [(0, 1)])
+    (router,) = graph.source.units_of("model.layers.0.mlp.gate.weight")
+    assert graph.dropped[router] == "mlp.router is absent from the matched layers of qwen2_moe"
+    assert short(carried(graph, "model.layers.0.mlp.experts.down_proj")) == ["mlp.down_proj.weight"]
+
+
+def test_latent_attention():
+    """The latent of keys and values is reached from both, and is one entry of the file with both rules."""
+    graph = between("llama", "deepseek_v3")
+    attention = "model.layers.0.self_attn."
+    assert short(carried(graph, attention + "q_proj.weight")) == [
+        "self_attn.q_a_proj.weight",
+        "self_attn.q_a_layernorm.weight",
+        "self_attn.q_b_proj.weight",
+    ]
+    assert short(carried(graph, attention + "v_proj.weight")) == [
+        "self_attn.kv_a_proj_with_mqa.weight[0:20]",
+        "self_attn.kv_a_layernorm.weight",
+        "self_attn.kv_b_proj.weight[12:24 of every 24]",
+    ]
+    assert set(short(carried(graph, attention + "k_proj.weight"))) == {
+        "self_attn.kv_a_proj_with_mqa.weight[0:20]",
+        "self_attn.kv_a_proj_with_mqa.weight[20:28]",
+        "self_attn.kv_a_layernorm.weight",
+        "self_attn.kv_b_proj.weight[0:12 of every 24]",
+    }
+    latents = graph.target.units_of(attention + "kv_a_layernorm.weight")
+    assert [source.name for unit in latents for source, _ in graph.sources_of(unit)] == [
+        attention + "k_proj.weight",
+        attention + "v_proj.weight",
+    ]
+    same = between("deepseek_v3", "deepseek_v2").to_payload()["parameters"]
+    (entry,) = [entry for entry in same if entry["name"] == attention + "kv_a_layernorm.weight"]
+    assert entry["components"] == ["attention.key", "attention.value"]
+    (target,) = entry["targets"]
+    assert target["name"] == attention + "kv_a_layernorm.weight"
+    assert target["rule"].count("→") == 2
+
+
+def test_norms_meet_by_what_they_do():
+    graph = between("llama", "gemma3")
+    assert carried(graph, "model.layers.0.post_attention_layernorm.weight") == [
+        "model.layers.0.pre_feedforward_layernorm.weight"
+    ]
+    (post,) = graph.target.units_of("model.layers.0.post_attention_layernorm.weight")
+    assert graph.unreached[post] == "llama has no norm.post_attention"
+
+
+@pytest.mark.parametrize("source", sorted(CONFIGS))
+@pytest.mark.parametrize("target", sorted(CONFIGS))
+def test_total(source, target):
+    graph = between(source, target, [(0, 1)])
+    mapped = {unit for unit in graph.source.units if graph.targets_of(unit)}
+    reached = {unit for unit in graph.target.units if graph.sources_of(unit)}
+    assert mapped.isdisjoint(graph.dropped)
+    assert mapped | set(graph.dropped) == set(graph.source.units)
+    assert reached.isdisjoint(graph.unreached)
+    assert reached | set(graph.unreached) == set(graph.target.units)
+    payload = graph.to_payload()
+    assert {entry["name"] for entry in payload["parameters"]} == set(graph.source.inventory.shapes)
+    assert all(bool(entry["targets"]) != ("dropped" in entry) for entry in payload["parameters"])
+    to = {target["name"] for entry in payload["parameters"] for target in entry["targets"]}
+    assert to | {entry["name"] for entry in payload["unreached_targets"]} == set(graph.target.inventory.shapes)
+    counts = payload["counts"]
+    assert counts["mapped"] + counts["dropped"] == counts["parameters"] == len(payload["parameters"])
+    assert counts["unreached_targets"] == len(payload["unreached_targets"])
+
+
+def test_layers_that_do_not_exist():
+    message = (
+        r"the layer match names layers that do not exist; the source has layers 0-1, the target 0-2:\n"
+        r"  - pair \(2, 0\)\n  - pair \(0, -1\)$"
+    )
+    with pytest.raises(RulesError, match=message):
+        between("llama", "qwen3", [(2, 0), (0, 2), (0, -1)])
+
+
+@pytest.mark.parametrize(
+    ("num_source", "num_target", "expected"),
+    [(3, 5, [0, 2, 4]), (5, 3, [0, 1, 1, 2, 2]), (2, 4, [0, 3]), (4, 1, [0, 0, 0, 0]), (1, 7, [0])],
+)
+def test_depth_match(num_source, num_target, expected):
+    assert depth_match(num_source, num_target) == tuple(enumerate(expected))
+
+
+@pytest.mark.parametrize("num_source", [2, 30, 32, 64])
+@pytest.mark.parametrize("num_target", [1, 2, 24, 48, 64])
+def test_depth_match_as_in_the_formula(num_source, num_target):
+    expected = [(i, int(i * (num_target - 1) / (num_source - 1) + 0.5)) for i in range(num_source)]
+    assert depth_match(num_source, num_target) == tuple(expected)

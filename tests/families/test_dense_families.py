@@ -1,0 +1,341 @@
+"""The dense families: published sizes, and that each component does what it is called, seen from outside its module.
+
+What a component does is tested without knowing a family: which module's output enters which other one, and what changes
+where if a part of an output is changed. Queries, keys and values are told apart by causality and by linearity.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from tests.tiny_models import FAMILIES, build_config, build_model
+from trace_transfer.families.anatomy import Anatomy, Unit
+from trace_transfer.families.application import anatomy_of
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import inventory_of, read_inventory
+
+REGISTRY = load_families()
+
+# ---------------------------------------------------------------- published sizes
+
+
+def llama_like(hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, **other: object) -> dict:
+    return {
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv, "vocab_size": vocabulary, **other,
+    }  # fmt: skip
+
+
+def falcon(hidden: int, layers: int, heads: int, **other: object) -> dict:
+    return {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 65024,
+            **other}  # fmt: skip
+
+
+def bloom(hidden: int, layers: int, heads: int) -> dict:
+    return {"hidden_size": hidden, "n_layer": layers, "n_head": heads, "vocab_size": 250880}
+
+
+def opt(hidden: int, layers: int, heads: int, embedding: int, before: bool = True) -> dict:
+    return {
+        "hidden_size": hidden, "ffn_dim": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "word_embed_proj_dim": embedding, "do_layer_norm_before": before,
+    }  # fmt: skip
+
+
+def gpt(width: int, layers: int, heads: int, vocabulary: int, **other: object) -> dict:
+    return {"n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": vocabulary, **other}
+
+
+TIED, UNTIED, WIDE = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}, {"head_dim": 128}
+NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 8, **UNTIED}
+OLD_FALCON = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "vocab_size": 50304}
+
+# Model → model_type, fields of its config, parameters, parts, and its size as published: billions, or every element.
+PUBLISHED = {
+    "gemma-2b": ("gemma", llama_like(2048, 16384, 18, 8, 1, 256000, head_dim=256), 164, 164, "2.51"),
+    "gemma-7b": ("gemma", llama_like(3072, 24576, 28, 16, 16, 256000, head_dim=256), 254, 254, "8.54"),
+    "vaultgemma-1b": ("vaultgemma", llama_like(1152, 6912, 26, 4, 4, 256000, head_dim=256), 236, 236, "1.04"),
+    "phi-1": ("phi", llama_like(2048, 8192, 24, 32, 32, 51200), 341, 341, "1.42"),
+    "phi-2": ("phi", llama_like(2560, 10240, 32, 32, 32, 51200), 453, 453, "2.78"),
+    "falcon-7b": ("falcon", falcon(4544, 32, 71), 195, 259, "6.92"),
+    "falcon-40b": ("falcon", falcon(8192, 60, 128, **NEW_FALCON), 484, 604, "41.8"),
+    "falcon-11b": (
+        "falcon", falcon(4096, 60, 32, num_ln_in_parallel_attn=1, ffn_hidden_size=16384, **NEW_FALCON), 364, 484, "11.1"
+    ),
+    "falcon-rw-1b": ("falcon", falcon(2048, 24, 32, **OLD_FALCON), 291, 387, "1.31"),
+    "mpt-7b": ("mpt", {"d_model": 4096, "n_layers": 32, "n_heads": 32, "vocab_size": 50432}, 194, 258, "6.65"),
+    "bloom-7b1": ("bloom", bloom(4096, 30, 32), 365, 485, "7,069,016,064"),
+    "bloom": ("bloom", bloom(14336, 70, 112), 845, 1125, "176,247,271,424"),
+    "opt-125m": ("opt", opt(768, 12, 12, 768), 196, 196, "0.125"),
+    "opt-350m": ("opt", opt(1024, 24, 16, 512, before=False), 388, 388, "0.331"),
+    "opt-6.7b": ("opt", opt(4096, 32, 32, 4096), 516, 516, "6.66"),
+    "starcoder2-3b": ("starcoder2", llama_like(3072, 12288, 30, 24, 2, 49152), 483, 483, "3.03"),
+    "starcoder2-15b": ("starcoder2", llama_like(6144, 24576, 40, 48, 4, 49152, **UNTIED), 644, 644, "16.0"),
+    "starcoder": ("gpt_bigcode", gpt(6144, 40, 48, 49152, n_positions=8192), 484, 644, "15.5"),
+    "c4ai-command-r-v01": ("cohere", llama_like(8192, 22528, 40, 64, 64, 256000), 322, 322, "35.0"),
+    "c4ai-command-r-plus": (
+        "cohere", llama_like(12288, 33792, 64, 96, 8, 256000, use_qk_norm=True), 642, 642, "104"
+    ),
+    "c4ai-command-r7b-12-2024": ("cohere2", llama_like(4096, 14336, 32, 32, 8, 256000), 258, 258, "8.03"),
+    "glm-4-9b-chat-hf": ("glm", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 443, 483, "9.40"),
+    "GLM-4-9B-0414": ("glm4", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 523, 563, "9.40"),
+    "GLM-4-32B-0414": ("glm4", llama_like(6144, 23040, 61, 48, 2, 151552, attention_bias=False), 613, 674, "32.6"),
+    "granite-3.0-8b-base": ("granite", llama_like(4096, 12800, 40, 32, 8, 49155, **TIED), 362, 362, "8.17"),
+    "internlm3-8b": ("internlm3", llama_like(4096, 10240, 48, 32, 2, 128512), 435, 435, "8.80"),
+    "SmolLM3-3B": ("smollm3", llama_like(2048, 11008, 36, 16, 4, 128256), 326, 326, "3.08"),
+    "OLMo-1B-hf": ("olmo", llama_like(2048, 8192, 16, 16, 16, 50304, **TIED), 113, 113, "1.18"),
+    "OLMo-7B-hf": ("olmo", llama_like(4096, 11008, 32, 32, 32, 50304), 226, 226, "6.89"),
+    "Olmo-3-32B": ("olmo3", llama_like(5120, 27648, 64, 40, 8, 100278), 707, 707, "32.2"),
+    "Minitron-4B": ("nemotron", llama_like(3072, 9216, 32, 24, 8, 256000, **WIDE), 324, 324, "4.19"),
+    "stablelm-3b-4e1t": ("stablelm", llama_like(2560, 6912, 32, 32, 32, 50304), 356, 356, "2,795,443,200"),
+    "stablelm-2-1_6b": ("stablelm", llama_like(2048, 5632, 24, 32, 32, 100352, use_qkv_bias=True), 340, 340, "1.64"),
+    "stablelm-2-12b": (
+        "stablelm", llama_like(5120, 13824, 40, 32, 8, 100352, qk_layernorm=True, use_parallel_residual=True),
+        1964, 1964, "12.1",
+    ),
+    "EXAONE-4.0-1.2B": ("exaone4", llama_like(2048, 4096, 30, 32, 8, 102400, head_dim=64, **TIED), 332, 332, "1.28"),
+    "EXAONE-4.0-32B": ("exaone4", llama_like(5120, 27392, 64, 40, 8, 102400, **WIDE), 707, 707, "32.0"),
+    "Ministral-8B": ("ministral", llama_like(4096, 12288, 36, 32, 8, 131072, **WIDE), 327, 327, "8.02"),
+    "Seed-OSS-36B": ("seed_oss", llama_like(5120, 27648, 64, 80, 8, 155136, **WIDE), 771, 771, "36.2"),
+    "helium-1-preview-2b": ("helium", llama_like(2560, 7040, 24, 20, 20, 48000), 219, 219, "2.17"),
+    "AFM-4.5B": ("arcee", llama_like(2560, 18432, 36, 20, 4, 128004, **WIDE), 291, 291, "4.62"),
+    "Apertus-8B": ("apertus", llama_like(4096, 21504, 32, 32, 8, 131072), 387, 387, "8.05"),
+    "ERNIE-4.5-0.3B": ("ernie4_5", llama_like(1024, 3072, 18, 16, 2, 103424, **WIDE), 164, 164, "0.361"),
+    "cwm": ("cwm", llama_like(6144, 21504, 64, 48, 8, 128256, **WIDE), 579, 579, "32.6"),
+    "Hunyuan-7B": ("hunyuan_v1_dense", llama_like(4096, 14336, 32, 32, 8, 128167, **WIDE, **TIED), 354, 354, "7.5"),
+    "gpt-j-6b": ("gptj", gpt(4096, 28, 16, 50400), 285, 285, "6.05"),
+    "codegen-350M": ("codegen", gpt(1024, 20, 16, 51200), 165, 205, "0.357"),
+    "codegen-16B": ("codegen", gpt(6144, 34, 24, 51200, rotary_dim=64), 277, 345, "16.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_size(name):
+    model_type, fields, parameters, parts, published = PUBLISHED[name]
+    found = anatomy_of(read_inventory(AutoConfig.for_model(model_type, **fields)), REGISTRY)
+    places = {unit.place: unit.num_elements for unit in found.units}
+    assert (len(found.inventory.shapes), len(places)) == (parameters, parts)
+    elements = sum(places.values())
+    assert elements == found.inventory.num_elements
+    digits = len(published.partition(".")[2])
+    assert published == (f"{elements:,}" if "," in published else f"{elements / 1e9:.{digits}f}")
+
+
+def test_every_dense_family_is_here():
+    here = {model_type for model_type, *_ in PUBLISHED.values()}
+    assert here >= set(FAMILIES) - EXPERTS - {"llama", "qwen2", "qwen3"} - FIRST
+
+
+EXPERTS = {kind for kind, family in REGISTRY.by_model_type.items() if "mlp.router" in family.components}
+FIRST = {"mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"}  # in test_families.py
+
+# ---------------------------------------------------------------- what a component is called is what it does
+
+# The tiny models, and other forms of the families that have several.
+FORMS: dict[str, tuple[str, dict]] = {kind: (kind, {}) for kind in FAMILIES if kind not in EXPERTS}
+FORMS |= {
+    "falcon, one key for all": ("falcon", {"new_decoder_architecture": False, "bias": False}),
+    "falcon, one after the other": (
+        "falcon", {"num_kv_heads": 6, "new_decoder_architecture": False, "multi_query": False, "parallel_attn": False,
+                   "alibi": True},
+    ),
+    "falcon, one norm": ("falcon", {"num_ln_in_parallel_attn": 1}),
+    "gpt_bigcode, key for each": ("gpt_bigcode", {"multi_query": False}),
+    "stablelm, a norm for each head": ("stablelm", {"qk_layernorm": True}),
+    "stablelm, one after the other": ("stablelm", {"use_parallel_residual": False}),
+    "opt, as wide as its embedding": ("opt", {"word_embed_proj_dim": 48}),
+}  # fmt: skip
+WHOLE_WIDTH = ("olmo2", "olmo3")  # their norm on queries mixes the heads
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+CHANGED = 2  # the position at which something is changed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tiny model in float64, its anatomy, and its first layer's units by component."""
+
+    model: torch.nn.Module
+    anatomy: Anatomy
+
+    @classmethod
+    @cache
+    def of(cls, form: str) -> "Subject":
+        kind, changes = FORMS[form]
+        model = build_model(build_config(kind, **changes)).double()
+        return cls(model, anatomy_of(inventory_of(model), REGISTRY))
+
+    def unit(self, component: str) -> Unit | None:
+        for unit in self.anatomy.units:
+            if unit.component == component and unit.principal and unit.layer in (0, None):
+                return unit
+        return None
+
+    def module(self, component: str) -> torch.nn.Module:
+        if component == "head":  # its principal's name is the embedding's, if they are tied
+            return self.model.get_output_embeddings()
+        return self.model.get_submodule(self.unit(component).name.rpartition(".")[0])
+
+    def run(self, *hooks: tuple[torch.nn.Module, Callable]) -> dict[torch.nn.Module, tuple]:
+        """(input, output) of each module on the text; a hook gets a module's output and returns another one."""
+        seen: dict[torch.nn.Module, tuple] = {}
+
+        def note(module: torch.nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+            seen.setdefault(module, (args[0] if args else next(iter(kwargs.values()), None), output))
+
+        handles = [module.register_forward_hook(lambda _, __, output, f=f: f(output)) for module, f in hooks]
+        handles += [one.register_forward_hook(note, with_kwargs=True) for one in self.model.modules()]
+        with torch.no_grad():
+            self.model(IDS, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    def changed(self, component: str, change: Callable[[torch.Tensor], torch.Tensor]) -> tuple:
+        """A hook that changes a component's part of its module's output, [..., part]."""
+        unit = self.unit(component)
+
+        def hook(output: torch.Tensor) -> torch.Tensor:
+            indices = [index for start, stop in unit.ranges or ((0, output.shape[-1]),) for index in range(start, stop)]
+            output = output.clone()
+            output[..., indices] = change(output[..., indices])
+            return output
+
+        return self.module(component), hook
+
+    def inner(self, component: str, *hooks: tuple) -> torch.Tensor:
+        """What enters a component's module, [positions, width]."""
+        return self.run(*hooks)[self.module(component)][0].reshape(IDS.shape[1], -1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_norms_stand_where_they_are_said_to(form):
+    subject = Subject.of(form)
+    seen, checked = subject.run(), 0
+    for norm, readers in (
+        ("norm.pre_attention", ("attention.query", "attention.key", "attention.value")),
+        ("norm.pre_mlp", ("mlp.gate", "mlp.up")),
+        ("norm.final", ("head",)),
+    ):
+        for reader in readers:
+            if subject.unit(norm) and subject.unit(reader) and not (form == "opt" and reader == "head"):
+                reads, gives = (subject.module(component) for component in (reader, norm))
+                checked += torch.equal(seen[reads][0].flatten(), seen[gives][1].flatten())
+                assert torch.equal(seen[reads][0].flatten(), seen[gives][1].flatten()), (norm, reader)
+    for norm, before in (("norm.post_attention", "attention.output"), ("norm.post_mlp", "mlp.down")):
+        if subject.unit(norm):
+            reads, gives = (subject.module(component) for component in (norm, before))
+            assert torch.equal(seen[reads][0].flatten(), seen[gives][1].flatten()), norm
+            checked += 1
+    assert checked >= (0 if form == "olmo" else 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_queries_keys_and_values_are_told_apart_by_causality(form):
+    """A query matters at its own position only, a key and a value also later; in values attention is linear."""
+    subject = Subject.of(form)
+    plain = subject.inner("attention.output")
+    noise = torch.linspace(-3, 4, 4096, dtype=torch.float64).roll(1000)
+
+    def difference(component: str, sign: float = 1.0) -> torch.Tensor:
+        def change(part: torch.Tensor) -> torch.Tensor:
+            part = part.clone()
+            part.view(IDS.shape[1], -1)[CHANGED] += sign * noise[: part.shape[-1]]
+            return part
+
+        return subject.inner("attention.output", subject.changed(component, change)) - plain
+
+    queries, keys, values = (difference(f"attention.{name}") for name in ("query", "key", "value"))
+    assert [index for index, row in enumerate(queries) if row.abs().max() > 1e-12] == [CHANGED]
+    for found in (keys, values):
+        assert found[:CHANGED].abs().max() < 1e-12 < found[CHANGED + 1].abs().max()
+    torch.testing.assert_close(difference("attention.value", -1.0), -values, rtol=1e-9, atol=1e-12)
+    assert (difference("attention.key", -1.0) + keys).abs().max() > 1e-3 * keys.abs().max()
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in WHOLE_WIDTH])
+def test_heads_are_in_order(form):
+    """The last head of the query part is the last head of what attention puts out, and no other one."""
+    subject = Subject.of(form)
+    plain = subject.inner("attention.output")
+    heads = subject.model.config.num_attention_heads
+
+    def change(part: torch.Tensor) -> torch.Tensor:
+        size = part.shape[-1] // heads
+        part = part.clone()
+        part[..., -size:] += torch.linspace(-1, 1, size, dtype=part.dtype)
+        return part
+
+    moved = (subject.inner("attention.output", subject.changed("attention.query", change)) - plain).abs()
+    width = plain.shape[-1] // heads
+    assert moved[:, -width:].max() > 1e-9
+    assert moved[:, :-width].max() < 1e-12
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gate_is_what_is_activated(form):
+    """Behind a gate the inner state is odd in `up` and not in `gate`; without one each neuron is its own row."""
+    subject = Subject.of(form)
+    plain = subject.inner("mlp.down")
+    negated = {
+        component: subject.inner("mlp.down", subject.changed(component, torch.neg))
+        for component in ("mlp.gate", "mlp.up")
+        if subject.unit(component)
+    }
+    if "mlp.gate" in negated:
+        torch.testing.assert_close(negated["mlp.up"], -plain, rtol=1e-9, atol=1e-12)
+        assert (negated["mlp.gate"] + plain).abs().max() > 1e-3
+        return
+    assert (negated["mlp.up"] + plain).abs().max() > 1e-3
+
+    def first(part: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part[..., :1] + 1, part[..., 1:]], -1)
+
+    moved = (subject.inner("mlp.down", subject.changed("mlp.up", first)) - plain).abs().amax(0)
+    assert moved[0] > 1e-3
+    assert moved[1:].max() < 1e-12
+
+
+PLAIN = frozenset(
+    f"{kind}.{name}"
+    for kind, names in (
+        ("norm", ("pre_attention", "pre_mlp")),
+        ("attention", ("query", "key", "value", "output")),
+        ("mlp", ("gate", "up", "down")),
+    )
+    for name in names
+)
+UNGATED = ("phi", "falcon", "mpt", "bloom", "opt", "starcoder2", "gpt_bigcode", "nemotron", "arcee", "apertus", "gptj")
+
+
+def test_components():
+    inside = {name: frozenset(family.components) for name, family in REGISTRY.families.items()}
+    both = {"norm.post_attention", "norm.post_mlp"}
+    for name in (*UNGATED, "codegen"):
+        assert inside[name] == PLAIN - {"mlp.gate"}, name
+    for name in ("olmo3", "exaone4"):
+        assert inside[name] == PLAIN - {"norm.pre_attention", "norm.pre_mlp"} | both, name
+    assert inside["olmo"] == PLAIN - {"norm.pre_attention", "norm.pre_mlp"}
+    assert inside["glm4"] == PLAIN | both
+    for name in ("gemma", "vaultgemma", "cohere", "glm", "granite", "internlm3", "smollm3", "stablelm", "ministral",
+                 "seed_oss", "helium", "ernie4_5", "cwm", "hunyuan_v1_dense"):  # fmt: skip
+        assert inside[name] == PLAIN, name
+
+
+def test_satellites_of_their_own():
+    for kind, component, names in (
+        ("opt", "embedding", ["embed_tokens", "project_in"]),
+        ("opt", "head", ["embed_tokens", "project_out"]),
+        ("bloom", "embedding", ["word_embeddings", *["word_embeddings_layernorm"] * 2]),
+        ("apertus", "mlp.up", ["up_proj", "act_fn", "act_fn"]),
+        ("cohere", "attention.key", ["k_proj", "k_norm"]),
+        ("phi", "attention.query", [*["q_proj"] * 2, *["q_layernorm"] * 2]),
+        ("hunyuan_v1_dense", "attention.key", ["k_proj", "key_layernorm"]),
+    ):
+        found = anatomy_of(read_inventory(build_config(kind)), REGISTRY)
+        units = [unit for unit in found.units if unit.component == component and unit.layer in (0, None)]
+        assert sorted(unit.name.split(".")[-2] for unit in units) == sorted(names), (kind, component)
+        assert [unit.name.split(".")[-2] for unit in units if unit.principal] == names[:1]

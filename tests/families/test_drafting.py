@@ -1,0 +1,158 @@
+"""Drafts of rules: leave one family out and compare with what was written by hand; the command."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import AutoConfig
+
+from tests.tiny_models import FAMILIES, build_config
+from trace_transfer.cli import main
+from trace_transfer.errors import RulesError
+from trace_transfer.families.drafting import draft_family
+from trace_transfer.families.parsing import parse_file
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import read_inventory
+
+REGISTRY = load_families()
+
+
+def without(name: str):
+    return [family for family in REGISTRY.families.values() if family.name != name]
+
+
+@pytest.fixture(scope="module")
+def left_out(tmp_path_factory):
+    """Kind → (right, known, all) names, by the components that the family written by hand has them in."""
+    path, results = tmp_path_factory.mktemp("drafts") / "draft.yaml", {}
+    for kind in FAMILIES:
+        family = REGISTRY.by_model_type[kind]
+        draft = draft_family(read_inventory(build_config(kind)), without(family.name))
+        path.write_text(draft.text, encoding="utf-8")
+        found, _ = parse_file(path)
+        placed = [
+            {(member.pattern, one.name) for one in (*made.components.values(), *made.outside.values()) if one
+             for member in one.members}
+            for made in (found, family)
+        ]  # fmt: skip
+        total = len(draft.known) + len(draft.todo)
+        results[kind] = (len({name for name, _ in placed[0] & placed[1]}), len(draft.known), total, draft)
+    return results
+
+
+def test_leave_one_out(left_out):
+    """Measured: 612 of 717 names known by the nearest family, 610 of them in the right components."""
+    right, known, total = (sum(one[index] for one in left_out.values()) for index in range(3))
+    print(f"\n{right} right, {known} known, {total} in all")
+    assert known / total >= 0.75 and right / known >= 0.95
+
+
+def test_every_name_is_there_or_left_to_do(left_out):
+    for kind, (*_, draft) in left_out.items():
+        assert all(name in draft.text for name in draft.known), kind
+        assert all(f"#   {one}\n" in draft.text for one in draft.todo), kind
+
+
+@pytest.mark.parametrize(("kind", "name", "hint"), [
+    ("qwen3", "self_attn.q_norm.weight", "attention.query? gemma3 has self_attn.q_norm.weight there"),
+    ("phi", "self_attn.dense.weight", "attention.output? gpt_neox has attention.dense.weight there"),
+    ("gpt_oss", "self_attn.sinks", "one of attention.query, attention.key, attention.value, attention.output?"),
+])  # fmt: skip
+def test_hints(left_out, kind, name, hint):
+    (found,) = [one for one in left_out[kind][3].todo if one.startswith(f"{name} ")]
+    assert hint in found
+
+
+def test_parts_and_sizes_are_copied(left_out):
+    text = left_out["gpt_bigcode"][3].text
+    assert "{name: attn.c_attn.weight, columns: [" in text or "{name: attn.c_attn.weight, rows: [" in text
+
+
+def test_no_layers_no_draft():
+    inventory = read_inventory(build_config("llama"))
+    shapes = {name: shape for name, shape in inventory.shapes.items() if ".layers." not in name}
+    with pytest.raises(RulesError, match="none of its parameters stands in a list of layers 0, 1, 2 …"):
+        draft_family(replace(inventory, shapes=shapes), list(REGISTRY.families.values()))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["rules", *map(str, args)])
+
+
+@pytest.fixture
+def diffllama(tmp_path) -> Path:
+    """An architecture of transformers without rules: differential attention has vectors that LLaMA lacks."""
+    AutoConfig.for_model("diffllama", num_hidden_layers=4).save_pretrained(tmp_path / "diffllama")
+    return tmp_path / "diffllama"
+
+
+ADDED = {
+    "attention.query": ("lambda_q1", "lambda_q2"),
+    "attention.key": ("lambda_k1", "lambda_k2"),
+}
+
+
+def test_draft_edit_check(diffllama, tmp_path, monkeypatch):
+    """The walk-through of the README."""
+    monkeypatch.chdir(tmp_path)
+    drafted = run("draft", "diffllama")
+    assert drafted.exit_code == 1
+    first, verdict, *problems = drafted.stdout.splitlines()
+    assert first == "diffllama.yaml: nearest family mistral; 12 names as there, 4 left to do"
+    assert verdict == "the rules of family 'diffllama' do not fit this diffllama model: 4 problems"
+    assert [problem.split("'")[1].rpartition(".")[2] for problem in problems] == [
+        "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2",
+    ]  # fmt: skip
+    path = tmp_path / "diffllama.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert text.splitlines()[-1].startswith("#   self_attn.lambda_k2 [64]: one of attention.query, ")
+    assert run("check", path, "--model", "diffllama").exit_code == 2
+    for component, names in ADDED.items():
+        start = text.index(f"  {component}:\n") + len(f"  {component}:\n")
+        end = text.index("\n", start) + 1
+        lines = "".join(f"    - {{name: self_attn.{name}, role: {name}}}\n" for name in names)
+        text = text[:end] + lines + text[end:]
+    path.write_text(text, encoding="utf-8")
+    checked = run("check", path, "--model", "diffllama")
+    assert checked.exit_code == 0
+    assert checked.stdout == "OK diffllama.yaml (diffllama) fits diffllama: 55 parameters → 55 units, 4 layers\n"
+
+
+def test_a_draft_that_cannot_be_read_as_it_is_tells_so(tmp_path):
+    """Two norms of one component: the nearest family has one or the other."""
+    build_config("falcon").save_pretrained(tmp_path / "model")
+    done = run("draft", tmp_path / "model", "--out", tmp_path / "new" / "rules.yaml", "--anyway")
+    assert done.exit_code == 1, done.output
+    assert "4 left to do" in done.stdout and (tmp_path / "new" / "rules.yaml").is_file()
+
+
+def test_a_file_is_not_overwritten(diffllama, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("mine", encoding="utf-8")
+    done = run("draft", diffllama, "--out", path)
+    assert done.exit_code == 2
+    assert f"{path} exists; name another file with --out, or replace it with --force" in done.stderr
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert run("draft", diffllama, "--out", path, "--force").exit_code == 1
+    assert path.read_text(encoding="utf-8").startswith("# diffllama: a draft")
+
+
+def test_a_known_family_is_not_drafted(tmp_path):
+    build_config("starcoder2").save_pretrained(tmp_path / "model")
+    done = run("draft", tmp_path / "model", "--out", tmp_path / "mine.yaml")
+    assert done.exit_code == 2
+    assert "starcoder2.yaml has rules for model_type 'starcoder2' already, and they fit: OK starcoder2" in done.stderr
+    assert "--anyway drafts all the same" in done.stderr
+    assert not (tmp_path / "mine.yaml").exists()
+    assert run("draft", tmp_path / "model", "--out", tmp_path / "mine.yaml", "--anyway").exit_code == 1
+
+
+def test_a_draft_that_fits_ends_with_0(tmp_path):
+    build_config("mistral").save_pretrained(tmp_path / "model")
+    done = run("draft", tmp_path / "model", "--out", tmp_path / "new" / "rules.yaml", "--anyway")
+    assert done.exit_code == 0, done.output
+    assert "12 names as there, 0 left to do\nOK rules.yaml (mistral) fits " in done.stdout

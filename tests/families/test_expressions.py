@@ -1,0 +1,117 @@
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trace_transfer.errors import RulesError
+from trace_transfer.families.expressions import ConfigLookup, first_that_resolves, parse_expression
+
+CONFIG = SimpleNamespace(
+    model_type="toy",
+    hidden_size=64,
+    num_attention_heads=4,
+    head_dim=None,
+    tie=True,
+    untied=False,
+    name="x",
+    text_config=SimpleNamespace(head_dim=32, rope={"factor": 8}),
+)
+LOOKUP = ConfigLookup(CONFIG, {"q": 48})
+
+
+def value(text: str) -> int:
+    return parse_expression(text).evaluate(LOOKUP)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("hidden_size", 64),
+        ("tie + (1 - untied) * 5", 6),
+        ("hidden_size // num_attention_heads", 16),
+        ("q + 2*16", 80),
+        ("-(q - 50) * 3", 6),
+        ("text_config.head_dim", 32),
+        ("text_config.rope.factor * 2", 16),
+        (" 3*hidden_size ", 192),
+    ],
+)
+def test_values(text, expected):
+    assert value(text) == expected
+
+
+def test_sizes_come_before_the_config():
+    assert parse_expression("hidden_size").evaluate(ConfigLookup(CONFIG, {"hidden_size": 1})) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a / b", r"'a / b' holds 'a / b', which is not allowed \(divide integers with //\); allowed are integers"),
+        ("a ** b", r"holds 'a \*\* b', which is not allowed;"),
+        ("f(1)", r"holds 'f\(1\)', which is not allowed"),
+        ("a[0]", r"holds 'a\[0\]', which is not allowed"),
+        ("1.5", r"holds '1.5', which is not allowed"),
+        ("True", r"holds 'True', which is not allowed"),
+        ("'a'", r"which is not allowed"),
+        ("a if b else c", r"which is not allowed"),
+        ("f().x", r"holds 'f\(\)' before a dot, which is not a name"),
+        ("a.__class__", r"holds 'a.__class__'; a name must not start with an underscore"),
+        ("_x", r"must not start with an underscore"),
+        ("a +", r"'a \+' is not an arithmetic expression"),
+        ("", r"'' is not an arithmetic expression"),
+        ("1; 2", r"is not an arithmetic expression"),
+        ("(" * 150, r"is not an arithmetic expression"),
+        ("1+" * 150 + "1", r"an expression of 301 characters; at most 200 are allowed"),
+    ],
+)
+def test_refused(text, message):
+    with pytest.raises(RulesError, match=message):
+        parse_expression(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hiden_size", r"'hiden_size' is not set in the config of toy \(close: hidden_size\)"),
+        ("head_dim", r"'head_dim' is not set in the config of toy"),
+        ("zzz.yyy", r"'zzz.yyy' is not set in the config of toy$"),
+        ("name", r"'name' is 'x' in the config, not an integer"),
+        ("1 // 0", r"'1 // 0' divides by zero"),
+    ],
+)
+def test_not_resolved(text, message):
+    with pytest.raises(RulesError, match=message):
+        value(text)
+
+
+def test_first_choice_that_resolves_is_taken():
+    choices = [parse_expression("head_dim"), parse_expression("hidden_size // num_attention_heads")]
+    assert first_that_resolves(choices, LOOKUP) == 16
+    with pytest.raises(RulesError, match=r"'head_dim' is not set in the config of toy.*; 'nope' is not set"):
+        first_that_resolves([parse_expression("head_dim"), parse_expression("nope")], LOOKUP)
+
+
+def expressions():
+    leaves = st.integers(0, 99).map(str) | st.sampled_from(["hidden_size", "q", "text_config.head_dim"])
+    return st.recursive(
+        leaves,
+        lambda inner: st.tuples(inner, st.sampled_from(["+", "-", "*", "//"]), inner).map(
+            lambda parts: f"({' '.join(parts)})"
+        ),
+        max_leaves=8,
+    )
+
+
+@given(expressions())
+def test_agrees_with_python(text):
+    names = {"hidden_size": 64, "q": 48, "text_config": CONFIG.text_config}
+    try:
+        expected = eval(text, {"__builtins__": {}}, names)
+    except ZeroDivisionError:
+        with pytest.raises(RulesError, match="divides by zero"):
+            value(text)
+    else:
+        assert value(text) == expected

@@ -1,0 +1,351 @@
+"""The shipped families against transformers: real sizes on the meta device, and the meaning of fused parts."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.phi3 import modeling_phi3
+
+from trace_transfer.families.application import Anatomy, anatomy_of
+from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.families.correspondence import build_correspondence
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import ModelSource, inventory_of, load_config, part_numel, read_inventory
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+REGISTRY = load_families()
+MODEL_TYPES = sorted(REGISTRY.by_model_type)
+SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
+
+# What a config can switch on or off in the names of a family.
+VARIANTS = {
+    "llama": [{"attention_bias": True}, {"mlp_bias": True}, {"tie_word_embeddings": True}, {"num_key_value_heads": 8}],
+    "mistral": [{"tie_word_embeddings": True}, {"head_dim": 64}],
+    "qwen2": [{"tie_word_embeddings": True}, {"num_key_value_heads": 4}],
+    "qwen3": [{"attention_bias": True}, {"tie_word_embeddings": True}, {"head_dim": 256}],
+    "gemma2": [{"attention_bias": True}, {"tie_word_embeddings": False}],
+    "gemma3_text": [{"attention_bias": True}, {"tie_word_embeddings": False}],
+    "gemma3": [{"tie_word_embeddings": False}],
+    "phi3": [{"num_key_value_heads": 8}, {"head_dim": 128}, {"tie_word_embeddings": True}],
+    "olmo2": [{"attention_bias": True}, {"num_key_value_heads": 8}, {"tie_word_embeddings": True}],
+    "gpt2": [{"tie_word_embeddings": False}, {"n_inner": 512}, {"n_head": 4}],
+    "gpt_neox": [{"attention_bias": False}, {"tie_word_embeddings": True}, {"use_parallel_residual": False}],
+    "mixtral": [{"tie_word_embeddings": True}, {"num_local_experts": 3}, {"head_dim": 64}],
+    "qwen2_moe": [{"qkv_bias": False}, {"mlp_only_layers": [0, 5]}, {"decoder_sparse_step": 2}],
+    "qwen3_moe": [{"attention_bias": True}, {"mlp_only_layers": [3]}, {"decoder_sparse_step": 3}, {"head_dim": 128}],
+    "deepseek_v2": [
+        {"first_k_dense_replace": 1, "q_lora_rank": None},
+        {"first_k_dense_replace": 2, "attention_bias": True, "mlp_bias": True},
+        {"v_head_dim": 48, "qk_nope_head_dim": 96, "n_shared_experts": 1},
+    ],
+    "deepseek_v3": [{"q_lora_rank": None}, {"attention_bias": True}, {"first_k_dense_replace": 0}],
+    "gpt_oss": [{"attention_bias": False}, {"tie_word_embeddings": True}],
+    "granitemoe": [{"attention_bias": True}, {"tie_word_embeddings": True}, {"num_key_value_heads": 8}],
+    "olmoe": [{"attention_bias": True}, {"num_key_value_heads": 4}],
+    "gemma": [{"tie_word_embeddings": False}, {"attention_bias": True}],
+    "vaultgemma": [{"attention_bias": True}],
+    "phi": [{"qk_layernorm": True}, {"num_key_value_heads": 8}, {"tie_word_embeddings": True}],
+    "falcon": [
+        {"new_decoder_architecture": True, "num_attention_heads": 64, "hidden_size": 4096, "num_kv_heads": 8},
+        {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "bias": True},
+        {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
+        {"parallel_attn": False, "tie_word_embeddings": False},
+    ],
+    "mpt": [{"n_heads": 32}, {"tie_word_embeddings": False}],
+    "bloom": [{"n_head": 4, "n_layer": 12}, {"tie_word_embeddings": False}],
+    "opt": [
+        {"word_embed_proj_dim": 512, "do_layer_norm_before": False},
+        {"enable_bias": False},
+        {"layer_norm_elementwise_affine": False, "tie_word_embeddings": False},
+    ],
+    "starcoder2": [{"use_bias": False}, {"tie_word_embeddings": False}],
+    "gpt_bigcode": [{"multi_query": False}, {"tie_word_embeddings": False}],
+    "cohere": [{"use_qk_norm": True, "num_key_value_heads": 8}, {"attention_bias": True}],
+    "cohere2": [{"attention_bias": True}, {"num_key_value_heads": 8}],
+    "glm": [{"attention_bias": True}, {"tie_word_embeddings": True}],
+    "glm4": [{"attention_bias": True}, {"num_key_value_heads": 8}],
+    "granite": [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}],
+    "internlm3": [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}],
+    "smollm3": [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": False}],
+    "olmo": [{"attention_bias": True}, {"tie_word_embeddings": True}],
+    "olmo3": [{"attention_bias": True}, {"num_key_value_heads": 8}],
+    "nemotron": [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}],
+    "stablelm": [{"use_qkv_bias": True}, {"use_parallel_residual": True, "qk_layernorm": True}],
+    "exaone4": [{"num_key_value_heads": 8}, {"tie_word_embeddings": True}],
+    "ministral": [{"tie_word_embeddings": True}, {"head_dim": 64}],
+    "seed_oss": [{"attention_bias": False}, {"attention_out_bias": True, "mlp_bias": True}],
+    "helium": [{"attention_bias": True}, {"tie_word_embeddings": True}],
+    "arcee": [{"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 8}],
+    "apertus": [{"attention_bias": True, "hidden_act": "silu"}, {"tie_word_embeddings": True}],
+    "ernie4_5": [{"use_bias": True}, {"tie_word_embeddings": False}],
+    "cwm": [{"tie_word_embeddings": True}, {"mlp_bias": True}],
+    "hunyuan_v1_dense": [{"attention_bias": True}, {"tie_word_embeddings": True}],
+    "gptj": [{"tie_word_embeddings": True}],
+    "codegen": [{"n_head": 8}, {"tie_word_embeddings": True}],
+}
+CASES = [(kind, {}) for kind in MODEL_TYPES] + [(kind, case) for kind, cases in VARIANTS.items() for case in cases]
+
+
+# What a default config of transformers lacks for a model to be built from it.
+DEFAULTS: dict[str, dict[str, object]] = {
+    "nemotron": {"num_key_value_heads": 8},
+    "ministral": {"head_dim": 128, "num_key_value_heads": 8},
+    "hunyuan_v1_dense": {"head_dim": 128, "num_key_value_heads": 8},
+}
+
+
+def default_config(model_type: str, **settings) -> PreTrainedConfig:
+    return AutoConfig.for_model(model_type, **{**DEFAULTS.get(model_type, {}), **settings})
+
+
+def anatomy(model_type: str, num_layers: int = 6, **settings) -> Anatomy:
+    """The default model, some fields of its config changed, with a few of its layers: of both kinds if it has two."""
+    key = model_type, num_layers, str(settings)
+    if key not in ANATOMIES:
+        config = default_config(model_type, **settings)
+        config.get_text_config().num_hidden_layers = num_layers
+        ANATOMIES[key] = anatomy_of(read_inventory(config), REGISTRY)
+    return ANATOMIES[key]
+
+
+ANATOMIES: dict[tuple[str, int, str], Anatomy] = {}
+
+
+def test_every_family_has_variants():
+    assert set(VARIANTS) == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize(("model_type", "settings"), CASES)
+def test_every_element_is_in_one_component_or_excluded(model_type, settings):
+    found = anatomy(model_type, **settings)
+    covered = dict.fromkeys(found.inventory.shapes, 0)
+    components: dict[tuple, set[str]] = {}
+    for unit in found.units:
+        assert unit.component in (OUTSIDE_COMPONENTS if unit.layer is None else LAYER_COMPONENTS)
+        components.setdefault(unit.place, set()).add(unit.component)
+    for (name, *ranges), several in components.items():
+        covered[name] += part_numel(found.inventory.shapes[name], *ranges)
+        if name in found.inventory.tied.values():
+            assert several == {"embedding", "head"}
+        elif len(several) > 1:
+            assert several <= SHARED[model_type], name
+    for name, reason in found.excluded.items():
+        assert reason.endswith(")")
+        assert covered[name] == 0
+        covered[name] = torch.Size(found.inventory.shapes[name]).numel()
+    assert covered == {name: torch.Size(shape).numel() for name, shape in found.inventory.shapes.items()}
+
+
+# Components that have a parameter in common.
+SHARED = {kind: {"attention.key", "attention.value"} for kind in ("deepseek_v2", "deepseek_v3")}
+ONE_NORM = ("phi", "falcon", "cohere", "cohere2", "stablelm", "gptj", "codegen")
+SHARED |= {kind: {"norm.pre_attention", "norm.pre_mlp"} for kind in ONE_NORM}
+
+
+@pytest.mark.parametrize(("model_type", "settings"), CASES)
+def test_units_are_in_model_order_and_layers_of_one_kind_are_alike(model_type, settings):
+    found = anatomy(model_type, **settings)
+    order = {name: index for index, name in enumerate(found.inventory.shapes)}
+    assert [order[unit.name] for unit in found.units] == sorted(order[unit.name] for unit in found.units)
+    assert len(set(found.units)) == len(found.units)
+    prefix = found.layer_path + ".{}."
+    layers = [
+        [
+            (unit.name.removeprefix(prefix.format(layer)), unit.component, unit.role, unit.rule)
+            for unit in found.units
+            if unit.layer == layer
+        ]
+        for layer in range(found.num_layers)
+    ]
+    kinds: dict[frozenset[str], list] = {}
+    for layer in layers:
+        kinds.setdefault(frozenset(name for name, *_ in layer), []).append(layer)
+    two = model_type == "deepseek_v3" or not TWO_KINDS.isdisjoint(settings)
+    assert len(kinds) == (2 if two and settings.get("first_k_dense_replace") != 0 else 1)
+    assert all(layer == alike[0] for alike in kinds.values() for layer in alike)
+    config = found.inventory.config
+    assert found.num_layers == getattr(config, "text_config", config).num_hidden_layers
+
+
+TWO_KINDS = {"mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace"}  # settings that make some layers dense
+
+
+@pytest.mark.parametrize(("model_type", "settings"), CASES)
+def test_a_component_has_one_principal_in_each_layer_and_no_role_twice(model_type, settings):
+    places: dict[tuple, list] = {}
+    for unit in anatomy(model_type, **settings).units:
+        places.setdefault((unit.component, unit.layer), []).append(unit)
+    for units in places.values():
+        members = {unit.rule + unit.role: unit for unit in units}.values()  # `{n}` is one member of several parameters
+        assert [unit.principal for unit in members].count(True) == 1
+        assert len({unit.role for unit in members}) == len(members)
+
+
+def test_layer_path_leads_to_the_list_of_layers():
+    for model_type in ("llama", "gpt2", "gpt_neox"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL, intermediate_size=96))
+        found = anatomy_of(inventory_of(model), REGISTRY)
+        assert len(model.get_submodule(found.layer_path)) == found.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "elements"),
+    [("llama-3-8b", 291, 8_030_261_248), ("qwen2.5-14b", 579, 14_770_033_664), ("qwen3-32b", 707, 32_762_123_264)],
+)
+def test_full_size_models(name, parameters, elements):
+    found = anatomy_of(read_inventory(load_config(ModelSource.parse(CONFIGS / name))), REGISTRY)
+    assert len(found.units) == len(found.inventory.shapes) == parameters
+    assert sum(unit.num_elements for unit in found.units) == found.inventory.num_elements == elements
+
+
+# Directory of the config → parameters at run time, parts of them, elements, and the published number in billions.
+EXPERTS_AT_FULL_SIZE = {
+    "mixtral-8x7b": (291, 323, 46_702_792_704, "46.7"),
+    "qwen1.5-moe-a2.7b": (387, 411, 14_315_784_192, "14.3"),
+    "qwen3-30b-a3b": (531, 579, 30_532_122_624, "30.5"),
+    "deepseek-v2-lite": (351, 431, 15_706_484_224, "15.7"),
+    "deepseek-v3": (909, 1089, 671_026_404_352, "671"),
+    "gpt-oss-20b": (411, 459, 20_914_757_184, "20.9"),
+    "granite-3.0-1b-a400m": (218, 242, 1_334_628_352, "1.3"),
+    "olmoe-1b-7b": (179, 195, 6_919_161_856, "6.9"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS_AT_FULL_SIZE)
+def test_full_size_models_with_experts(name):
+    found = anatomy_of(read_inventory(load_config(ModelSource.parse(CONFIGS / name))), REGISTRY)
+    parts = {unit.place: unit.num_elements for unit in found.units}
+    parameters, num_parts, elements, published = EXPERTS_AT_FULL_SIZE[name]
+    assert (len(found.inventory.shapes), len(parts)) == (parameters, num_parts)
+    assert sum(parts.values()) == found.inventory.num_elements == elements
+    digits = len(published.partition(".")[2])
+    assert f"{elements / 1e9:.{digits}f}" == published
+
+
+def test_all_pairs_of_families_are_total():
+    anatomies = [anatomy(kind, num_layers=4) for kind in MODEL_TYPES]
+    for source, target in product(anatomies, repeat=2):
+        graph = build_correspondence(source, target, [(0, 0), (1, 3), (3, 3)])  # layers without a partner on both sides
+        for units, without, edges in (
+            (source.units, graph.dropped, graph.targets_of),
+            (target.units, graph.unreached, graph.sources_of),
+        ):
+            for unit in units:
+                assert bool(edges(unit)) != (unit in without), (source.family, target.family, unit)
+                assert unit.layer != 2 or unit in without
+
+
+def test_components_of_each_family():
+    inside = {name: set(family.components) for name, family in REGISTRY.families.items()}
+    every = set(LAYER_COMPONENTS) - {"mlp.router"}
+    plain = every - {"norm.post_attention", "norm.post_mlp"}
+    for name in ("llama", "mistral", "qwen2", "qwen3", "phi3"):
+        assert inside[name] == plain
+    for name in ("gpt2", "gpt_neox"):
+        assert inside[name] == plain - {"mlp.gate"}
+    for name in ("gemma2", "gemma3", "gemma3_multimodal"):
+        assert inside[name] == every
+    assert inside["olmo2"] == every - {"norm.pre_attention", "norm.pre_mlp"}
+    for name in ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "olmoe"):
+        assert inside[name] == plain | {"mlp.router"}
+
+
+def test_gemma3_multimodal_is_gemma3_one_module_deeper():
+    found = anatomy("gemma3")
+    assert found.layer_path == "model.language_model.layers"
+    assert {name.split(".")[1] for name in found.excluded} == {"vision_tower", "multi_modal_projector"}
+    assert "reads images" in found.excluded["model.vision_tower.head.probe"]
+
+
+# ---------------------------------------------------------------- the parts are what they are called
+
+FUSED = {
+    "gpt2": (modeling_gpt2, "transformer.h.0.attn.c_attn", {}),
+    "gpt_neox": (modeling_gpt_neox, "gpt_neox.layers.0.attention.query_key_value", {"intermediate_size": 96}),
+    "phi3": (
+        modeling_phi3,
+        "model.layers.0.self_attn.qkv_proj",
+        {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
+    ),
+}
+
+
+def tiny(model_type: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    settings = {**SMALL, **FUSED[model_type][2], "attn_implementation": "eager", "dtype": torch.float64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).double().eval()
+    for parameter in model.parameters():  # biases start at zero, which would hide a wrong one
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def cut(model: torch.nn.Module, unit) -> torch.Tensor:
+    """The unit's rows as (rows, inputs), or its entries if it is a bias."""
+    tensor = model.get_parameter(unit.name).detach()
+    tensor, ranges = (tensor.T, unit.columns) if unit.columns else (tensor, unit.rows)
+    return torch.cat([tensor[start:stop] for start, stop in ranges])
+
+
+@pytest.mark.parametrize("model_type", sorted(FUSED))
+def test_fused_parts_make_query_key_and_value(model_type, monkeypatch):
+    """At position 0 rotation is the identity, so what enters attention there is the part times the input."""
+    modelling, fused, _ = FUSED[model_type]
+    seen = []
+    original = modelling.eager_attention_forward
+
+    def spy(module, query, key, value, *args, **kwargs):
+        seen.append({"attention.query": query, "attention.key": key, "attention.value": value})
+        return original(module, query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(modelling, "eager_attention_forward", spy)
+    model, inputs = tiny(model_type), []
+    model.get_submodule(fused).register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, 0]))
+    with torch.no_grad():
+        model(torch.tensor([[3, 1, 4, 1, 5]]))
+    units = [unit for unit in anatomy_of(inventory_of(model), REGISTRY).units if unit.name.startswith(fused + ".")]
+    assert {unit.component for unit in units} == set(seen[0])
+    for component, heads in seen[0].items():
+        parts = {unit.role: cut(model, unit) for unit in units if unit.component == component}
+        expected = parts["weight"] @ inputs[0] + parts.get("bias", 0)
+        torch.testing.assert_close(heads[0, :, 0].flatten(), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_type", sorted(FUSED))
+def test_without_its_value_part_attention_adds_nothing(model_type):
+    model = tiny(model_type)
+    found = anatomy_of(inventory_of(model), REGISTRY)
+    for unit in found.units:
+        if unit.component == "attention.value":
+            tensor = model.get_parameter(unit.name).data
+            for start, stop in unit.rows or unit.columns:
+                (tensor.T if unit.columns else tensor)[start:stop] = 0
+    (output,) = {u.name for u in found.units if (u.component, u.layer, u.principal) == ("attention.output", 0, True)}
+    attended = []
+    module = model.get_submodule(output.removesuffix(".weight"))
+    module.register_forward_pre_hook(lambda _, args: attended.append(args[0]))
+    with torch.no_grad():
+        model(torch.tensor([[3, 1, 4, 1, 5]]))
+    assert attended[0].abs().max() == 0
+
+
+def test_phi3_gate_is_what_is_activated():
+    """The inner state is up × activation(gate): linear in the up rows, and not in the gate rows."""
+    model = tiny("phi3")
+    found = anatomy_of(inventory_of(model), REGISTRY)
+    parts = {unit.component: unit.rows[0] for unit in found.units if unit.layer == 0 and "gate_up" in unit.name}
+    inner = []
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, args: inner.append(args[0]))
+    tensor = model.model.layers[0].mlp.gate_up_proj.weight.data
+    with torch.no_grad():
+        for component in ("mlp.up", "mlp.gate"):
+            start, stop = parts[component]
+            model(torch.tensor([[3, 1, 4]]))
+            tensor[start:stop] *= 2
+            model(torch.tensor([[3, 1, 4]]))
+            tensor[start:stop] /= 2
+    torch.testing.assert_close(inner[1], 2 * inner[0])
+    assert not torch.allclose(inner[3], 2 * inner[2])

@@ -1,0 +1,196 @@
+"""Members that are shared, that stand instead of others, that only some layers have; and the size of their heads."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from tests.families.written import LLAMA, PHI3, TINY_LLAMA, TINY_PHI3, mine, misfits, problems_of, write
+from trace_transfer.errors import RulesError
+from trace_transfer.families.application import apply_family
+from trace_transfer.families.correspondence import build_correspondence
+from trace_transfer.families.explanation import LAYERS, explain
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import Inventory, read_inventory
+
+PARALLEL = (
+    mine(LLAMA)
+    .replace("norm.pre_attention: [input_layernorm.weight]", "norm.pre_attention: [%s]")
+    .replace("norm.pre_mlp: [post_attention_layernorm.weight]", "norm.pre_mlp: [%s]")
+)
+SHARED = "{name: input_layernorm.weight, shared: true}"
+ELSE_SHARED = (
+    '"post_attention_layernorm.weight?", '
+    "{name: input_layernorm.weight, shared: true, unless: post_attention_layernorm.weight}"
+)
+
+
+def without(inventory: Inventory, tail: str, layers: tuple[int, ...] = (0, 1)) -> Inventory:
+    """The inventory of a model in which some layers lack a parameter."""
+    names = {f"model.layers.{layer}.{tail}" for layer in layers}
+    return replace(inventory, shapes={name: shape for name, shape in inventory.shapes.items() if name not in names})
+
+
+def test_one_parameter_that_serves_two_components(tmp_path):
+    family = load_families(write(tmp_path, PARALLEL % (SHARED, SHARED))).families["mine"]
+    inventory = without(read_inventory(TINY_LLAMA), "post_attention_layernorm.weight")
+    anatomy = apply_family(family, inventory)
+    units = anatomy.units_of("model.layers.1.input_layernorm.weight")
+    assert [(unit.component, unit.principal) for unit in units] == [
+        ("norm.pre_attention", True),
+        ("norm.pre_mlp", True),
+    ]
+    assert len({unit.place for unit in units}) == 1
+    assert sum({unit.place: unit.num_elements for unit in anatomy.units}.values()) == inventory.num_elements
+
+
+def test_sharing_must_be_said_by_both(tmp_path):
+    assert problems_of(write(tmp_path, PARALLEL % (SHARED, "input_layernorm.weight"))) == [
+        "mine.yaml:7: norm.pre_attention: 'input_layernorm.weight' is shared, but no other component has it; say "
+        "'shared: true' there as well",
+        "mine.yaml:12: 'input_layernorm.weight' is in two components: norm.pre_attention (mine.yaml:7) and "
+        "norm.pre_mlp; give both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if it "
+        "serves both",
+    ]
+
+
+def test_shared_parts_are_the_same_part(tmp_path):
+    part = "{name: self_attn.qkv_proj.weight, rows: [0, %s], shared: true}"
+    text = PHI3.replace("{name: self_attn.qkv_proj.weight, rows: [0, q]}", part % "q")
+    text = text.replace("{name: self_attn.qkv_proj.weight, rows: [q, q + kv]}", part % "kv")
+    assert [problem.partition(": ")[2] for problem in problems_of(write(tmp_path, text))] == [
+        "attention.query: 'self_attn.qkv_proj.weight', rows [0, q], is shared, but no other component has it; say "
+        "'shared: true' there as well",
+        "attention.key: 'self_attn.qkv_proj.weight', rows [0, kv], is shared, but no other component has it; say "
+        "'shared: true' there as well",
+    ]
+
+
+def test_shared_parts_tile_once(tmp_path):
+    first = "{name: self_attn.qkv_proj.weight, rows: [0, q + kv], shared: true}"
+    text = PHI3.replace("{name: self_attn.qkv_proj.weight, rows: [0, q]}", first)
+    text = text.replace("{name: self_attn.qkv_proj.weight, rows: [q, q + kv]}", first)
+    anatomy = apply_family(load_families(write(tmp_path, text)).families["mine"], read_inventory(TINY_PHI3))
+    units = anatomy.units_of("model.layers.0.self_attn.qkv_proj.weight")
+    assert [(unit.component, unit.rows) for unit in units] == [
+        ("attention.query", ((0, 96),)), ("attention.key", ((0, 96),)), ("attention.value", ((96, 128),)),
+    ]  # fmt: skip
+    assert misfits(text.replace("rows: [q + kv, q + 2*kv]", "rows: [q, q + 2*kv]"), TINY_PHI3, tmp_path) == [
+        "mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] has an overlap [64, 96] of "
+        "attention.query (mine.yaml:13) and attention.value (mine.yaml:17) (layers 0-1)"
+    ]
+
+
+def test_a_member_instead_of_another_one(tmp_path):
+    """`unless`: the layers that have a norm of their own before the MLP use it, the others share."""
+    path = write(tmp_path, PARALLEL % (SHARED, ELSE_SHARED))
+    family = load_families(path).families["mine"]
+    anatomy = apply_family(family, without(read_inventory(TINY_LLAMA), "post_attention_layernorm.weight", (1,)))
+    found = {unit.layer: unit for unit in anatomy.units if unit.component == "norm.pre_mlp"}
+    assert [found[0].name, found[1].name] == [
+        "model.layers.0.post_attention_layernorm.weight",
+        "model.layers.1.input_layernorm.weight",
+    ]
+    assert found[0].principal and found[1].principal
+    assert len(anatomy.units_of("model.layers.0.input_layernorm.weight")) == 1
+    assert len(anatomy.units_of("model.layers.1.input_layernorm.weight")) == 2
+
+
+def test_instead_of_what_nobody_names(tmp_path):
+    text = PARALLEL % (SHARED, SHARED.replace("}", ", unless: post_attention_layernorms.weight}"))
+    assert problems_of(write(tmp_path, text)) == [
+        "mine.yaml:12: norm.pre_mlp: unless: 'post_attention_layernorms.weight' is no member of a component; did you "
+        "mean 'input_layernorm.weight'?"
+    ]
+    text = text.replace("post_attention_layernorms.weight", "self_attn.o_proj.weight?").replace("unless: ", 'unless: "')
+    assert problems_of(write(tmp_path, text.replace("weight?}", 'weight?"}'))) == [
+        "mine.yaml:12: norm.pre_mlp: unless: 'self_attn.o_proj.weight?' ends in '?', which says nothing here"
+    ]
+
+
+TWO_KINDS = mine(LLAMA).replace("[mlp.gate_proj.weight,", '["mlp.gate_proj.weight?", "mlp.up_gate.weight?",')
+
+
+def test_layers_of_two_kinds(tmp_path):
+    """The principal is the first member that the layer has, and two members may have one role if no layer has both."""
+    inventory = read_inventory(TINY_LLAMA)
+    names = {"model.layers.1.mlp.gate_proj.weight": "model.layers.1.mlp.up_gate.weight"}
+    renamed = replace(inventory, shapes={names.get(name, name): shape for name, shape in inventory.shapes.items()})
+    family = load_families(write(tmp_path, TWO_KINDS)).families["mine"]
+    gates = [unit for unit in apply_family(family, renamed).units if unit.component == "mlp.gate"]
+    assert [(unit.layer, unit.name.split(".")[-2], unit.principal, unit.role) for unit in gates] == [
+        (0, "gate_proj", True, "weight"),
+        (1, "up_gate", True, "weight"),
+    ]
+    both = replace(inventory, shapes={**inventory.shapes, "model.layers.1.mlp.up_gate.weight": (96, 64)})
+    with pytest.raises(RulesError, match=r"'mlp.gate_proj.weight' \(line 13\) and 'mlp.up_gate.weight' are of one role "
+                       r"'weight' and both there; tell them apart with .* \(layers 1\)$"):  # fmt: skip
+        apply_family(family, both)
+
+
+def test_the_size_of_a_head(tmp_path):
+    text = mine(LLAMA).replace("self_attn.q_proj.weight", "{name: self_attn.q_proj.weight, head: %s}")
+    for written, size in (("2*vocab_size", 100), ("false", 0), ("7", 7)):
+        anatomy = apply_family(
+            load_families(write(tmp_path, text % written)).families["mine"], read_inventory(TINY_LLAMA)
+        )
+        assert {unit.head for unit in anatomy.units if unit.name.endswith("q_proj.weight")} == {size}
+        assert {unit.head for unit in anatomy.units if unit.name.endswith("k_proj.weight")} == {None}
+    assert misfits(text % "hidden_size - 64", TINY_LLAMA, tmp_path) == [
+        "mine.yaml:8: attention.query: 'self_attn.q_proj.weight': head: 'hidden_size - 64' is 0, expected at least 1 "
+        "(layers 0-1)"
+    ]
+    broken = (text % "a b").replace("mlp.up_proj.weight,", "{name: mlp.up_proj.weight, head: 3},")
+    assert problems_of(write(tmp_path, broken)) == [
+        "mine.yaml:8: attention.query: head: 'a b' is not an arithmetic expression; allowed are integers, names from "
+        "the config, dots, + - * // and parentheses",
+        "mine.yaml:14: mlp.up: head: only members of 'attention.…' have heads",
+    ]
+
+
+HEADS = '"self_attn.heads.{n}.weight", "self_attn.norms.{n}.weight?"'
+NUMBERED = (
+    mine(LLAMA)
+    .replace("[self_attn.q_proj.weight,", f"[{HEADS},")
+    .replace("[self_attn.o_proj.weight,", "[self_attn.o_proj.weight, %s,")
+)
+
+
+def test_a_name_for_several_parameters_that_are_alike(tmp_path):
+    """All heads are principals, all norms have one role; `{n}` is a whole segment, and stands for a number."""
+    plain = read_inventory(TINY_LLAMA)
+    shapes = {name: shape for name, shape in plain.shapes.items() if not name.endswith("q_proj.weight")}
+    for layer, number in product(range(2), range(11)):
+        shapes[f"model.layers.{layer}.self_attn.heads.{number}.weight"] = (16, 64)
+        shapes[f"model.layers.{layer}.self_attn.norms.{number}.weight"] = (16,)
+    inventory = replace(plain, shapes=shapes)
+    text = NUMBERED.replace(" %s,", "")
+    anatomy = apply_family(load_families(write(tmp_path, text)).families["mine"], inventory)
+    found = [unit for unit in anatomy.units if unit.layer == 1 and unit.component == "attention.query"]
+    assert [(unit.name.split(".")[4:6], unit.principal, unit.role) for unit in found] == [
+        ([kind, str(number)], kind == "heads", {"heads": "weight", "norms": "norm"}[kind])
+        for number in range(11)
+        for kind in ("heads", "norms")
+    ]
+    llama = apply_family(load_families().families["llama"], plain)
+    graph = build_correspondence(llama, anatomy, [(0, 1)])
+    (query,) = llama.units_of("model.layers.0.self_attn.q_proj.weight")
+    assert [unit for unit, _ in graph.targets_of(query)] == found
+    lines = [line for line in explain(graph) if "heads" in line.target or "norms" in line.target]
+    assert [(line.section, line.target) for line in lines] == [
+        (LAYERS, "self_attn.heads.{n}.weight"),
+        (LAYERS, "self_attn.norms.{n}.weight"),
+    ]
+    assert "all 30 parameters (layer 0)" in [line.target for line in explain(graph)]
+    back = build_correspondence(anatomy, llama, [(1, 0)])
+    assert {unit.role for unit in back.dropped if unit in found} == {"norm"}
+    other = replace(inventory, shapes={**shapes, "model.layers.0.self_attn.heads.x.weight": (16, 64)})
+    with pytest.raises(RulesError, match=r"'model.layers.\{layer\}.self_attn.heads.x.weight' is in no component"):
+        apply_family(load_families(write(tmp_path, text)).families["mine"], other)
+
+
+@pytest.mark.parametrize("name", ["self_attn.h{n}.weight", "self_attn.{m}.weight", "{n}.{n}a"])
+def test_holes_that_are_none(tmp_path, name):
+    assert problems_of(write(tmp_path, NUMBERED % f'"{name}"')) == [
+        f"mine.yaml:11: attention.output: '{name}' is not a whole parameter name (letters, digits, _ and dots)"
+    ]

@@ -1,0 +1,81 @@
+"""A tokenizer is the model's own, or none: what transformers makes up where files are missing is refused."""
+
+import json
+
+import pytest
+
+from tests.tiny_models import TEXTS, build_config, build_tokenizer
+from trace_transfer.errors import ModelError
+from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.models.sources import ModelSource
+
+# Families for which transformers raises, makes a tokenizer that drops all, and makes one that knows nothing.
+FAMILIES = ("llama", "qwen2", "gpt2", "gemma3_text")
+
+
+def opened(place):
+    return load_tokenizer(ModelSource.parse(place))
+
+
+def write(directory, family, tokenizer):
+    """A model's config and a tokenizer; no weights are looked at here."""
+    build_config(family).save_pretrained(directory)
+    build_tokenizer(tokenizer).save_pretrained(directory)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_directory_without_one(tmp_path, family):
+    write(tmp_path, family, "prose")
+    (tmp_path / "tokenizer.json").unlink()  # `tokenizer_config.json` stays: it has no words
+    with pytest.raises(ModelError, match=rf"^{tmp_path}: has no tokenizer \(tokenizer\.json or .*; copy the files of"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_that_makes_nothing_of_a_text(tmp_path, family):
+    write(tmp_path, family, "prose")
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["model"] |= {"vocab": {"<s>": 0}, "merges": []}
+    file.write_text(json.dumps(state))
+    with pytest.raises(ModelError, match=r"ordinary text becomes no token with its tokenizer\.json .*; copy the files"):
+        opened(tmp_path)
+
+
+def test_files_that_the_class_of_its_type_does_not_read(tmp_path):
+    """A qwen2 directory with a list of words: transformers puts an empty Qwen tokenizer in its place."""
+    build_config("qwen2").save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("the\nquick\n")
+    with pytest.raises(ModelError, match=r"becomes no token with its vocab\.txt \(tokenizer\.json or"):
+        opened(tmp_path)
+
+
+def test_a_damaged_file(tmp_path):
+    build_config("llama").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"its tokenizer cannot be read: .*; copy the files of the model it was made"):
+        opened(tmp_path)
+
+
+def test_a_gguf_file_without_one(tmp_path, monkeypatch):
+    import tests.tiny_gguf as tiny_gguf
+    from tests.tiny_models import build_model
+
+    monkeypatch.setattr(tiny_gguf, "_write_tokenizer", lambda writer, family: None)
+    file = tiny_gguf.write_gguf(build_model(build_config("llama")), tmp_path / "none.gguf")
+    with pytest.raises(ModelError, match=r"its tokenizer cannot be read: .*; convert the model to GGUF again, with"):
+        opened(file)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_own_is_read_as_it_stands(tmp_path, family):
+    write(tmp_path, family, "code")
+    own = build_tokenizer("code")
+    found = opened(tmp_path)
+    assert [found(text)["input_ids"] for text in TEXTS] == [own(text)["input_ids"] for text in TEXTS]
+
+
+def test_vocab_and_merges_alone_are_a_tokenizer(tmp_path):
+    build_config("qwen2").save_pretrained(tmp_path / "model")
+    build_tokenizer("prose").backend_tokenizer.model.save(str(tmp_path / "model"))
+    assert len(opened(tmp_path / "model").encode(TEXTS[0])) > 5

@@ -1,0 +1,112 @@
+"""`identify`, killed or interrupted anywhere and started again, gives the same files byte for byte."""
+
+import random
+import signal
+
+import pytest
+
+from tests.repeated_runs import RepeatedRuns
+from tests.task_files import write_tasks
+from trace_transfer.records import read_artefact
+
+INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
+CHECKPOINTS = ("/checkpoint/", "loss.csv")  # what there is only until a warm start is finished
+
+
+@pytest.fixture(scope="module")
+def all_runs(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("identify")
+    tasks = write_tasks(directory, {"math": 8, "code": 6})
+    out = directory / "out"
+    runs = RepeatedRuns(
+        ["identify", tiny("llama", num_hidden_layers=2), "--tasks", tasks, "--batch-size", 2, "--learning-rate", 1e-3,
+         "--checkpoint-minutes", 0, "--ratio", 0.2, "--out", out],
+        out,
+    )  # fmt: skip
+    yield runs
+    runs.close()
+
+
+@pytest.fixture
+def runs(all_runs):
+    all_runs.clear()
+    return all_runs
+
+
+def check_nothing_is_half(runs):
+    """What has its final name is whole: it is as an undisturbed run leaves it, or belongs to a checkpoint."""
+    for name, content in runs.files().items():
+        if name.rpartition("/")[2].startswith(".") or any(part in name for part in CHECKPOINTS):
+            continue
+        assert content == runs.expected[name], name
+        if name.endswith(".json"):
+            read_artefact(runs.out / name)
+
+
+def test_two_runs_write_the_same_bytes(runs):
+    runs.check_it_finishes()
+    runs.check_it_finishes()
+
+
+def test_a_kill_in_a_write_of_fisher_information(runs):
+    """Its half-written file lies in a directory of its own."""
+    runs.check_it_finishes()
+    (left := runs.out / "fisher" / "math" / ".fisher.json.left.part").write_text("{")
+    (left.parent / "fisher.json").unlink()
+    runs.check_it_finishes()
+
+
+def test_a_kill_between_operations_on_files_again_and_again(runs):
+    """Without clearing in between: each run goes on where the one before was killed."""
+    drawn = random.Random(0)
+    runs.kill_at([drawn.randint(5, 60) for _ in range(8)], check_nothing_is_half)
+    runs.check_it_finishes()
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_a_kill_at_drawn_operations_of_a_first_run(runs, part):
+    drawn = random.Random(part)
+    for _ in range(3):
+        runs.clear()
+        runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
+        runs.check_it_finishes()
+
+
+def test_a_kill_at_drawn_moments(runs):
+    drawn = random.Random(1)
+    for _ in range(4):
+        runs.run(signal=signal.SIGKILL, after=drawn.uniform(0.2, runs.undisturbed["seconds"]))
+        check_nothing_is_half(runs)
+    runs.check_it_finishes()
+
+
+def test_ctrl_c_leaves_nothing_by_halves(runs):
+    drawn = random.Random(2)
+    for _ in range(4):
+        done = runs.run(signal=signal.SIGINT, after=drawn.uniform(0.2, runs.undisturbed["seconds"]))
+        if done["returncode"] != 0:  # it may have been too late
+            assert done["returncode"] == 130, done["stderr"]
+            assert done["stdout"] == ""
+            assert done["stderr"].endswith(INTERRUPTED)
+            assert "Traceback" not in done["stderr"]
+            assert not [name for name in runs.files() if name.endswith(".part")]
+        check_nothing_is_half(runs)
+    runs.check_it_finishes()
+
+
+@pytest.mark.slow
+def test_fifty_kills(runs):
+    """At any operation on a file, of first runs and of those that go on."""
+    drawn = random.Random(3)
+    killed = 0
+    while killed < 50:
+        if drawn.random() < 0.3:
+            runs.clear()
+        event = drawn.randint(1, runs.undisturbed["events"])
+        done = runs.run(signal=signal.SIGKILL, at_event=event)
+        killed += done["returncode"] == -signal.SIGKILL
+        check_nothing_is_half(runs)
+        if done["returncode"] == 0:
+            assert runs.files() == runs.expected
+            runs.clear()
+    runs.check_it_finishes()

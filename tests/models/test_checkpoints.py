@@ -1,0 +1,183 @@
+"""Safetensors shards: what is read of them and when, and which are refused."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.tiny_models import FAMILIES
+from trace_transfer.errors import ModelError
+from trace_transfer.models import checkpoints
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint, open_checkpoint, release
+from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
+
+
+def meta_model(directory, dtype=torch.float32):
+    return build_meta_model(load_config(ModelSource.parse(directory)), dtype)
+
+
+def load_all(directory, model=None):
+    model = model or meta_model(directory)
+    SafetensorsCheckpoint(directory).load(model, lambda name: True, "cpu", torch.float32)
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loads_what_transformers_loads(tiny, family):
+    directory = tiny(family)
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    ours = dict(load_all(directory).named_parameters())
+    assert ours.keys() == dict(theirs.named_parameters()).keys()
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(ours[name], parameter), name
+
+
+def test_loads_nothing_but_what_is_wanted(tiny):
+    model = meta_model(tiny("qwen3"))
+    checkpoint = SafetensorsCheckpoint(tiny("qwen3"))
+    prefix = "model.layers.1."  # and not layers.10, were there one
+    checkpoint.load(model, lambda name: name.startswith(prefix), "cpu", torch.float32)
+    real = {name: p for name, p in model.named_parameters() if not p.is_meta}
+    assert set(real) == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    assert checkpoint.bytes_read == sum(p.nbytes for p in real.values())
+
+
+def test_release_frees_parameters_and_keeps_buffers(tiny):
+    model = load_all(tiny("llama"))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    release(model)
+    assert all(p.is_meta for p in model.parameters())
+    assert {name: p.shape for name, p in model.named_parameters()} == shapes
+    assert buffers
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+
+
+@pytest.mark.parametrize("rows_at_once", [16, 100, 1 << 14])
+def test_rows_of_an_embedding(tiny, monkeypatch, rows_at_once):
+    monkeypatch.setattr(checkpoints, "ROWS_AT_ONCE", rows_at_once)
+    directory = tiny("gemma2", dtype=torch.bfloat16)
+    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).get_input_embeddings().weight
+    index = torch.tensor([5, 511, 3, 3, 17])
+    checkpoint = SafetensorsCheckpoint(directory)
+    rows = checkpoint.rows(meta_model(directory), "model.embed_tokens.weight", index, torch.float32)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, whole[index])
+    blocks = {int(i) // rows_at_once for i in index}
+    read = sum(min((block + 1) * rows_at_once, 512) - block * rows_at_once for block in blocks)
+    assert checkpoint.bytes_read == read * 48 * 2
+
+
+def test_rows_of_what_is_not_there(copy_of):
+    directory = copy_of("llama")
+    for file in directory.glob("*.safetensors"):
+        save_file({n: t for n, t in load_file(file).items() if "embed" not in n}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"the weights lack 1 tensor of the model: model\.embed_tokens\.weight"):
+        SafetensorsCheckpoint(directory).rows(
+            meta_model(directory), "model.embed_tokens.weight", torch.tensor([0]), torch.float32
+        )
+
+
+def test_one_file(tiny, tmp_path):
+    tensors = {}
+    for file in tiny("llama").glob("*.safetensors"):
+        tensors |= load_file(file)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    shutil.copyfile(tiny("llama") / "config.json", tmp_path / "config.json")
+    checkpoint = open_checkpoint(ModelSource(str(tmp_path), tmp_path))
+    assert checkpoint.files == [tmp_path / "model.safetensors"]
+    assert checkpoint.keys.keys() == tensors.keys()
+    assert checkpoint.num_bytes == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_opening_reads_no_weights_and_names_all_of_them(tiny):
+    checkpoint = SafetensorsCheckpoint(tiny("phi3"))
+    assert checkpoint.bytes_read == 0
+    index = json.loads((tiny("phi3") / "model.safetensors.index.json").read_text())
+    assert {name: file.name for name, file in checkpoint.keys.items()} == index["weight_map"]
+
+
+def test_the_fingerprint_changes_with_the_weights(copy_of):
+    directory = copy_of("llama")
+    before = SafetensorsCheckpoint(directory).fingerprint
+    assert SafetensorsCheckpoint(directory).fingerprint == before
+    file = sorted(directory.glob("*.safetensors"))[0]
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert SafetensorsCheckpoint(directory).fingerprint == before  # touched, and the same
+    tensors = load_file(file)
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert SafetensorsCheckpoint(directory).fingerprint != before
+
+
+def test_every_unusable_shard_is_named(copy_of):
+    directory = copy_of("qwen3")
+    files = sorted(directory.glob("*.safetensors"))
+    files[1].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:-100])
+    files[3].write_bytes(b"")
+    files[4].write_bytes(b"\xff" * 1000)
+    with pytest.raises(ModelError, match="weight files cannot be used") as caught:
+        SafetensorsCheckpoint(directory)
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith(f"4 of {len(files)} weight files cannot be used, have them downloaded again:")
+    assert lines[1] == f"  - {files[1].name}: missing"
+    assert [line.partition(" (")[0] for line in lines[2:]] == [
+        f"  - {file.name}: cut short or damaged" for file in files[2:5]
+    ]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, 0.999])
+def test_a_shard_cut_anywhere_is_refused(copy_of, keep):
+    directory = copy_of("gpt2")
+    file = sorted(directory.glob("*.safetensors"))[-1]
+    data = file.read_bytes()
+    file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ModelError, match=rf"{file.name}: cut short or damaged"):
+        SafetensorsCheckpoint(directory)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "\x00", "null"])
+def test_an_index_that_is_none(copy_of, text):
+    directory = copy_of("llama")
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index.json: not a safetensors index .* downloaded again"):
+        SafetensorsCheckpoint(directory)
+
+
+def test_pickles_only(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(
+        ModelError, match=r"has pickled weights only \(pytorch_model.bin\); convert them to safetensors"
+    ):
+        SafetensorsCheckpoint(tmp_path)
+
+
+def test_no_weights(tmp_path):
+    with pytest.raises(ModelError, match=r"has a config but no weights \(\*.safetensors or \*.gguf\)"):
+        SafetensorsCheckpoint(tmp_path)
+
+
+def test_weights_of_another_size(tiny, copy_of):
+    directory = copy_of("llama")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    with pytest.raises(ModelError, match=r"down_proj.weight: \[48, 80\] in the weights, \[48, 96\] by config\.json\n"):
+        load_all(directory)
+
+
+def test_loading_leaves_the_progress_bar_as_it_was(tiny):
+    from transformers.utils import logging
+
+    for switch in (logging.enable_progress_bar, logging.disable_progress_bar, logging.enable_progress_bar):
+        switch()
+        before = logging.is_progress_bar_enabled()
+        load_all(tiny("llama"))
+        assert logging.is_progress_bar_enabled() == before

@@ -1,0 +1,281 @@
+"""Sums of what files hold: hashed once, remembered as long as a file is not touched, the same wherever it lies."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from trace_transfer.models import content
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint, hash_weights
+from trace_transfer.models.content import (
+    config_files_sha256,
+    config_sha256,
+    difference,
+    file_sums,
+    tokenizer_sha256,
+    weights_sha256,
+)
+from trace_transfer.progress import Silent
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache directory, and a process that has hashed nothing yet."""
+    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(tmp_path / "cache"))
+    forget(monkeypatch)
+    return tmp_path / "cache"
+
+
+def forget(monkeypatch) -> None:
+    """As a new process."""
+    monkeypatch.setattr(content, "_seen", {})
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[str]:
+    """Names of the files that were read, in the order of their names."""
+    names: list[str] = []
+    real = content._hash
+    monkeypatch.setattr(content, "_hash", lambda path, advance: names.append(path.name) or real(path, advance))
+    return names
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch) -> None:
+    """Files made just now are as good as old ones, but where a test says otherwise."""
+    monkeypatch.setattr(content, "SETTLED", -10.0)
+
+
+def write(file: Path, text: str = "some weights") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def sums(*files: Path) -> list[str]:
+    return file_sums(files, Silent())
+
+
+def test_of_one_file_as_sha256sum_says(tmp_path, cache):
+    file = write(tmp_path / "a")
+    assert weights_sha256([file]) == hashlib.sha256(b"some weights").hexdigest()
+
+
+def test_of_several_whatever_they_are_called(tmp_path, cache):
+    one = [write(tmp_path / "a", "one"), write(tmp_path / "b", "two")]
+    other = [write(tmp_path / "x/2", "one"), write(tmp_path / "x/1", "two")]
+    assert weights_sha256(one) == weights_sha256(other) != weights_sha256(one[:1])
+    assert weights_sha256([*one, one[0]]) != weights_sha256(one)
+
+
+def test_a_file_is_hashed_once(tmp_path, cache, hashed, monkeypatch):
+    file = write(tmp_path / "a b")
+    first = sums(file)
+    for _ in range(2):
+        forget(monkeypatch)
+        assert sums(file) == first
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    assert sums(link) == first
+    assert hashed == ["a b"]
+
+
+@pytest.mark.parametrize("how", ["touched", "same size", "same size and time", "replaced"])
+def test_a_file_that_was_changed_is_hashed_again(tmp_path, cache, hashed, how):
+    file = write(tmp_path / "a")
+    stat = file.stat()
+    before = sums(file)
+    time.sleep(0.02)  # the clock of a file system ticks a hundred times a second
+    if how == "replaced":
+        write(tmp_path / "b", "Some weights").replace(file)
+    elif how != "touched":
+        file.write_text("Some weights")
+    if how in ("same size and time", "replaced"):
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif how == "touched":
+        os.utime(file)
+    after = sums(file)
+    assert hashed == ["a", "a"] and file.stat().st_size == stat.st_size
+    assert (after == before) is (how == "touched")
+
+
+def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path, cache, hashed, monkeypatch):
+    """Another writing may leave the same size and times."""
+    monkeypatch.setattr(content, "SETTLED", 2.0)
+    file = write(tmp_path / "a")
+    assert sums(file) == sums(file)
+    assert hashed == ["a", "a"] and not (cache / "sums").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["removed", "cut short", "one bit", "empty", "bytes", "another version", "a directory"]
+)
+def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, cache, hashed, monkeypatch, damage):
+    file = write(tmp_path / "a")
+    right = sums(file)
+    kept = cache / "sums"
+    data = kept.read_bytes()
+    digit = data.index(right[0].encode())
+    kept.unlink()
+    if damage == "a directory":
+        kept.mkdir()
+    elif damage != "removed":
+        kept.write_bytes({
+            "cut short": data[:-3], "empty": b"", "bytes": b"\xff\xfe\x00",
+            "one bit": data[:digit] + bytes([data[digit] ^ 1]) + data[digit + 1 :],
+            "another version": data.replace(b"sums 1", b"sums 2", 1),
+        }[damage])  # fmt: skip
+    forget(monkeypatch)
+    assert sums(file) == right and hashed == ["a", "a"]
+    forget(monkeypatch)
+    assert sums(file) == right
+    assert len(hashed) == (3 if damage == "a directory" else 2)  # the others were mended
+    assert not [*cache.glob(".sums*")]
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "no home"])
+def test_a_cache_that_cannot_be_written(tmp_path, cache, hashed, monkeypatch, place):
+    write(tmp_path / "file")
+    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(tmp_path / "file" / ("below" if place == "below a file" else "")))
+    if place == "no home":
+        monkeypatch.delenv("TRACE_TRANSFER_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    file = write(tmp_path / "a")
+    assert sums(file) == sums(file) == [hashlib.sha256(b"some weights").hexdigest()]
+    assert hashed == ["a"]  # this process remembers
+
+
+def test_two_at_once_lose_nothing_but_time(tmp_path, cache, hashed, monkeypatch):
+    one, other = write(tmp_path / "one", "1"), write(tmp_path / "other", "2")
+    (first,) = sums(one)
+    stale = content._remembered()
+    (second,) = sums(other)
+    monkeypatch.setattr(content, "_remembered", lambda: stale)  # as another process that looked before
+    sums(write(tmp_path / "third"))
+    monkeypatch.undo()
+    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(cache))
+    forget(monkeypatch)
+    assert sums(one, other) == [first, second]
+
+
+def test_the_last_files_are_remembered(tmp_path, cache, hashed, monkeypatch):
+    monkeypatch.setattr(content, "MOST", 3)
+    files = [write(tmp_path / str(number), str(number)) for number in range(5)]
+    for file in files:
+        sums(file)
+    forget(monkeypatch)
+    sums(*files)
+    assert hashed == ["0", "1", "2", "3", "4", "0", "1"]
+    sums(write(tmp_path / "two\nlines"))  # no line can hold its name
+    assert "two" not in (cache / "sums").read_text()
+
+
+def test_holes_are_not_read(tmp_path, cache):
+    """80 GB of nothing stand in for two models in an example."""
+    start, files = time.perf_counter(), [tmp_path / name for name in "abcd"]
+    for file, where, text in zip(files, (1 << 20, 1 << 20, 1 << 30, 1 << 20), ("x", "y", "x", "x"), strict=True):
+        with file.open("wb") as stream:
+            stream.truncate(1 << 40)
+            stream.seek(where)
+            stream.write(text.encode())
+    one, two, three, four = sums(*files)
+    assert one == four and len({one, two, three}) == 3
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_knows_no_holes(tmp_path, cache, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr(os, "lseek", refuse)
+    assert sums(write(tmp_path / "a")) == [hashlib.sha256(b"some weights").hexdigest()]
+
+
+def snapshot(directory: Path, text: str = "some weights") -> Path:
+    """As the hub's client lays out what it fetched."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    blob = write(directory / "models--o--n/blobs" / digest, text)
+    file = directory / "models--o--n/snapshots/abc/model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(os.path.relpath(blob, file.parent))
+    return file
+
+
+def test_a_blob_of_the_hub_is_named_by_its_sum(tmp_path, cache, hashed):
+    file = snapshot(tmp_path)
+    assert sums(file) == [hashlib.sha256(b"some weights").hexdigest()] and hashed == []
+    time.sleep(0.02)
+    file.resolve().write_text("Some weights")  # somebody wrote into the cache
+    assert sums(file) == [hashlib.sha256(b"Some weights").hexdigest()] and len(hashed) == 1
+
+
+def test_a_bar_where_much_is_to_be_hashed(tmp_path, cache, monkeypatch):
+    told = []
+
+    class Listening(Silent):
+        def task(self, description, total):
+            told.append((description, total))
+            return super().task(description, total)
+
+    file = write(tmp_path / "a", "x" * 1000)
+    monkeypatch.setattr(content, "BLOCK", 300)
+    sums(file)
+    file_sums([write(tmp_path / "b", "x" * 1000)], Listening())
+    assert told == []
+    monkeypatch.setattr(content, "SHOWN", 999)
+    file_sums([write(tmp_path / "c", "x" * 1000)], Listening())
+    assert told == [("hashing weights, once", 4)]
+
+
+def test_a_model_that_was_copied_is_the_same(tiny, tmp_path, cache, hashed):
+    copied = shutil.copytree(tiny("phi3"), tmp_path / "copy", copy_function=shutil.copyfile)
+    one, other = SafetensorsCheckpoint(tiny("phi3")), SafetensorsCheckpoint(copied)
+    hash_weights([tiny("phi3"), copied, None, tmp_path / "none", "owner/name"], Silent())
+    count = len(hashed)
+    assert one.fingerprint == other.fingerprint and len(hashed) == count == 2 * len(one.files)
+    assert config_files_sha256(tiny("phi3")) == config_files_sha256(copied)
+    assert tokenizer_sha256(tiny("phi3")) == tokenizer_sha256(copied)
+
+
+def test_what_of_a_config_counts():
+    config = {"hidden_size": 8, "rope": {"theta": 1e4, "name_or_path": "x"}, "dtype": "float32"}
+    same = {
+        "torch_dtype": "float32",
+        "rope": {"theta": 1e4},
+        "hidden_size": 8,
+        "transformers_version": "4",
+        "_name_or_path": "a/b",
+    }
+    assert config_sha256(config) == config_sha256(same)
+    assert config_sha256(config) != config_sha256({**config, "rope": {"theta": 1e5}})
+
+
+def test_what_of_a_tokenizer_counts(copy_of):
+    directory = copy_of("llama")
+    before = tokenizer_sha256(directory)
+    file = directory / "tokenizer_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(list(values.items()))) | {"name_or_path": "elsewhere"}))
+    write(directory / "README.md", "another")
+    write(directory / "preprocessor_config.json", "{}")
+    assert tokenizer_sha256(directory) == before
+    write(directory / "additional_chat_templates/tools.jinja", "{{ messages }}")
+    assert len({before, with_tools := tokenizer_sha256(directory)}) == 2
+    file.write_text(json.dumps(values | {"chat_template": "x"}))
+    assert tokenizer_sha256(directory) not in (before, with_tools)
+    file.write_text("[" * 5000)  # no object: as bytes
+    assert tokenizer_sha256(directory) not in (before, with_tools)
+
+
+def test_how_a_difference_is_told():
+    assert difference("weights of base", "a" * 64, "b" * 64) == (
+        "the weights of base differ: were sha aaaaaaaaaaaa, are bbbbbbbbbbbb"
+    )
+    assert difference("x", None, "b" * 64).endswith("were sha not known, are bbbbbbbbbbbb")

@@ -1,0 +1,179 @@
+"""Kinds of model directories x commands: one verdict in every cell, and transformers' values where it is usable."""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from tests.core_files import write_core
+from tests.evaluation_files import write_suite
+from tests.model_kinds import REFUSED, USABLE, make_base, make_kind
+from tests.patch_files import make_patch, state_of
+from tests.stream_files import write_stream
+from tests.study.run_directories import TASKS, run_content
+from tests.task_files import write_tasks
+from tests.tiny_models import TEXTS
+from trace_transfer.cli import main
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.loading import load_model
+from trace_transfer.errors import ModelError
+from trace_transfer.families import registry
+from trace_transfer.models.checkpoints import open_checkpoint
+from trace_transfer.models.sources import ModelSource, build_meta_model, inventory_of, load_config
+from trace_transfer.progress import telling
+
+NORM = "model.norm.weight"
+SMALL = {"identify": {"batch_size": 4, "max_length": 64}, "train": {"batch_size": 4, "zero": 0, "max_length": 64}}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Files that commands need beside a model: all of one model, `base`."""
+
+    base: Path
+    place: Path
+
+    @classmethod
+    def of(cls, base: Path, place: Path) -> "Workspace":
+        write_tasks(place)
+        write_suite(place)
+        write_core(base, place / "math.core.json")
+        write_stream(place / "stream", base, 2, {"math": 8}, {"math": [(NORM, None)]})
+        make_patch(state_of(base), place / "math.patch.safetensors", Mask({NORM: None}), 0)
+        (place / "list.yaml").write_text(f"unfrozen_parameters:\n- ^{NORM}$\n")
+        (place / "texts.txt").write_text("\n\n".join(TEXTS))
+        return cls(base, place)
+
+    def commands(self, model: Path, out: Path) -> dict[str, list[object]]:
+        """Each command that is given a model, with this one."""
+        place, base = self.place, self.base
+        tasks, core = ["--tasks", place / "tasks.yaml"], place / "math.core.json"
+        run = out.with_name("run.yaml")
+        sections = {"source": str(base), "target": str(model), "out": str(out), "methods": ["transfer-lf"], **SMALL}
+        sections["map"] = {"splits": 2, "probe": str(place / "texts.txt")}
+        sections["tasks"] = [{"name": name, "data": str(place / f"{name}.jsonl")} for name in TASKS]
+        sections["evaluations"] = [{**one, "kind": "loss"} for one in sections["tasks"]]
+        run.write_text(yaml.safe_dump(run_content(**sections)))
+        return {
+            "map from": ["map", "--src", model, "--dst", base, "--probe", place / "texts.txt", "--dry-run"],
+            "map to": ["map", "--src", base, "--dst", model, "--probe", place / "texts.txt", "--dry-run"],
+            "identify": ["identify", model, *tasks, "--batch-size", 4, "--dry-run"],
+            "warm-start": ["warm-start", model, *tasks, "--batch-size", 4, "--dry-run"],
+            "score": [
+                "score",
+                base,
+                "--tuned",
+                f"a={model}",
+                "--tuned",
+                f"b={base}",
+                "--method",
+                "l2",
+                "--out",
+                out / "s",
+            ],
+            "train": ["train", model, "--stream", place / "stream" / "stream.yaml", "--batch-size", 4, "--dry-run"],
+            "evaluate": ["evaluate", model, "--suite", place / "mine.yaml", "--dry-run"],
+            "represent": ["represent", model, *tasks, "--perplexity", 5, "--dry-run"],
+            "verify base": ["verify", model, base, "--core", core],
+            "verify tuned": ["verify", base, model, "--core", core],
+            "patch apply": ["patch", "apply", model, place / "math.patch.safetensors", "--out", out / "patched"],
+            "patch diff": ["patch", "diff", base, model, "--out", out / "diff.safetensors"],
+            "import": [
+                "import",
+                place / "list.yaml",
+                "--from",
+                "axolotl",
+                "--model",
+                model,
+                "--out",
+                out / "a.core.json",
+            ],
+            "export": ["export", core, "--to", "axolotl", "--model", model, "--out", "-"],
+            "rules explain": ["rules", "explain", "--src", model, "--dst", base],
+            "rules check": ["rules", "check", "--model", model],
+            "run": ["run", run, "--dry-run"],
+        }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rules_are_read_once():
+    """A command reads the rules of all families, which takes longer than everything else that is asked of it here."""
+    read = registry._read_layer
+    shipped = functools.cache(lambda directory: read([directory], []))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            registry, "_read_layer", lambda places, problems: shipped(places[0]) if places else read(places, problems)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("kinds") / "base")
+
+
+@pytest.fixture(scope="module")
+def workspace(base, tmp_path_factory):
+    return Workspace.of(base, tmp_path_factory.mktemp("workspace"))
+
+
+def call(arguments):
+    return CliRunner().invoke(main, [str(one) for one in arguments])
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_by_every_command_in_the_same_words(base, workspace, tmp_path, kind):
+    make, message = REFUSED[kind]
+    directory = make_kind(base, tmp_path / "model", make)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_config(ModelSource.parse(directory))
+    verdict = " ".join(str(caught.value).split())
+    for command, arguments in workspace.commands(directory, tmp_path / "out").items():
+        result = call(arguments)
+        assert result.exit_code == 2, (command, result.output, result.exception)
+        assert verdict in " ".join(result.stderr.split()), command
+    assert not list((tmp_path / "out").rglob("*")), "something was written"
+
+
+@pytest.mark.parametrize("kind", USABLE)
+def test_used_by_every_command_and_told_of(base, tmp_path, kind):
+    make, note = USABLE[kind]
+    directory = make_kind(base, tmp_path / "model", make)
+    with telling(lambda message: None):
+        workspace = Workspace.of(directory, tmp_path / "place")
+    for command, arguments in workspace.commands(directory, tmp_path / "out").items():
+        result = call(arguments)
+        assert result.exit_code == 0 or (command == "patch diff" and result.exit_code == 1), (command, result.output)
+        notes = re.findall(r"^note: (.*)", result.stderr, re.MULTILINE)
+        assert len(notes) == (note is not None), (command, result.stderr)
+        assert note is None or re.search(note, notes[0]), (command, notes)
+    card = (tmp_path / "out" / "patched" / "README.md").read_text()
+    assert ("Not compared, and not in this model: " in card) == (note is not None and "not read" in note), card
+
+
+@pytest.mark.parametrize("kind", USABLE)
+def test_both_readers_give_the_values_of_transformers(base, tmp_path, kind):
+    """`load_model` is what trains and is evaluated; `load` what `map` reads; `chunks` what is compared and written."""
+    directory = make_kind(base, tmp_path / "model", USABLE[kind][0])
+    tokens = torch.arange(40)[None]
+    with torch.no_grad(), telling(lambda message: None):
+        expected = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        source = ModelSource.parse(directory)
+        config = load_config(source)
+        streamed, weights = build_meta_model(config), open_checkpoint(source)
+        inventory = inventory_of(streamed)
+        weights.load(streamed, lambda name: True, "cpu", torch.float32)
+        streamed.tie_weights(missing_keys={name for name, value in streamed.named_parameters() if value.is_meta})
+        loaded = load_model(source, inventory, torch.float32).eval()
+        for model in (streamed, loaded):
+            assert torch.equal(model(tokens).logits, expected(tokens).logits)
+        for name, parameter in expected.named_parameters():
+            assert torch.equal(
+                torch.cat(list(weights.chunks(streamed, name, inventory.shapes[name]))), parameter.flatten()
+            )

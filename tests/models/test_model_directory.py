@@ -1,0 +1,166 @@
+"""Directories of models: sharded as transformers reads them, and whole or not there, whatever happens."""
+
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from tests.killed_writes import killed_at_each_operation
+from tests.patch_files import bits, loaded, make_patch, mask_of, state_of
+from trace_transfer.files import DiskFullError
+from trace_transfer.models import model_directory
+from trace_transfer.models.checkpoints import open_checkpoint
+from trace_transfer.models.model_directory import ModelWriter
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.tensor_file import TensorSpec, TensorWriter
+from trace_transfer.patch.model_state import write_model
+from trace_transfer.progress import Silent
+
+
+def write(state, directory, **options):
+    specs = {name: state.spec(name) for name in state.shapes}
+    with ModelWriter(state.source, state.config, specs, directory, model=state.base.meta_model, **options) as writer:
+        for name in specs:
+            writer.add(name, state.value(name))
+
+
+def files(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 40_000, 10**9])
+def test_shards_and_their_index(tiny, tmp_path, shard_bytes):
+    state = state_of(tiny("gemma3_text", dtype=torch.bfloat16))
+    write(state, tmp_path / "model", shard_bytes=shard_bytes)
+    shards = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert {1: len(state.shapes), 10**9: 1}.get(shard_bytes, len(shards)) == len(shards)
+    assert [file.name for file in shards] == [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
+    ]
+    largest = max(state.spec(name).num_bytes for name in state.shapes)
+    assert all(file.stat().st_size < max(shard_bytes, largest) + 10_000 for file in shards)
+    index = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())
+    places = open_checkpoint(ModelSource.parse(tmp_path / "model")).keys
+    assert index["weight_map"] == {name: file.name for name, file in places.items()}
+    found = loaded(tmp_path / "model")
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in found.values())
+    assert {name: bits(value) for name, value in found.items()} == {n: bits(state.value(n)) for n in state.shapes}
+
+
+def test_the_tokenizer_is_the_same_file(tiny, tmp_path):
+    state = state_of(tiny("llama"))
+    write(state, tmp_path / "model")
+    text = "A contract is a promise, 漢 and 37.4 degrees."
+    one, other = (AutoTokenizer.from_pretrained(place) for place in (tiny("llama"), tmp_path / "model"))
+    assert one(text) == other(text)
+
+
+def test_two_writers_write_the_same_bytes(tiny, tmp_path):
+    state = state_of(tiny("llama"))
+    for name in ("one", "other"):
+        write(state, tmp_path / name, shard_bytes=40_000)
+    assert files(tmp_path / "one") == files(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.norm.weight", torch.zeros(48), r"model.norm.weight: it belongs to shard \d+, expected one of shard 1"),
+        ("model.embed_tokens.weight", torch.zeros(2, 2), r"embed_tokens.weight: \[2, 2\] given, \[512, 48\] expected"),
+        ("model.embed_tokens.weight", torch.zeros(512, 48).half(), r"torch.float16 given, torch.float32 expected"),
+        ("other", torch.zeros(1), r"other: not one of the expected tensors"),
+        (None, torch.zeros(1), r"1 of \d+ shards were written"),
+    ],
+)
+def test_other_tensors_than_were_said(tiny, tmp_path, name, value, message):
+    state = state_of(tiny("llama"))
+    specs = {name: state.spec(name) for name in state.shapes}
+    with (
+        pytest.raises(ValueError, match=message),
+        ModelWriter(
+            state.source, state.config, specs, tmp_path / "model", model=state.base.meta_model, shard_bytes=100_000
+        ) as writer,
+    ):
+        writer.add(name or next(iter(specs)), value if name else state.value(next(iter(specs))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_touched_before_the_first_tensor(tiny, tmp_path):
+    state = state_of(tiny("llama"))
+    specs = {"a": TensorSpec(torch.float32, (1,))}
+    with ModelWriter(state.source, state.config, specs, tmp_path / "a/model", model=state.base.meta_model):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("number", [0, 5, 30])
+def test_a_full_disk(tiny, tmp_path, monkeypatch, number, replace):
+    state = state_of(tiny("llama"))
+    if replace:
+        write(state, tmp_path / "model")
+        before = files(tmp_path / "model")
+    real, calls = TensorWriter.add_blocks, []
+
+    def fill(self, name, blocks):
+        calls.append(name)
+        real(self, name, blocks)
+        if len(calls) > number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TensorWriter, "add_blocks", fill)
+    with pytest.raises(DiskFullError, match=r"/model: the disk is full"):
+        write(state, tmp_path / "model", replace=replace, shard_bytes=40_000)
+    assert [file.name for file in tmp_path.iterdir()] == (["model"] if replace else [])
+    if replace:
+        assert files(tmp_path / "model") == before
+
+
+def test_a_full_disk_at_the_very_end(tiny, tmp_path, monkeypatch):
+    def fill(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ModelWriter, "_write_config", fill)
+    with pytest.raises(DiskFullError, match=r"/model: the disk is full"):
+        write(state_of(tiny("llama")), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption(tiny, tmp_path, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt("now")
+
+    monkeypatch.setattr(model_directory, "sync", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        write(state_of(tiny("llama")), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_kill_before_any_operation_leaves_no_model_by_halves(tiny, tmp_path, monkeypatch, replace):
+    monkeypatch.setattr(model_directory, "SHARD_BYTES", 200_000)
+    base = state_of(tiny("llama", dtype=torch.bfloat16))
+    state = base.apply(make_patch(base, tmp_path / "p", mask_of(base), 1))
+    write_model(state, tmp_path / "expected/model", Silent())
+    expected, place = files(tmp_path / "expected/model"), tmp_path / "place"
+    place.mkdir()
+    if replace:
+        write_model(base, place / "model", Silent())
+    earlier = files(place / "model") if replace else None
+    kills, finished = 0, 0
+    for number in killed_at_each_operation(
+        lambda: write_model(state, place / "model", Silent(), replace=replace), place
+    ):
+        found = files(place / "model") if (place / "model").exists() else None
+        assert found in (None, earlier, expected)
+        kills, finished = number, finished + (found == expected)  # killed while it was clearing up
+        if found != earlier:
+            shutil.rmtree(place / "model", ignore_errors=True)
+            if replace:
+                write_model(base, place / "model", Silent())
+    assert kills > 20 and finished >= 1
+    assert files(place / "model") == expected
+    assert [file.name for file in place.iterdir()] == ["model"]

@@ -1,0 +1,234 @@
+"""What a model's name means, which configs are refused, and the names and shapes that follow from one."""
+
+import hashlib
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, initialization
+
+from tests.tiny_models import FAMILIES, build_config
+from trace_transfer.errors import ModelError
+from trace_transfer.models.sources import (
+    ModelSource,
+    build_meta_model,
+    inventory_of,
+    load_config,
+    numel,
+    read_inventory,
+)
+
+
+def test_a_directory(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "stray.gguf").touch()
+    source = ModelSource.parse(tmp_path)
+    assert (source.directory, source.gguf, source.revision) == (tmp_path, None, None)
+    assert source.display_name == tmp_path.name
+
+
+def test_a_gguf_file_and_a_directory_with_only_one(tmp_path):
+    file = tmp_path / "Some-Model.Q4_1.gguf"
+    file.touch()
+    for name in (file, tmp_path):
+        source = ModelSource.parse(name)
+        assert (source.directory, source.gguf) == (tmp_path, file.name)
+        assert source.display_name == "Some-Model.Q4_1"
+
+
+def test_several_gguf_files_are_ambiguous(tmp_path):
+    (tmp_path / "a.gguf").touch()
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ModelError, match=r"no config.json and 2 GGUF files \(a.gguf, b.gguf\); name the one to use"):
+        ModelSource.parse(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "revision"),
+    [
+        ("Qwen/Qwen3-32B", "Qwen/Qwen3-32B", None),
+        ("Qwen/Qwen3-32B@main", "Qwen/Qwen3-32B", "main"),
+        ("gpt2", "gpt2", None),
+    ],
+)
+def test_a_hub_name(name, repo, revision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = ModelSource.parse(name)
+    assert (source.repo, source.revision, source.directory) == (repo, revision, None)
+    assert source.display_name == repo.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "../x", "~/none", "a/b/c", "none.gguf", "", "  "])
+def test_neither_a_file_nor_a_hub_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="no such file or directory"):
+        ModelSource.parse(name)
+
+
+def test_another_file_is_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(ModelError, match=r"is a file, but not a GGUF file; give the directory that holds config\.json"):
+        ModelSource.parse(file)
+
+
+def config_of(tmp_path, text):
+    (tmp_path / "config.json").write_text(text if isinstance(text, str) else json.dumps(text))
+    return load_config(ModelSource.parse(tmp_path))
+
+
+def test_no_config(tmp_path):
+    with pytest.raises(ModelError, match=r"has no config.json \(and no GGUF file\); is it a model"):
+        load_config(ModelSource.parse(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{not json", "[1, 2]", "{}", "", '{"model_type": "no_such_architecture"}'])
+def test_a_config_that_cannot_be_read(tmp_path, text):
+    with pytest.raises(ModelError, match="its config cannot be read: "):
+        config_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "an encoder-only model"),
+        ({"model_type": "roberta"}, "an encoder-only model"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder model"),
+        ({"model_type": "bart"}, "an encoder-decoder model"),
+        ({"model_type": "vit"}, "not a language model"),
+        ({"model_type": "clip"}, "not a language model"),
+    ],
+)
+def test_another_kind_of_model(tmp_path, config, what):
+    named = ", ".join(config.get("architectures", ["none named"]))
+    pattern = rf"model_type '{config['model_type']}' \(architectures: {named}\) is {what}"
+    with pytest.raises(ModelError, match=pattern):
+        config_of(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "mistral3",
+            r"reads images and texts; .* \('mistral'\)\. Save that as a model of its own(.|\n)*save_pretrained",
+        ),
+        ("qwen2_5_vl", "give the language model that it was trained from"),
+    ],
+)
+def test_a_model_of_images_and_texts(tmp_path, kind, message):
+    with pytest.raises(ModelError, match=message):
+        config_of(tmp_path, {"model_type": kind})
+
+
+def test_code_beside_a_config_is_never_run(tmp_path):
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Config: ...\n")
+    with pytest.raises(ModelError, match=r"auto_map.AutoConfig: 'evil.Config', the code of model_type 'evil'"):
+        config_of(tmp_path, {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}})
+    assert not marker.exists()
+
+
+def test_an_unreachable_hub_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match=r"someone/nothing: no such directory, and its config could not be had from"):
+        load_config(ModelSource.parse("someone/nothing"))
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_and_shapes_are_those_of_the_real_model(family):
+    config = build_config(family)
+    model = AutoModelForCausalLM.from_config(config)
+    found = read_inventory(config)
+    assert dict(found.shapes) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert list(found.shapes) == [name for name, _ in model.named_parameters()]
+    assert found.num_elements == sum(p.numel() for p in model.parameters())
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert bool(found.tied) == (head is embedding)
+    assert found.model_type == family
+
+
+def test_the_hash_of_names_and_shapes():
+    found = read_inventory(build_config("llama", num_hidden_layers=1))
+    lines = sorted(f"{name} [{', '.join(map(str, shape))}]" for name, shape in found.shapes.items())
+    assert "model.norm.weight [48]" in lines
+    assert found.names_sha256 == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert found.names_sha256 != read_inventory(build_config("llama")).names_sha256
+    assert found.names_sha256 == read_inventory(build_config("llama", num_hidden_layers=1)).names_sha256
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
+def test_a_meta_model_has_real_buffers_only(family):
+    before = torch.get_default_dtype()
+    model = build_meta_model(build_config(family), torch.bfloat16)
+    assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    buffers = dict(model.named_buffers())
+    assert buffers
+    assert not any(buffer.is_meta for buffer in buffers.values())
+    assert not model.training
+    assert torch.get_default_dtype() is before
+
+
+def test_whatever_is_made_empty_takes_no_memory(monkeypatch):
+    """However its sizes are given; a buffer that is made so is real in the end, and filled."""
+
+    class Odd(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            big = 1 << 17
+            self.sizes = nn.Parameter(torch.empty(big, big))
+            self.typed_sizes = nn.Parameter(torch.empty(big, big, dtype=torch.float64))
+            self.one_tuple = nn.Parameter(torch.empty((big, big)))
+            self.typed_tuple = nn.Parameter(torch.empty((big, big), dtype=torch.float64, device=None))
+            self.keyword = nn.Parameter(torch.empty(size=(big, big)))
+            self.asked_for = torch.empty(3, device="cpu")
+            self.buffer = nn.Buffer(torch.empty(3), persistent=False)
+
+        def _init_weights(self, module):
+            super()._init_weights(module)
+            if module is self:
+                initialization.copy_(self.buffer, torch.arange(3) / 3)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", Odd._from_config)
+    model = build_meta_model(build_config("llama"), torch.bfloat16)
+    shapes = inventory_of(model).shapes
+    names = ("sizes", "typed_sizes", "one_tuple", "typed_tuple", "keyword")
+    assert {shapes[name] for name in names} == {(1 << 17, 1 << 17)}
+    assert [model.get_parameter(name).dtype for name in names[:2]] == [torch.bfloat16, torch.float64]
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not model.asked_for.is_meta
+    assert torch.equal(model.buffer, (torch.arange(3) / 3).bfloat16())
+
+
+def test_a_config_that_no_model_can_be_built_from(tmp_path):
+    config = config_of(tmp_path, {"model_type": "dots1"})  # how many experts it has is not said
+    with pytest.raises(ModelError, match=rf"^{tmp_path}: no model can be built from its config: empty\(\) takes 1"):
+        read_inventory(config)
+
+
+def test_experts_of_a_family_that_has_no_rules():
+    sizes = {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 1 << 14}
+    found = read_inventory(AutoConfig.for_model("dots1", **sizes))
+    assert found.shapes["model.layers.61.mlp.experts.gate_up_proj"] == (256, 1 << 15, 4608)
+
+
+@pytest.mark.parametrize("family", ["gptj", "codegen"])
+def test_a_table_of_positions_is_not_rounded(family):
+    """Its frequencies would be: they are made of `arange`, in torch's default type, which is then the model's."""
+    exact, low = (build_meta_model(build_config(family), dtype) for dtype in (torch.float32, torch.bfloat16))
+    name = "transformer.h.1.attn.embed_positions"
+    assert torch.equal(exact.get_buffer(name), low.get_buffer(name))
+
+
+def test_a_model_larger_than_any_memory():
+    config = AutoConfig.for_model("llama", hidden_size=16384, num_hidden_layers=200, intermediate_size=65536)
+    assert inventory_of(build_meta_model(config)).num_elements > 5e11
+
+
+@pytest.mark.parametrize(("shape", "count"), [((), 1), ((3,), 3), ((2, 3, 4), 24), ((0, 7), 0)])
+def test_numel(shape, count):
+    assert numel(shape) == count

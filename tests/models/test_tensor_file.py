@@ -1,0 +1,132 @@
+"""Files written tensor by tensor are those of safetensors itself, or are not there at all."""
+
+import errno
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from trace_transfer.errors import ModelError
+from trace_transfer.files import DiskFullError, write_tensors
+from trace_transfer.models import tensor_file
+from trace_transfer.models.tensor_file import TensorSpec, read_blocks, read_tensor, stored_tensors, writing_tensors
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+METADATA = {"format": "pt", "text": 'é " \\ \n 漢'}
+NAMES = st.text('abz./é漢"', min_size=1, max_size=6)
+
+
+def specs_of(tensors):
+    return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def write(path, tensors, order=None):
+    with writing_tensors(path, specs_of(tensors), METADATA) as writer:
+        for name in order or tensors:
+            writer.add(name, tensors[name])
+
+
+@st.composite
+def drawn_tensors(draw):
+    shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)
+    specs = draw(st.dictionaries(NAMES, st.tuples(st.sampled_from(DTYPES), shapes), max_size=6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 100)))
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, (dtype, shape) in specs.items()}
+
+
+@given(tensors=drawn_tensors(), seed=st.randoms(use_true_random=False))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_bytes_are_those_of_safetensors(tmp_path, tensors, seed):
+    order = list(tensors)
+    seed.shuffle(order)
+    write(tmp_path / "ours", tensors, order)
+    write_tensors(tmp_path / "theirs", tensors, METADATA)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    found = load_file(tmp_path / "ours")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+        assert torch.equal(read_tensor(tmp_path / "ours", name), tensor)
+
+
+def test_a_tensor_in_pieces_and_not_contiguous(tmp_path):
+    tensor = torch.randn(7, 5).bfloat16()
+    specs = {"a": TensorSpec(torch.bfloat16, (7, 5)), "b": TensorSpec(torch.bfloat16, (5, 7))}
+    with writing_tensors(tmp_path / "f", specs, METADATA) as writer:
+        writer.add_blocks("a", (tensor[start : start + 3].flatten() for start in range(0, 7, 3)))
+        writer.add("b", tensor.t())
+    found = load_file(tmp_path / "f")
+    assert torch.equal(found["a"], tensor) and torch.equal(found["b"], tensor.t())
+    blocks = list(read_blocks(tmp_path / "f", "a", [2, 0, 4, 1]))
+    assert [len(block) for block in blocks] == [2, 0, 4, 1]
+    assert torch.equal(torch.cat(blocks), tensor)
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"a": torch.zeros(2, 3)}, r"never written: b"),
+        ({"a": torch.zeros(3, 2)}, r"a: \[3, 2\] given, \[2, 3\] expected"),
+        ({"a": torch.zeros(2, 3, dtype=torch.float64)}, r"a: torch.float64 given, torch.float32 expected"),
+        ({"c": torch.zeros(2, 3)}, r"c: not one of the expected tensors"),
+        ({"a": torch.zeros(2, 3), "b": torch.zeros(4), "a ": None}, r"a: written before"),
+    ],
+)
+def test_other_tensors_than_were_said(tmp_path, given_, message):
+    specs = {"a": TensorSpec(torch.float32, (2, 3)), "b": TensorSpec(torch.float32, (4,))}
+    with pytest.raises(ValueError, match=message), writing_tensors(tmp_path / "f", specs, METADATA) as writer:
+        for name, tensor in given_.items():
+            writer.add(name.strip(), torch.zeros(2, 3) if tensor is None else tensor)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rows", [[3], [3, 2]])
+def test_too_few_or_too_many_pieces(tmp_path, rows):
+    specs = {"a": TensorSpec(torch.float32, (4, 2))}
+    with (
+        pytest.raises(ValueError, match=r"a: \d+ bytes or more given, 32 expected"),
+        writing_tensors(tmp_path / "f", specs, METADATA) as writer,
+    ):
+        writer.add_blocks("a", (torch.zeros(count, 2) for count in rows))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt("x"), RuntimeError("x")])
+def test_nothing_is_left_of_what_fails(tmp_path, error):
+    (tmp_path / "f").write_text("the one before")
+    expected = DiskFullError if isinstance(error, OSError) else type(error)
+    with (
+        pytest.raises(expected, match="the disk is full" if isinstance(error, OSError) else "x"),
+        writing_tensors(tmp_path / "f", {"a": TensorSpec(torch.float32, (4, 2))}, METADATA) as writer,
+    ):
+        writer.add("a", torch.zeros(4, 2))
+        raise error
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_text() == "the one before"
+
+
+def test_a_disk_that_is_truly_full(tmp_path, monkeypatch):
+    """/dev/full takes what fits into a buffer, and fails when that is written out."""
+    real = tensor_file.Path.open
+    monkeypatch.setattr(
+        tensor_file.Path, "open",
+        lambda self, mode="r", **options: real(Path("/dev/full") if mode == "wb" else self, mode, **options),
+    )  # fmt: skip
+    with pytest.raises(DiskFullError, match=r"f: the disk is full"):
+        write(tmp_path / "f", {"a": torch.zeros(math.isqrt(1 << 20), 64)})
+    with pytest.raises(DiskFullError, match=r"f: the disk is full"):  # only when it is closed
+        write(tmp_path / "f", {"a": torch.zeros(4)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_cut_short(tmp_path):
+    write(tmp_path / "f", {"a": torch.randn(100)})
+    assert stored_tensors(tmp_path / "f")["a"].spec == TensorSpec(torch.float32, (100,))
+    with (tmp_path / "f").open("r+b") as stream:
+        stream.truncate((tmp_path / "f").stat().st_size - 4)
+    with pytest.raises(ModelError, match="f: cut short within a; have it made or copied again"):
+        read_tensor(tmp_path / "f", "a")

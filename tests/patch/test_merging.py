@@ -1,0 +1,187 @@
+"""Patches as task vectors, merged by the real mergekit."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from tests.patch_files import bits, loaded, make_patch, same_bits, state_of, stored
+from tests.tiny_gguf import write_gguf
+from tests.tiny_models import build_config, build_model
+from trace_transfer.cli import main
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.patch.mergekit_file import mergekit_yaml
+from trace_transfer.patch.merging import write_task_models
+from trace_transfer.patch.patches import Patch
+from trace_transfer.progress import Silent
+
+BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+DISJOINT = {
+    "math": Mask({"model.layers.0.mlp.down_proj.weight": None, QUERY: Slice(0, ((0, 16),))}),
+    "law": Mask({"model.norm.weight": None, QUERY: Slice(0, ((16, 40),))}),
+}
+OVERLAPPING = {task: Mask({**mask.parts, "model.layers.2.mlp.up_proj.weight": None}) for task, mask in DISJOINT.items()}
+
+
+def stream(base, tmp_path, masks, save_dtype="stored"):
+    """The states of a stream, and its patches."""
+    state, files = state_of(base), []
+    for seed, (task, mask) in enumerate(masks.items()):
+        file = tmp_path / f"{task}.patch.safetensors"
+        state = state.apply(make_patch(state, file, mask, seed, task=task, save_dtype=save_dtype))
+        files.append(file)
+    return state, files
+
+
+def merge(file, out):
+    """`mergekit-yaml FILE OUT`, as a user runs it."""
+    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(file), str(out), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return stored(out)
+
+
+def values(state):
+    return {name: state.value(name) for name in state.shapes}
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "method"),
+    [
+        ("llama", F32, "task_arithmetic"),
+        ("llama", BF16, "task_arithmetic"),
+        ("llama", BF16, "ties"),
+        ("qwen3_moe", F32, "task_arithmetic"),
+    ],
+)
+def test_disjoint_tasks_merge_to_the_model_after_both(tiny, tmp_path, family, dtype, method):
+    masks, changes = DISJOINT, {}
+    if family == "qwen3_moe":  # some neurons of all experts for one task, others for the other
+        name, changes = "model.layers.0.mlp.experts.gate_up_proj", {"decoder_sparse_step": 1}  # as mergekit expects
+        masks = {"math": Mask({name: Slice(1, ((0, 5),))}), "law": Mask({name: Slice(1, ((5, 20),))})}
+    base = tiny(family, dtype=dtype, **changes)
+    final, files = stream(base, tmp_path, masks)
+    found = write_task_models(str(base), files, tmp_path / "vectors", Silent(), merge_method=method)
+    assert [(model.task, model.num_moved_before) for model in found.models] == [("math", 0), ("law", 0)]
+    merge(found.yaml, tmp_path / "merged")
+    assert same_bits(loaded(tmp_path / "merged"), values(final))
+
+
+@pytest.mark.parametrize("save_dtype", ["stored", "float32"])
+def test_each_model_is_the_base_and_its_task_alone(tiny, tmp_path, save_dtype):
+    base = tiny("llama", dtype=BF16)
+    _, files = stream(base, tmp_path, DISJOINT, save_dtype)
+    found = write_task_models(str(base), files, tmp_path / "vectors", Silent())
+    before = stored(base)
+    for model, (task, mask) in zip(found.models, DISJOINT.items(), strict=True):
+        tuned = stored(model.directory)
+        assert model.directory.name == task
+        assert {name for name in tuned if bits(tuned[name]) != bits(before[name])} == set(mask.parts)
+        wide = {name for name, value in tuned.items() if value.dtype == F32}
+        assert wide == (set(mask.parts) if save_dtype == "float32" else set())
+    begun_wide = ["law.patch.safetensors"] if save_dtype == "float32" else []  # `math` widened the query before it
+    assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
+        "law", *begun_wide, "math", "mergekit.yaml",
+    ]  # fmt: skip
+
+
+def test_vectors_of_tasks_that_overlap_add_up_to_the_last_state(tiny, tmp_path):
+    """Not to the bit: base + (b − a) + (a − base) is rounded."""
+    base = tiny("llama")
+    final, files = stream(base, tmp_path, OVERLAPPING)
+    found = write_task_models(str(base), files, tmp_path / "vectors", Silent())
+    assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
+        "law", "law.patch.safetensors", "math", "mergekit.yaml"
+    ]  # fmt: skip
+    state = state_of(base, Patch.open(tmp_path / "vectors/law.patch.safetensors"))
+    assert same_bits(stored(tmp_path / "vectors/law"), values(state))
+    shared = "model.layers.2.mlp.up_proj.weight"
+    assert [model.num_moved_before for model in found.models] == [0, final.shapes[shared][0] * final.shapes[shared][1]]
+    merged = merge(found.yaml, tmp_path / "merged")
+    for name, value in values(final).items():
+        if name == shared:
+            assert torch.allclose(merged[name], value, rtol=1e-6, atol=1e-7) and merged[name].dtype == value.dtype
+        else:
+            assert bits(merged[name]) == bits(value)
+
+
+def test_the_file_names_what_mergekit_reads():
+    text = mergekit_yaml("owner/base@abc", ["/a/math", "/a/law"], "dare_ties", [BF16, F32])
+    assert yaml.safe_load(text) == {
+        "merge_method": "dare_ties",
+        "base_model": "owner/base@abc",
+        "models": [{"model": f"/a/{task}", "parameters": {"weight": 1.0, "density": 0.5}} for task in ("math", "law")],
+        "dtype": "float64",
+        "out_dtype": "float32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "computed", "stored"),
+    [([BF16], "float32", "bfloat16"), ([F16, F16], "float32", "float16"), ([F16, BF16], "float64", "float32")],
+)
+def test_it_computes_in_a_type_that_loses_nothing(dtypes, computed, stored):
+    found = yaml.safe_load(mergekit_yaml("base", ["math"], "ties", dtypes))
+    assert (found["dtype"], found["out_dtype"]) == (computed, stored)
+
+
+def test_a_gguf_base_becomes_a_directory(tmp_path):
+    base = write_gguf(build_model(build_config("llama")), tmp_path / "base.gguf")
+    state = state_of(base)
+    patch = make_patch(state, tmp_path / "p.patch.safetensors", Mask({"model.norm.weight": None}), 0)
+    found = write_task_models(str(base), [patch.path], tmp_path / "vectors", Silent())
+    content = yaml.safe_load(found.yaml.read_text())
+    assert content["base_model"] == str(tmp_path / "vectors/base")
+    assert same_bits(stored(tmp_path / "vectors/base"), values(state))
+
+
+def test_what_is_refused_leaves_nothing(tiny, tmp_path):
+    base = str(tiny("llama"))
+    _, files = stream(base, tmp_path, DISJOINT)
+    out, before = tmp_path / "vectors", sorted(tmp_path.iterdir())
+    same = make_patch(state_of(base), tmp_path / "again", DISJOINT["math"], 3, task="math").path
+    named = make_patch(state_of(base), tmp_path / "named", DISJOINT["math"], 3, task="base").path
+    for patches, message in (
+        ([files[0], same], r"(?s)these cannot:.*math.patch.safetensors: task 'math'.*again: task 'math'"),
+        ([named], r"named: task 'base', the name of the base's own directory"),
+    ):
+        with pytest.raises(ArtefactError, match=message):
+            write_task_models(base, patches, out, Silent())
+    with pytest.raises(ArtefactError, match="patches that are not of"):
+        write_task_models(str(tiny("qwen2")), files, out, Silent())
+    with pytest.raises(UserError, match="--merge-method slerp: expected one of task_arithmetic, ties, "):
+        write_task_models(base, files, out, Silent(), merge_method="slerp")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/file").touch()
+    with pytest.raises(UserError, match="used: not empty; name another --out"):
+        write_task_models(base, files, tmp_path / "used", Silent())
+    assert {path.name for path in tmp_path.iterdir()} == {*(path.name for path in before), "again", "named", "used"}
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tiny, tmp_path, monkeypatch):
+    base = str(tiny("llama"))
+    _, files = stream(base, tmp_path, DISJOINT)
+    before = sorted(tmp_path.iterdir())
+
+    def fail(*arguments):
+        raise KeyboardInterrupt("now")
+
+    monkeypatch.setattr("trace_transfer.patch.merging.mergekit_yaml", fail)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        write_task_models(base, files, tmp_path / "vectors", Silent())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_from_the_command_line(tiny, tmp_path):
+    base = tiny("llama")
+    _, files = stream(base, tmp_path, OVERLAPPING)
+    arguments = ["patch", "task-models", base, *files, "--out", tmp_path / "vectors"]
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    assert f"mergekit-yaml{tmp_path / 'vectors/mergekit.yaml'}merged" in "".join(result.stdout.split())
+    assert "Of elements that an earlier task had moved" in result.stdout

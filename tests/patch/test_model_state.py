@@ -1,0 +1,240 @@
+"""The states of a stream: base and patches, read and written bit for bit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, state_of, stored
+from tests.tiny_gguf import write_gguf
+from tests.tiny_models import build_config, build_model
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.models import sources as models
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.model_state import ModelState, write_model
+from trace_transfer.patch.patch_steps import StateError
+from trace_transfer.patch.patches import Patch
+from trace_transfer.progress import Silent
+
+BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
+
+
+def by_hand(state):
+    """The slow twin: every parameter whole, one patch after another."""
+    found = {}
+    base = ModelState(state.source)
+    for name in state.shapes:
+        value = base.value(name)
+        for patch in state.patches:
+            if name in patch.by_name:
+                part, after = patch.by_name[name].part, patch.after(name)
+                if part is None:
+                    value = after
+                else:
+                    value = value.to(after.dtype)
+                    value = value.clone()
+                    value[(slice(None),) * part.dim + (part.indices,)] = after
+        found[name] = value
+    return found
+
+
+def values(state):
+    return {name: state.value(name) for name in state.shapes}
+
+
+def stream(base, tmp_path, save_dtype="stored", tasks=("math", "law")):
+    """A base and the states after each of some stages, whose core sets overlap."""
+    states = [state_of(base)]
+    for seed, task in enumerate(tasks):
+        mask = Mask({**mask_of(states[0], seed=seed).parts, **dict(list(mask_of(states[0]).parts.items())[:3])})
+        file = tmp_path / f"{task}.patch.safetensors"
+        states.append(states[-1].apply(make_patch(states[-1], file, mask, seed, task=task, save_dtype=save_dtype)))
+    return states
+
+
+def mixed(directory):
+    """Norms in float32, everything else in bfloat16."""
+    for file in directory.glob("*.safetensors"):
+        tensors = {name: t if t.dim() == 1 else t.bfloat16() for name, t in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("rows", [1 << 18, 200])
+@pytest.mark.parametrize("save_dtype", ["stored", "float32"])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama", BF16), ("qwen2", F32), ("gemma3_text", F16), ("gpt2", BF16), ("gpt_neox", F32)]
+)
+def test_a_state_is_what_patches_make_of_the_base(tiny, tmp_path, monkeypatch, family, dtype, save_dtype, rows):
+    monkeypatch.setattr(models, "ELEMENTS_AT_ONCE", rows)
+    states = stream(tiny(family, dtype=dtype), tmp_path, save_dtype)
+    for state in states:
+        found = values(state)
+        assert same_bits(found, by_hand(state))
+        for name in state.shapes:
+            assert found[name].dtype == state.dtype(name) == state.spec(name).dtype
+            assert bits(torch.cat(list(state.chunks(name)))) == bits(found[name].flatten())
+        state.check(Silent())
+    assert not same_bits(values(states[0]), values(states[1]))
+    trained = set(states[2].patched)
+    assert 0 < len(trained) < len(states[0].shapes)
+    wanted = F32 if save_dtype == "float32" else dtype
+    assert {states[2].dtype(name) for name in trained} == {wanted}
+    assert {states[2].dtype(name) for name in states[2].shapes.keys() - trained} == {dtype}
+
+
+def test_the_base_is_as_transformers_reads_it(tiny):
+    for family in ("llama", "qwen2", "gpt2", "gpt_neox", "phi3"):
+        assert same_bits(values(state_of(tiny(family))), loaded(tiny(family)))
+
+
+@pytest.mark.parametrize("save_dtype", ["stored", "float32"])
+def test_back_through_the_patches(copy_of, tmp_path, save_dtype):
+    """Written, opened as a model of its own, and reverted stage by stage."""
+    base = mixed(copy_of("gemma3_text"))
+    states = stream(base, tmp_path, save_dtype)
+    write_model(states[2], tmp_path / "final", Silent())
+    one, two = (patch.inverse for patch in states[2].patches)
+    for back, expected in (((two,), states[1]), ((two, one), states[0])):
+        reverted = state_of(tmp_path / "final", *back)
+        reverted.check(Silent())
+        assert same_bits(values(reverted), values(expected))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2"])
+def test_written_models_are_loaded_by_transformers(tiny, tmp_path, family):
+    base = tiny(family, dtype=BF16)
+    final = stream(base, tmp_path)[2]
+    write_model(final, tmp_path / "model", Silent())
+    assert same_bits(loaded(tmp_path / "model"), values(final))
+    assert json.loads((tmp_path / "model/config.json").read_text())["dtype"] == "bfloat16"
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "model" / file).read_bytes() == (base / file).read_bytes()
+    assert same_bits(values(state_of(tmp_path / "model")), values(final))
+
+
+def test_what_is_stored_in_float32_is_loaded_so(tiny, tmp_path):
+    final = stream(tiny("qwen2", dtype=BF16), tmp_path, "float32")[2]
+    write_model(final, tmp_path / "model", Silent())
+    assert {tensor.dtype for tensor in stored(tmp_path / "model").values()} == {BF16, F32}
+    for name, value in loaded(tmp_path / "model").items():
+        assert value.dtype == F32 and torch.equal(value, final.value(name).float())
+
+
+def test_a_gguf_file_as_a_base(tmp_path):
+    model = build_model(build_config("llama"))
+    state = ModelState(ModelSource.parse(write_gguf(model, tmp_path / "tiny.gguf")))
+    patch = make_patch(state, tmp_path / "p", Mask({"model.norm.weight": Slice(0, ((3, 9),))}), 1)
+    final = state.apply(patch)
+    write_model(final, tmp_path / "model", Silent())
+    expected = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    expected["model.norm.weight"][3:9] = patch.after("model.norm.weight")
+    assert same_bits(loaded(tmp_path / "model"), expected)
+    assert (tmp_path / "model/tokenizer.json").is_file()
+
+
+def test_the_fingerprint_is_that_of_the_weights(tiny, copy_of, tmp_path):
+    states = stream(tiny("llama"), tmp_path)
+    assert len({state.fingerprint for state in states}) == 3
+    assert states[0].fingerprint == states[0].base.weights.fingerprint
+    assert state_of(tiny("llama"), *states[2].patches).fingerprint == states[2].fingerprint
+    assert state_of(tiny("llama"), *states[2].patches[::-1]).fingerprint != states[2].fingerprint
+    assert state_of(tiny("llama"), states[1].patches[0].inverse).fingerprint != states[1].fingerprint
+
+
+def test_a_patch_of_another_model(tiny, tmp_path):
+    patches = stream(tiny("llama"), tmp_path)[2].patches
+    with pytest.raises(ArtefactError, match=r"(?s)patches that are not of .*qwen2:\n  - .*math.patch.* expected .*law"):
+        state_of(tiny("qwen2"), *patches)
+
+
+def test_patches_in_another_order(tiny, tmp_path):
+    base = tiny("llama")
+    one, two = stream(base, tmp_path)[2].patches
+    shared = [name for name in two.by_name if name in one.by_name]
+    with pytest.raises(StateError, match=r"not in the state that .*law.patch.* \(task 'law'\) begins with") as caught:
+        state_of(base, two, one).check(Silent())
+    message = str(caught.value)
+    assert f"{len(shared)} of its {len(two.entries)} parameters differ:\n" in message
+    assert all(f"  - {name}: " in message for name in shared)
+    assert message.endswith("up to the newest that the model has).")
+    for wrong in ((two,), (one, one), (one.inverse,), (one, two, one.inverse)):
+        with pytest.raises(StateError, match=r"not in the state that .* (begins|ends) with"):
+            state_of(base, *wrong).check(Silent())
+    state_of(base, one, two, two.inverse, one.inverse, one).check(Silent())
+
+
+def test_a_patch_that_was_applied_before(tiny, tmp_path):
+    state = stream(tiny("llama"), tmp_path)[1]
+    write_model(state, tmp_path / "model", Silent())
+    with pytest.raises(StateError, match=r"They hold what the patch would bring: it has been applied before\.$"):
+        state_of(tmp_path / "model", *state.patches).check(Silent())
+    with pytest.raises(StateError, match=r"ends with; .*(?s:.*) it has been reverted before\.$"):
+        state_of(tiny("llama"), state.patches[0].inverse).check(Silent())
+
+
+@pytest.mark.parametrize("where", [0, -1])
+def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(models, "ELEMENTS_AT_ONCE", 200)
+    base = copy_of("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    state = state_of(base)
+    patch = make_patch(state, tmp_path / "p", Mask({name: Slice(0, ((2, 5), (7, 9)))}), 1)
+    file = next(file for file in base.glob("*.safetensors") if name in load_file(file))
+    tensors = load_file(file)
+    rows = {0: 2, -1: 8}
+    tensors[name].view(torch.int32)[rows[where], where] ^= 1
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(StateError, match=rf"1 of its 1 parameters differ:\n  - {name}: 1 element\n"):
+        state_of(base, patch).check(Silent())
+    tensors[name].view(torch.int32)[rows[where], where] ^= 1
+    tensors[name][5:7] += 1  # rows that are not the patch's
+    save_file(tensors, file, {"format": "pt"})
+    state_of(base, patch).check(Silent())
+
+
+def test_a_model_in_another_type(tiny, tmp_path):
+    patch = stream(tiny("llama"), tmp_path)[1].patches[0]
+    with pytest.raises(StateError, match=r"  - \S+: bfloat16 there, float32 in the patch, and other values\n"):
+        state_of(tiny("llama", dtype=BF16), patch).check(Silent())
+
+
+def test_rows_beside_a_slice_must_fit_its_type(copy_of, tmp_path):
+    """Back to bfloat16 with the trained rows, when another row has got a value that bfloat16 does not hold."""
+    base = copy_of("llama", dtype=BF16)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    patch = make_patch(
+        state_of(base), tmp_path / "p", Mask({name: Slice(1, ((0, 3),))}), 1, save_dtype="float32"
+    )  # fmt: skip
+    write_model(state_of(base, patch), tmp_path / "model", Silent())
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors[name][0, 5] = 1.001
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(StateError, match=rf"p: stores {name} as bfloat16, which does not hold the values that"):
+        write_model(state_of(tmp_path / "model", patch.inverse), tmp_path / "back", Silent())
+    assert not (tmp_path / "back").exists()
+
+
+def test_nothing_is_read_before_it_must_be(tiny, tmp_path):
+    patches = stream(tiny("llama"), tmp_path)[2].patches
+    state = state_of(tiny("llama"), *(Patch.open(patch.path) for patch in patches))
+    assert {name: state.dtype(name) for name in state.shapes} and state.fingerprint
+    assert state.base.weights.bytes_read == 0
+
+
+def test_a_directory_that_is_in_use(tiny, tmp_path):
+    state = state_of(tiny("llama"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"model: not empty; name another --out, or remove it"):
+        write_model(state, tmp_path / "model", Silent())
+    with pytest.raises(UserError, match=r"notes.txt: a file, expected"):
+        write_model(state, tmp_path / "model/notes.txt", Silent())
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    write_model(state, tmp_path / "model", Silent(), replace=True)
+    assert not (tmp_path / "model/notes.txt").exists()
+    assert same_bits(loaded(tmp_path / "model"), values(state))
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]

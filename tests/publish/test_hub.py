@@ -1,0 +1,241 @@
+"""What goes to the hub and comes from it, spoken with a hub on this machine through the real client."""
+
+import json
+import os
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load, load_file
+
+from tests.local_hub import TOKEN, running_hub
+from tests.patch_files import make_patch, same_bits, state_of, stored
+from tests.stream_files import core_sets, write_core_set, write_stream
+from trace_transfer.cli import main
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.errors import ArtefactError
+from trace_transfer.publish.hub import Destination, HubError, destination, local_file, push_files, push_folder
+from trace_transfer.records import read_artefact
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub, and a client that is logged in to it."""
+    with running_hub() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose protocol the hub here does not speak
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield found
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(one) for one in arguments])
+
+
+def done(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_who_may_write_where(hub):
+    assert destination("model") == Destination("someone/model", False)
+    assert destination("someone/model", private=True) == Destination("someone/model", True)
+    assert destination("lab/model") == Destination("lab/model", False)
+    assert "GET /api/whoami-v2" in hub.asked and not hub.repos
+    assert not [asked for asked in hub.asked if not asked.startswith("GET")]
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("others/model", r"--push-to-hub others/model: someone cannot write for 'others', only for someone, lab"),
+        ("a/b/c", r"--push-to-hub a/b/c: not a name of a repository, owner/name: Repo id must be in the form"),
+        ("lab/model?", r"not a name of a repository, owner/name: Repo id must use alphanumeric chars"),
+        ("", r"not a name of a repository, owner/name: "),
+    ],
+)
+def test_where_nobody_can_write(hub, repo, message):
+    with pytest.raises(HubError, match=message):
+        destination(repo)
+    assert not hub.repos
+
+
+def test_who_cannot_write(hub, monkeypatch):
+    hub.role = "read"
+    with pytest.raises(HubError, match=r"the token of someone may only read; log in with one that may write"):
+        destination("model")
+    hub.role = "fineGrained"
+    assert destination("model").repo == "someone/model"
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(HubError, match=r"the hub does not say who is logged in: Invalid user token"):
+        destination("model")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.hf_api, "get_token", lambda: None)
+    with pytest.raises(HubError, match=r"nobody is logged in; run `hf auth login`, or set HF_TOKEN"):
+        destination("model")
+
+
+def test_without_a_connection(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set, so nothing can be sent; unset it"):
+        destination("model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"the hub does not say who is logged in: .*refused"):
+        destination("model")
+
+
+def test_files_in_one_commit(hub, tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    to = Destination("lab/cores", True)
+    url = push_files(to, {"a.json": tmp_path / "a.json", "b.txt": "text"}, "Both")
+    assert url == f"{hub.url}/lab/cores" and hub.private == {"lab/cores"} and hub.commits == ["Both"]
+    assert hub.repos == {"lab/cores": {"a.json": b"{}", "b.txt": b"text"}}
+    push_files(to, {"b.txt": "another"}, "Again")
+    assert hub.repos["lab/cores"] == {"a.json": b"{}", "b.txt": b"another"}
+
+
+def test_what_could_not_be_sent_is_said(hub, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/a.json").write_text("{}")
+    hub.refuse = ("/api/models/lab/model/commit",)
+    with pytest.raises(HubError, match=r"lab/model: .*model could not be sent to the hub: .*the same command sends"):
+        push_folder(Destination("lab/model", False), tmp_path / "model", "Model")
+    hub.refuse = ("/api/repos",)
+    with pytest.raises(HubError, match=r"lab/model: a.json could not be sent to the hub: "):
+        push_files(Destination("lab/model", False), {"a.json": "{}"}, "Model")
+
+
+def test_a_file_of_the_hub(hub, tmp_path, monkeypatch):
+    push_files(Destination("lab/cores", False), {"math.core.json": "{}", "deep/law.core.json": "[]"}, "Cores")
+    for name in ("lab/cores:math.core.json", "hub://lab/cores/math.core.json", "lab/cores@main:math.core.json"):
+        assert local_file(name).read_text() == "{}"
+    assert local_file("hub://lab/cores@main/deep/law.core.json").read_text() == "[]"
+    with pytest.raises(ArtefactError, match=r"lab/cores:no.json: no.json of lab/cores could not be had from the hub"):
+        local_file("lab/cores:no.json")
+    monkeypatch.chdir(tmp_path)
+    for name in ("math.core.json", "runs/math.core.json", "/a/b/c.json", "C:math.json"):
+        assert str(local_file(name)) == name
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/cores:math.core.json").touch()
+    assert str(local_file("lab/cores:math.core.json")) == "lab/cores:math.core.json"
+
+
+def test_core_files_go_there_and_come_back(hub, tiny, tmp_path):
+    source, target = tiny("llama"), tiny("qwen3")
+    for task, core in core_sets(4).items():
+        write_core_set(source, tmp_path / f"{task}.core.json", task, core)
+    arguments = ["map", "--src", source, "--dst", target, "--batch-size", 64, "--splits", 0, "--out", tmp_path / "out"]
+    cores = [part for task in core_sets(4) for part in ("--core", tmp_path / f"{task}.core.json")]
+    result = done(*arguments, *cores, "--push-to-hub", "lab/cores", "--private")
+    assert f"sent: {hub.url}/lab/cores" in result.stdout and hub.private == {"lab/cores"}
+    sent = hub.repos["lab/cores"]
+    assert sent.keys() == {"README.md", "layer_match.json", *(f"{task}.core.json" for task in core_sets(4))}
+    assert sent["math.core.json"] == (tmp_path / "out/math.core.json").read_bytes()
+    card = ModelCard(sent["README.md"].decode())
+    assert card.data.tags == ["trace-transfer", "core-set"] and "base_model" not in card.data.to_dict()
+    assert "carried over from `llama` (llama; scores, layers matched by `coverage`)" in card.text
+    back = ["map", "--src", target, "--dst", source, "--batch-size", 64, "--splits", 0, "--out", tmp_path / "back"]
+    done(*back, "--core", "lab/cores:math.core.json")
+    assert read_artefact(tmp_path / "back/math.core.json").transferred_from.model.id == str(target)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A finished stream and the command that goes on with it."""
+    model = tiny("llama", num_hidden_layers=3)
+    stream = write_stream(tmp_path_factory.mktemp("stream"), model, 3)
+    out = tmp_path_factory.mktemp("out")
+    command = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", out]
+    assert run(*command).exit_code == 0
+    return out, command
+
+
+def test_a_tuned_model_with_its_record_and_patches(hub, trained):
+    out, command = trained
+    result = done(*command, "--push-to-hub", "lab/tuned")
+    assert f"sent: {hub.url}/lab/tuned" in result.stdout and not hub.private
+    sent = hub.repos["lab/tuned"]
+    for file in (out / "model").iterdir():
+        assert sent[file.name] == file.read_bytes()
+    names = ("stream.json", "verification.json", "math.patch.safetensors", "code.patch.safetensors")
+    for name in names:
+        assert sent[f"trace-transfer/{name}"] == (out / name).read_bytes()
+    assert len(sent) == len(list((out / "model").iterdir())) + len(names)
+    assert hub.commits == ["Model", "How it was made, and patches to undo it"]
+
+
+def test_patches_larger_than_the_model_stay_here(hub, tiny, tmp_path):
+    from trace_transfer.publish.publishing import publish_stream
+
+    base = state_of(tiny("llama", dtype=torch.bfloat16))
+    everything = Mask.everything(base.shapes)
+    patch = make_patch(base, tmp_path / "math.patch.safetensors", everything, 0).path
+    for name in ("stream.json", "verification.json"):
+        (tmp_path / name).write_text("{}")
+    publish_stream(Destination("lab/full", False), tmp_path, tiny("llama", dtype=torch.bfloat16), [patch])
+    assert {name for name in hub.repos["lab/full"] if "/" in name} == {
+        "trace-transfer/stream.json", "trace-transfer/verification.json"
+    }  # fmt: skip
+
+
+def test_nothing_is_done_where_nothing_can_be_sent(hub, tiny, tmp_path, trained):
+    _, command = trained
+    core = write_core_set(tiny("llama"), tmp_path / "c.core.json", "math", core_sets(4)["math"])
+    patch = make_patch(state_of(tiny("llama")), tmp_path / "p", Mask({"model.norm.weight": None}), 0).path
+    out = ("--out", tmp_path / "out", "--push-to-hub", "others/model")
+    for arguments in (
+        (*command[:-2], *out),
+        ("map", "--src", tiny("llama"), "--dst", tiny("qwen3"), "--core", core, *out),
+        ("identify", tiny("llama"), "--tasks", command[3], *out),
+        ("patch", "apply", tiny("llama"), patch, *out),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2 and "someone cannot write for 'others'" in result.stderr, result.output
+        assert not (tmp_path / "out").exists()
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--private",), "--private: says how the repository of --push-to-hub is made; give that, too"),
+        (("--push-to-hub", "lab/cores"), "--push-to-hub sends core files, and none is carried; give --core"),
+    ],
+)
+def test_options_without_sense(hub, tiny, tmp_path, more, message):
+    result = run("map", "--src", tiny("llama"), "--dst", tiny("qwen3"), "--out", tmp_path / "out", *more)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not hub.repos and not (tmp_path / "out").exists()
+
+
+def test_as_a_user_runs_it(tiny, tmp_path):
+    """In a process of its own, which finds the hub by HF_ENDPOINT."""
+    base = tiny("llama")
+    patch = make_patch(state_of(base), tmp_path / "math.patch.safetensors", Mask({"model.norm.weight": None}), 0)
+    out = tmp_path / "out"
+    with running_hub() as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-m", "trace_transfer", "patch", "apply", base, patch.path, "--out", out]
+        found = subprocess.run(
+            [*map(str, command), "--push-to-hub", "tuned"], env={**os.environ, **settings}, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        assert f"sent: {hub.url}/someone/tuned" in found.stdout
+        sent = hub.repos["someone/tuned"]
+    assert sent["trace-transfer/math.patch.safetensors"] == patch.path.read_bytes()
+    tensors = {name: value for file in sent if file.startswith("model-") for name, value in load(sent[file]).items()}
+    assert same_bits(tensors, stored(out)) and json.loads(sent["config.json"])["model_type"] == "llama"
+    assert "# llama, tuned on math" in sent["README.md"].decode()
+    assert load_file(patch.path).keys() == load(sent["trace-transfer/math.patch.safetensors"]).keys()

@@ -1,0 +1,222 @@
+"""`represent` from models and tasks to its files, and what it refuses before it reads weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.patch_files import make_patch, mask_of, state_of
+from tests.task_files import write_tasks
+from trace_transfer.data.tasks_file import TaskError
+from trace_transfer.engine.loading import BaseModel
+from trace_transfer.errors import ModelError, TraceTransferError, UserError
+from trace_transfer.evaluate.scores import RepresentationFile
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.patch_steps import StateError
+from trace_transfer.progress import Silent
+from trace_transfer.records import read_artefact
+from trace_transfer.represent.draw import METADATA_TEXTS, view_of
+from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
+from trace_transfer.represent.representing import (
+    FILES,
+    name_models,
+    open_states,
+    plan_representation,
+    run_representation,
+)
+from trace_transfer.represent.settings import RepresentSettings
+
+SMALL = RepresentSettings(perplexity=6, batch_size=4)
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    return write_tasks(tmp_path / "tasks")
+
+
+@pytest.fixture
+def patched(tiny, tmp_path):
+    """A tiny model after one made-up stage."""
+    base = state_of(tiny("llama"))
+    return base.apply(make_patch(base, tmp_path / "math.patch.safetensors", mask_of(base), 0))
+
+
+def represent(models, tasks, out, settings=SMALL):
+    return run_representation(plan_representation(models, tasks, settings), out, Silent())
+
+
+def test_files_say_what_the_embeddings_say(tiny, tasks, patched, tmp_path):
+    out = tmp_path / "out"
+    file = represent({"base": tiny("llama"), "after math": patched}, tasks, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert read_artefact(out / "representation.json", RepresentationFile) == file
+    assert (file.tasks, file.num_texts) == (("math", "code", "law"), (10, 8, 12))
+    assert file.settings["space"] == "unified"
+    tensors, task_N = load_file(out / "embeddings.safetensors"), np.repeat([0, 1, 2], file.num_texts)
+    assert set(tensors) == {f"{label}.{kind}" for label in ("base", "after math") for kind in ("embeddings", "tsne")}
+    for model in file.models:
+        found = tensors[f"{model.label}.embeddings"]
+        assert found.shape == (30, 48)
+        assert tensors[f"{model.label}.tsne"].shape == (30, 2)
+        assert model.silhouette == pytest.approx(silhouette(found.numpy(), task_N))
+        assert np.allclose(model.distances, centroid_distances(found.numpy(), task_N))
+        assert np.allclose(model.spread, spread(found.numpy(), task_N))
+    base, after = file.models
+    assert base.fingerprint != after.fingerprint == patched.fingerprint
+    assert base.model == after.model
+    assert not torch.allclose(tensors["base.embeddings"], tensors["after math.embeddings"], atol=1e-2)
+    with safe_open(out / "embeddings.safetensors", "pt") as opened:
+        texts = json.loads(opened.metadata()["texts"])
+    assert texts[0] == {"id": "math:0", "words": "What is math 0?"}
+    assert [text["id"].split(":")[0] for text in texts] == ["math"] * 10 + ["code"] * 8 + ["law"] * 12
+
+
+def test_a_patched_state_is_read_with_its_values(tiny, tasks, patched, tmp_path):
+    """Against transformers' own forward pass of a model with the values put in by hand, one text at a time."""
+    plan = plan_representation({"after": patched}, tasks, SMALL)
+    run_representation(plan, tmp_path / "out", Silent())
+    model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).eval()
+    with torch.no_grad():
+        for name in patched.patched:
+            model.get_parameter(name).copy_(patched.value(name))
+        expected = [
+            model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0].mean(dim=0)
+            for text in plan.models[0].ids
+        ]
+    found = load_file(tmp_path / "out" / "embeddings.safetensors")["after.embeddings"]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-4)
+
+
+def test_the_same_again_is_the_same_and_another_order_of_models_the_same_numbers(tiny, tasks, tmp_path):
+    models = {"one": tiny("llama"), "two": tiny("qwen3")}
+    first = represent(models, tasks, tmp_path / "a")
+    assert represent(models, tasks, tmp_path / "b") == first
+    for name in FILES[:2] + FILES[3:]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    turned = represent(dict(reversed(models.items())), tasks, tmp_path / "c")
+    assert {model.label: model.silhouette for model in turned.models} == {m.label: m.silhouette for m in first.models}
+
+
+def test_models_of_other_widths_have_a_space_each(tiny, tasks, tmp_path):
+    together = represent({"llama": tiny("llama"), "phi": tiny("phi3")}, tasks, tmp_path / "together")
+    assert together.settings["space"] == "separate"
+    represent({"phi": tiny("phi3")}, tasks, tmp_path / "alone")
+    found, alone = (load_file(tmp_path / name / "embeddings.safetensors") for name in ("together", "alone"))
+    assert found["llama.embeddings"].shape[1] != found["phi.embeddings"].shape[1]
+    assert torch.equal(found["phi.tsne"], alone["phi.tsne"])
+
+
+def test_max_examples_and_max_length(tiny, tasks, tmp_path):
+    settings = RepresentSettings(perplexity=4, max_examples=5, max_length=6, pool="last")
+    plan = plan_representation({"m": tiny("llama")}, tasks, settings)
+    assert plan.num_texts == (5, 5, 5)
+    assert {len(text) for text in plan.models[0].ids} == {6}
+    assert plan.models[0].num_cut == 15
+    file = run_representation(plan, tmp_path / "out", Silent())
+    assert file.settings["num_cut"] == {"m": 15}
+    other = plan_representation({"m": tiny("llama")}, tasks, RepresentSettings(perplexity=4, max_examples=5, seed=1))
+    assert other.records != plan.records
+
+
+def test_a_view_is_made_of_what_is_in_the_files(tiny, tasks, tmp_path):
+    file = represent({"a": tiny("llama"), "b": tiny("qwen3")}, tasks, tmp_path)
+    with safe_open(tmp_path / "embeddings.safetensors", framework="numpy") as tensors:
+        texts = json.loads(tensors.metadata()[METADATA_TEXTS])
+        view = view_of(file, [tensors.get_tensor(f"{label}.tsne") for label in "ab"], texts)
+    assert [panel.label for panel in view.panels] == ["a", "b"]
+    assert view.unified and not view.same_kind
+    assert view.panels[1].silhouette == file.models[1].silhouette
+    assert view.texts[12]["id"] == "code:2"
+
+
+def refuse_to_load(monkeypatch):
+    monkeypatch.setattr("trace_transfer.engine.loading.load_model", lambda *a, **k: pytest.fail("weights were read"))
+
+
+def test_one_task_and_too_few_texts_are_refused(tiny, tmp_path, monkeypatch):
+    refuse_to_load(monkeypatch)
+    model = {"m": tiny("llama")}
+    with pytest.raises(UserError, match=r"one task, math; how tasks are kept apart needs two at least"):
+        plan_representation(model, write_tasks(tmp_path / "a", {"math": 9}), SMALL)
+    with pytest.raises(TaskError, match=r"each task needs 3 texts at least(.|\n)*code: 2\n(.|\n)*law: 1"):
+        plan_representation(model, write_tasks(tmp_path / "b", {"math": 9, "code": 2, "law": 1}), SMALL)
+    few = write_tasks(tmp_path / "c", {"math": 5, "code": 5})
+    with pytest.raises(UserError, match=r"10 texts are too few for t-SNE of perplexity 10(.|\n)*--perplexity 2"):
+        plan_representation(model, few, RepresentSettings(perplexity=10))
+    assert plan_representation(model, few, RepresentSettings(perplexity=9)).num_texts == (5, 5)
+
+
+def test_models_that_lack_a_tokenizer_are_named_together(tiny, copy_of, tasks, monkeypatch):
+    refuse_to_load(monkeypatch)
+    bare = {
+        family: copy_of(family) for family in ("llama", "gpt2", "qwen2")
+    }  # transformers makes some up out of nothing
+    for directory in bare.values():
+        for file in directory.glob("tokenizer*"):
+            file.unlink()
+    with pytest.raises(ModelError, match="models that cannot be looked at") as refused:
+        plan_representation({"good": tiny("llama"), **bare}, tasks, SMALL)
+    for family in bare:
+        assert f"\n  - {family}: " in str(refused.value)
+    assert "tokenizer" in str(refused.value)
+    assert "good" not in str(refused.value)
+
+
+def test_a_tokenizer_of_another_model_and_texts_too_long_for_it(tiny, copy_of, tasks, monkeypatch):
+    refuse_to_load(monkeypatch)
+    other = copy_of("llama", vocab_size=40)
+    with pytest.raises(ModelError, match="the tokenizer belongs to another model"):
+        plan_representation({"m": other}, tasks, SMALL)
+    short = tiny("gpt2", n_positions=8)
+    with pytest.raises(ModelError, match=r"was made for 8 tokens.*--max-length 8"):
+        plan_representation({"m": short}, tasks, SMALL)
+
+
+def test_labels(tiny, tasks):
+    assert name_models(["me/base"], [("tuned", "/b/model")]) == {"base": "me/base", "tuned": "/b/model"}
+    with pytest.raises(UserError, match=r"models of the same label(.|\n)*model: a/model\n(.|\n)*model: /b"):
+        name_models(["a/model", "c/other"], [("model", "/b")])
+    with pytest.raises(UserError, match="labels must be one printable line"):
+        plan_representation({"a\nb": tiny("llama")}, tasks, SMALL)
+    with pytest.raises(UserError, match="no model to look at"):
+        plan_representation({}, tasks, SMALL)
+
+
+def test_patches_belong_to_a_label_and_follow_each_other(tiny, tasks, patched, tmp_path):
+    base = tiny("llama")
+    second = make_patch(patched, tmp_path / "code.patch.safetensors", mask_of(patched, seed=1), 1, task="code")
+    first = patched.patches[0].path
+    states = open_states({"base": base, "after": base}, [("after", first), ("after", second.path)])
+    assert [len(state.patches) for state in states.values()] == [0, 2]
+    assert states["after"].fingerprint == patched.apply(second).fingerprint
+    with pytest.raises(UserError, match=r"patches of no model; the labels are base(.|\n)*tuned="):
+        open_states({"base": base}, [("tuned", first)])
+    twice = open_states({"m": base}, [("m", first), ("m", first)])
+    with pytest.raises(StateError, match="not in the state"):
+        represent(twice, tasks, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(float("nan"), r"NaN or Inf in 1 tensor(.|\n)*model.norm.weight"), (0.0, "same")],
+)
+def test_embeddings_that_say_nothing_are_refused(copy_of, tasks, tmp_path, value, message):
+    broken = copy_of("llama")
+    for file in broken.glob("*.safetensors"):
+        tensors = load_file(file)
+        if "model.norm.weight" in tensors:
+            tensors["model.norm.weight"].fill_(value)
+            save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(TraceTransferError, match=message):
+        represent({"m": broken}, tasks, tmp_path / "out")
+    assert not (tmp_path / "out" / "representation.json").exists()
+
+
+def test_missing_weights_are_refused_in_the_plan(copy_of, tasks):
+    broken = copy_of("llama")
+    next(broken.glob("*.safetensors")).unlink()
+    with pytest.raises(TraceTransferError, match="missing"):
+        plan_representation({"m": broken}, tasks, SMALL)

@@ -1,0 +1,126 @@
+"""GPUs handed out to steps, with made-up GPUs: each has its own, as many as it asks for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.study.run_directories import write_run
+from trace_transfer.errors import UserError
+from trace_transfer.stopping import StopSignal
+from trace_transfer.study import running
+from trace_transfer.study.gpus import GpuPool, gpus_asked_for, visible_gpus
+from trace_transfer.study.reading import load_run
+from trace_transfer.study.steps import Step
+
+UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, MIG-1ab2"
+
+
+@pytest.mark.parametrize(
+    "environment, count, found",
+    [
+        ({}, 3, ("0", "1", "2")),
+        ({}, 0, ()),
+        ({"CUDA_VISIBLE_DEVICES": "5,3"}, 2, ("5", "3")),
+        ({"CUDA_VISIBLE_DEVICES": "1,-1,2"}, 1, ("1",)),  # CUDA stops at the first that is none
+        ({"CUDA_VISIBLE_DEVICES": UUIDS}, 2, ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-1ab2")),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0, ()),
+    ],
+)
+def test_what_the_user_left_visible_under_his_names(environment, count, found):
+    assert visible_gpus(environment, count) == found
+
+
+def test_none_is_handed_out_twice():
+    pool = GpuPool(("0", "1", "2", "3"))
+    first, second = pool.take(2), pool.take(1)
+    assert (first, second, pool.take(2)) == (("0", "1"), ("2",), None)
+    pool.give_back(first)
+    assert (pool.take(3), pool.free) == (("0", "1", "3"), [])
+
+
+def test_a_machine_without_gpus_has_room_for_all():
+    pool = GpuPool(())
+    assert [pool.take(count) for count in (1, 8)] == [(), ()]
+
+
+def test_more_than_there_are_will_never_be_free():
+    with pytest.raises(UserError, match="processes: 3: one needs a GPU each, and 2 are to be had"):
+        GpuPool(("0", "1")).take(3)
+
+
+def test_what_steps_ask_for():
+    assert {kind: gpus_asked_for(kind, 4) for kind in ("warm-start", "train", "evidence", "match", "evaluate")} == {
+        "warm-start": 4, "train": 4, "evidence": 1, "match": 1, "evaluate": 1,
+    }  # fmt: skip
+
+
+class Pipe:
+    """The events of a step that ends when `done` is set; waited for as `multiprocessing` does."""
+
+    done = False
+
+    def recv(self) -> tuple[str, str]:
+        raise EOFError
+
+    def close(self) -> None:
+        return None
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """`handed(kinds, ...)`: which GPUs each step is begun with, in rounds; at the end of each the first one ends."""
+
+    def run(kinds: list[str], jobs: int, processes: int, gpus: tuple[str, ...]) -> list[list[tuple[str, object]]]:
+        steps = [Step(kind, {"number": number}) for number, kind in enumerate(kinds)]
+        graph = SimpleNamespace(run=SimpleNamespace(jobs=jobs, processes=processes))
+        state = running._State(list(steps), set(), StopSignal(), GpuPool(gpus))
+        rounds: list[list[tuple[str, object]]] = []
+
+        def begin(graph, step, out, processes, gpus):
+            rounds[-1].append((step.kind, gpus))
+            process = SimpleNamespace(join=lambda: None, exitcode=0)
+            return running._Running(step, process, Pipe(), gpus, step.kind, ended=("done", ""))
+
+        monkeypatch.setattr(running, "_begin", begin)
+        monkeypatch.setattr(running, "_let_go", lambda *_: None)
+        monkeypatch.setattr(running.connection, "wait", lambda found, timeout: found[:1])
+        display = SimpleNamespace(begin=lambda *_: None, end=lambda *_: None)
+        while state.waiting or state.running:
+            rounds.append([])
+            running._start(graph, state, None, None, display)
+            running._listen(graph, state, None, display)
+        return rounds
+
+    return run
+
+
+def test_several_trainings_on_several_gpus_each(handed):
+    rounds = handed(["train", "train", "train"], jobs=3, processes=2, gpus=("0", "1", "GPU-a", "GPU-b"))
+    assert rounds == [[("train", ("0", "1")), ("train", ("GPU-a", "GPU-b"))], [("train", ("0", "1"))], []]
+
+
+def test_no_more_jobs_than_asked_for(handed):
+    rounds = handed(["evaluate"] * 3, jobs=2, processes=4, gpus=("0", "1", "2", "3"))
+    assert rounds == [[("evaluate", ("0",)), ("evaluate", ("1",))], [("evaluate", ("0",))], []]
+
+
+def test_a_large_step_is_not_overtaken_for_ever(handed):
+    rounds = handed(["evaluate", "train", "evaluate"], jobs=3, processes=2, gpus=("0", "1"))
+    assert rounds == [[("evaluate", ("0",))], [("train", ("0", "1"))], [("evaluate", ("0",))]]
+
+
+def test_without_gpus_all_jobs_run(handed):
+    assert handed(["train", "evaluate"], jobs=2, processes=2, gpus=()) == [[("train", ()), ("evaluate", ())], []]
+
+
+def test_more_processes_than_gpus_are_refused_in_the_plan(tiny, tmp_path, monkeypatch):
+    from trace_transfer import launching
+    from trace_transfer.study.checking import check_plan
+    from trace_transfer.study.graph import build_graph
+
+    monkeypatch.setattr(launching, "_num_gpus", lambda: 2)
+    file = write_run(tmp_path, tiny, methods=["sequential"], processes=3)
+    with pytest.raises(UserError, match=r"processes: 3: one needs a GPU each, and this machine has 2"):
+        check_plan(build_graph(load_run(file)))

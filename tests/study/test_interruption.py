@@ -1,0 +1,143 @@
+"""A run that is stopped anywhere and started again ends with the same numbers, and the same report but for times."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.report.test_document import Page, without_varying
+from tests.study.run_directories import run_content, write_file, write_run
+
+COMMAND = [sys.executable, "-m", "trace_transfer", "run"]
+
+
+def start(file: Path, out: Path) -> subprocess.Popen:
+    with (out.parent / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*COMMAND, str(file), "--out", str(out)], stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def finish(file: Path, out: Path) -> None:
+    assert start(file, out).wait() == 0, (out.parent / "log.txt").read_text()[-2000:]
+
+
+def without_times(value):
+    """JSON without what was measured of times and memory."""
+    if isinstance(value, dict):
+        left = ("seconds", "cost", "costs", "notes")
+        return {key: without_times(one) for key, one in value.items() if key not in left}
+    return [without_times(one) for one in value] if isinstance(value, list) else value
+
+
+def results(out: Path) -> dict[str, object]:
+    """What a run leaves: hashes of all that steps wrote, but for files with times in them; numbers; the report."""
+    found: dict[str, object] = {}
+    for file in sorted(out.glob("steps/*/*.json")):
+        content = without_times(json.loads(file.read_text()))
+        if file.name == "step.json":
+            timed = ("scores.json", "evaluation.json")
+            content["files"] = {n: h for n, h in content["files"].items() if not n.endswith(timed)}
+            content["files"] = {n: h for n, h in content["files"].items() if "finished/" not in n}
+        if not file.name.startswith("."):
+            found[str(file.relative_to(out))] = content
+    found["run"] = json.loads((out / "run.json").read_text())
+    found["summary"] = without_times(json.loads((out / "summary.json").read_text()))
+    found["report"] = report_without_times(out)
+    return found
+
+
+def report_without_times(out: Path) -> tuple[list[str], str]:
+    """The text of the page, and the Markdown, without what is marked as varying."""
+    page, markdown = (out / "report.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
+    return Page.of(page).steady, without_varying(markdown)
+
+
+def processes_of(group: int) -> list[str]:
+    found = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(group)], capture_output=True, text=True, check=False)
+    return [line for line in found.stdout.splitlines() if line.strip()]
+
+
+def ended(process: subprocess.Popen, log: Path) -> int:
+    """The exit code of a run that was told to stop."""
+    try:
+        return process.wait(60)
+    except subprocess.TimeoutExpired:
+        left = processes_of(process.pid)
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"a run goes on after it was told to stop: {left}\n{log.read_text()[-2000:]}")
+
+
+def begun(out: Path, kind: str) -> None:
+    """Wait until a step is being done."""
+    deadline = time.monotonic() + 120
+    while not list(out.glob(f"steps/{kind}-*/ticket.json")):
+        assert time.monotonic() < deadline, (out.parent / "log.txt").read_text()[-2000:]
+        time.sleep(0.05)
+
+
+def test_killed_once(tiny, tmp_path):
+    """Nobody is left behind by `kill -9`, however long the step would have gone on, and the run goes on."""
+    file = write_run(tmp_path / "run", tiny, methods=["transfer-lf"], source="llama")
+    endless = {**run_content()["identify"], "epochs": 100_000}
+    out = tmp_path / "out"
+    process = start(write_file(file.parent, methods=["transfer-lf"], source="llama", identify=endless), out)
+    begun(out, "warm-start")
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while processes_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(process.pid) == []
+    assert not (out / "run.json").exists()
+    finish(write_file(file.parent, methods=["transfer-lf"], source="llama"), out)
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
+    """By SIGKILL, SIGTERM and Ctrl-C in turn; about five minutes."""
+    file = write_run(tmp_path / "run", tiny, methods=["sequential", "transfer-lf", "random"], seeds=[0, 1])
+    began = time.monotonic()
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    finish(file, out)
+    whole = time.monotonic() - began
+    out.rename(undisturbed)  # the same place for both: files say where they were made
+    drawn, stopped = random.Random(5), []
+    while len(stopped) < 10:
+        number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[len(stopped) % 3]
+        process = start(file, out)
+        try:
+            assert process.wait(drawn.uniform(5, max(8.0, whole / 6))) == 0
+            break  # it was done before
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        code = ended(process, tmp_path / "log.txt")
+        expected = {signal.SIGKILL: (-9,), signal.SIGTERM: (0, -15), signal.SIGINT: (130, -2)}[number]
+        assert code in expected, (number, code, (tmp_path / "log.txt").read_text()[-2000:])
+        stopped.append(number)
+    print(f"stopped {len(stopped)} times, {whole:.0f} s undisturbed")
+    finish(file, out)
+    assert len(stopped) >= 5
+    ours, theirs = results(out), results(undisturbed)
+    assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == set()
+
+
+def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
+    file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None)
+    for number, codes, said in ((signal.SIGINT, (130,), "interrupted"), (signal.SIGTERM, (0,), "stopped by SIGTERM")):
+        out = tmp_path / f"out-{int(number)}"
+        process = start(file, out)
+        begun(out, "*")
+        time.sleep(0.5)
+        os.kill(process.pid, number)
+        code, log = ended(process, tmp_path / "log.txt"), (tmp_path / "log.txt").read_text()
+        assert code in codes and re.search(said, log), (code, log[-2000:])

@@ -1,0 +1,193 @@
+"""A run file is read strictly: every problem at once, each with its path in the file."""
+
+from itertools import permutations
+
+import pytest
+
+from tests.study.run_directories import run_content, write_file, write_run
+from trace_transfer.errors import UserError
+from trace_transfer.study.cells import cells_of
+from trace_transfer.study.checking import check_plan
+from trace_transfer.study.graph import build_graph
+from trace_transfer.study.methods import METHODS
+from trace_transfer.study.reading import load_run
+from trace_transfer.study.show_plan import render_run_plan
+from trace_transfer.study.status import read_status
+
+
+@pytest.fixture(scope="module")
+def directory(tiny, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), tiny).parent
+
+
+def read(directory, **changes):
+    return load_run(write_file(directory, **changes))
+
+
+def problems_of(directory, **changes) -> str:
+    with pytest.raises(UserError, match=r"run\.yaml: \d+ problem") as caught:
+        read(directory, **changes)
+    return str(caught.value)
+
+
+def test_what_it_says(directory):
+    run = read(directory, seeds=[3, 4], orders="vary", jobs=2)
+    assert (run.name, run.seeds, run.jobs, run.keep) == ("small", (3, 4), 2, "core")
+    assert run.source == str(directory / "llama") and run.out == directory / "out"
+    assert [run.order(number) for number in range(3)] == [("math", "code"), ("code", "math"), ("math", "code")]
+    assert [(cell.method.name, cell.seed, cell.order) for cell in cells_of(run)] == [
+        ("sequential", 3, ("math", "code")),
+        ("transfer-lf", 3, ("math", "code")),
+        ("sequential", 4, ("code", "math")),
+        ("transfer-lf", 4, ("code", "math")),
+    ]
+
+
+def test_settings_reach_the_cells(directory):
+    run = read(directory, identify={"ratio": 0.3, "unit": "elements"}, methods=["random", "transfer-cs"])
+    random, transfer = cells_of(run)
+    assert random.train.method == "random" and random.train.control_unit == "elements"
+    assert random.identify.score.method == "lf" and random.identify.score.ratio == 0.3
+    assert transfer.identify.score.method == "cs" and transfer.map.carry == "scores"
+    assert transfer.train.train.batch_size == 4 and transfer.train.train.learning_rate == 1e-3
+
+
+def test_every_method_has_cells(directory):
+    run = read(directory, methods=list(METHODS), seeds=[0])
+    cells = cells_of(run)
+    assert [cell.method.name for cell in cells] == list(METHODS)
+    assert {cell.map.match for cell in cells if cell.method.name == "shuffled-map"} == {"shuffled"}
+    assert {cell.map.match for cell in cells if cell.method.name == "depth-map"} == {"depth"}
+
+
+def test_a_method_of_ones_own(directory):
+    own = {"name": "wide", "like": "transfer-lf", "title": "Wide", "identify": {"ratio": 0.5}, "train": {"epochs": 2}}
+    wide = cells_of(read(directory, methods=["transfer-lf", own]))[1]
+    assert (wide.method.title, wide.identify.score.ratio, wide.train.train.epochs) == ("Wide", 0.5, 2)
+    assert wide.train.method == "trace"
+
+
+def test_sweeps(directory):
+    run = read(
+        directory, methods=["sequential", "trace-lf", "trace-cs", "transfer-lf"], seeds=[0, 1],
+        sweeps={"ratio": [0.1, 0.5], "alpha": {"values": [0, 1], "seeds": [0]}, "warm_start_epochs": [2],
+                "match": ["argmax"], "order": "all", "seed": [7],
+                "train.epochs": {"values": [2], "methods": ["sequential"]}},
+    )  # fmt: skip
+    swept = [cell for cell in cells_of(run) if cell.axis]
+    found = {axis: [c for c in swept if c.axis == axis] for axis in dict.fromkeys(cell.axis for cell in swept)}
+    assert len(found["ratio"]) == 2 * 3 * 2 and {c.identify.score.ratio for c in found["ratio"]} == {0.1, 0.5}
+    assert {(c.method.name, c.seed) for c in found["alpha"]} == {("trace-lf", 0), ("transfer-lf", 0)}  # not CS
+    assert {c.identify.warm_start.train.epochs for c in found["warm_start_epochs"]} == {2}
+    assert {c.method.name for c in found["match"]} == {"transfer-lf"}
+    assert {c.order for c in found["order"]} == set(permutations(("math", "code")))
+    assert [c.seed for c in found["seed"]] == [7] * 4 and found["seed"][0].train.train.seed == 7
+    assert [c.train.train.epochs for c in found["train.epochs"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"metods": []}, "metods: no such key; allowed: .*did you mean 'methods'"),
+        ({"identify": {"ratoi": 0.1}}, r"identify\.ratoi: no such setting; did you mean ratio\?"),
+        ({"train": {"batch_size": "many"}}, r"train\.batch_size: found 'many'"),
+        ({"train": {"zero": 9}}, r"train\.zero: 9 is not in \[0, 3\]"),
+        ({"identify": {"ratio": 7}}, r"identify\.ratio: 7"),
+        ({"map": {"rows": "lines"}}, r"map\.rows: 'lines' is none of"),
+        ({"map": {"carry": "core"}}, r"map\.carry: is set by the methods"),
+        ({"train": {"method": "full"}}, r"train\.method: is set by the methods"),
+        ({"evaluate": {"batchsize": 2}}, r"evaluate\.batchsize: no such setting; did you mean batch_size"),
+        ({"methods": ["transfer-lv"]}, "methods: no method 'transfer-lv', .*did you mean 'transfer-lf'"),
+        ({"methods": ["joint", "joint"]}, "methods: 'joint' stands there twice"),
+        ({"methods": [{"name": "x", "like": "nothing"}]}, "methods: item 1: needs name: and like:"),
+        ({"source": None}, "source: is missing; transfer-lf identify on it"),
+        ({"target": "./nowhere"}, "target: .*nowhere: no such file or directory"),
+        ({"tasks": []}, r"tasks: found \[\]; expected a list"),
+        ({"tasks": [{"name": "math"}]}, "tasks: task 'math': 'data:' is missing"),
+        ({"tasks": [{"name": "math", "data": "gone.jsonl"}]}, "tasks: task 'math': data: .*gone.jsonl: no such file"),
+        (
+            {"tasks": [{"name": "math", "data": "math.train.jsonl", "evaluate": "maths"}]},
+            "tasks: task 'math': evaluate: no evaluation 'maths', .*did you mean 'math'",
+        ),
+        (
+            {"evaluations": [{"name": "math", "kind": "loss", "data": "math.test.jsonl", "metric": "f1"}]},
+            "evaluations.*'math'.*metric: unknown 'f1'",
+        ),
+        ({"suite": "paper"}, "evaluations: give either"),
+        ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"seeds": "all"}, "seeds: found 'all'"),
+        ({"orders": "random"}, "orders: 'random' is none of file, vary"),
+        ({"reference": "joint"}, "reference: no method 'joint' in this run"),
+        ({"sweeps": {"colour": [1]}}, r"sweeps\.colour: no such axis"),
+        ({"sweeps": {"ratio": [0.1, "x"]}}, r"sweeps\.ratio: ratio: found 'x'"),
+        ({"sweeps": {"ratio": [5.0]}}, r"sweeps\.ratio: ratio: 5\.0 is not in \(0, 1\]"),
+        ({"sweeps": {"alpha": {"values": [0.5], "methods": ["sequential"]}}}, r"sweeps\.alpha\.methods: found"),
+        ({"sweeps": {"order": [["math"]]}}, r"sweeps\.order: \['math'\] is not an order of math, code"),
+        ({"represent": {"methods": ["nobody"]}}, r"represent\.methods: found \['nobody'\]"),
+        ({"keep": "everything"}, "keep: 'everything' is none of core, all, none"),
+        ({"processes": 0}, "processes: found 0"),
+    ],
+)
+def test_mistakes(directory, changes, expected):
+    import re
+
+    assert re.search(expected, problems_of(directory, **changes), re.DOTALL)
+
+
+def test_all_problems_at_once(directory):
+    text = problems_of(directory, identify={"ratoi": 1}, methods=["nothing"], train={"zero": "x"}, jobs="two")
+    assert "4 problems" in text
+    assert all(word in text for word in ("identify.ratoi", "no method 'nothing'", "train.zero", "jobs: found 'two'"))
+
+
+def test_values_out_of_range_are_told_with_the_rest(directory):
+    text = problems_of(
+        directory, identify={"ratoi": 1, "ratio": 2, "epochs": 0}, train={"zero": 9, "offload": "parameters"},
+        evaluate={"limit": 0}, sweeps={"ratio": [5.0], "colour": [1]}, reference="joint",
+    )  # fmt: skip
+    assert text.split("\n  - ")[1:] == [
+        "identify.ratoi: no such setting; did you mean ratio?",
+        "identify.ratio: 2 is not in (0, 1]",
+        "identify.epochs: 0 is not in [1, 2147483647]",
+        "train.zero: 9 is not in [0, 3]",
+        "evaluate.limit: 0 is not in [1, 2147483647]",
+        "reference: no method 'joint' in this run, allowed: sequential, transfer-lf",
+        "sweeps.ratio: ratio: 5.0 is not in (0, 1]",
+        "sweeps.colour: no such axis; allowed: ratio, alpha, warm_start_epochs, match, seed, order, or a setting such "
+        "as train.epochs",
+    ]
+
+
+def test_settings_that_contradict_each_other_in_a_cell(directory):
+    """`zero` by itself is for the cells to know: a method may set it."""
+    assert "train.offload: 'parameters' needs zero 3" in problems_of(
+        directory, train={"offload": "parameters", "zero": 1}
+    )
+    own = {"name": "low", "like": "sequential", "train": {"zero": 3}}
+    read(directory, train={"offload": "parameters", "zero": 1}, methods=[own])
+
+
+def test_two_tasks_that_only_case_tells_apart(directory):
+    tasks = [{"name": name, "data": "math.train.jsonl", "evaluate": "math"} for name in ("Math", "math")]
+    assert "only case differs" in problems_of(directory, tasks=tasks)
+
+
+def test_devices_that_are_not_there_are_refused_before_the_first_step(tiny, tmp_path):
+    sections = {name: {**run_content()[name], "device": f"gpu-{name}"} for name in ("identify", "map", "evaluate")}
+    sections["represent"] = {"device": "gpu-represent", "methods": ["sequential"]}
+    graph = build_graph(load_run(write_run(tmp_path, tiny, **sections)))
+    with pytest.raises(UserError, match="cannot be run") as caught:
+        check_plan(graph)
+    for told in ("identify", "map", "evaluate", "represent"):
+        assert f"--device gpu-{told}: not available here (" in str(caught.value)
+    without = {"identify": sections["identify"], "methods": ["sequential", "transfer-cs"]}
+    graph = build_graph(load_run(write_run(tmp_path, tiny, **without)))
+    check_plan(graph)  # nothing is computed there
+
+
+def test_counts_in_the_plan_of_a_run(tiny, tmp_path):
+    graph = build_graph(load_run(write_run(tmp_path, tiny, methods=["sequential"], seeds=[0])))
+    text = render_run_plan(graph, read_status(graph, graph.run.out), check_plan(graph))
+    assert "\nread by the target:\nmath:0 as the model reads it; ⟦what is learned⟧" in text and "<s>⟧\n" in text
+    assert text.startswith("small: 1 method x 1 seed on math, code\n")
+    assert "\n1 model in the comparison, 0 in sweeps; 3 steps\n" in text

@@ -1,0 +1,275 @@
+"""A run from data to scores: what is up to date is not run, and what was changed by hand is named."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.study.run_directories import TASKS, run_content, write_file, write_run
+from tests.tuned_models import weights
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.evaluate.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.files import sha256_file
+from trace_transfer.locking import LOCK, held
+from trace_transfer.records import read_artefact
+from trace_transfer.report.reporting import write_report
+from trace_transfer.report.run_record import RunFile, StepFile
+from trace_transfer.stopping import StopSignal
+from trace_transfer.study.finishing import run_to_the_end
+from trace_transfer.study.graph import build_graph
+from trace_transfer.study.pruning import prune_steps
+from trace_transfer.study.reading import load_run
+from trace_transfer.study.running import run_graph
+from trace_transfer.study.show_running import Display
+from trace_transfer.study.status import read_status
+from trace_transfer.train.records import StreamFile
+
+METHODS = ["sequential", "lora", "transfer-lf"]
+
+
+def run(file: Path, *, rebuild: bool = False, **changes) -> Counter:
+    """Run what is not up to date; returns how many steps of each kind that was."""
+    graph = build_graph(replace(load_run(file), **changes))
+    status = read_status(graph, graph.run.out, rebuild=rebuild)
+    run_graph(graph, status, graph.run.out, Display(), StopSignal())
+    return Counter(one.step.kind for one in status if one.record is None)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Path:
+    """`run.yaml` of a finished run; not to be written to."""
+    file = write_run(tmp_path_factory.mktemp("whole"), tiny, methods=METHODS)
+    once = dict.fromkeys(("evidence", "identify", "match", "map", "baseline"), 1)
+    assert run(file) == {"warm-start": 2, "train": 3, "evaluate": 3, **once}
+    return file
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of it that a test may change; models keep their times, which are part of what they are known by."""
+    return Path(shutil.copytree(finished.parent, tmp_path / "copy")) / "run.yaml"
+
+
+def cell(file: Path, method: str):
+    record: RunFile = read_artefact(file.parent / "out" / "run.json", RunFile)
+    steps = next(one.steps for one in record.cells if one.method == method)
+    return {name: file.parent / "out" / place for name, place in steps.items()}
+
+
+def test_scores_are_of_base_and_every_stage(finished):
+    for method in METHODS:
+        steps = cell(finished, method)
+        matrix: ScoreMatrix = read_artefact(steps["evaluate"] / "scores.json", ScoreMatrix)
+        assert [stage.label for stage in matrix.stages] == ["base", *TASKS]
+        assert [stage.learned for stage in matrix.stages] == [(), ("math",), ("code",)]
+        base: EvaluationFile = read_artefact(steps["baseline"] / "evaluation.json", EvaluationFile)
+        assert matrix.stages[0].scores == base.scores and matrix.of_task == {"math": "math", "code": "code"}
+        values = [[score.value for score in stage.scores] for stage in matrix.stages]
+        assert len({tuple(row) for row in values}) == 3  # each stage changed something
+
+
+def test_scores_are_those_of_the_tuned_model(finished, tmp_path):
+    """`evaluate` on a model written to disk gives what the run found for its last state."""
+    from trace_transfer.evaluate.evaluating import evaluate, plan_evaluation
+    from trace_transfer.evaluate.settings import EvaluateSettings
+    from trace_transfer.models.sources import ModelSource
+    from trace_transfer.patch.model_state import ModelState, write_model
+    from trace_transfer.patch.patches import Patch
+    from trace_transfer.progress import Silent
+
+    steps = cell(finished, "transfer-lf")
+    patches = tuple(Patch.open(steps["train"] / f"{task}.patch.safetensors") for task in TASKS)
+    write_model(ModelState(ModelSource.parse(finished.parent / "qwen3"), patches), tmp_path / "model", Silent())
+    settings = EvaluateSettings(max_length=64, save_samples=False)
+    plan = plan_evaluation(tmp_path / "model", load_run(finished).suite, settings)
+    found = evaluate(plan, None, tmp_path / "scores", Silent())
+    matrix: ScoreMatrix = read_artefact(steps["evaluate"] / "scores.json", ScoreMatrix)
+    assert [s.value for s in found.scores] == [s.value for s in matrix.stages[-1].scores]
+
+
+def test_it_does_what_the_commands_do(finished, tmp_path):
+    """The core sets and the tuned weights are those of `identify`, `map` and `train` called one after another."""
+    from click.testing import CliRunner
+
+    from trace_transfer.cli import main
+
+    def call(*arguments):
+        done = CliRunner().invoke(main, [str(one) for one in arguments])
+        assert done.exit_code == 0, done.stderr
+
+    where = finished.parent
+    text = "tasks:\n" + "".join(f"- {{name: {task}, data: {where}/{task}.train.jsonl}}\n" for task in TASKS)
+    (tmp_path / "tasks.yaml").write_text(text)
+    call("identify", where / "llama", "--tasks", tmp_path / "tasks.yaml", "--batch-size", 4, "--learning-rate", 1e-3,
+         "--ratio", 0.2, "--max-length", 64, "--out", tmp_path / "found")  # fmt: skip
+    cores = [part for task in TASKS for part in ("--core", tmp_path / "found" / f"{task}.core.json")]
+    call("map", "--src", where / "llama", "--dst", where / "qwen3", *cores, "--probe", where / "probe.txt",
+         "--no-cache", "--out", tmp_path / "map")  # fmt: skip
+    steps = cell(finished, "transfer-lf")
+    for task in TASKS:
+        ours: CoreFile = read_artefact(steps["map"] / f"{task}.core.json", CoreFile)
+        theirs: CoreFile = read_artefact(tmp_path / "map" / f"{task}.core.json", CoreFile)
+        assert ours.parameters == theirs.parameters
+    lines = [f"- {{name: {t}, data: {where}/{t}.train.jsonl, core: map/{t}.core.json}}\n" for t in TASKS]
+    (tmp_path / "stream.yaml").write_text("tasks:\n" + "".join(lines))
+    call("train", where / "qwen3", "--stream", tmp_path / "stream.yaml", "--batch-size", 4, "--epochs", 1,
+         "--learning-rate", 1e-3, "--zero", 0, "--max-length", 64, "--out", tmp_path / "tuned")  # fmt: skip
+    ours, theirs = (
+        read_artefact(place / "stream.json", StreamFile) for place in (steps["train"], tmp_path / "tuned")
+    )  # fmt: skip
+    assert [stage.losses for stage in ours.stages] == [stage.losses for stage in theirs.stages]
+    base, tuned = weights(where / "qwen3"), weights(tmp_path / "tuned" / "model")
+    moved = {name for name in base if bool((base[name] != tuned[name]).any())}
+    assert moved == {p.name for task in TASKS for p in read_artefact(steps["map"] / f"{task}.core.json", CoreFile).core}
+
+
+def test_costs(finished):
+    total = sum(value.numel() for value in weights(finished.parent / "qwen3").values())
+    trained = {}
+    for method in METHODS:
+        record: StepFile = read_artefact(cell(finished, method)["train"] / "step.json", StepFile)
+        assert record.cost.seconds > 0 and record.cost.peak_bytes > 1e8 and record.cost.bytes > 0
+        trained[method] = record.cost.trained
+    assert trained["sequential"] == total
+    assert all(0 < trained[method] < total / 2 for method in METHODS[1:])
+
+
+def test_large_files_of_full_training_are_let_go(finished):
+    for method in ("sequential", "lora"):
+        directory = cell(finished, method)["train"]
+        record: StepFile = read_artefact(directory / "step.json", StepFile)
+        assert {Path(name).parts[0] for name in record.removed} >= {f"{task}.patch.safetensors" for task in TASKS}
+        assert not list(directory.glob("*.patch.safetensors")) and not (directory / "model").exists()
+    assert len(list(cell(finished, "transfer-lf")["train"].glob("*.patch.safetensors"))) == 2
+
+
+def test_nothing_is_run_twice(copied):
+    def files():
+        found = sorted((copied.parent / "out").rglob("*"))
+        kept = [file for file in found if file.is_file() and file.name not in (".seen.json", ".lock")]
+        return {str(file): sha256_file(file) for file in kept}
+
+    before = files()
+    assert run(copied) == {}
+    assert files() == before
+
+
+def test_one_setting_reruns_what_depends_on_it(copied):
+    train = {**run_content()["train"], "learning_rate": 5e-4}
+    write_file(copied.parent, methods=METHODS, train=train)
+    graph = build_graph(load_run(copied))
+    status = read_status(graph, graph.run.out)
+    assert {one.reason for one in status if one.step.kind == "train"} == {"learning_rate: 0.001 → 0.0005"}
+    assert {one.reason for one in status if one.step.kind == "evaluate"} == {"train is another"}
+    assert run(copied) == {"train": 3, "evaluate": 3}
+    write_file(copied.parent, methods=METHODS)
+    assert run(copied) == {}  # the old steps are still there
+    assert len(prune_steps(build_graph(load_run(copied)), copied.parent / "out")) == 6
+    assert run(copied) == {}
+
+
+def test_what_was_removed_is_made_again_when_it_is_needed(copied):
+    write_file(copied.parent, methods=METHODS, evaluate={"max_length": 64, "limit": 2, "save_samples": False})
+    assert run(copied) == {"train": 2, "baseline": 1, "evaluate": 3}
+
+
+def test_keep_all(copied):
+    write_file(copied.parent, methods=["transfer-lf"], keep="all")
+    shutil.rmtree(cell(copied, "transfer-lf")["train"])
+    assert run(copied) == {"train": 1}
+    assert (cell(copied, "transfer-lf")["train"] / "model" / "config.json").is_file()
+
+
+def test_files_edited_by_hand(copied):
+    core = cell(copied, "transfer-lf")["map"] / "math.core.json"
+    core.write_text(core.read_text().replace('"core": true', '"core": false', 1))
+    scores = cell(copied, "sequential")["evaluate"] / "scores.json"
+    scores.unlink()
+    (scores.parent / "mine.txt").write_text("note")
+    with pytest.raises(UserError, match="not as these made them") as caught:
+        run(copied)
+    told = str(caught.value)
+    for expected in ("math.core.json: its hash is another", "scores.json: missing", "mine.txt: not there"):
+        assert expected in told
+    assert "--rebuild" in told
+    (scores.parent / "mine.txt").unlink()
+    assert run(copied, rebuild=True) == {"map": 1, "evaluate": 1, "train": 1}  # scoring needs patches that are gone
+    assert run(copied) == {}
+
+
+def test_a_touched_file_is_the_same(copied):
+    core = cell(copied, "transfer-lf")["map"] / "math.core.json"
+    core.write_text(core.read_text())
+    assert run(copied) == {}
+
+
+def test_another_run_in_the_same_place(copied):
+    write_file(copied.parent, name="other", methods=METHODS)
+    with pytest.raises(UserError, match="holds the results of another run, 'small'"):
+        run(copied)
+
+
+def test_two_at_once(copied):
+    out = copied.parent / "out"
+    graph = build_graph(load_run(copied))
+    status = read_status(graph, out)
+    with held(out):
+        with pytest.raises(UserError, match="another process is at work here"):
+            run_to_the_end(graph, status, Display(), StopSignal())
+        with pytest.raises(UserError, match="another process is at work here"):
+            prune_steps(graph, out)
+        with pytest.raises(UserError, match="another process is at work here"):
+            write_report(out)
+    before = sorted(out.rglob("*"))
+    assert run_to_the_end(graph, status, Display(), StopSignal()).record.name == "small"
+    assert not [path for path in {*out.rglob("*")} - {*before} if "lock" in path.name]
+
+
+def test_what_a_killed_stage_left_is_not_of_the_step(copied):
+    out = copied.parent / "out"
+    train = cell(copied, "sequential")["train"]
+    (train / LOCK).write_text("12345\nnode-17\n")
+    (cell(copied, "sequential")["evaluate"] / "1-math" / LOCK).touch()
+    assert all(one.record is not None for one in read_status(build_graph(load_run(copied)), out))
+
+
+def test_a_run_that_a_launcher_started_several_times(copied, monkeypatch):
+    who = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in who.items():
+        monkeypatch.setenv(name, value)
+    graph = build_graph(load_run(copied))
+    with pytest.raises(UserError, match=r"a launcher started 2 processes of this run, .* say processes: 2 in"):
+        run_to_the_end(graph, read_status(graph, graph.run.out), Display(), StopSignal())
+
+
+def test_every_step_has_a_log(finished):
+    for log in (finished.parent / "out" / "steps").glob("*/log.txt"):
+        lines = log.read_text().splitlines()
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines), log
+        assert lines[0].partition(" begins, process ")[0].endswith(log.parent.name) and lines[-1].endswith(" done")
+    train = (cell(finished, "sequential")["train"] / "log.txt").read_text()
+    assert re.search(r"training on math: step 2 of 2, 0:00:\d\d, loss \d", train)
+
+
+def test_a_step_that_fails(copied):
+    """Others that do not need it were finished; the message says for which cells it was."""
+    train = {**run_content()["train"], "learning_rate": 1e30}
+    write_file(copied.parent, methods=METHODS, train=train)
+    with pytest.raises(TraceTransferError, match=r"train \(sequential, seed 0\): .*loss"):
+        run(copied)
+    left = json.loads((copied.parent / "out" / "run.json").read_text())
+    assert left["name"] == "small"  # that of the run before
+
+
+def test_several_at_a_time(tiny, tmp_path, finished):
+    file = write_run(tmp_path / "two", tiny, methods=["transfer-lf"])
+    run(file, jobs=2)
+    places = [cell(one, "transfer-lf")["evaluate"] / "scores.json" for one in (file, finished)]
+    ours, theirs = (read_artefact(place, ScoreMatrix) for place in places)
+    for mine, other in zip(ours.stages, theirs.stages, strict=True):
+        assert [s.value for s in mine.scores] == pytest.approx([s.value for s in other.scores], rel=1e-4)

@@ -1,0 +1,242 @@
+"""The layer-by-layer pass against the ordinary forward pass, for all families; what it reads and what it holds."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from tests.reference.ordinary_forward import rows_of_all_layers
+from tests.tiny_models import FAMILIES, TEXTS, build_tokenizer, tokenizer_kind
+from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, plan_rows
+from trace_transfer.errors import ModelError
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint, open_checkpoint
+from trace_transfer.models.sources import ModelSource, load_config, read_inventory
+from trace_transfer.transfer.activations import REPRESENTATIONS, read_layers
+
+LAYER_PATHS = {kind: family.layer_path for kind, family in load_families().by_model_type.items()}
+
+# Both passes do the same float32 operations on the same weights, but a batch of 5 padded texts and a single one go
+# through matrix products of other shapes, which sum in another order: a few ulp (6e-8) per product, on values up to 30
+# and three to five layers deep. 2e-5 was measured. Equal shapes give equal bits: `test_one_text_at_a_time`.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def plan_for(family: str, rows: str, texts=TEXTS) -> RowPlan:
+    kind = tokenizer_kind(family)
+    other = {"prose": "code", "code": "prose"}[kind]
+    return plan_rows(ProbeSet("test", tuple(texts)), build_tokenizer(kind), build_tokenizer(other), kind=rows)
+
+
+def streamed(directory, family, plan, *, attention=None, checkpoint=None, batch_size=5, consume=None, **options):
+    config = load_config(ModelSource.parse(directory))
+    if attention:
+        config._attn_implementation = attention
+    found = []
+    read_layers(
+        config,
+        checkpoint or open_checkpoint(ModelSource.parse(directory)),
+        LAYER_PATHS[family],
+        plan.source,
+        plan.texts_R,
+        consume or found.append,
+        name=family,
+        batch_size=batch_size,
+        **options,
+    )
+    return found
+
+
+def assert_same(found, expected, **tolerance):
+    assert [rows.layer for rows in found] == list(range(len(expected)))
+    for rows, (stream, update) in zip(found, expected, strict=True):
+        assert rows.stream.dtype == rows.update.dtype == torch.float32
+        torch.testing.assert_close(rows.stream.double(), stream, **tolerance)
+        torch.testing.assert_close(rows.update.double(), update, **tolerance)
+
+
+def test_the_tiny_models_are_every_shipped_family():
+    assert set(FAMILIES) == set(LAYER_PATHS) - {"gemma3"}  # the images' tower of that one has no tiny model
+
+
+@pytest.mark.parametrize("rows", ["boundary", "word", "example"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_ordinary_forward_pass(tiny, family, rows):
+    plan = plan_for(family, rows)
+    directory = tiny(family)
+    assert len(list(directory.glob("*.safetensors"))) > 2
+    expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R)
+    assert_same(streamed(directory, family, plan), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_it_from_bf16_with_eager_attention(tiny, family):
+    plan = plan_for(family, "boundary")
+    directory = tiny(family, dtype=torch.bfloat16)
+    expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R, "eager")
+    assert_same(streamed(directory, family, plan, attention="eager"), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_text_at_a_time(tiny, family):
+    plan = plan_for(family, "boundary")
+    directory = tiny(family)
+    expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R)
+    found = streamed(directory, family, plan, batch_size=1)
+    for rows, (stream, update) in zip(found, expected, strict=True):
+        assert torch.equal(rows.stream, stream.float())
+        assert torch.equal(rows.update, update.float())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_the_batch_size_changes_nothing(tiny, family, batch_size):
+    """So padding takes no part: with another batch size a text has another number of padding tokens."""
+    plan = plan_for(family, "example")
+    one, other = (streamed(tiny(family), family, plan, batch_size=size) for size in (4, batch_size))
+    assert_same(other, [(rows.stream.double(), rows.update.double()) for rows in one], **TOLERANCE)
+
+
+def test_special_tokens_take_no_part_in_a_mean(tiny):
+    """A row is the mean over its span, and no span touches a special token (id 0)."""
+    plan = plan_for("llama", "example")
+    for text, (first, last) in zip(plan.texts_R.tolist(), plan.source.spans_R2.tolist(), strict=True):
+        assert plan.source.ids[text][0] == 0
+        assert 0 not in plan.source.ids[text][first:last]
+
+
+def test_lower_precision_is_near(tiny):
+    plan = plan_for("llama", "boundary")
+    exact = streamed(tiny("llama"), "llama", plan)
+    half = streamed(tiny("llama"), "llama", plan, dtype=torch.bfloat16)
+    for a, b in zip(exact, half, strict=True):
+        # bf16 keeps 8 bits: 0.4 % an operation, some per cent of the stream after several layers.
+        assert (a.stream - b.stream).norm() < 0.1 * a.stream.norm()
+
+
+def bytes_on_disk(directory) -> dict[str, int]:
+    """Name on disk → bytes, from the headers."""
+    found = {}
+    for file in directory.glob("*.safetensors"):
+        data = file.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        found |= {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items()}
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [2, 100])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_byte_is_read_once_and_the_head_never(tiny, family, batch_size):
+    directory = tiny(family)
+    checkpoint = open_checkpoint(ModelSource.parse(directory))
+    streamed(directory, family, plan_for(family, "boundary"), checkpoint=checkpoint, batch_size=batch_size)
+    sizes = bytes_on_disk(directory)
+    head = sum(size for name, size in sizes.items() if name.startswith(("lm_head", "embed_out")))
+    assert checkpoint.bytes_read == sum(sizes.values()) - head
+    assert (head == 0) == load_config(ModelSource.parse(directory)).tie_word_embeddings
+    assert checkpoint.num_bytes > sum(sizes.values())
+
+
+class CountingCheckpoint(SafetensorsCheckpoint):
+    """Notes after each load how many elements of the model's parameters are real, and what was read in which order."""
+
+    def load(self, model, wanted, device, dtype):
+        super().load(model, wanted, device, dtype)
+        self.model = model
+        self.counts = [*getattr(self, "counts", []), real_elements(model)]
+        self.reads = [*getattr(self, "reads", []), {name for name, _ in model.named_parameters() if wanted(name)}]
+
+
+def real_elements(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if not parameter.is_meta)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_more_than_one_layer_is_in_memory(tiny, family):
+    directory = tiny(family)
+    inventory = read_inventory(load_config(ModelSource.parse(directory)))
+    checkpoint = CountingCheckpoint(directory)
+    between = []
+    plan = plan_for(family, "boundary")
+    streamed(
+        directory,
+        family,
+        plan,
+        checkpoint=checkpoint,
+        consume=lambda _: between.append(real_elements(checkpoint.model)),
+    )
+    num_layers = len(between)
+    of_layer = [
+        sum(torch.Size(s).numel() for n, s in inventory.shapes.items() if n.startswith(f"{LAYER_PATHS[family]}.{i}."))
+        for i in range(num_layers)
+    ]
+    assert between == [0] * num_layers
+    assert checkpoint.counts[1:] == of_layer
+    assert checkpoint.counts[0] < inventory.num_elements - sum(of_layer) + 1
+    names = [name for read in checkpoint.reads for name in read]
+    assert len(names) == len(set(names))
+
+
+def test_only_the_rows_of_the_embedding_that_are_read_are_kept(tiny):
+    directory = tiny("qwen3")
+    checkpoint = CountingCheckpoint(directory)
+    plan = plan_for("qwen3", "boundary")
+    streamed(directory, "qwen3", plan, checkpoint=checkpoint)
+    used = len({token for ids in plan.source.ids for token in ids})
+    assert checkpoint.counts[0] == (used + 1) * 48  # the rows and the final norm
+    assert used < 400
+
+
+def test_nan_in_the_weights_is_refused(copy_of):
+    directory = copy_of("llama")
+    damage(directory, "model.layers.2.mlp.up_proj.weight", float("nan"))
+    with pytest.raises(ModelError, match=r"llama: NaN or Inf in 1 tensor; .*:\n  - model.layers.2.mlp.up_proj"):
+        streamed(directory, "llama", plan_for("llama", "boundary"))
+
+
+def test_nan_in_the_activations_is_refused(copy_of):
+    """Weights that are finite, but whose products are not."""
+    directory = copy_of("llama")
+    damage(directory, "model.layers.1.mlp.down_proj.weight", 3e38)
+    with pytest.raises(ModelError, match=r"activations after layer 1, first in text \d+ of the probe set .* --dtype"):
+        streamed(directory, "llama", plan_for("llama", "boundary"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny):
+    plan = plan_for("llama", "boundary")
+    ids = (*plan.source.ids[:-1], (1, 512))
+    foreign = RowPlan(plan.kind, plan.texts_R, plan.sizes, Reading(ids, plan.source.spans_R2), plan.target)
+    with pytest.raises(ModelError, match=r"token id 512, but its embedding has only 512 rows: the tokenizer belongs"):
+        streamed(tiny("llama"), "llama", foreign)
+
+
+def test_a_missing_parameter_is_refused(copy_of):
+    directory = copy_of("qwen2")
+    damage(directory, "model.layers.3.self_attn.k_proj.bias", None)
+    with pytest.raises(ModelError, match=r"lack 1 tensor of the model: model.layers.3.self_attn.k_proj.bias"):
+        streamed(directory, "qwen2", plan_for("qwen2", "boundary"))
+
+
+def test_representations_are_the_fields():
+    from trace_transfer.transfer.activations import LayerRows
+
+    assert set(REPRESENTATIONS) < set(LayerRows.__dataclass_fields__)
+
+
+def damage(directory, name, value):
+    """Overwrite the first element of a parameter on disk, or leave the parameter out."""
+    from safetensors.torch import load_file, save_file
+
+    for file in directory.glob("*.safetensors"):
+        tensors = load_file(file)
+        if name in tensors:
+            if value is None:
+                del tensors[name]
+            else:
+                tensors[name].view(-1)[:] = value
+            save_file(tensors, file, {"format": "pt"})
+            return
+    raise AssertionError(f"no {name} in {directory}")

@@ -1,0 +1,192 @@
+"""Every similarity against loops from its formula, and what the mathematics says about it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.maths.stacks import stack_rows
+from tests.reference import cka_loops
+from trace_transfer.transfer.cka import SIMILARITIES, debiased_cka, linear_cka, rbf_cka, subset
+from trace_transfer.transfer.gram import GramStack, pack_rows, packed_length, unpack
+
+
+def texts_of(sizes):
+    return tuple(torch.arange(n) for n in sizes)
+
+
+def draw_layers(generator, widths, sizes):
+    """Rows that the layers share in part, so that similarities are neither 0 nor 1."""
+    common = torch.randn(sum(sizes), 6, generator=generator)
+    return [
+        common @ torch.randn(6, width, generator=generator) + torch.randn(sum(sizes), width, generator=generator) + 3
+        for width in widths
+    ]
+
+
+@pytest.mark.parametrize(
+    ("measure", "gram", "hsic"),
+    [
+        (linear_cka, cka_loops.linear_gram, cka_loops.hsic_biased),
+        (debiased_cka, cka_loops.linear_gram, cka_loops.hsic_debiased),
+        (rbf_cka, cka_loops.gaussian_gram, cka_loops.hsic_debiased),
+        (lambda s, t: rbf_cka(s, t, debiased=False), cka_loops.gaussian_gram, cka_loops.hsic_biased),
+    ],
+    ids=["linear", "debiased", "rbf debiased", "rbf biased"],
+)
+@pytest.mark.parametrize("sizes", [(5,), (12,), (9, 7, 4)])
+def test_equals_loops_from_the_formula(measure, gram, hsic, sizes):
+    generator = torch.Generator().manual_seed(sum(sizes))
+    source = draw_layers(generator, (3, 7), sizes)
+    target = draw_layers(generator, (5, 2, 4), sizes)
+    found = measure(stack_rows(source, texts_of(sizes)), stack_rows(target, texts_of(sizes))).values
+    for s, x in enumerate(source):
+        for t, y in enumerate(target):
+            x_parts = [part.double().numpy() for part in x.split(list(sizes))]
+            y_parts = [part.double().numpy() for part in y.split(list(sizes))]
+            # Rows are float32, and so is the Gram matrix: 1e-7 of it remains after the ratio.
+            assert float(found[s, t]) == pytest.approx(cka_loops.cka(x_parts, y_parts, gram, hsic), abs=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(4, 300), width=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_packing_keeps_the_gram_matrix(n, width, seed):
+    rows = torch.randn(n, width, generator=torch.Generator().manual_seed(seed)) + 5
+    packed = torch.empty(packed_length(n))
+    pack_rows(rows, packed)
+    centred = rows.double() - rows.double().mean(0)
+    assert torch.allclose(unpack(packed, n).double(), centred @ centred.T, atol=1e-4 * max(1.0, width**0.5))
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_is_one_with_itself_and_symmetric(name):
+    generator = torch.Generator().manual_seed(1)
+    a = stack_rows(draw_layers(generator, (8, 9, 20), (40, 30)), texts_of((40, 30)))
+    b = stack_rows(draw_layers(generator, (5, 12), (40, 30)), texts_of((40, 30)))
+    measure = SIMILARITIES[name]
+    assert torch.allclose(measure(a, a).values.diagonal(), torch.ones(3, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(measure(a, b).values, measure(b, a).values.T, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_invariant_to_rotation_scale_shift_and_order_of_rows_but_not_to_any_linear_map(name):
+    generator = torch.Generator().manual_seed(2)
+    x, y = draw_layers(generator, (10, 10), (60,))
+    rotation = torch.linalg.qr(torch.randn(10, 10, generator=generator)).Q
+    order = torch.randperm(60, generator=generator)
+    measure = SIMILARITIES[name]
+
+    def value(a, b):
+        return float(measure(stack_rows([a], texts_of((60,))), stack_rows([b], texts_of((60,)))).values)
+
+    expected = value(x, y)
+    assert value(x @ rotation * 7.5 + 4, y) == pytest.approx(expected, abs=1e-5)
+    assert value(x[order], y[order]) == pytest.approx(expected, abs=1e-6)
+    assert abs(value(x * torch.linspace(0.01, 5, 10), y) - expected) > 0.02
+    assert abs(value(x[order], y) - expected) > 0.1
+
+
+def test_debiased_is_zero_where_biased_saturates():
+    """Independent features, many more than rows (science: biased is sqrt(pq / ((n+p)(n+q))), debiased 0 ± 1.4/n)."""
+    n, width = 128, 4096
+    generator = torch.Generator().manual_seed(3)
+    a, b = (stack_rows([torch.randn(n, width, generator=generator)], texts_of((n,))) for _ in range(2))
+    assert float(linear_cka(a, b).values) == pytest.approx(width / (n + width), abs=0.003)
+    assert abs(float(debiased_cka(a, b).values)) < 4 * 1.41 / n
+    assert abs(float(rbf_cka(a, b).values)) < 0.1 < 0.9 < float(rbf_cka(a, b, debiased=False).values)
+
+
+def test_dependent_rows_fool_even_the_debiased_form_but_not_one_row_per_text():
+    """Why minibatches take one row of each text: every row doubled, independent models."""
+    generator = torch.Generator().manual_seed(4)
+    a, b = (torch.randn(64, 512, generator=generator) for _ in range(2))
+    doubled = [torch.cat([x, x]) for x in (a, b)]
+    together = debiased_cka(*(stack_rows([x], texts_of((128,))) for x in doubled))
+    apart = debiased_cka(*(stack_rows([x], texts_of((64, 64))) for x in doubled))
+    assert float(together.values) > 0.8
+    assert abs(float(apart.values)) < 0.1
+
+
+def test_a_large_constant_offset_costs_no_precision():
+    generator = torch.Generator().manual_seed(5)
+    x, y = draw_layers(generator, (30, 30), (50,))
+    shifted = x.clone()
+    shifted[:, 3] += 1500
+    plain, moved = (
+        debiased_cka(stack_rows([r], texts_of((50,))), stack_rows([y], texts_of((50,)))) for r in (x, shifted)
+    )
+    assert float(plain.values) == pytest.approx(float(moved.values), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+@pytest.mark.parametrize("constant", [torch.full((20, 8), 0.1), torch.zeros(20, 8)], ids=["tenths", "zeros"])
+def test_a_layer_whose_rows_do_not_differ_is_nan_and_named(name, constant):
+    generator = torch.Generator().manual_seed(6)
+    other = torch.randn(20, 8, generator=generator)
+    result = SIMILARITIES[name](stack_rows([other, constant], texts_of((20,))), stack_rows([other], texts_of((20,))))
+    assert result.degenerate_source == (1,)
+    assert result.degenerate_target == ()
+    assert not result.values[0].isnan().any()
+    assert result.values[1].isnan().all()
+
+
+def test_refuses_other_rows_and_too_few():
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(7))
+    with pytest.raises(ValueError, match="rows of source and target differ"):
+        linear_cka(stack_rows([x], texts_of((12,))), stack_rows([x], texts_of((6, 6))))
+    with pytest.raises(ValueError, match="at least 4 rows"):
+        linear_cka(stack_rows([x], texts_of((9, 3))), stack_rows([x], texts_of((9, 3))))
+
+
+@pytest.mark.parametrize("sizes", [(30,), (150, 140)])
+def test_subset_is_the_stack_of_those_rows(sizes):
+    generator = torch.Generator().manual_seed(8)
+    layers = draw_layers(generator, (6, 11, 3), sizes)
+    texts = tuple(torch.randperm(max(sizes) + 5, generator=generator)[:n] for n in sizes)
+    keep = torch.rand(max(sizes) + 5, generator=generator) < 0.6
+    found = subset(stack_rows(layers, texts), keep)
+    rows = keep[torch.cat(texts)]
+    expected = stack_rows([layer[rows] for layer in layers], tuple(index[keep[index]] for index in texts))
+    assert found.sizes == expected.sizes
+    assert all(torch.equal(a, b) for a, b in zip(found.texts, expected.texts, strict=True))
+    assert torch.allclose(found.packed_LP, expected.packed_LP, atol=1e-3, rtol=1e-4)
+
+
+def test_subset_drops_minibatches_that_get_too_small():
+    layers = [torch.randn(20, 3, generator=torch.Generator().manual_seed(9))]
+    stack = stack_rows(layers, (torch.arange(12), torch.arange(12, 20)))
+    keep = torch.zeros(20, dtype=torch.bool)
+    keep[:10] = True
+    found = subset(stack, keep)
+    assert isinstance(found, GramStack)
+    assert found.sizes == (10,)
+
+
+def test_matches_a_known_value():
+    """Hand-checkable: two centred features at a right angle to each other's, CKA 0; half shared, 1/√2."""
+    basis = np.linalg.qr(np.concatenate([np.ones((8, 1)), np.random.default_rng(0).normal(size=(8, 3))], axis=1))[0][
+        :, 1:
+    ]
+    one, two, three = (torch.tensor(basis[:, i], dtype=torch.float32) for i in range(3))
+    stack = [stack_rows([rows], texts_of((8,))) for rows in (one[:, None], two[:, None], torch.stack([one, three], 1))]
+    assert float(linear_cka(stack[0], stack[1]).values) == pytest.approx(0, abs=1e-6)
+    assert float(linear_cka(stack[0], stack[2]).values) == pytest.approx(2**-0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("num_source", "num_target"), [(28, 36), (1, 1)])
+def test_the_same_bits_with_any_number_of_threads(num_source, num_target):
+    texts = [torch.arange(240)] * 2
+    generator = torch.Generator().manual_seed(0)
+    stacks = [
+        stack_rows([torch.randn(480, 32, generator=generator) for _ in range(count)], texts)
+        for count in (num_source, num_target)
+    ]
+    found = []
+    before = torch.get_num_threads()
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        found.append(debiased_cka(*stacks).values)
+        assert torch.get_num_threads() == num_threads
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])

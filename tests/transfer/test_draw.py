@@ -1,0 +1,245 @@
+"""The heatmap as a page, read back from a headless browser that has no network, and as a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
+from trace_transfer.transfer.heatmap_view import axis_title, colour_range, shortened
+
+SHAPES = [(4, 30), (30, 24), (32, 64), (80, 94)]
+WITH_GAP = (30, 24)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OFFLINE = "MAP * ~NOTFOUND"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+
+def view(name: str, shape: tuple[int, int], seed: int, used: bool) -> View:
+    """A ridge near the diagonal; each source layer chooses its best target, or nothing if it has no values."""
+    num_source, num_target = shape
+    depth = np.linspace(0, 1, num_source)[:, None] - np.linspace(0, 1, num_target)[None]
+    similarity = 0.9 * np.exp(-8 * depth**2) + np.random.default_rng(seed).normal(0, 0.03, shape)
+    if shape == WITH_GAP:
+        similarity[3] = np.nan
+    rows = [source for source in range(num_source) if not np.isnan(similarity[source]).any()]
+    order = {source: np.argsort(similarity[source]).tolist() for source in rows}
+    pairs = tuple((source, order[source][-1]) for source in rows)
+    runner_ups = tuple((source, order[source][-2]) for source in rows)
+    margins = {
+        best: float(similarity[best] - similarity[second]) for best, second in zip(pairs, runner_ups, strict=True)
+    }
+    return View(name, similarity, pairs, runner_ups, margins, used)
+
+
+def heatmap(shape: tuple[int, int], source: str = "small-135M", target: str = "large-8B") -> Heatmap:
+    views = (view("update", shape, 0, used=True), view("stream", shape, 1, used=False))
+    return Heatmap(source, target, views, "cka-debiased, boundary rows, argmax")
+
+
+def traces_in(page: str) -> list[dict]:
+    """The traces that the page hands to plotly."""
+    start = page.index("[", page.index('"plot",', page.index("Plotly.newPlot(")))
+    traces, _ = json.JSONDecoder().raw_decode(page[start:])
+    return traces
+
+
+def rendered(page: Path, folder: Path, script: str = "") -> str:
+    """The document after a browser without network has run it (and then `script`)."""
+    if script:
+        text = page.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>")
+        page = folder / "with_script.html"
+        page.write_text(text, "utf-8")
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900",
+        f"--user-data-dir={folder / 'profile'}", f"--host-resolver-rules={OFFLINE}", "--virtual-time-budget=8000",
+        "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Heatmap, Path]:
+    drawn = heatmap(request.param)
+    page = tmp_path_factory.mktemp("heatmap") / "heatmap.html"
+    write_html(page, drawn)
+    return drawn, page
+
+
+def test_page_holds_all_cells_and_pairs(written: tuple[Heatmap, Path]) -> None:
+    drawn, page = written
+    assert [file.name for file in page.parent.iterdir()] == ["heatmap.html"]
+    traces = traces_in(page.read_text("utf-8"))
+    for one in drawn.views:
+        of_view = [trace for trace in traces if trace.get("meta") == one.name]
+        cells = next(trace for trace in of_view if trace["type"] == "heatmap")
+        chosen = next(trace for trace in of_view if trace.get("name") == "chosen pair")
+        second = next(trace for trace in of_view if trace.get("name") == "runner-up")
+        assert np.allclose(np.array(cells["z"], float), one.similarity, atol=1e-4, equal_nan=True)
+        assert set(zip(chosen["y"], chosen["x"], strict=True)) == set(one.pairs)
+        assert set(zip(second["y"], second["x"], strict=True)) == set(one.runner_ups)
+        assert {trace["visible"] for trace in of_view} == {one.used}
+        for source, target in one.pairs:
+            value, margin = one.similarity[source, target], one.margins[source, target]
+            assert cells["text"][source][target] == f"CKA {value:.3f}, chosen, margin {margin:.3f}"
+        if drawn.shape == WITH_GAP:
+            assert cells["text"][3][0] == "no CKA: a degenerate layer"
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes; what a script holds is text to a browser too."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_page_refers_to_nothing_outside(written: tuple[Heatmap, Path]) -> None:
+    text = written[1].read_text("utf-8")
+    elements = Elements(text).found
+    assert {tag for tag, _ in elements} & {"link", "img", "iframe", "object", "base"} == set()
+    assert [attributes for _, attributes in elements if {"src", "href", "srcset"} & set(attributes)] == []
+    assert elements[0] == ("html", {"lang": "en"})
+    own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"https?:|@import|url\(", own)
+    assert "<title>Layer match: small-135M → large-8B</title>" in own
+    assert ("no value" in own) == (written[0].shape == WITH_GAP)
+
+
+@needs_chromium
+def test_page_renders_without_network(written: tuple[Heatmap, Path], tmp_path: Path) -> None:
+    drawn, page = written
+    fetched = (
+        "document.title += ' fetched ' + performance.getEntriesByType('resource')"
+        ".filter(entry => !/^(data|blob):/.test(entry.name)).length"
+    )
+    dom = rendered(page, tmp_path, fetched)
+    assert "<title>Layer match: small-135M → large-8B fetched 0</title>" in dom
+    assert "<h1>Layer match: small-135M → large-8B</h1>" in dom
+    assert len(re.findall(r'<image [^>]*xlink:href="data:image/png;base64,', dom)) == 1
+    assert dom.count('<path class="point"') == len(drawn.used.pairs) + len(drawn.used.other_runner_ups)
+    assert re.findall(r'<button type="button" data-view="(\w+)" aria-pressed="(\w+)"', dom) == [
+        ("update", "true"),
+        ("stream", "false"),
+    ]
+    for text in ("target layer of large-8B →", ">CKA<"):
+        assert text in dom
+    ticks = [[int(tick) for tick in re.findall(rf'class="{axis}tick"><text[^>]*>(\d+)<', dom)] for axis in "yx"]
+    assert [axis[0] for axis in ticks] == [0, 0]
+    assert [3 <= len(axis) <= count for axis, count in zip(ticks, drawn.shape, strict=True)] == [True, True]
+
+
+@needs_chromium
+def test_button_shows_the_other_view(tmp_path: Path) -> None:
+    drawn, page = heatmap((32, 64)), tmp_path / "heatmap.html"
+    write_html(page, drawn)
+    dom = rendered(page, tmp_path, "document.querySelector('[data-view=stream]').click()")
+    other = drawn.views[1]
+    assert dom.count('<path class="point"') == len(other.pairs) + len(other.other_runner_ups)
+    assert re.findall(r'data-view="(\w+)" aria-pressed="(\w+)"', dom) == [("update", "false"), ("stream", "true")]
+
+
+@needs_chromium
+def test_pointing_at_a_cell_tells_its_values(tmp_path: Path) -> None:
+    drawn, page = heatmap((32, 64)), tmp_path / "heatmap.html"
+    write_html(page, drawn)
+    source, target = drawn.used.pairs[20]
+    hover = f"""
+        const area = document.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
+        const at = {{clientX: box.left + box.width * {(target + 0.5) / 64}, bubbles: true,
+                     clientY: box.bottom - box.height * {(source + 0.5) / 32}}};
+        setTimeout(() => area.dispatchEvent(new MouseEvent("mousemove", at)), 1000);"""
+    label = re.search(r'<g class="hovertext".*?</g>', rendered(page, tmp_path, hover), flags=re.DOTALL)
+    assert label is not None
+    lines = re.findall(r"<tspan[^>]*>([^<]+)</tspan>", label[0])
+    value, margin = drawn.used.similarity[source, target], drawn.used.margins[source, target]
+    assert lines == [f"source layer {source} → target layer {target}", f"CKA {value:.3f}, chosen, margin {margin:.3f}"]
+
+
+@needs_chromium
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    name = '<b id="x">&amp;</script><script>document.title="broken"</script> $a$'
+    page = tmp_path / "heatmap.html"
+    write_html(page, heatmap((32, 64), source=name, target="plain"))
+    dom = rendered(page, tmp_path)
+    assert '<h1>Layer match: &lt;b id="x"&gt;&amp;amp;&lt;/script&gt;&lt;script&gt;' in dom
+    assert "<title>broken" not in dom
+    assert '<b id="x">' not in dom
+    assert len(re.findall(r'<image [^>]*xlink:href="data:image/png', dom)) == 1
+
+
+def test_one_view_needs_no_buttons(tmp_path: Path) -> None:
+    page = tmp_path / "heatmap.html"
+    write_html(page, Heatmap("a", "b", (view("stream", (4, 30), 0, used=True),), ""))
+    assert "<button" not in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_picture(shape: tuple[int, int], tmp_path: Path) -> None:
+    from PIL import Image
+
+    drawn = heatmap(shape, target="x" * 200 + "$y^{$")
+    write_png(tmp_path / "one.png", drawn)
+    write_png(tmp_path / "same.png", drawn)
+    fewer = View("update", drawn.used.similarity, drawn.used.pairs[1:], drawn.used.runner_ups, {}, used=True)
+    write_png(tmp_path / "fewer.png", Heatmap(drawn.source_name, drawn.target_name, (fewer,), drawn.subtitle))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fewer.png", "one.png", "same.png"]
+    with Image.open(tmp_path / "one.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.width == 1350
+        assert 450 <= image.height <= 1150
+        border = np.asarray(image.convert("L"))[:, [0, -1]]
+    assert (border == 255).all(), "something is cut off at the edge"
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "fewer.png").read_bytes()
+
+
+def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "heatmap.html"
+    page.write_text("old", "utf-8")
+
+    def cut_short(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:10].encode(encoding))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", cut_short)
+    with pytest.raises(OSError, match="no space left"):
+        write_html(page, heatmap((4, 30)))
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("heatmap.html", b"old")]
+
+
+def test_views_must_agree() -> None:
+    with pytest.raises(ValueError, match="views of one shape, one of them used"):
+        Heatmap("a", "b", (view("update", (4, 30), 0, used=True), view("stream", (4, 29), 0, used=False)), "")
+    with pytest.raises(ValueError, match="one of them used"):
+        Heatmap("a", "b", (view("update", (4, 30), 0, used=False),), "")
+
+
+def test_colour_range_ignores_gaps_and_one_odd_value() -> None:
+    similarity = np.linspace(-0.02, 0.8, 600).reshape(20, 30)
+    similarity[4, 4], similarity[5, 5] = 40.0, np.nan
+    low, high = colour_range(similarity)
+    assert -0.02 < low < 0 and 0.75 < high < 0.8
+    assert colour_range(np.full((3, 3), np.nan)) == (0.0, 1.0)
+    assert colour_range(np.full((3, 3), 0.5)) == pytest.approx((0.49, 0.51))
+
+
+def test_names_that_do_not_fit_are_shortened() -> None:
+    assert shortened("abcdefghij", 10) == "abcdefghij"
+    assert shortened("abcdefghij", 7) == "abc…hij"
+    assert axis_title("source", "small-135M", 40) == "source layer of small-135M →"
+    assert axis_title("source", "small-135M", 20) == "source layer →"

@@ -1,0 +1,137 @@
+"""What a layer match says of itself: margins, runner-ups, warnings."""
+
+import pytest
+import torch
+
+from tests.maths.stacks import stack_rows
+from tests.transfer.test_stability import stacks
+from trace_transfer.errors import ProbeError
+from trace_transfer.transfer.gram import GramStack
+from trace_transfer.transfer.matching import massive_warnings, match_layers
+from trace_transfer.transfer.probing import Grams
+
+
+def matched(source, target, policy="argmax", **more):
+    return match_layers(source, target, similarity="cka-debiased", policy=policy, **more)
+
+
+def test_margin_and_runner_up_come_from_the_matrix():
+    match = matched(*stacks(), num_splits=3)
+    for pair in match.pairs:
+        row = sorted(match.similarity[pair.source], reverse=True)
+        assert pair.similarity == row[0]
+        assert pair.margin == pytest.approx(row[0] - row[1])
+        assert match.similarity[pair.source, pair.runner_up] == row[1]
+
+
+def test_with_coverage_the_runner_up_is_another_source_and_margins_can_be_negative():
+    source, target = stacks()
+    deeper = GramStack(target.packed_LP[[0, 4, 1, 2, 3, 4]], target.texts)  # one layer out of order
+    match = matched(source, deeper, "coverage", num_splits=0)
+    assert match.by_target
+    assert [p.target for p in match.pairs] == list(range(6))
+    out_of_order = match.pairs[1]
+    assert out_of_order.runner_up == 4
+    assert out_of_order.margin < -0.5
+    assert match.unmatched_sources == match.unmatched_targets == ()
+
+
+def test_unused_layers_and_agreement_of_policies():
+    source, target = stacks()
+    match = matched(source, GramStack(target.packed_LP[[0, 1, 2, 3, 4, 4]], target.texts), num_splits=0)
+    assert len(match.unmatched_targets) == 1
+    assert set(match.policy_agreement) == {"one-to-one", "monotone", "coverage"}
+    assert match.policy_agreement["monotone"] == 1.0
+
+
+def test_layers_that_cannot_be_told_apart_are_named():
+    source, target = stacks(noise=0.5)
+    generator = torch.Generator().manual_seed(0)
+    twin = target.packed_LP[2] + 1e-4 * torch.randn(target.packed_LP.shape[1], generator=generator)
+    double = GramStack(torch.cat([target.packed_LP, twin[None]]), target.texts)
+    match = matched(source, double, num_splits=10)
+    (warning,) = [w for w in match.warnings if "not told apart" in w]
+    assert "1 of 5 pairs" in warning
+    assert "2→" in warning
+    assert not [w for w in matched(source, target, num_splits=10).warnings if "not told apart" in w]
+
+
+def test_a_match_that_is_no_better_than_depth_is_told_one_that_is_the_depth_match_is_not():
+    same = matched(*stacks(), num_splits=5)
+    assert same.depth.agreement == 1.0
+    assert not [w for w in same.warnings if "CKA adds little to depth" in w]
+    generator = torch.Generator().manual_seed(1)
+    noise = [stack_rows([torch.randn(80, 9, generator=generator) for _ in range(6)], (torch.arange(80),)) for _ in "ab"]
+    assert [w for w in matched(*noise, num_splits=5).warnings if "CKA adds little to depth" in w]
+
+
+def deeper_stacks():
+    source, target = stacks()
+    return source, GramStack(target.packed_LP[[0, 1, 1, 2, 3, 3, 4]], target.texts)
+
+
+@pytest.mark.parametrize("policy", ["depth", "shuffled"])
+def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(policy):
+    match = matched(*deeper_stacks(), policy, num_splits=3, seed=4)
+    assert match.policy == policy
+    assert match.by_target
+    assert [w for w in match.warnings if w.startswith("a control, not a match")]
+    assert not [w for w in match.warnings if "CKA adds little to depth" in w]
+    assert {pair.target for pair in match.pairs} == set(range(7))
+    for pair in match.pairs:
+        column = match.similarity[:, pair.target].copy()
+        assert pair.similarity == column[pair.source]
+        column[pair.source] = -9
+        assert pair.margin == pair.similarity - column.max()
+        assert column[pair.runner_up] == column.max()
+    assert set(match.policy_agreement) == {"argmax", "one-to-one", "monotone", "coverage"}
+
+
+def test_depth_is_the_depth_match_and_no_text_changes_it():
+    match = matched(*deeper_stacks(), "depth", num_splits=3)
+    assert (match.depth.agreement, match.depth.mean_similarity_gain) == (1.0, 0.0)
+    assert {pair.flip_rate for pair in match.pairs} == {0.0}
+
+
+def test_shuffled_pairs_are_worse_than_those_that_they_are_made_of():
+    stacked = deeper_stacks()
+    shuffled, covering = (matched(*stacked, policy, num_splits=0) for policy in ("shuffled", "coverage"))
+    assert sum(p.similarity for p in shuffled.pairs) < sum(p.similarity for p in covering.pairs) - 1
+    assert min(p.margin for p in shuffled.pairs) < -0.2
+    assert shuffled.policy_agreement["coverage"] < 1
+    assert matched(*stacked, "shuffled", num_splits=0, seed=1).as_pairs != shuffled.as_pairs
+    assert not [w for w in covering.warnings if "control" in w]
+
+
+def test_a_control_none_of_whose_pairs_has_a_similarity_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    good, flat = torch.randn(20, 6, generator=generator), torch.ones(20, 6)
+    stack = stack_rows([flat, good], (torch.arange(20),))
+    with pytest.raises(ProbeError, match="no pair of the shuffled match has a similarity"):
+        matched(stack, stack, "shuffled", num_splits=0)
+
+
+def test_few_texts_and_degenerate_layers_are_told():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(20, 6, generator=generator), torch.ones(20, 6)]
+    stack = stack_rows(rows, (torch.arange(20),))
+    match = matched(stack, stack, num_splits=2)
+    assert match.degenerate_sources == match.degenerate_targets == (1,)
+    assert [(p.source, p.target) for p in match.pairs] == [(0, 0)]
+    assert any("source layers 1 give the same row" in w for w in match.warnings)
+    assert any("only 20 texts" in w for w in match.warnings)
+
+
+def test_rows_that_never_differ_are_refused():
+    stack = stack_rows([torch.ones(20, 6)], (torch.arange(20),))
+    with pytest.raises(ProbeError, match="do not differ in any layer"):
+        matched(stack, stack)
+
+
+def test_massive_activations_are_named():
+    stack = stack_rows([torch.randn(8, 3)], (torch.arange(8),))
+    grams = Grams({"stream": stack}, {"stream": torch.tensor([[5.0, 0.97], [2.0, 0.1], [5.0, 0.8]])})
+    (warning,) = massive_warnings(grams, "stream", "target")
+    assert "target layers 0, 2" in warning
+    assert "(5)" in warning
+    assert massive_warnings(Grams({}, {"stream": torch.tensor([[5.0, 0.2]])}), "stream", "source") == []

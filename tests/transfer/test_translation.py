@@ -1,0 +1,278 @@
+"""Core sets carried between families, on configs alone."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from tests.tiny_models import build_config
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.selection import select
+from trace_transfer.errors import ArtefactError
+from trace_transfer.families.application import anatomy_of
+from trace_transfer.families.correspondence import build_correspondence
+from trace_transfer.families.model_handle import OpenModel
+from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import ModelSource, read_inventory
+from trace_transfer.records import read_artefact, to_json
+from trace_transfer.transfer.depth import depth_match
+from trace_transfer.transfer.translation import carry, check_cores_fit
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+    "tie_word_embeddings": False,
+}
+
+
+def model(kind, layers, **more):
+    config = AutoConfig.for_model(kind, num_hidden_layers=layers, **{**SIZES, **more})
+    return OpenModel(ModelSource(kind, Path(kind)), config, anatomy_of(read_inventory(config), load_families()))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return model("llama", 2, pad_token_id=0)
+
+
+def core_file(source, scores, ratio=0.1, unit="tensors", **rows):
+    """A core file in which the named parameters have these scores and all others 0."""
+    entries = [
+        CoreParameter(name=name, shape=shape, score=float(scores.get(name, 0)), rows=rows.get(name))
+        for name, shape in source.anatomy.inventory.shapes.items()
+    ]
+    return CoreFile(
+        task="math",
+        model=source.identity,
+        method={"name": "made-up", "ratio": ratio, "unit": unit},
+        parameters=select(entries, ratio, unit),
+    )
+
+
+def carried(core, source, target, pairs=None, how="core", ratio=None, similarity=None):
+    pairs = pairs or depth_match(source.anatomy.num_layers, target.anatomy.num_layers)
+    return carry(
+        core,
+        build_correspondence(source.anatomy, target.anatomy, pairs),
+        similarity or {},
+        how=how,
+        ratio=ratio,
+        target=target,
+        core_sha256="0" * 64,
+        layer_match_sha256="1" * 64,
+    )
+
+
+def core_of(result):
+    return {p.name: p.sources for p in result.core.core}
+
+
+def test_query_becomes_query_and_its_norm_in_qwen3_and_weight_and_bias_in_qwen2(llama):
+    name = "model.layers.1.self_attn.q_proj.weight"
+    core = core_file(llama, {name: 1.0}, 0.05)
+    assert core_of(carried(core, llama, model("qwen3", 2, head_dim=8))) == {
+        name: (name,),
+        "model.layers.1.self_attn.q_norm.weight": (name,),
+    }
+    assert core_of(carried(core, llama, model("qwen2", 2))) == {
+        name: (name,),
+        "model.layers.1.self_attn.q_proj.bias": (name,),
+    }
+
+
+def test_a_fused_target_gets_the_rows_of_the_component(llama):
+    name = "model.layers.0.self_attn.k_proj.weight"
+    result = carried(core_file(llama, {name: 1.0}, 0.05), llama, model("phi3", 2, pad_token_id=0))
+    (entry,) = result.core.core
+    assert (entry.name, entry.rows) == ("model.layers.0.self_attn.qkv_proj.weight", ((32, 48),))
+    assert entry.num_elements == 16 * 32
+    assert result.core.ratio_of_elements == pytest.approx(
+        16 * 32 / sum(p.num_elements for p in result.core.parameters), rel=1e-12
+    )
+
+
+def test_a_fused_source_carries_to_every_part_and_part_of_it_to_that_part(llama):
+    phi = model("phi3", 2, pad_token_id=0)
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    whole = carried(core_file(phi, {name: 1.0}, 0.05), phi, llama)
+    assert set(core_of(whole)) == {f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"}
+    key_only = carried(core_file(phi, {name: 1.0}, 0.05, **{name: [(32, 48)]}), phi, llama)
+    assert set(core_of(key_only)) == {"model.layers.0.self_attn.k_proj.weight"}
+
+
+def test_rows_that_are_only_part_of_a_component_do_not_come_across_and_are_told(llama):
+    phi = model("phi3", 2, pad_token_id=0)
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    core = core_file(phi, {name: 1.0}, 0.05, **{name: [(0, 40)]})
+    result = carried(core, phi, llama)
+    assert set(core_of(result)) == {"model.layers.0.self_attn.q_proj.weight"}
+    (reason,) = [why for dropped, why in result.dropped.items() if "[32:48]" in dropped]
+    assert "only 50% of its elements are core" in reason
+
+
+def test_every_target_parameter_is_listed_and_those_reached_by_nothing_have_no_score(llama):
+    gemma = model("gemma2", 3, head_dim=8, tie_word_embeddings=True)
+    core = core_file(llama, {"model.layers.0.mlp.down_proj.weight": 1.0}, 0.05)
+    listed = carried(core, llama, gemma).core.parameters
+    assert {p.name for p in listed} == set(gemma.anatomy.inventory.shapes)
+    unscored = {p.name for p in listed if p.score is None}
+    assert "model.layers.0.post_attention_layernorm.weight" in unscored  # LLaMA has no norm after attention
+    assert "model.layers.1.self_attn.q_proj.weight" in unscored  # the depth match leaves layer 1 out
+    assert "model.layers.0.mlp.down_proj.weight" not in unscored
+
+
+def test_what_has_no_counterpart_is_dropped_with_the_reason(llama):
+    gpt2 = model("gpt2", 2)
+    gate, up = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    result = carried(core_file(llama, {gate: 1.0, up: 0.9}, 0.1), llama, gpt2)
+    assert "no mlp.gate" in result.dropped[gate]
+    assert set(core_of(result)) == {"transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"}
+    with pytest.raises(ArtefactError, match=r"nothing of it has a counterpart(.|\n)*gate_proj"):
+        carried(core_file(llama, {gate: 1.0}, 0.05), llama, gpt2)
+
+
+def test_scores_keep_the_budget_where_core_loses_it(llama):
+    deep = model("qwen3", 8, head_dim=8)
+    scores = {name: 1.0 / (index + 1) for index, name in enumerate(llama.anatomy.inventory.shapes)}
+    core = core_file(llama, scores, 0.2)
+    onto = tuple((t // 4, t) for t in range(8))
+    by_name = carried(core, llama, deep)
+    by_score = carried(core, llama, deep, pairs=onto, how="scores")
+    count = len(deep.anatomy.inventory.shapes)
+    assert len(by_score.core.core) == int(0.2 * count)
+    assert len(by_name.core.core) < 0.6 * int(0.2 * count)
+    assert by_score.core.transferred_from.carry == "scores"
+
+
+def test_scores_inherit_from_the_principal_and_the_best_of_several_sources_counts(llama):
+    target = model("qwen3", 2, head_dim=8)
+    scores = {f"model.layers.{i}.self_attn.q_proj.weight": 0.3 + i for i in range(2)}
+    result = carried(core_file(llama, scores), llama, target, pairs=[(0, 1), (1, 1)], how="scores")
+    found = {p.name: p for p in result.core.parameters}
+    entry = found["model.layers.1.self_attn.q_norm.weight"]
+    assert entry.score == 1.3
+    assert entry.sources[0] == "model.layers.1.self_attn.q_proj.weight"
+
+
+def test_ties_in_score_go_to_the_better_matched_layer(llama):
+    core = core_file(llama, {"model.layers.0.mlp.up_proj.weight": 1.0}, 0.05)
+    for best in (0, 1):
+        similarity = {(0, t): 0.9 if t == best else 0.1 for t in range(2)}
+        result = carried(
+            core, llama, model("llama", 2, pad_token_id=0), pairs=[(0, 0), (0, 1)], how="scores", similarity=similarity
+        )
+        assert next(iter(core_of(result))) == f"model.layers.{best}.mlp.up_proj.weight"
+
+
+def tiny(kind):
+    config = build_config(kind)
+    return OpenModel(ModelSource(kind, Path(kind)), config, anatomy_of(read_inventory(config), load_families()))
+
+
+def listed(source, entries, unit="tensors"):
+    """A core file of these entries, all of them core."""
+    shapes = source.anatomy.inventory.shapes
+    found = [CoreParameter(shape=shapes[entry["name"]], score=1.0, core=True, **entry) for entry in entries]
+    method = {"name": "made-up", "ratio": 0.5, "unit": unit}
+    return CoreFile(task="math", model=source.identity, method=method, parameters=tuple(found))
+
+
+EXPERTS = "model.layers.1.mlp.experts.gate_up_proj"
+
+
+def test_experts_are_carried_together_whatever_their_numbers(tmp_path):
+    """A gate of all experts becomes the gate of all experts, part of another dimension; the file keeps it."""
+    mixtral, oss = tiny("mixtral"), tiny("gpt_oss")
+    result = carried(listed(mixtral, [{"name": EXPERTS, "columns": ((0, 80),)}]), mixtral, oss)
+    gate = tuple((index, index + 1) for index in range(0, 160, 2))
+    assert [(p.name, p.columns, p.depth) for p in result.core.core] == [
+        (EXPERTS, None, gate),
+        (EXPERTS + "_bias", gate, None),
+    ]
+    assert [p.num_elements for p in result.core.core] == [4 * 48 * 80, 4 * 80]
+    path = tmp_path / "math.core.json"
+    path.write_text(to_json(result.core), encoding="utf-8")
+    assert read_artefact(path, CoreFile) == result.core
+    back = carried(result.core, oss, mixtral)
+    assert [(p.name, p.columns) for p in back.core.core] == [(EXPERTS, ((0, 80),))]
+    assert not result.dropped
+    bias = EXPERTS + "_bias[:, 0:1 of every 2]"
+    assert back.dropped == {bias: "mlp.gate of mixtral has no 'bias'"}, "its other half is not core"
+
+
+def test_some_experts_are_not_carried_and_are_told():
+    """Experts do not correspond from one model to another; all of them, one by one, are as good as the whole."""
+    qwen, mixtral = tiny("qwen3_moe"), tiny("mixtral")
+    every = [{"name": EXPERTS, "rows": ((expert, expert + 1),)} for expert in range(6)]
+    norm = {"name": "model.norm.weight"}
+    some = carried(listed(qwen, [norm, *every[:2], every[4]], "rows"), qwen, mixtral)
+    assert set(core_of(some)) == {"model.norm.weight"}
+    reason = "only 50% of its elements are core, and experts do not correspond from one model to another"
+    assert some.dropped == {f"{EXPERTS}[:, 0:20]": reason, f"{EXPERTS}[:, 20:40]": reason}
+    whole = carried(listed(qwen, every, "rows"), qwen, mixtral)
+    assert [(p.name, p.columns) for p in whole.core.core] == [(EXPERTS, ((0, 80),)), (EXPERTS, ((80, 160),))]
+
+
+def test_a_latent_of_keys_and_values_is_listed_once(llama):
+    deepseek = tiny("deepseek_v3")
+    name, latent = "model.layers.1.self_attn.v_proj.weight", "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"
+    result = carried(core_file(llama, {name: 1.0}, 0.05), llama, deepseek, pairs=[(1, 1)])
+    places = [p.place for p in result.core.parameters]
+    assert len(set(places)) == len(places)
+    assert {(p.name, p.rows) for p in result.core.core if p.name == latent} == {(latent, ((0, 20),))}
+    assert result.core.parameters[0].core and {p.sources for p in result.core.core} == {(name,)}
+    assert sum(p.num_elements for p in result.core.parameters) == deepseek.anatomy.inventory.num_elements
+
+
+def test_a_budget_of_elements_counts_parts_along_the_third_dimension(llama):
+    oss = tiny("gpt_oss")
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    core = core_file(llama, {gate: 1.0}, 0.5, unit="elements")
+    result = carried(core, llama, oss, pairs=[(0, 0)], how="scores", ratio=0.07)
+    total = oss.anatomy.inventory.num_elements
+    (first, *_) = result.core.core
+    assert (first.name, first.num_elements) == ("model.layers.0.mlp.experts.gate_up_proj", 4 * 48 * 80)
+    assert first.num_elements <= sum(p.num_elements for p in result.core.core) <= 0.07 * total
+
+
+def test_ratio_is_taken_on_the_source_with_core_and_on_the_target_with_scores(llama):
+    twin = model("llama", 2, pad_token_id=0)
+    scores = {name: float(index) for index, name in enumerate(llama.anatomy.inventory.shapes)}
+    core = core_file(llama, scores, 0.05)
+    for how in ("core", "scores"):
+        result = carried(core, llama, twin, how=how, ratio=0.5)
+        assert len(result.core.core) == int(0.5 * len(twin.anatomy.inventory.shapes))
+        assert result.core.method.ratio == 0.5
+
+
+def test_a_tied_embedding_meets_embedding_and_head_and_is_listed_once(llama):
+    tied = model("llama", 2, pad_token_id=0, tie_word_embeddings=True)
+    to_tied = carried(core_file(llama, {"lm_head.weight": 1.0}, 0.05), llama, tied)
+    assert core_of(to_tied) == {"model.embed_tokens.weight": ("lm_head.weight",)}
+    assert len([p for p in to_tied.core.parameters if p.name == "model.embed_tokens.weight"]) == 1
+    back = carried(core_file(tied, {"model.embed_tokens.weight": 1.0}, 0.05), tied, llama)
+    assert set(core_of(back)) == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_there_and_back_is_the_same_core_set(llama):
+    qwen = model("qwen3", 2, head_dim=8)
+    chosen = {f"model.layers.{i}.mlp.{x}_proj.weight": 1.0 for i in range(2) for x in ("up", "down")}
+    core = core_file(llama, chosen, 4 / 21)
+    there = carried(core, llama, qwen)
+    back = carried(there.core, qwen, llama)
+    assert set(core_of(back)) == set(chosen)
+
+
+def test_a_core_file_of_another_model_is_refused_with_both_hashes(llama):
+    other = model("llama", 3, pad_token_id=0)
+    core = core_file(other, {})
+    with pytest.raises(ArtefactError, match="made for another model") as refused:
+        check_cores_fit([("math.core.json", core)], llama, llama)
+    message = str(refused.value)
+    assert "swapped" not in message
+    assert core.model.names_sha256[:12] in message
+    assert llama.identity.names_sha256[:12] in message
+    check_cores_fit([("math.core.json", core_file(llama, {}))], llama, other)

@@ -1,0 +1,1 @@
+"""Core files, masks, selection, and the lists of other trainers."""

@@ -1,0 +1,199 @@
+"""Lists of scored parameters as the authors' scripts write them: JSON, read into our terms and written from them.
+
+Three forms: `lf` (combined_score and its terms), `cs` (specificity_score) and the `l2` that their script falls back to
+(delta). A full list ranks every parameter of a model, a selected one holds only the core set; they look alike, so the
+number of names decides. Their specificity_score is the mean *cosine*, low for what is specific: our score is 1 − it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.text_formats import kind_of, read_json
+
+LF_TERMS = ("l2_delta", "fisher_info", "l2_norm_score", "fisher_norm_score")
+# Method → the field of its score, and the fields of its terms.
+FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "lf": ("combined_score", LF_TERMS),
+    "cs": ("specificity_score", ()),
+    "l2": ("delta", ()),
+}
+
+
+class ListedParameter(NamedTuple):
+    """One entry: larger scores are more important, whatever the list has; terms as `maths.saliency` names them."""
+
+    name: str
+    score: float
+    terms: dict[str, float]
+
+
+def read_authors_list(path: Path | str) -> tuple[str, list[ListedParameter]]:
+    """Read a list: its method and its entries, best first.
+
+    Raises:
+        ArtefactError: not there, not a JSON list of one of the three forms, or with missing, repeated, non-finite or
+            contradictory values; all of one kind are named.
+    """
+    file = Path(path)
+    rows = _read_rows(file)
+    method = _method_of(file, rows)
+    score_key, term_keys = FORMS[method]
+    problems = []
+    for index, row in enumerate(rows):
+        problems += [f"entry {index + 1}: {problem}" for problem in _row_problems(row, (score_key, *term_keys))]
+    _refuse(file, problems)
+    _refuse(file, _repeated(rows, "parameter") + _repeated(rows, "rank"))
+    entries = [_entry(row, method) for row in sorted(rows, key=lambda row: row["rank"])]
+    for better, worse in pairwise(entries):
+        if better.score < worse.score:
+            order = "rising" if method == "cs" else "falling"
+            raise ArtefactError(
+                f"{file}: {better.name} has the better rank, but {worse.name} the better {score_key}; expected "
+                f"{order} scores"
+            )
+    return method, entries
+
+
+def core_parameters(
+    entries: Sequence[ListedParameter], shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, str] | None = None
+) -> tuple[CoreParameter, ...]:
+    """All parameters of a model, those listed first and with their scores.
+
+    Fewer names than the model has are a selected list: all of them are core. Of a full list none is; it has yet to be
+    selected from.
+
+    Args:
+        shapes: the model's parameters in model order.
+        told: what is known of names that are none of them.
+
+    Raises:
+        ArtefactError: a list with names that the model lacks; all are named.
+    """
+    lost = [entry.name for entry in entries if entry.name not in shapes]
+    _refuse("the list is of another model", [f"{name}: {(told or {}).get(name, 'no such parameter')}" for name in lost])
+    selected = len(entries) < len(shapes)
+    listed = [
+        CoreParameter(name=e.name, shape=shapes[e.name], score=e.score, terms=e.terms or None, core=selected)
+        for e in entries
+    ]
+    known = {e.name for e in entries}
+    return (*listed, *(CoreParameter(name=name, shape=shape) for name, shape in shapes.items() if name not in known))
+
+
+def to_authors_list(core: CoreFile, whole: bool = False) -> str:
+    """The text of the authors' list of a core set.
+
+    Args:
+        whole: rank every parameter that has a score, not the core set alone. If some have none, then the list is read
+            by `core_parameters` as a selected one.
+
+    Raises:
+        ArtefactError: the list has no form for the method, the core file lacks the terms of its scores, or it holds
+            parts of parameters, which the list cannot name.
+    """
+    method = core.method.name
+    if method not in FORMS:
+        raise ArtefactError(f"scores of method '{method}': the authors' list has forms for {', '.join(FORMS)} only")
+    scored = [(p.score, p) for p in core.parameters if p.score is not None and (whole or p.core)]
+    listed = [p for _, p in scored]
+    where = f"core file of {core.task}"
+    parts = [p.name for p in listed if p.rows or p.columns or p.depth]
+    _refuse(f"{where}: the authors' list names whole parameters, not parts", list(dict.fromkeys(parts)))
+    _, term_keys = FORMS[method]
+    lacking = [
+        f"{p.name}: no {', '.join(missing)}"
+        for p in listed
+        if (missing := [k for k in term_keys if k not in _terms(p)])
+    ]
+    _refuse(f"{where}: the terms of its scores were not kept; score again, with alpha below 1", lacking)
+    ranked = sorted(scored, key=lambda one: -one[0])
+    rows = [_row(p, score, method, rank) for rank, (score, p) in enumerate(ranked, 1)]
+    return json.dumps(rows, indent=4) + "\n"
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    rows = read_json(file, ArtefactError)
+    if not isinstance(rows, list):
+        raise ArtefactError(f"{file}: expected a JSON list of parameters, found {kind_of(rows)}")
+    if not rows:
+        raise ArtefactError(f"{file}: the list is empty")
+    _refuse(
+        file, [f"entry {i + 1}: not an object, but {row!r:.40}" for i, row in enumerate(rows) if type(row) is not dict]
+    )
+    return rows
+
+
+def _method_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The form of the first entry; all others are held to it."""
+    found = [method for method, (score_key, _) in FORMS.items() if score_key in rows[0]]
+    if len(found) == 1:
+        return found[0]
+    expected = " or ".join(score_key for score_key, _ in FORMS.values())
+    tasks = [key for key in rows[0] if key.endswith("_specificity_score")]
+    if tasks:
+        raise ArtefactError(
+            f"{file}: the list of all tasks ({', '.join(tasks)}); give a task's own list, with {expected}"
+        )
+    raise ArtefactError(f"{file}: its first entry has {', '.join(rows[0]) or 'no fields'}, expected one of {expected}")
+
+
+def _row_problems(row: Mapping[str, Any], numbers: Sequence[str]) -> list[str]:
+    problems = [f"no {key}" for key in ("parameter", *numbers, "rank") if key not in row]
+    if problems:
+        return problems
+    if type(row["parameter"]) is not str or not row["parameter"]:
+        problems.append(f"parameter is {row['parameter']!r}, expected a name")
+    if type(row["rank"]) is not int or row["rank"] < 1:
+        problems.append(f"rank is {row['rank']!r}, expected 1, 2, …")
+    for key in numbers:
+        if not _is_finite(row[key]):
+            problems.append(f"{key} is {row[key]!r:.40}, expected a finite number")
+    return problems
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def _repeated(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    counts: dict[Any, int] = {}
+    for row in rows:
+        counts[row[key]] = counts.get(row[key], 0) + 1
+    return [f"{key} {value} is listed {count} times" for value, count in counts.items() if count > 1]
+
+
+def _refuse(where: Path | str, problems: Sequence[str]) -> None:
+    if problems:
+        raise ArtefactError(f"{where}:\n" + listing(problems))
+
+
+def _entry(row: Mapping[str, Any], method: str) -> ListedParameter:
+    score_key, term_keys = FORMS[method]
+    value = float(row[score_key])
+    if method == "cs":
+        return ListedParameter(row["parameter"], 1.0 - value, {"mean_cosine": value})
+    terms = {key: float(row[key]) for key in term_keys} if method == "lf" else {"l2_delta": value}
+    return ListedParameter(row["parameter"], value, terms)
+
+
+def _row(parameter: CoreParameter, score: float, method: str, rank: int) -> dict[str, Any]:
+    score_key, term_keys = FORMS[method]
+    terms = _terms(parameter)
+    if method == "cs":
+        return {"parameter": parameter.name, "rank": rank, score_key: terms.get("mean_cosine", 1.0 - score)}
+    return {"parameter": parameter.name, score_key: score, **{key: terms[key] for key in term_keys}, "rank": rank}
+
+
+def _terms(parameter: CoreParameter) -> dict[str, float]:
+    return parameter.terms or {}

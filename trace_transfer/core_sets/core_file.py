@@ -1,0 +1,140 @@
+"""`TASK.core.json`: the scores of a model's parameters for a task, and which of them are core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trace_transfer.errors import together
+from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
+from trace_transfer.records_base import TASK, ModelIdentity, Range, Strict
+
+
+class CoreParameter(Strict):
+    """One scored parameter, or (with `rows`, `columns` or `depth`) the part of a fused one.
+
+    Rows are ranges of dimension 0, columns of dimension 1, depth of dimension 2, end exclusive. The parts of one
+    parameter are disjoint. `component` and `layer` say what it is by its family's rules; a fused (or shared) parameter
+    is of several, `a+b`. `terms` are what the score was made of.
+    """
+
+    name: str
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    rows: tuple[Range, ...] | None = None
+    columns: tuple[Range, ...] | None = None
+    depth: tuple[Range, ...] | None = None
+    component: str | None = None
+    layer: int | None = None
+    score: float | None = Field(default=None, allow_inf_nan=False)
+    terms: dict[str, float] | None = None
+    core: bool = Field(default=False, strict=True)
+    sources: tuple[str, ...] | None = Field(default=None, alias="from")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> Self:
+        for dim, (word, ranges) in enumerate(zip(AXES, self.place[1:], strict=True)):
+            for start, stop in ranges or ():
+                if dim >= len(self.shape) or not 0 <= start < stop <= self.shape[dim]:
+                    raise ValueError(f"{self.name}: {word} [{start}, {stop}] do not fit shape {list(self.shape)}")
+        if self.core and self.score is None:
+            raise ValueError(f"{self.name}: core, but without a score")
+        return self
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the parameter or of its part."""
+        return part_numel(self.shape, self.rows, self.columns, self.depth)
+
+    @property
+    def place(self) -> tuple[str, Ranges | None, Ranges | None, Ranges | None]:
+        """Name, rows, columns and depth: what tells it from the other entries of its file."""
+        return self.name, self.rows, self.columns, self.depth
+
+
+class Method(BaseModel):
+    """How scores and core set were made; a method may add what it needs to be made again."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    ratio: float = Field(gt=0, le=1)
+    unit: Literal["tensors", "elements", "rows"] = "tensors"
+
+
+class Transfer(Strict):
+    """Where a translated core set came from."""
+
+    model: ModelIdentity
+    core_sha256: str
+    layer_match_sha256: str
+    rules: tuple[str, ...]
+    carry: Literal["core", "scores"]
+
+
+class CoreFile(Strict):
+    """`TASK.core.json`: every scored parameter, best first, and which of them are core."""
+
+    format: Literal["trace-transfer/core"] = "trace-transfer/core"
+    version: Literal[1] = 1
+    task: str = Field(pattern=TASK)
+    model: ModelIdentity
+    method: Method
+    parameters: tuple[CoreParameter, ...]
+    transferred_from: Transfer | None = None
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_be_of_one_model(self) -> Self:
+        problems = _contradictions(self.parameters, self.model)
+        if problems:
+            raise ValueError(together("contradicts itself", problems))
+        return self
+
+    @property
+    def core(self) -> tuple[CoreParameter, ...]:
+        return tuple(parameter for parameter in self.parameters if parameter.core)
+
+    @property
+    def ratio_of_tensors(self) -> float:
+        """Core share of the parameters; the parts of a fused parameter count as one entry each."""
+        return len(self.core) / len(self.parameters)
+
+    @property
+    def ratio_of_elements(self) -> float:
+        return sum(p.num_elements for p in self.core) / sum(p.num_elements for p in self.parameters)
+
+
+def _contradictions(parameters: Sequence[CoreParameter], model: ModelIdentity) -> list[str]:
+    """What cannot be so, whatever the model is. A file need not list all parameters: those that are not scored lack."""
+    if not parameters:
+        return ["no parameters are listed"]
+    problems: dict[str, None] = {}  # in order, each once
+    seen: set[tuple[Any, ...]] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
+    covered: dict[str, int] = {}
+    for entry in parameters:
+        name, shape = entry.name, shapes.setdefault(entry.name, entry.shape)
+        if entry.place in seen:
+            problems[f"{name} is listed twice"] = None
+        elif shape != entry.shape:
+            problems[f"{name} is listed with two shapes, {list(shape)} and {list(entry.shape)}"] = None
+        seen.add(entry.place)
+        covered[name] = covered.get(name, 0) + entry.num_elements
+    if not problems:
+        problems |= {
+            f"{name}: its parts have {count:,} elements together, and its shape {list(shapes[name])} has fewer: they "
+            "overlap": None
+            for name, count in covered.items()
+            if count > numel(shapes[name])
+        }
+    if len(shapes) > model.num_parameters:
+        found = f"{len(shapes):,} parameters are listed"
+        problems[f"{found}, and model.num_parameters says that there are {model.num_parameters:,}"] = None
+    if (total := sum(map(numel, shapes.values()))) > model.num_elements:
+        found = f"the listed parameters have {total:,} elements by their shapes"
+        problems[f"{found}, and model.num_elements says that there are {model.num_elements:,}"] = None
+    return list(problems)

@@ -1,0 +1,1 @@
+"""Task data, supervised examples and the probe set."""

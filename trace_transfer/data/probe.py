@@ -1,0 +1,260 @@
+"""The probe set, and which rows of it two models with different tokenizers can be compared on.
+
+Reads: a text or JSONL file, two tokenizers. Gives: token ids and row spans for both models (`RowPlan`).
+
+A row must mean the same on both sides, so rows are found by character offsets: a `boundary` row is a token whose end
+is a token end in both tokenizers, so that both states have read exactly the same prefix of the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trace_transfer.errors import ProbeError, listing
+from trace_transfer.text_formats import MalformedTextError, json_lines, kind_of, read_text
+
+SHIPPED_PROBE = Path(__file__).with_name("probe.jsonl")
+MIN_TEXTS = 4
+ROW_KINDS = ("boundary", "word", "example")
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Short texts without duplicates. `num_duplicates` were left out."""
+
+    name: str
+    texts: tuple[str, ...]
+    num_duplicates: int = 0
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.texts, ensure_ascii=False).encode()).hexdigest()
+
+
+def load_probe(path: Path | str | None = None) -> ProbeSet:
+    """Read a probe set; None is the one that ships with the package.
+
+    A `.jsonl` (or `.json`) file has an object with a `text` on each line. Any other file is plain text: paragraphs
+    divided by blank lines or, where there is no blank line, one text a line.
+
+    Raises:
+        ProbeError: not there, empty, not UTF-8 text, not as described, or fewer than four different texts.
+    """
+    file = SHIPPED_PROBE if path is None else Path(path)
+    name = "shipped" if path is None else str(path)
+    found = _split(file, _read_text(file))
+    unique = tuple(dict.fromkeys(found))
+    if not found:
+        raise ProbeError(f"{file}: the probe set is empty; give some hundred short texts")
+    if len(unique) == 1 and len(found) > 1:
+        raise ProbeError(f"{file}: all {len(found)} texts of the probe set are the same; they must differ")
+    if len(unique) < MIN_TEXTS:
+        raise ProbeError(
+            f"{file}: {len(unique)} different texts found, at least {MIN_TEXTS} are needed (64 or more are sensible)"
+        )
+    return ProbeSet(name, unique, len(found) - len(unique))
+
+
+def _read_text(file: Path) -> str:
+    return read_text(file, ProbeError, hint="; a probe set is a text or JSONL file")
+
+
+def _split(file: Path, text: str) -> list[str]:
+    if file.suffix not in (".jsonl", ".json"):
+        parts = re.split(r"\n[ \t\r]*\n", text) if re.search(r"\S[ \t\r]*\n[ \t\r]*\n", text) else text.splitlines()
+        return [part.strip() for part in parts if part.strip()]
+    texts, problems = [], []
+    for number, record in json_lines(text):
+        if isinstance(record, MalformedTextError):
+            problems.append(f"line {number}: not JSON ({record.problem})")
+            continue
+        value = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            found = ", ".join(record) if isinstance(record, dict) else kind_of(record)
+            problems.append(f"line {number}: no string under 'text' (found: {found})")
+        elif value.strip():
+            texts.append(value.strip())
+    if problems:
+        raise ProbeError(f'{file}: {len(problems)} lines are not objects like {{"text": "…"}}:\n' + listing(problems))
+    return texts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model reads: token ids of each text, and the token span of each row.
+
+    Attributes:
+        ids: for each text its token ids, special tokens included.
+        spans_R2: int64 [R, 2], first token and the one after the last; a row is the mean over its span.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    spans_R2: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Corresponding rows of two models, minibatch after minibatch; a text has at most one row in a minibatch.
+
+    Attributes:
+        kind: boundary, word or example.
+        texts_R: int64 [R], the text of each row.
+        sizes: number of rows of each minibatch; they sum to R.
+        source, target: what each model reads.
+    """
+
+    kind: str
+    texts_R: Tensor
+    sizes: tuple[int, ...]
+    source: Reading
+    target: Reading
+
+    @property
+    def minibatch_texts(self) -> tuple[Tensor, ...]:
+        return tuple(torch.split(self.texts_R, list(self.sizes)))
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One text under one tokenizer: ids, and (start, end) characters of each token, None for special tokens."""
+
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int] | None, ...]
+
+
+def plan_rows(
+    probe: ProbeSet,
+    source_tokenizer: Any,
+    target_tokenizer: Any,
+    *,
+    kind: str = "boundary",
+    num_minibatches: int = 8,
+    max_length: int = 128,
+    seed: int = 0,
+) -> RowPlan:
+    """Choose the rows on which two models are compared.
+
+    Of each text `num_minibatches` places are drawn; minibatch m takes the m-th of every text, in reading order, so that
+    no two rows of a minibatch come from one text. A text with fewer places misses the last minibatches.
+
+    Args:
+        source_tokenizer, target_tokenizer: fast tokenizers (they know character offsets).
+        kind: `boundary` (token ends common to both), `word` (mean over a word's tokens), `example` (mean of a text).
+        max_length: tokens after which a text is cut, in either model.
+
+    Raises:
+        ProbeError: fewer than four rows are left.
+    """
+    source = [_encode(source_tokenizer, text, max_length) for text in probe.texts]
+    target = [_encode(target_tokenizer, text, max_length) for text in probe.texts]
+    find = {"boundary": _boundary_rows, "word": _word_rows, "example": _example_rows}[kind]
+    generator = torch.Generator().manual_seed(seed)
+    minibatches: list[list[tuple[int, tuple[int, int], tuple[int, int]]]] = [[] for _ in range(num_minibatches)]
+    for index, (text, a, b) in enumerate(zip(probe.texts, source, target, strict=True)):
+        places = find(text, a, b)
+        order = torch.randperm(len(places), generator=generator)[:num_minibatches].sort().values.tolist()
+        for m, place in enumerate(order):
+            minibatches[m].append((index, *places[place]))
+    kept = [rows for rows in minibatches if len(rows) >= MIN_TEXTS]
+    if not kept:
+        most = max(map(len, minibatches))
+        raise ProbeError(
+            f"probe set {probe.name}: {most} of {len(probe.texts)} texts have a usable '{kind}' row, at least "
+            f"{MIN_TEXTS} are needed; give more or longer texts, or another --rows"
+        )
+    rows = [row for minibatch in kept for row in minibatch]
+    return RowPlan(
+        kind,
+        torch.tensor([text for text, _, _ in rows]),
+        tuple(map(len, kept)),
+        Reading(tuple(e.ids for e in source), torch.tensor([span for _, span, _ in rows])),
+        Reading(tuple(e.ids for e in target), torch.tensor([span for _, _, span in rows])),
+    )
+
+
+def _encode(tokenizer: Any, text: str, max_length: int) -> _Encoded:
+    """The text up to `max_length` tokens. A character that the cut splits counts as not read at all."""
+    pieces = tokenizer(
+        text,
+        truncation=True,
+        max_length=max_length,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    offsets, *rest = (
+        tuple(
+            None if special or end <= start else (start, end) for (start, end), special in zip(piece, mask, strict=True)
+        )
+        for piece, mask in zip(pieces["offset_mapping"], pieces["special_tokens_mask"], strict=True)
+    )
+    cut = min((span[0] for piece in rest[:1] for span in piece if span is not None), default=len(text))
+    return _Encoded(
+        tuple(pieces["input_ids"][0]), tuple(None if span is None or span[1] > cut else span for span in offsets)
+    )
+
+
+def _token_ends(encoded: _Encoded) -> dict[int, int]:
+    """Character end → token. Tokens that split one character share an end: the last has read all of it.
+
+    The first token of the sequence is left out: it attends to nothing but itself and, where there is no special token
+    before it, carries the massive activations of an attention sink.
+    """
+    return {span[1]: token for token, span in enumerate(encoded.offsets) if span is not None and token > 0}
+
+
+def _boundary_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    ends_a, ends_b = _token_ends(a), _token_ends(b)
+    common = sorted(ends_a.keys() & ends_b.keys())
+    return [((ends_a[end], ends_a[end] + 1), (ends_b[end], ends_b[end] + 1)) for end in common]
+
+
+def _word_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    rows = []
+    for word in re.finditer(r"\S+", text):
+        one, other = (_overlapping(encoded, *word.span()) for encoded in (a, b))
+        if one is not None and other is not None and one[0] > 0 and other[0] > 0:
+            rows.append((one, other))
+    return rows
+
+
+def _overlapping(encoded: _Encoded, start: int, end: int) -> tuple[int, int] | None:
+    """Tokens that overlap characters [start, end), or None where the text was cut before the word's end."""
+    spans = [(i, span) for i, span in enumerate(encoded.offsets) if span and span[0] < end and span[1] > start]
+    if not spans or spans[-1][1][1] < end:
+        return None
+    return spans[0][0], spans[-1][0] + 1
+
+
+def _example_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    spans = []
+    for encoded in (a, b):
+        tokens = [i for i, span in enumerate(encoded.offsets) if span is not None]
+        if not tokens:
+            return []
+        spans.append((tokens[0], tokens[-1] + 1))
+    one, other = spans
+    return [(one, other)]
+
+
+def token_matrix(ids: Sequence[Sequence[int]], pad: int = 0) -> Tensor:
+    """Token ids padded on the right, int64 [texts, longest].
+
+    Right padding and causal attention together mean that no real token ever sees a padding token, so no mask is
+    needed. (Left padding with eager attention gives NaN at every position.)
+    """
+    longest = max(map(len, ids))
+    return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids])

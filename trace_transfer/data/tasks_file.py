@@ -1,0 +1,256 @@
+"""`tasks.yaml` → one `TaskSpec` per task, with every problem of the file found in one go.
+
+    tasks:
+      - name: math
+        data: gsm8k.jsonl               # .json, .jsonl, .csv or .parquet beside this file; or a hub data set owner/name
+        fields: {prompt: question, completion: answer}
+        max_examples: 200
+
+Reads the file's text and whether the data files are there; no data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from trace_transfer.data.columns import parse_source
+from trace_transfer.errors import UserError, listing
+from trace_transfer.records_base import TASK, Strict
+from trace_transfer.text_formats import kind_of, read_yaml
+
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
+OPTIONAL = ("system", "tools", "chat_template_kwargs")  # of every shape
+SHAPES: dict[str, tuple[str, ...]] = {
+    "prompt and completion": ("prompt", "completion", *OPTIONAL),
+    "instruction, input (optional) and output": ("instruction", "input", "output", *OPTIONAL),
+    "messages": ("messages", *OPTIONAL),
+}
+# Key of a task → what it may say.
+CHOICES = {"template": ("auto", "chat", "plain"), "mismatch": ("refuse", "compose", "keep")}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
+_OTHER_FILES = frozenset(
+    f".{kind}"
+    for kind in (
+        "txt", "tsv", "xls", "xlsx", "xml", "yaml", "yml", "md", "zip", "gz", "bz2", "xz", "zst", "tar", "arrow",
+        "feather", "db", "sqlite", "py", "json5",
+    )
+)  # fmt: skip
+
+
+class TaskError(UserError):
+    """A task's description or data cannot be used; lists every problem of its kind."""
+
+
+class TaskSpec(Strict):
+    """One task of `tasks.yaml`.
+
+    Attributes:
+        data: a local file, relative to `tasks.yaml`, or a hub data set `owner/name`.
+        fields: canonical name (`prompt`, `completion`; `instruction`, `input`, `output`; `messages`; with each of them
+            `system`, `tools`, `chat_template_kwargs`) → a column's name, or a text with columns in braces:
+            `"{question}\\nA. {choices[0]}"`.
+        subset, split, revision: of a hub data set; `split` is `train` if not given.
+        max_examples: a seeded random sample of so many records, in the order of the file; None for all.
+        template: `chat` for the model's chat template, `plain` for the stated one, `auto` for chat where there is one.
+        system: a system message for records that have none of their own.
+        ignore: columns, and keys of messages, that are left out as if they were not there.
+        mismatch: what becomes of an answer that the chat template does not write as it will be generated: `refuse` it,
+            `compose` it from the prompt of generation, the answer as it stands in the data and the end of the turn, or
+            `keep` it as the template writes it.
+        chat_template_kwargs: given to the chat template, such as `{enable_thinking: false}`; a record's own go first.
+    """
+
+    name: str = Field(pattern=TASK)
+    data: str
+    fields: Mapping[str, str] = Field(default_factory=dict)
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    max_examples: int | None = Field(default=None, ge=1, strict=True)
+    template: Literal["auto", "chat", "plain"] = "auto"
+    system: str | None = None
+    ignore: tuple[str, ...] = ()
+    mismatch: Literal["refuse", "compose", "keep"] = "refuse"
+    chat_template_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    _directory: Path | None = PrivateAttr(default=None)  # of the file that names it, if there is one
+
+    @property
+    def builder(self) -> str | None:
+        """The builder of `datasets` that reads the local file; None for a hub data set."""
+        return FORMATS.get(_suffix(self.data))
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"task {self.name} ({self.place})"
+
+    @property
+    def place(self) -> str:
+        """Its data for messages: a local file as it is found from here, not as it is written beside the others."""
+        return str(locate(self.data, self._directory)) if self.builder and self._directory else str(self.data)
+
+    def beside(self, directory: Path) -> Self:
+        """The same, named by a file in that directory."""
+        named = self.model_copy()
+        named._directory = directory
+        return named
+
+    @classmethod
+    def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
+        """Key → file, of those keys of an unchecked item that name a file which must be there."""
+        data = item.get("data")
+        return {"data": data} if isinstance(data, str) and _suffix(data) in FORMATS else {}
+
+    @field_validator("data")
+    @classmethod
+    def _file_or_hub_name(cls, value: str) -> str:
+        suffix = _suffix(value)
+        if suffix in FORMATS or (_HUB_NAME.fullmatch(value) and suffix not in _OTHER_FILES):
+            return value
+        found = f"the extension '{suffix}' of '{value}' is unknown" if suffix else f"'{value}' cannot be used"
+        raise ValueError(f"{found}; expected a {', '.join(FORMATS)} file or a hub data set owner/name")
+
+    @field_validator("fields")
+    @classmethod
+    def _one_shape(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        known = list(dict.fromkeys(name for names in SHAPES.values() for name in names))
+        if unknown := [name for name in value if name not in known]:
+            raise ValueError("; ".join(f"unknown field '{name}', {suggestion(name, known)}" for name in unknown))
+        if not any(set(value) <= set(names) for names in SHAPES.values()):
+            raise ValueError(f"{', '.join(value)} are of different shapes; the shapes are {'; '.join(SHAPES)}")
+        for text in value.values():
+            parse_source(text)
+        return value
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("is blank; leave it out for no system message")
+        return value
+
+    @model_validator(mode="after")
+    def _hub_only(self) -> Self:
+        given = [name for name in ("subset", "split", "revision") if getattr(self, name) is not None]
+        if self.builder and given:
+            raise ValueError(f"{', '.join(given)}: only for hub data sets; {self.data} is a local file")
+        return self
+
+
+def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
+    """Read `tasks.yaml`; data files are looked for relative to it.
+
+    Raises:
+        TaskError: not there, not YAML, no tasks, unknown keys, two tasks with one name, missing data files: all that
+            is wrong with the file at once.
+    """
+    return load_list(path, TaskSpec)
+
+
+Spec = TypeVar("Spec", bound=TaskSpec)
+
+
+def load_list(path: Path | str, kind: type[Spec]) -> tuple[Spec, ...]:
+    """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys; raises as `load_tasks`."""
+    file = Path(path)
+    specs, problems = checked_items(_items(file, parse_yaml(file)), kind, file.parent)
+    if problems:
+        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
+        raise TaskError(f"{file}: {count}:\n" + listing(problems))
+    return specs
+
+
+def checked_items(
+    items: Sequence[Any], kind: type[Spec], base_directory: Path, what: str = "task"
+) -> tuple[tuple[Spec, ...], list[str]]:
+    """Items of a list as specs, and a line for each problem of any of them: keys, names, files that are missing."""
+    problems, specs = [], []
+    for number, item in enumerate(items, start=1):
+        named = isinstance(item, Mapping) and "name" in item
+        label = f"{what} '{item['name']}'" if named else f"{what} {number} of the list"
+        try:
+            specs.append(kind.model_validate(item).beside(base_directory))
+        except ValidationError as error:
+            problems += [f"{label}: {_problem(found, kind.model_fields)}" for found in error.errors()]
+    names = [item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
+    problems += [
+        f"{what} '{name}': {names.count(name)} {what}s have this name"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for item in items:
+        for key, data in kind.local_files(item).items() if isinstance(item, Mapping) else ():
+            if not (found := locate(data, base_directory)).is_file():
+                said = "is a directory, expected a file" if found.is_dir() else "no such file"
+                problems.append(f"{what} '{item.get('name')}': {key}: {found}: {said}")
+    return tuple(specs), problems
+
+
+def data_file(spec: TaskSpec, base_directory: Path | str) -> Path:
+    """Where a local data file lies."""
+    return locate(spec.data, base_directory)
+
+
+def locate(file: str, base_directory: Path | str) -> Path:
+    """A file named in a file that lies in that directory."""
+    return Path(base_directory) / Path(file).expanduser()
+
+
+def _suffix(data: str) -> str:
+    return PurePosixPath(data).suffix.lower()
+
+
+def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> str:
+    """All that is allowed, and what was probably meant."""
+    close = get_close_matches(str(word), list(allowed), 1, cutoff=0.6)
+    meant = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{what}: {', '.join(allowed)}{meant}"
+
+
+def parse_yaml(file: Path) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        TaskError: it cannot be read, or is not YAML, with the line.
+    """
+    return read_yaml(file, TaskError)
+
+
+def _items(file: Path, content: Any) -> list[Any]:
+    """The list under `tasks:`."""
+    expected = "expected a list of tasks under 'tasks:', each with name: and data:"
+    if not isinstance(content, Mapping) or "tasks" not in content:
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else kind_of(content)
+        raise TaskError(f"{file}: found {found}; {expected}")
+    if unknown := [key for key in content if key != "tasks"]:
+        raise TaskError(f"{file}: unknown keys beside 'tasks:': {', '.join(map(str, unknown))}; each belongs to a task")
+    items = content["tasks"]
+    if not isinstance(items, list) or not items:
+        found = "no tasks" if not items else kind_of(items)
+        raise TaskError(f"{file}: tasks: found {found}; {expected}")
+    return items
+
+
+def _problem(error: Any, keys: Collection[str]) -> str:
+    """One problem of pydantic's in our words."""
+    location, given = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{location}', {suggestion(location, keys)}"
+    if error["type"] == "missing":
+        return f"'{location}:' is missing"
+    if error["type"] == "value_error":
+        return f"{location}: {error['ctx']['error']}" if location else str(error["ctx"]["error"])
+    if error["type"] == "string_pattern_mismatch":
+        return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
+    if error["type"] == "literal_error":
+        return f"{location}: {given!r} is none of {', '.join(CHOICES.get(location, ()))}"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"found {kind_of(given)}, expected a mapping with name: and data:"
+    return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"

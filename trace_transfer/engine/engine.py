@@ -1,0 +1,299 @@
+"""DeepSpeed, driven directly: an engine for one stage of training.
+
+What it needs to be exact, measured on 0.19.8:
+
+- Its own accumulation divides by a fixed number of micro-batches. It is told that there is one, and where the last
+  micro-batch of a step is; so a step may have any number of them, and the loss needs no correction but for the ranks.
+- bfloat16 without ZeRO takes one AdamW step with zero gradients while it is built (it counts for the bias correction
+  and applies weight decay): it is built with a learning rate of 0, and the count is taken back.
+- ZeRO 3 takes the experts' blocks of some families as one, without hooks on what is in them, and lets go of the slices
+  there before their gradients come: it is told to take none so.
+- Master weights are made from the weights rounded to bfloat16: they are set to the true ones afterwards.
+- A group of processes installs `sys.excepthook` each time, ZeRO 3 keeps every model of the process alive in two global
+  places, and one extension is compiled on a CPU when a group is made (half a minute): each is undone or prevented
+  (`meeting`, `quiet`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.data.examples import Batch
+from trace_transfer.engine.deepspeed_workarounds import deepspeed_library, forget_models
+from trace_transfer.engine.deepspeed_workarounds import quiet as _quiet
+from trace_transfer.engine.partitioned import gathered, shapes_of
+from trace_transfer.engine.ranks import Ranks
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.engine.slices import places_of, require_fitting, splice, taken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; allocated whole, so that small models get a smaller one
+PERSISTENT = 100_000  # elements up to which ZeRO 3 does not partition a parameter, DeepSpeed's default
+
+
+class Engine:
+    """A model in training. Build it with `open_engine`; its methods are collective: all ranks call them alike."""
+
+    def __init__(self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None) -> None:
+        shapes = shapes_of(model)
+        mask = Mask.everything(shapes) if mask is None else mask
+        require_fitting(mask, shapes)
+        known = dict(model.named_parameters())
+        self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
+        self.sliced = mask.sliced
+        self.parameters = _trained(model, mask)
+        config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
+        model.train()
+        with _quiet():
+            if settings.gradient_checkpointing:  # transformers 5.23 warns of a new name that older ones do not know
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.deepspeed, *_ = deepspeed_library().initialize(
+                model=model, model_parameters=list(self.parameters.values()), config=config
+            )
+        self.device = ranks.device
+        self.stage = settings.zero
+        self._plain = self._plain_masters()
+        self.set_steps(0)
+
+    def _plain_masters(self) -> dict[str, Tensor]:
+        """Without ZeRO: name → its float32 master weight, which is the parameter itself unless that is bfloat16."""
+        if self.stage > 0:
+            return {}
+        groups = getattr(self.deepspeed.optimizer, "fp16_groups", None)
+        if groups is None:
+            return dict(self.parameters)
+        pairs = zip(chain(*groups), chain(*self.deepspeed.optimizer.fp32_groups), strict=True)
+        masters = {id(parameter): master for parameter, master in pairs}
+        return {name: masters[id(parameter)] for name, parameter in self.parameters.items()}
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[b, t, v] for a batch padded on the right."""
+        ids_bt, mask_bt = batch.input_ids_bt.to(self.device), batch.attention_mask_bt.to(self.device)
+        logits_btv: Tensor = self.deepspeed(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
+        return logits_btv
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a micro-batch's gradient; the step's is the mean over ranks of the sums over micro-batches."""
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        self.deepspeed.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, forget the gradient; returns its norm before clipping, NaN or Inf if it could not be used."""
+        for group in self.deepspeed.basic_optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = None
+        if self.stage == 0 and self.deepspeed.optimizer is self.deepspeed.basic_optimizer:  # which tells no norm
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not torch.isfinite(torch.tensor(norm)):
+                return norm
+        self.deepspeed.step()
+        if norm is None:
+            norm = float(self.deepspeed.get_global_grad_norm())
+        return norm if self.deepspeed.was_step_applied() else float("nan")
+
+    def live(self, name: str) -> Tensor:
+        """A frozen parameter as it is used (of a sliced one the frozen original), whole, a copy on the CPU."""
+        parameter = self.frozen[name]
+        with gathered(parameter):
+            return parameter.detach().to("cpu", copy=True)
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and float32 master weight of all that is trained of each parameter, one at a time, on the CPU."""
+        return ((name, self.get(name, MASTER)) for name in self.parameters)
+
+    def get(self, name: str, kind: str) -> Tensor:
+        """What is trained of one parameter, its master weight or one of its `MOMENTS`: float32, a copy on the CPU."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.stage == 0:
+            master = self._plain[name]
+            found = master if kind == MASTER else self.deepspeed.basic_optimizer.state[master][kind]
+        elif kind == MASTER:
+            found = safe_get_full_fp32_param(self.parameters[name])
+        else:
+            found = safe_get_full_optimizer_state(self.parameters[name], kind)
+        return found.detach().to("cpu", torch.float32, copy=True)
+
+    def set(self, kind: str, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Set master weights or moments. Masters must round to the weights that the model was built with."""
+        for name, value in values:
+            self._set(name, kind, value.to(self.device, torch.float32))
+
+    def _set(self, name: str, kind: str, value: Tensor) -> None:
+        from deepspeed import utils
+
+        parameter = self.parameters[name]
+        if self.stage == 0:
+            master = self._plain[name]
+            found = master if kind == MASTER else self.deepspeed.basic_optimizer.state[master][kind]
+            with torch.no_grad():
+                found.copy_(value)
+        elif self.stage < 3 and kind == MASTER:
+            utils.safe_set_full_fp32_param(parameter, value)
+        elif self.stage < 3:
+            utils.safe_set_full_optimizer_state(parameter, value, kind)
+        else:  # the setter of whole values fails where the ranks do not divide the elements
+            part = _partition(parameter, value)
+            if kind == MASTER:
+                utils.safe_set_local_fp32_param(parameter, part)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, part, kind)
+
+    def set_steps(self, count: int) -> None:
+        """Say how many steps the optimizer has taken, for its bias correction; moments of 0 are made where none are."""
+        optimizer = self.deepspeed.basic_optimizer
+        if count == 0 and not optimizer.state:
+            return  # made by the first step
+        flat = getattr(self.deepspeed.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3 lends them to a step
+        for master in flat or [p for group in optimizer.param_groups for p in group["params"]]:
+            state = optimizer.state[master]
+            state["step"] = torch.tensor(float(count))
+            for kind in MOMENTS:
+                if kind not in state:
+                    state[kind] = torch.zeros_like(master, requires_grad=False)
+        if self.stage in (1, 2):
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def close(self) -> None:
+        """Free everything that DeepSpeed holds; the engine cannot be used afterwards."""
+        with _quiet():
+            self.deepspeed.destroy()
+            if self.stage == 3:
+                forget_models()
+            self.parameters, self._plain, self.frozen = {}, {}, {}
+            del self.deepspeed
+
+
+@contextmanager
+def open_engine(
+    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None = None
+) -> Iterator[Engine]:
+    """A new engine for one stage of training. The model belongs to it: let go of it afterwards.
+
+    Args:
+        model: whole on every rank, or for ZeRO 3 as `partitioned.fill_partitioned` leaves it.
+        mask: what is trained; None is all. Fixed for the life of the engine.
+
+    Raises:
+        MaskError: it does not fit the model.
+    """
+    with _releasing_linear() if settings.zero == 3 else nullcontext():
+        engine = Engine(model, settings, ranks, mask)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def _releasing_linear() -> Iterator[None]:
+    """DeepSpeed's own `linear` in torch's place, as `zero.Init` puts it there for good: torch's keeps every gathered
+    weight from the forward to the backward pass, and with them the whole model on each rank."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    before = torch.nn.functional.linear
+    torch.nn.functional.linear = zero3_linear_wrap
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = before
+
+
+def _trained(model: PreTrainedModel, mask: Mask) -> dict[str, nn.Parameter]:
+    """Name → what is trained of that parameter, in the model's order; everything else is frozen."""
+    places = places_of(model)
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters()):
+        parameter.requires_grad_(False)
+        if name not in mask.parts:
+            continue
+        part, trained = mask.parts[name], parameter
+        if part is not None:
+            with gathered(parameter):
+                trained = nn.Parameter(taken(parameter.detach(), part))
+            splice(places[name], part, trained)
+        trained.requires_grad_(True)
+        found[name] = trained
+    return found
+
+
+def resolve_precision(settings: TrainSettings) -> torch.dtype:
+    """The type of the weights in the forward and backward pass."""
+    if settings.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype: torch.dtype = getattr(torch, settings.precision)
+    return dtype
+
+
+def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
+    """What DeepSpeed is given: our own, with the user's put into it.
+
+    Args:
+        num_elements: that are trained.
+
+    Raises:
+        UserError: the user's contradicts ours.
+    """
+    config = _config(settings, ranks, dtype, num_elements)
+    if not settings.deepspeed:
+        return config
+    from trace_transfer.engine.deepspeed_json import merged
+
+    return merged(config, settings.deepspeed)
+
+
+def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
+    bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
+    adamw = {"torch_adam": True, "lr": 0.0, "betas": BETAS, "eps": EPS, "weight_decay": settings.weight_decay}
+    zero: dict[str, Any] = {
+        "stage": settings.zero,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_param_persistence_threshold": PERSISTENT,
+    }
+    if settings.zero == 3:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        if "leaf_module" in DeepSpeedZeroConfig.model_fields:  # not in older ones
+            zero["leaf_module"] = {"classes": []}
+    memory = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    if settings.offload in ("optimizer", "parameters"):
+        zero["offload_optimizer"] = memory
+    if settings.offload == "parameters":
+        zero["offload_param"] = memory
+    config = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": settings.micro_batch_size * ranks.size,
+        "gradient_clipping": settings.max_grad_norm or 0.0,
+        "optimizer": {"type": "AdamW", "params": adamw},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that offloading changes no result
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+    }
+    if dtype == torch.bfloat16 and settings.zero > 0:  # without ZeRO there is no float32 accumulation to be had
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _partition(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's part of a parameter under ZeRO 3, padded with zeros."""
+    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+    part = torch.zeros(size, dtype=value.dtype, device=value.device)
+    mine = value.flatten()[size * rank : size * (rank + 1)]
+    part[: mine.numel()] = mine
+    return part

@@ -1,0 +1,243 @@
+"""What a training will want, known from names, shapes and settings before any weight is read.
+
+Of P parameters in all, T of them trained (of a slice its rows or columns alone), at w bytes in the forward pass (2 in
+bfloat16, 4 in float32), N ranks; bytes per rank, as DeepSpeed 0.19 allocates them for the engine's configuration:
+
+    ZeRO           parameters   gradients           optimizer: master weights, two moments
+    0, float32     4·P          4·T                 8·T   (parameters are their own masters)
+    0, bfloat16    2·P          2·T, 6·T in a step  12·T
+    1, float32     4·P          4·T, 4·T/N later    12·T/N
+    1, bfloat16    2·P          6·T                 12·T/N
+    2              w·P          4·T/N               12·T/N
+    3              w·P/N        4·T/N               12·T/N
+
+and from ZeRO 1 on a buffer of 4 bytes for each of at most `reduce_bucket_size` elements, through which gradients pass.
+With ZeRO 3 small parameters are whole on every rank, and what is computed next is gathered. With offloading the
+optimizer's bytes and 4·T/N of gradients, or also parameters, lie in the memory of the CPU. Not counted: DeepSpeed's and
+torch's own workspaces, fragmentation, and the libraries.
+
+Activations of one micro-batch, per token and layer from the lowest trained one on, d wide, with queries q and an MLP f
+wide (after Korthikanti et al., 2022, arXiv:2205.05198, section 4.1, for RMS norms, gated MLPs and fused attention):
+w·(4·q + 3·f) (without a gate w·f, or w·4·f where the activation is several operations) and 4·d a norm; beside that
+w·d for trained queries, keys or values, w·d for a trained gate or up, w·f for a trained down, 4·d for a trained norm.
+With gradient checkpointing: w·d a layer, and all of one layer. On top the log-softmax of supervised tokens, and the
+logits of all with their gradients. On SmolLM2-135M 1.05 to 1.07 × what autograd keeps; of tiny models of 9 families,
+all trained, 0.84 to 1.29 ×. The lowest trained layer counts whole: of a mask that may be one layer too much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.hardware import active_elements, lowest_layer, query_width
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.families.anatomy import Anatomy, Unit
+from trace_transfer.models.sources import numel
+
+if TYPE_CHECKING:
+    from trace_transfer.data.examples import TaskData
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+LARGEST_BUCKET, PERSISTENT = 500_000_000, 100_000  # as in `engine`
+MOST_LIVE = 1_000_000_000  # elements that ZeRO 3 gathers at most, DeepSpeed's default
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The data of one training, as far as memory and time depend on it.
+
+    Attributes:
+        num_tokens: of all examples, padding not counted.
+        longest: tokens of the longest example.
+        supervised: tokens to learn from in the micro-batch that has most.
+    """
+
+    num_examples: int
+    num_tokens: int
+    longest: int
+    supervised: int
+
+    @classmethod
+    def of(cls, data: TaskData, micro_batch_size: int) -> Workload:
+        """Bounds that hold however examples are put together."""
+        lengths = [len(example.input_ids) for example in data.examples]
+        supervised = sorted((example.num_supervised for example in data.examples), reverse=True)
+        return cls(len(lengths), sum(lengths), max(lengths, default=0), sum(supervised[:micro_batch_size]))
+
+    @property
+    def mean_length(self) -> float:
+        return self.num_tokens / max(1, self.num_examples)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one training.
+
+    Attributes:
+        num_parameters, num_elements: trained tensors, and elements in them.
+        share: of all elements that are trained.
+        parameters, gradients, optimizer: bytes on the device of each rank.
+        activations: bytes on the device of each rank, of one micro-batch.
+        buffers: bytes at most of DeepSpeed's communication buffers and, with ZeRO 3, gathered parameters.
+        host: bytes in the memory of the CPU, per rank, where something is offloaded.
+        num_steps: optimizer steps.
+        checkpoint, patch, model: bytes on the disk.
+        notes: what the numbers leave open, each a sentence.
+    """
+
+    num_parameters: int
+    num_elements: int
+    share: float
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    host: int
+    num_steps: int
+    checkpoint: int
+    patch: int
+    model: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device of each rank, all at once: more than the peak, which has not all of them together."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+
+
+def estimate(
+    anatomy: Anatomy, mask: Mask, settings: TrainSettings, workload: Workload, *, num_ranks: int, precision: str,
+    stored_itemsize: int = 2, saved_itemsize: int | None = None,
+) -> Estimate:  # fmt: skip
+    """Estimate a training.
+
+    Args:
+        precision: `float32` or `bfloat16`, resolved.
+        stored_itemsize: bytes of a value in the base's files.
+        saved_itemsize: bytes of a trained value in patch and model; default as stored.
+    """
+    shapes, itemsize = anatomy.inventory.shapes, ITEMSIZE[precision]
+    saved = stored_itemsize if saved_itemsize is None else saved_itemsize
+    trained = mask.numel(shapes)
+    whole = anatomy.inventory.num_elements
+    memory = _memory(anatomy, mask, settings, num_ranks, itemsize)
+    return Estimate(
+        num_parameters=len(mask.parts),
+        num_elements=trained,
+        share=trained / whole,
+        **memory,
+        activations=activations(
+            anatomy, mask, num_texts=min(settings.micro_batch_size, workload.num_examples), length=workload.longest,
+            supervised=workload.supervised, itemsize=itemsize, checkpointing=settings.gradient_checkpointing,
+        ),
+        num_steps=settings.epochs * math.ceil(workload.num_examples / settings.batch_size),
+        checkpoint=12 * trained,
+        patch=(stored_itemsize + saved) * trained,
+        model=stored_itemsize * whole + (saved - stored_itemsize) * sum(numel(shapes[name]) for name in mask.parts),
+        notes=_notes(mask, settings),
+    )  # fmt: skip
+
+
+def _memory(anatomy: Anatomy, mask: Mask, settings: TrainSettings, num_ranks: int, itemsize: int) -> dict[str, int]:
+    shapes, zero = anatomy.inventory.shapes, settings.zero
+    trained = mask.numel(shapes)
+    part = math.ceil(trained / num_ranks)
+    apart = sum(slice_.numel(shapes[name]) for name, slice_ in mask.sliced.items())  # parameters of their own
+    parameters = itemsize * (anatomy.inventory.num_elements + apart)
+    optimizer, summed = 12 * part, 4 * part  # what is summed in float32 is summed where the optimizer is
+    gradients = 0
+    if zero == 0:
+        optimizer = (8 if itemsize == 4 else 12) * trained
+        gradients, summed = (4 if itemsize == 4 else 6) * trained, 0
+    elif zero == 1:
+        gradients, summed = itemsize * trained, 0 if itemsize == 4 else 4 * trained
+    elif zero == 3:
+        sizes = [numel(shape) for shape in shapes.values()]
+        small = _setting(settings, "stage3_param_persistence_threshold", PERSISTENT)
+        held = sum(size if size <= small else math.ceil(size / num_ranks) for size in sizes)
+        parameters = itemsize * (held + math.ceil(apart / num_ranks))
+    host = 0
+    if settings.offload in ("optimizer", "parameters"):
+        host, optimizer, summed = optimizer + 4 * part, 0, 0
+    if settings.offload == "parameters":
+        host, parameters = host + parameters, 0
+    return {
+        "parameters": parameters, "gradients": gradients + summed, "optimizer": optimizer, "host": host,
+        "buffers": _buffers(anatomy, settings, trained, num_ranks, itemsize),
+    }  # fmt: skip
+
+
+def activations(
+    anatomy: Anatomy, mask: Mask, *, num_texts: int, length: int, supervised: int, itemsize: int,
+    checkpointing: bool = False,
+) -> int:  # fmt: skip
+    """Bytes of one micro-batch of texts of so many tokens, `supervised` of them learned from."""
+    config = anatomy.inventory.config.get_text_config()
+    layers = [
+        _kept([unit for unit in anatomy.units if unit.layer == layer], mask, config, length, itemsize)
+        for layer in range(max(0, lowest_layer(anatomy, mask)), anatomy.num_layers)
+    ]
+    kept = sum(layers)
+    if checkpointing:
+        kept = itemsize * config.hidden_size * len(layers) + max(layers, default=0)
+    copies = sum(itemsize * numel(anatomy.inventory.shapes[name]) for name in mask.sliced)  # with the slice put in
+    tokens = num_texts * length
+    logits = config.vocab_size * (tokens * itemsize + supervised * (4 + 4 + itemsize))
+    return int(tokens * kept + copies + logits)
+
+
+def _kept(units: Sequence[Unit], mask: Mask, config: Any, length: int, itemsize: int) -> float:
+    """Bytes per token of one layer, if something in it or below is trained."""
+    hidden, found = int(config.hidden_size), 0.0
+    trained = {unit.component for unit in units if mask.trains(unit.name)}
+    shared = [{"attention.query", "attention.key", "attention.value"}, {"mlp.gate", "mlp.up"}]  # read one input
+    found += itemsize * hidden * sum(bool(trained & readers) for readers in shared)
+    written_out = getattr(config, "activation_function", None) in ("gelu_new", "gelu_fast")  # each operation its input
+    inner = 3 if any(unit.component == "mlp.gate" for unit in units) else 4 if written_out else 1
+    queries = sum(query_width(unit, hidden) for unit in units if unit.component == "attention.query" and unit.principal)
+    for unit in units:
+        if unit.role == "norm":
+            found += 4 * (hidden if unit.component.startswith("norm.") else queries) * (1 + mask.trains(unit.name))
+        if unit.component == "mlp.up" and unit.role == "weight":
+            found += itemsize * active_elements(unit, config) / hidden * (inner + ("mlp.down" in trained))
+    if getattr(config, "attn_logit_softcapping", None):  # what fused attention cannot
+        found += itemsize * 3 * config.num_attention_heads * length
+    return found + itemsize * 4 * queries
+
+
+def _buffers(anatomy: Anatomy, settings: TrainSettings, trained: int, num_ranks: int, itemsize: int) -> int:
+    if settings.zero == 0:
+        return 0
+    bucket = min(_setting(settings, "reduce_bucket_size", LARGEST_BUCKET), trained)
+    gathered = 0
+    if settings.zero == 3 and (num_ranks > 1 or settings.offload == "parameters"):
+        most = _setting(settings, "stage3_max_live_parameters", MOST_LIVE)
+        layer = max(map(numel, anatomy.inventory.shapes.values()))
+        gathered = itemsize * min(anatomy.inventory.num_elements, max(most, layer))
+    return 4 * bucket + gathered
+
+
+def _setting(settings: TrainSettings, name: str, default: int) -> int:
+    """A size from the user's DeepSpeed JSON."""
+    zero: Any = settings.deepspeed.get("zero_optimization", {})
+    value = zero.get(name, default) if isinstance(zero, Mapping) else default
+    return int(value) if isinstance(value, (int, float)) else default
+
+
+def _notes(mask: Mask, settings: TrainSettings) -> tuple[str, ...]:
+    found = ["Libraries, workspaces and fragmentation come on top; on a GPU keep a tenth free."]
+    if settings.zero >= 2:
+        found.append("Gradients are parted while they come, through a buffer of reduce_bucket_size elements.")
+    if settings.zero == 3:
+        found.append(
+            "Up to stage3_max_live_parameters (1e9 elements) are gathered at once; a DeepSpeed JSON with fewer needs "
+            "less memory and more communication."
+        )
+    if mask.sliced:
+        found.append("The whole gradient of a parameter of which a slice is trained is there for a moment.")
+    return tuple(found)

@@ -1,0 +1,206 @@
+"""The model that a training starts from, with its weights in memory.
+
+Reads: config and weights of a directory, a GGUF file or a hub model, through transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cached_property
+from logging import Handler
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.models.checkpoints import Checkpoint, local_directory, open_checkpoint, release
+from trace_transfer.models.shards import require_finite
+from trace_transfer.models.sources import (
+    Inventory,
+    ModelSource,
+    build_meta_model,
+    inventory_of,
+    load_config,
+    read_inventory,
+    tied_names,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_REPORT = "LOAD REPORT"  # what transformers' errors mean by "the above report"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class StartingPoint(Protocol):
+    """Weights that a training starts from; which ones decides whether a checkpoint may be gone on from."""
+
+    @property
+    def names_sha256(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights change."""
+        ...
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with its weights, rounded to a type."""
+        ...
+
+    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The same model with its parameters on the meta device, and its buffers real."""
+        ...
+
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Those parameters of `load(dtype)`, in that order, one at a time."""
+        ...
+
+    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model as it is published: the starting point of a warm start."""
+
+    source: ModelSource
+
+    @cached_property
+    def config(self) -> Any:
+        return load_config(self.source)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        return read_inventory(self.config)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.source)
+
+    @property
+    def names_sha256(self) -> str:
+        return self.inventory.names_sha256
+
+    @property
+    def fingerprint(self) -> str:
+        return self.checkpoint.fingerprint
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        return load_model(self.source, self.inventory, dtype)
+
+    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        model = build_meta_model(copy.deepcopy(self.config), dtype)
+        model.config.use_cache = False
+        saved = model.state_dict().keys() & {name for name, _ in model.named_buffers()}
+        strict = model._keep_in_fp32_modules_strict or ()
+        for name in saved:
+            if any(kept in name for kept in strict):  # as `from_pretrained` keeps them
+                owner, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, model.get_buffer(name).float())
+        if saved:
+            self.checkpoint.load(model, saved.__contains__, torch.device("cpu"), dtype)
+        return model
+
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        model = build_meta_model(copy.deepcopy(self.config), dtype)
+        for name in names:
+            known = tied_names(model, name)  # a tied embedding may have been saved as the head only
+            self.checkpoint.load(model, known.__contains__, torch.device("cpu"), dtype)
+            found = [owner for owner in known if not model.get_parameter(owner).is_meta]
+            if not found:
+                raise ModelError(f"{self.source.name}: the weights lack {name}")
+            yield name, model.get_parameter(found[0]).detach()
+            for owner in known:
+                release(model.get_submodule(owner.rpartition(".")[0]))
+
+    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        if getattr(self.checkpoint, "dtypes", None) != {torch.bfloat16}:
+            yield from self.values(names, torch.float32)
+
+
+def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with its weights on the CPU, without a cache for generation.
+
+    Raises:
+        ModelError: weights are missing, of other shapes, hold NaN or Inf, or cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = local_directory(source)
+    gguf = {"gguf_file": source.gguf} if source.gguf else {"use_safetensors": True}
+    with _quiet() as said:
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(  # annotated there as if it never gave the info as well
+                place,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **gguf,  # they are refused below, by their names
+            )
+        except Exception as error:  # transformers raises many kinds; each is one message to the user
+            report = "".join(f"\n{_COLOUR.sub('', one)}" for one in said if _REPORT in one)
+            raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}{report}") from error
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
+    problems = [f"{name}: not in the weights" for name in sorted(info["missing_keys"])]
+    problems += [
+        f"{name}: {list(found)} in the weights, {list(expected)} by its config"
+        for name, found, expected in sorted(info["mismatched_keys"])
+    ]
+    problems += [f"{name}: {error}" for name, error in dict(info.get("conversion_errors") or {}).items()]
+    if not problems:
+        problems = _differences(inventory_of(model), inventory)
+    if problems:
+        raise ModelError(f"{source.name}: its weights do not fit its config:\n" + listing(problems))
+    require_finite(f"{source.name} as {dtype_name(dtype)}", dict(model.state_dict()))
+    model.config.use_cache = False
+    return model
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _differences(found: Inventory, expected: Inventory) -> list[str]:
+    names = sorted(found.shapes.keys() | expected.shapes.keys())
+    return [
+        f"{name}: {found.shapes.get(name)} when loaded, {expected.shapes.get(name)} by its config"
+        for name in names
+        if found.shapes.get(name) != expected.shapes.get(name)
+    ]
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Without transformers' bars, reports and warnings; gives the list that those go to.
+
+    A bar of GGUF files knows no switch, and goes to stderr.
+    """
+    from transformers.utils import logging
+
+    said: list[str] = []
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logger, listener = logging.get_logger("transformers"), Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handlers, logger.handlers = logger.handlers, [listener]
+    logging.set_verbosity_warning()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield said
+    finally:
+        logger.handlers = handlers
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,249 @@
+"""Checkpoints of a training in progress: what is needed to end with the same bits as if it had never been stopped.
+
+    DIRECTORY/checkpoint/step-00000120/
+        checkpoint.json             format, version, what is trained on what, how many steps are done
+        loss.csv                    those steps
+        00000.safetensors, …        per parameter NAME its tensors NAME/master, NAME/exp_avg, NAME/exp_avg_sq
+
+Of a parameter of which some rows or columns are trained, the tensors are of those alone.
+
+A checkpoint is written under another name and renamed; after that the oldest are renamed and removed. So at any moment
+all that have their name are whole, whatever kills the run. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
+
+from trace_transfer.engine.errors import TrainingError
+from trace_transfer.engine.history import FILE, Step, read_csv, to_csv
+from trace_transfer.errors import listing
+from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_tensors
+from trace_transfer.records_base import library_versions
+from trace_transfer.text_formats import read_json_object
+
+FORMAT, VERSION = "trace-transfer/training-checkpoint", 1
+FOLDER, RECORD = "checkpoint", "checkpoint.json"
+SHARD_BYTES = 1 << 28
+PAST = {"prefix", "settings.cache_prefix"}  # of earlier versions, and of no influence on results
+
+Identity = Mapping[str, Any]
+States = Iterable[tuple[str, Mapping[str, Tensor]]]
+
+
+class _Record(BaseModel):
+    """`checkpoint.json`, of what is needed."""
+
+    identity: dict[str, Any]
+    step: int = Field(ge=0, strict=True)
+    seconds: float = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on the disk."""
+
+    path: Path
+    identity: Identity
+    steps: tuple[Step, ...]
+    seconds: float
+
+    def read(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of every parameter, one at a time: `master`, `exp_avg` or `exp_avg_sq`."""
+        from safetensors import safe_open
+
+        for file in self.shards:
+            with safe_open(file, framework="pt") as shard:
+                for key in shard.keys():  # noqa: SIM118 (not a dict)
+                    name, _, found = key.rpartition("/")
+                    if found == kind:
+                        yield name, shard.get_tensor(key)
+
+    @property
+    def shards(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
+    def require_whole(self, names: Iterable[str], kinds: Sequence[str]) -> None:
+        """Refuse a checkpoint that lacks values of a trained parameter: it would begin again from the base's.
+
+        Raises:
+            TrainingError: what it lacks, and what nobody trains; or a shard that cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        found: set[str] = set()
+        for file in self.shards:
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    found.update(shard.keys())
+            except (SafetensorError, OSError) as error:
+                raise TrainingError(
+                    f"{file}: damaged ({error}); remove {self.path} to go on from the checkpoint before it, if there "
+                    "is one, or to begin again"
+                ) from error
+        expected = {f"{name}/{kind}" for name in names for kind in kinds}
+        if found != expected:
+            problems = [f"{key}: is not there" for key in sorted(expected - found)]
+            problems += [f"{key}: is of nothing that is trained" for key in sorted(found - expected)]
+            raise TrainingError(
+                f"{self.path}: not the checkpoint of this training; remove it to go on from the one before it, if "
+                "there is one, or to begin again:\n" + listing(problems)
+            )
+
+
+def find(directory: Path) -> Saved | None:
+    """The newest checkpoint of a training, or None.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    paths = _paths(directory)
+    if not paths:
+        return None
+    path = paths[-1]
+    try:
+        found = read_json_object(path / RECORD, TrainingError)
+        if (kind := (found.get("format"), found.get("version"))) != (FORMAT, VERSION):
+            raise TrainingError(f"{kind[0]} version {kind[1]}, expected {FORMAT} version {VERSION}")
+        record = _Record.model_validate(found)
+        return Saved(path, record.identity, tuple(read_csv(path / FILE, record.step)), record.seconds)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        reason = f"{RECORD}: " + "; ".join(problems)
+    except TrainingError as error:
+        reason = str(error).removeprefix(f"{path}/")
+    raise TrainingError(f"{path}: not a checkpoint of this program ({reason}); remove it to begin again")
+
+
+def require_same(saved: Saved, identity: Identity) -> None:
+    """Refuse to go on from a checkpoint of another training.
+
+    Raises:
+        TrainingError: naming everything that differs.
+    """
+    found, expected = _flat(saved.identity), _flat(json.loads(json.dumps(identity)))
+    problems = [
+        f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
+        for key in sorted((found.keys() | expected.keys()) - PAST)
+        if found.get(key) != expected.get(key)
+    ]
+    if problems:
+        raise TrainingError(
+            f"{saved.path}: a training of {len(saved.steps)} steps was stopped here, but it differs from this one:\n"
+            + listing(problems)
+            + f"\nGive what it was begun with, or remove {saved.path.parent} to begin again"
+        )
+
+
+def write(
+    directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States, keep: int = 1
+) -> Path:
+    """Write a checkpoint and remove the oldest but for the newest `keep`.
+
+    Raises:
+        TrainingError: it cannot be written (a full disk); the one before is as it was.
+    """
+    folder = directory / FOLDER
+    before = _paths(directory)
+    final = folder / f"step-{len(steps):08}"
+    temporary = folder / f".{final.name}{PART}"
+    record = {
+        "format": FORMAT, "version": VERSION, "identity": identity, "step": len(steps), "seconds": seconds,
+        "libraries": library_versions(),
+    }  # fmt: skip
+    try:
+        remove_leftovers(directory, max(keep, 1))
+        temporary.mkdir(parents=True)
+        _write_shards(temporary, states)
+        for name, text in ((FILE, to_csv(steps)), (RECORD, json.dumps(record, indent=2) + "\n")):
+            with (temporary / name).open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.rename(final)
+        sync(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if reason := _reason(error):
+            kept = f"{before[-1].name} is good" if before else "there is none before it"
+            raise TrainingError(
+                f"{folder}: the checkpoint of step {len(steps)} cannot be written: {reason}. Of the last checkpoint: "
+                f"{kept}; make room and run it again to go on from there"
+            ) from error
+        raise
+    _remove_oldest(directory, keep)
+    return final
+
+
+def remove(directory: Path) -> None:
+    """Remove all checkpoints of a training that is done; a kill leaves all of them or none that looks whole."""
+    done = directory / f".{FOLDER}{PART}"
+    with suppress(FileNotFoundError):
+        (directory / FOLDER).rename(done)
+    for gone in (done, directory / "prefix"):  # the second of earlier versions
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path, keep: int = 1) -> None:
+    """Remove what a killed run left half-written or half-removed, and all checkpoints but the newest `keep`."""
+    for leftover in (*(directory / FOLDER).glob(f".step-*{PART}"), directory / f".{FOLDER}{PART}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_oldest(directory, keep)
+
+
+def _remove_oldest(directory: Path, keep: int) -> None:
+    for path in _paths(directory)[:-keep]:
+        hidden = path.with_name(f".{path.name}{PART}")  # half removed it must not look whole
+        with suppress(OSError):
+            path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write_shards(directory: Path, states: States) -> None:
+    tensors: dict[str, Tensor] = {}
+    num_bytes = num_shards = 0
+    for name, kinds in states:
+        for kind, tensor in kinds.items():
+            tensors[f"{name}/{kind}"] = tensor
+            num_bytes += tensor.nbytes
+        if num_bytes >= SHARD_BYTES:
+            _write_shard(directory, num_shards, tensors)
+            tensors, num_bytes, num_shards = {}, 0, num_shards + 1
+    if tensors:
+        _write_shard(directory, num_shards, tensors)
+
+
+def _write_shard(directory: Path, number: int, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(directory / f"{number:05}.safetensors", tensors, {"format": FORMAT, "version": str(VERSION)})
+
+
+def _paths(directory: Path) -> list[Path]:
+    return sorted((directory / FOLDER).glob("step-*"))
+
+
+def _reason(error: BaseException) -> str | None:
+    """What the system says, if it was the writing that failed; safetensors has an error of its own for that."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, DiskFullError) or is_disk_full(error):
+        return "the disk is full"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, SafetensorError) else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return found

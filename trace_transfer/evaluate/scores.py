@@ -1,0 +1,98 @@
+"""What `evaluate` and `represent` leave: scores of a model, scores along a stream, distances of embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trace_transfer.records_base import TASK, ModelIdentity, Strict
+
+
+class Score(Strict):
+    """One evaluation's score of one model.
+
+    `value` is in the metric's own unit: a share in [0, 1] for accuracies, nats per token for `loss`. `stderr` is its
+    standard error over examples, None where it cannot be told. `settings` decide it: shots, lengths, limit, protocol;
+    `data_sha256` is that of the records that were scored. `num_errors` counts programs that were killed, in evaluations
+    that run generated code.
+    """
+
+    name: str = Field(pattern=TASK)
+    kind: str
+    metric: str
+    value: float
+    higher_is_better: bool
+    stderr: float | None = None
+    num_examples: int = Field(ge=1)
+    num_errors: int = Field(default=0, ge=0)
+    seconds: float
+    data_sha256: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class EvaluationFile(Strict):
+    """`evaluation.json`: the scores of one model; `fingerprint` changes with its weights."""
+
+    format: Literal["trace-transfer/evaluation"] = "trace-transfer/evaluation"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    fingerprint: str
+    suite: str
+    scores: tuple[Score, ...]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class ScoredStage(Strict):
+    """Scores after one stage of a stream; `learned` are the tasks whose examples it trained, none for the base."""
+
+    label: str
+    learned: tuple[str, ...]
+    scores: tuple[Score, ...]
+
+
+class ScoreMatrix(Strict):
+    """`scores.json`: scores before training and after each stage of a stream (R of Lopez-Paz and Ranzato, 2017).
+
+    `of_task` says which evaluation measures which task: task → name of the evaluation. Other evaluations measure what
+    no task taught. The first stage is the base.
+    """
+
+    format: Literal["trace-transfer/scores"] = "trace-transfer/scores"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    base_fingerprint: str
+    of_task: dict[str, str]
+    stages: tuple[ScoredStage, ...] = Field(min_length=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class RepresentedModel(Strict):
+    """How well one model's last-layer embeddings keep tasks apart.
+
+    `silhouette` (mean over texts, in [-1, 1], tasks as labels) and `distances` between the tasks' centroids (Euclidean,
+    row i and column j in the order of the file's tasks) are of the embeddings themselves, not of their t-SNE;
+    `spread` is the mean distance of a task's texts from its centroid.
+    """
+
+    label: str
+    model: ModelIdentity
+    fingerprint: str
+    silhouette: float
+    distances: tuple[tuple[float, ...], ...]
+    spread: tuple[float, ...]
+
+
+class RepresentationFile(Strict):
+    """`representation.json`; embeddings and their t-SNE coordinates lie beside it, one tensor of each per model."""
+
+    format: Literal["trace-transfer/representation"] = "trace-transfer/representation"
+    version: Literal[1] = 1
+    tasks: tuple[str, ...]
+    num_texts: tuple[int, ...]
+    data_sha256: tuple[str, ...]
+    models: tuple[RepresentedModel, ...]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)

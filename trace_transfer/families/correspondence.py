@@ -1,0 +1,195 @@
+"""Two anatomies and a layer match → the bipartite graph source unit → target units, each edge with its rule.
+
+Reads: the `Anatomy` of both models and pairs of layers. The result is total: every source unit has targets or a reason
+why it is dropped, and every target unit has sources or a reason why nothing reaches it.
+
+A principal carries over to all members of the same component of every matched layer (only to the principal if either
+family says `expand: false`); a satellite carries over to the satellites of the same role. Components outside the layers
+meet by name; a tied head meets on its owner.
+
+Experts: those of a layer are one parameter, and a part of it is the principal of `mlp.gate`, `mlp.up` or `mlp.down`; so
+a dense MLP meets all experts together, and two layers of experts meet whatever their numbers are. Shared experts are
+satellites, which a dense MLP reaches by expansion. The router is a component of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+
+from trace_transfer.errors import RulesError, listing
+from trace_transfer.families.anatomy import Anatomy, Place, Unit
+from trace_transfer.models.sources import AXES
+
+UNMATCHED, UNREACHED_LAYER = "its layer is not matched", "no source layer is matched to its layer"
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """The graph; its nodes are `("source", unit)` and `("target", unit)`, its edges have `rule`.
+
+    `dropped` and `unreached` give the reason for each source and target unit without an edge.
+    """
+
+    source: Anatomy
+    target: Anatomy
+    graph: nx.DiGraph
+    dropped: Mapping[Unit, str]
+    unreached: Mapping[Unit, str]
+
+    def targets_of(self, unit: Unit) -> list[tuple[Unit, str]]:
+        """Where a source unit carries over to, with the rule of each, in the target's model order."""
+        edges = self.graph.out_edges(("source", unit), data="rule")
+        return sorted(((node[1], rule) for _, node, rule in edges), key=lambda edge: self._target_order[edge[0]])
+
+    def sources_of(self, unit: Unit) -> list[tuple[Unit, str]]:
+        """What carries over to a target unit, with the rule of each, in the source's model order."""
+        edges = self.graph.in_edges(("target", unit), data="rule")
+        return sorted(((node[1], rule) for node, _, rule in edges), key=lambda edge: self._source_order[edge[0]])
+
+    @cached_property
+    def _source_order(self) -> Mapping[Unit, int]:
+        return {unit: index for index, unit in enumerate(self.source.units)}
+
+    @cached_property
+    def _target_order(self) -> Mapping[Unit, int]:
+        return {unit: index for index, unit in enumerate(self.target.units)}
+
+    def to_payload(self) -> dict[str, Any]:
+        """The contents of correspondence.json: every source parameter (or part of one), and what nothing reaches.
+
+        A tied or shared parameter, a unit of two components, is one entry. Excluded parameters are listed as dropped.
+        """
+        entries = [*self._entries(), *_excluded(self.source, components=[], targets=[], why="dropped")]
+        reached = {unit.place for unit in self.target.units if unit not in self.unreached}
+        missed = {unit.place: {**_reference(unit), "reason": reason} for unit, reason in self.unreached.items()}
+        unreached = [entry for key, entry in missed.items() if key not in reached]
+        unreached += _excluded(self.target, why="reason")
+        counts = {
+            "parameters": len(entries),
+            "mapped": sum(bool(entry["targets"]) for entry in entries),
+            "dropped": sum(not entry["targets"] for entry in entries),
+            "edges": sum(len(entry["targets"]) for entry in entries),
+            "reached_targets": len(reached),
+            "unreached_targets": len(unreached),
+        }
+        return {"parameters": entries, "unreached_targets": unreached, "counts": counts}
+
+    def _entries(self) -> list[dict[str, Any]]:
+        entries: dict[Place, dict[str, Any]] = {}
+        targets: dict[Place, dict[Place, dict[str, Any]]] = {}
+        for unit in self.source.units:
+            entry = entries.setdefault(unit.place, {**_reference(unit), "components": []})
+            entry["components"].append(unit.component)
+            found = targets.setdefault(unit.place, {})
+            for target, rule in self.targets_of(unit):
+                before = found.get(target.place)
+                rule = f"{before['rule']}; {rule}" if before else rule
+                found[target.place] = {**_reference(target), "rule": rule}
+        for unit in self.source.units:
+            entries[unit.place]["targets"] = list(targets[unit.place].values())
+            if not targets[unit.place]:
+                entries[unit.place]["dropped"] = self.dropped[unit]
+        return list(entries.values())
+
+
+def _excluded(anatomy: Anatomy, why: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{"name": name, **fields, why: f"excluded: {reason}"} for name, reason in anatomy.excluded.items()]
+
+
+def _reference(unit: Unit) -> dict[str, Any]:
+    """`{"name", "rows"?, "columns"?, "depth"?}` as in all files."""
+    reference: dict[str, Any] = {"name": unit.name}
+    if unit.dim is not None:
+        reference[AXES[unit.dim]] = [list(one) for one in unit.ranges or ()]
+    return reference
+
+
+def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple[int, int]]) -> Correspondence:
+    """Connect two models along pairs of (source layer, target layer); a layer may stand in several pairs, or in none.
+
+    Raises:
+        RulesError: a pair names a layer that does not exist.
+    """
+    pairs = list(dict.fromkeys((int(first), int(second)) for first, second in pairs))
+    _check_pairs(source, target, pairs)
+    graph = nx.DiGraph()
+    graph.add_nodes_from(("source", unit) for unit in source.units)
+    graph.add_nodes_from(("target", unit) for unit in target.units)
+    sources, targets = _by_place(source), _by_place(target)
+    unexpanded = source.unexpanded | target.unexpanded
+    for (component, layer), units in sources.items():
+        for other in [None] if layer is None else [second for first, second in pairs if first == layer]:
+            for unit in units:
+                for found, how in _carried(unit, targets.get((component, other), ()), component not in unexpanded):
+                    rule = f"{unit.rule} → {found.rule}{how}"
+                    graph.add_edge(("source", unit), ("target", found), rule=rule)
+    lonely = [node for node, degree in graph.degree() if not degree]
+    dropped = {unit: _why_dropped(unit, target, targets, pairs) for side, unit in lonely if side == "source"}
+    unreached = {
+        unit: _why_unreached(unit, source, sources, pairs, unexpanded) for side, unit in lonely if side == "target"
+    }
+    return Correspondence(source, target, graph, dropped, unreached)
+
+
+def _check_pairs(source: Anatomy, target: Anatomy, pairs: Sequence[tuple[int, int]]) -> None:
+    problems = [
+        f"pair ({first}, {second})"
+        for first, second in pairs
+        if not (0 <= first < source.num_layers and 0 <= second < target.num_layers)
+    ]
+    if problems:
+        raise RulesError(
+            f"the layer match names layers that do not exist; the source has layers 0-{source.num_layers - 1}, "
+            f"the target 0-{target.num_layers - 1}:\n{listing(problems)}"
+        )
+
+
+Places = Mapping[tuple[str, int | None], Sequence[Unit]]
+
+
+def _by_place(anatomy: Anatomy) -> Places:
+    places: dict[tuple[str, int | None], list[Unit]] = {}
+    for unit in anatomy.units:
+        places.setdefault((unit.component, unit.layer), []).append(unit)
+    return places
+
+
+def _carried(unit: Unit, candidates: Sequence[Unit], expand: bool) -> list[tuple[Unit, str]]:
+    """The members of the target component that a unit carries over to, and how: `""` or `" (expand)"`."""
+    if not unit.principal:
+        return [(found, "") for found in candidates if found.role == unit.role and not found.principal]
+    return [(found, "" if found.principal else " (expand)") for found in candidates if found.principal or expand]
+
+
+def _why_dropped(unit: Unit, target: Anatomy, targets: Places, pairs: Sequence[tuple[int, int]]) -> str:
+    if unit.component not in target.components:
+        return f"{target.family} has no {unit.component}"
+    others = [None] if unit.layer is None else [second for first, second in pairs if first == unit.layer]
+    if not others:
+        return UNMATCHED
+    if not any((unit.component, other) in targets for other in others):
+        return f"{unit.component} is absent from the matched layers of {target.family}"
+    if unit.principal:
+        return f"{unit.component} of {target.family} has no principal here and is not expanded"
+    return f"{unit.component} of {target.family} has no '{unit.role}'"
+
+
+def _why_unreached(
+    unit: Unit, source: Anatomy, sources: Places, pairs: Sequence[tuple[int, int]], unexpanded: frozenset[str]
+) -> str:
+    if unit.component not in source.components:
+        return f"{source.family} has no {unit.component}"
+    others = [None] if unit.layer is None else [first for first, second in pairs if second == unit.layer]
+    if not others:
+        return UNREACHED_LAYER
+    if not any((unit.component, other) in sources for other in others):
+        return f"{unit.component} is absent from the matched layers of {source.family}"
+    if unit.principal:
+        return f"{unit.component} of {source.family} has no principal here"
+    switched_off = ", and expansion is switched off" if unit.component in unexpanded else ""
+    return f"{unit.component} of {source.family} has no '{unit.role}'{switched_off}"

@@ -1,0 +1,1 @@
+"""Warm start → deltas and Fisher information → scores → core set of the source."""

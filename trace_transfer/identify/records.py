@@ -1,0 +1,155 @@
+"""What `warm-start` and `score` find on the way to a core set."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trace_transfer.records_base import TASK, ModelIdentity, Strict
+
+
+class DataRecord(Strict):
+    """What a task's examples were; `sha256` is of all token ids and labels."""
+
+    sha256: str
+    num_records: int
+    num_examples: int
+    num_cut: int
+    num_left_out: int
+    num_tokens: int
+    num_supervised: int
+    template: str
+    max_length: int
+
+
+class WarmStartFile(Strict):
+    """`warm_start.json`: one warm start and where its deltas are; written last, so that it says that all is there.
+
+    `order` is the task's place in `tasks.yaml`; `replicate` counts from 1 where a task was warm-started on several
+    disjoint parts of its data. `shards` maps each file of the delta to its SHA-256; `fingerprint` is that of those.
+    """
+
+    format: Literal["trace-transfer/warm-start"] = "trace-transfer/warm-start"
+    version: Literal[1] = 1
+    task: str = Field(pattern=TASK)
+    order: int
+    replicate: int | None = None
+    model: ModelIdentity
+    base_fingerprint: str
+    data: DataRecord
+    settings: dict[str, Any]
+    delta_dtype: Literal["float32", "bfloat16"]
+    shards: dict[str, str]
+    fingerprint: str
+    num_steps: int
+    losses: tuple[float, ...]
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class TunedModel(Strict):
+    """Whose deltas were taken: a warm start or a model tuned elsewhere; `fingerprint` changes with its weights."""
+
+    task: str = Field(pattern=TASK)
+    replicate: int | None = None
+    id: str
+    fingerprint: str
+    sixteen_bit: bool
+
+    @property
+    def label(self) -> str:
+        return self.task if self.replicate is None else f"{self.task}/{self.replicate}"
+
+
+class DeltaParameter(Strict):
+    """Of one parameter: the norm of each delta, the cosine of each pair, and how many elements did not move.
+
+    Pairs are (1, 0), (2, 0), (2, 1), (3, 0), …; null where a delta is zero. `base_norm` is that of the base's values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    base_norm: float
+    norms: tuple[float, ...]
+    cosines: tuple[float | None, ...]
+    unchanged: tuple[int, ...]
+
+
+class DeltaFile(Strict):
+    """`deltas.json`: what scores need of several deltas; with `units`, those of heads and neurons lie beside it."""
+
+    format: Literal["trace-transfer/deltas"] = "trace-transfer/deltas"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    base_fingerprint: str
+    tuned: tuple[TunedModel, ...]
+    parameters: tuple[DeltaParameter, ...]
+    units: bool = False
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class FisherParameter(Strict):
+    """Mean over examples of the squared gradient norm of one parameter (eq. 4, summed over its elements)."""
+
+    name: str
+    value: float = Field(ge=0, allow_inf_nan=False)
+
+
+class FisherFile(Strict):
+    """`fisher.json`: Fisher information of all parameters for a task; with `units`, those lie beside it.
+
+    `at` says where: the fingerprint of a warm start or fine-tuned model, or of the base. `fallback` names parameters
+    that were taken one example at a time because their layer type has no batched form.
+    """
+
+    format: Literal["trace-transfer/fisher"] = "trace-transfer/fisher"
+    version: Literal[1] = 1
+    task: str = Field(pattern=TASK)
+    replicate: int | None = None
+    model: ModelIdentity
+    at: Literal["tuned", "base"]
+    fingerprint: str
+    per: Literal["example", "batch"]
+    num: int
+    data_sha256: str
+    parameters: tuple[FisherParameter, ...]
+    fallback: tuple[str, ...] = ()
+    units: bool = False
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class TaskStability(Strict):
+    """Overlap (Jaccard) of a task's core sets from two replicates, and with the other tasks' sets, if there are any.
+
+    `highest_between` is the largest overlap with any other task in what the ratio counts; `clear` says whether the
+    task's own overlap is above it.
+    """
+
+    task: str
+    within_tensors: float
+    within_elements: float
+    between_tensors: float | None = None
+    between_elements: float | None = None
+    highest_between: float | None = None
+    clear: bool | None = None
+
+
+class MethodStability(Strict):
+    """One method's stability; `chance` is the overlap to be expected of random sets."""
+
+    method: str
+    ratio: float
+    unit: str
+    chance: float
+    tasks: tuple[TaskStability, ...]
+
+
+class StabilityFile(Strict):
+    """`stability.json`; `reliability` is, by task, the median over parameters of the cosine of its replicates."""
+
+    format: Literal["trace-transfer/stability"] = "trace-transfer/stability"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    methods: tuple[MethodStability, ...]
+    reliability: dict[str, float]
+    libraries: dict[str, str] = Field(default_factory=dict)

@@ -1,1 +1,0 @@
-"""Pure functions on tensors: similarity, assignment, stability. They know nothing of models, files or families."""

@@ -1,0 +1,384 @@
+"""Models as they are named by users: a directory, a GGUF file or a hub name; their configs, parameters and layers.
+
+Reads: configs (and, for hub names, what the hub client downloads). Never reads weights: a model is built on the meta
+device, so that its `named_parameters()` are the names and shapes that training will see, at any size, in a second.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trace_transfer.errors import ModelError, first_line
+from trace_transfer.models.named_code import refuse_code_in_config
+from trace_transfer.models.stored_weights import CONFIG_NAME, has_weights, read_config
+from trace_transfer.progress import tell
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from trace_transfer.models.door import Findings
+
+HUB_TIMEOUT = 10  # s
+GGUF_MAGIC = b"GGUF"
+ELEMENTS_AT_ONCE = 1 << 18
+
+
+Ranges = tuple[tuple[int, int], ...]
+AXES = ("rows", "columns", "depth")  # what ranges of dimension 0, 1 and 2 are called, in files and in code
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    `name` is what the user typed. `directory` holds its files (for a GGUF file: the folder it lies in), or is None
+    for a hub name whose files are fetched on demand; `gguf` is the file's name within `directory`.
+    """
+
+    name: str
+    directory: Path | None = None
+    gguf: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, name: str | Path) -> ModelSource:
+        """Tell a directory, a GGUF file and a hub name (`owner/name`, `owner/name@revision`) apart.
+
+        Raises:
+            ModelError: nothing of that name exists and it cannot be a hub name either.
+        """
+        text = str(name)
+        path = Path(text).expanduser()
+        if text.strip() and path.is_dir():
+            ggufs = sorted(p.name for p in path.glob("*.gguf"))
+            if (path / "config.json").is_file() or not ggufs:
+                return cls(text, path)
+            if len(ggufs) == 1:
+                return cls(text, path, ggufs[0])
+            raise ModelError(
+                f"{text}: the directory has no config.json and {len(ggufs)} GGUF files ({', '.join(ggufs[:5])}); "
+                "name the one to use"
+            )
+        if path.is_file():
+            if path.suffix == ".gguf":
+                return cls(text, path.parent, path.name)
+            raise ModelError(f"{text} is a file, but not a GGUF file; give the directory that holds config.json")
+        repo, _, revision = text.partition("@")
+        if text.endswith(".gguf") or text.startswith(("/", ".", "~")) or repo.count("/") > 1 or not repo.strip():
+            raise ModelError(f"{text}: no such file or directory")
+        return cls(text, None, None, revision or None)
+
+    @property
+    def repo(self) -> str:
+        """The hub name without its revision."""
+        return self.name.partition("@")[0]
+
+    @property
+    def display_name(self) -> str:
+        """A short name for tables and plots: the last part of the path or hub name."""
+        return Path(self.gguf).stem if self.gguf else Path(self.repo).name or self.repo
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """Read a model's config through transformers, never with `trust_remote_code`; all commands enter a model by this.
+
+    Of a directory with weights, what is stored is compared with what the config says, headers only, and what a user
+    should know of a usable one is told (`progress.telling`). A directory with a config alone is a model's names.
+
+    Raises:
+        ModelError: there is none, it cannot be parsed, it asks for code, its `model_type` is unknown to the installed
+            transformers, or the model is not a decoder-only language model; or its files cannot be used
+            (`model_door.examine`).
+    """
+    if source.directory is None or source.gguf is not None:
+        return _known_config(source)
+    entered = _enter(source, _state_of(source.directory))
+    for note in entered.findings.notes:
+        tell(note)
+    config: PretrainedConfig = copy.deepcopy(entered.config)
+    return config
+
+
+def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
+    """Stored tensors of a directory that the model made by its config lacks: nobody reads, compares or writes them."""
+    if source.directory is None or source.gguf is not None:
+        return ()
+    return _enter(source, _state_of(source.directory)).findings.superfluous
+
+
+@dataclass(frozen=True)
+class _Entered:
+    config: Any
+    findings: Findings
+
+
+@lru_cache(maxsize=64)
+def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
+    """A directory's config and verdict, for as long as its files have these sizes and times."""
+    from trace_transfer.models.door import Findings, examine, quantisation_of, refuse_adapter_alone
+
+    assert source.directory is not None
+    refuse_adapter_alone(source.directory, source.name)
+    if not (source.directory / CONFIG_NAME).is_file():
+        raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
+    config = _known_config(source)
+    if not has_weights(source.directory):
+        method = quantisation_of(read_config(source.directory))
+        told = f"{source.name}: its config says that its weights are quantised ({method}); such weights are refused"
+        return _Entered(config, Findings(notes=() if method is None else (told,)))
+    return _Entered(config, examine(source.directory, build_meta_model(config), source.name))
+
+
+def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    found = [(file.name, file.stat()) for file in sorted(directory.iterdir()) if file.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+def _known_config(source: ModelSource) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config = _read_config(AutoConfig, source)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each is one message to the user
+        raise ModelError(_config_failure(source, error)) from error
+    _require_causal_lm(config, source)
+    return config
+
+
+def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
+    from transformers import PretrainedConfig
+
+    config: PretrainedConfig
+    if source.gguf is not None:
+        config = auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
+        return config
+    place: Any = source.directory or source.repo
+    where: dict[str, Any] = {"local_files_only": True} if source.directory else {"revision": source.revision}
+    if source.directory is None:
+        _require_hub(source)
+    refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
+    config = auto_config.from_pretrained(place, trust_remote_code=False, **where)
+    return config
+
+
+def _require_hub(source: ModelSource) -> None:
+    """Ask the hub once, unless the config is cached: its client would try a dead connection for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(source.repo, "config.json", revision=source.revision), str):
+        return
+    with suppress(HfHubHTTPError):  # an answer; what is wrong with the name is told better by transformers
+        get_hf_file_metadata(hf_hub_url(source.repo, "config.json", revision=source.revision), timeout=HUB_TIMEOUT)
+
+
+def _config_failure(source: ModelSource, error: Exception) -> str:
+    if source.directory is None:
+        return (
+            f"{source.name}: no such directory, and its config could not be had from the hub ({first_line(error)}). "
+            "Check the name, your connection and, for a gated model, `hf auth login`"
+        )
+    if source.gguf is not None and (damage := gguf_damage(source.directory / source.gguf)):
+        return f"{source.name}: {damage}"
+    return f"{source.name}: its config cannot be read: {first_line(error)}"
+
+
+def gguf_damage(file: Path) -> str | None:
+    """What is wrong with a GGUF file that its reader cannot take apart; None for one that is whole."""
+    from gguf import GGUFReader
+
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic and not GGUF_MAGIC.startswith(magic):
+        return "not a GGUF file: it does not begin with the letters GGUF"
+    try:
+        GGUFReader(file)
+    except Exception:  # numpy's of many kinds, wherever the bytes end; what they say of arrays helps nobody
+        return f"cut short or damaged ({file.stat().st_size:,} bytes); download it again"
+    return None
+
+
+def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    kind = config.model_type
+    architectures = ", ".join(config.architectures or []) or "none named"
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder-decoder model"
+    elif kind in MASKED and not getattr(config, "is_decoder", False):
+        what = "an encoder-only model"
+    elif kind not in CAUSAL and kind in IMAGE_TEXT:
+        raise ModelError(f"{source.name}: {_image_text_told(config, architectures, CAUSAL)}")
+    elif kind not in CAUSAL:
+        what = "not a language model that transformers can generate with"
+    else:
+        return
+    raise ModelError(
+        f"{source.name}: model_type '{kind}' (architectures: {architectures}) is {what}; "
+        "trace-transfer needs a decoder-only causal language model"
+    )
+
+
+def _image_text_told(config: PretrainedConfig, architectures: str, causal: Collection[str]) -> str:
+    """What to do with a model that reads images, too: its language model can be saved alone where it has a class."""
+    text = config.get_text_config().model_type
+    what = (
+        f"model_type '{config.model_type}' (architectures: {architectures}) reads images and texts; trace-transfer "
+        "needs the language model in it"
+    )
+    if text not in causal:
+        return (
+            f"{what}, and transformers has no causal language model of its type '{text}' alone: give the language "
+            "model that it was trained from"
+        )
+    return (
+        f"{what} ('{text}'). Save that as a model of its own, with the tokenizer's files, and give it:\n"
+        '  whole = AutoModelForImageTextToText.from_pretrained("THIS", dtype="auto")\n'
+        "  text = AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype)\n"
+        "  text.model.load_state_dict(whole.model.language_model.state_dict())\n"
+        "  text.lm_head.load_state_dict(whole.lm_head.state_dict())\n"
+        '  text.save_pretrained("TEXT")'
+    )
+
+
+def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedModel:
+    """The causal language model of a config with every parameter on the meta device: names and shapes, no memory.
+
+    Buffers (rotary frequencies) are real and those of `from_pretrained`, so that a forward pass works once weights are
+    brought in; those that are saved with the weights are brought in like these. `dtype` is that of the parameters;
+    default is torch's.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from torch.overrides import TorchFunctionMode
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    class EmptyOnMeta(TorchFunctionMode):
+        """accelerate moves a parameter to the meta device once it is made: the experts of one layer may be 30 GB."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func is torch.empty and kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
+    before = torch.get_default_dtype()
+    with init_empty_weights(include_buffers=False), no_init_weights(), EmptyOnMeta():
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
+        except Exception as error:  # fields that are missing, or do not fit each other: of many kinds
+            name = config.name_or_path or config.model_type
+            raise ModelError(f"{name}: no model can be built from its config: {first_line(error)}") from error
+    model.tie_weights()
+    _compute_buffers(model)
+    model.eval()
+    return model
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Compute buffers as `from_pretrained` does: anew after the model was built, out of its type.
+
+    While a model is built its type is torch's default, and what is made of `arange` without a type of its own is
+    rounded to it: the positions that GPT-J turns by would be off by 0.02 in bf16, in a table that is float32 itself.
+    """
+    import torch
+
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:  # made by `torch.empty`, to be filled below
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    parameters: list[Any] = list(model.parameters())  # Any, for a mark that torch's own do not have
+    for parameter in parameters:
+        parameter._is_hf_initialized = True  # transformers' own mark: leave this one alone
+    model.initialize_weights()
+    for parameter in parameters:
+        del parameter._is_hf_initialized
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Names and shapes of a model's parameters in model order, at run time (`named_parameters()`).
+
+    `tied` maps an alias (`lm_head.weight`) to the parameter that owns the values; an alias is not in `shapes`.
+    """
+
+    config: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.model_type)
+
+    @cached_property
+    def num_elements(self) -> int:
+        return sum(numel(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def names_sha256(self) -> str:
+        """SHA-256 of the lines `NAME [d0, d1]`, sorted by name and joined by newlines: the model's identity."""
+        lines = (f"{name} {list(shape)}" for name, shape in sorted(self.shapes.items()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Number of elements of a shape; 1 for a scalar."""
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | None, depth: Ranges | None = None) -> int:
+    """Number of elements in some ranges of rows (dimension 0), columns (1) and depth (2) of a shape; None is all."""
+    count = numel(shape)
+    for dim, ranges in enumerate((rows, columns, depth)):
+        if ranges is not None:
+            count = count // shape[dim] * sum(stop - start for start, stop in ranges)
+    return count
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Where chunks of a parameter begin and end, in whole rows of about `ELEMENTS_AT_ONCE` elements together; a scalar
+    is one row."""
+    if not shape:
+        yield 0, 1
+        return
+    step = max(1, ELEMENTS_AT_ONCE * shape[0] // numel(shape))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def tied_names(model: PreTrainedModel, name: str) -> set[str]:
+    """All run-time names of a parameter: its own and those tied to it."""
+    parameter = model.get_parameter(name)
+    return {other for other, found in model.named_parameters(remove_duplicate=False) if found is parameter}
+
+
+def inventory_of(model: PreTrainedModel) -> Inventory:
+    """List a model's parameters; tied ones once, under the name that `named_parameters()` gives."""
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tied = {
+        name: owners[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in shapes
+    }
+    return Inventory(model.config, shapes, tied)
+
+
+def read_inventory(config: PretrainedConfig) -> Inventory:
+    """Names and shapes from a config alone."""
+    return inventory_of(build_meta_model(config))

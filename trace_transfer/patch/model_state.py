@@ -1,0 +1,310 @@
+"""The states of a stream: a base model and the patches of its first stages, read a parameter or some rows at a time.
+
+Each parameter is stored in the type in which the base has it on disk (float32 for a GGUF file), or in that in which the
+last patch that holds it has it. So `base + patches` is exact, and a state needs no more room than its patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trace_transfer.errors import ArtefactError, ModelError, listing
+from trace_transfer.files import sha256_text
+from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
+from trace_transfer.models.model_directory import ModelWriter
+from trace_transfer.models.sources import (
+    Inventory,
+    ModelSource,
+    build_meta_model,
+    inventory_of,
+    load_config,
+    numel,
+    row_blocks,
+)
+from trace_transfer.models.tensor_file import TensorSpec
+from trace_transfer.patch.patch_steps import Difference, StateError, Step
+from trace_transfer.patch.patches import AFTER, BEFORE, Patch, PatchEntry
+from trace_transfer.progress import Reporter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class OpenedBase:
+    """A base whose config, names and weights are opened once for all states that are made of it."""
+
+    source: ModelSource
+
+    @cached_property
+    def config(self) -> Any:
+        return load_config(self.source)
+
+    @cached_property
+    def meta_model(self) -> PreTrainedModel:
+        return build_meta_model(self.config)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        return inventory_of(self.meta_model)
+
+    @cached_property
+    def weights(self) -> Checkpoint:
+        return open_checkpoint(self.source)
+
+    @cached_property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """What is saved with the parameters but is none, and so is never trained: name → shape."""
+        parameters = {name for name, _ in self.meta_model.named_parameters(remove_duplicate=False)}
+        state = self.meta_model.state_dict()
+        return {name: tuple(value.shape) for name, value in state.items() if name not in parameters}
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """One parameter (or buffer), flattened, some rows at a time, as it is on disk."""
+        shape = self.inventory.shapes.get(name)
+        return self.weights.chunks(self.meta_model, name, self.buffers[name] if shape is None else shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """In which a parameter (or buffer) is on disk; of a GGUF file, in which it is read."""
+        return self._only_dtype or next(self.chunks(name)).dtype
+
+    @cached_property
+    def _only_dtype(self) -> torch.dtype | None:
+        dtypes = self.weights.dtypes if isinstance(self.weights, SafetensorsCheckpoint) else {torch.float32}
+        return next(iter(dtypes)) if len(dtypes) == 1 else None
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A base and patches, in the order in which they are applied. Opening it reads headers only.
+
+    Whether each patch begins where the one before ended is looked at by `check`, which reads what they hold.
+
+    Raises:
+        ArtefactError: patches of another model; all are named.
+    """
+
+    source: ModelSource
+    patches: tuple[Patch, ...] = ()
+    base: OpenedBase = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.base is None:
+            object.__setattr__(self, "base", OpenedBase(self.source))
+        problems = [f"{patch.path}: {why}" for patch in self.patches if (why := self._misfit(patch))]
+        if problems:
+            raise ArtefactError(f"patches that are not of {self.source.name}:\n" + listing(problems))
+
+    def _misfit(self, patch: Patch) -> str | None:
+        if patch.names_sha256 != self.names_sha256:
+            return (
+                f"of a model whose names and shapes have the sum {patch.names_sha256[:12]}, "
+                f"expected {self.names_sha256[:12]}"
+            )
+        wrong = [entry.name for entry in patch.entries if self.shapes.get(entry.name) != entry.shape]
+        return f"{', '.join(wrong[:5])}: not a parameter of this shape in the model" if wrong else None
+
+    @property
+    def config(self) -> Any:
+        return self.base.config
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of all parameters, in the order of the model."""
+        return self.base.inventory.shapes
+
+    @property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of what is saved with the parameters but is none; always as the base has it."""
+        return self.base.buffers
+
+    @property
+    def names_sha256(self) -> str:
+        return self.base.inventory.names_sha256
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a value changes; that of the base itself where there is no patch."""
+        if not self.patches:
+            return self.base.weights.fingerprint
+        sums = (f"{patch.sha256}{' inverted' if patch.inverted else ''}" for patch in self.patches)
+        return sha256_text("\n".join((self.base.weights.fingerprint, *sums)))
+
+    def apply(self, patch: Patch) -> ModelState:
+        """The state after one more stage."""
+        return replace(self, patches=(*self.patches, patch))
+
+    @property
+    def patched(self) -> tuple[str, ...]:
+        """Parameters that some patch holds, in the order of the model."""
+        held = {entry.name for patch in self.patches for entry in patch.entries}
+        return tuple(name for name in self.shapes if name in held)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """In which a parameter is stored."""
+        entries = self._entries_of(name)
+        return entries[-1][1].after_dtype if entries else self.base.dtype(name)
+
+    def spec(self, name: str) -> TensorSpec:
+        return TensorSpec(self.dtype(name), self.shapes[name])
+
+    def value(self, name: str) -> Tensor:
+        """One whole parameter as it is stored.
+
+        Raises:
+            ModelError: it is missing on disk.
+            StateError: a patch of some rows has another type, which does not hold the values of the other rows.
+        """
+        spec, end = self.spec(name), 0
+        value = torch.empty(numel(spec.shape), dtype=spec.dtype)
+        for chunk in self.chunks(name):
+            start, end = end, end + len(chunk)
+            value[start:end] = chunk
+        return value.view(spec.shape)
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """One parameter, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts; raises as `value`."""
+        entries = self._entries_of(name)
+        whole = [number for number, (_, entry) in enumerate(entries) if entry.part is None]
+        if not entries:
+            yield from self.base.chunks(name)
+            return
+        shape = self.shapes[name]
+        steps = [Step.of(patch, entry, AFTER) for patch, entry in entries[whole[-1] if whole else 0 :]]
+        base = None if whole else self._base_blocks(name)
+        for start, stop in row_blocks(shape):
+            block = torch.empty(0) if base is None else next(base)
+            for step in steps:
+                block = step.put(block, next(step.values), start, stop)
+            yield block.flatten()
+
+    def check(self, reporter: Reporter) -> None:
+        """Read all that patches hold, and see that each begins where the one before ended.
+
+        Raises:
+            StateError: the first patch that does not, and which of its parameters differ, bit for bit.
+        """
+        problems: list[dict[str, Difference]] = [{} for _ in self.patches]
+        names = self.patched
+        if not names:
+            return
+        with reporter.task("checking the state of the model", len(names)) as advance:
+            for name in names:
+                self._check_one(name, problems)
+                advance()
+        for patch, found in zip(self.patches, problems, strict=True):
+            if found:
+                raise StateError(self._told(patch, found))
+
+    def _check_one(self, name: str, problems: Sequence[dict[str, Difference]]) -> None:
+        """Follow the patches of one parameter; whatever one of them begins with, the next is compared with its end."""
+        steps = [
+            (number, Step.of(patch, patch.by_name[name], BEFORE), Step.of(patch, patch.by_name[name], AFTER))
+            for number, patch in enumerate(self.patches)
+            if name in patch.by_name
+        ]
+        found = {number: Difference(before.entry.before_dtype) for number, before, _ in steps}
+        base = self._base_blocks(name)
+        for start, stop in row_blocks(self.shapes[name]):
+            block = next(base)
+            for number, before, after in steps:
+                end = next(after.values)
+                found[number].add(after.part_of(block, start, stop), next(before.values), end)
+                block = after.put(block, end, start, stop, lossy=found[number].exists)  # the difference is told later
+        for number, difference in found.items():
+            if difference.exists:
+                problems[number][name] = difference
+
+    def _told(self, patch: Patch, found: Mapping[str, Difference]) -> str:
+        begins = "ends" if patch.inverted else "begins"
+        lines = [f"{name}: {one.told}" for name, one in found.items()]
+        if all(one.is_after for one in found.values()) and len(found) == len(patch.entries):
+            done = "reverted" if patch.inverted else "applied"
+            hint = f"They hold what the patch would bring: it has been {done} before."
+        else:
+            hint = (
+                "Give the patches of the stream in its order: from the one that follows the state of the model "
+                "(reverting: from the one to be undone last up to the newest that the model has)."
+            )
+        return (
+            f"{self.source.name}: not in the state that {patch.path} (task '{patch.task}') {begins} with; "
+            f"{len(found)} of its {len(patch.entries)} parameters differ:\n{listing(lines)}\n{hint}"
+        )
+
+    def _entries_of(self, name: str) -> list[tuple[Patch, PatchEntry]]:
+        return [(patch, patch.by_name[name]) for patch in self.patches if name in patch.by_name]
+
+    def _base_blocks(self, name: str) -> Iterator[Tensor]:
+        inner = self.shapes[name][1:]
+        return (block.view(-1, *inner) for block in self.base.chunks(name))
+
+    def require_readable(self, names: Iterable[str]) -> None:
+        """Refuse parameters that cannot be put into a patch, reading the first rows of each.
+
+        Raises:
+            ModelError: missing on disk, or quantised; all are named.
+        """
+        problems = []
+        for name in names:
+            try:
+                next(self.base.chunks(name))
+            except ModelError as error:
+                problems.append(str(error))
+        if problems:
+            raise ModelError("parameters that no patch can hold:\n" + listing(problems))
+
+
+def write_model(
+    state: ModelState, directory: Path, reporter: Reporter, *, replace: bool = False,
+    texts: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write a state as a directory that `from_pretrained` loads; one block of rows is in memory.
+
+    Whole or not at all: after a kill the same call writes it anew.
+
+    Args:
+        replace: what is in the directory goes when the new model is whole.
+        texts: further files, name → content.
+
+    Raises:
+        StateError: a patch does not begin where the one before ended.
+        ModelError: the base cannot be read, or values beside its parameters cannot.
+        UserError: the directory is not empty, and not to be replaced; DiskFullError: nothing is left.
+    """
+    specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
+    state.check(reporter)
+    with (
+        ModelWriter(
+            state.source, state.config, specs, directory, model=state.base.meta_model, texts=texts, replace=replace
+        ) as writer,
+        reporter.task("writing the model", len(specs)) as advance,
+    ):
+        for name in specs:
+            writer.add_blocks(name, state.chunks(name))
+            advance()
+
+
+def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorSpec]:
+    """All that a model made from a base holds, in the order in which it is written: parameters, then buffers.
+
+    Args:
+        dtypes: of all parameters; buffers are copied from the base as they are.
+
+    Raises:
+        ModelError: buffers that cannot be read; all are named.
+    """
+    bad = list(base.buffers) if base.source.gguf is not None else []
+    if bad:
+        raise ModelError(
+            f"{base.source.name}: has values that are no parameters and that cannot be read from a GGUF file, so that "
+            "no state of it can be written:\n" + listing(bad)
+        )
+    specs = {name: TensorSpec(dtypes[name], shape) for name, shape in base.inventory.shapes.items()}
+    return specs | {name: TensorSpec(base.dtype(name), shape) for name, shape in base.buffers.items()}

@@ -1,0 +1,292 @@
+"""`TASK.patch.safetensors`: what one stage changed, with the values before and after, so that it can be undone.
+
+Tensors `before/NAME` and `after/NAME` of each trained parameter, by its name at run time: the whole parameter, or of a
+sliced one the trained rows (columns; depth, along the third axis) alone, one after another in the order of the slice.
+The two may be of different types: after a patch its parameters are stored in that of `after`. Metadata: format,
+version, task, method, `names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows,
+columns or depth.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from pydantic import Field, Json, ValidationError
+from torch import Tensor
+
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.errors import ArtefactError, first_line, listing, together
+from trace_transfer.models.content import weights_sha256
+from trace_transfer.models.shards import DTYPES
+from trace_transfer.models.sources import AXES
+from trace_transfer.models.tensor_file import TensorSpec, read_blocks, read_tensor, writing_tensors
+from trace_transfer.records_base import TASK, Range, Strict
+
+FORMAT, VERSION = "trace-transfer/patch", "1"
+SUFFIX = ".patch.safetensors"
+BEFORE: Final = "before"
+AFTER: Final = "after"
+Kind = Literal["before", "after"]
+Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class PatchEntry:
+    """One parameter of a patch.
+
+    Attributes:
+        shape: of the whole parameter.
+        part: the rows, columns or depth that the patch holds; None for all.
+        before_dtype, after_dtype: in which the parameter is stored before and after the stage.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    part: Slice | None
+    before_dtype: torch.dtype
+    after_dtype: torch.dtype
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of what the patch holds of it."""
+        if self.part is None:
+            return self.shape
+        count = sum(stop - start for start, stop in self.part.ranges)
+        return (*self.shape[: self.part.dim], count, *self.shape[self.part.dim + 1 :])
+
+    def part_of(self, value: Tensor) -> Tensor:
+        """What the patch holds of a whole parameter."""
+        return value if self.part is None else value.index_select(self.part.dim, torch.tensor(self.part.indices))
+
+    @property
+    def num_elements(self) -> int:
+        """Elements that the patch holds of it."""
+        return TensorSpec(self.after_dtype, self.part_shape).num_bytes // self.after_dtype.itemsize
+
+    @property
+    def inverse(self) -> PatchEntry:
+        return replace(self, before_dtype=self.after_dtype, after_dtype=self.before_dtype)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Its two tensors, by their names in the file."""
+        return {
+            f"{BEFORE}/{self.name}": TensorSpec(self.before_dtype, self.part_shape),
+            f"{AFTER}/{self.name}": TensorSpec(self.after_dtype, self.part_shape),
+        }
+
+
+class _Parameter(Strict):
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[Range, ...] | None = None
+    columns: tuple[Range, ...] | None = None
+    depth: tuple[Range, ...] | None = None
+
+
+class _Header(Strict):
+    """The metadata of a patch."""
+
+    format: Literal["trace-transfer/patch"] = "trace-transfer/patch"
+    version: Literal["1"] = "1"
+    task: str = Field(pattern=TASK)
+    method: str
+    names_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    parameters: Json[tuple[_Parameter, ...]]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch on disk, or (`inverted`) the way back. Only its header is in memory."""
+
+    path: Path
+    task: str
+    method: str
+    names_sha256: str
+    entries: tuple[PatchEntry, ...]
+    inverted: bool = False
+
+    @classmethod
+    def open(cls, path: Path | str) -> Patch:
+        """Open a patch and check all of its header.
+
+        Raises:
+            ArtefactError: it cannot be read, is cut short or damaged, of another format or version, or holds other
+                tensors than its metadata say; all of that is told at once.
+        """
+        file = Path(path)
+        metadata, specs = _read_header(file)
+        found = metadata.get("format")
+        if found != FORMAT:
+            what = f"format {found!r}" if found else "no 'format' in its metadata"
+            raise ArtefactError(f"{file}: {what}, expected {FORMAT}")
+        try:
+            header = _Header.model_validate(metadata)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc'])) or '(metadata)'}: {e['msg']}" for e in error.errors()]
+            raise ArtefactError(f"{file}: its metadata are not those of a patch:\n" + listing(problems)) from error
+        entries, problems = _entries(header.parameters, specs)
+        if problems:
+            raise ArtefactError(f"{file}: {len(problems)} things do not fit its metadata:\n" + listing(problems))
+        return cls(file, header.task, header.method, header.names_sha256, entries)
+
+    @classmethod
+    def open_all(cls, files: Iterable[Path | str]) -> tuple[Patch, ...]:
+        """Open patches, in the order given.
+
+        Raises:
+            ArtefactError: some cannot be used, as `open` says; all of them are named.
+        """
+        patches, problems = [], []
+        for file in files:
+            try:
+                patches.append(cls.open(file))
+            except ArtefactError as error:
+                problems.append(str(error))
+        if problems:
+            raise ArtefactError(together("patches that cannot be used", problems))
+        return tuple(patches)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, PatchEntry]:
+        return {entry.name: entry for entry in self.entries}
+
+    @property
+    def mask(self) -> Mask:
+        """What it changes."""
+        return Mask({entry.name: entry.part for entry in self.entries})
+
+    @property
+    def inverse(self) -> Patch:
+        """From the state after the stage back to the one before."""
+        return replace(self, entries=tuple(entry.inverse for entry in self.entries), inverted=not self.inverted)
+
+    def before(self, name: str) -> Tensor:
+        """A parameter's values (those of its part) in the state that the patch begins with."""
+        return read_tensor(self.path, self._key(name, BEFORE))
+
+    def after(self, name: str) -> Tensor:
+        """A parameter's values (those of its part) in the state that the patch ends with."""
+        return read_tensor(self.path, self._key(name, AFTER))
+
+    def blocks(self, name: str, kind: Kind, counts: Iterable[int]) -> Iterator[Tensor]:
+        """`before` or `after` in blocks of some rows each."""
+        return read_blocks(self.path, self._key(name, kind), counts)
+
+    def _key(self, name: str, kind: Kind) -> str:
+        other = AFTER if kind == BEFORE else BEFORE
+        return f"{other if self.inverted else kind}/{name}"
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return weights_sha256([self.path])
+
+
+def write_patch(
+    path: Path, *, task: str, method: str, names_sha256: str, entries: Sequence[PatchEntry], values: Changes
+) -> Patch:
+    """Write a patch, of which no more than one parameter is in memory; whole or not at all.
+
+    Args:
+        values: each of the entries once, in any order, with its part before and after, of the entry's types.
+
+    Raises:
+        DiskFullError: nothing of the patch is left.
+        ValueError: values that are not those of the entries.
+    """
+    parameters = [_described(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+    header = {
+        "format": FORMAT, "version": VERSION, "task": task, "method": method, "names_sha256": names_sha256,
+        "parameters": json.dumps(parameters, ensure_ascii=False, separators=(",", ":")),
+    }  # fmt: skip
+    _Header.model_validate(header)
+    specs = {key: spec for entry in entries for key, spec in entry.specs.items()}
+    with writing_tensors(path, specs, header) as writer:
+        for entry, before, after in values:
+            writer.add(f"{BEFORE}/{entry.name}", before)
+            writer.add(f"{AFTER}/{entry.name}", after)
+            del before, after  # before the next ones are made
+    return Patch.open(path)
+
+
+def _described(entry: PatchEntry) -> dict[str, object]:
+    described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}
+    if entry.part is not None:
+        described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
+    return described
+
+
+def _read_header(file: Path) -> tuple[Mapping[str, str], Mapping[str, tuple[str, tuple[int, ...]]]]:
+    """Metadata, and name → (type, shape) of each tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+            found = {key: (one.get_dtype(), tuple(one.get_shape())) for key, one in slices.items()}
+            return opened.metadata() or {}, found
+    except SafetensorError as error:
+        raise ArtefactError(
+            f"{file}: not a safetensors file, or cut short or damaged ({first_line(error)}); have it made or copied "
+            "again"
+        ) from error
+    except OSError as error:
+        raise ArtefactError(f"{file}: cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _entries(
+    parameters: Sequence[_Parameter], specs: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> tuple[tuple[PatchEntry, ...], list[str]]:
+    """The entries that metadata describe, and whatever tensors or metadata do not fit."""
+    entries: dict[str, PatchEntry] = {}
+    problems: list[str] = []
+    for parameter in parameters:
+        name = parameter.name
+        if name in entries:
+            problems.append(f"{name}: listed twice")
+            continue
+        found = [specs.get(f"{kind}/{name}") for kind in (BEFORE, AFTER)]
+        for kind, spec in zip((BEFORE, AFTER), found, strict=True):
+            if spec is None:
+                problems.append(f"{kind}/{name}: missing")
+            elif spec[0] not in DTYPES:
+                problems.append(f"{kind}/{name}: of type {spec[0]}, expected one of {', '.join(DTYPES)}")
+        dtypes = [DTYPES.get(spec[0], torch.float32) if spec else torch.float32 for spec in found]
+        part, problem = _part(parameter)
+        entry = entries[name] = PatchEntry(name, parameter.shape, part, dtypes[0], dtypes[1])
+        if problem:
+            problems.append(f"{name}: {problem}")
+            continue
+        problems += [
+            f"{kind}/{name}: shape {list(spec[1])}, expected {list(entry.part_shape)}"
+            for kind, spec in zip((BEFORE, AFTER), found, strict=True)
+            if spec is not None and spec[1] != entry.part_shape
+        ]
+    expected = {f"{kind}/{name}" for name in entries for kind in (BEFORE, AFTER)}
+    problems += [f"{key}: not in its metadata" for key in sorted(specs.keys() - expected)]
+    return tuple(entries.values()), problems
+
+
+def _part(parameter: _Parameter) -> tuple[Slice | None, str | None]:
+    """The slice of a parameter, and what is wrong with it."""
+    given = [(dim, word, ranges) for dim, word in enumerate(AXES) if (ranges := getattr(parameter, word)) is not None]
+    if not given:
+        return None, None
+    if len(given) > 1:
+        return None, f"{' and '.join(word for _, word, _ in given)}, expected one of them"
+    ((dim, word, ranges),) = given
+    last = 0
+    if dim >= len(parameter.shape) or not ranges:
+        return None, f"{word} {[list(one) for one in ranges]} of shape {list(parameter.shape)}"
+    for start, stop in ranges:
+        if not last <= start < stop <= parameter.shape[dim]:
+            return None, f"{word} [{start}, {stop}] are not in order, or not within shape {list(parameter.shape)}"
+        last = stop
+    return Slice(dim, ranges), None

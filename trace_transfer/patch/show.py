@@ -1,0 +1,83 @@
+"""Patches in the terminal: what they hold, and what differs between two models."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trace_transfer.models.sources import AXES
+from trace_transfer.terminal import Page, drawn
+
+if TYPE_CHECKING:
+    from trace_transfer.patch.merging import TaskModels
+    from trace_transfer.patch.patches import Patch, PatchEntry
+    from trace_transfer.patch.patching import Difference
+
+
+def render_patch(patch: Patch) -> str:
+    """A patch as text as wide as the terminal."""
+    return drawn(lambda page: _draw_patch(patch, page))
+
+
+def _draw_patch(patch: Patch, page: Page) -> None:
+    num_elements = sum(entry.num_elements for entry in patch.entries)
+    page.line(str(patch.path), "bold")
+    page.line(
+        f"task {patch.task}, method {patch.method}: {len(patch.entries)} parameters, {num_elements:,} elements, "
+        f"{patch.path.stat().st_size:,} bytes"
+    )
+    page.line(f"of a model with names_sha256 {patch.names_sha256[:12]}…")
+    page.line()
+    page.table(
+        [("parameter", "left"), ("part", "left"), ("elements", "right"), ("before", "left"), ("after", "left")],
+        ((e.name, _part(e), f"{e.num_elements:,}", _dtype(e.before_dtype), _dtype(e.after_dtype))
+         for e in patch.entries),
+    )  # fmt: skip
+
+
+def render_differences(found: Sequence[Difference], num_parameters: int) -> str:
+    """What differs between two models, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_differences(found, num_parameters, page))
+
+
+def _draw_differences(found: Sequence[Difference], num_parameters: int, page: Page) -> None:
+    page.line(f"{len(found)} of {num_parameters} parameters differ")
+    if found:
+        page.line()
+        page.table(
+            [("parameter", "left"), ("elements that differ", "right"), ("types", "left")],
+            ((d.entry.name, f"{d.count:,} of {d.entry.num_elements:,}", _types(d.entry)) for d in found),
+        )
+
+
+def render_task_models(found: TaskModels) -> str:
+    """The models that were written, and how mergekit merges them, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_task_models(found, page))
+
+
+def _draw_task_models(found: TaskModels, page: Page) -> None:
+    page.table(
+        [("task", "left"), ("model", "left"), ("elements", "right"), ("moved by an earlier task", "right")],
+        ((m.task, str(m.directory), f"{m.num_elements:,}", f"{m.num_moved_before:,}") for m in found.models),
+    )
+    page.line()
+    if any(model.num_moved_before for model in found.models):
+        page.line("Of elements that an earlier task had moved, a model has what its own task added to them.")
+    page.whole(f"mergekit-yaml {shlex.quote(str(found.yaml))} merged")
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _types(entry: PatchEntry) -> str:
+    same = entry.before_dtype == entry.after_dtype
+    return _dtype(entry.after_dtype) if same else f"{_dtype(entry.before_dtype)} → {_dtype(entry.after_dtype)}"
+
+
+def _part(entry: PatchEntry) -> str:
+    if entry.part is None:
+        return ""
+    count = sum(stop - start for start, stop in entry.part.ranges)
+    return f"{count} of {entry.shape[entry.part.dim]} {AXES[entry.part.dim]}"

@@ -1,0 +1,1 @@
+"""What goes to the hub: models with their cards, and core files."""

@@ -1,0 +1,179 @@
+"""`summary.json`: the numbers of a run's report, each with what it was computed from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trace_transfer.records_base import Strict
+
+# Metrics whose values are shares in [0, 1], by the beginnings of their names; tables show them in percent.
+SHARES = ("acc", "exact_match", "pass@", "f1", "balanced_acc")
+
+# What a difference says; `conclusions.verdict` decides.
+Verdict = Literal["better", "worse", "chance", "undecided", "equal", "unknown"]
+
+
+class Interval(Strict):
+    """A mean over cells (seeds) and its 95 % interval; None where fewer than three cells give none.
+
+    Attributes:
+        low, high: Student's t, which holds the truth as often as it says with a few values.
+        bootstrap_low, bootstrap_high: of differences the paired bootstrap, else the bootstrap: with five values it
+            holds the truth in about 84 % of cases instead of 95 %.
+        p, p_adjusted: of differences, two-sided, by the paired t test; adjusted (Holm) for all differences of the same
+            measure in the same table, and where one answers a question for all questions, too: the larger of both.
+        verdict: of differences and backward transfer, what they say; None in files of earlier versions.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    num: int = Field(ge=1)
+    bootstrap_low: float | None = None
+    bootstrap_high: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    verdict: Verdict | None = None
+
+
+class Measure(Strict):
+    """A measure in words: `formula` in plain text, `source` the paper it is from; more is better, or less."""
+
+    name: str
+    title: str
+    formula: str
+    source: str
+    higher_is_better: bool
+
+
+class MethodSummary(Strict):
+    """One method at one setting.
+
+    Attributes:
+        title, what: in words, as the run says it.
+        measures: measure → its mean and interval; `average`, `backward_transfer`, `forgetting`, `forward_transfer`,
+            `learning`; those that this method does not have are absent (joint training forgets nothing that it could
+            tell). More is better but for forgetting: of a loss the sign is flipped.
+        final: evaluation → score of the last state, in the evaluation's own metric.
+        differences: measure → this method minus the reference, paired by seed; absent for the reference itself.
+        final_differences: the same for each evaluation, in its own metric.
+        costs: `identify_seconds`, `map_seconds`, `train_seconds`, `evaluate_seconds`, `seconds` and `cpu_seconds` (all
+            but the evaluation), `peak_bytes` (of training), `identify_peak_bytes`, `bytes` (what training left),
+            `trained` (elements). A step that several cells share is counted in full for each: what the method would
+            cost alone.
+        single: measure → its value in each cell, in the order of `seeds`.
+        single_final: evaluation → its last score in each cell, in the order of `seeds`.
+    """
+
+    method: str
+    title: str = ""
+    what: str = ""
+    needs: Literal["none", "source", "target"] = "none"
+    seeds: tuple[int, ...]
+    measures: dict[str, Interval]
+    final: dict[str, Interval]
+    differences: dict[str, Interval] = Field(default_factory=dict)
+    final_differences: dict[str, Interval] = Field(default_factory=dict)
+    costs: dict[str, Interval] = Field(default_factory=dict)
+    single: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    single_final: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.title or self.method
+
+
+class Curve(Strict):
+    """Forgetting: the score of what measures a task, 0, 1, 2, … stages after the task was learned, over all cells.
+
+    In the evaluation's own metric. Where cells train different orders, a later point is of fewer of them (`num`): those
+    in which the task came early enough.
+    """
+
+    method: str
+    task: str
+    evaluation: str = ""
+    points: tuple[Interval, ...]
+
+
+class MatrixSummary(Strict):
+    """Mean scores of all cells of a method with the same order: a row per stage (the first is the base).
+
+    The order is the one that most cells have, the first of those; `num` cells have it.
+    """
+
+    method: str
+    order: tuple[str, ...] = ()
+    stages: tuple[str, ...]
+    evaluations: tuple[str, ...]
+    means: tuple[tuple[float, ...], ...]
+    num: int
+
+
+class SweepPoint(Strict):
+    """All methods of a sweep at one value of its axis."""
+
+    value: Any
+    label: str
+    methods: tuple[MethodSummary, ...]
+
+
+class SweepSummary(Strict):
+    """One axis; `paper` names the table or figure of the paper that has its form."""
+
+    axis: str
+    paper: str
+    points: tuple[SweepPoint, ...]
+
+
+class Comparison(Strict):
+    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed, and the answer."""
+
+    question: str
+    method: str
+    other: str
+    measure: str
+    difference: Interval
+    answer: str
+
+
+class EvaluationRecord(Strict):
+    """What a column of the tables is; `task` is what it measures (several joined by commas), None if nothing taught."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    num_examples: int
+    task: str | None = None
+
+    @property
+    def share(self) -> bool:
+        """Whether its values are shares in [0, 1]."""
+        return self.metric.startswith(SHARES)
+
+
+class Summary(Strict):
+    """`summary.json`, in the order in which a reader wants it."""
+
+    format: Literal["trace-transfer/summary"] = "trace-transfer/summary"
+    version: Literal[1] = 1
+    name: str
+    reference: str
+    evaluations: tuple[EvaluationRecord, ...]
+    base: dict[str, float]
+    measures: tuple[Measure, ...]
+    methods: tuple[MethodSummary, ...]
+    curves: tuple[Curve, ...]
+    matrices: tuple[MatrixSummary, ...]
+    sweeps: tuple[SweepSummary, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def measures_are_shares(self) -> bool:
+        """Whether all that the measures are made of are shares, so that they can be told in percent."""
+        return all(record.share for record in self.evaluations if record.task is not None)

@@ -1,0 +1,1 @@
+"""How models represent the texts of several tasks in their last layer (the paper's figure 3)."""

@@ -1,0 +1,327 @@
+"""How models represent the texts of several tasks in their last layer (the paper's figure 3).
+
+Reads: models (perhaps with patches), tasks and their data. Writes into one directory: `embeddings.safetensors` (of each
+model `LABEL.embeddings` [texts, width] and `LABEL.tsne` [texts, 2], float32; texts task by task),
+`representation.html`, `representation.png` and, last, `representation.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trace_transfer.data.encoding import encode_task
+from trace_transfer.data.records import Record, Records, read_records
+from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
+from trace_transfer.errors import ModelError, NumericalError, UserError, listing
+from trace_transfer.evaluate.scores import RepresentationFile, RepresentedModel
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
+from trace_transfer.families.registry import FamilyRegistry, load_families
+from trace_transfer.files import (
+    refuse_inputs,
+    remove_leftovers,
+    sha256_text,
+    write_tensors,
+    write_text,
+)
+from trace_transfer.locking import held
+from trace_transfer.models.checkpoints import return_freed_memory
+from trace_transfer.models.devices import on_device, resolve_device, resolve_dtype
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.patches import Patch
+from trace_transfer.progress import Reporter
+from trace_transfer.records import to_json
+from trace_transfer.records_base import library_versions
+from trace_transfer.represent import embedding as maths
+from trace_transfer.represent.draw import METADATA_TEXTS, view_of, write_html, write_png
+from trace_transfer.represent.settings import RepresentSettings
+from trace_transfer.represent.text_embeddings import embed_texts, num_batches
+from trace_transfer.train.patched import PatchedModel
+
+FILES = ("embeddings.safetensors", "representation.html", "representation.png", "representation.json")
+LEAST_TEXTS = 3  # of a task: of fewer there is no covariance worth an ellipse
+UNCUT = 2**31 - 1  # texts are cut here, not by the encoder, which would refuse one whose answer is cut off
+WORDS = 110  # characters of a text that the page shows
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model and what it will read; `num_cut` texts were longer than the maximal length."""
+
+    label: str
+    opened: OpenModel
+    state: ModelState
+    ids: tuple[tuple[int, ...], ...]
+    num_cut: int
+
+    @property
+    def width(self) -> int:
+        return int(self.state.config.get_text_config().hidden_size)
+
+
+@dataclass(frozen=True)
+class RepresentPlan:
+    """All that can be known, and refused, before weights are read. Texts lie task by task."""
+
+    models: tuple[PlannedModel, ...]
+    records: tuple[Records, ...]
+    settings: RepresentSettings
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(records.task for records in self.records)
+
+    @property
+    def num_texts(self) -> tuple[int, ...]:
+        return tuple(len(records.records) for records in self.records)
+
+    @property
+    def unified(self) -> bool:
+        """Whether all models share one t-SNE space: they must be equally wide."""
+        return len({model.width for model in self.models}) == 1
+
+    @property
+    def task_N(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self.records)), self.num_texts)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings, and what was decided of them."""
+        return {
+            **self.settings.recorded(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "space": "unified" if self.unified else "separate",
+            "num_cut": {model.label: model.num_cut for model in self.models},
+        }
+
+
+def name_models(models: Sequence[str], labelled: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Label → model, of models under their own short names and of `(label, model)` pairs, in this order.
+
+    Raises:
+        UserError: two of one label.
+    """
+    pairs = [(ModelSource.parse(model).display_name, model) for model in models] + list(labelled)
+    labels = [label for label, _ in pairs]
+    if twice := [f"{label}: {model}" for label, model in pairs if labels.count(label) > 1]:
+        raise UserError("models of the same label; give each its own with --label NAME=MODEL:\n" + listing(twice))
+    return dict(pairs)
+
+
+def open_states(models: Mapping[str, str | Path], patches: Sequence[tuple[str, Path]]) -> dict[str, ModelState]:
+    """Each model with the patches of its label, in the order given.
+
+    Raises:
+        UserError: a patch of a label that no model has.
+        ArtefactError: a patch that is none, or of another model.
+    """
+    if strange := [f"{label}={file}" for label, file in patches if label not in models]:
+        raise UserError(f"patches of no model; the labels are {', '.join(models)}:\n" + listing(strange))
+    return {
+        label: ModelState(ModelSource.parse(model), Patch.open_all(file for own, file in patches if own == label))
+        for label, model in models.items()
+    }
+
+
+def plan_representation(
+    models: Mapping[str, ModelState | str | Path], tasks_file: str | Path, settings: RepresentSettings
+) -> RepresentPlan:
+    """Open the models, read the texts and encode them; reads no weights.
+
+    Args:
+        models: label → model; labels name panels and tensors.
+
+    Raises:
+        UserError: no model, a blank label, one task only, too few texts for the perplexity; whatever is wrong with
+            tasks and models, all models that lack a tokenizer named at once.
+    """
+    if not models:
+        raise UserError("no model to look at; name one or more")
+    if blank := [label for label in models if not label.strip() or not label.isprintable()]:
+        raise UserError("labels must be one printable line:\n" + listing(list(map(repr, blank))))
+    specs = [_limited(spec, settings.max_examples) for spec in load_tasks(tasks_file)]
+    if len(specs) < 2:
+        raise UserError(f"{tasks_file}: one task, {specs[0].name}; how tasks are kept apart needs two at least")
+    records = tuple(read_records(spec, Path(tasks_file).parent, seed=settings.seed) for spec in specs)
+    _require_texts(records, settings.perplexity)
+    registry = load_families([Path(path) for path in settings.rules])
+    planned, problems = [], []
+    for label, model in models.items():
+        state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
+        try:
+            planned.append(_plan_model(label, state, registry, specs, records, settings.max_length))
+        except ModelError as problem:
+            problems.append(f"{label}: {problem}")
+    if problems:
+        raise ModelError("models that cannot be looked at:\n" + listing(problems))
+    device = resolve_device(settings.device)
+    return RepresentPlan(tuple(planned), records, settings, device, resolve_dtype(settings.dtype, device))
+
+
+def as_written(spec: TaskSpec) -> TaskSpec:
+    """One text for each record, as the template writes it: nothing is trained or generated here."""
+    return spec.model_copy(update={"mismatch": "keep"})
+
+
+def _limited(spec: TaskSpec, max_examples: int | None) -> TaskSpec:
+    limits = [limit for limit in (spec.max_examples, max_examples) if limit is not None]
+    return spec.model_copy(update={"max_examples": min(limits, default=None)})
+
+
+def _require_texts(records: Sequence[Records], perplexity: float) -> None:
+    few = [f"{one.task}: {len(one.records)}" for one in records if len(one.records) < LEAST_TEXTS]
+    if few:
+        raise TaskError(f"each task needs {LEAST_TEXTS} texts at least; too few are in:\n" + listing(few))
+    total = sum(len(one.records) for one in records)
+    if total <= perplexity:
+        raise UserError(
+            f"{total} texts are too few for t-SNE of perplexity {perplexity:g}, which needs more texts than that; "
+            f"raise --max-examples, or give --perplexity {max(1, total // 4)}"
+        )
+
+
+def _plan_model(
+    label: str,
+    state: ModelState,
+    registry: FamilyRegistry,
+    specs: Sequence[TaskSpec],
+    records: Sequence[Records],
+    max_length: int,
+) -> PlannedModel:
+    opened = open_model(state.source.name, registry)
+    if state.source.directory is not None:
+        state.base.weights  # noqa: B018 (opens headers: missing or damaged files are refused now)
+    tokenizer, config = load_tokenizer(state.source), opened.config.get_text_config()
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of nothing for some families
+        raise ModelError(f"{state.source.name}: has no tokenizer: the one made without its files knows no words")
+    whole = [
+        example.input_ids
+        for spec, one in zip(specs, records, strict=True)
+        for example in encode_task(as_written(spec), one, tokenizer, max_length=UNCUT).examples
+    ]
+    ids = tuple(text[:max_length] for text in whole)
+    if (largest := max(map(max, ids))) >= config.vocab_size:
+        raise ModelError(
+            f"{state.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {config.vocab_size} "
+            "tokens: the tokenizer belongs to another model"
+        )
+    positions, longest = getattr(config, "max_position_embeddings", None), max(map(len, ids))
+    if positions and longest > positions:
+        raise ModelError(
+            f"{state.source.name}: was made for {positions} tokens, the longest text has {longest}; give --max-length "
+            f"{positions}"
+        )
+    return PlannedModel(label, opened, state, ids, sum(len(text) > max_length for text in whole))
+
+
+def run_representation(plan: RepresentPlan, out: str | Path, reporter: Reporter) -> RepresentationFile:
+    """Read each model once, one at a time in memory, and write what was found.
+
+    Raises:
+        NumericalError: embeddings that are not finite, or the same for all texts.
+        StateError: a patch does not begin where the one before ended.
+        UserError: the directory is that of one of the models, is in use, or cannot be written.
+    """
+    refuse_inputs([Path(out)], [model.state.source.name for model in plan.models])
+    with held(out) as directory:
+        return _represent(plan, directory, reporter)
+
+
+def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> RepresentationFile:
+    remove_leftovers(directory)
+    embeddings = [_embeddings(plan, model, reporter) for model in plan.models]
+    coordinates = _coordinates(plan, embeddings, reporter)
+    file = RepresentationFile(
+        tasks=plan.tasks,
+        num_texts=plan.num_texts,
+        data_sha256=tuple(map(_data_sha256, plan.records)),
+        models=tuple(
+            _represented(model, found.numpy(), plan.task_N)
+            for model, found in zip(plan.models, embeddings, strict=True)
+        ),
+        settings=plan.recorded,
+        libraries={**library_versions(), "scikit-learn": version("scikit-learn")},
+    )
+    texts = [
+        {"id": f"{one.task}:{record.number}", "words": _first_words(record)}
+        for one in plan.records
+        for record in one.records
+    ]
+    tensors: dict[str, Tensor] = {}
+    for model, found, points in zip(plan.models, embeddings, coordinates, strict=True):
+        tensors[f"{model.label}.embeddings"] = found
+        tensors[f"{model.label}.tsne"] = torch.from_numpy(points)
+    metadata = {"format": "trace-transfer/embeddings", "version": "1", METADATA_TEXTS: json.dumps(texts)}
+    write_tensors(directory / FILES[0], tensors, metadata)
+    view = view_of(file, coordinates, texts)
+    write_html(directory / FILES[1], view)
+    write_png(directory / FILES[2], view)
+    write_text(directory / FILES[3], to_json(file))
+    return file
+
+
+def _embeddings(plan: RepresentPlan, planned: PlannedModel, reporter: Reporter) -> Tensor:
+    planned.state.check(reporter)
+    model = on_device(PatchedModel(planned.state).load(plan.dtype), plan.device).eval()
+    size = plan.settings.batch_size
+    with reporter.task(f"reading texts with {planned.label}", num_batches(planned.ids, size)) as advance:
+        found_ND = embed_texts(model, planned.ids, pool=plan.settings.pool, batch_size=size, advance=advance)
+    del model
+    return_freed_memory()
+    bad = (~torch.isfinite(found_ND).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        names = [f"{one.task}:{record.number}" for one in plan.records for record in one.records]
+        raise NumericalError(
+            f"{planned.label}: NaN or Inf in the embeddings of {len(bad)} of {len(found_ND)} texts; try --dtype "
+            "float32:\n" + listing([names[text] for text in bad])
+        )
+    if not (found_ND != found_ND[0]).any():
+        raise NumericalError(f"{planned.label}: all texts have the same embedding; there is nothing to tell apart")
+    return found_ND
+
+
+def _coordinates(plan: RepresentPlan, embeddings: Sequence[Tensor], reporter: Reporter) -> list[NDArray[np.float32]]:
+    """t-SNE of each model's texts: of all models together where they are equally wide, so that panels compare."""
+    together = [torch.cat(list(embeddings))] if plan.unified else embeddings
+    with reporter.task("t-SNE", len(together)) as advance:
+        found = []
+        for points in together:
+            found.append(maths.tsne(points.numpy(), perplexity=plan.settings.perplexity, seed=plan.settings.seed))
+            advance()
+    return np.split(found[0], len(embeddings)) if plan.unified else found
+
+
+def _represented(planned: PlannedModel, found_ND: NDArray[np.float32], task_N: NDArray[np.int64]) -> RepresentedModel:
+    return RepresentedModel(
+        label=planned.label,
+        model=planned.opened.identity,
+        fingerprint=planned.state.fingerprint,
+        silhouette=maths.silhouette(found_ND, task_N),
+        distances=tuple(map(tuple, maths.centroid_distances(found_ND, task_N).tolist())),
+        spread=tuple(maths.spread(found_ND, task_N).tolist()),
+    )
+
+
+def _data_sha256(records: Records) -> str:
+    """Of what the texts say, whichever model reads them."""
+    lines = [[[m.role, m.content, m.is_answer] for m in record.messages] for record in records.records]
+    return sha256_text(json.dumps(lines))
+
+
+def _first_words(record: Record) -> str:
+    """What the user says first, on one line."""
+    message = next((m for m in record.messages if m.role == "user"), record.messages[0])
+    line = " ".join(message.content.split())
+    return line if len(line) <= WORDS else line[:WORDS].rstrip() + " …"

@@ -1,0 +1,247 @@
+"""What each kind of step does: from its ticket and the directories of the steps before it to the files in its own.
+
+A ticket is plain JSON, so that other processes, a launcher's ranks among them, can do the same step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trace_transfer.evaluate.evaluating import evaluate as evaluate_model
+from trace_transfer.evaluate.evaluating import plan_evaluation
+from trace_transfer.evaluate.scores import EvaluationFile, ScoredStage, ScoreMatrix
+from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluate.suite_file import Suite
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.files import write_text
+from trace_transfer.identify.differencing import DeltaPlan, plan_deltas
+from trace_transfer.identify.identifying import collect, plan_identify, run_warm_starts_of, score_collected
+from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identify.task_data import data_of_stores
+from trace_transfer.identify.warm_starting import finished_stores
+from trace_transfer.launching import place_among_ranks
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.patches import Patch
+from trace_transfer.progress import Reporter, Silent
+from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records_base import library_versions
+from trace_transfer.represent.representing import plan_representation, run_representation
+from trace_transfer.represent.settings import RepresentSettings
+from trace_transfer.stopping import StopSignal
+from trace_transfer.text_formats import read_json_object
+from trace_transfer.train.records import StreamFile
+from trace_transfer.train.settings import StreamSettings
+from trace_transfer.train.stream_plan import MODEL, RECORD, plan_stream, require_space
+from trace_transfer.train.streaming import run_stream
+from trace_transfer.transfer.carrying import carry_along
+from trace_transfer.transfer.mapping import plan_map, run_map
+from trace_transfer.transfer.settings import MapSettings
+
+TICKET, TASKS, SCORES, BASELINE = "ticket.json", "tasks.yaml", "scores.json", "evaluation.json"
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """All that a process needs to do a step: see `steps.Step`; `needs` are the directories of the steps before it."""
+
+    kind: str
+    out: str
+    cache: str
+    settings: Mapping[str, Any]
+    needs: Mapping[str, str]
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> Ticket:
+        return cls(**read_json_object(file))
+
+    def write(self) -> Path:
+        file = self.directory / TICKET
+        write_text(file, json.dumps(asdict(self), indent=1))
+        return file
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.out)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        return tuple(self.arguments["rules"])
+
+    def before(self, name: str) -> Path:
+        """The directory of a step that it needs."""
+        return Path(self.needs[name])
+
+
+Kind = Callable[[Ticket, Reporter, StopSignal], None]
+
+
+def prepare(ticket: Ticket) -> None:
+    """Write the files that a step's stages read, before any process begins with it."""
+    specs = ticket.arguments.get("tasks", ())
+    if ticket.kind in ("warm-start", "evidence", "identify", "represent"):
+        _write_tasks(ticket, specs)
+    elif ticket.kind == "train":
+        core = ticket.before("cores") if "cores" in ticket.needs else None
+        items = [{**spec, **({"core": str(core / f"{spec['name']}.core.json")} if core else {})} for spec in specs]
+        _write_tasks(ticket, items)
+
+
+def warm_start(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Fine-tune a model for an epoch on one task, and keep what changed."""
+    plan = plan_identify(
+        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=_identify(ticket), rules=ticket.rules,
+        out=ticket.directory, with_scores=False,
+    )  # fmt: skip
+    run_warm_starts_of(plan, reporter)
+
+
+def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Norms, cosines and Fisher information of all tasks' warm starts."""
+    settings, plan = _identify(ticket), _deltas(ticket)
+    data = data_of_stores(plan.base, _stores(ticket), ticket.directory / TASKS) if settings.score.needs_fisher else None
+    collect(plan, data, settings, _seed(ticket), ticket.directory, reporter)
+
+
+def identify(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Core sets of the evidence."""
+    settings, plan = _identify(ticket), _deltas(ticket)
+    data = data_of_stores(plan.base, _stores(ticket), ticket.directory / TASKS) if settings.score.needs_fisher else None
+    found = collect(plan, data, settings, _seed(ticket), ticket.before("evidence"), Silent())  # all is there: reads it
+    for warning in score_collected(plan, found, settings.score, _seed(ticket), ticket.directory).warnings:
+        reporter.note(warning)
+
+
+def match(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """The layer match of source and target."""
+    settings = MapSettings.of(**{**ticket.arguments["given"], "rules": ticket.rules, "cache": Path(ticket.cache)})
+    plan = plan_map(ticket.arguments["source"], ticket.arguments["target"], (), settings)
+    result = run_map(plan, ticket.directory, settings, reporter)
+    for warning in result.layer_match.warnings:
+        reporter.note(warning)
+
+
+def carry(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Core sets of the source, carried along the layer match."""
+    names = ticket.arguments["tasks"]
+    carry_along(
+        ticket.arguments["source"], ticket.arguments["target"], ticket.before("match"),
+        [ticket.before("identify") / f"{name}.core.json" for name in names], how=ticket.settings["carry"],
+        ratio=ticket.settings["ratio"], rules=ticket.rules, out=ticket.directory,
+    )  # fmt: skip
+
+
+def train(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """The stream; its tuned model is made again of base and patches, and is kept only where that is wanted."""
+    plan = plan_stream(
+        ticket.arguments["model"], ticket.directory / TASKS, settings=StreamSettings.of(**_tuples(ticket)),
+        rules=ticket.rules, out=ticket.directory, num_ranks=place_among_ranks().size,
+    )  # fmt: skip
+    require_space(plan)
+    done = run_stream(plan, reporter, stop)
+    if done is not None and not ticket.arguments["keep_model"]:
+        shutil.rmtree(ticket.directory / MODEL, ignore_errors=True)
+
+
+def baseline(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Scores of the base."""
+    _score(ticket, ModelState(ModelSource.parse(ticket.arguments["model"])), ticket.directory, reporter)
+
+
+def evaluate(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Scores after each stage of a stream, beside those of the base."""
+    before = ticket.before("train")
+    stream: StreamFile = read_artefact(before / RECORD, StreamFile)
+    base: EvaluationFile = read_artefact(ticket.before("baseline") / BASELINE, EvaluationFile)
+    source = ModelSource.parse(ticket.arguments["model"])
+    patches = tuple(Patch.open(before / stage.patch) for stage in stream.stages)
+    rows = [ScoredStage(label="base", learned=(), scores=base.scores)]
+    for number, stage in enumerate(stream.stages, start=1):
+        state = ModelState(source, patches[:number])
+        found = _score(ticket, state, ticket.directory / f"{number}-{stage.label}", reporter)
+        rows.append(ScoredStage(label=stage.label, learned=stage.tasks, scores=found.scores))
+        stop.check(f"after scoring stage {number} of {len(stream.stages)}")
+    matrix = ScoreMatrix(
+        model=stream.model, base_fingerprint=stream.base_fingerprint, of_task=ticket.settings["of_task"],
+        stages=tuple(rows), settings=base.settings, libraries=library_versions(),
+    )  # fmt: skip
+    write_text(ticket.directory / SCORES, to_json(matrix))
+
+
+def represent(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
+    """Embeddings of the base and of what methods made of it, side by side."""
+    source = ModelSource.parse(ticket.arguments["model"])
+    models = {"base": ModelState(source)}
+    for name in ticket.needs:
+        before = ticket.before(name)
+        stages = read_artefact(before / RECORD, StreamFile).stages
+        models[name] = ModelState(source, tuple(Patch.open(before / stage.patch) for stage in stages))
+    settings = RepresentSettings(**{**ticket.arguments["given"], "rules": ticket.rules})
+    plan = plan_representation(models, ticket.directory / TASKS, settings)
+    run_representation(plan, ticket.directory, reporter)
+
+
+KINDS: Mapping[str, Kind] = {
+    "warm-start": warm_start,
+    "evidence": evidence,
+    "identify": identify,
+    "match": match,
+    "map": carry,
+    "train": train,
+    "baseline": baseline,
+    "evaluate": evaluate,
+    "represent": represent,
+}
+
+
+def _identify(ticket: Ticket) -> IdentifySettings:
+    return IdentifySettings.of(**_tuples(ticket))
+
+
+def _tuples(ticket: Ticket) -> dict[str, Any]:
+    """Settings as given: JSON has no tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in ticket.arguments["given"].items()}
+
+
+def _seed(ticket: Ticket) -> int:
+    return _identify(ticket).warm_start.train.seed
+
+
+def _stores(ticket: Ticket) -> tuple[Any, ...]:
+    starts = [Path(place) for name, place in ticket.needs.items() if name.startswith("warm-start:")]
+    return tuple(store for place in starts for store in finished_stores(place))
+
+
+def _deltas(ticket: Ticket) -> DeltaPlan:
+    opened = open_model(ticket.arguments["model"], load_families([Path(path) for path in ticket.rules]))
+    return plan_deltas(opened, {}, _stores(ticket))
+
+
+def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> EvaluationFile:
+    arguments = ticket.arguments
+    suite = Suite.of(arguments["specs"], Path(arguments["directory"]), arguments["suite"])
+    settings = EvaluateSettings.of(**arguments["given"])
+    plan = plan_evaluation(state, suite, settings)
+    return evaluate_model(plan, None, out, reporter, replace=True)  # a step's own: of a training that was done anew
+
+
+def _write_tasks(ticket: Ticket, specs: Any) -> None:
+    """`tasks.yaml` with paths relative to it, so that the run's directory can be moved with its data."""
+
+    def relative(item: Mapping[str, Any]) -> dict[str, Any]:
+        paths = {key: item[key] for key in ("data", "core") if Path(str(item.get(key, ""))).is_absolute()}
+        return {**item, **{key: os.path.relpath(path, ticket.directory.resolve()) for key, path in paths.items()}}
+
+    text = yaml.safe_dump({"tasks": [relative(spec) for spec in specs]}, sort_keys=False, allow_unicode=True)
+    write_text(ticket.directory / TASKS, text)

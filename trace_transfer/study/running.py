@@ -1,0 +1,278 @@
+"""Running what is not up to date: in order, several at a time where that is wanted, each step in its own process.
+
+Writes below the run's directory: `steps/KIND-ADDRESS/`, and `run.json` once all steps are finished. Killed anywhere,
+the same call goes on: finished steps stay, and those that were begun go on from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.files import prepare_directory, remove_leftovers, write_text
+from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records_base import library_versions
+from trace_transfer.report.run_record import CellRecord, MethodRecord, RunFile, StepFile
+from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
+from trace_transfer.study.gpus import GpuPool, gpus_asked_for, visible_gpus
+from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.kinds import CACHE, Ticket
+from trace_transfer.study.show_running import Display
+from trace_transfer.study.status import RECORD, StepStatus
+from trace_transfer.study.steps import LAUNCHED, Step
+from trace_transfer.study.worker import context, work
+
+RUN = "run.json"
+LARGE = ("*.patch.safetensors", "*.adapter")  # what `keep:` lets go of, once it has been scored
+LOOK_EVERY = 0.25  # s
+
+
+@dataclass
+class _Running:
+    """A step that a process works on."""
+
+    step: Step
+    process: Any
+    events: Any
+    gpus: tuple[str, ...] | None
+    label: str
+    ended: tuple[str, str] = ("", "")
+
+
+@dataclass
+class _State:
+    """What is left to be done, and by whom it is being done."""
+
+    waiting: list[Step]
+    finished: set[str]
+    stop: StopSignal
+    gpus: GpuPool | None
+    running: list[_Running] = field(default_factory=list)
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal) -> RunFile:
+    """Run what is to be run, and write `run.json`, in a directory that is held.
+
+    Raises:
+        StopRequested: SIGTERM came, and all steps at work have saved what they had.
+        UserError, TraceTransferError: a step failed, told with its cells; those beside it were finished first.
+    """
+    claim(graph, out)
+    remove_leftovers(out)
+    todo = [one.step for one in status if one.record is None]
+    gpus = GpuPool(visible_gpus()) if todo and graph.run.jobs > 1 else None
+    state = _State(todo, {one.step.address for one in status if one.record is not None}, stop, gpus)
+    for step in graph.steps:  # a run that was killed may have had no time for it
+        if step.address in state.finished:
+            _let_go(graph, step, state.finished, out)
+    processes = context(graph.run.jobs) if todo else None
+    with display.running(len(todo), len(status) - len(todo)):
+        try:
+            while state.waiting or state.running:
+                _start(graph, state, out, processes, display)
+                _listen(graph, state, out, display)
+                display.look()
+                if stop.requested:
+                    _hand_on(state)
+                if (stop.requested or state.failed) and not state.running:
+                    break
+        finally:
+            for one in state.running:
+                one.process.kill()
+                one.process.join()
+    if state.failed:
+        _raise(state.failed)
+    if state.waiting:
+        raise StopRequested(f"stopped by SIGTERM with {len(state.waiting)} steps to do; the same command goes on")
+    record = run_record(graph, out)
+    _write_if_other(out / RUN, to_json(record))
+    return record
+
+
+def claim(graph: RunGraph, out: Path) -> None:
+    """Refuse a directory in which another run has its results.
+
+    Raises:
+        UserError: the name of that run, or what else lies there.
+    """
+    if not (out / RUN).is_file():
+        return
+    before: RunFile = read_artefact(out / RUN, RunFile)
+    if before.name != graph.run.name:
+        raise UserError(
+            f"{out}: holds the results of another run, '{before.name}', and this one is '{graph.run.name}': two "
+            "outputs in one place; name another --out, or give this run that name if it is the same"
+        )
+
+
+def _start(graph: RunGraph, state: _State, out: Path, processes: Any, display: Display) -> None:
+    """Begin with what can be begun."""
+    if state.stop.requested or state.failed:
+        return
+    for step in list(state.waiting):
+        if len(state.running) >= graph.run.jobs:
+            return
+        if all(needed.address in state.finished for needed in step.needs.values()):
+            gpus = state.gpus.take(gpus_asked_for(step.kind, graph.run.processes)) if state.gpus else None
+            if state.gpus and gpus is None:
+                return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
+            state.waiting.remove(step)
+            with interruption_held_back():
+                state.running.append(_begin(graph, step, out, processes, gpus))
+            display.begin(step.address, state.running[-1].label)
+
+
+def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, gpus: tuple[str, ...] | None) -> _Running:
+    directory = out / step.directory
+    prepare_directory(directory)
+    ticket = Ticket(
+        step.kind, str(directory.absolute()), str((out / CACHE).absolute()), step.settings,
+        {name: str((out / needed.directory).absolute()) for name, needed in step.needs.items()}, step.arguments,
+    )  # fmt: skip
+    record = {"kind": step.kind, "address": step.address, "settings": step.settings, "inputs": step.all_inputs}
+    jobs, cores = graph.run.jobs, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    sharing = jobs * (graph.run.processes if step.kind in LAUNCHED else 1)
+    threads = max(1, (cores or 1) // sharing) if jobs > 1 else None
+    receiving, sending = processes.Pipe(duplex=False)
+    process = processes.Process(
+        target=work,
+        args=(ticket, record, threads, gpus, graph.run.processes, sending),
+    )
+    process.start()
+    sending.close()
+    return _Running(step, process, receiving, gpus, graph.label(step))
+
+
+def _listen(graph: RunGraph, state: _State, out: Path, display: Display) -> None:
+    """Show what the processes say, and see who is done."""
+    by_events = {one.events: one for one in state.running}
+    for ready in connection.wait(list(by_events), LOOK_EVERY):
+        one = by_events[ready]
+        try:
+            event = one.events.recv()
+        except (EOFError, OSError):  # OSError where it was killed while it sent something
+            one.process.join()
+            one.events.close()
+            state.running.remove(one)
+            if state.gpus and one.gpus:
+                state.gpus.give_back(one.gpus)
+            _ended(graph, state, one, out, display)
+            continue
+        if event[0] in ("done", "interrupted", "stopped", "user error", "error"):
+            one.ended = event
+        else:
+            display.show(one.step.address, one.label, event)
+
+
+def _ended(graph: RunGraph, state: _State, one: _Running, out: Path, display: Display) -> None:
+    how, message = one.ended
+    display.end(one.step.address, one.label, how == "done")
+    if how == "done":
+        state.finished.add(one.step.address)
+        for step in (one.step, *one.step.needs.values()):
+            _let_go(graph, step, state.finished, out)
+    elif how == "stopped" or (not how and state.stop.requested and one.process.exitcode == -signal.SIGTERM):
+        state.waiting.append(one.step)  # perhaps before it could note the signal, or after it had saved
+    elif how == "interrupted":
+        raise KeyboardInterrupt
+    else:
+        killed = f"its process ended with exit code {one.process.exitcode} (out of memory, or killed)"
+        state.failed.append((one.label, how, message or f"{killed}; {out / one.step.directory / 'log.txt'} says more"))
+
+
+def _let_go(graph: RunGraph, step: Step, finished: set[str], out: Path) -> None:
+    """Remove a step's large files once all that read them are finished, and say so in its record."""
+    users = graph.dependants(step)
+    if step.keeps or not users or any(user.address not in finished for user in users):
+        return
+    directory = out / step.directory
+    record: StepFile = read_artefact(directory / RECORD, StepFile)
+    places = [place for pattern in LARGE for place in directory.glob(pattern)]
+    names = [
+        name for name in record.files if any((directory / name).is_relative_to(place) for place in places)
+    ]  # fmt: skip
+    removed = tuple(sorted({*record.removed, *names}))
+    if removed == record.removed:
+        return
+    write_text(directory / RECORD, to_json(record.model_copy(update={"removed": removed})))
+    for place in places:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def _hand_on(state: _State) -> None:
+    for one in state.running:
+        if one.process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(one.process.pid, signal.SIGTERM)
+    time.sleep(LOOK_EVERY)
+
+
+def _raise(failed: Sequence[tuple[str, str, str]]) -> None:
+    """One error for all steps that failed."""
+    text = "\n".join(f"{label}: {message}" for label, _, message in failed)
+    raise (UserError if all(how == "user error" for _, how, _ in failed) else TraceTransferError)(text)
+
+
+def run_record(graph: RunGraph, out: Path) -> RunFile:
+    """`run.json`: what a report needs to find."""
+    run = graph.run
+    cells = [
+        CellRecord(
+            method=cell.method.name, seed=cell.seed, axis=cell.axis, value=cell.value, order=cell.order,
+            steps={name: step.directory for name, step in steps.items()},
+        )
+        for cell, steps in graph.cells
+    ]  # fmt: skip
+    methods = [MethodRecord(name=m.name, title=m.title, what=m.what, needs=m.needs) for m in run.methods]
+    settings: dict[str, Any] = {section: dict(values) for section, values in run.sections.items() if values}
+    if settings.get("map", {}).get("probe"):
+        settings["map"]["probe"] = run.shown(settings["map"]["probe"])
+    settings |= {"seeds": list(run.seeds), "orders": run.orders, "file": run.file.name}
+    # From the run's directory, so that both may be moved together; the report makes commands of it.
+    settings["run_file"] = os.path.relpath(run.directory.resolve() / run.file.name, run.out.resolve())
+    if graph.represent is not None:
+        settings["represent_step"] = graph.represent.directory
+    return RunFile(
+        name=run.name, settings=_jsonable(settings), source=run.shown(run.source), target=run.shown(run.target),
+        tasks=run.task_names,
+        of_task=run.of_task, methods=tuple(methods), reference=run.reference, cells=tuple(cells), machine=machine(),
+        libraries=library_versions(),
+    )  # fmt: skip
+
+
+def machine() -> dict[str, str]:
+    """What a reader of times needs to know."""
+    found = {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    found["cores"] = str(os.cpu_count())
+    with suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        found["processor"] = names[0].partition(":")[2].strip() if names else platform.processor()
+    import torch
+
+    if torch.cuda.is_available():
+        found["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return found
+
+
+def _write_if_other(file: Path, text: str) -> None:
+    if not file.is_file() or file.read_text("utf-8") != text:
+        write_text(file, text)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

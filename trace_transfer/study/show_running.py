@@ -1,0 +1,125 @@
+"""A run as it goes: how many steps are done, and what those at work are doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from trace_transfer.progress import EVERY, Counted, passed, shows_bars
+from trace_transfer.report.numbers import several
+
+
+@dataclass
+class _AtWork:
+    """A step that runs: the tasks that it reports, their bars, and what it said of itself."""
+
+    label: str
+    begun: float
+    bar: Any = None
+    tasks: dict[int, Counted] = field(default_factory=dict)
+    bars: dict[int, Any] = field(default_factory=dict)
+    said: str = ""
+
+    @property
+    def text(self) -> str:
+        """What it does now, in a line."""
+        now = list(self.tasks.values())[-1].text if self.tasks else self.said or f"at work, {passed(self.begun)}"
+        return f"{self.label}: {now}"
+
+
+class Display:
+    """On a terminal bars: one for the run, one below it for each task that a step reports. Elsewhere lines: one when a
+    step begins and ends, and one for each at work every few seconds.
+
+    Args:
+        every: seconds between lines.
+    """
+
+    def __init__(self, every: float = EVERY) -> None:
+        from trace_transfer.terminal import console
+
+        self.console, self.every = console(stderr=True), every
+        self.progress: Any = None
+        self.run: Any = None
+        self.at_work: dict[str, _AtWork] = {}
+        self.counts = (0, 0)  # steps that are done, of how many
+        self.told = time.monotonic()
+
+    @contextmanager
+    def running(self, num_steps: int, num_done: int) -> Iterator[None]:
+        """While steps are run; `num_done` were up to date."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.counts, said = (0, num_steps), f"{num_done} were up to date" if num_done else ""
+        if not num_steps or not shows_bars(self.console):
+            if num_steps:
+                self._print(f"{several(num_steps, 'step')} to run" + (f", {said}" if said else ""))
+            yield
+            return
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        ]
+        columns.append(TextColumn("{task.fields[status]}", style="dim", markup=False))
+        with Progress(*columns, console=self.console) as self.progress:
+            self.run = self.progress.add_task("steps", total=num_steps, status=said)
+            yield
+
+    def begin(self, address: str, label: str) -> None:
+        self.at_work[address] = step = _AtWork(label, time.monotonic())
+        if self.progress is not None:
+            step.bar = self.progress.add_task(f"  {label}", total=None, status="")
+        else:
+            self._print(f"{label}: begins")
+
+    def show(self, address: str, label: str, event: tuple[Any, ...]) -> None:
+        """What a step reports: ("task", number, description, total), ("advance", number, status), ("end", number),
+        ("note", message), or ("said", line) where other processes do it."""
+        what, *rest = event
+        step = self.at_work[address]
+        if what == "note":
+            self._print(f"{label}: {rest[0]}")
+        elif what == "said":
+            step.said = rest[0]
+            if self.progress is not None:
+                self.progress.update(step.bar, status=step.said)
+        elif what == "task":
+            number, description, total = rest
+            step.tasks[number] = Counted(description, total)
+            if self.progress is not None:
+                step.bars[number] = self.progress.add_task(f"    {description}", total=total, status="")
+        elif what == "advance":
+            step.tasks[rest[0]].advance(rest[1])
+            if self.progress is not None:
+                self.progress.update(step.bars[rest[0]], advance=1, status=rest[1])
+        elif what == "end":
+            del step.tasks[rest[0]]
+            if self.progress is not None:
+                self.progress.remove_task(step.bars.pop(rest[0]))
+
+    def look(self) -> None:
+        """Say what goes on, if that was not said for a while; called again and again."""
+        if self.progress is None and time.monotonic() - self.told >= self.every:
+            self.told = time.monotonic()
+            for step in self.at_work.values():
+                self._print(step.text)
+
+    def end(self, address: str, label: str, well: bool) -> None:
+        step = self.at_work.pop(address)
+        self.counts = (self.counts[0] + well, self.counts[1])
+        if self.progress is not None:
+            for bar in (step.bar, *step.bars.values()):
+                self.progress.remove_task(bar)
+            self.progress.update(self.run, completed=self.counts[0])
+            if well:
+                self._print(f"{label}: done", style="dim")
+        elif well:
+            self._print(f"{label}: done, {passed(step.begun)} ({self.counts[0]} of {self.counts[1]} steps)")
+
+    def _print(self, text: str, **style: Any) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True, **style)

@@ -1,0 +1,180 @@
+"""Which steps of a run are up to date, which are to be run, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.files import PART, sha256_file, write_text
+from trace_transfer.locking import LOCK as COMMANDS_LOCK
+from trace_transfer.models.content import difference
+from trace_transfer.records import read_artefact
+from trace_transfer.report.run_record import StepFile
+from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.steps import Step
+from trace_transfer.text_formats import read_json_object
+
+RECORD, LOG, LOCK, SEEN, TIME = "step.json", "log.txt", ".lock", ".seen.json", ".time.json"
+OWN = (RECORD, LOG, LOCK, SEEN, TIME, "ticket.json")
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """`record` of a step that is up to date, or None and the `reason` why it is to be run."""
+
+    step: Step
+    record: StepFile | None
+    reason: str = ""
+
+
+def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[StepStatus, ...]:
+    """Look at every step's directory, and hash what may have been changed.
+
+    Args:
+        rebuild: make steps again whose files were changed after they were made, instead of refusing.
+
+    Raises:
+        UserError: files of finished steps were changed, removed or added by hand: all of them are named.
+    """
+    found: dict[str, StepStatus] = {}
+    changed: list[str] = []
+    past = _past(graph, out)
+    for step in graph.steps:
+        record, reason = _record(step, out)
+        if record is not None and (problems := changes(out / step.directory, record)):
+            changed += [f"{step.directory}/{problem}" for problem in problems]
+            record, reason = None, f"changed by hand: {', '.join(problems[:SHOWN])}"
+        found[step.address] = StepStatus(step, record, reason or ("" if record else _why(step, past)))
+    if changed and not rebuild:
+        raise UserError(
+            f"{out}: files of finished steps are not as these made them; put them back, or give --rebuild to run their "
+            "steps again:\n" + listing(changed)
+        )
+    for step in reversed(graph.steps):  # what was removed is needed again once a step that reads it is to be run
+        status = found[step.address]
+        waiting = [other for other in graph.dependants(step) if found[other.address].record is None]
+        if status.record is not None and status.record.removed and waiting:
+            reason = f"its large files were removed (keep: …), and {waiting[0].kind} needs them"
+            found[step.address] = StepStatus(step, None, reason)
+    return tuple(found[step.address] for step in graph.steps)
+
+
+def changes(directory: Path, record: StepFile) -> list[str]:
+    """Files that are not as the step made them. A file is hashed unless size and times are those of the last look."""
+    there = {str(file.relative_to(directory)): file for file in step_files(directory)}
+    expected = {name: digest for name, digest in record.files.items() if name not in record.removed}
+    seen, problems = _seen(directory), []
+    for name, digest in expected.items():
+        if name not in there:
+            problems.append(f"{name}: missing")
+        elif seen.get(name) != (mark := _mark(there[name])):
+            if sha256_file(there[name]) != digest:
+                problems.append(f"{name}: its hash is another")
+            else:
+                seen[name] = mark
+    problems += [f"{name}: not there when the step was finished" for name in there if name not in expected]
+    if not problems:
+        remember(directory, seen)
+    return problems
+
+
+def step_files(directory: Path) -> list[Path]:
+    """What a step wrote, but for its record and what helps to run it."""
+    return sorted(
+        file
+        for file in directory.rglob("*")
+        if file.is_file()
+        and not (file.parent == directory and file.name in OWN)
+        and not (file.name.startswith(".") and file.suffix == PART)
+        and not file.name.startswith(COMMANDS_LOCK)  # of a stage that was killed
+    )
+
+
+def remember(directory: Path, seen: Mapping[str, Any] | None = None) -> None:
+    """Note size and times of files whose hashes are known, so that the next look is quick."""
+    if seen is None:
+        seen = {str(file.relative_to(directory)): _mark(file) for file in step_files(directory)}
+    text = json.dumps(seen)
+    if not (directory / SEEN).is_file() or (directory / SEEN).read_text("utf-8") != text:
+        write_text(directory / SEEN, text)
+
+
+def _seen(directory: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(directory / SEEN)
+    except UserError:
+        return {}
+
+
+def _mark(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _record(step: Step, out: Path) -> tuple[StepFile | None, str]:
+    directory = out / step.directory
+    if not (directory / RECORD).is_file():
+        return None, "begun and not finished: goes on" if (directory / "ticket.json").is_file() else ""
+    try:
+        record: StepFile = read_artefact(directory / RECORD, StepFile)
+    except ArtefactError as error:
+        return None, f"its record cannot be used ({error})"
+    return (record, "") if record.address == step.address else (None, "its record is of another step")
+
+
+def _past(graph: RunGraph, out: Path) -> dict[str, list[StepFile]]:
+    """Kind → steps that were finished with other settings than those of now: what a new one is compared with."""
+    now = {step.address for step in graph.steps}
+    found: dict[str, list[StepFile]] = {}
+    for file in sorted((out / "steps").glob(f"*/{RECORD}")):
+        try:
+            record: StepFile = read_artefact(file, StepFile)
+        except ArtefactError:
+            continue
+        if record.address not in now:
+            found.setdefault(record.kind, []).append(record)
+    return found
+
+
+def _why(step: Step, past: Mapping[str, Sequence[StepFile]]) -> str:
+    """What differs from the nearest that was done before."""
+    nearest = min(
+        (_differences(record, step) for record in past.get(step.kind, ())), key=len, default=None
+    )  # fmt: skip
+    if nearest is None:
+        return "not run yet"
+    return "; ".join(nearest[:SHOWN]) + (f"; {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else "")
+
+
+def _differences(record: StepFile, step: Step) -> list[str]:
+    then, now = _flat(record.settings), _flat(step.settings)
+    told = [
+        f"{key}: {then.get(key)} → {now.get(key)}" for key in sorted({*then, *now}) if then.get(key) != now.get(key)
+    ]
+    inputs = step.all_inputs
+    steps = {name for name, digest in inputs.items() if name in step.needs}
+    for name in sorted({*inputs, *record.inputs}):
+        if inputs.get(name) != record.inputs.get(name):
+            changed = difference(name, record.inputs.get(name), inputs.get(name))
+            told.append(f"{name} is another" if name in steps else changed)
+    return told
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and any(isinstance(one, (Mapping, list)) for one in value):
+        items = (
+            (one.get("name", number) if isinstance(one, Mapping) else number, one) for number, one in enumerate(value)
+        )
+    else:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, one in items:
+        found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,1 +1,0 @@
-"""Task data: `tasks.yaml` → records of three shapes → token ids with the answers supervised, in that order."""

@@ -1,0 +1,50 @@
+"""What `train` leaves beside the patches: which stages of a stream are finished, and what each did."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trace_transfer.records_base import TASK, ModelIdentity, Strict
+
+
+class StageRecord(Strict):
+    """One finished stage.
+
+    `tasks` are those of which examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what
+    was trained, `data_sha256` of all token ids and labels. `losses` are of each step, mean cross-entropy in nats before
+    the step.
+    """
+
+    label: str = Field(pattern=TASK)
+    tasks: tuple[str, ...]
+    patch: str
+    patch_sha256: str
+    adapter: str | None = None
+    mask_sha256: str
+    num_parameters: int
+    num_elements: int
+    data_sha256: str
+    num_examples: int
+    num_steps: int
+    tokens: int
+    supervised: int
+    losses: tuple[float, ...]
+
+
+class StreamFile(Strict):
+    """`stream.json`: the stages of a stream that are finished, in order; written again after each.
+
+    `complete` once the tuned model is written and proved to differ from its base in the core sets alone.
+    """
+
+    format: Literal["trace-transfer/stream"] = "trace-transfer/stream"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    base_fingerprint: str
+    settings: dict[str, Any]
+    num_stages: int
+    complete: bool = False
+    stages: tuple[StageRecord, ...]
+    libraries: dict[str, str] = Field(default_factory=dict)

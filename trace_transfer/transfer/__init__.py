@@ -1,0 +1,1 @@
+"""`map`: probe set → activations → similarity → layer match → core set of the target."""

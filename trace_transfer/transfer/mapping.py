@@ -1,0 +1,324 @@
+"""`map`: the stages from two models and a probe set to a layer match, a correspondence and translated core sets.
+
+Reads: two models, a probe set, core files of the source. Writes into one directory: `layer_match.json`,
+`similarity.safetensors`, `correspondence.json`, one translated `TASK.core.json` per core file, `heatmap.html`,
+`heatmap.png`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
+from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.families.correspondence import Correspondence, build_correspondence
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.files import (
+    found_in,
+    prepare_directory,
+    refuse_inputs,
+    remove_leftovers,
+    sha256_file,
+    sha256_text,
+    write_tensors,
+    write_text,
+)
+from trace_transfer.locking import held
+from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
+from trace_transfer.models.devices import resolve_device, resolve_dtype
+from trace_transfer.progress import Reporter
+from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records_base import library_versions
+from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
+from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
+from trace_transfer.transfer.probing import Grams, ReadSettings, read_grams
+from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
+from trace_transfer.transfer.settings import MapSettings
+from trace_transfer.transfer.translation import Carried, carry, check_cores_fit
+
+MATCH, SIMILARITY, CORRESPONDENCE = "layer_match.json", "similarity.safetensors", "correspondence.json"
+HEATMAPS = ("heatmap.html", "heatmap.png")
+# Settings that leave the layer match as it is (but for rounding), and the probe set, which is compared by its hash.
+NOT_COMPARED = ("carry", "ratio", "splits", "cache", "device", "batch_size", "probe")
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """What `map` found and wrote."""
+
+    source: OpenModel
+    target: OpenModel
+    match: Match
+    layer_match: LayerMatch
+    correspondence: Correspondence
+    carried: tuple[Carried, ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """All that can be known, and refused, before weights are read.
+
+    `weights` of source and target are opened, headers only; None for a hub name, whose weights are fetched later.
+    """
+
+    source: OpenModel
+    target: OpenModel
+    weights: tuple[Checkpoint | None, Checkpoint | None]
+    cores: tuple[tuple[Path, CoreFile], ...]
+    probe: ProbeSet
+    rows: RowPlan
+    device: str
+    dtype: torch.dtype
+
+
+def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], settings: MapSettings) -> MapPlan:
+    """Open both models, the core files and the probe set, and choose the rows; reads no weights.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    registry = load_families([Path(path) for path in settings.rules])
+    source, target = open_model(src, registry), open_model(dst, registry)
+    weights_of_source, weights_of_target = (
+        None if model.source.directory is None else open_checkpoint(model.source) for model in (source, target)
+    )
+    weights = (weights_of_source, weights_of_target)
+    opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
+    tasks = [core.task for _, core in opened]
+    if len(set(tasks)) < len(tasks):
+        raise ArtefactError(
+            "core files of the same task would overwrite each other:\n" + listing([str(c) for c in cores])
+        )
+    check_cores_fit([(str(path), core) for path, core in opened], source, target)
+    probe = load_probe(settings.probe)
+    rows = plan_rows(
+        probe,
+        load_tokenizer(source.source),
+        load_tokenizer(target.source),
+        kind=settings.rows,
+        num_minibatches=1 if settings.rows == "example" else settings.minibatches,
+        max_length=settings.max_length,
+        seed=settings.seed,
+    )
+    for model, reading in ((source, rows.source), (target, rows.target)):
+        _require_own_tokenizer(model, reading)
+    device = resolve_device(settings.device)
+    return MapPlan(source, target, weights, opened, probe, rows, device, resolve_dtype(settings.dtype, device))
+
+
+def _require_own_tokenizer(model: OpenModel, reading: Reading) -> None:
+    largest, size = max(max(ids) for ids in reading.ids if ids), model.config.get_text_config().vocab_size
+    if largest >= size:
+        raise ModelError(
+            f"{model.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the "
+            "tokenizer belongs to another model"
+        )
+
+
+def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
+    """Refuse a directory in which something would be lost, or would no longer be of the layer match beside it.
+
+    Raises:
+        UserError: an input would be replaced; or core files that an earlier match carried would stay beside another
+            one: tells which, and what differs between the two.
+    """
+    directory = Path(out)
+    written = [directory / name for name in (MATCH, SIMILARITY, CORRESPONDENCE, *HEATMAPS)]
+    cores = [directory / core_name(core) for _, core in plan.cores]
+    inputs: list[Path | str] = [plan.source.source.name, plan.target.source.name, *(path for path, _ in plan.cores)]
+    inputs += [settings.probe] if settings.probe else []
+    refuse_inputs([directory, *written, *cores], inputs)
+    staying = [file for file in found_in(directory, "*.core.json") if file not in cores and _is_carried(file)]
+    differences = _differences(plan, directory / MATCH, settings) if staying else []
+    if differences:
+        raise UserError(
+            f"{directory}: holds core files that another layer match carried ({'; '.join(differences)}); they would "
+            "stay beside the new one. Give --core for each of them, too, or name another --out:\n"
+            + listing([file.name for file in staying])
+        )
+
+
+def core_name(core: CoreFile) -> str:
+    """The file of a core set in the directory of a map."""
+    return f"{core.task}.core.json"
+
+
+def _is_carried(file: Path) -> bool:
+    try:
+        found: CoreFile = read_artefact(file, CoreFile)
+    except ArtefactError:
+        return False  # none of ours
+    return found.transferred_from is not None
+
+
+def _differences(plan: MapPlan, file: Path, settings: MapSettings) -> list[str]:
+    """In what the layer match in a directory was made otherwise than planned."""
+    try:
+        earlier: LayerMatch = read_artefact(file, LayerMatch)
+    except ArtefactError:
+        return [f"{file.name} is not there, or not of this version"]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("source", earlier.source.id, plan.source.identity.id),
+        ("target", earlier.target.id, plan.target.identity.id),
+        ("probe set", earlier.probe.sha256[:12], plan.probe.sha256[:12]),
+    ]
+    wanted = settings.recorded()
+    pairs += [
+        (name, earlier.settings.get(name), wanted.get(name))
+        for name in sorted((earlier.settings.keys() | wanted.keys()).difference(NOT_COMPARED))
+    ]
+    return [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
+
+
+def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
+    """Carry the plan out: read both models, match, translate, write.
+
+    Raises:
+        UserError: the output directory cannot be written, is in use, or holds what `check_out` refuses; or a model's
+            weights cannot be used.
+    """
+    check_out(plan, out, settings)
+    with held(out) as directory:
+        return _map(plan, directory, settings, reporter)
+
+
+def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Reporter) -> MapResult:
+    remove_leftovers(directory)
+    if settings.cache is not None:
+        prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
+    read = ReadSettings(settings.transform, settings.batch_size, plan.device, plan.dtype, settings.cache)
+    models = (plan.source, plan.target)
+    weights = [own or open_checkpoint(model.source) for model, own in zip(models, plan.weights, strict=True)]
+    source = read_grams(plan.source, weights[0], plan.rows, plan.rows.source, read, reporter)
+    target = read_grams(plan.target, weights[1], plan.rows, plan.rows.target, read, reporter)
+    matches = {}
+    names = [settings.representation, *(name for name in source.stacks if name != settings.representation)]
+    with reporter.task("matching layers", len(names)) as advance:
+        for name in names:
+            splits = settings.splits if name == settings.representation else 0
+            matches[name] = match_layers(
+                source.stacks[name],
+                target.stacks[name],
+                similarity=settings.similarity,
+                policy=settings.match,
+                num_splits=splits,
+                seed=settings.seed,
+            )
+            advance()
+    return _write(plan, directory, settings, matches, (source, target))
+
+
+def _write(
+    plan: MapPlan, directory: Path, settings: MapSettings, matches: dict[str, Match], grams: tuple[Grams, Grams]
+) -> MapResult:
+    match = matches[settings.representation]
+    warnings = [
+        *match.warnings,
+        *massive_warnings(grams[0], settings.representation, "source"),
+        *massive_warnings(grams[1], settings.representation, "target"),
+    ]
+    layer_match = _layer_match(plan, settings, match, warnings)
+    text = to_json(layer_match)
+    match_sha256 = sha256_text(text)
+    correspondence = build_correspondence(plan.source.anatomy, plan.target.anatomy, match.as_pairs)
+    similarity = {(pair.source, pair.target): pair.similarity for pair in match.pairs}
+    carried = tuple(
+        carry(
+            core,
+            correspondence,
+            similarity,
+            how=settings.carry,
+            ratio=settings.ratio,
+            target=plan.target,
+            core_sha256=sha256_file(path),
+            layer_match_sha256=match_sha256,
+        )
+        for path, core in plan.cores
+    )
+    files = [directory / name for name in (MATCH, SIMILARITY, CORRESPONDENCE)]
+    write_text(files[0], text)
+    tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
+    tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
+    write_tensors(files[1], tensors, {"format": "trace-transfer/similarity", "version": "1"})
+    write_text(files[2], to_json(_correspondence_file(plan, correspondence, match_sha256)))
+    for one in carried:
+        files.append(directory / core_name(one.core))
+        write_text(files[-1], to_json(one.core))
+    heatmap = _heatmap(plan, settings, matches)
+    for name, write in zip(HEATMAPS, (write_html, write_png), strict=True):
+        files.append(directory / name)
+        write(files[-1], heatmap)
+    return MapResult(plan.source, plan.target, match, layer_match, correspondence, carried, tuple(files))
+
+
+def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: list[str]) -> LayerMatch:
+    return LayerMatch(
+        source=plan.source.identity,
+        target=plan.target.identity,
+        probe=ProbeRecord(
+            name=plan.probe.name,
+            sha256=plan.probe.sha256,
+            num_texts=len(plan.probe.texts),
+            rows=plan.rows.kind,
+            num_minibatches=len(plan.rows.sizes),
+            num_rows=sum(plan.rows.sizes),
+            max_length=settings.max_length,
+            seed=settings.seed,
+        ),
+        similarity=settings.similarity,
+        representation=settings.representation,
+        transform=settings.transform,
+        policy=match.policy,
+        chosen_by="target" if match.by_target else "source",
+        pairs=match.pairs,
+        unmatched_sources=match.unmatched_sources,
+        unmatched_targets=match.unmatched_targets,
+        degenerate_sources=match.degenerate_sources,
+        degenerate_targets=match.degenerate_targets,
+        stability=match.stability,
+        depth=match.depth,
+        policy_agreement=match.policy_agreement,
+        warnings=tuple(warnings),
+        settings=settings.recorded(),
+        libraries=library_versions(),
+    )
+
+
+def _correspondence_file(plan: MapPlan, correspondence: Correspondence, match_sha256: str) -> CorrespondenceFile:
+    payload: dict[str, Any] = correspondence.to_payload()
+    return CorrespondenceFile(
+        source=plan.source.identity,
+        target=plan.target.identity,
+        layer_match_sha256=match_sha256,
+        libraries=library_versions(),
+        **payload,
+    )
+
+
+def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match]) -> Heatmap:
+    views = []
+    for name, match in matches.items():
+        runner_ups = [(p, p.runner_up) for p in match.pairs if p.runner_up is not None]
+        views.append(
+            View(
+                name=name,
+                similarity=np.asarray(match.similarity),
+                pairs=match.as_pairs,
+                runner_ups=tuple(
+                    (other, p.target) if match.by_target else (p.source, other) for p, other in runner_ups
+                ),
+                margins={(p.source, p.target): p.margin for p in match.pairs if p.margin is not None},
+                used=name == settings.representation,
+            )
+        )
+    subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
+    return Heatmap(plan.source.name, plan.target.name, tuple(views), subtitle)

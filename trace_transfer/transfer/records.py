@@ -1,0 +1,92 @@
+"""What `map` finds: which layer goes with which, and which parameter with which."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trace_transfer.records_base import ModelIdentity, Strict
+
+
+class ProbeRecord(Strict):
+    """Which texts, and which rows of them, the layers were compared on."""
+
+    name: str
+    sha256: str
+    num_texts: int
+    rows: Literal["boundary", "word", "example"]
+    num_minibatches: int
+    num_rows: int
+    max_length: int
+    seed: int
+
+
+class LayerPair(Strict):
+    """A matched pair; `margin` is how much more alike it is than the runner-up, negative where order overruled it."""
+
+    source: int
+    target: int
+    similarity: float | None
+    margin: float | None = None
+    runner_up: int | None = None
+    flip_rate: float | None = None
+
+
+class Stability(Strict):
+    """How far the match depends on which texts were read: random halves of the texts, never of the rows.
+
+    `same` and `within_one`: share of layers for which two disjoint halves choose the same layer, or one next to it.
+    """
+
+    num_splits: int
+    same: float
+    within_one: float
+
+
+class Depth(Strict):
+    """Comparison with the match by relative depth alone."""
+
+    agreement: float
+    within_one: float
+    mean_similarity_gain: float
+
+
+class LayerMatch(Strict):
+    """`layer_match.json`; the whole matrix lies beside it in `similarity.safetensors`."""
+
+    format: Literal["trace-transfer/layer-match"] = "trace-transfer/layer-match"
+    version: Literal[1] = 1
+    source: ModelIdentity
+    target: ModelIdentity
+    probe: ProbeRecord
+    similarity: str
+    representation: str
+    transform: str
+    policy: str
+    chosen_by: Literal["source", "target"]
+    pairs: tuple[LayerPair, ...]
+    unmatched_sources: tuple[int, ...] = ()
+    unmatched_targets: tuple[int, ...] = ()
+    degenerate_sources: tuple[int, ...] = ()
+    degenerate_targets: tuple[int, ...] = ()
+    stability: Stability | None = None
+    depth: Depth | None = None
+    policy_agreement: dict[str, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class CorrespondenceFile(Strict):
+    """`correspondence.json`: every source parameter with its targets or the reason why it has none."""
+
+    format: Literal["trace-transfer/correspondence"] = "trace-transfer/correspondence"
+    version: Literal[1] = 1
+    source: ModelIdentity
+    target: ModelIdentity
+    layer_match_sha256: str
+    parameters: tuple[dict[str, Any], ...]
+    unreached_targets: tuple[dict[str, Any], ...]
+    counts: dict[str, int]
+    libraries: dict[str, str] = Field(default_factory=dict)
