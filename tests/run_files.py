@@ -20,8 +20,7 @@ from safetensors.numpy import save_file
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method, Transfer
 from trace_transfer.evaluate.scores import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.verification import Verification, VerifiedParameter
-from trace_transfer.records import to_json
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity, to_json
 from trace_transfer.report.run_record import CellRecord, Cost, MethodRecord, RunFile, StepFile
 from trace_transfer.train.records import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability

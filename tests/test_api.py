@@ -20,8 +20,8 @@ from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
 from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.formats import read_any
 from trace_transfer.identify.settings import IdentifySettings
-from trace_transfer.records import read_artefact
 from trace_transfer.settings import singles
 from trace_transfer.train.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
@@ -124,7 +124,7 @@ def test_importing_it_is_light():
 def test_read(tiny, tmp_path):
     file = write_core(tiny("llama"), tmp_path / "math.core.json")
     core = tt.read(file)
-    assert core == tt.read(str(file), CoreFile) == read_artefact(file)
+    assert core == tt.read(str(file), CoreFile) == read_any(file)
     assert core.task == "math"
     with pytest.raises(ArtefactError, match="expected trace-transfer/run"):
         from trace_transfer.report.run_record import RunFile

@@ -25,8 +25,8 @@ from tests.doc_workspace import copy_workspace, make_workspace, write_settings
 from tests.documents import PAGES, ROOT, Command, blocks, commands
 from trace_transfer.cli import COMMANDS, main
 from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.formats import ARTEFACTS
 from trace_transfer.identify.settings import IdentifySettings
-from trace_transfer.records import ARTEFACTS
 from trace_transfer.train.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 

@@ -14,7 +14,8 @@ from tests.patch_files import loaded, same_bits, stored
 from tests.stream_files import write_core_set
 from tests.task_files import write_tasks
 from trace_transfer.cli import main
-from trace_transfer.records import read_artefact, to_json
+from trace_transfer.formats import read_any
+from trace_transfer.records import to_json
 
 LAYER = {"qwen3_moe": "model.layers.1.mlp.experts", "gpt_oss": "model.layers.2.mlp.experts"}
 TRAINING = ("--batch-size", 4, "--epochs", 1, "--learning-rate", 1e-3)
@@ -42,14 +43,14 @@ def experts_of(directory):
 
 
 def test_every_expert_is_scored_by_update_and_fisher(tiny, identified):
-    core = read_artefact(identified / "math.core.json")
+    core = read_any(identified / "math.core.json")
     scored = {p.name: p for p in core.parameters}
     names = experts_of(tiny("qwen3_moe"))
     assert len(names) == 4 and names <= scored.keys()
     for name in names:
         assert scored[name].score is not None and all(value > 0 for value in scored[name].terms.values()), name
         assert scored[name].component in ("mlp.gate+mlp.up", "mlp.down")
-    fisher = read_artefact(identified / "fisher/math/fisher.json")
+    fisher = read_any(identified / "fisher/math/fisher.json")
     assert names <= set(fisher.fallback)
 
 
@@ -63,19 +64,19 @@ def test_the_warm_started_model_is_the_base_and_its_delta(tiny, identified):
 
 
 def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path):
-    core = read_artefact(identified / "math.core.json")
+    core = read_any(identified / "math.core.json")
     gate_up = f"{LAYER['qwen3_moe']}.gate_up_proj"
     chosen = tuple(p.model_copy(update={"core": p.name == gate_up}) for p in core.parameters)
     write = tmp_path / "math.core.json"
     write.write_text(to_json(core.model_copy(update={"parameters": chosen})))
     options = ("--batch-size", 64, "--splits", 0, "--match", "depth", "--carry", "core", "--out")
     run("map", "--src", tiny("qwen3_moe"), "--dst", tiny("llama"), "--core", write, *options, tmp_path / "there")
-    there = read_artefact(tmp_path / "there/math.core.json")
+    there = read_any(tmp_path / "there/math.core.json")
     assert {p.name for p in there.core} == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up")}
     chosen = tuple(p.model_copy(update={"core": p.core and "gate" in p.name}) for p in there.parameters)
     write.write_text(to_json(there.model_copy(update={"parameters": chosen})))
     run("map", "--src", tiny("llama"), "--dst", tiny("qwen3_moe"), "--core", write, *options, tmp_path / "back")
-    (back,) = read_artefact(tmp_path / "back/math.core.json").core
+    (back,) = read_any(tmp_path / "back/math.core.json").core
     assert back.name == gate_up and back.columns == ((0, 20),)  # the gate's half of each expert
 
 
@@ -87,7 +88,7 @@ def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):
     core = {  # a row of the fused tensor is an expert
         (entry.name, expert)
         for task in ("math", "code")
-        for entry in read_artefact(tmp_path / "out" / f"{task}.core.json").core
+        for entry in read_any(tmp_path / "out" / f"{task}.core.json").core
         if ".experts." in entry.name
         for start, stop in entry.rows
         for expert in range(start, stop)
@@ -165,16 +166,16 @@ def test_only_the_parts_of_the_core_set_move(tiny, trained, family, zero):
         assert not (moved & ~chosen).any(), name
         if name in parts:
             assert moved[chosen].float().mean() > 0.9, name
-    found = {p.name: p for p in read_artefact(out / "verification.json").parameters}
+    found = {p.name: p for p in read_any(out / "verification.json").parameters}
     for name, part in parts.items():
         if part is not None:
             assert getattr(found[name], part[0]) == part[1]
-    assert read_artefact(out / "verification.json").ok
+    assert read_any(out / "verification.json").ok
 
 
 def test_partitioned_over_ranks_it_is_the_same_training(trained):
     (_, one), (_, other) = trained("qwen3_moe", 0), trained("qwen3_moe", 3)
-    first, second = (read_artefact(out / "stream.json").stages[0].losses for out in (one, other))
+    first, second = (read_any(out / "stream.json").stages[0].losses for out in (one, other))
     assert first == pytest.approx(second, rel=1e-6)
     for name, value in loaded(one / "model").items():
         torch.testing.assert_close(value, loaded(other / "model")[name], rtol=0, atol=1e-5)

@@ -12,43 +12,20 @@ import trace_transfer
 
 PACKAGE = Path(trace_transfer.__file__).parent
 
-# `map`, `identify` (of which `warm-start` and `score` are halves), `select` and `train` (its plan and its run) put
-# stages in order: they are the pipelines. Every other stage meets the others in the types below them; these are the
-# exceptions, each a stage's result that the next one takes as it is.
-PIPELINE = {
-    "trace_transfer.transfer.mapping",
-    "trace_transfer.identify.identifying",
-    "trace_transfer.identify.reselecting",
-    "trace_transfer.train.stream_plan",
-    "trace_transfer.train.streaming",
-}
-OPEN_MODEL, SELECT = "opening", "selection"
-HANDED_ON = {
-    (f"trace_transfer.stages.{stage}", f"trace_transfer.stages.{other}")
-    for stage, other in (
-        ("task_data", OPEN_MODEL),
-        ("warm_starting", OPEN_MODEL),
-        ("warm_starting", "task_data"),  # the parts of a task
-        ("differencing", OPEN_MODEL),
-        ("sensitivity", OPEN_MODEL),
-        ("sensitivity", "differencing"),  # DeltaPlan: at which models
-        ("sensitivity", "evidence"),  # Fisher, what evidence is made of
-        ("evidence", "differencing"),  # Deltas
-        ("scoring", "evidence"),  # Evidence
-        ("scoring", SELECT),  # the one place of a ratio
-        ("probing", OPEN_MODEL),
-        ("matching", "probing"),  # Grams
-        ("translation", OPEN_MODEL),
-        ("translation", SELECT),
-        ("methods", "controls"),
-        ("carrying", OPEN_MODEL),
-        ("carrying", "translation"),  # what `map` does once it has matched
-        ("evaluating", OPEN_MODEL),  # its tokenizer
-        ("importing", OPEN_MODEL),
-        ("representing", OPEN_MODEL),
-        ("reporting", "summarising"),  # the numbers of the page
-    )
-}
+# A folder imports only those below it: from what people call, along the way of the data, down to names and bytes.
+# Modules at the top of the package that are not named here are below all folders.
+ORDER = (
+    "cli", "api", "study", "report", "evaluate", "represent", "train", "patch", "publish", "transfer", "identify",
+    "engine", "core_sets", "data", "families", "models",
+)  # fmt: skip
+CALLED_BY_PEOPLE = {"__main__": "cli", "arguments": "api", "formats": "api", "schemas": "api", "__init__": "api"}
+
+
+def place_of(module: str) -> int:
+    """How high a module stands: the number of folders from its own down to the lowest."""
+    name = [*module.split("."), "__init__"][1]
+    name = CALLED_BY_PEOPLE.get(name, name)
+    return len(ORDER) - ORDER.index(name) if name in ORDER else 0
 
 
 def name_of(file: Path) -> str:
@@ -101,38 +78,14 @@ def test_no_circles_not_even_inside_functions():
     assert list(nx.simple_cycles(graph())) == []
 
 
-def test_stages_meet_in_what_lies_below_them():
-    stages = {name for name in MODULES if name.startswith("trace_transfer.stages.")}
-    edges = {(a, b) for a, b in graph().edges if a in stages and b in stages and a not in PIPELINE}
-    assert edges == HANDED_ON
+def test_a_folder_imports_only_those_below_it():
+    upwards = sorted((a, b) for a, b in graph().edges if place_of(a) < place_of(b))
+    assert upwards == []
 
 
-def test_the_run_is_above_the_stages():
-    """`pipeline` calls stages; nothing but the command line and the API calls it."""
-    users = {a for a, b in graph().edges if ".pipeline." in b and ".pipeline" not in a}
-    assert users == {f"trace_transfer.{name}" for name in ("cli.run", "cli.step", "api", "schemas")}
-
-
-API_STAGES = (
-    "mapping", "identifying", "stream_plan", "streaming", "reselecting", "evaluating", "verifying", "reporting",
-)  # fmt: skip
-
-
-def test_nothing_below_imports_a_stage_or_the_command_line():
-    allowed = ("trace_transfer.stages", "trace_transfer.cli", "trace_transfer.study", "trace_transfer.__main__")
-    upwards = {
-        (a, b)
-        for a, b in graph().edges
-        if b.startswith(("trace_transfer.stages", "trace_transfer.cli")) and not a.startswith(allowed)
-    }
-    assert upwards == {("trace_transfer.api", f"trace_transfer.stages.{name}") for name in API_STAGES}
-
-
-def test_maths_knows_nothing_but_maths():
-    for name, tree in MODULES.items():
-        if name.startswith("trace_transfer.maths."):
-            own = {found for found in imports(tree, at_run_time=False) if found.startswith("trace_transfer")}
-            assert all(found.startswith("trace_transfer.maths.") for found in own), name
+def test_every_folder_has_a_place():
+    folders = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(ORDER) - {"api"}
 
 
 def test_click_is_in_the_command_line_only():
@@ -172,13 +125,13 @@ def test_what_works_without_torch():
     light = sorted(name for name in found if not (nx.descendants(found, name) | {name}) & heavy)
     light.remove("trace_transfer.__main__")  # runs when it is imported
     for needed in (
-        "rules.registry",
-        "rules.application",
-        "correspondence",
-        "artefacts",
-        "settings",
-        "views.heatmap",
-        "models",
+        "families.registry",
+        "families.application",
+        "families.correspondence",
+        "core_sets.core_file",
+        "identify.settings",
+        "transfer.draw",
+        "models.sources",
     ):
         assert f"trace_transfer.{needed}" in light
     assert [name for name in MODULES if name.startswith("trace_transfer.cli") and name not in light] == []

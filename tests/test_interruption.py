@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.core_files import write_core
 from tests.repeated_runs import RepeatedRuns
 from tests.tiny_models import TEXTS
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
 
@@ -42,7 +42,7 @@ class Runs(RepeatedRuns):
             if file.name.startswith("."):
                 assert file.suffix in (".part", ".lock")
             elif file.suffix == ".json":
-                read_artefact(file)
+                read_any(file)
             elif file.suffix == ".safetensors":
                 assert load_file(file)
             if file.parent == self.out and not file.name.startswith("."):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import main
 from trace_transfer.errors import ArtefactError, UserError
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 from trace_transfer.text_formats import (
     MalformedTextError,
     json_lines,
@@ -183,7 +183,7 @@ def test_an_artefact_without_format_or_version(tmp_path, text, said):
     file = tmp_path / "a.core.json"
     file.write_text(text)
     with pytest.raises(ArtefactError, match=said):
-        read_artefact(file)
+        read_any(file)
 
 
 @pytest.mark.parametrize("text", [LAUGHS, MERGES, "a: &x [*x]", "[[1]: 2]", "tasks: 2026-02-30", "7", "[" * 5000])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trace_transfer.identify.identifying import Identified
     from trace_transfer.patch.verification import Verification
     from trace_transfer.progress import Reporter
-    from trace_transfer.records_base import Strict
+    from trace_transfer.records import Strict
     from trace_transfer.report.reporting import Reported
     from trace_transfer.report.run_record import RunFile
     from trace_transfer.train.streaming import Streamed
@@ -397,6 +397,6 @@ def read(file: PathLike, kind: type[Any] | None = None) -> Any:
         >>> core = tt.read("runs/smollm2/math.core.json")
         >>> core.ratio_of_tensors, [parameter.name for parameter in core.core]
     """
-    from trace_transfer.records import read_artefact
+    from trace_transfer.formats import read_any
 
-    return read_artefact(file, kind)
+    return read_any(file, kind)

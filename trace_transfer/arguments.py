@@ -142,7 +142,7 @@ def _named(name: str, values: Any, problems: list[str]) -> Mapping[str, PathLike
 
 
 def _artefact(name: str, value: Any, problems: list[str]) -> Any:
-    from trace_transfer.records import ARTEFACTS
+    from trace_transfer.formats import ARTEFACTS
 
     if value is not None and value not in ARTEFACTS.values():
         problems.append(f"{name}: found {_shown(value)}, expected a class of trace_transfer.records such as CoreFile")

@@ -1,6 +1,6 @@
 """How all our HTML pages begin, and what they look like: text, buttons, legend, the frame of a plot."""
 
-from trace_transfer.transfer.heatmap_view import NO_VALUE
+from trace_transfer.palette import NO_VALUE
 
 GREY = f'<svg width="14" height="14"><rect width="14" height="14" fill="{NO_VALUE}"/></svg>'
 

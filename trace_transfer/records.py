@@ -1,53 +1,78 @@
-"""Reading and writing our JSON files: all of a file is checked, and every problem told at once."""
+"""The JSON files that steps hand to each other: strict fields, the model they speak of, the libraries that made them.
+
+Each folder has the records of its own job. All of a file is checked on reading, and every problem told at once.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.errors import ArtefactError, listing
-from trace_transfer.evaluate.scores import EvaluationFile, RepresentationFile, ScoreMatrix
-from trace_transfer.identify.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
-from trace_transfer.patch.verification import Verification
-from trace_transfer.records_base import Strict
-from trace_transfer.report.run_record import RunFile, StepFile
-from trace_transfer.report.summary import Summary
+from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.text_formats import read_json_object
-from trace_transfer.train.records import StreamFile
-from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 
 LONGEST_SHOWN = 60  # characters
-ARTEFACTS: dict[str, type[Strict]] = {
-    kind.model_fields["format"].default: kind
-    for kind in (
-        CoreFile,
-        LayerMatch,
-        CorrespondenceFile,
-        WarmStartFile,
-        DeltaFile,
-        FisherFile,
-        StabilityFile,
-        StreamFile,
-        Verification,
-        EvaluationFile,
-        ScoreMatrix,
-        RepresentationFile,
-        StepFile,
-        RunFile,
-        Summary,
-    )
-}
+LIBRARIES = ("trace-transfer", "torch", "transformers", "numpy", "scipy")
+TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Range = tuple[int, int]
 
 
-def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
+class Strict(BaseModel):
+    """Frozen, and no field that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def plain(self) -> dict[str, Any]:
+        """What its file holds; fields that are None are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class ModelIdentity(Strict):
+    """Which model a file speaks of; `names_sha256` decides, the rest is for people."""
+
+    id: str
+    revision: str | None = None
+    family: str
+    model_type: str
+    num_layers: int = Field(ge=1)
+    num_parameters: int = Field(ge=1)
+    num_elements: int = Field(ge=1)
+    names_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what made a file."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def require_task(name: str, what: str = "task") -> str:
+    """The name of a task, as it may stand in a file and in its name.
+
+    Raises:
+        UserError: it may not.
+    """
+    if not re.fullmatch(TASK, name):
+        raise UserError(f"{what} {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    return name
+
+
+def read_artefact(path: Path | str, kind: type[Strict] | Iterable[type[Strict]]) -> Any:
     """Read one of our JSON files and check all of it.
 
     Args:
-        kind: the class expected; None takes whichever its `format` names.
+        kind: the class expected; of several the one that its `format` names.
 
     Raises:
         ArtefactError: not there, not JSON, of another format or version, or with wrong or unknown fields (all named).
@@ -55,15 +80,15 @@ def read_artefact(path: Path | str, kind: type[Strict] | None = None) -> Any:
     file = Path(path)
     data = read_json_object(file, ArtefactError)
     found = data.get("format")
-    expected = kind.model_fields["format"].default if kind else None
-    if not isinstance(found, str) or found not in ARTEFACTS or (kind and found != expected):
+    kinds = {one.model_fields["format"].default: one for one in ([kind] if isinstance(kind, type) else kind)}
+    if not isinstance(found, str) or found not in kinds:
         what = f"format {found!r:.60}" if found else "no 'format'"
-        raise ArtefactError(f"{file}: {what}, expected {expected or ' or '.join(ARTEFACTS)}")
+        raise ArtefactError(f"{file}: {what}, expected {' or '.join(kinds)}")
     if type(data.get("version")) is not int:
         what = f"version {data['version']!r:.60}" if "version" in data else "no 'version'"
-        raise ArtefactError(f"{file}: {what}, expected {ARTEFACTS[found].model_fields['version'].default}")
+        raise ArtefactError(f"{file}: {what}, expected {kinds[found].model_fields['version'].default}")
     try:
-        return ARTEFACTS[found].model_validate(data)
+        return kinds[found].model_validate(data)
     except ValidationError as error:
         problems = [_problem(found, data) for found in error.errors()]
         count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
@@ -89,11 +114,7 @@ def _problem(error: Any, data: Any) -> str:
 
 def to_json(artefact: Strict) -> str:
     """The text of an artefact: one line per parameter or pair, so that files can be compared and searched by line."""
-    data = artefact.model_dump(mode="json", by_alias=True, exclude_none=True)
-    if isinstance(artefact, CoreFile):
-        data["transferred_from"] = data.get("transferred_from")
-        for dumped, parameter in zip(data["parameters"], artefact.parameters, strict=True):
-            dumped["score"] = parameter.score
+    data = artefact.plain()
     lines = []
     for key, value in data.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

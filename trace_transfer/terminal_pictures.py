@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.style import Style
 
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.palette import Pair, colour_range
+from trace_transfer.records import ModelIdentity
 from trace_transfer.terminal import Page
-from trace_transfer.transfer.heatmap_view import Pair, colour_range
 
 RAMP = " .:-=+*#%@"
 VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142), (31, 158, 137), (53, 183, 121),

@@ -21,8 +21,7 @@ from trace_transfer.data.probe import SHIPPED_PROBE
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
-from trace_transfer.records import to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, to_json
 
 
 def fisher(model: torch.nn.Module, examples: list[torch.Tensor]) -> dict[str, float]:

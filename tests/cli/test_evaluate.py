@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from tests.evaluation_files import write_suite
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer import cli
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_scores_and_plan(tiny, tmp_path):
 
     done = run(*given)
     assert done.exit_code == 0, done.output
-    file = read_artefact(out / "evaluation.json")
+    file = read_any(out / "evaluation.json")
     for score in file.scores:
         row = rows(done.stdout)[score.name]
         assert row[1:5] == [score.kind, score.metric, f"{score.value:.4f}", f"{score.stderr:.4f}"]
@@ -52,7 +52,7 @@ def test_only_one_with_other_data_and_a_patch(tiny, tmp_path):
     bare = run(tiny("llama"), *given, "--out", tmp_path / "bare")
     patched = run(tiny("llama"), *given, "--patch", patch.path, "--out", tmp_path / "patched")
     assert (bare.exit_code, patched.exit_code) == (0, 0), patched.output
-    one, two = (read_artefact(tmp_path / name / "evaluation.json") for name in ("bare", "patched"))
+    one, two = (read_any(tmp_path / name / "evaluation.json") for name in ("bare", "patched"))
     assert [score.num_examples for score in one.scores] == [1] and one.scores[0].value != two.scores[0].value
     assert rows(bare.stdout)["nats"][4] == "-"  # of one example there is no standard error
 

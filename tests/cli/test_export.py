@@ -12,7 +12,7 @@ from trace_transfer.cli import main
 from trace_transfer.cli.export import TRAINERS
 from trace_transfer.core_sets import exporting
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 
 def run(*arguments):
@@ -25,7 +25,7 @@ def core(tiny, tmp_path):
 
 
 def names(file):
-    return {parameter.name for parameter in read_artefact(file, CoreFile).core}
+    return {parameter.name for parameter in read_any(file, CoreFile).core}
 
 
 def test_the_trainers_are_those_that_there_are():
@@ -172,7 +172,7 @@ def test_there_and_back(tiny, core, tmp_path):
     done = run("import", tmp_path / "list.yaml", "--from", "axolotl", "--model", tiny("llama"), "--out", out)
     assert done.exit_code == 0, done.output
     assert names(out) == names(core)
-    assert read_artefact(out).task == "maths"
+    assert read_any(out).task == "maths"
     assert "3 of 39 = 7.69%" in done.stdout and str(out) in done.stdout
     assert run("export", out, "--to", "regex").stdout == run("export", core, "--to", "regex").stdout
 

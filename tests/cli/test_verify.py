@@ -10,9 +10,9 @@ from tests.core_files import write_core
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer import cli
 from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.formats import read_any
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
-from trace_transfer.records import read_artefact
 
 NORM = "model.norm.weight"
 
@@ -32,7 +32,7 @@ def tuned(tiny, tmp_path):
     base = tiny("llama", dtype=torch.bfloat16)
     file = write_core(base, tmp_path / "math.core.json")
     state = state_of(base)
-    mask = Mask.of_core(read_artefact(file), state.shapes, {}, str(file))
+    mask = Mask.of_core(read_any(file), state.shapes, {}, str(file))
     write_model(state.apply(make_patch(state, tmp_path / "p", mask, 1)), tmp_path / "tuned", Silent())
     return base, tmp_path / "tuned", file
 

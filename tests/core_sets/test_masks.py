@@ -7,7 +7,7 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
 from trace_transfer.core_sets.masks import Mask, MaskError, Slice
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 UP = "model.layers.1.mlp.up_proj.weight"
 MODEL = {
@@ -24,7 +24,7 @@ def inventory(tiny):
 @pytest.fixture
 def core_of(tiny, tmp_path):
     def make(*core) -> CoreFile:
-        return read_artefact(write_core_set(tiny("llama"), tmp_path / "x.core.json", "x", list(core)))
+        return read_any(write_core_set(tiny("llama"), tmp_path / "x.core.json", "x", list(core)))
 
     return make
 

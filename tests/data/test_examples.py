@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.formats import read_any
 from trace_transfer.identify.records import StabilityFile
-from trace_transfer.records import read_artefact
 from trace_transfer.report.run_record import RunFile
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
@@ -35,12 +35,12 @@ def test_quickstart(tiny, tmp_path):
     (here / "run.yaml").write_text(text.replace("map: {", "map: {probe: texts.txt, splits: 2, "))
     result = CliRunner().invoke(main, ["run", str(here / "run.yaml"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    record: RunFile = read_artefact(tmp_path / "out" / "run.json", RunFile)
+    record: RunFile = read_any(tmp_path / "out" / "run.json", RunFile)
     assert [(cell.method, cell.order) for cell in record.cells] == [
         (method, ("sums", "spelling", "series")) for method in ("sequential", "transfer-lf", "random")
     ]
     carried = next(cell for cell in record.cells if cell.method == "transfer-lf")
-    core: CoreFile = read_artefact(tmp_path / "out" / carried.steps["map"] / "sums.core.json", CoreFile)
+    core: CoreFile = read_any(tmp_path / "out" / carried.steps["map"] / "sums.core.json", CoreFile)
     assert core.transferred_from is not None and core.transferred_from.model.family == "qwen2"
     report = (tmp_path / "out" / "report.html").read_text()
     assert "Transfer-LF" in report and "quickstart" in report
@@ -68,8 +68,8 @@ def test_identify(tiny, tmp_path):
     result = CliRunner().invoke(identify, [*command, "--fisher-examples", "4"])
     assert result.exit_code == 0, result.output
     assert Path(result.stdout.rpartition("The heatmap: ")[2].strip()).is_file()
-    report: StabilityFile = read_artefact(tmp_path / "run" / "stability.json", StabilityFile)
+    report: StabilityFile = read_any(tmp_path / "run" / "stability.json", StabilityFile)
     assert [one.task for one in report.methods[0].tasks] == ["math", "code", "medicine"]
     for task in ("math", "code", "medicine"):
-        core: CoreFile = read_artefact(tmp_path / "run" / f"{task}.core.json", CoreFile)
+        core: CoreFile = read_any(tmp_path / "run" / f"{task}.core.json", CoreFile)
         assert len(core.core) == 1

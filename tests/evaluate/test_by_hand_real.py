@@ -17,8 +17,8 @@ from tests.evaluation_files import GSM8K, write_records
 from trace_transfer import cli
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.records import read_artefact
 
 GSM8K_TOKENS, CODE_TOKENS = 64, 96
 PROGRAMS = [
@@ -56,7 +56,7 @@ def compare(model_name: Path, gsm8k: Path, code: Path, out: Path, num_gsm8k: int
         config = local("gsm8k/gsm8k-cot.yaml", gsm8k) if name == "gsm8k" else humaneval(code)
         config["generation_kwargs"]["max_gen_toks"] = tokens
         results, samples = by_hand(model, tokenizer, config, limit=limit)
-        (score,) = read_artefact(out / name / "evaluation.json").scores
+        (score,) = read_any(out / name / "evaluation.json").scores
         ours = [json.loads(line) for line in (out / name / "samples" / f"{name}.jsonl").read_text().splitlines()]
         theirs = [one for one in samples if one["filter"] == key.partition(",")[2]]
         assert [one["prompt"] for one in ours] == [one["arguments"][0][0] for one in theirs]

@@ -16,9 +16,9 @@ from trace_transfer.evaluate.preparing import prepare_suite
 from trace_transfer.evaluate.scores import EvaluationFile
 from trace_transfer.evaluate.settings import EvaluateSettings
 from trace_transfer.evaluate.suite_file import Suite, load_suite
+from trace_transfer.formats import read_any
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
-from trace_transfer.records import read_artefact
 from trace_transfer.train.patched import PatchedModel
 
 SILENT = Silent()
@@ -54,7 +54,7 @@ def values(file):
 def test_what_is_written(tiny, tmp_path):
     suite = load_suite(write_suite(tmp_path / "suite"))
     found = run(tiny("llama"), suite, tmp_path / "out")
-    assert read_artefact(tmp_path / "out" / "evaluation.json", EvaluationFile) == found
+    assert read_any(tmp_path / "out" / "evaluation.json", EvaluationFile) == found
     assert found.model.family == "llama" and found.suite == "mine" and found.settings["dtype"] == "float32"
     assert found.fingerprint == state_of(tiny("llama")).fingerprint
     nats, said, chosen = found.scores

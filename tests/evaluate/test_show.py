@@ -2,7 +2,7 @@
 
 from trace_transfer.evaluate.scores import EvaluationFile, Score
 from trace_transfer.evaluate.show import render_evaluation
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 
 MODEL = ModelIdentity(
     id="small", family="llama", model_type="llama", num_layers=4, num_parameters=39, num_elements=1000,

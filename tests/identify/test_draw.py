@@ -16,10 +16,10 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
+from trace_transfer.formats import read_any
 from trace_transfer.identify.draw import importance_of, write_importance_html, write_importance_png
 from trace_transfer.identify.importance_places import FamilyNames, Place
 from trace_transfer.identify.importance_view import Cell, Entry, Grid, describe
-from trace_transfer.records import read_artefact
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox",
@@ -66,7 +66,7 @@ def scored(tiny, tmp_path: Path) -> Make:
     """The core file of a tiny model, in which the later parameters score higher; whole parameters, no components."""
 
     def make(family: str) -> CoreFile:
-        return read_artefact(write_core(tiny(family), tmp_path / f"{family}.core.json"), CoreFile)
+        return read_any(write_core(tiny(family), tmp_path / f"{family}.core.json"), CoreFile)
 
     return make
 

@@ -21,10 +21,10 @@ from trace_transfer.core_sets.show import jaccard
 from trace_transfer.data.examples import IGNORED
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
+from trace_transfer.formats import read_any
 from trace_transfer.identify.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.identify.task_data import read_tasks
 from trace_transfer.identify.task_fisher import draw
-from trace_transfer.records import read_artefact
 
 FAST = ("--batch-size", 4, "--learning-rate", 1e-3)
 
@@ -40,7 +40,7 @@ def done(*arguments):
 
 
 def core_of(out, task) -> CoreFile:
-    return read_artefact(out / f"{task}.core.json", CoreFile)
+    return read_any(out / f"{task}.core.json", CoreFile)
 
 
 def files(out):
@@ -112,7 +112,7 @@ def test_core_files_hold_the_top_of_the_scores_and_what_they_are_made_of(identif
 
 def test_warm_starts_say_what_they_were_made_of(identified):
     out, _ = identified
-    halves = [read_artefact(out / "warm_start" / "law" / str(k) / "warm_start.json", WarmStartFile) for k in (1, 2)]
+    halves = [read_any(out / "warm_start" / "law" / str(k) / "warm_start.json", WarmStartFile) for k in (1, 2)]
     assert [half.replicate for half in halves] == [1, 2]
     assert sum(half.data.num_examples for half in halves) == SIZES["law"]
     assert halves[0].data.sha256 != halves[1].data.sha256
@@ -194,7 +194,7 @@ def test_a_task_that_is_tuned_already_is_not_trained(tiny, tasks, tmp_path):
     result = done("identify", base, "--tasks", tasks, "--tuned", f"law={tuned}", *FAST, "--out", tmp_path / "out")
     assert "training on law" not in result.stderr
     assert {file.name for file in (tmp_path / "out" / "warm_start").iterdir()} == {"math", "code"}
-    assert read_artefact(tmp_path / "out" / "fisher/law/fisher.json", FisherFile).num == SIZES["law"]
+    assert read_any(tmp_path / "out" / "fisher/law/fisher.json", FisherFile).num == SIZES["law"]
     assert core_of(tmp_path / "out", "law").core
 
 
@@ -309,7 +309,7 @@ def test_fisher_at_the_base_is_the_bases(tiny, tasks, tmp_path):
         )  # fmt: skip
     (data, *_) = read_tasks(open_model(base, load_families()), tasks, 1024, "cut", 0)
     for at, directory in (("tuned", tuned), ("base", base)):
-        found = read_artefact(tmp_path / at / "fisher/math/fisher.json", FisherFile)
+        found = read_any(tmp_path / at / "fisher/math/fisher.json", FisherFile)
         assert found.at == at
         grads = gradients(directory, [[example] for example in data.examples])
         for parameter in found.parameters:
@@ -360,7 +360,7 @@ def test_rows_cannot_be_selected_from_tensors(identified, tmp_path):
 
 def test_stability_puts_overlap_within_beside_overlap_between(identified):
     out, result = identified
-    report = read_artefact(out / "stability.json", StabilityFile)
+    report = read_any(out / "stability.json", StabilityFile)
     assert [method.method for method in report.methods] == ["lf", "cs", "l2"]
     assert set(report.reliability) == set(SIZES)
     for method in report.methods:
@@ -372,7 +372,7 @@ def test_stability_puts_overlap_within_beside_overlap_between(identified):
 def test_a_single_task_has_no_overlap_with_others(tiny, tmp_path):
     tasks = write_tasks(tmp_path / "tasks", {"math": 8})
     done("identify", tiny("llama"), "--tasks", tasks, "--replicates", 2, *FAST, "--out", tmp_path / "out")
-    report = read_artefact(tmp_path / "out" / "stability.json", StabilityFile)
+    report = read_any(tmp_path / "out" / "stability.json", StabilityFile)
     assert all(one.clear is None and one.between_tensors is None for m in report.methods for one in m.tasks)
 
 
@@ -561,14 +561,14 @@ def test_core_files_go_into_map(identified, tiny, tmp_path):
 
 def test_what_was_written_can_be_inspected(identified):
     out, _ = identified
-    deltas = read_artefact(out / "deltas.json", DeltaFile)
+    deltas = read_any(out / "deltas.json", DeltaFile)
     largest = max(deltas.parameters, key=lambda p: max(p.norms))
     assert f"{max(largest.norms):.3g}" in done("inspect", out / "deltas.json").stdout
-    record = read_artefact(out / "warm_start/law/1/warm_start.json", WarmStartFile)
+    record = read_any(out / "warm_start/law/1/warm_start.json", WarmStartFile)
     shown = done("inspect", out / "warm_start/law/1/warm_start.json").stdout
     assert f"loss of 2 steps: {record.losses[0]:.4g} → {record.losses[-1]:.4g}" in shown
     assert "█▁" in shown or "▁█" in shown
-    fisher = read_artefact(out / "fisher/math/2/fisher.json", FisherFile)
+    fisher = read_any(out / "fisher/math/2/fisher.json", FisherFile)
     most = max(fisher.parameters, key=lambda p: p.value)
     shown = done("inspect", out / "fisher/math/2/fisher.json").stdout
     assert most.name in shown

@@ -7,7 +7,7 @@ import pytest
 
 from tests.repeated_runs import RepeatedRuns
 from tests.task_files import write_tasks
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
 CHECKPOINTS = ("/checkpoint/", "loss.csv")  # what there is only until a warm start is finished
@@ -40,7 +40,7 @@ def check_nothing_is_half(runs):
             continue
         assert content == runs.expected[name], name
         if name.endswith(".json"):
-            read_artefact(runs.out / name)
+            read_any(runs.out / name)
 
 
 def test_two_runs_write_the_same_bytes(runs):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.task_files import write_tasks
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 
 def test_two_processes_find_what_one_finds(tiny, tmp_path):
@@ -32,5 +32,5 @@ def test_two_processes_find_what_one_finds(tiny, tmp_path):
         for name, delta in deltas[0].items():
             assert float(delta.abs().max()) > 0
             assert float((delta - deltas[1][name]).abs().max()) < 2e-5, name  # of 1e-3 a step
-        cores = [read_artefact(tmp_path / out / f"{task}.core.json", CoreFile) for out in ("one", "two")]
+        cores = [read_any(tmp_path / out / f"{task}.core.json", CoreFile) for out in ("one", "two")]
         assert {p.name for p in cores[0].core} == {p.name for p in cores[1].core}

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 
 from tests.task_files import write_tasks
 from trace_transfer.cli import main
+from trace_transfer.formats import read_any
 from trace_transfer.identify.records import WarmStartFile
-from trace_transfer.records import read_artefact
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_full_disk_while_deltas_are_written(identifying, monkeypatch):
     assert "what was written before is whole" in message
     monkeypatch.undo()
     (kept,) = identifying.out.rglob("warm_start.json")
-    assert read_artefact(kept, WarmStartFile).task == "math"
+    assert read_any(kept, WarmStartFile).task == "math"
     again = identifying.run()
     assert again.exit_code == 0, again.output
     assert "math: warm-started before" in again.stderr

@@ -18,8 +18,8 @@ from tests.stream_files import core_sets, write_core_set, write_stream
 from trace_transfer.cli import main
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.errors import ArtefactError
+from trace_transfer.formats import read_any
 from trace_transfer.publish.hub import Destination, HubError, destination, local_file, push_files, push_folder
-from trace_transfer.records import read_artefact
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_core_files_go_there_and_come_back(hub, tiny, tmp_path):
     assert "carried over from `llama` (llama; scores, layers matched by `coverage`)" in card.text
     back = ["map", "--src", target, "--dst", source, "--batch-size", 64, "--splits", 0, "--out", tmp_path / "back"]
     done(*back, "--core", "lab/cores:math.core.json")
-    assert read_artefact(tmp_path / "back/math.core.json").transferred_from.model.id == str(target)
+    assert read_any(tmp_path / "back/math.core.json").transferred_from.model.id == str(target)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import Transfer
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.files import sha256_file, write_text
+from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.publish.model_card import CARD, Base, CoreOrigin, Trained, cores_card, patched_card, trained_card
-from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records import to_json
 
 LICENCE = "license: other\nlicense_name: mine\nlicense_link: https://example.org/licence\n"
 LICENSED = f"---\n{LICENCE}language: en\n---\n# Base\n"
@@ -61,7 +62,7 @@ def test_the_front_matter_of_a_tuned_model(trained):
 
 def test_what_was_changed_and_proved(trained):
     _, _, out = trained
-    text, record = read(out / "model").text, read_artefact(out / "stream.json")
+    text, record = read(out / "model").text, read_any(out / "stream.json")
     assert text.lstrip().startswith("# small-llama, tuned on math and code\n")
     shapes = state_of(out / "model").shapes
     for number, stage in enumerate(record.stages, start=1):
@@ -69,7 +70,7 @@ def test_what_was_changed_and_proved(trained):
         assert f"| {number} | `{stage.label}` | {stage.num_examples} | {stage.num_steps} | {share} |" in text
         assert f"`{stage.patch}`: SHA-256 `{stage.patch_sha256}`" in text
     assert "parameter by parameter: nothing outside of what was trained moved." in text
-    for what, count in read_artefact(out / "verification.json").counts.items():
+    for what, count in read_any(out / "verification.json").counts.items():
         assert f"| {what} | {count.parameters:,} | {count.elements:,} |" in text
     assert "- method: trace\n- epochs: 1\n- learning rate: 2e-05\n- batch size: 4\n" in text
     assert "lora" not in text and record.model.names_sha256 in text
@@ -82,7 +83,7 @@ def test_it_says_where_core_sets_came_from(trained):
     text = read(out / "model").text
     for task in ("math", "code"):
         file = stream.parent / f"{task}.core.json"
-        core = read_artefact(file)
+        core = read_any(file)
         assert (
             f"- `{task}`: score `lf`, ratio {core.method.ratio:g} of tensors: {core.ratio_of_tensors:.2%} of the "
             f"entries, {core.ratio_of_elements:.3%} of the elements; made for this base. Core file: SHA-256 "
@@ -117,12 +118,12 @@ def test_a_card_that_is_there_is_left_alone(trained, tmp_path):
     (again / "model" / CARD).write_text("mine")
     run("train", base, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", again)
     assert (again / "model" / CARD).read_text() == "mine"
-    assert read_artefact(again / "verification.json").ok
+    assert read_any(again / "verification.json").ok
 
 
 def made(out, source, **changes):
-    record, shapes = read_artefact(out / "stream.json"), state_of(out / "model").shapes
-    settings, found = changes.pop("settings", record.settings), read_artefact(out / "verification.json")
+    record, shapes = read_any(out / "stream.json"), state_of(out / "model").shapes
+    settings, found = changes.pop("settings", record.settings), read_any(out / "verification.json")
     return Trained(source, record.model.names_sha256, shapes, settings, record.stages, found, **changes)
 
 
@@ -151,7 +152,7 @@ def test_a_licence_that_is_not_known_is_left_out(tiny, tmp_path, text):
 
 def test_other_methods(trained):
     _, _, out = trained
-    source, record = ModelSource.parse(out / "model"), read_artefact(out / "stream.json")
+    source, record = ModelSource.parse(out / "model"), read_any(out / "stream.json")
     card = ModelCard(trained_card(made(out, source, settings={**record.settings, "method": "lora"})))
     assert "trace" not in card.data.tags and "- lora rank: 8\n- lora alpha: 16" in card.text
     assert "core set" not in card.text.lower() and "arxiv" not in card.text
@@ -162,7 +163,7 @@ def test_other_methods(trained):
 
 def test_where_a_carried_core_set_came_from(tiny, tmp_path):
     file = write_core_set(tiny("llama"), tmp_path / "math.core.json", "math", core_sets(4)["math"])
-    core = read_artefact(file)
+    core = read_any(file)
     match = tmp_path / "layer_match.json"
     model = core.model.model_copy(update={"id": "/home/someone/models/Tiny-Qwen"})
     transfer = Transfer(
@@ -202,7 +203,7 @@ def test_equal_models_have_equal_cards(tiny, tmp_path):
 
 def test_core_files(tiny, tmp_path):
     file = write_core_set(tiny("llama"), tmp_path / "math.core.json", "math", core_sets(4)["math"])
-    core = read_artefact(file)
+    core = read_any(file)
     card = ModelCard(cores_card([(core, file)], ModelSource("owner/small@v1", None, None, "v1")))
     assert card.data.to_dict() == {"base_model": "owner/small", "tags": ["trace-transfer", "core-set"]}
     assert "[owner/small](https://huggingface.co/owner/small) at revision `v1`" in card.text

@@ -150,9 +150,9 @@ def test_the_representation_of_the_run_is_shown_with_its_numbers(run: Path) -> N
     from hashlib import sha256
 
     from tests.run_files import LIBRARIES, TARGET, digest
-    from trace_transfer.evaluate.scores import RepresentationFile, RepresentedModel
     from trace_transfer.records import to_json
     from trace_transfer.report.run_record import Cost, StepFile
+    from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 
     png = b"\x89PNG\r\n\x1a\n" + b"0" * 100
     place = run / "steps" / "represent-0123456789ab"

@@ -10,7 +10,8 @@ import pytest
 
 from tests.run_files import METHODS, TARGET, TASKS, edit, stages_of, story, write_run
 from trace_transfer.errors import ArtefactError
-from trace_transfer.records import read_artefact, to_json
+from trace_transfer.formats import read_any
+from trace_transfer.records import to_json
 from trace_transfer.report.intervals import interval, p_value
 from trace_transfer.report.summarising import summarise
 from trace_transfer.report.summary import Summary
@@ -207,7 +208,7 @@ def test_two_seeds_have_no_intervals(tmp_path):
 
 def test_the_file_is_read_back_as_it_was(summary, tmp_path):
     (tmp_path / "summary.json").write_text(to_json(summary), encoding="utf-8")
-    assert read_artefact(tmp_path / "summary.json", Summary) == summary
+    assert read_any(tmp_path / "summary.json", Summary) == summary
 
 
 def test_every_problem_is_told_at_once(small):

@@ -13,13 +13,13 @@ from tests.task_files import write_tasks
 from trace_transfer.data.tasks_file import TaskError
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, TraceTransferError, UserError
-from trace_transfer.evaluate.scores import RepresentationFile
+from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.patch_steps import StateError
 from trace_transfer.progress import Silent
-from trace_transfer.records import read_artefact
 from trace_transfer.represent.draw import METADATA_TEXTS, view_of
 from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
+from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.represent.representing import (
     FILES,
     name_models,
@@ -52,7 +52,7 @@ def test_files_say_what_the_embeddings_say(tiny, tasks, patched, tmp_path):
     out = tmp_path / "out"
     file = represent({"base": tiny("llama"), "after math": patched}, tasks, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
-    assert read_artefact(out / "representation.json", RepresentationFile) == file
+    assert read_any(out / "representation.json", RepresentationFile) == file
     assert (file.tasks, file.num_texts) == (("math", "code", "law"), (10, 8, 12))
     assert file.settings["space"] == "unified"
     tensors, task_N = load_file(out / "embeddings.safetensors"), np.repeat([0, 1, 2], file.num_texts)

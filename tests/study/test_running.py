@@ -15,8 +15,8 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.evaluate.scores import EvaluationFile, ScoreMatrix
 from trace_transfer.files import sha256_file
+from trace_transfer.formats import read_any
 from trace_transfer.locking import LOCK, held
-from trace_transfer.records import read_artefact
 from trace_transfer.report.reporting import write_report
 from trace_transfer.report.run_record import RunFile, StepFile
 from trace_transfer.stopping import StopSignal
@@ -56,7 +56,7 @@ def copied(finished, tmp_path) -> Path:
 
 
 def cell(file: Path, method: str):
-    record: RunFile = read_artefact(file.parent / "out" / "run.json", RunFile)
+    record: RunFile = read_any(file.parent / "out" / "run.json", RunFile)
     steps = next(one.steps for one in record.cells if one.method == method)
     return {name: file.parent / "out" / place for name, place in steps.items()}
 
@@ -64,10 +64,10 @@ def cell(file: Path, method: str):
 def test_scores_are_of_base_and_every_stage(finished):
     for method in METHODS:
         steps = cell(finished, method)
-        matrix: ScoreMatrix = read_artefact(steps["evaluate"] / "scores.json", ScoreMatrix)
+        matrix: ScoreMatrix = read_any(steps["evaluate"] / "scores.json", ScoreMatrix)
         assert [stage.label for stage in matrix.stages] == ["base", *TASKS]
         assert [stage.learned for stage in matrix.stages] == [(), ("math",), ("code",)]
-        base: EvaluationFile = read_artefact(steps["baseline"] / "evaluation.json", EvaluationFile)
+        base: EvaluationFile = read_any(steps["baseline"] / "evaluation.json", EvaluationFile)
         assert matrix.stages[0].scores == base.scores and matrix.of_task == {"math": "math", "code": "code"}
         values = [[score.value for score in stage.scores] for stage in matrix.stages]
         assert len({tuple(row) for row in values}) == 3  # each stage changed something
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_tuned_model(finished, tmp_path):
     settings = EvaluateSettings(max_length=64, save_samples=False)
     plan = plan_evaluation(tmp_path / "model", load_run(finished).suite, settings)
     found = evaluate(plan, None, tmp_path / "scores", Silent())
-    matrix: ScoreMatrix = read_artefact(steps["evaluate"] / "scores.json", ScoreMatrix)
+    matrix: ScoreMatrix = read_any(steps["evaluate"] / "scores.json", ScoreMatrix)
     assert [s.value for s in found.scores] == [s.value for s in matrix.stages[-1].scores]
 
 
@@ -112,27 +112,27 @@ def test_it_does_what_the_commands_do(finished, tmp_path):
          "--no-cache", "--out", tmp_path / "map")  # fmt: skip
     steps = cell(finished, "transfer-lf")
     for task in TASKS:
-        ours: CoreFile = read_artefact(steps["map"] / f"{task}.core.json", CoreFile)
-        theirs: CoreFile = read_artefact(tmp_path / "map" / f"{task}.core.json", CoreFile)
+        ours: CoreFile = read_any(steps["map"] / f"{task}.core.json", CoreFile)
+        theirs: CoreFile = read_any(tmp_path / "map" / f"{task}.core.json", CoreFile)
         assert ours.parameters == theirs.parameters
     lines = [f"- {{name: {t}, data: {where}/{t}.train.jsonl, core: map/{t}.core.json}}\n" for t in TASKS]
     (tmp_path / "stream.yaml").write_text("tasks:\n" + "".join(lines))
     call("train", where / "qwen3", "--stream", tmp_path / "stream.yaml", "--batch-size", 4, "--epochs", 1,
          "--learning-rate", 1e-3, "--zero", 0, "--max-length", 64, "--out", tmp_path / "tuned")  # fmt: skip
     ours, theirs = (
-        read_artefact(place / "stream.json", StreamFile) for place in (steps["train"], tmp_path / "tuned")
+        read_any(place / "stream.json", StreamFile) for place in (steps["train"], tmp_path / "tuned")
     )  # fmt: skip
     assert [stage.losses for stage in ours.stages] == [stage.losses for stage in theirs.stages]
     base, tuned = weights(where / "qwen3"), weights(tmp_path / "tuned" / "model")
     moved = {name for name in base if bool((base[name] != tuned[name]).any())}
-    assert moved == {p.name for task in TASKS for p in read_artefact(steps["map"] / f"{task}.core.json", CoreFile).core}
+    assert moved == {p.name for task in TASKS for p in read_any(steps["map"] / f"{task}.core.json", CoreFile).core}
 
 
 def test_costs(finished):
     total = sum(value.numel() for value in weights(finished.parent / "qwen3").values())
     trained = {}
     for method in METHODS:
-        record: StepFile = read_artefact(cell(finished, method)["train"] / "step.json", StepFile)
+        record: StepFile = read_any(cell(finished, method)["train"] / "step.json", StepFile)
         assert record.cost.seconds > 0 and record.cost.peak_bytes > 1e8 and record.cost.bytes > 0
         trained[method] = record.cost.trained
     assert trained["sequential"] == total
@@ -142,7 +142,7 @@ def test_costs(finished):
 def test_large_files_of_full_training_are_let_go(finished):
     for method in ("sequential", "lora"):
         directory = cell(finished, method)["train"]
-        record: StepFile = read_artefact(directory / "step.json", StepFile)
+        record: StepFile = read_any(directory / "step.json", StepFile)
         assert {Path(name).parts[0] for name in record.removed} >= {f"{task}.patch.safetensors" for task in TASKS}
         assert not list(directory.glob("*.patch.safetensors")) and not (directory / "model").exists()
     assert len(list(cell(finished, "transfer-lf")["train"].glob("*.patch.safetensors"))) == 2
@@ -270,6 +270,6 @@ def test_several_at_a_time(tiny, tmp_path, finished):
     file = write_run(tmp_path / "two", tiny, methods=["transfer-lf"])
     run(file, jobs=2)
     places = [cell(one, "transfer-lf")["evaluate"] / "scores.json" for one in (file, finished)]
-    ours, theirs = (read_artefact(place, ScoreMatrix) for place in places)
+    ours, theirs = (read_any(place, ScoreMatrix) for place in places)
     for mine, other in zip(ours.stages, theirs.stages, strict=True):
         assert [s.value for s in mine.scores] == pytest.approx([s.value for s in other.scores], rel=1e-4)

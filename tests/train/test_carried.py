@@ -6,7 +6,7 @@ from tests.task_files import write_tasks
 from tests.tuned_models import weights
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 
 def run(*arguments: object) -> str:
@@ -30,7 +30,7 @@ def test_llama_to_qwen3(tiny, tmp_path):
     shown = run("train", target, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--learning-rate", 1e-3,
                 "--zero", 0, "--out", tmp_path / "tuned")  # fmt: skip
     assert "bit-identical" in shown
-    cores = [read_artefact(tmp_path / "carried" / f"{task}.core.json", CoreFile) for task in ("math", "code")]
+    cores = [read_any(tmp_path / "carried" / f"{task}.core.json", CoreFile) for task in ("math", "code")]
     expected = {parameter.name for core in cores for parameter in core.core}
     before, after = weights(target), weights(tmp_path / "tuned" / "model")
     assert {name for name in before if bool((before[name] != after[name]).any())} == expected

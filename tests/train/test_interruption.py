@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tests.repeated_runs import RepeatedRuns
 from tests.stream_files import write_stream
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 
 WHILE_TRAINING = ("/checkpoint/", "loss.csv", "stream.json", "model/")
 
@@ -108,5 +108,5 @@ def test_twenty_kills_at_drawn_moments(runs):
 
 def test_the_record_says_what_was_done(runs):
     runs.check_it_finishes()
-    record = read_artefact(runs.out / "stream.json")
+    record = read_any(runs.out / "stream.json")
     assert record.complete and [stage.label for stage in record.stages] == ["math", "code"]

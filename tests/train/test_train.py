@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.stream_files import core_sets, write_stream
 from tests.tuned_models import weights
 from trace_transfer.cli import main
-from trace_transfer.records import read_artefact
+from trace_transfer.formats import read_any
 from trace_transfer.train.settings import METHODS
 
 TASKS = {"math": 8, "code": 6, "law": 6}
@@ -86,10 +86,10 @@ def test_the_tuned_model_loads_and_is_what_was_trained(train, model):
     tuned = AutoModelForCausalLM.from_pretrained(out / "model")
     for name, value in weights(out / "model").items():
         assert torch.equal(tuned.get_parameter(name), value)
-    record = read_artefact(out / "stream.json")
+    record = read_any(out / "stream.json")
     assert record.complete and [stage.label for stage in record.stages] == list(TASKS)
     assert [stage.num_steps for stage in record.stages] == [4, 4, 4]
-    assert read_artefact(out / "verification.json").ok
+    assert read_any(out / "verification.json").ok
     assert not list(out.rglob("checkpoint")) and not list(out.rglob(".*"))
 
 
@@ -113,18 +113,19 @@ def test_every_method_moves_what_it_says(train, model, method):
     else:
         assert 0 < len(found) <= 6 and found < everything
     labels = {"joint": ["joint"], "dmt": ["multi-task", "law"]}.get(method, list(TASKS))
-    assert [stage.label for stage in read_artefact(out / "stream.json").stages] == labels
+    assert [stage.label for stage in read_any(out / "stream.json").stages] == labels
 
 
 def test_full_fine_tuning_is_a_core_set_of_everything(train, model, stream, tmp_path):
-    from trace_transfer.records import read_artefact, to_json
+    from trace_transfer.formats import read_any
+    from trace_transfer.records import to_json
 
     changed = tmp_path / "stream"
     changed.mkdir()
     for file in stream.parent.iterdir():
         (changed / file.name).write_bytes(file.read_bytes())
     for task in TASKS:
-        core = read_artefact(changed / f"{task}.core.json")
+        core = read_any(changed / f"{task}.core.json")
         shapes = {p.name: p.shape for p in core.parameters}
         whole = [
             core.parameters[0].model_copy(update={"name": n, "shape": s, "rows": None, "score": 1.0, "core": True})
@@ -203,7 +204,7 @@ def test_a_dry_run_says_what_would_train_and_writes_nothing(model, stream, tmp_p
 def test_a_dry_run_counts_the_tokens_that_are_trained(train, model, stream, tmp_path):
     arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--out", tmp_path, "--dry-run"]
     planned = CliRunner().invoke(main, [str(one) for one in arguments]).stdout
-    for stage in read_artefact(train("--method", "trace") / "stream.json").stages:
+    for stage in read_any(train("--method", "trace") / "stream.json").stages:
         (row,) = [line.split() for line in planned.splitlines() if line.startswith(f"{stage.label} ") and "%" in line]
         assert row[1:4] == [f"{stage.num_examples:,}", f"{stage.tokens:,}", f"{stage.num_steps:,}"]
 
@@ -264,5 +265,5 @@ def test_losses_go_to_tensorboard(train):
     found = EventAccumulator(str(next((out / "stages" / "tensorboard").glob("*math*"))))
     found.Reload()
     losses = [event.value for event in found.Scalars("loss")]
-    record = read_artefact(out / "stream.json")
+    record = read_any(out / "stream.json")
     assert losses == pytest.approx(record.stages[0].losses, rel=1e-6)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trace_transfer.palette import colour_range, shortened
 from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
-from trace_transfer.transfer.heatmap_view import axis_title, colour_range, shortened
+from trace_transfer.transfer.heatmap_view import axis_title
 
 SHAPES = [(4, 30), (30, 24), (32, 64), (80, 94)]
 WITH_GAP = (30, 24)

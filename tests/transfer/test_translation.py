@@ -13,8 +13,9 @@ from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.correspondence import build_correspondence
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.families.registry import load_families
+from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource, read_inventory
-from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records import to_json
 from trace_transfer.transfer.depth import depth_match
 from trace_transfer.transfer.translation import carry, check_cores_fit
 
@@ -195,7 +196,7 @@ def test_experts_are_carried_together_whatever_their_numbers(tmp_path):
     assert [p.num_elements for p in result.core.core] == [4 * 48 * 80, 4 * 80]
     path = tmp_path / "math.core.json"
     path.write_text(to_json(result.core), encoding="utf-8")
-    assert read_artefact(path, CoreFile) == result.core
+    assert read_any(path, CoreFile) == result.core
     back = carried(result.core, oss, mixtral)
     assert [(p.name, p.columns) for p in back.core.core] == [(EXPERTS, ((0, 80),))]
     assert not result.dropped

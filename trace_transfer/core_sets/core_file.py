@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trace_transfer.errors import together
 from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
-from trace_transfer.records_base import TASK, ModelIdentity, Range, Strict
+from trace_transfer.records import TASK, ModelIdentity, Range, Strict
 
 
 class CoreParameter(Strict):
@@ -93,6 +93,14 @@ class CoreFile(Strict):
         if problems:
             raise ValueError(together("contradicts itself", problems))
         return self
+
+    def plain(self) -> dict[str, Any]:
+        """As of any record, with the score of a parameter that has none, and where nothing was transferred from."""
+        data = super().plain()
+        data["transferred_from"] = data.get("transferred_from")
+        for dumped, parameter in zip(data["parameters"], self.parameters, strict=True):
+            dumped["score"] = parameter.score
+        return data
 
     @property
     def core(self) -> tuple[CoreParameter, ...]:

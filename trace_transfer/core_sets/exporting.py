@@ -16,8 +16,7 @@ from trace_transfer.core_sets.exports.core_set import CoreSet
 from trace_transfer.core_sets.exports.registry import WRITERS
 from trace_transfer.errors import ArtefactError, ModelError, UserError
 from trace_transfer.models.sources import Inventory, ModelSource, load_config, read_inventory
-from trace_transfer.records import read_artefact
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity, read_artefact
 
 PEFT, AUTHORS = "peft", "authors"
 TRAINERS = (*WRITERS, PEFT, AUTHORS)

@@ -17,7 +17,7 @@ from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel, names_told, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import Ranges
-from trace_transfer.records_base import library_versions, require_task
+from trace_transfer.records import library_versions, require_task
 
 IMPORTED, SCORE = "imported", 1.0
 LAYER = re.compile(r"\.(\d+)(?:\\?\.|$)")  # a number of its own in a name or pattern, as a layer's is

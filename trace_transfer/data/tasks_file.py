@@ -21,7 +21,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from trace_transfer.data.columns import parse_source
 from trace_transfer.errors import UserError, listing
-from trace_transfer.records_base import TASK, Strict
+from trace_transfer.records import TASK, Strict
 from trace_transfer.text_formats import kind_of, read_yaml
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets

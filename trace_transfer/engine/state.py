@@ -29,7 +29,7 @@ from trace_transfer.engine.errors import TrainingError
 from trace_transfer.engine.history import FILE, Step, read_csv, to_csv
 from trace_transfer.errors import listing
 from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_tensors
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions
 from trace_transfer.text_formats import read_json_object
 
 FORMAT, VERSION = "trace-transfer/training-checkpoint", 1

@@ -33,8 +33,7 @@ from trace_transfer.models.devices import on_device, resolve_device, resolve_dty
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.progress import Reporter
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import ModelIdentity, library_versions
+from trace_transfer.records import ModelIdentity, library_versions, read_artefact, to_json
 from trace_transfer.train.patched import PatchedModel
 
 if TYPE_CHECKING:

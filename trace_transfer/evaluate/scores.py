@@ -1,4 +1,4 @@
-"""What `evaluate` and `represent` leave: scores of a model, scores along a stream, distances of embeddings."""
+"""What `evaluate` leaves: scores of a model, and scores along a stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records_base import TASK, ModelIdentity, Strict
+from trace_transfer.records import TASK, ModelIdentity, Strict
 
 
 class Score(Strict):
@@ -65,34 +65,5 @@ class ScoreMatrix(Strict):
     base_fingerprint: str
     of_task: dict[str, str]
     stages: tuple[ScoredStage, ...] = Field(min_length=1)
-    settings: dict[str, Any] = Field(default_factory=dict)
-    libraries: dict[str, str] = Field(default_factory=dict)
-
-
-class RepresentedModel(Strict):
-    """How well one model's last-layer embeddings keep tasks apart.
-
-    `silhouette` (mean over texts, in [-1, 1], tasks as labels) and `distances` between the tasks' centroids (Euclidean,
-    row i and column j in the order of the file's tasks) are of the embeddings themselves, not of their t-SNE;
-    `spread` is the mean distance of a task's texts from its centroid.
-    """
-
-    label: str
-    model: ModelIdentity
-    fingerprint: str
-    silhouette: float
-    distances: tuple[tuple[float, ...], ...]
-    spread: tuple[float, ...]
-
-
-class RepresentationFile(Strict):
-    """`representation.json`; embeddings and their t-SNE coordinates lie beside it, one tensor of each per model."""
-
-    format: Literal["trace-transfer/representation"] = "trace-transfer/representation"
-    version: Literal[1] = 1
-    tasks: tuple[str, ...]
-    num_texts: tuple[int, ...]
-    data_sha256: tuple[str, ...]
-    models: tuple[RepresentedModel, ...]
     settings: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)

@@ -16,7 +16,7 @@ from trace_transfer.models.named_code import refuse_code_in_tokenizer
 from trace_transfer.models.names_on_disk import name_told
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config, read_inventory
 from trace_transfer.progress import tell
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 
 # What a tokenizer is made of. `tokenizer_config.json` is not: it has settings, no words.
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "merges.txt")

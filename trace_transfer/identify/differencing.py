@@ -31,7 +31,7 @@ from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint,
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.progress import Reporter
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ from trace_transfer.identify.importance_view import (
     describe,
     epochs_title,
 )
-from trace_transfer.transfer.heatmap_view import COLOURS, INK, NO_VALUE
+from trace_transfer.palette import COLOURS, INK, NO_VALUE
 
 WIDTH = 1060  # px that a window of 1280 × 800 has for the cells
 GAP, PAIR_GAP = 14, 44  # px between the panels of a pair, between pairs

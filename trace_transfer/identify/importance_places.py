@@ -16,7 +16,7 @@ from trace_transfer.families.parsing import default_role
 from trace_transfer.families.registry import FamilyRegistry, load_families
 from trace_transfer.families.tables import NUMBER, Component, Family, Member
 from trace_transfer.models.sources import AXES
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 
 BIAS, NORM = "bias", "norm"  # roles
 EXCLUDED = "excluded"  # the component of what a family's rules leave out

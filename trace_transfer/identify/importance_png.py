@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from trace_transfer.identify.importance_view import DOT, Column, Grid, Importance, Row, epochs_title, others_note
-from trace_transfer.transfer.heatmap_view import COLOURS, INK, NO_VALUE, shortened, tick_step
+from trace_transfer.palette import COLOURS, INK, NO_VALUE, shortened, tick_step
 
 DPI = 150
 LEFT, RIGHT, TOP, BOTTOM = 1.0, 1.0, 0.9, 0.4  # inches around all panels: axis, colour bars, title, legend

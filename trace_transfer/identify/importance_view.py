@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.identify.importance_places import BIAS, label
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 
 PROJECTIONS, NORMS = "projections", "norms"
 LEAST_BAND = 1 / 26  # a band's share of the height of all layers, at least; one layer's height if that is more

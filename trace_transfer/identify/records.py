@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records_base import TASK, ModelIdentity, Strict
+from trace_transfer.records import TASK, ModelIdentity, Strict
 
 
 class DataRecord(Strict):

@@ -18,8 +18,7 @@ from trace_transfer.files import refuse_inputs, write_text
 from trace_transfer.identify.score_inputs import entries_of
 from trace_transfer.identify.scoring_settings import Unit
 from trace_transfer.locking import held
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions, require_task
+from trace_transfer.records import library_versions, read_artefact, require_task, to_json
 from trace_transfer.settings import Share, refuse, validated
 
 

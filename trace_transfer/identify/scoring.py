@@ -21,7 +21,7 @@ from trace_transfer.identify.records import DeltaFile, MethodStability, Stabilit
 from trace_transfer.identify.saliency import METHODS, Options, Scores, Statistics
 from trace_transfer.identify.score_inputs import Entry, Evidence
 from trace_transfer.identify.scoring_settings import ScoreSettings
-from trace_transfer.records_base import ModelIdentity, library_versions
+from trace_transfer.records import ModelIdentity, library_versions
 
 BIAS = "bias"
 MANY_UNCHANGED = 0.25

@@ -29,8 +29,7 @@ from trace_transfer.identify.score_inputs import Fisher
 from trace_transfer.identify.scoring_settings import Compute, ScoreSettings
 from trace_transfer.models.devices import on_device, resolve_device
 from trace_transfer.progress import Reporter
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact, to_json
 
 FOLDER = "fisher"
 FILE = "fisher.json"

@@ -30,11 +30,10 @@ from trace_transfer.launching import is_first_rank
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.model_directory import ModelWriter
+from trace_transfer.models.opened import OpenedBase, specs_of
 from trace_transfer.models.sources import build_meta_model, numel
-from trace_transfer.patch.model_state import OpenedBase, specs_of
 from trace_transfer.progress import Reporter
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
 
 FOLDER = "warm_start"

@@ -26,7 +26,7 @@ from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.shards import DTYPES
 from trace_transfer.models.sources import AXES
 from trace_transfer.models.tensor_file import TensorSpec, read_blocks, read_tensor, writing_tensors
-from trace_transfer.records_base import TASK, Range, Strict
+from trace_transfer.records import TASK, Range, Strict
 
 FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"

@@ -21,7 +21,7 @@ from trace_transfer.patch.model_state import ModelState, write_model
 from trace_transfer.patch.patches import Patch, PatchEntry, write_patch
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import patched_card
-from trace_transfer.records_base import require_task
+from trace_transfer.records import require_task
 
 
 @dataclass(frozen=True)

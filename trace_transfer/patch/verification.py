@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trace_transfer.records_base import Range, Strict
+from trace_transfer.records import Range, Strict
 
 
 class VerifiedParameter(Strict):

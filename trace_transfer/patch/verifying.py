@@ -23,8 +23,7 @@ from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
 from trace_transfer.patch.verification import Verification, VerifiedParameter
 from trace_transfer.progress import Reporter
-from trace_transfer.records import read_artefact
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact
 
 
 def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) -> Verification:

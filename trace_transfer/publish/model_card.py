@@ -20,8 +20,7 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.files import sha256_file
 from trace_transfer.models.checkpoints import download
 from trace_transfer.models.sources import ModelSource, numel, superfluous_tensors
-from trace_transfer.records import read_artefact
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact
 from trace_transfer.transfer.records import LayerMatch
 
 if TYPE_CHECKING:

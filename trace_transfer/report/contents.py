@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.evaluate.scores import RepresentationFile
 from trace_transfer.patch.verification import Count
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 from trace_transfer.report.run_record import CellRecord, RunFile, StepFile
 from trace_transfer.report.summary import EvaluationRecord, Summary
+from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.transfer.records import LayerMatch
 
 Role = Literal["source", "target", "carried"]

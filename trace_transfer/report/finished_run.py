@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.evaluate.scores import Score, ScoreMatrix
 from trace_transfer.files import sha256_file
-from trace_transfer.records import read_artefact
-from trace_transfer.records_base import Strict
+from trace_transfer.records import Strict, read_artefact
 from trace_transfer.report.continual import first_stages
 from trace_transfer.report.run_record import CellRecord, RunFile, StepFile
 

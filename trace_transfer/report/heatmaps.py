@@ -10,11 +10,12 @@ from trace_transfer.errors import UserError
 from trace_transfer.identify.draw import importance_of
 from trace_transfer.identify.importance_html import MARGIN, figure
 from trace_transfer.identify.importance_view import Importance
+from trace_transfer.palette import tick_step
 from trace_transfer.report.blocks import Plot
 from trace_transfer.report.contents import ROLES, CoreFound, MatchFound, ReportContents
 from trace_transfer.transfer.draw import LEAST_CELL, figure_of, plot_size
 from trace_transfer.transfer.draw import MARGIN as MATCH_MARGIN
-from trace_transfer.transfer.heatmap_view import Heatmap, View, tick_step
+from trace_transfer.transfer.heatmap_view import Heatmap, View
 
 COLUMN, WIDEST = 46, 1060  # px of a column of an importance heatmap, of the cells together
 LAYER, SMALLEST, LARGEST = 15, 190, 760  # px of a layer in it, of all of them

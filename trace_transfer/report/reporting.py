@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.evaluate.scores import RepresentationFile, ScoreMatrix
+from trace_transfer.evaluate.scores import ScoreMatrix
 from trace_transfer.files import sha256_file, write_text
 from trace_transfer.locking import held
 from trace_transfer.patch.verification import Verification
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import ModelIdentity, Strict
+from trace_transfer.records import ModelIdentity, Strict, read_artefact, to_json
 from trace_transfer.report.contents import (
     CoreFound,
     MatchFound,
@@ -38,6 +37,7 @@ from trace_transfer.report.document import document, markdown, page
 from trace_transfer.report.run_record import CellRecord, RunFile, StepFile
 from trace_transfer.report.summarising import summarise
 from trace_transfer.report.summary import Summary
+from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.transfer.records import LayerMatch
 
 RUN, STEP = "run.json", "step.json"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records_base import TASK, Strict
+from trace_transfer.records import TASK, Strict
 
 SHA256 = r"^[0-9a-f]{64}$"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions
 from trace_transfer.report.continual import MEASURES, after_learning
 from trace_transfer.report.finished_run import FinishedCell, FinishedRun, read_run
 from trace_transfer.report.intervals import holm, interval, p_value

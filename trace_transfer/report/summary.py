@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records_base import Strict
+from trace_transfer.records import Strict
 
 # Metrics whose values are shares in [0, 1], by the beginnings of their names; tables show them in percent.
 SHARES = ("acc", "exact_match", "pass@", "f1", "balanced_acc")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trace_transfer.evaluate.scores import RepresentationFile
 from trace_transfer.files import replacing, write_text
+from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.represent.representation_view import Panel, Representation
 
 METADATA_TEXTS = "texts"  # in embeddings.safetensors: JSON, id and first words of each text

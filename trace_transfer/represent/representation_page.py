@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from trace_transfer.pages import HEAD
+from trace_transfer.palette import INK, shortened
 from trace_transfer.represent.representation_view import (
     OTHERS,
     Representation,
@@ -16,7 +17,6 @@ from trace_transfer.represent.representation_view import (
     symbol_of,
     table_of,
 )
-from trace_transfer.transfer.heatmap_view import INK, shortened
 
 WIDTH = 1220  # px that a window of 1280 x 800 has
 LARGEST_PANEL, GAP, TITLE = 520, 16, 56  # px: side of a panel, between panels, two lines above

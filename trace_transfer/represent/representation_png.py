@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from trace_transfer.palette import shortened
 from trace_transfer.represent.representation_view import OTHERS, Representation, colour_of, columns_of, symbol_of
-from trace_transfer.transfer.heatmap_view import shortened
 
 DPI = 150
 SIDE, LONE_SIDE, LEAST_WIDTH = 3.4, 4.6, 7.3  # inches of a panel, of the only one, of the figure

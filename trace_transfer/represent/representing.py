@@ -23,7 +23,6 @@ from trace_transfer.data.encoding import encode_task
 from trace_transfer.data.records import Record, Records, read_records
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
-from trace_transfer.evaluate.scores import RepresentationFile, RepresentedModel
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
 from trace_transfer.families.registry import FamilyRegistry, load_families
 from trace_transfer.files import (
@@ -40,10 +39,10 @@ from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter
-from trace_transfer.records import to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, to_json
 from trace_transfer.represent import embedding as maths
 from trace_transfer.represent.draw import METADATA_TEXTS, view_of, write_html, write_png
+from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.represent.text_embeddings import embed_texts, num_batches
 from trace_transfer.train.patched import PatchedModel

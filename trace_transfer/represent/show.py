@@ -13,7 +13,7 @@ from trace_transfer.represent.representation_view import MOST_PAIRS, number
 from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
-    from trace_transfer.evaluate.scores import RepresentationFile
+    from trace_transfer.represent.records import RepresentationFile
     from trace_transfer.represent.representing import RepresentPlan
 
 

@@ -33,8 +33,7 @@ from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter, Silent
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.represent.representing import plan_representation, run_representation
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.stopping import StopSignal

@@ -31,8 +31,7 @@ from trace_transfer.patch.verification import Verification
 from trace_transfer.patch.verifying import require_frozen, verify
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import CARD, Trained, trained_card
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.stopping import StopSignal
 from trace_transfer.train.patched import PatchedModel
 from trace_transfer.train.records import StageRecord, StreamFile

@@ -16,8 +16,7 @@ from trace_transfer.families.correspondence import build_correspondence
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import prepare_directory, sha256_file, write_text
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 from trace_transfer.transfer.translation import Carried, carry, check_cores_fit
 

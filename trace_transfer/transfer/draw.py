@@ -15,18 +15,8 @@ import numpy as np
 
 from trace_transfer.files import replacing, write_text
 from trace_transfer.pages import GREY, HEAD
-from trace_transfer.transfer.heatmap_view import (
-    COLOURS,
-    INK,
-    NO_VALUE,
-    STEPS,
-    Heatmap,
-    Pair,
-    View,
-    axis_title,
-    colour_range,
-    tick_step,
-)
+from trace_transfer.palette import COLOURS, INK, NO_VALUE, STEPS, Pair, colour_range, tick_step
+from trace_transfer.transfer.heatmap_view import Heatmap, View, axis_title
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

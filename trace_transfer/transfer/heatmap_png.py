@@ -11,17 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from trace_transfer.transfer.heatmap_view import (
-    COLOURS,
-    INK,
-    NO_VALUE,
-    Heatmap,
-    View,
-    axis_title,
-    colour_range,
-    shortened,
-    tick_step,
-)
+from trace_transfer.palette import COLOURS, INK, NO_VALUE, colour_range, shortened, tick_step
+from trace_transfer.transfer.heatmap_view import Heatmap, View, axis_title
 
 DPI = 150
 WIDTH = 9.0  # inches

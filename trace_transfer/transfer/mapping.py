@@ -35,8 +35,7 @@ from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.devices import resolve_device, resolve_dtype
 from trace_transfer.progress import Reporter
-from trace_transfer.records import read_artefact, to_json
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
 from trace_transfer.transfer.probing import Grams, ReadSettings, read_grams

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records_base import ModelIdentity, Strict
+from trace_transfer.records import ModelIdentity, Strict
 
 
 class ProbeRecord(Strict):

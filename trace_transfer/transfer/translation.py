@@ -22,7 +22,7 @@ from trace_transfer.families.anatomy import Place, Unit
 from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.models.sources import AXES
-from trace_transfer.records_base import library_versions
+from trace_transfer.records import library_versions
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.exports.core_set import CoreSet
 from trace_transfer.models.sources import Ranges, build_meta_model, inventory_of
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DENSE_FIRST = {"num_hidden_layers": 12, "mlp_only_layers": [0, 1]}

@@ -13,8 +13,9 @@ from tests.tiny_models import TEXTS
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.exporting import export_core
 from trace_transfer.core_sets.importing import import_patterns
+from trace_transfer.formats import read_any
 from trace_transfer.models.sources import inventory_of
-from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records import to_json
 
 
 def loaded(directory):
@@ -30,7 +31,7 @@ def moved(before, after):
 
 def core_file(model, file, chosen, **changes):
     """A core file of a tiny model in which the chosen parameters are core, or some rows of them."""
-    core = read_artefact(write_core(model, file), CoreFile)
+    core = read_any(write_core(model, file), CoreFile)
     shapes = inventory_of(loaded(model)).shapes
     rows = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen)
     parameters = [
@@ -61,7 +62,7 @@ def test_the_program_for_trl_runs(tiny, tmp_path):
     rows = [{"prompt": text[: len(text) // 2], "completion": text[len(text) // 2 :]} for text in TEXTS]
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     runpy.run_path(str(program))["main"](str(data), str(tmp_path / "out"))
-    names = {parameter.name for parameter in read_artefact(core, CoreFile).core}
+    names = {parameter.name for parameter in read_any(core, CoreFile).core}
     assert len(names) == 11
     assert moved(loaded(base), loaded(tmp_path / "out")) == names
 

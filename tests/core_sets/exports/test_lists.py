@@ -11,8 +11,9 @@ from trace_transfer.core_sets.exports.axolotl import Pattern, mask_of_patterns, 
 from trace_transfer.core_sets.importing import import_patterns
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.formats import read_any
 from trace_transfer.identify.reselecting import reselect
-from trace_transfer.records import read_artefact, to_json
+from trace_transfer.records import to_json
 
 # As Spectrum writes them: names of modules, by kind of layer, the best first.
 SPECTRUM = """\
@@ -135,7 +136,7 @@ def test_a_spectrum_list_becomes_a_core_file(tiny, tmp_path):
     assert {p.score for p in core.parameters if not p.core} == {None}
     file = tmp_path / "chat.core.json"
     file.write_text(to_json(core), encoding="utf-8")
-    assert read_artefact(file) == core
+    assert read_any(file) == core
     assert {p.name for p in reselect(file, None, None).core} == {p.name for p in core.core}
 
 

@@ -14,7 +14,7 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import TraceTransferError, UserError, listing
 from trace_transfer.models.sources import AXES, numel
-from trace_transfer.records_base import ModelIdentity
+from trace_transfer.records import ModelIdentity
 
 WHOLE_ONLY = "`trace-transfer train` can; `score --unit tensors` finds sets of whole tensors"
 

@@ -1,0 +1,38 @@
+"""What `represent` leaves: how far the embeddings of tasks lie apart."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trace_transfer.records import ModelIdentity, Strict
+
+
+class RepresentedModel(Strict):
+    """How well one model's last-layer embeddings keep tasks apart.
+
+    `silhouette` (mean over texts, in [-1, 1], tasks as labels) and `distances` between the tasks' centroids (Euclidean,
+    row i and column j in the order of the file's tasks) are of the embeddings themselves, not of their t-SNE;
+    `spread` is the mean distance of a task's texts from its centroid.
+    """
+
+    label: str
+    model: ModelIdentity
+    fingerprint: str
+    silhouette: float
+    distances: tuple[tuple[float, ...], ...]
+    spread: tuple[float, ...]
+
+
+class RepresentationFile(Strict):
+    """`representation.json`; embeddings and their t-SNE coordinates lie beside it, one tensor of each per model."""
+
+    format: Literal["trace-transfer/representation"] = "trace-transfer/representation"
+    version: Literal[1] = 1
+    tasks: tuple[str, ...]
+    num_texts: tuple[int, ...]
+    data_sha256: tuple[str, ...]
+    models: tuple[RepresentedModel, ...]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
