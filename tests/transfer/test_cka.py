@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.maths.stacks import stack_rows
 from tests.reference import cka_loops
+from tests.transfer.stacks import stack_rows
 from trace_transfer.transfer.cka import SIMILARITIES, debiased_cka, linear_cka, rbf_cka, subset
 from trace_transfer.transfer.gram import GramStack, pack_rows, packed_length, unpack
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.maths.stacks import stack_rows
+from tests.transfer.stacks import stack_rows
 from tests.transfer.test_stability import stacks
 from trace_transfer.errors import ProbeError
 from trace_transfer.transfer.gram import GramStack

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.maths.stacks import stack_rows
+from tests.transfer.stacks import stack_rows
 from trace_transfer.transfer.assignment import POLICIES, argmax, coverage
 from trace_transfer.transfer.cka import debiased_cka
 from trace_transfer.transfer.stability import (
