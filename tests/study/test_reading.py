@@ -124,6 +124,7 @@ def test_sweeps(directory):
         ({"sweeps": {"alpha": {"values": [0.5], "methods": ["sequential"]}}}, r"sweeps\.alpha\.methods: found"),
         ({"sweeps": {"order": [["math"]]}}, r"sweeps\.order: \['math'\] is not an order of math, code"),
         ({"represent": {"methods": ["nobody"]}}, r"represent\.methods: found \['nobody'\]"),
+        ({"out": "run.yaml/below"}, "out: .*run.yaml is a file, expected a directory"),
         ({"keep": "everything"}, "keep: 'everything' is none of core, all, none"),
         ({"processes": 0}, "processes: found 0"),
     ],

@@ -30,6 +30,7 @@ from trace_transfer.data.tasks_file import checked_items, locate, parse_yaml, su
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluate.settings import EvaluateSettings
 from trace_transfer.evaluate.suite_file import Suite, load_suite
+from trace_transfer.files import check_directory
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import SettingsError
 from trace_transfer.study.cells import cells_of
@@ -262,7 +263,12 @@ class _Reader:
         if given is not None:
             return given
         said = self._text("out")
-        return locate(said, self.file.parent) if said else Path("runs") / name
+        place = locate(said, self.file.parent) if said else Path("runs") / name
+        try:
+            return check_directory(place)
+        except UserError as error:
+            self.problems.append(f"out: {error}")
+            return place
 
     def _rules(self) -> tuple[str, ...]:
         value = self.content.get("rules", [])
