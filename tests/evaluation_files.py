@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.evaluate.preparing import prepare_suite
-from trace_transfer.evaluate.settings import EvaluateSettings
-from trace_transfer.evaluate.suite_file import Suite
+from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.sources import ModelSource
 

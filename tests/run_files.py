@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method, Transfer
-from trace_transfer.evaluate.scores import Score, ScoredStage, ScoreMatrix
+from trace_transfer.evaluation.scores import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.verification import Verification, VerifiedParameter
 from trace_transfer.records import ModelIdentity, to_json
-from trace_transfer.report.run_record import CellRecord, Cost, MethodRecord, RunFile, StepFile
-from trace_transfer.train.records import StageRecord, StreamFile
+from trace_transfer.reporting.run_record import CellRecord, Cost, MethodRecord, RunFile, StepFile
+from trace_transfer.training.records import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability
 
 TASKS = ("maths", "code", "law")

@@ -19,11 +19,11 @@ from tests.tuned_models import tuned_copy
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
-from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.formats import read_any
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.settings import singles
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 FUNCTIONS = {name: getattr(tt, name) for name in tt.__all__ if inspect.isfunction(getattr(tt, name))}
@@ -127,7 +127,7 @@ def test_read(tiny, tmp_path):
     assert core == tt.read(str(file), CoreFile) == read_any(file)
     assert core.task == "math"
     with pytest.raises(ArtefactError, match="expected trace-transfer/run"):
-        from trace_transfer.report.run_record import RunFile
+        from trace_transfer.reporting.run_record import RunFile
 
         tt.read(file, RunFile)
 

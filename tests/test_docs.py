@@ -24,10 +24,10 @@ import trace_transfer as tt
 from tests.doc_workspace import copy_workspace, make_workspace, write_settings
 from tests.documents import PAGES, ROOT, Command, blocks, commands
 from trace_transfer.cli import COMMANDS, main
-from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.formats import ARTEFACTS
-from trace_transfer.identify.settings import IdentifySettings
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 DOCS = ROOT / "docs"
@@ -196,10 +196,10 @@ def test_commands_of_other_programs_name_what_there_is(command):
 def test_settings_files_are_read(page, here):
     """Run files, tasks, streams, suites and rules of a page are accepted as they stand."""
     from trace_transfer.data.tasks_file import load_tasks
-    from trace_transfer.evaluate.suite_file import load_suite
+    from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.families.registry import load_families
     from trace_transfer.study.reading import load_run
-    from trace_transfer.train.stream_file import load_stream
+    from trace_transfer.training.stream_file import load_stream
 
     readers = {
         "run.yaml": load_run,

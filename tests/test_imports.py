@@ -15,8 +15,8 @@ PACKAGE = Path(trace_transfer.__file__).parent
 # A folder imports only those below it: from what people call, along the way of the data, down to names and bytes.
 # Modules at the top of the package that are not named here are below all folders.
 ORDER = (
-    "cli", "api", "study", "report", "evaluate", "represent", "train", "patch", "publish", "transfer", "identify",
-    "engine", "core_sets", "data", "families", "models",
+    "cli", "api", "study", "reporting", "evaluation", "represent", "training", "patch", "publish", "transfer",
+    "identification", "engine", "core_sets", "data", "families", "models",
 )  # fmt: skip
 CALLED_BY_PEOPLE = {"__main__": "cli", "arguments": "api", "formats": "api", "schemas": "api", "__init__": "api"}
 
@@ -88,6 +88,12 @@ def test_every_folder_has_a_place():
     assert folders == set(ORDER) - {"api"}
 
 
+def test_no_module_hides_a_function():
+    """Python puts a submodule in the place of what its package has under that name, once it is imported."""
+    names = {file.stem for file in PACKAGE.iterdir()}
+    assert names & set(trace_transfer.__all__) == set()
+
+
 def test_click_is_in_the_command_line_only():
     assert {name for name in importers_of("click") if not name.startswith("trace_transfer.cli")} == set()
 
@@ -129,7 +135,7 @@ def test_what_works_without_torch():
         "families.application",
         "families.correspondence",
         "core_sets.core_file",
-        "identify.settings",
+        "identification.settings",
         "transfer.draw",
         "models.sources",
     ):

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from trace_transfer.cli import main
 from trace_transfer.printable import LEAST, PIPED, guard, guarded_streams, printable, width
-from trace_transfer.report.sections import again
+from trace_transfer.reporting.sections import again
 from trace_transfer.terminal import console, drawn
 
 HOSTILE = "a\x1b[2J\x07\r\x9b31m\u202eb\u2028error: [red]:bomb:\udcff\x7f"

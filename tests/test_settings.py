@@ -8,10 +8,10 @@ import pytest
 
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
-from trace_transfer.evaluate.settings import EvaluateSettings
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 

@@ -7,9 +7,9 @@ from trace_transfer.api import evaluate, identify, map_models, read, report, run
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, UserError
 
 if TYPE_CHECKING:
-    from trace_transfer.evaluate.settings import EvaluateSettings
-    from trace_transfer.identify.settings import IdentifySettings
-    from trace_transfer.train.settings import StreamSettings
+    from trace_transfer.evaluation.settings import EvaluateSettings
+    from trace_transfer.identification.settings import IdentifySettings
+    from trace_transfer.training.settings import StreamSettings
     from trace_transfer.transfer.settings import MapSettings
 
 __version__ = "0.1.0"
@@ -36,14 +36,14 @@ __all__ = [
 
 # Imported when they are asked for: `import trace_transfer` is to be quick.
 _SETTINGS = {
-    "EvaluateSettings": "evaluate",
-    "IdentifySettings": "identify",
-    "MapSettings": "mapping",
-    "StreamSettings": "stream",
+    "EvaluateSettings": "evaluation",
+    "IdentifySettings": "identification",
+    "MapSettings": "transfer",
+    "StreamSettings": "training",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _SETTINGS:
-        return getattr(import_module(f"trace_transfer.settings.{_SETTINGS[name]}"), name)
+        return getattr(import_module(f"trace_transfer.{_SETTINGS[name]}.settings"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

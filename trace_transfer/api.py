@@ -18,20 +18,20 @@ from trace_transfer.arguments import PathLike, Paths, checked, several, texts
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
-    from trace_transfer.evaluate.scores import EvaluationFile
-    from trace_transfer.identify.identifying import Identified
+    from trace_transfer.evaluation.scores import EvaluationFile
+    from trace_transfer.identification.identifying import Identified
     from trace_transfer.patch.verification import Verification
     from trace_transfer.progress import Reporter
     from trace_transfer.records import Strict
-    from trace_transfer.report.reporting import Reported
-    from trace_transfer.report.run_record import RunFile
-    from trace_transfer.train.streaming import Streamed
+    from trace_transfer.reporting.reporting import Reported
+    from trace_transfer.reporting.run_record import RunFile
+    from trace_transfer.training.streaming import Streamed
     from trace_transfer.transfer.mapping import MapResult
 
     Artefact = TypeVar("Artefact", bound=Strict)
 
 
-@checked("settings.identify.IdentifySettings")
+@checked("identification.settings.IdentifySettings")
 def identify(
     base: PathLike,
     tasks: PathLike,
@@ -65,8 +65,8 @@ def identify(
         >>> found = tt.identify("HuggingFaceTB/SmolLM2-135M", "tasks.yaml", out="runs/smollm2", ratio=0.05)
         >>> found.cores[0].core[0].name
     """
-    from trace_transfer.identify.identifying import plan_identify, run_identify
-    from trace_transfer.identify.settings import IdentifySettings
+    from trace_transfer.identification.identifying import plan_identify, run_identify
+    from trace_transfer.identification.settings import IdentifySettings
     from trace_transfer.progress import Silent
 
     chosen = IdentifySettings.of(profile, **settings)
@@ -74,7 +74,7 @@ def identify(
     return run_identify(plan, reporter or Silent())
 
 
-@checked("settings.identify.IdentifySettings")
+@checked("identification.settings.IdentifySettings")
 def score(
     base: PathLike,
     tuned: Mapping[str, PathLike] | None = None,
@@ -104,8 +104,8 @@ def score(
     Examples:
         >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
     """
-    from trace_transfer.identify.identifying import run_score
-    from trace_transfer.identify.settings import IdentifySettings
+    from trace_transfer.identification.identifying import run_score
+    from trace_transfer.identification.settings import IdentifySettings
     from trace_transfer.progress import Silent
 
     chosen = IdentifySettings.of(profile, **settings)
@@ -142,12 +142,12 @@ def select(
         >>> (wider,) = tt.select("runs/smollm2/math.core.json", ratio=0.1)
         >>> wider.ratio_of_elements
     """
-    from trace_transfer.identify.reselecting import reselect_all
+    from trace_transfer.identification.reselecting import reselect_all
 
     return reselect_all([Path(one) for some in files for one in several(some)], ratio, unit, out)
 
 
-@checked("settings.mapping.MapSettings")
+@checked("transfer.settings.MapSettings")
 def map_models(
     src: PathLike,
     dst: PathLike,
@@ -185,7 +185,7 @@ def map_models(
     return run_map(plan_map(src, dst, local_files(several(core)), chosen), out, chosen, reporter or Silent())
 
 
-@checked("settings.stream.StreamSettings")
+@checked("training.settings.StreamSettings")
 def train(
     base: PathLike,
     stream: PathLike,
@@ -219,9 +219,9 @@ def train(
     from trace_transfer.launching import place_among_ranks
     from trace_transfer.progress import Silent
     from trace_transfer.stopping import StopSignal
-    from trace_transfer.train.settings import StreamSettings
-    from trace_transfer.train.stream_plan import plan_stream, require_space
-    from trace_transfer.train.streaming import run_stream
+    from trace_transfer.training.settings import StreamSettings
+    from trace_transfer.training.stream_plan import plan_stream, require_space
+    from trace_transfer.training.streaming import run_stream
 
     plan = plan_stream(
         base, stream, settings=StreamSettings.of(**settings), rules=texts(rules), out=out,
@@ -231,7 +231,7 @@ def train(
     return run_stream(plan, reporter or Silent(), StopSignal())
 
 
-@checked("settings.evaluate.EvaluateSettings")
+@checked("evaluation.settings.EvaluateSettings")
 def evaluate(
     model: PathLike,
     *,
@@ -263,10 +263,10 @@ def evaluate(
         >>> scores = tt.evaluate("models/small", suite="mine.yaml", patch=["runs/math.patch.safetensors"])
         >>> {score.name: score.value for score in scores.scores}
     """
-    from trace_transfer.evaluate.evaluating import evaluate as run_evaluation
-    from trace_transfer.evaluate.evaluating import plan_evaluation
-    from trace_transfer.evaluate.settings import EvaluateSettings
-    from trace_transfer.evaluate.suite_file import load_suite
+    from trace_transfer.evaluation.evaluating import evaluate as run_evaluation
+    from trace_transfer.evaluation.evaluating import plan_evaluation
+    from trace_transfer.evaluation.settings import EvaluateSettings
+    from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.patches import Patch
@@ -373,7 +373,7 @@ def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
     Examples:
         >>> tt.report("runs/study").files
     """
-    from trace_transfer.report.reporting import write_report
+    from trace_transfer.reporting.reporting import write_report
 
     return write_report(run, out)
 

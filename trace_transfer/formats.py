@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.evaluate.scores import EvaluationFile, ScoreMatrix
-from trace_transfer.identify.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
+from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.patch.verification import Verification
 from trace_transfer.records import Strict, read_artefact
-from trace_transfer.report.run_record import RunFile, StepFile
-from trace_transfer.report.summary import Summary
+from trace_transfer.reporting.run_record import RunFile, StepFile
+from trace_transfer.reporting.summary import Summary
 from trace_transfer.represent.records import RepresentationFile
-from trace_transfer.train.records import StreamFile
+from trace_transfer.training.records import StreamFile
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 
 ARTEFACTS: dict[str, type[Strict]] = {

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trace_transfer.data.tasks_file import TaskSpec
-from trace_transfer.evaluate.suite_file import EvaluationSpec
+from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.parsing import TOP_KEYS
 from trace_transfer.settings import Settings, bare, singles
@@ -20,7 +20,7 @@ from trace_transfer.study.methods import METHODS
 from trace_transfer.study.reading import KEEP, KEYS, ORDERS
 from trace_transfer.study.run_file import RunTask
 from trace_transfer.study.sections import AXES, SECTIONS
-from trace_transfer.train.stream_file import StreamTask
+from trace_transfer.training.stream_file import StreamTask
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]

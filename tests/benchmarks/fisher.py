@@ -95,12 +95,12 @@ def opacus(model, examples) -> Callable[[], None]:
 def passes(model, examples, streamed: bool) -> Callable[[], None]:
     import torch
 
-    from trace_transfer.identify.fisher.batches import group_examples, prepare
-    from trace_transfer.identify.fisher.capture import captured
-    from trace_transfer.identify.fisher.information import _trusted_sites
-    from trace_transfer.identify.fisher.passes import streamed_pass, whole_pass
-    from trace_transfer.identify.fisher.sites import Pass
-    from trace_transfer.identify.fisher.totals import Totals
+    from trace_transfer.identification.fisher.batches import group_examples, prepare
+    from trace_transfer.identification.fisher.capture import captured
+    from trace_transfer.identification.fisher.information import _trusted_sites
+    from trace_transfer.identification.fisher.passes import streamed_pass, whole_pass
+    from trace_transfer.identification.fisher.sites import Pass
+    from trace_transfer.identification.fisher.totals import Totals
 
     model.requires_grad_(False)
     through = streamed_pass if streamed else whole_pass
@@ -118,8 +118,8 @@ def passes(model, examples, streamed: bool) -> Callable[[], None]:
 
 
 def trial(model, examples) -> Callable[[], None]:
-    from trace_transfer.identify.fisher.information import _trusted_sites
-    from trace_transfer.identify.fisher.passes import whole_pass
+    from trace_transfer.identification.fisher.information import _trusted_sites
+    from trace_transfer.identification.fisher.passes import whole_pass
 
     model.requires_grad_(False)
     return lambda: _trusted_sites(model, list(model.model.layers), examples, whole_pass)

@@ -17,10 +17,10 @@ from trace_transfer.cli import inspection
 from trace_transfer.cli.inspection import draw
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
-from trace_transfer.evaluate.scores import EvaluationFile, Score
+from trace_transfer.evaluation.scores import EvaluationFile, Score
 from trace_transfer.formats import ARTEFACTS
 from trace_transfer.records import to_json
-from trace_transfer.report.summarising import summarise
+from trace_transfer.reporting.summarising import summarise
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 

@@ -18,7 +18,7 @@ from trace_transfer.data.records import Record, Records
 from trace_transfer.data.rendering import APART
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.data.turns import Message
-from trace_transfer.evaluate.records import number_of
+from trace_transfer.evaluation.records import number_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.sources import ModelSource
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.formats import read_any
-from trace_transfer.identify.records import StabilityFile
-from trace_transfer.report.run_record import RunFile
+from trace_transfer.identification.records import StabilityFile
+from trace_transfer.reporting.run_record import RunFile
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 

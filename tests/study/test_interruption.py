@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.test_document import Page, without_varying
+from tests.reporting.test_document import Page, without_varying
 from tests.study.run_directories import run_content, write_file, write_run
 
 COMMAND = [sys.executable, "-m", "trace_transfer", "run"]

@@ -13,12 +13,12 @@ from tests.study.run_directories import TASKS, run_content, write_file, write_ru
 from tests.tuned_models import weights
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import TraceTransferError, UserError
-from trace_transfer.evaluate.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.formats import read_any
 from trace_transfer.locking import LOCK, held
-from trace_transfer.report.reporting import write_report
-from trace_transfer.report.run_record import RunFile, StepFile
+from trace_transfer.reporting.reporting import write_report
+from trace_transfer.reporting.run_record import RunFile, StepFile
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study.finishing import run_to_the_end
 from trace_transfer.study.graph import build_graph
@@ -27,7 +27,7 @@ from trace_transfer.study.reading import load_run
 from trace_transfer.study.running import run_graph
 from trace_transfer.study.show_running import Display
 from trace_transfer.study.status import read_status
-from trace_transfer.train.records import StreamFile
+from trace_transfer.training.records import StreamFile
 
 METHODS = ["sequential", "lora", "transfer-lf"]
 
@@ -75,8 +75,8 @@ def test_scores_are_of_base_and_every_stage(finished):
 
 def test_scores_are_those_of_the_tuned_model(finished, tmp_path):
     """`evaluate` on a model written to disk gives what the run found for its last state."""
-    from trace_transfer.evaluate.evaluating import evaluate, plan_evaluation
-    from trace_transfer.evaluate.settings import EvaluateSettings
+    from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation
+    from trace_transfer.evaluation.settings import EvaluateSettings
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.patch.model_state import ModelState, write_model
     from trace_transfer.patch.patches import Patch

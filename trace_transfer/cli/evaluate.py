@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluation.settings import EvaluateSettings
 
 
 @click.command("evaluate")
@@ -45,9 +45,9 @@ def evaluate_command(
     """
     settings = shared.given_settings(EvaluateSettings, ctx, options)
 
-    from trace_transfer.evaluate.evaluating import evaluate, plan_evaluation, require_same_weights
-    from trace_transfer.evaluate.show import render_evaluation, render_evaluation_plan
-    from trace_transfer.evaluate.suite_file import load_suite
+    from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, require_same_weights
+    from trace_transfer.evaluation.show import render_evaluation, render_evaluation_plan
+    from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.patch.model_state import ModelState

@@ -9,7 +9,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.launching import place_among_ranks
 
 
@@ -56,7 +56,7 @@ def identify_command(
     settings = shared.given_settings(IdentifySettings, ctx, options, profile)
     to = asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
 
-    from trace_transfer.identify.identifying import plan_identify, run_identify
+    from trace_transfer.identification.identifying import plan_identify, run_identify
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
 
@@ -64,13 +64,13 @@ def identify_command(
     hash_weights([base, *tuned.values()], Terminal())
     plan = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
     if dry_run:
-        from trace_transfer.identify.show_plans import render_plan
+        from trace_transfer.identification.show_plans import render_plan
 
         click.echo(render_plan(plan))
         return
     found = run_identify(plan, Terminal())
     if found is not None:
-        from trace_transfer.identify.show import render_identified
+        from trace_transfer.identification.show import render_identified
 
         click.echo(render_identified(found))
         if to is not None:

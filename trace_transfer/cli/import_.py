@@ -46,7 +46,7 @@ def import_command(
     from trace_transfer.core_sets.importing import import_patterns
     from trace_transfer.core_sets.show import render_core_sets
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.identify.reselecting import import_list
+    from trace_transfer.identification.reselecting import import_list
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.records import to_json
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from trace_transfer.evaluate.scores import ScoreMatrix
+from trace_transfer.evaluation.scores import ScoreMatrix
 from trace_transfer.files import size
-from trace_transfer.report.run_record import RunFile, StepFile
-from trace_transfer.report.summary import Summary
-from trace_transfer.report.summary_tables import short_tables
+from trace_transfer.reporting.run_record import RunFile, StepFile
+from trace_transfer.reporting.summary import Summary
+from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.tables import to_text
 from trace_transfer.terminal import Page

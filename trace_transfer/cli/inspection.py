@@ -18,26 +18,26 @@ from rich.console import Console
 from trace_transfer.cli.inspected_runs import draw_representation, draw_run, draw_scores, draw_step, draw_summary
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import MAX_LISTED, ArtefactError
-from trace_transfer.evaluate.scores import EvaluationFile, ScoreMatrix
-from trace_transfer.evaluate.show import draw_evaluation
+from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import layer_ranges
 from trace_transfer.families.registry import folded_name
 from trace_transfer.formats import read_any as read
-from trace_transfer.identify.importance_places import label
-from trace_transfer.identify.importance_terminal import draw_importance
-from trace_transfer.identify.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
-from trace_transfer.identify.show_score_inputs import draw_deltas, draw_fisher, draw_warm_start
-from trace_transfer.identify.show_stability import draw_stability
+from trace_transfer.identification.importance_places import label
+from trace_transfer.identification.importance_terminal import draw_importance
+from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
+from trace_transfer.identification.show_score_inputs import draw_deltas, draw_fisher, draw_warm_start
+from trace_transfer.identification.show_stability import draw_stability
 from trace_transfer.patch.show_verification import draw_verification
 from trace_transfer.patch.verification import Verification
 from trace_transfer.records import Strict
-from trace_transfer.report.run_record import RunFile, StepFile
-from trace_transfer.report.summary import Summary
+from trace_transfer.reporting.run_record import RunFile, StepFile
+from trace_transfer.reporting.summary import Summary
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.terminal import Page
 from trace_transfer.terminal_pictures import draw_heatmap, model_line, ruler
-from trace_transfer.train.records import StreamFile
-from trace_transfer.train.show import draw_stream
+from trace_transfer.training.records import StreamFile
+from trace_transfer.training.show import draw_stream
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 
 DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"

@@ -11,11 +11,11 @@ from click.core import ParameterSource
 
 from trace_transfer.cli.values import OUT_DIRECTORY, RATIO
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.identify.scoring_settings import Compute, ScoreSettings
-from trace_transfer.identify.settings import IdentifySettings
-from trace_transfer.identify.warm_start_settings import WarmStartSettings
+from trace_transfer.identification.scoring_settings import Compute, ScoreSettings
+from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.identification.warm_start_settings import WarmStartSettings
 from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings
 
 Decorator = Callable[[Any], Any]
 Chosen = TypeVar("Chosen", bound=Settings)

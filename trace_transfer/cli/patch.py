@@ -63,7 +63,7 @@ def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
 def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> None:
     from trace_transfer.patch.patching import move_model
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.report.numbers import several
+    from trace_transfer.reporting.numbers import several
 
     quiet_libraries()
     state = move_model(model, patches, out, Terminal(), revert=revert)

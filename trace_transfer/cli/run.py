@@ -41,7 +41,7 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     hash_weights([run.source, run.target], Terminal())
     graph = build_graph(run)
     if prune:
-        from trace_transfer.report.numbers import several
+        from trace_transfer.reporting.numbers import several
         from trace_transfer.study.pruning import prune_steps
 
         removed = prune_steps(graph, run.out)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identification.settings import IdentifySettings
 
 
 @click.command("score")
@@ -51,8 +51,8 @@ def score_command(
     """
     settings = shared.given_settings(IdentifySettings, ctx, options, profile)
 
-    from trace_transfer.identify.identifying import run_score
-    from trace_transfer.identify.show import render_identified
+    from trace_transfer.identification.identifying import run_score
+    from trace_transfer.identification.show import render_identified
     from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()

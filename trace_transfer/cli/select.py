@@ -26,7 +26,7 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
         raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")
 
     from trace_transfer.core_sets.show import render_core_sets
-    from trace_transfer.identify.reselecting import core_path, reselect_all
+    from trace_transfer.identification.reselecting import core_path, reselect_all
 
     cores = reselect_all(files, ratio, unit, out)
     click.echo(render_core_sets(cores, (), tuple(core_path(out, core) for core in cores)))

@@ -11,7 +11,7 @@ import click
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.publishing import asked_destination, push_options
 from trace_transfer.launching import place_among_ranks
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings
 
 
 @click.command("train")
@@ -60,8 +60,8 @@ def train_command(
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.train.stream_plan import needed_space, plan_stream, require_space
-    from trace_transfer.train.streaming import run_stream
+    from trace_transfer.training.stream_plan import needed_space, plan_stream, require_space
+    from trace_transfer.training.streaming import run_stream
 
     quiet_libraries()
     num_ranks = place.size if place.launched else processes or 1
@@ -69,7 +69,7 @@ def train_command(
     plan = plan_stream(base, stream, settings=settings, rules=rules, out=out, num_ranks=num_ranks)
     if dry_run:
         from trace_transfer.launching import excess_of
-        from trace_transfer.train.show import render_stream_plan
+        from trace_transfer.training.show import render_stream_plan
 
         excess = excess_of(processes) if processes and not place.launched else None  # a plan may be for another machine
         notes = [f"--processes {processes}: {excess}: here it would be refused"] if excess else []
@@ -79,7 +79,7 @@ def train_command(
     with stop_on_sigterm() as stop:
         done = run_stream(plan, Terminal(), stop)
     if done is not None:
-        from trace_transfer.train.show import render_streamed
+        from trace_transfer.training.show import render_streamed
 
         click.echo(render_streamed(done))
         if to is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.launching import place_among_ranks
 
 
@@ -41,8 +41,8 @@ def warm_start_command(
     settings = shared.given_settings(IdentifySettings, ctx, options)
     first = place_among_ranks().rank == 0
 
-    from trace_transfer.identify.identifying import plan_identify, run_warm_starts_of
-    from trace_transfer.identify.show_plans import render_plan, render_warm_starts
+    from trace_transfer.identification.identifying import plan_identify, run_warm_starts_of
+    from trace_transfer.identification.show_plans import render_plan, render_warm_starts
     from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import Transfer
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.verification import Verification
-    from trace_transfer.train.records import StageRecord
+    from trace_transfer.training.records import StageRecord
 
 CARD = "README.md"
 TAG = "trace-transfer"

@@ -45,7 +45,7 @@ from trace_transfer.represent.draw import METADATA_TEXTS, view_of, write_html, w
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.represent.text_embeddings import embed_texts, num_batches
-from trace_transfer.train.patched import PatchedModel
+from trace_transfer.training.patched import PatchedModel
 
 FILES = ("embeddings.safetensors", "representation.html", "representation.png", "representation.json")
 LEAST_TEXTS = 3  # of a task: of fewer there is no covariance worth an ellipse

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.settings import SettingsError
 from trace_transfer.study.methods import RunMethod
 from trace_transfer.study.run_file import RunFile
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from trace_transfer.data.examples import TaskData
 from trace_transfer.errors import UserError, listing
-from trace_transfer.evaluate.evaluating import plan_evaluation
-from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluation.evaluating import plan_evaluation
+from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.identify.scoring import check_settings
-from trace_transfer.identify.task_data import encode_tasks
+from trace_transfer.identification.scoring import check_settings
+from trace_transfer.identification.task_data import encode_tasks
 from trace_transfer.launching import excess_of
 from trace_transfer.models.devices import resolve_device
 from trace_transfer.represent.settings import RepresentSettings

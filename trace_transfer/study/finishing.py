@@ -11,11 +11,11 @@ from trace_transfer.files import prepare_directory, write_text
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.locking import held
 from trace_transfer.records import to_json
-from trace_transfer.report.reporting import HTML, MARKDOWN, read_contents, write_contents
-from trace_transfer.report.run_record import RunFile
-from trace_transfer.report.summarising import summarise
-from trace_transfer.report.summary import Summary
-from trace_transfer.report.summary_tables import tables
+from trace_transfer.reporting.reporting import HTML, MARKDOWN, read_contents, write_contents
+from trace_transfer.reporting.run_record import RunFile
+from trace_transfer.reporting.summarising import summarise
+from trace_transfer.reporting.summary import Summary
+from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study.checking import check_plan
 from trace_transfer.study.graph import RunGraph

@@ -15,7 +15,7 @@ from typing import Any
 
 import networkx as nx
 
-from trace_transfer.evaluate.settings import EvaluateSettings
+from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import config_files_sha256, tokenizer_sha256

@@ -15,19 +15,19 @@ from typing import Any
 
 import yaml
 
-from trace_transfer.evaluate.evaluating import evaluate as evaluate_model
-from trace_transfer.evaluate.evaluating import plan_evaluation
-from trace_transfer.evaluate.scores import EvaluationFile, ScoredStage, ScoreMatrix
-from trace_transfer.evaluate.settings import EvaluateSettings
-from trace_transfer.evaluate.suite_file import Suite
+from trace_transfer.evaluation.evaluating import evaluate as evaluate_model
+from trace_transfer.evaluation.evaluating import plan_evaluation
+from trace_transfer.evaluation.scores import EvaluationFile, ScoredStage, ScoreMatrix
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
-from trace_transfer.identify.differencing import DeltaPlan, plan_deltas
-from trace_transfer.identify.identifying import collect, plan_identify, run_warm_starts_of, score_collected
-from trace_transfer.identify.settings import IdentifySettings
-from trace_transfer.identify.task_data import data_of_stores
-from trace_transfer.identify.warm_starting import finished_stores
+from trace_transfer.identification.differencing import DeltaPlan, plan_deltas
+from trace_transfer.identification.identifying import collect, plan_identify, run_warm_starts_of, score_collected
+from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.identification.task_data import data_of_stores
+from trace_transfer.identification.warm_starting import finished_stores
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
@@ -38,10 +38,10 @@ from trace_transfer.represent.representing import plan_representation, run_repre
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.stopping import StopSignal
 from trace_transfer.text_formats import read_json_object
-from trace_transfer.train.records import StreamFile
-from trace_transfer.train.settings import StreamSettings
-from trace_transfer.train.stream_plan import MODEL, RECORD, plan_stream, require_space
-from trace_transfer.train.streaming import run_stream
+from trace_transfer.training.records import StreamFile
+from trace_transfer.training.settings import StreamSettings
+from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream, require_space
+from trace_transfer.training.streaming import run_stream
 from trace_transfer.transfer.carrying import carry_along
 from trace_transfer.transfer.mapping import plan_map, run_map
 from trace_transfer.transfer.settings import MapSettings

@@ -28,8 +28,8 @@ from typing import Any
 
 from trace_transfer.data.tasks_file import checked_items, locate, parse_yaml, suggestion
 from trace_transfer.errors import UserError, listing
-from trace_transfer.evaluate.settings import EvaluateSettings
-from trace_transfer.evaluate.suite_file import Suite, load_suite
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import Suite, load_suite
 from trace_transfer.files import check_directory
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import SettingsError

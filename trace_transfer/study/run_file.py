@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.data.tasks_file import TaskSpec
-from trace_transfer.evaluate.suite_file import Suite
+from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.study.methods import RunMethod
 
 

@@ -7,12 +7,12 @@ from contextlib import suppress
 from itertools import permutations
 from typing import Any
 
-from trace_transfer.evaluate.settings import EvaluateSettings
-from trace_transfer.identify.settings import IdentifySettings
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import Settings, SettingsError, Single, bare, choice, singles, unknown_problems
 from trace_transfer.study.methods import RunMethod
-from trace_transfer.train.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 # Short names of axes that the paper sweeps → the setting that they stand for.

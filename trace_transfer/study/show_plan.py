@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trace_transfer.data.show import example_lines
-from trace_transfer.report.numbers import several
-from trace_transfer.report.summary_tables import short_tables
+from trace_transfer.reporting.numbers import several
+from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.tables import to_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trace_transfer.data.examples import TaskData
-    from trace_transfer.report.summary import Summary
+    from trace_transfer.reporting.summary import Summary
     from trace_transfer.study.graph import RunGraph
     from trace_transfer.study.status import StepStatus
 

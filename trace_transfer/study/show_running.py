@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trace_transfer.progress import EVERY, Counted, passed, shows_bars
-from trace_transfer.report.numbers import several
+from trace_transfer.reporting.numbers import several
 
 
 @dataclass

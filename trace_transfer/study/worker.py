@@ -31,12 +31,12 @@ from trace_transfer.locking import held
 from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 from trace_transfer.records import library_versions, read_artefact, to_json
-from trace_transfer.report.run_record import Cost, StepFile
+from trace_transfer.reporting.run_record import Cost, StepFile
 from trace_transfer.study.gpus import VISIBLE
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.study.steps import LAUNCHED
 from trace_transfer.text_formats import read_json_object
-from trace_transfer.train.records import StreamFile
+from trace_transfer.training.records import StreamFile
 
 if TYPE_CHECKING:
     from trace_transfer.study.kinds import Ticket

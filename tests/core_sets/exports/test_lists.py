@@ -12,7 +12,7 @@ from trace_transfer.core_sets.importing import import_patterns
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.formats import read_any
-from trace_transfer.identify.reselecting import reselect
+from trace_transfer.identification.reselecting import reselect
 from trace_transfer.records import to_json
 
 # As Spectrum writes them: names of modules, by kind of layer, the best first.

@@ -1,0 +1,226 @@
+"""From a model and a suite to `evaluation.json`: what is run, what is not run again, and states of a stream."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from tests.evaluation_files import loaded, write_records, write_suite
+from tests.patch_files import make_patch, mask_of, state_of
+from trace_transfer.errors import UserError
+from trace_transfer.evaluation import evaluating
+from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, score_prepared
+from trace_transfer.evaluation.outcome import EvaluationError
+from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.scores import EvaluationFile
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import Suite, load_suite
+from trace_transfer.formats import read_any
+from trace_transfer.patch.model_state import write_model
+from trace_transfer.progress import Silent
+from trace_transfer.training.patched import PatchedModel
+
+SILENT = Silent()
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Names of the evaluations that were run, and `None` for each loading of a model."""
+    calls = []
+    score_one, load = evaluating.score_one, PatchedModel.load
+
+    def counting(model, tokenizer, prepared, *more):
+        calls.append(prepared.spec.name)
+        return score_one(model, tokenizer, prepared, *more)
+
+    def loading(self, dtype):
+        calls.append(None)
+        return load(self, dtype)
+
+    monkeypatch.setattr(evaluating, "score_one", counting)
+    monkeypatch.setattr(PatchedModel, "load", loading)
+    return calls
+
+
+def run(model, suite, out, **settings):
+    return evaluate(plan_evaluation(model, suite, EvaluateSettings.of(**settings)), None, out, SILENT)
+
+
+def values(file):
+    return {score.name: score.value for score in file.scores}
+
+
+def test_what_is_written(tiny, tmp_path):
+    suite = load_suite(write_suite(tmp_path / "suite"))
+    found = run(tiny("llama"), suite, tmp_path / "out")
+    assert read_any(tmp_path / "out" / "evaluation.json", EvaluationFile) == found
+    assert found.model.family == "llama" and found.suite == "mine" and found.settings["dtype"] == "float32"
+    assert found.fingerprint == state_of(tiny("llama")).fingerprint
+    nats, said, chosen = found.scores
+    assert (nats.name, nats.kind, nats.metric, nats.num_examples) == ("nats", "loss", "loss", 5)
+    assert not nats.higher_is_better and nats.stderr > 0
+    assert said.settings["max_new_tokens"] == 6 and said.settings["template"] == "plain" and said.num_errors == 0
+    assert chosen.metric == "acc" and chosen.data_sha256 and chosen.data_sha256 != said.data_sha256 == nats.data_sha256
+    for score in found.scores:
+        lines = [json.loads(one) for one in (tmp_path / "out/samples" / f"{score.name}.jsonl").read_text().splitlines()]
+        assert [line["number"] for line in lines] == list(range(score.num_examples))
+        assert {"prompt", "output", "target", "right", "value"} <= lines[0].keys()
+    chosen_lines = (tmp_path / "out/samples/chosen.jsonl").read_text().splitlines()
+    assert chosen.value == sum(json.loads(line)["right"] for line in chosen_lines) / 4
+
+
+def test_what_is_finished_is_not_run_again(tiny, tmp_path, counted):
+    file, out = write_suite(tmp_path / "suite"), tmp_path / "out"
+    first = run(tiny("llama"), load_suite(file), out)
+    assert counted == [None, "nats", "said", "chosen"]
+    counted.clear()
+    assert run(tiny("llama"), load_suite(file), out, batch_size=2).scores == first.scores
+    assert counted == []  # nothing was loaded, either
+    (out / "finished" / "nats.json").unlink()
+    (out / "finished" / "said.json").write_text("{")
+    (out / "samples" / "chosen.jsonl").unlink()
+    assert values(run(tiny("llama"), load_suite(file), out)) == values(first)
+    assert counted == [None, "nats", "said", "chosen"]
+    counted.clear()
+    run(tiny("llama"), load_suite(file), out, save_samples=False)
+    assert counted == []
+
+
+def test_what_is_run_anew(tiny, tmp_path, counted):
+    file, out = write_suite(tmp_path / "suite"), tmp_path / "out"
+    model = tiny("llama")
+    run(model, load_suite(file), out)
+
+    def ran(*, of=model, suite=None, **settings):
+        counted.clear()
+        run(of, suite or load_suite(file), out, **settings)
+        again = list(counted)
+        counted.clear()
+        run(model, load_suite(file), out)  # back
+        return again
+
+    assert ran(limit=2) == [None, "nats", "said", "chosen"]
+    assert ran(dtype="bfloat16") == [None, "nats", "said", "chosen"]
+    text = file.read_text()
+    file.write_text(text.replace("max_new_tokens: 6", "max_new_tokens: 5"))
+    changed = load_suite(file)
+    file.write_text(text)
+    assert ran(suite=changed) == [None, "said"]
+    records = (file.parent / "choices.jsonl").read_text()
+    write_records(file.parent / "choices.jsonl", [json.loads(line) for line in records.splitlines()[1:]])
+    counted.clear()
+    run(model, load_suite(file), out)
+    assert counted == [None, "chosen"]
+    (file.parent / "elsewhere").mkdir()
+    (file.parent / "choices.jsonl").rename(file.parent / "elsewhere" / "moved.jsonl")
+    counted.clear()
+    moved = load_suite(file_with(file, "choices.jsonl", "elsewhere/moved.jsonl"))
+    run(model, moved, out)
+    assert counted == []  # the same records under another name
+
+
+def test_scores_of_other_weights_are_not_replaced(tiny, tmp_path, counted):
+    suite, out = load_suite(write_suite(tmp_path / "suite")), tmp_path / "out"
+    base = state_of(tiny("llama"))
+    run(base, suite, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    patched = base.apply(make_patch(base, tmp_path / "p.patch.safetensors", mask_of(base), 1))
+    counted.clear()
+    there = str(tiny("llama"))
+    for model, told in (
+        (tiny("gpt2"), f"out: holds the scores of {there}, and {tiny('gpt2')} is to be scored now; the weights, with"),
+        (tiny("llama", seed=1), f"out: holds the scores of {there}, and {tiny('llama', seed=1)} is to be scored now"),
+        (patched, f"out: holds the scores of {there} in another state, and"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            run(model, suite, out)
+        (tmp_path / "out" / "evaluation.json").unlink()  # as an interrupted one leaves it
+        with pytest.raises(UserError, match=re.escape(told)):
+            run(model, suite, out)
+        (tmp_path / "out" / "evaluation.json").write_bytes(before[tmp_path / "out" / "evaluation.json"])
+    assert counted == []
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    assert [score.name for score in run(base, suite.only(["said"]), out).scores] == ["said"]  # less of the same model
+    plan = plan_evaluation(patched, suite, EvaluateSettings())
+    assert evaluate(plan, None, out, SILENT, replace=True).fingerprint == patched.fingerprint  # as a run does
+
+
+def file_with(file, old, new):
+    file.write_text(file.read_text().replace(old, new))
+    return file
+
+
+def test_a_failure_leaves_what_was_finished(tiny, tmp_path, counted, monkeypatch):
+    suite, out = load_suite(write_suite(tmp_path / "suite")), tmp_path / "out"
+    with monkeypatch.context() as patch:
+
+        def fail(*_, **__):
+            raise EvaluationError("no luck")
+
+        patch.setattr("trace_transfer.evaluation.multiple_choice.score_answers", fail)
+        with pytest.raises(EvaluationError, match="no luck"):
+            run(tiny("llama"), suite, out)
+    assert not (out / "evaluation.json").exists()
+    counted.clear()
+    run(tiny("llama"), suite, out)
+    assert counted == [None, "chosen"]
+
+
+def test_states_of_a_stream(tiny, tmp_path):
+    """Base and patches, the model that they make on disk, and a loaded base with the values put into it."""
+    base = state_of(tiny("llama"))
+    state = base.apply(make_patch(base, tmp_path / "p.patch.safetensors", mask_of(base), 1))
+    suite = load_suite(write_suite(tmp_path / "suite"))
+    patched = run(state, suite, tmp_path / "patched")
+    write_model(state, tmp_path / "model", SILENT)
+    assert values(run(tmp_path / "model", suite, tmp_path / "written")) == values(patched)
+    bare = run(base, suite, tmp_path / "bare")
+    assert values(bare) != values(patched) and bare.fingerprint != patched.fingerprint == state.fingerprint
+
+    model, tokenizer = loaded(tiny("llama"))
+    settings = EvaluateSettings()
+    prepared = prepare_suite(suite, settings, tokenizer, model.config)
+    assert values_of(score_prepared(model, tokenizer, prepared, settings, None, SILENT)) == values(bare)
+    with torch.no_grad():
+        for name in state.patched:
+            model.get_parameter(name).copy_(state.value(name))
+    assert values_of(score_prepared(model, tokenizer, prepared, settings, None, SILENT)) == values(patched)
+    scores = score_prepared(model, tokenizer, prepared, settings, tmp_path / "samples", SILENT)
+    assert values_of(scores) == values(patched) and len(list((tmp_path / "samples").iterdir())) == 3
+
+
+def values_of(scores):
+    return {score.name: score.value for score in scores}
+
+
+def test_a_model_that_is_given(tiny, tmp_path, counted):
+    model, _ = loaded(tiny("gpt2"))
+    plan = plan_evaluation(tiny("gpt2"), load_suite(write_suite(tmp_path / "suite")), EvaluateSettings())
+    evaluate(plan, model, tmp_path / "out", SILENT)
+    assert counted == ["nats", "said", "chosen"]
+
+
+def test_everything_is_refused_at_once_and_nothing_loaded(tiny, tmp_path, counted):
+    write_records(tmp_path / "a.jsonl", [{"x": 1}])
+    items = [
+        {"name": "a", "kind": "loss", "data": "a.jsonl"},
+        {"name": "b", "kind": "multiple-choice", "data": "a.jsonl"},
+        {"name": "c", "kind": "humaneval"},
+        {"name": "d", "kind": "exact-match", "data": "a.jsonl", "fields": {"prompt": "x", "completion": "y"}},
+        {"name": "e", "kind": "harness", "task": "gsm8k_cot", "metric": "none", "data": "a.jsonl"},
+    ]
+    suite = Suite.of(items, tmp_path, "mine")
+    with pytest.raises(UserError, match="suite mine: cannot be run") as caught:
+        plan_evaluation(tiny("llama"), suite, EvaluateSettings.of(max_new_tokens=8))
+    for told in (
+        f"evaluation a ({tmp_path}/a.jsonl): the columns make up no known shape",
+        f"evaluation b ({tmp_path}/a.jsonl): columns that are not there",
+        "evaluation c: it runs programs that the model writes; give --allow-code-execution",
+        f"evaluation d ({tmp_path}/a.jsonl): fields name columns that are not there",
+        f"evaluation e ({tmp_path}/a.jsonl): ",
+    ):
+        assert told in str(caught.value)
+    assert counted == []
+    with pytest.raises(UserError, match="--device gpu9: not available here"):
+        plan_evaluation(tiny("llama"), load_suite(write_suite(tmp_path / "s")), EvaluateSettings.of(device="gpu9"))

@@ -1,0 +1,293 @@
+"""Stock tasks of lm-evaluation-harness through us and by hand: the same numbers and texts."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.data.chat_templates import FAMILIES
+from tests.evaluation.by_hand import STOCK, by_hand, local
+from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
+from trace_transfer.errors import UserError
+from trace_transfer.evaluation import harness
+from trace_transfer.evaluation.outcome import EvaluationError
+from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import Suite, load_suite
+
+ROOT = Path(__file__).parents[2]
+ABERCROMBIE = [
+    {"text": f"The mark {word} for {thing}.", "answer": answer}
+    for word, thing, answer in (("Salt", "salt", "generic"), ("Ivory", "soap", "arbitrary"), ("Zy", "pens", "fanciful"))
+]  # fmt: skip
+
+
+def suite_of(directory, records, examples=None, **item):
+    write_records(directory / "data.jsonl", records)
+    item = {"name": "one", "kind": "harness", "data": "data.jsonl", **item}
+    if examples is not None:
+        write_records(directory / "shots.jsonl", examples)
+        item["shots_data"] = "shots.jsonl"
+    return Suite.of([item], directory, "test")
+
+
+@pytest.fixture
+def model(tiny):
+    return loaded(tiny("llama", max_position_embeddings=2048))
+
+
+@pytest.fixture(autouse=True)
+def _no_look_at_the_machine(monkeypatch):
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # seconds, in each call by hand
+
+
+@pytest.mark.parametrize(("filter_name", "batch_size"), [("strict-match", 2), ("flexible-extract", 3)])
+def test_gsm8k_with_chains_of_thought(model, tmp_path, monkeypatch, filter_name, batch_size):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    suite = suite_of(
+        tmp_path, GSM8K, task="gsm8k_cot", shots=2, max_new_tokens=12, metric="exact_match", filter=filter_name
+    )  # fmt: skip
+    ours = run(*model, suite, limit=3, batch_size=batch_size)
+    config = local("gsm8k/gsm8k-cot.yaml", tmp_path / "data.jsonl")
+    config["generation_kwargs"]["max_gen_toks"] = 12
+    results, samples = by_hand(*model, {**config, "num_fewshot": 2}, limit=3)
+    theirs = [one for one in samples if one["filter"] == filter_name]
+    assert [one.prompt for one in ours.samples] == [one["arguments"][0][0] for one in theirs]
+    assert [one.output for one in ours.samples] == [one["resps"][0][0] for one in theirs]
+    assert [one.target for one in ours.samples] == [one["target"] for one in theirs] == ["5", "3", "6"]
+    assert ours.value == results[f"exact_match,{filter_name}"]
+    assert ours.stderr == results[f"exact_match_stderr,{filter_name}"]
+    assert ours.samples[0].prompt.count("Q: ") == 3 and any(one.output for one in ours.samples)
+
+
+def test_right_answers_are_counted(model, tmp_path, monkeypatch):
+    """The numbers above may be equal because all is wrong: here the model says the answer to two of four."""
+    said = {
+        "She has": " Well. The answer is 5.",
+        "A robe": " The answer is 4.",
+        "Ten": "Hm",
+        "What": " The answer is 1000.",
+    }
+
+    def generate_until(self, requests, disable_tqdm=False):
+        questions = [request.args[0].rpartition("Q: ")[2] for request in requests]
+        return [next(text for start, text in said.items() if one.startswith(start)) for one in questions]
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", generate_until)
+    outcome = run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1))
+    assert [one.right for one in outcome.samples] == [True, False, False, True]
+    assert (outcome.value, outcome.stderr) == (0.5, pytest.approx((1 / 3 / 4) ** 0.5))
+
+
+def test_medqa_by_likelihoods(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    ours = run(*model, suite_of(tmp_path, MEDQA, task="medqa_4options"))
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(STOCK / "medqa/medqa.yaml")
+    config |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}}}
+    config |= {"training_split": None, "validation_split": None}
+    results, samples = by_hand(*model, config)
+    assert ours.value == results["acc,none"] and ours.stderr == results["acc_stderr,none"]
+    assert [one.more["filtered"] for one in ours.samples] == [one["filtered_resps"] for one in samples]
+    assert [one.value for one in ours.samples] == [one["acc"] for one in samples]
+    assert "Question: Patient 0 coughs.\nA. Rest\nB. Tea" in ours.samples[0].prompt
+
+
+def test_legalbench_with_examples_of_a_file(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    suite = suite_of(tmp_path, ABERCROMBIE, ABERCROMBIE[1:], task="legalbench_abercrombie", shots=2)
+    ours = run(*model, suite)
+    config = local("legalbench/_legalbench_template_yaml", tmp_path / "data.jsonl")
+    config |= yaml.safe_load((STOCK / "legalbench/abercrombie.yaml").read_text())
+    for key in ("include", "dataset_name"):
+        config.pop(key)
+    config["dataset_kwargs"]["data_files"]["train"] = str(tmp_path / "shots.jsonl")
+    results, samples = by_hand(*model, {**config, "num_fewshot": 2, "dataset_path": "json"})
+    assert [one.prompt for one in ours.samples] == [one["arguments"][0][0] for one in samples]
+    assert [one.output for one in ours.samples] == [one["resps"][0][0] for one in samples]
+    assert ours.value == results["exact_match,get-answer"]
+    with pytest.raises(UserError, match=r"5 examples are to be shown.*--data one.shots=FILE\), or shots: 0"):
+        run(*model, suite_of(tmp_path, ABERCROMBIE, task="legalbench_abercrombie"))
+    bare = run(*model, suite_of(tmp_path, ABERCROMBIE, task="legalbench_abercrombie", shots=0))
+    assert bare.samples[0].prompt.count("Type:") == 1 and ours.samples[0].prompt.count("Type:") == 3
+
+
+def test_prompts_in_the_chat_template(tiny, tmp_path):
+    model, tokenizer = loaded(tiny("llama", max_position_embeddings=2048))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    suite = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.", max_new_tokens=2)
+    prompt = run(model, tokenizer, suite, limit=1).samples[0].prompt
+    assert prompt.startswith("<system>Count.<user>Q: There are 15") and prompt.endswith("has she?\nA:<bot>")
+    assert "<assistant>There are 15" in prompt
+
+
+def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
+    """The end of a turn that is not the end of text; one beginning of text at most; the same day always."""
+    model, _ = loaded(tiny("llama", max_position_embeddings=4096))
+    tokenizer = FAMILIES["llama3"].tokenizer()
+    suite = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", max_new_tokens=2)
+    (prepared,) = prepare_suite(suite, EvaluateSettings.of(limit=1), tokenizer, model.config)
+    assert prepared.task.config.generation_kwargs["until"][-1] == "<|eot_id|>"
+    prompt = prepared.run(model, tokenizer, EvaluateSettings.of(limit=1), lambda: None).samples[0].prompt
+    assert "Today Date: 26 Jul 2024" in prompt and prompt.count("<|begin_of_text|>") == 1
+    assert "strftime_now" in tokenizer.chat_template and "macro" not in tokenizer.chat_template
+    refusing = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.")
+    assert "template: chat: System role not supported" in refused((model, FAMILIES["gemma"].tokenizer()), refusing)
+    bare = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat")
+    assert "the model's tokenizer has no chat template" in refused((model, FAMILIES["plain"].tokenizer()), bare)
+
+
+def test_metrics_of_likelihoods_and_their_seeds(model, tmp_path):
+    one = run(*model, suite_of(tmp_path, MEDQA, task="medqa_4options", metric="acc_norm"), seed=1)
+    assert one == run(*model, suite_of(tmp_path, MEDQA, task="medqa_4options", metric="acc_norm"), seed=1)
+    assert {sample.value for sample in one.samples} <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "medqa"])
+def test_the_authors_protocol(model, tmp_path, name):
+    suite = load_suite("paper-authors").only([name])
+    write_records(tmp_path / "data.jsonl", {"gsm8k": GSM8K, "medqa": MEDQA}[name])
+    suite = suite.with_data({name: tmp_path / "data.jsonl"})
+    first, again, other = (run(*model, suite, limit=2, seed=seed, max_new_tokens=16) for seed in (1, 1, 2))
+    assert first == again != other  # they sample
+    if name == "gsm8k":
+        assert first.samples[0].prompt.count("Q: ") == 9 and first.samples[0].target == "5"
+        assert first.samples[0].prompt.count("The answer is") == 8
+        assert first.samples[0].prompt.partition("\n")[0] != other.samples[0].prompt.partition("\n")[0]
+    else:
+        assert first.samples[0].target == "A" and first.samples[0].prompt.endswith("\nD. Knife\n\nAnswer:")
+
+
+def refused(model, suite, **settings):
+    with pytest.raises(UserError, match="evaluation") as caught:
+        prepare_suite(suite, EvaluateSettings.of(**settings), model[1], model[0].config)
+    return str(caught.value)
+
+
+def test_what_is_refused(model, tmp_path, monkeypatch):
+    def of(**item):
+        return suite_of(tmp_path, GSM8K, **item)
+
+    monkeypatch.setattr(
+        harness, "stock_file", lambda name: harness._named_files().get(name)
+    )  # no ten seconds for a typo
+    assert "no task 'gsm8k_coat' in lm-evaluation-harness; near: " in refused(model, of(task="gsm8k_coat"))
+    assert "did you mean 'gsm8k_cot'?" in refused(model, of(task="gsm8k_coat"))
+    assert "is a group; list its tasks: legalbench_abercrombie, " in refused(model, of(task="legalbench"))
+    told = refused(model, of(task="gsm8k_cot", metric="exactmatch", filter="strict"))
+    assert (
+        "unknown 'exactmatch', the task has: exact_match; did you mean" in told and "the task has: strict-match" in told
+    )
+    assert "runs programs that the model writes, with nothing around them" in refused(model, of(task="humaneval"))
+    assert "cannot use these records" in refused(model, of(task="medqa_4options"))
+    assert "answers of up to 4000 tokens leave no room" in refused(model, of(task="gsm8k_cot"), max_new_tokens=4000)
+    hub = Suite.of([{"name": "one", "kind": "harness", "task": "gsm8k_cot"}], tmp_path, "test")
+    told = refused(model, hub)
+    assert "data set openai/gsm8k/main could not be had from the hub" in told and "--data one=FILE" in told
+
+
+def test_a_harness_that_is_not_installed_is_told_once(model, tmp_path, monkeypatch):
+    """With the names of all that need it, in the words of the package's own metadata."""
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
+    told = refused(model, load_suite("paper"))
+    names = [spec.name for spec in load_suite("paper").specs if spec.kind in ("harness", "humaneval")]
+    assert told.startswith(
+        f"suite paper: cannot be run:\n  - {', '.join(names)}: need lm-evaluation-harness, which is "
+    )
+    assert told.count("not installed") == 1 and len(names) > 5
+    assert "--suite FILE" in told and "pip install '.[evaluation]'" in told
+    assert told.count("it runs programs that the model writes") == 1  # is told beside it
+    (wanted,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["evaluation"]
+    assert f"pip install '{wanted}' (in a copy" in told
+    write_records(tmp_path / "data.jsonl", GSM8K)
+    items = "[{name: one, kind: harness, data: data.jsonl}, {name: two, kind: loss, data: data.jsonl}]"
+    (tmp_path / "suite.yaml").write_text(f"evaluations: {items}")
+    told = refused(model, load_suite(tmp_path / "suite.yaml"))
+    assert told.startswith(
+        f"{tmp_path / 'suite.yaml'}: cannot be run:\n  - one: needs lm-evaluation-harness, which is "
+    )
+    alone = refused(model, suite_of(tmp_path, GSM8K, task="gsm8k_cot"))
+    assert alone.startswith("one: needs lm-evaluation-harness, which is not installed")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(model, tmp_path, monkeypatch):
+    asked = []
+
+    def ask(url, timeout):
+        asked.append(url)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    items = [{"name": "one", "kind": "harness", "task": "gsm8k_cot"}, {"name": "code", "kind": "humaneval"}]
+    told = refused(model, Suite.of(items, tmp_path, "test"), allow_code_execution=True)
+    assert "could not be had from the hub (no route to host" in told and "--data code=FILE" in told
+    assert len(asked) == 2 and "openai/gsm8k" in asked[0]
+
+
+def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
+    """One is right, one is wrong, one never ends: it is killed, and counts as wrong."""
+    bodies = ["    return x + 1\n", "    return x\n", "    while True: pass\n"]
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", lambda *_, **__: bodies)
+    records = [
+        {"task_id": f"own/{i}", "prompt": f'def f{i}(x):\n    """One more."""\n', "entry_point": f"f{i}",
+         "canonical_solution": "",
+         "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
+        for i in range(3)
+    ]  # fmt: skip
+    write_records(tmp_path / "code.jsonl", records)
+    suite = Suite.of([{"name": "code", "kind": "humaneval", "data": "code.jsonl"}], tmp_path, "test")
+    assert "give --allow-code-execution" in refused(model, suite)
+    outcome = run(*model, suite, allow_code_execution=True)
+    assert [one.right for one in outcome.samples] == [True, False, False]
+    assert [one.output for one in outcome.samples] == bodies
+    assert (outcome.value, outcome.stderr, outcome.num_errors) == (1 / 3, pytest.approx(1 / 3), 1)
+
+
+def test_a_failure_of_the_harness_is_told(model, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no luck\nat all")
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", fail)
+    with pytest.raises(EvaluationError, match=r"one \(.*/data.jsonl\): lm-evaluation-harness failed: no luck$"):
+        run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0))
+
+
+def test_nothing_is_printed_and_nothing_stays_changed(model, tmp_path, capfd):
+    import lm_eval.api.task
+
+    bar, pad = lm_eval.api.task.tqdm, model[1].padding_side
+    torch.manual_seed(7)
+    drawn = torch.rand(3).tolist()
+    torch.manual_seed(7)
+    model[0].train()
+    run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0, max_new_tokens=2))
+    assert capfd.readouterr() == ("", "")
+    assert lm_eval.api.task.tqdm is bar and model[1].padding_side == pad and model[0].training
+    assert torch.rand(3).tolist() == drawn
+
+
+@pytest.mark.parametrize(("records", "task"), [(GSM8K, "gsm8k_cot"), (MEDQA, "medqa_4options")])
+def test_a_step_for_each_document(model, tmp_path, records, task):
+    settings, steps = EvaluateSettings.of(max_new_tokens=2, batch_size=3), []
+    (prepared,) = prepare_suite(suite_of(tmp_path, records, task=task, shots=0), settings, model[1], model[0].config)
+    prepared.run(*model, settings, lambda: steps.append(1))
+    assert len(steps) == prepared.num_steps == 4
+
+
+def test_a_task_in_a_file_of_ones_own(model, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(
+        "task: mine\noutput_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\n"
+        "doc_to_target: 0\ndoc_to_choice: ['yes', 'no']\nmetric_list: [{metric: acc}]\n"
+    )
+    outcome = run(*model, suite_of(tmp_path, [{"q": "So?"}, {"q": "No?"}], task="tasks/mine.yaml"))
+    assert [one.prompt for one in outcome.samples] == ["So?", "No?"]
+    assert outcome.samples[0].more["continuations"] == [" yes", " no"]
+    assert json.loads(outcome.samples[0].line())["number"] == 0

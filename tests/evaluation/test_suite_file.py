@@ -1,0 +1,171 @@
+"""What a suite's file may say, and what each mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trace_transfer.data.tasks_file import TaskError
+from trace_transfer.evaluation.suite_file import SHIPPED, EvaluationSpec, Suite, load_suite, shipped_suites
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(text)`: a suite's file beside two data files."""
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    (tmp_path / "b.csv").write_text("x\n")
+
+    def _write(text: str, name: str = "mine.yaml") -> Path:
+        file = tmp_path / name
+        file.write_text(text, "utf-8")
+        return file
+
+    return _write
+
+
+def refused(call, *given) -> str:
+    with pytest.raises(TaskError, match=r"mine|data that cannot be used|no such") as caught:
+        call(*given)
+    return str(caught.value)
+
+
+def test_every_kind(write, tmp_path):
+    suite = load_suite(write("""
+evaluations:
+  - {name: nats, kind: loss, metric: token-accuracy, data: a.jsonl, fields: {prompt: q, completion: "{a}."}, limit: 3}
+  - {name: said, kind: exact-match, data: b.csv, extract: "[0-9]+", until: ["\\n"], normalise: [number]}
+  - {name: chosen, kind: multiple-choice, data: a.jsonl, fields: {choices: [a, "{b}"], answer: n}, count_from: 1}
+  - {name: gsm8k, kind: harness, task: gsm8k_cot, shots: 8, filter: strict-match, data: a.jsonl, shots_data: b.csv}
+  - {name: hub, kind: loss, data: owner/name, subset: main, split: test, max_examples: 5, system: Be brief.}
+  - {name: code, kind: humaneval}
+"""))  # fmt: skip
+    assert (suite.name, suite.directory) == ("mine", tmp_path)
+    nats, said, chosen, gsm8k, hub, code = suite.specs
+    assert (nats.first_metric, nats.higher_is_better, nats.limit, nats.builder) == ("token-accuracy", True, 3, "json")
+    assert (said.first_metric, said.normalise, said.until) == ("exact-match", ("number",), ("\n",))
+    assert (chosen.fields["choices"], chosen.count_from) == (["a", "{b}"], 1)
+    assert (gsm8k.task, gsm8k.shots, gsm8k.label) == ("gsm8k_cot", 8, f"evaluation gsm8k ({tmp_path}/a.jsonl)")
+    assert (hub.builder, hub.split, hub.first_metric, hub.higher_is_better) == (None, "test", "loss", False)
+    assert (code.data, code.builder, code.label, code.first_metric) == (None, None, "evaluation code", "pass@1")
+
+
+def test_all_that_is_wrong_is_told_at_once(write):
+    told = refused(load_suite, write("""
+evaluations:
+  - {name: a, kind: los, data: a.jsonl}
+  - {name: b, kind: loss}
+  - {name: c, kind: loss, data: missing.jsonl, shots: 3}
+  - {name: d, kind: exact-match, metric: exact_match, data: a.jsonl, extract: "(", normalise: [capital]}
+  - {name: e, kind: multiple-choice, data: a.txt, fields: {prompt: q, completion: a}}
+  - {name: f, kind: loss, data: a.jsonl, fields: {prompt: [a, b]}}
+  - {name: f, kind: harness, shots: -1, data: owner/name, limt: 5}
+  - {name: g, kind: loss, data: a.jsonl, fields: {prompt: q, output: a}}
+  - {name: h, kind: multiple-choice, data: a.jsonl, count_from: 2}
+  - {kind: loss}
+  - {name: i, kind: harness, data: owner/name}
+"""))  # fmt: skip
+    for line in (
+        "evaluation 'a': kind: unknown 'los', allowed: loss, multiple-choice, exact-match, humaneval, harness; "
+        "did you mean 'loss'?",
+        "evaluation 'b': 'data:' is missing",
+        "evaluation 'c': shots: not for kind loss, allowed: name, kind, metric, limit,",
+        "missing.jsonl: no such file",
+        "evaluation 'd': extract: '(' is not a regular expression: missing )",
+        "evaluation 'd': normalise: unknown 'capital', allowed: space, case, punctuation, number",
+        "evaluation 'e': data: the extension '.txt' of 'a.txt' is unknown",
+        "evaluation 'f': fields: prompt: found ['a', 'b'], expected a text",
+        "evaluation 'f': unknown key 'limt'",
+        "did you mean 'limit'?",
+        "evaluation 'f': shots: found -1",
+        "evaluation 'f': 2 evaluations have this name",
+        "evaluation 'g': fields: prompt, output are of different shapes",
+        "evaluation 'h': count_from: found 2",
+        "evaluation 10 of the list: 'name:' is missing",
+        "evaluation 'i': data: 'owner/name': expected a local .json, .jsonl, .csv, .parquet file, or none",
+    ):
+        assert line in told
+
+
+def test_metrics_are_those_of_the_kind(write):
+    told = refused(load_suite, write("evaluations: [{name: d, kind: exact-match, metric: exact_match, data: a.jsonl}]"))
+    assert "metric: unknown 'exact_match', allowed: exact-match; did you mean 'exact-match'?" in told
+    assert EvaluationSpec(name="a", kind="harness", metric="any").metric == "any"  # the task is asked
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tasks: []", "found the keys tasks; expected a list of evaluations under 'evaluations:'"),
+        ("[1]", "found a list; expected"),
+        ("evaluations: []", "found no evaluations"),
+        ("evaluations: {a: 1}", "found a mapping"),
+        ("evaluations: [{name: a, kind: loss, data: a.jsonl}]\nmore: 1", "unknown keys beside 'evaluations:': more"),
+        ("evaluations:\n  - name: a\n    name: b", ":3: not valid YAML: the key 'name' stands here a second time"),
+    ],
+)
+def test_files_that_are_no_suites(write, text, told):
+    assert told in refused(load_suite, write(text))
+
+
+def test_names_of_suites(write, tmp_path):
+    assert "no such suite, there are: paper, paper-authors; did you mean 'paper'?" in refused(load_suite, "papers")
+    with pytest.raises(TaskError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_suite(tmp_path / "nowhere.yaml")
+
+
+def test_shipped_suites():
+    assert shipped_suites() == ("paper", "paper-authors")
+    paper = load_suite("paper")
+    assert paper.names[:3] == ("gsm8k", "humaneval", "medqa") and len(paper.specs) == 8
+    assert (paper.specs[0].task, paper.specs[0].shots) == ("gsm8k_cot", 8)
+    assert load_suite("paper-authors").names == ("gsm8k", "medqa")
+    for file in SHIPPED.glob("*.yaml"):
+        assert all(spec.name in file.read_text() for spec in load_suite(file).specs)
+
+
+def test_items_of_another_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    item = yaml.safe_load("{name: a, kind: loss, data: a.jsonl}")
+    suite = Suite.of([item, EvaluationSpec(name="b", kind="loss", data="a.jsonl")], tmp_path, "mine")
+    assert suite.names == ("a", "b")
+    told = refused(Suite.of, [item, item, {"name": "c", "kind": "loss", "data": "c.jsonl"}], tmp_path, "mine")
+    assert told.startswith("evaluations of mine: 2 problems:") and "c.jsonl: no such file" in told
+
+
+def test_only_some(write):
+    suite = load_suite(write("evaluations: [{name: a, kind: humaneval}, {name: b, kind: humaneval}]"))
+    assert suite.only([]).names == ("a", "b") and suite.only(["b"]).names == ("b",)
+    assert suite.only(["b", "a"]).names == ("a", "b")
+    told = refused(suite.only, ["b", "c"])
+    assert "mine.yaml: has no such evaluation" in told and "'c': it has: a, b" in told
+
+
+def test_other_data(write, tmp_path):
+    suite = load_suite(
+        write("""
+evaluations:
+  - {name: gsm8k, kind: harness}
+  - {name: a, kind: loss, data: owner/name, split: test, fields: {prompt: q}}
+""")
+    )
+    changed = suite.with_data(
+        {"gsm8k": tmp_path / "a.jsonl", "gsm8k.shots": tmp_path / "b.csv", "a": tmp_path / "b.csv"}
+    )
+    gsm8k, a = changed.specs
+    assert (gsm8k.data, gsm8k.shots_data) == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv"))
+    assert (a.data, a.split, a.fields) == (str(tmp_path / "b.csv"), None, {"prompt": "q"})
+    assert suite.specs[0].data is None
+    given = {
+        "x": "a.jsonl",
+        "gsm8k": tmp_path / "c.jsonl",
+        "a": tmp_path / "mine.yaml",
+        "a.shots": tmp_path / "a.jsonl",
+    }
+    told = refused(suite.with_data, given)
+    for line in (
+        "x: no such evaluation, the suite has: gsm8k, a",
+        "c.jsonl: no such file",
+        "a: " + str(tmp_path / "mine.yaml") + ": expected a .json, .jsonl, .csv, .parquet file",
+        "a.shots: an evaluation of kind loss shows no examples",
+    ):
+        assert line in told

@@ -1,0 +1,381 @@
+"""Fisher information against the one-example loop in float64, for every family and every way of running it."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers.pytorch_utils import Conv1D
+
+from tests.identification.fisher.texts import draw_examples, layer_path
+from tests.reference.fisher_loop import fisher_by_loop
+from tests.tiny_models import FAMILIES, build_config, build_model
+from trace_transfer.data.examples import IGNORED
+from trace_transfer.errors import NumericalError, UserError
+from trace_transfer.families.units import Split
+from trace_transfer.identification.fisher.information import TRIAL_TOKENS, fisher_information
+
+EXAMPLES = draw_examples(7)
+SILENT = replace(EXAMPLES[0], id="law:3", labels=(IGNORED,) * len(EXAMPLES[0].labels))
+TOLERANCE = 1e-6  # norms of transformers compute in float32, also in float64 models
+
+
+@pytest.fixture(scope="module")
+def built():
+    """`built(family)`: a tiny model in float64; `built(family, loop=True)`: its Fisher information by the loop."""
+    models, loops = {}, {}
+
+    def get(family, loop=False):
+        if family not in models:
+            models[family] = build_model(build_config(family)).double()
+            if any(".experts." in name for name, _ in models[family].named_parameters()):
+                models[family].set_experts_implementation("eager")  # the others have no float64
+        if loop and family not in loops:
+            loops[family] = fisher_by_loop(models[family], [[example] for example in EXAMPLES])
+        return loops[family] if loop else models[family]
+
+    return get
+
+
+def assert_same(values, expected, tolerance=TOLERANCE):
+    assert list(values) == list(expected)
+    wrong = {
+        name: (value, expected[name])
+        for name, value in values.items()
+        if not math.isclose(value, expected[name], rel_tol=tolerance, abs_tol=1e-20)  # a bias on keys moves nothing
+    }
+    assert wrong == {}
+
+
+def sums(squares):
+    return {name: float(square.sum()) for name, square in squares.items()}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_for_every_family(built, family, streamed):
+    found = fisher_information(
+        built(family), EXAMPLES, layer_path=layer_path(family), streamed=streamed, tokens_at_once=70
+    )
+    assert_same(found.values, sums(built(family, loop=True)))
+    assert found.fallback == without_form(built(family))
+    assert found.num == len(EXAMPLES)
+    assert all(value > 0 for value in found.values.values())
+
+
+def without_form(model):
+    """Parameters of modules that are neither linear layers nor embeddings nor norms: experts, routers, sinks.
+
+    Nor has OPT's table of positions a form, which is called with a mask, and not with the positions.
+    """
+    found = []
+    for name, _ in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        own = dict(module.named_parameters(recurse=False))
+        norm = own.keys() <= {"weight", "bias"} and all(one.dim() == 1 for one in own.values())
+        plain = type(module).__name__ != "OPTLearnedPositionalEmbedding"
+        if not (plain and isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D)) and not norm:
+            found.append(name)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_exact_with_gradient_checkpointing(built, family, reentrant, monkeypatch):
+    model = copy.deepcopy(built(family))
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    for layer in model.get_submodule(layer_path(family)):
+        inner = layer._gradient_checkpointing_func
+        monkeypatch.setattr(layer, "_gradient_checkpointing_func", lambda *args, f=inner: calls.append(1) or f(*args))
+    found = fisher_information(model, EXAMPLES, layer_path=layer_path(family))
+    assert len(calls) == 2 * model.config.num_hidden_layers, "in the trial and in the pass"
+    assert_same(found.values, sums(built(family, loop=True)))
+    assert found.fallback == ()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("batch_of", [2, 3])
+def test_per_batch_squares_the_batch_gradient(built, family, streamed, batch_of):
+    groups = [EXAMPLES[start : start + batch_of] for start in range(0, len(EXAMPLES), batch_of)]
+    found = fisher_information(
+        built(family), EXAMPLES, layer_path=layer_path(family), per="batch", batch_of=batch_of, streamed=streamed
+    )
+    assert found.num == len(groups)
+    assert found.fallback == ()
+    assert_same(found.values, sums(fisher_by_loop(built(family), groups)))
+
+
+def splits_of(model):
+    """Every parameter cut by every dimension that is a whole number of units, in turn."""
+    for dim, size in ((0, 1), (0, 4), (1, 1), (1, 4)):
+        yield {
+            name: Split(dim, size)
+            for name, parameter in model.named_parameters()
+            if dim < parameter.dim() and parameter.shape[dim] % size == 0
+        }
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma3_text", "gpt2", "phi3"])
+def test_units_are_the_squares_of_their_rows_or_columns(built, family, streamed):
+    model, squares = built(family), built(family, loop=True)
+    for splits in splits_of(model):
+        found = fisher_information(
+            model, EXAMPLES, layer_path=layer_path(family), splits=splits, streamed=streamed, tokens_at_once=100
+        )
+        assert list(found.units) == list(splits)
+        assert found.fallback == ()
+        for name, split in splits.items():
+            by_index = squares[name].movedim(split.dim, 0).flatten(1) if squares[name].dim() > 1 else squares[name]
+            expected = by_index.reshape(-1, split.size * by_index[0].numel()).sum(dim=1)
+            torch.testing.assert_close(
+                found.units[name], expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.max())
+            )
+            assert float(found.units[name].sum()) == pytest.approx(found.values[name], rel=1e-12)
+        assert_same(found.values, sums(squares))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(len(EXAMPLES))), st.integers(1, 300), st.booleans())
+def test_nothing_depends_on_how_examples_meet(built, order, tokens_at_once, streamed):
+    found = fisher_information(
+        built("qwen2"),
+        [EXAMPLES[index] for index in order],
+        layer_path="model.layers",
+        tokens_at_once=tokens_at_once,
+        streamed=streamed,
+    )
+    assert found.fallback == ()
+    assert_same(found.values, sums(built("qwen2", loop=True)))
+
+
+def test_float32_is_close_and_bfloat16_as_close_as_a_loop(built):
+    model = built("llama")
+    expected = sums(built("llama", loop=True))
+    single = fisher_information(copy.deepcopy(model).float(), EXAMPLES, layer_path="model.layers")
+    assert_same(single.values, expected, 2e-5)
+    half = fisher_information(copy.deepcopy(model).bfloat16(), EXAMPLES, layer_path="model.layers")
+    assert half.fallback == ()
+    assert_same(half.values, expected, 0.1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(built, fails):
+    model = copy.deepcopy(built("gemma3_text")).train()
+    model.model.norm.eval()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.lm_head.weight.requires_grad_(False)
+    model.model.norm.weight.grad = torch.ones_like(model.model.norm.weight)
+    if fails:
+        with torch.no_grad():
+            model.model.norm.weight.fill_(math.nan)
+    before = (state(model), {name: value.clone() for name, value in model.state_dict().items()})
+    for streamed in (False, True):
+        if fails:
+            with pytest.raises(NumericalError, match="loss is NaN or Inf"):
+                fisher_information(model, EXAMPLES, layer_path="model.layers", streamed=streamed)
+        else:
+            fisher_information(model, EXAMPLES, layer_path="model.layers", streamed=streamed)
+    assert state(model) == before[0]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[1][name], rtol=0, atol=0, equal_nan=True)
+
+
+def state(model):
+    """Whatever could be left hanging on a model."""
+    return (
+        {name: (one.requires_grad, one.grad is None, sorted(vars(one))) for name, one in model.named_parameters()},
+        {
+            path: (one.training, sorted(vars(one)), len(one._forward_hooks), len(one._forward_pre_hooks))
+            for path, one in model.named_modules()
+        },
+    )
+
+
+def test_no_gradient_of_a_parameter_is_kept_or_even_asked_for(built):
+    """During the passes after the trial no parameter requires a gradient."""
+    model = copy.deepcopy(built("llama"))
+    seen = []
+    model.register_forward_hook(
+        lambda module, args, output: seen.append(any(p.requires_grad for p in model.parameters()))
+    )
+    fisher_information(model, EXAMPLES, layer_path="model.layers")
+    # A look at the modules, the forms on two texts, the loop on each of them; then the pass.
+    assert seen == [False, False, True, True, False]
+
+
+class Gated(torch.nn.Module):
+    """A linear layer behind a gate of its own: no form has it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.gate = torch.nn.Parameter(torch.tensor([0.3, 0.7], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.inner(x) * self.gate.sum().tanh()
+
+
+class Bent(torch.nn.Module):
+    """Looks like a norm, but its output is no multiple of its weight."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, width, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.weight.exp()
+
+
+class Twice(torch.nn.Module):
+    """Calls one layer two times."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + self.inner(x * 0.5)
+
+
+class Around(torch.nn.Module):
+    """Uses the weight of a layer a second time without calling it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + torch.nn.functional.linear(x * x, self.inner.weight)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("make", "fallback"),
+    [
+        (lambda mlp: setattr(mlp, "up_proj", Gated(mlp.up_proj)), ["up_proj.gate"]),
+        (lambda mlp: setattr(mlp, "up_proj", torch.nn.Sequential(Bent(48), mlp.up_proj)), ["up_proj.0.weight"]),
+        (lambda mlp: setattr(mlp, "up_proj", Twice(mlp.up_proj)), ["up_proj.inner.weight"]),
+        (lambda mlp: setattr(mlp, "up_proj", Around(mlp.up_proj)), ["up_proj.inner.weight"]),
+        (lambda mlp: setattr(mlp.up_proj, "weight", mlp.gate_proj.weight), ["gate_proj.weight"]),
+    ],
+    ids=["no form", "not affine", "called twice", "used elsewhere", "shared by two layers"],
+)
+def test_what_has_no_form_is_left_to_the_loop(built, make, fallback, streamed):
+    model = copy.deepcopy(built("llama"))
+    make(model.model.layers[1].mlp)
+    expected = fisher_by_loop(model, [[example] for example in EXAMPLES])
+    splits = {f"model.layers.1.mlp.{name}": Split(0, 1) for name in fallback}
+    found = fisher_information(model, EXAMPLES, layer_path="model.layers", streamed=streamed, splits=splits)
+    assert found.fallback == tuple(splits)
+    assert_same(found.values, sums(expected))
+    for name in splits:
+        rows = expected[name].flatten(1).sum(dim=1) if expected[name].dim() > 1 else expected[name]
+        torch.testing.assert_close(found.units[name], rows, rtol=TOLERANCE, atol=0)
+
+
+class InPieces(torch.nn.Module):
+    """Calls its layer once for short texts, twice for long ones: what the trial on two short texts cannot see."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return torch.cat([self.inner(piece) for piece in x.split(TRIAL_TOKENS, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_module_that_the_trial_misjudged_is_done_again(built, streamed):
+    model = copy.deepcopy(built("llama"))
+    model.model.layers[1].mlp.up_proj = InPieces(model.model.layers[1].mlp.up_proj)
+    examples = draw_examples(6, seed=3, longest=2 * TRIAL_TOKENS)
+    assert {len(example.input_ids) > TRIAL_TOKENS for example in examples} == {False, True}
+    found = fisher_information(model, examples, layer_path="model.layers", streamed=streamed)
+    assert found.fallback == ("model.layers.1.mlp.up_proj.inner.weight",)
+    assert_same(found.values, sums(fisher_by_loop(model, [[example] for example in examples])))
+
+
+def test_a_transposed_head_and_one_with_a_bias_tied_to_the_embedding(built):
+    """A tied head with a bias has a form; two weights of one tensor in a transposed layer have none."""
+    model = copy.deepcopy(built("gemma2"))
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 512, dtype=torch.float64))
+    found = fisher_information(model, EXAMPLES, layer_path="model.layers")
+    assert found.fallback == ()
+    assert_same(found.values, sums(fisher_by_loop(model, [[example] for example in EXAMPLES])))
+    gpt2 = copy.deepcopy(built("gpt2"))
+    second = Conv1D(48, 48).double()
+    second.weight = gpt2.transformer.h[0].attn.c_proj.weight
+    gpt2.transformer.h[0].attn.c_proj = torch.nn.Sequential(gpt2.transformer.h[0].attn.c_proj, second)
+    found = fisher_information(gpt2, EXAMPLES, layer_path="transformer.h")
+    assert found.fallback[:1] == ("transformer.h.0.attn.c_proj.0.weight",)
+    assert_same(found.values, sums(fisher_by_loop(gpt2, [[example] for example in EXAMPLES])))
+
+
+def test_a_parameter_that_no_loss_reaches_is_zero(built):
+    model = copy.deepcopy(built("llama"))
+    model.model.unused = torch.nn.Linear(3, 3).double()
+    found = fisher_information(model, EXAMPLES, layer_path="model.layers", splits={"model.unused.weight": Split(0, 1)})
+    assert found.values["model.unused.weight"] == 0
+    assert found.units["model.unused.weight"].tolist() == [0, 0, 0]
+    assert found.fallback == ("model.unused.weight", "model.unused.bias")
+
+
+def test_progress_is_told_for_every_group(built):
+    calls = []
+    fisher_information(built("llama"), EXAMPLES, layer_path="model.layers", advance=lambda: calls.append(1))
+    assert len(calls) == len(EXAMPLES)
+    fisher_information(
+        built("llama"), EXAMPLES, layer_path="model.layers", per="batch", advance=lambda: calls.append(1)
+    )
+    assert len(calls) == len(EXAMPLES) + 4
+
+
+def test_one_example_of_two_tokens(built):
+    shortest = replace(EXAMPLES[0], input_ids=(3, 5), labels=(IGNORED, 5))
+    found = fisher_information(built("llama"), [shortest], layer_path="model.layers")
+    expected = sums(fisher_by_loop(built("llama"), [[shortest]]))
+    assert {name: found.values[name] for name in expected} == pytest.approx(expected, rel=TOLERANCE, abs=1e-15)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_loss_that_is_not_finite_names_its_examples(built, streamed):
+    """One token's embedding is NaN, so only the texts that have it fail."""
+    model = copy.deepcopy(built("llama")).float()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[99] = math.nan
+    bad = replace(EXAMPLES[2], id="math:17", input_ids=(99, *EXAMPLES[2].input_ids[1:]))
+    calm = [example for example in EXAMPLES if len(example.input_ids) > len(bad.input_ids)]
+    with pytest.raises(NumericalError, match=r"for 1 of \d examples or batches:\n  - math:17\n"):
+        fisher_information(model, [*calm, bad], layer_path="model.layers", streamed=streamed)
+
+
+def test_gradients_that_are_not_finite_name_their_parameters(built):
+    model = copy.deepcopy(built("llama")).float()
+    model.model.norm.register_full_backward_hook(lambda module, before, after: (before[0] * math.inf,))
+    with pytest.raises(NumericalError, match=r"Fisher information is NaN or Inf for \d+ of 39 parameters"):
+        fisher_information(model, EXAMPLES, layer_path="model.layers")
+
+
+@pytest.mark.parametrize(
+    ("examples", "splits", "message"),
+    [
+        ([], {}, "needs at least one example"),
+        (
+            [replace(EXAMPLES[0], id="law:3", labels=(IGNORED,) * len(EXAMPLES[0].labels))],
+            {},
+            "no supervised token.*\n  - law:3",
+        ),
+        (EXAMPLES, {"model.norm.wait": Split(0, 1)}, "model.norm.wait: the model has no such parameter"),
+        (EXAMPLES, {"model.norm.weight": Split(0, 5)}, r"model.norm.weight: shape \[48\] is not a whole number"),
+        (EXAMPLES, {"model.norm.weight": Split(1, 1)}, r"model.norm.weight: shape \[48\] is not a whole number"),
+    ],
+)
+def test_bad_input_is_refused(built, examples, splits, message):
+    with pytest.raises(UserError, match=message):
+        fisher_information(built("llama"), examples, layer_path="model.layers", splits=splits)

@@ -1,0 +1,124 @@
+"""Statistics of deltas are those of whole tensors in float64, however shards are split and stored."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tests.tuned_models import tuned_copy, weights
+from trace_transfer.errors import ModelError, UserError
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.families.units import splits_of, transposed_names
+from trace_transfer.identification.differencing import gram_of, grams_of, plan_deltas, read_deltas
+from trace_transfer.identification.inner_products import cosines_of
+from trace_transfer.models.sources import build_meta_model
+from trace_transfer.progress import Silent
+
+
+@pytest.fixture
+def three(tiny, tmp_path):
+    """A base in several float32 shards, and three models tuned from it: two float32, one bf16."""
+    base = tiny("qwen2")
+    dtypes = {"math": torch.float32, "code": torch.bfloat16, "law": torch.float32}
+    tuned = {
+        task: tuned_copy(base, tmp_path / task, seed, dtype=dtype) for seed, (task, dtype) in enumerate(dtypes.items())
+    }
+    return base, tuned
+
+
+def read(base, tuned, with_units=False):
+    registry = load_families()
+    opened, models = open_model(base, registry), {task: open_model(path, registry) for task, path in tuned.items()}
+    splits = None
+    if with_units:
+        transposed = transposed_names(build_meta_model(opened.config))
+        splits = splits_of(opened.anatomy, opened.config, transposed.__contains__)
+    return read_deltas(plan_deltas(opened, models), Silent(), splits), splits
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2", "phi3"])
+def test_statistics_are_those_of_whole_tensors_in_float64(tiny, tmp_path, family):
+    base = tiny(family)
+    assert len(list(base.glob("*.safetensors"))) > 1  # the copies have one: split differently on both sides
+    tuned = {
+        "a": tuned_copy(base, tmp_path / "a", 1),
+        "b": tuned_copy(base, tmp_path / "b", 2, dtype=torch.bfloat16),
+    }
+    deltas, splits = read(base, tuned, with_units=True)
+    before, after = weights(base), [weights(path) for path in tuned.values()]
+    on_disk = {name.removeprefix("transformer."): name for name in before}
+    assert len(deltas.file.parameters) == len(open_model(base, load_families()).anatomy.inventory.shapes)
+    assert set(deltas.units) == set(splits) != set()
+    for parameter in deltas.file.parameters:
+        name = on_disk[parameter.name.removeprefix("transformer.")]
+        rows = [(one[name].double() - before[name].double()) for one in after] + [before[name].double()]
+        a, b, base_values = (row.flatten() for row in rows)
+        assert parameter.norms == pytest.approx((float(a.norm()), float(b.norm())), rel=1e-6)
+        assert parameter.base_norm == pytest.approx(float(base_values.norm()), rel=1e-6)
+        assert parameter.cosines == (pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-6),)
+        assert parameter.unchanged == (int((a == 0).sum()), int((b == 0).sum()))
+        if split := splits.get(parameter.name):
+            parts = [row.split(split.size, dim=split.dim) for row in rows]
+            expected = [[[float((x * y).sum()) for y in unit] for x in unit] for unit in zip(*parts, strict=True)]
+            assert np.allclose(deltas.units[parameter.name].numpy(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_chunks_cover_large_parameters(three, monkeypatch):
+    monkeypatch.setattr("trace_transfer.models.sources.ELEMENTS_AT_ONCE", 100)
+    small, _ = read(*three, with_units=True)
+    monkeypatch.undo()
+    whole, _ = read(*three, with_units=True)
+    for one, other in zip(small.file.parameters, whole.file.parameters, strict=True):
+        assert one.norms == pytest.approx(other.norms, rel=1e-6)
+        assert one.unchanged == other.unchanged
+    for name, units in small.units.items():
+        assert torch.allclose(units, whole.units[name], rtol=1e-9)
+
+
+def test_units_sum_to_the_whole(three):
+    deltas, _ = read(*three, with_units=True)
+    whole = dict(zip((p.name for p in deltas.file.parameters), grams_of(deltas.file), strict=True))
+    for name, units in deltas.units.items():
+        assert np.allclose(units.sum(dim=0)[:-1, :-1].numpy(), whole[name], rtol=1e-5, atol=1e-9)
+
+
+def test_grams_come_back_from_norms_and_cosines(three):
+    deltas, _ = read(*three)
+    gram_PKK = grams_of(deltas.file)
+    assert gram_PKK.shape == (len(deltas.file.parameters), 3, 3)
+    assert np.allclose(np.sqrt(np.diagonal(gram_PKK, axis1=1, axis2=2)), [p.norms for p in deltas.file.parameters])
+    assert cosines_of(gram_PKK)[0, 2, 1] == pytest.approx(deltas.file.parameters[0].cosines[2], rel=1e-12)
+
+
+@given(count=st.integers(1, 5000), num=st.integers(1, 4), exponent=st.integers(-28, 3), seed=st.integers(0, 2**16))
+def test_gram_of_is_the_product_in_float64_at_any_size(count, num, exponent, seed):
+    rows = torch.randn(num, count, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
+    exact = rows.double() @ rows.double().T
+    scale = exact.diagonal().sqrt()
+    assert ((gram_of(rows) - exact).abs() <= 1e-6 * scale[:, None] * scale[None, :]).all()
+
+
+def test_models_that_do_not_fit_are_refused_with_every_difference(three, tiny):
+    base, tuned = three
+    with pytest.raises(ModelError, match="fine-tuned models that are not of") as refused:
+        read(base, {**tuned, "other": tiny("llama"), "untied": tiny("qwen2", tie_word_embeddings=False)})
+    assert f"other: {tiny('llama')} looks like another model: llama with 4 layers" in str(refused.value)
+    assert "untied: has lm_head.weight, which the base has not" in str(refused.value)
+
+
+def test_nothing_to_compare_is_refused(tiny):
+    with pytest.raises(UserError, match="no fine-tuned model was given"):
+        plan_deltas(open_model(tiny("llama"), load_families()), {})
+
+
+def test_nan_in_a_tuned_model_is_named(three):
+    base, tuned = three
+    file = tuned["math"] / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"math: NaN or Inf in 1 tensor; .*:\n  - model\.layers\.2\.mlp\.up_proj"):
+        read(base, tuned)

@@ -1,0 +1,477 @@
+"""Importance heatmaps: which parameter stands in which cell, as a page in a browser without network, as a picture."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.core_files import write_core
+from tests.transfer.test_draw import CHROMIUM, OFFLINE, Elements, needs_chromium, rendered, traces_in
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.formats import read_any
+from trace_transfer.identification.draw import importance_of, write_importance_html, write_importance_png
+from trace_transfer.identification.importance_places import FamilyNames, Place
+from trace_transfer.identification.importance_view import Cell, Entry, Grid, describe
+
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox",
+)  # fmt: skip
+KINDS = (
+    "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)  # fmt: skip
+LEFT = ["A-Q", "A-K", "A-V", "A-O", "M-G", "M-U", "M-D"]
+Make = Callable[..., CoreFile]
+
+
+def made(
+    parameters: list[dict], num_layers: int, task: str = "math", family: str = "llama", **method: object
+) -> CoreFile:
+    parameters = sorted(parameters, key=lambda p: -(p.get("score") or -1))
+    model = {
+        "id": "someone/small", "family": family, "model_type": family, "num_layers": num_layers,
+        "num_parameters": len(parameters), "num_elements": 10**9, "names_sha256": "0" * 64,
+    }  # fmt: skip
+    method = {"name": "lf", "ratio": 0.05, "alpha": 0.5, **method}
+    return CoreFile.model_validate({"task": task, "model": model, "method": method, "parameters": parameters})
+
+
+def llama(task: str = "math", num_layers: int = 4, shift: float = 0.0, **method: object) -> CoreFile:
+    """Scores 1.00, 0.99, … from the first layer's first kind on; the best two and layer 2's q_proj are core."""
+    parameters: list[dict] = [
+        {"name": "model.embed_tokens.weight", "shape": [50, 8], "score": 3.0},
+        {"name": "model.norm.weight", "shape": [8], "score": 0.5},
+        {"name": "lm_head.weight", "shape": [50, 8]},
+    ]
+    for layer in range(num_layers):
+        for index, kind in enumerate(KINDS):
+            score = 1 - 0.01 * (layer * len(KINDS) + index) / num_layers * 4 + shift
+            core = (layer, index) in ((0, 0), (0, 1), (2, 1))
+            name, shape = f"model.layers.{layer}.{kind}", [8] if "norm" in kind else [8, 8]
+            parameters.append({"name": name, "shape": shape, "score": score, "core": core})
+    return made(parameters, num_layers, task, **method)
+
+
+@pytest.fixture
+def scored(tiny, tmp_path: Path) -> Make:
+    """The core file of a tiny model, in which the later parameters score higher; whole parameters, no components."""
+
+    def make(family: str) -> CoreFile:
+        return read_any(write_core(tiny(family), tmp_path / f"{family}.core.json"), CoreFile)
+
+    return make
+
+
+def cells_by_label(grid: Grid) -> dict[tuple[int | None, str], Cell]:
+    return {(layer, column.label): cell for (layer, column), cell in grid.cells.items()}
+
+
+def names_in(cell: Cell) -> list[str]:
+    return [entry.parameter.name for entry in cell.entries]
+
+
+# ---- which parameter stands where
+
+
+@pytest.mark.parametrize(
+    ("family", "projections", "norms", "bands"),
+    [
+        ("llama", LEFT, ["LN-In", "LN-PA"], ["embed", "head", "final"]),
+        ("qwen3", LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-PA"], ["embed", "head", "final"]),
+        ("gemma3_text", LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-PostA", "LN-PreM", "LN-PostM"], ["embed", "final"]),
+        ("phi3", LEFT, ["LN-In", "LN-PA"], ["embed", "head", "final"]),
+        ("gpt2", [label for label in LEFT if label != "M-G"], ["LN-In", "LN-PA"], ["embed", "pos", "final"]),
+        ("olmo2", LEFT, ["Q-Norm", "K-Norm", "LN-PostA", "LN-PostM"], ["embed", "head", "final"]),
+    ],
+)
+def test_columns_of_a_family(
+    scored: Make, family: str, projections: list[str], norms: list[str], bands: list[str]
+) -> None:
+    core = scored(family)
+    importance = importance_of([core])
+    assert [column.label for column in importance.columns_of("projections")] == projections
+    assert [column.label for column in importance.columns_of("norms")] == norms
+    assert [band.label for band in importance.bands] == bands
+    assert importance.others == ()
+    (grid,) = importance.rows[0].present
+    cells = cells_by_label(grid)
+    inside = {(layer, label) for layer in range(core.model.num_layers) for label in projections + norms}
+    assert set(cells) == inside | {(None, band) for band in bands}
+    drawn = {name for cell in cells.values() for name in names_in(cell)}
+    assert drawn == {parameter.name for parameter in core.parameters}
+
+
+@pytest.mark.parametrize(
+    ("family", "place", "names"),
+    [
+        ("llama", (3, "M-D"), ["model.layers.3.mlp.down_proj.weight"]),
+        ("llama", (1, "LN-PA"), ["model.layers.1.post_attention_layernorm.weight"]),
+        ("llama", (None, "head"), ["lm_head.weight"]),
+        ("qwen3", (0, "A-Q"), ["model.layers.0.self_attn.q_proj.weight"]),
+        ("qwen3", (4, "K-Norm"), ["model.layers.4.self_attn.k_norm.weight"]),
+        ("qwen2", (2, "A-V"), ["model.layers.2.self_attn.v_proj.weight", "model.layers.2.self_attn.v_proj.bias"]),
+        ("gemma3_text", (1, "LN-PostA"), ["model.layers.1.post_attention_layernorm.weight"]),
+        ("gemma3_text", (1, "LN-PreM"), ["model.layers.1.pre_feedforward_layernorm.weight"]),
+        ("phi3", (2, "A-K"), ["model.layers.2.self_attn.qkv_proj.weight"]),
+        ("phi3", (2, "M-U"), ["model.layers.2.mlp.gate_up_proj.weight"]),
+        ("gpt2", (0, "A-V"), ["transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn.bias"]),
+        ("gpt2", (2, "LN-In"), ["transformer.h.2.ln_1.weight", "transformer.h.2.ln_1.bias"]),
+        ("gpt2", (None, "pos"), ["transformer.wpe.weight"]),
+        ("gpt2", (None, "final"), ["transformer.ln_f.weight", "transformer.ln_f.bias"]),
+    ],
+)
+def test_a_cell_shows_its_weight(scored: Make, family: str, place: tuple[int | None, str], names: list[str]) -> None:
+    core = scored(family)
+    cell = cells_by_label(importance_of([core]).rows[0].present[0])[place]
+    assert names_in(cell) == names
+    scores = {parameter.name: parameter.score for parameter in core.parameters}
+    assert cell.score == scores[names[0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_tell_what_the_rules_tell(tiny, family: str) -> None:
+    """Parts of fused parameters, and whole parameters, found by their names alone as by the rules with the config."""
+    opened = open_model(tiny(family), load_families())
+    shapes = opened.anatomy.inventory.shapes
+    tied = {unit for name in set(opened.anatomy.inventory.tied.values()) for unit in opened.anatomy.units_of(name)}
+    units = [unit for unit in opened.anatomy.units if unit not in tied or unit.component == "embedding"]
+    parts = [
+        CoreParameter(name=unit.name, shape=unit.shape, rows=unit.rows, columns=unit.columns, score=1.0)
+        for unit in units
+    ]
+    whole = [CoreParameter(name=name, shape=shape, score=1.0) for name, shape in shapes.items()]
+    known = FamilyNames.of(opened.identity)
+    method = {"name": "lf", "ratio": 0.1}
+    of_parts = known.places(CoreFile(task="a", model=opened.identity, method=method, parameters=tuple(parts)))
+    assert list(of_parts) == [(Place(unit.layer, unit.component, unit.role),) for unit in units]
+    of_whole = known.places(CoreFile(task="a", model=opened.identity, method=method, parameters=tuple(whole)))
+    expected = [
+        {(unit.layer, unit.component, unit.role) for unit in units if unit.name == parameter.name}
+        for parameter in whole
+    ]
+    assert [{(p.layer, p.component, p.role) for p in places} for places in of_whole] == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_components_in_the_file_tell_the_same(tiny, scored: Make, family: str) -> None:
+    opened = open_model(tiny(family), load_families())
+    core = scored(family)
+    told = []
+    for parameter in core.parameters:
+        units = opened.anatomy.units_of(parameter.name)
+        component = "+".join(dict.fromkeys(unit.component for unit in units))
+        told.append(parameter.model_copy(update={"component": component, "layer": units[0].layer}))
+    with_components = core.model_copy(update={"parameters": tuple(told)})
+    first, second = (importance_of([one]).rows[0].present[0] for one in (core, with_components))
+    tied_head = set(cells_by_label(second)) - set(cells_by_label(first))
+    assert tied_head == ({(None, "head")} if opened.anatomy.inventory.tied else set())
+    for key, cell in cells_by_label(first).items():
+        assert (names_in(cell), cell.score) == (
+            names_in(cells_by_label(second)[key]),
+            cells_by_label(second)[key].score,
+        )
+
+
+def test_what_no_rule_knows_is_named_and_not_drawn() -> None:
+    core = llama()
+    extra = [
+        {"name": "model.layers.1.self_attn.q_proj.weight_scale", "shape": [1], "score": 9.0, "core": True},
+        {"name": "xmodel.layers.1.self_attn.q_proj.weight", "shape": [1], "score": 0.0},
+        {"name": "model.layers.9.self_attn.q_proj.weight", "shape": [1], "score": 0.0},
+        {"name": "vision.tower", "shape": [1], "score": 0.0, "component": "excluded"},
+        {"name": "strange", "shape": [1], "score": 0.0, "component": "mlp.shared", "layer": 1},
+    ]
+    dumped = [parameter.model_dump(exclude_none=True) for parameter in core.parameters]
+    importance = importance_of([made([*dumped, *extra], 4)])
+    assert importance.others == (
+        "model.layers.1.self_attn.q_proj.weight_scale*", "xmodel.layers.1.self_attn.q_proj.weight",
+        "model.layers.9.self_attn.q_proj.weight", "vision.tower", "strange",
+    )  # fmt: skip
+    assert (
+        cells_by_label(importance.rows[0].present[0])[1, "A-Q"].entries[0].rank == 13
+    )  # the two that score 9 and 3 first
+
+
+def test_fused_rows_that_cannot_be_told_apart_are_not_guessed() -> None:
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    three = [{"name": name, "shape": [12, 4], "rows": [[4 * i, 4 * i + 4]], "score": 1.0 + i} for i in range(3)]
+    cells = cells_by_label(importance_of([made(three, 1, family="phi3")]).rows[0].present[0])
+    assert {label: cell.score for (_, label), cell in cells.items()} == {"A-Q": 1.0, "A-K": 2.0, "A-V": 3.0}
+    other = {"name": "model.layers.0.mlp.down_proj.weight", "shape": [4, 4], "score": 1.0}
+    assert importance_of([made([*three[:2], other], 1, family="phi3")]).others == (name,)
+
+
+def test_a_cell_of_many_rows_shows_their_mean_and_core_share() -> None:
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    kinds = ["attention.query"] * 4 + ["attention.key"] * 2
+    parameters: list[dict] = [
+        {"name": name, "shape": [24, 4], "rows": [[4 * i, 4 * i + 4]], "score": float(i), "core": i in (1, 4, 5),
+         "component": kind, "layer": 0}
+        for i, kind in enumerate(kinds)
+    ]  # fmt: skip
+    (grid,) = importance_of([made(parameters, 1, family="phi3", unit="rows")]).rows[0].present
+    cells = cells_by_label(grid)
+    query, key = cells[0, "A-Q"], cells[0, "A-K"]
+    assert (query.score, query.core_share, query.mark) == (1.5, 0.25, 0.25)
+    assert (key.score, key.core_share, key.mark) == (4.5, 1.0, 1.0)
+    assert query.rank_share(6) == pytest.approx((0 + 1 / 5 + 2 / 5 + 3 / 5) / 4)
+    assert query.description(6) == [
+        name, "4 parts, mean score 1.5, 25.0% of the elements core", "best:", f"{name} [rows 12:16]",
+        "score 3, rank 3 of 6, not core",
+    ]  # fmt: skip
+
+
+def test_a_core_bias_is_a_mark_in_part() -> None:
+    weight = CoreParameter(name="a.weight", shape=(4, 4), score=0.25)
+    bias = CoreParameter(name="a.bias", shape=(4,), score=0.5, core=True)
+    cell = Cell((Entry(weight, "weight", 2), Entry(bias, "bias", 1)))
+    assert (cell.score, cell.core_share) == (0.25, 0.0)
+    assert 0 < cell.mark < 1
+    assert cell.description(2) == [
+        "a.weight", "score 0.25, rank 2 of 2, not core", "a.bias", "score 0.5, rank 1 of 2, core"
+    ]  # fmt: skip
+    assert Cell((Entry(bias, "bias", 1),)).score == 0.5
+
+
+# ---- how core files are arranged
+
+
+def test_a_row_per_task_a_column_per_length() -> None:
+    cores = [
+        llama("math", epochs=3),
+        llama("code", epochs=1),
+        llama("math", shift=0.5),
+        llama("math", epochs=2, shift=-1),
+    ]
+    importance = importance_of(cores)
+    assert importance.epochs == (1, 2, 3)
+    assert [row.name for row in importance.rows] == ["math", "code"]
+    assert [[grid and grid.core for grid in row.grids] for row in importance.rows] == [
+        [cores[2], cores[3], cores[0]],
+        [cores[1], None, None],
+    ]
+    scores = [p.score for i in (0, 2, 3) for p in cores[i].parameters if p.name.startswith("model.layers.")]
+    assert importance.rows[0].scale == (min(scores), max(scores)), "of the layers of all lengths, without the embedding"
+    assert importance.subtitle == "lf (alpha 0.5), core: top 5 % of tensors"
+    assert importance.model_name == "small"
+
+
+def test_methods_are_rows_of_their_own() -> None:
+    importance = importance_of([llama("math"), llama("math", name="cs", ratio=0.1)])
+    assert [row.name for row in importance.rows] == ["math, lf", "math, cs"]
+    assert importance.subtitle == "lf (alpha 0.5), core: top 5 % of tensors; cs, core: top 10 % of tensors"
+
+
+def test_core_files_that_do_not_fit_together() -> None:
+    with pytest.raises(UserError, match="no core file is given"):
+        importance_of([])
+    other = llama("code")
+    other = other.model_copy(update={"model": other.model.model_copy(update={"names_sha256": "1" * 64, "id": "other"})})
+    with pytest.raises(UserError, match=r"of 2 models.*\n  - a, c: someone/small .*names 00000000\)\n  - b: other "):
+        importance_of([llama("math"), other, llama("law")], ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"give one:\n  - a, b: task math, method lf, 1 epoch"):
+        importance_of([llama(epochs=None), llama(epochs=1)], ["a", "b"])
+    with pytest.raises(UserError, match=r"a: no parameter belongs to a component of family 'unheard'.*--rules"):
+        importance_of([made([{"name": "x", "shape": [1], "score": 1.0}], 1, family="unheard")], ["a"])
+    for wrong in ("three", 0, True):
+        with pytest.raises(ArtefactError, match=f"math: method.epochs is {wrong!r}, expected a number of epochs"):
+            importance_of([llama(epochs=wrong)])
+
+
+def test_no_scores_at_all_and_equal_scores() -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert importance_of([made([{"name": name, "shape": [2, 2]}], 1)]).rows[0].scale == (0.0, 1.0)
+    low, high = importance_of([made([{"name": name, "shape": [2, 2], "score": 2.0}], 1)]).rows[0].scale
+    assert low < 2 < high
+
+
+# ---- the page
+
+
+def several(num_layers: int = 32) -> list[CoreFile]:
+    return [llama(task, num_layers, epochs=epochs) for task in ("math", "code") for epochs in (1, 2)]
+
+
+def test_page_holds_all_cells(tmp_path: Path) -> None:
+    page = tmp_path / "importance.html"
+    cores = several(6)
+    write_importance_html(page, cores)
+    assert [file.name for file in tmp_path.iterdir()] == ["importance.html"]
+    traces = traces_in(page.read_text("utf-8"))
+    assert {trace["meta"]: trace["visible"] for trace in traces} == {0: True, 1: False}
+    importance = importance_of(cores)
+    columns = importance.columns_of("projections")
+    (grid, _) = importance.rows[1].present
+    left = [t for t in traces if t["meta"] == 1 and t["xaxis"] == "x" and t["type"] == "heatmap" and "text" in t]
+    cells = next(trace for trace in left if len(trace["z"]) == 6)
+    for layer in range(6):
+        for index, column in enumerate(columns):
+            cell = grid.cells[layer, column]
+            assert cells["z"][layer][index] == pytest.approx(cell.score, abs=1e-4)
+            assert cells["text"][layer][index] == "<br>".join(describe(grid, layer, column))
+    assert cells["text"][2][0] == (
+        "layer 2, A-Q (attention query)<br>model.layers.2.self_attn.q_proj.weight<br>score 0.8733, rank 21 of 56, core"
+    )
+    assert [cells["zmin"], cells["zmax"]] == pytest.approx(importance.rows[1].scale)
+    bands = [trace for trace in left if len(trace["z"]) == 1]
+    assert [band["text"][0][0].split("<br>")[0] for band in bands] == ["token embedding", "output head"]
+    assert bands[1]["text"][0][0].endswith("lm_head.weight<br>no score")
+    marks = [trace for trace in traces if trace.get("name") == "core" and trace["meta"] == 1]
+    assert [list(zip(trace["x"], trace["y"], strict=True)) for trace in marks] == [[(0, 0), (0, 2)], [(0, 0)]] * 2
+    assert sum("colorbar" in trace for trace in traces) == 2
+
+
+def test_page_refers_to_nothing_outside_and_is_the_same_again(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.html", tmp_path / "two.html"
+    write_importance_html(one, several(6))
+    write_importance_html(two, several(6))
+    assert one.read_bytes() == two.read_bytes()
+    text = one.read_text("utf-8")
+    elements = Elements(text).found
+    assert {tag for tag, _ in elements} & {"link", "img", "iframe", "object", "base"} == set()
+    assert [attributes for _, attributes in elements if {"src", "href", "srcset"} & set(attributes)] == []
+    own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"https?:|@import|url\(", own)
+    assert "LN-PA</b> norm before the MLP (LLaMA&#x27;s post-attention layernorm)" in own
+    assert "no score" in own
+
+
+def screenshot(page: Path, folder: Path) -> tuple[Path, list[str]]:
+    """What a window of 1280 × 800 shows, and what the page complained of."""
+    picture = folder / "shot.png"
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+        "--window-size=1280,800", f"--user-data-dir={folder / 'profile'}", f"--host-resolver-rules={OFFLINE}",
+        "--virtual-time-budget=8000", "--enable-logging=stderr", f"--screenshot={picture}", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return picture, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@needs_chromium
+def test_page_in_a_window(tmp_path: Path) -> None:
+    from PIL import Image
+
+    page = tmp_path / "importance.html"
+    write_importance_html(page, several(64))
+    picture, complaints = screenshot(page, tmp_path)
+    assert complaints == []
+    with Image.open(picture) as image:
+        colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    viridis = {(68, 1, 84), (253, 231, 37)}
+    shown = {tuple(colour) for colour in np.unique(colours, axis=0).tolist()}
+    assert viridis <= shown, "the least and the largest score have the ends of the scale"
+
+
+@needs_chromium
+def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
+    page = tmp_path / "importance.html"
+    write_importance_html(page, several(24))
+    before = rendered(page, tmp_path)
+    assert before.count('<path class="point ') == 6
+    assert before.count("<image ") == 2 * 5 and ">score</text>" in before
+    assert [text in before for text in (">A-Q</text>", ">LN-PA</text>", ">embed</text>", ">2 epochs</tspan>")] == [
+        True
+    ] * 4
+    click = "document.querySelector('[data-row=\"1\"]').click(); document.querySelector('[data-colour=rank]').click()"
+    after = rendered(page, tmp_path, click)
+    assert re.findall(r'data-(\w+)="(\w+)" aria-pressed="true"', after) == [("row", "1"), ("colour", "rank")]
+    assert ">rank</text>" in after and ">best</text>" in after and ">score</text>" not in after
+    assert after.count("<image ") == 2 * 5
+
+
+@needs_chromium
+def test_pointing_at_a_cell(tmp_path: Path) -> None:
+    page = tmp_path / "importance.html"
+    write_importance_html(page, [llama(num_layers=24)])
+    low, high = importance_of([llama(num_layers=24)]).extent
+    hover = f"""
+        const point = () => {{
+          const area = document.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
+          area.dispatchEvent(new MouseEvent("mousemove", {{clientX: box.left + box.width * 1.5 / 7, bubbles: true,
+            clientY: box.bottom - box.height * {(5 - low) / (high - low)}}}));
+        }};
+        setTimeout(point, 1500);"""
+    label = re.search(r'<g class="hovertext".*?</g>', rendered(page, tmp_path, hover), flags=re.DOTALL)
+    assert label is not None
+    lines = re.findall(r"<tspan[^>]*>([^<]+)</tspan>", label[0])
+    assert lines[:2] == ["layer 5, A-K (attention key)", "model.layers.5.self_attn.k_proj.weight"]
+    assert re.fullmatch(r"score 0\.\d+, rank \d+ of 218, not core", lines[2])
+
+
+@needs_chromium
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    name = '<b id="x">&amp;</script><script>document.title="broken"</script> $a$ %{y}'
+    core = llama()
+    parameters = [p.model_copy(update={"name": name, "component": "mlp.up", "layer": 3}) for p in core.parameters[:1]]
+    parameters += [p.model_copy(update={"name": f"other {name}"}) for p in core.parameters[1:2]]
+    core = core.model_copy(
+        update={
+            "model": core.model.model_copy(update={"id": name}),
+            "parameters": (*parameters, *core.parameters[2:]),
+            "method": core.method.model_copy(update={"name": "<i>m</i>"}),
+        }
+    )
+    page = tmp_path / "importance.html"
+    write_importance_html(page, [core])
+    texts = [text for trace in traces_in(page.read_text("utf-8")) for line in trace.get("text", []) for text in line]
+    assert any("&lt;b id=" in text for text in texts)
+    assert not any("<b " in text or "</script" in text for text in texts)
+    dom = rendered(page, tmp_path)
+    assert "&lt;i&gt;m&lt;/i&gt;, core: top 5 % of tensors" in dom
+    assert "<title>broken" not in dom and '<b id="x">' not in dom and "<i>m</i>" not in dom
+    assert "Not drawn, being of no known component: 1 (other &lt;b id=" in dom
+    assert dom.count("<image ") == 4  # two panels, two bands
+
+
+# ---- the picture
+
+
+@pytest.mark.parametrize("num_layers", [2, 64])
+def test_picture(tmp_path: Path, num_layers: int) -> None:
+    from PIL import Image
+
+    cores = [*several(num_layers), llama("x" * 120, num_layers, epochs=2)]
+    cores = [c.model_copy(update={"model": c.model.model_copy(update={"id": "a/" + "y$^{$" * 40})}) for c in cores]
+    fewer = [cores[0].model_copy(update={"parameters": cores[0].parameters[:-4]}), *cores[1:]]
+    for name, given in (("one", cores), ("same", cores), ("fewer", fewer)):
+        write_importance_png(tmp_path / f"{name}.png", given)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fewer.png", "one.png", "same.png"]
+    with Image.open(tmp_path / "one.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert 1000 <= image.width <= 1600 and 1400 <= image.height <= 3000
+        grey = np.asarray(image.convert("L"))
+    assert (grey[:, [0, -1]] == 255).all() and (grey[[0, -1]] == 255).all(), "something is cut off at the edge"
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "fewer.png").read_bytes()
+
+
+def test_picture_of_every_family(scored: Make, tmp_path: Path) -> None:
+    for family in ("gemma3_text", "gpt2", "olmo2"):
+        write_importance_png(tmp_path / f"{family}.png", [scored(family)])
+        assert (tmp_path / f"{family}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "importance.html"
+    page.write_text("old", "utf-8")
+
+    def cut_short(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:10].encode(encoding))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", cut_short)
+    with pytest.raises(OSError, match="no space left"):
+        write_importance_html(page, [llama()])
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("importance.html", b"old")]

@@ -1,0 +1,77 @@
+"""What is printed of how far core sets depend on the seed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from trace_transfer.cli.inspection import draw
+from trace_transfer.identification.records import StabilityFile
+from trace_transfer.identification.show_stability import render_stability
+from trace_transfer.records import to_json
+
+
+def report(*tasks: dict, unit: str = "tensors", methods: tuple[str, ...] = ("lf", "cs")) -> StabilityFile:
+    model = {
+        "id": "someone/[bold]small[/bold]", "family": "llama", "model_type": "llama", "num_layers": 4,
+        "num_parameters": 39, "num_elements": 1000, "names_sha256": "0" * 64,
+    }  # fmt: skip
+    of_methods = [
+        {"method": method, "ratio": 0.05, "unit": unit, "chance": 0.03, "tasks": list(tasks)} for method in methods
+    ]
+    return StabilityFile.model_validate(
+        {"model": model, "methods": of_methods, "reliability": {"math": 0.71, "code": 0.5}}
+    )
+
+
+def task(name: str, within: float, between: float, clear: bool) -> dict:
+    return {
+        "task": name, "within_tensors": within, "within_elements": within / 2, "between_tensors": between,
+        "between_elements": between / 2, "highest_between": between + 0.05, "clear": clear,
+    }  # fmt: skip
+
+
+def squeezed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_overlap_within_beside_overlap_between() -> None:
+    text = render_stability(report(task("math", 0.9, 0.3, True), task("code", 0.45, 0.52, False)))
+    lines = squeezed(text)
+    assert lines[0] == "Stability of core sets: someone/[bold]small[/bold] (llama, 4 layers)"
+    assert "lf 5 % of tensors math 0.90 0.45 0.30 0.15 0.03 yes" in " ".join(lines)
+    assert "cosine of two warm starts' deltas (median over parameters): math 0.71, code 0.50" in lines
+    warnings = " ".join(lines).partition("! lf: ")[2]
+    for method in warnings.split("! cs: "):
+        assert "say little about their tasks: code 0.45 against up to 0.57" in method
+        assert "math" not in method
+
+
+def test_elements_are_compared_where_they_count() -> None:
+    found = report(task("math", 0.9, 0.3, True), task("code", 0.45, 0.52, False), unit="elements", methods=("cs",))
+    assert "code 0.23 against up to 0.57" in " ".join(squeezed(render_stability(found)))
+
+
+def test_a_single_task_has_nothing_to_be_compared_with() -> None:
+    alone = {"task": "math", "within_tensors": 0.9, "within_elements": 0.45}
+    found = report(alone, methods=("lf",))
+    assert "lf 5 % of tensors math 0.90 0.45 - - 0.03 -" in " ".join(squeezed(render_stability(found)))
+    assert "!" not in render_stability(found)
+    assert "between_tensors" not in to_json(found)
+
+
+def test_width_and_inspect(tmp_path: Path) -> None:
+    found = report(task("m" * 60, 0.9, 0.3, False), task("code", 0.45, 0.52, True))
+    text = render_stability(found)
+    assert max(map(len, text.splitlines())) <= 100
+    path = tmp_path / "stability.json"
+    path.write_text(to_json(found), "utf-8")
+    file = io.StringIO()
+    draw(path, Console(file=file, width=100, color_system=None))
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == text.splitlines()
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    draw(path, Console(file=narrow, width=60, color_system=None))
+    narrow.flush()
+    assert max(map(len, narrow.buffer.getvalue().decode().splitlines())) <= 60

@@ -1,0 +1,280 @@
+"""A run's files → the numbers of its tables: against values worked out from what was written, and what is refused."""
+
+import itertools
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.run_files import METHODS, TARGET, TASKS, edit, stages_of, story, write_run
+from trace_transfer.errors import ArtefactError
+from trace_transfer.formats import read_any
+from trace_transfer.records import to_json
+from trace_transfer.reporting.intervals import interval, p_value
+from trace_transfer.reporting.summarising import summarise
+from trace_transfer.reporting.summary import Summary
+
+SEEDS = (0, 1, 2, 3, 4)
+ORDERS = list(itertools.permutations(TASKS))
+SWEEPS = {
+    "ratio": (("trace-lf", "random"), (0.01, 0.05)),
+    "order": (("trace-lf",), (list(ORDERS[0]), list(ORDERS[5]))),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One whole run; not to be written to."""
+    return write_run(tmp_path_factory.mktemp("runs") / "whole", sweeps=SWEEPS, untaught=("trivia",))
+
+
+@pytest.fixture(scope="module")
+def summary(run):
+    return summarise(run)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A run that a test may damage."""
+    return write_run(tmp_path / "small", methods=("sequential", "trace-lf", "random"), seeds=(0, 1, 2), files=False)
+
+
+def of(summary, method):
+    return next(one for one in summary.methods if one.method == method)
+
+
+def directory_of(run, method, seed, step):
+    record = json.loads((run / "run.json").read_text())
+    cell = next(c for c in record["cells"] if (c["method"], c["seed"], c.get("axis")) == (method, seed, None))
+    return run / cell["steps"][step]
+
+
+def test_measures_are_those_of_the_scores(summary):
+    """Worked out again, one task at a time, from the story that was written."""
+    for method in METHODS:
+        averages, kept = [], []
+        for seed in SEEDS:
+            order = ORDERS[seed]
+            table = story(method, seed, order)
+            averages.append(sum(table[-1]) / 3)
+            learned = [set(stage) for _, stage in stages_of(method, order)]
+            first = {task: min(n for n, stage in enumerate(learned, 1) if task in stage) for task in TASKS}
+            kept.append([
+                table[-1][column] - table[first[task]][column]
+                for column, task in enumerate(TASKS) if first[task] < len(learned)
+            ])  # fmt: skip
+        found = of(summary, method)
+        assert found.seeds == SEEDS
+        assert found.single["average"] == pytest.approx(averages)
+        assert found.measures["average"].mean == pytest.approx(np.mean(averages))
+        assert (found.measures["average"].low, found.measures["average"].high) == pytest.approx(interval(averages))
+        if method == "joint":
+            assert found.measures.keys() == {"average", "learning"}
+        else:
+            assert found.single["backward_transfer"] == pytest.approx([np.mean(values) for values in kept])
+
+
+def test_differences_are_paired_by_seed(summary):
+    found, reference = of(summary, "trace-lf"), of(summary, "random")
+    apart = [a - b for a, b in zip(found.single["average"], reference.single["average"], strict=True)]
+    difference = found.differences["average"]
+    assert difference.mean == pytest.approx(np.mean(apart))
+    assert (difference.low, difference.high) == pytest.approx(interval(apart))
+    assert (difference.bootstrap_low, difference.bootstrap_high) == pytest.approx(interval(apart, "bootstrap"))
+    assert difference.p == pytest.approx(p_value(apart))
+    compared = [one for one in summary.methods if one.differences]
+    assert len(compared) == len(METHODS) - 1 and not reference.differences
+    least = min(compared, key=lambda one: one.differences["average"].p).differences["average"]
+    assert least.p_adjusted == pytest.approx(len(compared) * least.p)
+    finals = [a - b for a, b in zip(found.single_final["law-test"], reference.single_final["law-test"], strict=True)]
+    assert found.final_differences["law-test"].mean == pytest.approx(np.mean(finals))
+
+
+def test_costs_count_shared_steps_in_full(summary):
+    """TRACE-LF, TRACE-CS and the random set share one identification of 120 s."""
+    for method in ("trace-lf", "trace-cs", "random"):
+        assert of(summary, method).costs["identify_seconds"].mean == 120.0
+    carried = of(summary, "transfer-lf").costs
+    assert (carried["identify_seconds"].mean, carried["map_seconds"].mean) == (30.0, 10.0)
+    assert carried["train_seconds"].mean == pytest.approx(60.0 + np.mean(SEEDS))
+    assert carried["seconds"].mean == pytest.approx(100.0 + np.mean(SEEDS))
+    assert of(summary, "sequential").costs["identify_seconds"].mean == 0.0
+    assert of(summary, "sequential").costs["trained"].mean == TARGET.num_elements
+
+
+def test_costs_follow_the_inputs_of_steps(small):
+    """Steps that a cell does not name, but that its steps were made of, are counted; once, though two need them."""
+    warm = small / "steps/warm-start-0123456789ab"
+    place = directory_of(small, "trace-lf", 0, "identify")
+    shutil.copytree(place, warm)
+    address = "0123456789ab" + "0" * 52
+    edit(warm / "step.json", lambda data: data.update(kind="warm-start", address=address, inputs={}))
+    edit(warm / "step.json", lambda data: data["cost"].update(seconds=1000.0, peak_bytes=7))
+    for step in ("identify", "train"):
+        edit(directory_of(small, "trace-lf", 0, step) / "step.json", lambda data: data.update(inputs={"it": address}))
+    found = of(summarise(small), "trace-lf").costs["identify_seconds"]
+    assert found.mean == pytest.approx((1120 + 120 + 120) / 3)
+
+
+def test_curves_begin_where_a_task_was_learned(summary):
+    curve = next(one for one in summary.curves if (one.method, one.task) == ("sequential", "maths"))
+    expected: dict[int, list[float]] = {}
+    for seed in SEEDS:
+        table, place = story("sequential", seed, ORDERS[seed]), ORDERS[seed].index("maths") + 1
+        for later, row in enumerate(table[place:]):
+            expected.setdefault(later, []).append(row[0])
+    assert [point.num for point in curve.points] == [len(expected[later]) for later in (0, 1, 2)]
+    assert [point.mean for point in curve.points] == pytest.approx([np.mean(expected[later]) for later in (0, 1, 2)])
+    assert curve.evaluation == "maths-test"
+    joint = next(one for one in summary.curves if (one.method, one.task) == ("joint", "law"))
+    assert len(joint.points) == 1
+
+
+def test_matrices_are_means_of_one_order(summary, tmp_path):
+    varied = next(one for one in summary.matrices if one.method == "sequential")
+    assert (varied.num, varied.order, varied.stages) == (1, ORDERS[0], ("base", *ORDERS[0]))
+    assert np.array(varied.means)[:, :3] == pytest.approx(story("sequential", 0, ORDERS[0]))
+    same = write_run(tmp_path / "same", methods=("sequential", "random"), seeds=(0, 1), vary=False, files=False)
+    found = next(one for one in summarise(same).matrices if one.method == "sequential")
+    assert found.num == 2
+    expected = np.mean([story("sequential", seed, ORDERS[0]) for seed in (0, 1)], axis=0)
+    assert np.array(found.means) == pytest.approx(expected)
+
+
+def test_sweeps(summary):
+    ratio, order = summary.sweeps
+    assert (ratio.axis, ratio.paper) == ("ratio", "Table A.1 and Figure 5")
+    assert [point.label for point in ratio.points] == ["1 %", "5 %"]
+    assert [point.label for point in order.points] == ["maths → code → law", "law → code → maths"]
+    trace, random = ratio.points[1].methods
+    expected = [story("trace-lf", 200 + seed, ORDERS[0])[-1].mean() for seed in SEEDS]
+    assert trace.measures["average"].mean == pytest.approx(np.mean(expected))
+    assert trace.differences["average"].mean == pytest.approx(
+        trace.measures["average"].mean - random.measures["average"].mean
+    )
+    assert not order.points[0].methods[0].differences  # the reference was not swept
+
+
+def test_what_no_task_taught_is_in_no_measure(summary):
+    trivia = next(record for record in summary.evaluations if record.name == "trivia")
+    assert trivia.task is None and summary.base["trivia"] == 0.3
+    assert of(summary, "joint").final["trivia"].mean == pytest.approx(0.3)
+
+
+def test_of_losses_less_is_better(tmp_path):
+    """The same story, told as losses."""
+    losses = write_run(
+        tmp_path / "losses", methods=("sequential", "random"), metrics=dict.fromkeys(TASKS, "loss"), files=False,
+        scores=lambda method, seed, order: 3.0 - story(method, seed, order),
+    )  # fmt: skip
+    shares = write_run(tmp_path / "shares", methods=("sequential", "random"), files=False)
+    one, other = of(summarise(losses), "sequential"), of(summarise(shares), "sequential")
+    for name in ("backward_transfer", "forgetting", "forward_transfer", "learning"):
+        assert one.measures[name].mean == pytest.approx(other.measures[name].mean, abs=1e-9)
+    assert one.measures["average"].mean == pytest.approx(other.measures["average"].mean - 3.0)
+    assert one.final["law-test"].mean == pytest.approx(3.0 - other.final["law-test"].mean)
+    assert "sign of losses is flipped" in " ".join(summarise(losses).notes)
+
+
+def test_two_tasks_that_one_evaluation_measures(small):
+    """Its score counts from the first of them, and once in the average."""
+
+    def merge(data):
+        data["of_task"]["law"] = "maths-test"
+
+    edit(small / "run.json", merge)
+    for file in small.glob("steps/evaluate-*/scores.json"):
+        edit(file, merge)
+        edit(file.parent / "step.json", lambda data: data.update(files={}))
+    found = summarise(small)
+    assert [record.task for record in found.evaluations] == ["maths, law", "code", None]
+    table = story("sequential", 0, ORDERS[0])
+    assert of(found, "sequential").single["average"][0] == pytest.approx((table[-1][0] + table[-1][1]) / 2)
+    kept = [table[-1][0] - table[1][0], table[-1][1] - table[2][1]]
+    assert of(found, "sequential").single["backward_transfer"][0] == pytest.approx(np.mean(kept))
+    later = next(one for one in found.curves if (one.method, one.task) == ("sequential", "law"))
+    assert later.evaluation == "maths-test" and later.points[0].num == 3
+
+
+def test_two_seeds_have_no_intervals(tmp_path):
+    two = write_run(tmp_path / "two", methods=("sequential", "random"), seeds=(0, 1), files=False)
+    found = of(summarise(two), "sequential")
+    for one in (*found.measures.values(), *found.final.values(), *found.differences.values()):
+        assert one.low is one.high is one.bootstrap_low is one.p is None and one.num == 2
+    assert any("Fewer than three seeds" in note for note in summarise(two).notes)
+
+
+def test_the_file_is_read_back_as_it_was(summary, tmp_path):
+    (tmp_path / "summary.json").write_text(to_json(summary), encoding="utf-8")
+    assert read_any(tmp_path / "summary.json", Summary) == summary
+
+
+def test_every_problem_is_told_at_once(small):
+    first = directory_of(small, "sequential", 0, "evaluate")
+    second = directory_of(small, "sequential", 1, "evaluate")
+    third = directory_of(small, "sequential", 2, "evaluate")
+    (first / "scores.json").unlink()
+    edit(second / "scores.json", lambda data: data["stages"][1]["scores"][0].update(value=0.99))
+    edit(third / "scores.json", lambda data: data["stages"][2]["scores"][1].update(num_examples=20))
+    edit(third / "step.json", lambda data: data.update(files={}))
+    (directory_of(small, "trace-lf", 1, "train") / "step.json").unlink()
+    with pytest.raises(ArtefactError, match="4 problems") as caught:
+        summarise(small)
+    text = str(caught.value)
+    for expected in (
+        f"{first.name}/scores.json: cannot be read",
+        f"{second.name}/scores.json: was changed after its step was finished",
+        f"{third.name}/scores.json: code-test: num_examples is 20",
+        "step.json: cannot be read",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["stages"][0].update(learned=["law"]), "the first stage is to be the base, but learned law"),
+        (lambda d: d["stages"].pop(), "no stage learned the task 'law'"),
+        (lambda d: d["stages"][1].update(learned=["cooking"]), "learned 'cooking', which is no task"),
+        (lambda d: d["stages"][1]["scores"].pop(), "maths: other evaluations: code-test, maths-test; in"),
+        (lambda d: d["stages"][1]["scores"].append(d["stages"][1]["scores"][0]), "an evaluation stands there twice"),
+        (lambda d: d["stages"][1]["scores"][0].update(value=float("nan")), "NaN is no finite number"),
+        (lambda d: d["stages"][1]["scores"][0].update(settings={"limit": 9}), "settings is {'limit': 9}, in"),
+        (lambda d: d.update(base_fingerprint="another"), "of another base model than"),
+        (lambda d: d["of_task"].update(law="trivia"), "of_task is {"),
+    ],
+)  # fmt: skip
+def test_scores_that_cannot_be_compared(tmp_path, change, message):
+    """A fixed order, so that the stages are known; the last cell is damaged."""
+    run = write_run(tmp_path / "run", methods=("random", "sequential"), seeds=(0,), vary=False, files=False)
+    place = directory_of(run, "sequential", 0, "evaluate")
+    edit(place / "scores.json", change)
+    edit(place / "step.json", lambda data: data.update(files={}))
+    with pytest.raises(ArtefactError, match=re.escape(message)) as caught:
+        summarise(run)
+    assert place.name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(reference="joint"), "the reference 'joint' has no cells"),
+        (lambda d: d["cells"].append(d["cells"][0]), "sequential, seed 0: there are two such cells"),
+        (lambda d: d["cells"][0].update(method="magic"), "magic, seed 0: no such method"),
+        (lambda d: d["cells"][0]["steps"].pop("train"), "sequential, seed 0: run.json names no step for train"),
+        (lambda d: d["cells"][0].update(order=["maths"]), "its order ['maths'] is not one of the tasks"),
+        (lambda d: d["of_task"].pop("law"), "which evaluation measures the task 'law'"),
+        (lambda d: d.update(cells=[]), "no cells of the main comparison"),
+    ],
+)  # fmt: skip
+def test_a_run_file_that_contradicts_itself(small, change, message):
+    edit(small / "run.json", change)
+    with pytest.raises(ArtefactError, match=re.escape(message)):
+        summarise(small)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(ArtefactError, match=r"run\.json: cannot be read"):
+        summarise(tmp_path)

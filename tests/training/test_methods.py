@@ -1,0 +1,263 @@
+"""What each method trains on what: plans alone, on configs."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.core_files import write_core
+from tests.engine.made_up import make_task
+from tests.task_files import write_tasks
+from tests.tiny_models import build_config
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.data.tasks_file import load_tasks
+from trace_transfer.errors import ArtefactError
+from trace_transfer.families.application import anatomy_of
+from trace_transfer.families.model_handle import OpenModel, open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.identification.task_data import encode_tasks, read_tasks
+from trace_transfer.models.sources import ModelSource, numel, read_inventory
+from trace_transfer.training import settings as settings_of_streams
+from trace_transfer.training.methods import METHODS, Size, StreamError, mixed, read_cores, some_of, stages_of
+from trace_transfer.training.settings import NEED_CORE, StreamSettings, paper_training
+from trace_transfer.training.stream_file import load_stream
+
+SIZES = {"math": 30, "code": 20, "law": 300}
+ONE_BY_ONE = sorted(METHODS.keys() - {"joint", "dmt"})
+
+
+def opened(family: str) -> OpenModel:
+    config = build_config(family)
+    return OpenModel(ModelSource(family, Path(family)), config, anatomy_of(read_inventory(config), load_families()))
+
+
+LLAMA = opened("llama")
+SHAPES = LLAMA.anatomy.inventory.shapes
+TASKS = tuple(make_task(size, seed, name) for seed, (name, size) in enumerate(SIZES.items()))
+
+
+def core_of(task: str, names: tuple[str, ...], model: OpenModel = LLAMA) -> CoreFile:
+    shapes = model.anatomy.inventory.shapes
+    parameters = tuple(
+        CoreParameter(name=n, shape=s, score=float(n in names), core=n in names) for n, s in shapes.items()
+    )
+    return CoreFile(task=task, model=model.identity, method={"name": "lf", "ratio": 0.1}, parameters=parameters)
+
+
+def layer(number: int) -> tuple[str, ...]:
+    return (f"model.layers.{number}.mlp.up_proj.weight", f"model.layers.{number}.self_attn.q_proj.weight")
+
+
+CORES = {"math": core_of("math", layer(1)), "code": core_of("code", layer(2)[:1]), "law": core_of("law", layer(3))}
+
+
+def stages(method: str, tasks=TASKS, cores=CORES, model: OpenModel = LLAMA, **options):
+    train = paper_training(seed=options.pop("seed", 0))
+    return stages_of(StreamSettings(method=method, train=train, **options), tasks, cores, model.anatomy)
+
+
+def refused(method: str, **options) -> list[str]:
+    with pytest.raises(StreamError, match=f"this stream cannot be trained with method {method}:") as caught:
+        stages(method, **options)
+    return str(caught.value).split("\n  - ")[1:]
+
+
+def ids(data) -> list[str]:
+    return [example.id for example in data.examples]
+
+
+def test_every_method_of_the_settings_is_there():
+    assert METHODS.keys() == settings_of_streams.METHODS.keys()
+
+
+@pytest.mark.parametrize("method", ONE_BY_ONE)
+def test_task_after_task(method):
+    found = stages(method)
+    assert [stage.data for stage in found] == list(TASKS)
+    assert [stage.label for stage in found] == [stage.task for stage in found] == list(SIZES)
+    assert [stage.tasks for stage in found] == [(name,) for name in SIZES]
+    found = stages(method, order=("law", "math", "code"))
+    assert [stage.data.task for stage in found] == ["law", "math", "code"]
+    assert found == stages(method, order=("law", "math", "code"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_masks_and_their_sizes(method):
+    whole = Size(len(SHAPES), sum(map(numel, SHAPES.values())))
+    for stage in stages(method):
+        own = Mask.of_core(CORES[stage.task], SHAPES, {}, "f") if method in NEED_CORE else None
+        assert stage.core == (Size(len(own.parts), own.numel(SHAPES)) if own else None)
+        if method == "lora":
+            assert (stage.mask, stage.size) == (None, None)
+            continue
+        assert stage.size == Size(len(stage.mask.parts), stage.mask.numel(SHAPES))
+        if method == "trace":
+            assert stage.mask == own and stage.size == stage.core
+        elif method in ("full", "joint", "dmt"):
+            assert stage.mask == Mask.everything(SHAPES) and stage.size == whole
+        elif method in ("random", "shuffled"):
+            assert stage.size.tensors == stage.core.tensors and stage.mask != own
+        else:
+            assert {name.split(".")[2] for name in stage.mask.parts} == {"0" if method == "first" else "3"}
+        assert stage.notes == ()
+
+
+def test_controls_follow_the_seed_and_the_unit():
+    masks = [[stage.mask.sha256 for stage in stages("random", seed=seed)] for seed in (0, 0, 1)]
+    assert masks[0] == masks[1] != masks[2]
+    for stage in stages("random", control_unit="elements"):
+        assert abs(stage.size.elements - stage.core.elements) <= 0.5 * max(numel(SHAPES[n]) for n in stage.mask.parts)
+
+
+def test_all_tasks_in_one():
+    (stage,) = stages("joint", order=("law", "math", "code"))
+    law, math_, code = TASKS[2], TASKS[0], TASKS[1]
+    assert (stage.label, stage.data.task, stage.tasks) == ("joint", "joint", ("law", "math", "code"))
+    assert stage.data.examples == law.examples + math_.examples + code.examples
+    assert stage.data.num_records == 350
+    sums = {
+        mixed("joint", parts).sha256
+        for parts in (TASKS, TASKS[::-1], TASKS[:2], (TASKS[0], TASKS[1], make_task(300, 7, "law")))
+    }
+    assert len(sums) == 4
+    assert mixed("joint", TASKS).sha256 == mixed("other", TASKS).sha256
+
+
+@pytest.mark.parametrize("share", [1 / 256, 0.07, 0.1, 0.5, 1.0])
+def test_dual_stage_mixed_fine_tuning(share):
+    first, second = stages("dmt", replay_share=share, special="math")
+    assert (first.label, first.data.task, first.tasks) == ("multi-task", "multi-task", ("code", "law"))
+    assert ids(first.data) == ids(TASKS[1]) + ids(TASKS[2])
+    assert (second.label, second.data.task, second.tasks) == ("math", "math", ("math", "code", "law"))
+    found = ids(second.data)
+    assert found[:30] == ids(TASKS[0])
+    for task in TASKS[1:]:
+        here = [example for example in found[30:] if example.startswith(task.task)]
+        assert here == [example for example in ids(task) if example in here]  # in the order of the data, each once
+        exact = {1 / 256: (1, 2), 0.07: (2, 21), 0.1: (2, 30), 0.5: (10, 150), 1.0: (20, 300)}[share]
+        assert len(here) == dict(zip(("code", "law"), exact, strict=True))[task.task]
+        assert len(here) >= max(1, math.floor(share * len(task.examples)))
+    assert len(found) == len(set(found))
+    again, other = (stages("dmt", replay_share=share, special="math", seed=seed)[1].data for seed in (0, 1))
+    assert again == second.data
+    assert (other.sha256 == again.sha256) == (share == 1.0) == (ids(other) == ids(again))
+
+
+def test_the_special_task_is_the_last_one_of_the_order():
+    assert [stage.label for stage in stages("dmt")] == ["multi-task", "law"]
+    first, second = stages("dmt", order=("law", "math", "code"))
+    assert (first.tasks, second.label) == (("law", "math"), "code")
+    assert [stage.label for stage in stages("dmt", special="code")] == ["multi-task", "code"]
+
+
+def test_some_of_a_task():
+    half = some_of(TASKS[0], 15, 0)
+    assert len(half.examples) == 15 and half.task == "math" and half.sha256 != TASKS[0].sha256
+    assert half.sha256 != some_of(TASKS[0], 14, 0).sha256
+    assert set(ids(some_of(TASKS[0], 14, 0))) < set(ids(half))
+    texts = {some_of(make_task(30, seed, "math"), 15, 0).sha256 for seed in (0, 1)}
+    assert len(texts) == 2  # the same ids, other texts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_order_that_is_none(method):
+    assert refused(method, order=("math", "laws", "math")) == [
+        "order: no task 'laws', tasks: math, code, law; did you mean 'law'?",
+        "order: 'math' stands there 2 times",
+        "order: 'code' is missing",
+        "order: 'law' is missing",
+    ]
+
+
+def test_tasks_that_cannot_be_a_stream():
+    assert refused("full", tasks=(*TASKS, TASKS[0])) == ["task 'math': 2 tasks have this name"]
+    for method in ("joint", "dmt"):
+        assert refused(method, tasks=TASKS[:1]) == [
+            "1 task is nothing to be mixed; give more tasks, or use method full"
+        ]
+    assert refused("dmt", special="maths", order=("math", "code")) == [
+        "order: 'law' is missing",
+        "special: no task 'maths', tasks: math, code, law; did you mean 'math'?",
+    ]
+    assert refused("dmt", tasks=(*TASKS, make_task(name="multi-task"))) == [
+        "task 'multi-task': this is the name of the first stage; give the task another one"
+    ]
+
+
+@pytest.mark.parametrize("method", NEED_CORE)
+def test_core_files_that_are_missing_or_of_another_model(method):
+    other = core_of("code", layer(2), opened("qwen3"))
+    missing = (
+        "no core file; name it with `core:` beside `data:` (`trace-transfer identify` makes one, `trace-transfer map`"
+    )
+    assert refused(method, cores={"code": other}) == [
+        f"task 'math': {missing} carries one over from another model)",
+        "task 'code': its core file is of qwen3 (qwen3, 5 layers, 58 parameters), and the model to be trained is "
+        "another (llama, 4 layers, 39 parameters); carry it over with `trace-transfer map`",
+        f"task 'law': {missing} carries one over from another model)",
+    ]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(NEED_CORE)))
+def test_other_methods_do_not_look_at_core_files(method):
+    assert stages(method, cores={}) == stages(method, cores={"code": core_of("code", (), opened("qwen3"))})
+
+
+@pytest.mark.parametrize("method", NEED_CORE)
+def test_core_files_that_give_no_mask(method):
+    """All of them at once: an empty one, and one that names what the model lacks although it claims to be of it."""
+    good = CORES["law"]
+    stray = CoreParameter(name="model.layers.9.mlp.up_proj.weight", shape=(80, 48), score=2.0, core=True)
+    lying = good.model_copy(update={"parameters": (stray, *good.parameters)})
+    cores = {"math": core_of("math", ()), "code": lying, "law": good}
+    if method != "random":  # which draws others in its place
+        empty, strange = refused(method, cores=cores)
+        assert "task 'math': core file: its core set is empty" in empty
+        assert "task 'code': core file: its core set does not fit" in strange and "layers.9" in strange
+    else:
+        assert len(refused(method, cores=cores)) == 2
+
+
+def test_a_control_that_is_none():
+    everything = core_of("math", tuple(SHAPES))
+    (problem,) = refused("random", cores={**CORES, "math": everything})
+    assert problem.startswith("task 'math': core file: all 39 parameters that have a score are core")
+    (problem,) = refused("shuffled", cores={**CORES, "code": core_of("code", ("model.norm.weight",))})
+    assert problem.startswith("task 'code': core file: with its layers shuffled the core set is the same")
+
+
+def test_a_core_file_of_another_task_is_told_of():
+    found = stages("trace", cores={**CORES, "code": CORES["math"]})
+    assert found[1].mask == found[0].mask
+    assert [stage.notes for stage in found] == [(), ("code: its core file was made for task 'math'",), ()]
+
+
+def test_from_the_file_to_the_stages(tiny, tmp_path):
+    """A stream on disk, read as a command would; its examples are those of the same tasks.yaml."""
+    base = open_model(tiny("llama"), load_families())
+    tasks = write_tasks(tmp_path)
+    write_core(tiny("llama"), tmp_path / "one.core.json")
+    lines = tasks.read_text().replace(".jsonl}", ".jsonl, core: one.core.json}")
+    file = tmp_path / "stream.yaml"
+    file.write_text(lines)
+    specs = load_stream(file)
+    data = encode_tasks(base, specs, tmp_path, 64, "cut", 0)
+    assert (
+        data == read_tasks(base, tasks, 64, "cut", 0) == encode_tasks(base, load_tasks(tasks), tmp_path, 64, "cut", 0)
+    )
+    found = stages_of(StreamSettings(), data, read_cores(specs, tmp_path), base.anatomy)
+    assert [stage.label for stage in found] == ["math", "code", "law"]
+    assert all(stage.size == Size(3, found[0].mask.numel(base.anatomy.inventory.shapes)) for stage in found)
+    assert read_cores(load_stream(tasks), tmp_path) == {}
+
+
+def test_core_files_that_cannot_be_read_are_all_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_text('{"format": "trace-transfer/core", "version": 1, "task": "b"}')
+    file = tmp_path / "stream.yaml"
+    file.write_text("tasks: [{name: a, data: o/a, core: a.json}, {name: b, data: o/b, core: b.json}]")
+    with pytest.raises(
+        ArtefactError, match=r"(?s)task 'a': .*a\.json:1: not valid JSON.*task 'b': .*b\.json: 3 problems"
+    ):
+        read_cores(load_stream(file), tmp_path)

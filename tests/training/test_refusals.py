@@ -1,0 +1,172 @@
+"""What goes wrong in `train`, through the real command: one message, exit code 2, before any weight is loaded."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from tests.stream_files import write_core_set, write_stream
+from tests.tuned_models import weights
+from trace_transfer.cli import main
+from trace_transfer.engine import state
+from trace_transfer.engine.loading import BaseModel
+
+
+@pytest.fixture
+def training(tiny, tmp_path, monkeypatch):
+    """The command on a tiny model, one thing of it wrong; weights must not be loaded."""
+    model = tiny("llama", num_hidden_layers=2)
+    stream = write_stream(tmp_path / "stream", model, 2)
+
+    class Training:
+        def __init__(self):
+            self.model, self.stream, self.out = model, stream, tmp_path / "out"
+
+        def run(self, *more):
+            arguments = ["train", self.model, "--stream", self.stream, "--batch-size", 4, "--epochs", 1, "--zero", 0,
+                         "--learning-rate", 1e-3, "--out", self.out, *more]  # fmt: skip
+            return CliRunner().invoke(main, [str(one) for one in arguments])
+
+        def refused(self, *more) -> str:
+            def load(*_):
+                raise AssertionError("weights were loaded")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(BaseModel, "load", load)
+                result = self.run(*more)
+            assert result.exit_code == 2, (result.output, result.exception)
+            assert isinstance(result.exception, SystemExit)
+            assert result.stdout == ""
+            assert "Traceback" not in result.stderr
+            assert result.stderr.lower().count("error: ") == 1
+            return " ".join(result.stderr.partition("rror: ")[2].split())
+
+    return Training()
+
+
+def test_the_right_input_is_not_refused(training):
+    result = training.run()
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_core_file_of_another_model(training, tiny):
+    core = [("model.norm.weight", None)]
+    write_core_set(tiny("qwen2"), training.stream.parent / "math.core.json", "math", core)
+    message = training.refused()
+    assert "math" in message and "trace-transfer map" in message
+
+
+def test_an_empty_core_set(training):
+    file = training.stream.parent / "math.core.json"
+    content = json.loads(file.read_text())
+    for parameter in content["parameters"]:
+        parameter["core"] = False
+    file.write_text(json.dumps(content))
+    assert "its core set is empty" in training.refused()
+
+
+def test_a_core_set_that_names_what_the_model_lacks(training):
+    file = training.stream.parent / "math.core.json"
+    content = json.loads(file.read_text())
+    content["parameters"][0]["name"] = "model.layers.7.mlp.down_proj.weight"
+    file.write_text(json.dumps(content))
+    assert "model.layers.7.mlp.down_proj.weight: not a parameter of this model" in training.refused()
+
+
+def test_a_task_without_a_core_file(training):
+    training.stream.write_text(training.stream.read_text().replace(", core: math.core.json", ""))
+    message = training.refused()
+    assert "math" in message and "core" in message
+    assert training.run("--method", "full").exit_code == 0
+
+
+def test_a_core_file_that_is_not_there(training):
+    (training.stream.parent / "code.core.json").unlink()
+    assert "code.core.json" in training.refused()
+
+
+def test_a_batch_size_that_does_not_divide(training):
+    message = training.refused("--micro-batch-size", 3)
+    assert "batch_size 4 is not a multiple of micro_batch_size 3 x 1 processes = 3; a micro_batch_size of" in message
+
+
+def test_a_deepspeed_json_that_contradicts(training, tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_batch_size": 8, "zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}))
+    message = training.refused("--deepspeed", file)
+    for word in ("train_batch_size", "stage", "fp16"):
+        assert word in message
+    file.write_text("{")
+    assert "ds.json" in training.refused("--deepspeed", file)
+
+
+def test_a_checkpoint_of_another_run(training, monkeypatch):
+    """One that was stopped within its first stage, so that no stream.json tells of it."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "remove", stopped)
+        patch.setattr("trace_transfer.training.streaming._record", stopped)
+        assert training.run("--checkpoint-minutes", 0).exit_code == 130
+    assert list(training.out.rglob("checkpoint.json"))
+    message = training.refused("--weight-decay", 0.5)
+    assert "differs from this one" in message and "weight_decay: 0.0 in the checkpoint, 0.5 now" in message
+
+
+def test_a_patch_that_is_gone(training):
+    assert training.run().exit_code == 0
+    (training.out / "math.patch.safetensors").unlink()
+    assert "math.patch.safetensors: missing" in training.refused()
+
+
+def test_methods_that_need_two_tasks(training):
+    training.stream.write_text("\n".join(training.stream.read_text().splitlines()[:2]) + "\n")
+    assert "joint" in training.refused("--method", "joint")
+
+
+def test_an_unknown_order(training):
+    message = training.refused("--order", "math,history")
+    assert "history" in message and "code" in message
+
+
+def test_a_full_disk_while_a_patch_is_written(training, monkeypatch):
+    import errno
+
+    from trace_transfer.models import tensor_file
+
+    def full(self, *arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_file.TensorWriter, "add", full)
+        result = training.run("--checkpoint-minutes", 0)
+    assert result.exit_code == 2 and "the disk is full" in result.stderr
+    assert not list(training.out.glob("*.patch.safetensors")) and not list(training.out.rglob("*.part"))
+    assert list(training.out.rglob("checkpoint.json"))  # the last checkpoint is good, and the same command goes on
+    expected = training.out.with_name("undisturbed")
+    again = training.run("--checkpoint-minutes", 0)
+    assert again.exit_code == 0 and "going on after step 2 of 2" in again.stderr
+    after = weights(training.out / "model")
+    shutil.rmtree(training.out)
+    assert training.run().exit_code == 0
+    training.out.rename(expected)
+    for name, value in weights(expected / "model").items():
+        assert bool((value == after[name]).all())
+
+
+def test_an_output_that_is_an_input(training, copy_of, tmp_path):
+    """The base itself, or where the tuned model would be written."""
+    training.model = copy_of("llama", num_hidden_layers=2)
+    before = {file: file.read_bytes() for file in training.model.iterdir()}
+    training.out = training.model
+    for more in ((), ("--dry-run",)):
+        assert f"{training.model}: is an input as well; name another --out" in training.refused(*more)
+    assert {file: file.read_bytes() for file in training.model.iterdir()} == before
+    training.out = tmp_path / "run"
+    training.out.mkdir()
+    training.model = training.model.rename(training.out / "model")
+    assert f"{training.model}: is an input as well; name another --out" in training.refused()
+    assert [file.name for file in training.out.iterdir()] == ["model"]

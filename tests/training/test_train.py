@@ -1,0 +1,269 @@
+"""`train` from stream to tuned model, by every method: what moved, what did not, and what lies on the disk."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.stream_files import core_sets, write_stream
+from tests.tuned_models import weights
+from trace_transfer.cli import main
+from trace_transfer.formats import read_any
+from trace_transfer.training.settings import METHODS
+
+TASKS = {"math": 8, "code": 6, "law": 6}
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny("llama", num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
+def stream(model, tmp_path_factory):
+    return write_stream(tmp_path_factory.mktemp("stream"), model, 3, TASKS)
+
+
+@pytest.fixture(scope="module")
+def train(model, stream, tmp_path_factory):
+    """`train(method, …)`: the output directory, trained once for each set of options."""
+    done = {}
+
+    def run(*options):
+        if options not in done:
+            out = tmp_path_factory.mktemp("out")
+            arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--learning-rate", 1e-3,
+                         "--weight-decay", 0.1, "--zero", 0, "--out", out, *options]  # fmt: skip
+            result = CliRunner().invoke(main, [str(one) for one in arguments])
+            assert result.exit_code == 0, result.stderr
+            done[options] = out, result.stdout
+        return done[options][0]
+
+    run.stdout = lambda *options: done[options][1]
+    return run
+
+
+def moved(model, out):
+    """Names of the parameters whose bits differ."""
+    before, after = weights(model), weights(out / "model")
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name].view(torch.int32), after[name].view(torch.int32))}
+
+
+def test_trace_moves_the_core_sets_alone(train, model):
+    out = train("--method", "trace")
+    names = {name for core in core_sets(3).values() for name, _ in core}
+    assert moved(model, out) == names
+    before, after = weights(model), weights(out / "model")
+    rows = torch.ones(before["model.layers.2.mlp.up_proj.weight"].shape[0], dtype=torch.bool)
+    rows[[0, 1, 2, 8]] = False
+    for one, frozen in ((rows, True), (~rows, False)):
+        same = before["model.layers.2.mlp.up_proj.weight"][one] == after["model.layers.2.mlp.up_proj.weight"][one]
+        assert bool(same.all() if frozen else not same.all(dim=1).any())
+
+
+def test_each_patch_holds_what_its_task_changed(train):
+    out = train("--method", "trace")
+    for task, core in core_sets(3).items():
+        tensors = load_file(out / f"{task}.patch.safetensors")
+        assert {name.partition("/")[2] for name in tensors} == {name for name, _ in core}
+        for name, _ in core:
+            assert not torch.equal(tensors[f"before/{name}"], tensors[f"after/{name}"])
+    # A parameter of two core sets begins the second task where it ended the first.
+    shared = "model.layers.2.mlp.down_proj.weight"
+    first, last = (load_file(out / f"{task}.patch.safetensors") for task in ("math", "law"))
+    assert torch.equal(first[f"after/{shared}"], last[f"before/{shared}"])
+    assert torch.equal(last[f"after/{shared}"], weights(out / "model")[shared])
+
+
+def test_the_tuned_model_loads_and_is_what_was_trained(train, model):
+    out = train("--method", "trace")
+    tuned = AutoModelForCausalLM.from_pretrained(out / "model")
+    for name, value in weights(out / "model").items():
+        assert torch.equal(tuned.get_parameter(name), value)
+    record = read_any(out / "stream.json")
+    assert record.complete and [stage.label for stage in record.stages] == list(TASKS)
+    assert [stage.num_steps for stage in record.stages] == [4, 4, 4]
+    assert read_any(out / "verification.json").ok
+    assert not list(out.rglob("checkpoint")) and not list(out.rglob(".*"))
+
+
+def test_what_is_printed(train):
+    out = train("--method", "trace")
+    text = train.stdout("--method", "trace")
+    for word in ("math", "code", "law", "bit-identical", str(out / "model")):
+        assert word in text
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("trace", "lora", "shuffled")])
+def test_every_method_moves_what_it_says(train, model, method):
+    out = train("--method", method)
+    everything = set(weights(model))
+    found = moved(model, out)
+    if method in ("full", "joint", "dmt"):
+        assert found == everything
+    elif method in ("first", "last"):
+        layer = "model.layers.0." if method == "first" else "model.layers.2."
+        assert found == {name for name in everything if name.startswith(layer)}
+    else:
+        assert 0 < len(found) <= 6 and found < everything
+    labels = {"joint": ["joint"], "dmt": ["multi-task", "law"]}.get(method, list(TASKS))
+    assert [stage.label for stage in read_any(out / "stream.json").stages] == labels
+
+
+def test_full_fine_tuning_is_a_core_set_of_everything(train, model, stream, tmp_path):
+    from trace_transfer.formats import read_any
+    from trace_transfer.records import to_json
+
+    changed = tmp_path / "stream"
+    changed.mkdir()
+    for file in stream.parent.iterdir():
+        (changed / file.name).write_bytes(file.read_bytes())
+    for task in TASKS:
+        core = read_any(changed / f"{task}.core.json")
+        shapes = {p.name: p.shape for p in core.parameters}
+        whole = [
+            core.parameters[0].model_copy(update={"name": n, "shape": s, "rows": None, "score": 1.0, "core": True})
+            for n, s in shapes.items()
+        ]
+        everything = core.model_copy(update={"parameters": tuple(whole)})
+        (changed / f"{task}.core.json").write_text(to_json(everything))
+    out = tmp_path / "out"
+    arguments = ["train", model, "--stream", changed / stream.name, "--batch-size", 4, "--epochs", 2,
+                 "--learning-rate", 1e-3, "--weight-decay", 0.1, "--zero", 0, "--out", out]  # fmt: skip
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.stderr
+    full = weights(train("--method", "full") / "model")
+    for name, value in weights(out / "model").items():
+        assert torch.equal(value, full[name]), name
+
+
+@pytest.mark.parametrize("adapter", ["carry", "merge"])
+def test_lora_ends_as_peft_merges_it(train, model, adapter):
+    out = train("--method", "lora", "--adapter", adapter)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for task in TASKS if adapter == "merge" else ["law"]:
+        base = PeftModel.from_pretrained(base, out / f"{task}.adapter").merge_and_unload()
+    for name, value in weights(out / "model").items():
+        torch.testing.assert_close(value, base.get_parameter(name).detach(), rtol=1e-5, atol=1e-7)
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in moved(model, out)} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+
+
+def test_values_can_be_saved_in_float32(train, model, tmp_path, tiny):
+    half = tiny("llama", num_hidden_layers=2, dtype=torch.bfloat16)
+    stream = write_stream(tmp_path / "stream", half, 2)
+    for save, expected in (("stored", torch.bfloat16), ("float32", torch.float32)):
+        out = tmp_path / save
+        arguments = ["train", half, "--stream", stream, "--batch-size", 4, "--learning-rate", 1e-3, "--zero", 1,
+                     "--epochs", 1, "--save-dtype", save, "--out", out]  # fmt: skip
+        result = CliRunner().invoke(main, [str(one) for one in arguments])
+        assert result.exit_code == 0, result.stderr
+        found = weights(out / "model")
+        assert {found[name].dtype for name, _ in core_sets(2)["math"]} == {expected}
+        assert found["model.embed_tokens.weight"].dtype == torch.bfloat16
+
+
+def test_patches_move_the_model_between_the_states(train, model, tmp_path):
+    out = train("--method", "trace")
+    patches = [str(out / f"{task}.patch.safetensors") for task in TASKS]
+
+    def patch(word, start, *files):
+        target = tmp_path / f"{word}-{len(files)}-{len(list(tmp_path.iterdir()))}"
+        result = CliRunner().invoke(main, ["patch", word, str(start), *files, "--out", str(target)])
+        assert result.exit_code == 0, result.stderr
+        return target
+
+    applied = patch("apply", model, *patches)
+    assert moved(applied, type("", (), {"__truediv__": lambda _, name: out / name})()) == set()
+    reverted = patch("revert", out / "model", *patches)
+    for name, value in weights(model).items():
+        assert torch.equal(value, weights(reverted)[name])
+    done = CliRunner().invoke(
+        main, ["verify", str(model), str(out / "model"), "--core", str(out.parent / "nothing.core.json")]
+    )
+    assert done.exit_code == 2
+
+
+def test_a_dry_run_says_what_would_train_and_writes_nothing(model, stream, tmp_path):
+    arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--out", tmp_path / "out", "--dry-run"]
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.stderr
+    for word in ("math", "tensors", "elements", "optimizer", "activations", "checkpoint", "ZeRO 3", "steps"):
+        assert word in result.stdout, word
+    assert "math:0 as the model reads it" in result.stdout and "⟦It is 0" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_the_tokens_that_are_trained(train, model, stream, tmp_path):
+    arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--out", tmp_path, "--dry-run"]
+    planned = CliRunner().invoke(main, [str(one) for one in arguments]).stdout
+    for stage in read_any(train("--method", "trace") / "stream.json").stages:
+        (row,) = [line.split() for line in planned.splitlines() if line.startswith(f"{stage.label} ") and "%" in line]
+        assert row[1:4] == [f"{stage.num_examples:,}", f"{stage.tokens:,}", f"{stage.num_steps:,}"]
+
+
+def test_a_dry_run_for_a_larger_machine(model, stream, tmp_path):
+    arguments = ["train", model, "--stream", stream, "--batch-size", 4096, "--micro-batch-size", 1,
+                 "--out", tmp_path / "out", "--dry-run"]  # fmt: skip
+    for count, refused in ((1, False), (4096, True)):
+        result = CliRunner().invoke(main, [str(one) for one in (*arguments, "--processes", count)])
+        assert result.exit_code == 0, result.stderr
+        told = " ".join(result.stdout.split())
+        assert (f"--processes {count}: one needs a " in told) == refused
+        assert (": here it would be refused" in told) == refused
+
+
+def test_the_record_of_an_earlier_version_is_gone_on_from(train, model, stream, tmp_path):
+    """It has a setting that is no more, and that changed no result; the command does not know it."""
+    out = shutil.copytree(train("--method", "trace"), tmp_path / "out")
+    record = json.loads((out / "stream.json").read_text())
+    record["settings"]["cache_prefix"] = "auto"
+    (out / "stream.json").write_text(json.dumps(record))
+    again = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--learning-rate", 1e-3,
+             "--weight-decay", 0.1, "--zero", 0, "--out", out, "--method", "trace"]  # fmt: skip
+    done = CliRunner().invoke(main, [str(one) for one in again])
+    assert done.exit_code == 0 and "trained before" in done.stderr, done.stderr
+    done = CliRunner().invoke(main, [str(one) for one in (*again, "--cache-prefix", "auto")])
+    assert done.exit_code == 2 and "No such option '--cache-prefix'" in done.stderr
+
+
+def test_another_run_with_other_settings_is_refused(train, model, stream):
+    out = train("--method", "trace")
+    arguments = ["train", model, "--stream", stream, "--batch-size", 8, "--epochs", 2, "--out", out]
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert result.exit_code == 2
+    for word in ("holds another stream", "batch_size: 4 there, 8 now", "learning_rate: 0.001 there, 2e-05 now"):
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(("file", "words"), [
+    ("stream.json", ("Stages (trace)", "math", "law")), ("verification.json", ("no frozen parameter moved",)),
+])  # fmt: skip
+def test_what_is_left_can_be_inspected(train, file, words):
+    shown = CliRunner().invoke(main, ["inspect", str(train("--method", "trace") / file)])
+    assert shown.exit_code == 0, shown.stderr
+    for word in words:
+        assert word in shown.stdout
+
+
+def test_verification_is_for_people_and_programs(train):
+    found = json.loads((train("--method", "trace") / "verification.json").read_text())
+    assert found["format"] == "trace-transfer/verification"
+
+
+def test_losses_go_to_tensorboard(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = train("--method", "trace", "--track", "tensorboard")
+    found = EventAccumulator(str(next((out / "stages" / "tensorboard").glob("*math*"))))
+    found.Reload()
+    losses = [event.value for event in found.Scalars("loss")]
+    record = read_any(out / "stream.json")
+    assert losses == pytest.approx(record.stages[0].losses, rel=1e-6)

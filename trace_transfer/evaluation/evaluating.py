@@ -1,0 +1,247 @@
+"""A model → its scores on the evaluations of a suite.
+
+Reads: the suite's data, and, once all of that is checked, the model's weights (base and patches).
+Writes: `evaluation.json`, `samples/NAME.jsonl`, and `finished/NAME.json` for each evaluation when it is finished: one
+that is found there, of the same model, data and settings, is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError
+from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
+from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import Suite
+from trace_transfer.families.application import anatomy_of
+from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.families.registry import load_families
+from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
+from trace_transfer.locking import held
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
+from trace_transfer.models.devices import on_device, resolve_device, resolve_dtype
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.model_state import ModelState
+from trace_transfer.progress import Reporter
+from trace_transfer.records import ModelIdentity, library_versions, read_artefact, to_json
+from trace_transfer.training.patched import PatchedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAMPLES, FINISHED, FILE = "samples", "finished", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Everything of an evaluation but the weights: data are read, and whatever can be refused has been."""
+
+    state: ModelState
+    suite: Suite
+    settings: EvaluateSettings
+    prepared: tuple[Prepared, ...]
+    tokenizer: Any
+    device: str
+
+    @property
+    def dtype(self) -> str:
+        """In which the model will be, such as `float32`."""
+        return str(resolve_dtype(self.settings.dtype, self.device)).removeprefix("torch.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return self.state.fingerprint
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """The model; one of a family that no rules know is of the family of its `model_type`."""
+        inventory, config, source = self.state.base.inventory, self.state.config, self.state.source
+        family, num_layers = config.model_type, config.get_text_config().num_hidden_layers
+        try:
+            anatomy = anatomy_of(inventory, load_families())
+        except RulesError:
+            pass
+        else:
+            family, num_layers = anatomy.family, anatomy.num_layers
+        return ModelIdentity(
+            id=source.repo, revision=source.revision, family=family, model_type=config.model_type,
+            num_layers=num_layers, num_parameters=len(inventory.shapes), num_elements=inventory.num_elements,
+            names_sha256=inventory.names_sha256,
+        )  # fmt: skip
+
+    def address(self, prepared: Prepared) -> str:
+        """Changes with weights, config and tokenizer, the records, and every setting that decides a score."""
+        spec = prepared.spec.model_dump(mode="json", exclude={"data", "shots_data"})
+        decided = self.settings.deciding() | {"dtype": self.dtype}
+        told = [self.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
+        told += [config_sha256(self.state.config.to_dict()), self._tokenizer_sha256]
+        return sha256_text(json.dumps(told, sort_keys=True, default=str))
+
+    @cached_property
+    def _tokenizer_sha256(self) -> str:
+        weights = self.state.base.weights  # of a GGUF file the tokenizer lies within it
+        return tokenizer_sha256(weights.directory) if isinstance(weights, SafetensorsCheckpoint) else ""
+
+    def finished(self, prepared: Prepared, out: Path) -> Score | None:
+        """Its score, if it lies in the directory; what cannot be read, or is of something else, is made anew."""
+        file = out / FINISHED / f"{prepared.spec.name}.json"
+        if not file.is_file() or (self.settings.save_samples and not samples_file(out / SAMPLES, prepared).is_file()):
+            return None
+        try:
+            found: EvaluationFile = read_artefact(file, EvaluationFile)
+        except ArtefactError:
+            return None
+        return found.scores[0] if found.settings.get("address") == self.address(prepared) and found.scores else None
+
+
+def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: EvaluateSettings) -> EvaluationPlan:
+    """Read config, tokenizer and data; no weights.
+
+    Raises:
+        ModelError: no model, or no tokenizer.
+        UserError: no such device, or whatever would stop an evaluation: missing data, unknown columns, tasks or
+            metrics, permission to run code that was not given; of all evaluations at once.
+    """
+    state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
+    config, tokenizer = state.config, load_tokenizer(state.source)
+    device = resolve_device(settings.device)
+    prepared = prepare_suite(suite, settings, tokenizer, config)
+    return EvaluationPlan(state, suite, settings, prepared, tokenizer, device)
+
+
+def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
+    """Refuse a directory with scores of other weights, which would be replaced, or stay beside those of these.
+
+    Another suite, other data and other settings go into the same directory: what is finished stays finished.
+
+    Raises:
+        UserError: there are some; says of which model.
+    """
+    for file in (*found_in(out, FILE), *found_in(out / FINISHED, "*.json")):
+        try:
+            found: EvaluationFile = read_artefact(file, EvaluationFile)
+        except ArtefactError:
+            continue  # damaged, or of an earlier version: made anew
+        if found.fingerprint != plan.fingerprint:
+            there, now = found.model, plan.identity
+            same = (there.id, there.revision) == (now.id, now.revision)
+            why = difference("weights, with their patches,", found.fingerprint, plan.fingerprint)
+            raise UserError(
+                f"{out}: holds the scores of {there.id}{' in another state' if same else ''}, and "
+                f"{plan.state.source.name} is to be scored now; {why}; name another --out, or remove it"
+            )
+
+
+def evaluate(
+    plan: EvaluationPlan, loaded: PreTrainedModel | None, out: Path, reporter: Reporter, *, replace: bool = False
+) -> EvaluationFile:
+    """Run what is not finished, and write `evaluation.json`.
+
+    Args:
+        loaded: the model with the plan's weights; None to load it, if anything is to be run.
+        replace: whether scores of other weights, which lie in the directory, may go.
+
+    Raises:
+        UserError: the directory cannot be written, is in use, or holds scores of other weights; a patch does not begin
+            where the one before ended; the weights cannot be read; the disk is full.
+        EvaluationError: an evaluation failed; those before it stay.
+    """
+    if not replace:
+        require_same_weights(plan, out)
+    with held(out) as directory:
+        return _evaluate(plan, loaded, directory, reporter)
+
+
+def _evaluate(
+    plan: EvaluationPlan, loaded: PreTrainedModel | None, directory: Path, reporter: Reporter
+) -> EvaluationFile:
+    samples = prepare_directory(directory / SAMPLES) if plan.settings.save_samples else None
+    for folder in (directory, prepare_directory(directory / FINISHED), directory / SAMPLES):
+        remove_leftovers(folder)
+    model, scores = loaded, []
+    for prepared in plan.prepared:
+        score = plan.finished(prepared, directory)
+        if score is None:
+            if model is None:
+                plan.state.check(reporter)
+                dtype = resolve_dtype(plan.settings.dtype, plan.device)
+                model = on_device(PatchedModel(plan.state).load(dtype), plan.device)
+            score = score_one(model, plan.tokenizer, prepared, plan.settings, samples, reporter)
+            alone = _file(plan, (score,), {"address": plan.address(prepared)})
+            write_text(directory / FINISHED / f"{prepared.spec.name}.json", to_json(alone))
+        scores.append(score)
+    result = _file(plan, tuple(scores), plan.settings.recorded() | {"dtype": plan.dtype})
+    write_text(directory / FILE, to_json(result))
+    return result
+
+
+def score_prepared(
+    model: PreTrainedModel, tokenizer: Any, prepared: Sequence[Prepared], settings: EvaluateSettings,
+    samples: Path | None, reporter: Reporter,
+) -> tuple[Score, ...]:  # fmt: skip
+    """Score a model that is in memory, wherever it is and in whatever type, on what `prepare_suite` read.
+
+    Args:
+        samples: directory for `NAME.jsonl`; None for none.
+
+    Raises:
+        EvaluationError: an evaluation failed.
+    """
+    if samples is not None:
+        prepare_directory(samples)
+    return tuple(score_one(model, tokenizer, one, settings, samples, reporter) for one in prepared)
+
+
+def score_one(
+    model: PreTrainedModel, tokenizer: Any, prepared: Prepared, settings: EvaluateSettings, samples: Path | None,
+    reporter: Reporter,
+) -> Score:  # fmt: skip
+    """One evaluation of a model that is in memory; its samples are written before the score is given.
+
+    Raises:
+        EvaluationError: it failed, or its logits or its score are not finite.
+    """
+    begun = time.perf_counter()
+    with reporter.task(f"evaluating {prepared.spec.name}", prepared.num_steps) as advance:
+        try:
+            outcome = prepared.run(model, tokenizer, settings, advance)
+        except NumericalError as error:
+            raise EvaluationError(f"{prepared.spec.label}: {error}") from error
+    if not math.isfinite(outcome.value):
+        raise EvaluationError(f"{prepared.spec.label}: its {prepared.metric} is {outcome.value}, which is no score")
+    score = _score(prepared, outcome, time.perf_counter() - begun, settings)
+    if samples is not None:
+        write_text(samples_file(samples, prepared), "".join(sample.line() + "\n" for sample in outcome.samples))
+    return score
+
+
+def samples_file(directory: Path, prepared: Prepared) -> Path:
+    return directory / f"{prepared.spec.name}.jsonl"
+
+
+def _score(prepared: Prepared, outcome: Outcome, seconds: float, settings: EvaluateSettings) -> Score:
+    told = {name: value for name, value in prepared.settings.items() if value is not None}
+    return Score(
+        name=prepared.spec.name, kind=prepared.spec.kind, metric=prepared.metric, value=outcome.value,
+        higher_is_better=prepared.higher_is_better, stderr=outcome.stderr, num_examples=prepared.num_examples,
+        num_errors=outcome.num_errors, seconds=seconds, data_sha256=prepared.data_sha256,
+        settings={**told, "seed": settings.seed},
+    )  # fmt: skip
+
+
+def _file(plan: EvaluationPlan, scores: tuple[Score, ...], settings: dict[str, Any]) -> EvaluationFile:
+    return EvaluationFile(
+        model=plan.identity, fingerprint=plan.fingerprint, suite=plan.suite.name, scores=scores, settings=settings,
+        libraries=library_versions(),
+    )  # fmt: skip

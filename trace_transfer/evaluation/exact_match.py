@@ -1,0 +1,162 @@
+"""`exact-match`: the model writes its answer, and it is the right one or not.
+
+It goes on, always with the likeliest token, from the very prompt that training shows it, until the token that ended
+answers in training, a text of `until`, or `max_new_tokens`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from trace_transfer.data.rendering import THOUGHT_ENDS
+from trace_transfer.evaluation.batching import generate
+from trace_transfer.evaluation.outcome import Outcome, Sample, mean_and_stderr
+from trace_transfer.evaluation.records import (
+    Reading,
+    read_prompts,
+    require_prompts,
+    require_room,
+    shortened,
+    special_ids,
+)
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import EvaluationSpec
+
+MAX_NEW_TOKENS = 256
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)")
+
+
+@dataclass(frozen=True)
+class ExactMatchEvaluation:
+    """Prompts, and the answers that are expected."""
+
+    spec: EvaluationSpec
+    numbers: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    targets: tuple[str, ...]
+    stop_ids: frozenset[int]
+    stop_texts: tuple[str, ...]
+    max_new_tokens: int
+    data_sha256: str
+    settings: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return self.spec.first_metric
+
+    @property
+    def higher_is_better(self) -> bool:
+        return True
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.prompts)
+
+    def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
+        stop_texts = (*self.spec.until, *self.stop_texts)
+        written = generate(
+            model, self.prompts, batch_size=settings.batch_size, max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids, stop_texts=stop_texts, tokenizer=tokenizer, advance=advance,
+        )  # fmt: skip
+        samples = []
+        for number, prompt, ids, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
+            output = cut_at(tokenizer.decode(ids, skip_special_tokens=True), stop_texts)
+            right = matches(output, target, self.spec)
+            said = output.rpartition(THOUGHT_ENDS)[2]
+            compared = {"extracted": extracted(said, self.spec.extract)} if self.spec.extract else {}
+            samples.append(Sample(number, tokenizer.decode(prompt), output, target, float(right), right, compared))
+        value, stderr = mean_and_stderr([sample.value for sample in samples])
+        return Outcome(value, stderr, tuple(samples))
+
+
+def prepare_exact_match(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> ExactMatchEvaluation:
+    """Read the records and encode their prompts.
+
+    Raises:
+        TaskError: as `read_prompts`; nothing before an answer, or no room for a prompt.
+    """
+    longest = reading.longest(settings)
+    most = spec.max_new_tokens or settings.max_new_tokens or min(MAX_NEW_TOKENS, longest // 2)
+    require_room(spec, longest, most)
+    read = read_prompts(spec, reading, settings)
+    found = read.prompts
+    require_prompts(spec, found.ids, read.numbers)
+    prompts, num_cut = shortened(found.ids, longest - most, special_ids(reading.tokenizer))
+    stop = [*reading.tokenizer.convert_ids_to_tokens(sorted(found.stop_ids)), *found.stop_texts]
+    told = {
+        "protocol": "greedy answer to the prompt of training", "template": found.template,
+        "limit": settings.limit_of(spec.limit), "max_length": longest, "max_new_tokens": most, "num_cut": num_cut,
+        "stop": stop, "notes": list(read.notes) or None,
+    }  # fmt: skip
+    return ExactMatchEvaluation(
+        spec, read.numbers, tuple(prompts), read.answers, found.stop_ids, found.stop_texts, most, read.sha256, told
+    )  # fmt: skip
+
+
+def matches(output: str, target: str, spec: EvaluationSpec) -> bool:
+    """Whether what counts of both is the same; a target without a match of `extract` counts as a whole.
+
+    Thoughts do not count: what stands behind the last `</think>` is the answer.
+    """
+    target, output = (text.rpartition(THOUGHT_ENDS)[2] for text in (target, output))
+    wanted, found = extracted(target, spec.extract), extracted(output, spec.extract)
+    if found is None:
+        return False
+    return normalised(found, spec.normalise) == normalised(target if wanted is None else wanted, spec.normalise)
+
+
+def extracted(text: str, expression: str | None) -> str | None:
+    """The last match (its first group if the expression has one); the whole text without an expression."""
+    if expression is None:
+        return text
+    found = list(re.finditer(expression, text))
+    if not found:
+        return None
+    return found[-1][1] if found[-1].re.groups else found[-1][0]
+
+
+def normalised(text: str | None, how: Sequence[str]) -> str:
+    """A text without what it may differ in."""
+    text = text or ""
+    for name in how:
+        text = _NORMALISERS[name](text)
+    return text
+
+
+def cut_at(text: str, until: Sequence[str]) -> str:
+    """Up to the first of these texts."""
+    for end in until:
+        text = text.partition(end)[0]
+    return text
+
+
+def _without_punctuation(text: str) -> str:
+    return text.translate(str.maketrans("", "", string.punctuation))
+
+
+def _number(text: str) -> str:
+    """The number that the text is, written in one way; any other text as it is."""
+    bare = text.strip().strip("$€£%").removesuffix(".").strip()
+    if not _NUMBER.fullmatch(bare):
+        return text
+    try:
+        return f"{Decimal(bare.replace(',', '')).normalize():f}"
+    except InvalidOperation:
+        return text
+
+
+_NORMALISERS: dict[str, Callable[[str], str]] = {
+    "space": lambda text: " ".join(text.split()),
+    "case": str.casefold,
+    "punctuation": _without_punctuation,
+    "number": _number,
+}

@@ -1,0 +1,71 @@
+"""`loss`: how likely the model finds the answers of supervised examples, token by token, as training counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trace_transfer.data.examples import IGNORED, TaskData
+from trace_transfer.evaluation.batching import score_answers
+from trace_transfer.evaluation.outcome import Outcome, Sample, ratio_and_stderr
+from trace_transfer.evaluation.records import Reading, read_examples
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import EvaluationSpec
+
+
+@dataclass(frozen=True)
+class LossEvaluation:
+    """Supervised examples of one evaluation."""
+
+    spec: EvaluationSpec
+    data: TaskData
+    numbers: tuple[int, ...]
+    data_sha256: str
+    settings: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return self.spec.first_metric
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.spec.higher_is_better
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.data.examples)
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_examples
+
+    def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
+        """Mean over all answer tokens; the standard error is over examples, whose tokens hang together."""
+        scores = score_answers(model, self.data.examples, settings.batch_size, advance)
+        counts = [len(one.losses) for one in scores]
+        is_loss = self.metric == "loss"
+        sums = [float(sum(one.losses if is_loss else one.hits)) for one in scores]
+        value, stderr = ratio_and_stderr(sums, counts)
+        samples = []
+        for number, example, total, one in zip(self.numbers, self.data.examples, sums, scores, strict=True):
+            answer = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
+            rest = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label == IGNORED]
+            more = {"num_tokens": len(one.losses), "loss": sum(one.losses) / len(one.losses)}
+            samples.append(
+                Sample(
+                    number, tokenizer.decode(rest), None, tokenizer.decode(answer), total / len(one.losses), None, more
+                )
+            )
+        return Outcome(value, stderr, tuple(samples))
+
+
+def prepare_loss(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> LossEvaluation:
+    """Read and encode the records, exactly as training does; raises as `read_examples`."""
+    read = read_examples(spec, reading, settings, max_length=reading.longest(settings))
+    told = {
+        "protocol": "mean over the tokens of the answers, encoded as in training", "template": read.data.template,
+        "limit": settings.limit_of(spec.limit), "max_length": reading.longest(settings), "num_cut": read.data.num_cut,
+        "notes": list(read.data.notes) or None,
+    }  # fmt: skip
+    return LossEvaluation(spec, read.data, read.numbers, read.sha256, told)

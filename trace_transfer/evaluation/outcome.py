@@ -1,0 +1,121 @@
+"""What an evaluation gives: a value with its standard error, and what the model said to each example."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trace_transfer.errors import TraceTransferError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trace_transfer.evaluation.settings import EvaluateSettings
+    from trace_transfer.evaluation.suite_file import EvaluationSpec
+
+
+class EvaluationError(TraceTransferError):
+    """An evaluation could not be finished."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example as it went.
+
+    Attributes:
+        number: of the record in its data, from 0.
+        output: what the model wrote; of a choice the text of the chosen one; None where nothing is written.
+        value: of the metric, on this example alone.
+        right: None where there is no right or wrong.
+        more: what else is to be seen of it.
+    """
+
+    number: int
+    prompt: str
+    output: str | None
+    target: str
+    value: float
+    right: bool | None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """As a line of JSON."""
+        shown = {
+            "number": self.number, "prompt": self.prompt, "output": self.output, "target": self.target,
+            "right": self.right, "value": self.value, **self.more,
+        }  # fmt: skip
+        return json.dumps(shown, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result over all examples; `stderr` is the standard error of `value` over them, None for a single one."""
+
+    value: float
+    stderr: float | None
+    samples: tuple[Sample, ...]
+    num_errors: int = 0
+
+
+class Prepared(Protocol):
+    """An evaluation whose data are read and checked: all that it lacks is a model.
+
+    Attributes:
+        num_steps: how often `run` calls `advance`.
+        data_sha256: of the records that will be scored, as they are in their file.
+        settings: that decide the result: protocol, shots, limit, template, lengths.
+    """
+
+    @property
+    def spec(self) -> EvaluationSpec: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+    @property
+    def num_examples(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def data_sha256(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def run(
+        self, model: PreTrainedModel, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]
+    ) -> Outcome: ...
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error from the sample variance (divisor n - 1), as lm-evaluation-harness has it."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+def ratio_and_stderr(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """Mean over all tokens of examples with `sums` over `counts` tokens, and its standard error over examples.
+
+    The ratio estimator's (Cochran 1977, 2.39, without the finite-population correction): examples are independent, the
+    tokens of one are not. With equal counts it is that of `mean_and_stderr`.
+    """
+    total, size = sum(counts), len(counts)
+    ratio = math.fsum(sums) / total
+    if size < 2:
+        return ratio, None
+    squares = math.fsum((one - ratio * count) ** 2 for one, count in zip(sums, counts, strict=True))
+    return ratio, math.sqrt(squares * size / (size - 1)) / total
+
+
+def records_sha256(rows: Iterable[Any]) -> str:
+    """Of records, whatever file they came from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()

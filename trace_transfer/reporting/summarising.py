@@ -1,0 +1,281 @@
+"""`summarise`: a run's scores and costs → the numbers of its tables, with intervals over seeds.
+
+Reads: a run's directory (`finished_run`). Gives: `Summary`. Nothing is written.
+
+Measures are those of `maths.continual`, of the evaluations that measure tasks, with a loss's sign flipped; an average
+over metrics of different kinds is told in a note. Differences are paired by seed. A sweep has the values that its own
+cells have: the run's base setting stands in the main comparison, and is not repeated in the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trace_transfer.records import library_versions
+from trace_transfer.reporting.continual import MEASURES, after_learning
+from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun, read_run
+from trace_transfer.reporting.intervals import holm, interval, p_value
+from trace_transfer.reporting.summary import (
+    Curve,
+    EvaluationRecord,
+    Interval,
+    MatrixSummary,
+    Measure,
+    MethodSummary,
+    Summary,
+    SweepPoint,
+    SweepSummary,
+)
+from trace_transfer.reporting.verdicts import compare, judged, notes_of
+
+# Axis of a sweep → where the paper has the table or figure of its form.
+PAPER = {
+    "ratio": "Table A.1 and Figure 5",
+    "alpha": "Table A.2 and Figure 7",
+    "warm_start_epochs": "Table 5 and Figure 6",
+    "order": "Table 2",
+}
+# What a step's seconds are counted as.
+COUNTED_AS = {
+    "warm-start": "identify", "evidence": "identify", "identify": "identify", "match": "map", "map": "map",
+    "train": "train", "evaluate": "evaluate", "baseline": "evaluate",
+}  # fmt: skip
+
+Values = Mapping[int, float]  # seed → value
+
+
+def summarise(directory: Path) -> Summary:
+    """The numbers of a run's report.
+
+    Raises:
+        ArtefactError: files are missing, were changed, or cannot be compared; all of them are told.
+    """
+    run = read_run(directory)
+    main = _by_method(cell for cell in run.cells if cell.record.axis is None)
+    methods = _methods(run, main)
+    summary = Summary(
+        name=run.record.name,
+        reference=run.record.reference,
+        evaluations=_evaluations(run),
+        base={score.name: float(np.mean([_base(run, cell, score.name) for cell in run.cells]))
+              for score in run.evaluations},
+        measures=tuple(
+            Measure(name=one.name, title=one.title, formula=one.formula, source=one.source,
+                    higher_is_better=one.higher_is_better)
+            for one in MEASURES
+        ),
+        methods=methods,
+        curves=tuple(curve for cells in main.values() for curve in _curves(run, cells)),
+        matrices=tuple(_matrix(run, cells) for cells in main.values()),
+        sweeps=_sweeps(run),
+        libraries=library_versions(),
+    )  # fmt: skip
+    summary = compare(summary, paired)
+    return summary.model_copy(update={"notes": (*notes_of(summary), *_differing_bases(run))})
+
+
+def paired(ones: Values, others: Values) -> Interval | None:
+    """The mean difference over the seeds that both have; None where they have none in common."""
+    shared = [seed for seed in ones if seed in others]
+    differences = [ones[seed] - others[seed] for seed in shared]
+    return interval_of(differences).model_copy(update={"p": p_value(differences)}) if shared else None
+
+
+def interval_of(values: Sequence[float], *, bootstrap: bool = True) -> Interval:
+    """Mean, Student's interval and the bootstrap's."""
+    low, high = interval(values) or (None, None)
+    resampled = (interval(values, "bootstrap") if bootstrap else None) or (None, None)
+    return Interval(
+        mean=float(np.mean(values)), low=low, high=high, num=len(values), bootstrap_low=resampled[0],
+        bootstrap_high=resampled[1],
+    )  # fmt: skip
+
+
+def _by_method(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
+    found: dict[str, list[FinishedCell]] = {}
+    for cell in cells:
+        found.setdefault(cell.record.method, []).append(cell)
+    return found
+
+
+def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> tuple[MethodSummary, ...]:
+    """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
+    reference = by_method.get(run.record.reference)
+    found = [_method(run, cells, reference) for cells in by_method.values()]
+    found = _adjusted(found, "differences", {one.name: one.higher_is_better for one in MEASURES})
+    found = _adjusted(found, "final_differences", {one.name: one.higher_is_better for one in run.evaluations})
+    return tuple(found)
+
+
+def _method(run: FinishedRun, cells: list[FinishedCell], reference: list[FinishedCell] | None) -> MethodSummary:
+    record = next(method for method in run.record.methods if method.name == cells[0].record.method)
+    measures, finals = _measures(run, cells), _finals(run, cells)
+    differences: dict[str, dict[str, Interval]] = {"differences": {}, "final_differences": {}}
+    if reference is not None and record.name != run.record.reference:
+        for field, ours, theirs in (
+            ("differences", measures, _measures(run, reference)),
+            ("final_differences", finals, _finals(run, reference)),
+        ):
+            pairs = {name: paired(ours[name], theirs[name]) for name in ours if name in theirs}
+            differences[field] = {name: found for name, found in pairs.items() if found is not None}
+    return MethodSummary(
+        method=record.name, title=record.title, what=record.what, needs=record.needs,
+        seeds=tuple(cell.record.seed for cell in cells),
+        measures={name: interval_of(list(values.values())) for name, values in measures.items()},
+        final={name: interval_of(list(values.values())) for name, values in finals.items()},
+        costs=_costs(cells),
+        single={name: tuple(values.values()) for name, values in measures.items()},
+        single_final={name: tuple(values.values()) for name, values in finals.items()},
+        **differences,
+    )  # fmt: skip
+
+
+def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
+    """Measure → seed → value, of the measures that the method has."""
+    names = [score.name for score in run.evaluations]
+    columns = [names.index(name) for name in run.taught]
+    signs = np.array([1.0 if run.evaluations[column].higher_is_better else -1.0 for column in columns])
+    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for cell in cells:
+        first = np.array([cell.first[name] for name in run.taught])
+        for one in MEASURES:
+            value = one.of(cell.values_SE[:, columns] * signs, first)
+            if value is not None:
+                found[one.name][cell.record.seed] = value
+    return {**found}
+
+
+def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
+    return {
+        score.name: {cell.record.seed: float(cell.values_SE[-1, column]) for cell in cells}
+        for column, score in enumerate(run.evaluations)
+    }
+
+
+def _adjusted(methods: list[MethodSummary], field: str, better: Mapping[str, bool]) -> list[MethodSummary]:
+    """p values of the same measure, adjusted over all methods; and what each difference says by it."""
+    found: dict[str, dict[str, Interval]] = {one.method: dict(getattr(one, field)) for one in methods}
+    for name in dict.fromkeys(name for differences in found.values() for name in differences):
+        known = {method: own[name] for method, own in found.items() if name in own}
+        tested = {method: one.p for method, one in known.items() if one.p is not None}
+        adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+        for method, one in known.items():
+            found[method][name] = judged(one, adjusted.get(method), higher_is_better=better[name])
+    return [one.model_copy(update={field: found[one.method]}) for one in methods]
+
+
+def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
+    each: dict[str, list[float]] = {}
+    for cell in cells:
+        own: dict[str, float] = {f"{part}_seconds": 0.0 for part in ("identify", "map", "train", "evaluate")}
+        spent: list[float] = []
+        for step in cell.steps:
+            part = COUNTED_AS.get(step.kind)
+            if part is None:
+                continue
+            own[f"{part}_seconds"] += step.cost.seconds
+            if part != "evaluate":
+                spent.append(step.cost.cpu_seconds)
+            if part == "identify":
+                own["identify_peak_bytes"] = max(own.get("identify_peak_bytes", 0), step.cost.peak_bytes)
+            if part == "train":
+                own |= {"peak_bytes": step.cost.peak_bytes, "bytes": step.cost.bytes}
+                own |= {} if step.cost.trained is None else {"trained": step.cost.trained}
+        if all(spent):  # 0 where a step was made before this was counted
+            own["cpu_seconds"] = sum(spent)
+        own["seconds"] = own["identify_seconds"] + own["map_seconds"] + own["train_seconds"]
+        for name, value in own.items():
+            each.setdefault(name, []).append(value)
+    return {name: interval_of(values, bootstrap=False) for name, values in each.items()}
+
+
+def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
+    names = [score.name for score in run.evaluations]
+    for task in run.record.tasks:
+        evaluation = run.record.of_task[task]
+        points: dict[int, list[float]] = {}
+        for cell in cells:
+            first = next(number for number, stage in enumerate(cell.matrix.stages) if task in stage.learned)
+            stages = np.full(len(names), first)
+            for later, value in enumerate(after_learning(cell.values_SE, stages, names.index(evaluation))):
+                points.setdefault(later, []).append(float(value))
+        yield Curve(
+            method=cells[0].record.method, task=task, evaluation=evaluation,
+            points=tuple(interval_of(points[later], bootstrap=False) for later in sorted(points)),
+        )  # fmt: skip
+
+
+def _matrix(run: FinishedRun, cells: list[FinishedCell]) -> MatrixSummary:
+    shared = Counter((cell.record.order, cell.labels) for cell in cells)
+    (order, labels), num = max(shared.items(), key=lambda item: item[1])  # of equals the first
+    same = [cell.values_SE for cell in cells if (cell.record.order, cell.labels) == (order, labels)]
+    means = np.mean(same, axis=0)
+    return MatrixSummary(
+        method=cells[0].record.method, order=order, stages=labels,
+        evaluations=tuple(score.name for score in run.evaluations),
+        means=tuple(tuple(float(value) for value in row) for row in means), num=num,
+    )  # fmt: skip
+
+
+def _sweeps(run: FinishedRun) -> tuple[SweepSummary, ...]:
+    axes: dict[str, dict[str, list[FinishedCell]]] = {}
+    for cell in run.cells:
+        if cell.record.axis is not None:
+            axes.setdefault(cell.record.axis, {}).setdefault(json.dumps(cell.record.value), []).append(cell)
+    return tuple(
+        SweepSummary(
+            axis=axis,
+            paper=PAPER.get(axis, ""),
+            points=tuple(
+                SweepPoint(
+                    value=cells[0].record.value, label=_label(axis, cells[0].record.value),
+                    methods=_methods(run, _by_method(cells)),
+                )
+                for cells in values.values()
+            ),
+        )
+        for axis, values in axes.items()
+    )  # fmt: skip
+
+
+def _label(axis: str, value: Any) -> str:
+    """A value as the paper writes it: `5 %` of a ratio, `maths → code` of an order."""
+    if isinstance(value, (list, tuple)):
+        return " → ".join(map(str, value))
+    if axis.rpartition(".")[2] == "ratio" and isinstance(value, (int, float)):
+        return f"{value * 100:g} %"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _evaluations(run: FinishedRun) -> tuple[EvaluationRecord, ...]:
+    of: dict[str, list[str]] = {}
+    for task in run.record.tasks:
+        of.setdefault(run.record.of_task[task], []).append(task)
+    return tuple(
+        EvaluationRecord(
+            name=score.name, metric=score.metric, higher_is_better=score.higher_is_better,
+            num_examples=score.num_examples, task=", ".join(of[score.name]) if score.name in of else None,
+        )
+        for score in run.evaluations
+    )  # fmt: skip
+
+
+def _base(run: FinishedRun, cell: FinishedCell, name: str) -> float:
+    return float(cell.values_SE[0, [score.name for score in run.evaluations].index(name)])
+
+
+def _differing_bases(run: FinishedRun) -> tuple[str, ...]:
+    bases = np.array([cell.values_SE[0] for cell in run.cells])
+    apart = np.ptp(bases, axis=0)
+    return tuple(
+        f"The base model's score on {score.name} differs between cells by up to {spread:.4g}: the evaluation does not "
+        "give the same number twice."
+        for score, spread in zip(run.evaluations, apart, strict=True)
+        if spread > 0
+    )

@@ -1,0 +1,305 @@
+"""What each method trains on what: a stream's stages, laid out before any weight is loaded.
+
+Reads: the examples of all tasks, their core files, the model's names and shapes. Writes nothing.
+
+A method is a small function from a stream to its stages, by name in `METHODS`; a stage is one training, with a new
+optimizer, that begins where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.masks import Mask, MaskError
+from trace_transfer.data.examples import TaskData
+from trace_transfer.data.records import chosen
+from trace_transfer.data.tasks_file import suggestion
+from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.families.anatomy import Anatomy
+from trace_transfer.files import sha256_text
+from trace_transfer.records import read_artefact
+from trace_transfer.training.controls import CONTROLS
+from trace_transfer.training.settings import StreamSettings
+from trace_transfer.training.stream_file import StreamTask, core_file
+
+JOINT, MULTI_TASK = "joint", "multi-task"
+MIXING = ("joint", "dmt")
+ROUNDING = 1e-9  # keeps 0.07 * 100, which is 7.000000000000001, at 7
+
+
+class StreamError(UserError):
+    """A stream cannot be trained with a method; lists every problem of its kind."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a set of parameters: `tensors` counts parameters, a part of one too as one."""
+
+    tensors: int
+    elements: int
+
+    @classmethod
+    def of(cls, mask: Mask, anatomy: Anatomy) -> Size:
+        return cls(len(mask.parts), mask.numel(anatomy.inventory.shapes))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training.
+
+    Attributes:
+        label: of its patch, its directory and its messages: the task's name, `joint` or `multi-task`.
+        mask: what is trained; None where adapters are.
+        tasks: names of the tasks of which examples take part.
+        size: of the mask; None where adapters are trained.
+        core: size of the task's core set, where the method needs one; a control's own size is `size`.
+        notes: what a user should know before it begins.
+    """
+
+    label: str
+    data: TaskData
+    mask: Mask | None
+    tasks: tuple[str, ...]
+    size: Size | None = None
+    core: Size | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def known_mask(self) -> Mask:
+        """The mask; that of adapters is known once they are made."""
+        assert self.mask is not None
+        return self.mask
+
+    @property
+    def task(self) -> str:
+        """The name under which its examples are trained on."""
+        return self.data.task
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a method lays out: the tasks in the order of training, checked."""
+
+    settings: StreamSettings
+    tasks: tuple[TaskData, ...]
+    cores: Mapping[str, CoreFile]
+    anatomy: Anatomy
+
+    @property
+    def seed(self) -> int:
+        return self.settings.train.seed
+
+    @property
+    def special(self) -> str:
+        """The task that DMT trains last."""
+        return self.settings.special or self.tasks[-1].task
+
+
+MaskOf = Callable[[CoreFile, str], Mask]
+Method = Callable[[Stream], list[Stage]]
+
+
+def trace(stream: Stream) -> list[Stage]:
+    """TRACE (section 3.2): task after task, the core set of each alone."""
+    return _by_core(stream, lambda core, file: _mask_of_core(stream, core, file))
+
+
+def full(stream: Stream) -> list[Stage]:
+    """Sequential fine-tuning (TRACE, section 4.3): task after task, everything."""
+    return [_everything(stream, data, [data]) for data in stream.tasks]
+
+
+def joint(stream: Stream) -> list[Stage]:
+    """Joint fine-tuning (TRACE, section 4.3): everything, on the examples of all tasks mixed."""
+    return [_everything(stream, mixed(JOINT, stream.tasks), stream.tasks)]
+
+
+def lora(stream: Stream) -> list[Stage]:
+    """Sequential LoRA (Hu et al., 2022, arXiv 2106.09685; TRACE, A.4): task after task, adapters alone."""
+    return [Stage(data.task, data, None, (data.task,)) for data in stream.tasks]
+
+
+def dmt(stream: Stream) -> list[Stage]:
+    """Dual-stage mixed fine-tuning (Dong et al., 2024, arXiv 2310.05492): everything, first on all tasks but one mixed,
+    then on that one with a small share of each of the others.
+
+    There the special abilities come first and general chat comes last; which task is last is an option here. The share
+    of each is rounded up, so that of each task at least one example is replayed.
+    """
+    special = next(data for data in stream.tasks if data.task == stream.special)
+    others = [data for data in stream.tasks if data is not special]
+    share = stream.settings.replay_share
+    replayed = [some_of(data, math.ceil(share * len(data.examples) - ROUNDING), stream.seed) for data in others]
+    return [
+        _everything(stream, mixed(MULTI_TASK, others), others),
+        _everything(stream, mixed(special.task, [special, *replayed]), [special, *others]),
+    ]
+
+
+def control(name: str) -> Method:
+    """Task after task, a set of the core set's size that no score chose: see `controls`."""
+
+    def stages(stream: Stream) -> list[Stage]:
+        unit = stream.settings.control_unit
+        return _by_core(stream, lambda core, file: CONTROLS[name](core, stream.anatomy, stream.seed, unit, file))
+
+    return stages
+
+
+METHODS: Mapping[str, Method] = {
+    "trace": trace,
+    "full": full,
+    "joint": joint,
+    "lora": lora,
+    "dmt": dmt,
+    **{name: control(name) for name in CONTROLS},
+}
+
+
+def stages_of(
+    settings: StreamSettings, tasks: Sequence[TaskData], cores: Mapping[str, CoreFile], anatomy: Anatomy
+) -> tuple[Stage, ...]:
+    """Lay out a stream.
+
+    Args:
+        tasks: in the order of the file; `settings.order` may say another.
+        cores: task → its core file, for the methods that need one; the others do not look.
+        anatomy: of the model to be trained.
+
+    Raises:
+        StreamError: an order that is none, two tasks with one name, too few tasks, no such special task; or core files
+            that are missing, of another model, or give no mask. All of a kind at once.
+    """
+    _refuse(settings, _order_problems(settings, tasks) + _task_problems(settings, tasks))
+    by_name = {data.task: data for data in tasks}
+    stream = Stream(settings, tuple(by_name[name] for name in settings.order or by_name), cores, anatomy)
+    if settings.needs_core:
+        _refuse(settings, _core_problems(stream))
+    return tuple(METHODS[settings.method](stream))
+
+
+def read_cores(tasks: Sequence[StreamTask], directory: Path) -> dict[str, CoreFile]:
+    """The core files that a stream names, by task; `directory` is that of the stream's file.
+
+    Raises:
+        ArtefactError: some cannot be read; all are named.
+    """
+    cores, problems = {}, []
+    for task in tasks:
+        file = core_file(task, directory)
+        try:
+            if file is not None:
+                cores[task.name] = read_artefact(file, CoreFile)
+        except ArtefactError as error:
+            problems.append(f"task '{task.name}': {error}")
+    if problems:
+        raise ArtefactError("core files that cannot be used:\n" + listing(problems))
+    return cores
+
+
+def mixed(name: str, parts: Sequence[TaskData]) -> TaskData:
+    """The examples of several tasks as those of one, one task after the other: training draws an order of its own."""
+    return TaskData(
+        task=name,
+        examples=tuple(example for data in parts for example in data.examples),
+        num_records=sum(data.num_records for data in parts),
+        num_cut=sum(data.num_cut for data in parts),
+        num_left_out=sum(data.num_left_out for data in parts),
+        template="+".join(sorted({data.template for data in parts})),
+        sha256=sha256_text("\n".join(data.sha256 for data in parts)),
+        notes=tuple(f"{data.task}: {note}" for data in parts for note in data.notes),
+        shown=parts[0].shown,
+    )
+
+
+def some_of(data: TaskData, count: int, seed: int) -> TaskData:
+    """A seeded choice of a task's examples, in the order of the data; counts of records stay those of the whole."""
+    kept = chosen([example.id for example in data.examples], count, f"{seed}/replay")
+    names = set(kept)
+    examples = tuple(example for example in data.examples if example.id in names)
+    return replace(data, examples=examples, sha256=sha256_text("\n".join([data.sha256, *kept])))
+
+
+def _everything(stream: Stream, data: TaskData, parts: Sequence[TaskData]) -> Stage:
+    mask = Mask.everything(stream.anatomy.inventory.shapes)
+    return Stage(data.task, data, mask, _names(parts), Size.of(mask, stream.anatomy))
+
+
+def _by_core(stream: Stream, mask_of: MaskOf) -> list[Stage]:
+    """A stage for each task, with the mask that comes of its core file."""
+    stages, problems = [], []
+    for data in stream.tasks:
+        core, file = stream.cores[data.task], f"task '{data.task}': core file"
+        notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
+        try:
+            sets = mask_of(core, file), _mask_of_core(stream, core, file)
+        except MaskError as error:
+            problems.append(str(error))
+        else:
+            size, core_size = (Size.of(mask, stream.anatomy) for mask in sets)
+            stages.append(Stage(data.task, data, sets[0], (data.task,), size, core_size, notes))
+    _refuse(stream.settings, problems)
+    return stages
+
+
+def _mask_of_core(stream: Stream, core: CoreFile, file: str) -> Mask:
+    inventory = stream.anatomy.inventory
+    return Mask.of_core(core, inventory.shapes, inventory.tied, file)
+
+
+def _order_problems(settings: StreamSettings, tasks: Sequence[TaskData]) -> list[str]:
+    names, order = list(dict.fromkeys(data.task for data in tasks)), settings.order
+    if not order:
+        return []
+    return [
+        *(f"order: no task '{name}', {suggestion(name, names, 'tasks')}" for name in order if name not in names),
+        *(f"order: '{name}' stands there {count} times" for name, count in Counter(order).items() if count > 1),
+        *(f"order: '{name}' is missing" for name in names if name not in order),
+    ]
+
+
+def _task_problems(settings: StreamSettings, tasks: Sequence[TaskData]) -> list[str]:
+    names, special = [data.task for data in tasks], settings.special
+    problems = [f"task '{name}': {count} tasks have this name" for name, count in Counter(names).items() if count > 1]
+    if settings.method in MIXING and len(names) < 2:
+        problems.append(f"{len(names)} task is nothing to be mixed; give more tasks, or use method full")
+    if settings.method == "dmt" and MULTI_TASK in names:
+        problems.append(f"task '{MULTI_TASK}': this is the name of the first stage; give the task another one")
+    if special is not None and special not in names:
+        problems.append(f"special: no task '{special}', {suggestion(special, names, 'tasks')}")
+    return problems
+
+
+def _core_problems(stream: Stream) -> list[str]:
+    """Tasks without a core file, and core files of another model: before any of them is looked into."""
+    inventory, problems = stream.anatomy.inventory, []
+    for name in _names(stream.tasks):
+        core = stream.cores.get(name)
+        if core is None:
+            problems.append(
+                f"task '{name}': no core file; name it with `core:` beside `data:` (`trace-transfer identify` makes "
+                "one, `trace-transfer map` carries one over from another model)"
+            )
+        elif (core.model.names_sha256, core.model.num_layers) != (inventory.names_sha256, stream.anatomy.num_layers):
+            there = core.model
+            problems.append(
+                f"task '{name}': its core file is of {there.id} ({there.family}, {there.num_layers} layers, "
+                f"{there.num_parameters} parameters), and the model to be trained is another ({stream.anatomy.family}, "
+                f"{stream.anatomy.num_layers} layers, {len(inventory.shapes)} parameters); carry it over with "
+                "`trace-transfer map`"
+            )
+    return problems
+
+
+def _names(tasks: Sequence[TaskData]) -> tuple[str, ...]:
+    return tuple(data.task for data in tasks)
+
+
+def _refuse(settings: StreamSettings, problems: Sequence[str]) -> None:
+    if problems:
+        raise StreamError(f"this stream cannot be trained with method {settings.method}:\n" + listing(problems))

@@ -1,0 +1,70 @@
+"""How a stream of tasks is fine-tuned: the method, its training, and what baselines and controls need."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
+from pydantic import InstanceOf
+
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.identification.warm_start_settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
+from trace_transfer.settings import Count, Settings, Share, Texts, setting
+
+METHODS = {
+    "trace": "only the core set of each task (the method)",
+    "full": "everything, task after task",
+    "joint": "everything, all tasks mixed",
+    "lora": "adapters on all layers, task after task",
+    "dmt": "everything: all tasks but one mixed, then that one with a few examples of the others",
+    "random": "a random set of the core set's size (control)",
+    "shuffled": "the core set with its layers shuffled (control)",
+    "first": "all of the first layers, as many as the core set's size (control)",
+    "last": "all of the last layers, as many as the core set's size (control)",
+}
+CONTROLS = ("random", "shuffled", "first", "last")
+NEED_CORE = ("trace", *CONTROLS)
+
+
+def paper_training(**given: Any) -> TrainSettings:
+    """Training as in the paper's A.4; the learning rate is that of the authors' code."""
+    return TrainSettings(**{"epochs": 3, "batch_size": 256, "zero": 3, **given})
+
+
+class StreamSettings(Settings):
+    """Everything about a stream of tasks but the model, the tasks and the output directory."""
+
+    method: Literal["trace", "full", "joint", "lora", "dmt", "random", "shuffled", "first", "last"] = setting(
+        "trace", "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
+    )
+    train: InstanceOf[TrainSettings] = setting(paper_training, "The training of each task.")
+    max_length: Length = setting(1024, LONGEST, metavar="TOKENS")
+    too_long: TooLong = setting("cut", WHEN_TOO_LONG)
+    order: Texts = setting(
+        (), "Names of the tasks in the order in which they are trained; that of the file if not given.",
+        metavar="TASK,…",
+    )  # fmt: skip
+    save_dtype: Literal["stored", "float32"] = setting(
+        "stored", "Save what moved in the type of the base's weights, or in float32."
+    )
+    lora_rank: Count = setting(8, "Of method lora (A.4).")
+    lora_alpha: Annotated[float, Gt(0)] = setting(16.0, "Of method lora (A.4).")
+    adapter: Literal["carry", "merge"] = setting(
+        "carry", "lora: carry one adapter through all tasks, or merge it after each."
+    )
+    special: str | None = setting(None, "dmt: the task trained last; by default the stream's last.", metavar="TASK")
+    replay_share: Share = setting(
+        1 / 256, "dmt: share of the other tasks' examples replayed beside it (Dong et al., 2024: 1/256)."
+    )
+    control_unit: Literal["tensors", "elements"] = setting(
+        "tensors", "random: as many tensors as the core set, or elements."
+    )
+
+    def contradictions(self) -> list[str]:
+        contradicting = self.special is not None and self.method != "dmt"
+        return [f"special: {self.special!r} is for method dmt only"] * contradicting
+
+    @property
+    def needs_core(self) -> bool:
+        """Whether each task needs a core file."""
+        return self.method in NEED_CORE

@@ -1,0 +1,257 @@
+"""What `train` will do: which stage trains what on which examples, with how much memory, and what is finished.
+
+Reads: a base model's config and headers, `stream.yaml`, its data and core files; what an earlier run left. Loads no
+weights and writes nothing, so that whatever can be refused is refused here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.adapters import AdaptedModel
+from trace_transfer.engine.deepspeed_json import contradictions
+from trace_transfer.engine.engine import resolve_precision
+from trace_transfer.engine.estimates import Estimate, Workload, estimate
+from trace_transfer.engine.hardware import flops_per_token
+from trace_transfer.engine.loading import BaseModel, StartingPoint
+from trace_transfer.engine.tracking import require_trackers
+from trace_transfer.errors import UserError, listing
+from trace_transfer.families.model_handle import OpenModel, open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.files import prepare_directory, refuse_inputs, sha256_file
+from trace_transfer.identification.task_data import encode_tasks
+from trace_transfer.models.checkpoints import open_checkpoint
+from trace_transfer.models.content import difference
+from trace_transfer.models.sources import numel
+from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.recording import patch_entries
+from trace_transfer.publish.model_card import CoreOrigin
+from trace_transfer.records import read_artefact
+from trace_transfer.settings import side_by_side
+from trace_transfer.training.methods import Stage, read_cores, stages_of
+from trace_transfer.training.records import StageRecord, StreamFile
+from trace_transfer.training.settings import StreamSettings
+from trace_transfer.training.stream_file import StreamTask, core_file, load_stream
+
+RECORD, FOLDER, MODEL = "stream.json", "stages", "model"
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """All that can be known, and refused, before a weight is loaded.
+
+    `origins` says where each task's core set came from, `datasets` which of the hub's data sets are trained on.
+    """
+
+    base: OpenModel
+    settings: StreamSettings
+    stages: tuple[Stage, ...]
+    finished: tuple[StageRecord, ...]
+    complete: bool
+    fingerprint: str
+    num_ranks: int
+    out: Path
+    origins: Mapping[str, CoreOrigin] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+
+    def directory(self, number: int) -> Path:
+        """Of one stage, counted from 0, alone."""
+        return self.out / FOLDER / f"{number + 1}-{self.stages[number].label}"
+
+    def patch(self, number: int) -> Path:
+        return self.out / f"{self.stages[number].label}.patch.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The tuned model's directory."""
+        return self.out / MODEL
+
+    def adapter(self, number: int) -> Path:
+        return self.out / f"{self.stages[number].label}.adapter"
+
+    @property
+    def precision(self) -> str:
+        """`float32` or `bfloat16`, as resolved on this machine."""
+        return str(resolve_precision(self.settings.train)).removeprefix("torch.")
+
+    @cached_property
+    def adapters(self) -> AdaptedModel | None:
+        """Of the first stage, where adapters are trained."""
+        return adapted(self, 0, BaseModel(self.base.source), None) if self.settings.method == "lora" else None
+
+    def workload(self, number: int) -> Workload:
+        return Workload.of(self.stages[number].data, self.settings.train.micro_batch_size)
+
+    def mask(self, number: int) -> Mask:
+        """What a stage changes, by the names of the base: with adapters, the weights that they are merged into."""
+        if self.adapters is None:
+            return self.stages[number].known_mask
+        shapes = self.base.anatomy.inventory.shapes
+        return Mask({name: None for name in self.adapters.adapted if name in shapes})
+
+    def work(self, number: int) -> float:
+        """Operations per token."""
+        return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length)
+
+    def estimate(self, number: int) -> Estimate:
+        """Memory and disk of a stage. Adapters keep the inputs that training their weights would keep."""
+        state, mask = ModelState(self.base.source), self.mask(number)
+        stored = max(state.dtype(name).itemsize for name in mask.parts)
+        found = estimate(
+            self.base.anatomy, mask, self.settings.train, self.workload(number), num_ranks=self.num_ranks,
+            precision=self.precision, stored_itemsize=stored,
+            saved_itemsize=4 if self.settings.save_dtype == "float32" else stored,
+        )  # fmt: skip
+        if self.adapters is None:
+            return found
+        trained = sum(map(numel, self.adapters.shapes.values()))
+        scale = trained / found.num_elements
+        return replace(
+            found, num_parameters=len(self.adapters.shapes), num_elements=trained, share=found.share * scale,
+            gradients=round(found.gradients * scale), optimizer=round(found.optimizer * scale),
+            host=round(found.host * scale), checkpoint=12 * trained,
+        )  # fmt: skip
+
+
+def plan_stream(
+    base: str | Path, stream: str | Path, *, settings: StreamSettings, rules: Sequence[str], out: str | Path,
+    num_ranks: int = 1,
+) -> StreamPlan:  # fmt: skip
+    """Open the model, read stream, core files and examples, look what is finished; loads no weights, writes nothing.
+
+    Args:
+        num_ranks: processes that will train together.
+
+    Raises:
+        UserError: whatever is wrong with them, or `out` holds another stream, or something of them that would be
+            replaced.
+    """
+    _require_divisible(settings, num_ranks)
+    require_trackers(settings.train.track)
+    opened = open_model(base, load_families([Path(path) for path in rules]))
+    tasks = load_stream(stream)
+    directory = Path(stream).parent
+    refuse_inputs([Path(out), Path(out) / MODEL, Path(out) / RECORD], [base, stream])
+    cores = read_cores(tasks, directory) if settings.needs_core else {}
+    data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
+    stages = stages_of(settings, data, cores, opened.anatomy)
+    fingerprint = open_checkpoint(opened.source).fingerprint
+    origins = {task.name: CoreOrigin.of(cores[task.name], file) for task, file in _core_files(tasks, directory, cores)}
+    datasets = tuple(sorted({task.data for task in tasks if task.builder is None}))
+    plan = StreamPlan(
+        opened, settings, stages, (), False, fingerprint, num_ranks, Path(out), origins=origins, datasets=datasets
+    )
+    if settings.method == "lora":
+        adapters = adapted(plan, 0, BaseModel(opened.source), None).mask
+        plan = replace(plan, stages=tuple(replace(stage, mask=adapters) for stage in stages))
+    else:
+        names = {name for stage in stages for name in stage.known_mask.parts}
+        ModelState(opened.source).require_readable(names)  # fused when loaded: could be trained, but not saved
+    return _with_finished(plan)
+
+
+def _core_files(
+    tasks: Sequence[StreamTask], directory: Path, cores: Mapping[str, CoreFile]
+) -> list[tuple[StreamTask, Path]]:
+    files = ((task, core_file(task, directory)) for task in tasks if task.name in cores)
+    return [(task, file) for task, file in files if file is not None]
+
+
+def _require_divisible(settings: StreamSettings, num_ranks: int) -> None:
+    train = settings.train
+    at_once = train.micro_batch_size * num_ranks
+    problems = []
+    if train.batch_size % at_once:
+        fitting = [n for n in range(1, train.batch_size // num_ranks + 1) if train.batch_size % (n * num_ranks) == 0]
+        hint = (
+            f"a micro_batch_size of {', '.join(map(str, fitting[-4:]))} does" if fitting else "no micro_batch_size does"
+        )
+        problems.append(
+            f"batch_size {train.batch_size} is not a multiple of micro_batch_size {train.micro_batch_size} x "
+            f"{num_ranks} processes = {at_once}; {hint}"
+        )
+    precision = str(resolve_precision(train)).removeprefix("torch.")
+    problems += contradictions(train.deepspeed, train, num_ranks, precision)
+    if problems:
+        raise UserError("settings that contradict each other:\n" + listing(problems))
+
+
+def _with_finished(plan: StreamPlan) -> StreamPlan:
+    """Which stages an earlier run has finished.
+
+    Raises:
+        UserError: it was another stream, tells what differs; or a patch is gone or damaged.
+    """
+    if not (plan.out / RECORD).is_file():
+        return plan
+    record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
+    pairs: list[tuple[str, object, object]] = [
+        ("model", record.model.names_sha256[:12], plan.base.identity.names_sha256[:12]),
+        ("number of stages", record.num_stages, len(plan.stages)),
+    ]
+    pairs += side_by_side(record.settings, plan.settings.recorded())
+    for number, (then, now) in enumerate(zip(record.stages, plan.stages, strict=False), start=1):
+        pairs += [
+            (f"stage {number}", then.label, now.label),
+            (f"stage {number}: data", then.data_sha256[:12], now.data.sha256[:12]),
+            (f"stage {number}: core set", then.mask_sha256[:12], now.known_mask.sha256[:12]),
+        ]
+    problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
+    if record.base_fingerprint != plan.fingerprint:
+        name = f"weights of {plan.base.source.name}"
+        problems.insert(0, difference(name, record.base_fingerprint, plan.fingerprint))
+    if problems:
+        raise UserError(f"{plan.out}: holds another stream; name another --out, or remove it:\n" + listing(problems))
+    damaged = [
+        f"{stage.patch}: " + ("damaged" if (plan.out / stage.patch).is_file() else "missing")
+        for stage in record.stages
+        if not (plan.out / stage.patch).is_file() or sha256_file(plan.out / stage.patch) != stage.patch_sha256
+    ]
+    if damaged:
+        raise UserError(
+            f"{plan.out}: patches of finished stages cannot be used; remove {RECORD} to train them again:\n"
+            + listing(damaged)
+        )
+    return replace(plan, finished=record.stages, complete=record.complete)
+
+
+def adapted(plan: StreamPlan, number: int, start: StartingPoint, carried: Path | None) -> AdaptedModel:
+    """A stage's adapters; each stage that begins new ones draws others."""
+    settings = plan.settings
+    return AdaptedModel(start, settings.lora_rank, settings.lora_alpha, settings.train.seed + number, carried)
+
+
+def needed_space(plan: StreamPlan) -> int:
+    """Bytes that the stages still to be trained will write: patches, checkpoints and their successor, the model."""
+    base = ModelState(plan.base.source)
+    model = sum(base.spec(name).num_bytes for name in base.shapes)
+    patches, trained = 0, 0
+    for stage in plan.stages[len(plan.finished) :]:
+        if plan.adapters is not None:
+            patches += 2 * model
+            trained = max(trained, sum(numel(shape) for shape in plan.adapters.shapes.values()))
+        else:
+            for entry in patch_entries(base, stage.known_mask, plan.settings.save_dtype):
+                patches += sum(spec.num_bytes for spec in entry.specs.values())
+            trained = max(trained, stage.known_mask.numel(base.shapes))
+    return patches + 12 * trained * (plan.settings.train.keep_checkpoints + 1) + model
+
+
+def require_space(plan: StreamPlan) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        UserError: less room than patches, checkpoints and the tuned model need.
+    """
+    needed, free = needed_space(plan), shutil.disk_usage(prepare_directory(plan.out)).free
+    if free < needed and not plan.complete:
+        raise UserError(
+            f"{plan.out}: {free:,} bytes are free, but patches, checkpoints and the tuned model need about {needed:,}; "
+            "make room, or name another --out"
+        )
