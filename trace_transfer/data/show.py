@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from trace_transfer.data.examples import TaskData
+if TYPE_CHECKING:
+    from trace_transfer.data.examples import TaskData
+
 
 LONGEST = 240  # characters of a piece that are shown, half from either end
 OPEN, CLOSE, BREAK = "⟦", "⟧", "⏎"
