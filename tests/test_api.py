@@ -218,7 +218,7 @@ def test_report_is_the_command(tmp_path):
         ),
         ("report", (7,), {}, "run: found 7, expected the directory of a run"),
         ("read", (b"x",), {}, "file: found b'x', expected a file's name"),
-        ("read", ("x",), {"kind": "CoreFile"}, "kind: found 'CoreFile', expected a class of trace_transfer.records"),
+        ("read", ("x",), {"kind": "CoreFile"}, "kind: found 'CoreFile', expected a class of trace_transfer.formats"),
     ],
 )
 def test_arguments_of_another_type_are_named(name, arguments, given, told):

@@ -388,7 +388,7 @@ def read(file: PathLike, kind: type[Any] | None = None) -> Any:
 
     Args:
         file: any JSON file with a `format` of ours.
-        kind: a class of `trace_transfer.records`, such as `CoreFile`, for which the file must be.
+        kind: a class of `trace_transfer.formats`, such as `CoreFile`, for which the file must be.
 
     Raises:
         ArtefactError: not there, of another format or version, or with wrong or unknown fields (all are named).

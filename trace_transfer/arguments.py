@@ -145,7 +145,7 @@ def _artefact(name: str, value: Any, problems: list[str]) -> Any:
     from trace_transfer.formats import ARTEFACTS
 
     if value is not None and value not in ARTEFACTS.values():
-        problems.append(f"{name}: found {_shown(value)}, expected a class of trace_transfer.records such as CoreFile")
+        problems.append(f"{name}: found {_shown(value)}, expected a class of trace_transfer.formats such as CoreFile")
     return value
 
 
