@@ -7,6 +7,7 @@ import tempfile
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("COLUMNS", None)  # set in pytest-xdist's workers alone; output is as wide as in a pipe
 os.environ["TRACE_TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="trace-transfer-tests-")
 
 import shutil

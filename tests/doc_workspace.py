@@ -97,7 +97,6 @@ def write_settings(directory: Path, page: Path) -> list[str]:
         if name := block.title or _kind(block.text):
             text = block.text.replace("sahil2801/CodeAlpaca-20k", "instructions.jsonl")
             text = text.replace("[my_model_type]", "[llama]")  # a model type that transformers knows
-            text = text.replace("processes: 8", "processes: 1")  # more than the cores here are refused
             (directory / name).write_text(text, "utf-8")
             written.append(name)
     return written

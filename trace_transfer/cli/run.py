@@ -49,10 +49,12 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
         return
     status = read_status(graph, run.out, rebuild=rebuild)
     if dry_run:
-        from trace_transfer.study.checking import check_plan
+        from trace_transfer.study.checking import check_plan, excess_here
         from trace_transfer.study.show_plan import render_run_plan
 
-        click.echo(render_run_plan(graph, status, check_plan(graph)))
+        click.echo(render_run_plan(graph, status, check_plan(graph, elsewhere=True)))
+        if excess := excess_here(graph):
+            click.echo(f"! {excess}: here it would be refused")
         return
 
     from trace_transfer.stopping import stop_on_sigterm

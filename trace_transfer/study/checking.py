@@ -21,8 +21,20 @@ from trace_transfer.study.graph import RunGraph
 from trace_transfer.study.steps import LAUNCHED
 
 
-def check_plan(graph: RunGraph) -> dict[str, tuple[TaskData, ...]]:
+def excess_here(graph: RunGraph) -> str | None:
+    """How many more processes a step wants than this machine has room for."""
+    wanted = graph.run.processes
+    if wanted == 1 or not any(step.kind in LAUNCHED for step in graph.steps):
+        return None
+    excess = excess_of(wanted)
+    return f"processes: {wanted}: {excess}" if excess else None
+
+
+def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[TaskData, ...]]:
     """Open both models, encode all tasks for each, read the evaluations' data; no weights.
+
+    Args:
+        elsewhere: the plan may be for another machine: what this one lacks is not refused.
 
     Returns:
         `source` or `target` → the tasks as its model reads them.
@@ -61,12 +73,8 @@ def check_plan(graph: RunGraph) -> dict[str, tuple[TaskData, ...]]:
             plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
         except UserError as error:
             problems.append(str(error))
-    if (
-        run.processes > 1
-        and any(step.kind in LAUNCHED for step in graph.steps)
-        and (excess := excess_of(run.processes))
-    ):
-        problems.append(f"processes: {run.processes}: {excess}")
+    if not elsewhere and (excess := excess_here(graph)):
+        problems.append(excess)
     for section, device in _devices(graph):
         try:
             if run.jobs > 1 and re.fullmatch(r"cuda:[1-9]\d*", device):
