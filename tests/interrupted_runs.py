@@ -92,7 +92,7 @@ def serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
-    with sys.modules["trace_transfer.engine.process_group"].open_ranks():  # imports DeepSpeed, without its noise
+    with sys.modules["trace_transfer.engine.distributed"].open_ranks():  # imports DeepSpeed, without its noise
         pass
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the children who are interrupted
     for line in sys.stdin:

@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.model_state import ModelState, record_patch
 from trace_transfer.patch.patches import Patch
-from trace_transfer.patch.recording import record_patch
 
 
 def state_of(directory: Path, *patches: Patch) -> ModelState:

@@ -311,7 +311,7 @@ MEET = """
 import os, pathlib, sys
 import click
 from trace_transfer.cli import Commands
-from trace_transfer.engine import process_group as meeting
+from trace_transfer.engine import distributed as meeting
 endable = meeting.endable
 def noted(call, what):
     pathlib.Path(sys.argv[1]).touch()

@@ -16,7 +16,7 @@ from trace_transfer.identification.delta_store import ShardWriter
 from trace_transfer.models.bits import all_finite
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
-from trace_transfer.patch.recording import record_patch
+from trace_transfer.patch.model_state import record_patch
 
 BAD = "model.layers.1.mlp.up_proj.weight"
 VALUES = [float("nan"), float("inf"), float("-inf")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
     from trace_transfer.evaluation.scores import EvaluationFile
     from trace_transfer.identification.identifying import Identified
-    from trace_transfer.patch.verification import Verification
+    from trace_transfer.patch.records import Verification
     from trace_transfer.progress import Reporter
     from trace_transfer.records import Strict
     from trace_transfer.reporting.reporting import Reported

@@ -33,6 +33,10 @@ class ProbeError(UserError):
     """A probe set cannot be used: empty, not text, too few texts, or texts that do not differ."""
 
 
+class TrainingError(UserError):
+    """A training cannot go on: NaN, data without supervised tokens, a full disk, a checkpoint of something else."""
+
+
 class FrozenMovedError(TraceTransferError):
     """What was to stay bit-identical did not."""
 

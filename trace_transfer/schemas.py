@@ -20,7 +20,7 @@ from trace_transfer.study.methods import METHODS
 from trace_transfer.study.reading import KEEP, KEYS, ORDERS
 from trace_transfer.study.run_file import RunTask
 from trace_transfer.study.sections import AXES, SECTIONS
-from trace_transfer.training.stream_file import StreamTask
+from trace_transfer.training.settings import StreamTask
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]

@@ -92,8 +92,8 @@ def measure(way: str, size: str) -> None:
 
     from tests.benchmarks.streaming import watched
     from trace_transfer.core_sets.masks import Mask
+    from trace_transfer.engine import checkpointing, loop
     from trace_transfer.engine import engine as engines
-    from trace_transfer.engine import loop, state
     from trace_transfer.engine.adapters import AdaptedModel
     from trace_transfer.engine.loading import BaseModel
     from trace_transfer.engine.settings import TrainSettings
@@ -154,7 +154,7 @@ def measure(way: str, size: str) -> None:
         def finish(values) -> None:
             kinds = ("master", "exp_avg", "exp_avg_sq")
             states = ((name, {kind: value.clone() for kind in kinds}) for name, value in values)
-            written = state.write(directory / "measured", {}, [], 0.0, states)
+            written = checkpointing.write(directory / "measured", {}, [], 0.0, states)
             found["checkpoint"] = sum(file.stat().st_size for file in written.glob("*.safetensors"))
 
         before = memory_now()

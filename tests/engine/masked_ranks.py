@@ -21,13 +21,11 @@ from tests.engine.made_up import make_task, settings
 from tests.engine.masks import Patched, make_mask
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine import engine, loop
-from trace_transfer.engine.errors import TrainingError
+from trace_transfer.engine.engine import gathered
 from trace_transfer.engine.loading import BaseModel, StartingPoint
-from trace_transfer.engine.loop import TrainResult
-from trace_transfer.engine.partitioned import gathered
+from trace_transfer.engine.loop import Run, TrainResult
 from trace_transfer.engine.slices import taken
-from trace_transfer.engine.stepping import Run
-from trace_transfer.errors import ModelError
+from trace_transfer.errors import ModelError, TrainingError
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
 

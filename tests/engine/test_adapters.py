@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM
 from tests.engine.made_up import make_task, settings
 from trace_transfer.data.examples import collate, losses
 from trace_transfer.engine.adapters import CONFIG, WEIGHTS, AdaptedModel, adapted_weights, merged_values
-from trace_transfer.engine.batches import plan
+from trace_transfer.engine.batches import num_warmup_steps, plan, rate_factor
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import train
-from trace_transfer.engine.schedule import num_warmup_steps, rate_factor
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import ModelSource
 

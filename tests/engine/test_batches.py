@@ -5,7 +5,7 @@ import pytest
 from tests.engine.made_up import make_task, settings
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.engine.batches import plan
-from trace_transfer.engine.errors import TrainingError
+from trace_transfer.errors import TrainingError
 
 
 def ids_of(batch):

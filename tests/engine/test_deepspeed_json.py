@@ -13,8 +13,8 @@ from tests.engine.made_up import make_task
 from trace_transfer.data.examples import collate
 from trace_transfer.engine import deepspeed_json
 from trace_transfer.engine.deepspeed_json import contradictions, merged, read_deepspeed_json
+from trace_transfer.engine.distributed import open_ranks
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.process_group import open_ranks
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import ModelSource

@@ -13,10 +13,9 @@ from tests.engine.made_up import make_task, run, settings
 from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.data.examples import collate
 from trace_transfer.engine import engine
-from trace_transfer.engine.deepspeed_workarounds import collect_garbage
+from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import open_engine
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.process_group import open_ranks
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.models.sources import ModelSource
 

@@ -10,11 +10,10 @@ from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import collate
 from trace_transfer.engine import engine, estimates
-from trace_transfer.engine.deepspeed_workarounds import collect_garbage
+from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import open_engine
 from trace_transfer.engine.estimates import Workload, activations, estimate
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.process_group import open_ranks
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import ModelSource, inventory_of, numel

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.engine.hardware import flops_per_token, lowest_layer, peak_flops, utilisation
+from trace_transfer.engine.estimates import flops_per_token, lowest_layer, peak_flops, utilisation
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import inventory_of

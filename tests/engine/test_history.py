@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trace_transfer.engine.errors import TrainingError
-from trace_transfer.engine.history import Log, Step, from_csv, to_csv
+from trace_transfer.engine.checkpointing import Log, Step, from_csv, to_csv
+from trace_transfer.errors import TrainingError
 
 STEPS = [Step(1, 1 / 3, 1e-5, 2.5, 100, 40), Step(2, math.pi, 3.3333333333333335e-06, 1e-300, 7, 1)]
 

@@ -9,11 +9,9 @@ from tests.engine.made_up import settings
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import FAMILIES as TINY
 from tests.tiny_models import build_config, build_model, save_model
-from trace_transfer.engine.deepspeed_workarounds import collect_garbage
-from trace_transfer.engine.engine import configuration
+from trace_transfer.engine.distributed import collect_garbage, open_ranks
+from trace_transfer.engine.engine import configuration, fill_partitioned, gathered, shapes_of
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.partitioned import fill_partitioned, gathered, shapes_of
-from trace_transfer.engine.process_group import open_ranks
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import ModelSource
 

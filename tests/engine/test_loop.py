@@ -9,12 +9,12 @@ from tests.engine.made_up import make_task, run, settings
 from tests.reference.train_loop import train_slowly
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import TaskData
-from trace_transfer.engine import state
+from trace_transfer.engine import checkpointing
 from trace_transfer.engine.batches import plan
-from trace_transfer.engine.errors import TrainingError
-from trace_transfer.engine.history import from_csv
+from trace_transfer.engine.checkpointing import from_csv
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.stepping import Run
+from trace_transfer.engine.loop import Run
+from trace_transfer.errors import TrainingError
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
 
@@ -59,14 +59,14 @@ def differing(values, others):
 
 def stop_after(monkeypatch, steps):
     """Checkpoints are written; after the one of a step the training fails."""
-    write = state.write
+    write = checkpointing.write
 
     def write_and_stop(directory, identity, done, *rest):
         write(directory, identity, done, *rest)
         if len(done) == steps:
             raise TrainingError("stopped here")
 
-    monkeypatch.setattr(state, "write", write_and_stop)
+    monkeypatch.setattr(checkpointing, "write", write_and_stop)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precisi
 def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
     """SIGTERM: a checkpoint, and no more than one; the same command goes on. The same again before a step is done."""
 
-    stop, one_step, written, write = StopSignal(), Run.one_step, [], state.write
+    stop, one_step, written, write = StopSignal(), Run.one_step, [], checkpointing.write
     options = {"zero": zero, "batch_size": 5, "keep_checkpoints": 2}
 
     def step_and_be_told(self, number, batch):
@@ -189,7 +189,7 @@ def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
         return write(directory, identity, done, *rest)
 
     _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
-    monkeypatch.setattr(state, "write", note_and_write)
+    monkeypatch.setattr(checkpointing, "write", note_and_write)
     with monkeypatch.context() as patched:
         patched.setattr(Run, "one_step", step_and_be_told)
         with pytest.raises(StopRequested, match="stopped by SIGTERM after step 3 of 5; the same command goes on"):
@@ -278,14 +278,14 @@ def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
     assert ", ".join(example.id for example in second.micro_batches[1]) in message
     assert second.micro_batches[0][0].id not in message
     assert f"the last checkpoint, {tmp_path / 'checkpoint' / 'step-00000001'}, is as it was" in message
-    assert all(value.isfinite().all() for name, value in state.find(tmp_path).read("exp_avg"))
+    assert all(value.isfinite().all() for name, value in checkpointing.find(tmp_path).read("exp_avg"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_infinite_gradient_stops(tiny, tmp_path, monkeypatch, precision):
-    from trace_transfer.engine import stepping
+    from trace_transfer.engine import loop
 
-    monkeypatch.setattr(stepping, "losses", lambda logits, targets: (logits.float() - logits.float().detach()).sqrt())
+    monkeypatch.setattr(loop, "losses", lambda logits, targets: (logits.float() - logits.float().detach()).sqrt())
     with pytest.raises(TrainingError, match=r"step 1 of 3: the gradient .*\n(.|\n)*no checkpoint had been written yet"):
         run(tiny("llama"), tmp_path, precision=precision)
 
@@ -297,7 +297,7 @@ def test_what_finish_raises_leaves_the_checkpoint(tiny, tmp_path):
 
     with pytest.raises(OSError, match="no room for the deltas"):
         run(tiny("llama"), tmp_path, finish=fail, checkpoint_minutes=0)
-    assert len(state.find(tmp_path).steps) == 3
+    assert len(checkpointing.find(tmp_path).steps) == 3
     result, _ = run(tiny("llama"), tmp_path)
     assert result.steps == 3
 

@@ -5,10 +5,9 @@ import torch
 
 from tests.engine.made_up import make_task, settings
 from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.engine.engine import gathered
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.loop import train
-from trace_transfer.engine.partitioned import gathered
-from trace_transfer.engine.stepping import Run
+from trace_transfer.engine.loop import Run, train
 from trace_transfer.errors import FrozenMovedError
 from trace_transfer.models.sources import ModelSource
 

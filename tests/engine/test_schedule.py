@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from trace_transfer.engine.schedule import num_warmup_steps, rate_factor
+from trace_transfer.engine.batches import num_warmup_steps, rate_factor
 
 
 @pytest.mark.parametrize(("num_steps", "warmup"), [(2, 0.1), (10, 0.0), (11, 0.1), (40, 0.33), (100, 0.03)])

@@ -9,7 +9,7 @@ from tests.engine.masks import make_mask
 from tests.reference.masked_loop import put_together, train_masked_slowly, trained_part
 from trace_transfer.core_sets.masks import Mask, MaskError, Slice
 from trace_transfer.engine.batches import plan
-from trace_transfer.engine.history import from_csv
+from trace_transfer.engine.checkpointing import from_csv
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.slices import places_of, put, require_fitting, splice, taken
 from trace_transfer.models.sources import ModelSource

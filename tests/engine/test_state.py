@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from trace_transfer.engine import state
-from trace_transfer.engine.errors import TrainingError
-from trace_transfer.engine.history import Step
+from trace_transfer.engine import checkpointing
+from trace_transfer.engine.checkpointing import Step
+from trace_transfer.errors import TrainingError
 from trace_transfer.files import DiskFullError
 
 IDENTITY = {"task": "math", "settings": {"seed": 0, "max_grad_norm": None}, "num_steps": 3}
@@ -26,12 +26,12 @@ def names(directory):
 
 @pytest.mark.parametrize("shard_bytes", [1, 200, 1 << 20])
 def test_comes_back_as_it_was(tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(state, "SHARD_BYTES", shard_bytes)
-    assert state.find(tmp_path) is None
-    path = state.write(tmp_path, IDENTITY, STEPS, 12.5, states())
-    saved = state.find(tmp_path)
+    monkeypatch.setattr(checkpointing, "SHARD_BYTES", shard_bytes)
+    assert checkpointing.find(tmp_path) is None
+    path = checkpointing.write(tmp_path, IDENTITY, STEPS, 12.5, states())
+    saved = checkpointing.find(tmp_path)
     assert (saved.path, saved.steps, saved.seconds) == (path, tuple(STEPS), 12.5)
-    state.require_same(saved, IDENTITY)
+    checkpointing.require_same(saved, IDENTITY)
     for kind in ("master", "exp_avg", "exp_avg_sq"):
         found, expected = dict(saved.read(kind)), {name: kinds[kind] for name, kinds in states()}
         assert found.keys() == expected.keys()
@@ -40,34 +40,34 @@ def test_comes_back_as_it_was(tmp_path, monkeypatch, shard_bytes):
 
 
 def test_the_newest_stays_and_leftovers_go(tmp_path):
-    state.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
-    state.write(tmp_path, IDENTITY, STEPS, 2.0, states(1))
+    checkpointing.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
+    checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states(1))
     assert names(tmp_path) == ["step-00000002"]
     (tmp_path / "checkpoint" / "step-00000001").mkdir()  # half removed
     (tmp_path / "checkpoint" / ".step-00000003.part").mkdir()  # half written
-    assert len(state.find(tmp_path).steps) == 2
-    state.remove_leftovers(tmp_path)
+    assert len(checkpointing.find(tmp_path).steps) == 2
+    checkpointing.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step-00000002"]
-    state.remove(tmp_path)
+    checkpointing.remove(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_some_are_kept(tmp_path):
     for count in range(1, 5):
         steps = [Step(number + 1, 2.0, 1e-5, 1.0, 10, 5) for number in range(count)]
-        state.write(tmp_path, IDENTITY, steps, 1.0, states(count), 3)
+        checkpointing.write(tmp_path, IDENTITY, steps, 1.0, states(count), 3)
     assert names(tmp_path) == [f"step-0000000{count}" for count in (2, 3, 4)]
     (tmp_path / "checkpoint" / ".step-00000001.part").mkdir()  # half removed
-    state.remove_leftovers(tmp_path, 2)
+    checkpointing.remove_leftovers(tmp_path, 2)
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
-    assert len(state.find(tmp_path).steps) == 4
+    assert len(checkpointing.find(tmp_path).steps) == 4
 
 
 def test_everything_that_differs_is_said(tmp_path):
-    state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+    checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     other = {"task": "law", "settings": {"seed": 1, "max_grad_norm": None}, "num_steps": 3}
     with pytest.raises(TrainingError, match="a training of 2 steps was stopped here") as caught:
-        state.require_same(state.find(tmp_path), other)
+        checkpointing.require_same(checkpointing.find(tmp_path), other)
     message = str(caught.value)
     assert "a training of 2 steps was stopped here" in message
     assert "  - settings.seed: 0 in the checkpoint, 1 now\n  - task: 'math' in the checkpoint, 'law' now" in message
@@ -76,8 +76,8 @@ def test_everything_that_differs_is_said(tmp_path):
 
 def test_what_earlier_versions_recorded_beside_it_does_not_matter(tmp_path):
     now = {"task": "math", "settings": {"epochs": 3}}
-    state.write(tmp_path, {**now, "prefix": 2, "settings": {"epochs": 3, "cache_prefix": "auto"}}, [], 0.0, [])
-    state.require_same(state.find(tmp_path), now)
+    checkpointing.write(tmp_path, {**now, "prefix": 2, "settings": {"epochs": 3, "cache_prefix": "auto"}}, [], 0.0, [])
+    checkpointing.require_same(checkpointing.find(tmp_path), now)
 
 
 @pytest.mark.parametrize(
@@ -93,38 +93,38 @@ def test_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch, failure):
         path.write_bytes(b"half")
         raise failure
 
-    state.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
-    monkeypatch.setattr(state, "write_tensors", fill)
+    checkpointing.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
+    monkeypatch.setattr(checkpointing, "write_tensors", fill)
     message = rf"{tmp_path}.*of step 2 cannot be written: the disk is full\. .*step-00000001 is good"
     with pytest.raises(TrainingError, match=message):
-        state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+        checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     assert names(tmp_path) == ["step-00000001"]
-    assert dict(state.find(tmp_path).read("master")).keys() == dict(states()).keys()
+    assert dict(checkpointing.find(tmp_path).read("master")).keys() == dict(states()).keys()
 
 
 def test_interrupted_while_writing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(state, "write_tensors", interrupt)
+    monkeypatch.setattr(checkpointing, "write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+        checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     assert names(tmp_path) == []
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
-    path = state.write(tmp_path, IDENTITY, STEPS, 2.0, states())
+    path = checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     record = path / "checkpoint.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "version": 9}))
     with pytest.raises(TrainingError, match=r"not a checkpoint of this program .*version 9, expected .* version 1"):
-        state.find(tmp_path)
+        checkpointing.find(tmp_path)
 
 
 def test_a_checkpoint_that_lacks_values_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "SHARD_BYTES", 1)
-    path = state.write(tmp_path, IDENTITY, STEPS, 1.0, states())
+    monkeypatch.setattr(checkpointing, "SHARD_BYTES", 1)
+    path = checkpointing.write(tmp_path, IDENTITY, STEPS, 1.0, states())
     kinds = ("master", "exp_avg", "exp_avg_sq")
-    saved = state.find(tmp_path)
+    saved = checkpointing.find(tmp_path)
     saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
     with pytest.raises(TrainingError, match="z/master: is of nothing that is trained"):
         saved.require_whole(["a.weight", "b/c.bias"], kinds)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trace_transfer.engine import tracking
-from trace_transfer.engine.process_group import open_ranks
+from trace_transfer.engine.distributed import open_ranks
 from trace_transfer.engine.tracking import NoTracker, open_tracker, require_trackers
 from trace_transfer.errors import UserError
 

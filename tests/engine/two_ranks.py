@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from tests.engine.made_up import make_task, run
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine import engine, state
-from trace_transfer.engine.errors import TrainingError
+from trace_transfer.engine import checkpointing, engine
+from trace_transfer.errors import TrainingError
 
 CASES = {
     "zero0": {"zero": 0},
@@ -44,14 +44,14 @@ def seen(built: engine.Engine) -> dict[str, object]:
 
 
 def write_and_stop(directory, identity, done, *rest):
-    """As `state.write`, but after the third step the training fails."""
+    """As `checkpointing.write`, but after the third step the training fails."""
     path = WRITE(directory, identity, done, *rest)
     if len(done) == 3:
         raise TrainingError("stopped here")
     return path
 
 
-WRITE, BUILD = state.write, engine.Engine.__init__
+WRITE, BUILD = checkpointing.write, engine.Engine.__init__
 
 
 def main(model: Path, out: Path) -> None:
@@ -72,12 +72,12 @@ def main(model: Path, out: Path) -> None:
     for case in RESUMED:
         name = f"{case}-resumed"
         results[name] = {}
-        state.write = write_and_stop
+        checkpointing.write = write_and_stop
         try:
             run(model, out / name, epochs=2, checkpoint_minutes=0, **CASES[case])
         except TrainingError as error:
             results[name]["stopped"] = str(error)
-        state.write = WRITE
+        checkpointing.write = WRITE
         keep(out, name, run(model, out / name, epochs=2, **CASES[case])[1])
     name = "masked"
     results[name] = {}

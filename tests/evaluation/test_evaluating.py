@@ -17,9 +17,8 @@ from trace_transfer.evaluation.scores import EvaluationFile
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
 from trace_transfer.formats import read_any
-from trace_transfer.patch.model_state import write_model
+from trace_transfer.patch.model_state import PatchedModel, write_model
 from trace_transfer.progress import Silent
-from trace_transfer.training.patched import PatchedModel
 
 SILENT = Silent()
 

@@ -14,9 +14,9 @@ from tests.tiny_models import build_config, build_model
 from trace_transfer.cli import main
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ArtefactError, UserError
-from trace_transfer.patch.mergekit_file import mergekit_yaml
-from trace_transfer.patch.merging import write_task_models
 from trace_transfer.patch.patches import Patch
+from trace_transfer.patch.patching import write_task_models
+from trace_transfer.patch.records import mergekit_yaml
 from trace_transfer.progress import Silent
 
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
@@ -171,7 +171,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tiny, tmp_path, monkeypatch):
     def fail(*arguments):
         raise KeyboardInterrupt("now")
 
-    monkeypatch.setattr("trace_transfer.patch.merging.mergekit_yaml", fail)
+    monkeypatch.setattr("trace_transfer.patch.patching.mergekit_yaml", fail)
     with pytest.raises(KeyboardInterrupt, match="now"):
         write_task_models(base, files, tmp_path / "vectors", Silent())
     assert sorted(tmp_path.iterdir()) == before

@@ -14,8 +14,7 @@ from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.models import sources as models
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, write_model
-from trace_transfer.patch.patch_steps import StateError
-from trace_transfer.patch.patches import Patch
+from trace_transfer.patch.patches import Patch, StateError
 from trace_transfer.progress import Silent
 
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16

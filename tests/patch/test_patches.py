@@ -14,8 +14,8 @@ from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ArtefactError, NumericalError, TraceTransferError
 from trace_transfer.files import DiskFullError
+from trace_transfer.patch.model_state import record_patch
 from trace_transfer.patch.patches import Patch, PatchEntry, write_patch
-from trace_transfer.patch.recording import record_patch
 
 SUM = "0" * 64
 ENTRIES = (

@@ -14,8 +14,8 @@ from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ModelError
 from trace_transfer.models import sources as models
 from trace_transfer.patch.model_state import write_model
-from trace_transfer.patch.patch_steps import StateError
-from trace_transfer.patch.verification import Count
+from trace_transfer.patch.patches import StateError
+from trace_transfer.patch.records import Count
 from trace_transfer.patch.verifying import FrozenMovedError, require_frozen, verify
 from trace_transfer.progress import Silent
 

@@ -176,7 +176,7 @@ def test_a_tuned_model_with_its_record_and_patches(hub, trained):
 
 
 def test_patches_larger_than_the_model_stay_here(hub, tiny, tmp_path):
-    from trace_transfer.publish.publishing import publish_stream
+    from trace_transfer.publish.hub import publish_stream
 
     base = state_of(tiny("llama", dtype=torch.bfloat16))
     everything = Mask.everything(base.shapes)

@@ -16,7 +16,7 @@ from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.families.registry import load_families
 from trace_transfer.families.units import splits_of, unit_parts
 from trace_transfer.models.sources import ModelSource, build_meta_model, numel, read_inventory
-from trace_transfer.training.controls import CONTROLS, first_layers, last_layers, random_set, shuffled_layers
+from trace_transfer.training.methods import CONTROLS, first_layers, last_layers, random_set, shuffled_layers
 
 FILE = "core file"
 FAMILIES = ("llama", "qwen2", "gemma3_text", "phi3", "gpt2")  # tied, fused, transposed among them

@@ -20,8 +20,7 @@ from trace_transfer.identification.task_data import encode_tasks, read_tasks
 from trace_transfer.models.sources import ModelSource, numel, read_inventory
 from trace_transfer.training import settings as settings_of_streams
 from trace_transfer.training.methods import METHODS, Size, StreamError, mixed, read_cores, some_of, stages_of
-from trace_transfer.training.settings import NEED_CORE, StreamSettings, paper_training
-from trace_transfer.training.stream_file import load_stream
+from trace_transfer.training.settings import NEED_CORE, StreamSettings, load_stream, paper_training
 
 SIZES = {"math": 30, "code": 20, "law": 300}
 ONE_BY_ONE = sorted(METHODS.keys() - {"joint", "dmt"})

@@ -8,10 +8,8 @@ from tests.patch_files import make_patch, mask_of, same_bits, state_of
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import train
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import write_model
-from trace_transfer.patch.recording import record_patch
+from trace_transfer.patch.model_state import PatchedModel, record_patch, write_model
 from trace_transfer.progress import Silent
-from trace_transfer.training.patched import PatchedModel
 
 BF16, F32 = torch.bfloat16, torch.float32
 

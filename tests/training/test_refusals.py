@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tests.stream_files import write_core_set, write_stream
 from tests.tuned_models import weights
 from trace_transfer.cli import main
-from trace_transfer.engine import state
+from trace_transfer.engine import checkpointing
 from trace_transfer.engine.loading import BaseModel
 
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_another_run(training, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "remove", stopped)
+        patch.setattr(checkpointing, "remove", stopped)
         patch.setattr("trace_transfer.training.streaming._record", stopped)
         assert training.run("--checkpoint-minutes", 0).exit_code == 130
     assert list(training.out.rglob("checkpoint.json"))

@@ -4,7 +4,7 @@ import pytest
 
 from tests.task_files import write_tasks
 from trace_transfer.data.tasks_file import TaskError, load_tasks
-from trace_transfer.training.stream_file import core_file, load_stream
+from trace_transfer.training.settings import core_file, load_stream
 
 
 @pytest.fixture

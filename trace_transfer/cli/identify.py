@@ -74,6 +74,6 @@ def identify_command(
 
         click.echo(render_identified(found))
         if to is not None:
-            from trace_transfer.publish.publishing import publish_cores
+            from trace_transfer.publish.hub import publish_cores
 
             click.echo(f"sent: {publish_cores(to, found.files, plan.base.source)}")

@@ -28,8 +28,8 @@ from trace_transfer.identification.importance_terminal import draw_importance
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.identification.show_score_inputs import draw_deltas, draw_fisher, draw_warm_start
 from trace_transfer.identification.show_stability import draw_stability
-from trace_transfer.patch.show_verification import draw_verification
-from trace_transfer.patch.verification import Verification
+from trace_transfer.patch.records import Verification
+from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict
 from trace_transfer.reporting.run_record import RunFile, StepFile
 from trace_transfer.reporting.summary import Summary

@@ -81,6 +81,6 @@ def map_command(
 
     click.echo(render_summary(result))
     if to is not None:
-        from trace_transfer.publish.publishing import publish_cores
+        from trace_transfer.publish.hub import publish_cores
 
         click.echo(f"sent: {publish_cores(to, result.files, plan.target.source)}")

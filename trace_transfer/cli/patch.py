@@ -8,7 +8,7 @@ import click
 
 from trace_transfer.cli.publishing import asked_destination, push_options
 from trace_transfer.cli.values import OUT_DIRECTORY, OUT_FILE
-from trace_transfer.patch.mergekit_file import METHODS
+from trace_transfer.patch.records import METHODS
 
 FILES = click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
 OUT = click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the model; new.")
@@ -40,7 +40,7 @@ def apply_patches(
     to = asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
     if to is not None:
-        from trace_transfer.publish.publishing import publish_patched
+        from trace_transfer.publish.hub import publish_patched
 
         click.echo(f"sent: {publish_patched(to, out, patches)}")
 
@@ -89,7 +89,7 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
     trace-transfer patch task-models Qwen/Qwen2.5-14B runs/*.patch.safetensors --out vectors
     mergekit-yaml vectors/mergekit.yaml merged
     """
-    from trace_transfer.patch.merging import write_task_models
+    from trace_transfer.patch.patching import write_task_models
     from trace_transfer.patch.show import render_task_models
     from trace_transfer.progress import Terminal, quiet_libraries
 

@@ -83,7 +83,7 @@ def train_command(
 
         click.echo(render_streamed(done))
         if to is not None:
-            from trace_transfer.publish.publishing import publish_stream
+            from trace_transfer.publish.hub import publish_stream
 
             patches = [plan.patch(number) for number in range(len(plan.stages))]
             click.echo(f"sent: {publish_stream(to, plan.out, plan.model, patches)}")

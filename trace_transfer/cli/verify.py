@@ -33,7 +33,7 @@ def verify_command(
         --core law.core.json
     """
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.patch.show_verification import render_verification
+    from trace_transfer.patch.show import render_verification
     from trace_transfer.patch.verifying import require_frozen, verify_models
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.records import to_json

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine.deepspeed_workarounds import quiet
+from trace_transfer.engine.distributed import quiet
 from trace_transfer.engine.loading import StartingPoint
 from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_tensors, write_text

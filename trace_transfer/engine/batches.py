@@ -1,10 +1,11 @@
-"""Which examples are read in which step: a pure plan, the same on every rank, known before anything is computed.
+"""The plan of a training: which examples each step reads, at which learning rate. It is the same on every rank.
 
 A global batch is what one optimizer step learns from; a micro-batch is what one rank computes at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,8 @@ from itertools import islice
 import numpy as np
 
 from trace_transfer.data.examples import Example, TaskData
-from trace_transfer.engine.errors import TrainingError
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.errors import listing
+from trace_transfer.errors import TrainingError, listing
 
 
 @dataclass(frozen=True)
@@ -113,3 +113,16 @@ def plan(data: TaskData, settings: TrainSettings) -> Plan:
             "answer, or one that was cut off); leave them out:\n" + listing(empty)
         )
     return Plan(data.examples, settings.epochs, settings.batch_size, settings.micro_batch_size, settings.seed)
+
+
+def num_warmup_steps(num_steps: int, warmup: float) -> int:
+    """Steps in which the rate rises: `warmup` of all, rounded up, but never all (the first step's rate is 0)."""
+    return min(math.ceil(warmup * num_steps), num_steps - 1)
+
+
+def rate_factor(step: int, num_steps: int, num_warmup: int) -> float:
+    """Share of the peak rate at a step counted from 0, in [0, 1]; as `transformers.get_cosine_schedule_with_warmup`."""
+    if step < num_warmup:
+        return step / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -1,23 +1,23 @@
 """DeepSpeed, driven directly: an engine for one stage of training.
 
-What it needs to be exact, measured on 0.19.8:
+An exact training needs some care, measured on DeepSpeed 0.19.8:
 
-- Its own accumulation divides by a fixed number of micro-batches. It is told that there is one, and where the last
-  micro-batch of a step is; so a step may have any number of them, and the loss needs no correction but for the ranks.
-- bfloat16 without ZeRO takes one AdamW step with zero gradients while it is built (it counts for the bias correction
-  and applies weight decay): it is built with a learning rate of 0, and the count is taken back.
-- ZeRO 3 takes the experts' blocks of some families as one, without hooks on what is in them, and lets go of the slices
-  there before their gradients come: it is told to take none so.
-- Master weights are made from the weights rounded to bfloat16: they are set to the true ones afterwards.
-- A group of processes installs `sys.excepthook` each time, ZeRO 3 keeps every model of the process alive in two global
-  places, and one extension is compiled on a CPU when a group is made (half a minute): each is undone or prevented
-  (`meeting`, `quiet`).
+- DeepSpeed's own accumulation divides by a fixed number of micro-batches. The engine sets that number to one and says
+  itself where a step ends; so a step may have any number of micro-batches, and only the ranks enter the loss.
+- bfloat16 without ZeRO takes one AdamW step with zero gradients while it is built, which counts for the bias correction
+  and applies weight decay. The engine is built with a learning rate of 0, and the count is taken back.
+- ZeRO 3 treats the experts' blocks of some families as one leaf, without hooks on the modules in it, and frees slices
+  there before their gradients come. It gets an empty list of leaf modules.
+- Master weights are made from weights rounded to bfloat16. The true ones are set afterwards.
+- For ZeRO 3 the model is built on the meta device, its buffers real, and filled a parameter at a time: no rank ever
+  holds all of it. `deepspeed.zero.Init` around the building would give the same parameters, but it also casts what
+  `torch.tensor` makes meanwhile, and buffers with it; so its conversion is called for each parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,11 @@ from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Batch
-from trace_transfer.engine.deepspeed_workarounds import deepspeed_library, forget_models
-from trace_transfer.engine.deepspeed_workarounds import quiet as _quiet
-from trace_transfer.engine.partitioned import gathered, shapes_of
-from trace_transfer.engine.ranks import Ranks
+from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
+from trace_transfer.engine.distributed import quiet as _quiet
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import places_of, require_fitting, splice, taken
+from trace_transfer.errors import ModelError, TraceTransferError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -297,3 +296,63 @@ def _partition(parameter: Any, value: Tensor) -> Tensor:
     mine = value.flatten()[size * rank : size * (rank + 1)]
     part[: mine.numel()] = mine
     return part
+
+
+def fill_partitioned(
+    model: PreTrainedModel, values: Iterable[tuple[str, Tensor]], config: dict[str, Any], ranks: Ranks
+) -> None:
+    """Give a meta-device model its weights, each rank its part of each; collective.
+
+    Args:
+        values: name and value of every parameter in the model's order; asked for on the first rank only.
+        config: DeepSpeed's, for ZeRO 3.
+
+    Raises:
+        ModelError: the first rank could not read them; on all ranks.
+    """
+    with quiet():
+        zero = deepspeed_library().zero.Init(config_dict_or_path=config)
+    source = iter(values)
+    for name, places in places_of(model).items():
+        meta = model.get_parameter(name)
+        problem, value = None, None
+        if ranks.is_first:
+            try:
+                found, value = next(source)
+                if (found, value.shape) != (name, meta.shape):
+                    raise ModelError(f"{found} {list(value.shape)} was read for {name} {list(meta.shape)}")
+            except (TraceTransferError, OSError, StopIteration) as error:
+                problem = error
+        if ranks.any(problem is not None):
+            if isinstance(problem, StopIteration):
+                problem = ModelError(f"the weights end before {name}")
+            raise problem or ModelError(f"the first rank could not read {name}; it says why")
+        if value is None:
+            value = torch.empty(meta.shape, dtype=meta.dtype)
+        parameter = nn.Parameter(value.to(ranks.device, meta.dtype), requires_grad=False)
+        zero._convert_to_zero_parameters([parameter])  # takes the first rank's values, keeps this rank's part
+        for module, attribute in places:
+            setattr(module, attribute, parameter)
+        del value, parameter
+    if ranks.is_first:
+        next(source, None)  # so that it lets go of the last one
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            setattr(module, name, buffer.to(ranks.device))
+
+
+def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextManager[None]:
+    """A parameter whole while it lasts, collective; does nothing to one that is not partitioned.
+
+    Args:
+        modify: keep what the first rank has written to it.
+    """
+    whole: AbstractContextManager[None] = deepspeed_library().zero.GatheredParameters(
+        [parameter], modifier_rank=0 if modify else None
+    )
+    return whole
+
+
+def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Name → shape of every parameter, partitioned or not (a partitioned one is empty, its shape kept elsewhere)."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}

@@ -1,12 +1,19 @@
-"""The training loop: warm start, masked stage and baselines are this one with other masks, data and starting points.
+"""The training loop: warm start, masked stage and baselines run it with other masks, data and starting points.
 
 Reads: a starting point's weights and a task's examples; a checkpoint in `DIRECTORY/checkpoint/`, if there is one.
 Writes: `DIRECTORY/loss.csv` and checkpoints, which are removed once the trained weights have been handed over.
+
+At the end every frozen weight in use is compared with the starting point's: the tuned model is written from base and
+the trained values, so that only here a frozen weight that moved would be seen.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +21,30 @@ import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.data.examples import TaskData
-from trace_transfer.engine import state
-from trace_transfer.engine.batches import Plan, plan
-from trace_transfer.engine.deepspeed_workarounds import collect_garbage
-from trace_transfer.engine.engine import MASTER, MOMENTS, Engine, configuration, open_engine, resolve_precision
-from trace_transfer.engine.errors import TrainingError
+from trace_transfer.data.examples import IGNORED, TaskData, collate, losses
+from trace_transfer.engine import checkpointing
+from trace_transfer.engine.batches import GlobalBatch, Plan, num_warmup_steps, plan, rate_factor
+from trace_transfer.engine.checkpointing import Log, Step
+from trace_transfer.engine.distributed import Ranks, collect_garbage, open_ranks
+from trace_transfer.engine.engine import (
+    MASTER,
+    MOMENTS,
+    Engine,
+    configuration,
+    fill_partitioned,
+    gathered,
+    open_engine,
+    resolve_precision,
+    shapes_of,
+)
+from trace_transfer.engine.estimates import peak_flops, utilisation
 from trace_transfer.engine.loading import StartingPoint
-from trace_transfer.engine.partitioned import fill_partitioned, gathered, shapes_of
-from trace_transfer.engine.process_group import open_ranks
-from trace_transfer.engine.proof import require_frozen_in_use
-from trace_transfer.engine.ranks import Ranks
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.engine.slices import put, require_fitting, taken
-from trace_transfer.engine.stepping import Run, TrainResult
+from trace_transfer.engine.slices import outside, put, require_fitting, taken
+from trace_transfer.engine.tracking import NoTracker, Tracker, open_tracker
+from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
+from trace_transfer.models.bits import differing
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.stopping import StopSignal
 
@@ -94,17 +110,17 @@ def _train(
     prepare_directory(directory)
     if ranks.is_first:
         remove_leftovers(directory)
-        state.remove_leftovers(directory, settings.keep_checkpoints)
+        checkpointing.remove_leftovers(directory, settings.keep_checkpoints)
     ranks.any(False)  # nobody looks before the leftovers are gone
     dtype = resolve_precision(settings)
-    saved = state.find(directory)
+    saved = checkpointing.find(directory)
     skeleton = start.skeleton(dtype)  # no weights yet: what does not fit is refused first
     shapes = shapes_of(skeleton)
     mask = Mask.everything(shapes) if mask is None else mask
     require_fitting(mask, shapes)
     identity = _identity(start, data, settings, dtype, mask, shapes, steps.num_steps)
     if saved is not None:
-        state.require_same(saved, identity)
+        checkpointing.require_same(saved, identity)
         saved.require_whole(mask.parts, (MASTER, *MOMENTS))
     model = skeleton if settings.zero == 3 else start.load(dtype)
     del skeleton
@@ -124,7 +140,7 @@ def _train(
         require_frozen_in_use(engine, start, dtype, ranks, label)
         _hand_over(engine, ranks, finish, directory)
         if ranks.is_first:
-            state.remove(directory)
+            checkpointing.remove(directory)
         return run.result()
 
 
@@ -155,7 +171,7 @@ def _copy(model: PreTrainedModel, mask: Mask, values: Values) -> None:
             put(parameter.data, mask.parts[name], value)
 
 
-def _restore(engine: Engine, saved: state.Saved) -> None:
+def _restore(engine: Engine, saved: checkpointing.Saved) -> None:
     engine.set_steps(len(saved.steps))
     for kind in (MASTER, *MOMENTS):
         engine.set(kind, saved.read(kind))
@@ -173,3 +189,229 @@ def _hand_over(engine: Engine, ranks: Ranks, finish: Callable[[Values], None], d
             pass
     if ranks.any(problem is not None):
         raise problem or TrainingError(f"{directory}: the first rank could not keep the trained values; it says why")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        tokens: read in all steps, padding not counted.
+        supervised: tokens that were learned from.
+        losses: of each step, mean cross-entropy in nats before the step.
+        seconds: of wall clock in the loop, those before an interruption included.
+    """
+
+    steps: int
+    tokens: int
+    supervised: int
+    losses: tuple[float, ...]
+    seconds: float
+
+
+@dataclass
+class Run:
+    """A training under way."""
+
+    engine: Engine
+    ranks: Ranks
+    task: str
+    settings: TrainSettings
+    plan: Plan
+    directory: Path
+    identity: Mapping[str, Any]
+    stop: StopSignal
+    label: str
+    reporter: Reporter
+    saved: checkpointing.Saved | None
+    work: float | None
+
+    def __post_init__(self) -> None:
+        self.steps = list(self.saved.steps) if self.saved else []
+        self.log = Log(self.directory, self.steps) if self.ranks.is_first else None
+        self.tokens = 0  # of this run
+        self.before = self.saved.seconds if self.saved else 0.0
+        self.began = self.written = time.monotonic()
+        self.last_checkpoint = self.saved.path if self.saved else None
+        dtype = self.identity["settings"]["precision"]
+        name = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == "cuda" else "cpu"
+        self.peak = peak_flops(name, dtype)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def result(self) -> TrainResult:
+        return TrainResult(
+            steps=len(self.steps),
+            tokens=sum(step.tokens for step in self.steps),
+            supervised=sum(step.supervised for step in self.steps),
+            losses=tuple(step.loss for step in self.steps),
+            seconds=self.seconds,
+        )
+
+    def all_steps(self) -> None:
+        total, done = self.plan.num_steps, len(self.steps)
+        if done and self.ranks.is_first:
+            self.reporter.note(f"{self.label}: going on after step {done} of {total}")
+        reporter = self.reporter if self.ranks.is_first else Silent()
+        self.stop_if_asked()
+        with (
+            reporter.task(f"training on {self.label}", total) as advance,
+            closing(self.tracker()) as tracker,
+        ):
+            for _ in range(done):
+                advance()
+            for number, batch in enumerate(self.plan.batches(done), start=done):
+                step = self.one_step(number, batch)
+                self.steps.append(step)
+                self.tokens += step.tokens
+                if self.log is not None:
+                    self.log.add(step)
+                tracker.log(step.step, {"loss": step.loss, "learning_rate": step.learning_rate, "norm": step.grad_norm})
+                due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
+                advance(self.status())
+                due_anywhere, stopping = self.asked(self.ranks.is_first and due)
+                if due_anywhere or stopping:
+                    self.checkpoint()
+                if stopping:
+                    self.stop_here(number + 1)
+        if self.ranks.is_first and len(self.steps) > done:
+            first, last = self.steps[0].loss, self.steps[-1].loss
+            self.reporter.note(f"{self.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}")
+
+    def tracker(self) -> Tracker:
+        """Where losses go beside `loss.csv`; only the first rank has any, and all of them hear of its failure."""
+        tracker: Tracker = NoTracker()
+        problem = None
+        try:
+            tracker = open_tracker(self.settings.track, self.directory.parent, self.label, len(self.steps) + 1)
+        except UserError as error:
+            problem = error
+        if self.ranks.any(problem is not None):
+            raise problem or TrainingError("the first rank could not begin its trackers; it says why")
+        return tracker
+
+    def asked(self, due: bool) -> tuple[bool, bool]:
+        """Whether a checkpoint is due on any rank, and whether any was told to stop; collective.
+
+        A signal that comes during the call is for the next one: all ranks must decide alike.
+        """
+        due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.stop.requested)])).tolist()
+        return bool(due_anywhere), bool(stopping)
+
+    def stop_if_asked(self) -> None:
+        """Collective; nothing has been done since the last checkpoint."""
+        if self.asked(False)[1]:
+            self.stop_here(len(self.steps))
+
+    def stop_here(self, done: int) -> None:
+        self.stop.requested = True  # here too, if it was another rank that was told
+        self.stop.check(f"after step {done} of {self.plan.num_steps}")
+
+    def status(self) -> str:
+        """How it goes: the last loss, and the speed since this run began."""
+        rate = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        share = utilisation(self.work, rate, self.peak, self.ranks.size) if self.work else None
+        of_peak = f" · {share:.0%} of peak" if share is not None else ""
+        return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s{of_peak}"
+
+    def one_step(self, number: int, batch: GlobalBatch) -> Step:
+        # Dropout, where a model has it, must not depend on what was drawn before an interruption.
+        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1_009 + self.ranks.rank)
+        sums = self.ranks.total(self.gradient(batch))
+        if not sums.isfinite().all():
+            bad = [m for m, finite in zip(batch.micro_batches, sums.isfinite().tolist(), strict=True) if not finite]
+            ids = [", ".join(example.id for example in micro_batch) for micro_batch in bad]
+            raise self.stopped(number, "the loss of these examples is NaN or infinite", ids)
+        num_warmup = num_warmup_steps(self.plan.num_steps, self.settings.warmup)
+        rate = self.settings.learning_rate * rate_factor(number, self.plan.num_steps, num_warmup)
+        norm = self.engine.step(rate)
+        if not math.isfinite(norm):
+            ids = [", ".join(example.id for example in batch.examples)]
+            raise self.stopped(number, "the gradient of these examples is NaN or infinite", ids)
+        loss = float(sums.sum()) / batch.num_supervised
+        return Step(number + 1, loss, rate, norm, batch.num_tokens, batch.num_supervised)
+
+    def gradient(self, batch: GlobalBatch) -> Tensor:
+        """Accumulate the gradient of the mean loss over all supervised tokens of the batch.
+
+        Returns this rank's part of the sums of cross-entropy per micro-batch, float64, 0 for those of other ranks.
+        """
+        sums = torch.zeros(len(batch.micro_batches), dtype=torch.float64)
+        mine = batch.share(self.ranks.rank, self.ranks.size)
+        for position, (micro, examples) in enumerate(mine):
+            padded = collate(examples)
+            targets_bt = padded.targets_bt.to(self.ranks.device)
+            here_bt = targets_bt != IGNORED  # the logits of all others are never made float32
+            logits_nv = self.engine.logits(padded)[here_bt]
+            total = losses(logits_nv[None], targets_bt[here_bt][None]).sum()
+            weight = self.ranks.size / batch.num_supervised if micro is not None else 0.0  # ranks are averaged
+            self.engine.backward(total * weight, last=position == len(mine) - 1)
+            if micro is not None:
+                sums[micro] = total.item()
+        return sums
+
+    def checkpoint(self) -> None:
+        engine = self.engine
+        states = ((name, {kind: engine.get(name, kind) for kind in (MASTER, *MOMENTS)}) for name in engine.parameters)
+        problem = None
+        if self.ranks.is_first:
+            try:
+                self.last_checkpoint = checkpointing.write(
+                    self.directory, self.identity, self.steps, self.seconds, states, self.settings.keep_checkpoints
+                )
+            except TraceTransferError as error:
+                problem = error
+        for _ in states:  # the other ranks wait in each
+            pass
+        if self.ranks.any(problem is not None):
+            raise problem or TrainingError(f"{self.directory}: rank 0 could not write a checkpoint")
+        self.written = time.monotonic()
+
+    def stopped(self, number: int, what: str, ids: list[str]) -> TrainingError:
+        kept = self.last_checkpoint
+        lost = f"the last checkpoint, {kept}, is as it was" if kept else "no checkpoint had been written yet"
+        return TrainingError(
+            f"task '{self.task}', step {number + 1} of {self.plan.num_steps}: {what}:\n{listing(ids)}\n"
+            f"Training stopped before this step changed anything that is kept; {lost}. Look at these examples, or try "
+            f"a smaller learning rate (it is {self.settings.learning_rate:g}) or --precision float32"
+        )
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 512, 5.12k, 51.2k."""
+    for unit in ("", "k", "M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}G"
+
+
+def require_frozen_in_use(engine: Engine, start: StartingPoint, dtype: torch.dtype, ranks: Ranks, label: str) -> None:
+    """Compare every frozen weight in use, one at a time, with the starting point's, bit for bit; collective.
+
+    Of a parameter of which a slice was trained, all of the frozen original.
+
+    Raises:
+        FrozenMovedError: some differ; all ranks raise.
+    """
+    moved, problem = [], None
+    expected = iter(start.values(engine.frozen, dtype)) if ranks.is_first else iter(())
+    for name in engine.frozen:
+        found = engine.live(name)
+        if ranks.is_first and problem is None:
+            try:
+                _, value = next(expected)
+            except (TraceTransferError, OSError) as error:
+                problem = error
+                continue
+            if differing(outside(found, engine.sliced.get(name)), outside(value, engine.sliced.get(name))).any():
+                moved.append(name)
+    if ranks.any(bool(moved) or problem is not None):
+        if problem is not None:
+            raise problem
+        raise FrozenMovedError(
+            f"{label}: weights that were to stay frozen moved while training; nothing of this stage is kept:\n"
+            + listing(moved or ["the first rank names them"])
+        )

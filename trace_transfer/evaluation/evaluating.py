@@ -31,10 +31,9 @@ from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
 from trace_transfer.models.devices import on_device, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import ModelIdentity, library_versions, read_artefact, to_json
-from trace_transfer.training.patched import PatchedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.loop import train
-from trace_transfer.engine.stepping import TrainResult
+from trace_transfer.engine.loop import TrainResult, train
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text

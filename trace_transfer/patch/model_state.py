@@ -1,35 +1,41 @@
-"""The states of a stream: a base model and the patches of its first stages, read a parameter or some rows at a time.
+"""The states of a stream: a base model and the patches of its first stages, read a tensor or some rows at a time.
 
-Each parameter is stored in the type in which the base has it on disk (float32 for a GGUF file), or in that in which the
-last patch that holds it has it. So `base + patches` is exact, and a state needs no more room than its patches.
+Each tensor is stored in the type in which the base has it on disk (float32 for a GGUF file), or in the type of the last
+patch that holds it. So `base + patches` is exact, and a state needs no more room than its patches. A state is what a
+patch is recorded against (`record_patch`), what a model is written from (`write_model`), and where the next stage of
+training starts (`PatchedModel`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ArtefactError, ModelError, listing
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.loading import BaseModel, dtype_name
+from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, listing
 from trace_transfer.files import sha256_text
+from trace_transfer.models.bits import all_finite
 from trace_transfer.models.model_directory import ModelWriter
 from trace_transfer.models.opened import OpenedBase, specs_of
+from trace_transfer.models.shards import require_finite
 from trace_transfer.models.sources import (
     ModelSource,
     numel,
     row_blocks,
 )
 from trace_transfer.models.tensor_file import TensorSpec
-from trace_transfer.patch.patch_steps import Difference, StateError, Step
-from trace_transfer.patch.patches import AFTER, BEFORE, Patch, PatchEntry
+from trace_transfer.patch.patches import AFTER, BEFORE, Difference, Patch, PatchEntry, StateError, Step, write_patch
 from trace_transfer.progress import Reporter
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -240,3 +246,112 @@ def write_model(
         for name in specs:
             writer.add_blocks(name, state.chunks(name))
             advance()
+
+
+def patch_entries(state: ModelState, mask: Mask, save_dtype: str = "stored") -> tuple[PatchEntry, ...]:
+    """The entries of the patch of a stage, in the order of the model; reads headers only.
+
+    Args:
+        state: that the stage begins with.
+        save_dtype: `stored`, the type in which the state has each parameter, or `float32`, or wider where it is wider.
+    """
+    entries = []
+    for name, shape in state.shapes.items():
+        if mask.trains(name):
+            before = state.dtype(name)
+            after = torch.promote_types(before, torch.float32) if save_dtype == "float32" else before
+            entries.append(PatchEntry(name, shape, mask.parts[name], before, after))
+    return tuple(entries)
+
+
+def record_patch(
+    path: Path, state: ModelState, mask: Mask, trained: Iterable[tuple[str, Tensor]], *, task: str, method: str,
+    save_dtype: str = "stored",
+) -> Patch:  # fmt: skip
+    """Write the patch of a stage, a parameter at a time.
+
+    Args:
+        state: that the stage began with.
+        trained: what is trained of each parameter of the mask, in float32, once, in any order (of a slice its rows or
+            columns, one after the other).
+
+    Raises:
+        NumericalError: values that are not finite, or that the stored type cannot hold.
+        TraceTransferError: other parameters come than those of the mask.
+        DiskFullError: nothing of the patch is left.
+    """
+    entries = patch_entries(state, mask, save_dtype)
+    return write_patch(
+        path, task=task, method=method, names_sha256=state.names_sha256, entries=entries,
+        values=_changes(state, entries, trained),
+    )  # fmt: skip
+
+
+def _changes(
+    state: ModelState, entries: Iterable[PatchEntry], trained: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
+    waiting = {entry.name: entry for entry in entries}
+    for name, value in trained:
+        if name not in waiting:
+            raise TraceTransferError(f"{name}: trained, but not of the mask, or handed over twice")
+        entry = waiting.pop(name)
+        after = value.to(entry.after_dtype)
+        if not all_finite(value):
+            raise NumericalError(f"{name}: NaN or Inf in the trained values; no patch can hold them")
+        if not all_finite(after):
+            raise NumericalError(
+                f"{name}: trained values of up to {float(value.abs().max()):g} do not fit "
+                f"{str(entry.after_dtype).removeprefix('torch.')}, in which the base stores it; save them in float32"
+            )
+        yield entry, entry.part_of(state.value(name)), after
+    if waiting:
+        raise TraceTransferError(f"trained parameters that were not handed over: {', '.join(list(waiting)[:5])}")
+
+
+@dataclass(frozen=True)
+class PatchedModel:
+    """A state as it is stored, so that the stage begins with what `base + patches` gives anyone."""
+
+    state: ModelState
+
+    @cached_property
+    def base(self) -> BaseModel:
+        return BaseModel(self.state.source)
+
+    @property
+    def names_sha256(self) -> str:
+        return self.state.names_sha256
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base and the patches."""
+        return self.state.fingerprint
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with the state's values, rounded to a type."""
+        model = self.base.load(dtype)
+        with torch.no_grad():
+            for name in self.state.patched:
+                model.get_parameter(name).copy_(self.state.value(name))
+                require_finite(f"{self.state.source.name} as {dtype_name(dtype)}", {name: model.get_parameter(name)})
+        return model
+
+    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The same model with its parameters on the meta device, and its buffers real."""
+        return self.base.skeleton(dtype)
+
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Those parameters of `load(dtype)`, in that order, one at a time."""
+        wanted, patched = list(names), set(self.state.patched)
+        others = self.base.values((name for name in wanted if name not in patched), dtype)
+        for name in wanted:
+            value = self.state.value(name) if name in patched else next(others)[1]
+            yield name, value.to(dtype)
+
+    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time, whole."""
+        wanted, patched = list(names), set(self.state.patched)
+        yield from self.base.exact(name for name in wanted if name not in patched)
+        for name in wanted:
+            if name in patched and self.state.dtype(name) != torch.bfloat16:
+                yield name, self.state.value(name).to(torch.float32)

@@ -1,10 +1,9 @@
 """`TASK.patch.safetensors`: what one stage changed, with the values before and after, so that it can be undone.
 
-Tensors `before/NAME` and `after/NAME` of each trained parameter, by its name at run time: the whole parameter, or of a
-sliced one the trained rows (columns; depth, along the third axis) alone, one after another in the order of the slice.
-The two may be of different types: after a patch its parameters are stored in that of `after`. Metadata: format,
-version, task, method, `names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows,
-columns or depth.
+Tensors `before/NAME` and `after/NAME` of each trained tensor, by its run-time name: the whole tensor, or the trained
+rows (columns; depth, along the third axis) alone, one after another in the order of the slice. The two may be of
+different types: after a patch its tensors are stored in the type of `after`. Metadata: format, version, task, method,
+`names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows, columns or depth.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from pydantic import Field, Json, ValidationError
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.errors import ArtefactError, first_line, listing, together
+from trace_transfer.errors import ArtefactError, UserError, first_line, listing, together
+from trace_transfer.models.bits import converted, differing
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.shards import DTYPES
-from trace_transfer.models.sources import AXES
+from trace_transfer.models.sources import AXES, row_blocks
 from trace_transfer.models.tensor_file import TensorSpec, read_blocks, read_tensor, writing_tensors
 from trace_transfer.records import TASK, Range, Strict
 
@@ -290,3 +290,88 @@ def _part(parameter: _Parameter) -> tuple[Slice | None, str | None]:
             return None, f"{word} [{start}, {stop}] are not in order, or not within shape {list(parameter.shape)}"
         last = stop
     return Slice(dim, ranges), None
+
+
+class StateError(UserError):
+    """A model is not in the state that a patch begins with."""
+
+
+@dataclass
+class Difference:
+    """How one parameter of a model differs from what a patch begins with, added up over its blocks."""
+
+    expected_dtype: torch.dtype
+    found_dtype: torch.dtype | None = None
+    count: int = 0
+    is_after: bool = True
+
+    def add(self, found: Tensor, before: Tensor, after: Tensor) -> None:
+        """A block's part as it is in the model, and as it is before and after the patch."""
+        self.found_dtype = found.dtype
+        self.count += int(differing(found, before).sum())
+        self.is_after &= found.dtype == after.dtype and not bool(differing(found, after).any())
+
+    @property
+    def exists(self) -> bool:
+        return self.count > 0 or self.found_dtype != self.expected_dtype
+
+    @property
+    def told(self) -> str:
+        if self.found_dtype == self.expected_dtype:
+            return f"{self.count:,} element" + ("" if self.count == 1 else "s")
+        found, expected = (str(dtype).removeprefix("torch.") for dtype in (self.found_dtype, self.expected_dtype))
+        return f"{found} there, {expected} in the patch" + (", and other values" if self.count else "")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A patch's values of one parameter, read along with the parameter's blocks of rows."""
+
+    patch: Patch
+    entry: PatchEntry
+    values: Iterator[Tensor]
+
+    @classmethod
+    def of(cls, patch: Patch, entry: PatchEntry, kind: Kind) -> Step:
+        counts = (
+            len(inside(entry, start, stop)) if entry.part is not None and entry.part.dim == 0 else stop - start
+            for start, stop in row_blocks(entry.shape)
+        )
+        return cls(patch, entry, patch.blocks(entry.name, kind, counts))
+
+    def part_of(self, block: Tensor, start: int, stop: int) -> Tensor:
+        """Those elements of a block that the patch holds."""
+        part = self.entry.part
+        return block if part is None else block.index_select(part.dim, inside(self.entry, start, stop))
+
+    def put(self, block: Tensor, values: Tensor, start: int, stop: int, *, lossy: bool = False) -> Tensor:
+        """The block with the patch's values in it, in their type.
+
+        Args:
+            lossy: round where that type does not hold the values of the other rows; otherwise that is an error.
+        """
+        part = self.entry.part
+        if part is None:
+            return values
+        wide = torch.promote_types(block.dtype, values.dtype)
+        whole = block.to(wide).index_copy(part.dim, inside(self.entry, start, stop), values.to(wide))
+        found = whole.to(values.dtype) if lossy else converted(whole, values.dtype)
+        if found is None:
+            raise does_not_hold(self.entry, self.patch)
+        return found
+
+
+def inside(entry: PatchEntry, start: int, stop: int) -> Tensor:
+    """Which rows of the block of rows [start, stop), or which columns (or depth), a sliced entry holds."""
+    assert entry.part is not None
+    ranges = entry.part.ranges
+    if entry.part.dim == 0:
+        ranges = tuple((max(a, start) - start, min(b, stop) - start) for a, b in ranges if a < stop and b > start)
+    return torch.cat([torch.arange(a, b) for a, b in ranges]) if ranges else torch.empty(0, dtype=torch.long)
+
+
+def does_not_hold(entry: PatchEntry, patch: Patch) -> StateError:
+    return StateError(
+        f"{patch.path}: stores {entry.name} as {str(entry.after_dtype).removeprefix('torch.')}, which does not "
+        "hold the values that its other rows have in this model"
+    )

@@ -1,24 +1,34 @@
-"""A model moved between the states of a stream, and the patch between any two models of the same names.
+"""`patch`: a model moved between the states of a stream, the patch between two models, and one model for each task.
 
-Reads: a model, patches. Writes: another model's directory, or a patch.
+Reads: models, patches. Writes: a model's directory, a patch, or (`patch task-models`) a directory with a model `TASK/`
+for each patch and `mergekit.yaml`, which adds them all to the base.
+
+A task's model minus the base is its task vector (Ilharco et al., 2023, arXiv 2212.04089). Where a patch begins with the
+base's values, the task's model has the patch's values. Where an earlier task had moved them, the difference that the
+patch makes is added to the base's values, so that the vectors of a whole stream still add up to its last state; the
+patch from the base to that task's model is then written, too.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from trace_transfer.errors import ModelError, listing
-from trace_transfer.files import check_file, prepare_directory, refuse_inputs
+from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.files import PART, check_file, prepare_directory, refuse_inputs, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.bits import differing
 from trace_transfer.models.model_directory import require_room
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, write_model
-from trace_transfer.patch.patches import Patch, PatchEntry, write_patch
+from trace_transfer.patch.patches import SUFFIX, Patch, PatchEntry, write_patch
+from trace_transfer.patch.records import METHODS, mergekit_yaml
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import patched_card
 from trace_transfer.records import require_task
@@ -115,3 +125,122 @@ def _misfits(one: ModelState, other: ModelState) -> list[str]:
 
 def _shape(state: ModelState, name: str) -> object:
     return list(state.shapes[name]) if name in state.shapes else "missing"
+
+
+YAML, BASE = "mergekit.yaml", "base"
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """One written model.
+
+    Attributes:
+        num_elements: that its patch holds.
+        num_moved_before: of these, how many an earlier task had moved already.
+    """
+
+    task: str
+    directory: Path
+    num_elements: int
+    num_moved_before: int
+
+
+@dataclass(frozen=True)
+class TaskModels:
+    """What was written: a model for each patch, and the file for `mergekit-yaml`."""
+
+    models: tuple[TaskModel, ...]
+    yaml: Path
+
+
+def write_task_models(
+    base: str, patches: Sequence[Path], out: Path, reporter: Reporter, *, merge_method: str = "task_arithmetic"
+) -> TaskModels:
+    """Write the model of each patch alone, and a mergekit file that adds them all up.
+
+    A GGUF base, which mergekit does not read, is written as a directory, too.
+
+    Args:
+        patches: of one stream, in any order, of tasks with different names.
+        merge_method: mergekit's, one of `METHODS`.
+
+    Raises:
+        UserError: `out` is not empty or in use, no such method; ArtefactError: patches that cannot be read, are not of
+            this model, or two of one task. DiskFullError: nothing is left.
+    """
+    if merge_method not in METHODS:
+        raise UserError(f"--merge-method {merge_method}: expected one of {', '.join(METHODS)}")
+    require_room(out)
+    opened = Patch.open_all(patches)
+    _require_one_each(opened)
+    state = ModelState(ModelSource.parse(base))
+    for patch in opened:
+        state.apply(patch)  # is it of this model?
+    with held(out.absolute(), replaced=True) as place:
+        return _write_all(state, opened, place, reporter, merge_method)
+
+
+def _write_all(
+    state: ModelState, patches: Sequence[Patch], out: Path, reporter: Reporter, merge_method: str
+) -> TaskModels:
+    temporary = out.with_name(f".{out.name}{PART}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        written = tuple(_write(state, patch, temporary, reporter) for patch in patches)
+        if state.source.gguf is not None:
+            write_model(state, temporary / BASE, reporter)
+        models = tuple(replace(one, directory=out / one.task) for one in written)
+        named = str(out / BASE) if state.source.gguf else _named(state.source)
+        dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in patches for e in p.entries}
+        text = mergekit_yaml(named, [str(one.directory) for one in models], merge_method, dtypes)
+        write_text(temporary / YAML, text)
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return TaskModels(models, out / YAML)
+
+
+def _require_one_each(patches: Sequence[Patch]) -> None:
+    counts = Counter(patch.task for patch in patches)
+    problems = [f"{patch.path}: task '{patch.task}'" for patch in patches if counts[patch.task] > 1]
+    reserved = f"task '{BASE}', the name of the base's own directory"
+    problems += [f"{patch.path}: {reserved}" for patch in patches if patch.task == BASE]
+    if problems:
+        raise ArtefactError("each task's model lies under the task's name, and these cannot:\n" + listing(problems))
+
+
+def _named(source: ModelSource) -> str:
+    return source.name if source.directory is None else str(source.directory.absolute())
+
+
+def _write(state: ModelState, patch: Patch, directory: Path, reporter: Reporter) -> TaskModel:
+    moved = sum(_moved_before(state, patch, entry) for entry in patch.entries)
+    alone, file = patch, directory / f"{patch.task}{SUFFIX}"
+    if moved or any(entry.before_dtype != state.dtype(entry.name) for entry in patch.entries):
+        alone = write_patch(
+            file, task=patch.task, method=patch.method, names_sha256=patch.names_sha256,
+            entries=[replace(entry, before_dtype=state.dtype(entry.name)) for entry in patch.entries],
+            values=_on_base(state, patch),
+        )  # fmt: skip
+    tuned = state.apply(alone)
+    write_model(tuned, directory / patch.task, reporter, texts=patched_card(tuned))
+    return TaskModel(patch.task, directory / patch.task, sum(entry.num_elements for entry in patch.entries), moved)
+
+
+def _moved_before(state: ModelState, patch: Patch, entry: PatchEntry) -> int:
+    """Elements that were not the base's when the patch's stage began."""
+    return int(differing(entry.part_of(state.value(entry.name)), patch.before(entry.name)).sum())
+
+
+def _on_base(state: ModelState, patch: Patch) -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
+    """What a patch changes, begun from the base's values instead of those it was begun with."""
+    for entry in patch.entries:
+        ours = entry.part_of(state.value(entry.name))
+        before, after = patch.before(entry.name), patch.after(entry.name)
+        added = (ours.double() + (after.double() - before.double())).to(after.dtype)
+        values = torch.where(differing(ours, before), added, after)
+        yield replace(entry, before_dtype=ours.dtype), ours, values

@@ -1,4 +1,4 @@
-"""Patches in the terminal: what they hold, and what differs between two models."""
+"""Patches, differences and proofs in the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trace_transfer.errors import MAX_LISTED
 from trace_transfer.models.sources import AXES
+from trace_transfer.patch.records import Verification, VerifiedParameter
 from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
-    from trace_transfer.patch.merging import TaskModels
     from trace_transfer.patch.patches import Patch, PatchEntry
-    from trace_transfer.patch.patching import Difference
+    from trace_transfer.patch.patching import Difference, TaskModels
 
 
 def render_patch(patch: Patch) -> str:
@@ -81,3 +82,39 @@ def _part(entry: PatchEntry) -> str:
         return ""
     count = sum(stop - start for start, stop in entry.part.ranges)
     return f"{count} of {entry.shape[entry.part.dim]} {AXES[entry.part.dim]}"
+
+
+def render_verification(verification: Verification) -> str:
+    """The result as text as wide as the terminal."""
+    return drawn(lambda page: draw_verification(verification, page))
+
+
+def draw_verification(verification: Verification, page: Page) -> None:
+    """Draw the result within a page's width."""
+    page.line("Compared bit for bit:", "bold")
+    page.line(f"  base   {verification.base}")
+    page.line(f"  tuned  {verification.tuned}")
+    page.line()
+    page.table(
+        [("", "left"), ("parameters", "right"), ("elements", "right")],
+        ((kind, f"{count.parameters:,}", f"{count.elements:,}") for kind, count in verification.counts.items()),
+    )
+    page.line()
+    changed = [p for p in verification.parameters if p.base_dtype != p.tuned_dtype]
+    if changed:
+        page.line(f"{len(changed)} parameters are of another type in both and were compared by value")
+    _names(f"! {len(verification.unmoved)} core parameters did not move:", verification.unmoved, page)
+    if verification.ok:
+        page.line("no frozen parameter moved")
+    else:
+        _names(f"! {len(verification.broken)} frozen parameters MOVED:", verification.broken, page)
+
+
+def _names(heading: str, parameters: tuple[VerifiedParameter, ...], page: Page) -> None:
+    if not parameters:
+        return
+    page.line(heading, "yellow")
+    for parameter in parameters[:MAX_LISTED]:
+        page.line(f"  {parameter.name}")
+    if len(parameters) > MAX_LISTED:
+        page.line(f"  … and {len(parameters) - MAX_LISTED} more (--json lists all)")

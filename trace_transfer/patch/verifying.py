@@ -21,7 +21,7 @@ from trace_transfer.models.bits import differing
 from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_blocks
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
-from trace_transfer.patch.verification import Verification, VerifiedParameter
+from trace_transfer.patch.records import Verification, VerifiedParameter
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact
 

@@ -1,6 +1,6 @@
-"""The Hugging Face hub: models and core files sent there, and core files fetched from there.
+"""The Hugging Face hub: models and core files sent there, core files fetched from there.
 
-Who pushes, and whether he may, is asked before any work; what is sent goes through huggingface_hub.
+Who pushes, and whether they may, is asked before any work; what is sent goes through huggingface_hub.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, UserError, first_line
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.publish.model_card import CARD, MATCH, cores_card
+from trace_transfer.records import read_artefact
 
 _NAME = r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?"
 _ON_HUB = (
@@ -139,3 +143,43 @@ def local_file(name: str | Path) -> Path:
 def local_files(names: Sequence[str | Path]) -> tuple[Path, ...]:
     """Several, each as `local_file` says."""
     return tuple(local_file(name) for name in names)
+
+
+RECORDS = ("stream.json", "verification.json")
+FOLDER = "trace-transfer"
+
+
+def publish_stream(to: Destination, out: Path, model: Path, patches: Sequence[Path]) -> str:
+    """Send a stream's model, and into a folder of the same repository its record and proof, and its patches unless they
+    are larger than the model; returns the address.
+
+    Args:
+        out: the directory of the stream.
+    """
+    url = push_folder(to, model, "Model")
+    files = [out / name for name in RECORDS]
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    if sum(patch.stat().st_size for patch in patches) <= size:
+        files += patches
+    push_files(to, {f"{FOLDER}/{file.name}": file for file in files}, "How it was made, and patches to undo it")
+    return url
+
+
+def publish_patched(to: Destination, model: Path, patches: Sequence[Path]) -> str:
+    """Send a model that patches made, and the patches; returns the address."""
+    url = push_folder(to, model, "Model")
+    push_files(to, {f"{FOLDER}/{patch.name}": patch for patch in patches}, "Patches to undo it")
+    return url
+
+
+def publish_cores(to: Destination, files: Sequence[Path], source: ModelSource) -> str:
+    """Send the core files among what a command wrote, the layer match, and a card; returns the address.
+
+    Args:
+        source: the model that they are of.
+    """
+    cores = [(read_artefact(file, CoreFile), file) for file in files if file.name.endswith(".core.json")]
+    sent: dict[str, Path | str] = {CARD: cores_card(cores, source)}
+    sent |= {file.name: file for _, file in cores}
+    sent |= {file.name: file for file in files if file.name == MATCH}
+    return push_files(to, sent, "Core sets")

@@ -26,7 +26,7 @@ from trace_transfer.transfer.records import LayerMatch
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import Transfer
     from trace_transfer.patch.model_state import ModelState
-    from trace_transfer.patch.verification import Verification
+    from trace_transfer.patch.records import Verification
     from trace_transfer.training.records import StageRecord
 
 CARD = "README.md"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.patch.verification import Count
+from trace_transfer.patch.records import Count
 from trace_transfer.records import ModelIdentity
 from trace_transfer.reporting.run_record import CellRecord, RunFile, StepFile
 from trace_transfer.reporting.summary import EvaluationRecord, Summary

@@ -22,7 +22,7 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.evaluation.scores import ScoreMatrix
 from trace_transfer.files import sha256_file, write_text
 from trace_transfer.locking import held
-from trace_transfer.patch.verification import Verification
+from trace_transfer.patch.records import Verification
 from trace_transfer.records import ModelIdentity, Strict, read_artefact, to_json
 from trace_transfer.reporting.contents import (
     CoreFound,

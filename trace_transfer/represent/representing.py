@@ -36,7 +36,7 @@ from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.models.devices import on_device, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, to_json
@@ -45,7 +45,6 @@ from trace_transfer.represent.draw import METADATA_TEXTS, view_of, write_html, w
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.represent.text_embeddings import embed_texts, num_batches
-from trace_transfer.training.patched import PatchedModel
 
 FILES = ("embeddings.safetensors", "representation.html", "representation.png", "representation.json")
 LEAST_TEXTS = 3  # of a task: of fewer there is no covariance worth an ellipse

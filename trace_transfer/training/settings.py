@@ -1,12 +1,24 @@
-"""How a stream of tasks is fine-tuned: the method, its training, and what baselines and controls need."""
+"""How a stream of tasks is fine-tuned: its settings, and `stream.yaml`, its tasks in order with their core files.
+
+    tasks:
+      - name: math
+        data: gsm8k.jsonl
+        fields: {prompt: question, completion: answer}
+        core: cores/math.core.json      # beside this file; as identified on this model, or carried over to it by `map`
+
+`stream.yaml` is a `tasks.yaml` with one more key, so that any `tasks.yaml` is a stream for a method without core sets.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 from pydantic import InstanceOf
 
+from trace_transfer.data.tasks_file import TaskSpec, load_list, locate
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.identification.warm_start_settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
 from trace_transfer.settings import Count, Settings, Share, Texts, setting
@@ -68,3 +80,33 @@ class StreamSettings(Settings):
     def needs_core(self) -> bool:
         """Whether each task needs a core file."""
         return self.method in NEED_CORE
+
+
+class StreamTask(TaskSpec):
+    """One task of a stream.
+
+    Attributes:
+        core: its core file, relative to the stream's file; None where the method needs none.
+    """
+
+    core: str | None = None
+
+    @classmethod
+    def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
+        core = item.get("core")
+        return {**super().local_files(item), **({"core": core} if isinstance(core, str) else {})}
+
+
+def load_stream(path: Path | str) -> tuple[StreamTask, ...]:
+    """Read `stream.yaml`.
+
+    Raises:
+        TaskError: not there, not YAML, no tasks, unknown keys, two tasks with one name, missing data or core files: all
+            that is wrong with the file at once.
+    """
+    return load_list(path, StreamTask)
+
+
+def core_file(task: StreamTask, base_directory: Path | str) -> Path | None:
+    """Where a task's core file lies, if it names one."""
+    return None if task.core is None else locate(task.core, base_directory)

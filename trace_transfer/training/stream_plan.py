@@ -17,8 +17,7 @@ from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.adapters import AdaptedModel
 from trace_transfer.engine.deepspeed_json import contradictions
 from trace_transfer.engine.engine import resolve_precision
-from trace_transfer.engine.estimates import Estimate, Workload, estimate
-from trace_transfer.engine.hardware import flops_per_token
+from trace_transfer.engine.estimates import Estimate, Workload, estimate, flops_per_token
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.tracking import require_trackers
 from trace_transfer.errors import UserError, listing
@@ -29,15 +28,13 @@ from trace_transfer.identification.task_data import encode_tasks
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import numel
-from trace_transfer.patch.model_state import ModelState
-from trace_transfer.patch.recording import patch_entries
+from trace_transfer.patch.model_state import ModelState, patch_entries
 from trace_transfer.publish.model_card import CoreOrigin
 from trace_transfer.records import read_artefact
 from trace_transfer.settings import side_by_side
 from trace_transfer.training.methods import Stage, read_cores, stages_of
 from trace_transfer.training.records import StageRecord, StreamFile
-from trace_transfer.training.settings import StreamSettings
-from trace_transfer.training.stream_file import StreamTask, core_file, load_stream
+from trace_transfer.training.settings import StreamSettings, StreamTask, core_file, load_stream
 
 RECORD, FOLDER, MODEL = "stream.json", "stages", "model"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine import history, state
+from trace_transfer.engine import checkpointing
 from trace_transfer.engine.adapters import AdaptedModel, adapted_weights, merged_values
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import train
@@ -24,16 +24,14 @@ from trace_transfer.files import remove_leftovers, sha256_file, write_text
 from trace_transfer.launching import is_first_rank
 from trace_transfer.locking import held
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import ModelState, write_model
+from trace_transfer.patch.model_state import ModelState, PatchedModel, record_patch, write_model
 from trace_transfer.patch.patches import Patch
-from trace_transfer.patch.recording import record_patch
-from trace_transfer.patch.verification import Verification
+from trace_transfer.patch.records import Verification
 from trace_transfer.patch.verifying import require_frozen, verify
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import CARD, Trained, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.stopping import StopSignal
-from trace_transfer.training.patched import PatchedModel
 from trace_transfer.training.records import StageRecord, StreamFile
 from trace_transfer.training.stream_plan import RECORD, StreamPlan, adapted
 
@@ -67,7 +65,7 @@ def run_stream(plan: StreamPlan, reporter: Reporter, stop: StopSignal) -> Stream
             if number < len(plan.finished):
                 reporter.note(f"{stage.label}: trained before, {plan.patch(number)}")
                 if is_first_rank():
-                    state.remove(plan.directory(number))
+                    checkpointing.remove(plan.directory(number))
             else:
                 _train(plan, number, reporter, stop)
             stop.check(f"after stage {number + 1} of {len(plan.stages)}, {stage.label}")
@@ -123,7 +121,7 @@ def _card(plan: StreamPlan, record: StreamFile, found: Verification) -> str:
 def _record(plan: StreamPlan, number: int) -> None:
     """Say that a stage is finished, before its checkpoint is removed."""
     stage, file = plan.stages[number], plan.patch(number)
-    steps = history.read_csv(plan.directory(number) / history.FILE)
+    steps = checkpointing.read_csv(plan.directory(number) / checkpointing.FILE)
     done = read_artefact(plan.out / RECORD, StreamFile).stages if (plan.out / RECORD).is_file() else ()
     patch = Patch.open(file)
     made = StageRecord(
