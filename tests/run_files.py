@@ -21,7 +21,7 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method, 
 from trace_transfer.evaluation.scores import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.records import Verification, VerifiedParameter
 from trace_transfer.records import ModelIdentity, to_json
-from trace_transfer.reporting.run_record import CellRecord, Cost, MethodRecord, RunFile, StepFile
+from trace_transfer.reporting.records import CellRecord, Cost, MethodRecord, RunFile, StepFile
 from trace_transfer.training.records import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability
 

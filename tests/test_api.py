@@ -127,7 +127,7 @@ def test_read(tiny, tmp_path):
     assert core == tt.read(str(file), CoreFile) == read_any(file)
     assert core.task == "math"
     with pytest.raises(ArtefactError, match="expected trace-transfer/run"):
-        from trace_transfer.reporting.run_record import RunFile
+        from trace_transfer.reporting.records import RunFile
 
         tt.read(file, RunFile)
 

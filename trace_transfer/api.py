@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from trace_transfer.patch.records import Verification
     from trace_transfer.progress import Reporter
     from trace_transfer.records import Strict
+    from trace_transfer.reporting.records import RunFile
     from trace_transfer.reporting.reporting import Reported
-    from trace_transfer.reporting.run_record import RunFile
     from trace_transfer.training.streaming import Streamed
     from trace_transfer.transfer.mapping import MapResult
 

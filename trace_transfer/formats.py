@@ -10,8 +10,7 @@ from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.patch.records import Verification
 from trace_transfer.records import Strict, read_artefact
-from trace_transfer.reporting.run_record import RunFile, StepFile
-from trace_transfer.reporting.summary import Summary
+from trace_transfer.reporting.records import RunFile, StepFile, Summary
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.training.records import StreamFile
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch

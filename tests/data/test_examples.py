@@ -11,7 +11,7 @@ from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.formats import read_any
 from trace_transfer.identification.records import StabilityFile
-from trace_transfer.reporting.run_record import RunFile
+from trace_transfer.reporting.records import RunFile
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 

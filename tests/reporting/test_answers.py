@@ -6,7 +6,7 @@ import pytest
 
 from trace_transfer.reporting.answers import answers, notes, words
 from trace_transfer.reporting.blocks import plain
-from trace_transfer.reporting.summary import Comparison, EvaluationRecord, Interval, Measure, MethodSummary, Summary
+from trace_transfer.reporting.records import Comparison, EvaluationRecord, Interval, Measure, MethodSummary, Summary
 from trace_transfer.reporting.verdicts import finding, judged, time_verdict
 
 QUESTION = "Is a core set better than a random set?"

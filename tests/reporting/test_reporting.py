@@ -11,8 +11,8 @@ import pytest
 
 from tests.run_files import edit, write_run
 from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.reporting.records import RunFile
 from trace_transfer.reporting.reporting import read_contents, write_report
-from trace_transfer.reporting.run_record import RunFile
 
 METHODS = ("sequential", "trace-lf", "transfer-lf", "random")
 
@@ -151,7 +151,7 @@ def test_the_representation_of_the_run_is_shown_with_its_numbers(run: Path) -> N
 
     from tests.run_files import LIBRARIES, TARGET, digest
     from trace_transfer.records import to_json
-    from trace_transfer.reporting.run_record import Cost, StepFile
+    from trace_transfer.reporting.records import Cost, StepFile
     from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 
     png = b"\x89PNG\r\n\x1a\n" + b"0" * 100

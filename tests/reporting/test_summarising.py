@@ -13,8 +13,8 @@ from trace_transfer.errors import ArtefactError
 from trace_transfer.formats import read_any
 from trace_transfer.records import to_json
 from trace_transfer.reporting.intervals import interval, p_value
+from trace_transfer.reporting.records import Summary
 from trace_transfer.reporting.summarising import summarise
-from trace_transfer.reporting.summary import Summary
 
 SEEDS = (0, 1, 2, 3, 4)
 ORDERS = list(itertools.permutations(TASKS))

@@ -7,8 +7,8 @@ import pytest
 
 from tests.run_files import TASKS, edit, stages_of, story, write_run
 from trace_transfer.reporting.answers import answers
+from trace_transfer.reporting.records import Interval, Summary
 from trace_transfer.reporting.summarising import summarise
-from trace_transfer.reporting.summary import Interval, Summary
 from trace_transfer.reporting.summary_tables import details, questions
 from trace_transfer.reporting.verdicts import amount, answer, judged, verdict
 

@@ -17,8 +17,8 @@ from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.formats import read_any
 from trace_transfer.locking import LOCK, held
+from trace_transfer.reporting.records import RunFile, StepFile
 from trace_transfer.reporting.reporting import write_report
-from trace_transfer.reporting.run_record import RunFile, StepFile
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study.finishing import run_to_the_end
 from trace_transfer.study.graph import build_graph

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from trace_transfer.evaluation.scores import ScoreMatrix
 from trace_transfer.files import size
-from trace_transfer.reporting.run_record import RunFile, StepFile
-from trace_transfer.reporting.summary import Summary
+from trace_transfer.reporting.records import RunFile, StepFile, Summary
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.tables import to_text

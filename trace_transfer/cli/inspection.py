@@ -31,8 +31,7 @@ from trace_transfer.identification.show_stability import draw_stability
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict
-from trace_transfer.reporting.run_record import RunFile, StepFile
-from trace_transfer.reporting.summary import Summary
+from trace_transfer.reporting.records import RunFile, StepFile, Summary
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.terminal import Page
 from trace_transfer.terminal_pictures import draw_heatmap, model_line, ruler

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trace_transfer.reporting import numbers
 from trace_transfer.reporting.blocks import Line, strong
-from trace_transfer.reporting.summary import Comparison, Interval, MethodSummary, Summary, Verdict
+from trace_transfer.reporting.records import Comparison, Interval, MethodSummary, Summary, Verdict
 from trace_transfer.reporting.verdicts import TWINS, finding, time_verdict
 
 SEQUENTIAL = "sequential"

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.patch.records import Count
 from trace_transfer.records import ModelIdentity
-from trace_transfer.reporting.run_record import CellRecord, RunFile, StepFile
-from trace_transfer.reporting.summary import EvaluationRecord, Summary
+from trace_transfer.reporting.records import CellRecord, EvaluationRecord, RunFile, StepFile, Summary
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.transfer.records import LayerMatch
 

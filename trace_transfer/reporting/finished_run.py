@@ -19,7 +19,7 @@ from trace_transfer.evaluation.scores import Score, ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.records import Strict, read_artefact
 from trace_transfer.reporting.continual import first_stages
-from trace_transfer.reporting.run_record import CellRecord, RunFile, StepFile
+from trace_transfer.reporting.records import CellRecord, RunFile, StepFile
 
 RUN, STEP, SCORES, EVALUATE = "run.json", "step.json", "scores.json", "evaluate"
 NEEDED = ("train", EVALUATE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trace_transfer.files import SIZES
-from trace_transfer.reporting.summary import Interval
+from trace_transfer.reporting.records import Interval
 
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 COUNTS = ((1e9, "billion"), (1e6, "million"))

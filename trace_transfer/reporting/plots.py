@@ -12,7 +12,7 @@ from typing import Any
 
 from trace_transfer.reporting.blocks import Plot
 from trace_transfer.reporting.contents import ReportContents
-from trace_transfer.reporting.summary import Interval, MethodSummary, SweepPoint, SweepSummary
+from trace_transfer.reporting.records import Interval, MethodSummary, SweepPoint, SweepSummary
 
 # Okabe and Ito's colours that can be seen on white and on black, and a grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")

@@ -34,9 +34,8 @@ from trace_transfer.reporting.contents import (
     VerifiedFound,
 )
 from trace_transfer.reporting.document import document, markdown, page
-from trace_transfer.reporting.run_record import CellRecord, RunFile, StepFile
+from trace_transfer.reporting.records import CellRecord, RunFile, StepFile, Summary
 from trace_transfer.reporting.summarising import summarise
-from trace_transfer.reporting.summary import Summary
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.transfer.records import LayerMatch
 

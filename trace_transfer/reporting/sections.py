@@ -34,7 +34,7 @@ from trace_transfer.reporting.blocks import (
 from trace_transfer.reporting.contents import ReportContents
 from trace_transfer.reporting.intervals import MIN_VALUES
 from trace_transfer.reporting.plots import cost_plot, curves_plot, sweep_plot
-from trace_transfer.reporting.summary import MatrixSummary
+from trace_transfer.reporting.records import MatrixSummary
 from trace_transfer.tables import Number, Table
 
 

@@ -21,7 +21,7 @@ from trace_transfer.records import library_versions
 from trace_transfer.reporting.continual import MEASURES, after_learning
 from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun, read_run
 from trace_transfer.reporting.intervals import holm, interval, p_value
-from trace_transfer.reporting.summary import (
+from trace_transfer.reporting.records import (
     Curve,
     EvaluationRecord,
     Interval,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from trace_transfer.files import SIZES
 from trace_transfer.reporting.numbers import TIMES
-from trace_transfer.reporting.summary import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary, Verdict
+from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary, Verdict
 from trace_transfer.tables import NOTHING, Cell, Number, Table
 
 AXES = {

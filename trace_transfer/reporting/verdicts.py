@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trace_transfer.reporting.intervals import holm
-from trace_transfer.reporting.summary import Comparison, Interval, MethodSummary, Summary, Verdict
+from trace_transfer.reporting.records import Comparison, Interval, MethodSummary, Summary, Verdict
 
 Paired = Callable[[Mapping[int, float], Mapping[int, float]], Interval | None]
 

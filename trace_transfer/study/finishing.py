@@ -11,10 +11,9 @@ from trace_transfer.files import prepare_directory, write_text
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.locking import held
 from trace_transfer.records import to_json
+from trace_transfer.reporting.records import RunFile, Summary
 from trace_transfer.reporting.reporting import HTML, MARKDOWN, read_contents, write_contents
-from trace_transfer.reporting.run_record import RunFile
 from trace_transfer.reporting.summarising import summarise
-from trace_transfer.reporting.summary import Summary
 from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study.checking import check_plan

@@ -21,7 +21,7 @@ from typing import Any
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.records import library_versions, read_artefact, to_json
-from trace_transfer.reporting.run_record import CellRecord, MethodRecord, RunFile, StepFile
+from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.study.gpus import GpuPool, gpus_asked_for, visible_gpus
 from trace_transfer.study.graph import RunGraph

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trace_transfer.data.examples import TaskData
-    from trace_transfer.reporting.summary import Summary
+    from trace_transfer.reporting.records import Summary
     from trace_transfer.study.graph import RunGraph
     from trace_transfer.study.status import StepStatus
 

@@ -13,7 +13,7 @@ from trace_transfer.files import PART, sha256_file, write_text
 from trace_transfer.locking import LOCK as COMMANDS_LOCK
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
-from trace_transfer.reporting.run_record import StepFile
+from trace_transfer.reporting.records import StepFile
 from trace_transfer.study.graph import RunGraph
 from trace_transfer.study.steps import Step
 from trace_transfer.text_formats import read_json_object

@@ -31,7 +31,7 @@ from trace_transfer.locking import held
 from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 from trace_transfer.records import library_versions, read_artefact, to_json
-from trace_transfer.reporting.run_record import Cost, StepFile
+from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.gpus import VISIBLE
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
 from trace_transfer.study.steps import LAUNCHED
