@@ -1,6 +1,5 @@
 """Kinds of model directories x commands: one verdict in every cell, and transformers' values where it is usable."""
 
-import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from trace_transfer.cli import main
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.loading import load_model
 from trace_transfer.errors import ModelError
-from trace_transfer.families import registry
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, inventory_of, load_config
 from trace_transfer.progress import telling
@@ -99,18 +97,6 @@ class Workspace:
             "rules check": ["rules", "check", "--model", model],
             "run": ["run", run, "--dry-run"],
         }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _rules_are_read_once():
-    """A command reads the rules of all families, which takes longer than everything else that is asked of it here."""
-    read = registry._read_layer
-    shipped = functools.cache(lambda directory: read([directory], []))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            registry, "_read_layer", lambda places, problems: shipped(places[0]) if places else read(places, problems)
-        )
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
+from functools import cache
 from pathlib import Path
 
 from trace_transfer.errors import RulesError, listing
@@ -100,8 +101,8 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
         RulesError: a file cannot be read or is wrong; lists all problems of all files with their lines.
     """
     extras = [] if extra is None else [extra] if isinstance(extra, Path) else list(extra)
-    problems: list[Problem] = []
-    shipped = _read_layer([shipped_rules()], problems)
+    shipped, found = _read_shipped(shipped_rules())
+    problems = list(found)
     own = _read_layer(extras, problems)
     resolver = _Resolver(own, shipped, problems)
     shipped_families = {name: resolver.resolve(file, own=False) for name, file in shipped.items()}
@@ -133,6 +134,13 @@ def rules_files(path: Path) -> list[Path]:
         what = "has no *.yaml file" if path.is_dir() else "does not exist"
         raise RulesError(f"rules: {path} {what}; expected a rules file, or a directory with rules files")
     return found
+
+
+@cache
+def _read_shipped(directory: Path) -> tuple[dict[str, FamilyFile], tuple[Problem, ...]]:
+    """Once in a process: the files of the package do not change, and reading them takes longer than using them."""
+    problems: list[Problem] = []
+    return _read_layer([directory], problems), tuple(problems)
 
 
 def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, FamilyFile]:
