@@ -120,6 +120,11 @@ FAMILIES: dict[str, dict[str, object]] = {
     "codegen": {**COMMON, "n_embd": 64, "n_head": 8, "n_layer": 3, "n_positions": 256, "rotary_dim": 4},
 }  # fmt: skip
 
+# One family of each structure: grouped heads and an untied head; sliding windows and soft caps; transposed and fused
+# weights with learned positions; parallel residual; a projected embedding; ALiBi; latent attention and shared experts;
+# parts that alternate along the third dimension.
+REPRESENTATIVES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "mpt", "deepseek_v3", "gpt_oss")
+
 PROSE = [
     "The train left the station before the rain had stopped, and nobody on the platform waved.",
     "A contract is a promise that the law will enforce; without consideration it is usually not binding.",

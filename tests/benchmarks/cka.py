@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.table import is_small, median_seconds, seconds, show
-from trace_transfer.transfer.cka import debiased_cka
-from trace_transfer.transfer.gram import GramStack, pack_layer, pack_layout, packed_length
-from trace_transfer.transfer.stability import split_halves
+from trace_transfer.transfer.similarity import (
+    GramStack,
+    debiased_cka,
+    pack_layer,
+    pack_layout,
+    packed_length,
+    split_halves,
+)
 
 SEED = 0
 SHARED = 64  # directions that all layers have in common, so that similarities are not zero

@@ -105,8 +105,8 @@ def streamed(directory: Path) -> dict[str, float]:
 
     from trace_transfer.data.probe import Reading
     from trace_transfer.models.checkpoints import SafetensorsCheckpoint
-    from trace_transfer.transfer.activations import LayerRows, read_layers
-    from trace_transfer.transfer.gram import pack_layer, packed_length
+    from trace_transfer.transfer.probing import LayerRows, read_layers
+    from trace_transfer.transfer.similarity import pack_layer, packed_length
 
     config = AutoConfig.from_pretrained(directory)
     checkpoint = SafetensorsCheckpoint(directory)

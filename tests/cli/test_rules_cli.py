@@ -15,7 +15,7 @@ from trace_transfer.families.correspondence import build_correspondence
 from trace_transfer.families.explanation import explain
 from trace_transfer.families.registry import load_families, shipped_rules
 from trace_transfer.models.sources import ModelSource, load_config, read_inventory
-from trace_transfer.transfer.depth import depth_match
+from trace_transfer.transfer.policies import depth_pairs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LLAMA, QWEN2, QWEN3, DEEPSEEK = (
@@ -192,7 +192,7 @@ def test_unmatched_layers_are_one_line_for_each_kind():
     source, target = (
         anatomy_of(read_inventory(load_config(ModelSource.parse(name))), registry) for name in (LLAMA, DEEPSEEK)
     )
-    pairs = depth_match(source.num_layers, target.num_layers)
+    pairs = depth_pairs((source.num_layers, target.num_layers), by_target=False)
     lines = explain(build_correspondence(source, target, pairs))
     assert [line.target for line in lines if line.section == "unreached: no source"][:3] == [
         "all 14 parameters (layer 1)",

@@ -11,7 +11,6 @@ from trace_transfer.families.application import Anatomy, anatomy_of
 from trace_transfer.families.correspondence import Correspondence, build_correspondence
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import read_inventory
-from trace_transfer.transfer.depth import depth_match
 
 BASE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
 GATED = {**BASE, "intermediate_size": 96, "num_key_value_heads": 2}
@@ -267,18 +266,3 @@ def test_layers_that_do_not_exist():
     )
     with pytest.raises(RulesError, match=message):
         between("llama", "qwen3", [(2, 0), (0, 2), (0, -1)])
-
-
-@pytest.mark.parametrize(
-    ("num_source", "num_target", "expected"),
-    [(3, 5, [0, 2, 4]), (5, 3, [0, 1, 1, 2, 2]), (2, 4, [0, 3]), (4, 1, [0, 0, 0, 0]), (1, 7, [0])],
-)
-def test_depth_match(num_source, num_target, expected):
-    assert depth_match(num_source, num_target) == tuple(enumerate(expected))
-
-
-@pytest.mark.parametrize("num_source", [2, 30, 32, 64])
-@pytest.mark.parametrize("num_target", [1, 2, 24, 48, 64])
-def test_depth_match_as_in_the_formula(num_source, num_target):
-    expected = [(i, int(i * (num_target - 1) / (num_source - 1) + 0.5)) for i in range(num_source)]
-    assert depth_match(num_source, num_target) == tuple(expected)

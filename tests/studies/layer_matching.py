@@ -24,14 +24,18 @@ from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.progress import Terminal, quiet_libraries
-from trace_transfer.transfer.activations import REPRESENTATIONS, LayerRows, read_layers
-from trace_transfer.transfer.assignment import POLICIES
-from trace_transfer.transfer.cka import SIMILARITIES
-from trace_transfer.transfer.gram import GramStack, pack_layer, packed_length
-from trace_transfer.transfer.matching import match_layers
-from trace_transfer.transfer.probing import TRANSFORMS
+from trace_transfer.transfer.matching import match_layers, split_half_stability
+from trace_transfer.transfer.policies import POLICIES
+from trace_transfer.transfer.probing import REPRESENTATIONS, TRANSFORMS, LayerRows, read_layers
 from trace_transfer.transfer.settings import PROFILES, MapSettings
-from trace_transfer.transfer.stability import Halves, chosen_by_target, split_half_stability, split_halves
+from trace_transfer.transfer.similarity import (
+    SIMILARITIES,
+    GramStack,
+    Halves,
+    pack_layer,
+    packed_length,
+    split_halves,
+)
 
 ROWS = ("boundary", "word", "example")
 Stacks = dict[tuple[str, str, str], GramStack]  # (rows, representation, transform)
@@ -111,7 +115,7 @@ def variants(similarities: tuple[str, ...] = ("cka-debiased",)) -> Iterator[Vari
         for representation in REPRESENTATIONS:
             for transform in TRANSFORMS:
                 for similarity in similarities:
-                    for policy in POLICIES:
+                    for policy in (name for name, one in POLICIES.items() if one.control is None):
                         yield Variant(rows, representation, transform, similarity, policy)
     yield Variant.of(MapSettings.of("paper"))
 
@@ -199,8 +203,7 @@ def pair(source: str, target: str, texts: int, splits: int, similarities: tuple[
         match = match_layers(
             stacks[0][key], stacks[1][key], similarity=variant.similarity, policy=variant.policy, num_splits=0
         )
-        by_target = chosen_by_target(variant.policy, match.similarity.shape)
-        split = split_half_stability(halves, POLICIES[variant.policy], match.as_pairs, by_target)
+        split = split_half_stability(halves, POLICIES[variant.policy], match.as_pairs, match.by_target)
         used = match.similarity.shape[1] - len(match.unmatched_targets)
         margin = np.median([p.margin for p in match.pairs])
         mean, deviation = split.gain_over_depth

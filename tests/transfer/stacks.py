@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trace_transfer.transfer.gram import GramStack, pack_layer, packed_length
+from trace_transfer.transfer.similarity import GramStack, pack_layer, packed_length
 
 
 def stack_rows(layers: Sequence[Tensor], texts: Sequence[Tensor]) -> GramStack:

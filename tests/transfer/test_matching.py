@@ -1,14 +1,28 @@
-"""What a layer match says of itself: margins, runner-ups, warnings."""
+"""What a layer match says of itself: margins, runner-ups, warnings, and how it depends on the texts."""
 
 import pytest
 import torch
 
 from tests.transfer.stacks import stack_rows
-from tests.transfer.test_stability import stacks
 from trace_transfer.errors import ProbeError
-from trace_transfer.transfer.gram import GramStack
-from trace_transfer.transfer.matching import massive_warnings, match_layers
+from trace_transfer.transfer.matching import agreement, massive_warnings, match_layers, split_half_stability
+from trace_transfer.transfer.policies import argmax
 from trace_transfer.transfer.probing import Grams
+from trace_transfer.transfer.similarity import GramStack, debiased_cka, split_halves
+
+
+def layers_of(num_texts, width, num_layers, seed, noise=0.3):
+    """Layers that drift apart from each other step by step; the second model is a rotation of the first with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = [torch.randn(num_texts, width, generator=generator) for _ in range(num_layers)]
+    first = [sum(steps[max(0, i - 1) : i + 1]) for i in range(num_layers)]
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    return first, [layer @ turn + noise * torch.randn(num_texts, width, generator=generator) for layer in first]
+
+
+def stacks(num_texts=120, noise=0.3, num_layers=5):
+    texts = (torch.arange(num_texts),)
+    return [stack_rows(layers, texts) for layers in layers_of(num_texts, 24, num_layers, 0, noise)]
 
 
 def matched(source, target, policy="argmax", **more):
@@ -135,3 +149,42 @@ def test_massive_activations_are_named():
     assert "target layers 0, 2" in warning
     assert "(5)" in warning
     assert massive_warnings(Grams({}, {"stream": torch.tensor([[5.0, 0.2]])}), "stream", "source") == []
+
+
+def test_a_clear_match_is_stable_and_better_than_depth():
+    source, target = stacks()
+    target = type(target)(target.packed_LP[[0, 0, 1, 2, 4, 3]], target.texts)  # an order that depth cannot guess
+    halves = split_halves(source, target, debiased_cka, num_splits=5, seed=0)
+    full = argmax(debiased_cka(source, target).values.numpy())
+    split = split_half_stability(halves, argmax, full, by_target=False)
+    assert [t for _, t in full][1:] == [2, 3, 5, 4]
+    assert split.flip_rates[2] == 0
+    assert split.same >= 0.8
+    mean, deviation = split.gain_over_depth
+    assert mean > 3 * deviation > 0
+
+
+def test_noise_is_not_stable_and_no_better_than_depth():
+    generator = torch.Generator().manual_seed(1)
+    texts = (torch.arange(60),)
+    source, target = (stack_rows([torch.randn(60, 30, generator=generator) for _ in range(8)], texts) for _ in range(2))
+    halves = split_halves(source, target, debiased_cka, num_splits=6, seed=0)
+    full = argmax(debiased_cka(source, target).values.numpy())
+    split = split_half_stability(halves, argmax, full, by_target=False)
+    assert split.same < 0.4
+    assert max(split.flip_rates.values()) > 0.5
+    mean, deviation = split.gain_over_depth
+    assert mean < 2 * deviation
+
+
+def test_agreement_counts_the_choosing_side():
+    assert agreement(((0, 0), (1, 2)), ((0, 0), (1, 3)), by_target=False) == (0.5, 1.0)
+    assert agreement(((0, 0), (0, 1)), ((0, 0), (2, 1)), by_target=True) == (0.5, 0.5)
+    assert agreement(((0, 0),), ((1, 1),), by_target=False) == (0.0, 0.0)
+
+
+def test_identical_halves_are_perfectly_stable():
+    matrix = debiased_cka(*stacks()).values.numpy()
+    split = split_half_stability(((matrix, matrix),), argmax, argmax(matrix), by_target=False)
+    assert split.same == split.within_one == 1.0
+    assert set(split.flip_rates.values()) == {0.0}

@@ -1,10 +1,13 @@
 """Settings are strict, and a profile yields to what is said explicitly."""
 
+import json
+
 import pytest
 
 from trace_transfer.errors import UserError
 from trace_transfer.models.content import cache_directory
 from trace_transfer.settings import choices
+from trace_transfer.transfer.policies import POLICIES
 from trace_transfer.transfer.settings import PROFILES, MapSettings
 
 
@@ -24,7 +27,7 @@ def test_all_problems_at_once_with_what_was_meant():
     message = str(refused.value)
     for expected in (
         "rows: 'words' is none of boundary, word, example; did you mean word?",
-        "match: 'hungarian' is none of coverage, argmax, one-to-one, monotone",
+        "match: 'hungarian' is none of argmax, one-to-one, monotone, coverage, depth, shuffled",
         "ratio: 1.5 is not in (0, 1]",
         "batch_size: 0 is not in [1, ",
         "max_length: 3 is not in [8, ",
@@ -48,16 +51,12 @@ def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_recorded_settings_are_json():
-    import json
-
     recorded = MapSettings(cache=None, rules=("a.yaml",)).recorded()
     assert json.loads(json.dumps(recorded)) == recorded
     assert recorded["rules"] == ["a.yaml"]
 
 
-def test_every_match_that_can_be_chosen_can_be_made():
-    from trace_transfer.transfer.assignment import POLICIES
-    from trace_transfer.transfer.control_matches import CONTROLS
-
-    assert set(choices(MapSettings.model_fields["match"].annotation)) == set(POLICIES) | set(CONTROLS)
-    assert MapSettings().match in POLICIES
+def test_every_policy_can_be_chosen():
+    assert choices(MapSettings.model_fields["match"].annotation) == tuple(POLICIES)
+    for name, policy in POLICIES.items():
+        assert f"{name}: {policy.help}" in str(MapSettings.model_fields["match"].description)

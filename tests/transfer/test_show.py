@@ -1,19 +1,28 @@
-"""What `map` prints at the end."""
+"""What `map` prints: its plan, which agrees with what a run does, and its end."""
 
 import json
 
 import pytest
+import torch
 
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS
 from trace_transfer import map_models
-from trace_transfer.transfer.show import render_summary
+from trace_transfer.models.sources import numel
+from trace_transfer.transfer.mapping import estimate, measure_speed, plan_map
+from trace_transfer.transfer.settings import MapSettings
+from trace_transfer.transfer.show import render_estimate, render_summary
 
 
 @pytest.fixture
-def result(tiny, tmp_path):
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+def texts(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return file
+
+
+@pytest.fixture
+def result(tiny, texts, tmp_path):
     core = write_core(tiny("qwen2"), tmp_path / "math.core.json")
     return map_models(tiny("qwen2"), tiny("gpt2"), core=[core], probe=str(texts), out=tmp_path / "out", cache=None)
 
@@ -38,3 +47,29 @@ def test_says_what_the_files_say(result):
 def test_fits_a_terminal(result):
     lines = [line for line in render_summary(result).splitlines() if "/" not in line]
     assert max(map(len, lines)) <= 100
+
+
+def test_an_estimate_is_of_the_models_and_the_rows(tiny, texts):
+    settings = MapSettings(probe=str(texts), batch_size=4, cache=None)
+    plan = plan_map(tiny("llama"), tiny("qwen3"), [], settings)
+    found = estimate(plan, settings)
+    for one, opened in zip(found.models, (plan.source, plan.target), strict=True):
+        shapes = opened.anatomy.inventory.shapes
+        layers = [name for name in shapes if name.startswith(f"{opened.anatomy.layer_path}.0.")]
+        assert one.layer_bytes == 4 * sum(numel(shapes[name]) for name in layers)
+        assert one.seconds > 0
+    first, second = found.models
+    assert found.peak_bytes >= first.gram_bytes + second.gram_bytes + second.layer_bytes
+    text = render_estimate(plan, found)
+    for expected in (
+        "time of arithmetic",
+        "self_attn.q_norm.weight",
+        "attention.query",
+        f"{len(plan.rows.texts_R)} rows",
+    ):
+        assert expected in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_speed_is_that_of_a_matrix_product():
+    assert 1e8 < measure_speed("cpu", torch.float32, side=128) < 1e15

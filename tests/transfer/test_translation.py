@@ -16,7 +16,7 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource, read_inventory
 from trace_transfer.records import to_json
-from trace_transfer.transfer.depth import depth_match
+from trace_transfer.transfer.policies import depth_pairs
 from trace_transfer.transfer.translation import carry, check_cores_fit
 
 SIZES = {
@@ -54,7 +54,7 @@ def core_file(source, scores, ratio=0.1, unit="tensors", **rows):
 
 
 def carried(core, source, target, pairs=None, how="core", ratio=None, similarity=None):
-    pairs = pairs or depth_match(source.anatomy.num_layers, target.anatomy.num_layers)
+    pairs = pairs or depth_pairs((source.anatomy.num_layers, target.anatomy.num_layers), by_target=False)
     return carry(
         core,
         build_correspondence(source.anatomy, target.anatomy, pairs),

@@ -63,22 +63,18 @@ def map_command(
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.publish.hub import local_files
-    from trace_transfer.transfer.mapping import check_out, plan_map, run_map
+    from trace_transfer.transfer.mapping import check_out, estimate, plan_map, run_map
+    from trace_transfer.transfer.show import render_estimate, render_summary
 
     quiet_libraries()
     plan = plan_map(src, dst, local_files(core), settings)
     if dry_run:
         check_out(plan, out, settings)  # as `run_map` does
-        from trace_transfer.transfer.estimation import estimate, render_estimate
-
-        click.echo(render_estimate(estimate(plan, settings)))
+        click.echo(render_estimate(plan, estimate(plan, settings)))
         return
     if settings.cache is not None:
         hash_weights([src, dst], Terminal())
     result = run_map(plan, out, settings, Terminal())
-
-    from trace_transfer.transfer.show import render_summary
-
     click.echo(render_summary(result))
     if to is not None:
         from trace_transfer.publish.hub import publish_cores

@@ -124,15 +124,16 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     from trace_transfer.families.registry import load_families
     from trace_transfer.models.sources import ModelSource, load_config, read_inventory
     from trace_transfer.progress import quiet_libraries
+    from trace_transfer.transfer.policies import POLICIES, depth_pairs
     from trace_transfer.transfer.settings import MapSettings
-    from trace_transfer.transfer.stability import chosen_by_target, depth_pairs
 
     quiet_libraries()
     registry = load_families(rules_path)
     configs = [load_config(ModelSource.parse(name)) for name in (src, dst)]
     source, target = (anatomy_of(read_inventory(config), registry) for config in configs)
     policy, shape = MapSettings().match, (source.num_layers, target.num_layers)
-    correspondence = build_correspondence(source, target, depth_pairs(shape, chosen_by_target(policy, shape)))
+    pairs = depth_pairs(shape, by_target=POLICIES[policy].target_chooses(shape))
+    correspondence = build_correspondence(source, target, pairs)
     titles = [
         f"{ModelSource.parse(name).display_name} ({anatomy.family})"
         + ("" if every_layer else f"\n{anatomy.layer_path}.{{layer}}.…")

@@ -42,8 +42,7 @@ from trace_transfer.training.records import StreamFile
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream, require_space
 from trace_transfer.training.streaming import run_stream
-from trace_transfer.transfer.carrying import carry_along
-from trace_transfer.transfer.mapping import plan_map, run_map
+from trace_transfer.transfer.mapping import carry_along, plan_map, run_map
 from trace_transfer.transfer.settings import MapSettings
 
 TICKET, TASKS, SCORES, BASELINE = "ticket.json", "tasks.yaml", "scores.json", "evaluation.json"

@@ -1,14 +1,18 @@
-"""`map`: the stages from two models and a probe set to a layer match, a correspondence and translated core sets.
+"""`map`: from two models and a probe set to a layer match, a correspondence and translated core sets.
 
 Reads: two models, a probe set, core files of the source. Writes into one directory: `layer_match.json`,
 `similarity.safetensors`, `correspondence.json`, one translated `TASK.core.json` per core file, `heatmap.html`,
-`heatmap.png`.
+`heatmap.png`. `carry_along` is the second half alone, along a layer match that lies there.
 """
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +38,23 @@ from trace_transfer.files import (
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.devices import resolve_device, resolve_dtype
+from trace_transfer.models.sources import numel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
-from trace_transfer.transfer.probing import Grams, ReadSettings, read_grams
-from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
+from trace_transfer.transfer.probing import REPRESENTATIONS, ReadSettings, read_grams
+from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, LayerPair, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
+from trace_transfer.transfer.similarity import packed_length
 from trace_transfer.transfer.translation import Carried, carry, check_cores_fit
 
 MATCH, SIMILARITY, CORRESPONDENCE = "layer_match.json", "similarity.safetensors", "correspondence.json"
 HEATMAPS = ("heatmap.html", "heatmap.png")
 # Settings that leave the layer match as it is (but for rounding), and the probe set, which is compared by its hash.
 NOT_COMPARED = ("carry", "ratio", "splits", "cache", "device", "batch_size", "probe")
+
+Cores = tuple[tuple[Path, CoreFile], ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class MapPlan:
     source: OpenModel
     target: OpenModel
     weights: tuple[Checkpoint | None, Checkpoint | None]
-    cores: tuple[tuple[Path, CoreFile], ...]
+    cores: Cores
     probe: ProbeSet
     rows: RowPlan
     device: str
@@ -87,17 +95,8 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     """
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
-    weights_of_source, weights_of_target = (
-        None if model.source.directory is None else open_checkpoint(model.source) for model in (source, target)
-    )
-    weights = (weights_of_source, weights_of_target)
-    opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
-    tasks = [core.task for _, core in opened]
-    if len(set(tasks)) < len(tasks):
-        raise ArtefactError(
-            "core files of the same task would overwrite each other:\n" + listing([str(c) for c in cores])
-        )
-    check_cores_fit([(str(path), core) for path, core in opened], source, target)
+    weights = [None if one.source.directory is None else open_checkpoint(one.source) for one in (source, target)]
+    opened = _open_cores(cores, source, target)
     probe = load_probe(settings.probe)
     rows = plan_rows(
         probe,
@@ -111,7 +110,18 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     for model, reading in ((source, rows.source), (target, rows.target)):
         _require_own_tokenizer(model, reading)
     device = resolve_device(settings.device)
-    return MapPlan(source, target, weights, opened, probe, rows, device, resolve_dtype(settings.dtype, device))
+    dtype = resolve_dtype(settings.dtype, device)
+    return MapPlan(source, target, (weights[0], weights[1]), opened, probe, rows, device, dtype)
+
+
+def _open_cores(cores: Sequence[str | Path], source: OpenModel, target: OpenModel) -> Cores:
+    opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
+    if len({core.task for _, core in opened}) < len(opened):
+        raise ArtefactError(
+            "core files of the same task would overwrite each other:\n" + listing([str(path) for path, _ in opened])
+        )
+    check_cores_fit([(str(path), core) for path, core in opened], source, target)
+    return opened
 
 
 def _require_own_tokenizer(model: OpenModel, reading: Reading) -> None:
@@ -121,6 +131,71 @@ def _require_own_tokenizer(model: OpenModel, reading: Reading) -> None:
             f"{model.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the "
             "tokenizer belongs to another model"
         )
+
+
+@dataclass(frozen=True)
+class ModelEstimate:
+    """What reading one model takes: bytes of its largest layer, of hidden states and of Gram matrices; seconds."""
+
+    layer_bytes: int
+    hidden_bytes: int
+    gram_bytes: int
+    seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.layer_bytes + self.hidden_bytes + self.gram_bytes
+
+
+@dataclass(frozen=True)
+class MapEstimate:
+    """What a run takes; the Gram matrices of both models are kept to the end."""
+
+    models: tuple[ModelEstimate, ModelEstimate]
+    flops_per_second: float
+
+    @property
+    def peak_bytes(self) -> int:
+        first, second = self.models
+        return max(first.peak_bytes, first.gram_bytes + second.peak_bytes)
+
+
+def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
+    """What a planned run takes, by its configs; learns the machine's speed from a tenth of a second's product."""
+    speed = measure_speed(plan.device, plan.dtype)
+    sides = ((plan.source, plan.rows.source), (plan.target, plan.rows.target))
+    source, target = (_estimate_model(plan, model, reading, settings.batch_size, speed) for model, reading in sides)
+    return MapEstimate((source, target), speed)
+
+
+def _estimate_model(plan: MapPlan, model: OpenModel, reading: Reading, batch: int, speed: float) -> ModelEstimate:
+    """Time is two operations per weight of the layers and token, paddings included."""
+    prefix = f"{model.anatomy.layer_path}."
+    elements: Counter[str] = Counter()
+    for name, shape in model.anatomy.inventory.shapes.items():
+        if name.startswith(prefix):
+            elements[name.removeprefix(prefix).partition(".")[0]] += numel(shape)
+    lengths = sorted(map(len, reading.ids))
+    batches = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    padded = sum(some[-1] * len(some) for some in batches)
+    return ModelEstimate(
+        layer_bytes=max(elements.values()) * plan.dtype.itemsize,
+        hidden_bytes=padded * model.config.get_text_config().hidden_size * plan.dtype.itemsize,
+        gram_bytes=4 * len(REPRESENTATIONS) * sum(map(packed_length, plan.rows.sizes)) * model.anatomy.num_layers,
+        seconds=2 * padded * elements.total() / speed,
+    )
+
+
+def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
+    """Floating point operations per second of a square matrix product, the best of several in 0.1 s."""
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    a @ a
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < 0.1 or best == float("inf"):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
 
 
 def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
@@ -213,53 +288,29 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
                 seed=settings.seed,
             )
             advance()
-    return _write(plan, directory, settings, matches, (source, target))
-
-
-def _write(
-    plan: MapPlan, directory: Path, settings: MapSettings, matches: dict[str, Match], grams: tuple[Grams, Grams]
-) -> MapResult:
     match = matches[settings.representation]
-    warnings = [
-        *match.warnings,
-        *massive_warnings(grams[0], settings.representation, "source"),
-        *massive_warnings(grams[1], settings.representation, "target"),
+    massive = [
+        warning
+        for grams, side in ((source, "source"), (target, "target"))
+        for warning in massive_warnings(grams, settings.representation, side)
     ]
-    layer_match = _layer_match(plan, settings, match, warnings)
+    layer_match = _layer_match(plan, settings, match, (*match.warnings, *massive))
     text = to_json(layer_match)
-    match_sha256 = sha256_text(text)
-    correspondence = build_correspondence(plan.source.anatomy, plan.target.anatomy, match.as_pairs)
-    similarity = {(pair.source, pair.target): pair.similarity for pair in match.pairs}
-    carried = tuple(
-        carry(
-            core,
-            correspondence,
-            similarity,
-            how=settings.carry,
-            ratio=settings.ratio,
-            target=plan.target,
-            core_sha256=sha256_file(path),
-            layer_match_sha256=match_sha256,
-        )
-        for path, core in plan.cores
-    )
-    files = [directory / name for name in (MATCH, SIMILARITY, CORRESPONDENCE)]
-    write_text(files[0], text)
+    carrying = _Carrying(plan.source, plan.target, match.pairs, sha256_text(text))
+    carried = carrying.carry(plan.cores, settings.carry, settings.ratio)  # before anything is written
+    write_text(directory / MATCH, text)
     tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
-    write_tensors(files[1], tensors, {"format": "trace-transfer/similarity", "version": "1"})
-    write_text(files[2], to_json(_correspondence_file(plan, correspondence, match_sha256)))
-    for one in carried:
-        files.append(directory / core_name(one.core))
-        write_text(files[-1], to_json(one.core))
+    write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
+    files = [directory / MATCH, directory / SIMILARITY, *carrying.write(directory, carried)]
     heatmap = _heatmap(plan, settings, matches)
     for name, write in zip(HEATMAPS, (write_html, write_png), strict=True):
         files.append(directory / name)
         write(files[-1], heatmap)
-    return MapResult(plan.source, plan.target, match, layer_match, correspondence, carried, tuple(files))
+    return MapResult(plan.source, plan.target, match, layer_match, carrying.correspondence, carried, tuple(files))
 
 
-def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: list[str]) -> LayerMatch:
+def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: tuple[str, ...]) -> LayerMatch:
     return LayerMatch(
         source=plan.source.identity,
         target=plan.target.identity,
@@ -286,21 +337,80 @@ def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: l
         stability=match.stability,
         depth=match.depth,
         policy_agreement=match.policy_agreement,
-        warnings=tuple(warnings),
+        warnings=warnings,
         settings=settings.recorded(),
         libraries=library_versions(),
     )
 
 
-def _correspondence_file(plan: MapPlan, correspondence: Correspondence, match_sha256: str) -> CorrespondenceFile:
-    payload: dict[str, Any] = correspondence.to_payload()
-    return CorrespondenceFile(
-        source=plan.source.identity,
-        target=plan.target.identity,
-        layer_match_sha256=match_sha256,
-        libraries=library_versions(),
-        **payload,
-    )
+@dataclass(frozen=True)
+class _Carrying:
+    """What carries core sets along a layer match."""
+
+    source: OpenModel
+    target: OpenModel
+    pairs: tuple[LayerPair, ...]
+    match_sha256: str
+
+    @cached_property
+    def correspondence(self) -> Correspondence:
+        pairs = [(pair.source, pair.target) for pair in self.pairs]
+        return build_correspondence(self.source.anatomy, self.target.anatomy, pairs)
+
+    def carry(self, cores: Cores, how: str, ratio: float | None) -> tuple[Carried, ...]:
+        similarity = {(pair.source, pair.target): pair.similarity for pair in self.pairs}
+        return tuple(
+            carry(
+                core,
+                self.correspondence,
+                similarity,
+                how=how,
+                ratio=ratio,
+                target=self.target,
+                core_sha256=sha256_file(path),
+                layer_match_sha256=self.match_sha256,
+            )
+            for path, core in cores
+        )
+
+    def write(self, directory: Path, carried: Sequence[Carried]) -> list[Path]:
+        """Write the correspondence and the carried core files; returns the files."""
+        payload: dict[str, Any] = self.correspondence.to_payload()
+        listed = CorrespondenceFile(
+            source=self.source.identity,
+            target=self.target.identity,
+            layer_match_sha256=self.match_sha256,
+            libraries=library_versions(),
+            **payload,
+        )
+        contents = {CORRESPONDENCE: listed, **{core_name(one.core): one.core for one in carried}}
+        for name, content in contents.items():
+            write_text(directory / name, to_json(content))
+        return [directory / name for name in contents]
+
+
+def carry_along(
+    src: str | Path, dst: str | Path, match: Path, cores: Sequence[Path], *, how: str, ratio: float | None,
+    rules: Sequence[str], out: Path,
+) -> tuple[Carried, ...]:  # fmt: skip
+    """Translate core files along the layer match in a directory, which is copied beside them.
+
+    Raises:
+        ArtefactError: the match is of other models; a core file is, or nothing of it has a counterpart.
+    """
+    registry = load_families([Path(path) for path in rules])
+    source, target = open_model(src, registry), open_model(dst, registry)
+    found: LayerMatch = read_artefact(match / MATCH, LayerMatch)
+    for what, model, matched in (("source", source, found.source), ("target", target, found.target)):
+        if model.identity.names_sha256 != matched.names_sha256:
+            raise ArtefactError(f"{match / MATCH}: its {what} is {matched.id}; {model.source.name} is another model")
+    carrying = _Carrying(source, target, found.pairs, sha256_file(match / MATCH))
+    carried = carrying.carry(_open_cores(cores, source, target), how, ratio)
+    directory = prepare_directory(out)
+    for name in (MATCH, SIMILARITY):
+        shutil.copyfile(match / name, directory / name)
+    carrying.write(directory, carried)
+    return carried
 
 
 def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match]) -> Heatmap:

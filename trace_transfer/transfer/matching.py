@@ -1,4 +1,4 @@
-"""Which layer of the source goes with which layer of the target.
+"""Which layer of the source goes with which layer of the target, and how far to trust it.
 
 Reads: the Gram matrices of both models. Gives: `Match`, all that `layer_match.json`, `similarity.safetensors` and the
 heatmap say.
@@ -6,39 +6,21 @@ heatmap say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trace_transfer.errors import ProbeError
-from trace_transfer.transfer.assignment import POLICIES
-from trace_transfer.transfer.cka import SIMILARITIES
-from trace_transfer.transfer.control_matches import CONTROLS, policy_named
-from trace_transfer.transfer.depth import Pairs
-from trace_transfer.transfer.gram import GramStack
+from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
 from trace_transfer.transfer.probing import Grams
 from trace_transfer.transfer.records import Depth, LayerPair, Stability
-from trace_transfer.transfer.stability import (
-    SplitHalf,
-    agreement,
-    chosen_by_target,
-    depth_pairs,
-    split_half_stability,
-    split_halves,
-)
+from trace_transfer.transfer.similarity import MIN_TEXTS, SIMILARITIES, GramStack, Halves, split_halves
 
 NUM_SPLITS = 10
 FEW_ROWS = 64
 OFTEN = 0.25  # a choice that half of the texts would have made otherwise more often than this is not told apart
 MASSIVE = 0.5
-CONTROL_WARNINGS = {
-    "depth": "a control, not a match: layers are paired by relative depth alone, whatever is similar; its pairs are "
-    "the same on all texts",
-    "shuffled": "a control, not a match: the coverage match with its target layers permuted by the seed; its order is "
-    "destroyed on purpose; if what is carried along it does as well, the match did not matter",
-}
 
 
 @dataclass(frozen=True)
@@ -47,13 +29,13 @@ class Match:
 
     Attributes:
         similarity: float64 [source layers, target layers], NaN for a degenerate layer.
-        by_target: whether the target layers chose (`coverage` and the controls, onto a target at least as deep), else
-            the source layers.
+        by_target: whether the target layers chose, else the source layers; as `Policy.target_chooses`.
         pairs: matched pairs, each with its margin and runner-up among the choosing layer's other partners.
+        policy_agreement: with every other policy but the controls, the share of all pairs that both have (Jaccard).
     """
 
     policy: str
-    similarity: NDArray[np.float64]
+    similarity: Matrix
     by_target: bool
     pairs: tuple[LayerPair, ...]
     unmatched_sources: tuple[int, ...]
@@ -77,35 +59,37 @@ def match_layers(
 
     Args:
         similarity: a name in `SIMILARITIES`.
-        policy: a name in `POLICIES` or `CONTROLS`.
+        policy: a name in `POLICIES`.
         num_splits: random splits of the texts into halves for stability; 0 for none.
         seed: draws the splits and the `shuffled` control.
 
     Raises:
         ProbeError: no layer pair has a similarity: the texts give the same rows everywhere.
     """
-    measure, choose = SIMILARITIES[similarity], policy_named(policy, seed)
+    measure, chosen = SIMILARITIES[similarity], POLICIES[policy]
+
+    def choose(similarity_ST: Matrix) -> Pairs:
+        return chosen(similarity_ST, seed)
+
     result = measure(source, target)
     matrix_ST = result.values.numpy()
     if np.isnan(matrix_ST).all():
         raise ProbeError(
             "the rows of the probe set do not differ in any layer: no similarity is defined; use other texts"
         )
-    by_target = chosen_by_target("coverage" if policy in CONTROLS else policy, matrix_ST.shape)
-    pairs = choose(matrix_ST)
+    pairs, by_target = choose(matrix_ST), chosen.target_chooses(matrix_ST.shape)
     if np.isnan([matrix_ST[pair] for pair in pairs]).all():
         raise ProbeError(
             f"no pair of the {policy} match has a similarity: each holds a layer whose rows do not differ; use other "
             "texts or another --match"
         )
     split = None
-    if num_splits and len(source.texts[0]) >= 16:
+    if num_splits and len(source.texts[0]) >= MIN_TEXTS:
         halves = split_halves(source, target, measure, num_splits=num_splits, seed=seed)
         split = split_half_stability(halves, choose, pairs, by_target)
-    by_depth = depth_pairs(matrix_ST.shape, by_target)
-    exact, near = agreement(pairs, by_depth, by_target)
-    gain = float(np.nanmean([matrix_ST[p] for p in pairs]) - np.nanmean([matrix_ST[p] for p in by_depth]))
+    exact, near = agreement(pairs, depth_pairs(matrix_ST.shape, by_target=by_target), by_target)
     rated = tuple(_rate(pair, matrix_ST, by_target, split) for pair in pairs)
+    flat_source, flat_target = result.degenerate_source, result.degenerate_target
     return Match(
         policy=policy,
         similarity=matrix_ST,
@@ -113,27 +97,85 @@ def match_layers(
         pairs=rated,
         unmatched_sources=tuple(sorted(set(range(matrix_ST.shape[0])) - {s for s, _ in pairs})),
         unmatched_targets=tuple(sorted(set(range(matrix_ST.shape[1])) - {t for _, t in pairs})),
-        degenerate_sources=result.degenerate_source,
-        degenerate_targets=result.degenerate_target,
-        stability=None
-        if split is None
-        else Stability(num_splits=num_splits, same=split.same, within_one=split.within_one),
-        depth=Depth(agreement=exact, within_one=near, mean_similarity_gain=gain),
+        degenerate_sources=flat_source,
+        degenerate_targets=flat_target,
+        stability=Stability(num_splits=num_splits, same=split.same, within_one=split.within_one) if split else None,
+        depth=Depth(agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target)),
         policy_agreement={
-            name: _overlap(pairs, other(matrix_ST)) for name, other in POLICIES.items() if name != policy
+            name: _overlap(pairs, other(matrix_ST))
+            for name, other in POLICIES.items()
+            if name != policy and other.control is None
         },
-        warnings=tuple(
-            _warnings(source, rated, split, policy, exact == 1.0, result.degenerate_source, result.degenerate_target)
-        ),
+        warnings=tuple(_warnings(source, rated, split, chosen, exact == 1.0, flat_source, flat_target)),
     )
 
 
-def _rate(pair: tuple[int, int], matrix_ST: NDArray[np.float64], by_target: bool, split: SplitHalf | None) -> LayerPair:
+def _overlap(one: Pairs, other: Pairs) -> float:
+    return len(set(one) & set(other)) / len(set(one) | set(other))
+
+
+@dataclass(frozen=True)
+class SplitHalf:
+    """Agreement of the choices made on disjoint halves, as shares of the layers that choose.
+
+    Attributes:
+        flip_rates: for each choosing layer, how often half of the texts would have chosen another than all texts do.
+        gain_over_depth: by how much the pairs chosen on one half are more alike, on the other half, than the pairs of
+            equal relative depth; mean over splits, and its standard deviation.
+    """
+
+    same: float
+    within_one: float
+    flip_rates: Mapping[int, float]
+    gain_over_depth: tuple[float, float]
+
+
+def split_half_stability(halves: Halves, choose: Callable[[Matrix], Pairs], full: Pairs, by_target: bool) -> SplitHalf:
+    """How far a match (`full`) depends on which texts were read: the policy applied to every half."""
+    all_choices = _choices(full, by_target)
+    same, near, gains = [], [], []
+    flips = dict.fromkeys(all_choices, 0)
+    for first, second in halves:
+        pairs_first, pairs_second = choose(first), choose(second)
+        one, two = _choices(pairs_first, by_target), _choices(pairs_second, by_target)
+        for layer in sorted(one.keys() | two.keys()):
+            distance = abs(one[layer] - two[layer]) if layer in one and layer in two else np.inf
+            same.append(distance == 0)
+            near.append(distance <= 1)
+        for half in (one, two):
+            for layer, choice in all_choices.items():
+                flips[layer] += half.get(layer) != choice
+        gains += [_gain(pairs_first, second, by_target), _gain(pairs_second, first, by_target)]
+    rates = {layer: count / (2 * len(halves)) for layer, count in flips.items()}
+    return SplitHalf(float(np.mean(same)), float(np.mean(near)), rates, (float(np.mean(gains)), float(np.std(gains))))
+
+
+def agreement(one: Pairs, other: Pairs, by_target: bool) -> tuple[float, float]:
+    """Share of choosing layers on which two matches agree exactly, and to within one layer."""
+    first, second = _choices(one, by_target), _choices(other, by_target)
+    distances = [abs(first[layer] - second[layer]) for layer in first.keys() & second.keys()]
+    if not distances:
+        return 0.0, 0.0
+    return float(np.mean([d == 0 for d in distances])), float(np.mean([d <= 1 for d in distances]))
+
+
+def _choices(pairs: Pairs, by_target: bool) -> dict[int, int]:
+    """Choosing layer → chosen layer; a policy gives every choosing layer one partner at most."""
+    return {t: s for s, t in pairs} if by_target else dict(pairs)
+
+
+def _gain(pairs: Pairs, similarity_ST: Matrix, by_target: bool) -> float:
+    """Mean similarity of pairs minus that of the pairs of equal relative depth."""
+    by_depth = depth_pairs(similarity_ST.shape, by_target=by_target)
+    means = [np.nanmean([similarity_ST[pair] for pair in some]) for some in (pairs, by_depth)]
+    return float(means[0] - means[1])
+
+
+def _rate(pair: tuple[int, int], matrix_ST: Matrix, by_target: bool, split: SplitHalf | None) -> LayerPair:
     s, t = pair
     value = matrix_ST[s, t]
     others = (matrix_ST[:, t] if by_target else matrix_ST[s]).copy()
     others[s if by_target else t] = np.nan
-    chooser = t if by_target else s
     known = not np.isnan(others).all() and not np.isnan(value)
     runner_up = int(np.nanargmax(others)) if known else None
     return LayerPair(
@@ -142,25 +184,20 @@ def _rate(pair: tuple[int, int], matrix_ST: NDArray[np.float64], by_target: bool
         similarity=None if np.isnan(value) else float(value),
         margin=float(value - others[runner_up]) if runner_up is not None else None,
         runner_up=runner_up,
-        flip_rate=split.flip_rates.get(chooser) if split else None,
+        flip_rate=split.flip_rates.get(t if by_target else s) if split else None,
     )
-
-
-def _overlap(one: Pairs, other: Pairs) -> float:
-    """Share of the pairs of two matches that both have (Jaccard)."""
-    return len(set(one) & set(other)) / len(set(one) | set(other))
 
 
 def _warnings(
     stack: GramStack,
     pairs: tuple[LayerPair, ...],
     split: SplitHalf | None,
-    policy: str,
+    policy: Policy,
     is_depth_match: bool,
     degenerate_source: tuple[int, ...],
     degenerate_target: tuple[int, ...],
 ) -> list[str]:
-    found = [CONTROL_WARNINGS[policy]] if policy in CONTROLS else []
+    found = [policy.control] if policy.control else []
     if max(stack.sizes) < FEW_ROWS:
         found.append(
             f"only {max(stack.sizes)} texts: below {FEW_ROWS} the similarities are mostly noise; give more with --probe"
@@ -179,7 +216,7 @@ def _warnings(
             f"another in more than {OFTEN:.0%} of the draws): {names}"
         )
     mean, deviation = split.gain_over_depth
-    if policy not in CONTROLS and not is_depth_match and mean <= 2 * deviation:
+    if not policy.control and not is_depth_match and mean <= 2 * deviation:
         found.append(
             f"on held-out texts the match is not clearly more alike than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): here CKA adds little to depth"

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from trace_transfer.models.content import cache_directory
 from trace_transfer.settings import LARGEST, Count, Seed, Settings, Share, Texts, setting
+from trace_transfer.transfer.policies import POLICIES
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 WHICH_DTYPE = "auto: float32 on a CPU, bfloat16 on a GPU."
 WHICH_DEVICE = "auto: a GPU where there is one."
+
+if TYPE_CHECKING:
+    MatchPolicy = str
+else:
+    MatchPolicy = Literal[tuple(POLICIES)]
+WHICH_MATCH = (
+    "; ".join(f"{name}: {one.help}" for name, one in POLICIES.items() if not one.control)
+    + ". Controls, for comparison only: "
+    + "; ".join(f"{name}: {one.help}" for name, one in POLICIES.items() if one.control)
+    + "."
+)
 
 # What a profile sets; an option that is given explicitly stays.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -55,13 +67,7 @@ class MapSettings(Settings):
     transform: Literal["unit", "none"] = setting(
         "unit", "unit: rows scaled to unit norm, so that no single row or massive activation decides; none."
     )
-    match: Literal["coverage", "argmax", "one-to-one", "monotone", "depth", "shuffled"] = setting(
-        "coverage",
-        "coverage: order is kept and no layer of either model is left out; argmax: the most similar target layer of "
-        "each source layer (the paper's), which leaves a deeper target partly unused; one-to-one and monotone use each "
-        "layer once at most. Controls, for comparison only: depth: relative depth alone, whatever is similar; "
-        "shuffled: coverage with its target layers permuted by --seed.",
-    )
+    match: MatchPolicy = setting("coverage", WHICH_MATCH)
     carry: Literal["scores", "core"] = setting(
         "scores",
         "scores: move every score and select the top r again on the target, so that the budget holds; core: what is "

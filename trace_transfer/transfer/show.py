@@ -1,4 +1,4 @@
-"""What `map` prints at the end: a short table, the warnings, and where the files are."""
+"""What `map` prints: the plan of `--dry-run`, and at the end a short table, the warnings, and where the files are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from trace_transfer.families.registry import folded_name
+from trace_transfer.files import size
 from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
-    from trace_transfer.transfer.mapping import MapResult
+    from trace_transfer.families.anatomy import Anatomy
+    from trace_transfer.transfer.mapping import MapEstimate, MapPlan, MapResult
     from trace_transfer.transfer.translation import Carried
 
 
@@ -93,3 +96,55 @@ def _numbers(layers: tuple[int, ...]) -> str:
         return "none"
     shown = ", ".join(map(str, layers[:16])) + (", …" if len(layers) > 16 else "")
     return f"{len(layers)}: {shown}"
+
+
+def render_estimate(plan: MapPlan, estimate: MapEstimate) -> str:
+    """What a planned run takes, and the parameters of both models, as text as wide as the terminal."""
+    return drawn(lambda page: _draw_estimate(plan, estimate, page))
+
+
+def _draw_estimate(plan: MapPlan, estimate: MapEstimate, page: Page) -> None:
+    models, readings = (plan.source, plan.target), (plan.rows.source, plan.rows.target)
+    shapes = [model.anatomy.inventory.shapes for model in models]
+    rows = [
+        ("family", *(model.anatomy.family for model in models)),
+        ("layers", *(str(model.anatomy.num_layers) for model in models)),
+        ("parameters (tensors)", *(f"{len(one):,}" for one in shapes)),
+        ("elements", *(f"{model.anatomy.inventory.num_elements:,}" for model in models)),
+        ("probe tokens", *(f"{reading.num_tokens:,}" for reading in readings)),
+        ("memory: largest layer", *(size(one.layer_bytes) for one in estimate.models)),
+        ("memory: hidden states", *(size(one.hidden_bytes) for one in estimate.models)),
+        ("memory: Gram matrices", *(size(one.gram_bytes) for one in estimate.models)),
+        ("time of arithmetic", *(_duration(one.seconds) for one in estimate.models)),
+    ]
+    page.line("nothing is read or written (--dry-run)", "bold")
+    page.table([("", "left"), *((model.name, "right") for model in models)], rows)
+    page.line(
+        f"{sum(plan.rows.sizes):,} rows in {len(plan.rows.sizes)} minibatches from {len(plan.probe.texts)} texts; peak "
+        f"about {size(estimate.peak_bytes)} beside the libraries; on {plan.device} in "
+        f"{str(plan.dtype).removeprefix('torch.')} at {estimate.flops_per_second / 1e9:,.0f} GFLOP/s."
+    )
+    headings = ("name", "shape", "count", "component")
+    for model in models:
+        page.line()
+        page.line(f"parameters of {model.name}", "bold")
+        page.table([(one, "right" if one == "count" else "left") for one in headings], _folded(model.anatomy))
+
+
+def _folded(anatomy: Anatomy) -> list[tuple[str, str, str, str]]:
+    """Name, shape, count and component of the parameters, those of all layers as one."""
+    kinds = Counter(
+        (
+            folded_name(name),
+            " × ".join(map(str, shape)),
+            ", ".join(dict.fromkeys(unit.component for unit in anatomy.units_of(name))) or "excluded",
+        )
+        for name, shape in anatomy.inventory.shapes.items()
+    )
+    return [(name, shape, str(count), component) for (name, shape, component), count in kinds.items()]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,6 @@
-"""The matching policies against trying everything, and their promises."""
+"""The match policies against trying everything, and their promises; what the controls keep and what they destroy."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import matching_by_force as force
-from trace_transfer.transfer.assignment import POLICIES, argmax, coverage, monotone, one_to_one
+from trace_transfer.transfer.policies import (
+    POLICIES,
+    argmax,
+    by_depth,
+    coverage,
+    depth_pairs,
+    monotone,
+    one_to_one,
+    shuffled,
+)
+
+BY_SIMILARITY = [name for name, one in POLICIES.items() if one.control is None]
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
@@ -31,7 +44,7 @@ def test_totals_are_the_best_there_are(shape, seed):
 def test_every_policy_keeps_its_promise(shape, seed):
     matrix = draw(shape, seed)
     for name, policy in POLICIES.items():
-        pairs = policy(matrix)
+        pairs = policy(matrix, seed)
         assert list(pairs) == sorted(set(pairs)), name
         sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
         if name == "argmax":
@@ -40,7 +53,7 @@ def test_every_policy_keeps_its_promise(shape, seed):
             assert len(pairs) == min(shape) == len(set(sources)) == len(set(targets))
         if name in ("monotone", "coverage"):
             assert targets == sorted(targets), name
-        if name == "coverage":
+        if policy.deeper_chooses:
             assert set(sources) == set(range(shape[0]))
             assert set(targets) == set(range(shape[1]))
             assert len(pairs) == max(shape)
@@ -59,7 +72,7 @@ def test_coverage_and_monotone_go_on_past_a_degenerate_layer():
     assert monotone(matrix) == ((0, 0), (1, 1), (2, 2), (3, 3))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", BY_SIMILARITY)
 def test_ties_go_to_equal_depth(name):
     flat = np.full((3, 5), 0.5)
     pairs = POLICIES[name](flat)
@@ -70,6 +83,45 @@ def test_argmax_ties_at_equal_distance_go_to_the_lower_layer():
     assert argmax(np.full((3, 4), 0.5)) == ((0, 0), (1, 1), (2, 3))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", BY_SIMILARITY)
 def test_the_identity_is_found(name):
     assert POLICIES[name](np.eye(7) + 0.01 * draw((7, 7), 0)) == tuple((i, i) for i in range(7))
+
+
+@pytest.mark.parametrize(("shape", "by_target"), [((4, 9), True), ((9, 4), False), ((5, 5), True)])
+def test_with_coverage_and_the_controls_the_deeper_model_chooses(shape, by_target):
+    assert not POLICIES["argmax"].target_chooses(shape)
+    for name in ("coverage", "depth", "shuffled"):
+        assert POLICIES[name].target_chooses(shape) is by_target
+        chosen = [t if by_target else s for s, t in POLICIES[name](draw(shape, 0))]
+        assert sorted(chosen) == list(range(max(shape)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 10_000))
+def test_shuffled_uses_each_layer_as_often_as_coverage_and_is_another_match(shape, seed):
+    matrix = draw(shape, seed)
+    pairs, covering = shuffled(matrix, seed), coverage(matrix)
+    assert Counter(s for s, _ in pairs) == Counter(s for s, _ in covering)
+    assert sorted(Counter(t for _, t in pairs).values()) == sorted(Counter(t for _, t in covering).values())
+    assert (pairs != covering) == (min(shape) > 1)
+    assert pairs == shuffled(matrix, seed)
+
+
+def test_shuffled_destroys_the_order_and_hangs_on_the_seed():
+    drawn = [shuffled(np.eye(30), seed) for seed in range(40)]
+    assert len(set(drawn)) == 40
+    assert np.mean([s == t for pairs in drawn for s, t in pairs]) < 0.1  # one layer in thirty is expected to stay
+    order = [np.corrcoef(np.array(pairs).T)[0, 1] for pairs in drawn]
+    assert abs(np.mean(order)) < 0.1
+
+
+@pytest.mark.parametrize("num_choosing", [1, 2, 5, 30, 64])
+@pytest.mark.parametrize("num_other", [1, 2, 7, 48, 64])
+def test_depth_is_the_formula(num_choosing, num_other):
+    expected = [(i, int(i * (num_other - 1) / max(num_choosing - 1, 1) + 0.5)) for i in range(num_choosing)]
+    assert depth_pairs((num_choosing, num_other), by_target=False) == tuple(expected)
+    turned = tuple(sorted((s, t) for t, s in expected))
+    assert depth_pairs((num_other, num_choosing), by_target=True) == turned
+    if num_choosing >= num_other:
+        assert by_depth(draw((num_other, num_choosing), 0)) == turned

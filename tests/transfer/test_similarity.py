@@ -8,8 +8,18 @@ from hypothesis import strategies as st
 
 from tests.reference import cka_loops
 from tests.transfer.stacks import stack_rows
-from trace_transfer.transfer.cka import SIMILARITIES, debiased_cka, linear_cka, rbf_cka, subset
-from trace_transfer.transfer.gram import GramStack, pack_rows, packed_length, unpack
+from trace_transfer.transfer.similarity import (
+    SIMILARITIES,
+    GramStack,
+    Places,
+    debiased_cka,
+    linear_cka,
+    pack_rows,
+    packed_length,
+    rbf_cka,
+    split_halves,
+    subset,
+)
 
 
 def texts_of(sizes):
@@ -56,7 +66,9 @@ def test_packing_keeps_the_gram_matrix(n, width, seed):
     packed = torch.empty(packed_length(n))
     pack_rows(rows, packed)
     centred = rows.double() - rows.double().mean(0)
-    assert torch.allclose(unpack(packed, n).double(), centred @ centred.T, atol=1e-4 * max(1.0, width**0.5))
+    assert torch.allclose(
+        Places.of(n).unpack(packed[None])[0].double(), centred @ centred.T, atol=1e-4 * max(1.0, width**0.5)
+    )
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -190,3 +202,25 @@ def test_the_same_bits_with_any_number_of_threads(num_source, num_target):
         assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_halves_have_no_text_in_common_and_are_the_same_for_a_seed():
+    """With several minibatches a text is in all of them; halves must part texts, not rows."""
+    generator = torch.Generator().manual_seed(2)
+    texts = (torch.arange(31), torch.arange(5, 31))
+    stack = stack_rows([torch.randn(57, 8, generator=generator)], texts)
+    seen = []
+
+    def record(a, b):
+        seen.append([set(index.tolist()) for index in a.texts])
+        return debiased_cka(a, b)
+
+    first = split_halves(stack, stack, record, num_splits=3, seed=5)
+    assert len(seen) == 6
+    for one, other in zip(seen[::2], seen[1::2], strict=True):
+        assert not set.union(*one) & set.union(*other)
+        assert set.union(*one, *other) == set(range(31))
+    again = split_halves(stack, stack, debiased_cka, num_splits=3, seed=5)
+    assert np.array_equal(first, again)
+    with pytest.raises(ValueError, match="12 texts are too few"):
+        split_halves(*[stack_rows([torch.randn(12, 8)], (torch.arange(12),))] * 2, debiased_cka, num_splits=2, seed=0)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.reference.ordinary_forward import rows_of_all_layers
-from tests.tiny_models import FAMILIES, TEXTS, build_tokenizer, tokenizer_kind
+from tests.tiny_models import FAMILIES, REPRESENTATIVES, TEXTS, build_tokenizer, tokenizer_kind
 from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, plan_rows
 from trace_transfer.errors import ModelError
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.sources import ModelSource, load_config, read_inventory
-from trace_transfer.transfer.activations import REPRESENTATIONS, read_layers
+from trace_transfer.transfer.probing import read_layers
 
 LAYER_PATHS = {kind: family.layer_path for kind, family in load_families().by_model_type.items()}
 
@@ -61,7 +61,7 @@ def test_the_tiny_models_are_every_shipped_family():
 
 
 @pytest.mark.parametrize("rows", ["boundary", "word", "example"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_equals_the_ordinary_forward_pass(tiny, family, rows):
     plan = plan_for(family, rows)
     directory = tiny(family)
@@ -70,7 +70,7 @@ def test_equals_the_ordinary_forward_pass(tiny, family, rows):
     assert_same(streamed(directory, family, plan), expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_equals_it_from_bf16_with_eager_attention(tiny, family):
     plan = plan_for(family, "boundary")
     directory = tiny(family, dtype=torch.bfloat16)
@@ -128,7 +128,7 @@ def bytes_on_disk(directory) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_each_byte_is_read_once_and_the_head_never(tiny, family, batch_size):
     directory = tiny(family)
     checkpoint = open_checkpoint(ModelSource.parse(directory))
@@ -154,7 +154,7 @@ def real_elements(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if not parameter.is_meta)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_no_more_than_one_layer_is_in_memory(tiny, family):
     directory = tiny(family)
     inventory = read_inventory(load_config(ModelSource.parse(directory)))
@@ -218,12 +218,6 @@ def test_a_missing_parameter_is_refused(copy_of):
     damage(directory, "model.layers.3.self_attn.k_proj.bias", None)
     with pytest.raises(ModelError, match=r"lack 1 tensor of the model: model.layers.3.self_attn.k_proj.bias"):
         streamed(directory, "qwen2", plan_for("qwen2", "boundary"))
-
-
-def test_representations_are_the_fields():
-    from trace_transfer.transfer.activations import LayerRows
-
-    assert set(REPRESENTATIONS) < set(LayerRows.__dataclass_fields__)
 
 
 def damage(directory, name, value):
