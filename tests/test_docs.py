@@ -198,7 +198,7 @@ def test_settings_files_are_read(page, here):
     from trace_transfer.data.tasks_file import load_tasks
     from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.families.registry import load_families
-    from trace_transfer.study.reading import load_run
+    from trace_transfer.study.run_file import load_run
     from trace_transfer.training.settings import load_stream
 
     readers = {

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from trace_transfer.progress import Lines, Silent, Terminal, passed
-from trace_transfer.study.show_running import Display
+from trace_transfer.study.show import Display
 
 
 class Tty(io.StringIO):

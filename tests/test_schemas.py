@@ -9,7 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from trace_transfer.cli import main
-from trace_transfer.cli.schema import FILES
+from trace_transfer.cli.run import FILES
 from trace_transfer.schemas import SCHEMAS, schema_of
 
 ROOT = Path(__file__).parents[1]

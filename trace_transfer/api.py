@@ -343,10 +343,10 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
 
     from trace_transfer.settings import refuse
     from trace_transfer.stopping import StopSignal
-    from trace_transfer.study.finishing import run_to_the_end
     from trace_transfer.study.graph import build_graph
-    from trace_transfer.study.reading import load_run
-    from trace_transfer.study.show_running import Display
+    from trace_transfer.study.run_file import load_run
+    from trace_transfer.study.running import run_to_the_end
+    from trace_transfer.study.show import Display
     from trace_transfer.study.status import read_status
 
     refuse([f"jobs: {jobs} is not 1 or more"] if jobs is not None and jobs < 1 else [])

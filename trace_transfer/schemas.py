@@ -16,10 +16,8 @@ from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.parsing import TOP_KEYS
 from trace_transfer.settings import Settings, bare, singles
-from trace_transfer.study.methods import METHODS
-from trace_transfer.study.reading import KEEP, KEYS, ORDERS
-from trace_transfer.study.run_file import RunTask
-from trace_transfer.study.sections import AXES, SECTIONS
+from trace_transfer.study.methods import AXES, METHODS, SECTIONS
+from trace_transfer.study.run_file import KEEP, KEYS, ORDERS, RunTask
 from trace_transfer.training.settings import StreamTask
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

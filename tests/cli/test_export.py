@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tests.core_files import write_core
 from trace_transfer.cli import main
-from trace_transfer.cli.export import TRAINERS
+from trace_transfer.cli.core_sets import TRAINERS
 from trace_transfer.core_sets import exporting
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.formats import read_any

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.core_files import write_core
 from trace_transfer.cli import Commands
-from trace_transfer.cli.plot import plot_command
+from trace_transfer.cli.identify import plot_command
 
 
 class WithPlot(Commands):

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.run_files import write_run
 from trace_transfer.cli import Commands
-from trace_transfer.cli.report import report_command
+from trace_transfer.cli.run import report_command
 
 
 class WithReport(Commands):

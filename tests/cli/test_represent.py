@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from tests.patch_files import make_patch, mask_of, state_of
 from tests.task_files import write_tasks
-from trace_transfer.cli.represent import represent_command
+from trace_transfer.cli.evaluate import represent_command
 from trace_transfer.errors import UserError
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import choices, singles

@@ -10,9 +10,9 @@ from tests.study.run_directories import write_run
 from trace_transfer.errors import UserError
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
-from trace_transfer.study.gpus import GpuPool, gpus_asked_for, visible_gpus
-from trace_transfer.study.reading import load_run
-from trace_transfer.study.steps import Step
+from trace_transfer.study.graph import Step
+from trace_transfer.study.run_file import load_run
+from trace_transfer.study.running import GpuPool, gpus_asked_for, visible_gpus
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, MIG-1ab2"
 

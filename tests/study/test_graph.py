@@ -11,7 +11,7 @@ from tests.study.run_directories import run_content, write_file, write_run
 from tests.transfer.test_activations import damage
 from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.graph import build_graph
-from trace_transfer.study.reading import load_run
+from trace_transfer.study.run_file import load_run
 from trace_transfer.study.status import _differences
 
 METHODS = ["sequential", "lora", "trace-lf", "transfer-lf", "transfer-cs", "transfer-lf-core", "depth-map"]

@@ -20,13 +20,11 @@ from trace_transfer.locking import LOCK, held
 from trace_transfer.reporting.records import RunFile, StepFile
 from trace_transfer.reporting.reporting import write_report
 from trace_transfer.stopping import StopSignal
-from trace_transfer.study.finishing import run_to_the_end
 from trace_transfer.study.graph import build_graph
-from trace_transfer.study.pruning import prune_steps
-from trace_transfer.study.reading import load_run
-from trace_transfer.study.running import run_graph
-from trace_transfer.study.show_running import Display
-from trace_transfer.study.status import read_status
+from trace_transfer.study.run_file import load_run
+from trace_transfer.study.running import run_graph, run_to_the_end
+from trace_transfer.study.show import Display
+from trace_transfer.study.status import prune_steps, read_status
 from trace_transfer.training.records import StreamFile
 
 METHODS = ["sequential", "lora", "transfer-lf"]

@@ -7,7 +7,6 @@ with exit code 1, Ctrl-C with 130; none shows a traceback.
 from __future__ import annotations
 
 import importlib
-import keyword
 import os
 import sys
 from typing import Any
@@ -20,7 +19,7 @@ from trace_transfer.printable import PIPED, guarded_streams
 from trace_transfer.progress import telling
 from trace_transfer.stopping import StopRequested, noted_interruption
 
-# Command → what the list of commands says of it; the module of that name defines it.
+# Command → what the list of commands says of it; the module of that name defines it, or the one of `ELSEWHERE`.
 COMMANDS = {
     "run": "Everything from task data to report in one resumable command; sweeps, too.",
     "identify": "Find the parameters that each task needs: warm-start, score and select in one.",
@@ -43,6 +42,13 @@ COMMANDS = {
 }
 
 
+ELSEWHERE = {
+    **dict.fromkeys(("warm-start", "score", "select", "plot"), "identify"),
+    **dict.fromkeys(("export", "import"), "core_sets"),
+    **dict.fromkeys(("step", "report", "schema", "inspect"), "run"),
+    "represent": "evaluate",
+    "verify": "patch",
+}
 INTERRUPTED = (
     "interrupted; nothing half-written was left, and the same command goes on from what is finished"  # if anything is
 )
@@ -58,9 +64,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in (*COMMANDS, *HIDDEN):
             return None
-        name = cmd_name.replace("-", "_")
-        module = f"{name}_" if keyword.iskeyword(name) else name
-        command: click.Command = getattr(importlib.import_module(f"trace_transfer.cli.{module}"), f"{name}_command")
+        module = importlib.import_module(f"trace_transfer.cli.{ELSEWHERE.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,4 +1,4 @@
-"""`trace-transfer identify`: read the options, call `plan_identify` and `run_identify`, print the core sets."""
+"""From tasks to core sets and their heatmaps: `identify`, its parts `warm-start`, `score` and `select`, and `plot`."""
 
 from __future__ import annotations
 
@@ -8,42 +8,38 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
+from trace_transfer.identification.scoring_settings import Compute, ScoreSettings
 from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.identification.warm_start_settings import WarmStartSettings
 from trace_transfer.launching import place_among_ranks
+
+SCORING = {*ScoreSettings.names(), *Compute.names()}
+TRAINING = WarmStartSettings.names() - {"seed", "max_length", "too_long"}  # which scoring does not need
+WHY = "'paper': as its equations say; 'authors-code': as their published code does"
+PROFILES = profile_option(IdentifySettings, WHY)
+PLAN = shared.dry_run_option("Tasks, steps, memory and disk wanted; trains nothing, writes nothing.")
+
+
+def tuned_option(why: str) -> shared.Decorator:
+    return click.option("--tuned", multiple=True, callback=shared.mapped, metavar="TASK=MODEL", help=why)
 
 
 @click.command("identify")
 @click.argument("base", metavar="BASE")
-@click.option(
-    "--tasks", required=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="tasks.yaml: the tasks and where their data are.",
-)  # fmt: skip
-@shared.tuned_option("A model fine-tuned from BASE on a task already, which then needs no warm start.")
+@shared.tasks_option
+@tuned_option("A model fine-tuned from BASE on a task already, which then needs no warm start.")
 @shared.out_option("runs/identify")
-@shared.score_options
-@shared.data_options
-@shared.warm_start_options
-@shared.compute_options
-@shared.seed_option
+@PROFILES
+@setting_options(IdentifySettings)
 @shared.rules_option
-@push_options("the core files, with a card,")
-@click.option("--dry-run", is_flag=True, help="Tasks, steps, memory and disk wanted; trains nothing, writes nothing.")
+@shared.push_options("the core files, with a card,")
+@PLAN
 @click.pass_context
 def identify_command(
-    ctx: click.Context,
-    /,
-    base: str,
-    tasks: Path,
-    tuned: dict[str, str],
-    out: Path,
-    rules: tuple[str, ...],
-    push_to_hub: str | None,
-    private: bool,
-    dry_run: bool,
-    profile: str,
-    **options: Any,
-) -> None:
+    ctx: click.Context, /, base: str, tasks: Path, tuned: dict[str, str], out: Path, rules: tuple[str, ...],
+    push_to_hub: str | None, private: bool, dry_run: bool, profile: str, **options: Any,
+) -> None:  # fmt: skip
     """Find the parameters of BASE that each task needs: warm-start, score and select in one.
 
     Writes one TASK.core.json per task, importance.html and importance.png, and what they were made from. Stopped
@@ -53,8 +49,8 @@ def identify_command(
     trace-transfer identify HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --method lf --ratio 0.05 \\
         --out runs/smollm2
     """
-    settings = shared.given_settings(IdentifySettings, ctx, options, profile)
-    to = asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
+    settings = given_settings(IdentifySettings, ctx, options, profile)
+    to = shared.asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
 
     from trace_transfer.identification.identifying import plan_identify, run_identify
     from trace_transfer.models.checkpoints import hash_weights
@@ -77,3 +73,133 @@ def identify_command(
             from trace_transfer.publish.hub import publish_cores
 
             click.echo(f"sent: {publish_cores(to, found.files, plan.base.source)}")
+
+
+@click.command("warm-start")
+@click.argument("base", metavar="BASE")
+@shared.tasks_option
+@shared.out_option("runs/identify")
+@setting_options(IdentifySettings, without=SCORING)
+@shared.rules_option
+@PLAN
+@click.pass_context
+def warm_start_command(
+    ctx: click.Context, /, base: str, tasks: Path, out: Path, rules: tuple[str, ...], dry_run: bool, **options: Any
+) -> None:
+    """Fine-tune BASE for one epoch on each task, each time from BASE, and keep the deltas.
+
+    Writes warm_start/TASK/ with the delta as safetensors; `trace-transfer score` goes on from there. Stopped anywhere,
+    the same command goes on from its last checkpoint.
+
+    \b
+    trace-transfer warm-start HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --out runs/smollm2
+    torchrun --nproc-per-node 8 -m trace_transfer warm-start meta-llama/Meta-Llama-3-8B --zero 3 \\
+        --tasks tasks.yaml
+    """
+    settings = given_settings(IdentifySettings, ctx, options)
+    first = place_among_ranks().rank == 0
+
+    from trace_transfer.identification.identifying import plan_identify, run_warm_starts_of
+    from trace_transfer.identification.show_plans import render_plan, render_warm_starts
+    from trace_transfer.progress import Terminal, quiet_libraries
+
+    quiet_libraries()
+    plan = plan_identify(base, tasks, tuned={}, settings=settings, rules=rules, out=out, with_scores=False)
+    if dry_run:
+        click.echo(render_plan(plan))
+        return
+    stores = run_warm_starts_of(plan, Terminal())
+    if first:
+        click.echo(render_warm_starts(stores))
+
+
+@click.command("score")
+@click.argument("base", metavar="BASE")
+@tuned_option(
+    "A model fine-tuned from BASE on a task, a directory or a hub name; once for each task. Without it, the warm "
+    "starts in --out are scored."
+)
+@click.option(
+    "--tasks", type=shared.FILE, metavar="FILE",
+    help="tasks.yaml: each task's examples, for the Fisher information of lf and fisher.",
+)  # fmt: skip
+@shared.out_option("runs/identify")
+@PROFILES
+@setting_options(IdentifySettings, without=TRAINING)
+@shared.rules_option
+@click.pass_context
+def score_command(
+    ctx: click.Context, /, base: str, tuned: dict[str, str], tasks: Path | None, out: Path, rules: tuple[str, ...],
+    profile: str, **options: Any,
+) -> None:  # fmt: skip
+    """Score the parameters of BASE by how warm-started or fine-tuned models differ from it.
+
+    Writes deltas.json (norms, cosines), fisher/TASK/fisher.json, TASK.core.json for each task and heatmaps of their
+    importance. What an earlier run has read is not read again, so that another method or ratio takes seconds.
+
+    \b
+    trace-transfer score HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --out runs/smollm2
+    trace-transfer score meta-llama/Meta-Llama-3-8B \\
+        --tuned math=out/math --tuned code=out/code --tuned law=out/law --method cs
+    """
+    settings = given_settings(IdentifySettings, ctx, options, profile)
+
+    from trace_transfer.identification.identifying import run_score
+    from trace_transfer.identification.show import render_identified
+    from trace_transfer.progress import Terminal, quiet_libraries
+
+    quiet_libraries()
+    found = run_score(base, tuned=tuned, tasks=tasks, settings=settings, rules=rules, out=out, reporter=Terminal())
+    click.echo(render_identified(found))
+
+
+@click.command("select")
+@shared.files("CORE_FILE")
+@click.option("--ratio", type=shared.RATIO, help="The new core share; default: as before.")
+@click.option("--unit", type=click.Choice(("tensors", "elements", "rows")), help="What it counts; default: as before.")
+@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the new files.")
+def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | None, out: Path) -> None:
+    """Select the top --ratio anew from the scores in core files; no weights are read.
+
+    Lists of the authors' form come in and go out with `import --from authors` and `export --to authors`.
+
+    \b
+    trace-transfer select runs/smollm2/*.core.json --ratio 0.1 --out runs/smollm2-10
+    """
+    if out.suffix == ".json":
+        raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")
+
+    from trace_transfer.core_sets.show import render_core_sets
+    from trace_transfer.identification.reselecting import core_path, reselect_all
+
+    cores = reselect_all(files, ratio, unit, out)
+    click.echo(render_core_sets(cores, (), tuple(core_path(out, core) for core in cores)))
+
+
+@click.command("plot")
+@shared.files("CORE_FILE")
+@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the heatmaps.")
+@shared.rules_option
+def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> None:
+    """Draw importance heatmaps of core files of one model: layers × modules, per task and warm-start length.
+
+    Writes importance.html (interactive, one task at a time) and importance.png (all of them).
+
+    \b
+    trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
+    """
+    from trace_transfer.core_sets.core_file import CoreFile
+    from trace_transfer.families.registry import load_families
+    from trace_transfer.files import refuse_inputs
+    from trace_transfer.identification.draw import importance_of, write_importance_html, write_importance_png
+    from trace_transfer.locking import held
+    from trace_transfer.records import read_artefact
+
+    page, picture = out / "importance.html", out / "importance.png"
+    refuse_inputs([page, picture], files)
+    registry = load_families([Path(path) for path in rules])
+    importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)), registry)
+    with held(out):
+        write_importance_html(page, importance)
+        write_importance_png(picture, importance)
+    click.echo(f"{page}\n{picture}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
 from trace_transfer.transfer.settings import MapSettings
 
 
@@ -21,16 +21,14 @@ from trace_transfer.transfer.settings import MapSettings
     "times. Without one only layers are matched.",
 )  # fmt: skip
 @shared.out_option("runs/map")
-@shared.profile_option(
+@profile_option(
     MapSettings,
     "'paper' sets the paper's choices (biased CKA, one row per text, rows as they are, argmax, core carried by name)",
 )
-@shared.setting_options(MapSettings)
+@setting_options(MapSettings)
 @click.option("--no-cache", is_flag=True, help="Keep nothing.")
-@push_options("the translated core files and the layer match, with a card,")
-@click.option(
-    "--dry-run", is_flag=True, help="Names, shapes, memory and time wanted; reads no weights, writes nothing."
-)
+@shared.push_options("the translated core files and the layer match, with a card,")
+@shared.dry_run_option("Names, shapes, memory and time wanted; reads no weights, writes nothing.")
 @click.pass_context
 def map_command(
     ctx: click.Context,
@@ -55,8 +53,8 @@ def map_command(
     trace-transfer map --src meta-llama/Meta-Llama-3-8B --dst Qwen/Qwen3-32B \\
         --core math.core.json --out runs/llama-to-qwen3
     """
-    settings = shared.given_settings(MapSettings, ctx, options, profile, **({"cache": None} if no_cache else {}))
-    to = asked_destination(push_to_hub, private)
+    settings = given_settings(MapSettings, ctx, options, profile, **({"cache": None} if no_cache else {}))
+    to = shared.asked_destination(push_to_hub, private)
     if to is not None and not core:
         raise click.UsageError("--push-to-hub sends core files, and none is carried; give --core")
 

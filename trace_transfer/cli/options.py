@@ -1,115 +1,78 @@
-"""Options that several commands have: each made of the setting that it sets, with its default, limits and help."""
+"""Options that several commands have, and kinds of values that click lacks, with messages that say what to type."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from trace_transfer.cli.values import OUT_DIRECTORY, RATIO
-from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.identification.scoring_settings import Compute, ScoreSettings
-from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.identification.warm_start_settings import WarmStartSettings
-from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
-from trace_transfer.training.settings import StreamSettings
+if TYPE_CHECKING:
+    from trace_transfer.publish.hub import Destination
 
 Decorator = Callable[[Any], Any]
-Chosen = TypeVar("Chosen", bound=Settings)
+FILE = click.Path(path_type=Path)
 
 
-def setting_options(kind: type[Settings], *names: str, without: tuple[str, ...] = ()) -> Decorator:
-    """An option for each setting of a class and its parts.
+class OutPath(click.Path):
+    """Where results go, as a path; what cannot be made or written is refused before anything is begun."""
 
-    Args:
-        names: only these, in this order; all in the order of the class if none are given.
-        without: settings that the command does not have.
-    """
-    known = {one.name: one for one in singles(kind)}
-    chosen = names or tuple(name for name in known if name not in without)
+    def __init__(self, *, file: bool = False, dash: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.is_file, self.dash = file, dash
 
-    return _all(*(_option(known[name]) for name in chosen))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from trace_transfer.files import check_directory, check_file
 
-
-def _all(*decorators: Decorator) -> Decorator:
-    def apply(command: Any) -> Any:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-def _option(setting: Single) -> Decorator:
-    name, field, default, _ = setting
-    kind, _ = bare(field.annotation)
-    told = field.json_schema_extra
-    extra: dict[str, Any] = {"help": field.description, "default": default, "show_default": default is not None}
-    extra["metavar"] = told.get("metavar") if isinstance(told, dict) else None
-    flag = f"--{name.replace('_', '-')}"
-    if name in _READERS:  # a text or a file that stands for the value
-        kind, callback = _READERS[name]
-        return click.option(flag, type=kind, **{**extra, "default": None, "show_default": False}, callback=callback)
-    if kind is bool:
-        declaration = f"{flag}/--no-{name.rpartition('_')[2]}" if default else flag
-        return click.option(declaration, is_flag=True, default=default, help=field.description)
-    if get_origin(kind) is tuple:
-        allowed = choices(field.annotation)
-        chosen = click.Choice(allowed) if allowed else None
-        return click.option(flag, multiple=True, type=chosen, metavar=extra["metavar"], help=field.description)
-    return click.option(flag, type=_type(field), **extra)
+        option = max(param.opts, key=len) if param is not None else "--out"
+        what = "file" if self.is_file else "directory"
+        if value == "-" and self.dash:
+            return Path("-")
+        if value == "-":
+            self.fail(f"'-': expected a {what}; ./- is one of that name", param, ctx)
+        if str(value) == "":
+            self.fail(f"'' is no name of a {what}", param, ctx)
+        return check_file(value, option) if self.is_file else check_directory(value, hint=f"; name another {option}")
 
 
-def _type(field: Any) -> Any:
-    """What click is to make of the text: it refuses what can be refused by looking at it alone."""
-    kind, _ = bare(field.annotation)
-    if allowed := choices(field.annotation):
-        return click.Choice(allowed)
-    low, high = limits_of(field.annotation, field.metadata)
-    if kind is int:
-        most = getattr(high, "le", None)
-        return click.IntRange(getattr(low, "ge", None), None if most == LARGEST else most)
-    if kind is float:
-        return RATIO if getattr(low, "gt", None) == 0 and getattr(high, "le", None) == 1 else click.FLOAT
-    return click.Path(path_type=Path, file_okay=False) if kind is Path else click.STRING
+OUT_DIRECTORY, OUT_FILE = OutPath(), OutPath(file=True)
 
 
-def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
-    from trace_transfer.engine.deepspeed_json import read_deepspeed_json
+class Ratio(click.FloatRange):
+    """A share in (0, 1]; who types a percentage is told what it is as a share."""
 
-    return {} if value is None else read_deepspeed_json(value)
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True)
 
-
-def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",")) if value else ()
-
-
-_READERS: Mapping[str, tuple[Any, Any]] = {
-    "deepspeed": (click.Path(path_type=Path), _deepspeed_json),
-    "order": (click.STRING, _names),
-}
-
-
-def given_settings(
-    kind: type[Chosen], ctx: click.Context, options: Mapping[str, Any], profile: str = "default", **more: Any
-) -> Chosen:
-    """Settings of a profile, or the defaults, with the options on top that were given explicitly, and `more`."""
-    given = {
-        name: value for name, value in options.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    if given.get("max_grad_norm") == 0:
-        given["max_grad_norm"] = None
-    return kind.of(profile, **given, **more)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = click.FLOAT.convert(value, param, ctx)
+        if number <= 0 or number > 1:
+            percent = number if 1 < number <= 100 else 5.0
+            hint = f"{percent:g} % is {percent / 100:g}"
+            self.fail(f"{number:g}: expected more than 0 and at most 1 ({hint})", param, ctx)
+        return number
 
 
-def profile_option(kind: type[Settings], why: str) -> Decorator:
-    return click.option(
-        "--profile", type=click.Choice(tuple(kind.PROFILES)), default="default", show_default=True,
-        help=f"{why}. Options beside it stay.",
-    )  # fmt: skip
+RATIO = Ratio()
+
+
+def folded(name: str) -> str:
+    """A name without what people write differently: capitals, hyphens, underscores, blanks."""
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
+class FoldedChoice(click.Choice[str]):
+    """One of some names, however it is spelt: `llamafactory` is `llama-factory`; a similar name is suggested."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        known = {folded(choice): choice for choice in self.choices}
+        if (found := known.get(folded(str(value)))) is not None:
+            return found
+        close = get_close_matches(folded(str(value)), known, 1)
+        hint = f" Did you mean {known[close[0]]!r}?" if close else ""
+        self.fail(f"{value!r} is not one of {', '.join(map(repr, self.choices))}.{hint}", param, ctx)
 
 
 def paired(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -132,8 +95,9 @@ def mapped(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return dict(pairs)
 
 
-def tuned_option(why: str) -> Decorator:
-    return click.option("--tuned", multiple=True, callback=mapped, metavar="TASK=MODEL", help=why)
+def files(metavar: str, variable: str = "files") -> Decorator:
+    """One file or several, as arguments."""
+    return click.argument(variable, nargs=-1, required=True, type=FILE, metavar=f"{metavar}...")
 
 
 def out_option(default: str) -> Decorator:
@@ -142,18 +106,43 @@ def out_option(default: str) -> Decorator:
     )
 
 
+def dry_run_option(what: str) -> Decorator:
+    return click.option("--dry-run", is_flag=True, help=what)
+
+
 rules_option = click.option(
     "--rules", multiple=True, metavar="PATH", help="Your own rules, a file or a directory, beside or over the shipped."
 )
-seed_option = setting_options(TrainSettings, "seed")
-data_options = setting_options(WarmStartSettings, "max_length", "too_long")
-score_options = _all(
-    profile_option(ScoreSettings, "'paper': as its equations say; 'authors-code': as their published code does"),
-    setting_options(ScoreSettings),
+tasks_option = click.option(
+    "--tasks", required=True, type=FILE, metavar="FILE", help="tasks.yaml: the tasks and where their data are."
 )
-compute_options = setting_options(Compute)
-warm_start_options = setting_options(
-    IdentifySettings,
-    without=("seed", "max_length", "too_long", *ScoreSettings.names(), *Compute.names()),
-)
-stream_options = setting_options(StreamSettings, without=("seed",))
+
+
+def push_options(what: str) -> Decorator:
+    """`--push-to-hub` and `--private` of a command that can send `what`."""
+
+    def add(command: Any) -> Any:
+        command = click.option("--private", is_flag=True, help="Make the repository private, if it is new.")(command)
+        return click.option(
+            "--push-to-hub", metavar="REPO",
+            help=f"Send {what} to this repository of the hub, owner/name, which is made if it is not there; whether "
+            "you are logged in and may write there is asked before anything else.",
+        )(command)  # fmt: skip
+
+    return add
+
+
+def asked_destination(push_to_hub: str | None, private: bool) -> Destination | None:
+    """Where to send what will be made; None for nowhere.
+
+    Raises:
+        HubError: one cannot write there.
+        click.UsageError: `--private` without a repository.
+    """
+    if push_to_hub is None:
+        if private:
+            raise click.UsageError("--private: says how the repository of --push-to-hub is made; give that, too")
+        return None
+    from trace_transfer.publish.hub import destination
+
+    return destination(push_to_hub, private=private)

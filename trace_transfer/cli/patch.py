@@ -1,4 +1,4 @@
-"""`trace-transfer patch`: move a model between the states of a stream, bit-exactly."""
+"""Models between the states of a stream, bit-exactly: `patch`; and the proof that nothing else moved: `verify`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from trace_transfer.cli.publishing import asked_destination, push_options
-from trace_transfer.cli.values import OUT_DIRECTORY, OUT_FILE
+from trace_transfer.cli import options as shared
 from trace_transfer.patch.records import METHODS
 
-FILES = click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
-OUT = click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the model; new.")
+PATCHES = shared.files("PATCH", "patches")
+OUT = click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the model; new.")
 
 
 @click.group("patch")
@@ -24,9 +23,9 @@ def patch_command() -> None:
 
 @patch_command.command("apply")
 @click.argument("model", metavar="MODEL")
-@FILES
+@PATCHES
 @OUT
-@push_options("the model and the PATCHes")
+@shared.push_options("the model and the PATCHes")
 def apply_patches(
     model: str, patches: tuple[Path, ...], out: Path, push_to_hub: str | None, private: bool
 ) -> None:  # fmt: skip
@@ -37,7 +36,7 @@ def apply_patches(
     \b
     trace-transfer patch apply Qwen/Qwen2.5-14B runs/math.patch.safetensors --out qwen-math
     """
-    to = asked_destination(push_to_hub, private)
+    to = shared.asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
     if to is not None:
         from trace_transfer.publish.hub import publish_patched
@@ -47,7 +46,7 @@ def apply_patches(
 
 @patch_command.command("revert")
 @click.argument("model", metavar="MODEL")
-@FILES
+@PATCHES
 @OUT
 def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
     """Undo the PATCHes in MODEL and write the model as it was before them.
@@ -73,8 +72,8 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
 
 @patch_command.command("task-models")
 @click.argument("base", metavar="BASE")
-@FILES
-@click.option("--out", required=True, type=OUT_DIRECTORY, help="Directory for the models; new.")
+@PATCHES
+@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the models; new.")
 @click.option(
     "--merge-method", type=click.Choice(tuple(METHODS)), default="task_arithmetic", show_default=True,
     help="mergekit's, in the file that is written; weights and densities are edited there.",
@@ -100,7 +99,7 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
 @patch_command.command("diff")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--out", required=True, type=OUT_FILE, metavar="FILE", help="The patch from A to B.")
+@click.option("--out", required=True, type=shared.OUT_FILE, metavar="FILE", help="The patch from A to B.")
 @click.option("--task", default="diff", show_default=True, help="The name of the task in the patch.")
 def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
     """Write a patch of every parameter of which a bit differs between two models of the same names.
@@ -120,10 +119,50 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
 
 
 @patch_command.command("show")
-@click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH...")
+@PATCHES
 def show_patches(patches: tuple[Path, ...]) -> None:
     """List what PATCHes hold; no weights are read."""
     from trace_transfer.patch.patches import Patch
     from trace_transfer.patch.show import render_patch
 
     click.echo("\n\n".join(render_patch(patch) for patch in Patch.open_all(patches)))
+
+
+@click.command("verify")
+@click.argument("base", metavar="BASE")
+@click.argument("tuned", metavar="TUNED")
+@click.option(
+    "--core", "cores", multiple=True, type=shared.FILE, metavar="FILE",
+    help="What was to be trained: a core file; may be given often.",
+)  # fmt: skip
+@click.option(
+    "--patch", "patches", multiple=True, type=shared.FILE, metavar="FILE",
+    help="Or what a patch holds; may be given often.",
+)  # fmt: skip
+@click.option("--json", "json_file", type=shared.OUT_FILE, metavar="FILE", help="Every parameter, as JSON.")
+def verify_command(
+    base: str, tuned: str, cores: tuple[Path, ...], patches: tuple[Path, ...], json_file: Path | None
+) -> None:
+    """Prove that nothing of TUNED moved but what was to be trained: bit for bit beside BASE.
+
+    Both are read some rows at a time. Exit code 1 if a frozen parameter, or a frozen row of a trained one, moved.
+
+    \b
+    trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model --core math.core.json \\
+        --core law.core.json
+    """
+    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+    from trace_transfer.patch.show import render_verification
+    from trace_transfer.patch.verifying import require_frozen, verify_models
+    from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.records import to_json
+
+    if json_file is not None:
+        refuse_inputs([json_file], [base, tuned, *cores, *patches], "--json")
+        prepare_directory(json_file.parent, "directory of --json")
+    quiet_libraries()
+    verification = verify_models(base, tuned, cores=cores, patches=patches, reporter=Terminal())
+    if json_file is not None:
+        write_text(json_file, to_json(verification))
+    click.echo(render_verification(verification))
+    require_frozen(verification)

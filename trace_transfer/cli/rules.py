@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trace_transfer.cli.values import OUT_FILE
+from trace_transfer.cli.options import OUT_FILE
 from trace_transfer.errors import RulesError
 
 if TYPE_CHECKING:

@@ -1,16 +1,17 @@
-"""`trace-transfer run`: read the run file, see what is not up to date, run it, and make the report."""
+"""Whole studies and what they leave: `run` (and its hidden `step`), `report`, `schema`, `inspect`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from trace_transfer.cli.values import OUT_DIRECTORY
+from trace_transfer.cli.options import FILE, OUT_DIRECTORY
 
 
 @click.command("run")
-@click.argument("file", metavar="RUN.YAML", type=click.Path(path_type=Path))
+@click.argument("file", metavar="RUN.YAML", type=FILE)
 @click.option("--out", type=OUT_DIRECTORY, help="Directory for the results; by default what the file says.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time; by default what the file says, or 1.")
 @click.option("--dry-run", is_flag=True, help="Which steps would be run, and why; runs nothing, writes nothing.")
@@ -27,7 +28,7 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     """
     from dataclasses import replace
 
-    from trace_transfer.study.reading import load_run
+    from trace_transfer.study.run_file import load_run
 
     run = load_run(file, out)
     run = replace(run, jobs=jobs or run.jobs)
@@ -42,7 +43,7 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     graph = build_graph(run)
     if prune:
         from trace_transfer.reporting.numbers import several
-        from trace_transfer.study.pruning import prune_steps
+        from trace_transfer.study.status import prune_steps
 
         removed = prune_steps(graph, run.out)
         click.echo(f"removed {several(len(removed), 'step')}" + (":\n" + "\n".join(removed) if removed else ""))
@@ -50,7 +51,7 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     status = read_status(graph, run.out, rebuild=rebuild)
     if dry_run:
         from trace_transfer.study.checking import check_plan, excess_here
-        from trace_transfer.study.show_plan import render_run_plan
+        from trace_transfer.study.show import render_run_plan
 
         click.echo(render_run_plan(graph, status, check_plan(graph, elsewhere=True)))
         if excess := excess_here(graph):
@@ -58,10 +59,67 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
         return
 
     from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.study.finishing import run_to_the_end
-    from trace_transfer.study.show_plan import render_run
-    from trace_transfer.study.show_running import Display
+    from trace_transfer.study.running import run_to_the_end
+    from trace_transfer.study.show import Display, render_run
 
     with stop_on_sigterm() as stop:
         done = run_to_the_end(graph, status, Display(), stop)
     click.echo(render_run(done.summary, done.files))
+
+
+@click.command("step", hidden=True)
+@click.argument("ticket", type=FILE)
+def step_command(ticket: Path) -> None:
+    """Do the step of a run that a ticket describes; started by `run` for each of several processes."""
+    from trace_transfer.study.worker import run_ticket
+
+    run_ticket(ticket)
+
+
+@click.command("report")
+@click.argument("run", type=FILE, metavar="RUN_DIRECTORY")
+@click.option("--out", type=OUT_DIRECTORY, default=None, help="Directory for the report; the run's if not given.")
+def report_command(run: Path, out: Path | None) -> None:
+    """Write what a run found as one self-contained page, report.html, and as report.md.
+
+    \b
+    trace-transfer report runs/study
+    """
+    from trace_transfer.reporting.reporting import write_report
+
+    written = write_report(run, out)
+    if written.unfinished:
+        count = len(written.unfinished)
+        what = "1 step is" if count == 1 else f"{count} steps are"
+        click.echo(f"! the run is not complete: {what} not finished", err=True)
+    for file in written.files:
+        click.echo(str(file))
+
+
+FILES = ("run", "tasks", "stream", "suite", "rules")
+
+
+@click.command("schema")
+@click.argument("file", type=click.Choice(FILES))
+def schema_command(file: str) -> None:
+    """Print the JSON Schema of run.yaml, tasks.yaml, stream.yaml, a suite or a rules file, for editors.
+
+    Editors with a YAML language server then complete keys and show what each setting means: write
+    `# yaml-language-server: $schema=run.schema.json` into the first line of the file.
+
+    \b
+    trace-transfer schema run > run.schema.json
+    """
+    from trace_transfer.schemas import schema_of
+
+    click.echo(json.dumps(schema_of(file), indent=2, ensure_ascii=False))
+
+
+@click.command("inspect")
+@click.argument("file", type=FILE)
+def inspect_command(file: Path) -> None:
+    """Draw FILE in the terminal: any JSON file that trace-transfer wrote, or a safetensors file."""
+    from trace_transfer.cli.inspection import draw
+    from trace_transfer.terminal import console
+
+    draw(file, console())

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.publishing import asked_destination, push_options
+from trace_transfer.cli.settings_options import given_settings, setting_options
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.training.settings import StreamSettings
 
@@ -17,18 +17,15 @@ from trace_transfer.training.settings import StreamSettings
 @click.command("train")
 @click.argument("base", metavar="BASE")
 @click.option(
-    "--stream", required=True, type=click.Path(path_type=Path), metavar="FILE",
+    "--stream", required=True, type=shared.FILE, metavar="FILE",
     help="stream.yaml: the tasks in order, with their data and core files.",
 )  # fmt: skip
 @shared.out_option("runs/train")
-@shared.stream_options
-@shared.seed_option
+@setting_options(StreamSettings)
 @shared.rules_option
-@push_options("the tuned model, its record and its patches")
+@shared.push_options("the tuned model, its record and its patches")
 @click.option("--processes", type=click.IntRange(min=1), help="Train with so many processes of this machine.")
-@click.option(
-    "--dry-run", is_flag=True, help="What will train, memory, steps and disk; trains nothing, writes nothing."
-)
+@shared.dry_run_option("What will train, memory, steps and disk; trains nothing, writes nothing.")
 @click.pass_context
 def train_command(
     ctx: click.Context, /, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
@@ -44,9 +41,9 @@ def train_command(
     deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B \\
         --stream stream.yaml --out runs/qwen
     """
-    settings = shared.given_settings(StreamSettings, ctx, options)
+    settings = given_settings(StreamSettings, ctx, options)
     place = place_among_ranks()
-    to = asked_destination(push_to_hub, private) if place.rank == 0 else None
+    to = shared.asked_destination(push_to_hub, private) if place.rank == 0 else None
     if place.launched and processes not in (None, place.size):
         raise click.UsageError(
             f"--processes {processes}: a launcher started {place.size} of them already; leave it out"

@@ -16,9 +16,8 @@ from trace_transfer.identification.task_data import encode_tasks
 from trace_transfer.launching import excess_of
 from trace_transfer.models.devices import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.study.cells import Cell
-from trace_transfer.study.graph import RunGraph
-from trace_transfer.study.steps import LAUNCHED
+from trace_transfer.study.graph import LAUNCHED, RunGraph
+from trace_transfer.study.run_file import Cell
 
 
 def excess_here(graph: RunGraph) -> str | None:

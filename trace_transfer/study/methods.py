@@ -6,8 +6,17 @@ Another comparison is another entry here, or an item with `like:` in a run file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, Literal
+
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.represent.settings import RepresentSettings
+from trace_transfer.settings import Settings, SettingsError, Single, bare, choice, singles, unknown_problems
+from trace_transfer.training.settings import StreamSettings
+from trace_transfer.transfer.settings import MapSettings
 
 Needs = Literal["none", "source", "target"]
 
@@ -79,3 +88,95 @@ METHODS: dict[str, RunMethod] = {
         _control("last", "Last layers", "the last layers whole, as many as Transfer-LF's size", train="last"),
     )
 }  # fmt: skip
+
+# Short names of axes that the paper sweeps → the setting that they stand for.
+AXES = {
+    "ratio": "identify.ratio",
+    "alpha": "identify.alpha",
+    "warm_start_epochs": "identify.epochs",
+    "match": "map.match",
+    "seed": "seed",
+    "order": "order",
+}
+_BY_METHOD = "is set by the methods; leave it out"
+_PER_CELL = "is set for each cell (`seeds:`, `orders:`); leave it out"
+_TAKEN = {
+    "identify": {"method": _BY_METHOD, "seed": _PER_CELL},
+    "map": {"carry": _BY_METHOD, "cache": "is in the run's own directory; leave it out", "rules": "stands at the top"},
+    "train": {"method": _BY_METHOD, "seed": _PER_CELL, "order": _PER_CELL},
+    "evaluate": {},
+    "represent": {},
+}
+SECTIONS: dict[str, type[Settings]] = {
+    "identify": IdentifySettings,
+    "map": MapSettings,
+    "train": StreamSettings,
+    "evaluate": EvaluateSettings,
+    "represent": RepresentSettings,
+}
+
+
+def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Settings in the types that they have, and what is wrong with the others.
+
+    Args:
+        taken: whether settings that the methods and cells decide are refused.
+    """
+    if not isinstance(given, Mapping):
+        return {}, [f" found {given!r}, expected settings, name: value"]
+    kind = SECTIONS[section]
+    known, profiles = {one.name: one for one in singles(kind)}, kind.PROFILES if len(kind.PROFILES) > 1 else {}
+    problems = unknown_problems(map(str, given), [*known, *(["profile"] if profiles else [])])
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if taken and name in _TAKEN[section]:
+            problems.append(f"{name}: {_TAKEN[section][name]}")
+        elif name == "profile" and profiles:
+            values[name] = value
+            problems += choice("profile", value, profiles)
+        elif name in known:
+            values[name] = _value(known[name], value, problems)
+    return values, problems
+
+
+def _value(setting: Single, value: Any, problems: list[str]) -> Any:
+    """A value as its setting takes it; a line for one that is wrong whatever the other settings are."""
+    if isinstance(value, str) and bare(setting.field.annotation)[0] is float:
+        with suppress(ValueError):
+            value = float(value)  # YAML takes 2e-5, which has no dot, for a text
+    try:
+        return getattr(setting.owner(**{setting.name: value}), setting.name)
+    except SettingsError as error:
+        problems += error.alone
+        return value
+
+
+def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any], list[str]]:
+    """The values of an axis, in the type of its setting."""
+    if path == "order":
+        every = [list(order) for order in permutations(tasks)]
+        given = every if given == "all" else given
+        wrong = [f"{one!r} is not an order of {', '.join(tasks)}" for one in given or [] if one not in every]
+        return [tuple(one) for one in given or []], wrong or ([] if given else ["expected `all`, or a list of orders"])
+    if not isinstance(given, list) or not given:
+        return [], [f"found {given!r}, expected a list of values"]
+    if path == "seed":
+        return given, [f"{one!r} is not a whole number from 0 on" for one in given if type(one) is not int or one < 0]
+    section, _, key = path.partition(".")
+    values: list[Any] = []
+    problems: list[str] = []
+    for one in given:
+        found, wrong = coerced(section, {key: one}, taken=False)
+        values += found.values()
+        problems += wrong
+    return values, problems
+
+
+def takes_part(method: RunMethod, path: str) -> bool:
+    """Whether an axis changes a method at all."""
+    section, _, key = path.partition(".")
+    if section == "identify":
+        return method.needs != "none" and not (key == "alpha" and method.identify.get("method") != "lf")
+    if section == "map":
+        return method.needs == "source" and key not in method.map
+    return not (section == "train" and key in method.train)

@@ -20,16 +20,21 @@ from typing import Any
 
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
+from trace_transfer.launching import place_among_ranks
+from trace_transfer.locking import held
 from trace_transfer.records import library_versions, read_artefact, to_json
-from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile
+from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile, Summary
+from trace_transfer.reporting.reporting import HTML, MARKDOWN, read_contents, write_contents
+from trace_transfer.reporting.summarising import summarise
+from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
-from trace_transfer.study.gpus import GpuPool, gpus_asked_for, visible_gpus
-from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.checking import check_plan
+from trace_transfer.study.graph import LAUNCHED, RunGraph, Step
 from trace_transfer.study.kinds import CACHE, Ticket
-from trace_transfer.study.show_running import Display
+from trace_transfer.study.show import Display
 from trace_transfer.study.status import RECORD, StepStatus
-from trace_transfer.study.steps import LAUNCHED, Step
-from trace_transfer.study.worker import context, work
+from trace_transfer.study.worker import VISIBLE, context, work
+from trace_transfer.tables import to_csv
 
 RUN = "run.json"
 LARGE = ("*.patch.safetensors", "*.adapter")  # what `keep:` lets go of, once it has been scored
@@ -275,3 +280,106 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_jsonable(one) for one in value]
     return str(value) if isinstance(value, Path) else value
+
+
+@dataclass
+class GpuPool:
+    """GPUs that nobody has; on a machine without any, steps need none."""
+
+    gpus: tuple[str, ...]
+    free: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free = list(self.gpus)
+
+    def take(self, count: int) -> tuple[str, ...] | None:
+        """So many, or None where that many are not free now.
+
+        Raises:
+            UserError: there are not that many at all.
+        """
+        if not self.gpus:
+            return ()
+        if count > len(self.gpus):
+            raise UserError(f"processes: {count}: one needs a GPU each, and {len(self.gpus)} are to be had")
+        if count > len(self.free):
+            return None
+        taken, self.free = self.free[:count], self.free[count:]
+        return tuple(taken)
+
+    def give_back(self, gpus: tuple[str, ...]) -> None:
+        """In the order in which they were at first, so that a run on some of them keeps to these."""
+        self.free = [gpu for gpu in self.gpus if gpu in self.free or gpu in gpus]
+
+
+def gpus_asked_for(kind: str, processes: int) -> int:
+    """How many a step of that kind uses."""
+    return processes if kind in LAUNCHED else 1
+
+
+def visible_gpus(environment: Mapping[str, str] | None = None, count: int | None = None) -> tuple[str, ...]:
+    """The names by which a process may ask for each GPU that this one sees.
+
+    Args:
+        count: how many it sees; the driver is asked if not given.
+    """
+    if count is None:
+        import torch
+
+        count = torch.cuda.device_count()
+    named = (os.environ if environment is None else environment).get(VISIBLE)
+    if named is None:
+        return tuple(map(str, range(count)))
+    return tuple(name.strip() for name in named.split(","))[:count]  # CUDA stops at the first that is none
+
+
+SUMMARY, TABLES = "summary.json", "tables"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: `run.json`, its numbers, and the files for people."""
+
+    record: RunFile
+    summary: Summary
+    files: tuple[Path, ...]
+
+
+def run_to_the_end(graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal) -> Finished:
+    """Check everything if anything is to be run, run it, and write what it says; raises as `running.run_graph`.
+
+    Raises:
+        UserError: another process is at work there, or a launcher started this one as one of several.
+    """
+    if (place := place_among_ranks()).size > 1:
+        raise UserError(
+            f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
+            f"and say processes: {place.size} in {graph.run.file}"
+        )
+    out, anew = graph.run.out, any(one.record is None for one in status)
+    if anew:
+        check_plan(graph)
+    with held(out):
+        record = run_graph(graph, status, out, display, stop)
+        return Finished(record, *finish(out, anew=anew))
+
+
+def finish(out: Path, *, anew: bool) -> tuple[Summary, tuple[Path, ...]]:
+    """Write summary, tables and report; what is there already is left if nothing was run.
+
+    Args:
+        anew: whether any step was run.
+
+    Returns:
+        The summary, and the files for people.
+    """
+    summary = summarise(out)
+    files = (out / HTML, out / MARKDOWN, out / SUMMARY)
+    if anew or not all(file.is_file() for file in files):
+        directory = prepare_directory(out / TABLES)
+        for number, table in enumerate(tables(summary), start=1):
+            name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
+            write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
+        write_contents(read_contents(out), out, out)
+        write_text(out / SUMMARY, to_json(summary))
+    return summary, files

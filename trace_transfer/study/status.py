@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.files import PART, sha256_file, write_text
 from trace_transfer.locking import LOCK as COMMANDS_LOCK
+from trace_transfer.locking import held
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.records import StepFile
-from trace_transfer.study.graph import RunGraph
-from trace_transfer.study.steps import Step
+from trace_transfer.study.graph import RunGraph, Step
 from trace_transfer.text_formats import read_json_object
 
 RECORD, LOG, LOCK, SEEN, TIME = "step.json", "log.txt", ".lock", ".seen.json", ".time.json"
@@ -178,3 +179,19 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, one in items:
         found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
     return found
+
+
+def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
+    """Remove the directories of steps that are not of the run as it is now; returns their names."""
+    if not (out / "steps").is_dir():
+        return ()
+    needed = {step.directory for step in graph.steps}
+    with held(out):
+        unneeded = [
+            place
+            for place in sorted((out / "steps").iterdir())
+            if place.is_dir() and f"steps/{place.name}" not in needed
+        ]
+        for place in unneeded:
+            shutil.rmtree(place)
+    return tuple(place.name for place in unneeded)

@@ -32,15 +32,15 @@ from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.records import Cost, StepFile
-from trace_transfer.study.gpus import VISIBLE
+from trace_transfer.study.graph import LAUNCHED
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
-from trace_transfer.study.steps import LAUNCHED
 from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.records import StreamFile
 
 if TYPE_CHECKING:
     from trace_transfer.study.kinds import Ticket
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 LOOK_EVERY = 1.0  # s between looks at what the processes of a step say
 READ_BACK = 8192  # bytes at the end of a log in which its last line lies
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more

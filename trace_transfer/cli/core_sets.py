@@ -1,0 +1,121 @@
+"""Core sets to and from other programs: `export` and `import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trace_transfer.cli import options as shared
+
+TRAINERS = ("axolotl", "ms-swift", "peft", "llama-factory", "trl", "regex", "csv", "authors")
+
+
+@click.command("export")
+@shared.files("CORE")
+@click.option(
+    "--to", required=True, type=shared.FoldedChoice(TRAINERS),
+    help="The trainer: axolotl and ms-swift (lines of YAML), llama-factory (YAML, where it can say the set at all), "
+    "trl (a Python program), peft (a LoraConfig in Python: adapters on the core modules); or regex (one regular "
+    "expression), csv (every parameter with its score), authors (a JSON list as the authors' scripts write it).",
+)  # fmt: skip
+@click.option(
+    "--out", type=shared.OutPath(file=True, dash=True), metavar="FILE",
+    help="The file to be written; - or nothing prints it.",
+)  # fmt: skip
+@click.option(
+    "--model", metavar="MODEL",
+    help="The model of the core files, where it is not found under the name in them; only its config is read.",
+)  # fmt: skip
+@click.option("--rank", type=click.IntRange(min=1), help="Of peft's adapters; 8 if not given.")
+@click.option(
+    "--alpha", type=click.FloatRange(min=0, min_open=True), help="lora_alpha of peft's adapters; 16 if not given."
+)
+def export_command(
+    files: tuple[Path, ...], to: str, out: Path | None, model: str | None, rank: int | None, alpha: float | None
+) -> None:
+    """Write core sets as the settings of another trainer: it then trains exactly them, or the export is refused.
+
+    The text is read again as the trainer reads it, against all parameter names of the model: what would train is the
+    core set, tensor by tensor. What a trainer has no words for, such as rows or columns, is named. Of several core
+    files of one model the text holds what any of them trains.
+
+    \b
+    trace-transfer export math.core.json --to axolotl --out math.yaml
+    trace-transfer export math.core.json --to peft --rank 16 --out math_lora.py
+    trace-transfer export math.core.json --to regex
+    """
+    if to != "peft" and (rank is not None or alpha is not None):
+        raise click.UsageError("--rank and --alpha are those of adapters: they need --to peft")
+
+    from trace_transfer.core_sets.exporting import export_core
+    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+    from trace_transfer.progress import quiet_libraries
+
+    printed = out is None or str(out) == "-"
+    if out is not None and not printed:
+        refuse_inputs([out], [*files, *([model] if model else [])])
+    if to == "peft" or model is not None:  # nothing else needs transformers
+        quiet_libraries()
+    done = export_core(files, to, model=model, rank=rank or 8, alpha=alpha or 16.0)
+    summary = f"{', '.join(done.core.tasks)} for {to}: {done.core.summary}"
+    if out is None or printed:
+        click.echo(done.text, nl=False)
+        click.echo(summary, err=True)
+        return
+    prepare_directory(out.parent)
+    write_text(out, done.text)
+    click.echo(f"{summary}\nwritten: {out}")
+
+
+ENDING = ".core.json"
+
+
+@click.command("import")
+@click.argument("file", type=shared.FILE)
+@click.option(
+    "--from", "source", required=True, type=click.Choice(("axolotl", "spectrum", "authors")),
+    help="Whose list it is: unfrozen_parameters of an Axolotl configuration, or as Spectrum writes them; or a JSON "
+    "list of the authors' scripts.",
+)  # fmt: skip
+@click.option("--model", required=True, metavar="MODEL", help="Whose parameters it names; only its config is read.")
+@click.option("--out", required=True, type=shared.OUT_FILE, metavar="TASK.core.json", help="The new file.")
+@click.option("--task", help="The task's name; default: that of the file.")
+@click.option("--ratio", type=shared.RATIO, help="authors: the core share, of a list of all parameters.")
+@click.option("--unit", type=click.Choice(("tensors", "elements")), help="authors: what --ratio counts.")
+@shared.rules_option
+def import_command(
+    file: Path, source: str, model: str, out: Path, task: str | None, ratio: float | None, unit: str | None,
+    rules: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Make a core file of the list in FILE: it can be carried to another model, trained, drawn and exported.
+
+    Patterns are read as Axolotl reads them: a dot is a dot, matched from the beginning of a name and open at the end,
+    with rows as [a:b] behind. Patterns that match nothing are refused, all at once.
+
+    \b
+    trace-transfer import snr_unfrozenparameters_25percent.yaml --from spectrum \\
+        --model meta-llama/Meta-Llama-3-8B --out chat.core.json
+    """
+    if task is None and not out.name.endswith(ENDING):
+        raise click.UsageError(f"--out must end with {ENDING} and begin with the task, or give --task")
+    if source != "authors" and (ratio is not None or unit is not None):
+        raise click.UsageError("--ratio and --unit select from lists that rank parameters: they need --from authors")
+
+    from trace_transfer.core_sets.importing import import_patterns
+    from trace_transfer.core_sets.show import render_core_sets
+    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+    from trace_transfer.identification.reselecting import import_list
+    from trace_transfer.progress import quiet_libraries
+    from trace_transfer.records import to_json
+
+    refuse_inputs([out], [file, model])
+    quiet_libraries()
+    name = task if task is not None else out.name.removesuffix(ENDING)
+    if source == "authors":
+        core = import_list(file, model, name, ratio, unit, rules)
+    else:
+        core = import_patterns(file, model, name, rules, source)
+    prepare_directory(out.parent)
+    write_text(out, to_json(core))
+    click.echo(render_core_sets((core,), (), (out,)))

@@ -1,0 +1,91 @@
+"""An option for each setting of a command, made of its description: default, limits and help."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+import click
+from click.core import ParameterSource
+
+from trace_transfer.cli.options import FILE, RATIO, Decorator
+from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
+
+Chosen = TypeVar("Chosen", bound=Settings)
+
+
+def setting_options(kind: type[Settings], *, without: Collection[str] = ()) -> Decorator:
+    """An option for each setting of a class and its parts, but those `without`."""
+
+    def add(command: Any) -> Any:
+        for one in reversed(list(singles(kind))):
+            if one.name not in without:
+                command = _option(one)(command)
+        return command
+
+    return add
+
+
+def profile_option(kind: type[Settings], why: str) -> Decorator:
+    return click.option(
+        "--profile", type=click.Choice(tuple(kind.PROFILES)), default="default", show_default=True,
+        help=f"{why}. Options beside it stay.",
+    )  # fmt: skip
+
+
+def given_settings(
+    kind: type[Chosen], ctx: click.Context, options: Mapping[str, Any], profile: str = "default", **more: Any
+) -> Chosen:
+    """Settings of a profile, or the defaults, with the options on top that were given explicitly, and `more`."""
+    given = {
+        name: value for name, value in options.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if given.get("max_grad_norm") == 0:
+        given["max_grad_norm"] = None
+    return kind.of(profile, **given, **more)
+
+
+def _option(setting: Single) -> Decorator:
+    name, field, default, _ = setting
+    kind, _ = bare(field.annotation)
+    told = field.json_schema_extra
+    metavar: Any = told.get("metavar") if isinstance(told, dict) else None
+    flag, extra = f"--{name.replace('_', '-')}", {"help": field.description, "metavar": metavar}
+    if name in _READERS:  # a text or a file that stands for the value
+        read_type, callback = _READERS[name]
+        return click.option(flag, type=read_type, callback=callback, **extra)
+    if kind is bool:
+        declaration = f"{flag}/--no-{name.rpartition('_')[2]}" if default else flag
+        return click.option(declaration, is_flag=True, default=default, help=field.description)
+    if get_origin(kind) is tuple:
+        allowed = choices(field.annotation)
+        return click.option(flag, multiple=True, type=click.Choice(allowed) if allowed else None, **extra)
+    return click.option(flag, type=_type(field), default=default, show_default=default is not None, **extra)
+
+
+def _type(field: Any) -> Any:
+    """What click is to make of the text: it refuses what can be refused by looking at it alone."""
+    kind, _ = bare(field.annotation)
+    if allowed := choices(field.annotation):
+        return click.Choice(allowed)
+    low, high = limits_of(field.annotation, field.metadata)
+    if kind is int:
+        most = getattr(high, "le", None)
+        return click.IntRange(getattr(low, "ge", None), None if most == LARGEST else most)
+    if kind is float:
+        return RATIO if getattr(low, "gt", None) == 0 and getattr(high, "le", None) == 1 else click.FLOAT
+    return click.Path(path_type=Path, file_okay=False) if kind is Path else click.STRING
+
+
+def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
+    from trace_transfer.engine.deepspeed_json import read_deepspeed_json
+
+    return {} if value is None else read_deepspeed_json(value)
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value else ()
+
+
+_READERS: Mapping[str, tuple[Any, Any]] = {"deepspeed": (FILE, _deepspeed_json), "order": (click.STRING, _names)}
