@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.stream_files import write_stream
 from tests.tuned_models import weights
+from trace_transfer.cli import main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LAUNCHERS = {
@@ -41,7 +43,9 @@ def alone(command, tmp_path_factory):
     return weights(out / "model")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "deepspeed"))]
+)
 def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher):
     before, after = LAUNCHERS[launcher]
     done = subprocess.run([*before, *command, "--zero", "3", "--out", str(tmp_path), *after],
@@ -54,18 +58,8 @@ def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher)
 
 def test_sigterm_to_two_processes(command, alone, tmp_path):
     """Both save and end with 0; the same command then ends with what an undisturbed run has."""
-    whole = [
-        sys.executable,
-        "-m",
-        "trace_transfer",
-        *command,
-        "--zero",
-        "2",
-        "--out",
-        str(tmp_path),
-        "--processes",
-        "2",
-    ]
+    whole = [sys.executable, "-m", "trace_transfer", *command, "--zero", "2", "--out", str(tmp_path)]
+    whole += ["--processes", "2"]
     process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     log = tmp_path / "stages" / "1-math" / "loss.csv"
     for _ in range(600):
@@ -84,7 +78,6 @@ def test_sigterm_to_two_processes(command, alone, tmp_path):
 
 
 def test_more_processes_than_the_machine_has(command, tmp_path):
-    whole = [sys.executable, "-m", "trace_transfer", *command, "--out", str(tmp_path), "--processes", "4096"]
-    done = subprocess.run(whole, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 2
+    done = CliRunner().invoke(main, [*command, "--out", str(tmp_path), "--processes", "4096"])
+    assert done.exit_code == 2
     assert "4096" in done.stderr and str(len(os.sched_getaffinity(0))) in done.stderr
