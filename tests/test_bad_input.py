@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS, build_tokenizer
-from tests.transfer.test_activations import damage
+from tests.tuned_models import damage
 from trace_transfer.cli import main
 from trace_transfer.families.registry import shipped_rules
 

@@ -14,7 +14,7 @@ from tests.reference.ordinary_forward import rows_of_all_layers
 from tests.task_files import write_tasks
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
-from tests.transfer.test_activations import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
+from tests.transfer.test_probing import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
 from trace_transfer.cli import main
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import load_tokenizer

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.evaluation_files import CHOICE_FIELDS, CHOICES, loaded, run, suite_of, write_suite
 from tests.patch_files import make_patch, mask_of, state_of
-from tests.transfer.test_activations import damage
+from tests.tuned_models import damage
 from trace_transfer.cli import main
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, NumericalError

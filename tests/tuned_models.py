@@ -1,4 +1,4 @@
-"""Copies of a tiny model with its weights moved a little, as fine-tuning would."""
+"""Copies of a tiny model with its weights moved a little, as fine-tuning would, or damaged."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ def tuned_copy(
         moved[name] = (tensor.float() + (0 if name in still else noise)).to(dtype)
     save_file(moved, directory / "model.safetensors", {"format": "pt"})
     return directory
+
+
+def damage(directory: Path, name: str, value: float | None) -> None:
+    """Fill a tensor on disk with a value, or leave the tensor out."""
+    for file in directory.glob("*.safetensors"):
+        tensors = load_file(file)
+        if name in tensors:
+            if value is None:
+                del tensors[name]
+            else:
+                tensors[name].view(-1)[:] = value
+            save_file(tensors, file, {"format": "pt"})
+            return
+    raise AssertionError(f"no {name} in {directory}")

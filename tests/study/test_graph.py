@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.study.run_directories import run_content, write_file, write_run
-from tests.transfer.test_activations import damage
+from tests.tuned_models import damage
 from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import load_run

@@ -8,6 +8,7 @@ import torch
 
 from tests.reference.ordinary_forward import rows_of_all_layers
 from tests.tiny_models import FAMILIES, REPRESENTATIVES, TEXTS, build_tokenizer, tokenizer_kind
+from tests.tuned_models import damage
 from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, plan_rows
 from trace_transfer.errors import ModelError
 from trace_transfer.families.registry import load_families
@@ -218,19 +219,3 @@ def test_a_missing_parameter_is_refused(copy_of):
     damage(directory, "model.layers.3.self_attn.k_proj.bias", None)
     with pytest.raises(ModelError, match=r"lack 1 tensor of the model: model.layers.3.self_attn.k_proj.bias"):
         streamed(directory, "qwen2", plan_for("qwen2", "boundary"))
-
-
-def damage(directory, name, value):
-    """Overwrite the first element of a parameter on disk, or leave the parameter out."""
-    from safetensors.torch import load_file, save_file
-
-    for file in directory.glob("*.safetensors"):
-        tensors = load_file(file)
-        if name in tensors:
-            if value is None:
-                del tensors[name]
-            else:
-                tensors[name].view(-1)[:] = value
-            save_file(tensors, file, {"format": "pt"})
-            return
-    raise AssertionError(f"no {name} in {directory}")
