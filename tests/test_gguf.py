@@ -18,8 +18,7 @@ from tests.transfer.test_probing import LAYER_PATHS, TOLERANCE, assert_same, pla
 from trace_transfer.cli import main
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import load_tokenizer
-from trace_transfer.models.checkpoints import open_checkpoint
-from trace_transfer.models.gguf_checkpoint import GgufCheckpoint
+from trace_transfer.models.checkpoints import GgufCheckpoint, open_checkpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
 
 # Sizes in blocks of 32, which quantisation needs.

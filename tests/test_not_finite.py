@@ -13,9 +13,9 @@ from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, NumericalError
 from trace_transfer.evaluation.batching import finite_logits
 from trace_transfer.identification.delta_store import ShardWriter
-from trace_transfer.models.bits import all_finite
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
+from trace_transfer.models.tensors import all_finite
 from trace_transfer.patch.model_state import record_patch
 
 BAD = "model.layers.1.mlp.up_proj.weight"

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from trace_transfer.data.tasks_file import TaskSpec
 from trace_transfer.evaluation.suite_file import EvaluationSpec
-from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.parsing import TOP_KEYS
 from trace_transfer.settings import Settings, bare, singles
 from trace_transfer.study.methods import AXES, METHODS, SECTIONS

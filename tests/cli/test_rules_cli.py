@@ -12,8 +12,8 @@ from trace_transfer.cli.rules import rules_command as rules
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.correspondence import build_correspondence
-from trace_transfer.families.explanation import explain
 from trace_transfer.families.registry import load_families, shipped_rules
+from trace_transfer.families.show import explain
 from trace_transfer.models.sources import ModelSource, load_config, read_inventory
 from trace_transfer.transfer.policies import depth_pairs
 

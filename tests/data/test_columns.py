@@ -2,7 +2,7 @@
 
 import pytest
 
-from trace_transfer.data.columns import UnusableValueError, parse_source
+from trace_transfer.data.tasks_file import UnusableValueError, parse_source
 
 ROW = {"q": "Why?", "a b": "so", "n": 7, "none": None, "list": ["x", "y"], "chat": [{"content": "hi"}], "half": 0.5}
 

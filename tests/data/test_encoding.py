@@ -14,10 +14,9 @@ from tests.reference.supervision_by_hand import labels_by_hand
 from tests.tiny_models import TEXTS, build_tokenizer
 from trace_transfer.data.encoding import PARTED, SPECIAL, encode_prompts, encode_task, halves, prepare_task, record_of
 from trace_transfer.data.examples import IGNORED, collate
-from trace_transfer.data.records import Record, Records
+from trace_transfer.data.records import Message, Record, Records
 from trace_transfer.data.rendering import APART
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
-from trace_transfer.data.turns import Message
 from trace_transfer.evaluation.records import number_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.sources import ModelSource

@@ -13,9 +13,8 @@ import huggingface_hub
 import pytest
 from datasets import Dataset
 
-from trace_transfer.data.records import chosen, read_records
+from trace_transfer.data.records import Message, chosen, read_records
 from trace_transfer.data.tasks_file import TaskError, TaskSpec
-from trace_transfer.data.turns import Message
 
 PAIRS = [{"prompt": "1 + 1 =", "completion": "2"}, {"prompt": "Say\n“naïve”", "completion": "naïve, 漢"}]
 ALPACA = [

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from tests.tiny_models import FAMILIES, build_config
 from trace_transfer.cli import main
 from trace_transfer.errors import RulesError
-from trace_transfer.families.drafting import draft_family
+from trace_transfer.families.checking import draft_family
 from trace_transfer.families.parsing import parse_file
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import read_inventory

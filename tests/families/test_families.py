@@ -11,8 +11,8 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.phi3 import modeling_phi3
 
 from trace_transfer.families.application import Anatomy, anatomy_of
-from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.correspondence import build_correspondence
+from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import ModelSource, inventory_of, load_config, part_numel, read_inventory
 

@@ -9,8 +9,8 @@ from tests.families.written import LLAMA, PHI3, TINY_LLAMA, TINY_PHI3, mine, mis
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.correspondence import build_correspondence
-from trace_transfer.families.explanation import LAYERS, explain
 from trace_transfer.families.registry import load_families
+from trace_transfer.families.show import LAYERS, explain
 from trace_transfer.models.sources import Inventory, read_inventory
 
 PARALLEL = (

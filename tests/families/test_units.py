@@ -6,9 +6,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny_models import build_config
 from trace_transfer.errors import ModelError
+from trace_transfer.families.anatomy import Split, splits_of, transposed_names, unit_kinds, unit_parts
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
-from trace_transfer.families.units import Split, splits_of, transposed_names, unit_kinds, unit_parts
 from trace_transfer.models.sources import build_meta_model, inventory_of, part_numel
 
 REGISTRY = load_families()

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.tuned_models import tuned_copy, weights
 from trace_transfer.errors import ModelError, UserError
+from trace_transfer.families.anatomy import splits_of, transposed_names
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.families.units import splits_of, transposed_names
 from trace_transfer.identification.differencing import gram_of, grams_of, plan_deltas, read_deltas
 from trace_transfer.identification.inner_products import cosines_of
 from trace_transfer.models.sources import build_meta_model

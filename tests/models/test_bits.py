@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trace_transfer.models.bits import converted, differing
+from trace_transfer.models.tensors import converted, differing
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

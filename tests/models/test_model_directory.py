@@ -15,7 +15,7 @@ from trace_transfer.models import model_directory
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.model_directory import ModelWriter
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.models.tensor_file import TensorSpec, TensorWriter
+from trace_transfer.models.tensors import TensorSpec, TensorWriter
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.tiny_models import build_config
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.masks import Mask, MaskError, Slice
+from trace_transfer.families.anatomy import splits_of, unit_parts
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.families.registry import load_families
-from trace_transfer.families.units import splits_of, unit_parts
 from trace_transfer.models.sources import ModelSource, build_meta_model, numel, read_inventory
 from trace_transfer.training.methods import CONTROLS, first_layers, last_layers, random_set, shuffled_layers
 

@@ -11,6 +11,7 @@ from tests.tuned_models import weights
 from trace_transfer.cli import main
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.loading import BaseModel
+from trace_transfer.models import tensors
 
 
 @pytest.fixture
@@ -135,13 +136,11 @@ def test_an_unknown_order(training):
 def test_a_full_disk_while_a_patch_is_written(training, monkeypatch):
     import errno
 
-    from trace_transfer.models import tensor_file
-
     def full(self, *arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensor_file.TensorWriter, "add", full)
+        patch.setattr(tensors.TensorWriter, "add", full)
         result = training.run("--checkpoint-minutes", 0)
     assert result.exit_code == 2 and "the disk is full" in result.stderr
     assert not list(training.out.glob("*.patch.safetensors")) and not list(training.out.rglob("*.part"))

@@ -14,7 +14,7 @@ from trace_transfer.cli.options import OUT_FILE
 from trace_transfer.errors import RulesError
 
 if TYPE_CHECKING:
-    from trace_transfer.families.explanation import Line
+    from trace_transfer.families.show import Line
     from trace_transfer.terminal import Page
 
 ENDLESS = 10_000  # columns
@@ -36,8 +36,8 @@ def rules_command() -> None:
 @RULES_OPTION
 def list_families(rules_path: Path | None) -> None:
     """List the families that have rules."""
+    from trace_transfer.families.language import display_path
     from trace_transfer.families.registry import load_families
-    from trace_transfer.families.tables import display_path
 
     registry = load_families(rules_path)
     rows = []
@@ -95,7 +95,7 @@ def draft(
     has, and at its end a list of those left to assign, with hints. The exit code is 0 if the draft fits the model, 1 if
     something is left to do.
     """
-    from trace_transfer.families.drafting import write_draft
+    from trace_transfer.families.checking import write_draft
     from trace_transfer.families.registry import load_families
     from trace_transfer.progress import quiet_libraries
 
@@ -119,9 +119,9 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     """
     from trace_transfer.families.application import anatomy_of
     from trace_transfer.families.correspondence import build_correspondence
-    from trace_transfer.families.explanation import explain as lines_of
-    from trace_transfer.families.explanation import totals
     from trace_transfer.families.registry import load_families
+    from trace_transfer.families.show import explain as lines_of
+    from trace_transfer.families.show import totals
     from trace_transfer.models.sources import ModelSource, load_config, read_inventory
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.transfer.policies import POLICIES, depth_pairs

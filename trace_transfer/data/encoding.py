@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.data.records import Record, Records, chosen, read_records
+from trace_transfer.data.records import Message, Record, Records, chosen, read_records
 from trace_transfer.data.rendering import (
     Answer,
     ChatTemplate,
@@ -29,7 +29,6 @@ from trace_transfer.data.rendering import (
     require_prompt,
 )
 from trace_transfer.data.tasks_file import TaskError, TaskSpec
-from trace_transfer.data.turns import Message
 from trace_transfer.errors import listing
 
 TOO_LONG = ("cut", "leave-out")

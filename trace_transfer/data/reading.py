@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.data.columns import describe
-from trace_transfer.data.tasks_file import TaskError, TaskSpec, data_file
+from trace_transfer.data.tasks_file import TaskError, TaskSpec, data_file, describe
 from trace_transfer.errors import first_line
 from trace_transfer.text_formats import MalformedTextError, json_lines, parse_json, read_text
 

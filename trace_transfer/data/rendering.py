@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+from trace_transfer.data.records import Message
 from trace_transfer.data.tasks_file import TaskError
-from trace_transfer.data.turns import Message
 
 Mismatch = Literal["refuse", "compose", "keep"]
 THOUGHT, THOUGHT_ENDS = "<think>", "</think>"

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models.checkpoints import Checkpoint, local_directory, open_checkpoint, release
-from trace_transfer.models.shards import require_finite
 from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
@@ -31,6 +30,7 @@ from trace_transfer.models.sources import (
     read_inventory,
     tied_names,
 )
+from trace_transfer.models.tensors import require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -44,7 +44,7 @@ from trace_transfer.engine.slices import outside, put, require_fitting, taken
 from trace_transfer.engine.tracking import NoTracker, Tracker, open_tracker
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
-from trace_transfer.models.bits import differing
+from trace_transfer.models.tensors import differing
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.stopping import StopSignal
 

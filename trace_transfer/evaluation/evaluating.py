@@ -29,7 +29,7 @@ from trace_transfer.files import found_in, prepare_directory, remove_leftovers, 
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
-from trace_transfer.models.devices import on_device, resolve_device, resolve_dtype
+from trace_transfer.models.running import on_device, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.progress import Reporter

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.data.encoding import template_of
+from trace_transfer.data.records import Message
 from trace_transfer.data.rendering import ChatTemplate, RenderingError, with_fixed_date
 from trace_transfer.data.tasks_file import TaskError, locate, suggestion
-from trace_transfer.data.turns import Message
 from trace_transfer.errors import NumericalError, UserError, first_line
 from trace_transfer.evaluation.batching import finite_logits
 from trace_transfer.evaluation.harness_data import require_hub, set_data, set_shots, unusable

@@ -11,12 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trace_transfer.data.columns import Place, Source, UnusableValueError, describe, parse_source
 from trace_transfer.data.examples import IGNORED, Example
 from trace_transfer.data.reading import read_rows
-from trace_transfer.data.records import Record, Records, beside, chosen
-from trace_transfer.data.tasks_file import TaskError, suggestion
-from trace_transfer.data.turns import Message
+from trace_transfer.data.records import Message, Record, Records, beside, chosen
+from trace_transfer.data.tasks_file import (
+    Place,
+    Source,
+    TaskError,
+    UnusableValueError,
+    describe,
+    parse_source,
+    suggestion,
+)
 from trace_transfer.errors import listing
 from trace_transfer.evaluation.batching import score_answers
 from trace_transfer.evaluation.outcome import Outcome, Sample, mean_and_stderr, records_sha256

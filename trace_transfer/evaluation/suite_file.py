@@ -20,8 +20,17 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from trace_transfer.data.columns import describe, parse_source
-from trace_transfer.data.tasks_file import FORMATS, SHAPES, TaskError, TaskSpec, checked_items, parse_yaml, suggestion
+from trace_transfer.data.tasks_file import (
+    FORMATS,
+    SHAPES,
+    TaskError,
+    TaskSpec,
+    checked_items,
+    describe,
+    parse_source,
+    parse_yaml,
+    suggestion,
+)
 from trace_transfer.errors import listing
 
 SHIPPED = Path(__file__).parent / "suites"

@@ -1,22 +1,28 @@
-"""Rules checked against the real parameter names of models: which family against which config, and what came of it.
+"""Rules against models: whether a family's rules fit a config, and a first rules file for an unknown architecture.
 
-Reads configs only: a given model's, or the default one that transformers has for each `model_type`.
+Reads configs only: a given model's, or the default one that transformers has for each `model_type`. A draft holds what
+the nearest family knows by name and a list of what is left. It says nothing about what a name means in the new model:
+the check judges whether it covers the model, the model's code whether it is right.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, RulesError, first_line, listing
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.application import apply_family
-from trace_transfer.families.registry import FamilyRegistry
-from trace_transfer.families.tables import Family
-from trace_transfer.models.sources import ModelSource, load_config, read_inventory
+from trace_transfer.families.language import LAYER_COMPONENTS, NUMBER, OUTSIDE_COMPONENTS, Family, Member, display_path
+from trace_transfer.families.parsing import default_role
+from trace_transfer.families.registry import FamilyRegistry, load_families
+from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.models.sources import AXES, Inventory, ModelSource, load_config, numel, read_inventory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -98,3 +104,219 @@ def _default_config(model_type: str) -> PretrainedConfig | None:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     return AutoConfig.for_model(model_type) if model_type in CONFIG_MAPPING else None
+
+
+Known = Mapping[str, list[tuple[str, Member]]]  # name → its components, and how it is a member of each
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A rules file in the making.
+
+    Attributes:
+        nearest: the family whose names are most like the model's.
+        known: names of the model that it has; outside the layers whole, within them from below the layer.
+        todo: names that it has not, each with its shape and a hint.
+    """
+
+    text: str
+    nearest: str
+    known: tuple[str, ...]
+    todo: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WrittenDraft:
+    """A draft on disk: what came of checking it, and whether it fits."""
+
+    path: Path
+    draft: Draft
+    verdict: str
+    fits: bool
+
+    @property
+    def summary(self) -> str:
+        """How much of it is known and left to do."""
+        return (
+            f"{display_path(self.path)}: nearest family {self.draft.nearest}; {len(self.draft.known)} names as there, "
+            f"{len(self.draft.todo)} left to do"
+        )
+
+
+def write_draft(
+    model: str, registry: FamilyRegistry, out: Path | None = None, force: bool = False, anyway: bool = False
+) -> WrittenDraft:
+    """Draft rules for a model (a directory, GGUF file or hub name), write them and check them.
+
+    Args:
+        out: the file; None is MODEL_TYPE.yaml in the working directory.
+        force: replace it if it exists.
+        anyway: draft even if there are rules for the model's `model_type`.
+
+    Raises:
+        RulesError: the file exists, or rules for the model do; or the model has no list of layers.
+        ModelError: the model has no usable config.
+    """
+    config = load_config(ModelSource.parse(model))
+    kind = config.model_type
+    path = out or Path(f"{kind}.yaml")
+    known = registry.by_model_type.get(kind)
+    if known is not None and not anyway:
+        found, fits = _verdict(lambda: PlannedCheck(known, model, config))
+        where = display_path(known.location.path)
+        says = f"{where} has rules for model_type '{kind}' already, and they fit: {found}" if fits else found
+        raise RulesError(f"{says}\nNothing is drafted; --anyway drafts all the same")
+    if path.exists() and not force:
+        raise RulesError(f"{path} exists; name another file with --out, or replace it with --force")
+    draft = draft_family(read_inventory(config), [one for one in registry.families.values() if one is not known])
+    prepare_directory(path.parent)
+    write_text(path, draft.text)
+    return WrittenDraft(path, draft, *_verdict(lambda: PlannedCheck(load_families(path).families[kind], model, config)))
+
+
+def _verdict(planned: Callable[[], PlannedCheck]) -> tuple[str, bool]:
+    try:
+        return f"OK {planned().run()}", True
+    except RulesError as error:
+        return str(error), False
+
+
+def draft_family(inventory: Inventory, families: Sequence[Family]) -> Draft:
+    """Copy what the nearest family has of a model's names, and list the others.
+
+    Raises:
+        RulesError: the model has no list of layers.
+    """
+    kind = inventory.model_type
+    path = _layer_path(inventory)
+    names = _Names.of(inventory, path)
+    own = set(names.shapes)
+
+    def likeness(family: Family) -> tuple[float, float, str]:
+        known = set(_known(family))
+        return len(own & known) / len(own | known), SequenceMatcher(None, kind, family.name).ratio(), family.name
+
+    ranked = sorted(families, key=likeness, reverse=True)
+    known = {name: found for name, found in _known(ranked[0]).items() if name in own}
+    tables = [(title, names.table(known, of)) for title, of in _SECTIONS]
+    hints = [
+        f"{name} {list(names.shapes[name])}{_hint(name, ranked[1:], known)}"
+        for name in names.shapes
+        if name not in known
+    ]
+    text = [
+        f"# {kind}: a draft. What is here has the name that it has in {ranked[0].name}, the nearest family; whether it",
+        "# does the same, the model's code tells.",
+        f"family: {kind}", f"model_types: [{kind}]", f"layer: {path}.{{layer}}",
+        *_sizes(ranked[0], known),
+    ]  # fmt: skip
+    for title, lines in tables:
+        text += [f"{title}:", *lines] if lines else [f"{title}: {{}}"]
+    if hints:
+        text += ["# TODO: these are in no component. Add each to one, or exclude it with a reason."]
+        text += [f"#   {hint}" for hint in hints]
+    return Draft("\n".join(text) + "\n", ranked[0].name, tuple(known), tuple(hints))
+
+
+_SECTIONS = (("components", LAYER_COMPONENTS), ("outside", OUTSIDE_COMPONENTS))
+
+
+def _layer_path(inventory: Inventory) -> str:
+    """The module path below which names go on with 0, 1, 2 …: of as many as the config says, with most elements."""
+    found: dict[str, Counter[int]] = {}
+    for name, shape in inventory.shapes.items():
+        if match := re.search(r"\.(0|[1-9][0-9]*)\.", name):
+            found.setdefault(name[: match.start()], Counter())[int(match[1])] += numel(shape)
+    wanted = getattr(inventory.config.get_text_config(), "num_hidden_layers", None)
+    paths = [path for path, layers in found.items() if sorted(layers) == list(range(len(layers)))]
+    if not paths:
+        raise RulesError(
+            f"no rules can be drafted for {inventory.model_type}: none of its parameters stands in a list of layers "
+            "0, 1, 2 …"
+        )
+    return max(paths, key=lambda path: (len(found[path]) == wanted, found[path].total()))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names as a rules file has them, with their shapes; `some` are those that not every layer has."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    some: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, inventory: Inventory, layer_path: str) -> _Names:
+        names = cls()
+        layers: dict[str, set[str]] = {}
+        shapes = {**inventory.shapes, **{name: inventory.shapes[owner] for name, owner in inventory.tied.items()}}
+        for name, shape in shapes.items():
+            match = re.fullmatch(re.escape(layer_path) + r"\.([0-9]+)\.(.+)", name)
+            pattern = _numbered(match[2]) if match else _numbered(name)
+            names.shapes.setdefault(pattern, shape)
+            if match:
+                layers.setdefault(pattern, set()).add(match[1])
+        most = max(map(len, layers.values()))
+        names.some.update(name for name, found in layers.items() if len(found) < most)
+        return names
+
+    def table(self, known: Known, components: Mapping[str, str]) -> list[str]:
+        """The lines of a section: in each component the family's order."""
+        lines = []
+        for component in components:
+            members = [member for found in known.values() for one, member in found if one == component]
+            lines += [f"  {component}:"] * bool(members)
+            lines += [f"    - {_text(member, member.pattern in self.some)}" for member in members]
+        return lines
+
+
+def _numbered(name: str) -> str:
+    return ".".join(NUMBER if part.isdecimal() else part for part in name.split("."))
+
+
+def _known(family: Family) -> Known:
+    found: dict[str, list[tuple[str, Member]]] = {}
+    for component in (*family.components.values(), *family.outside.values()):
+        for member in component.members:
+            found.setdefault(member.pattern, []).append((component.name, member))
+    return found
+
+
+def _hint(name: str, others: Sequence[Family], known: Known) -> str:
+    """Where a name may belong: by another family that has it, or one like it; else by what stands beside it."""
+    tail = name.partition(".")[2]
+    for family in others:
+        for pattern, found in _known(family).items():
+            if pattern == name or ("." in tail and pattern.partition(".")[2] == tail):
+                return f": {' and '.join(one for one, _ in found)}? {family.name} has {pattern} there"
+    module = name.rpartition(".")[0]
+    beside = [one for other, found in known.items() for one, _ in found if module and other.startswith(module + ".")]
+    return f": one of {', '.join(dict.fromkeys(beside))}? These are beside it" if beside else ""
+
+
+def _sizes(family: Family, known: Known) -> list[str]:
+    """What parts and heads are written with."""
+    if not any(member.part or member.head for found in known.values() for _, member in found):
+        return []
+    texts = [(size.name, ", ".join(choice.text for choice in size.choices)) for size in family.sizes]
+    return ["sizes:", *(f"  {name}: [{choices}]" for name, choices in texts)] if texts else []
+
+
+def _text(member: Member, optional: bool) -> str:
+    """A member as a rules file has it."""
+    entry: dict[str, Any] = {"name": member.pattern + "?" * optional}
+    if (part := member.part) is not None:
+        span = f"[{part.start.text}, {part.stop.text}]"
+        if part.every is not None:
+            span = f"{{every: {part.every.text}, from: {part.start.text}, to: {part.stop.text}}}"
+        entry[AXES[part.dim]] = span
+    if member.role != default_role(member.pattern):
+        entry["role"] = member.role
+    if member.shared:
+        entry["shared"] = "true"
+    if member.head is not None:
+        entry["head"] = member.head.text if member.head else "false"
+    if "{" in entry["name"] or (optional and len(entry) > 1):
+        entry["name"] = f'"{entry["name"]}"'
+    return (
+        entry["name"] if len(entry) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in entry.items()) + "}"
+    )

@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from trace_transfer.errors import RulesError, listing
-from trace_transfer.families.nodes import Problem, suggestion
-from trace_transfer.families.parsing import parse_file
-from trace_transfer.families.tables import Component, Exclusion, Family, FamilyFile, Location, Member, Size
+from trace_transfer.families.language import Component, Exclusion, Family, FamilyFile, Location, Member, Size
+from trace_transfer.families.parsing import Problem, parse_file, suggestion
 from trace_transfer.models.sources import Inventory
 
 

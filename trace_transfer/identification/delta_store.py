@@ -16,8 +16,7 @@ from torch import Tensor
 from trace_transfer.errors import ModelError, NumericalError, listing
 from trace_transfer.files import sha256_file, sha256_text, write_tensors
 from trace_transfer.identification.records import WarmStartFile
-from trace_transfer.models.bits import all_finite
-from trace_transfer.models.shards import read_rows, require_finite
+from trace_transfer.models.tensors import all_finite, read_rows, require_finite
 from trace_transfer.records import read_artefact
 
 RECORD = "warm_start.json"

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ModelError, UserError, listing
+from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.families.units import Split
 from trace_transfer.identification.delta_store import DeltaStore
 from trace_transfer.identification.inner_products import cosines_of, from_pairs, pairs_of
 from trace_transfer.identification.records import DeltaFile, DeltaParameter, TunedModel

@@ -15,9 +15,9 @@ from pathlib import Path
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.data.examples import TaskData
 from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.families.anatomy import Split, splits_of, transposed_names
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.families.units import Split, splits_of, transposed_names
 from trace_transfer.files import refuse_inputs, remove_leftovers, write_tensors, write_text
 from trace_transfer.identification.delta_store import DeltaStore
 from trace_transfer.identification.differencing import DeltaPlan, Deltas, plan_deltas, read_deltas
@@ -37,7 +37,7 @@ from trace_transfer.identification.warm_starting import (
 )
 from trace_transfer.launching import is_first_rank
 from trace_transfer.locking import held
-from trace_transfer.models.devices import resolve_device
+from trace_transfer.models.running import resolve_device
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.progress import Reporter
 from trace_transfer.records import read_artefact, to_json

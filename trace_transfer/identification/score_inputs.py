@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trace_transfer.families.anatomy import Anatomy
-from trace_transfer.families.units import Split, unit_kinds, unit_parts
+from trace_transfer.families.anatomy import Anatomy, Split, unit_kinds, unit_parts
 from trace_transfer.identification.differencing import Deltas, grams_of
 from trace_transfer.identification.inner_products import averaged, cosines_of
 from trace_transfer.identification.records import FisherFile

@@ -16,7 +16,7 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.overlap import Reproducibility, counted, jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import select, ties_at_the_cut
 from trace_transfer.errors import UserError, listing
-from trace_transfer.families.components import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, TaskStability
 from trace_transfer.identification.saliency import METHODS, Options, Scores, Statistics
 from trace_transfer.identification.score_inputs import Entry, Evidence

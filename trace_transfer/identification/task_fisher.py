@@ -18,8 +18,8 @@ from torch import nn
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.engine.loading import load_model
 from trace_transfer.errors import ArtefactError
+from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.families.units import Split
 from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text, write_tensors, write_text
 from trace_transfer.identification.delta_store import DeltaStore
 from trace_transfer.identification.differencing import DeltaPlan, DeltaSource
@@ -27,7 +27,7 @@ from trace_transfer.identification.fisher.information import fisher_information
 from trace_transfer.identification.records import FisherFile, FisherParameter
 from trace_transfer.identification.score_inputs import Fisher
 from trace_transfer.identification.scoring_settings import Compute, ScoreSettings
-from trace_transfer.models.devices import on_device, resolve_device
+from trace_transfer.models.running import on_device, resolve_device
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 

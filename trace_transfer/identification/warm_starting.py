@@ -26,10 +26,9 @@ from trace_transfer.identification.records import DataRecord, WarmStartFile
 from trace_transfer.identification.task_data import label_of, parts_of
 from trace_transfer.identification.warm_start_settings import WarmStartSettings
 from trace_transfer.launching import is_first_rank
-from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
+from trace_transfer.models.checkpoints import Checkpoint, OpenedBase, open_checkpoint, specs_of
 from trace_transfer.models.content import difference
 from trace_transfer.models.model_directory import ModelWriter
-from trace_transfer.models.opened import OpenedBase, specs_of
 from trace_transfer.models.sources import build_meta_model, numel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json

@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models.companions import CONFIG, FOLDERS, KEPT
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.door import quantisation_of, quantised_told
+from trace_transfer.models.model_directory import CONFIG, FOLDERS, KEPT
 from trace_transfer.models.names_on_disk import Fused, LoadedNames
-from trace_transfer.models.shards import DTYPES, read_rows, require_finite
-from trace_transfer.models.sources import ModelSource, load_config, row_blocks, tied_names
+from trace_transfer.models.sources import (
+    Inventory,
+    ModelSource,
+    build_meta_model,
+    inventory_of,
+    load_config,
+    row_blocks,
+    tied_names,
+)
 from trace_transfer.models.stored_weights import StoredWeights, stored_tensors
+from trace_transfer.models.tensors import DTYPES, TensorSpec, read_rows, require_finite
 from trace_transfer.progress import Reporter
 
 if TYPE_CHECKING:
@@ -75,11 +85,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
             whatever `load_config` refuses.
     """
     directory = local_directory(source)
-    if source.gguf is None:
-        return SafetensorsCheckpoint(directory)
-    from trace_transfer.models.gguf_checkpoint import GgufCheckpoint
-
-    return GgufCheckpoint(directory / source.gguf)
+    return SafetensorsCheckpoint(directory) if source.gguf is None else GgufCheckpoint(directory / source.gguf)
 
 
 def local_directory(source: ModelSource) -> Path:
@@ -309,3 +315,161 @@ def _quiet_loading() -> Iterator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class OpenedBase:
+    """A base whose config, names and weights are opened once for all states that are made of it."""
+
+    source: ModelSource
+
+    @cached_property
+    def config(self) -> Any:
+        return load_config(self.source)
+
+    @cached_property
+    def meta_model(self) -> PreTrainedModel:
+        return build_meta_model(self.config)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        return inventory_of(self.meta_model)
+
+    @cached_property
+    def weights(self) -> Checkpoint:
+        return open_checkpoint(self.source)
+
+    @cached_property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """What is saved with the parameters but is none, and so is never trained: name → shape."""
+        parameters = {name for name, _ in self.meta_model.named_parameters(remove_duplicate=False)}
+        state = self.meta_model.state_dict()
+        return {name: tuple(value.shape) for name, value in state.items() if name not in parameters}
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """One parameter (or buffer), flattened, some rows at a time, as it is on disk."""
+        shape = self.inventory.shapes.get(name)
+        return self.weights.chunks(self.meta_model, name, self.buffers[name] if shape is None else shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """In which a parameter (or buffer) is on disk; of a GGUF file, in which it is read."""
+        return self._only_dtype or next(self.chunks(name)).dtype
+
+    @cached_property
+    def _only_dtype(self) -> torch.dtype | None:
+        dtypes = self.weights.dtypes if isinstance(self.weights, SafetensorsCheckpoint) else {torch.float32}
+        return next(iter(dtypes)) if len(dtypes) == 1 else None
+
+
+def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorSpec]:
+    """All that a model made from a base holds, in the order in which it is written: parameters, then buffers.
+
+    Args:
+        dtypes: of all parameters; buffers are copied from the base as they are.
+
+    Raises:
+        ModelError: buffers that cannot be read; all are named.
+    """
+    bad = list(base.buffers) if base.source.gguf is not None else []
+    if bad:
+        raise ModelError(
+            f"{base.source.name}: has values that are no parameters and that cannot be read from a GGUF file, so that "
+            "no state of it can be written:\n" + listing(bad)
+        )
+    specs = {name: TensorSpec(dtypes[name], shape) for name, shape in base.inventory.shapes.items()}
+    return specs | {name: TensorSpec(base.dtype(name), shape) for name, shape in base.buffers.items()}
+
+
+class GgufCheckpoint:
+    """One GGUF file. Quantised tensors are de-quantised when they are loaded, one at a time."""
+
+    def __init__(self, file: Path) -> None:
+        from gguf import GGUFReader
+
+        self.file = file
+        self.bytes_read = 0
+        try:
+            self._reader = GGUFReader(file)
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            raise ModelError(f"{file}: not a readable GGUF file, or cut short ({error})") from error
+        self._bound: tuple[PreTrainedModel, Any, dict[str, str]] | None = None
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.file]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.file.stat().st_size
+
+    @property
+    def fingerprint(self) -> str:
+        return weights_sha256(self.files)
+
+    @cached_property
+    def _architecture(self) -> str:
+        from transformers.modeling_gguf_pytorch_utils import read_field
+
+        return str(read_field(self._reader, "general.architecture")[0])
+
+    def _names(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
+        """transformers' tensor processor of this architecture, and GGUF name → run-time name; made once per model."""
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+        if self._bound is None or self._bound[0] is not model:
+            make: Any = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)
+            processor = make(config=model.config.to_dict())
+            try:
+                self._bound = (model, processor, get_gguf_hf_weights_map(model, processor))
+            except NotImplementedError as error:
+                kind = model.config.model_type
+                raise ModelError(f"{self.file}: GGUF files of '{kind}' cannot be read ({error})") from error
+        return self._bound[1], self._bound[2]
+
+    def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
+        processor, names = self._names(model)
+        for gguf_name, name in names.items():
+            if not wanted(name) or gguf_name not in self._tensors:
+                continue
+            values = self._values(processor, gguf_name, slice(None))
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            expected = tuple(getattr(module, leaf).shape)
+            if tuple(values.shape) != expected:
+                raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(expected)}")
+            setattr(module, leaf, nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False))
+
+    def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
+        processor, names = self._names(model)
+        gguf_name = next((key for key, value in names.items() if value == name and key in self._tensors), None)
+        if gguf_name is None:
+            raise ModelError(f"{self.file}: the weights lack {name}")
+        return self._values(processor, gguf_name, index.numpy()).to(dtype)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self._names(model)
+
+    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        processor, names = self._names(model)
+        aliases = {name} | tied_names(model, name)
+        gguf_name = next((key for key, value in names.items() if value in aliases and key in self._tensors), None)
+        if gguf_name is None:
+            raise ModelError(f"{self.file}: the weights lack {name}")
+        values = self._values(processor, gguf_name, slice(None))
+        if tuple(values.shape) != shape:
+            raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(shape)}")
+        for start, stop in row_blocks(shape):
+            yield values[start:stop].flatten()
+
+    def _values(self, processor: Any, gguf_name: str, rows: Any) -> Tensor:
+        from gguf import dequantize
+
+        tensor = self._tensors[gguf_name]
+        data = tensor.data[rows]
+        self.bytes_read += data.nbytes
+        weights = dequantize(data, tensor.tensor_type)
+        result = processor.process(weights=weights, name=gguf_name, tensor_key_mapping={}, parsed_parameters={})
+        values = torch.from_numpy(np.ascontiguousarray(result.weights).copy())
+        require_finite(str(self.file), {gguf_name: values})
+        return values

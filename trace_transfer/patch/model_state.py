@@ -21,16 +21,14 @@ from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.loading import BaseModel, dtype_name
 from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, listing
 from trace_transfer.files import sha256_text
-from trace_transfer.models.bits import all_finite
+from trace_transfer.models.checkpoints import OpenedBase, specs_of
 from trace_transfer.models.model_directory import ModelWriter
-from trace_transfer.models.opened import OpenedBase, specs_of
-from trace_transfer.models.shards import require_finite
 from trace_transfer.models.sources import (
     ModelSource,
     numel,
     row_blocks,
 )
-from trace_transfer.models.tensor_file import TensorSpec
+from trace_transfer.models.tensors import TensorSpec, all_finite, require_finite
 from trace_transfer.patch.patches import AFTER, BEFORE, Difference, Patch, PatchEntry, StateError, Step, write_patch
 from trace_transfer.progress import Reporter
 

@@ -21,11 +21,17 @@ from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ArtefactError, UserError, first_line, listing, together
-from trace_transfer.models.bits import converted, differing
 from trace_transfer.models.content import weights_sha256
-from trace_transfer.models.shards import DTYPES
 from trace_transfer.models.sources import AXES, row_blocks
-from trace_transfer.models.tensor_file import TensorSpec, read_blocks, read_tensor, writing_tensors
+from trace_transfer.models.tensors import (
+    DTYPES,
+    TensorSpec,
+    converted,
+    differing,
+    read_blocks,
+    read_tensor,
+    writing_tensors,
+)
 from trace_transfer.records import TASK, Range, Strict
 
 FORMAT, VERSION = "trace-transfer/patch", "1"

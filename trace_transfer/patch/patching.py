@@ -23,9 +23,9 @@ from torch import Tensor
 from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
 from trace_transfer.files import PART, check_file, prepare_directory, refuse_inputs, write_text
 from trace_transfer.locking import held
-from trace_transfer.models.bits import differing
 from trace_transfer.models.model_directory import require_room
 from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.tensors import differing
 from trace_transfer.patch.model_state import ModelState, write_model
 from trace_transfer.patch.patches import SUFFIX, Patch, PatchEntry, write_patch
 from trace_transfer.patch.records import METHODS, mergekit_yaml

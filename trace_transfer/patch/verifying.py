@@ -17,8 +17,8 @@ from torch import Tensor
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
-from trace_transfer.models.bits import differing
 from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_blocks
+from trace_transfer.models.tensors import differing
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
 from trace_transfer.patch.records import Verification, VerifiedParameter

@@ -34,7 +34,7 @@ from trace_transfer.files import (
 )
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import return_freed_memory
-from trace_transfer.models.devices import on_device, resolve_device, resolve_dtype
+from trace_transfer.models.running import on_device, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.patch.patches import Patch

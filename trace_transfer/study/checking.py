@@ -14,7 +14,7 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.identification.scoring import check_settings
 from trace_transfer.identification.task_data import encode_tasks
 from trace_transfer.launching import excess_of
-from trace_transfer.models.devices import resolve_device
+from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.study.graph import LAUNCHED, RunGraph
 from trace_transfer.study.run_file import Cell

@@ -229,7 +229,7 @@ def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
 def _trained(directory: Path) -> int | None:
     """Elements of the most that any stage trained: those of its core set, or of its adapters."""
     from trace_transfer.models.sources import numel
-    from trace_transfer.models.tensor_file import stored_tensors
+    from trace_transfer.models.stored_weights import stored_tensors
 
     if not (directory / "stream.json").is_file():
         return None
@@ -240,7 +240,7 @@ def _trained(directory: Path) -> int | None:
             found.append(stage.num_elements)
         else:
             stored = stored_tensors(directory / stage.adapter / "adapter_model.safetensors").values()
-            found.append(sum(numel(tensor.spec.shape) for tensor in stored))
+            found.append(sum(numel(tensor.shape) for tensor in stored))
     return max(found)
 
 

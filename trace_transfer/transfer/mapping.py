@@ -37,7 +37,7 @@ from trace_transfer.files import (
 )
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
-from trace_transfer.models.devices import resolve_device, resolve_dtype
+from trace_transfer.models.running import resolve_device, resolve_dtype
 from trace_transfer.models.sources import numel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json

@@ -15,7 +15,7 @@ from tests.reference.fisher_loop import fisher_by_loop
 from tests.tiny_models import FAMILIES, build_config, build_model
 from trace_transfer.data.examples import IGNORED
 from trace_transfer.errors import NumericalError, UserError
-from trace_transfer.families.units import Split
+from trace_transfer.families.anatomy import Split
 from trace_transfer.identification.fisher.information import TRIAL_TOKENS, fisher_information
 
 EXAMPLES = draw_examples(7)

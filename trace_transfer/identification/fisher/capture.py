@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.identification.fisher.sites import EmbeddingSite, Inputs, Pass, Site
-from trace_transfer.models.layer_calls import replaced_forwards
+from trace_transfer.models.running import replaced_forwards
 
 
 @contextmanager

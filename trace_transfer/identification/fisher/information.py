@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trace_transfer.data.examples import Example
 from trace_transfer.errors import NumericalError, UserError, listing
-from trace_transfer.families.units import Split
+from trace_transfer.families.anatomy import Split
 from trace_transfer.identification.fisher.batches import Group, group_examples, loss_of, micro_batches, prepare
 from trace_transfer.identification.fisher.capture import at_rest, captured, observed
 from trace_transfer.identification.fisher.fallback import loop_over_groups
@@ -25,7 +25,7 @@ from trace_transfer.identification.fisher.finding import find_sites
 from trace_transfer.identification.fisher.passes import BackwardPass, streamed_pass, whole_pass
 from trace_transfer.identification.fisher.sites import Pass, Site
 from trace_transfer.identification.fisher.totals import Totals
-from trace_transfer.models.layer_calls import layers_of
+from trace_transfer.models.running import layers_of
 
 TRIAL_TOKENS = 32  # of each of the two texts on which the forms are tried
 # Relative difference between form and loop on the trial texts. Norms compute in float32 whatever the model's dtype.

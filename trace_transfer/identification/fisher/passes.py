@@ -22,7 +22,7 @@ from trace_transfer.errors import ModelError
 from trace_transfer.identification.fisher.batches import MicroBatch, loss_of, run_model
 from trace_transfer.identification.fisher.capture import checkpointed
 from trace_transfer.identification.fisher.sites import Pass
-from trace_transfer.models.layer_calls import replaced_forwards
+from trace_transfer.models.running import replaced_forwards
 
 BackwardPass = Callable[[nn.Module, Sequence[nn.Module], MicroBatch, Pass], None]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trace_transfer.families.units import Split
+from trace_transfer.families.anatomy import Split
 
 
 class Totals:

@@ -1,15 +1,39 @@
-"""Where to compute, and in which type, from what the user named."""
+"""Where a model computes, in which type, and layers that do something else for a while within its own forward pass."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from trace_transfer.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def layers_of(model: nn.Module, layer_path: str) -> list[nn.Module]:
+    """The layers in the list at a module path (`model.layers`)."""
+    return list(cast(nn.ModuleList, model.get_submodule(layer_path)))
+
+
+@contextmanager
+def replaced_forwards(layers: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
+    """Layers that do something else while it lasts."""
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.forward = forward
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            if old is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = old
 
 
 def resolve_device(name: str) -> str:

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from trace_transfer.families.anatomy import Anatomy, Unit, layer_ranges
 from trace_transfer.families.correspondence import UNMATCHED, UNREACHED_LAYER, Correspondence
-from trace_transfer.families.tables import NUMBER
+from trace_transfer.families.language import NUMBER
 
 LAYERS, OUTSIDE = "inside a layer", "outside the layers"
 DROPPED, UNREACHED = "dropped: no target", "unreached: no source"

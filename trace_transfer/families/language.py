@@ -1,4 +1,8 @@
-"""Sizes in rules files: integer arithmetic over names from a model's config.
+"""What a rules file says, checked and free of YAML: the vocabulary of components, sizes as expressions, and the tables.
+
+A rules file may use the names of components below and no others, so that every family can be paired with every other
+one. What is like an MLP is in its components: experts as principals, shared experts as satellites. What stands between
+the residual stream and queries, keys or values (latent projections and their norms) is a satellite of what it leads to.
 
     expression = integer | name | expression (+ | - | * | //) expression | -expression | (expression)
     name       = a size defined above it in the file's `sizes:` table, or else an attribute of the config;
@@ -15,9 +19,41 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 from trace_transfer.errors import RulesError
+from trace_transfer.models.sources import AXES
+
+# Inside a layer, in the order in which the residual stream passes through them.
+LAYER_COMPONENTS = MappingProxyType(
+    {
+        "norm.pre_attention": "normalises the residual stream before it enters attention",
+        "attention.query": "residual stream → queries",
+        "attention.key": "residual stream → keys",
+        "attention.value": "residual stream → values",
+        "attention.output": "attended values → residual stream",
+        "norm.post_attention": "normalises what attention adds, before it is added",
+        "norm.pre_mlp": "normalises the residual stream before it enters the MLP",
+        "mlp.router": "residual stream → how much each expert counts",
+        "mlp.gate": "residual stream → the activated factor of a gated MLP",
+        "mlp.up": "residual stream → the MLP's inner width",
+        "mlp.down": "the MLP's inner width → residual stream",
+        "norm.post_mlp": "normalises what the MLP adds, before it is added",
+    }
+)
+
+# Outside the layers.
+OUTSIDE_COMPONENTS = MappingProxyType(
+    {
+        "embedding": "token → residual stream",
+        "embedding.position": "learned position → residual stream",
+        "norm.final": "normalises the residual stream before the head",
+        "head": "residual stream → logits",
+    }
+)
+
 
 MAX_LENGTH = 200
 _OPERATORS: Mapping[type, Callable[[int, int], int]] = {
@@ -164,3 +200,139 @@ def first_that_resolves(choices: Sequence[Expression], lookup: Callable[[str], i
         except RulesError as error:
             reasons.append(str(error))
     raise RulesError("; ".join(dict.fromkeys(reasons)))
+
+
+NUMBER = "{n}"  # a segment of a member's name that stands for any number
+
+
+@dataclass(frozen=True)
+class Location:
+    """A line of a rules file; `str()` gives `path:line` for messages."""
+
+    path: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{display_path(self.path)}:{self.line}"
+
+    @property
+    def short(self) -> str:
+        """`llama.yaml:9`: independent of where the file lies."""
+        return f"{self.path.name}:{self.line}"
+
+
+def display_path(path: Path) -> str:
+    """The path as the user would type it: relative to the working directory if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of rows (`dim` 0), columns (1) or depth (2) of a fused tensor: [start, stop), of every block.
+
+    `every` is the size of a block; None is one block.
+    """
+
+    dim: int
+    start: Expression
+    stop: Expression
+    every: Expression | None = None
+
+    def __str__(self) -> str:
+        block = f" of every {self.every.text}" if self.every else ""
+        return f"{AXES[self.dim]} [{self.start.text}, {self.stop.text}]{block}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter of a component; `pattern` is relative to the layer, or the whole name outside the layers.
+
+    A pattern with `{n}` names several parameters of a layer, which are alike: of one role, or all of them principals.
+    `role` tells the members of one component apart and finds the same one in another family. `shared` means that it
+    serves other components as well. `unless` is a parameter (named like `pattern`) instead of which it stands: it is no
+    member where that one is. `head` is the size of an attention head in it, False if it has none; None: as the config.
+    """
+
+    pattern: str
+    role: str
+    optional: bool
+    part: Part | None
+    location: Location
+    shared: bool = False
+    unless: str | None = None
+    head: Expression | Literal[False] | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a layer may lack it."""
+        return self.optional or self.unless is not None
+
+
+@dataclass(frozen=True)
+class Component:
+    """Members that do one thing together; the first that a layer has is its principal, the others its satellites."""
+
+    name: str
+    members: tuple[Member, ...]
+    expand: bool
+    location: Location
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Parameters that take no part: those of a whole-name pattern, or all of a module."""
+
+    pattern: str
+    whole_module: bool
+    reason: str
+    location: Location
+
+
+@dataclass(frozen=True)
+class Size:
+    """A name for a size: the first of the choices whose names the config sets."""
+
+    name: str
+    choices: tuple[Expression, ...]
+    location: Location
+
+
+@dataclass(frozen=True)
+class FamilyFile:
+    """One rules file as written; a component of None is one that `extends:` shall not bring in."""
+
+    name: str
+    model_types: tuple[str, ...]
+    extends: str | None
+    layer: str | None
+    components: Mapping[str, Component | None]
+    outside: Mapping[str, Component | None]
+    exclude: tuple[Exclusion, ...]
+    sizes: Mapping[str, Size]
+    location: Location
+    extends_location: Location
+    removals: Mapping[str, Location]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture's rules. `layer` is the module path of a layer with its one hole: `model.layers.{layer}`."""
+
+    name: str
+    model_types: tuple[str, ...]
+    layer: str
+    components: Mapping[str, Component]
+    outside: Mapping[str, Component]
+    exclude: tuple[Exclusion, ...]
+    sizes: tuple[Size, ...]
+    location: Location
+
+    @property
+    def layer_path(self) -> str:
+        """The module path of the list of layers: `model.layers`."""
+        return self.layer.removesuffix(".{layer}")
+
+    @property
+    def num_components(self) -> int:
+        return len(self.components) + len(self.outside)

@@ -1,7 +1,6 @@
-"""Safetensors files written and read a tensor, or some rows of one, at a time: a file may be larger than the memory.
+"""Tensors in safetensors files, a block of rows at a time: read, checked, compared by their bits, and written.
 
-What is written is byte for byte what safetensors' own writer makes of the same tensors (with sorted metadata): tensors
-of wider types first, so that each lies where its type may lie, and by name.
+The library maps files, and a mapped file comes from a cold disk page by page; read in order it comes much faster.
 """
 
 from __future__ import annotations
@@ -10,22 +9,67 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ModelError
+from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import replacing
-from trace_transfer.models.shards import DTYPES, require_finite
-from trace_transfer.models.sources import numel
-from trace_transfer.text_formats import read_tensor_header
+from trace_transfer.models.sources import numel, row_blocks
+from trace_transfer.models.stored_weights import stored_tensors
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WIDEST_FIRST = ("F64", "F32", "BF16", "F16")
 _ALIGNMENT = 8
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; makes no copy of them.
+
+    A sum is five times as fast as the extremes, and not finite if a value is not; it may overflow by itself.
+    """
+    if not values.is_floating_point() or not values.numel():
+        return True
+    if values.element_size() == 1:  # float8 knows neither sum nor extremes
+        values = values.float()
+    return bool(values.sum().isfinite()) or all(bool(one.isfinite()) for one in values.aminmax())
+
+
+def differing(one: Tensor, other: Tensor) -> Tensor:
+    """Where two tensors of one shape differ, as bool of that shape.
+
+    Of different types, both are first widened to one that holds all values of both, which loses nothing.
+    """
+    if one.dtype != other.dtype:
+        wide = torch.promote_types(one.dtype, other.dtype)
+        one, other = one.to(wide), other.to(wide)
+    integers = _INTEGERS[one.element_size()]
+    return one.contiguous().view(integers) != other.contiguous().view(integers)
+
+
+def converted(values: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The same values in another type, or None if that type does not hold all of them exactly."""
+    if values.dtype == dtype:
+        return values
+    found = values.to(dtype)
+    return None if differing(found, values).any() else found
+
+
+def require_finite(owner: str, values: Mapping[str, Tensor]) -> None:
+    """Refuse weights that say nothing, wherever they are read: whatever is computed of them is noise, or NaN.
+
+    Raises:
+        ModelError: NaN or Inf; all names are told.
+    """
+    if bad := [name for name, value in values.items() if not all_finite(value)]:
+        raise ModelError(
+            f"{owner}: NaN or Inf in {len(bad)} tensor{'s' if len(bad) > 1 else ''}; the file is damaged, or the "
+            "training that made it diverged:\n" + listing(bad)
+        )
 
 
 @dataclass(frozen=True)
@@ -124,47 +168,47 @@ def _layout(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tup
     return header, {name: len(header) + start for name, start in starts.items()}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: what it is and where its bytes begin."""
+def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Iterator[Tensor]:
+    """One tensor, flattened, in blocks of whole rows as `row_blocks` cuts them, as it is on disk.
 
-    spec: TensorSpec
-    start: int
-
-
-def stored_tensors(path: Path) -> Mapping[str, StoredTensor]:
-    """What a safetensors file holds, by name; its header only is read. The file must have been found to be good."""
-    stat = path.stat()
-    return _stored_tensors(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _stored_tensors(path: Path, size: int, changed: int) -> Mapping[str, StoredTensor]:
-    start, header = read_tensor_header(path, ModelError)
-    return {
-        name: StoredTensor(TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"])), start + entry["data_offsets"][0])
-        for name, entry in header.items()
-        if entry["dtype"] in DTYPES
-    }
-
-
-def read_blocks(path: Path, name: str, counts: Iterable[int]) -> Iterator[Tensor]:
-    """One tensor in blocks of some rows each, as it is on disk: [count, d1, …]; a scalar has one row.
+    Args:
+        owner: whose it is, for messages.
 
     Raises:
-        ModelError: the file ends before that, or it holds NaN or Inf.
+        ModelError: it is of another shape, or as `read_blocks`.
     """
-    stored = stored_tensors(path)[name]
-    inner = stored.spec.shape[1:]
-    width = numel(inner)
-    with path.open("rb", buffering=0) as stream:
+    found = stored_tensors(file)[key].shape
+    if found != shape:
+        raise ModelError(f"{owner}: {key} is {list(found)} on disk, expected {list(shape)}")
+    counts = (stop - start for start, stop in row_blocks(shape))
+    yield from (block.flatten() for block in read_blocks(file, key, counts, owner))
+
+
+def read_blocks(file: Path, key: str, counts: Iterable[int], owner: str | None = None) -> Iterator[Tensor]:
+    """One tensor in blocks of so many rows each, as it is on disk: [count, d1, …]; a scalar has one row.
+
+    Raises:
+        ModelError: it is of an element type that cannot be compared, holds NaN or Inf, or the file is cut short.
+    """
+    owner, stored = owner or str(file), stored_tensors(file)[key]
+    if stored.dtype not in DTYPES:
+        raise ModelError(f"{owner}: {key} is of type {stored.dtype}, expected one of {', '.join(DTYPES)}")
+    inner = stored.shape[1:]
+    with file.open("rb", buffering=0) as stream:
         stream.seek(stored.start)
         for count in counts:
-            block = torch.empty(count * width, dtype=stored.spec.dtype)
-            if count * width and not _fill(stream, block.view(torch.uint8).numpy().data):
-                raise ModelError(f"{path}: cut short within {name}; have it made or copied again")
-            require_finite(str(path), {name: block})
+            block = torch.empty(count * numel(inner), dtype=DTYPES[stored.dtype])
+            if block.numel() and not _fill(stream, block.view(torch.uint8).numpy().data):
+                raise ModelError(f"{file}: cut short within {key}; have it made or downloaded again")
+            require_finite(owner, {key: block})
             yield block.view(count, *inner)
+
+
+def read_tensor(file: Path, key: str) -> Tensor:
+    """One whole tensor, a copy."""
+    shape = stored_tensors(file)[key].shape
+    (block,) = read_blocks(file, key, shape[:1] or (1,))
+    return block.view(shape)
 
 
 def _fill(stream: BinaryIO, room: memoryview) -> bool:
@@ -176,10 +220,3 @@ def _fill(stream: BinaryIO, room: memoryview) -> bool:
             return False
         done += count
     return True
-
-
-def read_tensor(path: Path, name: str) -> Tensor:
-    """One whole tensor, a copy."""
-    shape = stored_tensors(path)[name].spec.shape
-    (block,) = read_blocks(path, name, shape[:1] or (1,))
-    return block.view(shape)
