@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from trace_transfer.errors import ModelError
 from trace_transfer.files import DiskFullError, write_tensors
-from trace_transfer.models import tensors
 from trace_transfer.models.tensors import TensorSpec, read_blocks, read_tensor, writing_tensors
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -111,9 +110,9 @@ def test_nothing_is_left_of_what_fails(tmp_path, error):
 
 def test_a_disk_that_is_truly_full(tmp_path, monkeypatch):
     """/dev/full takes what fits into a buffer, and fails when that is written out."""
-    real = tensors.Path.open
+    real = Path.open
     monkeypatch.setattr(
-        tensors.Path, "open",
+        Path, "open",
         lambda self, mode="r", **options: real(Path("/dev/full") if mode == "wb" else self, mode, **options),
     )  # fmt: skip
     with pytest.raises(DiskFullError, match=r"f: the disk is full"):
