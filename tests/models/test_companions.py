@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.patch_files import make_patch, mask_of, state_of
-from trace_transfer.models.checkpoints import download
 from trace_transfer.models.model_directory import code_that_is_there
-from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.sources import ModelSource, download
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.door import quantisation_of, quantised_told
-from trace_transfer.models.model_directory import CONFIG, FOLDERS, KEPT
 from trace_transfer.models.names_on_disk import Fused, LoadedNames
 from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
     build_meta_model,
+    download,
     inventory_of,
     load_config,
     row_blocks,
@@ -115,22 +115,6 @@ def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> Non
             source = None if name is None else ModelSource.parse(name)
             if source is not None and source.directory is not None:
                 weights_sha256(open_checkpoint(source).files, reporter)
-
-
-def download(source: ModelSource) -> Path:
-    """Fetch a hub model's safetensors, config, card and all that belongs to it; returns the local snapshot.
-
-    Raises:
-        ModelError: the hub cannot be reached or refuses.
-    """
-    from huggingface_hub import snapshot_download
-
-    patterns = [CONFIG, "*.safetensors", "*.safetensors.index.json", *KEPT, *(f"{folder}/*" for folder in FOLDERS)]
-    patterns.append("README.md")  # for its licence
-    try:
-        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; each is one message to the user
-        raise ModelError(f"{source.name}: could not be had from the hub: {first_line(error)}") from error
 
 
 @dataclass

@@ -22,23 +22,16 @@ from torch import Tensor
 
 from trace_transfer.errors import ModelError, UserError, first_line
 from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory, sync
-from trace_transfer.models.checkpoints import download
 from trace_transfer.models.names_on_disk import Layout, SavedNames
-from trace_transfer.models.sources import ModelSource
-from trace_transfer.models.stored_weights import INDEX_NAME, read_leniently
+from trace_transfer.models.sources import FOLDERS, KEPT, ModelSource, download
+from trace_transfer.models.stored_weights import CONFIG_NAME, INDEX_NAME, read_leniently
 from trace_transfer.models.tensors import TensorSpec, TensorWriter, writing_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG = "config.json"  # is written anew
-KEPT = (
-    "*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken", "*.vocab", "*.bpe", "*.py", "tokenizer*",
-    "merges*", "vocab*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-FOLDERS = ("additional_chat_templates", "custom_generate")
 LEFT = (
-    CONFIG, "*.index.json", "README*", "adapter_*", ".*", "trainer_state.json", "training_args*", "optimizer*",
+    CONFIG_NAME, "*.index.json", "README*", "adapter_*", ".*", "trainer_state.json", "training_args*", "optimizer*",
     "scheduler*", "rng_state*", "*_results.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5",
     "*.msgpack", "*.onnx",
 )  # fmt: skip

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 HUB_TIMEOUT = 10  # s
 GGUF_MAGIC = b"GGUF"
 ELEMENTS_AT_ONCE = 1 << 18
+# What belongs to a model beside its weights and its config, and is fetched and copied with it.
+KEPT = (
+    "*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken", "*.vocab", "*.bpe", "*.py", "tokenizer*",
+    "merges*", "vocab*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+FOLDERS = ("additional_chat_templates", "custom_generate")
 
 
 Ranges = tuple[tuple[int, int], ...]
@@ -179,6 +185,22 @@ def _require_hub(source: ModelSource) -> None:
         return
     with suppress(HfHubHTTPError):  # an answer; what is wrong with the name is told better by transformers
         get_hf_file_metadata(hf_hub_url(source.repo, "config.json", revision=source.revision), timeout=HUB_TIMEOUT)
+
+
+def download(source: ModelSource) -> Path:
+    """Fetch a hub model's safetensors, config, card and all that belongs to it; returns the local snapshot.
+
+    Raises:
+        ModelError: the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json", *KEPT, *(f"{folder}/*" for folder in FOLDERS)]
+    patterns.append("README.md")  # for its licence
+    try:
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; each is one message to the user
+        raise ModelError(f"{source.name}: could not be had from the hub: {first_line(error)}") from error
 
 
 def _config_failure(source: ModelSource, error: Exception) -> str:

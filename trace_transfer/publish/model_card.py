@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.files import sha256_file
-from trace_transfer.models.checkpoints import download
-from trace_transfer.models.sources import ModelSource, numel, superfluous_tensors
+from trace_transfer.models.sources import ModelSource, download, numel, superfluous_tensors
 from trace_transfer.records import library_versions, read_artefact
 from trace_transfer.transfer.records import LayerMatch
 
