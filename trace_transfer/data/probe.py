@@ -24,7 +24,6 @@ from trace_transfer.text_formats import MalformedTextError, json_lines, kind_of,
 
 SHIPPED_PROBE = Path(__file__).with_name("probe.jsonl")
 MIN_TEXTS = 4
-ROW_KINDS = ("boundary", "word", "example")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ ROLES = {
 MASKS = ("weight", "train", "training", "loss")
 _SAID = ("role", "from", "content", "value", *MASKS)
 # Keys of a message that a model of text cannot honour, and parts of a turn, which are learned as a whole or not.
-_REFUSED = (
+_UNHONOURED = (
     "images", "image", "audio", "audios", "videos", "video", "train_detail", "training_detail", "loss_mask",
     "loss_scale",
 )  # fmt: skip
@@ -148,12 +148,7 @@ def _content(item: Mapping[str, Any], where: str, *, may_be_blank: bool) -> str 
             return content or ""
         if isinstance(content, str) and item.get("role", item.get("from")) == "system":
             return None
-        raise UnusableValueError(f"{where} is empty")
-    if not isinstance(content, str):
-        number = isinstance(content, (int, float)) and not isinstance(content, bool)
-        hint = ' (a format such as "{column}" makes text of it)' if number else ""
-        raise UnusableValueError(f"{where} is {describe(content)}, expected text{hint}")
-    return content
+    return _text(content, where)
 
 
 def _part(part: Mapping[str, Any], where: str) -> str:
@@ -170,7 +165,7 @@ def _part(part: Mapping[str, Any], where: str) -> str:
 
 def _more(key: str, value: Any, where: str, exact: bool) -> Any:
     """What else a message says, as chat templates expect it."""
-    if key in _REFUSED and not is_nothing(value):
+    if key in _UNHONOURED and not is_nothing(value):
         raise UnusableValueError(f"{where} has {key}, which cannot be honoured (ignore: [{key}] leaves it out)")
     value = without_nulls(value, exact)
     if key == "tool_calls" and isinstance(value, list):

@@ -117,22 +117,26 @@ def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple
     """
     pairs = list(dict.fromkeys((int(first), int(second)) for first, second in pairs))
     _check_pairs(source, target, pairs)
+    unexpanded = source.unexpanded | target.unexpanded
+    there = _Side(target, pairs, UNMATCHED)
+    back = _Side(source, [(second, first) for first, second in pairs], UNREACHED_LAYER)
     graph = nx.DiGraph()
     graph.add_nodes_from(("source", unit) for unit in source.units)
     graph.add_nodes_from(("target", unit) for unit in target.units)
-    sources, targets = _by_place(source), _by_place(target)
-    unexpanded = source.unexpanded | target.unexpanded
-    for (component, layer), units in sources.items():
-        for other in [None] if layer is None else [second for first, second in pairs if first == layer]:
-            for unit in units:
-                for found, how in _carried(unit, targets.get((component, other), ()), component not in unexpanded):
-                    rule = f"{unit.rule} → {found.rule}{how}"
-                    graph.add_edge(("source", unit), ("target", found), rule=rule)
+    for unit in source.units:
+        for found in there.candidates(unit):
+            expanded = unit.principal and not found.principal
+            same = found.principal if unit.principal else found.role == unit.role and not found.principal
+            if same or (expanded and unit.component not in unexpanded):
+                rule = f"{unit.rule} → {found.rule}{' (expand)' if expanded else ''}"
+                graph.add_edge(("source", unit), ("target", found), rule=rule)
     lonely = [node for node, degree in graph.degree() if not degree]
-    dropped = {unit: _why_dropped(unit, target, targets, pairs) for side, unit in lonely if side == "source"}
-    unreached = {
-        unit: _why_unreached(unit, source, sources, pairs, unexpanded) for side, unit in lonely if side == "target"
+    dropped = {
+        unit: there.why_none(unit) + " and is not expanded" * (unit.principal and bool(there.candidates(unit)))
+        for side, unit in lonely
+        if side == "source"
     }
+    unreached = {unit: back.why_none(unit, unexpanded) for side, unit in lonely if side == "target"}
     return Correspondence(source, target, graph, dropped, unreached)
 
 
@@ -149,47 +153,38 @@ def _check_pairs(source: Anatomy, target: Anatomy, pairs: Sequence[tuple[int, in
         )
 
 
-Places = Mapping[tuple[str, int | None], Sequence[Unit]]
+class _Side:
+    """A model as seen from the other one: what stands where a unit of the other meets it.
 
+    Args:
+        pairs: (layer of the other, layer of this one).
+        unmatched: the reason for a unit of the other whose layer is in no pair.
+    """
 
-def _by_place(anatomy: Anatomy) -> Places:
-    places: dict[tuple[str, int | None], list[Unit]] = {}
-    for unit in anatomy.units:
-        places.setdefault((unit.component, unit.layer), []).append(unit)
-    return places
+    def __init__(self, anatomy: Anatomy, pairs: Sequence[tuple[int, int]], unmatched: str) -> None:
+        self.anatomy, self.unmatched = anatomy, unmatched
+        self.layers: dict[int | None, list[int | None]] = {None: [None]}
+        for other, own in pairs:
+            self.layers.setdefault(other, []).append(own)
+        self.units: dict[tuple[str, int | None], list[Unit]] = {}
+        for unit in anatomy.units:
+            self.units.setdefault((unit.component, unit.layer), []).append(unit)
 
+    def candidates(self, unit: Unit) -> list[Unit]:
+        """The units of the same component in the layers that meet."""
+        layers = self.layers.get(unit.layer, ())
+        return [found for layer in layers for found in self.units.get((unit.component, layer), ())]
 
-def _carried(unit: Unit, candidates: Sequence[Unit], expand: bool) -> list[tuple[Unit, str]]:
-    """The members of the target component that a unit carries over to, and how: `""` or `" (expand)"`."""
-    if not unit.principal:
-        return [(found, "") for found in candidates if found.role == unit.role and not found.principal]
-    return [(found, "" if found.principal else " (expand)") for found in candidates if found.principal or expand]
-
-
-def _why_dropped(unit: Unit, target: Anatomy, targets: Places, pairs: Sequence[tuple[int, int]]) -> str:
-    if unit.component not in target.components:
-        return f"{target.family} has no {unit.component}"
-    others = [None] if unit.layer is None else [second for first, second in pairs if first == unit.layer]
-    if not others:
-        return UNMATCHED
-    if not any((unit.component, other) in targets for other in others):
-        return f"{unit.component} is absent from the matched layers of {target.family}"
-    if unit.principal:
-        return f"{unit.component} of {target.family} has no principal here and is not expanded"
-    return f"{unit.component} of {target.family} has no '{unit.role}'"
-
-
-def _why_unreached(
-    unit: Unit, source: Anatomy, sources: Places, pairs: Sequence[tuple[int, int]], unexpanded: frozenset[str]
-) -> str:
-    if unit.component not in source.components:
-        return f"{source.family} has no {unit.component}"
-    others = [None] if unit.layer is None else [first for first, second in pairs if second == unit.layer]
-    if not others:
-        return UNREACHED_LAYER
-    if not any((unit.component, other) in sources for other in others):
-        return f"{unit.component} is absent from the matched layers of {source.family}"
-    if unit.principal:
-        return f"{unit.component} of {source.family} has no principal here"
-    switched_off = ", and expansion is switched off" if unit.component in unexpanded else ""
-    return f"{unit.component} of {source.family} has no '{unit.role}'{switched_off}"
+    def why_none(self, unit: Unit, unexpanded: frozenset[str] = frozenset()) -> str:
+        """Why nothing here corresponds to a unit of the other model."""
+        family = self.anatomy.family
+        if unit.component not in self.anatomy.components:
+            return f"{family} has no {unit.component}"
+        if unit.layer not in self.layers:
+            return self.unmatched
+        if not self.candidates(unit):
+            return f"{unit.component} is absent from the matched layers of {family}"
+        if unit.principal:
+            return f"{unit.component} of {family} has no principal here"
+        switched_off = ", and expansion is switched off" if unit.component in unexpanded else ""
+        return f"{unit.component} of {family} has no '{unit.role}'{switched_off}"

@@ -97,14 +97,20 @@ def carry(
     if how == "core" and ratio != core.method.ratio:
         core = core.model_copy(update={"parameters": select(core.parameters, ratio, core.method.unit)})
     scored, partly = _scores_of_units(core, correspondence.source.units)
-    entries = [_entry(units, correspondence, scored) for units in _by_place(correspondence.target.units)]
-    entries += [_without_score(name, shape) for name, shape in _excluded(correspondence)]
+    places: dict[Place, list[Unit]] = {}  # a tied or shared tensor is one entry, though a unit of two components
+    for unit in correspondence.target.units:
+        places.setdefault(unit.place, []).append(unit)
+    entries = [(_entry(units, correspondence, scored), units) for units in places.values()]
+    shapes = correspondence.target.inventory.shapes
+    excluded = [name for name in correspondence.target.excluded if name in shapes]
+    entries += [(CoreParameter(name=name, shape=shapes[name]), []) for name in excluded]
     if how == "scores":
-        best = {id(e): _best_similarity(e, correspondence, similarity) for e in entries}
-        entries.sort(key=lambda e: -best[id(e)])  # stable: the order in which ties in score are taken
-        parameters = select([e.parameter for e in entries], ratio, core.method.unit)
+        # A stable sort: the order in which ties in score are taken.
+        entries.sort(key=lambda entry: -_best_similarity(entry[1], correspondence, similarity))
+        parameters = select([parameter for parameter, _ in entries], ratio, core.method.unit)
     else:
-        parameters = tuple(sorted((e.parameter for e in entries), key=_best_first))
+        found = [parameter for parameter, _ in entries]
+        parameters = tuple(sorted(found, key=lambda one: (one.score is None, not one.core, -(one.score or 0.0))))
     dropped = _dropped(core, correspondence, scored, partly)
     if not any(parameter.core for parameter in parameters):
         reasons = listing([f"{name}: {reason}" for name, reason in dropped.items()])
@@ -129,32 +135,14 @@ def carry(
     return Carried(translated, core, dropped)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    parameter: CoreParameter
-    units: tuple[Unit, ...]
-
-
-def _best_first(parameter: CoreParameter) -> tuple[bool, bool, float]:
-    return parameter.score is None, not parameter.core, -(parameter.score or 0.0)
-
-
-def _by_place(units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-    """Units grouped by parameter and part: a tied or shared one is one entry, though a unit of two components."""
-    places: dict[Place, list[Unit]] = {}
-    for unit in units:
-        places.setdefault(unit.place, []).append(unit)
-    return [tuple(found) for found in places.values()]
-
-
-def _entry(units: tuple[Unit, ...], correspondence: Correspondence, scored: Mapping[Unit, _Scored]) -> _Entry:
-    """One target parameter: the best score of what it came from, core if any of that was."""
+def _entry(units: Sequence[Unit], correspondence: Correspondence, scored: Mapping[Unit, _Scored]) -> CoreParameter:
+    """One target tensor: the best score of what it came from, core if any of that was."""
     unit = units[0]
     sources = {source for one in units for source, _ in correspondence.sources_of(one) if source in scored}
     core = any(scored[source].core for source in sources)
     told = [source for source in sources if scored[source].core or not core]
     names = dict.fromkeys(s.label for s in sorted(told, key=lambda s: (-scored[s].score, s.label)))
-    parameter = CoreParameter(
+    return CoreParameter(
         name=unit.name,
         shape=unit.shape,
         rows=unit.rows,
@@ -164,24 +152,14 @@ def _entry(units: tuple[Unit, ...], correspondence: Correspondence, scored: Mapp
         core=core,
         sources=tuple(names) or None,
     )
-    return _Entry(parameter, units)
-
-
-def _without_score(name: str, shape: tuple[int, ...]) -> _Entry:
-    return _Entry(CoreParameter(name=name, shape=shape), ())
-
-
-def _excluded(correspondence: Correspondence) -> list[tuple[str, tuple[int, ...]]]:
-    shapes = correspondence.target.inventory.shapes
-    return [(name, shapes[name]) for name in correspondence.target.excluded if name in shapes]
 
 
 def _best_similarity(
-    entry: _Entry, correspondence: Correspondence, similarity: Mapping[tuple[int, int], float | None]
+    units: Sequence[Unit], correspondence: Correspondence, similarity: Mapping[tuple[int, int], float | None]
 ) -> float:
     found = [
         similarity.get((source.layer, unit.layer)) or 0.0
-        for unit in entry.units
+        for unit in units
         for source, _ in correspondence.sources_of(unit)
         if source.layer is not None and unit.layer is not None
     ]
@@ -220,14 +198,12 @@ def _overlap(parameter: CoreParameter, unit: Unit) -> int:
 
 def _common(one: Sequence[tuple[int, int]] | None, other: Sequence[tuple[int, int]] | None, size: int) -> int:
     """Length of the intersection of two lists of ranges; None is [0, size)."""
-    if not one or not other:
-        return sum(stop - start for start, stop in one or other or ((0, size),))
-    one, other = merged_ranges(one), merged_ranges(other)
-    length = i = j = 0
-    while i < len(one) and j < len(other):
-        length += max(0, min(one[i][1], other[j][1]) - max(one[i][0], other[j][0]))
-        i, j = (i + 1, j) if one[i][1] <= other[j][1] else (i, j + 1)
-    return length
+    whole = ((0, size),)
+    return _length(one or whole) + _length(other or whole) - _length((*(one or whole), *(other or whole)))
+
+
+def _length(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in merged_ranges(ranges))
 
 
 def _dropped(
