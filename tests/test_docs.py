@@ -216,11 +216,11 @@ def test_settings_files_are_read(page, here):
 
 
 SETTINGS = {
-    "identify": lambda given: IdentifySettings.of(**given),
-    "score": lambda given: IdentifySettings.of(**given),
-    "map_models": lambda given: MapSettings.of(**given),
-    "train": lambda given: StreamSettings.of(**given),
-    "evaluate": lambda given: EvaluateSettings.of(**given),
+    "identify": IdentifySettings,
+    "score": IdentifySettings,
+    "map_models": MapSettings,
+    "train": StreamSettings,
+    "evaluate": EvaluateSettings,
 }
 
 
@@ -240,9 +240,9 @@ def check_call(name: str, call: ast.Call) -> None:
     """Parameters are there, and settings have values that can be used."""
     signature = inspect.signature(getattr(tt, name))
     given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    bound = signature.bind(*[ast.unparse(argument) for argument in call.args], **given)
+    signature.bind(*[ast.unparse(argument) for argument in call.args], **given)
     if name in SETTINGS:
-        SETTINGS[name](bound.arguments.get("settings", {}))
+        SETTINGS[name].of(**{one: given[one] for one in given if one in SETTINGS[name].names()})
 
 
 def test_python_of_the_pages_calls_what_there_is():

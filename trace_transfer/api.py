@@ -8,18 +8,16 @@ object instead of printing it. `map` is `map_models` here, because Python has a 
 one may be given by itself. Arguments that cannot be used are told at once, in a `UserError`, before anything is done.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from trace_transfer.arguments import PathLike, Paths, checked, several, texts
+from trace_transfer.arguments import Model, Named, PathLike, Paths, Texts, checked, listed
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
     from trace_transfer.evaluation.scores import EvaluationFile
     from trace_transfer.identification.identifying import Identified
+    from trace_transfer.keywords import EvaluateKeywords, IdentifyKeywords, MapKeywords, StreamKeywords
     from trace_transfer.patch.records import Verification
     from trace_transfer.progress import Reporter
     from trace_transfer.records import Strict
@@ -33,16 +31,16 @@ if TYPE_CHECKING:
 
 @checked("identification.settings.IdentifySettings")
 def identify(
-    base: PathLike,
+    base: Model,
     tasks: PathLike,
     *,
-    tuned: Mapping[str, PathLike] | None = None,
+    tuned: Named | None = None,
     out: PathLike = "runs/identify",
-    profile: str = "default",
+    profile: Literal["default", "paper", "authors-code"] = "default",
     rules: Paths = (),
-    reporter: Reporter | None = None,
-    **settings: Any,
-) -> Identified | None:
+    reporter: "Reporter | None" = None,
+    **settings: "Unpack[IdentifyKeywords]",
+) -> "Identified | None":
     """Find the parameters of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
     Args:
@@ -70,22 +68,22 @@ def identify(
     from trace_transfer.progress import Silent
 
     chosen = IdentifySettings.of(profile, **settings)
-    plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=texts(rules), out=out)
+    plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=listed(rules), out=out)
     return run_identify(plan, reporter or Silent())
 
 
 @checked("identification.settings.IdentifySettings")
 def score(
-    base: PathLike,
-    tuned: Mapping[str, PathLike] | None = None,
+    base: Model,
+    tuned: Named | None = None,
     *,
     tasks: PathLike | None = None,
     out: PathLike = "runs/identify",
-    profile: str = "default",
+    profile: Literal["default", "paper", "authors-code"] = "default",
     rules: Paths = (),
-    reporter: Reporter | None = None,
-    **settings: Any,
-) -> Identified:
+    reporter: "Reporter | None" = None,
+    **settings: "Unpack[IdentifyKeywords]",
+) -> "Identified":
     """Score the parameters of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
     Args:
@@ -110,18 +108,18 @@ def score(
 
     chosen = IdentifySettings.of(profile, **settings)
     return run_score(
-        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=texts(rules), out=out,
+        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=listed(rules), out=out,
         reporter=reporter or Silent(),
     )  # fmt: skip
 
 
 @checked()
 def select(
-    *files: PathLike | Iterable[PathLike],
+    *files: Paths,
     ratio: float | None = None,
-    unit: str | None = None,
+    unit: Literal["tensors", "elements", "rows"] | None = None,
     out: PathLike | None = None,
-) -> tuple[CoreFile, ...]:
+) -> "tuple[CoreFile, ...]":
     """Select the top `ratio` anew from the scores in core files; no weights are read.
 
     Args:
@@ -144,20 +142,20 @@ def select(
     """
     from trace_transfer.identification.reselecting import reselect_all
 
-    return reselect_all([Path(one) for some in files for one in several(some)], ratio, unit, out)
+    return reselect_all([Path(file) for file in listed(files)], ratio, unit, out)
 
 
 @checked("transfer.settings.MapSettings")
 def map_models(
-    src: PathLike,
-    dst: PathLike,
+    src: Model,
+    dst: Model,
     *,
     core: Paths = (),
     out: PathLike = "runs/map",
-    profile: str = "default",
-    reporter: Reporter | None = None,
-    **settings: Any,
-) -> MapResult:
+    profile: Literal["default", "paper"] = "default",
+    reporter: "Reporter | None" = None,
+    **settings: "Unpack[MapKeywords]",
+) -> "MapResult":
     """Match the layers of two models and carry core sets from the one to the other.
 
     Args:
@@ -182,19 +180,19 @@ def map_models(
     from trace_transfer.transfer.settings import MapSettings
 
     chosen = MapSettings.of(profile, **settings)
-    return run_map(plan_map(src, dst, local_files(several(core)), chosen), out, chosen, reporter or Silent())
+    return run_map(plan_map(src, dst, local_files(listed(core)), chosen), out, chosen, reporter or Silent())
 
 
 @checked("training.settings.StreamSettings")
 def train(
-    base: PathLike,
+    base: Model,
     stream: PathLike,
     *,
     out: PathLike = "runs/train",
     rules: Paths = (),
-    reporter: Reporter | None = None,
-    **settings: Any,
-) -> Streamed | None:
+    reporter: "Reporter | None" = None,
+    **settings: "Unpack[StreamKeywords]",
+) -> "Streamed | None":
     """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
 
     Args:
@@ -224,7 +222,7 @@ def train(
     from trace_transfer.training.streaming import run_stream
 
     plan = plan_stream(
-        base, stream, settings=StreamSettings.of(**settings), rules=texts(rules), out=out,
+        base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out,
         num_ranks=place_among_ranks().size,
     )  # fmt: skip
     require_space(plan)
@@ -233,16 +231,16 @@ def train(
 
 @checked("evaluation.settings.EvaluateSettings")
 def evaluate(
-    model: PathLike,
+    model: Model,
     *,
     suite: PathLike = "paper",
-    only: str | Sequence[str] = (),
-    data: Mapping[str, PathLike] | None = None,
+    only: Texts = (),
+    data: Named | None = None,
     patch: Paths = (),
     out: PathLike = "runs/evaluate",
-    reporter: Reporter | None = None,
-    **settings: Any,
-) -> EvaluationFile:
+    reporter: "Reporter | None" = None,
+    **settings: "Unpack[EvaluateKeywords]",
+) -> "EvaluationFile":
     """Score a model on the paper's benchmarks, or on your own data.
 
     Args:
@@ -274,19 +272,19 @@ def evaluate(
 
     chosen = EvaluateSettings.of(**settings)
     of_suite = load_suite(suite).with_data(data or {}).only(only)
-    state = ModelState(ModelSource.parse(model), Patch.open_all(several(patch)))
+    state = ModelState(ModelSource.parse(model), Patch.open_all(listed(patch)))
     return run_evaluation(plan_evaluation(state, of_suite, chosen), None, Path(out), reporter or Silent())
 
 
 @checked()
 def verify(
-    base: PathLike,
-    tuned: PathLike,
+    base: Model,
+    tuned: Model,
     *,
     core: Paths = (),
     patch: Paths = (),
-    reporter: Reporter | None = None,
-) -> Verification:
+    reporter: "Reporter | None" = None,
+) -> "Verification":
     """Compare two models bit for bit, and prove that nothing moved but what core files or patches say.
 
     Args:
@@ -311,15 +309,15 @@ def verify(
     from trace_transfer.progress import Silent
 
     found = verify_models(
-        str(base), str(tuned), cores=[Path(file) for file in several(core)],
-        patches=[Path(file) for file in several(patch)], reporter=reporter or Silent(),
+        str(base), str(tuned), cores=[Path(file) for file in listed(core)],
+        patches=[Path(file) for file in listed(patch)], reporter=reporter or Silent(),
     )  # fmt: skip
     require_frozen(found)
     return found
 
 
 @checked()
-def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None, rebuild: bool = False) -> RunFile:
+def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None, rebuild: bool = False) -> "RunFile":
     """Run everything that a run file says and that is not up to date, and make the report.
 
     Args:
@@ -357,7 +355,7 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
 
 
 @checked()
-def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
+def report(run: PathLike, *, out: PathLike | None = None) -> "Reported":
     """Write what a run found as one self-contained page, report.html, and as report.md.
 
     Args:
@@ -381,9 +379,9 @@ def report(run: PathLike, *, out: PathLike | None = None) -> Reported:
 @overload
 def read(file: PathLike) -> Any: ...
 @overload
-def read(file: PathLike, kind: type[Artefact]) -> Artefact: ...
+def read(file: PathLike, kind: "type[Artefact]") -> "Artefact": ...
 @checked()
-def read(file: PathLike, kind: type[Any] | None = None) -> Any:
+def read(file: PathLike, kind: "type[Any] | None" = None) -> Any:
     """Read a JSON file that this package wrote: a core file, a layer match, scores, a run; all of it is checked.
 
     Args:

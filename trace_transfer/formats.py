@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.errors import UserError
 from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.patch.records import Verification
@@ -25,5 +26,7 @@ ARTEFACTS: dict[str, type[Strict]] = {
 
 
 def read_any(file: Path | str, kind: type[Strict] | None = None) -> Any:
-    """Read a file of any of our formats, or of one of them; raises as `read_artefact`."""
+    """Read a file of any of our formats, or of one of them; raises as `read_artefact`, and of a class of no format."""
+    if kind is not None and kind not in ARTEFACTS.values():
+        raise UserError(f"kind: found {kind!r:.80}, expected a class of trace_transfer.formats such as CoreFile")
     return read_artefact(file, kind or ARTEFACTS.values())

@@ -94,8 +94,12 @@ def _normal(value: Any, hint: Any) -> Any:
     return convert(value) if convert else value
 
 
+def _named(value: Any) -> Any:
+    return {key: _text(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
 _NORMAL: dict[Any, Callable[[Any], Any]] = {
-    int: _whole, float: _plain, bool: _plain, str: _text, Path: _path, tuple: texts,
+    int: _whole, float: _plain, bool: _plain, str: _text, Path: _path, tuple: texts, Mapping: _named,
 }  # fmt: skip
 
 Count = Annotated[int, Ge(1), Le(LARGEST)]
@@ -264,11 +268,12 @@ def _problems(error: ValidationError, fields: Mapping[str, FieldInfo], name: str
         if one["type"] == "extra_forbidden":
             found += unknown_problems([field], fields)
             continue
-        item = next((place for place in one["loc"] if isinstance(place, int)), None)
-        hint, limits = fields[field].annotation, tuple(fields[field].metadata)
-        if item is not None:
-            hint = get_args(bare(hint)[0])[0]
-        found += _problem(field if item is None else f"{field}[{item}]", one["input"], one["type"], hint, limits)
+        hint, limits, where = fields[field].annotation, tuple(fields[field].metadata), field
+        if items := one["loc"][0 if name else 1 :]:  # of a list, or of a mapping
+            inner, is_key = get_args(bare(hint)[0]), items[-1] == "[key]"
+            hint, limits = inner[0 if is_key or get_origin(bare(hint)[0]) is tuple else 1], ()
+            where = f"a key of {field}" if is_key else f"{field}[{items[0]!r}]"
+        found += _problem(where, one["input"], one["type"], hint, limits)
     return found
 
 
@@ -280,7 +285,7 @@ def _problem(name: str, value: Any, kind: str, hint: Any, limits: Sequence[Any])
         return choice(name, value, allowed)
     if kind in _OUT_OF_BOUNDS:
         return [f"{name}: {value} is not {bounds(hint, limits)}"]
-    return [f"{name}: found {shown(value)}, expected {expected(hint)}"]
+    return [f"{name}: found {shown(value)}, expected {expected(hint, limits)}"]
 
 
 def bounds(hint: Any, limits: Sequence[Any] = ()) -> str:
@@ -336,11 +341,16 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def expected(hint: Any) -> str:
+def expected(hint: Any, limits: Sequence[Any] = ()) -> str:
     """A type hint in words."""
     kind, optional = bare(hint)
     if allowed := choices(hint):
         kind = tuple if get_origin(kind) is tuple else type(allowed[0])
     kind = get_origin(kind) or kind
-    word = _WORDS.get(kind) or f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    own = [one for one in (*_metadata(hint), *limits) if isinstance(one, str)]  # words that an annotation has
+    word = (
+        (own[-1] if own else None)
+        or _WORDS.get(kind)
+        or f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    )
     return f"{word}, or None" if optional else word
