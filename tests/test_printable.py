@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from trace_transfer.cli import main
 from trace_transfer.printable import LEAST, PIPED, guard, guarded_streams, printable, width
-from trace_transfer.reporting.sections import again
+from trace_transfer.reporting.report import again
 from trace_transfer.terminal import console, drawn
 
 HOSTILE = "a\x1b[2J\x07\r\x9b31m\u202eb\u2028error: [red]:bomb:\udcff\x7f"
@@ -85,7 +85,7 @@ def test_the_commands_of_a_report_are_pasted_as_they_are(tmp_path):
 
     place = tmp_path / "it's a study"
     run = SimpleNamespace(settings={"run_file": "../-my run.yaml"})
-    lines = again(SimpleNamespace(run=run, directory=place / "$out")).splitlines()
+    lines = again(SimpleNamespace(record=run, directory=place / "$out")).splitlines()
     assert [shlex.split(line) for line in lines] == [
         ["cd", str(place)],
         ["trace-transfer", "run", "./-my run.yaml", "--out", "$out"],

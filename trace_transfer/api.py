@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trace_transfer.progress import Reporter
     from trace_transfer.records import Strict
     from trace_transfer.reporting.records import RunFile
-    from trace_transfer.reporting.reporting import Reported
+    from trace_transfer.reporting.report import Reported
     from trace_transfer.training.streaming import Streamed
     from trace_transfer.transfer.mapping import MapResult
 
@@ -371,7 +371,7 @@ def report(run: PathLike, *, out: PathLike | None = None) -> "Reported":
     Examples:
         >>> tt.report("runs/study").files
     """
-    from trace_transfer.reporting.reporting import write_report
+    from trace_transfer.reporting.report import write_report
 
     return write_report(run, out)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
+from trace_transfer.pages import Markdown, escaped
 from trace_transfer.terminal import Page, drawn
 
 NOTHING = "–"
@@ -86,6 +87,16 @@ def _fitting(table: Table, width: int) -> list[list[str]]:
     ]
 
 
+def to_markdown(table: Table) -> Markdown:
+    """A table as GitHub reads them, below its title and its note; numbers stand at the right."""
+    rule = ("---:" if _is_number(table, column) else "---" for column in range(len(table.header)))
+    cells = [[escaped(_shown(cell)) for cell in row] for row in table.rows]
+    lines = [[*map(escaped, table.header)], list(rule), *cells]
+    caption = " ".join(filter(None, (table.title and table.title.rstrip(".") + ".", table.note)))
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Markdown(f"{escaped(caption)}\n\n{rows}\n" if caption else f"{rows}\n")
+
+
 def to_csv(table: Table) -> str:
     """One table: a column with intervals becomes three, numbers are not rounded, what is not there is empty."""
     columns = ([row[column] for row in table.rows] for column in range(len(table.header)))
@@ -109,8 +120,10 @@ def _csv_cells(cell: Cell, spread: bool) -> tuple[str, ...]:
 
 
 def _shown(cell: Cell) -> str:
-    return cell if isinstance(cell, str) else cell.text
+    return cell if isinstance(cell, str) else cell.text  # a str may be Markdown
 
 
 def _is_number(table: Table, column: int) -> bool:
-    return any(isinstance(row[column], Number) for row in table.rows)
+    """Whether a column holds numbers, or text that begins with one; the first is of names."""
+    cells = [row[column] for row in table.rows]
+    return column > 0 and any(isinstance(cell, Number) or cell.lstrip("+-")[:1].isdigit() for cell in cells)

@@ -20,6 +20,7 @@ from trace_transfer.errors import ArtefactError
 from trace_transfer.evaluation.scores import EvaluationFile, Score
 from trace_transfer.formats import ARTEFACTS
 from trace_transfer.records import to_json
+from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
@@ -417,7 +418,7 @@ def test_every_format_is_drawn() -> None:
 def test_files_of_a_run(tmp_path: Path) -> None:
     """Each of them shows what it is about."""
     run = write_run(tmp_path / "run", methods=("sequential", "random"), seeds=(0, 1, 2))
-    (run / "summary.json").write_text(to_json(summarise(run)), "utf-8")
+    (run / "summary.json").write_text(to_json(summarise(read_run(run))), "utf-8")
     told = {"run.json": "sequential", "summary.json": "Sequential fine-tuning"}
     scores = next(run.rglob("scores.json"))
     told |= {str(scores.relative_to(run)): "maths-test (", str(scores.with_name("step.json").relative_to(run)): "Step "}

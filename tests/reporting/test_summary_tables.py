@@ -7,6 +7,7 @@ import pytest
 
 from tests.run_files import METHODS, TASKS, story, write_run
 from trace_transfer.reporting import summary_tables as st
+from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.tables import NOTHING, to_csv, to_text
 
@@ -19,7 +20,9 @@ SWEEPS = {
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory):
-    return summarise(write_run(tmp_path_factory.mktemp("runs"), sweeps=SWEEPS, untaught=("trivia",), files=False))
+    return summarise(
+        read_run(write_run(tmp_path_factory.mktemp("runs"), sweeps=SWEEPS, untaught=("trivia",), files=False))
+    )
 
 
 def row(table, *starts):
@@ -67,11 +70,11 @@ def test_times_and_sizes(summary):
     assert row(times, "Transfer-LF")[1] == "source" and row(times, "DMT")[1] == NOTHING
     sizes = st.sizes(summary)
     assert row(sizes, "Sequential LoRA")[2] == NOTHING
-    assert sizes.header[1:4] == ("trained elements", "peak memory, identify, GB", "peak memory, train, GB")
+    assert sizes.header[1:4] == ("trained parameters", "peak memory, identify, GB", "peak memory, train, GB")
 
 
 def test_sweeps_have_the_form_of_the_papers_tables(summary):
-    ratio, order, epochs = st.sweeps(summary)
+    ratio, order, epochs = (st.sweep(summary, one) for one in summary.sweeps)
     assert ratio.header == ("method", "r", *st.scores(summary).header[2:])
     assert [one[:2] for one in ratio.rows] == [
         ("Random set (main comparison)", NOTHING), ("TRACE-LF", "1 %"), ("TRACE-LF", "5 %"), ("TRACE-CS", "1 %"),
@@ -97,7 +100,7 @@ def test_losses_keep_their_unit(tmp_path):
         tmp_path, methods=("sequential", "random"), metrics=dict.fromkeys(TASKS, "loss"), files=False,
         scores=lambda method, seed, order: 3.0 - story(method, seed, order),
     )  # fmt: skip
-    summary = summarise(losses)
+    summary = summarise(read_run(losses))
     table = st.scores(summary)
     assert table.header[2] == "maths-test, nats per token (less is better)" and table.header[-1] == "average"
     assert row(table, "Base model")[2].text == "2.900"

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from tests.run_files import TASKS, edit, stages_of, story, write_run
-from trace_transfer.reporting.answers import answers
+from trace_transfer.reporting.finished_run import read_run
+from trace_transfer.reporting.numbers import amount
 from trace_transfer.reporting.records import Interval, Summary
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.reporting.summary_tables import details, questions
-from trace_transfer.reporting.verdicts import amount, answer, judged, verdict
+from trace_transfer.reporting.verdicts import finding, judged, sentences, time_verdict, verdict
+
+DEPTH = "Is matching layers by CKA better than a map in proportion to depth?"
 
 
 def interval(mean, low=None, high=None, p_adjusted=None):
@@ -40,43 +43,33 @@ def test_one_verdict(ends, p, expected):
     assert verdict(found, higher_is_better=False) == turned
 
 
-def test_a_difference_is_found_only_outside_of_zero():
-    assert answer(interval(0.05, 0.01, 0.09), "A", "B", "average", True) == (
-        "A is better than B on average: +5.0 points [+1.0, +9.0]."
-    )
-    assert answer(interval(-0.05, -0.09, -0.01), "A", "B", "learning", True).startswith("A is worse than B in learning")
-    assert answer(interval(0.01, -0.02, 0.04), "A", "B", "average", True) == (
-        "No difference between A and B was found on average: +1.0 points [-2.0, +4.0]; the interval still allows A to "
-        "be up to 4.0 points better or 2.0 points worse."
-    )
-    assert "5 seeds give no interval, so nothing follows" in answer(interval(0.05), "A", "B", "average", True)
-
-
-def test_chance_among_many_questions_is_told():
-    told = answer(interval(0.05, 0.01, 0.09, 0.3), "A", "B", "average", True)
-    assert told.startswith("A may be better than B on average: +5.0") and told.endswith(
-        "p is 0.3 (Holm): it may be chance."
-    )
-    assert answer(interval(0.05, 0.01, 0.09, 0.01), "A", "B", "average", True).startswith("A is better")
-
-
-def test_losses_are_not_in_points():
+def test_amounts_are_in_points_where_they_are_shares():
     assert amount(interval(0.0514, 0.0111, 0.0925), False) == "+0.051 [+0.011, +0.092]"
+    assert amount(interval(0.0514, 0.0111, 0.0925), True) == "+5.1 points [+1.1, +9.2]"
+    assert amount(interval(-0.05), True) == "-5.0 points"
 
 
 def summary_of(tmp_path, scores=None, **changes):
     changes = {"methods": ("sequential", "trace-lf", "transfer-lf", "depth-map", "random"), "files": False, **changes}
-    return summarise(write_run(tmp_path / "run", scores=scores, **changes))
+    return summarise(read_run(write_run(tmp_path / "run", scores=scores, **changes)))
 
 
 def test_the_story_is_told(tmp_path):
     summary = summary_of(tmp_path)
-    notes = "\n".join(summary.notes)
-    assert "Sequential fine-tuning forgets: backward transfer -24" in notes
-    assert "On average higher than Random set: TRACE-LF (+9" in notes
-    assert "TRACE-LF is better than Sequential fine-tuning in backward transfer: +2" in notes
-    assert "No difference between Transfer-LF and Depth map was found on average" in notes
-    assert "120 s on the target (TRACE-LF) and 40 s on the source" in notes and "67% less" in notes
+    answers = {one.question: one.text for one in summary.answers}
+    assert summary.headline.startswith(
+        "Transfer-LF forgets less than Sequential fine-tuning: backward transfer +21.9 points ["
+    )
+    assert "Difference in learning: -6.2 points [" in summary.headline
+    assert summary.headline.endswith("It trains 9.99% of the parameters.")
+    assert "1.7 [1.67, 1.73] min, 40 s of them to find its core sets" in summary.cost
+    assert re.match(r"Yes: .*\(backward transfer -24\.8 points", answers["Does sequential fine-tuning forget here?"])
+    assert answers["Is a core set better than a random set?"] == "Yes: better for TRACE-LF and Transfer-LF."
+    assert answers[DEPTH] == "No difference found for Transfer-LF."
+    (saved,) = (one for one in summary.answers if one.varies)
+    assert "Transfer-LF 40 s, match and carrying included, TRACE-LF 2 min (67% less)" in saved.text
+    assert any(note.startswith("On average higher than Random set: TRACE-LF (+9") for note in summary.notes)
+    assert sentences(summary)[0] == summary.headline and len(sentences(summary)) > 10
     asked = {(one.method, one.other) for one in summary.comparisons}
     assert ("transfer-lf", "trace-lf") in asked and ("trace-lf", "lora") not in asked
     assert all(one.difference.p_adjusted >= one.difference.p for one in summary.comparisons)
@@ -102,9 +95,9 @@ def test_a_difference_has_one_verdict_in_every_place(tmp_path):
     assert 4 * asked.difference.p < 0.05 <= asked.difference.p_adjusted
     assert row == asked.difference and row.verdict == "chance"
     notes = "\n".join(summary.notes)
-    assert "On average higher" not in notes and "may be chance: TRACE-LF (+" in notes
-    (told,) = (one for one in answers(summary) if one.question == asked.question)
-    assert "TRACE-LF" in told.short.partition("may be chance")[2] and "better" not in told.short
+    assert "On average higher" not in notes and re.search(r"by their own intervals, .*: TRACE-LF \(\+", notes)
+    (told,) = (one for one in summary.answers if one.question == asked.question)
+    assert "TRACE-LF" in told.text.partition("may be chance")[2] and "better" not in told.text
     for table in (questions(summary), details(summary)):
         shown = [cells[-1] for cells in table.rows if cells[:2] in ((asked.question, "TRACE-LF − Random set"),
                                                                     ("TRACE-LF", "Average"))]  # fmt: skip
@@ -132,11 +125,11 @@ def test_little_is_said_of_noise(tmp_path):
         summary = summary_of(tmp_path / str(draw), noise, methods=("sequential", "trace-lf", "random"))
         notes = "\n".join(summary.notes)
         claimed += "On average" in notes
-        forgot += "forgets:" in notes
+        forgot += any(one.text.startswith("Yes: after the last task") for one in summary.answers)
         differences = [one.differences["average"] for one in summary.methods if one.differences]
         by_chance = [one for one in differences if one.verdict == "chance"]
         alone += bool(by_chance)
-        assert ("but not with all that was asked at once" in notes) == bool(by_chance)
+        assert ("by their own intervals" in notes) == bool(by_chance)
         none = "No method differs from Random set on average by more than its interval." in notes
         assert none == all(one.verdict == "undecided" for one in differences)
     assert claimed <= 2 and forgot <= 2
@@ -162,7 +155,47 @@ def test_a_base_that_is_scored_twice_differently_is_told(tmp_path):
 def test_missing_seeds_are_told(tmp_path):
     run = write_run(tmp_path / "run", methods=("sequential", "trace-lf", "random"), files=False)
     edit(run / "run.json", lambda data: data["cells"].pop(1))  # seed 0 of trace-lf
-    summary = summarise(run)
-    assert any("Not all methods have all 5 seeds: trace-lf (4 seeds)" in note for note in summary.notes)
+    summary = summarise(read_run(run))
+    assert any("Not all methods have all 5 seeds: TRACE-LF (4 seeds)" in note for note in summary.notes)
     trace = next(one for one in summary.methods if one.method == "trace-lf")
     assert trace.seeds == (1, 2, 3, 4) and trace.differences["average"].num == 4
+
+
+def test_methods_that_differ_are_told_apart(tmp_path):
+    def apart(method, seed, order):
+        table = story(method, seed, order)
+        return table + {"trace-lf": 0.1, "transfer-lf": -0.2}.get(method, 0.0) * (np.arange(len(table)) > 0)[:, None]
+
+    summary = summary_of(tmp_path, apart, methods=("trace-lf", "transfer-lf", "random"))
+    (told,) = (one.text for one in summary.answers if one.question == "Is a core set better than a random set?")
+    assert told == "Not all alike: better for TRACE-LF; worse for Transfer-LF."
+
+
+def test_without_intervals_nothing_is_said_of_any_difference(tmp_path):
+    summary = summary_of(tmp_path, seeds=(0, 1))
+    asked = [one for one in summary.answers if "differences" in one.question]
+    assert [one.text[:42] for one in asked] == ["Nothing yet: 2 seeds give no interval, so "]
+    assert "is open, too few seeds" in summary.headline
+    assert not any(word in "".join(sentences(summary)) for word in ("better for", "worse for"))
+
+
+def test_finding_adds_the_match_and_claims_no_narrower_interval_than_it_has(tmp_path):
+    summary = summary_of(tmp_path, methods=("transfer-lf", "random"))
+    made = summary.methods[0].model_copy(
+        update={"costs": {"identify_seconds": interval(30, 28, 32), "map_seconds": interval(10, 9, 11)}}
+    )
+    found = finding(made)
+    assert (found.mean, found.low, found.high) == (40, 37, 43)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((0.5, 1.0), (1.5, 2.5), "better"),
+        ((3.0, 4.0), (1.5, 2.5), "worse"),
+        ((0.5, 1.5), (1.5, 2.5), "undecided"),
+        ((None, None), (1.5, 2.5), "unknown"),
+    ],
+)
+def test_times_differ_where_their_intervals_do_not_touch(ours, theirs, expected):
+    assert time_verdict(interval(1, *ours), interval(2, *theirs)) == expected

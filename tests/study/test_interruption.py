@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.test_document import Page, without_varying
+from tests.reporting.test_report import without_varying
 from tests.study.run_directories import run_content, write_file, write_run
 
 COMMAND = [sys.executable, "-m", "trace_transfer", "run"]
@@ -57,7 +57,7 @@ def results(out: Path) -> dict[str, object]:
 def report_without_times(out: Path) -> tuple[list[str], str]:
     """The text of the page, and the Markdown, without what is marked as varying."""
     page, markdown = (out / "report.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
-    return Page.of(page).steady, without_varying(markdown)
+    return without_varying(page), without_varying(markdown)
 
 
 def processes_of(group: int) -> list[str]:

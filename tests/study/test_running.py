@@ -18,7 +18,7 @@ from trace_transfer.files import sha256_file
 from trace_transfer.formats import read_any
 from trace_transfer.locking import LOCK, held
 from trace_transfer.reporting.records import RunFile, StepFile
-from trace_transfer.reporting.reporting import write_report
+from trace_transfer.reporting.report import write_report
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import load_run

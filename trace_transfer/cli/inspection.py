@@ -33,6 +33,7 @@ from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict
 from trace_transfer.reporting.records import RunFile, StepFile, Summary
 from trace_transfer.reporting.summary_tables import short_tables
+from trace_transfer.reporting.verdicts import sentences
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.tables import to_text
 from trace_transfer.terminal import Page
@@ -369,8 +370,8 @@ def draw_summary(file: Summary, page: Page) -> None:
         for line in to_text(table).splitlines():
             page.line(line)
         page.line()
-    for note in file.notes:
-        page.line(f"- {note}")
+    for sentence in sentences(file):
+        page.line(f"- {sentence}")
 
 
 # What is drawn from itself alone; a layer match looks at the matrix beside it.

@@ -85,7 +85,7 @@ def report_command(run: Path, out: Path | None) -> None:
     \b
     trace-transfer report runs/study
     """
-    from trace_transfer.reporting.reporting import write_report
+    from trace_transfer.reporting.report import write_report
 
     written = write_report(run, out)
     if written.unfinished:

@@ -8,7 +8,7 @@ from string import Template
 
 from trace_transfer.identification.importance_html import MARGIN, figure, gaps
 from trace_transfer.identification.importance_view import DOT, Column, Importance, others_note
-from trace_transfer.pages import GREY, HEAD
+from trace_transfer.page_head import GREY, HEAD
 from trace_transfer.palette import STEPS
 
 LEAST_COLUMN, LARGEST_COLUMN = 15, 84  # px; in a window that gives less than the least the page scrolls instead

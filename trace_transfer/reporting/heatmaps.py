@@ -10,9 +10,9 @@ from trace_transfer.errors import UserError
 from trace_transfer.identification.draw import importance_of
 from trace_transfer.identification.importance_html import MARGIN, figure
 from trace_transfer.identification.importance_view import Importance
+from trace_transfer.pages import Plot
 from trace_transfer.palette import tick_step
-from trace_transfer.reporting.blocks import Plot
-from trace_transfer.reporting.contents import ROLES, CoreFound, MatchFound, ReportContents
+from trace_transfer.reporting.finished_run import FinishedRun, MatchFound
 from trace_transfer.transfer.draw import LEAST_CELL, figure_of, plot_size
 from trace_transfer.transfer.draw import MARGIN as MATCH_MARGIN
 from trace_transfer.transfer.heatmap_view import Heatmap, View
@@ -22,7 +22,7 @@ LAYER, SMALLEST, LARGEST = 15, 190, 760  # px of a layer in it, of all of them
 TICK_HEIGHT = 17
 
 
-def match_plot(contents: ReportContents, found: MatchFound) -> Plot:
+def match_plot(run: FinishedRun, found: MatchFound, title: str) -> Plot:
     """The similarity of all layers with the chosen pairs."""
     match = found.match
     runner_ups = tuple(
@@ -38,19 +38,14 @@ def match_plot(contents: ReportContents, found: MatchFound) -> Plot:
         margins={(p.source, p.target): p.margin for p in match.pairs if p.margin is not None},
         used=True,
     )
-    heatmap = Heatmap(contents.name_of("source"), contents.name_of("target"), (view,), "")
+    heatmap = Heatmap(run.name_of("source"), run.name_of("target"), (view,), "")
     cells = plot_size(*heatmap.shape)
     width = int(cells[0] + MATCH_MARGIN["l"] + MATCH_MARGIN["r"])
     height = int(cells[1] + MATCH_MARGIN["t"] + MATCH_MARGIN["b"])
     spec = json.loads(figure_of(heatmap).to_json())
     spec.pop("config", None)
     least = min(max(match.target.num_layers * LEAST_CELL + MATCH_MARGIN["l"] + MATCH_MARGIN["r"], 420), width)
-    return Plot(match_title(match.policy), spec, height, width, least)
-
-
-def match_title(policy: str) -> str:
-    """`policy coverage`, in words where the policy is a control."""
-    return {"depth": "proportional to depth", "shuffled": "shuffled"}.get(policy, f"policy {policy}")
+    return Plot(title, spec, height, width, least)
 
 
 def importance_plot(cores: Sequence[CoreFile], title: str) -> Plot | None:
@@ -89,28 +84,3 @@ def _drawn(importance: Importance, title: str) -> Plot:
     height = int(cells_height + MARGIN["t"] + below)
     least = min(columns * 17 + MARGIN["l"] + MARGIN["r"], width)
     return Plot(title, spec, height, width, least)
-
-
-def importance_plots(contents: ReportContents, cores: Sequence[CoreFound], most: int) -> tuple[tuple[Plot, ...], int]:
-    """A figure per core file, as long as they take at most `most` bytes together; and how many were left out."""
-    plots: list[Plot] = []
-    taken, left_out = 0, 0
-    several_scores = len({found.score for found in cores}) > 1
-    for found in cores:
-        score = f" by {found.score.upper()}" if several_scores else ""
-        title = f"{found.core.task}, {ROLES[found.role]}{score}"
-        if len({other.directory for other in cores if _alike(other, found)}) > 1:
-            title += f" ({contents.title(found.trained_by[0].method)})"
-        plot = importance_plot([found.core], title)
-        if plot is None:
-            continue
-        taken += len(json.dumps(plot.spec))
-        if taken > most and plots:
-            left_out += 1
-            continue
-        plots.append(plot)
-    return tuple(plots), left_out
-
-
-def _alike(one: CoreFound, other: CoreFound) -> bool:
-    return (one.core.task, one.role, one.score) == (other.core.task, other.role, other.score)

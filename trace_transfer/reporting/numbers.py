@@ -31,19 +31,10 @@ def interval(found: Interval, write: Callable[[float], str] = value) -> str:
     return f"{write(found.mean)} [{write(found.low)}, {write(found.high)}]"
 
 
-def lost(found: Interval, share: bool) -> str:
-    """`24.8 [22.5, 27.0] points`: a difference that is told without its sign."""
-    return interval(found, lambda number: value(number, share)) + (" points" if share else "")
-
-
-def p_value(found: float) -> str:
-    """`< 0.001`, `0.035`."""
-    return "< 0.001" if found < 0.001 else f"{found:.3f}"
-
-
 def amount(found: Interval, share: bool) -> str:
-    """`+3.1 [+1.0, +5.2] points`: of shares in percentage points."""
-    return interval(found, lambda number: signed(number, share)) + (" points" if share else "")
+    """`+3.1 points [+1.0, +5.2]`: of shares in percentage points."""
+    mean, *ends = interval(found, lambda number: signed(number, share)).split(" ", 1)
+    return " ".join([mean, *(["points"] if share else []), *ends])
 
 
 def _measured(found: Interval, units: Sequence[tuple[float, str]]) -> str:

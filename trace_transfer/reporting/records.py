@@ -224,6 +224,14 @@ class Comparison(Strict):
     answer: str
 
 
+class Answer(Strict):
+    """A question that a run was made for, and its answer in a sentence; one about times `varies` from run to run."""
+
+    question: str
+    text: str
+    varies: bool = False
+
+
 class EvaluationRecord(Strict):
     """What a column of the tables is; `task` is what it measures (several joined by commas), None if nothing taught."""
 
@@ -254,6 +262,9 @@ class Summary(Strict):
     matrices: tuple[MatrixSummary, ...]
     sweeps: tuple[SweepSummary, ...]
     comparisons: tuple[Comparison, ...] = ()
+    headline: str = ""
+    cost: str = ""
+    answers: tuple[Answer, ...] = ()
     notes: tuple[str, ...] = ()
     libraries: dict[str, str] = Field(default_factory=dict)
 

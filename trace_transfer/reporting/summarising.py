@@ -1,8 +1,6 @@
 """`summarise`: a run's scores and costs → the numbers of its tables, with intervals over seeds.
 
-Reads: a run's directory (`finished_run`). Gives: `Summary`. Nothing is written.
-
-Measures are those of `maths.continual`, of the evaluations that measure tasks, with a loss's sign flipped; an average
+Measures are those of `continual`, of the evaluations that measure tasks, with a loss's sign flipped; an average
 over metrics of different kinds is told in a note. Differences are paired by seed. A sweep has the values that its own
 cells have: the run's base setting stands in the main comparison, and is not repeated in the sweep.
 """
@@ -12,14 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trace_transfer.records import library_versions
 from trace_transfer.reporting.continual import MEASURES, after_learning
-from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun, read_run
+from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun
 from trace_transfer.reporting.intervals import holm, interval, p_value
 from trace_transfer.reporting.records import (
     Curve,
@@ -32,7 +29,7 @@ from trace_transfer.reporting.records import (
     SweepPoint,
     SweepSummary,
 )
-from trace_transfer.reporting.verdicts import compare, judged, notes_of
+from trace_transfer.reporting.verdicts import compare, judged, told
 
 # Axis of a sweep → where the paper has the table or figure of its form.
 PAPER = {
@@ -50,13 +47,8 @@ COUNTED_AS = {
 Values = Mapping[int, float]  # seed → value
 
 
-def summarise(directory: Path) -> Summary:
-    """The numbers of a run's report.
-
-    Raises:
-        ArtefactError: files are missing, were changed, or cannot be compared; all of them are told.
-    """
-    run = read_run(directory)
+def summarise(run: FinishedRun) -> Summary:
+    """The numbers of a run's report, and what they say."""
     main = _by_method(cell for cell in run.cells if cell.record.axis is None)
     methods = _methods(run, main)
     summary = Summary(
@@ -76,8 +68,8 @@ def summarise(directory: Path) -> Summary:
         sweeps=_sweeps(run),
         libraries=library_versions(),
     )  # fmt: skip
-    summary = compare(summary, paired)
-    return summary.model_copy(update={"notes": (*notes_of(summary), *_differing_bases(run))})
+    summary = told(compare(summary, paired))
+    return summary.model_copy(update={"notes": (*summary.notes, *_differing_bases(run))})
 
 
 def paired(ones: Values, others: Values) -> Interval | None:

@@ -1,4 +1,4 @@
-"""The tables of a run's summary as data; `table_texts` makes Markdown, text for a terminal or CSV of them.
+"""The tables of a run's summary as data; `tables` writes them as Markdown, for a terminal or as CSV.
 
 Shares are in percent and their differences in percentage points; other metrics keep their unit; the header says which.
 A number is followed by its 95 % interval (Student's t over seeds).
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from trace_transfer.files import SIZES
 from trace_transfer.reporting.numbers import TIMES
-from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary, Verdict
+from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary
+from trace_transfer.reporting.verdicts import WORDS
 from trace_transfer.tables import NOTHING, Cell, Number, Table
 
 AXES = {
@@ -22,10 +23,6 @@ AXES = {
     "match": ("layer match", "Effect of how layers are matched"),
     "seed": ("seed", "Effect of the seed"),
 }
-VERDICTS: dict[Verdict, str] = {
-    "better": "better", "worse": "worse", "chance": "may be chance", "undecided": "no difference found",
-    "equal": "the same", "unknown": "too few seeds",
-}  # fmt: skip
 
 
 def tables(summary: Summary) -> tuple[Table, ...]:
@@ -39,7 +36,7 @@ def tables(summary: Summary) -> tuple[Table, ...]:
         sizes(summary),
         curves(summary),
         *matrices(summary),
-        *sweeps(summary),
+        *(sweep(summary, one) for one in summary.sweeps),
         details(summary),
     )
     return tuple(table for table in every if table.rows)
@@ -47,7 +44,14 @@ def tables(summary: Summary) -> tuple[Table, ...]:
 
 def short_tables(summary: Summary) -> tuple[Table, ...]:
     """Those that fit a terminal."""
-    every = (scores(summary), measures(summary), differences(summary), times(summary), sizes(summary))
+    every = (
+        scores(summary),
+        measures(summary),
+        differences(summary),
+        questions(summary),
+        times(summary),
+        sizes(summary),
+    )
     return tuple(table for table in every if table.rows)
 
 
@@ -70,13 +74,12 @@ def scores(summary: Summary) -> Table:
     )
 
 
-def measures(summary: Summary) -> Table:
-    """Continual-learning measures of each method."""
+def measures(summary: Summary, *, note: bool = True) -> Table:
+    """Continual-learning measures of each method; the note says what they are."""
     rows = [(one.name, *(_of(summary, name, one.measures) for name in _names(summary))) for one in summary.methods]
-    note = " ".join(f"{one.title}: {one.formula} ({one.source})." for one in summary.measures)
-    return Table(
-        "measures", "What was learned and what was kept", _measure_header(summary, "method"), tuple(rows), note
-    )
+    told = " ".join(f"{one.title}: {one.formula} ({one.source})." for one in summary.measures) if note else ""
+    header = _measure_header(summary, "method")
+    return Table("measures", "What was learned and what was kept", header, tuple(rows), told)
 
 
 def differences(summary: Summary) -> Table:
@@ -157,7 +160,7 @@ def times(summary: Summary) -> Table:
 def sizes(summary: Summary) -> Table:
     """Memory, files and trained elements of each method."""
     columns = [
-        ("trained elements", "trained", ((1.0, ""),)),
+        ("trained parameters", "trained", ((1.0, ""),)),
         ("peak memory, identify", "identify_peak_bytes", SIZES),
         ("peak memory, train", "peak_bytes", SIZES),
         ("files of training", "bytes", SIZES),
@@ -220,12 +223,8 @@ def matrices(summary: Summary) -> tuple[Table, ...]:
     )
 
 
-def sweeps(summary: Summary) -> tuple[Table, ...]:
-    """For each axis a table in the form of the paper's."""
-    return tuple(_sweep(summary, sweep) for sweep in summary.sweeps)
-
-
-def _sweep(summary: Summary, sweep: SweepSummary) -> Table:
+def sweep(summary: Summary, sweep: SweepSummary) -> Table:
+    """A table in the form of the paper's."""
     axis, title = AXES.get(sweep.axis, (sweep.axis, f"Effect of {sweep.axis}"))
     swept = list(dict.fromkeys(one.method for point in sweep.points for one in point.methods))
     found = {(one.method, point.label): one for point in sweep.points for one in point.methods}
@@ -330,7 +329,7 @@ def _p(value: float | None) -> str:
 
 def _verdict(found: Interval) -> str:
     """In words; files of earlier versions have none."""
-    return NOTHING if found.verdict is None else VERDICTS[found.verdict]
+    return NOTHING if found.verdict is None else WORDS[found.verdict]
 
 
 def _title(summary: Summary, method: str) -> str:

@@ -1,25 +1,36 @@
-"""What a run's numbers say, in plain words: the questions that its methods can answer, and notes on how far they go.
+"""What a run's numbers say, in plain words: a headline, answers to what its methods can answer, and notes.
 
-Works on a summary alone. `verdict` decides what a difference says; the notes, the tables and the report read it. Where
-nothing was found the sentence says how large a difference the interval still allows: that is no proof of none.
+Works on a summary alone. `verdict` decides what a difference says; all sentences and tables read it. Where nothing was
+found, the interval beside the answer says how large a difference it still allows: that is no proof of none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trace_transfer.reporting.intervals import holm
-from trace_transfer.reporting.records import Comparison, Interval, MethodSummary, Summary, Verdict
+from trace_transfer.reporting import numbers
+from trace_transfer.reporting.intervals import MIN_VALUES, holm
+from trace_transfer.reporting.records import Answer, Comparison, Interval, MethodSummary, Summary, Verdict
 
 Paired = Callable[[Mapping[int, float], Mapping[int, float]], Interval | None]
 
-ALPHA = 0.05
-FORGETS = "backward_transfer"
+ALPHA, FEW_SEEDS = 0.05, 5
+SEQUENTIAL, FORGETS, LEARNS = "sequential", "backward_transfer", "learning"
 MASKED = ("trace-lf", "trace-cs", "transfer-lf", "transfer-cs", "transfer-lf-core", "transfer-cs-core")
 CARRIED = MASKED[2:]
 # Method → the same scores, of core sets that are identified on the target itself.
 TWINS = {name: f"trace-{name.split('-')[1]}" for name in CARRIED}
+
+
+WORDS: dict[Verdict, str] = {
+    "better": "better",
+    "worse": "worse",
+    "chance": "may be chance",
+    "undecided": "no difference found",
+    "equal": "the same",
+    "unknown": "too few seeds",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +47,10 @@ def _against(other: str, methods: tuple[str, ...]) -> tuple[tuple[str, str], ...
 
 
 QUESTIONS = (
-    Question("Does training the core sets alone lose less than training everything?", "backward_transfer",
-             _against("sequential", MASKED)),
-    Question("Do core sets learn as much as training everything?", "learning", _against("sequential", MASKED)),
-    Question("Do core sets end higher than training everything?", "average", _against("sequential", MASKED)),
+    Question("Does training the core sets alone lose less than training everything?", FORGETS,
+             _against(SEQUENTIAL, MASKED)),
+    Question("Do core sets learn as much as training everything?", LEARNS, _against(SEQUENTIAL, MASKED)),
+    Question("Do core sets end higher than training everything?", "average", _against(SEQUENTIAL, MASKED)),
     Question("Do core sets end higher than adapters?", "average", _against("lora", MASKED)),
     Question("Do core sets end higher than training all tasks at once?", "average",
              _against("joint", MASKED[:1] + CARRIED[:1])),
@@ -109,14 +120,18 @@ def compare(summary: Summary, paired: Paired) -> Summary:
         key = (frozenset((name, other)), question.measure)
         known[key] = max(p, known.get(key, 0.0))
     titles = {one.name: one.title.lower() for one in summary.measures}
+    shares = summary.measures_are_shares
     comparisons = []
     for question, name, other, before in asked:
         difference = judged(before, known.get((frozenset((name, other)), question.measure)))
+        told = (
+            f"{methods[name].name} against {methods[other].name}, {titles[question.measure]}: "
+            f"{numbers.amount(difference, shares)}, {WORDS[verdict(difference)]}"
+        )
         comparisons.append(
             Comparison(
                 question=question.text, method=name, other=other, measure=question.measure, difference=difference,
-                answer=answer(difference, methods[name].name, methods[other].name, titles[question.measure],
-                              summary.measures_are_shares),
+                answer=told,
             )
         )  # fmt: skip
     found = tuple(_rejudged(one, summary, known) for one in summary.methods)
@@ -154,110 +169,116 @@ def _by_seed(method: MethodSummary | None, measure: str) -> dict[int, float]:
     return dict(zip(method.seeds, method.single[measure], strict=True))
 
 
-def answer(difference: Interval, name: str, other: str, measure: str, shares: bool) -> str:
-    """One sentence on a difference that was judged; more is better in what is compared."""
-    value, of = amount(difference, shares), f"in {measure}" if measure != "average" else "on average"
-    if difference.low is None or difference.high is None:
-        return f"{name} minus {other} {of}: {value}; {_no_interval(difference.num)}, so nothing follows."
-    if difference.verdict in ("better", "worse"):
-        return f"{name} is {difference.verdict} than {other} {of}: {value}."
-    if difference.verdict == "equal":
-        return f"{name} and {other} are the same in all {_few(difference.num)} {of}."
-    if difference.verdict == "chance":
-        word = "better" if difference.mean > 0 else "worse"
-        return (
-            f"{name} may be {word} than {other} {of}: {value}; its own interval says so, but among all that was asked "
-            f"p is {difference.p_adjusted:.2g} (Holm): it may be chance."
-        )
-    return (
-        f"No difference between {name} and {other} was found {of}: {value}; the interval still allows {name} to be up "
-        f"to {_size(max(difference.high, 0.0), shares)} better or {_size(max(-difference.low, 0.0), shares)} worse."
+def told(summary: Summary) -> Summary:
+    """A summary that was compared, with its headline, answers and notes."""
+    answers = (_forgets(summary), *_compared(summary), _saves(summary))
+    return summary.model_copy(
+        update={
+            "headline": _headline(summary),
+            "cost": _cost(summary),
+            "answers": tuple(one for one in answers if one is not None),
+            "notes": (*_on_reference(summary), *_on_numbers(summary)),
+        }
     )
 
 
-def amount(value: Interval, shares: bool) -> str:
-    """`+3.1 points [+1.0, +5.2]`, of shares in percentage points."""
-    scale, digits, unit = (100.0, 1, " points") if shares else (1.0, 3, "")
-    text = f"{value.mean * scale:+.{digits}f}{unit}"
-    if value.low is None or value.high is None:
-        return text
-    return f"{text} [{value.low * scale:+.{digits}f}, {value.high * scale:+.{digits}f}]"
+def sentences(summary: Summary) -> list[str]:
+    """All that a summary says, for a list; an earlier version has all of it in its notes."""
+    answers = [f"{one.question} {one.text}" for one in summary.answers]
+    return [*filter(None, (summary.headline, summary.cost)), *answers, *summary.notes]
 
 
-def _size(value: float, shares: bool) -> str:
-    return f"{value * 100:.1f} points" if shares else f"{value:.3f}"
+def _headline(summary: Summary) -> str:
+    """Whether a core set forgets less than training everything, learns less, and how much of the model it trains."""
+    asked = {(one.method, one.other, one.measure): one.difference for one in summary.comparisons}
+    methods, shares = {one.method: one for one in summary.methods}, summary.measures_are_shares
+    ours, full = _headlined(summary), methods.get(SEQUENTIAL)
+    kept = asked.get((ours.method, SEQUENTIAL, FORGETS)) if ours else None
+    if ours is None or full is None or kept is None:
+        return ""
+    more = {"better": "less than", "worse": "more than", "equal": "as much as"}.get(verdict(kept))
+    if more:
+        text = f"{ours.name} forgets {more} {full.name}"
+    else:
+        text = f"Whether {ours.name} forgets less than {full.name} is open, {WORDS[verdict(kept)]}"
+    text += f": backward transfer {numbers.amount(kept, shares)}."
+    if learned := asked.get((ours.method, SEQUENTIAL, LEARNS)):
+        text += f" Difference in learning: {numbers.amount(learned, shares)}, {WORDS[verdict(learned)]}."
+    if "trained" in ours.costs and "trained" in full.costs:
+        text += f" It trains {ours.costs['trained'].mean / full.costs['trained'].mean:.2%} of the parameters."
+    return text
 
 
-def _few(number: int) -> str:
-    return "1 seed" if number == 1 else f"{number} seeds"
+def _headlined(summary: Summary) -> MethodSummary | None:
+    """The core sets that the headline is about: carried ones, where there are any."""
+    return next((one for name in (*CARRIED, *MASKED) for one in summary.methods if one.method == name), None)
+
+
+def _cost(summary: Summary) -> str:
+    """The time of the method that the headline is about, and of training everything."""
+    ours = _headlined(summary)
+    full = next((one for one in summary.methods if one.method == SEQUENTIAL), None)
+    if ours is None or full is None or "seconds" not in ours.costs or "seconds" not in full.costs:
+        return ""
+    text = f"From task data to the last model it takes {numbers.seconds(ours.costs['seconds'])}"
+    if found := finding(ours):
+        text += f", {numbers.seconds(found)} of them to find its core sets"
+    return f"{text}; {full.name} takes {numbers.seconds(full.costs['seconds'])}."
+
+
+def _forgets(summary: Summary) -> Answer | None:
+    """Without forgetting there is nothing to prevent. Told by backward transfer: forgetting's maximum, over noisy
+    scores, is above 0 also where nothing is lost."""
+    plain = next((one for one in summary.methods if one.method == SEQUENTIAL), None)
+    lost = plain.measures.get(FORGETS) if plain else None
+    if plain is None or lost is None:
+        return None
+    text = {
+        "worse": "Yes: after the last task, earlier ones are solved worse than right after they were learned",
+        "better": "No: after the last task, earlier ones are solved better than right after they were learned",
+        "equal": "No: after the last task, earlier ones are solved exactly as right after they were learned",
+        "unknown": f"Nothing follows: {_no_interval(lost.num)}",
+    }.get(verdict(lost), "Not measurably: these tasks cannot show whether a method prevents it")
+    amount = numbers.amount(lost, summary.measures_are_shares)
+    return Answer(question="Does sequential fine-tuning forget here?", text=f"{text} (backward transfer {amount}).")
+
+
+def _compared(summary: Summary) -> list[Answer]:
+    """The answer to each question in a sentence."""
+    by_question: dict[str, list[Comparison]] = {}
+    for one in summary.comparisons:
+        by_question.setdefault(one.question, []).append(one)
+    if by_question and all(verdict(one.difference) == "unknown" for one in summary.comparisons):
+        most = max(one.difference.num for one in summary.comparisons)
+        text = f"Nothing yet: {_no_interval(most)}, so none can be told from chance; give three seeds or more."
+        return [Answer(question="What do the differences between methods say?", text=text)]
+    return [Answer(question=question, text=_together(summary, found)) for question, found in by_question.items()]
+
+
+def _together(summary: Summary, comparisons: Sequence[Comparison]) -> str:
+    """All alike, or which are what."""
+    names = {one.method: one.name for one in summary.methods}
+    pairs = {(one.method, one.other) for one in comparisons}
+    with_other = len(pairs) > len({method for method, _ in pairs})
+    groups: dict[Verdict, list[str]] = {}
+    for one in comparisons:
+        name = names[one.method] + (f" against {names[one.other]}" if with_other else "")
+        groups.setdefault(verdict(one.difference), []).append(name)
+    phrases = [f"{WORDS[kind]} for {numbers.listed(groups[kind])}" for kind in WORDS if kind in groups]
+    if len(phrases) > 1:
+        return f"Not all alike: {'; '.join(phrases)}."
+    yes = {"better": "Yes: ", "worse": "No: "}.get(next(iter(groups)), "")
+    return yes + (phrases[0] if yes else phrases[0][0].upper() + phrases[0][1:]) + "."
 
 
 def _no_interval(number: int) -> str:
-    return f"{_few(number)} {'gives' if number == 1 else 'give'} no interval"
-
-
-def notes_of(summary: Summary) -> tuple[str, ...]:
-    """Notes for the report, the most important first."""
-    notes = [*_on_forgetting(summary), *_on_reference(summary)]
-    by_question: dict[str, list[str]] = {}
-    for one in summary.comparisons:
-        if one.difference.verdict != "unknown":  # without intervals nothing follows, which `_on_numbers` says once
-            by_question.setdefault(one.question, []).append(one.answer)
-    notes += [f"{question} {' '.join(answers)}" for question, answers in by_question.items()]
-    return (*notes, *_on_savings(summary), *_on_numbers(summary))
-
-
-def _on_forgetting(summary: Summary) -> list[str]:
-    """Without forgetting there is nothing to prevent. Told by backward transfer: forgetting's maximum, over noisy
-    scores, is above 0 also where nothing is lost."""
-    plain = next((one for one in summary.methods if one.method == "sequential"), None)
-    if plain is None or FORGETS not in plain.measures:
-        return []
-    lost = plain.measures[FORGETS]
-    value = f"backward transfer {amount(lost, summary.measures_are_shares)}"
-    if lost.verdict == "unknown":
-        return [f"{plain.name}: {value}; {_no_interval(lost.num)}, so nothing follows."]
-    if lost.verdict == "worse":
-        return [f"{plain.name} forgets: {value}. There is something for the other methods to prevent."]
-    return [
-        f"{plain.name} does not measurably forget here ({value}): these tasks cannot show whether a method prevents it."
-    ]
-
-
-def _on_reference(summary: Summary) -> list[str]:
-    """Who differs from the reference, on average."""
-    methods = {one.method: one for one in summary.methods}
-    reference = methods[summary.reference].name
-    known = {one.name: one.differences["average"] for one in summary.methods if "average" in one.differences}
-    if not known:
-        return []
-    if all(one.verdict == "unknown" for one in known.values()):
-        most = max(one.num for one in known.values())
-        return [f"{_no_interval(most)}: no difference from {reference} can be told from chance."]
-    notes = []
-    for word, told in (("higher", "better"), ("lower", "worse")):
-        apart = {name: one for name, one in known.items() if one.verdict == told}
-        if apart:
-            notes.append(f"On average {word} than {reference}: {_all(apart, summary)}.")
-    unsure = {name: one for name, one in known.items() if one.verdict == "chance"}
-    if unsure:
-        notes.append(
-            f"Different from {reference} by their own intervals, but not with all that was asked at once (Holm, p of "
-            f"{ALPHA} or more), so it may be chance: {_all(unsure, summary)}."
-        )
-    return notes or [f"No method differs from {reference} on average by more than its interval."]
-
-
-def _all(differences: Mapping[str, Interval], summary: Summary) -> str:
-    return ", ".join(f"{name} ({amount(one, summary.measures_are_shares)})" for name, one in differences.items())
+    return f"{numbers.several(number, 'seed')} {'gives' if number == 1 else 'give'} no interval"
 
 
 def finding(method: MethodSummary) -> Interval | None:
     """Seconds from task data to core sets on the target: identification, and match and carrying where there are."""
     identify, mapped = method.costs.get("identify_seconds"), method.costs.get("map_seconds")
-    if identify is None:
-        return None
-    if mapped is None or not mapped.mean:
+    if identify is None or mapped is None or not mapped.mean:
         return identify
     low = high = None
     if not (identify.low is None or identify.high is None or mapped.low is None or mapped.high is None):
@@ -273,34 +294,56 @@ def time_verdict(ours: Interval, theirs: Interval) -> Verdict:
     return "better" if ours.high < theirs.low else "worse" if ours.low > theirs.high else "undecided"
 
 
-def _on_savings(summary: Summary) -> list[str]:
-    """What finding core sets costs on the source and on the target."""
-    methods, notes = {one.method: one for one in summary.methods}, []
-    for name in CARRIED:
-        carried, own = methods.get(name), methods.get(TWINS[name])
-        if carried is None or own is None:
+def _saves(summary: Summary) -> Answer | None:
+    """What finding core sets takes on the source and on the target; times vary from run to run."""
+    methods, parts = {one.method: one for one in summary.methods}, []
+    for name, twin in TWINS.items():
+        carried, own = methods.get(name), methods.get(twin)
+        here, there = finding(carried) if carried else None, finding(own) if own else None
+        if carried is None or own is None or here is None or there is None or there.mean <= 0:
             continue
-        here, there = finding(carried), finding(own)
-        if here is None or there is None or there.mean <= 0:
-            continue
-        told = time_verdict(here, there)
+        kind = time_verdict(here, there)
         share = f"{abs(1 - here.mean / there.mean):.0%} {'less' if here.mean <= there.mean else 'more'}"
-        if told == "undecided":
-            share = f"no difference that these {_few(min(here.num, there.num))} can show"
-        elif told == "unknown":
-            share += f", but {_no_interval(min(here.num, there.num))}"
-        notes.append(
-            f"Finding core sets takes {there.mean:,.0f} s on the target ({own.name}) and {here.mean:,.0f} s on the "
-            f"source, matching and carrying included ({carried.name}): {share}."
+        doubt = {"unknown": f"{share}, but {WORDS[kind]} to be sure", "undecided": "no difference found"}
+        parts.append(
+            f"{carried.name} {numbers.seconds(here)}, match and carrying included, "
+            f"{own.name} {numbers.seconds(there)} ({doubt.get(kind, share)})"
         )
-    return notes
+    if not parts:
+        return None
+    question = "What does carrying save over finding core sets on the target?"
+    return Answer(question=question, text=f"Finding them takes: {'; '.join(parts)}.", varies=True)
+
+
+def _on_reference(summary: Summary) -> list[str]:
+    """Who differs from the reference, on average."""
+    methods = {one.method: one for one in summary.methods}
+    reference = methods[summary.reference].name
+    known = [(one.name, one.differences["average"]) for one in summary.methods if "average" in one.differences]
+    if not known or all(verdict(found) == "unknown" for _, found in known):
+        return []
+    told = {
+        "better": f"On average higher than {reference}",
+        "worse": f"On average lower than {reference}",
+        "chance": f"Different from {reference} by their own intervals, but perhaps by chance among all that was asked "
+        f"(Holm, p of {ALPHA} or more)",
+    }  # fmt: skip
+    notes = []
+    for kind, words in told.items():
+        apart = [
+            f"{name} ({numbers.amount(found, summary.measures_are_shares)})"
+            for name, found in known if verdict(found) == kind
+        ]  # fmt: skip
+        if apart:
+            notes.append(f"{words}: {', '.join(apart)}.")
+    return notes or [f"No method differs from {reference} on average by more than its interval."]
 
 
 def _on_numbers(summary: Summary) -> list[str]:
     notes = []
-    seeds = {one.method: set(one.seeds) for one in summary.methods}
+    seeds = {one.name: set(one.seeds) for one in summary.methods}
     every = set().union(*seeds.values())
-    lacking = [f"{name} ({_few(len(own))})" for name, own in seeds.items() if own != every]
+    lacking = [f"{name} ({numbers.several(len(own), 'seed')})" for name, own in seeds.items() if own != every]
     if lacking:
         notes.append(
             f"Not all methods have all {len(every)} seeds: {', '.join(lacking)}; pairs are of the shared ones."
@@ -311,11 +354,13 @@ def _on_numbers(summary: Summary) -> list[str]:
         notes.append(f"The measures mix metrics of different kinds ({metrics}): read them for each evaluation instead.")
     if any(not record.higher_is_better for record in taught):
         notes.append("In the measures the sign of losses is flipped, so that more is better.")
-    if len(every) >= 3:
-        notes.append(
-            "Intervals are Student's 95 % intervals over seeds: what another seed (order of the tasks, order of the "
-            "examples, random sets) would change. They do not hold what other test examples would change."
-        )
-    else:
+    if len(every) < MIN_VALUES:
         notes.append("Fewer than three seeds: there are no intervals, and differences may be chance.")
+        return notes
+    if len(every) < FEW_SEEDS:
+        notes.append(f"{len(every)} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more.")
+    notes.append(
+        "Intervals are Student's 95 % intervals over seeds: what another seed (order of the tasks, order of the "
+        "examples, random sets) would change. They do not hold what other test examples would change."
+    )
     return notes

@@ -7,7 +7,7 @@ from string import Template
 from textwrap import wrap
 from typing import Any
 
-from trace_transfer.pages import HEAD
+from trace_transfer.page_head import HEAD
 from trace_transfer.palette import INK, shortened
 from trace_transfer.represent.representation_view import (
     OTHERS,

@@ -23,8 +23,9 @@ from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.locking import held
 from trace_transfer.records import library_versions, read_artefact, to_json
+from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile, Summary
-from trace_transfer.reporting.reporting import HTML, MARKDOWN, read_contents, write_contents
+from trace_transfer.reporting.report import HTML, MARKDOWN, write_pages
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
@@ -373,13 +374,14 @@ def finish(out: Path, *, anew: bool) -> tuple[Summary, tuple[Path, ...]]:
     Returns:
         The summary, and the files for people.
     """
-    summary = summarise(out)
+    run = read_run(out)
+    summary = summarise(run)
     files = (out / HTML, out / MARKDOWN, out / SUMMARY)
     if anew or not all(file.is_file() for file in files):
         directory = prepare_directory(out / TABLES)
         for number, table in enumerate(tables(summary), start=1):
             name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
             write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
-        write_contents(read_contents(out), out, out)
+        write_pages(run, summary, out)
         write_text(out / SUMMARY, to_json(summary))
     return summary, files

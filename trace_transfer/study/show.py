@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.summary_tables import short_tables
+from trace_transfer.reporting.verdicts import sentences
 from trace_transfer.tables import to_text
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def render_run_plan(
 def render_run(summary: Summary, files: Sequence[Path]) -> str:
     """The short tables of a finished run, what they say, and where the report is."""
     lines = [to_text(table) for table in short_tables(summary)]
-    lines += [*(f"- {note}" for note in summary.notes), "", *map(str, files)]
+    lines += [*(f"- {sentence}" for sentence in sentences(summary)), "", *map(str, files)]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trace_transfer.files import replacing, write_text
-from trace_transfer.pages import GREY, HEAD
+from trace_transfer.page_head import GREY, HEAD
 from trace_transfer.palette import COLOURS, INK, NO_VALUE, STEPS, Pair, colour_range, tick_step
 from trace_transfer.transfer.heatmap_view import Heatmap, View, axis_title
 

@@ -1,4 +1,4 @@
-"""The report of a made-up run, read back: its structure, its numbers, and that it needs nothing else."""
+"""The report of a made-up run, read back: its structure and its numbers; what is left out, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_files import METHODS, TASKS, write_run
+from tests.run_files import METHODS, TASKS, edit, write_run
+from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.reporting import numbers, summary_tables
-from trace_transfer.reporting.blocks import Bullets, Cells, Code, Paragraph, Varying, code, strong, varying
-from trace_transfer.reporting.contents import ReportContents
-from trace_transfer.reporting.html import block_html
-from trace_transfer.reporting.markdown import BEGIN, END, block_markdown
+from trace_transfer.reporting.finished_run import FinishedRun, read_run
 from trace_transfer.reporting.plots import COLOURS, first_shown, styles
-from trace_transfer.reporting.reporting import read_contents, write_report
+from trace_transfer.reporting.records import Interval, RunFile, Summary
+from trace_transfer.reporting.report import write_report
+from trace_transfer.reporting.summarising import summarise
 from trace_transfer.tables import Number
 
+BEGIN, END = "<!-- varies -->", "<!-- /varies -->"
 SECTIONS = (
-    "answers", "run", "table", "matrices", "forgetting", "sweeps", "layers", "importance", "overlap", "moved", "costs",
-    "measures", "record",
+    "In plain words", "What was run", "Main table", "Score matrices", "Forgetting curves", "Sweeps", "Layer match",
+    "Core sets: where they lie", "Core sets: what they have in common", "What moved", "Cost of each method",
+    "What the measures are", "How it was made, and how to make it again",
 )  # fmt: skip
+SOME_METHODS = ("sequential", "trace-lf", "transfer-lf", "random")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "br", "img", "link", "input"}
 MOST_BYTES = 8_000_000
@@ -41,7 +44,6 @@ class Page(HTMLParser):
     outside: list[str] = field(default_factory=list)
     tables: list[dict] = field(default_factory=list)
     plots: dict[str, list[dict]] = field(default_factory=dict)
-    steady: list[str] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,8 +92,6 @@ class Page(HTMLParser):
                 self.tables[-1]["caption"] += data
             if tags and ("td" in tags or "th" in tags):
                 self.tables[-1]["rows"][-1][-1][2].append(data)
-        if "varies" not in [given.get("class") for _, given in self.open]:
-            self.steady.append(data)
 
     def rows(self, caption: str) -> list[list[str]]:
         """Texts of the table whose caption begins so."""
@@ -110,8 +110,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def contents(written: Path) -> ReportContents:
-    return read_contents(written)
+def finished(written: Path) -> FinishedRun:
+    return read_run(written)
+
+
+@pytest.fixture(scope="module")
+def summary(finished: FinishedRun) -> Summary:
+    return summarise(finished)
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +129,20 @@ def text(written: Path) -> str:
     return (written / "report.md").read_text("utf-8")
 
 
-def test_every_section_is_there_once_and_linked(page: Page) -> None:
-    assert tuple(page.sections) == SECTIONS
+def test_every_section_is_there_once_and_linked(page: Page, text: str) -> None:
+    assert tuple(re.findall(r"^## (.*)$", text, re.MULTILINE)) == SECTIONS
     assert len(set(page.ids)) == len(page.ids)
-    assert [link for link in page.links if link.startswith("#")] == [f"#{name}" for name in SECTIONS]
+    assert [link for link in page.links if link.startswith("#")] == [f"#{name}" for name in page.sections]
+    assert len(page.sections) == len(SECTIONS)
+
+
+def test_it_begins_with_what_the_run_says(summary: Summary, page: Page, text: str) -> None:
+    assert summary.headline.startswith("Whether Transfer-LF forgets less than Sequential fine-tuning is open, no diff")
+    told = " ".join("".join(page.text).split())
+    assert told.index(summary.headline) < told.index("In plain words")
+    for one in summary.answers:
+        assert f"{one.question} {one.text}" in told
+    assert all(note in told for note in summary.notes)
 
 
 def test_it_needs_nothing_else(written: Path, page: Page) -> None:
@@ -152,14 +167,14 @@ def test_every_table_has_headings_and_every_row_its_cells(page: Page) -> None:
             assert row[0][:2] == ("th", "row"), table["caption"]
 
 
-def test_the_numbers_are_the_summarys(contents: ReportContents, page: Page) -> None:
-    summary = contents.summary
+def test_the_numbers_are_the_summarys(summary: Summary, page: Page) -> None:
     for table in (
         summary_tables.scores(summary),
         summary_tables.measures(summary),
+        summary_tables.questions(summary),
         summary_tables.differences(summary),
         *summary_tables.matrices(summary),
-        *summary_tables.sweeps(summary),
+        *(summary_tables.sweep(summary, one) for one in summary.sweeps),
         summary_tables.times(summary),
     ):
         head, *rows = page.rows(table.title)
@@ -172,29 +187,30 @@ def test_the_numbers_are_the_summarys(contents: ReportContents, page: Page) -> N
     assert row[4] == numbers.interval(first.final["law-test"], lambda value: f"{value:.3f}")
 
 
-def test_matrices_are_coloured_by_what_is_better(contents: ReportContents, written: Path) -> None:
+def test_matrices_are_coloured_by_what_is_better(summary: Summary, written: Path) -> None:
     """The best of a column is the darkest; of a loss that is the least."""
     whole = (written / "report.html").read_text("utf-8")
-    part = whole[whole.index('id="matrices"') : whole.index('id="forgetting"')]
+    part = whole[whole.index('id="score-matrices"') : whole.index('id="forgetting-curves"')]
     found: dict[int, dict[float, str]] = {}
     for row in re.findall(r'<tr><th scope="row">.*?</tr>', part):
-        cells = re.findall(r'<td style="background:(#\w{6});color:(#\w+)">(-?[\d.]+)</td>', row)
+        cells = re.findall(r'<td class="right" style="background:(#\w{6});color:(#\w+)">(-?[\d.]+)</td>', row)
         for column, (colour, _, value) in enumerate(cells):
             found.setdefault(column, {})[float(value)] = colour
-    names = contents.summary.matrices[0].evaluations
+    names = summary.matrices[0].evaluations
     assert len(found) == len(names) == 4
+    better = {one.name: one.higher_is_better for one in summary.evaluations}
     for column, name in enumerate(names):
         if name != "general":  # all the same
-            best = max if contents.evaluation_of[name].higher_is_better else min
+            best = max if better[name] else min
             worst = min if best is max else max
             assert found[column][best(found[column])] == "#084585"
             assert found[column][worst(found[column])] == "#eff6fc"
 
 
-def test_plots_hold_the_points_of_the_summary(contents: ReportContents, page: Page) -> None:
+def test_plots_hold_the_points_of_the_summary(summary: Summary, page: Page) -> None:
     assert set(page.plots) >= {"plot-curves", "plot-sweep-ratio", "plot-sweep-order", "plot-layers", "plot-importance"}
     (plot,) = page.plots["plot-curves"]
-    curve = next(one for one in contents.summary.curves if (one.method, one.task) == ("sequential", "maths"))
+    curve = next(one for one in summary.curves if (one.method, one.task) == ("sequential", "maths"))
     trace = next(one for one in plot["data"] if (one["legendgroup"], one["xaxis"]) == ("sequential", "x"))
     assert trace["y"] == pytest.approx([100 * point.mean for point in curve.points], rel=1e-5)
     highs = [y + more for y, more in zip(trace["y"], trace["error_y"]["array"], strict=True)]
@@ -202,7 +218,7 @@ def test_plots_hold_the_points_of_the_summary(contents: ReportContents, page: Pa
     assert [round(x) for x in trace["x"]] == list(range(len(curve.points)))
     (plot,) = page.plots["plot-sweep-ratio"]
     trace = next(one for one in plot["data"] if one["legendgroup"] == "trace-lf" and one["xaxis"] == "x")
-    points = contents.summary.sweeps[0].points
+    points = summary.sweeps[0].points
     assert trace["x"] == [0.01, 0.1]
     # a loss takes part in the average, so that it is no share
     assert trace["y"] == pytest.approx([p.methods[0].measures["average"].mean for p in points], rel=1e-5)
@@ -210,10 +226,10 @@ def test_plots_hold_the_points_of_the_summary(contents: ReportContents, page: Pa
     assert titles == {"ratio", "average score", "exact_match, % (more is better)", "loss (less is better)"}
 
 
-def test_the_layer_match_shows_the_matrix_and_the_pairs(contents: ReportContents, page: Page) -> None:
+def test_the_layer_match_shows_the_matrix_and_the_pairs(finished: FinishedRun, page: Page) -> None:
     (plot,) = page.plots["plot-layers"]
     cells = next(trace for trace in plot["data"] if trace["type"] == "heatmap")
-    found = contents.matches[0]
+    found = finished.found.matches[0]
     assert cells["z"] == [[pytest.approx(value, abs=1e-4) for value in row] for row in found.similarity.tolist()]
     marks = next(trace for trace in plot["data"] if trace.get("name") == "chosen pair")
     pairs = list(zip(marks["y"], marks["x"], strict=True))
@@ -231,36 +247,32 @@ def test_core_sets_of_source_target_and_carried_are_drawn_and_compared(page: Pag
     assert ["1 of 17", "5.88%"] in [row[4:6] for row in page.rows("Sizes of the core sets")]
 
 
-def test_what_moved_is_counted(contents: ReportContents, page: Page) -> None:
-    rows = {row[0]: row for row in page.rows("Parameters (elements)")}
-    counts = next(one.counts for one in contents.verified if one.uses[0].method == "transfer-lf")
+def test_what_moved_is_counted(finished: FinishedRun, page: Page) -> None:
+    rows = {row[0]: row for row in page.rows("Tensors (parameters)")}
+    counts = next(one.counts for uses, one in finished.found.verified if uses[0].method == "transfer-lf")
     moved = counts["core moved"]
     assert rows["Transfer-LF"][1:3] == ["5", f"{moved.parameters:,} ({moved.elements:,})"]
     assert rows["Transfer-LF"][5] == "0 (0)"
     assert "Nothing moved that was frozen." in page.text
 
 
-def test_everything_that_made_it_is_told(contents: ReportContents, page: Page) -> None:
+def test_everything_that_made_it_is_told(finished: FinishedRun, summary: Summary, page: Page) -> None:
     steps = next(
         [["".join(texts) for _, _, texts in row] for row in table["rows"]]
         for table in page.tables
-        if table["section"] == "record" and len(table["rows"][0]) == 6
+        if table["section"].startswith("how-it-was-made") and len(table["rows"][0]) == 6
     )
-    assert [(row[1], row[2]) for row in steps[1:]] == [(step.address, place) for place, step in contents.steps.items()]
+    assert [(row[1], row[2]) for row in steps[1:]] == [(step.address, place) for place, step in finished.steps.items()]
     assert ["torch", "2.13.0"] in page.rows("Versions.")
     assert ["processor", "made up"] in page.rows("Machine.")
     assert "trace-transfer run run.yaml --out " in "".join(page.text)
-    formulas = next(table for table in page.tables if table["section"] == "measures")["rows"]
+    formulas = next(table for table in page.tables if table["section"] == "what-the-measures-are")["rows"]
     told = ["".join("".join(texts) for _, _, texts in row) for row in formulas]
-    for measure in contents.summary.measures:
+    for measure in summary.measures:
         assert any(measure.formula in row and measure.source in row for row in told)
 
 
-def test_markdown_has_the_same_sections_and_numbers_in_valid_tables(
-    contents: ReportContents, page: Page, text: str
-) -> None:
-    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert len(headings) == len(SECTIONS)
+def test_markdown_has_the_same_numbers_in_valid_tables(page: Page, text: str) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(tables) == len(page.tables)
     for table, drawn in zip(tables, page.tables, strict=True):
@@ -294,31 +306,28 @@ def test_two_reports_of_the_same_numbers_differ_in_times_alone(written: Path, tm
     write_report(other)
     changed = (other / "report.html").read_bytes()
     assert changed != whole
-    assert Page.of(changed.decode()).steady == Page.of(whole.decode()).steady
+    assert without_varying(changed.decode()) == without_varying(whole.decode())
     again = (other / "report.md").read_text("utf-8")
     assert again != text
     assert without_varying(again) == without_varying(text)
 
 
-def test_text_is_never_read_as_marks() -> None:
-    evil = "a<b> & 'c' | *d* _e_ `f`\n[g](h)"
-    cells = Cells("", (evil, "x"), ((evil, code("k")),))
-    assert "a&lt;b&gt; &amp; 'c' | *d*" in block_html(cells)
-    found = block_markdown(cells)
-    assert found.count("\n") == 2
-    assert len(re.findall(r"(?<!\\)\|", found)) == 9
-    assert r"a\<b\> & 'c' \| \*d\* \_e\_ \`f\`<br>\[g\](h)" in found
-    assert block_html(Paragraph((strong("<"), varying("5 s")))) == (
-        '<p><strong>&lt;</strong><span class="varies">5 s</span></p>'
-    )
-    assert block_markdown(Bullets((("x ", varying("5 s")),))) == f"- x {BEGIN}5 s{END}"
-    assert block_markdown(Varying((Paragraph("x"),))) == f"{BEGIN}\n\nx\n\n{END}"
-    assert block_markdown(Code("a\n```\nb")) == "````\na\n```\nb\n````"
+def test_names_are_never_read_as_marks(tmp_path: Path) -> None:
+    evil = "a<b> & 'c' | *d* _e_ `f` --> </script><img src=x>\n## [g](javascript:h) $x$"
+    run = write_run(tmp_path / "study", methods=SOME_METHODS, seeds=(0, 1, 2))
 
+    def spoil(data: dict) -> None:
+        data["name"] = data["methods"][0]["title"] = data["methods"][0]["what"] = evil
+        data["settings"]["evil"] = data["machine"]["evil"] = evil
 
-def test_a_row_that_does_not_fit_its_headings_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="sizes: a row of 1 cells below 2 headings"):
-        Cells("sizes", ("a", "b"), (("1",),))
+    edit(run / "run.json", spoil)
+    write_report(run)
+    page = Page.of((run / "report.html").read_text("utf-8"))
+    shown = " ".join(evil.split())
+    assert sum(shown in " ".join(part.split()) for part in page.text) > 8
+    assert page.outside == [] and len(page.sections) == len(SECTIONS) - 1
+    for table in page.tables:
+        assert {len(row) for row in table["rows"]} == {len(table["rows"][0])}
 
 
 def test_no_two_methods_look_alike() -> None:
@@ -332,14 +341,18 @@ def test_no_two_methods_look_alike() -> None:
     )  # fmt: skip
 
 
+def one(mean: float) -> Interval:
+    return Interval(mean=mean, num=1)
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (numbers.seconds(numbers.one(0.5)), "0.5 s"),
-        (numbers.seconds(numbers.one(90)), "1.5 min"),
-        (numbers.seconds(numbers.one(7200)), "2 h"),
-        (numbers.size(numbers.one(0)), "0 B"),
-        (numbers.size(numbers.one(2_500_000)), "2.5 MB"),
+        (numbers.seconds(one(0.5)), "0.5 s"),
+        (numbers.seconds(one(90)), "1.5 min"),
+        (numbers.seconds(one(7200)), "2 h"),
+        (numbers.size(one(0)), "0 B"),
+        (numbers.size(one(2_500_000)), "2.5 MB"),
         (numbers.count(134_500_000), "134.5 million"),
         (numbers.count(8_030_261_248), "8.0 billion"),
         (numbers.count(1832), "1,832"),
@@ -351,7 +364,6 @@ def test_no_two_methods_look_alike() -> None:
         (numbers.listed(["a", "b", "c"]), "a, b and c"),
         (numbers.listed([]), ""),
         (numbers.several(1, "seed"), "1 seed"),
-        (numbers.p_value(0.0004), "< 0.001"),
     ],
 )
 def test_numbers_are_written_for_people(found: str, expected: str) -> None:
@@ -386,3 +398,201 @@ def test_a_browser_without_network_draws_every_plot(written: Path, tmp_path: Pat
     assert {name for name, *_ in found["drawn"]} == set(page.plots)
     assert all(svgs and traces for _, svgs, traces in found["drawn"]), found["drawn"]
     assert not found["wide"]  # on a narrow screen tables and plots scroll, the page does not
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "study", methods=SOME_METHODS, seeds=(0, 1, 2))
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(whole, tmp_path / "study"))
+
+
+def step_of(run: Path, kind: str, method: str = "transfer-lf", seed: int = 0) -> Path:
+    record = RunFile.model_validate_json((run / "run.json").read_text("utf-8"))
+    cell = next(one for one in record.cells if (one.method, one.seed) == (method, seed))
+    return run / cell.steps[kind]
+
+
+def test_no_directory_and_no_run_say_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such directory; expected that of a run"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no run\.json in it, so this is not the directory of a run"):
+        write_report(tmp_path)
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtefactError, match=r"run\.json:1: not valid JSON"):
+        write_report(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_all_missing_and_changed_files_are_told_at_once_and_nothing_is_written(run: Path) -> None:
+    gone = [
+        step_of(run, "map") / "similarity.safetensors",
+        step_of(run, "train", "sequential") / "verification.json",
+        step_of(run, "evaluate", "random", 2) / "scores.json",
+        step_of(run, "identify", "trace-lf") / "law.core.json",
+    ]
+    for file in gone:
+        file.unlink()
+    changed = step_of(run, "map", seed=1) / "layer_match.json"
+    changed.write_text(changed.read_text("utf-8").replace("coverage", "argmax"), encoding="utf-8")
+    with pytest.raises(ArtefactError, match=re.escape("law.core.json: missing")) as told:
+        write_report(run)
+    for file in gone:
+        assert f"{file.relative_to(run)}: missing" in str(told.value)
+    assert f"{changed.relative_to(run)}: was changed after its step was finished" in str(told.value)
+    assert str(told.value).count("\n  - ") == 5
+    assert not (run / "report.html").exists() and not (run / "report.md").exists()
+
+
+def test_a_broken_record_of_a_step_is_told_and_not_taken_for_unfinished(run: Path) -> None:
+    edit(step_of(run, "train") / "step.json", lambda data: data.pop("cost"))
+    with pytest.raises(ArtefactError, match=r"step\.json: 1 problem"):
+        write_report(run)
+
+
+def test_a_similarity_of_another_shape_is_refused(run: Path) -> None:
+    from hashlib import sha256
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    place = step_of(run, "map")
+    save_file({"similarity": np.zeros((2, 2))}, place / "similarity.safetensors")
+    digest = sha256((place / "similarity.safetensors").read_bytes()).hexdigest()
+    edit(place / "step.json", lambda data: data["files"].update({"similarity.safetensors": digest}))
+    with pytest.raises(ArtefactError, match=r"similarity\.safetensors: no tensor 'similarity' of shape \[3, 4\]"):
+        write_report(run)
+
+
+def test_a_run_that_is_not_complete_is_reported_and_says_so(run: Path) -> None:
+    places = [step_of(run, "evaluate", "transfer-lf", 2), step_of(run, "train", "transfer-lf", 2)]
+    for place in places:
+        shutil.rmtree(place)
+    written = write_report(run)
+    assert set(written.unfinished) == {str(place.relative_to(run)) for place in places}
+    page, text = (file.read_text("utf-8") for file in written.files)
+    told = r"This run is not complete: 2 steps are not finished .* 1 of 12 trained models are left out"
+    for found in (page, text):
+        assert re.search(told, found)
+        assert all(place.name in found for place in places)
+    seeds = {one.method: one.seeds for one in summarise(read_run(run)).methods}
+    assert seeds["transfer-lf"] == (0, 1) and seeds["random"] == (0, 1, 2)
+    assert page.index("not complete") < page.index('id="in-plain-words"')
+
+
+def test_without_the_reference_another_method_takes_its_place(run: Path) -> None:
+    for seed in range(3):
+        shutil.rmtree(step_of(run, "evaluate", "random", seed))
+    found = read_run(run)
+    assert summarise(found).reference == found.record.reference == "sequential"
+
+
+def test_nothing_finished_is_refused_with_the_steps_that_are_missing(run: Path) -> None:
+    shutil.rmtree(run / "steps")
+    with pytest.raises(UserError, match=r"nothing of the main comparison is finished(?s:.*)steps/train-"):
+        write_report(run)
+
+
+def test_patches_that_were_let_go_of_are_not_missed(run: Path) -> None:
+    place = step_of(run, "train")
+    removed = [file.name for file in place.glob("*.patch.safetensors")]
+    edit(place / "step.json", lambda data: data.update(removed=removed))
+    for name in removed:
+        (place / name).unlink()
+    assert write_report(run).unfinished == ()
+
+
+def test_a_whole_run_says_nothing_of_the_kind(run: Path) -> None:
+    assert "not complete" not in write_report(run).files[0].read_text("utf-8")
+
+
+def test_frozen_parameters_that_moved_stand_out(run: Path) -> None:
+    from hashlib import sha256
+
+    place = step_of(run, "train")
+    file = place / "verification.json"
+
+    def moved(data: dict) -> None:
+        frozen = next(one for one in data["parameters"] if one["frozen"])
+        frozen["frozen_moved"] = 3
+
+    edit(file, moved)
+    digest = sha256(file.read_bytes()).hexdigest()
+    edit(place / "step.json", lambda data: data["files"].update({"verification.json": digest}))
+    page = write_report(run).files[0].read_text("utf-8")
+    assert "In 1 model frozen parameters moved: their masks did not hold." in page
+    assert "Nothing moved that was frozen" not in page
+
+
+def test_the_representation_of_the_run_is_shown_with_its_numbers(run: Path) -> None:
+    from hashlib import sha256
+
+    from tests.run_files import LIBRARIES, TARGET, digest
+    from trace_transfer.records import to_json
+    from trace_transfer.reporting.records import Cost, StepFile
+    from trace_transfer.represent.records import RepresentationFile, RepresentedModel
+
+    png = b"\x89PNG\r\n\x1a\n" + b"0" * 100
+    place = run / "steps" / "represent-0123456789ab"
+    place.mkdir()
+    model = RepresentedModel(
+        label="base", model=TARGET, fingerprint=digest("base"), silhouette=0.394,
+        distances=((0.0, 12.5, 3.0), (12.5, 0.0, 4.0), (3.0, 4.0, 0.0)), spread=(1.0, 2.0, 3.0),
+    )  # fmt: skip
+    found = RepresentationFile(
+        tasks=("maths", "code", "law"), num_texts=(9, 9, 9), data_sha256=("a", "b", "c"), models=(model,)
+    )
+    (place / "representation.json").write_text(to_json(found), encoding="utf-8")
+    (place / "representation.png").write_bytes(png)
+    files = {file.name: sha256(file.read_bytes()).hexdigest() for file in place.iterdir()}
+    step = StepFile(
+        kind="represent", address="0123456789ab" + "0" * 52, settings={}, inputs={}, files=files,
+        cost=Cost(seconds=1, peak_bytes=1, bytes=1), libraries=LIBRARIES,
+    )  # fmt: skip
+    (place / "step.json").write_text(to_json(step), encoding="utf-8")
+    edit(run / "run.json", lambda data: data["settings"].update(represent_step="steps/represent-0123456789ab"))
+    page, text = (file.read_text("utf-8") for file in write_report(run).files)
+    assert 'id="representations"' in page and "data:image/png;base64,iVBORw0KGgo" in page
+    assert "0.394</td>" in page and ">12.5</td>" in page
+    assert "](steps/represent-0123456789ab/representation.png)" in text
+    shutil.rmtree(place)
+    assert write_report(run).unfinished == ("steps/represent-0123456789ab",)
+
+
+def test_importance_by_length_of_the_warm_start_is_drawn_side_by_side(tmp_path: Path) -> None:
+    """The form of the paper's figure 6, where the warm start's epochs are swept."""
+    from hashlib import sha256
+
+    sweep = {"warm_start_epochs": (["trace-lf"], [2, 3])}
+    run = write_run(tmp_path / "study", methods=("sequential", "trace-lf", "random"), seeds=(0, 1, 2), sweeps=sweep)
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    for cell in record["cells"]:
+        if cell.get("axis"):
+            place = run / cell["steps"]["identify"]
+            for file in place.glob("*.core.json"):
+                edit(file, lambda data, epochs=cell["value"]: data["method"].update(epochs=epochs))
+            files = {name: sha256((place / name).read_bytes()).hexdigest() for name in
+                     [one.name for one in place.iterdir() if one.name != "step.json"]}  # fmt: skip
+            edit(place / "step.json", lambda data, files=files: data.update(files=files))
+    page = write_report(run).files[0].read_text("utf-8")
+    assert 'id="plot-importance-maths"' in page
+    part = page[page.index('id="plot-importance-maths"') :].split("</figure>")[0]
+    assert all(f"<b>{length}<\\/b>" in part for length in ("1 epoch", "2 epochs", "3 epochs"))
+
+
+def test_pictures_are_found_from_another_directory(run: Path, tmp_path: Path) -> None:
+    from hashlib import sha256
+
+    place = step_of(run, "map")
+    (place / "heatmap.png").write_bytes(b"\x89PNG")
+    edit(place / "step.json", lambda data: data["files"].update({"heatmap.png": sha256(b"\x89PNG").hexdigest()}))
+    target = tmp_path / "elsewhere" / "deeper"
+    written = write_report(run, target)
+    assert written.files == (target / "report.html", target / "report.md")
+    assert not (run / "report.html").exists()
+    (path,) = re.findall(r"!\[.*?\]\((.*?heatmap\.png)\)", written.files[1].read_text("utf-8"))
+    assert (target / path).resolve() == (place / "heatmap.png").resolve()

@@ -1,0 +1,401 @@
+"""`report`: a run → one self-contained `report.html` and `report.md`.
+
+The document is written by `templates/report.md.j2`; the page is made of it. Here is what it shows: tables of what the
+run's steps found, and the figures at their places.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+from typing import Any, TypeVar
+
+from trace_transfer.core_sets import overlap
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.show import jaccard
+from trace_transfer.files import write_text
+from trace_transfer.locking import held
+from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
+from trace_transfer.printable import printable
+from trace_transfer.records import ModelIdentity
+from trace_transfer.reporting import numbers, plots, summary_tables
+from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchFound, Role, read_run
+from trace_transfer.reporting.heatmaps import importance_plot, match_plot
+from trace_transfer.reporting.records import Interval, MatrixSummary, Summary
+from trace_transfer.reporting.summarising import summarise
+from trace_transfer.tables import NOTHING, Cell, Table, to_markdown
+
+HTML, MARKDOWN = "report.html", "report.md"
+MOST_FIGURES = 1_900_000  # bytes of importance figures in the page, beside plotly.js's 4.8 MB
+MOST_PICTURE = 600_000  # bytes of a PNG in it
+MATCHES = {"depth": "proportional to depth", "shuffled": "shuffled"}
+ROLES: dict[Role, str] = {
+    "source": "identified on the source",
+    "target": "identified on the target",
+    "carried": "carried to the target",
+}
+PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
+
+Used = TypeVar("Used", MatchFound, CoreFound)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What was written; `unfinished` steps are not in it."""
+
+    files: tuple[Path, ...]
+    unfinished: tuple[str, ...]
+
+
+def write_report(directory: str | Path, out: str | Path | None = None) -> Reported:
+    """Write the report of a run.
+
+    Args:
+        directory: of the run.
+        out: where the report is written; by default in the run's directory.
+
+    Raises:
+        UserError: see `read_run`; or the place is in use or cannot be written.
+    """
+    run = read_run(directory)
+    with held(directory if out is None else out) as target:
+        return write_pages(run, summarise(run), target)
+
+
+def write_pages(run: FinishedRun, summary: Summary, target: Path) -> Reported:
+    """Write both files into a directory that is held.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    # Markdown points at pictures of the run, which it does not hold.
+    to_run = Path(os.path.relpath(run.directory, target.resolve())).as_posix()
+    to_run = "" if to_run == "." else f"{to_run}/"
+    text, figures = written(run, summary, to_run)
+    files = (target / HTML, target / MARKDOWN)
+    write_text(files[0], page(text, figures))
+    write_text(files[1], text)
+    return Reported(files, run.unfinished)
+
+
+def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, Figures]:
+    """The Markdown and what its page shows; `to_run` leads from the document to the run's directory."""
+    matches, cores, lengths = _first_matches(run), _first_cores(run), _by_length(run)
+    importance, num_left_out = _importance(run, cores)
+    drawn: dict[str, Sequence[Plot | None]] = {
+        "plot-curves": [plots.curves(summary)],
+        **{place(f"plot-sweep-{one.axis}"): [plots.sweep(summary, one)] for one in summary.sweeps},
+        "plot-layers": [match_plot(run, one, match_title(one.match.policy)) for one in matches],
+        "plot-importance": importance,
+        **{name: [importance_plot(found, f"{task}, by length of the warm start")]
+           for name, (task, found) in lengths.items()},
+        "plot-costs": [plots.costs(summary)],
+    }  # fmt: skip
+    known = {name: [plot for plot in some if plot is not None] for name, some in drawn.items()}
+    shown = {name: some for name, some in known.items() if some}
+    representation = _representation(run, to_run)
+    text = document(
+        "report.md.j2",
+        run=run,
+        summary=summary,
+        summary_tables=summary_tables,
+        figures=shown,
+        match_pictures=[picture(match_title(one.match.policy), to_run + one.picture) for one in matches if one.picture],
+        importance_pictures=[picture(f"importance: {name}", to_run + path) for name, path in _pictures(cores).items()],
+        table=to_markdown,
+        sized=_sized,
+        several=numbers.several,
+        count=numbers.count,
+        seconds=lambda number: numbers.seconds(Interval(mean=number, num=1)),
+        size=lambda number: numbers.size(Interval(mean=number, num=1)),
+        again=again(run),
+        settings=settings(run.record.settings),
+        matches=matches,
+        layers=_layers(matches),
+        core_sizes=_core_sizes(run, cores),
+        num_left_out=num_left_out,
+        lengths={name: task for name, (task, _) in lengths.items() if name in shown},
+        overlaps=[one for one in (_between_tasks(run), _carried_and_identified(run)) if one.rows],
+        moved=_moved(run),
+        num_broken=sum(not one.ok for _, one in run.found.verified),
+        representation=representation,
+    )
+    png = run.found.representation_png
+    held_pictures = {representation["path"]: png} if representation and representation["shown"] and png else {}
+    return text, Figures(shown, _shades(summary), held_pictures)
+
+
+def _sized(model: ModelIdentity | None) -> str:
+    if model is None:
+        return ""
+    return f"({model.family}, {model.num_layers} layers, {numbers.count(model.num_elements)} parameters)"
+
+
+def _pictures(cores: Sequence[CoreFound]) -> dict[str, str]:
+    return {one.directory: one.picture for one in cores if one.picture}
+
+
+def _shades(summary: Summary) -> dict[str, Shades]:
+    """Of each score matrix; column by column from the worst to the best score of any method."""
+    better = {one.name: one.higher_is_better for one in summary.evaluations}
+    ends: dict[str, list[float]] = {}
+    for matrix in summary.matrices:
+        for name, column in zip(matrix.evaluations, zip(*matrix.means, strict=True), strict=True):
+            ends.setdefault(name, []).extend(column)
+
+    def shade(name: str, value: float) -> float:
+        low, high = min(ends[name]), max(ends[name])
+        share = (value - low) / (high - low) if high > low else 0.0
+        return share if better[name] else 1 - share
+
+    def shades(matrix: MatrixSummary) -> Shades:
+        return {
+            (row, column): shade(name, value)
+            for row, values in enumerate(matrix.means)
+            for column, (name, value) in enumerate(zip(matrix.evaluations, values, strict=True), 1)
+        }
+
+    return {f"matrix_{matrix.method}": shades(matrix) for matrix in summary.matrices}
+
+
+def match_title(policy: str) -> str:
+    """`policy coverage`, in words where the policy is a control."""
+    return MATCHES.get(policy, f"policy {policy}")
+
+
+def _of_main(found: Sequence[Used]) -> list[Used]:
+    """What the main comparison used."""
+    return [one for one in found if any(cell.axis is None for cell in one.uses)]
+
+
+def _first_matches(run: FinishedRun) -> list[MatchFound]:
+    """Each policy's match, of the first seed that has it."""
+    shown: dict[str, MatchFound] = {}
+    for found in _of_main(run.found.matches):
+        shown.setdefault(found.match.policy, found)
+    return list(shown.values())
+
+
+def _layers(found: Sequence[MatchFound]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for one in found:
+        match = one.match
+        margins = sorted(pair.margin for pair in match.pairs if pair.margin is not None)
+        rows.append(
+            (match_title(match.policy), match.representation, match.similarity,
+             f"{len({pair.target for pair in match.pairs})} of {match.target.num_layers}",
+             numbers.value(margins[len(margins) // 2]) if margins else NOTHING,
+             f"{match.stability.same:.2f} / {match.stability.within_one:.2f}" if match.stability else NOTHING,
+             f"{match.depth.agreement:.2f}" if match.depth else NOTHING,
+             numbers.signed(match.depth.mean_similarity_gain) if match.depth else NOTHING, code(one.directory))
+        )  # fmt: skip
+    headings = ("match", "representation", "similarity", "target layers used", "median margin", "stability",
+                "agreement with depth", "CKA gained over depth", "step")  # fmt: skip
+    note = (
+        "Stability: how often two halves without a text in common choose the same layer / give or take one. Agreement "
+        "with depth: share of the pairs that a proportional map would have chosen."
+    )
+    return Table("layers", "Layer matches", headings, tuple(rows), note)
+
+
+def _first_cores(run: FinishedRun) -> list[CoreFound]:
+    """Of each kind of core set of each task the first seed's; carried ones by the methods that use them."""
+    shown: dict[tuple[object, ...], CoreFound] = {}
+    for found in _of_main(run.found.cores):
+        methods = tuple(cell.method for cell in found.trained_by) if found.role == "carried" else ()
+        shown.setdefault((found.core.task, found.role, found.score, methods), found)
+    order = list(dict.fromkeys(found.core.task for found in shown.values()))
+    return sorted(shown.values(), key=lambda found: (list(ROLES).index(found.role), order.index(found.core.task)))
+
+
+def _importance(run: FinishedRun, cores: Sequence[CoreFound]) -> tuple[list[Plot], int]:
+    """A figure per core file, as long as they take few bytes together; and how many were left out."""
+    drawn: list[Plot] = []
+    taken, num_left_out = 0, 0
+    several_scores = len({found.score for found in cores}) > 1
+    for found in cores:
+        title = f"{found.core.task}, {ROLES[found.role]}" + (f" by {found.score}" if several_scores else "")
+        kind = (found.core.task, found.role, found.score)
+        if len({one.directory for one in cores if (one.core.task, one.role, one.score) == kind}) > 1:
+            title += f" ({run.title(found.trained_by[0].method)})"
+        plot = importance_plot([found.core], title)
+        if plot is None:
+            continue
+        taken += len(json.dumps(plot.spec))
+        if taken > MOST_FIGURES and drawn:
+            num_left_out += 1
+        else:
+            drawn.append(plot)
+    return drawn, num_left_out
+
+
+def _core_sizes(run: FinishedRun, cores: Sequence[CoreFound]) -> Table:
+    rows = tuple(
+        (found.core.task, ROLES[found.role], found.score, _used_by(run, found),
+         f"{len(found.core.core):,} of {len(found.core.parameters):,}", f"{found.core.ratio_of_tensors:.2%}",
+         f"{found.core.ratio_of_elements:.2%}")
+        for found in cores
+    )  # fmt: skip
+    headings = ("task", "core set", "score", "used by", "tensors", "share of tensors", "share of parameters")
+    return Table("core-sizes", "Sizes of the core sets", headings, rows)
+
+
+def _used_by(run: FinishedRun, found: CoreFound) -> str:
+    return ", ".join(dict.fromkeys(run.title(cell.method) for cell in found.trained_by)) or NOTHING
+
+
+def _by_length(run: FinishedRun) -> dict[str, tuple[str, list[CoreFile]]]:
+    """Place of a figure → task, and its core files of warm starts of several lengths, of one model, score and seed."""
+    groups: dict[tuple[object, ...], dict[float, CoreFound]] = {}
+    for found in run.found.cores:
+        if found.role == "carried":
+            continue
+        length = (found.core.method.model_extra or {}).get("epochs", 1)
+        for seed in {cell.seed for cell in found.uses if cell.axis in (None, "warm_start_epochs")}:
+            groups.setdefault((found.core.task, found.role, found.score, seed), {}).setdefault(length, found)
+    shown: dict[str, tuple[str, list[CoreFile]]] = {}
+    for (task, *_), lengths in groups.items():
+        if len(lengths) > 1:
+            cores = [lengths[key].core for key in sorted(lengths)]
+            shown.setdefault(place(f"plot-importance-{task}"), (str(task), cores))
+    return shown
+
+
+Overlaps = dict[tuple[str, ...], list[tuple[float, float, float]]]
+
+
+def _between_tasks(run: FinishedRun) -> Table:
+    pairs: Overlaps = {}
+    by_place: dict[str, list[CoreFound]] = {}
+    for found in _of_main(run.found.cores):
+        by_place.setdefault(found.directory, []).append(found)
+    for cores in by_place.values():
+        for number, one in enumerate(cores):
+            for other in cores[number + 1 :]:
+                what = ROLES[one.role] + (f", {_used_by(run, one)}" if one.role == "carried" else "")
+                key = (f"{one.core.task}, {other.core.task}", what, one.score)
+                pairs.setdefault(key, []).append(_overlap(one, other))
+    return _overlaps("Between tasks", ("tasks", "core sets", "score"), pairs)
+
+
+def _carried_and_identified(run: FinishedRun) -> Table:
+    main, pairs = _of_main(run.found.cores), Overlaps()
+    own = {
+        (found.core.task, found.score, cell.seed): found
+        for found in main if found.role == "target" for cell in found.uses if cell.axis is None
+    }  # fmt: skip
+    for found in main:
+        for cell in found.trained_by if found.role == "carried" else ():
+            other = own.get((found.core.task, found.score, cell.seed))
+            if other is not None and other.core.model.names_sha256 == found.core.model.names_sha256:
+                key = (found.core.task, run.title(cell.method), found.score)
+                pairs.setdefault(key, []).append(_overlap(found, other))
+    title = "Carried core sets against those that were identified on the target with the same score and seed"
+    return _overlaps(title, ("task", "carried by", "score"), pairs)
+
+
+def _overlaps(title: str, headings: tuple[str, ...], pairs: Overlaps) -> Table:
+    rows = tuple((*key, *_ranges(values)) for key, values in pairs.items())
+    return Table("overlaps", title, (*headings, "tensors", "parameters", "tensors by chance"), rows)
+
+
+def _overlap(one: CoreFound, other: CoreFound) -> tuple[float, float, float]:
+    """In tensors, in parameters, and in tensors by chance: p q / (p + q − p q) of shares p and q."""
+    shares = [one.core.ratio_of_tensors, other.core.ratio_of_tensors]
+    chance = overlap.jaccard_by_chance(harmonic_mean(shares)) if all(shares) else math.nan
+    return (*jaccard(one.core, other.core), chance)
+
+
+def _ranges(values: Sequence[tuple[float, float, float]]) -> Iterator[str]:
+    """Mean over seeds, and from the least to the largest."""
+    for column in zip(*values, strict=True):
+        known = [value for value in column if not math.isnan(value)]
+        ends = [f"{end(known):.2f}" for end in (min, max)] if known else []
+        span = f" ({'–'.join(ends)})" if len(set(ends)) > 1 else ""
+        yield f"{fmean(known):.2f}{span}" if known else NOTHING
+
+
+def _moved(run: FinishedRun) -> Table:
+    """Of each method what moved in its models, mean over them."""
+    by_method = {
+        method.name: [one for uses, one in run.found.verified
+                      if any(cell.axis is None and cell.method == method.name for cell in uses)]
+        for method in run.record.methods
+    }  # fmt: skip
+    rows, kinds = [], list(run.found.verified[0][1].counts) if run.found.verified else []
+    for method, models in by_method.items():
+        if not models:
+            continue
+        cells = [run.title(method), f"{len(models)}"]
+        for kind in kinds:
+            tensors, parameters = (
+                fmean(getattr(one.counts[kind], what) for one in models) for what in ("parameters", "elements")
+            )
+            cell = f"{tensors:,.0f} ({parameters:,.0f})"
+            cells.append(Markdown(f"**{cell}**") if kind == "frozen MOVED" and parameters else cell)
+        rows.append(tuple(cells))
+    return Table("moved", "Tensors (parameters), mean over the models", ("method", "models", *kinds), tuple(rows))
+
+
+def _representation(run: FinishedRun, to_run: str) -> dict[str, Any] | None:
+    """The embeddings of the tasks' texts in the last layer (the paper's figure 3)."""
+    if run.found.representation is None:
+        return None
+    where, file = run.found.representation
+    pairs = [(i, j) for i in range(len(file.tasks)) for j in range(i + 1, len(file.tasks))]
+    rows = tuple(
+        (model.label, f"{model.silhouette:.3f}", *(numbers.value(model.distances[i][j]) for i, j in pairs),
+         *map(numbers.value, model.spread))
+        for model in file.models
+    )  # fmt: skip
+    headings = ("model", "silhouette", *(f"distance {file.tasks[i]}, {file.tasks[j]}" for i, j in pairs),
+                *(f"spread of {task}" for task in file.tasks))  # fmt: skip
+    note = (
+        "Not of their t-SNE: silhouette (−1 to 1, more is apart), Euclidean distances between the tasks' centroids, "
+        "mean distance of a task's texts from its own."
+    )
+    png = run.found.representation_png
+    return {
+        "path": f"{to_run}{where}/representation.png",
+        "there": png is not None,
+        "shown": png is not None and len(png) <= MOST_PICTURE,
+        "table": Table("representations", "Of the embeddings themselves", headings, rows, note),
+    }
+
+
+def again(run: FinishedRun) -> str:
+    """Commands for a shell, from the directory of the run file; of a run of an earlier version that is not known."""
+    known = run.record.settings.get("run_file")
+    file = Path(os.path.normpath(run.directory / str(known or run.record.settings.get("file", "run.yaml"))))
+    lines = ["cd " + _argument(str(file.parent))] if known else ["# in the directory of the run file"]
+    out = os.path.relpath(run.directory, file.parent) if known else str(run.directory)
+    lines.append(f"trace-transfer run {_argument(file.name)} --out {_argument(out)}")
+    return "\n".join([*lines, f"trace-transfer report {_argument(out)}"])
+
+
+def _argument(path: str) -> str:
+    """A path as a shell takes it, whatever is in it; never for an option."""
+    path = f"./{path}" if path.startswith("-") else path
+    return shlex.quote(path) if path == printable(path) and "\n" not in path else _ansi_quoted(path)
+
+
+def _ansi_quoted(path: str) -> str:
+    """bash's and zsh's `$'…'`, in bytes, so that nothing that a terminal would obey is pasted."""
+    told = "".join(chr(byte) if byte < 128 and chr(byte) in PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f"$'{told}'"
+
+
+def settings(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting by its path; lists as they are written in the file."""
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
