@@ -162,6 +162,8 @@ def _panels(
     figure = make_subplots(
         rows, columns, horizontal_spacing=0.075, vertical_spacing=(BETWEEN + labels) / inner if rows > 1 else 0,
         subplot_titles=[f"<b>{escape(panel.title)}</b>" for panel in panels],
+        specs=[[{} if row * columns + column < len(panels) else None for column in range(columns)]
+               for row in range(rows)],
     )  # fmt: skip
     names = {one.method: escape(one.name) for one in summary.methods}
     looks, told = styles(list(names)), set()
