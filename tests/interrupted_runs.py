@@ -12,6 +12,7 @@ Without a signal the run is left alone.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -94,6 +95,7 @@ def serve() -> None:
     sys.modules["torch"].set_num_threads(1)
     with sys.modules["trace_transfer.engine.distributed"].open_ranks():  # imports DeepSpeed, without its noise
         pass
+    gc.freeze()  # as in conftest
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the children who are interrupted
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from transformers import AutoConfig
 
 from tests.core_files import write_core
-from tests.tiny_models import TEXTS, build_tokenizer
+from tests.tiny_models import TEXTS
 from tests.tuned_models import damage
 from trace_transfer.cli import main
 from trace_transfer.families.registry import shipped_rules
@@ -53,14 +52,6 @@ def mapping(tiny, tmp_path) -> Mapping:
     return Mapping(tiny("llama"), tiny("qwen3"), tmp_path)
 
 
-def model_directory(directory: Path, model_type: str, **fields: object) -> Path:
-    directory.mkdir()
-    config = AutoConfig.for_model(model_type, **fields)
-    config.save_pretrained(directory)
-    build_tokenizer("prose").save_pretrained(directory)
-    return directory
-
-
 def test_the_right_input_is_not_refused(mapping, tmp_path):
     core = write_core(mapping.source, tmp_path / "math.core.json")
     result = mapping.run("--core", core)
@@ -74,24 +65,13 @@ def test_the_right_input_is_not_refused(mapping, tmp_path):
 # ---- models
 
 
-@pytest.mark.parametrize("side", ["src", "dst"])
-def test_a_missing_shard(mapping, copy_of, side):
+def test_a_missing_shard(mapping, copy_of):
     directory = copy_of("gpt2")
     file = sorted(directory.glob("*.safetensors"))[2]
     file.unlink()
-    message = mapping.refused(**{side: directory})
+    message = mapping.refused(src=directory)
     assert message.startswith(f"{directory}: 1 of ")
     assert message.endswith(f"weight files cannot be used, have them downloaded again:\n  - {file.name}: missing")
-
-
-@pytest.mark.parametrize("side", ["src", "dst"])
-def test_a_truncated_shard(mapping, copy_of, side):
-    directory = copy_of("gpt2")
-    file = sorted(directory.glob("*.safetensors"))[2]
-    file.write_bytes(file.read_bytes()[:-1])
-    assert f"  - {file.name}: cut short or damaged ({file.stat().st_size:,} bytes; " in mapping.refused(
-        **{side: directory}
-    )
 
 
 def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of):
@@ -102,42 +82,6 @@ def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of):
     assert mapping.run("--dry-run", dst=directory).exit_code == 2
 
 
-def test_a_config_without_weights(mapping, tmp_path):
-    directory = model_directory(tmp_path / "model", "llama", hidden_size=32, num_hidden_layers=2, vocab_size=512)
-    assert mapping.refused(src=directory) == f"{directory}: has a config but no weights (*.safetensors or *.gguf)"
-
-
-def test_pickled_weights(mapping, tmp_path):
-    directory = model_directory(tmp_path / "model", "llama", hidden_size=32, num_hidden_layers=2, vocab_size=512)
-    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    message = mapping.refused(src=directory)
-    assert "has pickled weights only (pytorch_model.bin); convert them to safetensors" in message
-
-
-@pytest.mark.parametrize(
-    ("model_type", "what"), [("bert", "an encoder-only model"), ("t5", "an encoder-decoder model")]
-)
-def test_another_kind_of_model(mapping, tmp_path, model_type, what):
-    message = mapping.refused(src=model_directory(tmp_path / "model", model_type))
-    assert f"model_type '{model_type}' (architectures: none named) is {what}; trace-transfer needs a dec" in message
-
-
-@pytest.mark.parametrize(
-    ("model_type", "layer", "name"),
-    [
-        ("diffllama", "model.layers", "model.layers.{layer}.self_attn.lambda_q1  (2 times)"),
-        ("biogpt", "biogpt.layers", "biogpt.layers.{layer}.self_attn.k_proj.weight  (2 times)"),
-        ("persimmon", "model.layers", "model.layers.{layer}.self_attn.query_key_value.weight  (2 times)"),
-    ],
-)
-def test_an_unknown_family(mapping, tmp_path, model_type, layer, name):
-    directory = model_directory(tmp_path / "model", model_type, num_hidden_layers=2, n_layer=2)
-    message = mapping.refused(dst=directory)
-    assert f"no rules file is for model_type '{model_type}' (there are rules for: apertus, " in message
-    assert f"`trace-transfer rules draft` with this model writes {model_type}.yaml" in message
-    assert f"    {name}\n" in message
-
-
 def test_a_directory_that_is_none(mapping, tmp_path):
     assert mapping.refused(src=tmp_path / "none") == f"{tmp_path / 'none'}: no such file or directory"
     (tmp_path / "empty").mkdir()
@@ -146,27 +90,13 @@ def test_a_directory_that_is_none(mapping, tmp_path):
     )
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", ["nan", "-inf"])
 def test_nan_in_the_weights(mapping, copy_of, value):
     directory = copy_of("gpt2")
     damage(directory, "transformer.h.1.mlp.c_fc.weight", float(value))
     told = mapping.refused(dst=directory)
     assert "gpt2: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n" in told
     assert told.endswith("\n  - transformer.h.1.mlp.c_fc.weight")
-
-
-def test_nan_in_the_embedding(mapping, copy_of):
-    directory = copy_of("gpt2")
-    damage(directory, "transformer.wpe.weight", float("nan"))
-    assert mapping.refused(dst=directory).endswith("\n  - transformer.wpe.weight")
-
-
-def test_a_missing_parameter(mapping, copy_of):
-    directory = copy_of("gpt2")
-    damage(directory, "transformer.h.2.ln_1.bias", None)
-    assert mapping.refused(dst=directory).endswith(
-        "gpt2: the weights lack 1 tensor of the model: transformer.h.2.ln_1.bias"
-    )
 
 
 def test_a_tokenizer_of_another_model(mapping, copy_of):
@@ -252,12 +182,9 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
     [
         ({"format": "trace-transfer/layer-match"}, "format 'trace-transfer/layer-match', expected trace-transfer/core"),
         ({"format": "absent"}, "no 'format', expected trace-transfer/core"),
-        ({"version": 2}, "1 problem:\n  - version: Input should be 1; found 2"),
         ({"taks": "math"}, "1 problem:\n  - taks: Extra inputs are not permitted"),
         ({"task": "../../etc/passwd"}, "1 problem:\n  - task: String should match pattern"),
-        ({"method": {"name": "lf", "ratio": 0}}, "1 problem:\n  - method.ratio: Input should be greater than 0"),
         ({"parameters": [{"name": "a", "shape": [2, "x"], "sc": 1}]}, "2 problems:\n  - parameters.0.shape.1 (a): "),
-        ({"parameters": []}, "1 problem:\n  - (file): no parameters are listed"),
         (
             {"parameters": [{"name": "a", "shape": [2], "score": float("nan")}]},
             "not valid JSON: NaN is no finite number",
@@ -290,17 +217,12 @@ def test_a_core_file_that_is_wrong(mapping, tmp_path, fields, message):
     assert message in found
 
 
-@pytest.mark.parametrize("content", [b"{", b"\x00\xff", b"[]", b"null", b"3", b""])
+@pytest.mark.parametrize("content", [b"{", b"\x00\xff", b"[]", b""])
 def test_a_core_file_that_is_none(mapping, tmp_path, content):
     core = tmp_path / "math.core.json"
     core.write_bytes(content)
     said = mapping.refused("--core", core).removeprefix(f"{core}:")
     assert re.match(r"(1:)? (not valid JSON|not UTF-8|binary|found .*, expected a JSON object)", said)
-
-
-def test_a_core_file_that_is_not_there(mapping, tmp_path):
-    message = mapping.refused("--core", tmp_path / "none.json")
-    assert message == f"{tmp_path / 'none.json'}: cannot be read: No such file or directory"
 
 
 def test_two_core_files_of_one_task(mapping, tmp_path):
@@ -327,10 +249,6 @@ def test_a_probe_set(mapping, tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content)
     assert mapping.refused(probe=file).startswith(f"{file}: {message}")
-
-
-def test_a_probe_set_that_is_not_there(mapping, tmp_path):
-    assert mapping.refused(probe=tmp_path / "none").endswith("none: cannot be read: No such file or directory")
 
 
 def test_texts_too_short_for_a_row(mapping, tmp_path):
@@ -369,13 +287,6 @@ def test_a_rules_file(mapping, tmp_path, old, new, messages):
     assert "mine.yaml:" in message
     for part in messages:
         assert part in message
-
-
-def test_a_rules_file_that_is_not_there(mapping, tmp_path):
-    message = mapping.refused("--rules", tmp_path / "none.yaml")
-    assert message == (
-        f"rules: {tmp_path / 'none.yaml'} does not exist; expected a rules file, or a directory with rules files"
-    )
 
 
 # ---- output and options
@@ -430,18 +341,6 @@ def test_core_files_that_would_stay_beside_another_match(mapping, tmp_path):
     assert "(layer_match.json is not there" in mapping.run("--core", law).stderr
 
 
-def test_an_output_name_that_no_file_system_takes(mapping, tmp_path):
-    out = tmp_path / ("x" * 300)
-    assert f"{out}: a name in it is too long (" in mapping.refused(out=out)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_output_directory_without_the_right_to_write(mapping, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o555)
-    message = mapping.refused(out=tmp_path / "locked")
-    assert message.endswith("locked: the output directory cannot be written: Permission denied")
-
-
 def test_a_cache_that_cannot_be_written(mapping, tmp_path):
     file = tmp_path / "file"
     file.touch()
@@ -456,35 +355,19 @@ def test_a_device_that_is_not_there(mapping):
     assert mapping.refused("--device", "cuda").startswith("--device cuda: not available here (")
 
 
-def test_a_device_that_is_none(mapping):
-    assert mapping.refused("--device", "quantum").startswith("--device quantum: not available here (")
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("--ratio", "0", "'--ratio': 0: expected more than 0 and at most 1 (5 % is 0.05)"),
         ("--ratio", "5", "'--ratio': 5: expected more than 0 and at most 1 (5 % is 0.05)"),
-        ("--ratio", "12.5", "(12.5 % is 0.125)"),
-        ("--ratio", "five", "'--ratio': 'five' is not a valid float"),
-        ("--ratio", "1.5", "'--ratio': 1.5: expected more than 0 and at most 1"),
         ("--ratio", "nan", "ratio: nan is not in (0, 1]"),
-        ("--match", "best", "'--match': 'best' is not one of 'coverage', 'argmax', 'one-to-one', 'monotone'"),
-        ("--rows", "token", "'--rows': 'token' is not one of 'boundary', 'word', 'example'"),
-        ("--profile", "papr", "'--profile': 'papr' is not one of 'default', 'paper'"),
+        ("--match", "best", "'--match': 'best' is not one of "),
         ("--batch-size", "0", "'--batch-size': 0 is not in the range x>=1"),
-        ("--max-length", "2", "'--max-length': 2 is not in the range x>=8"),
-        ("--seed", "-1", "'--seed': -1 is not in the range x>=0"),
         ("--seed", "99999999999999999999", "seed: 99999999999999999999 is not in [0, 2147483647]"),
-        ("--minibatches", "many", "'--minibatches': 'many' is not a valid integer range"),
     ],
 )
 def test_an_option(mapping, option, value, message):
     assert message in mapping.refused(option, value)
-
-
-def test_an_unknown_option(mapping):
-    assert "No such option '--macth'" in mapping.refused("--macth", "argmax").replace(": --macth", " '--macth'")
 
 
 # ---- in a process of its own

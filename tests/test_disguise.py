@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tests.disguise import FAMILIES, FAMILIES_WITH_BIAS, disguise
+from tests.disguise import FAMILIES_WITH_BIAS, disguise
 
 NUM_LAYERS = 3
 VOCABULARY = 61
@@ -73,8 +71,7 @@ def relative_change(directory: Path, source_dir: Path) -> float:
     return ((logits(directory) - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("width_factor", [1.0, 1.25, 2.0])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(("family", "width_factor"), [("llama", 1.0), ("mistral", 1.25), ("qwen2", 2.0)])
 def test_same_function_without_insertions_and_biases(
     source_dir: Path, tmp_path: Path, family: str, width_factor: float
 ) -> None:
@@ -84,33 +81,7 @@ def test_same_function_without_insertions_and_biases(
     torch.testing.assert_close(logits(out_dir), logits(source_dir), rtol=0, atol=EXACT)
 
 
-def test_same_function_with_scaled_rotary_positions(tmp_path: Path) -> None:
-    rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
-    torch.manual_seed(0)
-    LlamaForCausalLM(llama_config(rope_parameters=rope, tie_word_embeddings=False)).save_pretrained(tmp_path / "source")
-    disguise(tmp_path / "source", tmp_path / "copy", family="mistral", insert=0)
-    torch.testing.assert_close(logits(tmp_path / "copy"), logits(tmp_path / "source"), rtol=0, atol=EXACT)
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_parameters_are_those_of_the_family(source_dir: Path, tmp_path: Path, family: str) -> None:
-    out_dir = tmp_path / "copy"
-    disguise(source_dir, out_dir, family=family)
-    model, info = AutoModelForCausalLM.from_pretrained(out_dir, output_loading_info=True)
-    assert not any(info.values()), info
-    assert model.config.model_type == family
-    assert type(model).__name__.lower() == f"{family}forcausallm"
-    names = {name for name, _ in model.named_parameters()}
-    assert ("model.layers.0.self_attn.v_proj.bias" in names) == (family in FAMILIES_WITH_BIAS)
-    assert "lm_head.weight" in names
-    assert (model.config.hidden_size, model.config.head_dim) == (
-        96,
-        12,
-    )  # 48 × 1.25 = 60, up to a multiple of 16 and of 6 heads
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(("family", "seed"), [("llama", 0), ("mistral", 1), ("qwen2", 2)])
 def test_truth_and_closeness_with_insertions(source_dir: Path, tmp_path: Path, family: str, seed: int) -> None:
     out_dir = tmp_path / "copy"
     match = disguise(source_dir, out_dir, family=family, insert=2, seed=seed)
@@ -166,42 +137,3 @@ def test_tokenizer_is_copied_and_seed_decides_everything(source_dir: Path, tmp_p
     assert a == b
     assert a != c
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (source_dir / "tokenizer.json").read_bytes()
-
-
-def test_bfloat16_is_stored(source_dir: Path, tmp_path: Path) -> None:
-    out_dir = tmp_path / "copy"
-    disguise(source_dir, out_dir, insert=0, bias_scale=0, dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(out_dir)
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-    assert relative_change(out_dir, source_dir) < 0.05  # bfloat16 keeps 8 bits: 0.4 % per weight
-
-
-def test_a_source_that_is_not_llama_is_refused(tmp_path: Path) -> None:
-    GPT2Config().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ValueError, match=r"cannot disguise .*gpt2:\n- model_type is 'gpt2', expected 'llama'"):
-        disguise(tmp_path / "gpt2", tmp_path / "copy")
-    assert not (tmp_path / "copy").exists()
-
-
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    llama_config(attention_bias=True, num_hidden_layers=1).save_pretrained(tmp_path / "source")
-    with pytest.raises(ValueError, match="cannot disguise") as caught:
-        disguise(tmp_path / "source", tmp_path / "source", family="qwen3", width_factor=0.5, insert_scale=-1.0)
-    problems = str(caught.value).splitlines()[1:]
-    assert problems == [
-        "- attention_bias is true, expected a LLaMA without biases",
-        "- it has 1 layer, expected at least 2, between which to insert",
-        "- family is 'qwen3', expected one of llama, mistral, qwen2",
-        "- width_factor is 0.5, expected at least 1",
-        "- insert, insert_scale, bias_scale are 3, -1.0, 0.01: none may be < 0",
-        "- the copy would overwrite the source; give another directory",
-    ]
-
-
-def test_it_runs_as_a_command(source_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.disguise", str(source_dir), str(tmp_path / "copy"), "--insert", "2"]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.splitlines()[-1]  # libraries may log before it
-    assert json.loads(printed) == json.loads((tmp_path / "copy" / "truth.json").read_text())["match"]

@@ -81,8 +81,7 @@ def true_margin(result, truth):
 
 # The package's own file has biases of 0 that a LLaMA has no place for, and a user is told of them.
 @pytest.mark.filterwarnings("ignore:.*the weights hold 12 tensors that the model made by config.json lacks")
-@pytest.mark.parametrize("family", ["qwen2", "mistral"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("family", "seed"), [("qwen2", 0), ("mistral", 1)])
 def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
     truth = disguise(glassllm, tmp_path / "copy", family=family, insert=2, seed=seed)
     result = map_models(glassllm, tmp_path / "copy", probe=texts, out=tmp_path / "out")
@@ -90,6 +89,7 @@ def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
     assert result.layer_match.target.family == family
 
 
+@pytest.mark.slow
 def test_thirty_layers_default_update_and_paper(smollm2, texts, tmp_path, capsys):
     truth = disguise(smollm2, tmp_path / "copy", family="qwen2", insert=3, seed=0)
     results = {

@@ -46,11 +46,6 @@ def test_options_and_their_values_are_completed():
     assert completed("trace-transfer train --zero 3 --method t") == ["trace"]
 
 
-def test_files_are_left_to_the_shell():
-    done = asked("bash_complete", "trace-transfer run ", 2)
-    assert done.stdout == "file,\n"
-
-
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_a_script(shell):
     done = asked(f"{shell}_source")
@@ -75,16 +70,3 @@ def test_bash_completes_with_the_script(tmp_path):
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["represent", "report"]
-
-
-def test_completing_loads_nothing_heavy():
-    """Not even when the options of a command are wanted."""
-    code = (
-        "import atexit, sys\n"
-        "atexit.register(lambda: print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr))\n" + START
-    )
-    done = asked("bash_complete", "trace-transfer identify --", 2, code)
-    assert "--ratio" in done.stdout
-    loaded = set(done.stderr.split())
-    assert "trace_transfer" in loaded
-    assert loaded & {"torch", "transformers", "deepspeed", "numpy", "rich", "huggingface_hub"} == set()

@@ -9,11 +9,6 @@ from trace_transfer import cli
 from trace_transfer.formats import read_any
 
 
-@pytest.fixture(autouse=True)
-def _command(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "evaluate", "")
-
-
 def run(*arguments):
     return CliRunner().invoke(cli.main, ["evaluate", *map(str, arguments)])
 

@@ -102,12 +102,6 @@ def test_names_of_trainers_however_they_are_spelt(core):
     assert "Did you mean" not in run("export", core, "--to", "xyzzy").stderr
 
 
-def test_only_adapters_have_ranks(core):
-    done = run("export", core, "--to", "trl", "--rank", 3)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "--rank and --alpha are those of adapters: they need --to peft" in done.stderr
-
-
 def test_several_files_are_one_set(tiny, core, tmp_path):
     more = write_core(tiny("llama"), tmp_path / "law.core.json", task="law", ratio=0.3)
     done = run("export", core, more, "--to", "axolotl")
@@ -127,17 +121,6 @@ def test_a_model_that_has_moved(copy_of, tmp_path):
     assert run("export", core, "--to", "ms-swift").exit_code == 0  # the core file says enough
 
 
-def test_another_model_in_its_place(tiny, copy_of, tmp_path):
-    """The core file lists all names, but adapters stand in the model that is there."""
-    model = copy_of("llama")
-    core = write_core(model, tmp_path / "math.core.json")
-    shutil.rmtree(model)
-    shutil.copytree(tiny("qwen2"), model)
-    done = run("export", core, "--to", "peft")
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "what is there has other names or shapes (62 parameters)" in done.stderr
-
-
 def test_another_model_is_refused(tiny, core):
     done = run("export", core, "--to", "trl", "--model", tiny("qwen2"))
     assert (done.exit_code, done.stdout) == (2, "")
@@ -154,13 +137,6 @@ def test_a_core_file_that_lists_some_parameters_only(tiny, core):
     data["model"]["names_sha256"] = "0" * 64
     core.write_text(json.dumps(data))
     assert "has other names or shapes (39 parameters)" in run("export", core, "--to", "regex").stderr
-
-
-def test_what_is_no_core_file(tmp_path):
-    file = tmp_path / "x.json"
-    file.write_text("{}")
-    assert "expected trace-transfer/core" in run("export", file, "--to", "regex").stderr
-    assert run("export", "--to", "regex").exit_code == 2
 
 
 # ---- import

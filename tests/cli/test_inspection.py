@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from rich.segment import Segment
 from safetensors.numpy import save_file
 
 from tests.run_files import SOURCE, write_run
-from trace_transfer.cli import inspection
 from trace_transfer.cli.inspection import draw
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
 from trace_transfer.evaluation.scores import EvaluationFile, Score
-from trace_transfer.formats import ARTEFACTS
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise
@@ -163,12 +160,6 @@ def test_layer_match_in_a_pipe(tmp_path: Path) -> None:
     ]
 
 
-def test_layer_match_shades_by_similarity(tmp_path: Path) -> None:
-    matrix = np.linspace(0, 1, 30).reshape(3, 10)
-    lines = shown(layer_match(tmp_path, 3, 10, matrix))
-    assert cells_of(lines, 3) == ["**######%%%%%%@@@@[]", "----====[]++++++****", "[]      ......::::--"]
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("shape", [(4, 30), (30, 24), (32, 64), (80, 94)], ids=str)
 def test_heatmap_fits_any_width(tmp_path: Path, shape: tuple[int, int], width: int) -> None:
@@ -179,25 +170,6 @@ def test_heatmap_fits_any_width(tmp_path: Path, shape: tuple[int, int], width: i
     rows = cells_of(lines, -(-num_source // 2) if pooled else num_source)
     assert all("O" in row or "[]" in row for row in rows)
     assert sum(len(line.split()) == 6 and line.split()[2] == "0.900" for line in lines) == num_source
-
-
-def test_heatmap_in_colour(tmp_path: Path) -> None:
-    path = layer_match(tmp_path, 4, 10)
-    console = Console(
-        file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor", record=True, _environ={}
-    )
-    draw(path, console)
-    segments = list(Segment.filter_control(console._record_buffer))
-    marked = [one.style.bgcolor.name for one in segments if one.style and one.style.bgcolor and "●" in one.text]
-    assert marked == ["rgb(253,231,37)"] * 4
-    backgrounds = {one.style.bgcolor.name for one in segments if one.style and one.style.bgcolor}
-    assert backgrounds == {"rgb(253,231,37)", "rgb(68,1,84)", "rgb(150,150,150)"}
-
-
-def test_terminal_without_colour_gets_characters(tmp_path: Path) -> None:
-    file = io.StringIO()
-    draw(layer_match(tmp_path, 4, 10), Console(file=file, width=80, force_terminal=True, no_color=True, _environ={}))
-    assert "[]" in file.getvalue() and "●" not in file.getvalue()
 
 
 def test_layer_match_without_its_matrix(tmp_path: Path) -> None:
@@ -249,89 +221,6 @@ def test_core_grid_fits_any_width(tmp_path: Path, num_layers: int, width: int) -
     assert row.endswith(f"{-(-num_layers // 2)}/{num_layers}")
     pooled = num_layers > width - len("input_layernorm.weight") - 14
     assert ("█" in row, "▒" in row) == (not pooled, pooled), "every other layer is core: pooled, each column is in part"
-
-
-def test_importance_of_a_core_file(tmp_path: Path) -> None:
-    lines = shown(core_file(tmp_path), 100)
-    start = lines.index(next(line for line in lines if line.split() == ["A-Q", "M-D", "LN-In"]))
-    assert lines[start - 1] == ""
-    assert lines[start : start + 8] == [
-        "      A-Q M-D  LN-In",
-        "    3  =   -",
-        "    2 [*]  -",
-        "    1  %  (-)",
-        "    0 [@]  -",
-        "embed    ?",
-        "score ' .:-=+*#%@' from 0 to 5, [ ] core, ( ) core in part, ? no score",
-        "LN-In norm before attention",
-    ]
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_module_labels_stand_upright_where_they_have_no_room(tmp_path: Path, width: int) -> None:
-    names = {
-        "A-Q": "self_attn.q_proj", "A-K": "self_attn.k_proj", "A-V": "self_attn.v_proj", "A-O": "self_attn.o_proj",
-        "M-G": "mlp.gate_proj", "M-U": "mlp.up_proj", "M-D": "mlp.down_proj", "LN-In": "input_layernorm",
-        "Q-Norm": "self_attn.q_norm", "K-Norm": "self_attn.k_norm", "LN-PostA": "post_attention_layernorm",
-        "LN-PreM": "pre_feedforward_layernorm", "LN-PostM": "post_feedforward_layernorm",
-    }  # fmt: skip
-    parameters = [
-        {
-            "name": f"model.layers.{layer}.{name}.weight",
-            "shape": [8],
-            "score": 99 - 13 * layer - index,
-            "core": layer == 0,
-        }
-        for layer in range(7)
-        for index, name in enumerate(names.values())
-    ]
-    identity = {**model("big", 7), "num_parameters": 91, "family": "gemma3", "model_type": "gemma3_text"}
-    method = {"name": "lf", "ratio": 0.05}
-    path = tmp_path / "math.core.json"
-    file = {"task": "math", "model": identity, "method": method, "parameters": parameters}
-    path.write_text(to_json(CoreFile.model_validate(file)), "utf-8")
-    lines = shown(path, width)
-    (last,) = [number for number, line in enumerate(lines) if line.startswith("0 ") and "[@]" in line]
-    assert lines[last].count("[") == 13
-    if width >= 80:
-        assert lines[last - 7].split() == list(names)
-        return
-    middles = [column + 1 for column, character in enumerate(lines[last]) if character == "["]
-    upright = ["".join(line.ljust(width)[at] for line in lines[last - 14 : last - 6]) for at in middles]
-    assert [label.strip() for label in upright] == list(names)
-
-
-def test_importance_in_colour(tmp_path: Path) -> None:
-    path = core_file(tmp_path)
-    console = Console(
-        file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor", record=True, _environ={}
-    )
-    draw(path, console)
-    cells = [one for one in Segment.filter_control(console._record_buffer) if one.style and one.style.bgcolor]
-    assert [one.style.bgcolor.name for one in cells if "●" in one.text] == ["rgb(31,158,137)", "rgb(253,231,37)"]
-    assert [one.style.bgcolor.name for one in cells if "·" in one.text] == ["rgb(49,104,142)"]
-    assert cells[-1].style.bgcolor.name == "rgb(150,150,150)", "the embedding has no score"
-    assert len(cells) == 4 * 3 + 1
-
-
-def test_importance_of_an_unknown_family(tmp_path: Path) -> None:
-    parameter = {"name": "blocks.0.w", "shape": [2], "score": 1.0, "core": True}
-    method = {"name": "lf", "ratio": 0.05}
-    identity = {**model("big", 1), "family": "mine", "model_type": "mine"}
-    file = {"task": "math", "model": identity, "method": method, "parameters": [parameter]}
-    path = tmp_path / "math.core.json"
-    path.write_text(to_json(CoreFile.model_validate(file)), "utf-8")
-    text = " ".join(squeezed(shown(path, 100)))
-    assert "(no heatmap: math: no parameter belongs to a component of family 'mine'" in text
-    assert "1 1 core blocks.0.w" in text
-
-
-def test_parts_are_called_parts(tmp_path: Path) -> None:
-    path = core_file(tmp_path)
-    path.write_text(path.read_text("utf-8").replace('"unit": "tensors"', '"unit": "rows"'), "utf-8")
-    lines = shown(path, 100)
-    assert lines[2].startswith("core: 3 of 17 parts of tensors (17.65%)")
-    assert lines[3] == "parts of tensors without a score: 1"
 
 
 def test_correspondence(tmp_path: Path) -> None:
@@ -400,19 +289,6 @@ def test_a_directory_tells_what_in_it_can_be_drawn(tmp_path: Path) -> None:
         (tmp_path / f"a{number:02}.safetensors").touch()
     with pytest.raises(ArtefactError, match=f"a19.safetensors, {10 + len(names)} more: name one of them"):
         draw(tmp_path, console)
-
-
-def test_a_picture_is_not_drawn(tmp_path: Path) -> None:
-    picture = tmp_path / "heatmap.png"
-    picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff")
-    with pytest.raises(
-        ArtefactError, match=r"heatmap.png: cannot be drawn; inspect draws the JSON files that trace-tr"
-    ):
-        draw(picture, Console(file=io.StringIO()))
-
-
-def test_every_format_is_drawn() -> None:
-    assert {*inspection.DRAWN, LayerMatch} == set(ARTEFACTS.values())
 
 
 def test_files_of_a_run(tmp_path: Path) -> None:

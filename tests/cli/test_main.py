@@ -1,6 +1,5 @@
 """The command line as a contract: options, help, exit codes, streams, and what is not imported."""
 
-import inspect
 import json
 import os
 import subprocess
@@ -13,12 +12,9 @@ from click.testing import CliRunner
 
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS
-from trace_transfer import __version__, map_models
+from trace_transfer import map_models
 from trace_transfer.cli import COMMANDS, main
-from trace_transfer.cli.map import map_command
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
-from trace_transfer.settings import choices
-from trace_transfer.transfer.settings import PROFILES, MapSettings
 
 HEAVY = (
     "torch", "transformers", "accelerate", "safetensors", "deepspeed", "pydantic", "scipy", "plotly", "matplotlib",
@@ -62,12 +58,6 @@ def test_help_imports_nothing_heavy(arguments):
     assert sorted(modules & set(HEAVY)) == sorted(settings)
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, trace_transfer; print(*{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert sorted(set(done.stdout.split()) & {*HEAVY, "click"}) == []
-
-
 def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
     done, modules = modules_after(
         "map", "--src", tiny("llama"), "--dst", tiny("gpt2"), "--probe", probe, "--out", tmp_path / "out", "--no-cache"
@@ -85,50 +75,6 @@ def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
 
 
 # ---- options
-
-
-OPTIONS = {option.name: option for option in map_command.params}
-OF_SETTINGS = MapSettings.model_fields
-BESIDE_SETTINGS = {"src", "dst", "core", "out", "profile", "no_cache", "push_to_hub", "private", "dry_run"}
-
-
-def test_the_options_are_the_settings():
-    assert OPTIONS.keys() == OF_SETTINGS.keys() | BESIDE_SETTINGS
-
-
-def test_the_defaults_are_those_of_the_settings():
-    given = map_command.make_context("map", ["--src", "a", "--dst", "b"]).params
-    assert MapSettings(**{name: given[name] for name in OF_SETTINGS}) == MapSettings()
-
-
-@pytest.mark.parametrize("name", OF_SETTINGS)
-def test_an_option_is_named_and_limited_as_its_setting(name):
-    assert OPTIONS[name].opts == ["--" + name.replace("_", "-")]
-    if allowed := choices(OF_SETTINGS[name].annotation):
-        assert tuple(OPTIONS[name].type.choices) == allowed
-
-
-def test_the_function_has_the_same_names_and_defaults():
-    parameters = inspect.signature(map_models).parameters
-    assert set(parameters) == {"src", "dst", "core", "out", "profile", "reporter", "settings"}
-    for name in ("out", "profile"):
-        assert str(OPTIONS[name].get_default(click.Context(map_command))) == str(parameters[name].default)
-    assert parameters["core"].default == ()
-    assert set(OPTIONS["profile"].type.choices) == set(PROFILES)
-
-
-def test_profiles_set_what_there_is():
-    for values in PROFILES.values():
-        assert set(values) <= set(OF_SETTINGS)
-        for name, value in values.items():
-            assert value in choices(OF_SETTINGS[name].annotation)
-
-
-def test_an_option_given_beside_a_profile_stays():
-    assert MapSettings.of("paper").match == "argmax"
-    assert MapSettings.of("paper", match="monotone") == MapSettings(
-        **{**PROFILES["paper"], "match": "monotone"}, cache=MapSettings().cache
-    )
 
 
 def commands() -> list[tuple[str, click.Command]]:
@@ -161,22 +107,12 @@ def test_the_list_of_commands():
     assert run("-h").stdout == result.stdout
 
 
-def test_the_version():
-    assert run("--version").stdout == f"trace-transfer, version {__version__}\n"
-
-
 @pytest.mark.parametrize(("typed", "meant"), [("mpa", "map"), ("rule", "rules"), ("inspct", "inspect")])
 def test_a_command_mistyped(typed, meant):
     result = run(typed)
     assert result.exit_code == 2
     assert f"No such command '{typed}'. Did you mean '{meant}'?" in result.stderr
     assert result.stdout == ""
-
-
-def test_no_suggestion_for_what_is_like_nothing():
-    result = run("xyzzy")
-    assert result.exit_code == 2
-    assert "Did you mean" not in result.stderr
 
 
 def test_a_closed_pipe_is_no_failure():

@@ -15,11 +15,6 @@ from trace_transfer.patch.patches import Patch
 NORM = "model.norm.weight"
 
 
-@pytest.fixture(autouse=True)
-def _command(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "patch", "")
-
-
 def run(*arguments):
     return CliRunner().invoke(cli.main, ["patch", *map(str, arguments)])
 

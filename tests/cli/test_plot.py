@@ -1,28 +1,17 @@
 """`trace-transfer plot`: what it writes, what it prints, what it refuses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
 from tests.core_files import write_core
-from trace_transfer.cli import Commands
-from trace_transfer.cli.identify import plot_command
-
-
-class WithPlot(Commands):
-    """The group of commands, with `plot` whether or not it is in its list."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return plot_command if cmd_name == "plot" else super().get_command(ctx, cmd_name)
+from trace_transfer.cli import main
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(WithPlot(), ["plot", *map(str, arguments)])
+    return CliRunner().invoke(main, ["plot", *map(str, arguments)])
 
 
 def of_epochs(file: Path, target: Path, epochs: int) -> Path:
@@ -78,27 +67,3 @@ def test_refuses_what_is_no_core_file(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert f"error: {other}: format 'something', expected trace-transfer/core" in result.stderr
     assert run("--out", tmp_path / "out").exit_code == 2
-
-
-def test_own_rules_tell_components(tiny, tmp_path: Path) -> None:
-    file = write_core(tiny("llama"), tmp_path / "math.core.json")
-    data = json.loads(file.read_text("utf-8"))
-    data["model"] |= {"family": "mine", "model_type": "mine"}
-    file.write_text(json.dumps(data), "utf-8")
-    refused = run(file, "--out", tmp_path / "out")
-    assert refused.exit_code == 2
-    assert "no parameter belongs to a component of family 'mine'" in refused.stderr
-    rules = tmp_path / "mine.yaml"
-    rules.write_text("family: mine\nmodel_types: [mine]\nextends: llama\n", "utf-8")
-    result = run(file, "--out", tmp_path / "out", "--rules", rules)
-    assert result.exit_code == 0, result.output
-    assert "LN-PA" in (tmp_path / "out" / "importance.html").read_text("utf-8")
-
-
-def test_an_output_that_is_an_input(tiny, tmp_path: Path) -> None:
-    core = write_core(tiny("llama"), tmp_path / "importance.html")
-    before = core.read_bytes()
-    result = run(core, "--out", tmp_path)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"error: {core}: is an input as well; name another --out\n"
-    assert core.read_bytes() == before and not (tmp_path / "importance.png").exists()

@@ -7,24 +7,10 @@ from tests.patch_files import make_patch, mask_of, state_of
 from tests.task_files import write_tasks
 from trace_transfer.cli.evaluate import represent_command
 from trace_transfer.errors import UserError
-from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.settings import choices, singles
-
-OPTIONS = {option.name: option for option in represent_command.params}
-BESIDE_SETTINGS = {"models", "tasks", "labelled", "patches", "out", "dry_run"}
 
 
 def call(*arguments):
     return CliRunner().invoke(represent_command, list(map(str, arguments)), catch_exceptions=False)
-
-
-def test_options_are_the_settings_with_their_defaults():
-    given = represent_command.make_context("represent", ["m", "--tasks", "t"]).params
-    assert RepresentSettings(**{n: v for n, v in given.items() if n not in BESIDE_SETTINGS}) == RepresentSettings()
-    assert set(OPTIONS) - BESIDE_SETTINGS == set(RepresentSettings().recorded())
-    for one in singles(RepresentSettings):
-        if values := choices(one.field.annotation):
-            assert tuple(OPTIONS[one.name].type.choices) == values
 
 
 def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):
@@ -55,12 +41,6 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypat
     assert "models of different widths: a space for each" in result.stdout
     assert "math 10, code 8, law 12" in result.stdout
     assert not (tmp_path / "out").exists()
-
-
-def test_what_is_not_name_and_model(tmp_path):
-    result = CliRunner().invoke(represent_command, ["--tasks", "t.yaml", "--label", "tuned"])
-    assert result.exit_code == 2
-    assert "'tuned' is not NAME=MODEL" in result.output
 
 
 def test_two_models_of_one_name(tiny, tmp_path):

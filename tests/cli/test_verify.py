@@ -14,13 +14,6 @@ from trace_transfer.formats import read_any
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 
-NORM = "model.norm.weight"
-
-
-@pytest.fixture(autouse=True)
-def _command(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "verify", "")
-
 
 def run(*arguments):
     return CliRunner().invoke(cli.main, ["verify", *map(str, arguments)])

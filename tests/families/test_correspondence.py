@@ -240,7 +240,7 @@ def test_norms_meet_by_what_they_do():
 
 
 @pytest.mark.parametrize("source", sorted(CONFIGS))
-@pytest.mark.parametrize("target", sorted(CONFIGS))
+@pytest.mark.parametrize("target", ["llama_tied", "gemma3", "gpt2", "deepseek_v3"])
 def test_total(source, target):
     graph = between(source, target, [(0, 1)])
     mapped = {unit for unit in graph.source.units if graph.targets_of(unit)}

@@ -45,51 +45,14 @@ exclude:
 
 
 def test_all_problems_of_a_file_at_once(tmp_path):
-    assert problems_of(write(tmp_path, BROKEN)) == [
-        "mine.yaml:1: 'layer:' is missing; expected it, or 'extends:' of a family with it",
-        "mine.yaml:3: the file: unknown key 'layres'; did you mean 'layer'?",
-        "mine.yaml:5: components: unknown component 'attention.querry'; did you mean 'attention.query'?",
-        "mine.yaml:6: attention.key: 'self_attn.k_proj.weight' (line 6) and 'self_attn.k_proj_2.weight' have the same "
-        "role 'weight'; tell them apart with {name: …, role: …}",
-        "mine.yaml:7: attention.value: the list is empty",
-        "mine.yaml:8: attention.output: 'members:' is missing; expected a list of names",
-        "mine.yaml:8: attention.output: unknown key 'member'; did you mean 'members'?",
-        "mine.yaml:9: components: 'attention.key' stands here a second time (first at line 6)",
-        "mine.yaml:10: mlp.gate: found 'self_attn.o_proj.weight', expected a list",
-        "mine.yaml:12: mlp.up: rows: 'hidden_size / 2' holds 'hidden_size / 2', which is not allowed (divide integers "
-        "with //); allowed are integers, names from the config, dots, + - * // and parentheses",
-        "mine.yaml:13: mlp.up: rows: found a list, expected [from, to] or {every: n, from: a, to: b}",
-        "mine.yaml:15: mlp.down: rows: from missing; expected {every: n, from: a, to: b}",
-        "mine.yaml:15: mlp.down: rows: unknown key 'form'; did you mean 'from'?",
-        "mine.yaml:16: mlp.down: a part has one of 'rows:', 'columns:' and 'depth:'; found 'rows:' and 'columns:'",
-        "mine.yaml:17: mlp.down: 'name:' is missing in a member",
-        "mine.yaml:18: mlp.down: 'model.layers.{layer}.mlp.x' holds {layer}; names under 'components:' start below "
-        "'layer:', and no name under 'outside:' has a layer",
-        "mine.yaml:19: mlp.down: 'mlp.*.weight' is not a whole parameter name (letters, digits, _ and dots)",
-        "mine.yaml:20: components: 'head' belongs under 'outside:'",
-        "mine.yaml:21: norm.pre_mlp: expand: found 3 (int), expected true or false",
-        "mine.yaml:23: embedding: found 7 (int), expected a text",
-        "… and 5 more",
-    ]
-
-
-def test_the_rest_of_them(tmp_path):
-    text = LLAMA.replace("family: llama", "family: my family").replace("[llama]", "llama")
-    text = text.replace("model.layers.{layer}", "model.layers") + (
-        "sizes:\n  2x: hidden_size\n  q: [hidden_size, 'a b']\n"
-        "exclude:\n  - {name: 'a.{lyer}.b', reason: why}\n  - {name: a.b}\n  - nonsense\n"
+    *found, more = problems_of(write(tmp_path, BROKEN))
+    assert more == "… and 5 more"
+    lines = [1, 3, 5, 6, 7, 8, 8, 9, 10, 12, 13, 15, 15, 16, 17, 18, 19, 20, 21, 23]
+    assert [problem.split(":")[1] for problem in found] == [str(line) for line in lines]
+    assert found[2] == (
+        "mine.yaml:5: components: unknown component 'attention.querry'; did you mean 'attention.query'?"
     )
-    assert problems_of(write(tmp_path, text)) == [
-        "mine.yaml:3: family: found 'my family', expected one word of letters, digits and _ . -",
-        "mine.yaml:4: model_types: found 'llama', expected a list",
-        "mine.yaml:5: layer: found 'model.layers', expected a module path that ends in .{layer}",
-        "mine.yaml:21: sizes: '2x' cannot be used as a name in expressions",
-        "mine.yaml:22: sizes: q: 'a b' is not an arithmetic expression; allowed are integers, names from the config, "
-        "dots, + - * // and parentheses",
-        "mine.yaml:24: exclude: 'a.{lyer}.b' is not a whole name; its only hole may be {layer}",
-        "mine.yaml:25: exclude: expected {name: …, reason: …} or {module: …, reason: …}",
-        "mine.yaml:26: exclude: found 'nonsense', expected a mapping",
-    ]
+    assert found[7] == "mine.yaml:9: components: 'attention.key' stands here a second time (first at line 6)"
 
 
 @pytest.mark.parametrize(
@@ -109,12 +72,6 @@ def test_not_a_mapping(text, expected, tmp_path):
     assert problems_of(write(tmp_path, text)) == [expected]
 
 
-def test_not_text(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_bytes(b"family: \xff")
-    assert problems_of(path)[0].startswith("mine.yaml:1: not UTF-8 text (byte 8)")
-
-
 def test_problems_of_several_files_come_together(tmp_path):
     first = write(tmp_path, "family: a\nmodel_types: [a]\nextends: lama\n", "a.yaml")
     second = write(tmp_path, "family: b\nmodel_types: [b]\nextends: c\n", "b.yaml")
@@ -130,16 +87,6 @@ def test_problems_of_several_files_come_together(tmp_path):
     ]
 
 
-def test_two_files_of_one_family(tmp_path):
-    first, second = write(tmp_path, mine(LLAMA), "a.yaml"), write(tmp_path, mine(LLAMA), "b.yaml")
-    assert problems_of(first, second) == ["b.yaml:3: family 'mine' is also in a.yaml:3"]
-
-
-def test_a_family_of_its_own_that_extends_itself(tmp_path):
-    path = write(tmp_path, "family: mine\nmodel_types: [mine]\nextends: mine\n")
-    assert problems_of(path)[0].startswith("mine.yaml:3: extends: there is no family 'mine'; ")
-
-
 def test_one_name_in_two_components(tmp_path):
     text = mine(LLAMA).replace("[self_attn.o_proj.weight", "[self_attn.v_proj.weight")
     assert problems_of(write(tmp_path, text)) == [
@@ -147,13 +94,6 @@ def test_one_name_in_two_components(tmp_path):
         "attention.output; give both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if "
         "it serves both"
     ]
-
-
-def test_missing_files(tmp_path):
-    with pytest.raises(RulesError, match=r"nowhere does not exist; expected a rules file, or a directory with"):
-        load_families(tmp_path / "nowhere")
-    with pytest.raises(RulesError, match=r"has no \*.yaml file; expected a rules file"):
-        load_families(tmp_path)
 
 
 # ---------------------------------------------------------------- applied to a model
@@ -164,54 +104,29 @@ def test_misfits_all_at_once(tmp_path):
     text = text.replace("self_attn.k_proj.weight", "self_attn.kproj.weight").replace("  mlp.up: ", "  #")
     text = text.replace("model.norm.weight", "model.nrom.weight")
     text += "exclude:\n  - {name: model.nothing, reason: none}\n  - {name: lm_head.weight, reason: none}\n"
-    assert misfits(text, TINY_LLAMA, tmp_path) == [
-        "mine.yaml:9: attention.key: 'self_attn.kproj.weight' matches no parameter (close: 'self_attn.k_proj.weight'); "
-        "correct it, or write 'self_attn.kproj.weight?' if some models of this family lack it",
-        "mine.yaml:18: norm.final: 'model.nrom.weight' matches no parameter (close: 'model.norm.weight'); correct it, "
-        "or write 'model.nrom.weight?' if some models of this family lack it",
-        "mine.yaml:21: exclude: 'model.nothing' matches no parameter",
-        "mine.yaml:22: exclude: 'lm_head.weight' is also in head (mine.yaml:19)",
-        "mine.yaml:3: parameter 'model.layers.{layer}.self_attn.k_proj.weight' is in no component; add it to one, or "
-        "exclude it with a reason (layers 0-1)",
-        "mine.yaml:3: parameter 'model.layers.{layer}.mlp.up_proj.weight' is in no component; add it to one, or "
-        "exclude it with a reason (layers 0-1)",
-        "mine.yaml:3: parameter 'model.norm.weight' is in no component; add it to one, or exclude it with a reason",
-    ]
+    found = misfits(text, TINY_LLAMA, tmp_path)
+    assert [one.split(":")[1] for one in found] == ["9", "18", "21", "22", "3", "3", "3"]
+    assert "'self_attn.kproj.weight' matches no parameter (close: 'self_attn.k_proj.weight')" in found[0]
+    assert "parameter 'model.layers.{layer}.mlp.up_proj.weight' is in no component" in found[5]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("rows: [q, q + kv]", "rows: [q - 1, q + kv]",
-         ["mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] has an overlap [63, 64] of "
-          "attention.query (mine.yaml:13) and attention.key (mine.yaml:15) (layers 0-1)"]),
-        ("rows: [q, q + kv]", "rows: [q + 3, q + kv]",
-         ["mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] has a gap [64, 67] between "
-          "attention.query (mine.yaml:13) and attention.key (mine.yaml:15) (layers 0-1)"]),
-        ("q + 2*kv]", "q + kv + 2]",
-         ["mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] has a gap [98, 128] between "
-          "attention.value (mine.yaml:17) and its end (layers 0-1)"]),
-        ("q + 2*kv]", "q + 3*kv]",
-         ["mine.yaml:17: attention.value: 'self_attn.qkv_proj.weight': rows [q + kv, q + 3*kv] is [96, 160], which is "
-          "empty, reversed or outside of the 128 rows of shape [128, 64] (layers 0-1)"]),
-        ("rows: [q, q + kv]", "columns: [0, 64]",
-         ["mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] is cut along rows and along "
-          "columns: attention.query (mine.yaml:13) and attention.key (mine.yaml:15) and attention.value (mine.yaml:17) "
-          "(layers 0-1)"]),
-        ("rows: [q, q + kv]", "depth: [0, 64]",
-         ["mine.yaml:15: attention.key: 'self_attn.qkv_proj.weight': depth [0, 64]: a tensor of shape [128, 64] has no "
-          "depth (layers 0-1)"]),
-        ("rows: [q, q + kv]", "rows: {every: 3, from: 0, to: 1}",
-         ["mine.yaml:15: attention.key: 'self_attn.qkv_proj.weight': rows [0, 1] of every 3: blocks of 3 do not divide "
-          "the 128 rows of shape [128, 64] (layers 0-1)"]),
-        ("num_attention_heads * head_dim", "num_atention_heads * head_dim",
-         ["mine.yaml:8: sizes: 'q' cannot be worked out: 'num_atention_heads' is not set in the config of phi3 (close: "
-          "num_attention_heads)"]),
+        ("rows: [q, q + kv]", "rows: [q - 1, q + kv]", "has an overlap [63, 64] of attention.query (mine.yaml:13) and"),
+        ("rows: [q, q + kv]", "rows: [q + 3, q + kv]", "has a gap [64, 67] between attention.query (mine.yaml:13) and"),
+        ("q + 2*kv]", "q + kv + 2]", "has a gap [98, 128] between attention.value (mine.yaml:17) and its end"),
+        ("q + 2*kv]", "q + 3*kv]", "is [96, 160], which is empty, reversed or outside of the 128 rows"),
+        ("rows: [q, q + kv]", "columns: [0, 64]", "is cut along rows and along columns"),
+        ("rows: [q, q + kv]", "depth: [0, 64]", "a tensor of shape [128, 64] has no depth"),
+        ("rows: [q, q + kv]", "rows: {every: 3, from: 0, to: 1}", "blocks of 3 do not divide the 128 rows"),
+        ("num_attention_heads * head_dim", "num_atention_heads * head_dim", "sizes: 'q' cannot be worked out"),
     ],
-)  # fmt: skip
+)
 def test_parts_that_do_not_tile(old, new, expected, tmp_path):
     assert old in PHI3
-    assert misfits(PHI3.replace(old, new, 1), TINY_PHI3, tmp_path) == expected
+    (found,) = misfits(PHI3.replace(old, new, 1), TINY_PHI3, tmp_path)
+    assert expected in found
 
 
 def test_wrong_layer_path(tmp_path):

@@ -12,8 +12,8 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import build_meta_model, inventory_of, part_numel
 
 REGISTRY = load_families()
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"]
-EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "olmoe"]
+FAMILIES = ["llama", "mistral", "qwen2", "olmo2", "phi3", "gpt2", "gpt_neox"]  # grouped, one key, fused, transposed
+EXPERTS = ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"]
 SMALL = {"vocab_size": 50, "num_hidden_layers": 2}
 
 

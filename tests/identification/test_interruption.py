@@ -56,33 +56,19 @@ def test_a_kill_in_a_write_of_fisher_information(runs):
     runs.check_it_finishes()
 
 
-def test_a_kill_between_operations_on_files_again_and_again(runs):
-    """Without clearing in between: each run goes on where the one before was killed."""
+def test_a_kill_at_drawn_operations(runs):
+    """Of a first run, and then without clearing in between: each run goes on where the one before was killed."""
     drawn = random.Random(0)
-    runs.kill_at([drawn.randint(5, 60) for _ in range(8)], check_nothing_is_half)
+    runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
     runs.check_it_finishes()
-
-
-@pytest.mark.parametrize("part", range(2))
-def test_a_kill_at_drawn_operations_of_a_first_run(runs, part):
-    drawn = random.Random(part)
-    for _ in range(3):
-        runs.clear()
-        runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
-        runs.check_it_finishes()
-
-
-def test_a_kill_at_drawn_moments(runs):
-    drawn = random.Random(1)
-    for _ in range(4):
-        runs.run(signal=signal.SIGKILL, after=drawn.uniform(0.2, runs.undisturbed["seconds"]))
-        check_nothing_is_half(runs)
+    runs.clear()
+    runs.kill_at([drawn.randint(5, 60) for _ in range(4)], check_nothing_is_half)
     runs.check_it_finishes()
 
 
 def test_ctrl_c_leaves_nothing_by_halves(runs):
     drawn = random.Random(2)
-    for _ in range(4):
+    for _ in range(2):
         done = runs.run(signal=signal.SIGINT, after=drawn.uniform(0.2, runs.undisturbed["seconds"]))
         if done["returncode"] != 0:  # it may have been too late
             assert done["returncode"] == 130, done["stderr"]
@@ -96,14 +82,16 @@ def test_ctrl_c_leaves_nothing_by_halves(runs):
 
 @pytest.mark.slow
 def test_fifty_kills(runs):
-    """At any operation on a file, of first runs and of those that go on."""
+    """At any operation on a file or moment, of first runs and of those that go on."""
     drawn = random.Random(3)
     killed = 0
     while killed < 50:
         if drawn.random() < 0.3:
             runs.clear()
-        event = drawn.randint(1, runs.undisturbed["events"])
-        done = runs.run(signal=signal.SIGKILL, at_event=event)
+        when = {"at_event": drawn.randint(1, runs.undisturbed["events"])}
+        if drawn.random() < 0.3:
+            when = {"after": drawn.uniform(0.2, runs.undisturbed["seconds"])}
+        done = runs.run(signal=signal.SIGKILL, **when)
         killed += done["returncode"] == -signal.SIGKILL
         check_nothing_is_half(runs)
         if done["returncode"] == 0:

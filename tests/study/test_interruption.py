@@ -85,11 +85,11 @@ def begun(out: Path, kind: str) -> None:
 
 def test_killed_once(tiny, tmp_path):
     """Nobody is left behind by `kill -9`, however long the step would have gone on, and the run goes on."""
-    file = write_run(tmp_path / "run", tiny, methods=["transfer-lf"], source="llama")
-    endless = {**run_content()["identify"], "epochs": 100_000}
+    file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None)
+    endless = {**run_content()["train"], "epochs": 100_000}
     out = tmp_path / "out"
-    process = start(write_file(file.parent, methods=["transfer-lf"], source="llama", identify=endless), out)
-    begun(out, "warm-start")
+    process = start(write_file(file.parent, methods=["sequential"], source=None, train=endless), out)
+    begun(out, "train")
     time.sleep(1.0)
     process.kill()
     process.wait()
@@ -98,7 +98,7 @@ def test_killed_once(tiny, tmp_path):
         time.sleep(0.1)
     assert processes_of(process.pid) == []
     assert not (out / "run.json").exists()
-    finish(write_file(file.parent, methods=["transfer-lf"], source="llama"), out)
+    finish(write_file(file.parent, methods=["sequential"], source=None), out)
     assert (out / "report.html").is_file()
 
 

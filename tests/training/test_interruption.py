@@ -53,18 +53,14 @@ def test_two_runs_write_the_same_bytes(runs):
     runs.check_it_finishes()
 
 
-def test_a_kill_between_operations_on_files_again_and_again(runs):
+def test_a_kill_at_drawn_operations(runs):
+    """Of a first run, and then without clearing in between."""
     drawn = random.Random(0)
-    runs.kill_at([drawn.randint(10, 120) for _ in range(6)], check_nothing_is_half)
+    runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
     runs.check_it_finishes()
-
-
-def test_a_kill_at_drawn_operations_of_a_first_run(runs):
-    drawn = random.Random(3)
-    for _ in range(4):
-        runs.clear()
-        runs.kill_at([drawn.randint(1, runs.undisturbed["events"])], check_nothing_is_half)
-        runs.check_it_finishes()
+    runs.clear()
+    runs.kill_at([drawn.randint(10, 120) for _ in range(4)], check_nothing_is_half)
+    runs.check_it_finishes()
 
 
 def told_to_stop(runs, **when):
@@ -79,7 +75,7 @@ def told_to_stop(runs, **when):
 
 def test_sigterm_saves_and_ends_with_0(runs):
     drawn, stops = random.Random(1), []
-    for _ in range(6):
+    for _ in range(4):
         said = told_to_stop(runs, at_event=drawn.randint(20, 150))
         if said is None:
             break

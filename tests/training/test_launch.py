@@ -43,9 +43,8 @@ def alone(command, tmp_path_factory):
     return weights(out / "model")
 
 
-@pytest.mark.parametrize(
-    "launcher", ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "deepspeed"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher):
     before, after = LAUNCHERS[launcher]
     done = subprocess.run([*before, *command, "--zero", "3", "--out", str(tmp_path), *after],

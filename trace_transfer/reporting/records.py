@@ -81,7 +81,7 @@ class RunFile(Strict):
     version: Literal[1] = 1
     name: str
     settings: dict[str, Any]
-    source: str | None
+    source: str | None = None
     target: str
     tasks: tuple[str, ...]
     of_task: dict[str, str]

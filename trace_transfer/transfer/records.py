@@ -27,7 +27,7 @@ class LayerPair(Strict):
 
     source: int
     target: int
-    similarity: float | None
+    similarity: float | None = None
     margin: float | None = None
     runner_up: int | None = None
     flip_rate: float | None = None
