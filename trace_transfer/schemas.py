@@ -16,15 +16,14 @@ from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.parsing import TOP_KEYS
 from trace_transfer.settings import Settings, bare, singles
-from trace_transfer.study.methods import AXES, METHODS, SECTIONS
-from trace_transfer.study.run_file import KEEP, KEYS, ORDERS, RunTask
+from trace_transfer.study.methods import AXES, CHANGEABLE, METHODS, SECTIONS
+from trace_transfer.study.run_file import MethodKeys, RunKeys, RunTask, SweepKeys
 from trace_transfer.training.settings import StreamTask
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
-COUNT: Schema = {"type": "integer", "minimum": 1}
 
 
 def schema_of(file: str) -> Schema:
@@ -42,13 +41,11 @@ def _list(item: Schema) -> Schema:
 
 
 def settings_schema(kind: type[Settings]) -> Schema:
-    """Settings as the flat section of a file; a number may be a text that YAML took for one (`2e-5`)."""
+    """Settings as the flat section of a file."""
     properties: Schema = {}
     for one in singles(kind):
         schema = TypeAdapter(one.field.rebuild_annotation()).json_schema()
-        if bare(one.field.annotation)[0] is float:
-            schema = {"anyOf": [schema, {"type": "string", "pattern": r"^[+-]?[0-9.]+[eE][+-]?[0-9]+$"}]}
-        elif bare(one.field.annotation)[0] == tuple[str, ...]:
+        if bare(one.field.annotation)[0] == tuple[str, ...]:
             schema = TEXTS
         properties[one.name] = {**schema, "description": one.field.description}
     if len(kind.PROFILES) > 1:
@@ -59,31 +56,20 @@ def settings_schema(kind: type[Settings]) -> Schema:
 def _run() -> Schema:
     sections = {name: settings_schema(kind) for name, kind in SECTIONS.items()}
     sections["represent"]["properties"]["methods"] = _list(TEXT)
-    own: Schema = {"name": TEXT, "like": {"enum": list(METHODS)}, "title": TEXT, "what": TEXT}
-    own |= {name: sections[name] for name in ("identify", "map", "train")}
+    own = settings_schema(MethodKeys)["properties"] | {"like": {"enum": list(METHODS)}}
+    own |= {name: sections[name] for name in CHANGEABLE}
     axis = {"anyOf": [{"type": "array"}, {"const": "all"}]}
-    details = _object({"values": axis, "methods": _list(TEXT), "seeds": _list({"type": "integer"})}, ("values",))
+    details = _object(settings_schema(SweepKeys)["properties"] | {"values": axis}, ("values",))
     sweep: Schema = {"anyOf": [axis, details]}
-    properties: Schema = {
+    in_lists: Schema = {
         **sections,
-        "name": TEXT,
-        "source": {**TEXT, "description": "The model on which transfer methods identify core sets."},
-        "target": {**TEXT, "description": "The model that all methods train."},
-        "out": TEXT,
-        "rules": TEXTS,
         "tasks": _list(RunTask.model_json_schema()),
         "evaluations": _list(EvaluationSpec.model_json_schema()),
-        "suite": TEXT,
         "methods": _list({"anyOf": [{"enum": list(METHODS)}, _object(own, ("name", "like"))]}),
-        "reference": TEXT,
-        "seeds": _list({"type": "integer"}),
-        "orders": {"enum": list(ORDERS)},
         "sweeps": {"type": "object", "properties": dict.fromkeys(AXES, sweep), "additionalProperties": sweep},
-        "jobs": COUNT,
-        "processes": COUNT,
-        "keep": {"enum": list(KEEP)},
     }
-    return _object({key: properties[key] for key in KEYS}, ("target", "tasks", "methods"))
+    keys = settings_schema(RunKeys)["properties"]
+    return _object({key: {**keys[key], **in_lists.get(key, {})} for key in keys}, ("target", "tasks", "methods"))
 
 
 def _rules() -> Schema:

@@ -40,12 +40,14 @@ class SettingsError(UserError):
     Attributes:
         problems: each begins with the setting's name.
         alone: those of them that are wrong whatever the other settings are.
+        usable: the settings with defaults in the places of those.
     """
 
     def __init__(
-        self, problems: Iterable[str], contradictions: Iterable[str] = (), what: str = "settings that cannot be used"
-    ) -> None:
-        self.alone = tuple(problems)
+        self, problems: Iterable[str], contradictions: Iterable[str] = (), what: str = "settings that cannot be used",
+        usable: Any = None,
+    ) -> None:  # fmt: skip
+        self.alone, self.usable = tuple(problems), usable
         self.problems = (*self.alone, *contradictions)
         super().__init__(f"{what}:\n" + listing(self.problems))
 
@@ -136,7 +138,7 @@ class Settings(BaseModel):
             problems = _problems(error, fields)
             wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
             usable = type(self).model_construct(**{name: given[name] for name in given if name not in wrong})
-            raise SettingsError(problems, usable.contradictions()) from None
+            raise SettingsError(problems, usable.contradictions(), usable=usable) from None
         if contradictions := self.contradictions():
             raise SettingsError((), contradictions)
 

@@ -33,6 +33,7 @@ _TAG = "tag:yaml.org,2002:"
 _YAML_KINDS = frozenset(_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge"))
 _KINDS = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
 _LARGE = re.compile(r"[\s:\[,]-?[0-9](?:[0-9]{18}|[0-9.]*[eE]\+?[0-9]{3})")  # many digits, or a large exponent
+_EXPONENT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+\Z")  # a number that YAML 1.1 lacks
 _ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # NUL, or half a surrogate pair
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s{}\[\],:"]+', re.DOTALL)
 _COLON = re.compile(r"\s*:")
@@ -311,10 +312,11 @@ def compose_yaml(text: str) -> Node | None:
     from yaml.composer import Composer
 
     class Loader(yaml.SafeLoader):
-        """Without dates, which are text, and not deeper than the limit."""
+        """Dates are text and 2e-5 is a number, as in YAML 1.2; not deeper than the limit."""
 
         yaml_implicit_resolvers = {  # noqa: RUF012 (as the library has it)
             first: [(tag, pattern) for tag, pattern in known if tag != _TAG + "timestamp"]
+            + [(_TAG + "float", _EXPONENT)] * (first in "+-.0123456789")
             for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
         depth = 0

@@ -22,7 +22,7 @@ from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.study.run_file import Cell, RunFile, cells_of
+from trace_transfer.study.run_file import Cell, Study, cells_of
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 NO_WEIGHTS = "no weights here"
@@ -34,7 +34,7 @@ _COLLECTED = ("fisher", "fisher_at", "fisher_examples")
 class RunGraph:
     """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell."""
 
-    run: RunFile
+    run: Study
     graph: nx.DiGraph
     cells: tuple[tuple[Cell, Mapping[str, Step]], ...]
     represent: Step | None
@@ -58,7 +58,7 @@ class RunGraph:
         return " ".join([step.kind, *([task["name"]] if task else []), *([f"({users[0]}{more})"] if users else [])])
 
 
-def build_graph(run: RunFile) -> RunGraph:
+def build_graph(run: Study) -> RunGraph:
     """Lay out all steps; reads configs, headers and hashes of data, no weights.
 
     Raises:
@@ -73,7 +73,7 @@ def build_graph(run: RunFile) -> RunGraph:
 class _Builder:
     """Makes steps, and makes each only once."""
 
-    def __init__(self, run: RunFile) -> None:
+    def __init__(self, run: Study) -> None:
         self.run, self.graph = run, nx.DiGraph()
         self.contents: dict[str, dict[str, str]] = {}
         self.tasks = {

@@ -6,7 +6,6 @@ Another comparison is another entry here, or an item with `like:` in a run file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.settings import Settings, SettingsError, Single, bare, choice, singles, unknown_problems
+from trace_transfer.settings import Settings, SettingsError, Single, choice, singles, unknown_problems
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
@@ -89,6 +88,7 @@ METHODS: dict[str, RunMethod] = {
     )
 }  # fmt: skip
 
+CHANGEABLE = ("identify", "map", "train")  # sections that methods and sweeps change
 # Short names of axes that the paper sweeps → the setting that they stand for.
 AXES = {
     "ratio": "identify.ratio",
@@ -116,14 +116,12 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 
 
-def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any], list[str]]:
+def section_values(section: str, given: Mapping[str, Any], taken: bool = True) -> tuple[dict[str, Any], list[str]]:
     """Settings in the types that they have, and what is wrong with the others.
 
     Args:
         taken: whether settings that the methods and cells decide are refused.
     """
-    if not isinstance(given, Mapping):
-        return {}, [f" found {given!r}, expected settings, name: value"]
     kind = SECTIONS[section]
     known, profiles = {one.name: one for one in singles(kind)}, kind.PROFILES if len(kind.PROFILES) > 1 else {}
     problems = unknown_problems(map(str, given), [*known, *(["profile"] if profiles else [])])
@@ -141,9 +139,6 @@ def coerced(section: str, given: Any, taken: bool = True) -> tuple[dict[str, Any
 
 def _value(setting: Single, value: Any, problems: list[str]) -> Any:
     """A value as its setting takes it; a line for one that is wrong whatever the other settings are."""
-    if isinstance(value, str) and bare(setting.field.annotation)[0] is float:
-        with suppress(ValueError):
-            value = float(value)  # YAML takes 2e-5, which has no dot, for a text
     try:
         return getattr(setting.owner(**{setting.name: value}), setting.name)
     except SettingsError as error:
@@ -166,7 +161,7 @@ def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any
     values: list[Any] = []
     problems: list[str] = []
     for one in given:
-        found, wrong = coerced(section, {key: one}, taken=False)
+        found, wrong = section_values(section, {key: one}, taken=False)
         values += found.values()
         problems += wrong
     return values, problems

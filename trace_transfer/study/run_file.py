@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate, parse_yaml, suggestion
 from trace_transfer.errors import UserError, listing
@@ -34,309 +34,77 @@ from trace_transfer.evaluation.suite_file import Suite, load_suite
 from trace_transfer.files import check_directory
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.settings import SettingsError
-from trace_transfer.study.methods import AXES, METHODS, SECTIONS, RunMethod, axis_values, coerced, takes_part
+from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting
+from trace_transfer.study.methods import (
+    AXES,
+    CHANGEABLE,
+    METHODS,
+    SECTIONS,
+    RunMethod,
+    axis_values,
+    section_values,
+    takes_part,
+)
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
-
-KEYS = (
-    "name", "source", "target", "out", "rules", "tasks", "evaluations", "suite", "methods", "reference", "seeds",
-    "orders", "identify", "map", "train", "evaluate", "represent", "sweeps", "jobs", "processes", "keep",
-)  # fmt: skip
-ORDERS, KEEP = ("file", "vary"), ("core", "all", "none")
 
 
 class RunFileError(UserError):
     """A run file cannot be used; lists every problem, each with its path in the file."""
 
 
-def load_run(path: Path | str, out: Path | None = None) -> RunFile:
-    """Read a run file.
-
-    Args:
-        out: where results go, in place of what the file says.
-
-    Raises:
-        RunFileError: everything that is wrong with it, at once.
-        TaskError: it cannot be read, or is not YAML.
-    """
-    file = Path(path)
-    content = parse_yaml(file)
-    if not isinstance(content, Mapping):
-        raise RunFileError(
-            f"{file}: expected keys such as target:, tasks: and methods:, found {type(content).__name__}"
-        )
-    reader = _Reader(file, content)
-    run = reader.read(out)
-    if run is None or reader.problems:
-        count = f"{len(reader.problems)} problem" + ("" if len(reader.problems) == 1 else "s")
-        raise RunFileError(f"{file}: {count}:\n" + listing(reader.problems))
-    return run
+# ---- the keys of the file
 
 
-class _Reader:
-    """Takes a file's content apart, and notes what is wrong instead of stopping at the first."""
+class RunKeys(Settings):
+    """The keys of a run file. What stands in lists and sections is checked by those who read it."""
 
-    def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
-        self.file, self.content = file, content
-        self.problems: list[str] = []
+    name: str | None = setting(None, "Of the study; the file's or its directory's if not given.")
+    source: str | None = setting(None, "The model on which transfer methods identify core sets.")
+    target: str | None = setting(None, "The model that all methods train.")
+    out: str | None = setting(None, "Directory for the results; runs/NAME if not given.")
+    rules: Texts = setting((), "Your own rules, files or directories, beside or over the shipped.")
+    tasks: Any = setting(None, "The tasks in the order of the stream.")
+    evaluations: Any = setting(None, "What is measured after each task.")
+    suite: str | None = setting(None, "In place of `evaluations`: the name of a shipped suite, or a file.")
+    methods: Any = setting(None, "What is compared.")
+    reference: str | None = setting(None, "The method with which the others are compared; the first if not given.")
+    seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] = setting((0,), "One run of each.", min_length=1)
+    orders: Literal["file", "vary"] = setting("file", "vary: seed number k trains the k-th permutation of the tasks.")
+    identify: Any = setting(None, "Settings of `identify`.")
+    map: Any = setting(None, "Settings of `map`.")
+    train: Any = setting(None, "Settings of `train`.")
+    evaluate: Any = setting(None, "Settings of `evaluate`.")
+    represent: Any = setting(None, "Settings of `represent`, which is left out without them; `methods` chooses some.")
+    sweeps: Any = setting(None, "Axis → the values that it takes.")
+    jobs: Count = setting(1, "Steps at a time.")
+    processes: Count = setting(1, "Processes that share each training.")
+    keep: Literal["core", "all", "none"] = setting(
+        "core", "Patches that outlive their scoring: those of core sets, all (and the models), or none."
+    )
 
-    def read(self, out: Path | None) -> RunFile | None:
-        self.problems += [f"{key}: no such key; {suggestion(key, KEYS)}" for key in self.content if key not in KEYS]
-        name = self._text("name") or (self.file.stem if self.file.stem != "run" else self.file.absolute().parent.name)
-        target, source = self._model("target"), self._model("source", needed=False)
-        before = len(self.problems)
-        tasks, suite = self._tasks(), self._suite()
-        methods = self._methods(source)
-        whole = len(self.problems) == before and bool(tasks and methods)
-        sections = {section: self._section(section) for section in SECTIONS}
-        seeds = self._list("seeds", int, [0])
-        self._check_evaluations(tasks, suite)
-        orders, keep = self._choice("orders", ORDERS), self._choice("keep", KEEP)
-        jobs, processes = self._count("jobs"), self._count("processes")
-        place, rules, run = self._out(out, name), self._rules(), None
-        if whole and target and suite:  # what stands on methods and tasks can be looked at
-            represented = self._represented(sections["represent"], methods)
-            run = RunFile(
-                self.file, name, target, source, place, tasks, suite, methods, self._reference(methods), tuple(seeds),
-                orders, sections, (), rules, represented, jobs, processes, keep,
-            )  # fmt: skip
-            sections["represent"].pop("methods", None)
-            run = replace(run, sweeps=self._sweeps(run))
-            if not self.problems:
-                self._try_settings(run)
-        return run
 
-    def _text(self, key: str) -> str | None:
-        value = self.content.get(key)
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            self.problems.append(f"{key}: found {value!r}, expected a text")
-            return None
-        return value
+class MethodKeys(Settings):
+    """A method of one's own: another one with other settings."""
 
-    def _model(self, key: str, needed: bool = True) -> str | None:
-        """A path relative to the file, if there is one, else as it stands: it may be a hub name."""
-        value = self._text(key)
-        if value is None:
-            if needed and key not in self.content:
-                self.problems.append(f"{key}: is missing; expected a directory, a GGUF file or a hub name")
-            return None
-        beside = locate(value, self.file.parent)
-        if beside.exists():
-            return str(beside)
-        if value.startswith((".", "/", "~")) or value.count("/") != 1:
-            self.problems.append(f"{key}: {beside}: no such file or directory, and no hub name owner/name")
-        return value
+    name: str | None = setting(None, "Of the method.")
+    like: str | None = setting(None, "The method that it is made from.")
+    title: str | None = setting(None, "In tables; the name if not given.")
+    what: str | None = setting(None, "In the legend.")
+    identify: Any = setting(dict, "Settings of `identify`.")
+    map: Any = setting(dict, "Settings of `map`.")
+    train: Any = setting(dict, "Settings of `train`.")
 
-    def _items(self, key: str) -> list[Any]:
-        value = self.content.get(key)
-        if not isinstance(value, list) or not value:
-            self.problems.append(
-                f"{key}: " + ("is missing" if value is None else f"found {value!r}") + "; expected a list"
-            )
-            return []
-        return value
 
-    def _tasks(self) -> tuple[RunTask, ...]:
-        specs, problems = checked_items(self._items("tasks"), RunTask, self.file.parent)
-        self.problems += [f"tasks: {problem}" for problem in problems]
-        lower = [spec.name.lower() for spec in specs]
-        self.problems += [
-            f"tasks: '{spec.name}': on some disks its files would be those of another task: only case differs"
-            for spec in specs
-            if lower.count(spec.name.lower()) > 1 and [s.name for s in specs].count(spec.name) == 1
-        ]
-        return specs
+class SweepKeys(Settings):
+    """An axis with more than its values."""
 
-    def _suite(self) -> Suite | None:
-        if ("suite" in self.content) == ("evaluations" in self.content):
-            self.problems.append("evaluations: give either evaluations: (a list) or suite: (a name or a file)")
-            return None
-        if "suite" in self.content:
-            name = self._text("suite")
-            if name is None:
-                return None
-            beside = locate(name, self.file.parent)
-            try:
-                return load_suite(beside if beside.is_file() else name)
-            except UserError as error:
-                self.problems.append(f"suite: {error}")
-                return None
-        try:
-            return Suite.of(self._items("evaluations"), self.file.parent, self.file.stem, where="evaluations")
-        except UserError as error:
-            self.problems.append(str(error))
-            return None
+    values: Any = setting(None, "Values that the setting takes.")
+    methods: Texts | None = setting(None, "Only these methods; all that the axis changes if not given.")
+    seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] | None = setting(None, "Only these seeds.")
 
-    def _check_evaluations(self, tasks: Sequence[RunTask], suite: Suite | None) -> None:
-        if suite is None:
-            return
-        known = [spec.name for spec in suite.specs]
-        for task in tasks:
-            name = task.evaluate or task.name
-            if name not in known:
-                self.problems.append(
-                    f"tasks: task '{task.name}': evaluate: no evaluation '{name}', {suggestion(name, known)}"
-                )
 
-    def _methods(self, source: str | None) -> tuple[RunMethod, ...]:
-        found: list[RunMethod] = []
-        for number, item in enumerate(self._items("methods"), start=1):
-            where = f"methods: item {number}"
-            if isinstance(item, str):
-                if item not in METHODS:
-                    self.problems.append(f"methods: no method '{item}', {suggestion(item, METHODS)}")
-                else:
-                    found.append(METHODS[item])
-            elif isinstance(item, Mapping):
-                method = self._own_method(item, where)
-                found += [method] if method else []
-            else:
-                self.problems.append(f"{where}: found {item!r}, expected a name, or name: and like:")
-        names = [method.name for method in found]
-        self.problems += [
-            f"methods: '{name}' stands there twice" for name in dict.fromkeys(names) if names.count(name) > 1
-        ]
-        if source is None and "source" not in self.content:
-            need = [method.name for method in found if method.needs == "source"]
-            if need:
-                self.problems.append(f"source: is missing; {', '.join(need)} identify on it")
-        return tuple(found)
-
-    def _own_method(self, item: Mapping[str, Any], where: str) -> RunMethod | None:
-        allowed = ("name", "like", "title", "what", "identify", "map", "train")
-        wrong = [f"{where}: no such key '{key}'; {suggestion(key, allowed)}" for key in item if key not in allowed]
-        name, like = item.get("name"), item.get("like")
-        base = METHODS.get(like) if isinstance(like, str) else None
-        if not isinstance(name, str) or base is None:
-            wrong.append(f"{where}: needs name: and like:, {suggestion(str(like), METHODS, 'one of')}")
-        parts = {}
-        for section in ("identify", "map", "train"):
-            values, problems = coerced(section, item.get(section, {}), taken=False)
-            parts[section] = values
-            wrong += [f"{where}: {section}.{problem}" for problem in problems]
-        if wrong or base is None or not isinstance(name, str):
-            self.problems += wrong
-            return None
-        title, what = (base.title, base.what) if name == like else (name, f"{base.what}, with other settings")
-        sections: dict[str, Any] = {section: {**getattr(base, section), **values} for section, values in parts.items()}
-        return replace(base, name=name, title=item.get("title", title), what=item.get("what", what), **sections)
-
-    def _section(self, section: str) -> dict[str, Any]:
-        given = self.content.get(section, {})
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping):
-            self.problems.append(f"{section}: found {given!r}, expected settings, name: value")
-            return {}
-        rest = {key: value for key, value in given.items() if (section, key) != ("represent", "methods")}
-        values, problems = coerced(section, rest)
-        self.problems += [f"{section}.{problem}" for problem in problems]
-        if section == "map" and isinstance(values.get("probe"), str):
-            beside = locate(values["probe"], self.file.parent)
-            values["probe"] = str(beside) if beside.exists() else values["probe"]
-        if section == "represent" and "methods" in given:
-            values["methods"] = given["methods"]
-        return values
-
-    def _list(self, key: str, kind: type, default: list[Any]) -> list[Any]:
-        value = self.content.get(key, default)
-        if not isinstance(value, list) or not value or not all(type(one) is kind for one in value):
-            self.problems.append(f"{key}: found {value!r}, expected a list of whole numbers")
-            return default
-        self.problems += [f"{key}: {one} stands there twice" for one in dict.fromkeys(value) if value.count(one) > 1]
-        return value
-
-    def _choice(self, key: str, allowed: Sequence[str]) -> str:
-        value = self.content.get(key, allowed[0])
-        if value not in allowed:
-            self.problems.append(f"{key}: {value!r} is none of {', '.join(allowed)}")
-        return str(value)
-
-    def _count(self, key: str) -> int:
-        value = self.content.get(key, 1)
-        if type(value) is not int or value < 1:
-            self.problems.append(f"{key}: found {value!r}, expected a whole number from 1 on")
-            return 1
-        return value
-
-    def _out(self, given: Path | None, name: str) -> Path:
-        if given is not None:
-            return given
-        said = self._text("out")
-        place = locate(said, self.file.parent) if said else Path("runs") / name
-        try:
-            return check_directory(place)
-        except UserError as error:
-            self.problems.append(f"out: {error}")
-            return place
-
-    def _rules(self) -> tuple[str, ...]:
-        value = self.content.get("rules", [])
-        return tuple(str(locate(one, self.file.parent)) for one in ([value] if isinstance(value, str) else value))
-
-    def _reference(self, methods: Sequence[RunMethod]) -> str:
-        """The method that the others are compared with: the first one, if none is named."""
-        names = [method.name for method in methods]
-        value = self.content.get("reference", names[0])
-        if value not in names:
-            self.problems.append(f"reference: no method '{value}' in this run, {suggestion(str(value), names)}")
-        return str(value)
-
-    def _represented(self, section: Mapping[str, Any], methods: Sequence[RunMethod]) -> tuple[str, ...]:
-        if "represent" not in self.content:
-            return ()
-        names = [method.name for method in methods]
-        wanted = section.get("methods", names)
-        if not isinstance(wanted, list) or any(name not in names for name in wanted):
-            self.problems.append(f"represent.methods: found {wanted!r}, expected some of {', '.join(names)}")
-            return ()
-        return tuple(wanted)
-
-    def _sweeps(self, run: RunFile) -> tuple[Sweep, ...]:
-        given = self.content.get("sweeps") or {}
-        if not isinstance(given, Mapping):
-            self.problems.append(f"sweeps: found {given!r}, expected axis: [values]")
-            return ()
-        return tuple(sweep for axis, item in given.items() if (sweep := self._sweep(run, axis, item)) is not None)
-
-    def _sweep(self, run: RunFile, axis: str, item: Any) -> Sweep | None:
-        where, path = f"sweeps.{axis}", AXES.get(axis, axis)
-        section, _, key = path.partition(".")
-        if path not in ("seed", "order") and (
-            section not in ("identify", "map", "train") or key not in SECTIONS[section].names()
-        ):
-            self.problems.append(f"{where}: no such axis; {suggestion(axis, AXES)}, or a setting such as train.epochs")
-            return None
-        details = item if isinstance(item, Mapping) else {"values": item}
-        unknown = [key for key in details if key not in ("values", "methods", "seeds")]
-        self.problems += [f"{where}: no such key '{key}'; allowed: values, methods, seeds" for key in unknown]
-        values, problems = axis_values(path, details.get("values"), run.task_names)
-        self.problems += [f"{where}: {problem}" for problem in problems]
-        able = [method.name for method in run.methods if takes_part(method, path)]
-        methods = details.get("methods", able)
-        if not isinstance(methods, list) or any(name not in able for name in methods) or not methods:
-            found = f"found {methods!r}, " if methods else ""
-            self.problems.append(
-                f"{where}.methods: {found}expected some that the axis changes: {', '.join(able) or 'none'}"
-            )
-            return None
-        seeds = details.get("seeds", list(run.seeds))
-        if not isinstance(seeds, list) or any(seed not in run.seeds for seed in seeds):
-            self.problems.append(f"{where}.seeds: found {seeds!r}, expected some of {', '.join(map(str, run.seeds))}")
-            return None
-        return Sweep(axis, path, tuple(values), tuple(methods), tuple(seeds))
-
-    def _try_settings(self, run: RunFile) -> None:
-        """Settings that contradict each other are found here rather than when their step comes."""
-        try:
-            cells_of(run)
-            EvaluateSettings.of(**run.sections["evaluate"])
-            RepresentSettings(**run.sections["represent"])
-        except SettingsError as error:
-            self.problems += error.problems
-        except UserError as error:
-            self.problems.append(str(error))
+# ---- the run
 
 
 class RunTask(TaskSpec):
@@ -363,11 +131,12 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class RunFile:
-    """A run file, checked.
+class Study:
+    """A run file, checked, with places as they are found from here.
 
-    `sections` hold the settings as they were given: `identify`, `map`, `train`, `evaluate`, `represent`; None for a
-    representation that is not wanted.
+    Attributes:
+        sections: settings of `identify`, `map`, `train`, `evaluate` and `represent`, as they were given.
+        represent: the methods whose embeddings are drawn.
     """
 
     file: Path
@@ -415,6 +184,249 @@ class RunFile:
         return every[number % len(every)] if self.orders == "vary" else self.task_names
 
 
+# ---- reading
+
+
+def load_run(path: Path | str, out: Path | None = None) -> Study:
+    """Read a run file.
+
+    Args:
+        out: where results go, in place of what the file says.
+
+    Raises:
+        RunFileError: everything that is wrong with it, at once.
+        TaskError: it cannot be read, or is not YAML.
+    """
+    file = Path(path)
+    content = parse_yaml(file)
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise RunFileError(f"{file}: expected keys such as target:, tasks: and methods:, found {found}")
+    reader = _Reader(file, content)
+    run = reader.read(out)
+    if run is None or reader.problems:
+        count = f"{len(reader.problems)} problem" + ("" if len(reader.problems) == 1 else "s")
+        raise RunFileError(f"{file}: {count}:\n" + listing(reader.problems))
+    return run
+
+
+class _Reader:
+    """Notes what is wrong with a file instead of stopping at the first problem; `keys` has what can be used."""
+
+    def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
+        self.file, self.content = file, content
+        self.problems: list[str] = []
+        self.keys = self._keys(RunKeys, content)
+
+    def _keys(self, kind: type[Any], given: Mapping[str, Any], where: str = "") -> Any:
+        try:
+            return kind(**{str(key): value for key, value in given.items()})
+        except SettingsError as error:
+            self.problems += [where + problem for problem in error.problems]
+            return error.usable
+
+    def read(self, out: Path | None) -> Study | None:
+        keys = self.keys
+        name = keys.name or (self.file.stem if self.file.stem != "run" else self.file.absolute().parent.name)
+        target, source = self._model("target"), self._model("source")
+        before = len(self.problems)
+        tasks, suite, methods = self._tasks(), self._suite(), self._methods()
+        whole = len(self.problems) == before and bool(tasks and methods)
+        sections = {section: self._section(section) for section in SECTIONS}
+        for key, values in (("seeds", keys.seeds), ("methods", [method.name for method in methods])):
+            twice = [one for one in dict.fromkeys(values) if values.count(one) > 1]
+            self.problems += [f"{key}: {one!r} stands there twice" for one in twice]
+        self._check_evaluations(tasks, suite)
+        place, rules = self._out(out, name), tuple(str(locate(one, self.file.parent)) for one in keys.rules)
+        if not (whole and target and suite):  # what stands on methods and tasks cannot be looked at
+            return None
+        represented = self._represented(methods)
+        run = Study(
+            self.file, name, target, source, place, tasks, suite, methods, self._reference(methods), keys.seeds,
+            keys.orders, sections, (), rules, represented, keys.jobs, keys.processes, keys.keep,
+        )  # fmt: skip
+        run = replace(run, sweeps=self._sweeps(run))
+        if not self.problems:
+            self._try_settings(run)
+        return run
+
+    def _model(self, key: str) -> str | None:
+        """A path relative to the file, if there is one, else as it stands: it may be a hub name."""
+        value: str | None = getattr(self.keys, key)
+        if value is None:
+            if key == "target" and self.content.get(key) is None:
+                self.problems.append(f"{key}: is missing; expected a directory, a GGUF file or a hub name")
+            return None
+        beside = locate(value, self.file.parent)
+        if beside.exists():
+            return str(beside)
+        if value.startswith((".", "/", "~")) or value.count("/") != 1:
+            self.problems.append(f"{key}: {beside}: no such file or directory, and no hub name owner/name")
+        return value
+
+    def _items(self, key: str) -> list[Any]:
+        value = getattr(self.keys, key)
+        if isinstance(value, list) and value:
+            return value
+        self.problems.append(f"{key}: " + ("is missing" if value is None else f"found {value!r}") + "; expected a list")
+        return []
+
+    def _tasks(self) -> tuple[RunTask, ...]:
+        specs, problems = checked_items(self._items("tasks"), RunTask, self.file.parent)
+        self.problems += [f"tasks: {problem}" for problem in problems]
+        lower = [spec.name.lower() for spec in specs]
+        self.problems += [
+            f"tasks: '{spec.name}': on some disks its files would be those of another task: only case differs"
+            for spec in specs
+            if lower.count(spec.name.lower()) > 1 and [s.name for s in specs].count(spec.name) == 1
+        ]
+        return specs
+
+    def _suite(self) -> Suite | None:
+        if (self.keys.suite is None) == (self.keys.evaluations is None):
+            self.problems.append("evaluations: give either evaluations: (a list) or suite: (a name or a file)")
+            return None
+        try:
+            if self.keys.suite is None:
+                return Suite.of(self._items("evaluations"), self.file.parent, self.file.stem, where="evaluations")
+            beside = locate(self.keys.suite, self.file.parent)
+            return load_suite(beside if beside.is_file() else self.keys.suite)
+        except UserError as error:
+            self.problems.append(str(error) if self.keys.suite is None else f"suite: {error}")
+            return None
+
+    def _check_evaluations(self, tasks: Sequence[RunTask], suite: Suite | None) -> None:
+        known = [spec.name for spec in suite.specs] if suite else []
+        named = [(task.name, task.evaluate or task.name) for task in tasks if suite]
+        self.problems += [
+            f"tasks: task '{task}': evaluate: no evaluation '{name}', {suggestion(name, known)}"
+            for task, name in named
+            if name not in known
+        ]
+
+    def _methods(self) -> tuple[RunMethod, ...]:
+        found: list[RunMethod] = []
+        for number, item in enumerate(self._items("methods"), start=1):
+            where = f"methods: item {number}"
+            if isinstance(item, str) and item in METHODS:
+                found.append(METHODS[item])
+            elif isinstance(item, Mapping):
+                method = self._own_method(item, f"{where}: ")
+                found += [method] if method else []
+            elif isinstance(item, str):
+                self.problems.append(f"methods: no method '{item}', {suggestion(item, METHODS)}")
+            else:
+                self.problems.append(f"{where}: found {item!r}, expected a name, or name: and like:")
+        need = [method.name for method in found if method.needs == "source"]
+        if need and self.content.get("source") is None:
+            self.problems.append(f"source: is missing; {', '.join(need)} identify on it")
+        return tuple(found)
+
+    def _own_method(self, item: Mapping[str, Any], where: str) -> RunMethod | None:
+        before = len(self.problems)
+        keys = self._keys(MethodKeys, item, where)
+        if keys.name is None or keys.like is None:
+            self.problems.append(f"{where}needs name: and like:, {suggestion(str(keys.like), METHODS, 'one of')}")
+        else:
+            self.problems += [where + problem for problem in choice("like", keys.like, METHODS)]
+        parts = {part: self._values(part, getattr(keys, part), where, taken=False) for part in CHANGEABLE}
+        if len(self.problems) > before:
+            return None
+        base = METHODS[keys.like]
+        same = keys.name == base.name
+        title = keys.title or (base.title if same else keys.name)
+        what = keys.what or (base.what if same else f"{base.what}, with other settings")
+        sections: dict[str, Any] = {part: {**getattr(base, part), **values} for part, values in parts.items()}
+        return replace(base, name=keys.name, title=title, what=what, **sections)
+
+    def _values(self, section: str, given: Any, where: str = "", taken: bool = True) -> dict[str, Any]:
+        if not isinstance(given, Mapping):
+            self.problems.append(f"{where}{section}: found {given!r}, expected settings, name: value")
+            return {}
+        values, problems = section_values(section, given, taken)
+        self.problems += [f"{where}{section}.{problem}" for problem in problems]
+        return values
+
+    def _section(self, section: str) -> dict[str, Any]:
+        given = getattr(self.keys, section) or {}
+        if section == "represent" and isinstance(given, Mapping):
+            given = {key: value for key, value in given.items() if key != "methods"}
+        values = self._values(section, given)
+        if section == "map" and isinstance(values.get("probe"), str):
+            beside = locate(values["probe"], self.file.parent)
+            values["probe"] = str(beside) if beside.exists() else values["probe"]
+        return values
+
+    def _out(self, given: Path | None, name: str) -> Path:
+        if given is not None:
+            return given
+        place = locate(self.keys.out, self.file.parent) if self.keys.out else Path("runs") / name
+        try:
+            return check_directory(place)
+        except UserError as error:
+            self.problems.append(f"out: {error}")
+            return place
+
+    def _reference(self, methods: Sequence[RunMethod]) -> str:
+        names = [method.name for method in methods]
+        found: str = self.keys.reference or names[0]
+        if found not in names:
+            self.problems.append(f"reference: no method '{found}' in this run, {suggestion(found, names)}")
+        return found
+
+    def _represented(self, methods: Sequence[RunMethod]) -> tuple[str, ...]:
+        if "represent" not in self.content:
+            return ()
+        names = [method.name for method in methods]
+        wanted = (self.keys.represent or {}).get("methods", names)
+        if not isinstance(wanted, list) or any(name not in names for name in wanted):
+            self.problems.append(f"represent.methods: found {wanted!r}, expected some of {', '.join(names)}")
+            return ()
+        return tuple(wanted)
+
+    def _sweeps(self, run: Study) -> tuple[Sweep, ...]:
+        given = self.keys.sweeps or {}
+        if not isinstance(given, Mapping):
+            self.problems.append(f"sweeps: found {given!r}, expected axis: [values]")
+            return ()
+        return tuple(sweep for axis, item in given.items() if (sweep := self._sweep(run, axis, item)) is not None)
+
+    def _sweep(self, run: Study, axis: str, item: Any) -> Sweep | None:
+        where, path = f"sweeps.{axis}", AXES.get(axis, axis)
+        section, _, key = path.partition(".")
+        if path not in ("seed", "order") and (section not in CHANGEABLE or key not in SECTIONS[section].names()):
+            self.problems.append(f"{where}: no such axis; {suggestion(axis, AXES)}, or a setting such as train.epochs")
+            return None
+        keys = self._keys(SweepKeys, item if isinstance(item, Mapping) else {"values": item}, f"{where}.")
+        values, problems = axis_values(path, keys.values, run.task_names)
+        self.problems += [f"{where}: {problem}" for problem in problems]
+        chosen = []
+        for what, wanted, able in (
+            ("methods", keys.methods, [method.name for method in run.methods if takes_part(method, path)]),
+            ("seeds", keys.seeds, list(run.seeds)),
+        ):
+            wanted = able if wanted is None else wanted
+            if not wanted or any(one not in able for one in wanted):
+                some = ", ".join(map(str, able)) or "none: the axis changes nothing here"
+                self.problems.append(f"{where}.{what}: found {list(wanted)!r}, expected some of {some}")
+            chosen.append(tuple(wanted))
+        return Sweep(axis, path, tuple(values), *chosen)
+
+    def _try_settings(self, run: Study) -> None:
+        """Settings that contradict each other are found here rather than when their step comes."""
+        try:
+            cells_of(run)
+            EvaluateSettings.of(**run.sections["evaluate"])
+            RepresentSettings(**run.sections["represent"])
+        except SettingsError as error:
+            self.problems += error.problems
+        except UserError as error:
+            self.problems.append(str(error))
+
+
+# ---- cells
+
+
 @dataclass(frozen=True)
 class Cell:
     """One model to be trained.
@@ -450,7 +462,7 @@ class Cell:
         return f"{self.method.name}, seed {self.seed}" + (f", {self.axis} {value}" if self.axis else "")
 
 
-def cells_of(run: RunFile) -> tuple[Cell, ...]:
+def cells_of(run: Study) -> tuple[Cell, ...]:
     """All cells: the comparison first, seed after seed, so that a run that is stopped has whole seeds; then the sweeps.
 
     Raises:
@@ -474,7 +486,7 @@ def cells_of(run: RunFile) -> tuple[Cell, ...]:
     return cells
 
 
-def _cell(run: RunFile, method: RunMethod, seed: int, order: tuple[str, ...]) -> Cell:
+def _cell(run: Study, method: RunMethod, seed: int, order: tuple[str, ...]) -> Cell:
     sections = run.sections
     identify = {**sections["identify"], **method.identify, "seed": seed}
     # Which texts are read is not a matter of the seed; which layers are shuffled is.
@@ -502,7 +514,7 @@ def _changed(cell: Cell, axis: str, path: str, value: Any) -> Cell:
 def _check(cells: tuple[Cell, ...]) -> None:
     problems: dict[str, None] = {}
     for cell in cells:
-        for section in ("identify", "map", "train"):
+        for section in CHANGEABLE:
             try:
                 getattr(cell, section)
             except SettingsError as error:
