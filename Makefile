@@ -40,7 +40,7 @@ lint: install
 	$(VENV)/bin/mypy
 
 test: lint
-	$(RUN)/python -m pytest -n 2 --dist loadfile
+	$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(RUN)/python -m pytest -m slow

@@ -34,6 +34,13 @@ hypothesis.settings.load_profile("ours")
 
 TinyModels = Callable[..., Path]
 
+LONG = ("study", "training", "identification", "engine")  # what trains, and starts processes that do
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that two workers end together (with `--no-loadscope-reorder`)."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache() -> Iterator[None]:

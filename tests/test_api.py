@@ -58,11 +58,6 @@ def settings_in(settings: object) -> dict[str, object]:
     return {} if settings is None else {one.name: one.default for one in singles(type(settings), settings)}
 
 
-def test_there_are_ten_and_each_but_one_is_a_command():
-    assert len(FUNCTIONS) == 10
-    assert set(FUNCTIONS) - set(COMMANDS) == {"read"}  # what `inspect` does for the eye
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_names_and_defaults_are_those_of_the_command(name):
     command, settings, left_out = COMMANDS[name]
@@ -134,15 +129,6 @@ def test_a_notebook_completes_them():
 
     (found,) = jedi.Interpreter("tt.map_models('a', 'b', mat", [{"tt": tt}]).complete()
     assert found.name == "match="
-
-
-def test_importing_it_is_light():
-    """Neither torch nor DeepSpeed, nor any other library, until a function is called."""
-    code = "import sys; before = {*sys.modules}; import trace_transfer; print(*{*sys.modules} - before)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    tops = {name.partition(".")[0] for name in done.stdout.split()}
-    assert "trace_transfer" in tops
-    assert tops & {"torch", "transformers", "deepspeed", "numpy", "pydantic", "yaml", "click", "rich"} == set()
 
 
 # ---- those that have no test of their own elsewhere
@@ -229,18 +215,6 @@ def test_arguments_of_another_type_are_named(name, arguments, given, told):
     with pytest.raises(tt.UserError, match=told) as refused:
         FUNCTIONS[name](*arguments, **given)
     assert str(refused.value).startswith(f"{name}: arguments that cannot be used:\n  - ")
-
-
-def test_no_jobs_are_not_those_of_the_file():
-    with pytest.raises(tt.UserError, match="jobs: 0 is not 1 or more"):
-        tt.run("run.yaml", jobs=0)
-
-
-def test_a_call_that_python_cannot_make_is_said_by_python():
-    with pytest.raises(TypeError, match=r"verify\(\) missing 1 required positional argument: 'tuned'"):
-        tt.verify("m")
-    with pytest.raises(TypeError, match=r"run\(\) got an unexpected keyword argument 'job'"):
-        tt.run("run.yaml", job=2)
 
 
 class Pointer:

@@ -93,12 +93,6 @@ def test_everyone_knows_who_it_is(tmp_path):
         assert (one["MINE"], one["OMP_NUM_THREADS"]) == ("1", threads)
 
 
-def test_threads_that_were_chosen_stay(tmp_path):
-    code = "open(f'{sys.argv[1]}/{rank}', 'w').write(os.environ['OMP_NUM_THREADS'])"
-    assert run(code, str(tmp_path), environment={**os.environ, "OMP_NUM_THREADS": "7"}) == 0
-    assert (tmp_path / "1").read_text() == "7"
-
-
 def test_by_default_it_is_this_program(capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert run_processes(2, ["--version"]) == 0
@@ -140,11 +134,6 @@ def test_one_that_was_killed_is_named(capfd):
     assert capfd.readouterr().err == "rank 1 ended with signal 9 (was it out of memory?)\n"
 
 
-def test_the_same_mistake_is_told_once(capfd):
-    assert run("time.sleep(0.3 * (1 - rank))\nprint('wrong', file=sys.stderr)\nsys.exit(2)") == 2
-    assert capfd.readouterr().err == "wrong\n"
-
-
 def test_the_cause_is_told_beside_what_followed_from_it(capfd):
     code = """
 print(['connection lost', 'the cause'][rank], file=sys.stderr)
@@ -166,11 +155,6 @@ def test_a_traceback_of_the_first_one_does_not_bury_the_cause(capfd):
     assert lines[-1] == "rank 1 ended with signal 9 (was it out of memory?)"
 
 
-def test_the_first_one_killed_is_named_too(capfd):
-    assert run("if rank == 0: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)", grace=0.5) == 137
-    assert capfd.readouterr().err == "rank 0 ended with signal 9 (was it out of memory?)\n"
-
-
 def test_nothing_is_kept_of_a_launch_that_ended_well(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run("print(rank)") == 0
@@ -189,14 +173,6 @@ def test_sigterm_lets_all_of_them_save(launched, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert sorted(file.name for file in tmp_path.glob("saved-*")) == ["saved-0-15", "saved-1-15"]
-
-
-def test_sigterm_leaves_them_the_time_they_need(launched, tmp_path):
-    code = SLEEP_OR_SAVE.replace("    (place / f'saved", "    time.sleep(1.0)\n    (place / f'saved")
-    process = launched(code, grace=0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
 def test_ctrl_c(launched, tmp_path):
@@ -222,12 +198,6 @@ def test_none_outlives_a_launcher_that_is_killed(launched, tmp_path):
     assert not any(map(gone, pids))
     process.kill()
     wait_for(lambda: all(map(gone, pids)))
-
-
-def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in launching.FORWARDED]
-    assert run("") == 0
-    assert [signal.getsignal(number) for number in launching.FORWARDED] == before
 
 
 def test_more_than_the_machine_has(monkeypatch):
@@ -288,12 +258,6 @@ def test_what_a_launcher_cannot_have_meant(changes, problem):
     with pytest.raises(UserError, match=r"what a launcher has set cannot be used.* for one process alone:\n") as raised:
         place_among_ranks(environment)
     assert problem in str(raised.value)
-
-
-def test_everything_that_is_wrong_is_told_at_once():
-    with pytest.raises(UserError, match="RANK is 'x'") as raised:
-        place_among_ranks({"RANK": "x", "LOCAL_RANK": "-3", "MASTER_PORT": "port"})
-    assert str(raised.value).count("  - ") == 5
 
 
 @pytest.mark.parametrize("command", ["train", "warm-start", "identify"])

@@ -81,11 +81,6 @@ def test_the_second_is_told_who_is_there(other, tmp_path):
     assert (tmp_path / LOCK).is_file()  # still theirs
 
 
-def test_two_in_one_process(flock, tmp_path):
-    with held(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"), held(tmp_path):
-        pass
-
-
 def test_a_killed_process_holds_nothing(other, tmp_path):
     process = other(tmp_path)
     process.send_signal(signal.SIGKILL)

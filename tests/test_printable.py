@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rich.cells import cell_len
 
 from trace_transfer.cli import main
-from trace_transfer.printable import LEAST, PIPED, guard, guarded_streams, printable, width
+from trace_transfer.printable import guard, guarded_streams, printable
 from trace_transfer.reporting.report import again
 from trace_transfer.terminal import console, drawn
 
@@ -37,11 +37,6 @@ def test_streams_and_consoles_are_guarded(monkeypatch):
         assert printable(stream.getvalue()) == stream.getvalue() and r"a\x1b[2J" in stream.getvalue()
 
 
-def test_pages_show_markup_and_controls_as_they_are():
-    text = drawn(lambda page: (page.line(HOSTILE), page.table([(HOSTILE, "left")], [(HOSTILE,)])), 200)
-    assert text.count(SHOWN) == 3 and printable(text) == text
-
-
 COMMANDS = (
     ["inspect", HOSTILE], ["report", HOSTILE], ["run", HOSTILE], ["map", "--src", HOSTILE, "--dst", HOSTILE],
     ["identify", HOSTILE, "--tasks", HOSTILE], ["warm-start", HOSTILE, "--tasks", HOSTILE],
@@ -60,14 +55,6 @@ def test_no_command_prints_a_name_raw(arguments, tmp_path, monkeypatch):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2, result.exception
     assert printable(result.output) == result.output and result.output
-
-
-@pytest.mark.parametrize(("columns", "expected"), [("160", 160), ("80", 80), ("20", LEAST), (None, PIPED)])
-def test_the_width_is_that_of_the_terminal(monkeypatch, columns, expected):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
-        monkeypatch.setenv("COLUMNS", columns)
-    assert width() == expected
 
 
 @pytest.mark.parametrize("columns", [80, 100, 160])

@@ -5,31 +5,8 @@ import time
 import pytest
 from rich.console import Console
 
-from trace_transfer.progress import Lines, Silent, Terminal, passed
+from trace_transfer.progress import Lines, passed
 from trace_transfer.study.show import Display
-
-
-class Tty(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    def run(terminal: bool, steps: int) -> str:
-        out, reporter = (Tty if terminal else io.StringIO)(), Terminal()
-        reporter.console = Console(file=out, force_terminal=True, width=120)  # as FORCE_COLOR does, in a file, too
-        with reporter.task("training on [math]", steps) as advance:
-            for number in range(steps - 1):
-                advance(f"loss {number}.5 · 5.1k tokens/s [x]")
-            advance()
-        return out.getvalue()
-
-    return run
-
-
-def test_a_file_gets_one_line_of_what_was_quick(shown):
-    assert shown(terminal=False, steps=500) == "training on [math]: step 500 of 500, 0:00:00\n"
 
 
 def test_a_file_gets_a_line_every_few_seconds(monkeypatch):
@@ -101,18 +78,3 @@ def test_a_run_in_a_file_says_it_every_few_seconds():
         for _ in range(100):
             display.look()
     assert display.lines == ["1 step to run", "train: begins"]
-
-
-def test_the_status_is_seen_in_the_bar(shown, monkeypatch):
-    from rich.progress import Progress
-
-    seen = []
-    update = Progress.update
-    monkeypatch.setattr(Progress, "update", lambda self, *a, **k: (update(self, *a, **k), seen.append(k["status"]))[0])
-    assert "2/2" in shown(terminal=True, steps=2)
-    assert seen == ["loss 0.5 · 5.1k tokens/s [x]", ""]
-
-
-def test_silent_takes_a_status_too():
-    with Silent().task("training", 2) as advance:
-        assert (advance(), advance("loss 1")) == (None, None)

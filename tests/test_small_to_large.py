@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.small_to_large import make_data, table
-from examples.small_to_large.make_data import DATA, EXAMS, MOST_TRAIN, NUM_TEST, knowledge, maths, medicine, split
+from examples.small_to_large import table
+from examples.small_to_large.make_data import DATA, EXAMS, MOST_TRAIN, NUM_TEST, knowledge, medicine, split
 
 ANSWERS = {"medicine": r"^[a-d]\) .+", "knowledge": r"^The answer is \([A-D]\)\.$", "maths": r"^#### -?[\d,.]+$"}
 
@@ -28,10 +28,6 @@ def test_shipped_data(task):
         assert re.search(ANSWERS[task], row["answer"])
 
 
-def test_it_is_small():
-    assert sum(file.stat().st_size for file in DATA.iterdir()) < 400_000
-
-
 def test_medicine_leaves_the_subject_out():
     row = {"input": [{"content": "Be a doctor."}, {"content": "Subject: Anatomy\n\nWhere?\n\na) Here\nb) There"}]}
     text = json.dumps(row | {"ideal": "b) There"}) + "\n\n"
@@ -46,11 +42,6 @@ def test_knowledge_keeps_the_last_sentence_of_a_rationale():
     assert list(knowledge(json.dumps({"law": said}))) == [("One?\n(A) a (B) b", "The answer is (A).")]
 
 
-def test_maths_keeps_the_number():
-    row = {"question": "How many?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
-    assert list(maths(json.dumps(row))) == [("How many?", "#### 4")]
-
-
 def test_split_is_drawn_from_the_questions_alone():
     pairs = [(f"question {i}", str(i)) for i in range(200)]
     train, test = split(pairs, 100)
@@ -59,25 +50,6 @@ def test_split_is_drawn_from_the_questions_alone():
     assert split(list(reversed(pairs)), 100) == (train, test)
     assert split([*pairs, pairs[0]], 100) == (train, test)  # twice is once
     assert test != pairs[:NUM_TEST]
-
-
-def test_split_takes_short_ones_only():
-    train, test = split([("long " * 50, "a"), ("short", "b")], 10)
-    assert (train, test) == ([], [("short", "b")])
-
-
-def test_main_makes_all_files(tmp_path, monkeypatch, capsys):
-    texts = {
-        "medicine": json.dumps({"input": [{"content": "x\n\nq"}], "ideal": "a) b"}),
-        "knowledge": json.dumps({"law": "\n\nQ: q\nA: Let's think step by step. The answer is (A)."}),
-        "maths": json.dumps({"question": "q", "answer": "#### 1"}),
-    }
-    monkeypatch.setattr(make_data, "source_text", lambda exam, wheels: texts[exam.read.__name__])
-    monkeypatch.setattr("sys.argv", ["make_data", "--out", str(tmp_path)])
-    make_data.main()
-    assert {file.name for file in tmp_path.iterdir()} == {f"{t}.{p}.jsonl" for t in EXAMS for p in ("train", "test")}
-    assert (tmp_path / "maths.test.jsonl").read_text() == '{"question": "q", "answer": "#### 1"}\n'
-    assert "maths.test.jsonl: 1 of 1 questions, sha256 " in capsys.readouterr().out
 
 
 def test_run_files_name_what_is_there():

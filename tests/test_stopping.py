@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import INTERRUPTED, Commands
 from trace_transfer.errors import ModelError
-from trace_transfer.stopping import StopRequested, interruption_held_back, noted_interruption, stop_on_sigterm
+from trace_transfer.stopping import interruption_held_back, stop_on_sigterm
 
 
 def interrupt() -> None:
@@ -61,20 +61,6 @@ def test_sigterm_is_noted_and_ends_with_0():
             stop.check("after step 3 of 9")
 
     assert run(body)[:2] == (0, "stopped by SIGTERM after step 3 of 9; the same command goes on from there\n")
-
-
-def test_handlers_are_as_they_were():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with stop_on_sigterm(), noted_interruption() as came:
-        assert not came()
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-def test_a_stop_names_where():
-    with stop_on_sigterm() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StopRequested, match="after task math; the same command goes on"):
-            stop.check("after task math")
 
 
 def test_ctrl_c_is_held_back_to_the_end_of_a_block():

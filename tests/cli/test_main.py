@@ -98,15 +98,6 @@ def test_everything_has_help(name, command):
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_the_list_of_commands():
-    result = run("--help")
-    assert result.exit_code == 0
-    for name, text in COMMANDS.items():
-        assert f"  {name} " in result.stdout
-        assert text.split()[0] in result.stdout
-    assert run("-h").stdout == result.stdout
-
-
 @pytest.mark.parametrize(("typed", "meant"), [("mpa", "map"), ("rule", "rules"), ("inspct", "inspect")])
 def test_a_command_mistyped(typed, meant):
     result = run(typed)

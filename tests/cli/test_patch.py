@@ -1,7 +1,5 @@
 """`trace-transfer patch`: a model goes to any state of a stream and back, bit for bit."""
 
-import shutil
-
 import pytest
 import torch
 from click.testing import CliRunner
@@ -69,15 +67,6 @@ def test_there_and_back(tiny, tmp_path, family, dtype, save_dtype):
         assert same_bits(loaded(tmp_path / directory), loaded(base))
         assert {t.dtype for t in stored(tmp_path / directory).values()} == {dtype}
     assert not same_bits(loaded(tmp_path / "final"), loaded(tmp_path / "first"))
-
-
-def test_full_fine_tuning_is_a_patch_too(tiny, tmp_path):
-    base = tiny("llama", dtype=torch.bfloat16)
-    everything = Mask.everything(state_of(base).shapes)
-    _, (one, two) = stream(base, tmp_path, math=everything, law=everything)
-    done("apply", base, one, two, "--out", tmp_path / "final")
-    done("revert", tmp_path / "final", one, two, "--out", tmp_path / "again")
-    assert same_bits(stored(tmp_path / "again"), stored(base))
 
 
 def test_a_model_in_another_state(tiny, tmp_path):
@@ -165,13 +154,3 @@ def test_what_patches_hold(tiny, tmp_path):
     assert "\ntask math, method trace: 14 parameters" in told and "\ntask law, method trace: " in told
     assert " rows " in told and " columns " in told and "bfloat16" in told and "float32" in told
     assert max(len(line) for line in told.splitlines() if "/" not in line) <= 100
-
-
-def test_a_model_after_an_interrupted_one(tiny, tmp_path):
-    """What a killed run left beside it goes."""
-    base = tiny("llama")
-    _, (one, _) = stream(base, tmp_path)
-    left = tmp_path / "models/.out.part"
-    shutil.copytree(base, left)
-    done("apply", base, one, "--out", tmp_path / "models/out")
-    assert [file.name for file in (tmp_path / "models").iterdir()] == ["out"]

@@ -58,13 +58,6 @@ def test_a_frozen_parameter_moved(tuned, tmp_path):
     assert (tmp_path / "found.json").is_file()
 
 
-def test_a_core_parameter_that_did_not_move_is_no_failure(tuned):
-    base, _, core = tuned
-    done = run(base, base, "--core", core)
-    assert done.exit_code == 0
-    assert "! 3 core parameters did not move:" in done.stdout
-
-
 def test_several_files_and_patches(tiny, tmp_path):
     base = state_of(tiny("llama"))
     one = make_patch(base, tmp_path / "one", mask_of(base), 1)

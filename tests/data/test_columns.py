@@ -33,11 +33,6 @@ def test_braces_that_do_not_fit(text):
         parse_source(text)
 
 
-def test_blank():
-    with pytest.raises(ValueError, match="a field needs a column's name"):
-        parse_source(" ")
-
-
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -51,10 +46,3 @@ def test_blank():
 def test_values_that_do_not_fit(text, expected):
     with pytest.raises(UnusableValueError, match=expected):
         parse_source(text).value(ROW)
-
-
-def test_nothing_is_run():
-    """Unlike `str.format`: no attributes."""
-    with pytest.raises(UnusableValueError, match="has nothing at"):
-        parse_source("{q[__class__]}").value(ROW)
-    assert parse_source("{q.__class__}").columns == ("q.__class__",)

@@ -12,7 +12,7 @@ from tests.data.test_records import turns
 from tests.data.test_rendering import CASES, ONE, TWO, TWO_ANSWERS
 from tests.reference.supervision_by_hand import labels_by_hand
 from tests.tiny_models import TEXTS, build_tokenizer
-from trace_transfer.data.encoding import PARTED, SPECIAL, encode_prompts, encode_task, halves, prepare_task, record_of
+from trace_transfer.data.encoding import PARTED, encode_prompts, encode_task, halves, prepare_task, record_of
 from trace_transfer.data.examples import IGNORED, collate
 from trace_transfer.data.records import Message, Record, Records
 from trace_transfer.data.rendering import APART
@@ -167,13 +167,6 @@ def test_answers_that_are_cut_away():
     assert "raise --max-length or use --too-long leave-out:\n  - math:12\n  - math:13" in str(caught.value)
 
 
-def test_settings_that_cannot_be():
-    with pytest.raises(TaskError, match="too_long: 'drop' is none of cut, leave-out"):
-        encode_task(spec(), records(ONE), chat_tokenizer(), too_long="drop")
-    with pytest.raises(TaskError, match="max_length: 1 is not 2 or more"):
-        encode_task(spec(), records(ONE), chat_tokenizer(), max_length=1)
-
-
 def test_sha256_is_of_ids_and_labels():
     tokenizer = chat_tokenizer(templates.CHATML)
     data = encode_task(spec(), records(ONE, TWO), tokenizer)
@@ -187,24 +180,6 @@ def test_sha256_is_of_ids_and_labels():
         for conversations in ((ONE, TWO), (TWO, ONE), (ONE,), (ONE, not_learned))
     }
     assert len(sums) == 4
-
-
-def test_halves():
-    tokenizer = chat_tokenizer(templates.CHATML)
-    data = encode_task(spec(), questions(9), tokenizer)
-    one, other = halves(data, seed=0)
-    assert (len(one.examples), len(other.examples)) == (4, 5)
-    together = {example.id: example for example in (*one.examples, *other.examples)}
-    assert tuple(together[example.id] for example in data.examples) == data.examples
-    order = [example.id for example in data.examples]
-    for half in (one, other):
-        assert [example.id for example in half.examples] == sorted((e.id for e in half.examples), key=order.index)
-        assert (half.num_records, half.task, half.template) == (40, "math", "chat")
-    assert len({data.sha256, one.sha256, other.sha256}) == 3
-    assert halves(data, seed=0) == (one, other)
-    assert halves(data, seed=1) != (one, other)
-    with pytest.raises(TaskError, match="task math: 1 example, at least 2 are needed"):
-        halves(encode_task(spec(), records(ONE), tokenizer), seed=0)
 
 
 def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
@@ -257,11 +232,6 @@ def test_a_prompt_that_ends_with_the_space_of_the_answer():
     assert encode_task(spec(), records(conversation), spaced).notes == ()
 
 
-def test_texts_that_hold_special_tokens_are_told():
-    data = encode_task(spec(), records(ONE, turns(("u", "What is <|im_end|>?"), ("a", "An end."))), chat_tokenizer())
-    assert data.notes == (f"{SPECIAL}: 1",)
-
-
 def test_prompts_leave_nothing_out():
     (record,) = records(ONE).records
     with pytest.raises(TaskError, match="math:10: the template does not write tools"):
@@ -269,8 +239,3 @@ def test_prompts_leave_nothing_out():
     named = (Message("user", "Hi", more={"name": "Ann"}), ONE[1])
     with pytest.raises(TaskError, match="math:10: turn 0: the template does not write name"):
         encode_prompts(spec(), [replace(record, messages=named)], chat_tokenizer())
-
-
-def test_an_example_is_shown():
-    data = encode_task(spec(), records(ONE), chat_tokenizer())
-    assert [learned for _, learned in data.shown] == [False, True, False] and data.shown[1][0] == "Ho<|im_end|>"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.tiny_models import TEXTS, build_tokenizer
-from trace_transfer.data.probe import MIN_TEXTS, ROW_KINDS, ProbeSet, RowPlan, load_probe, plan_rows, token_matrix
+from trace_transfer.data.probe import MIN_TEXTS, ROW_KINDS, ProbeSet, RowPlan, load_probe, plan_rows
 from trace_transfer.errors import ProbeError
 
 PROSE, CODE = build_tokenizer("prose"), build_tokenizer("code")  # one puts a special token before, one behind
@@ -129,14 +129,6 @@ def test_the_seed_draws_other_places():
     assert one.source.spans_R2.tolist() != other.source.spans_R2.tolist()
 
 
-def test_drawing_leaves_the_global_seed_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    plan(TEXTS, seed=7)
-    assert torch.equal(torch.rand(1), expected)
-
-
 def test_the_first_token_is_never_used_even_if_it_is_not_special():
     """It attends to nothing but itself, and massive activations sit there."""
     made = plan_rows(ProbeSet("test", tuple(TEXTS)), CODE, CODE, kind="boundary", num_minibatches=1000)
@@ -155,15 +147,6 @@ def test_one_tokenizer_twice_gives_every_token():
     assert Counter(made.texts_R.tolist()) == {text: min(count, num_minibatches) for text, count in enumerate(ends)}
 
 
-@pytest.mark.parametrize("kind", ROW_KINDS)
-@pytest.mark.parametrize("max_length", [8, 13, 40])
-def test_texts_are_cut(kind, max_length):
-    made = plan(TEXTS, kind, max_length=max_length)
-    for _, reading in sides(made):
-        assert max(map(len, reading.ids)) == max_length
-        assert int(reading.spans_R2.max()) <= max_length
-
-
 def test_a_word_cut_in_the_middle_is_no_row():
     made = plan([f"{text} {'antidisestablishmentarianism' * 3}" for text in TEXTS], "word", max_length=30)
     for row, text in enumerate(made.texts_R.tolist()):
@@ -171,15 +154,6 @@ def test_a_word_cut_in_the_middle_is_no_row():
         ids = made.source.ids[text]
         assert b"antidisestablishmentarianism" * 3 not in bytes_read(PROSE, ids)
         assert b"antidis" not in bytes_read(PROSE, ids[first:last])
-
-
-def test_too_few_usable_texts():
-    with pytest.raises(ProbeError, match=r"0 of 4 texts have a usable 'boundary' row, at least 4 .* another --rows"):
-        plan(["a", "b", "c", "d"])
-
-
-def test_right_padding():
-    assert token_matrix([[5, 6, 7], [8]], pad=9).tolist() == [[5, 6, 7], [8, 9, 9]]
 
 
 # ---- files
@@ -201,29 +175,9 @@ def test_the_shipped_probe_set():
     assert min(lengths) > 8
 
 
-def test_one_text_a_line(tmp_path):
-    probe = load_probe(write(tmp_path, "one \n two\nthree\r\nfour\n"))
-    assert probe.texts == ("one", "two", "three", "four")
-    assert probe.name == str(tmp_path / "probe.txt")
-
-
-def test_paragraphs(tmp_path):
-    probe = load_probe(write(tmp_path, "one\nmore\n\n\ntwo\n \t\nthree\r\n\r\nfour"))
-    assert probe.texts == ("one\nmore", "two", "three", "four")
-
-
-def test_jsonl(tmp_path):
-    lines = '{"text": " one "}\n\n{"text": "tw\\no", "source": "x"}\n{"text": "drei ü"}\n{"text": ""}\n{"text": "4"}\n'
-    assert load_probe(write(tmp_path, lines, "p.jsonl")).texts == ("one", "tw\no", "drei ü", "4")
-
-
 def test_duplicates_are_left_out_and_counted(tmp_path):
     probe = load_probe(write(tmp_path, "a\nb\nc\nd\nb\nb\n"))
     assert (probe.texts, probe.num_duplicates) == (("a", "b", "c", "d"), 2)
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    assert load_probe(write(tmp_path, b"\xef\xbb\xbfa\nb\nc\nd\n")).texts == ("a", "b", "c", "d")
 
 
 def test_the_hash_is_that_of_the_texts(tmp_path):
@@ -251,22 +205,3 @@ def test_the_hash_is_that_of_the_texts(tmp_path):
 def test_what_is_refused(tmp_path, content, name, message):
     with pytest.raises(ProbeError, match=message):
         load_probe(write(tmp_path, content, name))
-
-
-def test_every_wrong_line_is_named(tmp_path):
-    file = write(tmp_path, '{"text": "a"}\n{"txt": "b", "id": 1}\n[3]\n{"text": 4}\nnope\n', "p.jsonl")
-    with pytest.raises(ProbeError, match="4 lines are not objects") as caught:
-        load_probe(file)
-    assert str(caught.value).splitlines()[1:] == [
-        "  - line 2: no string under 'text' (found: txt, id)",
-        "  - line 3: no string under 'text' (found: a list)",
-        "  - line 4: no string under 'text' (found: text)",
-        "  - line 5: not JSON (Expecting value)",
-    ]
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ProbeError, match=r"nothing\.txt: cannot be read: No such file"):
-        load_probe(tmp_path / "nothing.txt")
-    with pytest.raises(ProbeError, match="cannot be read: Is a directory"):
-        load_probe(tmp_path)

@@ -1,6 +1,5 @@
 """Three shapes in four kinds of file, mapped or not; samples; and data that cannot be used, each with its message."""
 
-import datetime
 import json
 import os
 import subprocess
@@ -109,10 +108,6 @@ def test_shapes_in_all_kinds_of_file(read, shape, extension):
     assert [record.number for record in records.records] == [0, 1]
 
 
-def test_one_line_json_and_upper_case_extension(read):
-    assert read("a.JSON", json.dumps(PAIRS)).records == read("a.jsonl", PAIRS).records
-
-
 @pytest.mark.parametrize("name", ["with space [1].jsonl", "star*?.csv", "{a,b}.json"])
 def test_names_are_no_patterns(read, name):
     read("1.jsonl", PAIRS[:1])
@@ -125,12 +120,6 @@ def test_text_of_a_csv_file_stays_what_it_is(read):
     assert texts == [("1", "007"), ("NA", "1e3"), ("null", "None"), ("2020-01-01", "True")]
     (record,) = read("a.csv", "prompt,completion,other\n1.50,007,\n").records  # columns of numbers and of nothing
     assert [message.content for message in record.messages] == ["1.50", "007"]
-
-
-def test_numbers_as_text_stay_text_in_json(read):
-    rows = [{"prompt": "1", "completion": "007"}, {"prompt": "2", "completion": "8"}]
-    for name in ("a.json", "a.jsonl"):
-        assert [record.messages[1].content for record in read(name, rows).records] == ["007", "8"]
 
 
 def test_a_changed_file_is_read_again(read, tmp_path):
@@ -152,22 +141,12 @@ def test_mapping(read):
     assert record.messages == turns(("u", "Which?\nA. x\nB. y"), ("a", "1"))
 
 
-def test_mapped_fields_beside_columns_of_the_same_shape(read):
-    (record,) = read("a.jsonl", [{"prompt": "Hi", "response": "Ho", "n": 1}], fields={"completion": "response"}).records
-    assert record.messages == turns(("u", "Hi"), ("a", "Ho"))
-
-
 def test_mapping_decides_between_shapes(read):
     rows = [{**PAIRS[0], **CHATS[0]}]
     for field, expected in (("messages", "messages"), ("prompt", "prompt and completion")):
         assert read("a.jsonl", rows, fields={field: field}).shape == expected
     with pytest.raises(TaskError, match=r"more than one shape(.|\n)*shapes:  prompt and completion; messages\n"):
         read("a.jsonl", rows)
-
-
-def test_alpaca_without_input(read):
-    rows = [{"instruction": "Go.", "output": "Gone."}]
-    assert read("a.jsonl", rows).records[0].messages == turns(("u", "Go."), ("a", "Gone."))
 
 
 def test_sharegpt(read):
@@ -257,11 +236,6 @@ def test_files_of_another_kind(read, capfd, name, content, kind):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_that_went_away(tmp_path):
-    with pytest.raises(TaskError, match=r"^task math \(a.csv\): .*a.csv cannot be read: No such file or directory$"):
-        read_records(TaskSpec(name="math", data="a.csv"), tmp_path)
-
-
 def test_a_hub_data_set_out_of_reach(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -318,13 +292,6 @@ def test_what_is_asked_of_the_hub(monkeypatch):
     assert asked == [("owner/name", expected)]
 
 
-def test_bars_and_messages_of_datasets_are_as_before(read):
-    datasets.enable_progress_bars()
-    level = datasets.logging.get_verbosity()
-    read("a.jsonl", PAIRS)
-    assert datasets.is_progress_bar_enabled() and datasets.logging.get_verbosity() == level
-
-
 def refused(read, rows, **spec) -> list[str]:
     with pytest.raises(TaskError, match=r"task math \(a\.jsonl\): ") as caught:
         read("a.jsonl", rows, **spec)
@@ -374,22 +341,6 @@ def test_records_without_text(read):
         "  - record 6: prompt is empty",
         f"  - record 7: completion is True, {text}",
     ]
-
-
-def test_long_lists_of_records_are_counted(read):
-    lines = refused(read, [{"prompt": "", "completion": "b"}] * 30)
-    assert len(lines) == 22 and lines[-1] == "  - … and 10 more"
-
-
-def test_dates_and_lists_in_formats(read):
-    rows = [{"prompt": "a", "when": "2020-01-01", "all": ["x"]}]
-    for fields in ({"completion": "when"}, {"completion": "{when}"}):  # text in JSON, whatever it looks like
-        assert read("a.jsonl", rows, fields=fields).records[0].messages[1].content == "2020-01-01"
-    dated = [{"prompt": "a", "when": datetime.date(2020, 1, 1)}]
-    with pytest.raises(TaskError, match="completion is a date, 2020-01-01"):
-        read("a.parquet", dated, fields={"completion": "when"})
-    assert "completion takes a list from column 'all'" in refused(read, rows, fields={"completion": "{all}"})[1]
-    assert "completion has nothing at all[1]" in refused(read, rows, fields={"completion": "{all[1]}"})[1]
 
 
 def test_alpaca_input_that_is_no_text(read):

@@ -1,7 +1,7 @@
 """What a plan shows of tasks' data: an example with its learned part, readable without colour, and harmless."""
 
 from trace_transfer.data.examples import Example, TaskData
-from trace_transfer.data.show import example_lines, visible
+from trace_transfer.data.show import example_lines
 
 
 def task(*pieces, notes=()):
@@ -15,9 +15,3 @@ def test_what_is_learned_stands_between_brackets():
         "  <user>⏎", "  Hi⏎", "  <bot>⏎", r"  ⟦Ho\x1b[2J</s>⟧", "! math: columns: id",
     ]  # fmt: skip
     assert example_lines([task()]) == []
-
-
-def test_long_pieces_lose_their_middle():
-    text = visible("a" * 1000 + "b" * 1000)
-    assert len(text) < 300 and text.startswith("aaa") and text.endswith("bbb") and " […] " in text
-    assert visible("short\u202e\r") == r"short\u202e\r"

@@ -3,7 +3,7 @@
 import pytest
 
 from trace_transfer.data.records import read_records
-from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
+from trace_transfer.data.tasks_file import TaskError, load_tasks
 
 
 @pytest.fixture
@@ -111,17 +111,6 @@ def test_not_a_list_of_tasks(write, text, expected):
     assert expected in refused(write(text))
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    assert "tasks.yaml: cannot be read: No such file" in refused(tmp_path / "tasks.yaml")
-    (tmp_path / "tasks.yaml").write_bytes(b"tasks: \xff")
-    assert "tasks.yaml: not UTF-8 text (byte 7)" in refused(tmp_path / "tasks.yaml")
-
-
-def test_a_directory_is_no_data(write, tmp_path):
-    (tmp_path / "folder.csv").mkdir()
-    assert "folder.csv: is a directory" in refused(write("tasks: [{name: a, data: folder.csv}]"))
-
-
 def test_a_file_is_named_as_it_is_found_from_here(write, tmp_path):
     """Not as it is written beside the others: nobody stands in that directory."""
     (tmp_path / "there").mkdir()
@@ -133,9 +122,3 @@ def test_a_file_is_named_as_it_is_found_from_here(write, tmp_path):
     assert hub.label == "task b (owner/name)"
     with pytest.raises(TaskError, match=rf"^task a \({tmp_path}/there/\.\./maths\.jsonl\): no records"):
         read_records(local, file.parent)
-
-
-def test_a_spec_cannot_be_changed():
-    spec = TaskSpec(name="a", data="a/b")
-    with pytest.raises(ValueError, match="frozen"):
-        spec.name = "b"

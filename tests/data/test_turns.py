@@ -69,12 +69,6 @@ def test_what_cannot_be_honoured_is_named(read, message, problem):
         read({"messages": [USER, ANSWER]}, {"messages": [USER, message, USER, ANSWER]})
 
 
-def test_parts_of_text_are_one_text(read):
-    parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "fox"}]
-    (record,) = read({"messages": [{"role": "user", "content": parts}, ANSWER]}).records
-    assert record.messages[0].content == "A fox"
-
-
 def test_system_and_tools_of_a_record(read):
     tools = [{"name": "add"}]
     rows = [

@@ -6,23 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.data.chat_templates import FAMILIES
 from tests.evaluation.by_hand import STOCK, by_hand, local
 from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import harness
-from trace_transfer.evaluation.outcome import EvaluationError
 from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
 
 ROOT = Path(__file__).parents[2]
-ABERCROMBIE = [
-    {"text": f"The mark {word} for {thing}.", "answer": answer}
-    for word, thing, answer in (("Salt", "salt", "generic"), ("Ivory", "soap", "arbitrary"), ("Zy", "pens", "fanciful"))
-]  # fmt: skip
 
 
 def suite_of(directory, records, examples=None, **item):
@@ -97,25 +91,6 @@ def test_medqa_by_likelihoods(model, tmp_path, monkeypatch):
     assert "Question: Patient 0 coughs.\nA. Rest\nB. Tea" in ours.samples[0].prompt
 
 
-def test_legalbench_with_examples_of_a_file(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    suite = suite_of(tmp_path, ABERCROMBIE, ABERCROMBIE[1:], task="legalbench_abercrombie", shots=2)
-    ours = run(*model, suite)
-    config = local("legalbench/_legalbench_template_yaml", tmp_path / "data.jsonl")
-    config |= yaml.safe_load((STOCK / "legalbench/abercrombie.yaml").read_text())
-    for key in ("include", "dataset_name"):
-        config.pop(key)
-    config["dataset_kwargs"]["data_files"]["train"] = str(tmp_path / "shots.jsonl")
-    results, samples = by_hand(*model, {**config, "num_fewshot": 2, "dataset_path": "json"})
-    assert [one.prompt for one in ours.samples] == [one["arguments"][0][0] for one in samples]
-    assert [one.output for one in ours.samples] == [one["resps"][0][0] for one in samples]
-    assert ours.value == results["exact_match,get-answer"]
-    with pytest.raises(UserError, match=r"5 examples are to be shown.*--data one.shots=FILE\), or shots: 0"):
-        run(*model, suite_of(tmp_path, ABERCROMBIE, task="legalbench_abercrombie"))
-    bare = run(*model, suite_of(tmp_path, ABERCROMBIE, task="legalbench_abercrombie", shots=0))
-    assert bare.samples[0].prompt.count("Type:") == 1 and ours.samples[0].prompt.count("Type:") == 3
-
-
 def test_prompts_in_the_chat_template(tiny, tmp_path):
     model, tokenizer = loaded(tiny("llama", max_position_embeddings=2048))
     tokenizer.chat_template = (
@@ -141,12 +116,6 @@ def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
     assert "template: chat: System role not supported" in refused((model, FAMILIES["gemma"].tokenizer()), refusing)
     bare = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat")
     assert "the model's tokenizer has no chat template" in refused((model, FAMILIES["plain"].tokenizer()), bare)
-
-
-def test_metrics_of_likelihoods_and_their_seeds(model, tmp_path):
-    one = run(*model, suite_of(tmp_path, MEDQA, task="medqa_4options", metric="acc_norm"), seed=1)
-    assert one == run(*model, suite_of(tmp_path, MEDQA, task="medqa_4options", metric="acc_norm"), seed=1)
-    assert {sample.value for sample in one.samples} <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "medqa"])
@@ -250,15 +219,6 @@ def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
     assert (outcome.value, outcome.stderr, outcome.num_errors) == (1 / 3, pytest.approx(1 / 3), 1)
 
 
-def test_a_failure_of_the_harness_is_told(model, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise ValueError("no luck\nat all")
-
-    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", fail)
-    with pytest.raises(EvaluationError, match=r"one \(.*/data.jsonl\): lm-evaluation-harness failed: no luck$"):
-        run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0))
-
-
 def test_nothing_is_printed_and_nothing_stays_changed(model, tmp_path, capfd):
     import lm_eval.api.task
 
@@ -271,14 +231,6 @@ def test_nothing_is_printed_and_nothing_stays_changed(model, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     assert lm_eval.api.task.tqdm is bar and model[1].padding_side == pad and model[0].training
     assert torch.rand(3).tolist() == drawn
-
-
-@pytest.mark.parametrize(("records", "task"), [(GSM8K, "gsm8k_cot"), (MEDQA, "medqa_4options")])
-def test_a_step_for_each_document(model, tmp_path, records, task):
-    settings, steps = EvaluateSettings.of(max_new_tokens=2, batch_size=3), []
-    (prepared,) = prepare_suite(suite_of(tmp_path, records, task=task, shots=0), settings, model[1], model[0].config)
-    prepared.run(*model, settings, lambda: steps.append(1))
-    assert len(steps) == prepared.num_steps == 4
 
 
 def test_a_task_in_a_file_of_ones_own(model, tmp_path):

@@ -150,12 +150,6 @@ def test_pass_at_k_of_many_samples():
     assert pass_at_k(200, 150, 100) == 1
 
 
-@pytest.mark.parametrize(("n", "c", "k"), [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
-def test_pass_at_k_of_impossible_counts(n, c, k):
-    with pytest.raises(ValueError, match=rf"pass@{k} of {n} samples of which {c} are correct: expected 0 ≤ c ≤ n"):
-        pass_at_k(n, c, k)
-
-
 # ---- data
 
 
@@ -176,12 +170,6 @@ def test_bad_records_are_listed(tmp_path):
         read_records(path)
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         harness_config(tmp_path / "none.jsonl")
-
-
-def test_a_line_separator_in_a_text_does_not_end_a_record(tmp_path):
-    path = tmp_path / "odd.jsonl"
-    path.write_text(json.dumps(RECORDS[0] | {"prompt": "# a\u2028b\x85"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_records(path)[0]["prompt"] == "# a\u2028b\x85"
 
 
 # ---- the harness
@@ -279,35 +267,3 @@ def test_through_the_harness_right_wrong_and_killed(data_file, answering, evalua
     assert results["killed,create_test"] == pytest.approx(1 / 3)
     assert [text for text, _ in model.asked] == [record["prompt"] for record in RECORDS]
     assert model.asked[0][1] == {"until": list(humaneval.STOP), "max_gen_toks": 1024, "do_sample": False}
-
-
-@needs_landlock
-def test_through_the_harness_in_its_instruct_form(data_file, answering, evaluate):
-    model = answering([f"{record['canonical_solution']}```\nAs you see, it adds." for record in RECORDS])
-    results = evaluate(harness_config(data_file, instruct=True), model)["results"]["humaneval_instruct"]
-    assert results["pass@1,create_test"] == 1
-    text = model.asked[0][0]
-    assert text.startswith(
-        "Write a solution to the following problem and make sure that it passes the tests:\n```python"
-    )
-    assert text.endswith(f"Here is the completed function:\n```python\n{RECORDS[0]['prompt']}\n")
-
-
-@needs_landlock
-def test_a_tiny_model_through_the_harness(data_file, tiny, evaluate):
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    config = harness_config(data_file)
-    config["generation_kwargs"] |= {"max_gen_toks": 6}
-    model = HFLM(str(tiny("llama")), device="cpu", dtype=torch.float32, batch_size=2, max_length=256)
-    first, second = (evaluate(config, model, limit=2) for _ in range(2))
-    assert first["results"]["humaneval"]["pass@1,create_test"] == 0
-    answers = [sample["resps"] for sample in first["samples"]["humaneval"]]
-    assert len(answers) == 2
-    assert answers == [sample["resps"] for sample in second["samples"]["humaneval"]]
-
-
-def test_the_harness_refuses_unless_the_user_agreed(data_file, answering, evaluate):
-    with pytest.raises(ValueError, match="marked as unsafe"):
-        evaluate(harness_config(data_file), answering([]), confirm_run_unsafe_code=False)

@@ -7,7 +7,7 @@ import torch
 
 from tests.evaluation_files import FIELDS, QUESTIONS, loaded, run, suite_of
 from tests.reference.scores_one_by_one import answer_tokens, plain_text
-from trace_transfer.errors import ModelError, UserError
+from trace_transfer.errors import UserError
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"]
 
@@ -61,28 +61,6 @@ def test_standard_error_is_over_examples(tiny, tmp_path):
     assert run(model, tokenizer, suite_of(tmp_path, QUESTIONS[:1], kind="loss", fields=FIELDS)).stderr is None
 
 
-def test_the_model_is_left_as_it_was(tiny, tmp_path):
-    model, tokenizer = loaded(tiny("gpt2"))
-    model.train()
-    own = model.generation_config
-    first = run(model, tokenizer, suite_of(tmp_path, QUESTIONS, kind="loss", fields=FIELDS))
-    again = run(model, tokenizer, suite_of(tmp_path, QUESTIONS, kind="loss", fields=FIELDS))
-    run(model, tokenizer, suite_of(tmp_path, QUESTIONS, kind="exact-match", fields=FIELDS, max_new_tokens=2))
-    assert first == again  # no dropout
-    assert model.training and model.generation_config is own
-    assert torch.is_grad_enabled()
-
-
-def test_limit_and_sample(tiny, tmp_path):
-    model, tokenizer = loaded(tiny("llama"))
-    suite = suite_of(tmp_path, QUESTIONS, kind="loss", fields=FIELDS, limit=3)
-    assert [one.number for one in run(model, tokenizer, suite).samples] == [0, 1, 2]
-    assert [one.number for one in run(model, tokenizer, suite, limit=2).samples] == [0, 1]
-    sample = suite_of(tmp_path, QUESTIONS, kind="loss", fields=FIELDS, max_examples=2)
-    drawn = {tuple(one.number for one in run(model, tokenizer, sample, seed=seed).samples) for seed in range(6)}
-    assert len(drawn) > 1
-
-
 def test_long_examples_are_cut_as_in_training(tiny, tmp_path):
     model, tokenizer = loaded(tiny("llama"))
     suite = suite_of(tmp_path, QUESTIONS[:1], kind="loss", fields=FIELDS)
@@ -91,11 +69,3 @@ def test_long_examples_are_cut_as_in_training(tiny, tmp_path):
     assert cut.more["num_tokens"] < whole.more["num_tokens"] and whole.target.startswith(cut.target)
     with pytest.raises(UserError, match="no token of the answer is left in 1 of 1 examples"):
         run(model, tokenizer, suite, max_length=4)
-
-
-def test_a_tokenizer_of_another_model(tiny, tmp_path):
-    model, tokenizer = loaded(tiny("llama"))
-    model.config.vocab_size = 50
-    with pytest.raises(UserError, match="vocabulary has 50 tokens: the tokenizer belongs to another model"):
-        run(model, tokenizer, suite_of(tmp_path, QUESTIONS, kind="loss", fields=FIELDS))
-    assert issubclass(ModelError, UserError)

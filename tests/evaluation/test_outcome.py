@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trace_transfer.evaluation.batching import batches_by_length
-from trace_transfer.evaluation.outcome import Sample, mean_and_stderr, ratio_and_stderr, records_sha256
+from trace_transfer.evaluation.outcome import mean_and_stderr, ratio_and_stderr
 
 FLOATS = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 
@@ -21,12 +21,6 @@ def test_as_numpy_and_as_the_harness(values):
     assert stderr == pytest.approx(mean_stderr(values), abs=1e-9)
 
 
-@given(FLOATS, st.integers(1, 9))
-def test_a_ratio_with_equal_counts_is_a_mean(values, count):
-    ratio, stderr = ratio_and_stderr([value * count for value in values], [count] * len(values))
-    assert (ratio, stderr) == pytest.approx(mean_and_stderr(values), abs=1e-9)
-
-
 def test_the_error_of_a_ratio_is_that_of_many_draws():
     """Samples drawn again and again: their ratios spread as far as one sample says, on average."""
     generator = np.random.default_rng(0)
@@ -37,22 +31,6 @@ def test_the_error_of_a_ratio_is_that_of_many_draws():
         found.append(ratio_and_stderr((levels * counts).tolist(), counts.tolist()))
     ratios, errors = np.array(found).T
     assert errors.mean() == pytest.approx(ratios.std(), rel=0.05)
-
-
-def test_one_example_has_no_error():
-    assert mean_and_stderr([3.0]) == (3.0, None) and ratio_and_stderr([6.0], [3]) == (2.0, None)
-
-
-def test_hashes_of_records():
-    one = records_sha256([{"a": 1, "b": [2, None]}, {"a": "ü"}])
-    assert one == records_sha256([{"b": [2, None], "a": 1}, {"a": "ü"}])
-    assert one != records_sha256([{"a": "ü"}, {"a": 1, "b": [2, None]}]) != records_sha256([{"a": "ü"}])
-
-
-def test_a_sample_is_a_line():
-    line = Sample(3, "ask\nme", None, "7", 1.0, True, {"more": (1, 2)}).line()
-    told = '{"number": 3, "prompt": "ask\\nme", "output": null, "target": "7", "right": true, "value": 1.0, '
-    assert line == told + '"more": [1, 2]}'
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 7), st.none() | st.integers(1, 120))

@@ -86,12 +86,6 @@ evaluations:
         assert line in told
 
 
-def test_metrics_are_those_of_the_kind(write):
-    told = refused(load_suite, write("evaluations: [{name: d, kind: exact-match, metric: exact_match, data: a.jsonl}]"))
-    assert "metric: unknown 'exact_match', allowed: exact-match; did you mean 'exact-match'?" in told
-    assert EvaluationSpec(name="a", kind="harness", metric="any").metric == "any"  # the task is asked
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -105,12 +99,6 @@ def test_metrics_are_those_of_the_kind(write):
 )
 def test_files_that_are_no_suites(write, text, told):
     assert told in refused(load_suite, write(text))
-
-
-def test_names_of_suites(write, tmp_path):
-    assert "no such suite, there are: paper, paper-authors; did you mean 'paper'?" in refused(load_suite, "papers")
-    with pytest.raises(TaskError, match=r"nowhere\.yaml: cannot be read: No such file"):
-        load_suite(tmp_path / "nowhere.yaml")
 
 
 def test_shipped_suites():

@@ -42,10 +42,6 @@ def test_values(text, expected):
     assert value(text) == expected
 
 
-def test_sizes_come_before_the_config():
-    assert parse_expression("hidden_size").evaluate(ConfigLookup(CONFIG, {"hidden_size": 1})) == 1
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -54,18 +54,6 @@ def test_sharing_must_be_said_by_both(tmp_path):
     ]
 
 
-def test_shared_parts_are_the_same_part(tmp_path):
-    part = "{name: self_attn.qkv_proj.weight, rows: [0, %s], shared: true}"
-    text = PHI3.replace("{name: self_attn.qkv_proj.weight, rows: [0, q]}", part % "q")
-    text = text.replace("{name: self_attn.qkv_proj.weight, rows: [q, q + kv]}", part % "kv")
-    assert [problem.partition(": ")[2] for problem in problems_of(write(tmp_path, text))] == [
-        "attention.query: 'self_attn.qkv_proj.weight', rows [0, q], is shared, but no other component has it; say "
-        "'shared: true' there as well",
-        "attention.key: 'self_attn.qkv_proj.weight', rows [0, kv], is shared, but no other component has it; say "
-        "'shared: true' there as well",
-    ]
-
-
 def test_shared_parts_tile_once(tmp_path):
     first = "{name: self_attn.qkv_proj.weight, rows: [0, q + kv], shared: true}"
     text = PHI3.replace("{name: self_attn.qkv_proj.weight, rows: [0, q]}", first)
@@ -94,18 +82,6 @@ def test_a_member_instead_of_another_one(tmp_path):
     assert found[0].principal and found[1].principal
     assert len(anatomy.units_of("model.layers.0.input_layernorm.weight")) == 1
     assert len(anatomy.units_of("model.layers.1.input_layernorm.weight")) == 2
-
-
-def test_instead_of_what_nobody_names(tmp_path):
-    text = PARALLEL % (SHARED, SHARED.replace("}", ", unless: post_attention_layernorms.weight}"))
-    assert problems_of(write(tmp_path, text)) == [
-        "mine.yaml:12: norm.pre_mlp: unless: 'post_attention_layernorms.weight' is no member of a component; did you "
-        "mean 'input_layernorm.weight'?"
-    ]
-    text = text.replace("post_attention_layernorms.weight", "self_attn.o_proj.weight?").replace("unless: ", 'unless: "')
-    assert problems_of(write(tmp_path, text.replace("weight?}", 'weight?"}'))) == [
-        "mine.yaml:12: norm.pre_mlp: unless: 'self_attn.o_proj.weight?' ends in '?', which says nothing here"
-    ]
 
 
 TWO_KINDS = mine(LLAMA).replace("[mlp.gate_proj.weight,", '["mlp.gate_proj.weight?", "mlp.up_gate.weight?",')
@@ -187,10 +163,3 @@ def test_a_name_for_several_parameters_that_are_alike(tmp_path):
     other = replace(inventory, shapes={**shapes, "model.layers.0.self_attn.heads.x.weight": (16, 64)})
     with pytest.raises(RulesError, match=r"'model.layers.\{layer\}.self_attn.heads.x.weight' is in no component"):
         apply_family(load_families(write(tmp_path, text)).families["mine"], other)
-
-
-@pytest.mark.parametrize("name", ["self_attn.h{n}.weight", "self_attn.{m}.weight", "{n}.{n}a"])
-def test_holes_that_are_none(tmp_path, name):
-    assert problems_of(write(tmp_path, NUMBERED % f'"{name}"')) == [
-        f"mine.yaml:11: attention.output: '{name}' is not a whole parameter name (letters, digits, _ and dots)"
-    ]

@@ -7,7 +7,7 @@ from tests.families.written import LLAMA, PHI3, TINY, TINY_LLAMA, TINY_PHI3, min
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.parsing import default_role
-from trace_transfer.families.registry import folded_name, load_families, rules_files
+from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import read_inventory
 
 BROKEN = """\
@@ -175,15 +175,6 @@ def test_own_family_takes_over_a_model_type(tmp_path):
     assert "llama" in registry.families
 
 
-def test_directory_of_rules(tmp_path):
-    write(tmp_path, mine(LLAMA).replace("[llama]", "[a]"), "a.yaml")
-    write(tmp_path, "family: b\nmodel_types: [b]\nextends: mine\n", "b.yml")
-    (tmp_path / "notes.txt").write_text("no rules", encoding="utf-8")
-    assert [path.name for path in rules_files(tmp_path)] == ["a.yaml", "b.yml"]
-    registry = load_families(tmp_path)
-    assert registry.for_model_type("b").components == registry.for_model_type("a").components
-
-
 def test_unknown_model_type_names_the_file_to_write():
     registry = load_families()
     inventory = read_inventory(TINY_LLAMA)
@@ -196,18 +187,6 @@ def test_unknown_model_type_names_the_file_to_write():
     assert "    model.layers.{layer}.mlp.up_proj.weight  (2 times)\n" in text
     with pytest.raises(RulesError, match=r"The nearest family by name is 'mistral': try 'extends: mistral'"):
         registry.for_model_type("mistral5")
-
-
-@pytest.mark.parametrize(
-    ("name", "folded"),
-    [
-        ("model.layers.3.mlp.experts.0.w1", "model.layers.{layer}.mlp.experts.{n}.w1"),
-        ("model.norm.weight", "model.norm.weight"),
-        ("h.12", "h.{layer}"),
-    ],
-)
-def test_folded_name(name, folded):
-    assert folded_name(name) == folded
 
 
 @pytest.mark.parametrize(
@@ -229,13 +208,3 @@ def test_folded_name(name, folded):
 )
 def test_default_role(pattern, role):
     assert default_role(pattern) == role
-
-
-def test_roles_can_be_told_apart(tmp_path):
-    text = mine(LLAMA).replace(
-        "attention.value: [self_attn.v_proj.weight,",
-        'attention.value: [self_attn.v_proj.weight, {name: "self_attn.v_extra.weight?", role: extra},',
-    )
-    family = load_families(write(tmp_path, text)).families["mine"]
-    assert [member.role for member in family.components["attention.value"].members] == ["weight", "extra", "bias"]
-    assert apply_family(family, read_inventory(TINY_LLAMA)).num_layers == 2

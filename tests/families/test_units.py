@@ -198,11 +198,6 @@ def test_gpt2_is_stored_the_other_way_round():
     assert kinds == ["attention.query"] * 4 + ["attention.key"] * 4 + ["attention.value"] * 4
 
 
-def test_a_norm_over_all_heads_is_cut_and_one_of_a_single_head_is_not():
-    _, splits = cut(AutoConfig.for_model("olmo2", hidden_size=64, num_attention_heads=4, **SMALL))
-    assert splits["model.layers.0.self_attn.q_norm.weight"] == Split(0, 16)
-
-
 def test_excluded_parameters_and_the_text_model_inside_a_multimodal_one():
     config = AutoConfig.for_model("gemma3")
     config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
@@ -250,11 +245,3 @@ def test_a_head_size_that_does_not_fit_is_refused_with_every_name():
     expected = r"(?s)use tensors or elements.*layers\.0\.self_attn\.o_proj.*layers\.2\.self_attn\.qkv_proj"
     with pytest.raises(ModelError, match=expected):
         splits_of(anatomy, config, frozenset().__contains__)
-
-
-def test_unit_parts():
-    assert unit_parts("w", (4, 6), None) == [(None, None)]
-    assert unit_parts("w", (4, 6), Split(0, 2)) == [(((0, 2),), None), (((2, 4),), None)]
-    assert unit_parts("w", (4, 6), Split(1, 3)) == [(None, ((0, 3),)), (None, ((3, 6),))]
-    with pytest.raises(ValueError, match="w: shape \\[4\\] is not a whole number"):
-        unit_parts("w", (4,), Split(1, 1))

@@ -1,6 +1,5 @@
 """Safetensors shards: what is read of them and when, and which are refused."""
 
-import json
 import os
 import shutil
 
@@ -74,16 +73,6 @@ def test_rows_of_an_embedding(tiny, monkeypatch, rows_at_once):
     assert checkpoint.bytes_read == read * 48 * 2
 
 
-def test_rows_of_what_is_not_there(copy_of):
-    directory = copy_of("llama")
-    for file in directory.glob("*.safetensors"):
-        save_file({n: t for n, t in load_file(file).items() if "embed" not in n}, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=r"the weights lack 1 tensor of the model: model\.embed_tokens\.weight"):
-        SafetensorsCheckpoint(directory).rows(
-            meta_model(directory), "model.embed_tokens.weight", torch.tensor([0]), torch.float32
-        )
-
-
 def test_one_file(tiny, tmp_path):
     tensors = {}
     for file in tiny("llama").glob("*.safetensors"):
@@ -94,13 +83,6 @@ def test_one_file(tiny, tmp_path):
     assert checkpoint.files == [tmp_path / "model.safetensors"]
     assert checkpoint.keys.keys() == tensors.keys()
     assert checkpoint.num_bytes == (tmp_path / "model.safetensors").stat().st_size
-
-
-def test_opening_reads_no_weights_and_names_all_of_them(tiny):
-    checkpoint = SafetensorsCheckpoint(tiny("phi3"))
-    assert checkpoint.bytes_read == 0
-    index = json.loads((tiny("phi3") / "model.safetensors.index.json").read_text())
-    assert {name: file.name for name, file in checkpoint.keys.items()} == index["weight_map"]
 
 
 def test_the_fingerprint_changes_with_the_weights(copy_of):
@@ -150,34 +132,3 @@ def test_an_index_that_is_none(copy_of, text):
     (directory / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"index.json: not a safetensors index .* downloaded again"):
         SafetensorsCheckpoint(directory)
-
-
-def test_pickles_only(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(
-        ModelError, match=r"has pickled weights only \(pytorch_model.bin\); convert them to safetensors"
-    ):
-        SafetensorsCheckpoint(tmp_path)
-
-
-def test_no_weights(tmp_path):
-    with pytest.raises(ModelError, match=r"has a config but no weights \(\*.safetensors or \*.gguf\)"):
-        SafetensorsCheckpoint(tmp_path)
-
-
-def test_weights_of_another_size(tiny, copy_of):
-    directory = copy_of("llama")
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
-    with pytest.raises(ModelError, match=r"down_proj.weight: \[48, 80\] in the weights, \[48, 96\] by config\.json\n"):
-        load_all(directory)
-
-
-def test_loading_leaves_the_progress_bar_as_it_was(tiny):
-    from transformers.utils import logging
-
-    for switch in (logging.enable_progress_bar, logging.disable_progress_bar, logging.enable_progress_bar):
-        switch()
-        before = logging.is_progress_bar_enabled()
-        load_all(tiny("llama"))
-        assert logging.is_progress_bar_enabled() == before

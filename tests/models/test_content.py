@@ -15,7 +15,6 @@ from trace_transfer.models.checkpoints import SafetensorsCheckpoint, hash_weight
 from trace_transfer.models.content import (
     config_files_sha256,
     config_sha256,
-    difference,
     file_sums,
     tokenizer_sha256,
     weights_sha256,
@@ -151,31 +150,6 @@ def test_a_cache_that_cannot_be_written(tmp_path, cache, hashed, monkeypatch, pl
     assert hashed == ["a"]  # this process remembers
 
 
-def test_two_at_once_lose_nothing_but_time(tmp_path, cache, hashed, monkeypatch):
-    one, other = write(tmp_path / "one", "1"), write(tmp_path / "other", "2")
-    (first,) = sums(one)
-    stale = content._remembered()
-    (second,) = sums(other)
-    monkeypatch.setattr(content, "_remembered", lambda: stale)  # as another process that looked before
-    sums(write(tmp_path / "third"))
-    monkeypatch.undo()
-    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(cache))
-    forget(monkeypatch)
-    assert sums(one, other) == [first, second]
-
-
-def test_the_last_files_are_remembered(tmp_path, cache, hashed, monkeypatch):
-    monkeypatch.setattr(content, "MOST", 3)
-    files = [write(tmp_path / str(number), str(number)) for number in range(5)]
-    for file in files:
-        sums(file)
-    forget(monkeypatch)
-    sums(*files)
-    assert hashed == ["0", "1", "2", "3", "4", "0", "1"]
-    sums(write(tmp_path / "two\nlines"))  # no line can hold its name
-    assert "two" not in (cache / "sums").read_text()
-
-
 def test_holes_are_not_read(tmp_path, cache):
     """80 GB of nothing stand in for two models in an example."""
     start, files = time.perf_counter(), [tmp_path / name for name in "abcd"]
@@ -216,24 +190,6 @@ def test_a_blob_of_the_hub_is_named_by_its_sum(tmp_path, cache, hashed):
     assert sums(file) == [hashlib.sha256(b"Some weights").hexdigest()] and len(hashed) == 1
 
 
-def test_a_bar_where_much_is_to_be_hashed(tmp_path, cache, monkeypatch):
-    told = []
-
-    class Listening(Silent):
-        def task(self, description, total):
-            told.append((description, total))
-            return super().task(description, total)
-
-    file = write(tmp_path / "a", "x" * 1000)
-    monkeypatch.setattr(content, "BLOCK", 300)
-    sums(file)
-    file_sums([write(tmp_path / "b", "x" * 1000)], Listening())
-    assert told == []
-    monkeypatch.setattr(content, "SHOWN", 999)
-    file_sums([write(tmp_path / "c", "x" * 1000)], Listening())
-    assert told == [("hashing weights, once", 4)]
-
-
 def test_a_model_that_was_copied_is_the_same(tiny, tmp_path, cache, hashed):
     copied = shutil.copytree(tiny("phi3"), tmp_path / "copy", copy_function=shutil.copyfile)
     one, other = SafetensorsCheckpoint(tiny("phi3")), SafetensorsCheckpoint(copied)
@@ -272,10 +228,3 @@ def test_what_of_a_tokenizer_counts(copy_of):
     assert tokenizer_sha256(directory) not in (before, with_tools)
     file.write_text("[" * 5000)  # no object: as bytes
     assert tokenizer_sha256(directory) not in (before, with_tools)
-
-
-def test_how_a_difference_is_told():
-    assert difference("weights of base", "a" * 64, "b" * 64) == (
-        "the weights of base differ: were sha aaaaaaaaaaaa, are bbbbbbbbbbbb"
-    )
-    assert difference("x", None, "b" * 64).endswith("were sha not known, are bbbbbbbbbbbb")

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from tests.killed_writes import killed_at_each_operation
 from tests.patch_files import bits, loaded, make_patch, mask_of, state_of
@@ -15,7 +14,7 @@ from trace_transfer.models import model_directory
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.model_directory import ModelWriter
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.models.tensors import TensorSpec, TensorWriter
+from trace_transfer.models.tensors import TensorWriter
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 
@@ -50,14 +49,6 @@ def test_shards_and_their_index(tiny, tmp_path, shard_bytes):
     assert {name: bits(value) for name, value in found.items()} == {n: bits(state.value(n)) for n in state.shapes}
 
 
-def test_the_tokenizer_is_the_same_file(tiny, tmp_path):
-    state = state_of(tiny("llama"))
-    write(state, tmp_path / "model")
-    text = "A contract is a promise, 漢 and 37.4 degrees."
-    one, other = (AutoTokenizer.from_pretrained(place) for place in (tiny("llama"), tmp_path / "model"))
-    assert one(text) == other(text)
-
-
 def test_two_writers_write_the_same_bytes(tiny, tmp_path):
     state = state_of(tiny("llama"))
     for name in ("one", "other"):
@@ -88,14 +79,6 @@ def test_other_tensors_than_were_said(tiny, tmp_path, name, value, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_touched_before_the_first_tensor(tiny, tmp_path):
-    state = state_of(tiny("llama"))
-    specs = {"a": TensorSpec(torch.float32, (1,))}
-    with ModelWriter(state.source, state.config, specs, tmp_path / "a/model", model=state.base.meta_model):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("number", [0, 5, 30])
 def test_a_full_disk(tiny, tmp_path, monkeypatch, number, replace):
@@ -117,16 +100,6 @@ def test_a_full_disk(tiny, tmp_path, monkeypatch, number, replace):
     assert [file.name for file in tmp_path.iterdir()] == (["model"] if replace else [])
     if replace:
         assert files(tmp_path / "model") == before
-
-
-def test_a_full_disk_at_the_very_end(tiny, tmp_path, monkeypatch):
-    def fill(self):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(ModelWriter, "_write_config", fill)
-    with pytest.raises(DiskFullError, match=r"/model: the disk is full"):
-        write(state_of(tiny("llama")), tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interruption(tiny, tmp_path, monkeypatch):

@@ -75,12 +75,6 @@ def test_a_config_that_asks_for_code_is_refused(copy_of, sealed, fields, told):
     assert not (model / MARK).exists()
 
 
-def test_all_such_fields_are_told_at_once(copy_of):
-    model = change(copy_of("llama"), "config.json", attn_implementation="o/n", experts_implementation="\x1b[31m")
-    with pytest.raises(ModelError, match=r"(?s)attn_implementation: 'o/n'.*experts_implementation: '\\x1b\[31m'"):
-        load_config(ModelSource.parse(model))
-
-
 def test_the_config_that_transformers_would_take_is_looked_at(copy_of):
     """`configuration_files` sends transformers from `config.json` to another file."""
     model = copy_of("llama")

@@ -120,13 +120,6 @@ def test_experts_that_do_not_fit_together(copy_of, change, message):
         state.require_readable(state.shapes)
 
 
-def test_a_model_without_conversion_keeps_its_names(tiny):
-    state = state_of(tiny("llama"))
-    names = SavedNames(state.base.meta_model)
-    for name, shape in state.shapes.items():
-        assert dict(names.layout(name, shape).shapes) == {name: shape}
-
-
 def test_each_expert_has_tensors_of_its_own(tiny):
     state = state_of(tiny("mixtral"))
     name = experts(state)[0]

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, initialization
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, initialization
 
 from tests.tiny_models import FAMILIES, build_config
 from trace_transfer.errors import ModelError
@@ -16,7 +16,6 @@ from trace_transfer.models.sources import (
     build_meta_model,
     inventory_of,
     load_config,
-    numel,
     read_inventory,
 )
 
@@ -36,13 +35,6 @@ def test_a_gguf_file_and_a_directory_with_only_one(tmp_path):
         source = ModelSource.parse(name)
         assert (source.directory, source.gguf) == (tmp_path, file.name)
         assert source.display_name == "Some-Model.Q4_1"
-
-
-def test_several_gguf_files_are_ambiguous(tmp_path):
-    (tmp_path / "a.gguf").touch()
-    (tmp_path / "b.gguf").touch()
-    with pytest.raises(ModelError, match=r"no config.json and 2 GGUF files \(a.gguf, b.gguf\); name the one to use"):
-        ModelSource.parse(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +69,6 @@ def test_another_file_is_refused(tmp_path):
 def config_of(tmp_path, text):
     (tmp_path / "config.json").write_text(text if isinstance(text, str) else json.dumps(text))
     return load_config(ModelSource.parse(tmp_path))
-
-
-def test_no_config(tmp_path):
-    with pytest.raises(ModelError, match=r"has no config.json \(and no GGUF file\); is it a model"):
-        load_config(ModelSource.parse(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{not json", "[1, 2]", "{}", "", '{"model_type": "no_such_architecture"}'])
@@ -210,25 +197,9 @@ def test_a_config_that_no_model_can_be_built_from(tmp_path):
         read_inventory(config)
 
 
-def test_experts_of_a_family_that_has_no_rules():
-    sizes = {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 1 << 14}
-    found = read_inventory(AutoConfig.for_model("dots1", **sizes))
-    assert found.shapes["model.layers.61.mlp.experts.gate_up_proj"] == (256, 1 << 15, 4608)
-
-
 @pytest.mark.parametrize("family", ["gptj", "codegen"])
 def test_a_table_of_positions_is_not_rounded(family):
     """Its frequencies would be: they are made of `arange`, in torch's default type, which is then the model's."""
     exact, low = (build_meta_model(build_config(family), dtype) for dtype in (torch.float32, torch.bfloat16))
     name = "transformer.h.1.attn.embed_positions"
     assert torch.equal(exact.get_buffer(name), low.get_buffer(name))
-
-
-def test_a_model_larger_than_any_memory():
-    config = AutoConfig.for_model("llama", hidden_size=16384, num_hidden_layers=200, intermediate_size=65536)
-    assert inventory_of(build_meta_model(config)).num_elements > 5e11
-
-
-@pytest.mark.parametrize(("shape", "count"), [((), 1), ((3,), 3), ((2, 3, 4), 24), ((0, 7), 0)])
-def test_numel(shape, count):
-    assert numel(shape) == count

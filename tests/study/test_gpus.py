@@ -12,7 +12,7 @@ from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
 from trace_transfer.study.graph import Step
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.running import GpuPool, gpus_asked_for, visible_gpus
+from trace_transfer.study.running import GpuPool, visible_gpus
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, MIG-1ab2"
 
@@ -38,22 +38,6 @@ def test_none_is_handed_out_twice():
     assert (first, second, pool.take(2)) == (("0", "1"), ("2",), None)
     pool.give_back(first)
     assert (pool.take(3), pool.free) == (("0", "1", "3"), [])
-
-
-def test_a_machine_without_gpus_has_room_for_all():
-    pool = GpuPool(())
-    assert [pool.take(count) for count in (1, 8)] == [(), ()]
-
-
-def test_more_than_there_are_will_never_be_free():
-    with pytest.raises(UserError, match="processes: 3: one needs a GPU each, and 2 are to be had"):
-        GpuPool(("0", "1")).take(3)
-
-
-def test_what_steps_ask_for():
-    assert {kind: gpus_asked_for(kind, 4) for kind in ("warm-start", "train", "evidence", "match", "evaluate")} == {
-        "warm-start": 4, "train": 4, "evidence": 1, "match": 1, "evaluate": 1,
-    }  # fmt: skip
 
 
 class Pipe:

@@ -199,12 +199,6 @@ def test_files_edited_by_hand(copied):
     assert run(copied) == {}
 
 
-def test_a_touched_file_is_the_same(copied):
-    core = cell(copied, "transfer-lf")["map"] / "math.core.json"
-    core.write_text(core.read_text())
-    assert run(copied) == {}
-
-
 def test_another_run_in_the_same_place(copied):
     write_file(copied.parent, name="other", methods=METHODS)
     with pytest.raises(UserError, match="holds the results of another run, 'small'"):

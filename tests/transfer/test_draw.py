@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trace_transfer.palette import colour_range, shortened
 from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
-from trace_transfer.transfer.heatmap_view import axis_title
 
 SHAPES = [(4, 30), (30, 24), (32, 64), (80, 94)]
 WITH_GAP = (30, 24)
@@ -182,12 +180,6 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert len(re.findall(r'<image [^>]*xlink:href="data:image/png', dom)) == 1
 
 
-def test_one_view_needs_no_buttons(tmp_path: Path) -> None:
-    page = tmp_path / "heatmap.html"
-    write_html(page, Heatmap("a", "b", (view("stream", (4, 30), 0, used=True),), ""))
-    assert "<button" not in page.read_text("utf-8")
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_picture(shape: tuple[int, int], tmp_path: Path) -> None:
     from PIL import Image
@@ -221,26 +213,3 @@ def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="no space left"):
         write_html(page, heatmap((4, 30)))
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("heatmap.html", b"old")]
-
-
-def test_views_must_agree() -> None:
-    with pytest.raises(ValueError, match="views of one shape, one of them used"):
-        Heatmap("a", "b", (view("update", (4, 30), 0, used=True), view("stream", (4, 29), 0, used=False)), "")
-    with pytest.raises(ValueError, match="one of them used"):
-        Heatmap("a", "b", (view("update", (4, 30), 0, used=False),), "")
-
-
-def test_colour_range_ignores_gaps_and_one_odd_value() -> None:
-    similarity = np.linspace(-0.02, 0.8, 600).reshape(20, 30)
-    similarity[4, 4], similarity[5, 5] = 40.0, np.nan
-    low, high = colour_range(similarity)
-    assert -0.02 < low < 0 and 0.75 < high < 0.8
-    assert colour_range(np.full((3, 3), np.nan)) == (0.0, 1.0)
-    assert colour_range(np.full((3, 3), 0.5)) == pytest.approx((0.49, 0.51))
-
-
-def test_names_that_do_not_fit_are_shortened() -> None:
-    assert shortened("abcdefghij", 10) == "abcdefghij"
-    assert shortened("abcdefghij", 7) == "abc…hij"
-    assert axis_title("source", "small-135M", 40) == "source layer of small-135M →"
-    assert axis_title("source", "small-135M", 20) == "source layer →"

@@ -1,13 +1,9 @@
 """Settings are strict, and a profile yields to what is said explicitly."""
 
-import json
-
 import pytest
 
 from trace_transfer.errors import UserError
 from trace_transfer.models.content import cache_directory
-from trace_transfer.settings import choices
-from trace_transfer.transfer.policies import POLICIES
 from trace_transfer.transfer.settings import PROFILES, MapSettings
 
 
@@ -35,28 +31,9 @@ def test_all_problems_at_once_with_what_was_meant():
         assert expected in message
 
 
-def test_unknown_profile_and_field():
-    with pytest.raises(UserError, match=r"profile: 'papers' is none of default, paper; did you mean paper\?"):
-        MapSettings.of("papers")
-    with pytest.raises(UserError, match=r"probes: no such setting; did you mean probe\?"):
-        MapSettings.of(probes="x")
-
-
 def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(tmp_path / "mine"))
     assert cache_directory() == tmp_path / "mine"
     monkeypatch.delenv("TRACE_TRANSFER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "trace-transfer"
-
-
-def test_recorded_settings_are_json():
-    recorded = MapSettings(cache=None, rules=("a.yaml",)).recorded()
-    assert json.loads(json.dumps(recorded)) == recorded
-    assert recorded["rules"] == ["a.yaml"]
-
-
-def test_every_policy_can_be_chosen():
-    assert choices(MapSettings.model_fields["match"].annotation) == tuple(POLICIES)
-    for name, policy in POLICIES.items():
-        assert f"{name}: {policy.help}" in str(MapSettings.model_fields["match"].description)

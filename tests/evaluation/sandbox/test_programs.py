@@ -9,14 +9,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.hostile import ATTACKS, SECRET
-from trace_transfer.errors import UserError
 from trace_transfer.evaluation.sandbox import programs
 from trace_transfer.evaluation.sandbox.isolation import require_isolation
 from trace_transfer.evaluation.sandbox.programs import (
@@ -210,12 +208,6 @@ def test_an_error_is_shown_by_its_last_lines():
 
 
 @needs_landlock
-def test_the_same_program_hashes_the_same_every_time():
-    outcomes = {run_to_end("import sys\nprint(list({'a', 'b', 'c', 'd'}), file=sys.stderr)").stderr for _ in range(3)}
-    assert len(outcomes) == 1
-
-
-@needs_landlock
 @pytest.mark.parametrize(
     ("source", "limits"),
     [
@@ -238,33 +230,12 @@ def test_each_limit_holds_and_is_what_stops_it(source, limits, namespaces):
     assert run_to_end(source, namespaces=namespaces).passed
 
 
-def test_limits_are_positive():
-    with pytest.raises(UserError, match=r"(?s)cpu_seconds: 0 is not positive.*num_files: -1"):
-        Limits(cpu_seconds=0, num_files=-1)
-
-
 @needs_landlock
 def test_many_programs_keep_their_order():
     sources = [f"x = lambda: {i}" for i in range(12)]
     outcomes = run_programs(sources, "assert __program__.x() % 3", jobs=4)
     assert [outcome.passed for outcome in outcomes] == [i % 3 != 0 for i in range(12)]
     assert run_programs([], "") == []
-
-
-@needs_landlock
-def test_programs_run_from_a_process_with_threads_and_torch():
-    import torch
-
-    with ThreadPoolExecutor(3) as pool:
-        results = pool.map(lambda i: (torch.ones(i + 1).sum().item(), run_to_end("x = 1").passed), range(6))
-    assert list(results) == [(i + 1.0, True) for i in range(6)]
-
-
-@needs_landlock
-def test_nothing_stays_open():
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    run_programs(["x = 1", "assert False", "import os\nos._exit(0)"], "__program__.x()")
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @needs_landlock
