@@ -5,19 +5,20 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.tiny_models import TEXTS, build_tokenizer
-from trace_transfer.data.probe import MIN_TEXTS, ROW_KINDS, ProbeSet, RowPlan, load_probe, plan_rows
+from trace_transfer.data.probe import MIN_TEXTS, ProbeSet, RowPlan, load_probe, plan_rows
 from trace_transfer.errors import ProbeError
 
 PROSE, CODE = build_tokenizer("prose"), build_tokenizer("code")  # one puts a special token before, one behind
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=40)
 
 # Letters that merge, characters of one to four bytes, whitespace of all kinds, marks that combine.
 ALPHABET = st.sampled_from(list("theand Zw 0123 .,(){}=\n\té漢字ü🦊e\u0301\u00a0"))
+ROW_KINDS = ("boundary", "word", "example")
 SOME_TEXTS = st.lists(st.text(ALPHABET, min_size=12, max_size=60), min_size=6, max_size=10, unique=True)
 
 
