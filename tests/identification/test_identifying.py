@@ -1,7 +1,6 @@
 """From a base model and tasks, or from fine-tuned models, to core files: through the commands that people type."""
 
 import copy
-import inspect
 import json
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.reference import authors_scores
 from tests.task_files import SIZES, write_tasks
 from tests.tuned_models import tuned_copy, weights
-from trace_transfer import IdentifySettings, StreamSettings, identify, score, train
+from trace_transfer import StreamSettings, identify, score
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.show import jaccard
@@ -220,32 +219,6 @@ def parts_of(settings):
     if isinstance(settings, StreamSettings):
         return settings.train, settings
     return settings.warm_start.train, settings.warm_start, settings.score, settings.compute
-
-
-@pytest.mark.parametrize(
-    ("function", "command", "settings"),
-    [
-        (identify, "identify", IdentifySettings()),
-        (score, "score", IdentifySettings()),
-        (train, "train", StreamSettings()),
-    ],
-)
-def test_functions_have_the_names_and_defaults_of_the_commands(function, command, settings):
-    import click
-
-    parts = parts_of(settings)
-    known = {name: value for part in parts for name, value in vars(part).items()}
-    signature = inspect.signature(function).parameters
-    for parameter in main.get_command(click.Context(main), command).params:
-        if parameter.name in known:
-            default = () if parameter.multiple else False if parameter.is_flag else parameter.default
-            if parameter.name in ("deepspeed", "order"):  # a file, and a list with commas: their callbacks read them
-                default = parameter.callback(None, parameter, default)
-            assert default == known[parameter.name], parameter.name
-        elif parameter.name not in ("dry_run", "help", "processes", "push_to_hub", "private"):
-            assert parameter.name in signature, parameter.name
-            if parameter.name in ("out", "profile"):
-                assert str(signature[parameter.name].default) == str(parameter.default)
 
 
 # ---- exactness

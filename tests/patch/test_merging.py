@@ -53,8 +53,6 @@ def values(state):
 @pytest.mark.parametrize(
     ("family", "dtype", "method"),
     [
-        ("llama", F32, "task_arithmetic"),
-        ("llama", BF16, "task_arithmetic"),
         ("llama", BF16, "ties"),
         ("qwen3_moe", F32, "task_arithmetic"),
     ],

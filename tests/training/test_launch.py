@@ -37,9 +37,8 @@ def command(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    done = subprocess.run([sys.executable, "-m", "trace_transfer", *command, "--zero", "0", "--out", str(out)],
-                          capture_output=True, text=True, env=ENVIRONMENT, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, [*command, "--zero", "0", "--out", str(out)])
+    assert done.exit_code == 0, done.output
     return weights(out / "model")
 
 
