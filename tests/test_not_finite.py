@@ -12,7 +12,7 @@ from trace_transfer.cli import main
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, NumericalError
 from trace_transfer.evaluation.batching import finite_logits
-from trace_transfer.identification.delta_store import ShardWriter
+from trace_transfer.identification.deltas import ShardWriter
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
 from trace_transfer.models.tensors import all_finite

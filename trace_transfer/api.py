@@ -140,7 +140,7 @@ def select(
         >>> (wider,) = tt.select("runs/smollm2/math.core.json", ratio=0.1)
         >>> wider.ratio_of_elements
     """
-    from trace_transfer.identification.reselecting import reselect_all
+    from trace_transfer.core_sets.selection import reselect_all
 
     return reselect_all([Path(file) for file in listed(files)], ratio, unit, out)
 

@@ -24,7 +24,7 @@ TASKS = ("math", "code", "law", "medicine")
 
 def one_pass(folder: Path) -> None:
     """What `trace-transfer score` does."""
-    from trace_transfer.identification.differencing import plan_deltas, read_deltas
+    from trace_transfer.identification.deltas import plan_deltas, read_deltas
     from trace_transfer.progress import Silent
 
     read_deltas(plan_deltas(*opened(folder)), Silent())

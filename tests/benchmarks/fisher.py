@@ -95,12 +95,9 @@ def opacus(model, examples) -> Callable[[], None]:
 def passes(model, examples, streamed: bool) -> Callable[[], None]:
     import torch
 
-    from trace_transfer.identification.fisher.batches import group_examples, prepare
-    from trace_transfer.identification.fisher.capture import captured
     from trace_transfer.identification.fisher.information import _trusted_sites
-    from trace_transfer.identification.fisher.passes import streamed_pass, whole_pass
-    from trace_transfer.identification.fisher.sites import Pass
-    from trace_transfer.identification.fisher.totals import Totals
+    from trace_transfer.identification.fisher.passes import group_examples, prepare, streamed_pass, whole_pass
+    from trace_transfer.identification.fisher.sites import Pass, Totals, captured
 
     model.requires_grad_(False)
     through = streamed_pass if streamed else whole_pass

@@ -17,13 +17,14 @@ from trace_transfer import StreamSettings, identify, score
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.show import jaccard
+from trace_transfer.data.encoding import read_tasks
 from trace_transfer.data.examples import IGNORED
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.formats import read_any
+from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
-from trace_transfer.identification.task_data import read_tasks
-from trace_transfer.identification.task_fisher import draw
+from trace_transfer.training.settings import StreamSettings
 
 FAST = ("--batch-size", 4, "--learning-rate", 1e-3)
 
@@ -428,8 +429,8 @@ def test_core_sets_of_hardly_any_elements_are_told(three, tmp_path):
     still = [name for name in weights(base) if "norm" not in name]
     tuned = tuned_copy(base, tmp_path / "norms", 1, still=still)
     command = ("score", base, "--tuned", f"a={tuned}", "--method", "l2", "--out", tmp_path / "out")
-    assert "core sets of very few elements (a 0." in " ".join(done(*command).stdout.split())
-    assert "very few elements" not in done(*command, "--unit", "elements", "--exclude", "norm").stdout
+    assert "core sets of very few parameters (a 0." in " ".join(done(*command).stdout.split())
+    assert "very few parameters" not in done(*command, "--unit", "elements", "--exclude", "norm").stdout
 
 
 def test_components_and_small_parameters_can_be_left_out(three, tmp_path):
@@ -564,10 +565,10 @@ def refused(*arguments):
 def test_a_single_task_with_cs_is_refused(three, tmp_path, tiny):
     base, tuned = three
     message = refused("score", base, *options({"math": tuned["math"]}), "--method", "cs", "--out", tmp_path / "out")
-    assert "cs compares tasks and needs at least two, found 1: math" in message
+    assert "cs compares tasks and needs at least 2, found 1: math" in message
     single = write_tasks(tmp_path, {"math": 4})
     message = refused("identify", base, "--tasks", single, "--method", "cs", "--out", tmp_path / "out")
-    assert "cs compares tasks and needs at least two, found 1: math" in message
+    assert "cs compares tasks and needs at least 2, found 1: math" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -619,9 +620,7 @@ def test_a_model_of_another_architecture_is_told_in_one_line(tiny, tmp_path):
     base, other, wider = tiny("llama"), tiny("qwen2"), tiny("llama", intermediate_size=64)
     tuned = options({"math": other, "law": wider})
     message = refused("score", base, *tuned, "--method", "cs", "--out", tmp_path / "out")
-    told = (
-        f"- math: {other} looks like another model: qwen2 with 5 layers (62 parameters), the base is llama with 4 (39)"
-    )
+    told = f"- math: {other} looks like another model: qwen2 with 5 layers (62 tensors), the base is llama with 4 (39)"
     assert told in message
     assert "math: lacks" not in message
     assert "law: model.layers.0.mlp.gate_proj.weight is [64, 48], in the base [80, 48]" in message

@@ -96,7 +96,7 @@ def test_a_missing_tasks_file(identifying, tasks):
 
 def test_a_single_task_with_cs(identifying, tasks):
     tasks.write_text("tasks:\n- {name: math, data: math.jsonl}\n")
-    assert "cs compares tasks and needs at least two, found 1: math" in identifying.refused("--method", "cs")
+    assert "cs compares tasks and needs at least 2, found 1: math" in identifying.refused("--method", "cs")
     assert nothing_was_written(identifying)
 
 

@@ -5,9 +5,8 @@ import pytest
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation.settings import EvaluateSettings
-from trace_transfer.identification.scoring_settings import Compute, ScoreSettings
-from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.identification.warm_start_settings import WarmStartSettings
+from trace_transfer.identification.scores import ScoreSettings
+from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import choices, singles
 from trace_transfer.training.settings import StreamSettings

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from trace_transfer.cli.inspection import draw
 from trace_transfer.identification.records import StabilityFile
-from trace_transfer.identification.show_stability import render_stability
+from trace_transfer.identification.show import render_stability
 from trace_transfer.records import to_json
 
 

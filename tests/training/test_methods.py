@@ -11,12 +11,12 @@ from tests.task_files import write_tasks
 from tests.tiny_models import build_config
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.masks import Mask
+from trace_transfer.data.encoding import encode_tasks, read_tasks
 from trace_transfer.data.tasks_file import load_tasks
 from trace_transfer.errors import ArtefactError
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.identification.task_data import encode_tasks, read_tasks
 from trace_transfer.models.sources import ModelSource, numel, read_inventory
 from trace_transfer.training import settings as settings_of_streams
 from trace_transfer.training.methods import METHODS, Size, StreamError, mixed, read_cores, some_of, stages_of

@@ -102,10 +102,9 @@ def import_command(
     if source != "authors" and (ratio is not None or unit is not None):
         raise click.UsageError("--ratio and --unit select from lists that rank parameters: they need --from authors")
 
-    from trace_transfer.core_sets.importing import import_patterns
+    from trace_transfer.core_sets.importing import import_list, import_patterns
     from trace_transfer.core_sets.show import render_core_sets
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.identification.reselecting import import_list
     from trace_transfer.progress import quiet_libraries
     from trace_transfer.records import to_json
 

@@ -9,9 +9,8 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
-from trace_transfer.identification.scoring_settings import Compute, ScoreSettings
-from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.identification.warm_start_settings import WarmStartSettings
+from trace_transfer.identification.scores import ScoreSettings
+from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
 from trace_transfer.launching import place_among_ranks
 
 SCORING = {*ScoreSettings.names(), *Compute.names()}
@@ -60,7 +59,7 @@ def identify_command(
     hash_weights([base, *tuned.values()], Terminal())
     plan = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
     if dry_run:
-        from trace_transfer.identification.show_plans import render_plan
+        from trace_transfer.identification.show import render_plan
 
         click.echo(render_plan(plan))
         return
@@ -100,7 +99,7 @@ def warm_start_command(
     first = place_among_ranks().rank == 0
 
     from trace_transfer.identification.identifying import plan_identify, run_warm_starts_of
-    from trace_transfer.identification.show_plans import render_plan, render_warm_starts
+    from trace_transfer.identification.show import render_plan, render_warm_starts
     from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
@@ -169,8 +168,8 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
     if out.suffix == ".json":
         raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")
 
+    from trace_transfer.core_sets.selection import core_path, reselect_all
     from trace_transfer.core_sets.show import render_core_sets
-    from trace_transfer.identification.reselecting import core_path, reselect_all
 
     cores = reselect_all(files, ratio, unit, out)
     click.echo(render_core_sets(cores, (), tuple(core_path(out, core) for core in cores)))
@@ -191,7 +190,8 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
     from trace_transfer.core_sets.core_file import CoreFile
     from trace_transfer.families.registry import load_families
     from trace_transfer.files import refuse_inputs
-    from trace_transfer.identification.draw import importance_of, write_importance_html, write_importance_png
+    from trace_transfer.identification.draw import write_importance_html, write_importance_png
+    from trace_transfer.identification.importance_grids import importance_of
     from trace_transfer.locking import held
     from trace_transfer.records import read_artefact
 

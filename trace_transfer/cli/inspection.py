@@ -26,8 +26,7 @@ from trace_transfer.formats import read_any as read
 from trace_transfer.identification.importance_places import label
 from trace_transfer.identification.importance_terminal import draw_importance
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
-from trace_transfer.identification.show_score_inputs import draw_deltas, draw_fisher, draw_warm_start
-from trace_transfer.identification.show_stability import draw_stability
+from trace_transfer.identification.show import draw_deltas, draw_fisher, draw_stability, draw_warm_start
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict

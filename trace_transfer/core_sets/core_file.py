@@ -11,6 +11,8 @@ from trace_transfer.errors import together
 from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
 from trace_transfer.records import TASK, ModelIdentity, Range, Strict
 
+Unit = Literal["tensors", "elements", "rows"]  # what a ratio counts
+
 
 class CoreParameter(Strict):
     """One scored parameter, or (with `rows`, `columns` or `depth`) the part of a fused one.
@@ -62,7 +64,7 @@ class Method(BaseModel):
 
     name: str
     ratio: float = Field(gt=0, le=1)
-    unit: Literal["tensors", "elements", "rows"] = "tensors"
+    unit: Unit = "tensors"
 
 
 class Transfer(Strict):

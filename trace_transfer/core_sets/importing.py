@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from trace_transfer.core_sets.authors_list import core_parameters, read_authors_list
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
 from trace_transfer.core_sets.exports.axolotl import Pattern, mask_of_patterns, read_patterns
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.errors import ArtefactError
+from trace_transfer.core_sets.selection import Selection, entries_of, select
+from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel, names_told, open_model
 from trace_transfer.families.registry import load_families
@@ -65,6 +67,48 @@ def import_patterns(
         parameters=(*chosen, *left),
         libraries=library_versions(),
     )  # fmt: skip
+
+
+def import_list(
+    file: Path, model: str | Path, task: str, ratio: float | None, unit: str | None, rules: Sequence[str] = ()
+) -> CoreFile:
+    """A core file from a list of the authors' scripts. All of a list of fewer names than the model has are core.
+
+    Raises:
+        ArtefactError: the list cannot be read, or names what the model lacks.
+        UserError: a full list without a ratio, or a selected one with one; a task that is no name.
+    """
+    Selection.of(ratio=ratio, unit=unit)
+    opened = open_model(model, load_families([Path(path) for path in rules]))
+    shapes = opened.anatomy.inventory.shapes
+    method, listed = read_authors_list(file)
+    told = names_told(opened, [entry.name for entry in listed])
+    listed = [entry._replace(name=told.translated.get(entry.name, entry.name)) for entry in listed]
+    parameters = tuple(
+        parameter.model_copy(update={"component": entry.component, "layer": entry.layer})
+        for parameter in core_parameters(listed, shapes, told.known)
+        for entry in entries_of(opened.anatomy, parameter.name, parameter.shape, None)
+    )
+    whole = len(listed) == len(shapes)
+    if whole and ratio is None:
+        raise UserError(f"{file}: lists all tensors of {opened.name}; give --ratio to select from them")
+    if not whole and ratio is not None:
+        raise UserError(
+            f"{file}: lists {len(listed)} of the {len(shapes)} tensors of {opened.name}: that is a core set, "
+            "and no other can be made of it; leave --ratio out"
+        )
+    unit = "tensors" if unit is None else unit
+    if whole and ratio is not None:
+        parameters = select(parameters, ratio, unit)
+    if unit == "rows":
+        raise UserError("such lists name whole parameters: rows cannot be selected from them")
+    return CoreFile(
+        task=require_task(task),
+        model=opened.identity,
+        method={"name": method, "ratio": ratio or len(listed) / len(shapes), "unit": unit, "imported_from": file.name},
+        parameters=parameters,
+        libraries=library_versions(),
+    )
 
 
 def _mask(patterns: Sequence[Pattern], model: OpenModel, file: Path) -> Mask:

@@ -1,28 +1,46 @@
-"""The top r of scored parameters: the one place where a ratio becomes a core set."""
+"""The top r of scored tensors or rows: the one place where a ratio becomes a core set; and `select`, anew from files.
+
+Reads and writes: `TASK.core.json`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
-from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Unit
+from trace_transfer.errors import UserError, together
+from trace_transfer.families.anatomy import Anatomy, Split, unit_kinds, unit_parts
+from trace_transfer.files import refuse_inputs, write_text
+from trace_transfer.locking import held
+from trace_transfer.records import read_artefact, to_json
+from trace_transfer.settings import Settings, Share, setting
 
 ROUNDING = 1e-9  # keeps 0.29 * 100, which is 28.999999999999996, at 29
-UNITS = ("tensors", "elements", "rows")
+UNITS = get_args(Unit)
+
+
+class Selection(Settings):
+    """What of scores is core; None is as before."""
+
+    ratio: Share | None = setting(None, "Core share.")
+    unit: Unit | None = setting(None, "What it counts.")
 
 
 def select(parameters: Sequence[CoreParameter], ratio: float, unit: str = "tensors") -> tuple[CoreParameter, ...]:
     """Mark the top r as core.
 
     Args:
-        parameters: in order of preference where scores tie; parameters without a score are never chosen. With `rows`,
-            an entry is a head or a neuron, or a whole parameter that has none.
+        parameters: entries in order of preference where scores tie; those without a score are never chosen. With
+            `rows`, an entry is a head or a neuron, or a whole tensor that has none.
         ratio: in (0, 1]; 1 selects everything that has a score.
         unit: `tensors`: max(1, floor(r · entries)), as the paper. `elements` and `rows`: in score order, whatever still
-            fits into r of all elements; an embedding larger than that is passed over, however high its score. Where
+            fits into r of all parameters; an embedding larger than that is passed over, however high its score. Where
             nothing fits the best one alone is taken.
 
     Returns:
-        All parameters, best score first, those without a score last; equal scores in the order given.
+        All entries, best score first, those without a score last; equal scores in the order given.
 
     Raises:
         ValueError: no such unit.
@@ -63,3 +81,69 @@ def _within_budget(ranked: Sequence[CoreParameter], ratio: float) -> list[bool]:
     if not any(chosen) and ranked and ranked[0].score is not None:
         chosen[0] = True
     return chosen
+
+
+def entries_of(anatomy: Anatomy, name: str, shape: tuple[int, ...], split: Split | None) -> list[CoreParameter]:
+    """A tensor, or with a split its rows (or columns) in order, as entries without a score."""
+    units = anatomy.units_of(name)
+    layer = units[0].layer if units else None
+    parts = zip(unit_parts(name, shape, split), unit_kinds(anatomy, name, split), strict=True)
+    return [  # not validated: rows make many, of what is checked already
+        CoreParameter.model_construct(
+            name=name, shape=shape, rows=rows, columns=columns, component=component, layer=layer
+        )
+        for (rows, columns), component in parts
+    ]
+
+
+def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
+    """Another core set from the scores of a core file; None is as before.
+
+    Raises:
+        ArtefactError: it is not a core file.
+        UserError: `rows` of scores of whole tensors, or the other way round.
+    """
+    core: CoreFile = read_artefact(file, CoreFile)
+    ratio, unit = ratio or core.method.ratio, unit or core.method.unit
+    if unit != core.method.unit and "rows" in (unit, core.method.unit):
+        raise UserError(
+            f"{file}: was scored by {core.method.unit}, and cannot be selected from by {unit}: score again with --unit "
+            f"{unit}"
+        )
+    method = core.method.model_copy(update={"ratio": ratio, "unit": unit})
+    return core.model_copy(update={"method": method, "parameters": select(core.parameters, ratio, unit)})
+
+
+def reselect_all(
+    files: Sequence[Path], ratio: float | None, unit: str | None, out: Path | str | None
+) -> tuple[CoreFile, ...]:
+    """`reselect` for several files, in their order; written into a directory, if one is named.
+
+    Raises:
+        ArtefactError: some are no core files; all are named.
+        UserError: a ratio or unit that is none, or as `reselect`; two of one task, or one that would be written over.
+    """
+    chosen = Selection.of(ratio=ratio, unit=unit)
+    cores, problems = [], []
+    for file in files:
+        try:
+            cores.append(reselect(file, chosen.ratio, chosen.unit))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(together("core files that cannot be used", problems))
+    if out is not None:
+        tasks = [core.task for core in cores]
+        if len(set(tasks)) < len(tasks):
+            raise UserError(f"core files of the same task would overwrite each other: {', '.join(tasks)}")
+        written = [core_path(out, core) for core in cores]
+        refuse_inputs(written, files)
+        with held(out):
+            for core, path in zip(cores, written, strict=True):
+                write_text(path, to_json(core))
+    return tuple(cores)
+
+
+def core_path(out: Path | str, core: CoreFile) -> Path:
+    """Where a core file lies in a directory."""
+    return Path(out) / f"{core.task}.core.json"

@@ -28,8 +28,9 @@ from trace_transfer.data.rendering import (
     render_plain,
     require_prompt,
 )
-from trace_transfer.data.tasks_file import TaskError, TaskSpec
-from trace_transfer.errors import listing
+from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
+from trace_transfer.errors import ModelError, UserError, listing
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer
 
 TOO_LONG = ("cut", "leave-out")
 SPECIAL = "conversations in which a text holds a special token, and is read as that token"
@@ -48,6 +49,42 @@ def prepare_task(
     """Read a task's data and encode it: `read_records` and `encode_task` in one."""
     records = read_records(spec, base_directory, seed=seed)
     return encode_task(spec, records, tokenizer, max_length=max_length, too_long=too_long)
+
+
+def read_tasks(base: OpenModel, tasks: str | Path, max_length: int, too_long: str, seed: int) -> tuple[TaskData, ...]:
+    """All tasks of a `tasks.yaml`, encoded for a model; raises as `encode_tasks`."""
+    return encode_tasks(base, load_tasks(tasks), Path(tasks).parent, max_length, too_long, seed)
+
+
+def encode_tasks(
+    base: OpenModel, specs: Sequence[TaskSpec], directory: Path, max_length: int, too_long: str, seed: int
+) -> tuple[TaskData, ...]:
+    """Tasks encoded for a model; their data lie relative to a directory.
+
+    Raises:
+        TaskError: the file, its data or an example cannot be used.
+        ModelError: the tokenizer belongs to another model.
+        UserError: examples longer than the model can read.
+    """
+    tokenizer = load_tokenizer(base.source)
+    data = tuple(
+        prepare_task(spec, directory, tokenizer, max_length=max_length, too_long=too_long, seed=seed) for spec in specs
+    )
+    config = base.config.get_text_config()
+    largest = max(max(example.input_ids) for task in data for example in task.examples)
+    if largest >= config.vocab_size:
+        raise ModelError(
+            f"{base.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {config.vocab_size} "
+            "tokens: the tokenizer belongs to another model"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = {task.task: max(len(example.input_ids) for example in task.examples) for task in data}
+    if positions and (beyond := [f"{task}: {length} tokens" for task, length in longest.items() if length > positions]):
+        raise UserError(
+            f"examples that are longer than the {positions} tokens which {base.name} was made for; give --max-length "
+            f"{positions}:\n" + listing(beyond)
+        )
+    return data
 
 
 def encode_task(

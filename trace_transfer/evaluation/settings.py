@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trace_transfer.identification.warm_start_settings import Length
+from trace_transfer.identification.settings import Length
 from trace_transfer.settings import Count, Seed, Settings, setting
 from trace_transfer.transfer.settings import WHICH_DEVICE, WHICH_DTYPE, Dtype
 

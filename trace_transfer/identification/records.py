@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from trace_transfer.records import TASK, ModelIdentity, Strict
+from trace_transfer.errors import ArtefactError
+from trace_transfer.files import write_tensors, write_text
+from trace_transfer.records import TASK, ModelIdentity, Strict, read_artefact, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Record = TypeVar("Record", bound=Strict)
+
+
+def label_of(task: str, replicate: int | None) -> str:
+    """`math`, or `math/1` for the first of two replicates."""
+    return task if replicate is None else f"{task}/{replicate}"
 
 
 class DataRecord(Strict):
@@ -58,11 +72,11 @@ class TunedModel(Strict):
 
     @property
     def label(self) -> str:
-        return self.task if self.replicate is None else f"{self.task}/{self.replicate}"
+        return label_of(self.task, self.replicate)
 
 
-class DeltaParameter(Strict):
-    """Of one parameter: the norm of each delta, the cosine of each pair, and how many elements did not move.
+class DeltaTensor(Strict):
+    """Of one tensor: the norm of each delta, the cosine of each pair, and how many of its parameters did not move.
 
     Pairs are (1, 0), (2, 0), (2, 1), (3, 0), …; null where a delta is zero. `base_norm` is that of the base's values.
     """
@@ -83,23 +97,23 @@ class DeltaFile(Strict):
     model: ModelIdentity
     base_fingerprint: str
     tuned: tuple[TunedModel, ...]
-    parameters: tuple[DeltaParameter, ...]
+    parameters: tuple[DeltaTensor, ...]
     units: bool = False
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
-class FisherParameter(Strict):
-    """Mean over examples of the squared gradient norm of one parameter (eq. 4, summed over its elements)."""
+class FisherTensor(Strict):
+    """Mean over examples of the squared gradient norm of one tensor (eq. 4, summed over its parameters)."""
 
     name: str
     value: float = Field(ge=0, allow_inf_nan=False)
 
 
 class FisherFile(Strict):
-    """`fisher.json`: Fisher information of all parameters for a task; with `units`, those lie beside it.
+    """`fisher.json`: Fisher information of all tensors for a task; with `units`, that of heads and neurons too.
 
-    `at` says where: the fingerprint of a warm start or fine-tuned model, or of the base. `fallback` names parameters
-    that were taken one example at a time because their layer type has no batched form.
+    `at` says where: `fingerprint` is of a warm start or fine-tuned model, or of the base. `fallback` names tensors that
+    were taken one example at a time because their layer type has no batched form.
     """
 
     format: Literal["trace-transfer/fisher"] = "trace-transfer/fisher"
@@ -112,7 +126,7 @@ class FisherFile(Strict):
     per: Literal["example", "batch"]
     num: int
     data_sha256: str
-    parameters: tuple[FisherParameter, ...]
+    parameters: tuple[FisherTensor, ...]
     fallback: tuple[str, ...] = ()
     units: bool = False
     libraries: dict[str, str] = Field(default_factory=dict)
@@ -145,7 +159,7 @@ class MethodStability(Strict):
 
 
 class StabilityFile(Strict):
-    """`stability.json`; `reliability` is, by task, the median over parameters of the cosine of its replicates."""
+    """`stability.json`; `reliability` is, by task, the median over tensors of the cosine of its replicates."""
 
     format: Literal["trace-transfer/stability"] = "trace-transfer/stability"
     version: Literal[1] = 1
@@ -153,3 +167,29 @@ class StabilityFile(Strict):
     methods: tuple[MethodStability, ...]
     reliability: dict[str, float]
     libraries: dict[str, str] = Field(default_factory=dict)
+
+
+def keep_result(file: Path, record: Strict, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write a result, and before it the tensors beside it: `fisher.json` and `fisher.units.safetensors`."""
+    if tensors is not None:
+        what = f"trace-transfer/{file.stem.rstrip('s')}-units"
+        write_tensors(beside(file), tensors, {"format": what, "version": "1"})
+    write_text(file, to_json(record))
+
+
+def kept_result(file: Path, kind: type[Record], with_tensors: bool) -> tuple[Record, dict[str, Tensor]] | None:
+    """What an earlier run left, with the tensors beside it. None where that is missing, damaged or of another version:
+    it is then made again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        record: Record = read_artefact(file, kind)
+        return record, load_file(beside(file)) if with_tensors else {}
+    except (ArtefactError, OSError, SafetensorError):
+        return None
+
+
+def beside(file: Path) -> Path:
+    """Where the tensors of a result's heads and neurons lie."""
+    return file.with_name(f"{file.stem}.units.safetensors")

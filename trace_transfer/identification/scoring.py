@@ -1,42 +1,177 @@
-"""From evidence to core sets: scores by a method of the registry, the top r, and what to be warned of.
+"""From deltas and Fisher information to core sets: what scores are made of, the top r, and what to be warned of.
 
-Reads: `Evidence`. Gives: one `CoreFile` per task, the stability of core sets over replicates, warnings.
+Reads: `Deltas`, `Fisher`. Gives: one `CoreFile` per task, the stability of core sets over replicates, warnings.
+
+An entry is a tensor, or with `unit: rows` a head or neuron of it. Shapes: P entries, N deltas (tasks times replicates),
+K tasks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.overlap import Reproducibility, counted, jaccard_by_chance, reproducibility
-from trace_transfer.core_sets.selection import select, ties_at_the_cut
+from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
 from trace_transfer.errors import UserError, listing
+from trace_transfer.families.anatomy import Anatomy, Split
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.identification.deltas import Deltas, grams_of
+from trace_transfer.identification.fisher.information import Fisher
 from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, TaskStability
-from trace_transfer.identification.saliency import METHODS, Options, Scores, Statistics
-from trace_transfer.identification.score_inputs import Entry, Evidence
-from trace_transfer.identification.scoring_settings import ScoreSettings
+from trace_transfer.identification.scores import METHODS, Scores, ScoreSettings, Statistics, all_scores, cosines_of
 from trace_transfer.records import ModelIdentity, library_versions
 
+Array = NDArray[np.float64]
 BIAS = "bias"
 MANY_UNCHANGED = 0.25
 SMALL_SHARE = 0.1  # of the ratio, in elements: below it the core set is small tensors only
 NOISY_ELEMENTS = 1000  # a cosine of fewer elements is mostly noise (its standard deviation is 1/√n)
 
 
+# ---- inputs
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Arrays over entries and deltas.
+
+    Attributes:
+        deltas_of_K: the indices of each task's deltas among the N.
+        entries: without scores.
+        fallback: tensors whose Fisher information was taken one example at a time.
+        files: where all of it lies.
+    """
+
+    tasks: tuple[str, ...]
+    deltas_of_K: tuple[tuple[int, ...], ...]
+    entries: tuple[CoreParameter, ...]
+    gram_PNN: Array
+    base_norms_P: Array
+    fisher_PN: Array | None
+    deltas: DeltaFile
+    fallback: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def num_replicates(self) -> int:
+        """Replicates that every task has."""
+        return min(map(len, self.deltas_of_K))
+
+    def statistics(self) -> Statistics:
+        """Of each task's mean delta over its replicates, and its mean Fisher information."""
+        fisher_PK = None
+        if self.fisher_PN is not None:
+            fisher_PK = np.stack([self.fisher_PN[:, list(group)].mean(axis=1) for group in self.deltas_of_K], axis=1)
+        gram_PKK = averaged(self.gram_PNN, self.deltas_of_K)
+        return self._statistics(gram_PKK, fisher_PK, self._reliability(gram_PKK))
+
+    def replicate(self, index: int) -> Statistics:
+        """Of one replicate of each task: nothing in it depends on the others'."""
+        chosen = [group[index] for group in self.deltas_of_K]
+        fisher_PK = None if self.fisher_PN is None else self.fisher_PN[:, chosen]
+        return self._statistics(self.gram_PNN[:, chosen][:, :, chosen], fisher_PK, None)
+
+    def replicate_cosines(self) -> dict[str, float]:
+        """Task → median over entries of the cosine of its two replicates' deltas."""
+        cosines_PNN = cosines_of(self.gram_PNN)
+        pairs = {task: group for task, group in zip(self.tasks, self.deltas_of_K, strict=True) if len(group) == 2}
+        return {task: float(np.nanmedian(cosines_PNN[:, one, other])) for task, (one, other) in pairs.items()}
+
+    def _reliability(self, means_PKK: Array) -> Array | None:
+        """How much of the squared mean delta two replicates agree on: <first, second> / |mean|².
+
+        With it cos(k, j) / √(rel_k rel_j) is <k, j> / √(<k1, k2> <j1, j2>), in which noise has no expectation.
+        """
+        if self.num_replicates < 2:
+            return None
+        agreed_PK = np.stack([self.gram_PNN[:, group[0], group[1]] for group in self.deltas_of_K], axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return agreed_PK / np.diagonal(means_PKK, axis1=1, axis2=2)
+
+    def _statistics(self, gram_PKK: Array, fisher_PK: Array | None, reliability_PK: Array | None) -> Statistics:
+        return Statistics(
+            gram_PKK=gram_PKK,
+            numel_P=np.array([entry.num_elements for entry in self.entries]),
+            base_norms_P=self.base_norms_P,
+            kinds_P=np.array([entry.component for entry in self.entries]),
+            tasks_K=self.tasks,
+            fisher_PK=fisher_PK,
+            reliability_PK=reliability_PK,
+        )
+
+
+def averaged(gram_PNN: Array, groups: Sequence[Sequence[int]]) -> Array:
+    """Gram matrices of the mean delta of each group of deltas, [P, groups, groups].
+
+    <mean_i a_i, mean_j b_j> = mean_ij <a_i, b_j>: the mean of replicates needs no second reading.
+    """
+    blocks = [[gram_PNN[:, list(one)][:, :, list(other)].mean(axis=(1, 2)) for other in groups] for one in groups]
+    return np.array(blocks).transpose(2, 0, 1)
+
+
+def gather(
+    anatomy: Anatomy, deltas: Deltas, fisher: Sequence[Fisher] | None, splits: Mapping[str, Split] | None,
+    files: Sequence[Path] = (),
+) -> ScoreInputs:  # fmt: skip
+    """Bring everything into one order.
+
+    Args:
+        fisher: one for each delta, in their order; None where the method needs none.
+        splits: how tensors are cut into rows; None for whole tensors.
+    """
+    tuned = deltas.file.tuned
+    tasks = tuple(dict.fromkeys(one.task for one in tuned))
+    whole_PNN = grams_of(deltas.file)
+    whole_fisher = [{p.name: p.value for p in one.file.parameters} for one in fisher or ()]
+    entries: list[CoreParameter] = []
+    grams, base_norms, values = [], [], []
+    for index, tensor in enumerate(deltas.file.parameters):
+        name, split = tensor.name, (splits or {}).get(tensor.name)
+        entries += entries_of(anatomy, name, tensor.shape, split)
+        if split is None:
+            grams.append(whole_PNN[index][None])
+            base_norms.append([tensor.base_norm])
+            values.append(np.array([[one[name] for one in whole_fisher]]))
+        else:
+            grams_UNN = deltas.units[name].numpy()
+            grams.append(grams_UNN[:, :-1, :-1])
+            base_norms.append(np.sqrt(grams_UNN[:, -1, -1]))
+            values.append(np.array([one.units[name].numpy() for one in fisher or ()]).T)
+    return ScoreInputs(
+        tasks=tasks,
+        deltas_of_K=tuple(tuple(index for index, one in enumerate(tuned) if one.task == task) for task in tasks),
+        entries=tuple(entries),
+        gram_PNN=np.concatenate(grams),
+        base_norms_P=np.concatenate(base_norms),
+        fisher_PN=np.concatenate(values) if fisher is not None else None,
+        deltas=deltas.file,
+        fallback=tuple(sorted({name for one in fisher or () for name in one.file.fallback})),
+        files=tuple(files),
+    )
+
+
+# ---- core sets
+
+
 def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates: int) -> None:
     """Refuse what cannot be computed from so many tasks and replicates, before anything is read.
 
     Raises:
-        UserError: a single task with `cs`, corrected cosines without replicates, or an unknown component to exclude.
+        UserError: too few tasks for the method, corrected cosines without replicates, or an unknown component.
     """
-    if settings.method == "cs" and len(tasks) < 2:
-        raise UserError(f"cs compares tasks and needs at least two, found {len(tasks)}: {', '.join(tasks) or 'none'}")
+    needed = METHODS[settings.method].num_tasks
+    if len(tasks) < needed:
+        raise UserError(
+            f"{settings.method} compares tasks and needs at least {needed}, found {len(tasks)}: {', '.join(tasks)}"
+        )
     if settings.cosine == "corrected" and num_replicates < 2:
         raise UserError("cosine 'corrected' needs the reliability of two replicates of every task: --replicates 2")
     components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
@@ -46,84 +181,70 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
 
 
 def core_files(
-    evidence: Evidence, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any]
+    inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any]
 ) -> tuple[CoreFile, ...]:
     """One core file per task; entries that cannot be scored are listed without a score.
 
     Args:
-        made_with: what else decided the scores, for the file: epochs, replicates, examples.
+        made_with: what else decided the scores, for the file: epochs, replicates, seed.
     """
-    statistics = evidence.statistics()
     chosen = settings.recorded()
-    method = {"name": chosen.pop("method"), **chosen, "tasks": list(evidence.tasks), **made_with}
+    method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
+    found = _core_sets(inputs, inputs.statistics(), settings)
     return tuple(
-        CoreFile(
-            task=task,
-            model=model,
-            method=method,
-            parameters=_selected(evidence.entries, scores, settings),
-            libraries=library_versions(),
-        )
-        for task, scores in zip(evidence.tasks, _all_scores(evidence, statistics, settings), strict=True)
+        CoreFile(task=task, model=model, method=method, parameters=parameters, libraries=library_versions())
+        for task, parameters in zip(inputs.tasks, found, strict=True)
     )
 
 
-def _all_scores(evidence: Evidence, statistics: Statistics, settings: ScoreSettings) -> list[Scores]:
-    """The scores of each task."""
-    options = Options(**{f.name: getattr(settings, f.name) for f in fields(Options)})
-    eligible_P = np.array([_takes_part(entry, settings) for entry in evidence.entries])
-    method = METHODS[settings.method]
-    return [method(statistics, index, options, eligible_P) for index in range(statistics.num_tasks)]
+def _core_sets(inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings) -> list[tuple[CoreParameter, ...]]:
+    """All entries of each task, its core set marked."""
+    takes_part_P = np.array([_takes_part(entry, settings) for entry in inputs.entries])
+    return [
+        select(
+            [_scored(entry, scores, index) for index, entry in enumerate(inputs.entries)], settings.ratio, settings.unit
+        )
+        for scores in all_scores(statistics, settings, takes_part_P)
+    ]
 
 
-def _takes_part(entry: Entry, settings: ScoreSettings) -> bool:
+def _scored(entry: CoreParameter, scores: Scores, index: int) -> CoreParameter:
+    score = float(scores.score_P[index])
+    return entry if math.isnan(score) else entry.model_copy(update={"score": score, "terms": scores.terms_of(index)})
+
+
+def _takes_part(entry: CoreParameter, settings: ScoreSettings) -> bool:
     named = [
         any(part == name or part.startswith(f"{name}.") for name in settings.exclude)
-        for part in entry.component.split("+")
+        for part in (entry.component or "").split("+")
     ]
     excluded = all(named) or (BIAS in settings.exclude and entry.name.endswith((f".{BIAS}", f"_{BIAS}")))
     return not excluded and entry.num_elements >= settings.min_elements
 
 
-def _selected(entries: Sequence[Entry], scores: Scores, settings: ScoreSettings) -> tuple[CoreParameter, ...]:
-    parameters = [
-        CoreParameter.model_construct(  # not validated: rows make many, of what is checked already
-            name=entry.name,
-            shape=entry.shape,
-            rows=entry.rows,
-            columns=entry.columns,
-            component=entry.component,
-            layer=entry.layer,
-            score=None if np.isnan(score) else float(score),
-            terms=None if np.isnan(score) else scores.terms_of(index),
-        )
-        for index, (entry, score) in enumerate(zip(entries, scores.score_P, strict=True))
-    ]
-    return select(parameters, settings.ratio, settings.unit)
-
-
-def stability(evidence: Evidence, settings: Sequence[ScoreSettings], model: ModelIdentity) -> StabilityFile:
+def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity) -> StabilityFile:
     """How far core sets of one task agree between its two replicates, beside how far those of different tasks do.
 
-    Each replicate's sets are made from that replicate of every task alone.
+    Of the chosen method, and of others that the same inputs allow: LF and CS beside each other tell most. Each
+    replicate's sets are made from that replicate of every task alone.
     """
+    possible = {"lf": inputs.fisher_PN is not None, "cs": len(inputs.tasks) > 1, "l2": True}
+    names = dict.fromkeys([settings.method, *(name for name, fits in possible.items() if fits)])
     return StabilityFile(
         model=model,
-        methods=tuple(_method_stability(evidence, chosen) for chosen in settings),
-        reliability=dict(evidence.replicate_cosines()),
+        methods=tuple(
+            _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"})) for name in names
+        ),
+        reliability=inputs.replicate_cosines(),
         libraries=library_versions(),
     )
 
 
-def _method_stability(evidence: Evidence, settings: ScoreSettings) -> MethodStability:
+def _method_stability(inputs: ScoreInputs, settings: ScoreSettings) -> MethodStability:
     first, second = (
-        [
-            _core_set(_selected(evidence.entries, scores, settings))
-            for scores in _all_scores(evidence, evidence.replicate(index), settings)
-        ]
-        for index in (0, 1)
+        [_sizes(parameters) for parameters in _core_sets(inputs, inputs.replicate(index), settings)] for index in (0, 1)
     )
-    sets = dict(zip(evidence.tasks, zip(first, second, strict=True), strict=True))
+    sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)
     counts = reproducibility({task: (counted(one), counted(other)) for task, (one, other) in sets.items()})
     deciding = counts if settings.unit == "tensors" else sizes
@@ -132,7 +253,7 @@ def _method_stability(evidence: Evidence, settings: ScoreSettings) -> MethodStab
         ratio=settings.ratio,
         unit=settings.unit,
         chance=jaccard_by_chance(settings.ratio),
-        tasks=tuple(_task_stability(task, counts[task], sizes[task], deciding[task]) for task in evidence.tasks),
+        tasks=tuple(_task_stability(task, counts[task], sizes[task], deciding[task]) for task in inputs.tasks),
     )
 
 
@@ -151,50 +272,51 @@ def _task_stability(
     )
 
 
-def _core_set(parameters: Sequence[CoreParameter]) -> dict[tuple[Any, ...], int]:
+def _sizes(parameters: Sequence[CoreParameter]) -> dict[tuple[Any, ...], int]:
+    """Of the core set."""
     return {p.place: p.num_elements for p in parameters if p.core}
 
 
-def warnings_of(deltas: DeltaFile, evidence: Evidence, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:
+def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:
     """What a user should know before trusting the core sets."""
-    found = []
-    total = deltas.model.num_elements
-    for index, tuned in enumerate(deltas.tuned):
-        unchanged = sum(parameter.unchanged[index] for parameter in deltas.parameters) / total
-        still = [parameter.name for parameter in deltas.parameters if parameter.norms[index] == 0]
+    found, tensors = [], inputs.deltas.parameters
+    for index, tuned in enumerate(inputs.deltas.tuned):
+        unchanged = sum(one.unchanged[index] for one in tensors) / inputs.deltas.model.num_elements
+        still = [one.name for one in tensors if one.norms[index] == 0]
         if tuned.sixteen_bit and unchanged > MANY_UNCHANGED:
             found.append(
-                f"{tuned.label}: saved in 16 bits, and {unchanged:.0%} of the elements are as in the base: updates "
+                f"{tuned.label}: saved in 16 bits, and {unchanged:.0%} of the parameters are as in the base: updates "
                 "were rounded away, and scores with them. Save fine-tuned models in float32"
             )
         if still:
-            shown = ", ".join(still[:3]) + (f", … ({len(still)})" if len(still) > 3 else "")
-            found.append(f"{tuned.label}: did not move at all: {shown}")
+            found.append(f"{tuned.label}: did not move at all: {_first_few(still)}")
     small = [core for core in cores if core.core and core.ratio_of_elements < SMALL_SHARE * settings.ratio]
     if small:
         shown = ", ".join(f"{core.task} {core.ratio_of_elements:.2%}" for core in small)
         found.append(
-            f"core sets of very few elements ({shown}): what is core is small tensors, norms or biases, and training "
-            "them alone changes little. --unit elements counts elements; --exclude norm --exclude bias leaves them out"
+            f"core sets of very few parameters ({shown}): small tensors, norms or biases, are core, and training them "
+            "alone changes little. --unit elements counts parameters; --exclude norm --exclude bias leaves them out"
         )
-    for core in cores:
-        if ties_at_the_cut(core.parameters):
-            found.append(
-                f"{core.task}: the last core parameter and the next one have the same score; model order decided"
-            )
-    if settings.method == "cs":
-        found += _warnings_of_cosines(evidence)
-    return found
-
-
-def _warnings_of_cosines(evidence: Evidence) -> list[str]:
-    found = []
-    if len(evidence.tasks) == 2:
+    found += [
+        f"{core.task}: the last core tensor and the next one have the same score; model order decided"
+        for core in cores
+        if ties_at_the_cut(core.parameters)
+    ]
+    if settings.method == "cs" and len(inputs.tasks) == 2:
         found.append("cs with two tasks gives both the same core set: the cosine of two deltas has no side")
-    small = sum(entry.num_elements < NOISY_ELEMENTS for entry in evidence.entries)
-    if small:
+    noisy = sum(entry.num_elements < NOISY_ELEMENTS for entry in inputs.entries)
+    if settings.method == "cs" and noisy:
         found.append(
-            f"cs: {small:,} of {len(evidence.entries):,} entries have fewer than {NOISY_ELEMENTS:,} elements, too few "
-            f"for a cosine to be more than noise; --min-elements {NOISY_ELEMENTS} leaves them out"
+            f"cs: {noisy:,} of {len(inputs.entries):,} tensors or rows have fewer than {NOISY_ELEMENTS:,} parameters, "
+            f"too few for a cosine to be more than noise; --min-elements {NOISY_ELEMENTS} leaves them out"
+        )
+    if inputs.fallback:
+        found.append(
+            f"Fisher information of {len(inputs.fallback)} tensors was taken one example at a time, for want of a "
+            f"batched form: {_first_few(inputs.fallback)}"
         )
     return found
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Warm starts: one epoch of full fine-tuning from the base for each task, of which the delta is kept.
+"""Warm starts: one epoch of full fine-tuning from the base for each task; the delta is kept.
 
 Reads: a base model, the examples of each task. Writes a directory for each warm start: the delta in safetensors shards,
 `loss.csv`, and last `warm_start.json`, which says that all is there. Until then `checkpoint/` holds what is needed to
@@ -7,7 +7,8 @@ go on after an interruption.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trace_transfer.data.encoding import halves, read_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import TrainResult, train
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
-from trace_transfer.identification.delta_store import RECORD, DeltaStore, ShardWriter, fingerprint_of
-from trace_transfer.identification.records import DataRecord, WarmStartFile
-from trace_transfer.identification.task_data import label_of, parts_of
-from trace_transfer.identification.warm_start_settings import WarmStartSettings
+from trace_transfer.identification.deltas import RECORD, DeltaStore, ShardWriter, fingerprint_of
+from trace_transfer.identification.records import DataRecord, WarmStartFile, label_of
+from trace_transfer.identification.settings import WarmStartSettings
 from trace_transfer.launching import is_first_rank
 from trace_transfer.models.checkpoints import Checkpoint, OpenedBase, open_checkpoint, specs_of
 from trace_transfer.models.content import difference
@@ -34,8 +35,8 @@ from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
 
-FOLDER = "warm_start"
-MODEL = "model"
+FOLDER, MODEL = "warm_start", "model"
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,15 @@ class WarmStartPlan:
     settings: WarmStartSettings
     starts: tuple[WarmStart, ...]
     finished: frozenset[str]
+    out: Path
 
 
-def place_of(out: Path, task: str, replicate: int | None) -> Path:
-    """Where a warm start lies."""
-    return out / FOLDER / task / (str(replicate) if replicate is not None else "")
+def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[int | None, TaskData]]:
+    """The whole task as replicate None, or its two halves as replicates 1 and 2."""
+    if num_replicates == 1:
+        yield None, task
+    else:
+        yield from enumerate(halves(task, seed), start=1)
 
 
 def plan_warm_starts(
@@ -77,7 +82,7 @@ def plan_warm_starts(
         UserError: `out` holds warm starts made otherwise: tells what differs.
     """
     starts = tuple(
-        WarmStart(data, order, replicate, place_of(out, data.task, replicate))
+        WarmStart(data, order, replicate, out / FOLDER / label_of(data.task, replicate))
         for order, task in enumerate(tasks)
         for replicate, data in parts_of(task, settings.replicates, settings.train.seed)
     )
@@ -96,7 +101,7 @@ def plan_warm_starts(
             f"{out / FOLDER}: holds warm starts that were made otherwise; name another --out, or remove them:\n"
             + listing(problems)
         )
-    return WarmStartPlan(base, weights, settings, starts, frozenset(finished))
+    return WarmStartPlan(base, weights, settings, starts, frozenset(finished), out)
 
 
 def _differences(
@@ -120,8 +125,11 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     deltas, the others nothing.
 
     Raises:
-        UserError: a loss that is not finite (with step and examples), a full disk; what was finished stays.
+        UserError: a loss that is not finite (with step and examples), or too little room on the disk; what was finished
+            stays.
     """
+    if plan.starts:
+        _require_space(plan)
     for start in plan.starts:
         if start.label in plan.finished:
             reporter.note(f"{start.label}: warm-started before, {start.directory}")
@@ -134,23 +142,41 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     return tuple(DeltaStore.open(start.directory) for start in plan.starts)
 
 
+def _require_space(plan: WarmStartPlan) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    width = BYTES[plan.settings.delta_dtype]
+    missing = len(plan.starts) - len(plan.finished)
+    needed = missing * width * plan.base.identity.num_elements
+    free = shutil.disk_usage(plan.out).free
+    if free < needed:
+        raise UserError(
+            f"{plan.out}: {free:,} bytes are free, but the deltas of {missing} warm starts need {needed:,}; make room, "
+            "or name another --out" + (" (--delta-dtype bfloat16 needs half)" if width == 4 else "")
+        )
+
+
 def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> None:
     directory = prepare_directory(start.directory)
     if is_first_rank():
         remove_leftovers(directory)
-    base, writer = _BaseValues(plan), ShardWriter(directory, dtype=getattr(torch, plan.settings.delta_dtype))
+    base, writer = _base_values(plan), ShardWriter(directory, getattr(torch, plan.settings.delta_dtype))
     with ExitStack() as stack:
         models = None
         if plan.settings.keep_models:
             opened = OpenedBase(plan.base.source)
-            models = stack.enter_context(_model_writer(opened, directory / MODEL))
+            specs = specs_of(opened, dict.fromkeys(opened.inventory.shapes, torch.float32))
+            models = stack.enter_context(
+                ModelWriter(
+                    opened.source, opened.config, specs, directory / MODEL, model=opened.meta_model, replace=True
+                )
+            )
 
         def keep(values: Iterator[tuple[str, Tensor]]) -> None:
             for name, value in values:
-                writer.add(name, value - base.value(name))
+                writer.add(name, value - base(name))
                 if models is not None:
                     models.add(name, value)
-            writer.finish()  # the last checkpoint goes when this returns: then all must be on the disk
+            writer.flush()  # the last checkpoint goes when this returns: then all must be on the disk
             if models is not None:
                 for name in opened.buffers:
                     models.add_blocks(name, opened.chunks(name))
@@ -161,33 +187,22 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
             reporter=reporter, label=start.label,
         )  # fmt: skip
     if is_first_rank():
-        _finish(plan, start, writer.finish(), result)
+        _finish(plan, start, writer.shards, result)
 
 
-def _model_writer(base: OpenedBase, directory: Path) -> ModelWriter:
-    """For a warm-started model as a directory that `from_pretrained` loads, in float32."""
-    specs = specs_of(base, dict.fromkeys(base.inventory.shapes, torch.float32))
-    return ModelWriter(base.source, base.config, specs, directory, model=base.meta_model, replace=True)
+def _base_values(plan: WarmStartPlan) -> Callable[[str], Tensor]:
+    """Reads the base's tensors again one at a time: a second copy is never whole in memory."""
+    model = build_meta_model(plan.base.config)
 
-
-@dataclass
-class _BaseValues:
-    """The base's parameters, read again one at a time: a second copy is never whole in memory."""
-
-    plan: WarmStartPlan
-
-    def __post_init__(self) -> None:
-        self.model = build_meta_model(self.plan.base.config)
-        self.shapes = self.plan.base.anatomy.inventory.shapes
-
-    def value(self, name: str) -> Tensor:
-        shape = self.shapes[name]
-        value = torch.empty(numel(shape))
-        start = 0
-        for chunk in self.plan.weights.chunks(self.model, name, shape):
-            value[start : start + len(chunk)] = chunk
+    def value(name: str) -> Tensor:
+        shape = plan.base.anatomy.inventory.shapes[name]
+        flat, start = torch.empty(numel(shape)), 0
+        for chunk in plan.weights.chunks(model, name, shape):
+            flat[start : start + len(chunk)] = chunk
             start += len(chunk)
-        return value.view(shape)
+        return flat.view(shape)
+
+    return value
 
 
 def _finish(plan: WarmStartPlan, start: WarmStart, shards: dict[str, str], result: TrainResult) -> None:
@@ -234,3 +249,28 @@ def finished_stores(out: Path) -> tuple[DeltaStore, ...]:
         )
     stores = [DeltaStore.open(file.parent) for file in found]
     return tuple(sorted(stores, key=lambda s: (s.record.order, s.record.task, s.record.replicate or 0)))
+
+
+def data_of_stores(base: OpenModel, stores: Sequence[DeltaStore], tasks: str | Path) -> dict[str, TaskData]:
+    """The examples that warm starts were made with, encoded again; label (`math`, `math/1`) → examples.
+
+    Raises:
+        UserError: they are others now.
+    """
+    made_with = stores[0].record.settings
+    whole = read_tasks(base, tasks, made_with["max_length"], made_with["too_long"], made_with["seed"])
+    parts = {
+        label_of(task.task, replicate): data
+        for task in whole
+        for replicate, data in parts_of(task, made_with["replicates"], made_with["seed"])
+    }
+    problems = []
+    for record in (store.record for store in stores):
+        label = label_of(record.task, record.replicate)
+        if label not in parts:
+            problems.append(f"{label}: not in {tasks}")
+        elif parts[label].sha256 != record.data.sha256:
+            problems.append(f"{label}: other examples in {tasks} than it was warm-started with")
+    if problems:
+        raise UserError("tasks and warm starts do not belong together:\n" + listing(problems))
+    return parts

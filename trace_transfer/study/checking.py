@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluation.evaluating import plan_evaluation
@@ -12,7 +13,6 @@ from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.identification.scoring import check_settings
-from trace_transfer.identification.task_data import encode_tasks
 from trace_transfer.launching import excess_of
 from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings

@@ -23,11 +23,15 @@ from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
-from trace_transfer.identification.differencing import DeltaPlan, plan_deltas
-from trace_transfer.identification.identifying import collect, plan_identify, run_warm_starts_of, score_collected
+from trace_transfer.identification.deltas import DeltaPlan, plan_deltas
+from trace_transfer.identification.identifying import (
+    plan_identify,
+    run_warm_starts_of,
+    score_inputs,
+    write_core_sets,
+)
 from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.identification.task_data import data_of_stores
-from trace_transfer.identification.warm_starting import finished_stores
+from trace_transfer.identification.warm_starting import data_of_stores, finished_stores
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
@@ -106,18 +110,20 @@ def warm_start(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
 
 
 def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
-    """Norms, cosines and Fisher information of all tasks' warm starts."""
+    """Score inputs: norms, cosines and Fisher information of all tasks' warm starts."""
     settings, plan = _identify(ticket), _deltas(ticket)
     data = data_of_stores(plan.base, _stores(ticket), ticket.directory / TASKS) if settings.score.needs_fisher else None
-    collect(plan, data, settings, _seed(ticket), ticket.directory, reporter)
+    score_inputs(plan, data, settings, _seed(ticket), ticket.directory, reporter)
 
 
 def identify(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
-    """Core sets of the evidence."""
+    """Core sets of the score inputs."""
     settings, plan = _identify(ticket), _deltas(ticket)
     data = data_of_stores(plan.base, _stores(ticket), ticket.directory / TASKS) if settings.score.needs_fisher else None
-    found = collect(plan, data, settings, _seed(ticket), ticket.before("evidence"), Silent())  # all is there: reads it
-    for warning in score_collected(plan, found, settings.score, _seed(ticket), ticket.directory).warnings:
+    inputs = score_inputs(
+        plan, data, settings, _seed(ticket), ticket.before("evidence"), Silent()
+    )  # all is there: reads it
+    for warning in write_core_sets(plan, inputs, settings.score, _seed(ticket), ticket.directory).warnings:
         reporter.note(warning)
 
 

@@ -20,7 +20,7 @@ from pydantic import InstanceOf
 
 from trace_transfer.data.tasks_file import TaskSpec, load_list, locate
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.identification.warm_start_settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
+from trace_transfer.identification.settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
 from trace_transfer.settings import Count, Settings, Share, Texts, setting
 
 METHODS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask
+from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.engine.adapters import AdaptedModel
 from trace_transfer.engine.deepspeed_json import contradictions
 from trace_transfer.engine.engine import resolve_precision
@@ -24,7 +25,6 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import prepare_directory, refuse_inputs, sha256_file
-from trace_transfer.identification.task_data import encode_tasks
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import numel

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from trace_transfer.core_sets.exports.axolotl import Pattern, mask_of_patterns, read_patterns
 from trace_transfer.core_sets.importing import import_patterns
 from trace_transfer.core_sets.masks import Slice
+from trace_transfer.core_sets.selection import reselect
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.formats import read_any
-from trace_transfer.identification.reselecting import reselect
 from trace_transfer.records import to_json
 
 # As Spectrum writes them: names of modules, by kind of layer, the best first.

@@ -1,50 +1,69 @@
-"""Fisher information per parameter: the mean over examples of the squared norm of the gradient of their loss.
+"""Fisher information of tensors: the mean over examples of the squared norm of the gradient of their loss.
 
-Reads a model and supervised examples; gives a number per parameter, and per unit of those that are split. Equation 4
-of the TRACE paper per named parameter; as a sum over elements, by whose number callers divide if they want the mean
-that the authors' code takes.
+`fisher_information` reads a model and supervised examples; it gives a number per tensor, and per unit of those that are
+split. Equation 4 of arXiv 2605.31025 per named tensor; as a sum over parameters, by whose number callers divide if they
+want the mean that the authors' code takes.
+
+`fisher_of` does so for a task, at the tuned model or at the base, and writes `fisher.json` and, where heads and neurons
+are wanted, `fisher.units.safetensors` beside it; an earlier one of the same is taken as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.data.examples import Example
-from trace_transfer.errors import NumericalError, UserError, listing
+from trace_transfer.data.examples import Example, TaskData
+from trace_transfer.engine.loading import load_model
+from trace_transfer.errors import NumericalError, listing
 from trace_transfer.families.anatomy import Split
-from trace_transfer.identification.fisher.batches import Group, group_examples, loss_of, micro_batches, prepare
-from trace_transfer.identification.fisher.capture import at_rest, captured, observed
-from trace_transfer.identification.fisher.fallback import loop_over_groups
-from trace_transfer.identification.fisher.finding import find_sites
-from trace_transfer.identification.fisher.passes import BackwardPass, streamed_pass, whole_pass
-from trace_transfer.identification.fisher.sites import Pass, Site
-from trace_transfer.identification.fisher.totals import Totals
-from trace_transfer.models.running import layers_of
+from trace_transfer.families.model_handle import OpenModel
+from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text
+from trace_transfer.identification.deltas import DeltaPlan, DeltaSource, DeltaStore
+from trace_transfer.identification.fisher.passes import (
+    BackwardPass,
+    Group,
+    at_rest,
+    group_examples,
+    loop_over_groups,
+    loss_of,
+    micro_batches,
+    prepare,
+    streamed_pass,
+    whole_pass,
+)
+from trace_transfer.identification.fisher.sites import Pass, Site, Totals, captured, find_sites, observed
+from trace_transfer.identification.records import FisherFile, FisherTensor, keep_result, kept_result
+from trace_transfer.identification.scores import ScoreSettings
+from trace_transfer.identification.settings import Compute
+from trace_transfer.models.running import layers_of, on_device, resolve_device
+from trace_transfer.progress import Reporter
+from trace_transfer.records import library_versions
 
 TRIAL_TOKENS = 32  # of each of the two texts on which the forms are tried
 # Relative difference between form and loop on the trial texts. Norms compute in float32 whatever the model's dtype.
 TRIAL_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 COARSE_TOLERANCE = 0.5  # 16-bit models: a loop differs from itself by much with another padding
-NOISE = {torch.float64: 1e-14, torch.float32: 1e-11}  # of the largest parameter's value: what is below is rounding
+NOISE = {torch.float64: 1e-14, torch.float32: 1e-11}  # of the largest tensor's value: what is below is rounding
 COARSE_NOISE = 1e-5
 
 
 @dataclass(frozen=True)
 class FisherResult:
-    """Fisher information of a model's parameters.
+    """Fisher information of a model's tensors.
 
     Attributes:
-        values: parameter → mean over examples (or batches) of its gradient's squared norm, the sum over its elements;
-            in model order, a tied parameter once, under its owner's name.
-        units: parameter with a `Split` → the same by unit, float64 [units]; sums to its value.
+        values: tensor → mean over examples (or batches) of its gradient's squared norm, the sum over its parameters; in
+            model order, a tied tensor once, under its owner's name.
+        units: tensor with a `Split` → the same by unit, float64 [units]; sums to its value.
         num: examples (or batches) averaged.
-        fallback: parameters that the one-example loop had to do, in model order.
+        fallback: tensors that the one-example loop had to do, in model order.
     """
 
     values: dict[str, float]
@@ -58,36 +77,33 @@ def fisher_information(
     examples: Sequence[Example],
     *,
     layer_path: str,
-    per: Literal["example", "batch"] = "example",
-    batch_of: int = 2,
+    batch_of: int = 1,
     tokens_at_once: int = 4096,
     streamed: bool = False,
     splits: Mapping[str, Split] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> FisherResult:
-    """The mean squared gradient norm of every parameter of a causal language model.
+    """The mean squared gradient norm of every tensor of a causal language model.
 
     The loss of an example is the mean cross-entropy of its supervised tokens. The model is run in evaluation mode and
-    left as it was; no parameter's gradient is stored. Before anything else the forms are tried on two short texts
-    against the one-example loop: a parameter for which they differ is left to that loop, and named in the result.
+    left as it was; no tensor's gradient is stored. Before anything else the forms are tried on two short texts against
+    the one-example loop: a tensor for which they differ is left to that loop, and named in the result.
 
     Args:
         layer_path: module path of the list of layers.
-        per: `batch` squares the gradient of the mean loss over all supervised tokens of `batch_of` consecutive
-            examples, as the authors' code does.
+        batch_of: more than 1 squares the gradient of the mean loss over all supervised tokens of that many consecutive
+            examples; the authors' code takes 2.
         tokens_at_once: tokens of a micro-batch, padding included; the result does not depend on it.
         streamed: backward layer by layer: a third of the memory for one more forward pass.
-        splits: parameters whose squares are wanted by unit.
-        advance: called for every example (or batch) done; not again where parameters are left to the loop.
+        splits: tensors whose squares are wanted by unit; each a whole number of units.
+        advance: called for every example (or batch) done; not again where tensors are left to the loop.
 
     Raises:
-        UserError: no examples, examples without a supervised token, or splits that do not fit.
         NumericalError: a loss or a result is NaN or Inf.
     """
     splits = dict(splits or {})
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    _check(examples, splits, shapes)
-    groups = group_examples(examples, batch_of if per == "batch" else 1)
+    groups = group_examples(examples, batch_of)
     layers = layers_of(model, layer_path)
     through = streamed_pass if streamed else whole_pass
     totals = Totals(shapes, splits)
@@ -100,7 +116,8 @@ def fisher_information(
                 for _ in batch:
                     advance()
         sites = _without(sites, _miscounted(sites, run, len(groups)))
-        fallback = _left_over(shapes, sites)
+        done = {name for site in sites for name in _names(site)}
+        fallback = tuple(name for name in shapes if name not in done)
         for name in fallback:
             totals.drop(name)
         if fallback:
@@ -138,12 +155,12 @@ def _trusted_sites(
 
 
 def _miscounted(sites: Sequence[Site], run: Pass, num_groups: int) -> set[str]:
-    """Parameters of modules that did not get one gradient for each group: called twice, or not with all examples."""
+    """Tensors of modules that did not get one gradient for each group: called twice, or not with all examples."""
     return {name for site in sites if run.num_taken[site.path] != num_groups for name in _names(site)}
 
 
 def _without(sites: Sequence[Site], names: set[str]) -> list[Site]:
-    """Sites of other parameters only: a tied parameter has two, and is right only if both are."""
+    """Sites of other tensors only: a tied tensor has two, and is right only if both are."""
     left = [site for site in sites if not names & set(_names(site))]
     more = {name for site in sites if site not in left for name in _names(site)}
     return left if more <= names else _without(left, names | more)
@@ -162,11 +179,6 @@ def _names(site: Site) -> tuple[str, ...]:
     return (site.weight,) if bias is None else (site.weight, bias)
 
 
-def _left_over(names: Iterable[str], sites: Sequence[Site]) -> tuple[str, ...]:
-    done = {name for site in sites for name in _names(site)}
-    return tuple(name for name in names if name not in done)
-
-
 def _result(totals: Totals, splits: Mapping[str, Split], num: int, fallback: tuple[str, ...]) -> FisherResult:
     means = {name: totals.of(name) / num for name in totals.shapes}
     values = {name: float(mean.sum()) for name, mean in means.items()}
@@ -178,25 +190,118 @@ def _require_finite(values: Mapping[str, float]) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise NumericalError(
-            f"Fisher information is NaN or Inf for {len(bad)} of {len(values)} parameters, though every loss is "
+            f"Fisher information is NaN or Inf for {len(bad)} of {len(values)} tensors, though every loss is "
             "finite; try float32:\n" + listing(bad)
         )
 
 
-def _check(examples: Sequence[Example], splits: Mapping[str, Split], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if not examples:
-        raise UserError("Fisher information needs at least one example")
-    empty = [example.id for example in examples if not example.num_supervised]
-    if empty:
-        raise UserError(
-            f"{len(empty)} of {len(examples)} examples have no supervised token, so no loss:\n" + listing(empty)
+# ---- of tasks
+
+FOLDER, FILE = "fisher", "fisher.json"
+EXAMPLES_OF_A_BATCH = 2  # the authors' code
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Fisher information of one task or replicate; `units` has that of the units of each tensor that has any."""
+
+    file: FisherFile
+    units: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FisherReading:
+    """One Fisher information to be taken: at which model, on which examples."""
+
+    source: DeltaSource
+    examples: tuple[Example, ...]
+    directory: Path
+
+    @property
+    def file(self) -> Path:
+        return self.directory / FILE
+
+
+def draw(data: TaskData, count: int, seed: int) -> tuple[Example, ...]:
+    """`count` examples in a drawn order, or all of them if there are fewer."""
+    return tuple(random.Random(seed).sample(data.examples, min(count, len(data.examples))))
+
+
+def plan_readings(
+    plan: DeltaPlan, data: Mapping[str, TaskData], settings: ScoreSettings, seed: int, out: Path
+) -> tuple[FisherReading, ...]:
+    """One reading for each delta.
+
+    Args:
+        data: label of a delta (`math`, `math/1`) → the examples that it was made with, or the task's.
+    """
+    return tuple(
+        FisherReading(
+            source, draw(data[source.tuned.label], settings.fisher_examples, seed), out / FOLDER / source.tuned.label
         )
-    problems = []
-    for name, split in splits.items():
-        shape = shapes.get(name)
-        if shape is None:
-            problems.append(f"{name}: the model has no such parameter")
-        elif not 0 <= split.dim < len(shape) or split.size < 1 or shape[split.dim] % split.size:
-            problems.append(f"{name}: shape {list(shape)} is not a whole number of units of {split}")
-    if problems:
-        raise UserError("parameters cannot be split into units as asked:\n" + listing(problems))
+        for source in plan.sources
+    )
+
+
+def fisher_of(
+    plan: DeltaPlan, reading: FisherReading, settings: ScoreSettings, splits: Mapping[str, Split] | None,
+    compute: Compute, reporter: Reporter,
+) -> Fisher:  # fmt: skip
+    """Take it, or what an earlier run left of the same.
+
+    Raises:
+        NumericalError: a loss that is not finite, with the examples' ids.
+    """
+    remove_leftovers(reading.directory)
+    tuned = reading.source.tuned
+    expected = FisherFile(
+        task=tuned.task,
+        replicate=tuned.replicate,
+        model=plan.base.identity,
+        at=settings.fisher_at,
+        fingerprint=plan.base_weights.fingerprint if settings.fisher_at == "base" else tuned.fingerprint,
+        per=settings.fisher,
+        num=0,
+        data_sha256=sha256_text(repr([(e.input_ids, e.labels) for e in reading.examples])),
+        parameters=(),
+        units=splits is not None,
+        libraries=library_versions(),
+    )
+    known = kept_result(reading.file, FisherFile, splits is not None)
+    if known is not None and _same(known[0], expected) and (known[1] or splits is None):
+        reporter.note(f"{tuned.label}: Fisher information read before, {reading.file}")
+        return Fisher(*known)
+    model = _model(plan.base, reading.source, settings, compute)
+    of_a_batch = EXAMPLES_OF_A_BATCH if settings.fisher == "batch" else 1
+    with reporter.task(f"Fisher of {tuned.label}", -(-len(reading.examples) // of_a_batch)) as advance:
+        found = fisher_information(
+            model,
+            reading.examples,
+            layer_path=plan.base.anatomy.layer_path,
+            batch_of=of_a_batch,
+            tokens_at_once=compute.tokens_at_once,
+            streamed=compute.layer_streamed,
+            splits=splits,
+            advance=advance,
+        )
+    tensors = tuple(FisherTensor(name=name, value=value) for name, value in found.values.items())
+    file = expected.model_copy(update={"num": found.num, "parameters": tensors, "fallback": found.fallback})
+    prepare_directory(reading.directory)
+    keep_result(reading.file, file, None if splits is None else found.units)
+    return Fisher(file, found.units)
+
+
+def _same(known: FisherFile, expected: FisherFile) -> bool:
+    found = {"num", "parameters", "fallback", "libraries", "units"}
+    return known.model_dump(exclude=found) == expected.model_dump(exclude=found)
+
+
+def _model(base: OpenModel, source: DeltaSource, settings: ScoreSettings, compute: Compute) -> nn.Module:
+    """The model at which the gradients are taken, in float32."""
+    opened = source.opened if settings.fisher_at == "tuned" and source.opened is not None else base
+    model = load_model(opened.source, opened.anatomy.inventory, torch.float32)
+    if settings.fisher_at == "tuned" and isinstance(source.weights, DeltaStore):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(source.weights.tensor(name))
+    return on_device(model, resolve_device(compute.device))

@@ -1,28 +1,152 @@
-"""Backward passes over one micro-batch: through the whole model at once, or layer by layer.
+"""Backward passes that leave squared gradients: examples as micro-batches, the whole model at once or layer by layer.
 
 Layer by layer, a forward pass without gradients keeps only what enters each layer. Then the head is run from the last
 hidden states, group after group, and each layer is run again, from last to first, with the gradient of what leaves it;
 its graph is dropped before the next one's is built. The model's own forward makes the calls of all layers, so that
 masks and positions are right for every family. One more forward pass, for the memory of one layer.
 
-Shapes: b examples, t tokens, d hidden size.
+Tensors without a form are left to the one-example loop, which also shows, on two short texts, that the forms are right.
+
+Shapes: k groups of n examples each, b = k n examples, t tokens of the longest, d hidden size, s positions that are
+supervised in any of them, v vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.errors import ModelError
-from trace_transfer.identification.fisher.batches import MicroBatch, loss_of, run_model
-from trace_transfer.identification.fisher.capture import checkpointed
-from trace_transfer.identification.fisher.sites import Pass
+from trace_transfer.data.examples import IGNORED, Batch, Example, collate, losses
+from trace_transfer.errors import ModelError, NumericalError, listing
+from trace_transfer.identification.fisher.sites import Pass, Totals
 from trace_transfer.models.running import replaced_forwards
+
+Group = tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Groups of equally many examples, padded to one length, on the model's device.
+
+    Attributes:
+        num_groups: k; examples lie group after group.
+        positions_s: where any example is supervised: only there logits are needed.
+    """
+
+    batch: Batch
+    num_groups: int
+    input_ids_bt: Tensor
+    targets_bs: Tensor
+    positions_s: Tensor
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.batch.ids)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether many positions have no loss."""
+        return int((self.batch.targets_bt != IGNORED).sum()) < 0.75 * self.batch.targets_bt.numel()
+
+    def group(self, index: int) -> MicroBatch:
+        """One group alone, with the same padding."""
+        size = self.num_examples // self.num_groups
+        rows = slice(index * size, (index + 1) * size)
+        batch = Batch(
+            self.batch.ids[rows],
+            self.batch.input_ids_bt[rows],
+            self.batch.attention_mask_bt[rows],
+            self.batch.targets_bt[rows],
+        )
+        return _on_device(batch, 1, self.input_ids_bt.device)
+
+
+def group_examples(examples: Sequence[Example], batch_of: int) -> list[Group]:
+    """Groups of consecutive examples; the last may be smaller."""
+    return [tuple(examples[start : start + batch_of]) for start in range(0, len(examples), batch_of)]
+
+
+def micro_batches(groups: Sequence[Group], tokens_at_once: int) -> list[list[Group]]:
+    """Groups of one size and like length together, longest first: what does not fit in memory fails at once.
+
+    Args:
+        tokens_at_once: a micro-batch has no more tokens, padding included, unless one group alone has.
+    """
+    batches: list[list[Group]] = []
+    for group in sorted(groups, key=lambda group: (len(group), _longest(group)), reverse=True):
+        last = batches[-1] if batches else []
+        fits = last and len(last[0]) == len(group)
+        if fits and (len(last) + 1) * len(group) * _longest(last[0]) <= tokens_at_once:
+            last.append(group)
+        else:
+            batches.append([group])
+    return batches
+
+
+def prepare(groups: Sequence[Group], device: torch.device) -> MicroBatch:
+    """Pad groups of equally many examples and put them on a device."""
+    return _on_device(collate([example for group in groups for example in group]), len(groups), device)
+
+
+def run_model(model: nn.Module, batch: MicroBatch, **arguments: Any) -> Any:
+    """The model's forward pass, with a mask that hides nothing.
+
+    Padding is on the right, so that no token of a text sees it in a causal model. Were it masked, a padded position
+    might see nothing at all (behind a sliding window), and then is NaN with eager attention in float64; and attention
+    has a faster way without a mask.
+    """
+    everything_bt = torch.ones_like(batch.input_ids_bt)
+    return model(input_ids=batch.input_ids_bt, attention_mask=everything_bt, use_cache=False, **arguments)
+
+
+def loss_of(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The sum over groups of each group's mean loss over its supervised tokens.
+
+    Raises:
+        NumericalError: a group's loss is NaN or Inf; names the examples.
+    """
+    keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    logits_bsv = run_model(model, batch, **({"logits_to_keep": batch.positions_s} if keep else {})).logits
+    if logits_bsv.shape[1] != len(batch.positions_s):
+        logits_bsv = logits_bsv[:, batch.positions_s]
+    summed_k = losses(logits_bsv, batch.targets_bs).view(batch.num_groups, -1).sum(dim=1)
+    losses_k = summed_k / (batch.targets_bs != IGNORED).view(batch.num_groups, -1).sum(dim=1)
+    if not torch.isfinite(losses_k).all():
+        bad = (~torch.isfinite(losses_k)).nonzero().flatten().tolist()
+        size = batch.num_examples // batch.num_groups
+        ids = [", ".join(batch.batch.ids[index * size : (index + 1) * size]) for index in bad]
+        raise NumericalError(
+            f"Fisher information: the loss is NaN or Inf for {len(bad)} of {batch.num_groups} examples or batches:\n"
+            + listing(ids)
+            + "\ntry float32, or look at the model's weights"
+        )
+    return losses_k.sum()
+
+
+def _longest(group: Group) -> int:
+    return max(len(example.input_ids) for example in group)
+
+
+def _on_device(batch: Batch, num_groups: int, device: torch.device) -> MicroBatch:
+    positions_s = (batch.targets_bt != IGNORED).any(dim=0).nonzero().flatten()
+    return MicroBatch(
+        batch,
+        num_groups,
+        batch.input_ids_bt.to(device),
+        batch.targets_bt[:, positions_s].to(device),
+        positions_s.to(device),
+    )
+
+
+# ---- backward
+
 
 BackwardPass = Callable[[nn.Module, Sequence[nn.Module], MicroBatch, Pass], None]
 
@@ -155,3 +279,80 @@ def _announce(batch: MicroBatch, run: Pass) -> None:
 
 def _hidden(out: Tensor | tuple[Tensor, *tuple[Any, ...]]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Gradient checkpointing of the layers that have it enabled, as transformers does it, but in evaluation mode:
+    transformers checkpoints in training mode only, where dropout would be on."""
+    wanted = [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
+
+    def run(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)
+
+    with replaced_forwards(wanted, [partial(run, layer, layer.forward) for layer in wanted]):
+        yield
+
+
+# ---- one example at a time
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter requires a gradient; all flags are restored at the end."""
+    requires = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in requires:
+            parameter.requires_grad_(flag)
+        for module, flag in training:
+            module.training = flag
+
+
+def loop_over_groups(model: nn.Module, groups: Sequence[Group], names: Sequence[str], totals: Totals) -> None:
+    """Add the squared gradients of some tensors, group after group; no two gradients are held at once."""
+    device = next(model.parameters()).device
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in set(names)}
+    for group in groups:
+        with torch.enable_grad(), _requiring_grad(parameters.values()):
+            loss = loss_of(model, prepare([group], device))
+            if loss.requires_grad:
+                with _listening(parameters, totals):
+                    loss.backward()
+
+
+@contextmanager
+def _requiring_grad(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def _listening(parameters: dict[str, nn.Parameter], totals: Totals) -> Iterator[None]:
+    """Each gradient is squared and dropped as soon as it is whole; gradients that were there before are put back."""
+    before = {name: parameter.grad for name, parameter in parameters.items()}
+    with ExitStack() as stack:
+        for name, parameter in parameters.items():
+            parameter.grad = None
+
+            def square(parameter: nn.Parameter, name: str = name) -> None:
+                assert parameter.grad is not None  # the hook runs once it is whole
+                totals.add_gradient(name, parameter.grad)
+                parameter.grad = None
+
+            stack.callback(parameter.register_post_accumulate_grad_hook(square).remove)
+        try:
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.grad = before[name]

@@ -12,8 +12,9 @@ from trace_transfer.errors import ModelError, UserError
 from trace_transfer.families.anatomy import splits_of, transposed_names
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.identification.differencing import gram_of, grams_of, plan_deltas, read_deltas
-from trace_transfer.identification.inner_products import cosines_of
+from trace_transfer.identification.deltas import gram_of, grams_of, plan_deltas, read_deltas
+from trace_transfer.identification.scores import cosines_of
+from trace_transfer.identification.scoring import averaged
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.progress import Silent
 
@@ -86,11 +87,24 @@ def test_units_sum_to_the_whole(three):
 
 
 def test_grams_come_back_from_norms_and_cosines(three):
-    deltas, _ = read(*three)
-    gram_PKK = grams_of(deltas.file)
-    assert gram_PKK.shape == (len(deltas.file.parameters), 3, 3)
-    assert np.allclose(np.sqrt(np.diagonal(gram_PKK, axis1=1, axis2=2)), [p.norms for p in deltas.file.parameters])
-    assert cosines_of(gram_PKK)[0, 2, 1] == pytest.approx(deltas.file.parameters[0].cosines[2], rel=1e-12)
+    """Those of a zero delta, which has no cosine, as zeros."""
+    base, tuned = three
+    deltas, _ = read(base, {**tuned, "still": base})
+    grams_PKK = grams_of(deltas.file)
+    assert grams_PKK.shape == (len(deltas.file.parameters), 4, 4)
+    assert np.allclose(np.sqrt(np.diagonal(grams_PKK, axis1=1, axis2=2)), [p.norms for p in deltas.file.parameters])
+    assert cosines_of(grams_PKK)[0, 2, 1] == pytest.approx(deltas.file.parameters[0].cosines[2], rel=1e-12)
+    assert deltas.file.parameters[0].cosines[3:] == (None,) * 3
+    assert not grams_PKK[:, 3].any()
+
+
+@given(st.integers(0, 1000))
+def test_averaged_is_the_gram_matrix_of_means(seed):
+    rows_PKE = np.random.default_rng(seed).normal(size=(3, 4, 7))
+    groups = [(0, 2), (1,), (3,)]
+    means_PGE = np.stack([rows_PKE[:, list(group)].mean(axis=1) for group in groups], axis=1)
+    found = averaged(rows_PKE @ rows_PKE.transpose(0, 2, 1), groups)
+    assert np.allclose(found, means_PGE @ means_PGE.transpose(0, 2, 1), rtol=1e-10)
 
 
 @given(count=st.integers(1, 5000), num=st.integers(1, 4), exponent=st.integers(-28, 3), seed=st.integers(0, 2**16))

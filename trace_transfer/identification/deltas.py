@@ -1,10 +1,13 @@
-"""Deltas reduced to what scores need: one read of every shard, memory for a few chunks.
+"""Deltas: tuned minus base. As warm starts leave them on disk, and reduced to what scores need of them.
 
-Reads: a base model, and K deltas: warm starts' (stored as such) or those of fine-tuned models. Gives: `DeltaFile`, per
-parameter the norms of the K deltas, all cosines (through a K x K Gram matrix) and how many elements did not move; and
-the same Gram matrices of heads and neurons, where they are asked for.
+On disk: one directory of safetensors shards per warm start, written and read a tensor at a time, each delta under its
+tensor's name at run time, in float32 or bfloat16.
 
-Shapes: K deltas, E elements of a chunk, S slices of it, U units of a parameter.
+Reduced: norms, cosines (through a K x K Gram matrix) and the number of parameters that did not move, tensor by tensor;
+and the same Gram matrices of heads and neurons, where they are asked for. One read of every shard, memory for a few
+chunks. Writes `deltas.json`, and `deltas.units.safetensors` beside it.
+
+Shapes: P tensors, K deltas, E parameters of a chunk, S slices of it, U units of a tensor.
 """
 
 from __future__ import annotations
@@ -14,27 +17,147 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from trace_transfer.errors import ModelError, UserError, listing
+from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.identification.delta_store import DeltaStore
-from trace_transfer.identification.inner_products import cosines_of, from_pairs, pairs_of
-from trace_transfer.identification.records import DeltaFile, DeltaParameter, TunedModel
+from trace_transfer.files import sha256_file, sha256_text, write_tensors
+from trace_transfer.identification.records import (
+    DeltaFile,
+    DeltaTensor,
+    TunedModel,
+    WarmStartFile,
+    keep_result,
+    kept_result,
+)
+from trace_transfer.identification.scores import cosines_of
 from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import build_meta_model
+from trace_transfer.models.tensors import all_finite, read_rows, require_finite
 from trace_transfer.progress import Reporter
-from trace_transfer.records import library_versions
+from trace_transfer.records import library_versions, read_artefact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+RECORD = "warm_start.json"
+SHARD_BYTES = 1 << 30
+METADATA = {"format": "trace-transfer/delta", "version": "1"}
+DELTAS = "deltas.json"
+
+
+@dataclass
+class ShardWriter:
+    """Writes deltas as they come, in numbered safetensors files; at most one shard is in memory.
+
+    Attributes:
+        shards: each file with its SHA-256.
+    """
+
+    directory: Path
+    dtype: torch.dtype = torch.float32
+    shards: dict[str, str] = field(default_factory=dict)
+    _waiting: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises `NumericalError` where a value is not finite."""
+        kept = tensor.to(self.dtype)
+        if not all_finite(kept):
+            raise NumericalError(f"{self.directory}: NaN or Inf in {name}; nothing of it was kept")
+        if sum(t.nbytes for t in self._waiting.values()) + kept.nbytes > SHARD_BYTES:
+            self.flush()
+        self._waiting[name] = kept
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            file = self.directory / f"delta-{len(self.shards) + 1:05d}.safetensors"
+            write_tensors(file, self._waiting, METADATA)
+            self.shards[file.name] = sha256_file(file)
+            self._waiting = {}
+
+
+def fingerprint_of(shards: Mapping[str, str]) -> str:
+    """One sum for all shards."""
+    return sha256_text("\n".join(f"{name} {sha256}" for name, sha256 in sorted(shards.items())))
+
+
+@dataclass(frozen=True)
+class DeltaStore:
+    """The deltas of one finished warm start."""
+
+    directory: Path
+    record: WarmStartFile
+
+    @classmethod
+    def open(cls, directory: Path) -> DeltaStore:
+        """Open a warm start's directory, headers only.
+
+        Raises:
+            ArtefactError: its `warm_start.json` is missing or damaged.
+            ModelError: shards are missing, damaged or do not hold the tensors of the model.
+        """
+        store = cls(directory, read_artefact(directory / RECORD, WarmStartFile))
+        if len(store._files) != store.record.model.num_parameters:
+            raise ModelError(
+                f"{directory}: holds deltas of {len(store._files)} tensors, expected "
+                f"{store.record.model.num_parameters}; remove the directory and run the warm start again"
+            )
+        return store
+
+    @cached_property
+    def _files(self) -> Mapping[str, Path]:
+        from safetensors import SafetensorError, safe_open
+
+        found: dict[str, Path] = {}
+        problems = []
+        for name in self.record.shards:
+            file = self.directory / name
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    found.update(dict.fromkeys(shard.keys(), file))
+            except FileNotFoundError:
+                problems.append(f"{name}: missing")
+            except (SafetensorError, OSError) as error:
+                problems.append(f"{name}: cut short or damaged ({error})")
+        if problems:
+            raise ModelError(
+                f"{self.directory}: deltas that cannot be read; remove the directory and run the warm start again:\n"
+                + listing(problems)
+            )
+        return found
+
+    def chunks(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """One delta, flattened, some rows at a time, cut where `SafetensorsCheckpoint.chunks` cuts the base.
+
+        Raises:
+            ModelError: it is missing or of another shape.
+        """
+        if name not in self._files:
+            raise ModelError(f"{self.directory}: lacks the delta of {name}")
+        yield from read_rows(self._files[name], name, shape, str(self.directory))
+
+    def tensor(self, name: str) -> Tensor:
+        """One whole delta."""
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], framework="pt") as shard:
+            value: Tensor = shard.get_tensor(name)
+        require_finite(str(self.directory), {name: value})
+        return value
+
+
+# ---- reduced
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 SLICE = 1024  # elements that are summed in float32; sums of slices are added in float64
@@ -44,7 +167,7 @@ MOST_THREADS = 8  # some wait for the disk while the others compute
 
 @dataclass(frozen=True)
 class DeltaSource:
-    """Whose delta, and where from: a store of deltas, or the weights of a fine-tuned model, which is then `opened`."""
+    """Whose delta, and where it comes from: a store, or the weights of a tuned model, which is then `opened`."""
 
     tuned: TunedModel
     weights: SafetensorsCheckpoint | DeltaStore
@@ -69,13 +192,12 @@ def plan_deltas(base: OpenModel, tuned: Mapping[str, OpenModel], stores: Sequenc
     """Open all weights and refuse what does not fit together.
 
     Args:
-        tuned: task → fine-tuned model.
+        tuned: task → tuned model.
         stores: deltas of finished warm starts.
 
     Raises:
-        UserError: no delta at all, or a GGUF file (quantised weights say nothing of small updates).
-        ModelError: names or shapes of a fine-tuned model, or the base of a warm start, are not those of the base; all
-            are listed.
+        UserError: no delta at all, or a GGUF file (its quantisation is larger than the updates).
+        ModelError: names or shapes of a tuned model, or the base of a warm start, are not those of the base; lists all.
     """
     if not tuned and not stores:
         raise UserError("no fine-tuned model was given: name at least one, as --tuned TASK=MODEL")
@@ -113,7 +235,7 @@ def _misfits(base: OpenModel, task: str, model: OpenModel) -> list[str]:
     if (there.family, there.num_layers) != (here.family, here.num_layers):  # its names would say no more
         return [
             f"{task}: {model.source.name} looks like another model: {there.family} with {there.num_layers} layers "
-            f"({len(theirs)} parameters), the base is {here.family} with {here.num_layers} ({len(shapes)})"
+            f"({len(theirs)} tensors), the base is {here.family} with {here.num_layers} ({len(shapes)})"
         ]
     problems = [f"{task}: lacks {name}" for name in shapes if name not in theirs]
     problems += [f"{task}: has {name}, which the base has not" for name in theirs if name not in shapes]
@@ -142,18 +264,35 @@ def _stored(base: OpenModel, base_weights: Checkpoint, store: DeltaStore) -> Del
 
 @dataclass(frozen=True)
 class Deltas:
-    """The file, and for each parameter that has units their Gram matrices, the base's values last: float64 [U, K + 1,
-    K + 1]."""
+    """The file, and for each tensor with units their Gram matrices, the base last: float64 [U, K + 1, K + 1]."""
 
     file: DeltaFile
     units: Mapping[str, Tensor]
 
 
-def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split] | None = None) -> Deltas:
-    """Norms and cosines of all parameters' deltas, and Gram matrices of the units of those in `splits`.
+def deltas_of(plan: DeltaPlan, splits: Mapping[str, Split] | None, out: Path, reporter: Reporter) -> Deltas:
+    """`read_deltas`, kept in `out`, or what an earlier run on the same weights left there.
 
     Raises:
-        ModelError: a parameter is missing on disk, of another shape there, or not finite.
+        ModelError: as `read_deltas`.
+    """
+    known = kept_result(out / DELTAS, DeltaFile, splits is not None)
+    if known is not None:
+        found, units = known
+        theirs = (("", found.base_fingerprint), *((one.label, one.fingerprint) for one in found.tuned))
+        if theirs == plan.fingerprints and (found.units or splits is None):
+            reporter.note(f"{out / DELTAS}: these deltas were compared before")
+            return Deltas(found, units)
+    deltas = read_deltas(plan, reporter, splits)
+    keep_result(out / DELTAS, deltas.file, None if splits is None else deltas.units)
+    return deltas
+
+
+def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split] | None = None) -> Deltas:
+    """Norms and cosines of all tensors' deltas, and Gram matrices of the units of those in `splits`.
+
+    Raises:
+        ModelError: a tensor is missing on disk, of another shape there, or not finite.
     """
     model = build_meta_model(plan.base.config)
     shapes = plan.base.anatomy.inventory.shapes
@@ -161,7 +300,7 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
     for source in plan.sources:
         if isinstance(source.weights, SafetensorsCheckpoint):
             source.weights.prepare(model)
-    parameters: list[DeltaParameter] = []
+    tensors: list[DeltaTensor] = []
     units: dict[str, Tensor] = {}
     num_threads = min(MOST_THREADS, max(2, os.cpu_count() or 1))
     with (
@@ -174,7 +313,7 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
             if not np.isfinite(sums.gram_KK).all() or not np.isfinite(sums.base_square):
                 tasks = ", ".join(source.tuned.label for source in plan.sources)
                 raise ModelError(f"NaN or Inf in {name} of the base or of {tasks}")
-            parameters.append(_parameter(name, shape, sums))
+            tensors.append(_tensor(name, shape, sums))
             if sums.units is not None:
                 units[name] = sums.units
             advance()
@@ -182,7 +321,7 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
         model=plan.base.identity,
         base_fingerprint=plan.base_weights.fingerprint,
         tuned=tuple(source.tuned for source in plan.sources),
-        parameters=tuple(parameters),
+        parameters=tuple(tensors),
         units=splits is not None,
         libraries=library_versions(),
     )
@@ -191,7 +330,7 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Parameters are read side by side; torch's own threads would only be in their way."""
+    """Tensors are read side by side; torch's own threads would only be in their way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,7 +341,7 @@ def _one_thread_each() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one parameter's deltas were reduced to: Gram matrix, those of its units, |base|², elements not moved."""
+    """What one tensor's deltas were reduced to: Gram matrix, those of its units, |base|², parameters not moved."""
 
     gram_KK: np.ndarray
     units: Tensor | None
@@ -269,7 +408,7 @@ def gram_of(rows_KE: Tensor) -> Tensor:
 
 @dataclass
 class _UnitGrams:
-    """Gram matrices of one parameter's units, added up chunk by chunk (a chunk is some whole rows)."""
+    """Gram matrices of one tensor's units, added up chunk by chunk (a chunk is some whole rows)."""
 
     split: Split
     shape: tuple[int, ...]
@@ -289,10 +428,10 @@ class _UnitGrams:
         return units_UNN
 
 
-def _parameter(name: str, shape: tuple[int, ...], sums: _Sums) -> DeltaParameter:
+def _tensor(name: str, shape: tuple[int, ...], sums: _Sums) -> DeltaTensor:
     """Norms and cosines instead of inner products: what people read, and as exact."""
-    pairs = pairs_of(cosines_of(sums.gram_KK[None])[0])
-    return DeltaParameter(
+    pairs = cosines_of(sums.gram_KK[None])[0][np.tril_indices(len(sums.gram_KK), -1)]
+    return DeltaTensor(
         name=name,
         shape=shape,
         base_norm=float(np.sqrt(sums.base_square)),
@@ -302,7 +441,14 @@ def _parameter(name: str, shape: tuple[int, ...], sums: _Sums) -> DeltaParameter
     )
 
 
-def grams_of(file: DeltaFile) -> np.ndarray:
-    """The Gram matrices [P, K, K] back from norms and cosines."""
-    norms_PK = np.array([parameter.norms for parameter in file.parameters]).reshape(-1, len(file.tuned))
-    return from_pairs(norms_PK, [parameter.cosines for parameter in file.parameters])
+def grams_of(file: DeltaFile) -> NDArray[np.float64]:
+    """The Gram matrices [P, K, K] back from norms and cosines; with a zero delta an inner product is 0."""
+    K = len(file.tuned)
+    norms_PK = np.array([one.norms for one in file.parameters]).reshape(-1, K)
+    cosines_PKK = np.zeros((len(norms_PK), K, K))
+    rows, columns = np.tril_indices(K, -1)
+    pairs = [[value or 0.0 for value in one.cosines] for one in file.parameters]
+    cosines_PKK[:, rows, columns] = np.array(pairs).reshape(len(norms_PK), len(rows))
+    cosines_PKK += cosines_PKK.transpose(0, 2, 1) + np.eye(K)
+    grams_PKK: NDArray[np.float64] = cosines_PKK * norms_PK[:, :, None] * norms_PK[:, None, :]
+    return grams_PKK

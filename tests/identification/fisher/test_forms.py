@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trace_transfer.identification import fisher_forms as forms
-from trace_transfer.identification.fisher_forms import PANEL
+from trace_transfer.identification.fisher import forms
+from trace_transfer.identification.fisher.forms import PANEL
 
 
 def draw(*shape, seed=0, dtype=torch.float64):

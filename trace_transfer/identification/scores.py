@@ -1,0 +1,314 @@
+"""Scores of tensors, or of rows of them: one function per method, registered in `METHODS`, and the settings of all.
+
+A method takes the statistics of all tasks, the index of one, and the settings. It gives a number per entry: a larger
+one is more important, NaN means that the entry cannot be scored. `docs/howto/new-score.md` adds one.
+
+Source: arXiv 2605.31025, section 3.2. Shapes: P entries (tensors, or rows of them), K tasks, J the other tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
+
+from trace_transfer.core_sets.core_file import Unit
+from trace_transfer.settings import Count, Settings, Share, Texts, setting
+
+Vector = NDArray[np.float64]
+
+# A cosine is corrected by at most a factor of ten; a delta that is reproduced less well than this is mostly noise.
+RELIABILITY_FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All that scores are made of; None for what was not computed.
+
+    Attributes:
+        gram_PKK: inner products of the tasks' deltas (tuned minus base), entry by entry.
+        numel_P: number of parameters.
+        base_norms_P: norm of the base's values.
+        kinds_P: component of each entry.
+        tasks_K: names.
+        fisher_PK: squared gradient of each task's loss, summed over the entry's parameters.
+        reliability_PK: share of each delta's squared norm that a replicate reproduces: <first, second> / |delta|², with
+            the delta that is in `gram_PKK`. For single replicates that is their cosine, for their mean it is more.
+    """
+
+    gram_PKK: Vector
+    numel_P: NDArray[np.int64]
+    base_norms_P: Vector
+    kinds_P: NDArray[np.str_]
+    tasks_K: tuple[str, ...]
+    fisher_PK: Vector | None = None
+    reliability_PK: Vector | None = None
+
+    def of_entries(self, chosen: NDArray[Any]) -> Statistics:
+        """The same of some entries, given by a mask or by indices."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Statistics(**{n: v if n == "tasks_K" or v is None else v[chosen] for n, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Float64 [P], NaN for what cannot be scored, and the terms that it was made of, each [P]."""
+
+    score_P: Vector
+    terms: dict[str, Vector] = field(default_factory=dict)
+
+    def terms_of(self, entry: int) -> dict[str, float]:
+        """The terms of one entry that are not NaN."""
+        found = {name: float(values_P[entry]) for name, values_P in self.terms.items()}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+# ---- methods
+
+
+def lf(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
+    """alpha · L2 + (1 − alpha) · Fisher, both normalised over the entries (eq. 5).
+
+    A term of weight zero is left out: its NaN then costs no score, and with alpha = 1 no Fisher information is needed.
+    """
+    raw = {"l2_delta": l2(statistics, task, settings).score_P}
+    if settings.alpha < 1 or statistics.fisher_PK is not None:
+        raw["fisher_info"] = fisher(statistics, task, settings).score_P
+    weights = {"l2_delta": settings.alpha, "fisher_info": 1.0 - settings.alpha}
+    kinds_P = statistics.kinds_P if settings.normalise_within == "kind" else None
+    terms, score_P = dict(raw), np.zeros(len(statistics.numel_P))
+    for name, values_P in raw.items():
+        normalised_P = normalise(values_P, settings.normalise, kinds_P)
+        terms[_NORMALISED[name]] = normalised_P
+        if weights[name] > 0:
+            score_P += weights[name] * normalised_P
+    return Scores(score_P, terms)
+
+
+_NORMALISED = {"l2_delta": "l2_norm_score", "fisher_info": "fisher_norm_score"}  # as the authors' list has them
+
+
+def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
+    """Specificity: one minus the mean cosine with the other tasks' deltas (eq. 6-8), in [0, 2].
+
+    A cosine with a delta that is zero does not exist. With `zero_delta` = `unscored` an entry that the task itself did
+    not move is not scored, and another task that did not move it is left out of the mean (one task must not take an
+    entry from all others); if no task is left, the entry is not scored. `cosine-0` is the authors' way: it gives an
+    entry that did not move the score 1, above all those whose tasks agree a little.
+
+    `corrected` divides the cosine by √(reliability of one · of the other), which undoes what noise takes from it
+    (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine, and is
+    treated as above whatever `zero_delta` is.
+
+    Raises:
+        ValueError: `corrected` without reliabilities.
+    """
+    others = [k for k in range(len(statistics.tasks_K)) if k != task]
+    cosines_PJ = cosines_of(statistics.gram_PKK)[:, task, others]
+    if settings.zero_delta == "cosine-0":
+        cosines_PJ = np.nan_to_num(cosines_PJ, nan=0.0)
+    if settings.cosine == "corrected":
+        cosines_PJ = _corrected(cosines_PJ, statistics.reliability_PK, task, others)
+    known_PJ = ~np.isnan(cosines_PJ)
+    with np.errstate(invalid="ignore"):
+        mean_P = np.where(known_PJ, cosines_PJ, 0.0).sum(axis=1) / known_PJ.sum(axis=1)
+    terms = {f"cosine with {statistics.tasks_K[k]}": cosines_PJ[:, column] for column, k in enumerate(others)}
+    return Scores(1.0 - mean_P, {"mean_cosine": mean_P, **terms})
+
+
+def _corrected(cosines_PJ: Vector, reliability_PK: Vector | None, task: int, others: list[int]) -> Vector:
+    """Cosines without the noise of the deltas, cut to [-1, 1]; NaN where a reliability is too low or unknown."""
+    if reliability_PK is None:
+        raise ValueError("corrected cosines need two replicates of each task")
+    reliable_PK = np.where(reliability_PK > RELIABILITY_FLOOR, reliability_PK, np.nan)
+    clipped_PJ: Vector = np.clip(cosines_PJ / np.sqrt(reliable_PK[:, [task]] * reliable_PK[:, others]), -1.0, 1.0)
+    return clipped_PJ
+
+
+def l2(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
+    """Size of the delta: eq. 3 as printed, or freed of the entry's size (`rms`, the authors' code) or scale.
+
+    The plain norm ranks mostly by size: its rank correlation with √numel was 0.95 to 0.97. An entry whose base is zero
+    has no `relative` size.
+    """
+    values_P = np.sqrt(statistics.gram_PKK[:, task, task])
+    if settings.l2 == "rms":
+        values_P = values_P / np.sqrt(statistics.numel_P)
+    elif settings.l2 == "relative":
+        values_P = values_P / np.where(statistics.base_norms_P > 0, statistics.base_norms_P, np.nan)
+    return Scores(values_P, {"l2_delta": values_P})
+
+
+def fisher(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
+    """Fisher information (eq. 4): the squared gradient, its sum over the entry's parameters or (authors' code) mean.
+
+    Raises:
+        ValueError: it was not computed.
+    """
+    if statistics.fisher_PK is None:
+        raise ValueError("this method needs Fisher information, which was not computed")
+    values_P = statistics.fisher_PK[:, task]
+    if settings.fisher_size == "mean":
+        values_P = values_P / statistics.numel_P
+    return Scores(values_P, {"fisher_info": values_P})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered scoring method.
+
+    Attributes:
+        score: (statistics, index of the task, settings) → scores of all entries.
+        about: what `--method` says of it.
+        ignores: settings that it does not read; they do not decide its core sets.
+        num_tasks: how many it needs at least.
+    """
+
+    score: Callable[[Statistics, int, ScoreSettings], Scores]
+    about: str
+    ignores: tuple[str, ...] = ()
+    num_tasks: int = 1
+
+
+_OF_FISHER = ("alpha", "fisher", "fisher_size", "fisher_at", "fisher_examples")
+METHODS: dict[str, Method] = {
+    "lf": Method(lf, "size of the update and Fisher information (eq. 3-5)"),
+    "cs": Method(
+        cs, "how unlike the other tasks' updates its direction is (eq. 6-8)",
+        ignores=(*_OF_FISHER, "l2", "normalise", "normalise_within"), num_tasks=2,
+    ),
+    "l2": Method(l2, "size of the update alone", ignores=_OF_FISHER),
+    "fisher": Method(fisher, "Fisher information alone", ignores=("alpha", "l2")),
+}  # fmt: skip
+
+
+def all_scores(statistics: Statistics, settings: ScoreSettings, takes_part_P: NDArray[np.bool_]) -> list[Scores]:
+    """The scores of each task; NaN for the entries that take no part, which have no influence on the others' either."""
+    method = METHODS[settings.method].score
+    chosen = statistics if takes_part_P.all() else statistics.of_entries(takes_part_P)
+
+    def spread(values: Vector) -> Vector:
+        whole_P = np.full(len(takes_part_P), np.nan)
+        whole_P[takes_part_P] = values
+        return whole_P
+
+    found = [method(chosen, task, settings) for task in range(len(statistics.tasks_K))]
+    return [Scores(spread(s.score_P), {name: spread(term) for name, term in s.terms.items()}) for s in found]
+
+
+# ---- settings
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
+
+class ScoreSettings(Settings):
+    """From deltas and Fisher information to a core set: what the paper leaves open, each with a default."""
+
+    # `paper` is the text, section 3.2: the plain norm, and the squared gradient summed over a tensor's parameters.
+    # `authors-code` is what its published code does: root mean square, mean squared gradient of 150 batches of 2,
+    # min-max, 10 %, and cosine 0 for a zero delta.
+    PROFILES: ClassVar = {
+        "default": {},
+        "paper": {"l2": "norm", "fisher_size": "sum"},
+        "authors-code": {"fisher": "batch", "ratio": 0.1, "zero_delta": "cosine-0"},
+    }
+
+    method: MethodName = setting("lf", "; ".join(f"{name}: {one.about}" for name, one in METHODS.items()) + ".")
+    ratio: Share = setting(0.05, "Core share.")
+    unit: Unit = setting(
+        "tensors",
+        "What the ratio counts: tensors (as the paper), elements of whole tensors, or elements of heads and neurons "
+        "(rows), which are then scored one by one.",
+    )
+    alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Share of L2 in lf (eq. 5); Fisher has the rest.")
+    l2: Literal["rms", "norm", "relative"] = setting(
+        "rms", "rms: does not favour large tensors; norm: eq. 3; relative: to the norm of the base."
+    )
+    fisher: Literal["example", "batch"] = setting(
+        "example", "Squared gradients of examples (eq. 4), or of batches of two."
+    )
+    fisher_size: Literal["mean", "sum"] = setting("mean", "mean: does not favour large tensors; sum: eq. 4.")
+    fisher_at: Literal["tuned", "base"] = setting("tuned", "At the tuned model (eq. 4) or the base (Algorithm 1).")
+    fisher_examples: Count = setting(300, "Examples drawn from each task for it; fewer if it has fewer.")
+    normalise: Literal["min-max", "rank", "z-score"] = setting(
+        "min-max", "What makes L2 and Fisher comparable before they are added."
+    )
+    normalise_within: Literal["all", "kind"] = setting("all", "Over all tensors, or each kind of them by itself.")
+    zero_delta: Literal["unscored", "cosine-0"] = setting(
+        "unscored", "cs of a tensor that did not move: none, or as of cosine 0."
+    )
+    cosine: Literal["plain", "corrected"] = setting(
+        "plain", "corrected: freed of the noise that two replicates show (--replicates 2)."
+    )
+    exclude: Texts = setting(
+        (), "Leave a component (attention.query, head), a group (norm, mlp) or 'bias' out; may be given often.",
+        metavar="COMPONENT",
+    )  # fmt: skip
+    min_elements: Count = setting(1, "Leave smaller tensors out.")
+
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether the method reads Fisher information; one that mixes it in does not with alpha = 1."""
+        ignored = METHODS[self.method].ignores
+        return "fisher" not in ignored and ("alpha" in ignored or self.alpha < 1)
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide the core sets of the method."""
+        ignored = METHODS[self.method].ignores
+        return {name: value for name, value in self.recorded().items() if name not in ignored}
+
+
+# ---- arithmetic
+
+
+def cosines_of(gram_PKK: Vector) -> Vector:
+    """Cosine of each pair of deltas, [P, K, K] (eq. 7); NaN where a delta is zero."""
+    norms_PK = np.sqrt(np.diagonal(gram_PKK, axis1=1, axis2=2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines_PKK: Vector = gram_PKK / (norms_PK[:, :, None] * norms_PK[:, None, :])
+    clipped_PKK: Vector = np.clip(cosines_PKK, -1.0, 1.0)
+    return clipped_PKK
+
+
+def min_max(values: Vector) -> Vector:
+    """(v − min) / (max − min), in [0, 1]."""
+    lowest = float(values.min())
+    return (values - lowest) / (float(values.max()) - lowest)
+
+
+def rank(values: Vector) -> Vector:
+    """Ranks from 0 for the smallest to 1 for the largest; equal values share the mean of their ranks."""
+    from scipy.stats import rankdata
+
+    ranks: Vector = rankdata(values)
+    return (ranks - 1.0) / (len(values) - 1.0)
+
+
+def z_score(values: Vector) -> Vector:
+    """(v − mean) / standard deviation, that of the population (ddof 0)."""
+    unit = min_max(values)  # the same z-scores, and the squares of tiny values do not vanish
+    return (unit - float(unit.mean())) / float(unit.std())
+
+
+NORMALISATIONS: dict[str, Callable[[Vector], Vector]] = {"min-max": min_max, "rank": rank, "z-score": z_score}
+
+
+def normalise(values_P: Vector, how: str, kinds_P: Sequence[str] | NDArray[np.str_] | None = None) -> Vector:
+    """Normalise by one of `NORMALISATIONS`, over all entries or over those of one kind at a time.
+
+    NaN takes no part and stays. Equal values say nothing about importance and become zeros.
+    """
+    kinds = np.zeros(len(values_P), int) if kinds_P is None else np.asarray(kinds_P)
+    known_P, result_P = ~np.isnan(values_P), np.full(len(values_P), np.nan)
+    for kind in np.unique(kinds[known_P]):
+        members_P = known_P & (kinds == kind)
+        values = values_P[members_P]
+        result_P[members_P] = NORMALISATIONS[how](values) if values.min() < values.max() else 0.0
+    return result_P
