@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.reference import authors_scores
 from tests.task_files import SIZES, write_tasks
 from tests.tuned_models import tuned_copy, weights
-from trace_transfer import StreamSettings, identify, score
+from trace_transfer import identify, score
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.show import jaccard
@@ -24,7 +24,6 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.formats import read_any
 from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
-from trace_transfer.training.settings import StreamSettings
 
 FAST = ("--batch-size", 4, "--learning-rate", 1e-3)
 
@@ -214,12 +213,6 @@ def test_the_functions_do_what_the_commands_do(identified, tiny, tasks, tmp_path
     assert (tmp_path / "out" / "math.core.json").read_bytes() == (out / "math.core.json").read_bytes()
     again = score(tiny("qwen2"), tasks=tasks, out=tmp_path / "out", method="cs")
     assert again.cores[0].method.name == "cs"
-
-
-def parts_of(settings):
-    if isinstance(settings, StreamSettings):
-        return settings.train, settings
-    return settings.warm_start.train, settings.warm_start, settings.score, settings.compute
 
 
 # ---- exactness
