@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import load_tokenizer

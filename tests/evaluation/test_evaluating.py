@@ -10,9 +10,8 @@ from tests.evaluation_files import loaded, write_records, write_suite
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import evaluating
-from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, score_prepared
+from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, prepare_suite, score_prepared
 from trace_transfer.evaluation.outcome import EvaluationError
-from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.evaluation.scores import EvaluationFile
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite

@@ -7,8 +7,8 @@ from tests.data.chat_templates import FAMILIES
 from tests.evaluation_files import FIELDS, QUESTIONS, loaded, run, suite_of
 from tests.reference.scores_one_by_one import greedy
 from trace_transfer.errors import UserError
+from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.exact_match import extracted, matches, normalised
-from trace_transfer.evaluation.preparing import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 

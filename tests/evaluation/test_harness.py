@@ -12,7 +12,7 @@ from tests.evaluation.by_hand import STOCK, by_hand, local
 from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import harness
-from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
 

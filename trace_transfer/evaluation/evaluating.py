@@ -10,18 +10,28 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError
+from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError, listing
+from trace_transfer.evaluation.exact_match import prepare_exact_match
+from trace_transfer.evaluation.harness import (
+    is_installed,
+    missing_harness,
+    permission_problems,
+    prepare_harness,
+    prepare_humaneval,
+)
+from trace_transfer.evaluation.losses import prepare_loss
+from trace_transfer.evaluation.multiple_choice import prepare_choices
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
-from trace_transfer.evaluation.preparing import prepare_suite
+from trace_transfer.evaluation.records import Reading
 from trace_transfer.evaluation.scores import EvaluationFile, Score
 from trace_transfer.evaluation.settings import EvaluateSettings
-from trace_transfer.evaluation.suite_file import Suite
+from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.families.registry import load_families
@@ -39,6 +49,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLES, FINISHED, FILE = "samples", "finished", "evaluation.json"
+
+
+KINDS: dict[str, Callable[[EvaluationSpec, Reading, EvaluateSettings], Prepared]] = {
+    "loss": prepare_loss,
+    "exact-match": prepare_exact_match,
+    "multiple-choice": prepare_choices,
+    "harness": prepare_harness,
+    "humaneval": prepare_humaneval,
+}
+NEED_HARNESS = ("harness", "humaneval")
+
+
+def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, config: Any) -> tuple[Prepared, ...]:
+    """Read the data of all evaluations for the model of a tokenizer and a config.
+
+    Raises:
+        UserError: whatever would stop one of them: data, columns, tasks, metrics, templates, permission; of all
+            evaluations at once.
+    """
+    reading = Reading.of(suite.directory, tokenizer, config)
+    prepared, problems = [], []
+    without = [spec.name for spec in suite.specs if spec.kind in NEED_HARNESS] if not is_installed() else []
+    if without:
+        problems.append(missing_harness(without))
+    for spec in suite.specs:
+        if spec.name in without:
+            if spec.kind == "humaneval":
+                problems += [f"{spec.label}: {problem}" for problem in permission_problems(settings)]
+            continue
+        try:
+            prepared.append(KINDS[spec.kind](spec, reading, settings))
+        except UserError as problem:
+            problems.append(str(problem))
+    if problems:
+        one = len(suite.specs) == len(problems) == 1
+        raise UserError(problems[0] if one else f"{suite.label}: cannot be run:\n" + listing(problems))
+    return tuple(prepared)
 
 
 @dataclass(frozen=True)

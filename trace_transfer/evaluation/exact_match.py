@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.evaluation.batching import generate
-from trace_transfer.evaluation.outcome import Outcome, Sample, mean_and_stderr
+from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr
 from trace_transfer.evaluation.records import (
     Reading,
     read_prompts,
@@ -32,34 +32,15 @@ _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)")
 
 
 @dataclass(frozen=True)
-class ExactMatchEvaluation:
+class ExactMatchEvaluation(Prepared):
     """Prompts, and the answers that are expected."""
 
-    spec: EvaluationSpec
     numbers: tuple[int, ...]
     prompts: tuple[tuple[int, ...], ...]
     targets: tuple[str, ...]
     stop_ids: frozenset[int]
     stop_texts: tuple[str, ...]
     max_new_tokens: int
-    data_sha256: str
-    settings: Mapping[str, Any]
-
-    @property
-    def metric(self) -> str:
-        return self.spec.first_metric
-
-    @property
-    def higher_is_better(self) -> bool:
-        return True
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.prompts)
 
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
         stop_texts = (*self.spec.until, *self.stop_texts)
@@ -98,7 +79,8 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading, settings: Evalua
         "stop": stop, "notes": list(read.notes) or None,
     }  # fmt: skip
     return ExactMatchEvaluation(
-        spec, read.numbers, tuple(prompts), read.answers, found.stop_ids, found.stop_texts, most, read.sha256, told
+        spec, spec.first_metric, spec.higher_is_better, len(prompts), read.sha256, told, read.numbers, tuple(prompts),
+        read.answers, found.stop_ids, found.stop_texts, most,
     )  # fmt: skip
 
 

@@ -19,19 +19,22 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trace_transfer.data.encoding import template_of
+from trace_transfer.data.reading import hub_silence, read_rows
 from trace_transfer.data.records import Message
 from trace_transfer.data.rendering import ChatTemplate, RenderingError, with_fixed_date
 from trace_transfer.data.tasks_file import TaskError, locate, suggestion
 from trace_transfer.errors import NumericalError, UserError, first_line
 from trace_transfer.evaluation.batching import finite_logits
-from trace_transfer.evaluation.harness_data import require_hub, set_data, set_shots, unusable
-from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Sample, records_sha256
+from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Sample, records_sha256
 from trace_transfer.evaluation.records import Reading, require_room
 from trace_transfer.evaluation.settings import EvaluateSettings
-from trace_transfer.evaluation.suite_file import EvaluationSpec
+from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PACKAGE = "lm-eval>=0.4.9,<0.5"  # as in pyproject.toml
 BOOTSTRAP = 1000  # draws, for metrics that are no mean
@@ -39,27 +42,16 @@ _NAME = re.compile(r"^(?:task|group):[ \t]*([\"']?)([^\s\"'#\[]+)\1[ \t]*(?:#.*)
 
 
 @dataclass(frozen=True)
-class HarnessEvaluation:
+class HarnessEvaluation(Prepared):
     """A task of the harness, with its data read.
 
     Attributes:
         task: the harness' own object; its requests are built anew by each run.
         filter: whose results count.
-        settings: as recorded; `shots` among them.
     """
 
-    spec: EvaluationSpec
     task: Any
-    metric: str
     filter: str
-    higher_is_better: bool
-    num_examples: int
-    data_sha256: str
-    settings: Mapping[str, Any]
-
-    @property
-    def num_steps(self) -> int:
-        return self.num_examples
 
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
         """What `lm_eval.simple_evaluate` does with a task, without its look at the machine, which takes seconds.
@@ -223,7 +215,7 @@ def prepare_humaneval(spec: EvaluationSpec, reading: Reading, settings: Evaluate
     if not is_installed():
         raise UserError(missing_harness([spec.name]))
     from trace_transfer.evaluation.humaneval import harness_config
-    from trace_transfer.evaluation.sandbox.isolation import require_isolation
+    from trace_transfer.evaluation.sandbox.programs import require_isolation
 
     require_isolation()
     data = None if spec.data is None else locate(spec.data, reading.directory)
@@ -251,11 +243,11 @@ def prepare_config(
     changed = dict(config)
     for key in ("tag", "group", "task_list"):
         changed.pop(key, None)
-    set_shots(changed, spec)
+    _set_shots(changed, spec)
     if not has_data:
-        set_data(changed, spec, reading)
+        _set_data(changed, spec, reading)
     elif spec.data is None:
-        require_hub(spec, changed)
+        _require_hub(spec, changed)
     most = spec.max_new_tokens or settings.max_new_tokens
     writes = changed.get("output_type", "generate_until") == "generate_until"
     if writes:
@@ -271,7 +263,7 @@ def prepare_config(
     except UserError:
         raise
     except Exception as error:  # datasets, the hub's client and the task's own functions raise many kinds
-        raise TaskError(unusable(spec, changed, error)) from error
+        raise TaskError(_unusable(spec, changed, error)) from error
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
     metric, own_filter = _metric(spec, task, changed)
@@ -287,8 +279,87 @@ def prepare_config(
     rows = [*islice(docs, num_examples), *shown]
     higher = task.higher_is_better().get(metric, True)
     return HarnessEvaluation(
-        spec, task, metric, own_filter, bool(higher), num_examples, records_sha256(rows), told
+        spec, metric, bool(higher), num_examples, records_sha256(rows), told, task, own_filter
     )  # fmt: skip
+
+
+def _set_shots(config: dict[str, Any], spec: EvaluationSpec) -> None:
+    """As many examples as the evaluation says, if it does."""
+    if spec.shots is not None:
+        config["num_fewshot"] = spec.shots
+
+
+def _set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> None:
+    """Local files in place of the task's data set: one split to be scored, and one that examples are drawn from.
+
+    Raises:
+        TaskError: examples are to be shown and there is nothing to draw them from; a file cannot be read; there is no
+            file, and the hub cannot be reached.
+    """
+    if spec.data is None:
+        if spec.shots_data is not None:
+            raise TaskError(f"{spec.label}: shots_data: without data: the task's own data set has its own examples")
+        _require_hub(spec, config)
+        return
+    scored = config.get("test_split") or config.get("validation_split") or "test"
+    splits = {scored: _table(spec, reading)}
+    own = config.get("fewshot_config") or {}
+    config.update(
+        training_split=None, validation_split=None, test_split=scored, fewshot_split=None, dataset_kwargs=None
+    )
+    config["fewshot_config"] = {key: value for key, value in own.items() if key != "split"} or None
+    if spec.shots_data is not None:
+        shots = spec.model_copy(update={"data": spec.shots_data})
+        name = "train" if scored != "train" else "shots"
+        splits[name] = _table(shots, reading)
+        config.update(training_split=name, fewshot_split=name)
+        config["fewshot_config"] = {key: value for key, value in own.items() if key not in ("split", "samples")} or None
+    elif config.get("num_fewshot") and not own.get("samples"):
+        raise TaskError(
+            f"{spec.label}: {config['num_fewshot']} examples are to be shown, and its data file has only what is "
+            f"scored; give a file of examples with shots_data: (--data {spec.name}{SHOTS}=FILE), or shots: 0"
+        )
+    config["custom_dataset"] = lambda **_: splits
+
+
+def _table(spec: EvaluationSpec, reading: Reading) -> Dataset:
+    """The records as the harness wants them: each column of one kind."""
+    rows = read_rows(spec, reading.directory)
+    try:
+        return rows.dataset()
+    except Exception as error:  # pyarrow raises many kinds
+        raise TaskError(
+            f"{spec.label}: a column has values of several kinds, which the harness cannot use: {first_line(error)}"
+        ) from error
+
+
+def _require_hub(spec: EvaluationSpec, config: Mapping[str, Any]) -> None:
+    """Ask the hub once: its client would try a dead connection for half a minute, for each data set.
+
+    Raises:
+        TaskError: it does not answer.
+    """
+    if silence := hub_silence(str(config.get("dataset_path"))):
+        raise TaskError(_from_hub(spec, config, f"{silence}; HF_HUB_OFFLINE=1 reads its cache"))
+
+
+def _from_hub(spec: EvaluationSpec, config: Mapping[str, Any], why: str) -> str:
+    source = "/".join(str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key))
+    return (
+        f"{spec.label}: its data set {source} could not be had from the hub ({why}). Check your connection, or give a "
+        f"local file with the same columns: --data {spec.name}=FILE"
+    )
+
+
+def _unusable(spec: EvaluationSpec, config: Mapping[str, Any], error: Exception) -> str:
+    """What to say when a task cannot be made of its data."""
+    if spec.data is None:
+        return _from_hub(spec, config, first_line(error))
+    missing = f": its records lack the column {error}" if isinstance(error, KeyError) else f": {first_line(error)}"
+    return (
+        f"{spec.label}: the task '{config.get('task')}' cannot use these records{missing}. Expected are the columns of "
+        f"{config.get('dataset_path')}"
+    )
 
 
 def _turn_end(spec: EvaluationSpec, tokenizer: Any) -> str:

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from trace_transfer.data.examples import IGNORED, TaskData
 from trace_transfer.evaluation.batching import score_answers
-from trace_transfer.evaluation.outcome import Outcome, Sample, ratio_and_stderr
+from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, ratio_and_stderr
 from trace_transfer.evaluation.records import Reading, read_examples
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 
 
 @dataclass(frozen=True)
-class LossEvaluation:
+class LossEvaluation(Prepared):
     """Supervised examples of one evaluation."""
 
-    spec: EvaluationSpec
     data: TaskData
     numbers: tuple[int, ...]
-    data_sha256: str
-    settings: Mapping[str, Any]
-
-    @property
-    def metric(self) -> str:
-        return self.spec.first_metric
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.spec.higher_is_better
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.data.examples)
-
-    @property
-    def num_steps(self) -> int:
-        return self.num_examples
 
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
         """Mean over all answer tokens; the standard error is over examples, whose tokens hang together."""
@@ -68,4 +49,7 @@ def prepare_loss(spec: EvaluationSpec, reading: Reading, settings: EvaluateSetti
         "limit": settings.limit_of(spec.limit), "max_length": reading.longest(settings), "num_cut": read.data.num_cut,
         "notes": list(read.data.notes) or None,
     }  # fmt: skip
-    return LossEvaluation(spec, read.data, read.numbers, read.sha256, told)
+    return LossEvaluation(
+        spec, spec.first_metric, spec.higher_is_better, len(read.data.examples), read.sha256, told, read.data,
+        read.numbers,
+    )  # fmt: skip

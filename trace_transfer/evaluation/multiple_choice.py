@@ -25,7 +25,7 @@ from trace_transfer.data.tasks_file import (
 )
 from trace_transfer.errors import listing
 from trace_transfer.evaluation.batching import score_answers
-from trace_transfer.evaluation.outcome import Outcome, Sample, mean_and_stderr, records_sha256
+from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr, records_sha256
 from trace_transfer.evaluation.records import (
     Reading,
     encode,
@@ -50,26 +50,11 @@ class ChoiceRecord:
 
 
 @dataclass(frozen=True)
-class ChoiceEvaluation:
+class ChoiceEvaluation(Prepared):
     """`examples` has one for each choice of each record, in order; only the choice's own tokens are supervised."""
 
-    spec: EvaluationSpec
     records: tuple[ChoiceRecord, ...]
     examples: tuple[Example, ...]
-    data_sha256: str
-    settings: Mapping[str, Any]
-
-    @property
-    def metric(self) -> str:
-        return self.spec.first_metric
-
-    @property
-    def higher_is_better(self) -> bool:
-        return True
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.records)
 
     @property
     def num_steps(self) -> int:
@@ -130,7 +115,9 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
         "notes": notes or None,
     }  # fmt: skip
     sha256 = records_sha256([[one.prompt, one.choices, one.answer] for one in records])
-    return ChoiceEvaluation(spec, records, tuple(examples), sha256, told)
+    return ChoiceEvaluation(
+        spec, spec.first_metric, spec.higher_is_better, len(records), sha256, told, records, tuple(examples)
+    )
 
 
 def read_choices(

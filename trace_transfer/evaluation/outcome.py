@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import TraceTransferError
 
@@ -61,33 +62,32 @@ class Outcome:
     num_errors: int = 0
 
 
-class Prepared(Protocol):
+@dataclass(frozen=True)
+class Prepared(ABC):
     """An evaluation whose data are read and checked: all that it lacks is a model.
 
     Attributes:
-        num_steps: how often `run` calls `advance`.
         data_sha256: of the records that will be scored, as they are in their file.
         settings: that decide the result: protocol, shots, limit, template, lengths.
     """
 
-    @property
-    def spec(self) -> EvaluationSpec: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def higher_is_better(self) -> bool: ...
-    @property
-    def num_examples(self) -> int: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def data_sha256(self) -> str: ...
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
+    spec: EvaluationSpec
+    metric: str
+    higher_is_better: bool
+    num_examples: int
+    data_sha256: str
+    settings: Mapping[str, Any]
 
+    @property
+    def num_steps(self) -> int:
+        """How often `run` calls `advance`."""
+        return self.num_examples
+
+    @abstractmethod
     def run(
         self, model: PreTrainedModel, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]
-    ) -> Outcome: ...
+    ) -> Outcome:
+        """The score of a model and what it said."""
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:

@@ -16,12 +16,12 @@ import pytest
 
 from tests.evaluation.hostile import ATTACKS, SECRET
 from trace_transfer.evaluation.sandbox import programs
-from trace_transfer.evaluation.sandbox.isolation import require_isolation
 from trace_transfer.evaluation.sandbox.programs import (
     DEFAULT_LIMITS,
     IsolationError,
     Limits,
     Outcome,
+    require_isolation,
     run_program,
     run_programs,
 )
