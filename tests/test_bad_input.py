@@ -173,7 +173,7 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
     parameters = json.loads(core.read_text())["parameters"]
     parameters[0]["name"] = "model.layers.77.mlp.up_proj.weight"
     message = mapping.refused("--core", changed(core, parameters=parameters))
-    assert "parameters that " in message
+    assert "tensors that " in message
     assert "does not have:\n  - model.layers.77.mlp.up_proj.weight" in message
 
 
@@ -276,7 +276,7 @@ def rules(tmp_path: Path, old: str, new: str) -> Path:
         ("components:", "componets:", ["did you mean 'components'?"]),
         (
             "self_attn.q_norm.weight", "self_attn.qnorm.weight",
-            ["matches no parameter (close: 'self_attn.q_norm.weight')", ".{layer}.self_attn.q_norm.weight' is in no"],
+            ["matches no tensor (close: 'self_attn.q_norm.weight')", ".{layer}.self_attn.q_norm.weight' is in no"],
         ),
         ("self_attn.q_norm.weight", "self_attn.k_norm.weight", ["is in two components: attention.query ("]),
         ("family:", "family: [", ["mine.yaml"]),

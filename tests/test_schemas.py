@@ -51,7 +51,7 @@ RUN = {"target": "m", "tasks": [{"name": "a", "data": "a.jsonl"}], "methods": ["
         ("run", {**RUN, "identify": {"ratio": 5}}, ["identify", "ratio"]),
         ("run", {**RUN, "methods": ["sequentail"]}, ["methods", 0]),
         ("tasks", {"tasks": [{"name": "a", "data": "a.jsonl", "core": "c"}]}, ["tasks", 0]),
-        ("rules", {"family": "x", "components": {"attention.qeury": ["a"]}}, ["components"]),
+        ("rules", {"family": "x", "model_types": ["x"], "components": {"attention.qeury": ["a"]}}, ["components"]),
     ],
 )
 def test_what_is_refused_is_pointed_at(file, content, path):

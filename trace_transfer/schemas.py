@@ -13,8 +13,7 @@ from pydantic import TypeAdapter
 
 from trace_transfer.data.tasks_file import TaskSpec
 from trace_transfer.evaluation.suite_file import EvaluationSpec
-from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
-from trace_transfer.families.parsing import TOP_KEYS
+from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS, FamilyFile
 from trace_transfer.settings import Settings, bare, singles
 from trace_transfer.study.methods import AXES, CHANGEABLE, METHODS, SECTIONS
 from trace_transfer.study.run_file import MethodKeys, RunKeys, RunTask, SweepKeys
@@ -28,7 +27,7 @@ TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
 
 def schema_of(file: str) -> Schema:
     """The schema of `run`, `tasks`, `stream`, `suite` or `rules`."""
-    return {"$schema": DIALECT, "title": f"trace-transfer: {file}", **SCHEMAS[file]()}
+    return {"$schema": DIALECT, **SCHEMAS[file](), "title": f"trace-transfer: {file}"}
 
 
 def _object(properties: Schema, required: tuple[str, ...] = ()) -> Schema:
@@ -73,27 +72,11 @@ def _run() -> Schema:
 
 
 def _rules() -> Schema:
-    size: Schema = {"anyOf": [{"type": "integer"}, TEXT]}
-    every = _object({"every": size, "from": size, "to": size}, ("every", "from", "to"))
-    ranges: Schema = {"anyOf": [{"type": "array", "items": size, "minItems": 2, "maxItems": 2}, every]}
-    head: Schema = {"anyOf": [size, {"const": False}]}
-    part: Schema = {"name": TEXT, "role": TEXT, "shared": {"type": "boolean"}, "unless": TEXT, "head": head}
-    part |= dict.fromkeys(("rows", "columns", "depth"), ranges)
-    members = _list({"anyOf": [TEXT, _object(part, ("name",))]})
-    unexpanded = _object({"members": members, "expand": {"type": "boolean"}}, ("members",))
-    component: Schema = {"anyOf": [members, unexpanded, {"type": "null"}]}
-    excluded = _object({"name": TEXT, "module": TEXT, "reason": TEXT}, ("reason",))
-    properties: Schema = {
-        "family": TEXT,
-        "model_types": {"type": "array", "items": TEXT},
-        "extends": TEXT,
-        "layer": TEXT,
-        "components": _object(dict.fromkeys(LAYER_COMPONENTS, component)),
-        "outside": _object(dict.fromkeys(OUTSIDE_COMPONENTS, component)),
-        "exclude": {"type": "array", "items": excluded},
-        "sizes": {"type": "object", "additionalProperties": {"anyOf": [size, _list(size)]}},
-    }
-    return _object({key: properties[key] for key in TOP_KEYS}, ("family",))
+    found = FamilyFile.model_json_schema()
+    for section, names in (("components", LAYER_COMPONENTS), ("outside", OUTSIDE_COMPONENTS)):
+        rule = found["properties"][section]["additionalProperties"]
+        found["properties"][section] = _object(dict.fromkeys(names, rule))  # names that an editor completes
+    return found
 
 
 SCHEMAS = {

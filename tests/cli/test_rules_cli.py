@@ -59,17 +59,17 @@ def test_check_shipped():
     assert len(lines) == len(load_families().by_model_type)
     unchecked = [line.partition(": no model can be built")[0] for line in lines if not line.startswith("OK ")]
     assert unchecked == [f"NOT CHECKED {name}.yaml ({name})" for name in DEFAULT_CONFIG_INCOMPLETE]
-    assert "OK phi3.yaml (phi3) fits phi3: 195 parameters → 291 units, 32 layers" in lines
+    assert "OK phi3.yaml (phi3) fits phi3: 195 tensors → 291 units, 32 layers" in lines
     (multimodal,) = [line for line in lines if "gemma3_multimodal" in line]
-    assert multimodal.endswith(" fits gemma3: 550 parameters → 341 units, 26 layers, 210 excluded")
+    assert multimodal.endswith(" fits gemma3: 550 tensors → 341 units, 26 layers, 210 excluded")
     (deepseek,) = [line for line in lines if "deepseek_v3" in line]
-    assert deepseek.endswith(" fits deepseek_v3: 909 parameters → 1211 units, 61 layers of 2 kinds (3 + 58)")
+    assert deepseek.endswith(" fits deepseek_v3: 909 tensors → 1211 units, 61 layers of 2 kinds (3 + 58)")
 
 
 def test_check_one_file_against_one_model():
     path = str(shipped_rules() / "qwen3.yaml")
     assert good("check", path, "--model", QWEN3) == (
-        f"OK qwen3.yaml (qwen3) fits {QWEN3}: 707 parameters → 707 units, 64 layers\n"
+        f"OK qwen3.yaml (qwen3) fits {QWEN3}: 707 tensors → 707 units, 64 layers\n"
     )
     message = refused("check", path, "--model", LLAMA)
     assert message == f"none of the files to check is for model_type 'llama' (of {LLAMA}):\n  - qwen3.yaml is for qwen3"
@@ -81,10 +81,10 @@ def test_check_reports_all_problems(typo, tmp_path):
     result = run("check", str(tmp_path))
     assert str(result.exception) == (
         "the rules of family 'qwen3' do not fit this qwen3 model: 2 problems\n"
-        f"  - {typo}:7: attention.query: 'self_attn.qnorm.weight' matches no parameter (close: "
+        f"  - {typo}:7: attention.query: 'self_attn.qnorm.weight' matches no tensor (close: "
         "'self_attn.q_norm.weight'); correct it, or write 'self_attn.qnorm.weight?' if some models of this family "
         "lack it\n"
-        f"  - {typo}:2: parameter 'model.layers.{{layer}}.self_attn.q_norm.weight' is in no component; add it to "
+        f"  - {typo}:2: tensor 'model.layers.{{layer}}.self_attn.q_norm.weight' is in no component; add it to "
         "one, or exclude it with a reason (layers 0-31)\n"
         f"{other}:1: the installed transformers has no model_type 'ohter'; correct 'model_types:', or install a "
         "transformers that has it"
@@ -115,9 +115,9 @@ model.embed_tokens.weight        model.embed_tokens.weight        llama.yaml:17 
 model.norm.weight                model.norm.weight                llama.yaml:18 → qwen3.yaml:17
 lm_head.weight                   lm_head.weight                   llama.yaml:19 → qwen3.yaml:18
 
-source: llama, 32 layers, 291 parameters: 291 carried, 0 dropped; \
+source: llama, 32 layers, 291 tensors: 291 carried, 0 dropped; \
 8,030,261,248 of 8,030,261,248 elements carried (100.00%)
-target: qwen3, 64 layers, 707 parameters: 707 reached, 0 unreached; \
+target: qwen3, 64 layers, 707 tensors: 707 reached, 0 unreached; \
 32,762,123,264 of 32,762,123,264 elements reached (100.00%)
 (layers matched by relative depth, as many as --match coverage of map matches; a real layer match changes which layers \
 meet, another --match the counts, neither the rules)
@@ -134,7 +134,7 @@ def test_explain_piped_breaks_no_line():
     lines = [line.split() for line in shown.splitlines()]
     assert ["self_attn.q_proj.bias", "qwen3.yaml:7", "→", "qwen2.yaml:7", "(expand)"] in lines
     assert ["self_attn.q_norm.weight", "attention.query", "of", "qwen2", "has", "no", "'norm'"] in lines
-    assert "579 parameters: 579 reached, 0 unreached; 14,770,033,664 of 14,770,033,664 elements reached" in shown
+    assert "579 tensors: 579 reached, 0 unreached; 14,770,033,664 of 14,770,033,664 elements reached" in shown
     assert "unreached: no source" not in shown
 
 
@@ -153,14 +153,14 @@ def test_explain_experts_and_latents():
         ]
     assert sum("self_attn.kv_a_layernorm.weight" in line for line in lines) == 2  # of keys and of values
     assert "mlp.gate.weight (layers 3-60)" in shown.partition("unreached: no source")[2]
-    assert "909 parameters in 1089 parts: 1031 reached, 58 unreached" in shown
+    assert "909 tensors in 1089 parts: 1031 reached, 58 unreached" in shown
 
 
 def test_explain_previews_what_the_default_match_reaches():
     """As many layers of the deeper model as `map` matches, whichever side it is on."""
     for src, dst, reached in ((LLAMA, QWEN3, "707 reached, 0 unreached"), (QWEN3, LLAMA, "579 carried, 128 dropped")):
         (line,) = (line for line in good("explain", "--src", src, "--dst", dst).splitlines() if "64 layers" in line)
-        assert f"qwen3, 64 layers, 707 parameters: {reached}" in line  # LLaMA has no norms of queries and keys
+        assert f"qwen3, 64 layers, 707 tensors: {reached}" in line  # LLaMA has no norms of queries and keys
 
 
 def test_what_was_to_be_checked_and_cannot_be_is_a_failure():

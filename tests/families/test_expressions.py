@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trace_transfer.errors import RulesError
-from trace_transfer.families.language import ConfigLookup, first_that_resolves, parse_expression
+from trace_transfer.families.expressions import ConfigLookup, first_that_resolves, parse_expression
 
 CONFIG = SimpleNamespace(
     model_type="toy",

@@ -157,7 +157,7 @@ def test_a_name_for_several_parameters_that_are_alike(tmp_path):
         (LAYERS, "self_attn.heads.{n}.weight"),
         (LAYERS, "self_attn.norms.{n}.weight"),
     ]
-    assert "all 30 parameters (layer 0)" in [line.target for line in explain(graph)]
+    assert "all 30 tensors (layer 0)" in [line.target for line in explain(graph)]
     back = build_correspondence(anatomy, llama, [(1, 0)])
     assert {unit.role for unit in back.dropped if unit in found} == {"norm"}
     other = replace(inventory, shapes={**shapes, "model.layers.0.self_attn.heads.x.weight": (16, 64)})

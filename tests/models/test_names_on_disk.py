@@ -55,8 +55,9 @@ def test_only_some_experts_are_in_memory(tiny, monkeypatch, family):
     assert state.base.weights.bytes_read - before == first.nbytes
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 20_000, 10**9])
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize(
+    ("family", "shard_bytes"), [("mixtral", 1), ("qwen2_moe", 20_000), ("deepseek_v3", 20_000), ("deepseek_v3", 10**9)]
+)
 def test_a_patched_model_loads_as_what_was_patched(tiny, tmp_path, monkeypatch, family, shard_bytes):
     monkeypatch.setattr(model_directory, "SHARD_BYTES", shard_bytes)
     base = state_of(tiny(family, dtype=BF16))

@@ -19,8 +19,7 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import MAX_LISTED, ArtefactError
 from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
 from trace_transfer.evaluation.show import draw_evaluation
-from trace_transfer.families.anatomy import layer_ranges
-from trace_transfer.families.registry import folded_name
+from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.files import size
 from trace_transfer.formats import read_any as read
 from trace_transfer.identification.importance_places import label

@@ -1,14 +1,14 @@
-"""A model taken apart: every parameter as one or several units, each of one component; and the rows inside of them.
+"""A model taken apart: every tensor as one or several units, each of one component; and the rows inside of them.
 
-A tied parameter has one owner, and every alias that a rule names becomes a unit on that owner: with a tied head the
-embedding's weight is a unit of `embedding` and a unit of `head`. A parameter that its rules call `shared` (one norm
+A tied tensor has one owner, and every alias that a rule names becomes a unit on that owner: with a tied head the
+embedding's weight is a unit of `embedding` and a unit of `head`. A tensor that its rules call `shared` (one norm
 before attention and MLP) is likewise a unit of each component that it serves. There is no other way to be in two.
 
 Rows (attention heads, MLP neurons, experts) are scored and selected one by one where a core set is made of them: a
 head's rows of queries, keys or values, a head's columns of the attention output, one neuron's row of gate and up, one
-neuron's column of down. Of a layer's experts, which are one parameter of three dimensions (their biases one of two), it
+neuron's column of down. Of a layer's experts, which are one tensor of three dimensions (their biases one of two), it
 is a whole expert, and of the router an expert's row. Left whole are norms shared by heads, latent projections, biases
-that add to the residual stream, embedding and head, and a parameter of a single row.
+that add to the residual stream, embedding and head, and a tensor of a single row.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Place = tuple[str, Ranges | None, Ranges | None, Ranges | None]
 
 @dataclass(frozen=True)
 class Unit:
-    """A parameter, or the part of a fused parameter that belongs to one component.
+    """A tensor, or the part of a fused tensor that belongs to one component.
 
-    `shape` is that of the whole parameter. `rows` (dim 0), `columns` (dim 1) and `depth` (dim 2) are half-open ranges,
+    `shape` is that of the whole tensor. `rows` (dim 0), `columns` (dim 1) and `depth` (dim 2) are half-open ranges,
     None for all; at most one of them is set. The principal is the first member that its layer has. `layer` counts from
     0 and is None outside the layers; `rule` is the line that says so, `qwen3.yaml:7`. `head` is the size of one
     attention head in it, where the rules say one: 0 if it has no heads, None if it is as the config says.
@@ -57,7 +57,7 @@ class Unit:
 
     @property
     def dim(self) -> int | None:
-        """The dimension along which this is a part; None for a whole parameter."""
+        """The dimension along which this is a part; None for a whole tensor."""
         return next((dim for dim, ranges in enumerate(self.place[1:]) if ranges is not None), None)
 
     @property
@@ -88,7 +88,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All units of a model in model order, and the excluded parameters with the reason (and its rule) of each.
+    """All units of a model in model order, and the excluded tensors with the reason (and its rule) of each.
 
     `layer_path` is the module path of the list of layers; `unexpanded` are the components with `expand: false`.
     """
@@ -109,12 +109,23 @@ class Anatomy:
         return {name: tuple(units) for name, units in found.items()}
 
     def units_of(self, name: str) -> tuple[Unit, ...]:
-        """The units of a parameter, an alias meaning its owner: several if fused, tied or shared, none if excluded."""
+        """The units of a tensor, an alias meaning its owner: several if fused, tied or shared, none if excluded."""
         return self._by_name.get(self.inventory.tied.get(name, name), ())
 
     @cached_property
     def components(self) -> frozenset[str]:
         return frozenset(unit.component for unit in self.units)
+
+
+def folded_name(name: str) -> str:
+    """A tensor's name with its first number as `{layer}` and further ones as `{n}`.
+
+    `model.layers.3.mlp.experts.0.w1` becomes `model.layers.{layer}.mlp.experts.{n}.w1`.
+    """
+    segments, holes = [], iter(["{layer}"])
+    for segment in name.split("."):
+        segments.append(next(holes, "{n}") if segment.isdecimal() else segment)
+    return ".".join(segments)
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
@@ -139,21 +150,21 @@ Part = tuple[Ranges | None, Ranges | None]
 
 @dataclass(frozen=True)
 class Split:
-    """How a parameter is cut into units: `size` consecutive rows (dim 0) or columns (dim 1) each."""
+    """How a tensor is cut into units: `size` consecutive rows (dim 0) or columns (dim 1) each."""
 
     dim: int
     size: int
 
 
 def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) -> dict[str, Split]:
-    """The parameters that consist of several heads or neurons, in model order, each with how it is cut.
+    """The tensors that consist of several heads or neurons, in model order, each with how it is cut.
 
     Args:
         config: the model's config; a text model's is found inside a multimodal one.
         transposed: whether a weight is stored [in, out] (`transposed_names`) instead of [out, in].
 
     Raises:
-        ModelError: a parameter, or one component's part of it, is not a whole number of units; all are listed.
+        ModelError: a tensor, or one component's part of it, is not a whole number of units; all are listed.
     """
     head_dim = _head_dim(config)
     splits: dict[str, Split] = {}
@@ -178,10 +189,10 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
 
 
 def unit_parts(name: str, shape: tuple[int, ...], split: Split | None) -> list[Part]:
-    """(rows, columns) of each unit of a parameter in order, as a core file has them; (None, None) for a whole one.
+    """(rows, columns) of each unit of a tensor in order, as a core file has them; (None, None) for a whole one.
 
     Raises:
-        ValueError: the parameter is not a whole number of units.
+        ValueError: the tensor is not a whole number of units.
     """
     if split is None:
         return [(None, None)]
@@ -194,7 +205,7 @@ def unit_parts(name: str, shape: tuple[int, ...], split: Split | None) -> list[P
 
 
 def unit_kinds(anatomy: Anatomy, name: str, split: Split | None) -> list[str]:
-    """The component of each unit of a parameter; those of a whole one joined by `+`, `excluded` if it has none.
+    """The component of each unit of a tensor; those of a whole one joined by `+`, `excluded` if it has none.
 
     Joined are also those of parts that every unit has something of, as each expert has of gate and up.
     """
@@ -222,7 +233,7 @@ def _head_dim(config: Any) -> int:
 
 
 def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:
-    """By what a unit's parameter is cut; vectors have outputs only, so those of a component cut by input stay whole."""
+    """By what a unit's tensor is cut; vectors have outputs only, so those of a component cut by input stay whole."""
     per_neuron = unit.component in PER_NEURON_OUT | PER_NEURON_IN
     if unit.component in PER_EXPERT or (per_neuron and _of_experts(unit)):
         return Split(0, 1)

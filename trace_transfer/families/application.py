@@ -1,8 +1,8 @@
-"""A family's rules applied to the real parameter names of a model: `Family` and `Inventory` → `Anatomy`.
+"""A family's rules applied to the real tensor names of a model: `Family` and `Inventory` → `Anatomy`.
 
-Nothing is returned before everything is checked: each parameter belongs to exactly one component (or its parts tile
+Nothing is returned before everything is checked: each tensor belongs to exactly one component (or its parts tile
 it, or all its components share it, or it is excluded with a reason), and each pattern matches something. An alias of a
-tied parameter counts as a parameter that may be named, and becomes a unit on its owner. Layers may differ: the
+tied tensor counts as a tensor that may be named, and becomes a unit on its owner. Layers may differ: the
 principal of a component is the first member that the layer has.
 """
 
@@ -15,19 +15,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from trace_transfer.errors import RulesError, listing
-from trace_transfer.families.anatomy import Anatomy, Unit, layer_ranges
-from trace_transfer.families.language import (
-    NUMBER,
-    BrokenSizeError,
-    Component,
-    ConfigLookup,
-    Exclusion,
-    Family,
-    Member,
-    Part,
-    first_that_resolves,
-)
-from trace_transfer.families.registry import FamilyRegistry, folded_name
+from trace_transfer.families.anatomy import Anatomy, Unit, folded_name, layer_ranges
+from trace_transfer.families.expressions import BrokenSizeError, ConfigLookup, first_that_resolves
+from trace_transfer.families.language import NUMBER, Component, Exclusion, Family, Member, Part
+from trace_transfer.families.registry import FamilyRegistry
 from trace_transfer.models.sources import AXES, Inventory, Ranges
 
 
@@ -41,19 +32,19 @@ def ranges_of(part: Part, shape: tuple[int, ...], lookup: Callable[[str], int]) 
     if part.dim >= len(shape):
         raise RulesError(f"{part}: a tensor of shape {list(shape)} has no {kind}")
     size = shape[part.dim]
-    start, stop = part.start.evaluate(lookup), part.stop.evaluate(lookup)
-    every = size if part.every is None else part.every.evaluate(lookup)
+    start, stop = part.span.start.evaluate(lookup), part.span.stop.evaluate(lookup)
+    every = size if part.span.every is None else part.span.every.evaluate(lookup)
     if every < 1 or size % every:
         raise RulesError(f"{part}: blocks of {every} do not divide the {size} {kind} of shape {list(shape)}")
     if not 0 <= start < stop <= every:
-        limit = f"a block of {every}" if part.every else f"the {size} {kind} of shape {list(shape)}"
+        limit = f"a block of {every}" if part.span.every else f"the {size} {kind} of shape {list(shape)}"
         raise RulesError(f"{part} is [{start}, {stop}], which is empty, reversed or outside of {limit}")
     return tuple((offset + start, offset + stop) for offset in range(0, size, every))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One component's hold on a parameter; `ranges` (and `dim`) of None is all of it. `who` names it in messages."""
+    """One component's hold on a tensor; `ranges` (and `dim`) of None is all of it. `who` names it in messages."""
 
     who: str
     dim: int | None
@@ -62,7 +53,7 @@ class Claim:
 
 
 def tiling_problems(claims: Sequence[Claim], shape: tuple[int, ...]) -> list[str]:
-    """Why these claims on one parameter do not cover each of its elements exactly once; empty if they do.
+    """Why these claims on one tensor do not cover each of its elements exactly once; empty if they do.
 
     Needs at least one claim; shared claims on the same elements count as one. An overlap names both claims, a gap the
     claims on its two sides.
@@ -101,14 +92,14 @@ def anatomy_of(inventory: Inventory, registry: FamilyRegistry) -> Anatomy:
     Raises:
         RulesError: there are none, or they do not fit.
     """
-    return apply_family(registry.for_model_type(inventory.model_type, inventory), inventory)
+    return apply_family(registry.for_model_type(inventory.model_type), inventory)
 
 
 def apply_family(family: Family, inventory: Inventory) -> Anatomy:
     """Take a model apart by a family's rules.
 
     Raises:
-        RulesError: lists every parameter in no component or in two, every pattern that matched nothing, and every
+        RulesError: lists every tensor in no component or in two, every pattern that matched nothing, and every
             fused tensor that its parts do not tile, each with file:line.
     """
     application = _Application(family, inventory, _LayerNames.of(family, inventory))
@@ -154,7 +145,7 @@ class _LayerNames:
 
 @dataclass(frozen=True)
 class _Match:
-    """A member and one parameter that it names: `name` as the rule says it, perhaps an alias; `unit` on the owner."""
+    """A member and one tensor that it names: `name` as the rule says it, perhaps an alias; `unit` on the owner."""
 
     name: str
     member: Member
@@ -247,7 +238,7 @@ class _Application:
         close = get_close_matches(member.pattern, list(known), 1, cutoff=0.7)
         hint = f" (close: '{close[0]}')" if close else ""
         self.complain(
-            f"{member.location}: {component.name}: '{member.pattern}' matches no parameter{hint}; correct it, or write "
+            f"{member.location}: {component.name}: '{member.pattern}' matches no tensor{hint}; correct it, or write "
             f"'{member.pattern}?' if some models of this family lack it"
         )
 
@@ -289,11 +280,11 @@ class _Application:
     def find_excluded(self) -> dict[str, Exclusion]:
         excluded: dict[str, Exclusion] = {}
         for exclusion in self.family.exclude:
-            tail = r"\..+" if exclusion.whole_module else ""
+            tail = r"\..+" if exclusion.module else ""
             whole = re.compile(re.escape(exclusion.pattern).replace(r"\{layer\}", "(?:0|[1-9][0-9]*)") + tail)
             found = [name for name in (*self.inventory.shapes, *self.inventory.tied) if whole.fullmatch(name)]
             if not found:
-                self.complain(f"{exclusion.location}: exclude: '{exclusion.pattern}' matches no parameter")
+                self.complain(f"{exclusion.location}: exclude: '{exclusion.pattern}' matches no tensor")
             for name in found:
                 if name in self.inventory.shapes:
                     excluded.setdefault(name, exclusion)
@@ -302,7 +293,7 @@ class _Application:
     def check_layers(self) -> None:
         layers = self.names.layers
         if layers != set(range(len(layers))) or not layers:
-            found = f"layers {layer_ranges(layers)}" if layers else "no parameter"
+            found = f"layers {layer_ranges(layers)}" if layers else "no tensor"
             self.complain(f"{self.family.location}: found {found} below '{self.family.layer}', expected 0, 1, 2 …")
 
     def check_coverage(self, matches: Iterable[_Match], excluded: Mapping[str, Exclusion]) -> None:
@@ -322,7 +313,7 @@ class _Application:
         for name in self.inventory.shapes:
             if name not in owners and name not in excluded:
                 self.complain(
-                    f"{self.family.location}: parameter '{self._template(name, inside)}' is in no component; add it to "
+                    f"{self.family.location}: tensor '{self._template(name, inside)}' is in no component; add it to "
                     "one, or exclude it with a reason",
                     inside.get(name),
                 )
@@ -338,7 +329,7 @@ class _Application:
 
 
 def _named(pattern: str, by_pattern: Mapping[str, Mapping[Any, str]]) -> list[tuple[Any, str]]:
-    """(layer, whole name) of every parameter that a pattern names."""
+    """(layer, whole name) of every tensor that a pattern names."""
     if NUMBER not in pattern:
         return list(by_pattern.get(pattern, {}).items())
     whole = re.compile(re.escape(pattern).replace(re.escape(NUMBER), "(?:0|[1-9][0-9]*)"))

@@ -19,7 +19,6 @@ from trace_transfer.errors import ModelError, RulesError, first_line, listing
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.language import LAYER_COMPONENTS, NUMBER, OUTSIDE_COMPONENTS, Family, Member, display_path
-from trace_transfer.families.parsing import default_role
 from trace_transfer.families.registry import FamilyRegistry, load_families
 from trace_transfer.files import prepare_directory, write_text
 from trace_transfer.models.sources import AXES, Inventory, ModelSource, load_config, numel, read_inventory
@@ -65,7 +64,7 @@ class PlannedCheck:
         several = f" of {len(kinds)} kinds ({' + '.join(map(str, kinds))})" if len(kinds) > 1 else ""
         return (
             f"{self.family.location.path.name} ({self.family.name}) fits {self.name}: {len(inventory.shapes)} "
-            f"parameters → {len(anatomy.units)} units, {anatomy.num_layers} layers{several}{excluded}"
+            f"tensors → {len(anatomy.units)} units, {anatomy.num_layers} layers{several}{excluded}"
         )
 
 
@@ -231,7 +230,7 @@ def _layer_path(inventory: Inventory) -> str:
     paths = [path for path, layers in found.items() if sorted(layers) == list(range(len(layers)))]
     if not paths:
         raise RulesError(
-            f"no rules can be drafted for {inventory.model_type}: none of its parameters stands in a list of layers "
+            f"no rules can be drafted for {inventory.model_type}: none of its tensors stands in a list of layers "
             "0, 1, 2 …"
         )
     return max(paths, key=lambda path: (len(found[path]) == wanted, found[path].total()))
@@ -304,13 +303,15 @@ def _sizes(family: Family, known: Known) -> list[str]:
 def _text(member: Member, optional: bool) -> str:
     """A member as a rules file has it."""
     entry: dict[str, Any] = {"name": member.pattern + "?" * optional}
-    if (part := member.part) is not None:
-        span = f"[{part.start.text}, {part.stop.text}]"
-        if part.every is not None:
-            span = f"{{every: {part.every.text}, from: {part.start.text}, to: {part.stop.text}}}"
-        entry[AXES[part.dim]] = span
-    if member.role != default_role(member.pattern):
-        entry["role"] = member.role
+    if member.part is not None:
+        span = member.part.span
+        entry[AXES[member.part.dim]] = (
+            f"[{span.start.text}, {span.stop.text}]"
+            if span.every is None
+            else f"{{every: {span.every.text}, from: {span.start.text}, to: {span.stop.text}}}"
+        )
+    if member.said_role is not None:
+        entry["role"] = member.said_role
     if member.shared:
         entry["shared"] = "true"
     if member.head is not None:

@@ -7,7 +7,7 @@ A principal carries over to all members of the same component of every matched l
 family says `expand: false`); a satellite carries over to the satellites of the same role. Components outside the layers
 meet by name; a tied head meets on its owner.
 
-Experts: those of a layer are one parameter, and a part of it is the principal of `mlp.gate`, `mlp.up` or `mlp.down`; so
+Experts: those of a layer are one tensor, and a part of it is the principal of `mlp.gate`, `mlp.up` or `mlp.down`; so
 a dense MLP meets all experts together, and two layers of experts meet whatever their numbers are. Shared experts are
 satellites, which a dense MLP reaches by expansion. The router is a component of its own.
 """
@@ -60,9 +60,9 @@ class Correspondence:
         return {unit: index for index, unit in enumerate(self.target.units)}
 
     def to_payload(self) -> dict[str, Any]:
-        """The contents of correspondence.json: every source parameter (or part of one), and what nothing reaches.
+        """The contents of correspondence.json: every source tensor (or part of one), and what nothing reaches.
 
-        A tied or shared parameter, a unit of two components, is one entry. Excluded parameters are listed as dropped.
+        A tied or shared tensor, a unit of two components, is one entry. Excluded tensors are listed as dropped.
         """
         entries = [*self._entries(), *_excluded(self.source, components=[], targets=[], why="dropped")]
         reached = {unit.place for unit in self.target.units if unit not in self.unreached}

@@ -1,29 +1,34 @@
-"""What a rules file says, checked and free of YAML: the vocabulary of components, sizes as expressions, and the tables.
+"""What a rules file says: the vocabulary of components, and the grammar, of which checks and the JSON Schema are made.
 
 A rules file may use the names of components below and no others, so that every family can be paired with every other
 one. What is like an MLP is in its components: experts as principals, shared experts as satellites. What stands between
 the residual stream and queries, keys or values (latent projections and their norms) is a satellite of what it leads to.
-
-    expression = integer | name | expression (+ | - | * | //) expression | -expression | (expression)
-    name       = a size defined above it in the file's `sizes:` table, or else an attribute of the config;
-                 dots reach into nested configs (`text_config.head_dim`); false is 0 and true is 1
-
-An expression is parsed by Python's grammar and walked over a whitelist of nodes; nothing is ever executed. Parsing
-needs no config, so a bad expression is found when the file is read.
 """
 
 from __future__ import annotations
 
-import ast
-import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import MinLen
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)  # fmt: skip
+from pydantic.json_schema import SkipJsonSchema
 
 from trace_transfer.errors import RulesError
+from trace_transfer.families.expressions import Expression, parse_expression
 from trace_transfer.models.sources import AXES
 
 # Inside a layer, in the order in which the residual stream passes through them.
@@ -55,157 +60,19 @@ OUTSIDE_COMPONENTS = MappingProxyType(
 )
 
 
-MAX_LENGTH = 200
-_OPERATORS: Mapping[type, Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-}
-_ALLOWED = "allowed are integers, names from the config, dots, + - * // and parentheses"
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A parsed expression; equal to another one if its text is equal."""
-
-    text: str
-    tree: ast.expr = field(compare=False, repr=False)
-
-    def evaluate(self, lookup: Callable[[str], int]) -> int:
-        """The value, with every name (dotted as written) resolved by `lookup`.
-
-        Raises:
-            RulesError: `lookup` does not know a name, or there is a division by zero.
-        """
-        try:
-            return _evaluate(self.tree, lookup)
-        except ZeroDivisionError:
-            raise RulesError(f"'{self.text}' divides by zero") from None
-
-
-def parse_expression(text: str) -> Expression:
-    """Parse an expression.
-
-    Raises:
-        RulesError: it is not one; says which part of it is not allowed.
-    """
-    if len(text) > MAX_LENGTH:
-        raise RulesError(f"an expression of {len(text)} characters; at most {MAX_LENGTH} are allowed")
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise RulesError(f"'{text}' is not an arithmetic expression; {_ALLOWED}") from None
-    _check(tree, text)
-    return Expression(text, tree)
-
-
-def _check(node: ast.expr, text: str) -> None:
-    match node:
-        case ast.Constant(value=int() as value) if not isinstance(value, bool):
-            return
-        case ast.Name() | ast.Attribute():
-            _dotted_name(node, text)
-            return
-        case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
-            _check(left, text)
-            _check(right, text)
-            return
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            _check(operand, text)
-            return
-    found = ast.unparse(node)
-    hint = " (divide integers with //)" if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) else ""
-    raise RulesError(f"'{text}' holds '{found}', which is not allowed{hint}; {_ALLOWED}")
-
-
-def _dotted_name(node: ast.expr, text: str) -> str:
-    if isinstance(node, ast.Name):
-        name = node.id
-    elif isinstance(node, ast.Attribute):
-        name = f"{_dotted_name(node.value, text)}.{node.attr}"
-    else:
-        raise RulesError(f"'{text}' holds '{ast.unparse(node)}' before a dot, which is not a name; {_ALLOWED}")
-    if any(part.startswith("_") for part in name.split(".")):
-        raise RulesError(f"'{text}' holds '{name}'; a name must not start with an underscore")
-    return name
-
-
-def _evaluate(node: ast.expr, lookup: Callable[[str], int]) -> int:
-    match node:
-        case ast.Constant(value=int() as value):
-            return value
-        case ast.BinOp(op=op, left=left, right=right):
-            return _OPERATORS[type(op)](_evaluate(left, lookup), _evaluate(right, lookup))
-        case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, lookup)
-    return lookup(_dotted_name(node, ""))
-
-
-class BrokenSizeError(RulesError):
-    """A name stands for a size that could not be worked out, which has been reported already."""
-
-
-@dataclass(frozen=True)
-class ConfigLookup:
-    """Resolves names: first the sizes worked out so far (None: a broken one), then the config."""
-
-    config: Any
-    sizes: Mapping[str, int | None] = field(default_factory=dict)
-
-    def __call__(self, name: str) -> int:
-        """The integer of that name.
-
-        Raises:
-            RulesError: there is none, or it is None or not an integer; names close matches.
-            BrokenSizeError: it is a size that could not be worked out.
-        """
-        if name in self.sizes:
-            size = self.sizes[name]
-            if size is None:
-                raise BrokenSizeError(f"the size '{name}' could not be worked out")
-            return size
-        value = self.config
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
-        if isinstance(value, int):
-            return int(value)
-        if value is not None:
-            raise RulesError(f"'{name}' is {value!r} in the config, not an integer")
-        known = sorted({*self.sizes, *_config_names(self.config)} - {name})
-        close = get_close_matches(name, known, 2, cutoff=0.75)
-        hint = f" (close: {', '.join(close)})" if close else ""
-        kind = getattr(self.config, "model_type", "this model")
-        raise RulesError(f"'{name}' is not set in the config of {kind}{hint}")
-
-
-def _config_names(config: Any) -> Sequence[str]:
-    to_dict = getattr(config, "to_dict", None)
-    return list(to_dict() if to_dict else vars(config))
-
-
-def first_that_resolves(choices: Sequence[Expression], lookup: Callable[[str], int]) -> int:
-    """The value of the first expression whose names are all set: how a config's missing value gets its default.
-
-    Raises:
-        RulesError: none does; gives the reason for each.
-        BrokenSizeError: one needs a size that could not be worked out.
-    """
-    reasons = []
-    for choice in choices:
-        try:
-            return choice.evaluate(lookup)
-        except BrokenSizeError:
-            raise
-        except RulesError as error:
-            reasons.append(str(error))
-    raise RulesError("; ".join(dict.fromkeys(reasons)))
-
-
 NUMBER = "{n}"  # a segment of a member's name that stands for any number
+HOLE = "{layer}"
+PLACE, NAME, PLACES = "\0", "\1", "\2"  # keys that no YAML file has: where something is written, and under which name
+_SEGMENT = re.compile(r"[A-Za-z0-9_]+")
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+if TYPE_CHECKING:
+    LayerComponent = OutsideComponent = str
+else:
+    LayerComponent, OutsideComponent = Literal[tuple(LAYER_COMPONENTS)], Literal[tuple(OUTSIDE_COMPONENTS)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Location:
     """A line of a rules file; `str()` gives `path:line` for messages."""
 
@@ -227,100 +94,315 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+class MisplacedError(ValueError):
+    """Something is wrong at another line than that of what is being checked."""
+
+    def __init__(self, location: Location, text: str) -> None:
+        super().__init__(text)
+        self.location = location
+
+
+# ---- kinds of text
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise ValueError("expected one word of letters, digits and _ . -")
+    return text
+
+
+def _is_path(text: str) -> bool:
+    return all(_SEGMENT.fullmatch(segment) for segment in text.split("."))
+
+
+def _layer(text: str) -> str:
+    if not text.endswith("." + HOLE) or not _is_path(text.removesuffix("." + HOLE)):
+        raise ValueError(f"expected a module path that ends in .{HOLE}")
+    return text
+
+
+def _tensor_name(text: str) -> str:
+    if HOLE in text:
+        raise ValueError(f"'{text}' holds {HOLE}; names under 'components:' start below 'layer:', others have no layer")
+    if not all(segment == NUMBER or _SEGMENT.fullmatch(segment) for segment in text.removesuffix("?").split(".")):
+        raise ValueError(f"'{text}' is not a whole tensor name (letters, digits, _ and dots)")
+    return text
+
+
+def _excluded_name(text: str) -> str:
+    if not _is_path(text.replace(HOLE, "0")):
+        raise ValueError(f"'{text}' is not a whole name; its only hole may be {HOLE}")
+    return text
+
+
+def _size_name(text: str) -> str:
+    if not text.isidentifier() or text.startswith("_"):
+        raise ValueError(f"'{text}' cannot be used as a name in expressions")
+    return text
+
+
+def _expression(value: Any) -> Expression:
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise ValueError("expected an integer or an arithmetic expression")
+    try:
+        return parse_expression(str(value))
+    except RulesError as error:
+        raise ValueError(str(error)) from error
+
+
+def _head(value: Any) -> Expression | Literal[False]:
+    return False if value is False else _expression(value)
+
+
+Word = Annotated[str, AfterValidator(_word)]
+TensorName = Annotated[str, AfterValidator(_tensor_name)]
+ExcludedName = Annotated[str, AfterValidator(_excluded_name)]
+Value = Annotated[Expression, PlainValidator(_expression, json_schema_input_type=int | str)]
+
+
+# ---- what is written
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+class _Written(_Rule):
+    location: SkipJsonSchema[Location] = Field(alias=PLACE)
+
+
+class Span(_Rule):
+    """Indices [from, to), of every block of so many; without `every` of the whole tensor."""
+
+    every: Value | None = None
+    start: Value = Field(alias="from")
+    stop: Value = Field(alias="to")
+
+
+def _span(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 2:
+        return {"from": value[0], "to": value[1]}
+    if isinstance(value, dict):
+        return value
+    raise ValueError("expected [from, to] or {every: n, from: a, to: b}")
+
+
+SomeOf = Annotated[Span, BeforeValidator(_span, json_schema_input_type=list[int | str] | Span)]
+
+
 @dataclass(frozen=True)
 class Part:
-    """A range of rows (`dim` 0), columns (1) or depth (2) of a fused tensor: [start, stop), of every block.
-
-    `every` is the size of a block; None is one block.
-    """
+    """A span of rows (`dim` 0), columns (1) or depth (2) of a fused tensor."""
 
     dim: int
-    start: Expression
-    stop: Expression
-    every: Expression | None = None
+    span: Span
 
     def __str__(self) -> str:
-        block = f" of every {self.every.text}" if self.every else ""
-        return f"{AXES[self.dim]} [{self.start.text}, {self.stop.text}]{block}"
+        block = f" of every {self.span.every.text}" if self.span.every else ""
+        return f"{AXES[self.dim]} [{self.span.start.text}, {self.span.stop.text}]{block}"
 
 
-@dataclass(frozen=True)
-class Member:
-    """One parameter of a component; `pattern` is relative to the layer, or the whole name outside the layers.
+class Member(_Written):
+    """One tensor of a component: its name is relative to the layer, or the whole name outside the layers.
 
-    A pattern with `{n}` names several parameters of a layer, which are alike: of one role, or all of them principals.
-    `role` tells the members of one component apart and finds the same one in another family. `shared` means that it
-    serves other components as well. `unless` is a parameter (named like `pattern`) instead of which it stands: it is no
-    member where that one is. `head` is the size of an attention head in it, False if it has none; None: as the config.
+    A name that ends in `?` may be absent. One with `{n}` names several tensors of a layer, which are alike: of one
+    role, or all of them principals. The role tells the members of one component apart and finds the same one in another
+    family. `shared` means that it serves other components as well. `unless` is a tensor (named likewise) instead of
+    which it stands: it is no member where that one is. `head` is the size of an attention head in it, False if it has
+    none; None: as the config.
     """
 
-    pattern: str
-    role: str
-    optional: bool
-    part: Part | None
-    location: Location
+    name: TensorName
+    said_role: Word | None = Field(None, alias="role")
+    rows: SomeOf | None = None
+    columns: SomeOf | None = None
+    depth: SomeOf | None = None
     shared: bool = False
-    unless: str | None = None
-    head: Expression | Literal[False] | None = None
+    unless: TensorName | None = None
+    head: Annotated[Any, PlainValidator(_head, json_schema_input_type=int | str | Literal[False])] = None
+
+    @model_validator(mode="after")
+    def _is_cut_one_way(self) -> Member:
+        if len(cuts := [f"'{axis}:'" for axis in AXES if getattr(self, axis) is not None]) > 1:
+            raise ValueError(f"a part has one of 'rows:', 'columns:' and 'depth:'; found {' and '.join(cuts)}")
+        if self.unless is not None and self.unless.endswith("?"):
+            raise ValueError(f"unless: '{self.unless}' ends in '?', which says nothing here")
+        return self
+
+    @cached_property
+    def pattern(self) -> str:
+        return self.name.removesuffix("?")
+
+    @property
+    def optional(self) -> bool:
+        return self.name.endswith("?")
+
+    @cached_property
+    def role(self) -> str:
+        return self.said_role or default_role(self.pattern)
 
     @property
     def conditional(self) -> bool:
         """Whether a layer may lack it."""
         return self.optional or self.unless is not None
 
+    @cached_property
+    def part(self) -> Part | None:
+        spans = ((dim, getattr(self, axis)) for dim, axis in enumerate(AXES))
+        return next((Part(dim, span) for dim, span in spans if span is not None), None)
 
-@dataclass(frozen=True)
-class Component:
+
+def default_role(pattern: str) -> str:
+    """`bias` by the last segment (also `…_bias`), `norm` by the module before it (`…norm…`, `ln_1`), else `weight`."""
+    segments = [segment for segment in pattern.split(".") if segment != NUMBER and not segment.isdecimal()]
+    if segments[-1] == "bias" or segments[-1].endswith("_bias"):
+        return "bias"
+    module = segments[-2] if len(segments) > 1 else ""
+    return "norm" if "norm" in module or module.startswith("ln_") else "weight"
+
+
+def _items(key: str | None = None) -> Callable[[Any], Any]:
+    """Items of a list with their lines; an item may be written as the value of one key alone, if one is given."""
+
+    def with_lines(value: Any) -> Any:
+        if not isinstance(value, Located):
+            return value
+        items = [one if key is None or isinstance(one, dict) else {key: one} for one in value]
+        places = zip(items, value.places, strict=True)
+        return [{**one, PLACE: place} if isinstance(one, dict) else one for one, place in places]
+
+    return with_lines
+
+
+class Component(_Written):
     """Members that do one thing together; the first that a layer has is its principal, the others its satellites."""
 
-    name: str
-    members: tuple[Member, ...]
-    expand: bool
-    location: Location
+    name: SkipJsonSchema[str] = Field(alias=NAME)
+    members: Annotated[
+        list[Member], MinLen(1), BeforeValidator(_items("name"), json_schema_input_type=list[str | Member])
+    ]
+    expand: bool = True
+
+    @model_validator(mode="after")
+    def _tells_members_apart(self) -> Component:
+        """No two of one role, unless one may be absent: whether both ever are there, only a model's layers tell."""
+        first: dict[str, Member] = {}
+        for member in self.members:
+            if member.head is not None and not self.name.startswith("attention."):
+                raise MisplacedError(member.location, "head: only members of 'attention.…' have heads")
+            other = first.setdefault(member.role, member)
+            if other is not member and not (other.conditional or member.conditional):
+                raise MisplacedError(
+                    member.location,
+                    f"'{other.pattern}' (line {other.location.line}) and '{member.pattern}' have the same role "
+                    f"'{member.role}'; tell them apart with {{name: …, role: …}}",
+                )
+        return self
 
 
-@dataclass(frozen=True)
-class Exclusion:
-    """Parameters that take no part: those of a whole-name pattern, or all of a module."""
+class Exclusion(_Written):
+    """Tensors that take no part: those of a whole name, or all of a module."""
 
-    pattern: str
-    whole_module: bool
+    name: ExcludedName | None = None
+    module: ExcludedName | None = None
     reason: str
-    location: Location
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Exclusion:
+        if (self.name is None) == (self.module is None):
+            raise ValueError("expected {name: …, reason: …} or {module: …, reason: …}")
+        return self
+
+    @property
+    def pattern(self) -> str:
+        return self.name or self.module or ""
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(_Written):
     """A name for a size: the first of the choices whose names the config sets."""
 
-    name: str
-    choices: tuple[Expression, ...]
-    location: Location
+    name: Annotated[str, AfterValidator(_size_name)] = Field(alias=NAME)
+    choices: Annotated[list[Value], MinLen(1)]
 
 
-@dataclass(frozen=True)
-class FamilyFile:
-    """One rules file as written; a component of None is one that `extends:` shall not bring in."""
+def _named(key: str) -> Callable[[Any], Any]:
+    """Entries of a table with their names and lines; an entry may be written as the value of one key alone."""
 
-    name: str
-    model_types: tuple[str, ...]
-    extends: str | None
-    layer: str | None
-    components: Mapping[str, Component | None]
-    outside: Mapping[str, Component | None]
-    exclude: tuple[Exclusion, ...]
-    sizes: Mapping[str, Size]
-    location: Location
-    extends_location: Location
-    removals: Mapping[str, Location]
+    def with_names(value: Any) -> Any:
+        if not isinstance(value, Table):
+            return value
+        entries = {name: one if isinstance(one, dict) else {key: one} for name, one in value.items() if one is not None}
+        named = {name: {**one, PLACE: value.places[name], NAME: name} for name, one in entries.items()}
+        return {**value, **named}
+
+    return with_names
+
+
+def _sizes(value: Any) -> Any:
+    if not isinstance(value, Table):
+        return value
+    lists = {name: one if isinstance(one, list) else [one] for name, one in value.items()}
+    return {name: {"choices": one, PLACE: value.places[name], NAME: name} for name, one in lists.items()}
+
+
+Written = Annotated[list[str | Member], MinLen(1)] | Component | None
+Values = int | str | list[int | str]
+
+
+class FamilyFile(_Written):
+    """One rules file; a component of None is one that `extends:` shall not bring in.
+
+    Attributes:
+        location: the file's first line with something on it.
+        places: where its keys and its components are written.
+    """
+
+    places: SkipJsonSchema[dict[str, Location]] = Field(alias=PLACES)
+    name: Word = Field(alias="family")
+    model_types: Annotated[list[Word], MinLen(1)]
+    extends: Word | None = None
+    layer: Annotated[str, AfterValidator(_layer)] | None = None
+    components: Annotated[
+        dict[LayerComponent, Component | None],
+        BeforeValidator(_named("members"), json_schema_input_type=dict[LayerComponent, Written]),
+    ] = Field(default_factory=dict)
+    outside: Annotated[
+        dict[OutsideComponent, Component | None],
+        BeforeValidator(_named("members"), json_schema_input_type=dict[OutsideComponent, Written]),
+    ] = Field(default_factory=dict)
+    exclude: Annotated[list[Exclusion], BeforeValidator(_items(), json_schema_input_type=list[Exclusion])] = Field(
+        default_factory=list
+    )
+    sizes: Annotated[dict[str, Size], BeforeValidator(_sizes, json_schema_input_type=dict[str, Values])] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> FamilyFile:
+        lacking = [f"'{key}:'" for key in ("layer", "components", "outside") if key not in self.model_fields_set]
+        if lacking and self.extends is None:
+            raise ValueError(f"without {', '.join(lacking)}; expected, or 'extends:' of a family with it")
+        return self
+
+
+class Table(dict[str, Any]):
+    """A mapping of a YAML file that knows the line of each key."""
+
+    places: dict[str, Location]
+
+
+class Located(list[Any]):
+    """A list of a YAML file that knows the line of each item."""
+
+    places: list[Location]
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture's rules. `layer` is the module path of a layer with its one hole: `model.layers.{layer}`."""
+    """An architecture's rules, once `extends:` is resolved. `layer` is the module path of a layer with its one hole."""
 
     name: str
-    model_types: tuple[str, ...]
+    model_types: Sequence[str]
     layer: str
     components: Mapping[str, Component]
     outside: Mapping[str, Component]

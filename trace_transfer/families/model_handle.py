@@ -1,4 +1,4 @@
-"""A model as all later stages need it: config, parameters by component, identity, tokenizer. No weights are read."""
+"""A model as all later stages need it: config, tensors by component, identity, tokenizer. No weights are read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class OpenModel:
 
 
 def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
-    """Read a model's config and take its parameters apart.
+    """Read a model's config and take its tensors apart.
 
     Raises:
         ModelError: it is not there or not a causal language model.
@@ -65,10 +65,10 @@ def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
 
 @dataclass(frozen=True)
 class NamesTold:
-    """Names that are none of a model's parameters, as far as they can be made out.
+    """Names that are none of a model's tensors, as far as they can be made out.
 
     Attributes:
-        translated: names on disk or of older versions → the parameter that is exactly that one.
+        translated: names on disk or of older versions → the tensor that is exactly that one.
         known: others → what they are.
     """
 
@@ -78,7 +78,7 @@ class NamesTold:
 
 def names_told(model: OpenModel, names: Sequence[str]) -> NamesTold:
     """Make out names that the model lacks: names on disk (`block_sparse_moe.gate.weight`), which are translated, which
-    is told, and those of tied parameters."""
+    is told, and those of tied tensors."""
     lost = [name for name in names if name not in model.anatomy.inventory.shapes]
     if not lost:
         return NamesTold({}, {})

@@ -1,22 +1,183 @@
 """Rules files → `FamilyRegistry`: which rules each `model_type` has, with `extends:` resolved.
 
-Reads: the shipped rules and the user's own file, files or directory. Everything is checked before anything is
-returned, and all problems of all files are raised together.
+Reads: the shipped rules and the user's own file, files or directory; their text only, no config, no model. Everything
+is checked before anything is returned, and all problems of all files are raised together, each with its line. The
+grammar is `language.FamilyFile`; what may be written short:
+
+    MEMBERS = [MEMBER, …]  or  {members: [MEMBER, …], expand: false}
+    MEMBER  = NAME         or  {name: NAME, role: ROLE, rows: RANGE, …}
+    RANGE   = [FROM, TO]   or  {every: N, from: FROM, to: TO}
+    SIZE    = EXPRESSION   or  [EXPRESSION, …]               the first that the config can resolve
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import SequenceMatcher, get_close_matches
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from yaml.constructor import SafeConstructor
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trace_transfer.errors import RulesError, listing
-from trace_transfer.families.language import Component, Exclusion, Family, FamilyFile, Location, Member, Size
-from trace_transfer.families.parsing import Problem, parse_file, suggestion
-from trace_transfer.models.sources import Inventory
+from trace_transfer.families.language import (
+    LAYER_COMPONENTS,
+    OUTSIDE_COMPONENTS,
+    PLACE,
+    PLACES,
+    Component,
+    Exclusion,
+    Family,
+    FamilyFile,
+    Located,
+    Location,
+    Member,
+    Size,
+    Span,
+    Table,
+)
+from trace_transfer.models.sources import AXES
+from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, read_text
+
+_TAG = "tag:yaml.org,2002:"
+_QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
+_EXPECTED = {
+    "string_type": "a text", "bool_type": "true or false", "list_type": "a list", "dict_type": "a mapping",
+    "model_type": "a mapping",
+}  # fmt: skip
+SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}
+RULES: dict[str, type[BaseModel]] = {"components": Component, "outside": Component, "exclude": Exclusion}
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """Something wrong at a line of a file."""
+
+    location: Location
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.text}"
+
+
+def suggestion(word: str, allowed: Collection[str]) -> str:
+    """`did you mean 'x'?` if something is close, else all that is allowed."""
+    close = get_close_matches(word, list(allowed), 1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(allowed)}"
+
+
+def parse_file(path: Path) -> tuple[FamilyFile | None, list[Problem]]:
+    """Read one rules file; None where there are problems."""
+    reader = _Reader(path)
+    found = reader.read()
+    return (None if reader.problems else found), reader.problems
+
+
+@dataclass
+class _Reader:
+    """Reads one file; what is wrong goes to `problems`."""
+
+    path: Path
+    problems: list[Problem] = field(default_factory=list)
+
+    def read(self) -> FamilyFile | None:
+        try:
+            root = compose_yaml(read_text(self.path, RulesError, MAX_YAML_BYTES))
+        except MalformedTextError as error:
+            hint = _QUOTE_HINT if "'?'" in error.problem or "'{'" in error.problem else ""
+            self._complain(error.line, f"not valid YAML: {error.problem}{hint}")
+            return None
+        except RulesError as error:
+            self._complain(1, str(error).removeprefix(f"{self.path}: "))
+            return None
+        first = self._place(root) if root else Location(self.path, 1)
+        table = self._plain(root) if root else None
+        if not isinstance(table, Table):
+            self._complain(
+                first.line, f"found {_describe(table)}, expected a mapping with 'family:', 'layer:', 'components:' …"
+            )
+            return None
+        places = dict(table.places)
+        for section in SECTIONS:
+            places |= getattr(table.get(section), "places", {}) if isinstance(table.get(section), Table) else {}
+        try:
+            return FamilyFile.model_validate({**table, PLACE: first, PLACES: places})
+        except ValidationError as error:
+            for one in error.errors():
+                self._tell(one, table, first)
+            return None
+
+    def _complain(self, line: int, text: str) -> None:
+        self.problems.append(Problem(Location(self.path, line), text))
+
+    def _place(self, node: Node) -> Location:
+        return Location(self.path, node.start_mark.line + 1)
+
+    def _plain(self, node: Node) -> Any:
+        """What a node says; lists and mappings with the lines of what is in them."""
+        if isinstance(node, SequenceNode):
+            items = Located(self._plain(item) for item in node.value)
+            items.places = [self._place(item) for item in node.value]
+            return items
+        if isinstance(node, ScalarNode):
+            return SafeConstructor().construct_object(node)  # type: ignore[no-untyped-call]
+        table, table.places = (table := Table()), {}
+        for key, value in node.value if isinstance(node, MappingNode) else ():
+            name, place = key.value, self._place(key)
+            if not isinstance(key, ScalarNode):
+                self._complain(place.line, f"found {_describe(self._plain(key))} as a key, expected a word")
+            elif name in table:
+                first = table.places[name].line
+                self._complain(place.line, f"'{name}' stands here a second time (first at line {first})")
+            else:
+                table[name], table.places[name] = self._plain(value), place
+        return table
+
+    def _tell(self, error: Any, table: Table, first: Location) -> None:
+        """One problem of pydantic's in our words."""
+        value: Any = table
+        place, steps = first, [step for step in error["loc"] if step not in ("[key]", *map(chr, range(3)))]
+        for step in steps:
+            inside = isinstance(value, Table) and step in value
+            if inside or (isinstance(value, Located) and isinstance(step, int)):
+                place, value = value.places[step], value[step]  # one written short stays where it is
+        # Of a component its section says nothing, nor does what a member, a component or a size is written short for.
+        names = [str(step) for step in steps if step not in ("members", "choices", "name") and isinstance(step, str)]
+        section = names[0] if names and names[0] in SECTIONS else None
+        last, what = str(steps[-1]) if steps else "", names[1:] if section and len(names) > 1 else names
+        within = what[:-1] if what[-1:] == [last] else what
+        before, all_of_it = ("".join(f"{name}: " for name in some) for some in (within, what))
+        kind = error["type"]
+        if kind == "extra_forbidden":
+            rule = Span if set(steps[:-1]) & set(AXES) else Member if "members" in steps else RULES.get(str(steps[0]))
+            fields = (rule if rule and len(steps) > 1 else FamilyFile).model_fields.items()
+            keys = [one.alias or name for name, one in fields if (one.alias or name).isprintable()]
+            self._complain(place.line, f"{before}unknown key '{last}'; {suggestion(last, keys)}")
+        elif kind == "missing":
+            self._complain(place.line, f"{before}'{last}:' is missing")
+        elif kind == "literal_error" and section:
+            (other,) = SECTIONS.keys() - {section}
+            meant = f"it belongs under '{other}:'" if last in SECTIONS[other] else suggestion(last, SECTIONS[section])
+            self._complain(place.line, f"{section}: unknown component '{last}'; {meant}")
+        elif kind == "too_short":
+            self._complain(place.line, f"{all_of_it}the list is empty")
+        else:
+            cause = error.get("ctx", {}).get("error")
+            told = str(cause or f"expected {_EXPECTED.get(kind, error['msg'])}")
+            found = f"found {_describe(value)}, " if told.startswith("expected") else ""
+            where = getattr(cause, "location", place)
+            self._complain(where.line, all_of_it + found + told)
+
+
+def _describe(value: Any) -> str:
+    """What a value is, for messages."""
+    if value is None or isinstance(value, (dict, list)):
+        return "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a list"
+    return f"'{value}'" if isinstance(value, str) else f"{str(value).lower()} ({type(value).__name__})"
 
 
 @dataclass(frozen=True)
@@ -26,60 +187,22 @@ class FamilyRegistry:
     families: Mapping[str, Family]
     by_model_type: Mapping[str, Family]
 
-    def for_model_type(self, model_type: str, inventory: Inventory | None = None) -> Family:
-        """The rules for a config's `model_type`; `inventory` makes the message for an unknown one more helpful.
+    def for_model_type(self, model_type: str) -> Family:
+        """The rules for a config's `model_type`.
 
         Raises:
-            RulesError: no rules file is for it; says which file to write, from what.
+            RulesError: no rules file is for it; says how to have one drafted.
         """
         if model_type in self.by_model_type:
             return self.by_model_type[model_type]
-        known = ", ".join(sorted(self.by_model_type))
-        lines = [f"no rules file is for model_type '{model_type}' (there are rules for: {known})."]
-        lines.append(
-            f"`trace-transfer rules draft` with this model writes {model_type}.yaml, a draft of rules that say which "
-            f"parameter belongs to which component; look through it, and pass it with --rules {model_type}.yaml."
+        close = get_close_matches(model_type, self.families, 1, cutoff=0.5)
+        hint = f"; if it names its tensors as '{close[0]}' does, 'extends: {close[0]}' is all" if close else ""
+        raise RulesError(
+            f"no rules file is for model_type '{model_type}' (there are rules for: "
+            f"{', '.join(sorted(self.by_model_type))}).\n`trace-transfer rules draft` with this model writes "
+            f"{model_type}.yaml, a draft from the family whose names are most like its own{hint}. Look through it, and "
+            f"pass it with --rules {model_type}.yaml."
         )
-        lines.append(self._nearest(model_type, inventory))
-        if inventory is not None:
-            counts = Counter(folded_name(name) for name in inventory.shapes)
-            lines.append("The model's parameters:")
-            lines += [f"    {name}" + (f"  ({count} times)" if count > 1 else "") for name, count in counts.items()]
-        raise RulesError("\n".join(line for line in lines if line))
-
-    def _nearest(self, model_type: str, inventory: Inventory | None) -> str:
-        if inventory is None:
-            close = get_close_matches(model_type, self.families, 1, cutoff=0.5)
-            return f"The nearest family by name is '{close[0]}': try 'extends: {close[0]}'." if close else ""
-        patterns = {folded_name(name) for name in inventory.shapes}
-        known = {name: _patterns(family) for name, family in sorted(self.families.items())}
-        fits = {
-            name: (len(patterns & names), -len(names - patterns), SequenceMatcher(None, model_type, name).ratio())
-            for name, names in known.items()
-        }
-        nearest = max(fits, key=fits.__getitem__)
-        if not fits[nearest][0]:
-            return "No known family has parameters of these names."
-        return (
-            f"The nearest family is '{nearest}', whose rules know {fits[nearest][0]} of the {len(patterns)} names "
-            f"below: start with 'extends: {nearest}'."
-        )
-
-
-def folded_name(name: str) -> str:
-    """A parameter's name with its first number as `{layer}` and further ones as `{n}`.
-
-    `model.layers.3.mlp.experts.0.w1` becomes `model.layers.{layer}.mlp.experts.{n}.w1`.
-    """
-    segments, holes = [], iter(["{layer}"])
-    for segment in name.split("."):
-        segments.append(next(holes, "{n}") if segment.isdecimal() else segment)
-    return ".".join(segments)
-
-
-def _patterns(family: Family) -> set[str]:
-    inside = {f"{family.layer}.{member.pattern}" for part in family.components.values() for member in part.members}
-    return inside | {member.pattern for part in family.outside.values() for member in part.members}
 
 
 def shipped_rules() -> Path:
@@ -153,18 +276,14 @@ def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, Fam
             continue
         other = families.setdefault(family.name, family)
         if other is not family:
-            problems.append(_problem(family.location, f"family '{family.name}' is also in {other.location}"))
+            problems.append(Problem(family.location, f"family '{family.name}' is also in {other.location}"))
             continue
         for kind in family.model_types:
             other = owners.setdefault(kind, family)
             if other is not family:
                 text = f"model_type '{kind}' is also claimed by '{other.name}' ({other.location})"
-                problems.append(_problem(family.location, text))
+                problems.append(Problem(family.location, text))
     return families
-
-
-def _problem(location: Location, text: str) -> Problem:
-    return Problem(location.path, location.line, text)
 
 
 @dataclass(frozen=True)
@@ -183,10 +302,10 @@ class _Resolver:
         sizes: dict[str, Size] = {}
         for one in reversed(self._line_of_descent(file, own)):
             layer = one.layer or layer
-            for name, location in one.removals.items():
-                if name not in components and name not in outside:
+            for name, found in {**one.components, **one.outside}.items():
+                if found is None and name not in components and name not in outside:
                     text = f"'{name}: null' removes nothing: no family above '{one.name}' has this component"
-                    self.problems.append(_problem(location, text))
+                    self.problems.append(Problem(one.places[name], text))
             components, outside = {**components, **one.components}, {**outside, **one.outside}
             exclude, sizes = (*exclude, *one.exclude), {**sizes, **one.sizes}
         family = Family(
@@ -215,11 +334,11 @@ class _Resolver:
             if parent is None:
                 known = sorted({*self.own, *self.shipped} - {child.name})
                 text = f"extends: there is no family '{name}'; {suggestion(name, known)}"
-                self.problems.append(_problem(child.extends_location, text))
+                self.problems.append(Problem(child.places["extends"], text))
                 return line
             if parent in line:
                 circle = " → ".join([one.name for one in line[line.index(parent) :]] + [parent.name])
-                self.problems.append(_problem(child.extends_location, f"extends: a circle: {circle}"))
+                self.problems.append(Problem(child.places["extends"], f"extends: a circle: {circle}"))
                 return line
             line.append(parent)
         return line
@@ -230,7 +349,7 @@ class _Resolver:
             for member in component.members:
                 if member.unless is not None and member.unless not in known:
                     text = f"{name}: unless: '{member.unless}' is no member of a component; "
-                    self.problems.append(_problem(member.location, text + suggestion(member.unless, sorted(known))))
+                    self.problems.append(Problem(member.location, text + suggestion(member.unless, sorted(known))))
 
     def _check_whole_members_once(self, section: Mapping[str, Component]) -> None:
         """A name that is whole in one component must not stand in another one, unless both share it.
@@ -251,10 +370,10 @@ class _Resolver:
                         "both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if it "
                         "serves both"
                     )
-                    self.problems.append(_problem(member.location, text))
+                    self.problems.append(Problem(member.location, text))
         for (pattern, part), found in sharing.items():
             if len(found) == 1:
                 ((name, member),) = found.items()
                 what = f"'{pattern}'" + (f", {part}," if part else "")
                 text = f"{name}: {what} is shared, but no other component has it; say 'shared: true' there as well"
-                self.problems.append(_problem(member.location, text))
+                self.problems.append(Problem(member.location, text))

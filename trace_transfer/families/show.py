@@ -41,7 +41,7 @@ def explain(correspondence: Correspondence, every_layer: bool = False) -> list[L
 
 
 def totals(correspondence: Correspondence) -> list[str]:
-    """Counts of parameters (a part of a fused one counts as one) and elements on both sides."""
+    """Counts of tensors (a part of a fused one counts as one) and elements on both sides."""
     lines = []
     for what, anatomy, without, verb, fail in (
         ("source", correspondence.source, correspondence.dropped, "carried", "dropped"),
@@ -54,7 +54,7 @@ def totals(correspondence: Correspondence) -> list[str]:
         excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
         parts = f" in {len(sizes)} parts" if len(sizes) + len(anatomy.excluded) > num else ""
         lines.append(
-            f"{what}: {anatomy.family}, {anatomy.num_layers} layers, {num} parameters{parts}: "
+            f"{what}: {anatomy.family}, {anatomy.num_layers} layers, {num} tensors{parts}: "
             f"{len(done)} {verb}, {len(sizes) - len(done)} {fail}{excluded}; "
             f"{elements:,} of {total:,} elements {verb} ({elements / total:.2%})"
         )
@@ -94,7 +94,7 @@ def _edges(correspondence: Correspondence, every_layer: bool) -> list[Line]:
 
 
 def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str], every_layer: bool) -> list[tuple[str, str]]:
-    """(name, reason) of the units without an edge, a layer without any edge as one, then the excluded parameters."""
+    """(name, reason) of the units without an edge, a layer without any edge as one, then the excluded tensors."""
     if every_layer:
         found = [(unit.label, reason) for unit, reason in reasons.items()]
         return found + [(name, f"excluded: {reason}") for name, reason in anatomy.excluded.items()]
@@ -113,7 +113,7 @@ def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str], every_layer: bool) -
         name, reason = _below_layer(unit, anatomy), why
         if unit.layer in unmatched:
             reason = unmatched[unit.layer]
-            name = f"all {len({one.place for one in in_layer[unit.layer]})} parameters"
+            name = f"all {len({one.place for one in in_layer[unit.layer]})} tensors"
         together.setdefault((name, reason), {})[unit.layer] = None
     lines = []
     for (name, reason), layers in together.items():
@@ -128,7 +128,7 @@ def _excluded(anatomy: Anatomy) -> list[tuple[str, str]]:
         by_reason.setdefault(reason, []).append(name)
     lines = []
     for reason, names in by_reason.items():
-        shown = names[0] if len(names) == 1 else f"{_common_module(names)}.… ({len(names)} parameters)"
+        shown = names[0] if len(names) == 1 else f"{_common_module(names)}.… ({len(names)} tensors)"
         lines.append((shown, f"excluded: {reason}"))
     return lines
 

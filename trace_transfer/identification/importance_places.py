@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
-from trace_transfer.families.language import NUMBER, Component, Family, Member
-from trace_transfer.families.parsing import default_role
+from trace_transfer.families.language import NUMBER, Component, Family, Member, default_role
 from trace_transfer.families.registry import FamilyRegistry, load_families
 from trace_transfer.models.sources import AXES
 from trace_transfer.records import ModelIdentity

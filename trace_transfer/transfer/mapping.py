@@ -41,6 +41,7 @@ from trace_transfer.models.running import resolve_device, resolve_dtype
 from trace_transfer.models.sources import numel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
+from trace_transfer.settings import side_by_side
 from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
 from trace_transfer.transfer.probing import REPRESENTATIONS, ReadSettings, read_grams
@@ -245,11 +246,7 @@ def _differences(plan: MapPlan, file: Path, settings: MapSettings) -> list[str]:
         ("target", earlier.target.id, plan.target.identity.id),
         ("probe set", earlier.probe.sha256[:12], plan.probe.sha256[:12]),
     ]
-    wanted = settings.recorded()
-    pairs += [
-        (name, earlier.settings.get(name), wanted.get(name))
-        for name in sorted((earlier.settings.keys() | wanted.keys()).difference(NOT_COMPARED))
-    ]
+    pairs += [one for one in side_by_side(earlier.settings, settings.recorded()) if one[0] not in NOT_COMPARED]
     return [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -91,46 +91,26 @@ def read_grams(
     Raises:
         ModelError: as `read_layers`.
     """
+    num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
+    shapes = dict.fromkeys(REPRESENTATIONS, (num_layers, length))
+    shapes |= {_largest(name): (num_layers, 2) for name in REPRESENTATIONS}
     file = None
     if settings.cache is not None:
         file = settings.cache / f"{_cache_key(model, checkpoint, plan, reading, settings)}.safetensors"
     if file is not None and file.exists():
-        cached = _load(file, plan, model.anatomy.num_layers)
-        if isinstance(cached, Grams):
+        cached = _load(file, shapes)
+        if not isinstance(cached, str):
             reporter.note(f"{model.name}: activations of this probe set are cached")
-            return cached
+            return _grams(cached, plan)
         reporter.note(f"{model.name}: {file} is damaged ({cached}) and is made again")
-    grams = _read(model, checkpoint, plan, reading, settings, reporter)
-    if file is not None:
-        try:
-            _save(file, grams)
-            _prune(file.parent)
-        except OSError as error:  # a full disk must not cost the pass
-            reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
-    return grams
-
-
-def _read(
-    model: OpenModel,
-    checkpoint: Checkpoint,
-    plan: RowPlan,
-    reading: Reading,
-    settings: ReadSettings,
-    reporter: Reporter,
-) -> Grams:
-    length = sum(map(packed_length, plan.sizes))
-    num_layers = model.anatomy.num_layers
-    packed = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
-    largest = {name: torch.empty(num_layers, 2) for name in REPRESENTATIONS}
-    transform = TRANSFORMS[settings.transform]
-
+    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
     with reporter.task(f"reading {model.name}", num_layers) as advance:
 
         def consume(rows: LayerRows) -> None:
             for name in REPRESENTATIONS:
-                rows_Rd = transform(getattr(rows, name))
-                pack_layer(rows_Rd, plan.sizes, packed[name][rows.layer])
-                largest[name][rows.layer] = _largest_dimension(rows_Rd)
+                rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
+                pack_layer(rows_Rd, plan.sizes, tensors[name][rows.layer])
+                tensors[_largest(name)][rows.layer] = _largest_dimension(rows_Rd)
             advance()
 
         read_layers(
@@ -145,7 +125,22 @@ def _read(
             device=settings.device,
             dtype=settings.dtype,
         )
-    return Grams({name: GramStack(packed[name], plan.minibatch_texts) for name in REPRESENTATIONS}, largest)
+    if file is not None:
+        try:
+            write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
+            _prune(file.parent)
+        except OSError as error:  # a full disk must not cost the pass
+            reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
+    return _grams(tensors, plan)
+
+
+def _grams(tensors: Mapping[str, Tensor], plan: RowPlan) -> Grams:
+    stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
+    return Grams(stacks, {name: tensors[_largest(name)] for name in REPRESENTATIONS})
+
+
+def _largest(representation: str) -> str:
+    return f"{representation}.largest"
 
 
 def _largest_dimension(rows_Rd: Tensor) -> Tensor:
@@ -175,13 +170,7 @@ def _cache_key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _save(file: Path, grams: Grams) -> None:
-    tensors = {name: stack.packed_LP for name, stack in grams.stacks.items()}
-    tensors |= {f"{name}.largest": values for name, values in grams.largest.items()}
-    write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
-
-
-def _load(file: Path, plan: RowPlan, num_layers: int) -> Grams | str:
+def _load(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | str:
     """What a cached file holds, or what is wrong with it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -191,18 +180,14 @@ def _load(file: Path, plan: RowPlan, num_layers: int) -> Grams | str:
         os.utime(file)
     except (OSError, SafetensorError) as error:
         return first_line(error)
-    length = sum(map(packed_length, plan.sizes))
-    expected = dict.fromkeys(REPRESENTATIONS, (num_layers, length))
-    expected |= {f"{name}.largest": (num_layers, 2) for name in REPRESENTATIONS}
-    if tensors.keys() != expected.keys():
-        return f"it holds {', '.join(sorted(tensors)) or 'nothing'}, expected {', '.join(sorted(expected))}"
+    if tensors.keys() != shapes.keys():
+        return f"it holds {', '.join(sorted(tensors)) or 'nothing'}, expected {', '.join(sorted(shapes))}"
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != expected[name]:
-            return f"{name} is {list(tensor.shape)} in {tensor.dtype}, expected {list(expected[name])} in torch.float32"
+        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shapes[name]:
+            return f"{name} is {list(tensor.shape)} in {tensor.dtype}, expected {list(shapes[name])} in torch.float32"
         if not tensor.isfinite().all():
             return f"{name} holds NaN or Inf"
-    stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
-    return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
+    return tensors
 
 
 def _prune(directory: Path) -> None:
@@ -263,7 +248,7 @@ def read_layers(
     layers = layers_of(model, layer_path)
     micro_batches = _micro_batches(loader, layers, reading, texts_R, batch_size)
     for index, layer in enumerate(layers):
-        loader.bring_in_layer(layer, index)
+        loader.bring_in_layer(index)
         before_Rd = torch.zeros(len(texts_R), micro_batches[0].hidden_btd.shape[-1], dtype=torch.float64)
         after_Rd = torch.zeros_like(before_Rd)
         for batch in micro_batches:
@@ -286,10 +271,6 @@ class _Loader:
     device: str | torch.device
     dtype: torch.dtype
 
-    def bring_in_layer(self, layer: nn.Module, index: int) -> None:
-        prefix = f"{self.layer_path}.{index}."
-        self._bring_in(layer, prefix, lambda name: name.startswith(prefix), f"layer {index}")
-
     def bring_in_embedding(self, ids: Tensor) -> nn.Module:
         """The input embedding with only the rows of some token ids, in their order, and whatever else lies below the
         layers (learned positions, norms; never the head)."""
@@ -304,23 +285,21 @@ class _Loader:
         embedding.weight = nn.Parameter(rows, requires_grad=False)
         embedding.padding_idx = None
         prefix, layers = f"{self.model.base_model_prefix}.", f"{self.layer_path}."
-        self._bring_in(
-            self.model.base_model,
-            prefix,
-            lambda found: found.startswith(prefix) and not found.startswith(layers) and found != name,
-            "its embedding",
+        self.bring_in(
+            lambda found: found.startswith(prefix) and not found.startswith(layers) and found != name, "its embedding"
         )
         return embedding
 
-    def _bring_in(self, module: nn.Module, prefix: str, wanted: Callable[[str], bool], where: str) -> None:
-        """Load the wanted parameters of a module and refuse missing ones."""
+    def bring_in_layer(self, index: int) -> None:
+        prefix = f"{self.layer_path}.{index}."
+        self.bring_in(lambda name: name.startswith(prefix), f"layer {index}")
+
+    def bring_in(self, wanted: Callable[[str], bool], where: str) -> None:
+        """Load the wanted tensors and refuse missing ones (of a GGUF file nobody has compared them before)."""
         self.checkpoint.load(self.model, wanted, self.device, self.dtype)
-        mine = [(prefix + name, parameter) for name, parameter in module.named_parameters() if wanted(prefix + name)]
-        missing = [name for name, parameter in mine if parameter.is_meta]
+        missing = [name for name, value in self.model.named_parameters() if wanted(name) and value.is_meta]
         if missing:
-            raise ModelError(
-                f"{self.name}: the weights lack {len(missing)} parameters of {where}:\n" + listing(missing)
-            )
+            raise ModelError(f"{self.name}: the weights lack {len(missing)} tensors of {where}:\n" + listing(missing))
 
 
 @dataclass
@@ -408,7 +387,7 @@ def _record_calls(
 
 
 def _move_buffers(model: PreTrainedModel, device: str | torch.device) -> None:
-    """Rotary frequencies and the like to where the computation is; parameters stay on the meta device."""
+    """Rotary frequencies and the like to where the computation is; tensors stay on the meta device."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))

@@ -1,4 +1,4 @@
-"""What `map` finds: which layer goes with which, and which parameter with which."""
+"""What `map` finds: which layer goes with which, and which tensor with which."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class LayerMatch(Strict):
 
 
 class CorrespondenceFile(Strict):
-    """`correspondence.json`: every source parameter with its targets or the reason why it has none."""
+    """`correspondence.json`: every source tensor with its targets or the reason why it has none."""
 
     format: Literal["trace-transfer/correspondence"] = "trace-transfer/correspondence"
     version: Literal[1] = 1

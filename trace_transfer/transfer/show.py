@@ -6,7 +6,7 @@ from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from trace_transfer.families.registry import folded_name
+from trace_transfer.families.anatomy import folded_name
 from trace_transfer.files import size
 from trace_transfer.terminal import Page, drawn
 
@@ -84,7 +84,7 @@ def _tensors(core: CoreFile) -> str:
 def _draw_dropped(carried: Carried, page: Page) -> None:
     if not carried.dropped:
         return
-    page.line(f"{carried.core.task}: {len(carried.dropped)} core parameters have no counterpart:")
+    page.line(f"{carried.core.task}: {len(carried.dropped)} core tensors have no counterpart:")
     for reason, count in Counter(carried.dropped.values()).most_common():
         names = [name for name, why in carried.dropped.items() if why == reason]
         shown = ", ".join(names[:3]) + (", …" if count > 3 else "")
@@ -99,7 +99,7 @@ def _numbers(layers: tuple[int, ...]) -> str:
 
 
 def render_estimate(plan: MapPlan, estimate: MapEstimate) -> str:
-    """What a planned run takes, and the parameters of both models, as text as wide as the terminal."""
+    """What a planned run takes, and the tensors of both models, as text as wide as the terminal."""
     return drawn(lambda page: _draw_estimate(plan, estimate, page))
 
 
@@ -109,7 +109,7 @@ def _draw_estimate(plan: MapPlan, estimate: MapEstimate, page: Page) -> None:
     rows = [
         ("family", *(model.anatomy.family for model in models)),
         ("layers", *(str(model.anatomy.num_layers) for model in models)),
-        ("parameters (tensors)", *(f"{len(one):,}" for one in shapes)),
+        ("tensors", *(f"{len(one):,}" for one in shapes)),
         ("elements", *(f"{model.anatomy.inventory.num_elements:,}" for model in models)),
         ("probe tokens", *(f"{reading.num_tokens:,}" for reading in readings)),
         ("memory: largest layer", *(size(one.layer_bytes) for one in estimate.models)),
@@ -127,12 +127,12 @@ def _draw_estimate(plan: MapPlan, estimate: MapEstimate, page: Page) -> None:
     headings = ("name", "shape", "count", "component")
     for model in models:
         page.line()
-        page.line(f"parameters of {model.name}", "bold")
+        page.line(f"tensors of {model.name}", "bold")
         page.table([(one, "right" if one == "count" else "left") for one in headings], _folded(model.anatomy))
 
 
 def _folded(anatomy: Anatomy) -> list[tuple[str, str, str, str]]:
-    """Name, shape, count and component of the parameters, those of all layers as one."""
+    """Name, shape, count and component of the tensors, those of all layers as one."""
     kinds = Counter(
         (
             folded_name(name),

@@ -27,7 +27,7 @@ from trace_transfer.records import library_versions
 
 @dataclass(frozen=True)
 class Carried:
-    """A translated core file, and what did not come across: source parameter → reason, core ones only."""
+    """A translated core file, and what did not come across: source tensor → reason, core ones only."""
 
     core: CoreFile
     source: CoreFile
@@ -49,7 +49,7 @@ def check_cores_fit(cores: Sequence[tuple[str, CoreFile]], source: OpenModel, ta
         cores: each with its name for messages.
 
     Raises:
-        ArtefactError: names or shapes differ; tells for each file both hashes and the first parameters that differ,
+        ArtefactError: names or shapes differ; tells for each file both hashes and the first tensors that differ,
             and whether it is of the target.
     """
     problems = [f"{where}: {problem}" for where, core in cores if (problem := _misfit(core, source, target))]
@@ -69,7 +69,7 @@ def _misfit(core: CoreFile, source: OpenModel, target: OpenModel) -> str | None:
         )
     shapes = source.anatomy.inventory.shapes
     wrong = [f"{p.name} {list(p.shape)}" for p in core.parameters if shapes.get(p.name) != p.shape]
-    return f"parameters that {expected.id} does not have:\n" + listing(wrong) if wrong else None
+    return f"tensors that {expected.id} does not have:\n" + listing(wrong) if wrong else None
 
 
 def carry(
