@@ -103,7 +103,7 @@ class _Reader:
             return None
         places = dict(table.places)
         for section in SECTIONS:
-            places |= getattr(table.get(section), "places", {}) if isinstance(table.get(section), Table) else {}
+            places |= written.places if isinstance(written := table.get(section), Table) else {}
         try:
             return FamilyFile.model_validate({**table, PLACE: first, PLACES: places})
         except ValidationError as error:
@@ -125,7 +125,8 @@ class _Reader:
             return items
         if isinstance(node, ScalarNode):
             return SafeConstructor().construct_object(node)  # type: ignore[no-untyped-call]
-        table, table.places = (table := Table()), {}
+        table = Table()
+        table.places = {}
         for key, value in node.value if isinstance(node, MappingNode) else ():
             name, place = key.value, self._place(key)
             if not isinstance(key, ScalarNode):
