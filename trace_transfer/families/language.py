@@ -67,7 +67,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_]+")
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 if TYPE_CHECKING:
-    LayerComponent = OutsideComponent = str
+    LayerComponent = str
+    OutsideComponent = str
 else:
     LayerComponent, OutsideComponent = Literal[tuple(LAYER_COMPONENTS)], Literal[tuple(OUTSIDE_COMPONENTS)]
 
@@ -219,7 +220,9 @@ class Member(_Written):
     depth: SomeOf | None = None
     shared: bool = False
     unless: TensorName | None = None
-    head: Annotated[Any, PlainValidator(_head, json_schema_input_type=int | str | Literal[False])] = None
+    head: Annotated[
+        Expression | Literal[False] | None, PlainValidator(_head, json_schema_input_type=int | str | Literal[False])
+    ] = None
 
     @model_validator(mode="after")
     def _is_cut_one_way(self) -> Member:

@@ -124,7 +124,7 @@ class _Reader:
             items.places = [self._place(item) for item in node.value]
             return items
         if isinstance(node, ScalarNode):
-            return SafeConstructor().construct_object(node)  # type: ignore[no-untyped-call]
+            return SafeConstructor().construct_object(node)
         table = Table()
         table.places = {}
         for key, value in node.value if isinstance(node, MappingNode) else ():

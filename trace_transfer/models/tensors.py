@@ -193,13 +193,15 @@ def read_blocks(file: Path, key: str, counts: Iterable[int], owner: str | None =
     owner, stored = owner or str(file), stored_tensors(file)[key]
     if stored.dtype not in DTYPES:
         raise ModelError(f"{owner}: {key} is of type {stored.dtype}, expected one of {', '.join(DTYPES)}")
-    inner = stored.shape[1:]
+    dtype, inner = DTYPES[stored.dtype], stored.shape[1:]
     with file.open("rb", buffering=0) as stream:
         stream.seek(stored.start)
         for count in counts:
-            block = torch.empty(count * numel(inner), dtype=DTYPES[stored.dtype])
-            if block.numel() and not _fill(stream, block.view(torch.uint8).numpy().data):
+            # Of a bytearray, whose pages are used again: memory of torch's would come fresh from the system each time.
+            room = bytearray(count * numel(inner) * dtype.itemsize)
+            if not _fill(stream, memoryview(room)):
                 raise ModelError(f"{file}: cut short within {key}; have it made or downloaded again")
+            block = torch.frombuffer(room, dtype=dtype) if room else torch.empty(0, dtype=dtype)
             require_finite(owner, {key: block})
             yield block.view(count, *inner)
 
