@@ -13,7 +13,6 @@ from tests.tiny_models import TEXTS, build_tokenizer
 from trace_transfer.data.probe import MIN_TEXTS, ProbeSet, RowPlan, load_probe, plan_rows
 from trace_transfer.errors import ProbeError
 
-ROW_KINDS = ("boundary", "word", "example")
 PROSE, CODE = build_tokenizer("prose"), build_tokenizer("code")  # one puts a special token before, one behind
 QUICK = settings(max_examples=40)
 
