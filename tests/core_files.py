@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
 from trace_transfer.core_sets.selection import select
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
+from trace_transfer.models.sources import Ranges
 from trace_transfer.records import to_json
 
 
@@ -26,4 +28,19 @@ def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) 
         parameters=select(parameters, ratio),
     )
     file.write_text(to_json(core), encoding="utf-8")
+    return file
+
+
+def core_of(model: Path, file: Path, chosen: Iterable[str] | Mapping[str, Ranges | None], **changes: object) -> Path:
+    """Write a core file in which the chosen parameters of a model are core, or some rows of them; returns the file."""
+    opened = open_model(model, load_families())
+    rows = chosen if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
+    parameters = tuple(
+        CoreParameter(name=name, shape=shape, rows=rows.get(name), score=1.0, core=name in rows)
+        for name, shape in opened.anatomy.inventory.shapes.items()
+    )
+    core = CoreFile(
+        task="math", model=opened.identity, method=Method(name="lf", ratio=0.1, unit="rows"), parameters=parameters
+    )
+    file.write_text(to_json(core.model_copy(update=changes)), encoding="utf-8")
     return file

@@ -18,6 +18,7 @@ from tests.golden import make_keywords
 from tests.task_files import write_tasks
 from tests.test_docs import check_call
 from tests.tuned_models import tuned_copy
+from trace_transfer import api
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
@@ -30,7 +31,7 @@ from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 ROOT = Path(__file__).parents[1]
-FUNCTIONS = {name: getattr(tt, name) for name in tt.__all__ if inspect.isfunction(getattr(tt, name))}
+FUNCTIONS = {name: getattr(api, name) for name in tt.__all__ if inspect.isfunction(getattr(api, name, None))}
 # Function → its command, its settings in parts, and options that are the command line's alone, with the reason.
 HUB = {"push_to_hub", "private"}  # sending is done with what was written: huggingface_hub has functions for it
 COMMANDS = {

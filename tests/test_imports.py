@@ -15,8 +15,8 @@ PACKAGE = Path(trace_transfer.__file__).parent
 # A folder imports only those below it: from what people call, along the way of the data, down to names and bytes.
 # Modules at the top of the package that are not named here are below all folders.
 ORDER = (
-    "cli", "api", "study", "reporting", "evaluation", "represent", "training", "patch", "publish", "transfer",
-    "identification", "engine", "core_sets", "data", "families", "models",
+    "cli", "api", "study", "reporting", "evaluation", "represent", "training", "trainers", "patch", "publish",
+    "transfer", "identification", "engine", "core_sets", "data", "families", "models",
 )  # fmt: skip
 CALLED_BY_PEOPLE = {"__main__": "cli", "arguments": "api", "formats": "api", "schemas": "api", "__init__": "api"}
 

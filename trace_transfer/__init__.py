@@ -9,11 +9,15 @@ from trace_transfer.errors import FrozenMovedError, TraceTransferError, UserErro
 if TYPE_CHECKING:
     from trace_transfer.evaluation.settings import EvaluateSettings
     from trace_transfer.identification.settings import IdentifySettings
+    from trace_transfer.trainers.callback import CoreCallback
+    from trace_transfer.trainers.frozen import CoreTraining, freeze_except
     from trace_transfer.training.settings import StreamSettings
     from trace_transfer.transfer.settings import MapSettings
 
 __version__ = "0.1.0"
 __all__ = [
+    "CoreCallback",
+    "CoreTraining",
     "EvaluateSettings",
     "FrozenMovedError",
     "IdentifySettings",
@@ -23,6 +27,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "freeze_except",
     "identify",
     "map_models",
     "read",
@@ -35,15 +40,18 @@ __all__ = [
 ]
 
 # Imported when they are asked for: `import trace_transfer` is to be quick.
-_SETTINGS = {
-    "EvaluateSettings": "evaluation",
-    "IdentifySettings": "identification",
-    "MapSettings": "transfer",
-    "StreamSettings": "training",
+_LATER = {
+    "CoreCallback": "trainers.callback",
+    "CoreTraining": "trainers.frozen",
+    "EvaluateSettings": "evaluation.settings",
+    "IdentifySettings": "identification.settings",
+    "MapSettings": "transfer.settings",
+    "StreamSettings": "training.settings",
+    "freeze_except": "trainers.frozen",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SETTINGS:
-        return getattr(import_module(f"trace_transfer.{_SETTINGS[name]}.settings"), name)
+    if name in _LATER:
+        return getattr(import_module(f"trace_transfer.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

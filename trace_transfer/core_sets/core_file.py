@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +13,7 @@ from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
 from trace_transfer.records import TASK, ModelIdentity, Range, Strict
 
 Unit = Literal["tensors", "elements", "rows"]  # what a ratio counts
+SHOWN = 10  # core entries in a notebook
 
 
 class CoreParameter(Strict):
@@ -108,6 +110,25 @@ class CoreFile(Strict):
     def core(self) -> tuple[CoreParameter, ...]:
         return tuple(parameter for parameter in self.parameters if parameter.core)
 
+    def __repr__(self) -> str:
+        counted = (
+            f"{len(self.core)} of {len(self.parameters)} {'entries' if self.method.unit == 'rows' else 'tensors'} core"
+        )
+        return f"<CoreFile {self.task}: {counted}, {self.ratio_of_elements:.2%} of the elements, of {self.model.id}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the core set's best entries."""
+        rows = [
+            f"<tr><td>{escape(one.name)}</td><td>{_ranges_told(one)}</td><td>{one.num_elements:,}</td>"
+            f"<td>{one.score:.4g}</td></tr>"
+            for one in self.core[:SHOWN]
+        ]
+        more = f"<p>… and {len(self.core) - SHOWN} more</p>" if len(self.core) > SHOWN else ""
+        heading = "<tr><th>tensor</th><th>part</th><th>elements</th><th>score</th></tr>"
+        return f"<p>{escape(repr(self)[1:-1])}</p><table>{heading}{''.join(rows)}</table>{more}"
+
     @property
     def ratio_of_tensors(self) -> float:
         """Core share of the parameters; the parts of a fused parameter count as one entry each."""
@@ -116,6 +137,12 @@ class CoreFile(Strict):
     @property
     def ratio_of_elements(self) -> float:
         return sum(p.num_elements for p in self.core) / sum(p.num_elements for p in self.parameters)
+
+
+def _ranges_told(entry: CoreParameter) -> str:
+    """`rows 0-11, 24-35` of an entry, empty for a whole tensor."""
+    parts = zip(AXES, entry.place[1:], strict=True)
+    return "; ".join(f"{word} {', '.join(f'{a}-{b - 1}' for a, b in ranges)}" for word, ranges in parts if ranges)
 
 
 def _contradictions(parameters: Sequence[CoreParameter], model: ModelIdentity) -> list[str]:

@@ -29,7 +29,7 @@ from trace_transfer.data.examples import Batch
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
 from trace_transfer.engine.distributed import quiet as _quiet
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.engine.slices import places_of, require_fitting, splice, taken
+from trace_transfer.engine.slices import freeze, places_of, require_fitting
 from trace_transfer.errors import ModelError, TraceTransferError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Engine:
         known = dict(model.named_parameters())
         self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
         self.sliced = mask.sliced
-        self.parameters = _trained(model, mask)
+        self.parameters = freeze(model, mask, gathered)
         config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
         with _quiet():
@@ -208,24 +208,6 @@ def _releasing_linear() -> Iterator[None]:
         yield
     finally:
         torch.nn.functional.linear = before
-
-
-def _trained(model: PreTrainedModel, mask: Mask) -> dict[str, nn.Parameter]:
-    """Name → what is trained of that parameter, in the model's order; everything else is frozen."""
-    places = places_of(model)
-    found: dict[str, nn.Parameter] = {}
-    for name, parameter in list(model.named_parameters()):
-        parameter.requires_grad_(False)
-        if name not in mask.parts:
-            continue
-        part, trained = mask.parts[name], parameter
-        if part is not None:
-            with gathered(parameter):
-                trained = nn.Parameter(taken(parameter.detach(), part))
-            splice(places[name], part, trained)
-        trained.requires_grad_(True)
-        found[name] = trained
-    return found
 
 
 def resolve_precision(settings: TrainSettings) -> torch.dtype:

@@ -1,19 +1,23 @@
 """Some rows, columns or depth of a parameter in training: a small parameter of their own, put into the frozen one.
 
-It is put there on each use. So gradient, clipping, weight decay, momentum, optimizer state and checkpoints exist for
-the slice alone, whatever DeepSpeed does with parameters, and no other element can move: nothing ever writes to the
-frozen one.
+It is put there on each use. So gradient, clipping, weight decay, momentum and optimizer state exist for the slice
+alone, whatever DeepSpeed, FSDP or DDP do with parameters, and no other element can move: nothing ever writes to the
+frozen one. State dicts have whole tensors under their ordinary names all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import wraps
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from functools import partial, wraps
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import cached, register_parametrization
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.nn.utils.parametrize import cached, register_parametrization, remove_parametrizations
+from torch.utils.hooks import RemovableHandle
 
 from trace_transfer.core_sets.masks import Mask, MaskError, Slice
 from trace_transfer.errors import listing
@@ -76,45 +80,167 @@ def places_of(model: nn.Module) -> dict[str, Places]:
     return places
 
 
+def freeze(
+    model: nn.Module, mask: Mask, gathered: Callable[[nn.Parameter], AbstractContextManager[object]]
+) -> dict[str, nn.Parameter]:
+    """Freeze everything but a mask's parts; name → what is trained of that parameter, in the model's order.
+
+    Args:
+        gathered: makes a parameter whole where it is partitioned.
+    """
+    places = places_of(model)
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters()):
+        parameter.requires_grad_(False)
+        if name not in mask.parts:
+            continue
+        part, trained = mask.parts[name], parameter
+        if part is not None:
+            with gathered(parameter):
+                trained = nn.Parameter(taken(parameter.detach(), part))
+            splice(places[name], part, trained)
+        trained.requires_grad_(True)
+        found[name] = trained
+    return found
+
+
 def splice(places: Places, part: Slice, values: nn.Parameter) -> None:
     """Let a frozen parameter be used with other values in some rows (columns, depth), in every module that holds it.
 
     Args:
         values: of those rows; a parameter of its own, from then on part of the model.
     """
-    index = torch.tensor(part.indices, device=values.device)
+    spliced, first = Spliced(part, values), None
     for module, attribute in places:
         # Not checked by running it: under ZeRO 3 the frozen one may not be there now. Shape and type cannot change.
-        register_parametrization(module, attribute, _Spliced(part.dim, index, values), unsafe=True)
-        _compute_once(module)
+        register_parametrization(module, attribute, spliced, unsafe=True)
+        chains: Any = module.parametrizations
+        first = chains[attribute] = first or chains[attribute]  # one for all that are tied, whatever is loaded later
+        if first.original.dim() > 2:
+            _compute_once(module)
+        _tell_status(module, attribute)
+        spliced.hooks += [
+            module.register_state_dict_post_hook(partial(_join, attribute)),
+            module.register_load_state_dict_pre_hook(partial(_cut, attribute)),
+        ]
+
+
+def unsplice(places: Places) -> None:
+    """Make a spliced parameter an ordinary, frozen one again, with the trained values in it."""
+    spliced = spliced_at(*places[0])
+    assert spliced is not None
+    original, chain = spliced
+    original.data = joined(original.detach(), chain.part, chain.values.detach())
+    for hook in chain.hooks:
+        hook.remove()
+    for module, attribute in places:
+        remove_parametrizations(module, attribute, leave_parametrized=False)
+
+
+def spliced_at(module: nn.Module, attribute: str) -> tuple[nn.Parameter, Spliced] | None:
+    """The frozen parameter, and what is put into it; None where an attribute is not spliced."""
+    chains: Any = getattr(module, "parametrizations", {})
+    if attribute not in chains or not isinstance(chains[attribute][0], Spliced):
+        return None
+    return chains[attribute].original, chains[attribute][0]
+
+
+def joined(frozen: Tensor, part: Slice, values: Tensor) -> Tensor:
+    """A frozen parameter with the trained part in it: a new tensor, sharded as the frozen one is."""
+    if frozen.is_meta:
+        return frozen
+    if isinstance(frozen, DTensor) and isinstance(values, DTensor):
+        whole = joined(frozen.full_tensor(), part, values.full_tensor())
+        return distribute_tensor(whole, frozen.device_mesh, frozen.placements, src_data_rank=None)
+    whole = frozen.to(torch.promote_types(frozen.dtype, values.dtype), copy=True)
+    index = torch.tensor(part.indices, device=frozen.device)
+    return whole.index_copy(part.dim, index, values.to(whole.dtype))
+
+
+def ordinary(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
+    """Join, in place, what is still in parts in a state dict that was gathered past the modules' own hooks (ZeRO 3)."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for attribute in getattr(module, "parametrizations", ()):
+            _join(attribute, module, state, f"{prefix}." if prefix else "")
+
+
+def _keys(prefix: str, attribute: str) -> tuple[str, str]:
+    return f"{prefix}parametrizations.{attribute}.original", f"{prefix}parametrizations.{attribute}.0.values"
+
+
+def _join(attribute: str, module: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """One whole tensor under its ordinary name, in place of the frozen one and the slice."""
+    keys, spliced = _keys(prefix, attribute), spliced_at(module, attribute)
+    frozen, values = (state.get(key) for key in keys)
+    if spliced is None or frozen is None or values is None or not frozen.numel() or not values.numel():
+        return  # ZeRO 3 has parts of them elsewhere
+    for key in keys:
+        del state[key]
+    whole = spliced[1].last()
+    if whole is None or not any(one is whole for one in state.values()):  # else it is tied: one tensor, two names
+        whole = joined(frozen, spliced[1].part, values)
+        spliced[1].last = ref(whole)
+    state[prefix + attribute] = whole
+
+
+def _cut(attribute: str, module: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """The opposite, before a state dict is loaded."""
+    whole, spliced = state.pop(prefix + attribute, None), spliced_at(module, attribute)
+    if whole is None or spliced is None:
+        return
+    if isinstance(whole, DTensor) and not whole.is_meta:
+        values = taken(whole.full_tensor(), spliced[1].part)
+        values = distribute_tensor(values, whole.device_mesh, whole.placements, src_data_rank=None)
+    else:
+        values = taken(whole, spliced[1].part)
+    state.update(zip(_keys(prefix, attribute), (whole, values), strict=True))
 
 
 def _compute_once(module: nn.Module) -> None:
-    """Let a module put its slices in once in each forward pass, however often it reads the parameter: experts may be
-    read one by one."""
-    if "forward" in vars(module):
-        return
-    forward = module.forward
+    """Let experts put their slices in once in each forward pass: they may read the parameter one by one."""
+    kind: Any = type(module)  # of this module alone: a parametrization made it
+    forward = kind.forward
 
     @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with cached():
-            return forward(*args, **kwargs)
+            return forward(self, *args, **kwargs)
 
-    module.forward = run
+    kind.forward = run
 
 
-class _Spliced(nn.Module):
+def _tell_status(module: nn.Module, attribute: str) -> None:
+    """Let what is read say that it is here, as whoever reads a head's weight for himself asks under ZeRO 3 (TRL)."""
+    kind: Any = type(module)
+    made = getattr(kind, attribute)
+
+    def read(self: Any) -> Any:
+        whole, values = made.fget(self), self.parametrizations[attribute][0].values
+        if hasattr(values, "ds_status"):
+            whole.ds_status = type(values.ds_status).AVAILABLE
+        return whole
+
+    setattr(kind, attribute, property(read, made.fset))
+
+
+class Spliced(nn.Module):
     """frozen → frozen with the trained rows (columns, depth) in it."""
 
     index: Tensor
 
-    def __init__(self, dim: int, index: Tensor, values: nn.Parameter) -> None:
+    def __init__(self, part: Slice, values: nn.Parameter) -> None:
         super().__init__()
-        self.dim, self.values = dim, values
-        self.register_buffer("index", index, persistent=False)
+        self.part, self.values = part, values
+        self.hooks: list[RemovableHandle] = []
+        self.last: Callable[[], Tensor | None] = lambda: None  # what was last written of it into a state dict
+        self.register_buffer("index", torch.tensor(part.indices, device=values.device), persistent=False)
 
     def forward(self, frozen: Tensor) -> Tensor:
-        if frozen.numel() == 0:  # partitioned and only looked at: DeepSpeed prints the model while it is built
+        if frozen.numel() == 0 or frozen.is_meta:  # only looked at while DeepSpeed or accelerate prepare the model
             return frozen
-        return frozen.index_copy(self.dim, self.index, self.values)
+        values = self.values.to(frozen.dtype)
+        if isinstance(frozen, DTensor) and isinstance(values, DTensor):  # outside of what FSDP gathers
+            whole = frozen.full_tensor().index_copy(self.part.dim, self.index, values.full_tensor())
+            mesh = frozen.device_mesh
+            return DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return frozen.index_copy(self.part.dim, self.index, values)

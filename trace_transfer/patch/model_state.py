@@ -293,17 +293,26 @@ def _changes(
         if name not in waiting:
             raise TraceTransferError(f"{name}: trained, but not of the mask, or handed over twice")
         entry = waiting.pop(name)
-        after = value.to(entry.after_dtype)
-        if not all_finite(value):
-            raise NumericalError(f"{name}: NaN or Inf in the trained values; no patch can hold them")
-        if not all_finite(after):
-            raise NumericalError(
-                f"{name}: trained values of up to {float(value.abs().max()):g} do not fit "
-                f"{str(entry.after_dtype).removeprefix('torch.')}, in which the base stores it; save them in float32"
-            )
-        yield entry, entry.part_of(state.value(name)), after
+        yield entry, entry.part_of(state.value(name)), as_stored(entry, value)
     if waiting:
         raise TraceTransferError(f"trained parameters that were not handed over: {', '.join(list(waiting)[:5])}")
+
+
+def as_stored(entry: PatchEntry, value: Tensor) -> Tensor:
+    """A trained value in the type of its entry.
+
+    Raises:
+        NumericalError: it is not finite, or that type cannot hold it.
+    """
+    after = value.to(entry.after_dtype)
+    if not all_finite(value):
+        raise NumericalError(f"{entry.name}: NaN or Inf in the trained values; no patch can hold them")
+    if not all_finite(after):
+        raise NumericalError(
+            f"{entry.name}: trained values of up to {float(value.abs().max()):g} do not fit "
+            f"{str(entry.after_dtype).removeprefix('torch.')}, in which the base stores it; save them in float32"
+        )
+    return after
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.core_files import write_core
+from tests.core_files import core_of
 from tests.tiny_models import TEXTS
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
 from trace_transfer.core_sets.exporting import export_core
 from trace_transfer.core_sets.importing import import_patterns
-from trace_transfer.formats import read_any
-from trace_transfer.models.sources import inventory_of
+from trace_transfer.patch.patches import Patch
 from trace_transfer.records import to_json
 
 
@@ -27,19 +25,6 @@ def moved(before, after):
     one, other = dict(before.named_parameters()), dict(after.named_parameters())
     assert one.keys() == other.keys()
     return {name for name in one if not torch.equal(one[name], other[name])}
-
-
-def core_file(model, file, chosen, **changes):
-    """A core file of a tiny model in which the chosen parameters are core, or some rows of them."""
-    core = read_any(write_core(model, file), CoreFile)
-    shapes = inventory_of(loaded(model)).shapes
-    rows = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen)
-    parameters = [
-        CoreParameter(name=name, shape=shape, rows=rows.get(name), score=1.0, core=name in rows)
-        for name, shape in shapes.items()
-    ]
-    file.write_text(to_json(core.model_copy(update={"parameters": tuple(parameters), **changes})), encoding="utf-8")
-    return file
 
 
 def steps(model, num_steps=2, **settings):
@@ -56,24 +41,19 @@ def steps(model, num_steps=2, **settings):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of transformers and trl about themselves
 def test_the_program_for_trl_runs(tiny, tmp_path):
     base = tiny("qwen3")
-    core = write_core(base, tmp_path / "math.core.json", ratio=0.2)
+    rows = {
+        "model.embed_tokens.weight": ((0, 100), (200, 250)), "model.layers.2.mlp.down_proj.weight": None,
+        "model.layers.1.self_attn.q_norm.weight": ((3, 9),),
+    }  # fmt: skip
+    core = core_of(base, tmp_path / "math.core.json", rows)
     program, data = tmp_path / "math.py", tmp_path / "data.jsonl"
     program.write_text(export_core([core], "trl").text, encoding="utf-8")
-    rows = [{"prompt": text[: len(text) // 2], "completion": text[len(text) // 2 :]} for text in TEXTS]
-    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    texts = [{"prompt": text[: len(text) // 2], "completion": text[len(text) // 2 :]} for text in TEXTS]
+    data.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
     runpy.run_path(str(program))["main"](str(data), str(tmp_path / "out"))
-    names = {parameter.name for parameter in read_any(core, CoreFile).core}
-    assert len(names) == 11
-    assert moved(loaded(base), loaded(tmp_path / "out")) == names
-
-
-def test_the_program_for_trl_refuses_another_model(tiny, tmp_path):
-    core = write_core(tiny("qwen3"), tmp_path / "math.core.json", ratio=0.2)
-    program = tmp_path / "math.py"
-    program.write_text(export_core([core], "trl").text, encoding="utf-8")
-    freeze = runpy.run_path(str(program))["freeze_all_but_core"]
-    with pytest.raises(ValueError, match=r"not the model .*: 39 parameters, expected 58; without 9 of the core set"):
-        freeze(loaded(tiny("llama")))
+    assert moved(loaded(base), loaded(tmp_path / "out")) == set(rows)
+    patch = Patch.open(tmp_path / "out" / "math.patch.safetensors")
+    assert set(patch.mask.parts) == set(rows) and len(patch.mask.sliced) == 2
 
 
 CHOSEN = {
@@ -92,7 +72,7 @@ def test_merged_adapters_have_changed_the_core_set(tiny, tmp_path, family):
     from peft import get_peft_model
 
     base = tiny(family)
-    core = core_file(base, tmp_path / "math.core.json", CHOSEN[family])
+    core = core_of(base, tmp_path / "math.core.json", CHOSEN[family])
     namespace = {}
     exec(export_core([core], "peft", rank=2, alpha=4).text, namespace)
     with warnings.catch_warnings():
@@ -114,7 +94,7 @@ def test_axolotl_trains_rows_and_nothing_else(tiny, tmp_path):
         "model.embed_tokens.weight": ((0, 100), (200, 250)), "model.layers.2.self_attn.q_proj.weight": ((16, 48),),
         "model.layers.2.mlp.down_proj.weight": None,
     }  # fmt: skip
-    core = core_file(base, tmp_path / "math.core.json", rows)
+    core = core_of(base, tmp_path / "math.core.json", rows)
     settings = yaml.safe_load(export_core([core], "axolotl").text)
     model = loaded(base)
     freeze_layers_except(model, settings["unfrozen_parameters"])
@@ -131,7 +111,7 @@ def test_a_list_that_was_exported_comes_back(tiny, tmp_path):
     base = tiny("phi3")
     rows = {"lm_head.weight": ((0, 2), (5, 512)), "model.layers.1.mlp.gate_up_proj.weight": ((0, 80),),
             "model.layers.1.input_layernorm.weight": None}  # fmt: skip
-    core = core_file(base, tmp_path / "math.core.json", rows)
+    core = core_of(base, tmp_path / "math.core.json", rows)
     exported = export_core([core], "axolotl")
     (tmp_path / "list.yaml").write_text(exported.text, encoding="utf-8")
     back = import_patterns(tmp_path / "list.yaml", base, "math")

@@ -88,7 +88,7 @@ def test_llama_factory_has_its_own_way_with_several_stacks():
     core = core_set(LLAMA, names_of(LLAMA))
     shapes = {**core.shapes, "model.vision_tower.layers.0.mlp.weight": (2, 2)}
     with pytest.raises(ExportError, match=r"several stacks of layers \(model.layers, model.vision_tower.layers\)"):
-        write_llama_factory(CoreSet(core.cores, shapes, core.mask, None))
+        write_llama_factory(CoreSet(core.files, core.cores, shapes, core.mask, None))
 
 
 def test_regex():
@@ -149,10 +149,10 @@ def parts_of_two():
     """Rows of one parameter and columns of another."""
     core = core_set(LLAMA, [Q, DOWN, NORM])
     parts = {Q: Slice(0, ((0, 128), (256, 384))), DOWN: Slice(1, ((5, 6),)), NORM: None}
-    return CoreSet(core.cores, core.shapes, type(core.mask)(parts), core.transformers)
+    return CoreSet(core.files, core.cores, core.shapes, type(core.mask)(parts), core.transformers)
 
 
-@pytest.mark.parametrize("trainer", ["ms-swift", "llama-factory", "trl", "regex"])
+@pytest.mark.parametrize("trainer", ["ms-swift", "llama-factory", "regex"])
 def test_parts_are_refused_all_at_once(trainer):
     both = rf"  - {re.escape(Q)}: rows 0-127, 256-383\n  - {re.escape(DOWN)}: columns 5-5"
     refusal = rf"cannot train these parts of parameters: [^\n]*trace-transfer train[^\n]*:\n{both}$"
@@ -167,9 +167,12 @@ def test_rows_are_said_to_axolotl_only():
         write_peft(parts_of_two(), model_of(LLAMA))
 
 
-def test_the_reason_why_trl_has_no_rows():
-    with pytest.raises(ExportError, match="AdamW's weight decay would move them"):
-        write_trl(parts_of_two())
+def test_the_program_for_trl_reads_the_core_file():
+    text = write_trl(parts_of_two())
+    assert 'callbacks=[tt.CoreCallback("math.core.json")]' in text.replace("'", '"')
+    two = {"math.core.json": core_file(LLAMA, [Q]), "law.core.json": core_file(LLAMA, [NORM])}
+    with pytest.raises(ExportError, match="core set of one core file; 2 were given"):
+        write_trl(CoreSet.of(two, inventory_of(model_of(LLAMA)).shapes))
 
 
 def test_many_ranges_are_counted():

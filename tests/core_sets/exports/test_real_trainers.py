@@ -13,7 +13,7 @@ from trace_transfer.core_sets.exports.registry import WRITERS
 ROWS = {"model.embed_tokens.weight": ((0, 32_000),), "model.layers.1.self_attn.q_proj.weight": ((128, 256), (512, 640))}
 
 
-@pytest.mark.parametrize("trainer", ["axolotl", "ms-swift", "trl"])
+@pytest.mark.parametrize("trainer", ["axolotl", "ms-swift"])
 @pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("name", FEATURED)
 def test_lists_and_patterns_train_the_core_set(name, kind, trainer):

@@ -1,7 +1,7 @@
 """What the real trainers train with a text of ours: their own code, run on a model; never a copy of it.
 
 They are installed without what they depend on (`make install`), which would be other versions of half of our own
-libraries. Axolotl, peft and trl are imported as they are. Of LLaMA-Factory the modules of its freeze tuning are loaded
+libraries. Axolotl and peft are imported as they are. Of LLaMA-Factory the modules of its freeze tuning are loaded
 past the `__init__` of their packages, which imports a trl of years ago; of ms-swift the one module that freezes, with
 stand-ins for its logger, which needs modelscope, and for a function that is not called.
 """
@@ -62,13 +62,6 @@ def llama_factory(model: nn.Module, text: str) -> set[str]:
     arguments = importlib.import_module("llamafactory.hparams.finetuning_args").FinetuningArguments
     adapter = importlib.import_module("llamafactory.model.adapter")
     adapter._setup_freeze_tuning(model, arguments(**yaml.safe_load(text)), True, False)
-    return trained(model)
-
-
-def trl(model: nn.Module, text: str) -> set[str]:
-    namespace: dict[str, Any] = {"__name__": "program"}
-    exec(text, namespace)
-    namespace["freeze_all_but_core"](model)
     return trained(model)
 
 

@@ -32,10 +32,12 @@ class CoreSet:
     """What any of some core files trains, among all parameters of their model.
 
     Attributes:
+        files: as messages call them.
         shapes: all parameters of the model, layer by layer.
         transformers: the version whose names they are, if the files say so.
     """
 
+    files: tuple[str, ...]
     cores: tuple[CoreFile, ...]
     shapes: Mapping[str, tuple[int, ...]]
     mask: Mask
@@ -61,7 +63,7 @@ class CoreSet:
             mask = mask | other
         versions = {core.libraries.get("transformers") for core in files.values()}
         ordered = {name: shapes[name] for name in sorted(shapes, key=natural_key)}
-        return cls(tuple(files.values()), ordered, mask, versions.pop() if len(versions) == 1 else None)
+        return cls(tuple(files), tuple(files.values()), ordered, mask, versions.pop() if len(versions) == 1 else None)
 
     @property
     def model(self) -> ModelIdentity:

@@ -1,0 +1,105 @@
+"""Every trainer, with tensors and rows, in every parallelism: as the obvious loop, and nothing else moves by a bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.core_files import core_of
+from tests.reference.frozen_loop import outside_of, train_frozen_slowly
+from tests.trainers.cells import DECAY, KINDS, NORM, PARALLEL, RATE, TRAINERS, batches, cell
+from trace_transfer.core_sets.masks import Slice
+from trace_transfer.patch.patches import Patch
+
+ROOT = Path(__file__).parents[2]
+CORES = {
+    "tensors": {
+        "model.embed_tokens.weight": None, "model.layers.1.self_attn.q_proj.weight": None, "model.norm.weight": None,
+        "model.layers.2.input_layernorm.weight": None,
+    },
+    "rows": {
+        "model.embed_tokens.weight": ((3, 140), (200, 290)),
+        "model.layers.1.self_attn.q_proj.weight": ((5, 6), (9, 20)),
+        "model.layers.1.mlp.down_proj.weight": ((0, 3),), "model.layers.0.input_layernorm.weight": ((1, 2), (8, 31)),
+        "lm_head.weight": ((100, 200),), "model.layers.2.mlp.up_proj.weight": None, "model.norm.weight": None,
+    },
+}  # fmt: skip
+
+
+def parts_of(kind):
+    return {name: None if rows is None else Slice(0, rows) for name, rows in CORES[kind].items()}
+
+
+@pytest.fixture(scope="module")
+def cores(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("cores")
+    for kind, chosen in CORES.items():
+        core_of(tiny("llama"), directory / f"{kind}.core.json", chosen)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def slow(tiny):
+    options = {"learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": NORM}
+    return {kind: train_frozen_slowly(tiny("llama"), batches(), parts_of(kind), **options) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def launched(tiny, cores, tmp_path_factory):
+    """`launched(parallelism)`: the directory with the results of all of its cells, made once."""
+    made = {}
+
+    def get(parallel):
+        if parallel not in made:
+            out = made[parallel] = tmp_path_factory.mktemp(parallel)
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            command += ["-m", "tests.trainers.cells", parallel, str(tiny("llama")), str(cores), str(out)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stderr[-4000:]
+        return made[parallel]
+
+    return get
+
+
+def check(result, out, kind, base, slow):
+    """Losses and weights are the slow twin's, frozen bits the base's; the patch is the difference."""
+    losses, expected = slow[kind]
+    assert "error" not in result, result["error"]
+    assert result["losses"] == pytest.approx(losses, rel=1e-5)
+    found = load_file(out / "model.safetensors")
+    before = {name: value for file in base.glob("*.safetensors") for name, value in load_file(file).items()}
+    assert found.keys() == before.keys() == expected.keys()
+    parts = parts_of(kind)
+    for name, value in found.items():
+        still = outside_of(value, parts[name]) if name in parts else torch.ones(value.shape, dtype=torch.bool)
+        assert torch.equal(value[still], before[name][still]), name
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-4, msg=name)
+        assert name not in parts or (value[~still] != before[name][~still]).float().mean() > 0.3, name
+    for file in out.glob("*.patch.safetensors"):
+        patch = Patch.open(file)
+        assert patch.mask.parts == parts
+        for entry in patch.entries:
+            assert torch.equal(patch.before(entry.name), entry.part_of(before[entry.name]))
+            assert torch.equal(patch.after(entry.name), entry.part_of(found[entry.name]))
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and trl about themselves
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_one_process(tiny, cores, slow, tmp_path, trainer, kind):
+    result = cell(trainer, kind, "one", tiny("llama"), cores, tmp_path)
+    check(result, tmp_path, kind, tiny("llama"), slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_two_processes(tiny, launched, slow, parallel, trainer, kind):
+    out = launched(parallel)
+    result = json.loads((out / "results.json").read_text())[f"{trainer}-{kind}"]
+    check(result, out / f"{trainer}-{kind}", kind, tiny("llama"), slow)

@@ -1,0 +1,131 @@
+"""What trainers do beside training: checkpoints, resuming, plugins; and the same losses as `train`."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import trace_transfer as tt
+from tests.core_files import core_of
+from tests.engine.made_up import make_task, run, settings
+from tests.trainers.cells import BATCH, STEPS, batches, in_a_trainer
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.data.examples import IGNORED
+from trace_transfer.engine.batches import plan
+
+CHOSEN = {
+    "model.embed_tokens.weight": ((3, 140), (200, 290)),
+    "model.layers.1.self_attn.q_proj.weight": ((5, 6), (9, 20)),
+    "model.layers.2.mlp.up_proj.weight": None,
+    "model.norm.weight": None,
+}
+FAMILY = "qwen2"  # its head is the embedding
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and axolotl about themselves
+
+
+def loaded(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+@pytest.fixture
+def core(tiny, tmp_path):
+    return core_of(tiny(FAMILY), tmp_path / "math.core.json", CHOSEN)
+
+
+def test_resumed_it_ends_with_the_same_bits(tiny, core, tmp_path):
+    """From a checkpoint in the middle, which is an ordinary model."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    _, losses, _ = in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path / "once", sft=False, **saving)
+    checkpoint = tmp_path / "once" / "checkpoint-2"
+    ordinary = loaded(checkpoint).state_dict()
+    stored = load_file(checkpoint / "model.safetensors")
+    assert stored.keys() == load_file(tmp_path / "once" / "model.safetensors").keys()
+    assert "lm_head.weight" not in stored and all(torch.equal(value, ordinary[name]) for name, value in stored.items())
+    again = {"resume_from_checkpoint": str(checkpoint)}
+    trained, resumed, _ = in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path / "again", sft=False, **again)
+    assert resumed == losses and len(losses) == STEPS
+    once, other = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "again"))
+    assert all(torch.equal(value, other[name]) for name, value in once.items())
+    assert trained.task == "math" and (tmp_path / "again" / "math.patch.safetensors").is_file()
+
+
+def test_gradient_checkpointing_in_a_trainer(tiny, core, tmp_path):
+    found = [
+        in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path / str(on), sft=True, gradient_checkpointing=on)[1]
+        for on in (False, True)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_callback_that_comes_too_late_is_refused(tiny, core, tmp_path):
+    trainer = Trainer(loaded(tiny(FAMILY)), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    trainer.train_dataset = [{"input_ids": row, "labels": row} for row in batches().flatten(0, 1)]
+    trainer.add_callback(tt.CoreCallback(core))
+    with pytest.raises(tt.UserError, match="give it when the trainer is made"):
+        trainer.train()
+
+
+def test_the_plugin_for_axolotl(tiny, core, tmp_path):
+    """Axolotl's own manager of plugins takes it, its configuration the key, and what it makes trains rows."""
+    from axolotl.integrations.base import PluginManager
+    from axolotl.integrations.config import merge_input_args
+    from axolotl.utils.dict import DictDefault
+
+    manager = PluginManager.get_instance()
+    manager.register("trace_transfer.trainers.axolotl.TraceCorePlugin")
+    _, configuration = merge_input_args()
+    assert configuration.model_fields["trace_core"].is_required()
+    cfg = DictDefault({"trace_core": str(core), "base_model": str(tiny(FAMILY))})
+    model = loaded(tiny(FAMILY))
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), use_cpu=True, report_to="none", per_device_train_batch_size=BATCH, max_steps=2,
+        learning_rate=1e-2, weight_decay=0.1,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in batches().flatten(0, 1)]
+    callbacks = manager.add_callbacks_pre_trainer(cfg, model)
+    Trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
+    before, after = loaded(tiny(FAMILY)).state_dict(), model.state_dict()
+    moved = {name for name in after if not torch.equal(before[name], after[name])} - {"lm_head.weight"}
+    assert moved == set(CHOSEN)
+    changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(dim=1).nonzero()
+    assert set(changed.flatten().tolist()) <= {*range(3, 140), *range(200, 290)}
+    assert (tmp_path / "out" / "math.patch.safetensors").is_file()
+
+
+@pytest.mark.parametrize("family", ["llama", FAMILY])
+def test_the_same_losses_as_train(tiny, tmp_path, family):
+    """One's own loop with the settings of `train`, beside `train`."""
+    chosen = settings(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3)
+    core = core_of(tiny(family), tmp_path / "math.core.json", CHOSEN)
+    mask = Mask({name: None if rows is None else Slice(0, rows) for name, rows in CHOSEN.items()})
+    result, values = run(
+        tiny(family), tmp_path / "train", mask=mask, learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3
+    )
+    model, steps = loaded(tiny(family)).train(), list(plan(make_task(), chosen).batches())
+    losses, warmup = [], math.ceil(chosen.warmup * len(steps))
+    with tt.freeze_except(model, core) as trained:
+        leaves = [p for p in model.parameters() if p.requires_grad]
+        adamw = torch.optim.AdamW(leaves, lr=0.0, weight_decay=0.1)
+        for number, batch in enumerate(steps):
+            adamw.zero_grad()
+            supervised = sum(label != IGNORED for one in batch.examples for label in one.labels[1:])
+            losses.append(0.0)
+            for one in batch.examples:
+                ids, labels = torch.tensor([one.input_ids]), torch.tensor([one.labels])
+                counts = {"labels": labels, "num_items_in_batch": supervised}
+                loss = model(input_ids=ids, use_cache=False, **counts).loss
+                loss.backward()
+                losses[-1] += float(loss.detach())
+            torch.nn.utils.clip_grad_norm_(leaves, 0.3)
+            share = 0.5 * (1 + math.cos(math.pi * (number - warmup) / (len(steps) - warmup)))
+            adamw.param_groups[0]["lr"] = 1e-3 * (number / warmup if number < warmup else share)
+            adamw.step()
+        trained.verify()
+    assert losses == pytest.approx(result.losses, rel=1e-6)
+    for name, part in mask.parts.items():
+        found = model.get_parameter(name).detach()
+        found = found if part is None else found[part.indices]
+        torch.testing.assert_close(found, values[name], rtol=0, atol=1e-5, msg=name)

@@ -1,0 +1,347 @@
+"""A model of which a core set alone is trained, by whatever loop: frozen, proved, made a patch, and ordinary again.
+
+Reads: a model in memory and a core file. Writes: a patch. Frozen tensors leave a digest behind, core ones their values
+on the CPU. With several processes all of them call everything alike, and the first one compares and writes.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.distributed import Ranks
+from trace_transfer.engine.engine import gathered, shapes_of
+from trace_transfer.engine.slices import Spliced, freeze, ordinary, outside, places_of, spliced_at, taken, unsplice
+from trace_transfer.errors import FrozenMovedError, UserError, listing
+from trace_transfer.launching import is_first_rank
+from trace_transfer.models.checkpoints import OpenedBase
+from trace_transfer.models.sources import Inventory, ModelSource
+from trace_transfer.models.stored_weights import has_weights
+from trace_transfer.models.tensors import converted
+from trace_transfer.patch.model_state import as_stored
+from trace_transfer.patch.patches import PatchEntry, write_patch
+from trace_transfer.publish.hub import local_file
+from trace_transfer.records import read_artefact
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WRAPPERS = {
+    "DataParallel": "freeze the model before DataParallel gets it",
+    "PeftModel": "adapters of PEFT train other parameters beside the model's; give the model without them",
+    "DistributedDataParallel": "freeze the model before DDP gets it",
+    "FullyShardedDataParallel": "freeze the model before FSDP gets it",
+    "DeepSpeedEngine": "freeze the model before DeepSpeed gets it",
+    "OptimizedModule": "freeze the model before torch.compile gets it",
+}
+
+
+class WrappedModelError(UserError):
+    """A model that another library has taken hold of already, or an optimizer has."""
+
+
+def freeze_except(
+    model: PreTrainedModel, core: CoreFile | Path | str, *, base: Path | str | None = None
+) -> CoreTraining:
+    """Freeze a model but for a core set, before an optimizer is made and before DDP, FSDP or DeepSpeed get it.
+
+    Of a tensor of which rows are core, the rows alone have a gradient and optimizer state. State dicts, checkpoints and
+    `save_pretrained` have whole tensors under their ordinary names all the time. As a context manager, the model is
+    ordinary again at the end.
+
+    Args:
+        core: a core file of this model, read or not, or one on the hub, `owner/name:FILE`.
+        base: what a patch is for; None for where the model was loaded from. Only its types are read.
+
+    Raises:
+        UserError: a core file of another model, a model that is wrapped, an optimizer that has it already.
+
+    Examples:
+        >>> trained = tt.freeze_except(model, "math.core.json")
+        >>> optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+        >>> trained.verify()
+    """
+    _require_unwrapped(model)
+    read, file = (core, f"the core set of {core.task}") if isinstance(core, CoreFile) else (_read(core), str(core))
+    inventory = Inventory(model.config, shapes_of(model), _tied(model))
+    if inventory.names_sha256 != read.model.names_sha256:
+        raise UserError(
+            f"{file}: is of {read.model.id} ({read.model.model_type}, {read.model.num_parameters} tensors, "
+            f"{read.model.num_elements:,} parameters), and the model is a {type(model).__name__} with "
+            f"{len(inventory.shapes)} tensors and {inventory.num_elements:,} parameters; carry it over with "
+            "`trace-transfer map`"
+        )
+    mask = Mask.of_core(read, inventory.shapes, inventory.tied, file)
+    _require_no_optimizer(model, mask)
+    return CoreTraining(model, read.task, mask, inventory, _stored_types(model, base, mask))
+
+
+class CoreTraining:
+    """A model in training of which everything but a core set is frozen; made by `freeze_except`.
+
+    Attributes:
+        task: of the core file.
+        mask: what is trained.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, task: str, mask: Mask, inventory: Inventory, stored: Mapping[str, torch.dtype]
+    ) -> None:
+        self.model, self.task, self.mask = model, task, mask
+        self._inventory, self._stored = inventory, stored
+        self._places, self._kind = places_of(model), type(model)
+        self._required = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._frozen: dict[str, tuple[torch.dtype, str]] = {}
+        self._before: dict[str, Tensor] = {}
+        self._is_first, self._merged = is_first_rank(), False
+        for name, parameter in model.named_parameters():
+            parameter.grad = None  # an optimizer that still has the parameter lets it be
+            value = _whole(parameter)
+            if self._is_first:  # the others may not even have loaded them
+                self._begin(name, value)
+        freeze(model, mask, _gathered)
+        if mask.sliced:
+            model.__class__ = _saving_whole(self._kind, any(len(self._places[name]) > 1 for name in mask.sliced))
+
+    def _begin(self, name: str, value: Tensor) -> None:
+        part = self.mask.parts.get(name)
+        if self.mask.trains(name):
+            self._before[name] = taken(value, part).clone()
+        if part is not None or not self.mask.trains(name):
+            self._frozen[name] = value.dtype, _digest(outside(value, part))
+
+    def __repr__(self) -> str:
+        trained, total = self.num_trained, self._inventory.num_elements
+        parts = f" ({len(self.mask.sliced)} in part)" if self.mask.sliced else ""
+        tensors = f"{len(self.mask.parts)} of {len(self._inventory.shapes)} tensors{parts}"
+        return f"<CoreTraining {self.task}: {tensors}, {trained:,} of {total:,} parameters>"
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters that are trained."""
+        return self.mask.numel(self._inventory.shapes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print what PEFT's models print."""
+        trained, total = self.num_trained, self._inventory.num_elements
+        if self._is_first:
+            print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+    def verify(self) -> None:
+        """Prove that all frozen tensors, and the frozen rows of the others, are bit for bit what they were.
+
+        Raises:
+            FrozenMovedError: some moved or would be trained; all are named.
+        """
+        problems = []
+        for name, parameter, _ in self._live():
+            part, value = self.mask.parts.get(name), _whole(parameter)
+            if name not in self._frozen:
+                continue
+            dtype, digest = self._frozen[name]
+            now = converted(outside(value, part), dtype)
+            if now is None or _digest(now) != digest:
+                problems.append(f"{name}: {'rows that are not core' if part else 'not core'}, and moved")
+            elif parameter.requires_grad and part is None and not self._merged:
+                problems.append(f"{name}: not core, and requires a gradient")
+        if self._any(bool(problems)):
+            raise FrozenMovedError(
+                f"{self.task}: weights that were to stay frozen are not what they were:\n"
+                + listing(problems or ["the first process names them"])
+            )
+
+    def save_patch(self, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
+        """Write the patch of what was trained, as `train` does: `trace-transfer patch apply` puts it into the base.
+
+        Args:
+            dtype: of the trained values; None for that which they have in memory. Before, each tensor has the type in
+                which the base stores it, where this holds its values.
+
+        Raises:
+            NumericalError: NaN or Inf, or values that `dtype` cannot hold.
+            DiskFullError: nothing of the patch is left.
+        """
+        changes, problem = [], None
+        for name, parameter, values in self._live():
+            if self.mask.trains(name):
+                whole, part = _whole(parameter), self.mask.parts[name]
+                after = taken(whole, part) if values is None else _whole(values)
+                if self._is_first:
+                    before = self._as_begun(name, None if part is None else outside(whole, part))
+                    types = before.dtype, dtype or after.dtype
+                    changes.append((PatchEntry(name, self._inventory.shapes[name], part, *types), before, after))
+        try:
+            if self._is_first:
+                write_patch(
+                    Path(path), task=self.task, method="trace", names_sha256=self._inventory.names_sha256,
+                    entries=[entry for entry, *_ in changes],
+                    values=((entry, before, as_stored(entry, after)) for entry, before, after in changes),
+                )  # fmt: skip
+        except Exception as error:  # of any kind, raised again below: the other processes must hear of it
+            problem = error
+        if self._any(problem is not None):
+            raise problem or UserError(f"{path}: the first process could not write the patch; it says why")
+
+    def _as_begun(self, name: str, others: Tensor | None) -> Tensor:
+        """What was there of a trained part, in the type of the base if that holds the whole tensor."""
+        found, stored = self._before[name], self._stored[name]
+        before = converted(found, stored)
+        return found if before is None or (others is not None and converted(others, stored) is None) else before
+
+    def merge(self) -> None:
+        """Make the model an ordinary one again: plain parameters with the trained values, gradients as before.
+
+        Raises:
+            UserError: FSDP or ZeRO 3 have cut it into parts; save it as your trainer does.
+        """
+        parameters = list(self.model.parameters())
+        if any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in parameters):
+            raise UserError(
+                f"{self.task}: FSDP or ZeRO 3 hold the model in parts, which cannot be merged in place; save it with "
+                "`save_pretrained` or your trainer, and load it again"
+            )
+        if self._merged:
+            return
+        for name in self.mask.sliced:
+            unsplice(self._places[name])
+        self.model.__class__, self._merged = self._kind, True
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self._required)
+
+    def __enter__(self) -> CoreTraining:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.merge()
+
+    def _live(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter | None]]:
+        """Each tensor as it is now, and what is trained of it where that is a parameter of its own."""
+        require_no_fsdp1(self.model)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what it gathered for a forward pass may be rounded
+        for name, places in self._places.items():
+            module, attribute = places[0]
+            spliced = spliced_at(module, attribute)
+            yield (name, getattr(module, attribute), None) if spliced is None else (name, spliced[0], spliced[1].values)
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is so in any process."""
+        group = torch.distributed
+        if not group.is_available() or not group.is_initialized():
+            return mine
+        device = next(self.model.parameters()).device
+        return Ranks(group.get_rank(), group.get_world_size(), device).any(mine)
+
+
+def _read(core: Path | str) -> CoreFile:
+    found: CoreFile = read_artefact(local_file(core), CoreFile)
+    return found
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Alias → name, of tensors that are held under several."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {alias: name for alias, name in every.items() if alias != name}
+
+
+def _require_unwrapped(model: nn.Module) -> None:
+    kinds = {kind.__name__ for module in (model, *model.modules()) for kind in type(module).__mro__}
+    for wrapper, hint in WRAPPERS.items():
+        if wrapper in kinds:
+            raise WrappedModelError(f"the model is wrapped ({wrapper}): {hint}")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise WrappedModelError("some of the model is not in memory (device_map): load it whole, or with ZeRO 3")
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise WrappedModelError("the model is sharded (fully_shard): freeze it before FSDP gets it")
+    if any(isinstance(module, Spliced) for module in model.modules()):
+        raise WrappedModelError("the model is being trained with a core set already: `merge()` that one first")
+
+
+def require_no_fsdp1(model: nn.Module) -> None:
+    """FSDP's first version makes one flat tensor of many, frozen and trained alike.
+
+    Raises:
+        WrappedModelError: it has done so.
+    """
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise WrappedModelError("FSDP 1 makes one flat tensor of many: use FSDP 2 (`fsdp_version: 2`, `fully_shard`)")
+
+
+def _require_no_optimizer(model: nn.Module, mask: Mask) -> None:
+    """Of a tensor of which rows are core, an optimizer made before would have the whole one, and never the rows."""
+    sliced = {id(parameter): name for name, parameter in model.named_parameters() if name in mask.sliced}
+    if not sliced:
+        return
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.optim.Optimizer):
+            held = [sliced[id(one)] for group in found.param_groups for one in group["params"] if id(one) in sliced]
+            if held:
+                raise WrappedModelError(
+                    f"an optimizer ({type(found).__name__}) was made before the model was frozen: it has the whole of "
+                    f"{held[0]}, of which rows are core, and would never train them; freeze first, or `del` it"
+                )
+
+
+def _stored_types(model: PreTrainedModel, base: Path | str | None, mask: Mask) -> dict[str, torch.dtype]:
+    """In which the base on disk has each core tensor; in memory's where the model is from no disk."""
+    name = str(base or model.name_or_path)
+    source = ModelSource.parse(name) if name else None
+    if source is None or (source.directory is not None and source.gguf is None and not has_weights(source.directory)):
+        return {name: parameter.dtype for name, parameter in model.named_parameters() if mask.trains(name)}
+    opened = OpenedBase(source)
+    return {name: opened.dtype(name) for name in mask.parts}
+
+
+def _saving_whole(kind: type[PreTrainedModel], tied: bool) -> type[PreTrainedModel]:
+    """The class of a model of which rows are trained, so that a state dict gathered by ZeRO 3 is saved as an ordinary
+    one. Its name stays: it goes into the config.
+
+    Args:
+        tied: rows of a tied tensor are trained, which are tied whatever is loaded; transformers could not tie them.
+    """
+
+    def save_pretrained(
+        self: Any, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **others: Any
+    ) -> None:
+        if state_dict is not None:
+            ordinary(self, state_dict)
+        kind.save_pretrained(self, save_directory, is_main_process, state_dict, **others)
+
+    changes: dict[str, Any] = {"save_pretrained": save_pretrained, "__module__": kind.__module__}
+    if tied:
+        changes["tie_weights"] = lambda self, *_, **__: None
+    return type(kind.__name__, (kind,), changes)
+
+
+def _gathered(parameter: nn.Parameter) -> AbstractContextManager[None]:
+    """Whole while it lasts, where ZeRO 3 has cut it into parts."""
+    return gathered(parameter) if hasattr(parameter, "ds_id") else nullcontext()
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    """The whole of a tensor on the CPU, wherever its parts are; collective."""
+    value = parameter.detach()
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    with _gathered(parameter):
+        return parameter.detach().to("cpu", copy=hasattr(parameter, "ds_id"))
+
+
+def _digest(value: Tensor) -> str:
+    return hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
