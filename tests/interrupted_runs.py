@@ -23,7 +23,7 @@ import time
 import traceback
 from pathlib import Path
 
-WATCHED = {"open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir", "os.utime", "tempfile.mkstemp"}
+from tests.killed_writes import signal_at
 
 IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
@@ -62,18 +62,7 @@ def run(request: dict, stdout: Path, stderr: Path, events: Path) -> None:
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     counter = os.open(events, os.O_WRONLY | os.O_CREAT)
-    watched = tuple(request["watch"])
-    count = 0
-
-    def note(event: str, arguments: tuple) -> None:
-        nonlocal count
-        if event in WATCHED and any(str(one).startswith(watched) for one in arguments[:2]):
-            count += 1
-            os.write(counter, b".")
-            if count == request.get("at_event"):
-                os.kill(os.getpid(), request["signal"])
-
-    sys.addaudithook(note)
+    signal_at(request["watch"], request.get("at_event"), request.get("signal", 0), lambda: os.write(counter, b"."))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:

@@ -1,18 +1,35 @@
-"""Something that writes files, killed before each of its operations on them, in forks of this process."""
+"""Processes that are ended just before an operation on files: between two of them nothing on the disk changes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-WATCHED = {"open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir", "tempfile.mkstemp", "os.truncate"}
+WATCHED = {
+    "open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir", "os.utime", "os.truncate", "tempfile.mkstemp",
+}  # fmt: skip
+
+
+def signal_at(places: Sequence[object], number: int | None, sent: int, seen: Callable[[], object] = int) -> None:
+    """Send this process a signal before its n-th operation below some places; `seen` is called at each."""
+    watched, count = tuple(map(str, places)), 0
+
+    def note(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event in WATCHED and any(str(one).startswith(watched) for one in arguments[:2]):
+            count += 1
+            seen()
+            if count == number:
+                os.kill(os.getpid(), sent)
+
+    sys.addaudithook(note)
 
 
 def killed_at_each_operation(write: Callable[[], object], place: Path) -> Iterator[int]:
-    """Run `write` again and again, each time killed one operation below `place` later; ends when it is not killed."""
+    """Run `write` in forks, each time killed one operation below `place` later; ends when it is not killed."""
     number = 0
     while True:
         number += 1
@@ -20,7 +37,7 @@ def killed_at_each_operation(write: Callable[[], object], place: Path) -> Iterat
         if child == 0:
             code = 1
             try:
-                sys.addaudithook(_killer(place, number))
+                signal_at([place], number, signal.SIGKILL)
                 write()
                 code = 0
             finally:
@@ -30,16 +47,3 @@ def killed_at_each_operation(write: Callable[[], object], place: Path) -> Iterat
             return
         assert status == -signal.SIGKILL, status
         yield number
-
-
-def _killer(place: Path, number: int) -> Callable[[str, tuple], None]:
-    count = 0
-
-    def note(event: str, arguments: tuple) -> None:
-        nonlocal count
-        if event in WATCHED and any(str(one).startswith(str(place)) for one in arguments[:2]):
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    return note

@@ -7,13 +7,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
+from tests.commands import done
 from tests.patch_files import loaded, same_bits, stored
 from tests.stream_files import write_core_set
 from tests.task_files import write_tasks
-from trace_transfer.cli import main
 from trace_transfer.formats import read_any
 from trace_transfer.records import to_json
 
@@ -21,18 +20,12 @@ LAYER = {"qwen3_moe": "model.layers.1.mlp.experts", "gpt_oss": "model.layers.2.m
 TRAINING = ("--batch-size", 4, "--epochs", 1, "--learning-rate", 1e-3)
 
 
-def run(*arguments):
-    result = CliRunner().invoke(main, [str(one) for one in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
 @pytest.fixture(scope="module")
 def identified(tiny, tmp_path_factory):
     """`identify` on a tiny model with experts."""
     directory = tmp_path_factory.mktemp("identified")
     tasks = write_tasks(directory, {"math": 6, "code": 6})
-    run("identify", tiny("qwen3_moe"), "--tasks", tasks, "--zero", 0, "--ratio", 0.3, "--fisher-examples", 3,
+    done("identify", tiny("qwen3_moe"), "--tasks", tasks, "--zero", 0, "--ratio", 0.3, "--fisher-examples", 3,
         *TRAINING, "--keep-models", "--out", directory / "out")  # fmt: skip
     return directory / "out"
 
@@ -70,12 +63,12 @@ def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path)
     write = tmp_path / "math.core.json"
     write.write_text(to_json(core.model_copy(update={"parameters": chosen})))
     options = ("--batch-size", 64, "--splits", 0, "--match", "depth", "--carry", "core", "--out")
-    run("map", "--src", tiny("qwen3_moe"), "--dst", tiny("llama"), "--core", write, *options, tmp_path / "there")
+    done("map", "--src", tiny("qwen3_moe"), "--dst", tiny("llama"), "--core", write, *options, tmp_path / "there")
     there = read_any(tmp_path / "there/math.core.json")
     assert {p.name for p in there.core} == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up")}
     chosen = tuple(p.model_copy(update={"core": p.core and "gate" in p.name}) for p in there.parameters)
     write.write_text(to_json(there.model_copy(update={"parameters": chosen})))
-    run("map", "--src", tiny("llama"), "--dst", tiny("qwen3_moe"), "--core", write, *options, tmp_path / "back")
+    done("map", "--src", tiny("llama"), "--dst", tiny("qwen3_moe"), "--core", write, *options, tmp_path / "back")
     (back,) = read_any(tmp_path / "back/math.core.json").core
     assert back.name == gate_up and back.columns == ((0, 20),)  # the gate's half of each expert
 
@@ -83,7 +76,7 @@ def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path)
 def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):
     base, tasks = tiny("qwen3_moe"), identified.parent / "tasks.yaml"
     shutil.copytree(identified, tmp_path / "out")
-    run("score", base, "--tasks", tasks, "--unit", "rows", "--ratio", 0.2, "--fisher-examples", 3,
+    done("score", base, "--tasks", tasks, "--unit", "rows", "--ratio", 0.2, "--fisher-examples", 3,
         "--out", tmp_path / "out")  # fmt: skip
     core = {  # a row of the fused tensor is an expert
         (entry.name, expert)
@@ -97,7 +90,7 @@ def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):
     for item in stream["tasks"]:
         item |= {"data": str(tasks.parent / item["data"]), "core": str(tmp_path / "out" / f"{item['name']}.core.json")}
     (tmp_path / "stream.yaml").write_text(yaml.safe_dump(stream))
-    said = run(
+    said = done(
         "train", base, "--stream", tmp_path / "stream.yaml", "--zero", 0, *TRAINING, "--out", tmp_path / "trained"
     )
     assert re.search(r"elements were frozen, and each is bit-identical", said.output)
@@ -120,10 +113,10 @@ def core_set(family, shapes):
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """`trained(family, zero)`: the core set's parts and the directory of a training."""
-    done = {}
+    made = {}
 
     def get(family, zero=0):
-        if (family, zero) not in done:
+        if (family, zero) not in made:
             directory = tmp_path_factory.mktemp("trained")
             shapes = {name: tuple(value.shape) for name, value in loaded(tiny(family)).items()}
             parts = core_set(family, shapes)
@@ -137,10 +130,10 @@ def trained(tiny, tmp_path_factory):
             stream = write_tasks(directory, {"math": 8}, "stream.yaml")
             text = stream.read_text().replace("data: math.jsonl", "data: math.jsonl, core: math.core.json")
             stream.write_text(text)
-            run("train", tiny(family), "--stream", stream, *TRAINING, "--weight-decay", 0.1, "--zero", zero,
+            done("train", tiny(family), "--stream", stream, *TRAINING, "--weight-decay", 0.1, "--zero", zero,
                 "--out", directory / "out")  # fmt: skip
-            done[family, zero] = parts, directory / "out"
-        return done[family, zero]
+            made[family, zero] = parts, directory / "out"
+        return made[family, zero]
 
     return get
 
@@ -185,6 +178,6 @@ def test_partitioned_over_ranks_it_is_the_same_training(trained):
 def test_saved_under_the_names_on_disk_and_undone(tiny, trained, tmp_path, family):
     _, out = trained(family)
     assert stored(out / "model").keys() == stored(tiny(family)).keys()
-    run("patch", "revert", out / "model", out / "math.patch.safetensors", "--out", tmp_path / "back")
+    done("patch", "revert", out / "model", out / "math.patch.safetensors", "--out", tmp_path / "back")
     assert same_bits(stored(tmp_path / "back"), stored(tiny(family)))
-    run("verify", tiny(family), out / "model", "--patch", out / "math.patch.safetensors")
+    done("verify", tiny(family), out / "model", "--patch", out / "math.patch.safetensors")

@@ -1,16 +1,15 @@
 """`trace-transfer evaluate`: what it prints, its exit codes, and what it refuses."""
 
-import pytest
-from click.testing import CliRunner
+from functools import partial
 
+import pytest
+
+from tests import commands
 from tests.evaluation_files import write_suite
 from tests.patch_files import make_patch, mask_of, state_of
-from trace_transfer import cli
 from trace_transfer.formats import read_any
 
-
-def run(*arguments):
-    return CliRunner().invoke(cli.main, ["evaluate", *map(str, arguments)])
+run = partial(commands.run, "evaluate")
 
 
 def rows(text):

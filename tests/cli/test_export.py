@@ -5,17 +5,12 @@ import shutil
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
+from tests.commands import run
 from tests.core_files import write_core
-from trace_transfer.cli import main
 from trace_transfer.cli.core_sets import TRAINERS
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.formats import read_any
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
+from tests.commands import run
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS
 from trace_transfer import map_models
@@ -20,10 +20,6 @@ HEAVY = (
     "torch", "transformers", "accelerate", "safetensors", "deepspeed", "pydantic", "scipy", "plotly", "matplotlib",
     "rich", "yaml", "huggingface_hub", "tokenizers", "gguf", "networkx", "datasets",
 )  # fmt: skip
-
-
-def run(*arguments: str | Path):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def modules_after(*arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:

@@ -1,33 +1,20 @@
 """`trace-transfer patch`: a model goes to any state of a stream and back, bit for bit."""
 
+from functools import partial
+
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from tests import commands
 from tests.patch_files import loaded, make_patch, mask_of, same_bits, state_of, stored
-from trace_transfer import cli
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.patch.patches import Patch
 
+done = partial(commands.done, "patch")
+refused = partial(commands.refused, "patch")
+
 NORM = "model.norm.weight"
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.main, ["patch", *map(str, arguments)])
-
-
-def done(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*arguments):
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 def stream(base, tmp_path, save_dtype="stored", **masks):

@@ -1,17 +1,15 @@
 """`trace-transfer plot`: what it writes, what it prints, what it refuses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
+from tests import commands
 from tests.core_files import write_core
-from trace_transfer.cli import main
 
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["plot", *map(str, arguments)])
+run = partial(commands.run, "plot")
 
 
 def of_epochs(file: Path, target: Path, epochs: int) -> Path:

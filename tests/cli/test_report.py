@@ -1,17 +1,15 @@
 """`trace-transfer report`: what it prints and how it fails."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
+from tests import commands
 from tests.run_files import write_run
-from trace_transfer.cli import main
 
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["report", *map(str, arguments)])
+run = partial(commands.run, "report")
 
 
 @pytest.fixture

@@ -1,22 +1,20 @@
 """`trace-transfer verify`: what it prints, its exit codes, and what it refuses."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from click.testing import CliRunner
 
+from tests import commands
 from tests.core_files import write_core
 from tests.patch_files import make_patch, mask_of, state_of
-from trace_transfer import cli
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.formats import read_any
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 
-
-def run(*arguments):
-    return CliRunner().invoke(cli.main, ["verify", *map(str, arguments)])
+run = partial(commands.run, "verify")
 
 
 @pytest.fixture

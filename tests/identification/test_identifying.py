@@ -6,15 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.commands import done, run
 from tests.reference import authors_scores
 from tests.task_files import SIZES, write_tasks
 from tests.tuned_models import tuned_copy, weights
 from trace_transfer import identify, score
-from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.show import jaccard
 from trace_transfer.data.encoding import read_tasks
@@ -26,16 +25,6 @@ from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 
 FAST = ("--batch-size", 4, "--learning-rate", 1e-3)
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def done(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def core_of(out, task) -> CoreFile:

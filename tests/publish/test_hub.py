@@ -8,14 +8,13 @@ import sys
 import huggingface_hub
 import pytest
 import torch
-from click.testing import CliRunner
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load, load_file
 
+from tests.commands import done, run
 from tests.local_hub import TOKEN, running_hub
 from tests.patch_files import make_patch, same_bits, state_of, stored
 from tests.stream_files import core_sets, write_core_set, write_stream
-from trace_transfer.cli import main
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.errors import ArtefactError
 from trace_transfer.formats import read_any
@@ -35,16 +34,6 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield found
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(one) for one in arguments])
-
-
-def done(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def test_who_may_write_where(hub):

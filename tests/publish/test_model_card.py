@@ -7,12 +7,11 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
+from tests.commands import done
 from tests.patch_files import make_patch, same_bits, state_of, stored
 from tests.stream_files import core_sets, write_core_set, write_stream
-from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import Transfer
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.files import sha256_file, write_text
@@ -34,12 +33,6 @@ TUNED = {  # front matter of whatever was trained on a base of that licence
 NONE = ("", "# no front matter", "---\nlicense: [\n---\n", "---\nlicense: 3\n---\n", "---\n- a\n---\n")
 
 
-def run(*arguments):
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
-    assert result.exit_code == 0, result.output
-    return result
-
-
 def read(directory):
     return ModelCard.load(directory / CARD)
 
@@ -51,7 +44,7 @@ def trained(tiny, tmp_path_factory):
     (base / CARD).write_text(LICENSED)
     stream = write_stream(tmp_path_factory.mktemp("stream"), base, 3)
     out = tmp_path_factory.mktemp("out")
-    run("train", base, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", out)
+    done("train", base, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", out)
     return base, stream, out
 
 
@@ -104,7 +97,7 @@ def test_the_commands_in_it_work(trained, tmp_path):
     (command,) = re.findall(r"^trace-transfer (patch revert .*)$", text, re.MULTILINE)
     places = {"THIS_MODEL": out / "model", "before": tmp_path / "before"}
     places |= {name: out / name for name in ("math.patch.safetensors", "code.patch.safetensors")}
-    run(*(places.get(word, word) for word in shlex.split(command)))
+    done(*(places.get(word, word) for word in shlex.split(command)))
     assert same_bits(stored(tmp_path / "before"), stored(base))
     namespace = {}
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("THIS_MODEL", str(out / "model"))
@@ -116,7 +109,7 @@ def test_a_card_that_is_there_is_left_alone(trained, tmp_path):
     base, stream, out = trained
     again = shutil.copytree(out, tmp_path / "again")
     (again / "model" / CARD).write_text("mine")
-    run("train", base, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", again)
+    done("train", base, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", again)
     assert (again / "model" / CARD).read_text() == "mine"
     assert read_any(again / "verification.json").ok
 
@@ -181,7 +174,7 @@ def test_a_patched_model(tiny, tmp_path):
     (base / CARD).write_text(LICENSED)
     state = state_of(base)
     patch = make_patch(state, tmp_path / "math.patch.safetensors", Mask({"model.norm.weight": None}), 0)
-    run("patch", "apply", base, patch.path, "--out", tmp_path / "tuned")
+    done("patch", "apply", base, patch.path, "--out", tmp_path / "tuned")
     card = read(tmp_path / "tuned")
     assert card.data.license_name == "mine" and card.data.tags == ["trace-transfer"]
     assert "base_model" not in card.data.to_dict()  # a directory: where it is from is not known
@@ -189,7 +182,7 @@ def test_a_patched_model(tiny, tmp_path):
     share = f"1 of {len(state.shapes)} ({1 / len(state.shapes):.3%}) | 48 of {num_elements:,} ({48 / num_elements:.3%})"
     assert f"| 1 | `math` | applied | trace | {share} |" in card.text
     assert f"`math.patch.safetensors`: SHA-256 `{patch.sha256}`" in card.text
-    run("patch", "revert", tmp_path / "tuned", patch.path, "--out", tmp_path / "back")
+    done("patch", "revert", tmp_path / "tuned", patch.path, "--out", tmp_path / "back")
     back = read(tmp_path / "back")
     assert back.text.lstrip().startswith("# tuned, before math\n") and "| 1 | `math` | reverted |" in back.text
     assert "license" not in back.data.to_dict() and "patch revert" not in back.text

@@ -42,8 +42,9 @@ def alone(command, tmp_path_factory):
     return weights(out / "model")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "deepspeed"))]
+)
 def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher):
     before, after = LAUNCHERS[launcher]
     done = subprocess.run([*before, *command, "--zero", "3", "--out", str(tmp_path), *after],
@@ -54,6 +55,7 @@ def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher)
         assert float((value - alone[name]).abs().max()) < 2e-5, name  # of 1e-3 a step
 
 
+@pytest.mark.slow
 def test_sigterm_to_two_processes(command, alone, tmp_path):
     """Both save and end with 0; the same command then ends with what an undisturbed run has."""
     whole = [sys.executable, "-m", "trace_transfer", *command, "--zero", "2", "--out", str(tmp_path)]
