@@ -31,8 +31,6 @@ def test_what_cannot_be_used_is_told_at_once():
         StreamSettings.of(epoch=2)
     with pytest.raises(UserError, match="offload: 'parameters' needs zero 3 or more, and zero is 1"):
         TrainSettings(zero=1, offload="parameters")
-    with pytest.raises(UserError, match=r"track\[0\]: 'tensorbord' is none of tensorboard"):
-        TrainSettings(track=("tensorbord",))
 
 
 def test_what_is_recorded_decides_the_result():

@@ -41,7 +41,7 @@ from trace_transfer.engine.estimates import peak_flops, utilisation
 from trace_transfer.engine.loading import StartingPoint
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import outside, put, require_fitting, taken
-from trace_transfer.engine.tracking import NoTracker, Tracker, open_tracker
+from trace_transfer.engine.tracking import Trackers, open_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
 from trace_transfer.models.tensors import differing
@@ -258,7 +258,7 @@ class Run:
         self.stop_if_asked()
         with (
             reporter.task(f"training on {self.label}", total) as advance,
-            closing(self.tracker()) as tracker,
+            closing(self.trackers()) as trackers,
         ):
             for _ in range(done):
                 advance()
@@ -268,7 +268,9 @@ class Run:
                 self.tokens += step.tokens
                 if self.log is not None:
                     self.log.add(step)
-                tracker.log(step.step, {"loss": step.loss, "learning_rate": step.learning_rate, "norm": step.grad_norm})
+                trackers.log(
+                    step.step, {"loss": step.loss, "learning_rate": step.learning_rate, "norm": step.grad_norm}
+                )
                 due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
                 advance(self.status())
                 due_anywhere, stopping = self.asked(self.ranks.is_first and due)
@@ -280,17 +282,19 @@ class Run:
             first, last = self.steps[0].loss, self.steps[-1].loss
             self.reporter.note(f"{self.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}")
 
-    def tracker(self) -> Tracker:
+    def trackers(self) -> Trackers:
         """Where losses go beside `loss.csv`; only the first rank has any, and all of them hear of its failure."""
-        tracker: Tracker = NoTracker()
-        problem = None
-        try:
-            tracker = open_tracker(self.settings.track, self.directory.parent, self.label, len(self.steps) + 1)
-        except UserError as error:
-            problem = error
+        trackers, problem = Trackers(), None
+        if self.ranks.is_first:
+            try:
+                trackers = open_trackers(
+                    self.settings.track, self.directory.parent, self.label, first_step=len(self.steps) + 1
+                )
+            except UserError as error:
+                problem = error
         if self.ranks.any(problem is not None):
             raise problem or TrainingError("the first rank could not begin its trackers; it says why")
-        return tracker
+        return trackers
 
     def asked(self, due: bool) -> tuple[bool, bool]:
         """Whether a checkpoint is due on any rank, and whether any was told to stop; collective.

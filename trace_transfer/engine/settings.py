@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from trace_transfer.settings import Count, Seed, Settings, setting
+from trace_transfer.settings import Count, Seed, Settings, Texts, setting
 
-Tracker = Literal["tensorboard", "wandb", "comet"]
 ZERO_FOR_OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
@@ -42,7 +41,10 @@ class TrainSettings(Settings):
         5.0, "Minutes between checkpoints, from which the same command goes on; 0 for one after every step."
     )
     keep_checkpoints: Count = setting(1, "Checkpoints kept while a training runs.")
-    track: tuple[Tracker, ...] = setting((), "Send loss and learning rate there, beside loss.csv; may be given often.")
+    track: Texts = setting(
+        (), "Send loss and learning rate there, too: tensorboard, wandb, comet_ml, mlflow, trackio … (accelerate's "
+        "trackers); may be given often.", metavar="TRACKER",
+    )  # fmt: skip
     deepspeed: Mapping[str, Any] = setting(
         dict, "Your own DeepSpeed JSON; what it leaves out or calls 'auto' comes from these options.", metavar="FILE"
     )
