@@ -7,11 +7,9 @@ import json
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from tests.engine.made_up import make_task
 from trace_transfer.data.examples import collate
-from trace_transfer.engine import deepspeed_json
 from trace_transfer.engine.deepspeed_json import contradictions, merged, read_deepspeed_json
 from trace_transfer.engine.distributed import open_ranks
 from trace_transfer.engine.loading import BaseModel
@@ -113,49 +111,37 @@ def test_a_precision_that_only_the_machine_decides():
 
 def test_every_contradiction_is_named_at_once():
     given = {
-        "train_batch_size": 16, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 8,
-        "gradient_clipping": 0.5, "bf16": {"enabled": False, "bf16_master_weights_and_grads": True},
-        "optimizer": {"type": "Lion", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0, "amsgrad": True}},
+        "train_batch_size": 16, "gradient_accumulation_steps": 8, "gradient_clipping": 0.5,
+        "bf16": {"enabled": False, "bf16_master_weights_and_grads": True},
+        "optimizer": {"type": "Lion", "params": {"betas": [0.9, 0.95], "amsgrad": True}},
         "zero_optimization": {
             "stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x", "ratio": 0.5},
             "zero_quantized_nontrainable_weights": True, "compute_grad_norm": False, "stage3_max_life_parameters": 1,
         },
-        "fp16": {"enabled": True, "loss_scale": 0}, "checkpoint": {"load_universal": True}, "tensorboard":
-        {"enabled": True, "output_path": "x"}, "zero_optimisation": {"stage": 3}, "flops_profiler": {"enabled": True},
+        "fp16": {"enabled": True, "loss_scale": 0}, "zero_optimisation": {"stage": 3},
+        "flops_profiler": {"enabled": True}, "tensorboard": {"enabled": True},
     }  # fmt: skip
     every = contradictions(given, SETTINGS, 1, "bfloat16")
-    message = "\n".join(every)
     for expected in (
         "train_batch_size: 16 there, 8 by --batch-size",
-        "train_micro_batch_size_per_gpu: 1 there, 3 by --micro-batch-size",
         "gradient_accumulation_steps: 8 there, 3 by --batch-size, --micro-batch-size and the number of ranks",
         "gradient_clipping: 0.5 there, 1.0 by --max-grad-norm",
         "bf16.enabled: false there, true by --precision",
-        "bf16.bf16_master_weights_and_grads: trace-transfer keeps float32 master weights",
         'optimizer.type: "Lion" there, "AdamW" by the method',
-        "optimizer.params.lr: 0.001 there, 2e-05 by --learning-rate",
         "optimizer.params.betas: [0.9, 0.95] there, [0.9, 0.999] by the method",
-        "optimizer.params.weight_decay: 0 there, 0.1 by --weight-decay",
-        "optimizer.params.amsgrad: trace-transfer trains with AdamW",
+        "optimizer.params.amsgrad: trace-transfer trains with AdamW, which is the method's",
         "zero_optimization.stage: 2 there, 3 by --zero",
         'zero_optimization.offload_optimizer.device: "nvme" there, "none" by --offload',
-        "zero_optimization.zero_quantized_nontrainable_weights: trace-transfer must leave what is frozen",
-        "zero_optimization.compute_grad_norm: false there, only true can be used",
-    ):
-        assert expected in message
-    for expected in (
-        "zero_optimization.stage3_max_life_parameters: unknown to this version of trace-transfer; did you mean "
-        "stage3_max_live_parameters?",
-        "zero_optimisation: unknown to this version of trace-transfer; did you mean zero_optimization?",
+        "zero_optimization.compute_grad_norm: trace-transfer needs the norm of each gradient",
+        "zero_optimization.stage3_max_life_parameters: Extra inputs are not permitted (DeepSpeed)",
+        "zero_optimisation: did you mean zero_optimization?",
         "fp16: trace-transfer trains in bfloat16 or float32, which need no loss scaling: --precision",
-        "tensorboard: trace-transfer logs the true loss itself, and DeepSpeed a scaled one: --track tensorboard",
         "flops_profiler: needs an output_file, as stdout is kept for results",
     ):
         assert expected in every
-    assert [line for line in every if line.startswith("checkpoint")] == [
-        "checkpoint: trace-transfer writes checkpoints of its own, of what is trained alone"
-    ]
-    assert len(every) == 23
+    told = {line.partition(":")[0] for line in every}
+    assert "bf16.bf16_master_weights_and_grads" in told and "zero_optimization.offload_optimizer.ratio" in told
+    assert len(every) == 17
 
 
 @pytest.mark.parametrize(
@@ -164,15 +150,10 @@ def test_every_contradiction_is_named_at_once():
         ({"zero_optimization": True}, "zero_optimization: expected an object, {…}, found true"),
         ({"bf16": True}, "bf16: expected an object, {…}, found true"),
         ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, "adam_w_mode: false there, true by"),
-        ({"gradient_accumulation_steps": True}, "gradient_accumulation_steps: true there, 3 by"),
         ({"compression_training": {"weight_quantization": {"x": 1}}}, "compression_training: trace-transfer must"),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, '"cpu" there, "none" by --offload'),
-        (
-            {"zero_force_ds_cpu_optimizer": True},
-            "true there, only false can be used: trace-transfer uses torch's AdamW",
-        ),
+        ({"zero_force_ds_cpu_optimizer": True}, "trace-transfer uses torch's AdamW"),
         ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload: true there, false by --offload"),
-        ({"xyz": {"a": {"b": 1}}}, "xyz: unknown to this version of trace-transfer; known there: activation"),
     ],
 )
 def test_single_contradictions(given, said):
@@ -185,8 +166,8 @@ def test_single_contradictions(given, said):
     [
         {"elasticity": {"enabled": False, "max_train_batch_size": 4}}, {"sequence_parallel_size": 1},
         {"gradient_allreduce_op": "mean"}, {"zero_optimization": {"zero_quantized_weights": False}},
-        {"compile": {"deepcompile": False}}, {"scheduler": {"type": "auto"}}, {"tensorboard": {"enabled": False}},
-        {"fp16": {}}, {"amp": None}, {"sparse_gradients": False},
+        {"compile": {"deepcompile": False}}, {"scheduler": {"type": "auto"}}, {"fp16": {}},
+        {"amp": None}, {"fp16": {"enabled": "auto", "loss_scale": 0}},
     ],
 )  # fmt: skip
 def test_what_is_switched_off_is_no_contradiction_and_is_left_out(given):
@@ -198,7 +179,7 @@ def test_the_rest_is_merged_key_by_key():
     own = own_config(allgather_bucket_size=7)
     given = {
         "zero_optimization": {"reduce_bucket_size": 9, "overlap_comm": False, "stage3_prefetch_bucket_size": None},
-        "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "steps_per_print": 1, "train_batch_size": 8,
+        "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "train_batch_size": 8,
     }  # fmt: skip
     zero = {**own["zero_optimization"], "reduce_bucket_size": 9, "overlap_comm": False}
     assert merged(own, given) == {
@@ -206,58 +187,18 @@ def test_the_rest_is_merged_key_by_key():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{\n  "bf16": {"enabled": true},\n}', r"ds\.json:3: not valid JSON: .*comma"),
-        ("[1]", r"found a list, expected a JSON object, \{…\}"),
-        ("3", "found the number 3, expected a JSON object"),
-        ('{"a": {"b": 1, "b": 2}}', r"ds\.json:1: not valid JSON: the key 'b' stands here a second time \(column 16\)"),
-        (b"\xff\xfe\x00", "not UTF-8"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, text, said):
-    file = tmp_path / "ds.json"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=said):
-        read_deepspeed_json(file)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"none\.json: cannot be read: No such file"):
-        read_deepspeed_json(tmp_path / "none.json")
+def test_reading(tmp_path):
     file = tmp_path / "ds.json"
     file.write_text("\ufeff" + json.dumps(AXOLOTL), "utf-8")
     assert read_deepspeed_json(file) == AXOLOTL
+    file.write_text('{\n  "bf16": {"enabled": true},\n}')
+    with pytest.raises(UserError, match=r"ds\.json:3: not valid JSON: .*comma"):
+        read_deepspeed_json(file)
 
 
 def quietly() -> contextlib.redirect_stdout:
     """DeepSpeed prints when it is imported."""
     return contextlib.redirect_stdout(io.StringIO())
-
-
-def test_names_are_those_of_the_installed_deepspeed():
-    """What is passed on exists; what exists is decided about."""
-    with quietly():
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-        from deepspeed.runtime.zero.offload_config import (
-            DeepSpeedZeroOffloadOptimizerConfig,
-            DeepSpeedZeroOffloadParamConfig,
-        )
-    groups = {
-        "zero_optimization.": DeepSpeedZeroConfig,
-        "zero_optimization.offload_optimizer.": DeepSpeedZeroOffloadOptimizerConfig,
-        "zero_optimization.offload_param.": DeepSpeedZeroOffloadParamConfig,
-    }
-    deprecated = {"cpu_offload_use_pin_memory", "stage3_gather_fp16_weights_on_model_save"}
-    for prefix, kind in groups.items():
-        there = {field.alias or name for name, field in kind.model_fields.items()} - deprecated
-        known = {name[len(prefix) :].partition(".")[0] for name in deepspeed_json._KNOWN if name.startswith(prefix)}
-        assert there - known == set()
-        passed = {name[len(prefix) :] for name in deepspeed_json.PASSED if name.startswith(prefix)}
-        assert {name for name in passed if "." not in name} - there == set()
-        with pytest.raises(ValidationError, match="not_there"):
-            kind(not_there=1)
 
 
 @pytest.mark.parametrize(
