@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -13,10 +13,25 @@ from typing import Any
 from trace_transfer.errors import TraceTransferError
 
 LOOK_EVERY = 0.1  # s
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class StopRequested(TraceTransferError):  # noqa: N818 (not an error)
     """The run was told to stop, saved what it had and ends well; not a failure."""
+
+
+@contextmanager
+def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """While it lasts these signals go to a handler. Beside the main thread, where Python has none, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @dataclass
@@ -39,21 +54,15 @@ class StopSignal:
 def stop_on_sigterm() -> Iterator[StopSignal]:
     """While it lasts SIGTERM (what clusters send before they take a machine away) is noted instead of killing."""
     stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.requested = True
 
-    before = signal.signal(signal.SIGTERM, note)
-    try:
+    with handling([signal.SIGTERM], note):
         yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
-def endable(call: Callable[[], Any], what: str) -> Any:
+def endable(call: Callable[[], None], what: str) -> None:
     """Do what may wait for ever inside a library, where no signal is heard, so that SIGTERM and Ctrl-C end it.
 
     It is done in a thread, which is left alone when a signal comes, and ends with this process.
@@ -65,13 +74,13 @@ def endable(call: Callable[[], Any], what: str) -> Any:
         StopRequested: SIGTERM came.
     """
     if threading.current_thread() is not threading.main_thread():
-        return call()
-    results: list[Any] = []
+        call()
+        return
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            results.append(call())
+            call()
         except BaseException as error:
             errors.append(error)
 
@@ -81,47 +90,32 @@ def endable(call: Callable[[], Any], what: str) -> Any:
         while thread.is_alive():
             thread.join(LOOK_EVERY)
             stop.check(what)
-    if errors:
-        raise errors[0]
-    return results[0]
+    for error in errors:
+        raise error
 
 
 @contextmanager
 def noted_interruption() -> Iterator[Callable[[], bool]]:
     """Ctrl-C raises KeyboardInterrupt as always, and is remembered: raised within some libraries' C++ code or clean-up
     it comes out as another exception (torch: "could not determine the shape", matplotlib: "Invalid bounding box")."""
-    came = False
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield lambda: False
-        return
+    came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
+        came.append(number)
         signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    as_always = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with handling([signal.SIGINT] if as_always else [], note):
+        yield lambda: bool(came)
 
 
 @contextmanager
 def interruption_held_back() -> Iterator[None]:
     """Ctrl-C comes at the end of the block: what is begun within it is known to whoever has to end it."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    before, came = signal.getsignal(signal.SIGINT), list[tuple[int, FrameType | None]]()
     try:
-        yield
+        with handling([signal.SIGINT] if callable(before) else [], lambda number, frame: came.append((number, frame))):
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
+        if came and callable(before):
             before(*came[0])

@@ -164,6 +164,11 @@ class Patch:
         return {entry.name: entry for entry in self.entries}
 
     @property
+    def num_elements(self) -> int:
+        """Elements that it holds."""
+        return sum(entry.num_elements for entry in self.entries)
+
+    @property
     def mask(self) -> Mask:
         """What it changes."""
         return Mask({entry.name: entry.part for entry in self.entries})

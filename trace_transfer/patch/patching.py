@@ -228,7 +228,7 @@ def _write(state: ModelState, patch: Patch, directory: Path, reporter: Reporter)
         )  # fmt: skip
     tuned = state.apply(alone)
     write_model(tuned, directory / patch.task, reporter, texts=patched_card(tuned))
-    return TaskModel(patch.task, directory / patch.task, sum(entry.num_elements for entry in patch.entries), moved)
+    return TaskModel(patch.task, directory / patch.task, patch.num_elements, moved)
 
 
 def _moved_before(state: ModelState, patch: Patch, entry: PatchEntry) -> int:

@@ -22,10 +22,9 @@ def render_patch(patch: Patch) -> str:
 
 
 def _draw_patch(patch: Patch, page: Page) -> None:
-    num_elements = sum(entry.num_elements for entry in patch.entries)
     page.line(str(patch.path), "bold")
     page.line(
-        f"task {patch.task}, method {patch.method}: {len(patch.entries)} parameters, {num_elements:,} elements, "
+        f"task {patch.task}, method {patch.method}: {len(patch.entries)} parameters, {patch.num_elements:,} elements, "
         f"{patch.path.stat().st_size:,} bytes"
     )
     page.line(f"of a model with names_sha256 {patch.names_sha256[:12]}…")

@@ -128,7 +128,7 @@ def _record(plan: StreamPlan, number: int) -> None:
         label=stage.label, tasks=stage.tasks, patch=file.name, patch_sha256=sha256_file(file),
         adapter=plan.adapter(number).name if plan.settings.method == "lora" else None,
         mask_sha256=stage.known_mask.sha256, num_parameters=len(patch.entries),
-        num_elements=sum(entry.num_elements for entry in patch.entries), data_sha256=stage.data.sha256,
+        num_elements=patch.num_elements, data_sha256=stage.data.sha256,
         num_examples=len(stage.data.examples), num_steps=len(steps), tokens=sum(step.tokens for step in steps),
         supervised=sum(step.supervised for step in steps), losses=tuple(step.loss for step in steps),
     )  # fmt: skip
