@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from trace_transfer.errors import UserError, listing
 
@@ -29,16 +27,6 @@ def sha256_text(text: str) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sort_metadata(file: Path) -> None:
-    """safetensors writes its metadata in an order that changes from run to run; equal results are to be equal files."""
-    with file.open("r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        stream.seek(8)
-        stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -63,10 +51,8 @@ class DiskFullError(UserError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the system, or safetensors' of it, says that a disk or a quota is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error)
+    """Whether an error of the system says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -106,15 +92,6 @@ def write_text(path: Path, content: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(content, "utf-8")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; its metadata say format and version."""
-    from safetensors.torch import save_file
-
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
-        _sort_metadata(temporary)
 
 
 def prepare_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:

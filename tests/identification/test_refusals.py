@@ -6,11 +6,12 @@ import subprocess
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors import SafetensorError
 
 from tests.task_files import write_tasks
 from trace_transfer.cli import main
+from trace_transfer.files import DiskFullError
 from trace_transfer.formats import read_any
+from trace_transfer.identification import deltas
 from trace_transfer.identification.records import WarmStartFile
 
 
@@ -140,18 +141,16 @@ def test_what_was_finished_before_is_kept(identifying):
 
 
 def test_a_full_disk_while_deltas_are_written(identifying, monkeypatch):
-    """safetensors' error for a full disk, from the second file on."""
-    from safetensors import torch as saving
+    """From the second file on."""
+    real, written = deltas.write_tensors, []
 
-    real, written = saving.save_file, []
-
-    def full(tensors, path, *rest):
+    def full(path, *rest):
         if len(written) == 1:
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+            raise DiskFullError.writing(path)
         written.append(path)
-        real(tensors, path, *rest)
+        real(path, *rest)
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(deltas, "write_tensors", full)
     message = identifying.refused()
     assert "the disk is full" in message
     assert "what was written before is whole" in message

@@ -27,8 +27,8 @@ from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.distributed import quiet
 from trace_transfer.engine.loading import StartingPoint
 from trace_transfer.errors import ModelError, listing
-from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_tensors, write_text
-from trace_transfer.models.tensors import require_finite
+from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_text
+from trace_transfer.models.tensors import require_finite, write_tensors
 from trace_transfer.text_formats import read_json_object
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from trace_transfer.errors import TrainingError, listing
-from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_tensors, write_text
+from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_text
+from trace_transfer.models.tensors import write_tensors
 from trace_transfer.records import library_versions
 from trace_transfer.text_formats import read_json_object, read_text
 
@@ -331,14 +332,10 @@ def _paths(directory: Path) -> list[Path]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """What the system says, if it was the writing that failed; safetensors has an error of its own for that."""
-    from safetensors import SafetensorError
-
+    """What the system says, if it was the writing that failed."""
     if isinstance(error, DiskFullError) or is_disk_full(error):
         return "the disk is full"
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error) if isinstance(error, SafetensorError) else None
+    return error.strerror or str(error) if isinstance(error, OSError) else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

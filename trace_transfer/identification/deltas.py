@@ -30,7 +30,7 @@ from torch import Tensor
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.files import sha256_file, sha256_text, write_tensors
+from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.identification.records import (
     DeltaFile,
     DeltaTensor,
@@ -43,7 +43,7 @@ from trace_transfer.identification.scores import cosines_of
 from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import build_meta_model
-from trace_transfer.models.tensors import all_finite, read_rows, require_finite
+from trace_transfer.models.tensors import all_finite, read_rows, require_finite, write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field
 
 from trace_transfer.errors import ArtefactError
-from trace_transfer.files import write_tensors, write_text
+from trace_transfer.files import write_text
 from trace_transfer.records import TASK, ModelIdentity, Strict, read_artefact, to_json
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ class StabilityFile(Strict):
 def keep_result(file: Path, record: Strict, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write a result, and before it the tensors beside it: `fisher.json` and `fisher.units.safetensors`."""
     if tensors is not None:
+        from trace_transfer.models.tensors import write_tensors  # here, as it needs torch
+
         what = f"trace-transfer/{file.stem.rstrip('s')}-units"
         write_tensors(beside(file), tensors, {"format": what, "version": "1"})
     write_text(file, to_json(record))

@@ -152,6 +152,14 @@ def writing_tensors(path: Path, specs: Mapping[str, TensorSpec], metadata: Mappi
         writer.require_complete()
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors that are all in memory; their metadata say format and version. Raises as `writing_tensors`."""
+    specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with writing_tensors(path, specs, metadata) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+
+
 def _layout(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """The header, and where in the file each tensor begins."""
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}

@@ -29,13 +29,13 @@ from trace_transfer.files import (
     refuse_inputs,
     remove_leftovers,
     sha256_text,
-    write_tensors,
     write_text,
 )
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.models.running import on_device, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.tensors import write_tensors
 from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter

@@ -32,13 +32,13 @@ from trace_transfer.files import (
     remove_leftovers,
     sha256_file,
     sha256_text,
-    write_tensors,
     write_text,
 )
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.running import resolve_device, resolve_dtype
 from trace_transfer.models.sources import numel
+from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from trace_transfer.data.probe import Reading, RowPlan, token_matrix
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.files import remove_leftovers, write_tensors
+from trace_transfer.files import remove_leftovers
 from trace_transfer.models.checkpoints import Checkpoint, release
 from trace_transfer.models.content import config_sha256
 from trace_transfer.models.running import layers_of, replaced_forwards
 from trace_transfer.models.sources import build_meta_model
+from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.transfer.similarity import GramStack, pack_layer, packed_length
 
