@@ -28,7 +28,7 @@ from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Batch
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
 from trace_transfer.engine.distributed import quiet as _quiet
-from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 from trace_transfer.engine.slices import freeze, places_of, require_fitting
 from trace_transfer.errors import ModelError, TraceTransferError
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
-LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; allocated whole, so that small models get a smaller one
-PERSISTENT = 100_000  # elements up to which ZeRO 3 does not partition a parameter, DeepSpeed's default
 
 
 class Engine:

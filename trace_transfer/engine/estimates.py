@@ -1,19 +1,16 @@
-"""How much arithmetic a training takes, and how much a device can do at most.
+"""What a training will take, known from names, shapes and settings before any weight is read: operations and bytes.
 
-A forward pass takes 2 operations (multiply, add) for each weight of a matrix product and token, and 4·s·d for the
-attention of a layer over a text of s tokens with queries d wide (scores and weighted values; whole, as it is counted
-commonly, although causal attention needs half). Looking up embeddings takes none, a head takes its product whether it
-is tied or not. The backward pass takes as much again for the gradient of what enters a product, from the lowest layer
-on in which something is trained, twice as much for attention, and as much again for the gradient of each trained
-weight. All of it for full fine-tuning: 6 per weight and token plus 12·s·d per layer (Kaplan et al., 2020, section 2.1;
-Chowdhery et al., 2022, PaLM, appendix B). What is computed twice (gradient checkpointing) counts once.
+**Operations.** A forward pass takes 2 operations (multiply, add) for each weight of a matrix product and token, and
+4·s·d for the attention of a layer over a text of s tokens with queries d wide (counted whole, as is common, although
+causal attention needs half). Looking up embeddings takes none; a head takes its product, tied or not. The backward pass
+takes as much again for the gradient of what enters a product, from the lowest trained layer on, twice as much for
+attention, and as much again for the gradient of each trained weight. So full fine-tuning takes 6 per weight and token
+plus 12·s·d per layer (Kaplan et al., 2020, section 2.1; Chowdhery et al., 2022, PaLM, appendix B). Gradient
+checkpointing's second computation does not count. Of a layer's experts those count that a token is given to:
+`num_experts_per_tok`.
 
-Of a layer's experts those count that a token is given to: `num_experts_per_tok` of them.
-
-What a training will want, known from names, shapes and settings before any weight is read.
-
-Of P parameters in all, T of them trained (of a slice its rows or columns alone), at w bytes in the forward pass (2 in
-bfloat16, 4 in float32), N ranks; bytes per rank, as DeepSpeed 0.19 allocates them for the engine's configuration:
+**Memory.** Of P parameters in all, T of them trained (of a slice its rows or columns alone), at w bytes in the forward
+pass (2 in bfloat16, 4 in float32), N ranks; bytes per rank, as DeepSpeed 0.19 allocates them for the engine's settings:
 
     ZeRO           parameters   gradients           optimizer: master weights, two moments
     0, float32     4·P          4·T                 8·T   (parameters are their own masters)
@@ -23,30 +20,27 @@ bfloat16, 4 in float32), N ranks; bytes per rank, as DeepSpeed 0.19 allocates th
     2              w·P          4·T/N               12·T/N
     3              w·P/N        4·T/N               12·T/N
 
-and from ZeRO 1 on a buffer of 4 bytes for each of at most `reduce_bucket_size` elements, through which gradients pass.
-With ZeRO 3 small parameters are whole on every rank, and what is computed next is gathered. With offloading the
-optimizer's bytes and 4·T/N of gradients, or also parameters, lie in the memory of the CPU. Not counted: DeepSpeed's and
-torch's own workspaces, fragmentation, and the libraries.
+From ZeRO 1 on gradients pass through a buffer of 4 bytes for each of at most `reduce_bucket_size` elements. With ZeRO 3
+small parameters are whole on every rank, and what is computed next is gathered. With offloading the optimizer's bytes
+and 4·T/N of gradients, or parameters too, lie in the memory of the CPU. Workspaces, fragmentation and libraries come on
+top.
 
-Activations of one micro-batch, per token and layer from the lowest trained one on, d wide, with queries q and an MLP f
-wide (after Korthikanti et al., 2022, arXiv:2205.05198, section 4.1, for RMS norms, gated MLPs and fused attention):
-w·(4·q + 3·f) (without a gate w·f, or w·4·f where the activation is several operations) and 4·d a norm; beside that
-w·d for trained queries, keys or values, w·d for a trained gate or up, w·f for a trained down, 4·d for a trained norm.
-With gradient checkpointing: w·d a layer, and all of one layer. On top the log-softmax of supervised tokens, and the
-logits of all with their gradients. On SmolLM2-135M 1.05 to 1.07 × what autograd keeps; of tiny models of 9 families,
-all trained, 0.84 to 1.29 ×. The lowest trained layer counts whole: of a mask that may be one layer too much.
+**Activations** of one micro-batch, per token and layer from the lowest trained one on, d wide, with queries q and an
+MLP f wide: w·(2·d + 4·q + 4·f), and 8·d a norm (after Korthikanti et al., 2022, arXiv:2205.05198, section 4.1). With
+gradient checkpointing w·d a layer, and all of one layer. The logits come on top. It is what a layer keeps that is
+trained whole; of tiny models of 9 families, all trained, 0.9 to 1.3 × what autograd keeps.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 from trace_transfer.families.anatomy import Anatomy, Unit
 from trace_transfer.models.sources import numel
 
@@ -146,7 +140,6 @@ def utilisation(
 
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
-LARGEST_BUCKET, PERSISTENT = 500_000_000, 100_000  # as in `engine`
 MOST_LIVE = 1_000_000_000  # elements that ZeRO 3 gathers at most, DeepSpeed's default
 
 
@@ -281,37 +274,24 @@ def activations(
     checkpointing: bool = False,
 ) -> int:  # fmt: skip
     """Bytes of one micro-batch of texts of so many tokens, `supervised` of them learned from."""
-    config = anatomy.inventory.config.get_text_config()
-    layers = [
-        _kept([unit for unit in anatomy.units if unit.layer == layer], mask, config, length, itemsize)
-        for layer in range(max(0, lowest_layer(anatomy, mask)), anatomy.num_layers)
-    ]
-    kept = sum(layers)
-    if checkpointing:
-        kept = itemsize * config.hidden_size * len(layers) + max(layers, default=0)
-    copies = sum(itemsize * numel(anatomy.inventory.shapes[name]) for name in mask.sliced)  # with the slice put in
-    tokens = num_texts * length
-    logits = config.vocab_size * (tokens * itemsize + supervised * (4 + 4 + itemsize))
-    return int(tokens * kept + copies + logits)
-
-
-def _kept(units: Sequence[Unit], mask: Mask, config: Any, length: int, itemsize: int) -> float:
-    """Bytes per token of one layer, if something in it or below is trained."""
-    hidden, found = int(config.hidden_size), 0.0
-    trained = {unit.component for unit in units if mask.trains(unit.name)}
-    shared = [{"attention.query", "attention.key", "attention.value"}, {"mlp.gate", "mlp.up"}]  # read one input
-    found += itemsize * hidden * sum(bool(trained & readers) for readers in shared)
-    written_out = getattr(config, "activation_function", None) in ("gelu_new", "gelu_fast")  # each operation its input
-    inner = 3 if any(unit.component == "mlp.gate" for unit in units) else 4 if written_out else 1
-    queries = sum(query_width(unit, hidden) for unit in units if unit.component == "attention.query" and unit.principal)
-    for unit in units:
+    config, lowest = anatomy.inventory.config.get_text_config(), max(0, lowest_layer(anatomy, mask))
+    hidden, tokens = int(config.hidden_size), num_texts * length
+    kept = dict.fromkeys(range(lowest, anatomy.num_layers), itemsize * 2.0 * hidden)  # per token
+    for unit in anatomy.units:
+        if unit.layer is None or unit.layer < lowest:
+            continue
         if unit.role == "norm":
-            found += 4 * (hidden if unit.component.startswith("norm.") else queries) * (1 + mask.trains(unit.name))
-        if unit.component == "mlp.up" and unit.role == "weight":
-            found += itemsize * active_elements(unit, config) / hidden * (inner + ("mlp.down" in trained))
-    if getattr(config, "attn_logit_softcapping", None):  # what fused attention cannot
-        found += itemsize * 3 * config.num_attention_heads * length
-    return found + itemsize * 4 * queries
+            kept[unit.layer] += 8 * hidden
+        elif unit.component == "attention.query" and unit.principal:
+            kept[unit.layer] += itemsize * 4 * query_width(unit, hidden)
+        elif unit.component == "mlp.up" and unit.role == "weight":
+            kept[unit.layer] += itemsize * 4 * active_elements(unit, config) / hidden
+    all_layers = sum(kept.values())
+    if checkpointing:
+        all_layers = itemsize * hidden * len(kept) + max(kept.values(), default=0)
+    copies = sum(itemsize * numel(anatomy.inventory.shapes[name]) for name in mask.sliced)  # with the slice put in
+    logits = config.vocab_size * (tokens * itemsize + supervised * (4 + 4 + itemsize))
+    return int(tokens * all_layers + copies + logits)
 
 
 def _buffers(anatomy: Anatomy, settings: TrainSettings, trained: int, num_ranks: int, itemsize: int) -> int:
@@ -335,13 +315,11 @@ def _setting(settings: TrainSettings, name: str, default: int) -> int:
 
 def _notes(mask: Mask, settings: TrainSettings) -> tuple[str, ...]:
     found = ["Libraries, workspaces and fragmentation come on top; on a GPU keep a tenth free."]
-    if settings.zero >= 2:
-        found.append("Gradients are parted while they come, through a buffer of reduce_bucket_size elements.")
     if settings.zero == 3:
         found.append(
             "Up to stage3_max_live_parameters (1e9 elements) are gathered at once; a DeepSpeed JSON with fewer needs "
             "less memory and more communication."
         )
     if mask.sliced:
-        found.append("The whole gradient of a parameter of which a slice is trained is there for a moment.")
+        found.append("The whole gradient of a sliced tensor is there for a moment.")
     return tuple(found)
