@@ -1,4 +1,4 @@
-"""A run that is killed or interrupted leaves no file by halves, and the same command then finishes the work."""
+"""A command that is killed or interrupted leaves no file by halves; the same command then ends with the same bytes."""
 
 import json
 import math
@@ -15,92 +15,166 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.core_files import write_core
-from tests.repeated_runs import RepeatedRuns
+from tests.repeated_runs import RepeatedRuns, Server
+from tests.stream_files import write_stream
+from tests.task_files import write_tasks
 from tests.tiny_models import TEXTS
 from trace_transfer.formats import read_any
 
-INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
-
-
-class Runs(RepeatedRuns):
-    """`trace-transfer map`, with a cache."""
-
-    def __init__(self, source, target, directory):
-        out, self.cache = directory / "out", directory / "cache"
-        probe = directory / "texts.jsonl"
-        probe.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-        core = write_core(source, directory / "math.core.json")
-        given = {"src": source, "dst": target, "probe": probe, "core": core, "out": out, "cache": self.cache}
-        super().__init__(
-            ["map", *(part for name, value in given.items() for part in (f"--{name}", value))], out, (self.cache,)
-        )
-        assert len(self.expected) == 6
-
-    def check_nothing_is_half(self) -> None:
-        """Each file is the whole one; what is not yet whole has a hidden name."""
-        for file in [*self.out.glob("*"), *self.cache.glob("*")]:
-            if file.name.startswith("."):
-                assert file.suffix in (".part", ".lock")
-            elif file.suffix == ".json":
-                read_any(file)
-            elif file.suffix == ".safetensors":
-                assert load_file(file)
-            if file.parent == self.out and not file.name.startswith("."):
-                assert file.read_bytes() == self.expected[file.name], file.name
+KILLS, INTERRUPTIONS = 6, 3
 
 
 @pytest.fixture(scope="module")
-def all_runs(tiny, tmp_path_factory):
-    runs = Runs(tiny("llama"), tiny("qwen3"), tmp_path_factory.mktemp("runs"))
-    yield runs
-    runs.close()
+def server():
+    server = Server()
+    yield server
+    server.close()
 
 
-@pytest.fixture
-def runs(all_runs):
-    all_runs.clear()
-    return all_runs
+def runs_of_map(server, tiny, directory):
+    """With a cache."""
+    probe = directory / "texts.jsonl"
+    probe.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    source, cache = tiny("llama"), directory / "cache"
+    given = {
+        "src": source, "dst": tiny("qwen3"), "probe": probe, "out": directory / "out", "cache": cache,
+        "core": write_core(source, directory / "math.core.json"),
+    }  # fmt: skip
+    arguments = ["map", *(part for name, value in given.items() for part in (f"--{name}", value))]
+    return RepeatedRuns(server, arguments, directory / "out", [cache])
 
 
-def test_two_runs_write_the_same_bytes(runs):
+def runs_of_identify(server, tiny, directory):
+    arguments = [
+        "identify", tiny("llama", num_hidden_layers=2), "--tasks", write_tasks(directory, {"math": 8, "code": 6}),
+        "--batch-size", 2, "--learning-rate", 1e-3, "--checkpoint-minutes", 0, "--ratio", 0.2,
+        "--out", directory / "out",
+    ]  # fmt: skip
+    return RepeatedRuns(server, arguments, directory / "out", growing=("checkpoint/", "loss.csv"))
+
+
+def runs_of_train(server, tiny, directory):
+    model = tiny("llama", num_hidden_layers=2)
+    arguments = [
+        "train", model, "--stream", write_stream(directory / "stream", model, 2), "--batch-size", 4, "--epochs", 2,
+        "--learning-rate", 1e-3, "--weight-decay", 0.1, "--zero", 0, "--checkpoint-minutes", 0,
+        "--out", directory / "out",
+    ]  # fmt: skip
+    growing = ("checkpoint/", "loss.csv", "stream.json", "model/")
+    return RepeatedRuns(server, arguments, directory / "out", growing=growing)
+
+
+COMMANDS = {"map": runs_of_map, "identify": runs_of_identify, "train": runs_of_train}
+
+
+@pytest.fixture(scope="module")
+def prepared(server, tiny, tmp_path_factory):
+    """`prepared(command)`: its runs, from nothing."""
+    made = {}
+
+    def get(command):
+        if command not in made:
+            made[command] = COMMANDS[command](server, tiny, tmp_path_factory.mktemp(command))
+        made[command].clear()
+        return made[command]
+
+    return get
+
+
+# ---- every command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_runs_write_the_same_bytes(prepared, command):
+    runs = prepared(command)
     runs.check_it_finishes()
-    runs.check_it_finishes()  # from the cache
+    runs.check_it_finishes()  # from what is there
 
 
-def kill_again_and_again(runs, events):
-    """Without clearing in between: each run finds what the one before left."""
-    for event in events:
-        killed = runs.run(signal=signal.SIGKILL, at_event=event)
-        runs.check_nothing_is_half()
-        if killed["returncode"] == 0:  # what is cached by now needs fewer operations
-            break
-        assert killed["returncode"] == -signal.SIGKILL
+@pytest.mark.parametrize("command", COMMANDS)
+def test_kills_between_operations_on_files(prepared, command):
+    """Of a first run, and of runs that go on where the one before was killed."""
+    runs, drawn = prepared(command), random.Random(command)
+    for number in range(KILLS):
+        if number < KILLS // 2:
+            runs.clear()
+        if not runs.kill_at(drawn.randint(1, runs.undisturbed["events"])):
+            assert number >= KILLS // 2  # what is finished by now needs fewer operations
+            runs.clear()
     runs.check_it_finishes()
 
 
-def test_a_kill_at_drawn_operations(runs):
-    """Of first runs, and of those that go on."""
-    drawn, most = random.Random(0), runs.undisturbed["events"]
-    for _ in range(2):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c(prepared, command):
+    runs, drawn = prepared(command), random.Random(command)
+    for _ in range(INTERRUPTIONS):
         runs.clear()
-        kill_again_and_again(runs, sorted(drawn.sample(range(1, most), 3)))
+        runs.interrupt(at_event=drawn.randint(1, runs.undisturbed["events"] - 1))
+    runs.interrupt(after=drawn.uniform(0.1, runs.undisturbed["seconds"]))
+    runs.check_it_finishes()
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_operation_and_at_drawn_moments(runs):
-    kill_again_and_again(runs, range(1, runs.undisturbed["events"] + 1))
-    drawn = random.Random(1)
-    for _ in range(20):
-        runs.clear()
-        runs.run(signal=signal.SIGKILL, after=drawn.uniform(0, runs.undisturbed["seconds"]))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_fifty_kills(prepared, command):
+    """At any operation on files and at any moment, of first runs and of those that go on."""
+    runs, drawn, killed = prepared(command), random.Random(3), 0
+    while killed < 50:
+        if drawn.random() < 0.3:
+            runs.clear()
+        at = {"at_event": drawn.randint(1, runs.undisturbed["events"])}
+        after = {"after": drawn.uniform(0.03, runs.undisturbed["seconds"])}
+        done = runs.run(signal=drawn.choice([signal.SIGKILL, signal.SIGINT]), **drawn.choice([at, after]))
+        killed += done["returncode"] != 0
         runs.check_nothing_is_half()
+        if done["returncode"] == 0:
+            assert runs.files() == runs.expected
+            runs.clear()
     runs.check_it_finishes()
 
 
-def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs):
+# ---- single commands
+
+
+def test_a_kill_in_a_write_of_fisher_information(prepared):
+    """Its half-written file lies in a directory of its own."""
+    runs = prepared("identify")
+    runs.check_it_finishes()
+    (left := runs.out / "fisher" / "math" / ".fisher.json.left.part").write_text("{")
+    (left.parent / "fisher.json").unlink()
+    runs.check_it_finishes()
+
+
+def test_sigterm_saves_and_ends_with_0(prepared):
+    runs, drawn, stops = prepared("train"), random.Random(1), []
+    for _ in range(4):
+        done = runs.run(signal=signal.SIGTERM, at_event=drawn.randint(20, 150))
+        assert done["returncode"] == 0, done["stderr"]
+        runs.check_nothing_is_half()
+        if "stopped by SIGTERM" not in done["stderr"]:  # it was too late
+            break
+        assert done["stdout"] == ""
+        stops.append(done["stderr"])
+    assert len(stops) >= 2 and any("after step" in said for said in stops)
+    runs.check_it_finishes()
+    record = read_any(runs.out / "stream.json")
+    assert record.complete and [stage.label for stage in record.stages] == ["math", "code"]
+
+
+@pytest.fixture
+def runs(prepared):
+    return prepared("map")
+
+
+@pytest.fixture
+def cache(runs):
+    return runs.watch[1]
+
+
+def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs, cache):
     """As a run leaves it that is killed between the two models."""
     runs.check_it_finishes()
-    files = sorted(runs.cache.glob("*.safetensors"))
+    files = sorted(cache.glob("*.safetensors"))
     assert len(files) == 2
     for gone in ([files[0]], [files[1]], files, []):
         for file in gone:
@@ -116,9 +190,9 @@ def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs):
         (lambda tensors: tensors["stream"].view(-1)[-1:].fill_(math.nan), "stream holds NaN or Inf"),
     ],
 )
-def test_a_damaged_cache_is_made_again_and_told(runs, damage, said):
+def test_a_damaged_cache_is_made_again_and_told(runs, cache, damage, said):
     runs.check_it_finishes()
-    for file in runs.cache.glob("*.safetensors"):
+    for file in cache.glob("*.safetensors"):
         tensors = load_file(file)
         damage(tensors)
         save_file(tensors, file)
@@ -126,42 +200,6 @@ def test_a_damaged_cache_is_made_again_and_told(runs, damage, said):
     assert again["stderr"].count("is damaged (") == 2
     assert said in again["stderr"]
     assert runs.files() == runs.expected
-
-
-def assert_interrupted(done: dict, runs: Runs) -> None:
-    assert done["returncode"] == 130, done["stderr"]
-    assert done["stdout"] == ""
-    assert done["stderr"].endswith(INTERRUPTED)
-    assert "Traceback" not in done["stderr"]
-    assert not [file for directory in (runs.out, runs.cache) for file in directory.glob(".*")]
-    runs.check_nothing_is_half()
-
-
-def ctrl_c(runs, **when):
-    done = runs.run(signal=signal.SIGINT, **when)
-    if done["returncode"] != 0:  # it may have been too late
-        assert_interrupted(done, runs)
-
-
-def test_ctrl_c_leaves_nothing_not_even_a_hidden_file(runs):
-    drawn = random.Random(2)
-    for event in sorted(drawn.sample(range(1, runs.undisturbed["events"]), 3)):
-        ctrl_c(runs, at_event=event)
-    for _ in range(2):
-        runs.clear()
-        ctrl_c(runs, after=drawn.uniform(0.03, runs.undisturbed["seconds"]))
-    runs.check_it_finishes()
-
-
-@pytest.mark.slow
-def test_ctrl_c_at_any_operation_and_at_drawn_moments(runs):
-    drawn = random.Random(3)
-    for event in range(1, runs.undisturbed["events"]):
-        ctrl_c(runs, at_event=event)
-    for _ in range(20):
-        runs.clear()
-        ctrl_c(runs, after=drawn.uniform(0.03, runs.undisturbed["seconds"]))
-    runs.check_it_finishes()
 
 
 def interrupted_import(runs, stderr, seconds) -> dict:
@@ -189,13 +227,13 @@ def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
         # In some moments of its import torch's C++ cannot pass an interruption on, and aborts: then once more.
         if not (done["returncode"] == -signal.SIGABRT and "pybind11::error_already_set" in done["stderr"]):
             break
-    assert_interrupted(done, runs)
+    runs.check_interrupted(done)
 
 
-def test_another_run_finds_a_damaged_cache(runs):
+def test_another_run_finds_a_damaged_cache(runs, cache):
     """A disk that lost data: what is cached is made again."""
     runs.check_it_finishes()
-    for file in runs.cache.glob("*.safetensors"):
+    for file in cache.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-10])
     again = runs.run()
     assert again["returncode"] == 0, again["stderr"]
@@ -203,9 +241,9 @@ def test_another_run_finds_a_damaged_cache(runs):
     assert runs.files() == runs.expected
 
 
-def test_leftovers_in_the_cache_are_removed_when_they_are_old(runs):
-    runs.cache.mkdir()
-    old, new = runs.cache / ".a.safetensors.x.part", runs.cache / ".b.safetensors.x.part"
+def test_leftovers_in_the_cache_are_removed_when_they_are_old(runs, cache):
+    cache.mkdir()
+    old, new = cache / ".a.safetensors.x.part", cache / ".b.safetensors.x.part"
     for file in (old, new):
         file.touch()
     os.utime(old, (0, 0))
