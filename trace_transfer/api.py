@@ -214,18 +214,13 @@ def train(
         >>> done = tt.train("Qwen/Qwen2.5-14B", "stream.yaml", out="runs/qwen-14b", epochs=1)
         >>> done.verification.counts["frozen MOVED"].elements
     """
-    from trace_transfer.launching import place_among_ranks
     from trace_transfer.progress import Silent
     from trace_transfer.stopping import StopSignal
     from trace_transfer.training.settings import StreamSettings
-    from trace_transfer.training.stream_plan import plan_stream, require_space
+    from trace_transfer.training.stream_plan import plan_stream
     from trace_transfer.training.streaming import run_stream
 
-    plan = plan_stream(
-        base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out,
-        num_ranks=place_among_ranks().size,
-    )  # fmt: skip
-    require_space(plan)
+    plan = plan_stream(base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out)
     return run_stream(plan, reporter or Silent(), StopSignal())
 
 

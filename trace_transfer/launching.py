@@ -71,11 +71,11 @@ def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
         given = f"{' and '.join(launched)} {'are' if launched[1:] else 'is'}"
         problems += [f"{name} is not set, and {given}" for name in NEEDED if not environment.get(name, "").strip()]
     rank, size, local = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1), numbers.get("LOCAL_RANK", 0)
-    if launched and not problems:
+    if launched and size > 0:
         problems += [
             f"{name} is {number}, expected less than WORLD_SIZE, which is {size}"
             for name, number in (("RANK", rank), ("LOCAL_RANK", local))
-            if number >= size
+            if "WORLD_SIZE" in numbers and number >= size
         ]
     if problems:
         there = [name for name in (*LOWEST, "MASTER_ADDR") if name in environment]

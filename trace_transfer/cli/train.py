@@ -57,7 +57,7 @@ def train_command(
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.training.stream_plan import needed_space, plan_stream, require_space
+    from trace_transfer.training.stream_plan import needed_space, plan_stream
     from trace_transfer.training.streaming import run_stream
 
     quiet_libraries()
@@ -72,7 +72,6 @@ def train_command(
         notes = [f"--processes {processes}: {excess}: here it would be refused"] if excess else []
         click.echo(render_stream_plan(plan, needed_space(plan), notes))
         return
-    require_space(plan)
     with stop_on_sigterm() as stop:
         done = run_stream(plan, Terminal(), stop)
     if done is not None:

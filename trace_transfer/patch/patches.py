@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import torch
-from pydantic import Field, Json, ValidationError
+from pydantic import Field, Json, ValidationError, model_validator
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask, Slice
@@ -95,6 +95,27 @@ class _Parameter(Strict):
     columns: tuple[Range, ...] | None = None
     depth: tuple[Range, ...] | None = None
 
+    @model_validator(mode="after")
+    def _one_part_that_fits(self) -> Self:
+        given = [(dim, word, ranges) for dim, word in enumerate(AXES) if (ranges := getattr(self, word)) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{self.name}: {' and '.join(word for _, word, _ in given)}, expected one of them")
+        for dim, word, ranges in given:
+            bounds = [bound for one in ranges for bound in one]
+            size = self.shape[dim] if dim < len(self.shape) else 0
+            in_order = all(a < b for a, b in ranges) and bounds == sorted(bounds)
+            if not (bounds and in_order and bounds[0] >= 0 and bounds[-1] <= size):
+                told = f"{word} {[list(one) for one in ranges]} of shape {list(self.shape)}"
+                raise ValueError(f"{self.name}: {told}, expected ranges in order and within it")
+        return self
+
+    @property
+    def part(self) -> Slice | None:
+        for dim, word in enumerate(AXES):
+            if (ranges := getattr(self, word)) is not None:
+                return Slice(dim, ranges)
+        return None
+
 
 class _Header(Strict):
     """The metadata of a patch."""
@@ -135,7 +156,10 @@ class Patch:
         try:
             header = _Header.model_validate(metadata)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc'])) or '(metadata)'}: {e['msg']}" for e in error.errors()]
+            problems = [
+                f"{'.'.join(map(str, one['loc'])) or '(metadata)'}: {one['msg'].removeprefix('Value error, ')}"
+                for one in error.errors()
+            ]
             raise ArtefactError(f"{file}: its metadata are not those of a patch:\n" + listing(problems)) from error
         entries, problems = _entries(header.parameters, specs)
         if problems:
@@ -257,50 +281,25 @@ def _entries(
 ) -> tuple[tuple[PatchEntry, ...], list[str]]:
     """The entries that metadata describe, and whatever tensors or metadata do not fit."""
     entries: dict[str, PatchEntry] = {}
-    problems: list[str] = []
+    problems, rest = [], dict(specs)
     for parameter in parameters:
-        name = parameter.name
-        if name in entries:
-            problems.append(f"{name}: listed twice")
+        entry = PatchEntry(parameter.name, parameter.shape, parameter.part, torch.float32, torch.float32)
+        if entry.name in entries:
+            problems.append(f"{entry.name}: listed twice")
             continue
-        found = [specs.get(f"{kind}/{name}") for kind in (BEFORE, AFTER)]
-        for kind, spec in zip((BEFORE, AFTER), found, strict=True):
-            if spec is None:
-                problems.append(f"{kind}/{name}: missing")
-            elif spec[0] not in DTYPES:
-                problems.append(f"{kind}/{name}: of type {spec[0]}, expected one of {', '.join(DTYPES)}")
-        dtypes = [DTYPES.get(spec[0], torch.float32) if spec else torch.float32 for spec in found]
-        part, problem = _part(parameter)
-        entry = entries[name] = PatchEntry(name, parameter.shape, part, dtypes[0], dtypes[1])
-        if problem:
-            problems.append(f"{name}: {problem}")
-            continue
-        problems += [
-            f"{kind}/{name}: shape {list(spec[1])}, expected {list(entry.part_shape)}"
-            for kind, spec in zip((BEFORE, AFTER), found, strict=True)
-            if spec is not None and spec[1] != entry.part_shape
-        ]
-    expected = {f"{kind}/{name}" for name in entries for kind in (BEFORE, AFTER)}
-    problems += [f"{key}: not in its metadata" for key in sorted(specs.keys() - expected)]
-    return tuple(entries.values()), problems
-
-
-def _part(parameter: _Parameter) -> tuple[Slice | None, str | None]:
-    """The slice of a parameter, and what is wrong with it."""
-    given = [(dim, word, ranges) for dim, word in enumerate(AXES) if (ranges := getattr(parameter, word)) is not None]
-    if not given:
-        return None, None
-    if len(given) > 1:
-        return None, f"{' and '.join(word for _, word, _ in given)}, expected one of them"
-    ((dim, word, ranges),) = given
-    last = 0
-    if dim >= len(parameter.shape) or not ranges:
-        return None, f"{word} {[list(one) for one in ranges]} of shape {list(parameter.shape)}"
-    for start, stop in ranges:
-        if not last <= start < stop <= parameter.shape[dim]:
-            return None, f"{word} [{start}, {stop}] are not in order, or not within shape {list(parameter.shape)}"
-        last = stop
-    return Slice(dim, ranges), None
+        dtypes = dict.fromkeys((BEFORE, AFTER), torch.float32)
+        for kind in dtypes:
+            dtype, shape = rest.pop(key := f"{kind}/{entry.name}", (None, ()))
+            if dtype is None:
+                problems.append(f"{key}: missing")
+            elif dtype not in DTYPES:
+                problems.append(f"{key}: of type {dtype}, expected one of {', '.join(DTYPES)}")
+            elif shape != entry.part_shape:
+                problems.append(f"{key}: shape {list(shape)}, expected {list(entry.part_shape)}")
+            else:
+                dtypes[kind] = DTYPES[dtype]
+        entries[entry.name] = replace(entry, before_dtype=dtypes[BEFORE], after_dtype=dtypes[AFTER])
+    return tuple(entries.values()), [*problems, *(f"{key}: not in its metadata" for key in sorted(rest))]
 
 
 class StateError(UserError):

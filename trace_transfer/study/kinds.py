@@ -32,7 +32,6 @@ from trace_transfer.identification.identifying import (
 )
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import data_of_stores, finished_stores
-from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
@@ -44,7 +43,7 @@ from trace_transfer.stopping import StopSignal
 from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.records import StreamFile
 from trace_transfer.training.settings import StreamSettings
-from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream, require_space
+from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream
 from trace_transfer.training.streaming import run_stream
 from trace_transfer.transfer.mapping import carry_along, plan_map, run_map
 from trace_transfer.transfer.settings import MapSettings
@@ -150,9 +149,8 @@ def train(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """The stream; its tuned model is made again of base and patches, and is kept only where that is wanted."""
     plan = plan_stream(
         ticket.arguments["model"], ticket.directory / TASKS, settings=StreamSettings.of(**_tuples(ticket)),
-        rules=ticket.rules, out=ticket.directory, num_ranks=place_among_ranks().size,
+        rules=ticket.rules, out=ticket.directory,
     )  # fmt: skip
-    require_space(plan)
     done = run_stream(plan, reporter, stop)
     if done is not None and not ticket.arguments["keep_model"]:
         shutil.rmtree(ticket.directory / MODEL, ignore_errors=True)

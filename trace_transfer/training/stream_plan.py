@@ -25,6 +25,7 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import prepare_directory, refuse_inputs, sha256_file
+from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import numel
@@ -118,17 +119,18 @@ class StreamPlan:
 
 def plan_stream(
     base: str | Path, stream: str | Path, *, settings: StreamSettings, rules: Sequence[str], out: str | Path,
-    num_ranks: int = 1,
+    num_ranks: int | None = None,
 ) -> StreamPlan:  # fmt: skip
     """Open the model, read stream, core files and examples, look what is finished; loads no weights, writes nothing.
 
     Args:
-        num_ranks: processes that will train together.
+        num_ranks: processes that will train together; default is those that a launcher has started.
 
     Raises:
         UserError: whatever is wrong with them, or `out` holds another stream, or something of them that would be
             replaced.
     """
+    num_ranks = place_among_ranks().size if num_ranks is None else num_ranks
     _require_divisible(settings, num_ranks)
     require_trackers(settings.train.track)
     opened = open_model(base, load_families([Path(path) for path in rules]))

@@ -33,7 +33,7 @@ from trace_transfer.publish.model_card import CARD, Trained, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training.records import StageRecord, StreamFile
-from trace_transfer.training.stream_plan import RECORD, StreamPlan, adapted
+from trace_transfer.training.stream_plan import RECORD, StreamPlan, adapted, require_space
 
 Values = Iterator[tuple[str, Tensor]]
 
@@ -54,10 +54,11 @@ def run_stream(plan: StreamPlan, reporter: Reporter, stop: StopSignal) -> Stream
 
     Raises:
         StopRequested: SIGTERM came; what was done is saved.
-        UserError: another process is at work there, a loss that is not finite, a full disk; what was finished stays,
-            and the same call goes on.
+        UserError: another process is at work there, too little room, a loss that is not finite, a full disk; what was
+            finished stays, and the same call goes on.
         FrozenMovedError: something outside the core sets moved.
     """
+    require_space(plan)
     with held(plan.out, shared=True):
         if is_first_rank():
             remove_leftovers(plan.out)
