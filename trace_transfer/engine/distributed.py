@@ -10,13 +10,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # documen
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from trace_transfer.errors import TraceTransferError, UserError, first_line
+from trace_transfer.errors import TraceTransferError, TrainingError, UserError, first_line
 from trace_transfer.launching import Place, place_among_ranks
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.stopping import endable
+
+Result = TypeVar("Result")
 
 
 def deepspeed_library() -> Any:
@@ -107,6 +109,29 @@ class Ranks:
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank; collective, so that all of them go the same way."""
         return bool(self.total(torch.tensor([float(mine)])).item())
+
+    def first_alone(self, act: Callable[[], Result], told: str, collective: Iterable[object] = ()) -> Result | None:
+        """Do something on the first rank; its result there, None elsewhere. Collective.
+
+        Args:
+            told: what the other ranks raise if it fails there.
+            collective: what it reads; each item is made by all ranks together.
+
+        Raises:
+            TrainingError: on the other ranks; on the first rank its own error.
+        """
+        result, problem = None, None
+        try:
+            if self.is_first:
+                result = act()
+        except Exception as error:  # of any kind, raised again below: the other ranks must hear of it
+            problem = error
+        finally:
+            for _ in collective:
+                pass
+        if self.any(problem is not None):
+            raise problem or TrainingError(told)
+        return result
 
 
 @contextmanager

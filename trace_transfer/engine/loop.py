@@ -38,11 +38,11 @@ from trace_transfer.engine.engine import (
     shapes_of,
 )
 from trace_transfer.engine.estimates import peak_flops, utilisation
-from trace_transfer.engine.loading import StartingPoint
+from trace_transfer.engine.loading import StartingPoint, dtype_name
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import outside, put, require_fitting, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers
-from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
+from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
 from trace_transfer.models.tensors import differing
 from trace_transfer.progress import Reporter, Silent
@@ -88,25 +88,38 @@ def train(
         ModelError: weights that cannot be loaded.
         StopRequested: by `stop`, with a checkpoint to go on from.
     """
-    steps = plan(data, settings)
-    label, reporter = label or data.task, reporter or Silent()
     with open_ranks() as ranks:
+        asked = _Asked(
+            start, data, settings, plan(data, settings), directory, mask, work, stop or StopSignal(),
+            reporter or Silent(), label or data.task, ranks,
+        )  # fmt: skip
         cuda = [ranks.device] if ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             try:
-                return _train(
-                    start, data, settings, steps, directory, finish, mask, work, stop or StopSignal(), reporter, label,
-                    ranks,
-                )  # fmt: skip
+                return _train(asked, finish)
             finally:
                 collect_garbage()
 
 
-def _train(
-    start: StartingPoint, data: TaskData, settings: TrainSettings, steps: Plan, directory: Path,
-    finish: Callable[[Values], None], mask: Mask | None, work: float | None, stop: StopSignal, reporter: Reporter,
-    label: str, ranks: Ranks,
-) -> TrainResult:  # fmt: skip
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of `train`, with the plan of its steps and the processes that take part."""
+
+    start: StartingPoint
+    data: TaskData
+    settings: TrainSettings
+    plan: Plan
+    directory: Path
+    mask: Mask | None
+    work: float | None
+    stop: StopSignal
+    reporter: Reporter
+    label: str
+    ranks: Ranks
+
+
+def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
+    start, settings, ranks, directory = asked.start, asked.settings, asked.ranks, asked.directory
     prepare_directory(directory)
     if ranks.is_first:
         remove_leftovers(directory)
@@ -116,9 +129,9 @@ def _train(
     saved = checkpointing.find(directory)
     skeleton = start.skeleton(dtype)  # no weights yet: what does not fit is refused first
     shapes = shapes_of(skeleton)
-    mask = Mask.everything(shapes) if mask is None else mask
+    mask = Mask.everything(shapes) if asked.mask is None else asked.mask
     require_fitting(mask, shapes)
-    identity = _identity(start, data, settings, dtype, mask, shapes, steps.num_steps)
+    identity = _identity(asked, dtype_name(dtype), mask, shapes)
     if saved is not None:
         checkpointing.require_same(saved, identity)
         saved.require_whole(mask.parts, (MASTER, *MOMENTS))
@@ -135,25 +148,25 @@ def _train(
             _restore(engine, saved)
         elif dtype != torch.float32:
             engine.set(MASTER, ((name, taken(v, mask.parts[name])) for name, v in start.exact(engine.parameters)))
-        run = Run(engine, ranks, data.task, settings, steps, directory, identity, stop, label, reporter, saved, work)
+        run = Run(asked, engine, identity, saved)
         run.all_steps()
-        require_frozen_in_use(engine, start, dtype, ranks, label)
-        _hand_over(engine, ranks, finish, directory)
+        require_frozen_in_use(engine, start, dtype, ranks, asked.label)
+        values = engine.values()
+        told = f"{directory}: the first rank could not keep the trained values; it says why"
+        ranks.first_alone(lambda: finish(values), told, values)
         if ranks.is_first:
             checkpointing.remove(directory)
         return run.result()
 
 
-def _identity(
-    start: StartingPoint, data: TaskData, settings: TrainSettings, dtype: torch.dtype, mask: Mask,
-    shapes: Mapping[str, tuple[int, ...]], num_steps: int,
-) -> dict[str, Any]:  # fmt: skip
+def _identity(asked: _Asked, precision: str, mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What must be the same for a checkpoint to be gone on from; the number of ranks may differ."""
+    start, data = asked.start, asked.data
     return {
         "task": data.task,
         "data_sha256": data.sha256,
-        "settings": {**settings.recorded(), "precision": str(dtype).removeprefix("torch.")},
-        "num_steps": num_steps,
+        "settings": {**asked.settings.recorded(), "precision": precision},
+        "num_steps": asked.plan.num_steps,
         "model": {"names_sha256": start.names_sha256, "fingerprint": start.fingerprint},
         "trained": {
             "num_parameters": len(mask.parts),
@@ -175,20 +188,6 @@ def _restore(engine: Engine, saved: checkpointing.Saved) -> None:
     engine.set_steps(len(saved.steps))
     for kind in (MASTER, *MOMENTS):
         engine.set(kind, saved.read(kind))
-
-
-def _hand_over(engine: Engine, ranks: Ranks, finish: Callable[[Values], None], directory: Path) -> None:
-    values, problem = engine.values(), None
-    try:
-        if ranks.is_first:
-            finish(values)
-    except Exception as error:  # of any kind, raised again below: the other ranks must hear of it
-        problem = error
-    finally:
-        for _ in values:  # the other ranks wait in each
-            pass
-    if ranks.any(problem is not None):
-        raise problem or TrainingError(f"{directory}: the first rank could not keep the trained values; it says why")
 
 
 @dataclass(frozen=True)
@@ -213,29 +212,21 @@ class TrainResult:
 class Run:
     """A training under way."""
 
+    asked: _Asked
     engine: Engine
-    ranks: Ranks
-    task: str
-    settings: TrainSettings
-    plan: Plan
-    directory: Path
     identity: Mapping[str, Any]
-    stop: StopSignal
-    label: str
-    reporter: Reporter
     saved: checkpointing.Saved | None
-    work: float | None
 
     def __post_init__(self) -> None:
+        self.ranks, self.settings, self.plan = self.asked.ranks, self.asked.settings, self.asked.plan
         self.steps = list(self.saved.steps) if self.saved else []
-        self.log = Log(self.directory, self.steps) if self.ranks.is_first else None
+        self.log = Log(self.asked.directory, self.steps) if self.ranks.is_first else None
         self.tokens = 0  # of this run
         self.before = self.saved.seconds if self.saved else 0.0
         self.began = self.written = time.monotonic()
         self.last_checkpoint = self.saved.path if self.saved else None
-        dtype = self.identity["settings"]["precision"]
         name = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == "cuda" else "cpu"
-        self.peak = peak_flops(name, dtype)
+        self.peak = peak_flops(name, self.identity["settings"]["precision"])
 
     @property
     def seconds(self) -> float:
@@ -253,11 +244,11 @@ class Run:
     def all_steps(self) -> None:
         total, done = self.plan.num_steps, len(self.steps)
         if done and self.ranks.is_first:
-            self.reporter.note(f"{self.label}: going on after step {done} of {total}")
-        reporter = self.reporter if self.ranks.is_first else Silent()
+            self.asked.reporter.note(f"{self.asked.label}: going on after step {done} of {total}")
+        reporter = self.asked.reporter if self.ranks.is_first else Silent()
         self.stop_if_asked()
         with (
-            reporter.task(f"training on {self.label}", total) as advance,
+            reporter.task(f"training on {self.asked.label}", total) as advance,
             closing(self.trackers()) as trackers,
         ):
             for _ in range(done):
@@ -273,50 +264,47 @@ class Run:
                 )
                 due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
                 advance(self.status())
-                due_anywhere, stopping = self.asked(self.ranks.is_first and due)
+                due_anywhere, stopping = self.agreed(self.ranks.is_first and due)
                 if due_anywhere or stopping:
                     self.checkpoint()
                 if stopping:
                     self.stop_here(number + 1)
         if self.ranks.is_first and len(self.steps) > done:
             first, last = self.steps[0].loss, self.steps[-1].loss
-            self.reporter.note(f"{self.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}")
+            self.asked.reporter.note(
+                f"{self.asked.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}"
+            )
 
     def trackers(self) -> Trackers:
-        """Where losses go beside `loss.csv`; only the first rank has any, and all of them hear of its failure."""
-        trackers, problem = Trackers(), None
-        if self.ranks.is_first:
-            try:
-                trackers = open_trackers(
-                    self.settings.track, self.directory.parent, self.label, first_step=len(self.steps) + 1
-                )
-            except UserError as error:
-                problem = error
-        if self.ranks.any(problem is not None):
-            raise problem or TrainingError("the first rank could not begin its trackers; it says why")
-        return trackers
+        """Where losses go beside `loss.csv`."""
+        names, directory = self.settings.track, self.asked.directory.parent
+        opened = self.ranks.first_alone(
+            lambda: open_trackers(names, directory, self.asked.label, first_step=len(self.steps) + 1),
+            "the first rank could not begin its trackers; it says why",
+        )
+        return opened or Trackers()
 
-    def asked(self, due: bool) -> tuple[bool, bool]:
+    def agreed(self, due: bool) -> tuple[bool, bool]:
         """Whether a checkpoint is due on any rank, and whether any was told to stop; collective.
 
         A signal that comes during the call is for the next one: all ranks must decide alike.
         """
-        due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.stop.requested)])).tolist()
+        due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.asked.stop.requested)])).tolist()
         return bool(due_anywhere), bool(stopping)
 
     def stop_if_asked(self) -> None:
         """Collective; nothing has been done since the last checkpoint."""
-        if self.asked(False)[1]:
+        if self.agreed(False)[1]:
             self.stop_here(len(self.steps))
 
     def stop_here(self, done: int) -> None:
-        self.stop.requested = True  # here too, if it was another rank that was told
-        self.stop.check(f"after step {done} of {self.plan.num_steps}")
+        self.asked.stop.requested = True  # here too, if it was another rank that was told
+        self.asked.stop.check(f"after step {done} of {self.plan.num_steps}")
 
     def status(self) -> str:
         """How it goes: the last loss, and the speed since this run began."""
         rate = self.tokens / max(time.monotonic() - self.began, 1e-9)
-        share = utilisation(self.work, rate, self.peak, self.ranks.size) if self.work else None
+        share = utilisation(self.asked.work, rate, self.peak, self.ranks.size) if self.asked.work else None
         of_peak = f" · {share:.0%} of peak" if share is not None else ""
         return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s{of_peak}"
 
@@ -357,27 +345,23 @@ class Run:
         return sums
 
     def checkpoint(self) -> None:
-        engine = self.engine
+        engine, directory = self.engine, self.asked.directory
         states = ((name, {kind: engine.get(name, kind) for kind in (MASTER, *MOMENTS)}) for name in engine.parameters)
-        problem = None
-        if self.ranks.is_first:
-            try:
-                self.last_checkpoint = checkpointing.write(
-                    self.directory, self.identity, self.steps, self.seconds, states, self.settings.keep_checkpoints
-                )
-            except TraceTransferError as error:
-                problem = error
-        for _ in states:  # the other ranks wait in each
-            pass
-        if self.ranks.any(problem is not None):
-            raise problem or TrainingError(f"{self.directory}: rank 0 could not write a checkpoint")
+
+        def write() -> Path:
+            return checkpointing.write(
+                directory, self.identity, self.steps, self.seconds, states, self.settings.keep_checkpoints
+            )
+
+        told = f"{directory}: rank 0 could not write a checkpoint"
+        self.last_checkpoint = self.ranks.first_alone(write, told, states) or self.last_checkpoint
         self.written = time.monotonic()
 
     def stopped(self, number: int, what: str, ids: list[str]) -> TrainingError:
         kept = self.last_checkpoint
         lost = f"the last checkpoint, {kept}, is as it was" if kept else "no checkpoint had been written yet"
         return TrainingError(
-            f"task '{self.task}', step {number + 1} of {self.plan.num_steps}: {what}:\n{listing(ids)}\n"
+            f"task '{self.asked.data.task}', step {number + 1} of {self.plan.num_steps}: {what}:\n{listing(ids)}\n"
             f"Training stopped before this step changed anything that is kept; {lost}. Look at these examples, or try "
             f"a smaller learning rate (it is {self.settings.learning_rate:g}) or --precision float32"
         )
