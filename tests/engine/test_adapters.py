@@ -16,8 +16,8 @@ from trace_transfer.engine.loop import train
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import ModelSource
 
-# Plain, transposed weights (square ones among them), fused ones, tied embeddings.
-FAMILIES = ("llama", "gpt2", "phi3", "gemma3_text")
+# Plain, transposed weights (square ones among them), fused ones.
+FAMILIES = ("llama", "gpt2", "phi3")
 quiet = pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|is_gradient_checkpointing)")
 
 
@@ -71,14 +71,6 @@ def test_wrapped_as_peft_wraps_it(tiny, family, capfd):
 
 
 @quiet
-def test_neither_checkpointing_nor_gradients_of_inputs_are_switched_on(tiny):
-    model = adapted(tiny("llama")).load(torch.float32)
-    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    model.requires_grad_(False)
-    assert not model.get_input_embeddings()(torch.tensor([[1, 2]])).requires_grad
-
-
-@quiet
 def test_drawn_from_the_seed_alone(tiny):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -94,7 +86,7 @@ def test_drawn_from_the_seed_alone(tiny):
 
 
 @quiet
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("carried", [False, True])
 def test_one_at_a_time_is_the_same_as_loaded(tiny, tmp_path, family, carried):
     start = adapted(tiny(family))
@@ -172,13 +164,6 @@ def test_the_same_files_every_time(tiny, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     targets = json.loads((tmp_path / "one" / CONFIG).read_text())["target_modules"]
     assert targets == sorted(targets) and len(targets) == 12
-
-
-def test_an_adapter_in_part_is_not_written(tiny, tmp_path):
-    start = adapted(tiny("llama"))
-    with pytest.raises(ValueError, match=r"55 tensors, expected base_model\.model"):
-        start.write(tmp_path, list(made_up_values(start).items())[1:])
-    assert not list(tmp_path.iterdir())
 
 
 def test_fingerprints(tiny, tmp_path):

@@ -94,8 +94,9 @@ def test_same_as_the_slow_twin(tiny, tmp_path, family, changes):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("zero", range(4))
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("zero", "precision"), [(0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (3, "float32"), (3, "bfloat16")]
+)
 def test_all_rows_are_the_whole_parameter(tiny, tmp_path, zero, precision):
     """Everything through slices of all rows or columns: full fine-tuning, bit for bit."""
     shapes = BaseModel(ModelSource.parse(tiny("gemma3_text"))).inventory.shapes

@@ -14,7 +14,7 @@ from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.models import sources as models
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, write_model
-from trace_transfer.patch.patches import Patch, StateError
+from trace_transfer.patch.patches import StateError
 from trace_transfer.progress import Silent
 
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
@@ -102,7 +102,7 @@ def test_back_through_the_patches(copy_of, tmp_path, save_dtype):
         assert same_bits(values(reverted), values(expected))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "gpt2"])
 def test_written_models_are_loaded_by_transformers(tiny, tmp_path, family):
     base = tiny(family, dtype=BF16)
     final = stream(base, tmp_path)[2]
@@ -215,13 +215,6 @@ def test_rows_beside_a_slice_must_fit_its_type(copy_of, tmp_path):
     with pytest.raises(StateError, match=rf"p: stores {name} as bfloat16, which does not hold the values that"):
         write_model(state_of(tmp_path / "model", patch.inverse), tmp_path / "back", Silent())
     assert not (tmp_path / "back").exists()
-
-
-def test_nothing_is_read_before_it_must_be(tiny, tmp_path):
-    patches = stream(tiny("llama"), tmp_path)[2].patches
-    state = state_of(tiny("llama"), *(Patch.open(patch.path) for patch in patches))
-    assert {name: state.dtype(name) for name in state.shapes} and state.fingerprint
-    assert state.base.weights.bytes_read == 0
 
 
 def test_a_directory_that_is_in_use(tiny, tmp_path):

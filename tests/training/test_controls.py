@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.tiny_models import build_config
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
-from trace_transfer.core_sets.masks import Mask, MaskError, Slice
+from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.families.anatomy import splits_of, unit_parts
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import OpenModel
@@ -151,15 +151,6 @@ def test_every_entry_is_drawn_as_often():
     assert all(0.5 * expected < count < 1.6 * expected for count in counts.values())
 
 
-def test_norms_are_not_what_every_set_is_filled_up_with():
-    model = MODELS["llama"]
-    entries = entries_of(model, "tensors")
-    core = core_of(model, marked(entries, {i for i, e in enumerate(entries) if ".layers.1." in e.name}))
-    norms = {p.name for p in entries if "norm" in p.name}
-    shares = [len(norms & random_set(core, model.anatomy, s, "elements", FILE).parts.keys()) for s in range(40)]
-    assert sum(shares) / 40 < 0.5 * len(norms)
-
-
 def test_nothing_to_draw_from():
     model = MODELS["llama"]
     entries = entries_of(model, "tensors")
@@ -236,15 +227,6 @@ def test_layers_that_lack_a_parameter_are_passed_over(monkeypatch):
         alone = core_of(model, [CoreParameter(name=name(3), shape=(7, 7), score=1.0, core=True)])
         with pytest.raises(MaskError, match="the core set is the same"):
             shuffled_layers(alone, model.anatomy, seed, "tensors", FILE)
-
-
-def test_rows_are_shuffled_with_their_layer():
-    model = MODELS["phi3"]
-    name, shape = "model.layers.0.self_attn.qkv_proj.weight", model.anatomy.inventory.shapes
-    entry = CoreParameter(name=name, shape=shape[name], rows=((16, 32), (40, 48)), score=1.0, core=True)
-    (found,) = shuffled_layers(core_of(model, [entry]), model.anatomy, 0, "tensors", FILE).parts.items()
-    assert found[0] != name and found[0].endswith(".self_attn.qkv_proj.weight")
-    assert found[1] == Slice(0, ((16, 32), (40, 48)))
 
 
 def test_outside_the_layers_nothing_can_be_shuffled():

@@ -46,40 +46,11 @@ def training(tiny, tmp_path, monkeypatch):
     return Training()
 
 
-def test_the_right_input_is_not_refused(training):
-    result = training.run()
-    assert result.exit_code == 0, result.stderr
-
-
 def test_a_core_file_of_another_model(training, tiny):
     core = [("model.norm.weight", None)]
     write_core_set(tiny("qwen2"), training.stream.parent / "math.core.json", "math", core)
     message = training.refused()
     assert "math" in message and "trace-transfer map" in message
-
-
-def test_an_empty_core_set(training):
-    file = training.stream.parent / "math.core.json"
-    content = json.loads(file.read_text())
-    for parameter in content["parameters"]:
-        parameter["core"] = False
-    file.write_text(json.dumps(content))
-    assert "its core set is empty" in training.refused()
-
-
-def test_a_core_set_that_names_what_the_model_lacks(training):
-    file = training.stream.parent / "math.core.json"
-    content = json.loads(file.read_text())
-    content["parameters"][0]["name"] = "model.layers.7.mlp.down_proj.weight"
-    file.write_text(json.dumps(content))
-    assert "model.layers.7.mlp.down_proj.weight: not a parameter of this model" in training.refused()
-
-
-def test_a_task_without_a_core_file(training):
-    training.stream.write_text(training.stream.read_text().replace(", core: math.core.json", ""))
-    message = training.refused()
-    assert "math" in message and "core" in message
-    assert training.run("--method", "full").exit_code == 0
 
 
 def test_a_core_file_that_is_not_there(training):
@@ -121,16 +92,6 @@ def test_a_patch_that_is_gone(training):
     assert training.run().exit_code == 0
     (training.out / "math.patch.safetensors").unlink()
     assert "math.patch.safetensors: missing" in training.refused()
-
-
-def test_methods_that_need_two_tasks(training):
-    training.stream.write_text("\n".join(training.stream.read_text().splitlines()[:2]) + "\n")
-    assert "joint" in training.refused("--method", "joint")
-
-
-def test_an_unknown_order(training):
-    message = training.refused("--order", "math,history")
-    assert "history" in message and "code" in message
 
 
 def test_a_full_disk_while_a_patch_is_written(training, monkeypatch):

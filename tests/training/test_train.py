@@ -14,7 +14,6 @@ from tests.stream_files import core_sets, write_stream
 from tests.tuned_models import weights
 from trace_transfer.cli import main
 from trace_transfer.formats import read_any
-from trace_transfer.training.settings import METHODS
 
 TASKS = {"math": 8, "code": 6, "law": 6}
 
@@ -93,25 +92,15 @@ def test_the_tuned_model_loads_and_is_what_was_trained(train, model):
     assert not list(out.rglob("checkpoint")) and not list(out.rglob(".*"))
 
 
-def test_what_is_printed(train):
-    out = train("--method", "trace")
-    text = train.stdout("--method", "trace")
-    for word in ("math", "code", "law", "bit-identical", str(out / "model")):
-        assert word in text
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("trace", "lora", "shuffled")])
+@pytest.mark.parametrize("method", ["full", "joint", "dmt", "first"])
 def test_every_method_moves_what_it_says(train, model, method):
     out = train("--method", method)
     everything = set(weights(model))
     found = moved(model, out)
     if method in ("full", "joint", "dmt"):
         assert found == everything
-    elif method in ("first", "last"):
-        layer = "model.layers.0." if method == "first" else "model.layers.2."
-        assert found == {name for name in everything if name.startswith(layer)}
     else:
-        assert 0 < len(found) <= 6 and found < everything
+        assert found == {name for name in everything if name.startswith("model.layers.0.")}
     labels = {"joint": ["joint"], "dmt": ["multi-task", "law"]}.get(method, list(TASKS))
     assert [stage.label for stage in read_any(out / "stream.json").stages] == labels
 
@@ -168,27 +157,6 @@ def test_values_can_be_saved_in_float32(train, model, tmp_path, tiny):
         found = weights(out / "model")
         assert {found[name].dtype for name, _ in core_sets(2)["math"]} == {expected}
         assert found["model.embed_tokens.weight"].dtype == torch.bfloat16
-
-
-def test_patches_move_the_model_between_the_states(train, model, tmp_path):
-    out = train("--method", "trace")
-    patches = [str(out / f"{task}.patch.safetensors") for task in TASKS]
-
-    def patch(word, start, *files):
-        target = tmp_path / f"{word}-{len(files)}-{len(list(tmp_path.iterdir()))}"
-        result = CliRunner().invoke(main, ["patch", word, str(start), *files, "--out", str(target)])
-        assert result.exit_code == 0, result.stderr
-        return target
-
-    applied = patch("apply", model, *patches)
-    assert moved(applied, type("", (), {"__truediv__": lambda _, name: out / name})()) == set()
-    reverted = patch("revert", out / "model", *patches)
-    for name, value in weights(model).items():
-        assert torch.equal(value, weights(reverted)[name])
-    done = CliRunner().invoke(
-        main, ["verify", str(model), str(out / "model"), "--core", str(out.parent / "nothing.core.json")]
-    )
-    assert done.exit_code == 2
 
 
 def test_a_dry_run_says_what_would_train_and_writes_nothing(model, stream, tmp_path):
@@ -251,19 +219,3 @@ def test_what_is_left_can_be_inspected(train, file, words):
     assert shown.exit_code == 0, shown.stderr
     for word in words:
         assert word in shown.stdout
-
-
-def test_verification_is_for_people_and_programs(train):
-    found = json.loads((train("--method", "trace") / "verification.json").read_text())
-    assert found["format"] == "trace-transfer/verification"
-
-
-def test_losses_go_to_tensorboard(train):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    out = train("--method", "trace", "--track", "tensorboard")
-    found = EventAccumulator(str(next((out / "stages" / "tensorboard").glob("*math*"))))
-    found.Reload()
-    losses = [event.value for event in found.Scalars("loss")]
-    record = read_any(out / "stream.json")
-    assert losses == pytest.approx(record.stages[0].losses, rel=1e-6)
