@@ -89,7 +89,7 @@ def test_what_is_refused_before_anything_is_read(tiny, copy_of, tmp_path):
         (("apply", base, cut, tmp_path / "none", "--out", out), "patches that cannot be used:\n  - "),
         (("apply", base, next(base.glob("*.safetensors")), "--out", out), "expected trace-transfer/patch"),
         (("apply", tmp_path / "none", one, "--out", out), "no such file or directory"),
-        (("diff", base, tiny("olmo2"), "--out", out), "not of the same names and shapes"),
+        (("diff", base, tiny("olmo2"), "--out", out), "not of the names and shapes"),
         (("diff", base, base, "--task", "a/b", "--out", out), "--task 'a/b': use letters"),
         (("diff", copy, base, "--out", copy / "config.json"), "config.json: is an input as well; name another --out"),
         (("diff", base, copy, "--out", copy), f"{copy}: is a directory, expected a file"),

@@ -86,7 +86,7 @@ def test_what_is_refused(tiny, tmp_path):
         ((base, base, "--core", tmp_path / "none"), "none: cannot be read"),
         ((base, base, "--core", base / "config.json"), "expected trace-transfer/core"),
         ((other, other, "--patch", rows.path), "patches that are not of"),
-        ((base, other, "--patch", rows.path), "not a model tuned from"),
+        ((base, other, "--patch", rows.path), "not of the names and shapes of"),
         ((base, base, "--patch", rows.path, "--patch", columns.path), "lm_head.weight: "),
         ((base, tmp_path / "none", "--patch", rows.path), "no such file or directory"),
     ):
@@ -94,5 +94,5 @@ def test_what_is_refused(tiny, tmp_path):
         assert (done.exit_code, done.stdout) == (2, ""), arguments
         assert message in done.stderr
         assert done.stderr.startswith("error: ")
-        assert "model.layers" not in done.stderr or "not a model tuned from" in done.stderr  # no list of names
+        assert "model.layers" not in done.stderr or "not of the names and shapes of" in done.stderr  # no list of names
     assert own.read_bytes() == before

@@ -181,7 +181,7 @@ def test_core_parameters_that_did_not_move(tiny):
 
 
 def test_models_that_are_no_pair(tiny):
-    with pytest.raises(ModelError, match=r"(?s)not a model tuned from .*lacks model.layers.*has model.layers"):
+    with pytest.raises(ModelError, match=r"(?s)not of the names and shapes of .*lacks model.layers.*has model.layers"):
         result(tiny("llama"), tiny("olmo2"), {})
     with pytest.raises(ModelError, match=r"down_proj.weight is \[48, 96\], in the base \[48, 80\]"):
         result(tiny("llama"), tiny("llama", intermediate_size=96), {})

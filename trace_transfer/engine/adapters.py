@@ -265,8 +265,8 @@ def _require_one_layout(model: nn.Module) -> None:
     layouts = {model.get_submodule(name).fan_in_fan_out for name in adapted}
     if len(layouts) != 1:
         raise ModelError(
-            f"LoRA cannot be used with this model: {len(adapted)} linear layers, of which some store their weights as "
-            "[in, out] and some as [out, in]"
+            f"LoRA cannot be used with this model: {len(adapted)} linear layers; some store their weights as "
+            "[in, out], some as [out, in]"
         )
 
 

@@ -58,8 +58,8 @@ class GlobalBatch:
 class Plan:
     """All steps of a training.
 
-    Each epoch is a permutation of its own, cut into batches of `batch_size` examples, the last of which may be
-    smaller: every example is read once per epoch.
+    Each epoch is a permutation of its own, cut into batches of `batch_size` examples; the last batch may be
+    smaller. Every example is read once per epoch.
     """
 
     examples: Sequence[Example]

@@ -379,7 +379,7 @@ def _short(number: float) -> str:
 def require_frozen_in_use(engine: Engine, start: StartingPoint, dtype: torch.dtype, ranks: Ranks, label: str) -> None:
     """Compare every frozen weight in use, one at a time, with the starting point's, bit for bit; collective.
 
-    Of a parameter of which a slice was trained, all of the frozen original.
+    Of a sliced tensor, only the frozen part counts.
 
     Raises:
         FrozenMovedError: some differ; all ranks raise.

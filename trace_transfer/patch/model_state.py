@@ -216,6 +216,26 @@ class ModelState:
             raise ModelError("parameters that no patch can hold:\n" + listing(problems))
 
 
+def require_same_names(base: ModelState, other: ModelState) -> None:
+    """Refuse two models with other names or shapes.
+
+    Raises:
+        ModelError: every tensor of one that the other lacks, or has in another shape.
+    """
+    ours, theirs = base.shapes, other.shapes
+    problems = [f"lacks {name}" for name in ours if name not in theirs]
+    problems += [f"has {name}, which {base.source.name} has not" for name in theirs if name not in ours]
+    problems += [
+        f"{name} is {list(theirs[name])}, in {base.source.name} {list(shape)}"
+        for name, shape in ours.items()
+        if theirs.get(name, shape) != shape
+    ]
+    if problems:
+        raise ModelError(
+            f"{other.source.name}: not of the names and shapes of {base.source.name}:\n{listing(problems)}"
+        )
+
+
 def write_model(
     state: ModelState, directory: Path, reporter: Reporter, *, replace: bool = False,
     texts: Mapping[str, str] | None = None,

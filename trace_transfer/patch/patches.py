@@ -44,12 +44,12 @@ Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class PatchEntry:
-    """One parameter of a patch.
+    """One tensor of a patch.
 
     Attributes:
-        shape: of the whole parameter.
+        shape: of the whole tensor.
         part: the rows, columns or depth that the patch holds; None for all.
-        before_dtype, after_dtype: in which the parameter is stored before and after the stage.
+        before_dtype, after_dtype: types in which the tensor is stored before and after the stage.
     """
 
     name: str
@@ -67,7 +67,7 @@ class PatchEntry:
         return (*self.shape[: self.part.dim], count, *self.shape[self.part.dim + 1 :])
 
     def part_of(self, value: Tensor) -> Tensor:
-        """What the patch holds of a whole parameter."""
+        """What the patch holds of a whole tensor."""
         return value if self.part is None else value.index_select(self.part.dim, torch.tensor(self.part.indices))
 
     @property
@@ -203,11 +203,11 @@ class Patch:
         return replace(self, entries=tuple(entry.inverse for entry in self.entries), inverted=not self.inverted)
 
     def before(self, name: str) -> Tensor:
-        """A parameter's values (those of its part) in the state that the patch begins with."""
+        """A tensor's values (those of its part) in the state that the patch begins with."""
         return read_tensor(self.path, self._key(name, BEFORE))
 
     def after(self, name: str) -> Tensor:
-        """A parameter's values (those of its part) in the state that the patch ends with."""
+        """A tensor's values (those of its part) in the state that the patch ends with."""
         return read_tensor(self.path, self._key(name, AFTER))
 
     def blocks(self, name: str, kind: Kind, counts: Iterable[int]) -> Iterator[Tensor]:
@@ -227,7 +227,7 @@ class Patch:
 def write_patch(
     path: Path, *, task: str, method: str, names_sha256: str, entries: Sequence[PatchEntry], values: Changes
 ) -> Patch:
-    """Write a patch, of which no more than one parameter is in memory; whole or not at all.
+    """Write a patch, one tensor in memory at a time; whole or not at all.
 
     Args:
         values: each of the entries once, in any order, with its part before and after, of the entry's types.
@@ -308,7 +308,7 @@ class StateError(UserError):
 
 @dataclass
 class Difference:
-    """How one parameter of a model differs from what a patch begins with, added up over its blocks."""
+    """How one tensor of a model differs from what a patch begins with, added up over its blocks."""
 
     expected_dtype: torch.dtype
     found_dtype: torch.dtype | None = None
@@ -335,7 +335,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Step:
-    """A patch's values of one parameter, read along with the parameter's blocks of rows."""
+    """A patch's values of one tensor, read along with the tensor's blocks of rows."""
 
     patch: Patch
     entry: PatchEntry

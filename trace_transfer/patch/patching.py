@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.files import PART, check_file, prepare_directory, refuse_inputs, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.model_directory import require_room
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.models.tensors import differing
-from trace_transfer.patch.model_state import ModelState, write_model
+from trace_transfer.patch.model_state import ModelState, require_same_names, write_model
 from trace_transfer.patch.patches import SUFFIX, Patch, PatchEntry, write_patch
 from trace_transfer.patch.records import METHODS, mergekit_yaml
 from trace_transfer.progress import Reporter
@@ -72,7 +72,7 @@ def move_model(
 
 
 def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task: str = "diff") -> Differences:
-    """Find every parameter of which a bit differs, and write a patch from the one model to the other.
+    """Find every tensor with a bit that differs, and write a patch from the one model to the other.
 
     Nothing is written where nothing differs.
 
@@ -85,8 +85,7 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
     refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")
     one, other = (ModelState(ModelSource.parse(name)) for name in (before, after))
-    if one.names_sha256 != other.names_sha256:
-        raise ModelError(f"{after}: not of the same names and shapes as {before}:\n" + listing(_misfits(one, other)))
+    require_same_names(one, other)
     found = []
     with reporter.task("comparing every parameter", len(one.shapes)) as advance:
         for name, shape in one.shapes.items():
@@ -112,19 +111,6 @@ def _values(
         for entry in entries:
             yield entry, one.value(entry.name), other.value(entry.name)
             advance()
-
-
-def _misfits(one: ModelState, other: ModelState) -> list[str]:
-    names = [*one.shapes, *(name for name in other.shapes if name not in one.shapes)]
-    return [
-        f"{name}: {_shape(one, name)} in the first, {_shape(other, name)} in the second"
-        for name in names
-        if one.shapes.get(name) != other.shapes.get(name)
-    ]
-
-
-def _shape(state: ModelState, name: str) -> object:
-    return list(state.shapes[name]) if name in state.shapes else "missing"
 
 
 YAML, BASE = "mergekit.yaml", "base"

@@ -21,7 +21,7 @@ class VerifiedParameter(Strict):
 
     `rows`, `columns` or `depth` (along the third axis) are the trained ones, where only some are. Elements are counted
     as core (trained) or frozen, and as moved where their bits differ. `moved_rows` (`moved_columns`, `moved_depth`) are
-    those with frozen elements that moved, of a parameter of which some are trained.
+    those with frozen elements that moved, of a sliced tensor.
     """
 
     name: str
@@ -78,17 +78,17 @@ class Verification(Strict):
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """A line for each parameter of which something frozen moved."""
+        """A line for each tensor with frozen elements that moved."""
         return tuple(parameter.told for parameter in self.broken)
 
     @property
     def broken(self) -> tuple[VerifiedParameter, ...]:
-        """Those of which something frozen moved."""
+        """Tensors with frozen elements that moved."""
         return tuple(parameter for parameter in self.parameters if parameter.frozen_moved)
 
     @property
     def unmoved(self) -> tuple[VerifiedParameter, ...]:
-        """Those of which something is core, and nothing of that moved."""
+        """Tensors with core elements, none of which moved."""
         return tuple(parameter for parameter in self.parameters if parameter.core and not parameter.core_moved)
 
     @property

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
 from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
 from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_blocks
 from trace_transfer.models.tensors import differing
-from trace_transfer.patch.model_state import ModelState
+from trace_transfer.patch.model_state import ModelState, require_same_names
 from trace_transfer.patch.patches import Patch
 from trace_transfer.patch.records import Verification, VerifiedParameter
 from trace_transfer.progress import Reporter
@@ -36,7 +36,7 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
         ModelError: other names or shapes (all are told), or weights that cannot be read.
         StateError: a patch of a state does not begin where the one before ended.
     """
-    _require_same_names(base, tuned)
+    require_same_names(base, tuned)
     unknown = [name for name in mask.parts if name not in base.shapes]
     if unknown:
         raise ModelError(f"{base.source.name} lacks parameters that were to be trained:\n" + listing(unknown))
@@ -73,19 +73,6 @@ def require_frozen(verification: Verification) -> None:
     )
 
 
-def _require_same_names(base: ModelState, tuned: ModelState) -> None:
-    ours, theirs = base.shapes, tuned.shapes
-    problems = [f"lacks {name}" for name in ours if name not in theirs]
-    problems += [f"has {name}, which the base has not" for name in theirs if name not in ours]
-    problems += [
-        f"{name} is {list(theirs[name])}, in the base {list(shape)}"
-        for name, shape in ours.items()
-        if theirs.get(name, shape) != shape
-    ]
-    if problems:
-        raise ModelError(f"{tuned.source.name}: not a model tuned from {base.source.name}:\n" + listing(problems))
-
-
 def _require_of_base(cores: Mapping[Path, CoreFile], base: ModelState) -> None:
     """Core files of another model say nothing of this one, even where some names are the same."""
     here = f"{base.config.get_text_config().num_hidden_layers} layers, {len(base.shapes)} parameters"
@@ -111,7 +98,7 @@ class _Moved:
     _rows: list[Tensor] = field(default_factory=list)
 
     def add(self, moved: Tensor, start: int, stop: int) -> None:
-        """Add the block of rows [start, stop), of which some elements moved."""
+        """Add the block of rows [start, stop), where some elements moved."""
         count = int(moved.sum())
         if self.part is None:
             self.core += count if self.trained else 0
@@ -130,13 +117,7 @@ class _Moved:
     @property
     def ranges(self) -> Ranges:
         """Rows (columns, depth) with frozen elements that moved."""
-        ranges: list[tuple[int, int]] = []
-        for index in sorted({index for rows in self._rows for index in rows.tolist()}):
-            if ranges and ranges[-1][1] == index:
-                ranges[-1] = (ranges[-1][0], index + 1)
-            else:
-                ranges.append((index, index + 1))
-        return tuple(ranges)
+        return merged_ranges((index, index + 1) for rows in self._rows for index in rows.tolist())
 
 
 def _verified(

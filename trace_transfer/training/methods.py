@@ -190,7 +190,7 @@ class Stage:
     Attributes:
         label: of its patch, its directory and its messages: the task's name, `joint` or `multi-task`.
         mask: what is trained; None where adapters are.
-        tasks: names of the tasks of which examples take part.
+        tasks: names of the tasks whose examples take part.
         size: of the mask; None where adapters are trained.
         core: size of the task's core set, where the method needs one; a control's own size is `size`.
         notes: what a user should know before it begins.

@@ -12,7 +12,7 @@ from trace_transfer.records import TASK, ModelIdentity, Strict
 class StageRecord(Strict):
     """One finished stage.
 
-    `tasks` are those of which examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what
+    `tasks` are those whose examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what
     was trained, `data_sha256` of all token ids and labels. `losses` are of each step, mean cross-entropy in nats before
     the step.
     """
