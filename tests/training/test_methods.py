@@ -19,11 +19,11 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import ModelSource, numel, read_inventory
 from trace_transfer.training import settings as settings_of_streams
-from trace_transfer.training.methods import METHODS, Size, StreamError, mixed, read_cores, some_of, stages_of
+from trace_transfer.training.methods import LAYOUTS, Size, StreamError, mixed, read_cores, some_of, stages_of
 from trace_transfer.training.settings import NEED_CORE, StreamSettings, load_stream, paper_training
 
 SIZES = {"math": 30, "code": 20, "law": 300}
-ONE_BY_ONE = sorted(METHODS.keys() - {"joint", "dmt"})
+ONE_BY_ONE = sorted(LAYOUTS.keys() - {"joint", "dmt"})
 
 
 def opened(family: str) -> OpenModel:
@@ -67,7 +67,7 @@ def ids(data) -> list[str]:
 
 
 def test_every_method_of_the_settings_is_there():
-    assert METHODS.keys() == settings_of_streams.METHODS.keys()
+    assert LAYOUTS.keys() == settings_of_streams.METHODS.keys()
 
 
 @pytest.mark.parametrize("method", ONE_BY_ONE)
@@ -81,7 +81,7 @@ def test_task_after_task(method):
     assert found == stages(method, order=("law", "math", "code"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LAYOUTS)
 def test_the_masks_and_their_sizes(method):
     whole = Size(len(SHAPES), sum(map(numel, SHAPES.values())))
     for stage in stages(method):
@@ -197,7 +197,7 @@ def test_core_files_that_are_missing_or_of_another_model(method):
     ]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(NEED_CORE)))
+@pytest.mark.parametrize("method", sorted(LAYOUTS.keys() - set(NEED_CORE)))
 def test_other_methods_do_not_look_at_core_files(method):
     assert stages(method, cores={}) == stages(method, cores={"code": core_of("code", (), opened("qwen3"))})
 

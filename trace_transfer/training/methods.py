@@ -2,7 +2,7 @@
 
 Reads: the examples of all tasks, their core files, the model's names and shapes. Writes nothing.
 
-A method is a small function from a stream to its stages, by name in `METHODS`; a stage is one training, with a new
+A method is a small function from a stream to its stages, by name in `LAYOUTS`; a stage is one training, with a new
 optimizer, that begins where the one before ended. A control is a method that trains a set as large as the core set,
 chosen by no score, by name in `CONTROLS`. The paper has none; only controls tell whether a result comes from *which*
 tensors are trained or from how many.
@@ -286,7 +286,7 @@ def control(name: str) -> Method:
     return stages
 
 
-METHODS: Mapping[str, Method] = {
+LAYOUTS: Mapping[str, Method] = {
     "trace": trace,
     "full": full,
     "joint": joint,
@@ -315,7 +315,7 @@ def stages_of(
     stream = Stream(settings, tuple(by_name[name] for name in settings.order or by_name), cores, anatomy)
     if settings.needs_core:
         _refuse(settings, _core_problems(stream))
-    return tuple(METHODS[settings.method](stream))
+    return tuple(LAYOUTS[settings.method](stream))
 
 
 def read_cores(tasks: Sequence[StreamTask], directory: Path) -> dict[str, CoreFile]:
