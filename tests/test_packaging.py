@@ -60,6 +60,8 @@ def test_data_and_licence_are_inside(unpacked):
     assert (unpacked / "trace_transfer" / "data" / "probe.jsonl").read_bytes() == (
         ROOT / "trace_transfer" / "data" / "probe.jsonl"
     ).read_bytes()
+    templates = {str(file.relative_to(ROOT)) for file in (ROOT / "trace_transfer").rglob("*.jinja*")}
+    assert templates and templates == {str(file.relative_to(unpacked)) for file in unpacked.rglob("*.jinja*")}
     assert (unpacked / "trace_transfer" / "py.typed").is_file()
     assert list(unpacked.glob("*.dist-info/licenses/LICENSE"))
 
