@@ -97,8 +97,12 @@ def test_a_patch_that_is_gone(training):
 def test_a_full_disk_while_a_patch_is_written(training, monkeypatch):
     import errno
 
-    def full(self, *arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    write = tensors.TensorWriter.add
+
+    def full(self, name, tensor):
+        if name.startswith("before/"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, tensor)
 
     with monkeypatch.context() as patch:
         patch.setattr(tensors.TensorWriter, "add", full)

@@ -224,9 +224,9 @@ def require_same_names(base: ModelState, other: ModelState) -> None:
     """
     ours, theirs = base.shapes, other.shapes
     problems = [f"lacks {name}" for name in ours if name not in theirs]
-    problems += [f"has {name}, which {base.source.name} has not" for name in theirs if name not in ours]
+    problems += [f"has {name}, which the base has not" for name in theirs if name not in ours]
     problems += [
-        f"{name} is {list(theirs[name])}, in {base.source.name} {list(shape)}"
+        f"{name} is {list(theirs[name])}, in the base {list(shape)}"
         for name, shape in ours.items()
         if theirs.get(name, shape) != shape
     ]
