@@ -25,7 +25,7 @@ class IdentifyKeywords(TypedDict, total=False):
     seed: int  # 0
     checkpoint_minutes: float  # 5.0
     keep_checkpoints: int  # 1
-    track: Literal["tensorboard", "wandb", "comet"] | Sequence[Literal["tensorboard", "wandb", "comet"]]  # ()
+    track: str | Sequence[str]  # ()
     deepspeed: Mapping[str, Any]  # {}
     max_length: int  # 1024
     too_long: Literal["cut", "leave-out"]  # "cut"
@@ -92,7 +92,7 @@ class StreamKeywords(TypedDict, total=False):
     seed: int  # 0
     checkpoint_minutes: float  # 5.0
     keep_checkpoints: int  # 1
-    track: Literal["tensorboard", "wandb", "comet"] | Sequence[Literal["tensorboard", "wandb", "comet"]]  # ()
+    track: str | Sequence[str]  # ()
     deepspeed: Mapping[str, Any]  # {}
     max_length: int  # 1024
     too_long: Literal["cut", "leave-out"]  # "cut"
