@@ -202,6 +202,16 @@ def test_a_device_that_is_not_there_is_refused_before_the_warm_starts(identifyin
     assert nothing_was_written(identifying)
 
 
+def test_settings_of_a_training_that_cannot_be_used(identifying, tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}}')
+    message = identifying.refused("--deepspeed", tmp_path / "ds.json", "--dry-run")
+    assert "zero_optimization.stage: 3 there, 0 by --zero" in message
+    assert "tensorbord: no tracker of this name; did you mean tensorboard?" in identifying.refused(
+        "--track", "tensorbord"
+    )
+    assert nothing_was_written(identifying)
+
+
 def test_an_output_that_is_the_model(tasks, copy_of):
     model = copy_of("llama")
     files = sorted(model.iterdir())

@@ -25,6 +25,7 @@ from trace_transfer.data.examples import IGNORED, TaskData, collate, losses
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.batches import GlobalBatch, Plan, num_warmup_steps, plan, rate_factor
 from trace_transfer.engine.checkpointing import Log, Step
+from trace_transfer.engine.deepspeed_json import contradictions
 from trace_transfer.engine.distributed import Ranks, collect_garbage, open_ranks
 from trace_transfer.engine.engine import (
     MASTER,
@@ -41,8 +42,8 @@ from trace_transfer.engine.estimates import peak_flops, utilisation
 from trace_transfer.engine.loading import StartingPoint, dtype_name
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import outside, put, require_fitting, taken
-from trace_transfer.engine.tracking import Trackers, open_trackers
-from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, listing
+from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
+from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
 from trace_transfer.models.tensors import differing
 from trace_transfer.progress import Reporter, Silent
@@ -52,6 +53,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Values = Iterator[tuple[str, Tensor]]
+
+
+def require_usable(settings: TrainSettings, num_ranks: int) -> None:
+    """Refuse what can be refused before any weight is read: trackers that are not there, a DeepSpeed JSON that
+    contradicts the other settings.
+
+    Raises:
+        UserError: all contradictions at once.
+    """
+    require_trackers(settings.track)
+    if problems := contradictions(settings.deepspeed, settings, num_ranks, dtype_name(resolve_precision(settings))):
+        raise UserError("settings that contradict each other:\n" + listing(problems))
 
 
 def train(

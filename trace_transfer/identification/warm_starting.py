@@ -19,14 +19,14 @@ from torch import Tensor
 from trace_transfer.data.encoding import halves, read_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.loop import TrainResult, train
+from trace_transfer.engine.loop import TrainResult, require_usable, train
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.identification.deltas import RECORD, DeltaStore, ShardWriter, fingerprint_of
 from trace_transfer.identification.records import DataRecord, WarmStartFile, label_of
 from trace_transfer.identification.settings import WarmStartSettings
-from trace_transfer.launching import is_first_rank
+from trace_transfer.launching import is_first_rank, place_among_ranks
 from trace_transfer.models.checkpoints import Checkpoint, OpenedBase, open_checkpoint, specs_of
 from trace_transfer.models.content import difference
 from trace_transfer.models.model_directory import ModelWriter
@@ -79,8 +79,9 @@ def plan_warm_starts(
     """Lay out all warm starts and look which are finished; reads headers only, writes nothing.
 
     Raises:
-        UserError: `out` holds warm starts made otherwise: tells what differs.
+        UserError: settings that cannot be used; `out` holds warm starts made otherwise: tells what differs.
     """
+    require_usable(settings.train, place_among_ranks().size)
     starts = tuple(
         WarmStart(data, order, replicate, out / FOLDER / label_of(data.task, replicate))
         for order, task in enumerate(tasks)

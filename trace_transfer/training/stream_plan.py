@@ -16,11 +16,10 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.engine.adapters import AdaptedModel
-from trace_transfer.engine.deepspeed_json import contradictions
 from trace_transfer.engine.engine import resolve_precision
 from trace_transfer.engine.estimates import Estimate, Workload, estimate, flops_per_token
 from trace_transfer.engine.loading import BaseModel, StartingPoint
-from trace_transfer.engine.tracking import require_trackers
+from trace_transfer.engine.loop import require_usable
 from trace_transfer.errors import UserError, listing
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
@@ -132,7 +131,7 @@ def plan_stream(
     """
     num_ranks = place_among_ranks().size if num_ranks is None else num_ranks
     _require_divisible(settings, num_ranks)
-    require_trackers(settings.train.track)
+    require_usable(settings.train, num_ranks)
     opened = open_model(base, load_families([Path(path) for path in rules]))
     tasks = load_stream(stream)
     directory = Path(stream).parent
@@ -165,20 +164,15 @@ def _core_files(
 def _require_divisible(settings: StreamSettings, num_ranks: int) -> None:
     train = settings.train
     at_once = train.micro_batch_size * num_ranks
-    problems = []
     if train.batch_size % at_once:
         fitting = [n for n in range(1, train.batch_size // num_ranks + 1) if train.batch_size % (n * num_ranks) == 0]
         hint = (
             f"a micro_batch_size of {', '.join(map(str, fitting[-4:]))} does" if fitting else "no micro_batch_size does"
         )
-        problems.append(
+        raise UserError(
             f"batch_size {train.batch_size} is not a multiple of micro_batch_size {train.micro_batch_size} x "
             f"{num_ranks} processes = {at_once}; {hint}"
         )
-    precision = str(resolve_precision(train)).removeprefix("torch.")
-    problems += contradictions(train.deepspeed, train, num_ranks, precision)
-    if problems:
-        raise UserError("settings that contradict each other:\n" + listing(problems))
 
 
 def _with_finished(plan: StreamPlan) -> StreamPlan:
