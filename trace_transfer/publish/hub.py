@@ -13,7 +13,6 @@ from pathlib import Path
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, UserError, first_line
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.publish.model_card import CARD, MATCH, cores_card
 from trace_transfer.records import read_artefact
 
 _NAME = r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?"
@@ -178,6 +177,8 @@ def publish_cores(to: Destination, files: Sequence[Path], source: ModelSource) -
     Args:
         source: the model that they are of.
     """
+    from trace_transfer.publish.model_card import CARD, MATCH, cores_card  # here, as fetching a file needs no torch
+
     cores = [(read_artefact(file, CoreFile), file) for file in files if file.name.endswith(".core.json")]
     sent: dict[str, Path | str] = {CARD: cores_card(cores, source)}
     sent |= {file.name: file for _, file in cores}
