@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Batch
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
-from trace_transfer.engine.distributed import quiet as _quiet
 from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 from trace_transfer.engine.slices import freeze, places_of, require_fitting
 from trace_transfer.errors import ModelError, TraceTransferError
@@ -52,7 +51,7 @@ class Engine:
         self.parameters = freeze(model, mask, gathered)
         config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
-        with _quiet():
+        with quiet():
             if settings.gradient_checkpointing:  # transformers 5.23 warns of a new name that older ones do not know
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.deepspeed, *_ = deepspeed_library().initialize(
@@ -165,7 +164,7 @@ class Engine:
 
     def close(self) -> None:
         """Free everything that DeepSpeed holds; the engine cannot be used afterwards."""
-        with _quiet():
+        with quiet():
             self.deepspeed.destroy()
             if self.stage == 3:
                 forget_models()
