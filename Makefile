@@ -10,7 +10,7 @@ help:
 	@echo "make identify   core sets of a real model for three real tasks, twice each (half an hour on two cores)"
 	@echo "make test       lint, check types and run the tests (no network, no GPU)"
 	@echo "make docs       the documentation, into site/ (warnings are errors)"
-	@echo "make test-slow  tests on larger real models (minutes)"
+	@echo "make test-slow  what takes long: larger real models, many kills, other launchers (half an hour)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
 	@echo "make transfer-study   what a carried core set is worth: 15 methods x 5 seeds on real models (two hours)"
 	@echo "make study      the tables from which the defaults were chosen (an hour; MODEL=…, TARGET=…)"

@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("ours")
 
 TinyModels = Callable[..., Path]
 
-LONG = ("study", "training", "identification", "engine")  # what trains, and starts processes that do
+LONG = ("study", "training", "trainers", "identification", "engine")  # what trains, and starts processes that do
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
