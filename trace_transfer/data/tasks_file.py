@@ -19,9 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from trace_transfer.errors import UserError, listing
 from trace_transfer.records import TASK, Strict
+from trace_transfer.settings import choices
 from trace_transfer.text_formats import kind_of, read_yaml
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]+\])*)\}|[{}]")
@@ -133,8 +135,6 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "instruction, input (optional) and output": ("instruction", "input", "output", *OPTIONAL),
     "messages": ("messages", *OPTIONAL),
 }
-# Key of a task → what it may say.
-CHOICES = {"template": ("auto", "chat", "plain"), "mismatch": ("refuse", "compose", "keep")}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
 _OTHER_FILES = frozenset(
@@ -340,11 +340,11 @@ def _items(file: Path, content: Any) -> list[Any]:
     return items
 
 
-def _problem(error: Any, keys: Collection[str]) -> str:
+def _problem(error: Any, fields: Mapping[str, FieldInfo]) -> str:
     """One problem of pydantic's in our words."""
     location, given = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{location}', {suggestion(location, keys)}"
+        return f"unknown key '{location}', {suggestion(location, fields)}"
     if error["type"] == "missing":
         return f"'{location}:' is missing"
     if error["type"] == "value_error":
@@ -352,7 +352,7 @@ def _problem(error: Any, keys: Collection[str]) -> str:
     if error["type"] == "string_pattern_mismatch":
         return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
     if error["type"] == "literal_error":
-        return f"{location}: {given!r} is none of {', '.join(CHOICES.get(location, ()))}"
+        return f"{location}: {given!r} is none of {', '.join(choices(fields[location].annotation))}"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"found {kind_of(given)}, expected a mapping with name: and data:"
     return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"
