@@ -162,7 +162,7 @@ def test_a_missing_tensor_is_refused(written):
         streamed(file, "llama", plan_for("llama", "boundary"), checkpoint=checkpoint)
     checkpoint = GgufCheckpoint(file)
     del checkpoint._tensors["blk.1.ffn_up.weight"]
-    with pytest.raises(ModelError, match=r"lack 1 parameters of layer 1:\n  - model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(ModelError, match=r"lack tensors of layer 1:\n  - model.layers.1.mlp.up_proj.weight"):
         streamed(file, "llama", plan_for("llama", "boundary"), checkpoint=checkpoint)
 
 

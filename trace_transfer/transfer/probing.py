@@ -300,7 +300,7 @@ class _Loader:
         self.checkpoint.load(self.model, wanted, self.device, self.dtype)
         missing = [name for name, value in self.model.named_parameters() if wanted(name) and value.is_meta]
         if missing:
-            raise ModelError(f"{self.name}: the weights lack {len(missing)} tensors of {where}:\n" + listing(missing))
+            raise ModelError(f"{self.name}: the weights lack tensors of {where}:\n" + listing(missing))
 
 
 @dataclass
