@@ -29,7 +29,8 @@ from trace_transfer.errors import ModelError, TrainingError
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
 
-MATRIX = [(zero, precision) for zero in range(4) for precision in ("float32", "bfloat16")]
+PRECISIONS = {"llama": ("float32", "bfloat16"), "qwen2": ("float32",)}  # untied; tied and with biases
+MATRIX = [(family, zero, one) for family, several in PRECISIONS.items() for zero in range(4) for one in several]
 OFFLOADS = {  # name → settings; each is stopped after its first step and gone on from
     f"offload-{offload}-zero{zero}-{precision}": {"zero": zero, "precision": precision, "offload": offload}
     for offload, zero, precision in (
@@ -221,10 +222,9 @@ def peak_of_loading(model: Path, out: Path, zero: int) -> dict[str, int]:
 def main(out: Path, models: dict[str, Path]) -> None:
     results: dict[str, object] = {}
     engine.PERSISTENT = 0  # or nothing of a tiny model would be partitioned
-    for family, model in models.items():
-        for zero, precision in MATRIX:
-            results[f"{family}-{zero}-{precision}"] = train_two(model, out, zero, precision)
-            gc.freeze()  # DeepSpeed collects garbage many times while it is built
+    for family, zero, precision in MATRIX:
+        results[f"{family}-{zero}-{precision}"] = train_two(models[family], out, zero, precision)
+        gc.freeze()  # DeepSpeed collects garbage many times while it is built
     for zero in (2, 3):
         base = BaseModel(ModelSource.parse(models["qwen2"]))
         mask, name = make_mask(base.inventory, 0), f"qwen2-{zero}-recomputed"
