@@ -8,8 +8,8 @@ import yaml
 
 from tests.commands import run
 from tests.core_files import write_core
-from trace_transfer.cli.core_sets import TRAINERS
 from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.exporting import FORMATS
 from trace_transfer.formats import read_any
 
 
@@ -39,7 +39,7 @@ def test_into_a_file(core, tmp_path):
     assert out.read_text() == run("export", core, "--to", "regex").stdout
 
 
-@pytest.mark.parametrize("to", TRAINERS)
+@pytest.mark.parametrize("to", FORMATS)
 def test_every_trainer_is_written_for_or_refused(core, to):
     done = run("export", core, "--to", to)
     if to in ("llama-factory", "authors"):  # authors: its scores lack their terms

@@ -129,16 +129,6 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tiny, tasks,
     assert one["warm_start/math/delta-00001.safetensors"] != other["warm_start/math/delta-00001.safetensors"]
 
 
-def test_the_halves_of_identify_are_commands_of_their_own(identified, tiny, tasks, tmp_path):
-    out, _ = identified
-    started = done("warm-start", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, *FAST, "--out", tmp_path / "out")
-    assert "math/2" in started.stdout
-    done("score", tiny("qwen2"), "--tasks", tasks, "--ratio", 0.2, "--out", tmp_path / "out")
-    for task in SIZES:
-        assert (tmp_path / "out" / f"{task}.core.json").read_bytes() == (out / f"{task}.core.json").read_bytes()
-    assert (tmp_path / "out" / "stability.json").read_bytes() == (out / "stability.json").read_bytes()
-
-
 def test_a_warm_start_is_the_tuned_model_minus_the_base(tiny, tasks, tmp_path):
     base = tiny("gemma3_text")
     done("warm-start", base, "--tasks", tasks, *FAST, "--keep-models", "--out", tmp_path / "out")
@@ -162,18 +152,6 @@ def test_scores_of_kept_models_are_those_of_their_deltas(tiny, tasks, tmp_path):
         theirs = {p.name: p.score for p in theirs.parameters}
         for parameter in ours.parameters:
             assert parameter.score == pytest.approx(theirs[parameter.name], rel=1e-3, abs=1e-6)
-
-
-def test_deltas_in_bfloat16_are_the_same_but_for_rounding(tiny, tasks, tmp_path):
-    for dtype in ("float32", "bfloat16"):
-        done(
-            "warm-start", tiny("llama"), "--tasks", tasks, *FAST, "--delta-dtype", dtype, "--out", tmp_path / dtype
-        )  # fmt: skip
-    exact, rounded = (
-        load_file(tmp_path / dtype / "warm_start/code/delta-00001.safetensors") for dtype in ("float32", "bfloat16")
-    )
-    for name, value in exact.items():
-        assert torch.equal(rounded[name], value.bfloat16())
 
 
 def test_a_task_that_is_tuned_already_is_not_trained(tiny, tasks, tmp_path):
@@ -463,19 +441,6 @@ def test_a_list_goes_out_and_comes_back(identified, tiny, tmp_path):
     assert len(back.parameters) == len(ours.parameters)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ([], "Missing argument 'CORE_FILE...'"),
-        (["x.core.json", "--import", "x.json"], "No such option"),  # `import --from authors` does it
-        (["x.core.json", "--export"], "No such option"),  # `export --to authors`
-        (["x.core.json", "--ratio", 5], "5: expected more than 0 and at most 1 (5 % is 0.05)"),
-    ],
-)
-def test_select_says_what_it_needs(arguments, told, tmp_path):
-    assert told in refused("select", *arguments, "--out", tmp_path / "out")
-
-
 def test_select_writes_into_a_directory(identified, tmp_path, monkeypatch):
     out, _ = identified
     monkeypatch.chdir(tmp_path)
@@ -492,13 +457,6 @@ def test_select_does_not_replace_what_it_reads(identified):
     told = f"what would be written is an input as well; name another --out: - {cores[0]} - {cores[1]}"
     assert told in message
     assert files(out) == before
-
-
-def test_select_refuses_what_is_not_a_core_file(tmp_path):
-    file = tmp_path / "x.core.json"
-    file.write_text(json.dumps({"format": "trace-transfer/deltas"}))
-    assert "expected trace-transfer/core" in refused("select", file, "--ratio", 0.1, "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 # ---- what comes after
@@ -544,28 +502,6 @@ def refused(*arguments):
     return " ".join(result.stderr.split())
 
 
-def test_a_single_task_with_cs_is_refused(three, tmp_path, tiny):
-    base, tuned = three
-    message = refused("score", base, *options({"math": tuned["math"]}), "--method", "cs", "--out", tmp_path / "out")
-    assert "cs compares tasks and needs at least 2, found 1: math" in message
-    single = write_tasks(tmp_path, {"math": 4})
-    message = refused("identify", base, "--tasks", single, "--method", "cs", "--out", tmp_path / "out")
-    assert "cs compares tasks and needs at least 2, found 1: math" in message
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (["--tuned", "math"], "'math' is not TASK=MODEL"),
-        (["--tuned", "a=x", "--tuned", "a=y"], "'a' is given twice"),
-        (["--tuned", "a=x", "--ratio", "0"], "0: expected more than 0 and at most 1"),
-    ],
-)
-def test_options_that_cannot_be_meant(tiny, given, told):
-    assert told in refused("score", tiny("llama"), *given)
-
-
 def test_nothing_to_score_is_told(tiny, tmp_path):
     message = refused("score", tiny("llama"), "--out", tmp_path / "out")
     assert "holds no finished warm start" in message
@@ -590,13 +526,6 @@ def test_tuned_names_that_tasks_lack_are_told(tiny, tasks, tmp_path):
     assert "lacks tasks that --tuned names: maths (it has math, code, law)" in message
 
 
-def test_a_tuned_model_of_other_shapes_is_refused_before_training(tiny, tasks, tmp_path):
-    other = tiny("llama", intermediate_size=64)
-    message = refused("identify", tiny("llama"), "--tasks", tasks, "--tuned", f"law={other}", "--out", tmp_path / "out")
-    assert "law: model.layers.0.mlp.gate_proj.weight is [64, 48], in the base [80, 48]" in message
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_model_of_another_architecture_is_told_in_one_line(tiny, tmp_path):
     """And one that differs in its shapes alone, in the same message."""
     base, other, wider = tiny("llama"), tiny("qwen2"), tiny("llama", intermediate_size=64)
@@ -606,15 +535,6 @@ def test_a_model_of_another_architecture_is_told_in_one_line(tiny, tmp_path):
     assert told in message
     assert "math: lacks" not in message
     assert "law: model.layers.0.mlp.gate_proj.weight is [64, 48], in the base [80, 48]" in message
-
-
-def test_score_refuses_its_device_and_its_models_as_output(three, tasks, tmp_path):
-    base, tuned = three
-    given = ("score", base, *options(tuned), "--tasks", tasks)
-    assert "--device gpu9: not available here (" in refused(*given, "--device", "gpu9", "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert f"{tuned['law']}: is an input as well; name another --out" in refused(*given, "--out", tuned["law"])
-    assert not (tuned["law"] / "deltas.json").exists()
 
 
 def test_other_settings_in_a_used_directory_are_refused_with_what_differs(tiny, tasks, tmp_path):

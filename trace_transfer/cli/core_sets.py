@@ -7,17 +7,14 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli import options as shared
-
-TRAINERS = ("axolotl", "ms-swift", "peft", "llama-factory", "trl", "regex", "csv", "authors")
+from trace_transfer.core_sets.exporting import FORMATS
 
 
 @click.command("export")
 @shared.files("CORE")
 @click.option(
-    "--to", required=True, type=shared.FoldedChoice(TRAINERS),
-    help="The trainer: axolotl and ms-swift (lines of YAML), llama-factory (YAML, where it can say the set at all), "
-    "trl (a Python program), peft (a LoraConfig in Python: adapters on the core modules); or regex (one regular "
-    "expression), csv (every parameter with its score), authors (a JSON list as the authors' scripts write it).",
+    "--to", required=True, type=shared.FoldedChoice(tuple(FORMATS)),
+    help="The trainer or format: " + "; ".join(f"{name}: {one.about}" for name, one in FORMATS.items()) + ".",
 )  # fmt: skip
 @click.option(
     "--out", type=shared.OutPath(file=True, dash=True), metavar="FILE",

@@ -8,13 +8,16 @@ number of names decides. Their specificity_score is the mean *cosine*, low for w
 from __future__ import annotations
 
 import json
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from pydantic import Field, TypeAdapter, ValidationError, create_model
+
+from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.text_formats import kind_of, read_json
 
@@ -27,8 +30,19 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+def _rows_of(score_key: str, term_keys: tuple[str, ...]) -> TypeAdapter[list[Any]]:
+    numbers: dict[str, Any] = dict.fromkeys(
+        (score_key, *term_keys), Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    )
+    name, rank = Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1, strict=True)]
+    return TypeAdapter(list[create_model("Row", parameter=name, rank=rank, **numbers)])  # type: ignore[misc]
+
+
+ROWS = {method: _rows_of(*keys) for method, keys in FORMS.items()}
+
+
 class ListedParameter(NamedTuple):
-    """One entry: larger scores are more important, whatever the list has; terms as `maths.saliency` names them."""
+    """One entry: larger scores are more important, whatever the list has; terms as the scoring methods name them."""
 
     name: str
     score: float
@@ -43,13 +57,17 @@ def read_authors_list(path: Path | str) -> tuple[str, list[ListedParameter]]:
             contradictory values; all of one kind are named.
     """
     file = Path(path)
-    rows = _read_rows(file)
-    method = _method_of(file, rows)
-    score_key, term_keys = FORMS[method]
-    problems = []
-    for index, row in enumerate(rows):
-        problems += [f"entry {index + 1}: {problem}" for problem in _row_problems(row, (score_key, *term_keys))]
-    _refuse(file, problems)
+    rows = read_json(file, ArtefactError)
+    if not isinstance(rows, list):
+        raise ArtefactError(f"{file}: expected a JSON list of parameters, found {kind_of(rows)}")
+    if not rows:
+        raise ArtefactError(f"{file}: the list is empty")
+    method = _method_of(file, rows[0] if isinstance(rows[0], dict) else {})
+    score_key, _ = FORMS[method]
+    try:
+        ROWS[method].validate_python(rows)
+    except ValidationError as error:
+        _refuse(file, [_problem(one) for one in error.errors()])
     _refuse(file, _repeated(rows, "parameter") + _repeated(rows, "rank"))
     entries = [_entry(row, method) for row in sorted(rows, key=lambda row: row["rank"])]
     for better, worse in pairwise(entries):
@@ -88,21 +106,20 @@ def core_parameters(
     return (*listed, *(CoreParameter(name=name, shape=shape) for name, shape in shapes.items() if name not in known))
 
 
-def to_authors_list(core: CoreFile, whole: bool = False) -> str:
+def write_authors_list(core_set: CoreSet) -> str:
     """The text of the authors' list of a core set.
 
-    Args:
-        whole: rank every parameter that has a score, not the core set alone. If some have none, then the list is read
-            by `core_parameters` as a selected one.
-
     Raises:
-        ArtefactError: the list has no form for the method, the core file lacks the terms of its scores, or it holds
-            parts of parameters, which the list cannot name.
+        ArtefactError: several core files, a method that the list has no form for, a core file that lacks the terms of
+            its scores, or parts of tensors, which the list cannot name.
     """
+    if len(core_set.cores) > 1:
+        raise ArtefactError(f"a list of the authors' form is of one task; {len(core_set.cores)} core files were given")
+    core = core_set.cores[0]
     method = core.method.name
     if method not in FORMS:
         raise ArtefactError(f"scores of method '{method}': the authors' list has forms for {', '.join(FORMS)} only")
-    scored = [(p.score, p) for p in core.parameters if p.score is not None and (whole or p.core)]
+    scored = [(p.score, p) for p in core.core if p.score is not None]
     listed = [p for _, p in scored]
     where = f"core file of {core.task}"
     parts = [p.name for p in listed if p.rows or p.columns or p.depth]
@@ -119,57 +136,31 @@ def to_authors_list(core: CoreFile, whole: bool = False) -> str:
     return json.dumps(rows, indent=4) + "\n"
 
 
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    rows = read_json(file, ArtefactError)
-    if not isinstance(rows, list):
-        raise ArtefactError(f"{file}: expected a JSON list of parameters, found {kind_of(rows)}")
-    if not rows:
-        raise ArtefactError(f"{file}: the list is empty")
-    _refuse(
-        file, [f"entry {i + 1}: not an object, but {row!r:.40}" for i, row in enumerate(rows) if type(row) is not dict]
-    )
-    return rows
-
-
-def _method_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+def _method_of(file: Path, first: Mapping[str, Any]) -> str:
     """The form of the first entry; all others are held to it."""
-    found = [method for method, (score_key, _) in FORMS.items() if score_key in rows[0]]
+    found = [method for method, (score_key, _) in FORMS.items() if score_key in first]
     if len(found) == 1:
         return found[0]
     expected = " or ".join(score_key for score_key, _ in FORMS.values())
-    tasks = [key for key in rows[0] if key.endswith("_specificity_score")]
+    tasks = [key for key in first if key.endswith("_specificity_score")]
     if tasks:
         raise ArtefactError(
             f"{file}: the list of all tasks ({', '.join(tasks)}); give a task's own list, with {expected}"
         )
-    raise ArtefactError(f"{file}: its first entry has {', '.join(rows[0]) or 'no fields'}, expected one of {expected}")
+    raise ArtefactError(f"{file}: its first entry has {', '.join(first) or 'no fields'}, expected one of {expected}")
 
 
-def _row_problems(row: Mapping[str, Any], numbers: Sequence[str]) -> list[str]:
-    problems = [f"no {key}" for key in ("parameter", *numbers, "rank") if key not in row]
-    if problems:
-        return problems
-    if type(row["parameter"]) is not str or not row["parameter"]:
-        problems.append(f"parameter is {row['parameter']!r}, expected a name")
-    if type(row["rank"]) is not int or row["rank"] < 1:
-        problems.append(f"rank is {row['rank']!r}, expected 1, 2, …")
-    for key in numbers:
-        if not _is_finite(row[key]):
-            problems.append(f"{key} is {row[key]!r:.40}, expected a finite number")
-    return problems
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+def _problem(error: Any) -> str:
+    number, *key = error["loc"]
+    if not key:
+        return f"entry {number + 1}: not an object, but {error['input']!r:.40}"
+    if error["type"] == "missing":
+        return f"entry {number + 1}: no {key[0]}"
+    return f"entry {number + 1}: {key[0]} is {error['input']!r:.40}: {error['msg']}"
 
 
 def _repeated(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    counts: dict[Any, int] = {}
-    for row in rows:
-        counts[row[key]] = counts.get(row[key], 0) + 1
+    counts = Counter(row[key] for row in rows)
     return [f"{key} {value} is listed {count} times" for value, count in counts.items() if count > 1]
 
 

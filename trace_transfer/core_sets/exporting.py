@@ -1,25 +1,115 @@
-"""`export`: core files as the settings of other trainers.
+"""`export`: core files as the settings of other trainers. A new format is one function and one line of `FORMATS`.
 
 Reads: core files; a model's config where a trainer's format needs its modules, or where a core file does not list all
-of its parameters. Writes: nothing; the text is returned.
+of its tensors. Writes: nothing; the text is returned. `docs/howto/new-export.md` adds a format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from trace_transfer.core_sets.authors_list import to_authors_list
+from trace_transfer.core_sets.authors_list import write_authors_list
+from trace_transfer.core_sets.axolotl import write_axolotl
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.exports.core_set import CoreSet
-from trace_transfer.core_sets.exports.registry import WRITERS
+from trace_transfer.core_sets.core_set import CoreSet, ExportError
+from trace_transfer.core_sets.llama_factory import write_llama_factory
+from trace_transfer.core_sets.patterns import write_ms_swift, write_regex
 from trace_transfer.errors import ArtefactError, ModelError, UserError
-from trace_transfer.models.sources import Inventory, ModelSource, load_config, read_inventory
+from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, read_inventory
 from trace_transfer.records import ModelIdentity, read_artefact
 
-PEFT, AUTHORS = "peft", "authors"
-TRAINERS = (*WRITERS, PEFT, AUTHORS)
+COLUMNS = ("task", "rank", "name", *AXES, "shape", "elements", "component", "layer", "score", "core")
+PROGRAM = """\
+{header}
+#
+#     python FILE DATA.jsonl OUT        (or `accelerate launch FILE DATA.jsonl OUT`)
+
+import sys
+
+import torch
+from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+
+import trace_transfer as tt
+
+
+def main(data, out):
+    trainer = SFTTrainer(
+        model={model!r},
+        # Learning rate, epochs and batches are set here. In bf16 alone small updates would be rounded away.
+        args=SFTConfig(
+            output_dir=out,
+            use_cpu=not torch.accelerator.is_available(),
+            model_init_kwargs={{"revision": {revision!r}, "dtype": "float32"}},
+        ),
+        train_dataset=load_dataset("json", data_files=data, split="train"),
+        callbacks=[tt.CoreCallback({file!r})],
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+def write_trl(core: CoreSet) -> str:
+    """The program; it reads the core file where it is now.
+
+    Raises:
+        ExportError: several core files are to be one.
+    """
+    if len(core.files) > 1:
+        raise ExportError(f"a program for trl trains the core set of one core file; {len(core.files)} were given")
+    return PROGRAM.format(
+        header="\n".join(f"# {line}" for line in core.header("trl")), model=core.model.id,
+        revision=core.model.revision or "main", file=core.files[0],
+    )  # fmt: skip
+
+
+def write_csv(core: CoreSet) -> str:
+    """One row per entry, in the order of the files: best score first. Ranges are `0:576 1152:1728`, none is all."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for file in core.cores:
+        for rank, entry in enumerate(file.parameters, 1):
+            table.writerow([
+                file.task, rank if entry.score is not None else None, entry.name, *map(_ranges, entry.place[1:]),
+                "x".join(map(str, entry.shape)), entry.num_elements, entry.component, entry.layer, entry.score,
+                int(entry.core),
+            ])  # fmt: skip
+    return text.getvalue()
+
+
+def _ranges(ranges: Ranges | None) -> str:
+    return " ".join(f"{start}:{stop}" for start, stop in ranges or ())
+
+
+class Format(NamedTuple):
+    """What is written, and what it is in a few words; None of peft, which needs the model and the adapters' size."""
+
+    write: Callable[[CoreSet], str] | None
+    about: str
+
+
+PEFT = "peft"
+FORMATS: dict[str, Format] = {
+    "axolotl": Format(write_axolotl, "lines of YAML"),
+    "ms-swift": Format(write_ms_swift, "lines of YAML"),
+    "llama-factory": Format(write_llama_factory, "YAML, where it can say the set at all"),
+    "trl": Format(write_trl, "a Python program"),
+    PEFT: Format(None, "a LoraConfig in Python: adapters on the core modules"),
+    "regex": Format(write_regex, "one regular expression"),
+    "csv": Format(write_csv, "every entry with its score"),
+    "authors": Format(write_authors_list, "a JSON list as the authors' scripts write it"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +128,7 @@ def export_core(
 
     Args:
         files: core files of one model; of several what any of them trains.
-        to: one of `TRAINERS`.
+        to: one of `FORMATS`.
         model: the model of the core files; None for the one that they name. Only its config is read, if anything.
         rank, alpha: of peft's adapters.
 
@@ -48,21 +138,18 @@ def export_core(
         UserError: core files of several models, or not of the model given.
     """
     cores: dict[str, CoreFile] = {str(file): read_artefact(file, CoreFile) for file in files}
-    if to not in TRAINERS:
-        raise UserError(f"trainer {to!r} is none of {', '.join(TRAINERS)}")
+    if to not in FORMATS:
+        raise UserError(f"trainer {to!r} is none of {', '.join(FORMATS)}")
     core = CoreSet.of(cores, _shapes(cores, model))
-    if to == PEFT:
-        from trace_transfer.core_sets.exports.lora import write_peft
-        from trace_transfer.models.sources import build_meta_model, inventory_of
+    write = FORMATS[to].write
+    if write is not None:
+        return Export(core, to, write(core))
+    from trace_transfer.core_sets.lora import write_peft
+    from trace_transfer.models.sources import build_meta_model, inventory_of
 
-        built = build_meta_model(load_config(_source(core.model, model)))
-        _require_same(core.model, inventory_of(built).shapes, str(files[0]), model)
-        return Export(core, to, write_peft(core, built, rank, alpha))
-    if to == AUTHORS:
-        if len(cores) > 1:
-            raise UserError(f"a list of the authors' form is of one task; {len(cores)} core files were given")
-        return Export(core, to, to_authors_list(core.cores[0]))
-    return Export(core, to, WRITERS[to](core))
+    built = build_meta_model(load_config(_source(core.model, model)))
+    _require_same(core.model, inventory_of(built).shapes, str(files[0]), model)
+    return Export(core, to, write_peft(core, built, rank, alpha))
 
 
 def _shapes(cores: Mapping[str, CoreFile], model: str | Path | None) -> Mapping[str, tuple[int, ...]]:

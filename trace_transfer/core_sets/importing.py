@@ -1,6 +1,7 @@
 """`import`: a core file from a list of parameters that another program trains.
 
-Reads: an Axolotl configuration or what Spectrum wrote, and a model's config. The core file is returned.
+Reads: an Axolotl configuration, what Spectrum wrote or a list of the authors' scripts, and a model's config. The core
+file is returned.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trace_transfer.core_sets.authors_list import core_parameters, read_authors_list
+from trace_transfer.core_sets.axolotl import Pattern, mask_of_patterns, read_patterns
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
-from trace_transfer.core_sets.exports.axolotl import Pattern, mask_of_patterns, read_patterns
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.core_sets.selection import Selection, entries_of, select
 from trace_transfer.errors import ArtefactError, UserError
@@ -23,6 +24,48 @@ from trace_transfer.records import library_versions, require_task
 
 IMPORTED, SCORE = "imported", 1.0
 LAYER = re.compile(r"\.(\d+)(?:\\?\.|$)")  # a number of its own in a name or pattern, as a layer's is
+
+
+def import_list(
+    file: Path, model: str | Path, task: str, ratio: float | None, unit: str | None, rules: Sequence[str] = ()
+) -> CoreFile:
+    """A core file from a list of the authors' scripts. All of a list of fewer names than the model has are core.
+
+    Raises:
+        ArtefactError: the list cannot be read, or names what the model lacks.
+        UserError: a full list without a ratio, or a selected one with one; a task that is no name.
+    """
+    Selection.of(ratio=ratio, unit=unit)
+    opened = open_model(model, load_families([Path(path) for path in rules]))
+    shapes = opened.anatomy.inventory.shapes
+    method, listed = read_authors_list(file)
+    told = names_told(opened, [entry.name for entry in listed])
+    listed = [entry._replace(name=told.translated.get(entry.name, entry.name)) for entry in listed]
+    parameters = tuple(
+        parameter.model_copy(update={"component": entry.component, "layer": entry.layer})
+        for parameter in core_parameters(listed, shapes, told.known)
+        for entry in entries_of(opened.anatomy, parameter.name, parameter.shape, None)
+    )
+    whole = len(listed) == len(shapes)
+    if whole and ratio is None:
+        raise UserError(f"{file}: lists all tensors of {opened.name}; give --ratio to select from them")
+    if not whole and ratio is not None:
+        raise UserError(
+            f"{file}: lists {len(listed)} of the {len(shapes)} tensors of {opened.name}: that is a core set, "
+            "and no other can be made of it; leave --ratio out"
+        )
+    unit = "tensors" if unit is None else unit
+    if whole and ratio is not None:
+        parameters = select(parameters, ratio, unit)
+    if unit == "rows":
+        raise UserError("such lists name whole parameters: rows cannot be selected from them")
+    return CoreFile(
+        task=require_task(task),
+        model=opened.identity,
+        method={"name": method, "ratio": ratio or len(listed) / len(shapes), "unit": unit, "imported_from": file.name},
+        parameters=parameters,
+        libraries=library_versions(),
+    )
 
 
 def import_patterns(
@@ -67,48 +110,6 @@ def import_patterns(
         parameters=(*chosen, *left),
         libraries=library_versions(),
     )  # fmt: skip
-
-
-def import_list(
-    file: Path, model: str | Path, task: str, ratio: float | None, unit: str | None, rules: Sequence[str] = ()
-) -> CoreFile:
-    """A core file from a list of the authors' scripts. All of a list of fewer names than the model has are core.
-
-    Raises:
-        ArtefactError: the list cannot be read, or names what the model lacks.
-        UserError: a full list without a ratio, or a selected one with one; a task that is no name.
-    """
-    Selection.of(ratio=ratio, unit=unit)
-    opened = open_model(model, load_families([Path(path) for path in rules]))
-    shapes = opened.anatomy.inventory.shapes
-    method, listed = read_authors_list(file)
-    told = names_told(opened, [entry.name for entry in listed])
-    listed = [entry._replace(name=told.translated.get(entry.name, entry.name)) for entry in listed]
-    parameters = tuple(
-        parameter.model_copy(update={"component": entry.component, "layer": entry.layer})
-        for parameter in core_parameters(listed, shapes, told.known)
-        for entry in entries_of(opened.anatomy, parameter.name, parameter.shape, None)
-    )
-    whole = len(listed) == len(shapes)
-    if whole and ratio is None:
-        raise UserError(f"{file}: lists all tensors of {opened.name}; give --ratio to select from them")
-    if not whole and ratio is not None:
-        raise UserError(
-            f"{file}: lists {len(listed)} of the {len(shapes)} tensors of {opened.name}: that is a core set, "
-            "and no other can be made of it; leave --ratio out"
-        )
-    unit = "tensors" if unit is None else unit
-    if whole and ratio is not None:
-        parameters = select(parameters, ratio, unit)
-    if unit == "rows":
-        raise UserError("such lists name whole parameters: rows cannot be selected from them")
-    return CoreFile(
-        task=require_task(task),
-        model=opened.identity,
-        method={"name": method, "ratio": ratio or len(listed) / len(shapes), "unit": unit, "imported_from": file.name},
-        parameters=parameters,
-        libraries=library_versions(),
-    )
 
 
 def _mask(patterns: Sequence[Pattern], model: OpenModel, file: Path) -> Mask:

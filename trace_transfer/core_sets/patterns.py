@@ -1,7 +1,10 @@
-"""One regular expression for exactly some of the names of a model.
+"""One regular expression for exactly some of the names of a model, as such or as ms-swift's settings.
 
 Names are split at their dots, and common beginnings and endings are written once, from the front or from the back,
 whichever is shorter. Only groups, alternatives, character classes and `?` are used: every dialect reads it alike.
+
+How ms-swift reads it (`swift/utils/transformers_utils.py`): `freeze_parameters_ratio: 1` freezes all parameters, then
+those in whose name `trainable_parameters_regex` is found anywhere (`re.search`) train; hence the `^` and `$`.
 """
 
 from __future__ import annotations
@@ -9,9 +12,40 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from trace_transfer.core_sets.exports.core_set import natural_key, require_exact
+from trace_transfer.core_sets.core_set import WHOLE_ONLY, CoreSet, natural_key, require_exact, require_whole
 
+KEY = "trainable_parameters_regex"
 Tokens = tuple[str, ...]
+
+
+def write_regex(core: CoreSet) -> str:
+    """One line: the names that match as a whole are the core set.
+
+    Raises:
+        ExportError: parts of parameters are core.
+    """
+    require_whole(core, "a regular expression", f"it names whole tensors only; {WHOLE_ONLY}")
+    return exact_pattern(core.names, core.shapes) + "\n"
+
+
+def write_ms_swift(core: CoreSet) -> str:
+    """The lines of a configuration for `swift sft FILE.yaml` (or its options) that train a core set.
+
+    Raises:
+        ExportError: parts of parameters are core.
+    """
+    import yaml
+
+    require_whole(core, "ms-swift", f"it trains whole tensors only; {WHOLE_ONLY}")
+    settings = {"tuner_type": "full", "freeze_parameters_ratio": 1, KEY: f"^{exact_pattern(core.names, core.shapes)}$"}
+    header = [
+        *core.header("ms-swift"), "Merge it into the file of `swift sft FILE.yaml`, or give each line as an option.",
+        "Before version 4 `tuner_type` was called `train_type`.",
+    ]  # fmt: skip
+    text = "".join(f"# {line}\n" for line in header) + yaml.safe_dump(settings, sort_keys=False, width=1_000_000)
+    search = re.compile(yaml.safe_load(text)[KEY]).search
+    require_exact(core.names, filter(search, core.shapes), "ms-swift")
+    return text
 
 
 def exact_pattern(names: Collection[str], among: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from trace_transfer.core_sets.exports.axolotl import Pattern, mask_of_patterns, read_patterns
+from trace_transfer.core_sets.axolotl import Pattern, mask_of_patterns, read_patterns
 from trace_transfer.core_sets.importing import import_patterns
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.core_sets.selection import reselect

@@ -10,11 +10,11 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
-from trace_transfer.core_sets.exports.core_set import CoreSet
+from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.models.sources import Ranges, build_meta_model, inventory_of
 from trace_transfer.records import ModelIdentity
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 DENSE_FIRST = {"num_hidden_layers": 12, "mlp_only_layers": [0, 1]}
 # Name → config: files of real models, and the default configs of transformers, which are real ones, too: phi-3-mini,
 # Mixtral-8x7B, GPT-2, gpt-oss; and a mixture of experts whose first layers are dense.

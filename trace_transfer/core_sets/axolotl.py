@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.core_sets.exports.core_set import WHOLE_ONLY, CoreSet, require_exact, require_whole
+from trace_transfer.core_sets.core_set import WHOLE_ONLY, CoreSet, require_exact, require_whole
 from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.text_formats import read_yaml

@@ -7,18 +7,15 @@ import re
 import pytest
 import yaml
 
-from tests.core_sets.exports.full_size import core_file, core_set, model_of, names_of
+from tests.core_sets.full_size import core_file, core_set, model_of, names_of
+from trace_transfer.core_sets.axolotl import write_axolotl
 from trace_transfer.core_sets.core_file import CoreParameter
-from trace_transfer.core_sets.exports.axolotl import write_axolotl
-from trace_transfer.core_sets.exports.core_set import CoreSet, ExportError, InexactExportError
-from trace_transfer.core_sets.exports.llama_factory import write_llama_factory
-from trace_transfer.core_sets.exports.lora import trained_names, write_peft
-from trace_transfer.core_sets.exports.ms_swift import write_ms_swift
-from trace_transfer.core_sets.exports.regex import write_regex
-from trace_transfer.core_sets.exports.registry import WRITERS
-from trace_transfer.core_sets.exports.table import COLUMNS, write_csv
-from trace_transfer.core_sets.exports.trl import write_trl
+from trace_transfer.core_sets.core_set import CoreSet, ExportError, InexactExportError
+from trace_transfer.core_sets.exporting import COLUMNS, FORMATS, write_csv, write_trl
+from trace_transfer.core_sets.llama_factory import write_llama_factory
+from trace_transfer.core_sets.lora import trained_names, write_peft
 from trace_transfer.core_sets.masks import Slice
+from trace_transfer.core_sets.patterns import write_ms_swift, write_regex
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import inventory_of
 
@@ -53,7 +50,7 @@ def test_axolotl():
 
 @pytest.mark.parametrize("trainer", ["axolotl", "ms-swift", "trl", "llama-factory"])
 def test_the_header_says_for_what_it_holds(trainer):
-    text = WRITERS[trainer](core_set(LLAMA, names_of(LLAMA, ".31.mlp.")))
+    text = FORMATS[trainer].write(core_set(LLAMA, names_of(LLAMA, ".31.mlp.")))
     sha256 = inventory_of(model_of(LLAMA)).names_sha256[:16]
     first, second, third, *_ = header(text)
     name = {"llama-factory": "LLaMA-Factory"}.get(trainer, trainer)
@@ -157,7 +154,7 @@ def test_parts_are_refused_all_at_once(trainer):
     both = rf"  - {re.escape(Q)}: rows 0-127, 256-383\n  - {re.escape(DOWN)}: columns 5-5"
     refusal = rf"cannot train these parts of parameters: [^\n]*trace-transfer train[^\n]*:\n{both}$"
     with pytest.raises(ExportError, match=refusal):
-        WRITERS[trainer](parts_of_two())
+        FORMATS[trainer].write(parts_of_two())
 
 
 def test_rows_are_said_to_axolotl_only():

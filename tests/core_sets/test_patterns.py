@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.core_sets.exports.full_size import names_of
-from trace_transfer.core_sets.exports.core_set import InexactExportError, natural_key
-from trace_transfer.core_sets.exports.patterns import exact_pattern
+from tests.core_sets.full_size import names_of
+from trace_transfer.core_sets.core_set import InexactExportError, natural_key
+from trace_transfer.core_sets.patterns import exact_pattern
 
 TOKENS = st.sampled_from(
     ["0", "1", "2", "7", "10", "11", "12", "21", "100", "a", "ab", "a+", "weight", "x-y", "[0:5]", ""]
@@ -54,7 +54,7 @@ def test_all_of_a_model_is_short():
 
 
 def test_what_is_found_besides_is_told(monkeypatch):
-    monkeypatch.setattr("trace_transfer.core_sets.exports.patterns._written", lambda *_: "a.?")
+    monkeypatch.setattr("trace_transfer.core_sets.patterns._written", lambda *_: "a.?")
     with pytest.raises(InexactExportError, match=r"(?s)not exact.*- abd: core, but .* - ac: not core, but would train"):
         exact_pattern({"a", "abd"}, {"ac"})
 

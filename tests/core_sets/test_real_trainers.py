@@ -4,11 +4,11 @@ import pytest
 import torch
 import yaml
 
-from tests.core_sets.exports import trainers
-from tests.core_sets.exports.full_size import FEATURED, MODELS, SETS, core_set, fresh, model_of, names_of
-from trace_transfer.core_sets.exports.core_set import ExportError
-from trace_transfer.core_sets.exports.lora import write_peft
-from trace_transfer.core_sets.exports.registry import WRITERS
+from tests.core_sets import trainers
+from tests.core_sets.full_size import FEATURED, MODELS, SETS, core_set, fresh, model_of, names_of
+from trace_transfer.core_sets.core_set import ExportError
+from trace_transfer.core_sets.exporting import FORMATS
+from trace_transfer.core_sets.lora import write_peft
 
 ROWS = {"model.embed_tokens.weight": ((0, 32_000),), "model.layers.1.self_attn.q_proj.weight": ((128, 256), (512, 640))}
 
@@ -18,7 +18,7 @@ ROWS = {"model.embed_tokens.weight": ((0, 32_000),), "model.layers.1.self_attn.q
 @pytest.mark.parametrize("name", FEATURED)
 def test_lists_and_patterns_train_the_core_set(name, kind, trainer):
     core = core_set(name, SETS[kind](name))
-    text = WRITERS[trainer](core)
+    text = FORMATS[trainer].write(core)
     found = getattr(trainers, trainer.replace("-", "_"))(fresh(name), text)
     assert found == set(SETS[kind](name))
 
@@ -63,7 +63,7 @@ def test_a_dense_layer_of_a_mixture_of_experts_is_no_expert(dense):
 def test_whole_modules_of_layers_are_what_llama_factory_can(layers, modules, extra):
     chosen = [n for layer in layers for module in modules for n in names_of("llama-3-8b", f".{layer}.{module}.")]
     chosen += [n for module in extra for n in names_of("llama-3-8b", module)]
-    text = WRITERS["llama-factory"](core_set("llama-3-8b", chosen))
+    text = FORMATS["llama-factory"].write(core_set("llama-3-8b", chosen))
     assert trainers.llama_factory(fresh("llama-3-8b"), text) == set(chosen)
 
 
@@ -72,16 +72,16 @@ def test_whole_modules_of_layers_are_what_llama_factory_can(layers, modules, ext
 def test_llama_factory_trains_the_core_set_or_is_refused(name, kind):
     core = core_set(name, SETS[kind](name))
     if kind == "names_of":
-        assert trainers.llama_factory(fresh(name), WRITERS["llama-factory"](core)) == set(SETS[kind](name))
+        assert trainers.llama_factory(fresh(name), FORMATS["llama-factory"].write(core)) == set(SETS[kind](name))
     else:
         with pytest.raises(ExportError, match="LLaMA-Factory cannot train exactly this core set"):
-            WRITERS["llama-factory"](core)
+            FORMATS["llama-factory"].write(core)
 
 
 def test_rows_are_axolotls_rows():
     from axolotl.utils.freeze import LayerNamePattern
 
-    settings = yaml.safe_load(WRITERS["axolotl"](core_set("llama-3-8b", ROWS)))
+    settings = yaml.safe_load(FORMATS["axolotl"].write(core_set("llama-3-8b", ROWS)))
     assert settings["weight_decay"] == 0
     patterns = [LayerNamePattern(pattern) for pattern in settings["unfrozen_parameters"]]
     for name in names_of("llama-3-8b"):

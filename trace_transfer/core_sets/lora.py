@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.core_sets.exports.core_set import (
+from trace_transfer.core_sets.core_set import (
     WHOLE_ONLY,
     CoreSet,
     ExportError,
@@ -25,7 +25,7 @@ from trace_transfer.core_sets.exports.core_set import (
     require_exact,
     require_whole,
 )
-from trace_transfer.core_sets.exports.patterns import exact_pattern
+from trace_transfer.core_sets.patterns import exact_pattern
 from trace_transfer.errors import listing
 
 if TYPE_CHECKING:
@@ -141,6 +141,11 @@ def _targets(core: CoreSet, inside: _Inside) -> _Targets:
             "LoRA cannot train exactly this core set (biases train with all adapted weights or with none, what is no "
             "matrix trains with its whole module); `--to axolotl`, `ms-swift` or `trl` train the tensors themselves:\n"
             + listing(refused)
+        )
+    if not modules and not parameters:
+        raise ExportError(
+            "LoRA needs a matrix to adapt, and this core set has none, only norms; `--to axolotl`, `ms-swift` or `trl` "
+            "train them themselves"
         )
     return _Targets(tuple(modules), tuple(parameters), tuple(dict.fromkeys(saved)), bool(biases))
 

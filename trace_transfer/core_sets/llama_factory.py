@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from trace_transfer.core_sets.exports.core_set import (
+from trace_transfer.core_sets.core_set import (
     WHOLE_ONLY,
     CoreSet,
     ExportError,
