@@ -1,7 +1,6 @@
 """The authors' JSON lists: read, written, and read again."""
 
 import json
-import math
 
 import pytest
 
@@ -168,7 +167,6 @@ def changed(index, **fields):
     ("data", "message"),
     [
         ("{", "1: not valid JSON: Expecting property name"),
-        ("[" * 100_000, "1: not valid JSON: nested deeper than 64 levels"),
         ({"format": "trace-transfer/core"}, "expected a JSON list of parameters, found a mapping"),
         ([], "the list is empty"),
         ([LF_ROWS[0], "norm", 3], r"(?s)entry 2: not an object, but 'norm'.*entry 3"),
@@ -181,11 +179,8 @@ def changed(index, **fields):
         (changed(1, parameter="up"), "parameter up is listed 2 times"),
         (changed(1, rank=1), "rank 1 is listed 2 times"),
         (changed(0, rank="first"), "rank is 'first'"),
-        (changed(0, rank=True), "rank is True"),
         (changed(0, parameter=["up"]), r"parameter is \['up'\]"),
-        (changed(0, combined_score=math.nan), "not valid JSON: NaN is no finite number"),
         (changed(1, fisher_info=True, l2_delta=None), r"(?s)l2_delta is None.*fisher_info is True"),
-        (changed(1, fisher_info=10**400), "a number of 401 digits is too large"),
         (changed(1, combined_score=0.8), "up has the better rank, but norm the better combined_score"),
         ([{**CS_ROWS[0], "rank": 3}, CS_ROWS[1]], "down has the better rank, but q .* expected rising scores"),
     ],
@@ -195,8 +190,3 @@ def test_bad_lists_are_one_clear_message(tmp_path, data, message):
     with pytest.raises(ArtefactError, match=message) as caught:
         read_authors_list(file)
     assert str(file) in str(caught.value)
-
-
-def test_a_list_that_is_not_there(tmp_path):
-    with pytest.raises(ArtefactError, match="cannot be read: No such file"):
-        read_authors_list(tmp_path / "none.json")

@@ -15,7 +15,7 @@ from trace_transfer.core_sets.exporting import COLUMNS, FORMATS, write_csv, writ
 from trace_transfer.core_sets.llama_factory import write_llama_factory
 from trace_transfer.core_sets.lora import trained_names, write_peft
 from trace_transfer.core_sets.masks import Slice
-from trace_transfer.core_sets.patterns import write_ms_swift, write_regex
+from trace_transfer.core_sets.patterns import write_ms_swift
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import inventory_of
 
@@ -86,12 +86,6 @@ def test_llama_factory_has_its_own_way_with_several_stacks():
     shapes = {**core.shapes, "model.vision_tower.layers.0.mlp.weight": (2, 2)}
     with pytest.raises(ExportError, match=r"several stacks of layers \(model.layers, model.vision_tower.layers\)"):
         write_llama_factory(CoreSet(core.files, core.cores, shapes, core.mask, None))
-
-
-def test_regex():
-    text = write_regex(core_set(LLAMA, [Q, DOWN]))
-    assert text.endswith("weight\n")
-    assert [name for name in names_of(LLAMA) if re.fullmatch(text.strip(), name)] == [Q, DOWN]
 
 
 def test_csv():
@@ -172,12 +166,6 @@ def test_the_program_for_trl_reads_the_core_file():
         write_trl(CoreSet.of(two, inventory_of(model_of(LLAMA)).shapes))
 
 
-def test_many_ranges_are_counted():
-    ranges = tuple((row, row + 1) for row in range(0, 20, 2))
-    with pytest.raises(ExportError, match=r"rows 0-0, 2-2, 4-4, 6-6, 8-8 and 5 ranges more$"):
-        write_regex(core_set(LLAMA, {Q: ranges}))
-
-
 def test_rows_of_several_entries_are_joined():
     file = core_file(LLAMA, [])
     parts = [
@@ -200,13 +188,3 @@ def test_several_files_are_joined_and_must_be_of_one_model():
     assert "Core set of tasks math, law for x: 3 of 291 tensors, " in core.header("x")[0]
     with pytest.raises(UserError, match="core files of several models cannot be exported as one: a, c"):
         CoreSet.of({"a": one, "c": core_file("phi3", ["lm_head.weight"])}, shapes)
-
-
-def test_versions_that_differ_are_not_told():
-    files = {
-        version: core_file(LLAMA, [Q], libraries={"transformers": version} if version else {})
-        for version in ("5.1.0", "5.2.0", "")
-    }
-    core = CoreSet.of(files, inventory_of(model_of(LLAMA)).shapes)
-    assert core.transformers is None
-    assert "a version of transformers not recorded" in core.header("x")[2]

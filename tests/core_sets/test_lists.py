@@ -69,11 +69,6 @@ def test_rows():
     assert mask("head[0:6]") == mask("head[:]") == mask("head[]") == {"head.weight": None}
 
 
-def test_rows_win_over_a_pattern_for_all_of_it():
-    """In Axolotl, too: the hook of the rows is put there all the same."""
-    assert mask("head", "head[1:3]") == {"head.weight": Slice(0, ((1, 3),))}
-
-
 PATTERNS = st.sampled_from(
     ["m.1", "m.1.q.weight", "^m.10.q.weight$", "m.[0-9]+.q", "head", "^head.weight$", "m.+q", ".*"]
 )
@@ -177,11 +172,6 @@ def test_bad_files_are_one_clear_message(tmp_path, text, message):
     with pytest.raises(ArtefactError, match=message) as caught:
         read_patterns(file)
     assert str(caught.value).startswith(f"{file}:")
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ArtefactError, match=r"none.yaml: cannot be read: No such file"):
-        read_patterns(tmp_path / "none.yaml")
 
 
 def test_a_task_must_be_a_name(tiny, tmp_path):

@@ -1,13 +1,16 @@
 """A ratio becomes a core set."""
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trace_transfer.core_sets.core_file import CoreParameter
-from trace_transfer.core_sets.selection import UNITS, select, ties_at_the_cut
+from trace_transfer.core_sets.core_file import CoreParameter, Unit
+from trace_transfer.core_sets.selection import select, ties_at_the_cut
+
+UNITS = get_args(Unit)
 
 
 def parameters(scores, sizes=None):
@@ -36,37 +39,20 @@ def test_best_first_and_without_a_score_last():
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_ties_keep_the_order_given(unit):
-    assert names(select(parameters([0.5, 0.5, 0.5, 0.5]), 0.5, unit)) == ["p0", "p1"]
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_nothing_is_chosen_where_nothing_has_a_score(unit):
+def test_ends_ties_and_what_has_no_score(unit):
+    given_ = parameters([0.5, 0.5, None, 0.5, 0.5])
+    assert names(select(given_, 0.4, unit)) == ["p0", "p1"]
+    assert names(given_) == []  # not changed
+    assert names(select(parameters([0.1, None, -0.9]), 1.0, unit)) == ["p0", "p2"]
     assert names(select(parameters([None, None]), 1.0, unit)) == []
 
 
-def test_an_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match="'layers' is none of tensors, elements, rows"):
-        select(parameters([0.5]), 0.5, "layers")
-
-
-def test_all_is_everything_with_a_score():
-    for unit in UNITS:
-        assert names(select(parameters([0.1, None, -0.9]), 1.0, unit)) == ["p0", "p2"]
-
-
 def test_elements_skip_what_does_not_fit():
-    selected = select(parameters([0.9, 0.8, 0.7, 0.6], [30, 50, 15, 5]), 0.5, "elements")
-    assert names(selected) == ["p0", "p2", "p3"]
-
-
-def test_what_is_larger_than_the_budget_is_passed_over():
     """The best one, too: an embedding of a fifth of all elements would otherwise be a core set of 5 % by itself."""
     assert names(select(parameters([0.9, 0.5, 0.1], [100, 1, 1]), 0.01, "elements")) == ["p1"]
-
-
-def test_the_best_alone_where_nothing_fits():
-    assert names(select(parameters([0.9, 0.1], [100, 50]), 0.01, "elements")) == ["p0"]
+    assert names(select(parameters([0.9, 0.1], [100, 50]), 0.01, "elements")) == ["p0"]  # nothing fits
+    selected = select(parameters([0.9, 0.8, 0.7, 0.6], [30, 50, 15, 5]), 0.5, "elements")
+    assert names(selected) == ["p0", "p2", "p3"]
 
 
 def in_rows(scores, size=4):
@@ -91,13 +77,6 @@ def test_a_selection_can_be_made_again():
     assert names(once) == ["p1", "p3", "p2"]
     assert names(select(once, 0.25)) == ["p1"]
     assert select(select(once, 0.25), 0.75) == once
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_what_is_given_is_not_changed(unit):
-    given_ = parameters([0.1, 0.9, None])
-    select(given_, 0.5, unit)
-    assert names(given_) == []
 
 
 @pytest.mark.parametrize(

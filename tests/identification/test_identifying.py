@@ -15,7 +15,6 @@ from tests.task_files import SIZES, write_tasks
 from tests.tuned_models import tuned_copy, weights
 from trace_transfer import identify, score
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.show import jaccard
 from trace_transfer.data.encoding import read_tasks
 from trace_transfer.data.examples import IGNORED
 from trace_transfer.families.model_handle import open_model
@@ -127,6 +126,14 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tiny, tasks,
     one, two, other = (files(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
     assert one["warm_start/math/delta-00001.safetensors"] != other["warm_start/math/delta-00001.safetensors"]
+
+
+def test_score_of_warm_starts_is_the_second_half_of_identify(identified, tiny, tasks, tmp_path):
+    out, _ = identified
+    (tmp_path / "warm_start").symlink_to(out / "warm_start")
+    done("score", tiny("qwen2"), "--tasks", tasks, "--ratio", 0.2, "--out", tmp_path)
+    for name in (*(f"{task}.core.json" for task in SIZES), "stability.json", "importance.html"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_a_warm_start_is_the_tuned_model_minus_the_base(tiny, tasks, tmp_path):
@@ -367,14 +374,6 @@ def test_sixteen_bits_that_rounded_the_update_away_are_warned_of(tiny, tmp_path)
     result = done("score", half, *options(tuned), "--method", "l2", "--out", tmp_path / "out")
     assert "saved in 16 bits" in result.stdout
     assert "Save fine-tuned models in float32" in " ".join(result.stdout.split())
-
-
-def test_two_tasks_with_cs_are_warned_of_and_get_the_same_set(three, tmp_path):
-    base, tuned = three
-    two = {task: tuned[task] for task in ("math", "law")}
-    result = done("score", base, *options(two), "--method", "cs", "--out", tmp_path / "out")
-    assert "gives both the same core set" in result.stdout
-    assert jaccard(*(core_of(tmp_path / "out", task) for task in two)) == (1.0, 1.0)
 
 
 def test_ties_at_the_cut_are_told(tiny, tmp_path):
