@@ -42,7 +42,7 @@ def test_overlap_within_beside_overlap_between() -> None:
     lines = squeezed(text)
     assert lines[0] == "Stability of core sets: someone/[bold]small[/bold] (llama, 4 layers)"
     assert "lf 5 % of tensors math 0.90 0.45 0.30 0.15 0.03 yes" in " ".join(lines)
-    assert "cosine of two warm starts' deltas (median over parameters): math 0.71, code 0.50" in lines
+    assert "cosine of two warm starts' deltas (median over tensors): math 0.71, code 0.50" in lines
     warnings = " ".join(lines).partition("! lf: ")[2]
     for method in warnings.split("! cs: "):
         assert "say little about their tasks: code 0.45 against up to 0.57" in method

@@ -30,12 +30,12 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _rows_of(score_key: str, term_keys: tuple[str, ...]) -> TypeAdapter[list[Any]]:
-    numbers: dict[str, Any] = dict.fromkeys(
-        (score_key, *term_keys), Annotated[float, Field(strict=True, allow_inf_nan=False)]
-    )
-    name, rank = Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1, strict=True)]
-    return TypeAdapter(list[create_model("Row", parameter=name, rank=rank, **numbers)])  # type: ignore[misc]
+def _rows_of(score_key: str, term_keys: tuple[str, ...]) -> TypeAdapter[Any]:
+    number: Any = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    fields: dict[str, Any] = dict.fromkeys((score_key, *term_keys), number)
+    fields |= {"parameter": Annotated[str, Field(min_length=1)], "rank": Annotated[int, Field(ge=1, strict=True)]}
+    row: Any = create_model("Row", **fields)
+    return TypeAdapter(list[row])
 
 
 ROWS = {method: _rows_of(*keys) for method, keys in FORMS.items()}

@@ -60,7 +60,7 @@ def _draw_plan(plan: IdentifyPlan, page: Page) -> None:
     elements, train = plan.base.identity.num_elements, settings.train
     missing = len(starts.starts) - len(starts.finished)
     lines = [
-        f"{plan.base.name}: {plan.base.identity.num_parameters:,} parameters, {elements:,} elements",
+        f"{plan.base.name}: {plan.base.identity.num_parameters:,} tensors, {elements:,} parameters",
         f"warm starts: {missing} to be made, {len(starts.finished)} finished, {len(plan.tuned)} tasks tuned elsewhere",
         f"memory: {size(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
         f"processes), activations beside it",
@@ -159,10 +159,10 @@ def draw_deltas(deltas: DeltaFile, page: Page) -> None:
     for index, tuned in enumerate(deltas.tuned):
         total = float(np.sqrt(sum(parameter.norms[index] ** 2 for parameter in deltas.parameters)))
         still = sum(parameter.unchanged[index] for parameter in deltas.parameters) / deltas.model.num_elements
-        page.line(f"{tuned.label}: {tuned.id}, norm {total:.4g}, {still:.1%} of the elements as in the base")
+        page.line(f"{tuned.label}: {tuned.id}, norm {total:.4g}, {still:.1%} of the parameters as in the base")
     if len(labels) > 1:
         page.line()
-        page.line("Cosine of deltas, median over parameters")
+        page.line("Cosine of deltas, median over tensors")
         pairs = np.array([parameter.cosines for parameter in deltas.parameters], dtype=float)
         rows, columns = np.tril_indices(len(labels), -1)
         cosines = np.full((len(labels), len(labels)), np.nan)
@@ -176,7 +176,7 @@ def draw_deltas(deltas: DeltaFile, page: Page) -> None:
         )
     page.line()
     largest = sorted(deltas.parameters, key=lambda p: -max(p.norms))[:NUM_SHOWN]
-    page.line(f"Norm of the deltas: the {len(largest)} of {len(deltas.parameters)} parameters that moved most")
+    page.line(f"Norm of the deltas: the {len(largest)} of {len(deltas.parameters)} tensors that moved most")
     page.table(
         [("parameter", "left"), *((label, "right") for label in labels)],
         [(p.name, *(f"{norm:.3g}" for norm in p.norms)) for p in largest],
@@ -213,7 +213,7 @@ def draw_stability(report: StabilityFile, page: Page) -> None:
     if report.reliability:
         page.line()
         shown = ", ".join(f"{task} {value:.2f}" for task, value in report.reliability.items())
-        page.line(f"cosine of two warm starts' deltas (median over parameters): {shown}")
+        page.line(f"cosine of two warm starts' deltas (median over tensors): {shown}")
     for method in report.methods:
         doubtful = [task for task in method.tasks if task.clear is False]
         if doubtful:
