@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 EVERY = 10.0  # s between two lines
 
@@ -110,6 +111,22 @@ def shows_bars(console: Console) -> bool:
     return console.is_jupyter or (console.is_interactive and console.file.isatty())
 
 
+def bars(console: Console, *, left: bool = False) -> Progress:
+    """Where bars are shown, each with what it counts, its time (and the time `left`) and its status."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left"), TimeRemainingColumn()] if left else []
+    return Progress(*columns, TextColumn("{task.fields[status]}", style="dim", markup=False), console=console)
+
+
 class Terminal:
     """A progress bar with time left on stderr, or lines where that is no terminal."""
 
@@ -120,21 +137,11 @@ class Terminal:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as TimeLeft
-
         if not shows_bars(self.console):
             with Lines(self.note).task(description, total) as advance:
                 yield advance
             return
-        columns = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        ]
-        columns += [TextColumn("left"), TimeLeft(), TextColumn("{task.fields[status]}", style="dim", markup=False)]
-        with Progress(*columns, console=self.console) as progress:
+        with bars(self.console, left=True) as progress:
             task = progress.add_task(description, total=total, status="")
             yield lambda status="": progress.update(task, advance=1, status=status)
 

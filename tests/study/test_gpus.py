@@ -38,6 +38,9 @@ def test_none_is_handed_out_twice():
     assert (first, second, pool.take(2)) == (("0", "1"), ("2",), None)
     pool.give_back(first)
     assert (pool.take(3), pool.free) == (("0", "1", "3"), [])
+    with pytest.raises(UserError, match="processes: 5: one needs a GPU each, and 4 are to be had"):
+        pool.take(5)
+    assert [GpuPool(()).take(count) for count in (1, 8)] == [(), ()]  # a machine without GPUs has room for all
 
 
 class Pipe:
@@ -80,23 +83,20 @@ def handed(monkeypatch):
     return run
 
 
-def test_several_trainings_on_several_gpus_each(handed):
-    rounds = handed(["train", "train", "train"], jobs=3, processes=2, gpus=("0", "1", "GPU-a", "GPU-b"))
-    assert rounds == [[("train", ("0", "1")), ("train", ("GPU-a", "GPU-b"))], [("train", ("0", "1"))], []]
-
-
-def test_no_more_jobs_than_asked_for(handed):
-    rounds = handed(["evaluate"] * 3, jobs=2, processes=4, gpus=("0", "1", "2", "3"))
-    assert rounds == [[("evaluate", ("0",)), ("evaluate", ("1",))], [("evaluate", ("0",))], []]
-
-
-def test_a_large_step_is_not_overtaken_for_ever(handed):
-    rounds = handed(["evaluate", "train", "evaluate"], jobs=3, processes=2, gpus=("0", "1"))
-    assert rounds == [[("evaluate", ("0",))], [("train", ("0", "1"))], [("evaluate", ("0",))]]
-
-
-def test_without_gpus_all_jobs_run(handed):
-    assert handed(["train", "evaluate"], jobs=2, processes=2, gpus=()) == [[("train", ()), ("evaluate", ())], []]
+@pytest.mark.parametrize(
+    "kinds, jobs, processes, gpus, rounds",
+    [
+        (["train"] * 3, 3, 2, ("0", "1", "GPU-a", "GPU-b"),
+         [[("train", ("0", "1")), ("train", ("GPU-a", "GPU-b"))], [("train", ("0", "1"))], []]),
+        (["evaluate"] * 3, 2, 4, ("0", "1", "2", "3"),  # no more jobs than asked for
+         [[("evaluate", ("0",)), ("evaluate", ("1",))], [("evaluate", ("0",))], []]),
+        (["evaluate", "train", "evaluate"], 3, 2, ("0", "1"),  # a large step is not overtaken for ever
+         [[("evaluate", ("0",))], [("train", ("0", "1"))], [("evaluate", ("0",))]]),
+        (["train", "evaluate"], 2, 2, (), [[("train", ()), ("evaluate", ())], []]),
+    ],
+)  # fmt: skip
+def test_who_gets_which(handed, kinds, jobs, processes, gpus, rounds):
+    assert handed(kinds, jobs=jobs, processes=processes, gpus=gpus) == rounds
 
 
 def test_more_processes_than_gpus_are_refused_in_the_plan(tiny, tmp_path, monkeypatch):

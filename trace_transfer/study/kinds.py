@@ -80,6 +80,12 @@ class Ticket:
     def rules(self) -> tuple[str, ...]:
         return tuple(self.arguments["rules"])
 
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """Settings as they were given."""
+        found: Mapping[str, Any] = self.arguments["given"]
+        return found
+
     def before(self, name: str) -> Path:
         """The directory of a step that it needs."""
         return Path(self.needs[name])
@@ -102,33 +108,28 @@ def prepare(ticket: Ticket) -> None:
 def warm_start(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Fine-tune a model for an epoch on one task, and keep what changed."""
     plan = plan_identify(
-        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=_identify(ticket), rules=ticket.rules,
-        out=ticket.directory, with_scores=False,
+        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=IdentifySettings.of(**ticket.given),
+        rules=ticket.rules, out=ticket.directory, with_scores=False,
     )  # fmt: skip
     run_warm_starts_of(plan, reporter)
 
 
 def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Score inputs: norms, cosines and Fisher information of all tasks' warm starts."""
-    settings, plan = _identify(ticket), _deltas(ticket)
-    data = data_of_stores(plan.base, _stores(ticket), ticket.directory / TASKS) if settings.score.needs_fisher else None
-    score_inputs(plan, data, settings, _seed(ticket), ticket.directory, reporter)
+    _score_inputs(ticket, ticket.directory, reporter)
 
 
 def identify(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Core sets of the score inputs."""
-    settings, plan = _identify(ticket), _deltas(ticket)
-    data = data_of_stores(plan.base, _stores(ticket), ticket.directory / TASKS) if settings.score.needs_fisher else None
-    inputs = score_inputs(
-        plan, data, settings, _seed(ticket), ticket.before("evidence"), Silent()
-    )  # all is there: reads it
-    for warning in write_core_sets(plan, inputs, settings.score, _seed(ticket), ticket.directory).warnings:
+    plan, settings, inputs = _score_inputs(ticket, ticket.before("evidence"), Silent())  # all is there: reads it
+    seed = settings.warm_start.train.seed
+    for warning in write_core_sets(plan, inputs, settings.score, seed, ticket.directory).warnings:
         reporter.note(warning)
 
 
 def match(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """The layer match of source and target."""
-    settings = MapSettings.of(**{**ticket.arguments["given"], "rules": ticket.rules, "cache": Path(ticket.cache)})
+    settings = MapSettings.of(**{**ticket.given, "rules": ticket.rules, "cache": Path(ticket.cache)})
     plan = plan_map(ticket.arguments["source"], ticket.arguments["target"], (), settings)
     result = run_map(plan, ticket.directory, settings, reporter)
     for warning in result.layer_match.warnings:
@@ -148,7 +149,7 @@ def carry(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
 def train(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """The stream; its tuned model is made again of base and patches, and is kept only where that is wanted."""
     plan = plan_stream(
-        ticket.arguments["model"], ticket.directory / TASKS, settings=StreamSettings.of(**_tuples(ticket)),
+        ticket.arguments["model"], ticket.directory / TASKS, settings=StreamSettings.of(**ticket.given),
         rules=ticket.rules, out=ticket.directory,
     )  # fmt: skip
     done = run_stream(plan, reporter, stop)
@@ -189,7 +190,7 @@ def represent(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
         before = ticket.before(name)
         stages = read_artefact(before / RECORD, StreamFile).stages
         models[name] = ModelState(source, tuple(Patch.open(before / stage.patch) for stage in stages))
-    settings = RepresentSettings(**{**ticket.arguments["given"], "rules": ticket.rules})
+    settings = RepresentSettings(**{**ticket.given, "rules": ticket.rules})
     plan = plan_representation(models, ticket.directory / TASKS, settings)
     run_representation(plan, ticket.directory, reporter)
 
@@ -207,33 +208,20 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def _identify(ticket: Ticket) -> IdentifySettings:
-    return IdentifySettings.of(**_tuples(ticket))
-
-
-def _tuples(ticket: Ticket) -> dict[str, Any]:
-    """Settings as given: JSON has no tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in ticket.arguments["given"].items()}
-
-
-def _seed(ticket: Ticket) -> int:
-    return _identify(ticket).warm_start.train.seed
-
-
-def _stores(ticket: Ticket) -> tuple[Any, ...]:
-    starts = [Path(place) for name, place in ticket.needs.items() if name.startswith("warm-start:")]
-    return tuple(store for place in starts for store in finished_stores(place))
-
-
-def _deltas(ticket: Ticket) -> DeltaPlan:
+def _score_inputs(ticket: Ticket, place: Path, reporter: Reporter) -> tuple[DeltaPlan, IdentifySettings, Any]:
+    settings = IdentifySettings.of(**ticket.given)
+    starts = [ticket.before(name) for name in ticket.needs if name.startswith("warm-start:")]
+    stores = tuple(store for start in starts for store in finished_stores(start))
     opened = open_model(ticket.arguments["model"], load_families([Path(path) for path in ticket.rules]))
-    return plan_deltas(opened, {}, _stores(ticket))
+    plan = plan_deltas(opened, {}, stores)
+    data = data_of_stores(plan.base, stores, ticket.directory / TASKS) if settings.score.needs_fisher else None
+    return plan, settings, score_inputs(plan, data, settings, settings.warm_start.train.seed, place, reporter)
 
 
 def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> EvaluationFile:
     arguments = ticket.arguments
     suite = Suite.of(arguments["specs"], Path(arguments["directory"]), arguments["suite"])
-    settings = EvaluateSettings.of(**arguments["given"])
+    settings = EvaluateSettings.of(**ticket.given)
     plan = plan_evaluation(state, suite, settings)
     return evaluate_model(plan, None, out, reporter, replace=True)  # a step's own: of a training that was done anew
 

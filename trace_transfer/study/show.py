@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trace_transfer.data.show import example_lines
-from trace_transfer.progress import EVERY, Counted, passed, shows_bars
+from trace_transfer.progress import EVERY, Counted, bars, passed, shows_bars
 
 
 def render_run_plan(
@@ -108,22 +108,13 @@ class Display:
     @contextmanager
     def running(self, num_steps: int, num_done: int) -> Iterator[None]:
         """While steps are run; `num_done` were up to date."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
         self.counts, said = (0, num_steps), f"{num_done} were up to date" if num_done else ""
         if not num_steps or not shows_bars(self.console):
             if num_steps:
                 self._print(f"{several(num_steps, 'step')} to run" + (f", {said}" if said else ""))
             yield
             return
-        columns = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        ]
-        columns.append(TextColumn("{task.fields[status]}", style="dim", markup=False))
-        with Progress(*columns, console=self.console) as self.progress:
+        with bars(self.console) as self.progress:
             self.run = self.progress.add_task("steps", total=num_steps, status=said)
             yield
 
