@@ -12,7 +12,8 @@ from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
 from trace_transfer.study.graph import Step
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.running import GpuPool, visible_gpus
+from trace_transfer.study.running import GpuPool, Scheduler, visible_gpus
+from trace_transfer.study.status import StepStatus
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, MIG-1ab2"
 
@@ -62,22 +63,24 @@ def handed(monkeypatch):
     def run(kinds: list[str], jobs: int, processes: int, gpus: tuple[str, ...]) -> list[list[tuple[str, object]]]:
         steps = [Step(kind, {"number": number}) for number, kind in enumerate(kinds)]
         graph = SimpleNamespace(run=SimpleNamespace(jobs=jobs, processes=processes))
-        state = running._State(list(steps), set(), StopSignal(), GpuPool(gpus))
+        display = SimpleNamespace(begin=lambda *_: None, end=lambda *_: None)
+        monkeypatch.setattr(running, "visible_gpus", lambda: gpus)
+        monkeypatch.setattr(running, "context", lambda: None)
+        monkeypatch.setattr(running.connection, "wait", lambda found, timeout: found[:1])
+        scheduler = Scheduler(graph, [StepStatus(step, None) for step in steps], None, display, StopSignal())
         rounds: list[list[tuple[str, object]]] = []
 
-        def begin(graph, step, out, processes, gpus):
+        def begin(step, gpus):
             rounds[-1].append((step.kind, gpus))
             process = SimpleNamespace(join=lambda: None, exitcode=0)
             return running._Running(step, process, Pipe(), gpus, step.kind, ended=("done", ""))
 
-        monkeypatch.setattr(running, "_begin", begin)
-        monkeypatch.setattr(running, "_let_go", lambda *_: None)
-        monkeypatch.setattr(running.connection, "wait", lambda found, timeout: found[:1])
-        display = SimpleNamespace(begin=lambda *_: None, end=lambda *_: None)
-        while state.waiting or state.running:
+        monkeypatch.setattr(scheduler, "_begin", begin)
+        monkeypatch.setattr(scheduler, "_let_go", lambda *_: None)
+        while scheduler.waiting or scheduler.running:
             rounds.append([])
-            running._start(graph, state, None, None, display)
-            running._listen(graph, state, None, display)
+            scheduler.start()
+            scheduler.listen()
         return rounds
 
     return run

@@ -54,18 +54,6 @@ class _Running:
     ended: tuple[str, str] = ("", "")
 
 
-@dataclass
-class _State:
-    """What is left to be done, and by whom it is being done."""
-
-    waiting: list[Step]
-    finished: set[str]
-    stop: StopSignal
-    gpus: GpuPool | None
-    running: list[_Running] = field(default_factory=list)
-    failed: list[tuple[str, str, str]] = field(default_factory=list)
-
-
 def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal) -> RunFile:
     """Run what is to be run, and write `run.json`, in a directory that is held.
 
@@ -75,34 +63,147 @@ def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display:
     """
     claim(graph, out)
     remove_leftovers(out)
-    todo = [one.step for one in status if one.record is None]
-    gpus = GpuPool(visible_gpus()) if todo and graph.run.jobs > 1 else None
-    state = _State(todo, {one.step.address for one in status if one.record is not None}, stop, gpus)
-    for step in graph.steps:  # a run that was killed may have had no time for it
-        if step.address in state.finished:
-            _let_go(graph, step, state.finished, out)
-    processes = context(graph.run.jobs) if todo else None
-    with display.running(len(todo), len(status) - len(todo)):
-        try:
-            while state.waiting or state.running:
-                _start(graph, state, out, processes, display)
-                _listen(graph, state, out, display)
-                display.look()
-                if stop.requested:
-                    _hand_on(state)
-                if (stop.requested or state.failed) and not state.running:
-                    break
-        finally:
-            for one in state.running:
-                one.process.kill()
-                one.process.join()
-    if state.failed:
-        _raise(state.failed)
-    if state.waiting:
-        raise StopRequested(f"stopped by SIGTERM with {len(state.waiting)} steps to do; the same command goes on")
+    Scheduler(graph, status, out, display, stop).run()
     record = run_record(graph, out)
     _write_if_other(out / RUN, to_json(record))
     return record
+
+
+class Scheduler:
+    """Begins each step once all that it needs is finished, as many at a time as the run says."""
+
+    def __init__(
+        self, graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal
+    ) -> None:
+        self.graph, self.out, self.display, self.stop = graph, out, display, stop
+        self.jobs, self.processes = graph.run.jobs, graph.run.processes
+        self.waiting = [one.step for one in status if one.record is None]
+        self.finished = {one.step.address for one in status if one.record is not None}
+        self.running: list[_Running] = []
+        self.failed: list[tuple[str, str, str]] = []
+        self.gpus = GpuPool(visible_gpus()) if self.waiting and self.jobs > 1 else None
+        self.context = context() if self.waiting else None
+
+    def run(self) -> None:
+        """Until nothing waits; raises as `run_graph`."""
+        for step in self.graph.steps:  # a run that was killed may have had no time for it
+            if step.address in self.finished:
+                self._let_go(step)
+        with self.display.running(len(self.waiting), len(self.finished)):
+            try:
+                while self.waiting or self.running:
+                    self.start()
+                    self.listen()
+                    self.display.look()
+                    if self.stop.requested:
+                        self._hand_on()
+                    if (self.stop.requested or self.failed) and not self.running:
+                        break
+            finally:
+                for one in self.running:
+                    one.process.kill()
+                    one.process.join()
+        if self.failed:
+            text = "\n".join(f"{label}: {message}" for label, _, message in self.failed)
+            raise (UserError if all(how == "user error" for _, how, _ in self.failed) else TraceTransferError)(text)
+        if self.waiting:
+            raise StopRequested(f"stopped by SIGTERM with {len(self.waiting)} steps to do; the same command goes on")
+
+    def start(self) -> None:
+        """Begin with what can be begun."""
+        if self.stop.requested or self.failed:
+            return
+        for step in list(self.waiting):
+            if len(self.running) >= self.jobs:
+                return
+            if all(needed.address in self.finished for needed in step.needs.values()):
+                gpus = self.gpus.take(self.processes if step.kind in LAUNCHED else 1) if self.gpus else None
+                if self.gpus and gpus is None:
+                    return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
+                self.waiting.remove(step)
+                with interruption_held_back():
+                    self.running.append(self._begin(step, gpus))
+                self.display.begin(step.address, self.running[-1].label)
+
+    def _begin(self, step: Step, gpus: tuple[str, ...] | None) -> _Running:
+        directory = self.out / step.directory
+        prepare_directory(directory)
+        needs = {name: str((self.out / needed.directory).absolute()) for name, needed in step.needs.items()}
+        ticket = Ticket(
+            step.kind, str(directory.absolute()), str((self.out / CACHE).absolute()), step.settings, needs,
+            step.arguments,
+        )  # fmt: skip
+        record = {"kind": step.kind, "address": step.address, "settings": step.settings, "inputs": step.all_inputs}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        sharing = self.jobs * (self.processes if step.kind in LAUNCHED else 1)
+        threads = max(1, cores // sharing) if self.jobs > 1 else None
+        assert self.context is not None  # there was something to do
+        receiving, sending = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=work, args=(ticket, record, threads, gpus, self.processes, sending))
+        process.start()
+        sending.close()
+        return _Running(step, process, receiving, gpus, self.graph.label(step))
+
+    def listen(self) -> None:
+        """Show what the processes say, and see who is done."""
+        by_events = {one.events: one for one in self.running}
+        for ready in connection.wait(list(by_events), LOOK_EVERY):
+            one = by_events[ready]
+            try:
+                event = one.events.recv()
+            except (EOFError, OSError):  # OSError where it was killed while it sent something
+                one.process.join()
+                one.events.close()
+                self.running.remove(one)
+                if self.gpus and one.gpus:
+                    self.gpus.give_back(one.gpus)
+                self._ended(one)
+                continue
+            if event[0] in ("done", "interrupted", "stopped", "user error", "error"):
+                one.ended = event
+            else:
+                self.display.show(one.step.address, one.label, event)
+
+    def _ended(self, one: _Running) -> None:
+        how, message = one.ended
+        self.display.end(one.step.address, one.label, how == "done")
+        if how == "done":
+            self.finished.add(one.step.address)
+            for step in (one.step, *one.step.needs.values()):
+                self._let_go(step)
+        elif how == "stopped" or (not how and self.stop.requested and one.process.exitcode == -signal.SIGTERM):
+            self.waiting.append(one.step)  # perhaps before it could note the signal, or after it had saved
+        elif how == "interrupted":
+            raise KeyboardInterrupt
+        else:
+            log = self.out / one.step.directory / "log.txt"
+            killed = (
+                f"its process ended with exit code {one.process.exitcode} (out of memory, or killed); {log} says more"
+            )
+            self.failed.append((one.label, how, message or killed))
+
+    def _let_go(self, step: Step) -> None:
+        """Remove a step's large files once all that read them are finished, and say so in its record."""
+        users = self.graph.dependants(step)
+        if step.keeps or not users or any(user.address not in self.finished for user in users):
+            return
+        directory = self.out / step.directory
+        record: StepFile = read_artefact(directory / RECORD, StepFile)
+        places = [place for pattern in LARGE for place in directory.glob(pattern)]
+        names = [name for name in record.files if any((directory / name).is_relative_to(place) for place in places)]
+        removed = tuple(sorted({*record.removed, *names}))
+        if removed == record.removed:
+            return
+        write_text(directory / RECORD, to_json(record.model_copy(update={"removed": removed})))
+        for place in places:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    def _hand_on(self) -> None:
+        for one in self.running:
+            if one.process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(one.process.pid, signal.SIGTERM)
+        time.sleep(LOOK_EVERY)
 
 
 def claim(graph: RunGraph, out: Path) -> None:
@@ -119,114 +220,6 @@ def claim(graph: RunGraph, out: Path) -> None:
             f"{out}: holds the results of another run, '{before.name}', and this one is '{graph.run.name}': two "
             "outputs in one place; name another --out, or give this run that name if it is the same"
         )
-
-
-def _start(graph: RunGraph, state: _State, out: Path, processes: Any, display: Display) -> None:
-    """Begin with what can be begun."""
-    if state.stop.requested or state.failed:
-        return
-    for step in list(state.waiting):
-        if len(state.running) >= graph.run.jobs:
-            return
-        if all(needed.address in state.finished for needed in step.needs.values()):
-            gpus = state.gpus.take(gpus_asked_for(step.kind, graph.run.processes)) if state.gpus else None
-            if state.gpus and gpus is None:
-                return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
-            state.waiting.remove(step)
-            with interruption_held_back():
-                state.running.append(_begin(graph, step, out, processes, gpus))
-            display.begin(step.address, state.running[-1].label)
-
-
-def _begin(graph: RunGraph, step: Step, out: Path, processes: Any, gpus: tuple[str, ...] | None) -> _Running:
-    directory = out / step.directory
-    prepare_directory(directory)
-    ticket = Ticket(
-        step.kind, str(directory.absolute()), str((out / CACHE).absolute()), step.settings,
-        {name: str((out / needed.directory).absolute()) for name, needed in step.needs.items()}, step.arguments,
-    )  # fmt: skip
-    record = {"kind": step.kind, "address": step.address, "settings": step.settings, "inputs": step.all_inputs}
-    jobs, cores = graph.run.jobs, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    sharing = jobs * (graph.run.processes if step.kind in LAUNCHED else 1)
-    threads = max(1, (cores or 1) // sharing) if jobs > 1 else None
-    receiving, sending = processes.Pipe(duplex=False)
-    process = processes.Process(
-        target=work,
-        args=(ticket, record, threads, gpus, graph.run.processes, sending),
-    )
-    process.start()
-    sending.close()
-    return _Running(step, process, receiving, gpus, graph.label(step))
-
-
-def _listen(graph: RunGraph, state: _State, out: Path, display: Display) -> None:
-    """Show what the processes say, and see who is done."""
-    by_events = {one.events: one for one in state.running}
-    for ready in connection.wait(list(by_events), LOOK_EVERY):
-        one = by_events[ready]
-        try:
-            event = one.events.recv()
-        except (EOFError, OSError):  # OSError where it was killed while it sent something
-            one.process.join()
-            one.events.close()
-            state.running.remove(one)
-            if state.gpus and one.gpus:
-                state.gpus.give_back(one.gpus)
-            _ended(graph, state, one, out, display)
-            continue
-        if event[0] in ("done", "interrupted", "stopped", "user error", "error"):
-            one.ended = event
-        else:
-            display.show(one.step.address, one.label, event)
-
-
-def _ended(graph: RunGraph, state: _State, one: _Running, out: Path, display: Display) -> None:
-    how, message = one.ended
-    display.end(one.step.address, one.label, how == "done")
-    if how == "done":
-        state.finished.add(one.step.address)
-        for step in (one.step, *one.step.needs.values()):
-            _let_go(graph, step, state.finished, out)
-    elif how == "stopped" or (not how and state.stop.requested and one.process.exitcode == -signal.SIGTERM):
-        state.waiting.append(one.step)  # perhaps before it could note the signal, or after it had saved
-    elif how == "interrupted":
-        raise KeyboardInterrupt
-    else:
-        killed = f"its process ended with exit code {one.process.exitcode} (out of memory, or killed)"
-        state.failed.append((one.label, how, message or f"{killed}; {out / one.step.directory / 'log.txt'} says more"))
-
-
-def _let_go(graph: RunGraph, step: Step, finished: set[str], out: Path) -> None:
-    """Remove a step's large files once all that read them are finished, and say so in its record."""
-    users = graph.dependants(step)
-    if step.keeps or not users or any(user.address not in finished for user in users):
-        return
-    directory = out / step.directory
-    record: StepFile = read_artefact(directory / RECORD, StepFile)
-    places = [place for pattern in LARGE for place in directory.glob(pattern)]
-    names = [
-        name for name in record.files if any((directory / name).is_relative_to(place) for place in places)
-    ]  # fmt: skip
-    removed = tuple(sorted({*record.removed, *names}))
-    if removed == record.removed:
-        return
-    write_text(directory / RECORD, to_json(record.model_copy(update={"removed": removed})))
-    for place in places:
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
-
-
-def _hand_on(state: _State) -> None:
-    for one in state.running:
-        if one.process.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(one.process.pid, signal.SIGTERM)
-    time.sleep(LOOK_EVERY)
-
-
-def _raise(failed: Sequence[tuple[str, str, str]]) -> None:
-    """One error for all steps that failed."""
-    text = "\n".join(f"{label}: {message}" for label, _, message in failed)
-    raise (UserError if all(how == "user error" for _, how, _ in failed) else TraceTransferError)(text)
 
 
 def run_record(graph: RunGraph, out: Path) -> RunFile:
@@ -311,11 +304,6 @@ class GpuPool:
     def give_back(self, gpus: tuple[str, ...]) -> None:
         """In the order in which they were at first, so that a run on some of them keeps to these."""
         self.free = [gpu for gpu in self.gpus if gpu in self.free or gpu in gpus]
-
-
-def gpus_asked_for(kind: str, processes: int) -> int:
-    """How many a step of that kind uses."""
-    return processes if kind in LAUNCHED else 1
 
 
 def visible_gpus(environment: Mapping[str, str] | None = None, count: int | None = None) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ TAIL = 12  # lines of a log that are shown when a step fails in a way that nobod
 PATIENCE = 30.0  # s in which a process that an interrupted run left may end, before its step is begun again
 
 
-def context(jobs: int) -> Any:
+def context() -> Any:
     """How processes are begun; the same one for a whole run."""
     if _has_gpu():
         return multiprocessing.get_context("spawn")
