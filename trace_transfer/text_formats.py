@@ -290,20 +290,20 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml
 
-    root = compose_yaml(text)
+    root = compose_yaml(text, twice=False)
     if root is None:
         return None
-    _refuse_twice(root, set())
     try:
         return yaml.SafeLoader("").construct_document(root)
     except yaml.YAMLError as error:
         raise _told(error, text) from error
 
 
-def compose_yaml(text: str) -> Node | None:
+def compose_yaml(text: str, *, twice: bool = True) -> Node | None:
     """The nodes of a YAML text, which know their lines, within the limits and of JSON's kinds; None for an empty one.
 
-    A key that stands twice is not refused here.
+    Args:
+        twice: whether a key may stand twice: a forgotten dash would silently make one entry of two.
 
     Raises:
         MalformedTextError: the first thing that is wrong with it.
@@ -338,7 +338,7 @@ def compose_yaml(text: str) -> Node | None:
     except yaml.YAMLError as error:
         raise _told(error, text) from error
     if root is not None:
-        _Limits().measure(root)
+        _Limits(twice).measure(root)
     return root
 
 
@@ -358,7 +358,8 @@ def _at(node: Node, problem: str) -> MalformedTextError:
 class _Limits:
     """Measures nodes, each once however many aliases it has, and makes keys what they are: text."""
 
-    def __init__(self) -> None:
+    def __init__(self, twice: bool) -> None:
+        self.twice = twice
         self.known: dict[int, tuple[int, int] | None] = {}  # node → levels and nodes below it; None while it is open
 
     def measure(self, node: Node) -> tuple[int, int]:
@@ -399,10 +400,14 @@ class _Limits:
             return list(node.value)
         if not isinstance(node, MappingNode) or node.tag != _TAG + "map":
             raise _at(node, f"the tag {_short(node.tag)} does not fit what it stands at")
+        keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
                 found = "a list" if isinstance(key, SequenceNode) else "a mapping"
                 raise _at(key, f"{found} as a key, expected a text; a text with braces needs quotes")
+            if key.value in keys and not self.twice:
+                raise _at(key, f"the key '{key.value:.80}' stands here a second time (is a '-' missing?)")
+            keys.add(key.value)
             if key.tag != _TAG + "merge":
                 key.tag = _TAG + "str"
         return [node for pair in node.value for node in pair]
@@ -427,25 +432,6 @@ def _check_scalar(node: Any) -> None:
             raise _at(node, f"{value:.40} is no finite number")
     elif kind in ("map", "seq"):
         raise _at(node, f"the tag {_short(node.tag)} does not fit what it stands at")
-
-
-def _refuse_twice(node: Any, seen: set[int]) -> None:
-    """Refuse a key that stands twice in a mapping: a forgotten dash would silently make one entry of two."""
-    from yaml.nodes import MappingNode, ScalarNode
-
-    if id(node) in seen or isinstance(node, ScalarNode):
-        return
-    seen.add(id(node))
-    if not isinstance(node, MappingNode):
-        for child in node.value:
-            _refuse_twice(child, seen)
-        return
-    keys = set()
-    for key, value in node.value:
-        if key.value in keys:
-            raise _at(key, f"the key '{key.value:.80}' stands here a second time (is a '-' missing?)")
-        keys.add(key.value)
-        _refuse_twice(value, seen)
 
 
 def _short(tag: str) -> str:
