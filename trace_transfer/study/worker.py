@@ -53,7 +53,7 @@ def context() -> Any:
     if _has_gpu():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["trace_transfer.study.kinds"])
+    found.set_forkserver_preload(["trace_transfer.study.kinds", "transformers.modeling_utils", "peft"])  # seconds, each
     first = found.Process(target=_nothing)  # waits until the libraries are imported, while Ctrl-C can still come
     first.start()
     first.join()
