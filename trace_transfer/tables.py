@@ -66,13 +66,19 @@ def _draw(found: Iterable[Table] | Table, page: Page) -> None:
     for number, table in enumerate([found] if isinstance(found, Table) else found):
         if number:
             page.line()
+        draw_table(table, page)
+
+
+def draw_table(table: Table, page: Page) -> None:
+    """On a page of the terminal, within its width."""
+    if table.title:
         page.line(table.title, "bold")
-        columns = [
-            (heading, "right" if _is_number(table, column) else "left") for column, heading in enumerate(table.header)
-        ]
-        page.table(columns, _fitting(table, page.width))
-        if table.note:
-            page.line(table.note)
+    columns = [
+        (heading, "right" if _is_number(table, column) else "left") for column, heading in enumerate(table.header)
+    ]
+    page.table(columns, _fitting(table, page.width))
+    if table.note:
+        page.line(table.note)
 
 
 def _fitting(table: Table, width: int) -> list[list[str]]:

@@ -8,82 +8,93 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.transfer.test_draw import Elements, needs_chromium, rendered, traces_in
-from trace_transfer.represent.draw import write_html, write_png
-from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
-from trace_transfer.represent.representation_page import figure
-from trace_transfer.represent.representation_view import (
+from tests.run_files import TARGET
+from tests.transfer.test_draw import Elements, needs_chromium, plots_in, rendered
+from trace_transfer.figures import plot
+from trace_transfer.represent.draw import (
     COLOURS,
     SYMBOLS,
-    Panel,
     Representation,
-    colour_of,
-    columns_of,
+    figure,
     number,
-    symbol_of,
     table_of,
+    write_html,
+    write_png,
 )
+from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
+from trace_transfer.represent.records import RepresentationFile, RepresentedModel
+from trace_transfer.represent.show import render_representation
 
 NASTY = "</script><b>&amp; $x^2$ {braces}"
 
 
 def drawn(labels=("base", "tuned"), *, tasks=("math", "code", "law"), size=6, unified=True, words=NASTY):
     total, task_N = size * len(tasks), np.repeat(np.arange(len(tasks)), size)
-    panels = []
+    models, coordinates = [], []
     for seed, label in enumerate(labels):
         generator = np.random.default_rng(seed)
         points = generator.normal(size=(total, 2)) + 9 * generator.normal(size=(len(tasks), 2))[task_N]
-        panels.append(
-            Panel(
-                label,
-                points.astype(np.float32),
-                silhouette(points, task_N),
-                centroid_distances(points, task_N),
-                tuple(spread(points, task_N).tolist()),
+        coordinates.append(points.astype(np.float32))
+        models.append(
+            RepresentedModel(
+                label=label, model=TARGET, fingerprint="f", silhouette=silhouette(points, task_N),
+                distances=tuple(map(tuple, centroid_distances(points, task_N).tolist())),
+                spread=tuple(spread(points, task_N).tolist()),
             )
-        )
-    texts = tuple({"id": f"{tasks[task]}:{index}", "words": words} for index, task in enumerate(task_N))
-    return Representation(tuple(tasks), (size,) * len(tasks), tuple(panels), texts, unified, "mean over tokens")
+        )  # fmt: skip
+    settings = {"space": "unified" if unified else "separate", "perplexity": 30.0, "seed": 0, "pool": "mean"}
+    file = RepresentationFile(
+        tasks=tasks, num_texts=(size,) * len(tasks), data_sha256=tasks, models=tuple(models), settings=settings
+    )
+    texts = [{"id": f"{tasks[task]}:{index}", "words": words} for index, task in enumerate(task_N)]
+    return Representation(file, coordinates, texts)
+
+
+def own_text(file: Path) -> str:
+    text = re.sub(r"<script.*?</script>", "", file.read_text("utf-8"), flags=re.DOTALL)
+    return " ".join(text.split())
 
 
 def test_every_panel_has_its_points_its_ellipses_and_the_others_in_grey():
     shown = drawn(("a", "b", "c"))
-    traces = figure(shown)["data"]
-    for index, panel in enumerate(shown.panels):
-        own = [trace for trace in traces if trace["xaxis"] == f"x{index + 1}"]
-        assert [trace["meta"]["kind"] for trace in own] == ["others"] + ["ellipse"] * 3 + ["points"] * 3
-        points = np.concatenate([np.stack([t["x"], t["y"]], 1) for t in own if t["meta"]["kind"] == "points"])
-        assert np.allclose(points, panel.points, atol=1e-3)
-        assert len(own[0]["x"]) == 2 * len(panel.points)
-        for trace in own[1:]:
-            colour = trace["line"]["color"] if trace["meta"]["kind"] == "ellipse" else trace["marker"]["color"]
-            assert colour == COLOURS[trace["meta"]["task"]]
-        assert own[-1]["marker"]["symbol"] == "square"
+    traces = plot(figure(shown).rows[0]).spec["data"]
+    for index, coordinates in enumerate(shown.coordinates):
+        own = [trace for trace in traces if trace["xaxis"] == f"x{index + 1 if index else ''}"]
+        names = ["95 % ellipses"] * 3 + ["other models", "math", "code", "law"]
+        assert [trace["name"] for trace in own] == names
+        points = np.concatenate([np.stack([t["x"], t["y"]], 1) for t in own[4:]])
+        assert np.allclose(points, coordinates, rtol=1e-3, atol=1e-3)
+        assert len(own[3]["x"]) == 2 * len(coordinates)
+        for task in range(3):
+            assert own[task]["line"]["color"] == own[4 + task]["marker"]["color"] == COLOURS[task]
+            assert own[4 + task]["marker"]["symbol"] == SYMBOLS[task]
+    assert [trace["name"] for trace in traces if trace["showlegend"]] == list(dict.fromkeys(names))
 
 
 def test_one_space_has_one_scale_and_separate_ones_their_own():
-    together, apart = drawn(), drawn(unified=False)
-    assert together.ranges[0] == together.ranges[1]
-    assert apart.ranges[0] != apart.ranges[1]
-    assert not apart.has_others
-    assert not drawn(("alone",)).has_others
-    for shown in (together, apart):
-        for panel, ellipses, (across, up) in zip(shown.panels, shown.ellipses, shown.ranges, strict=True):
-            assert across[1] - across[0] == pytest.approx(up[1] - up[0])
-            inside = np.concatenate([panel.points, *(ellipse.outline() for ellipse in ellipses)])
-            assert ((inside > [across[0], up[0]]) & (inside < [across[1], up[1]])).all()
+    together, apart = (figure(drawn(unified=unified)).rows[0].panels for unified in (True, False))
+    assert together[0].x == together[1].x and together[0].y == together[1].y
+    assert apart[0].x != apart[1].x
+    assert "other models" not in [points.name for panel in apart for points in panel.points]
+    for panel in (*together, *apart):
+        assert panel.x.stop - panel.x.start == pytest.approx(panel.y.stop - panel.y.start)
+        for shown in (*panel.points, *panel.lines):
+            inside = (shown.places > [panel.x.start, panel.y.start]) & (shown.places < [panel.x.stop, panel.y.stop])
+            assert inside.all()
 
 
 def test_panels_are_square_and_do_not_overlap():
     for count in range(1, 8):
-        shown = drawn([f"m{i}" for i in range(count)])
-        layout = figure(shown)["layout"]
-        boxes = [(*layout[f"xaxis{i + 1}"]["domain"], *layout[f"yaxis{i + 1}"]["domain"]) for i in range(count)]
-        columns = columns_of(count)
-        assert len({box[:2] for box in boxes}) == min(columns, count)
+        row = figure(drawn([f"m{i}" for i in range(count)])).rows[0]
+        made = plot(row)
+        assert all(panel.width == panel.height for panel in row.panels)
+        names = ["", *map(str, range(2, count + 1))]
+        boxes = [
+            tuple(end for letter in "xy" for end in made.spec["layout"][f"{letter}axis{name}"]["domain"])
+            for name in names
+        ]
         for index, (left, right, bottom, top) in enumerate(boxes):
-            assert -1e-9 <= left < right <= 1 + 1e-9
-            assert -1e-9 <= bottom < top <= 1
+            assert -1e-4 <= left < right <= 1 + 1e-4 and -1e-4 <= bottom < top <= 1
             for other in boxes[:index]:
                 assert left >= other[1] or right <= other[0] or top <= other[2]
 
@@ -95,16 +106,16 @@ def test_the_page_holds_the_numbers_and_refers_to_nothing_outside(tmp_path: Path
     elements = Elements(text).found
     assert {tag for tag, _ in elements} & {"link", "img", "iframe", "object", "base", "b"} == set()
     assert [attributes for _, attributes in elements if {"src", "href", "srcset"} & set(attributes)] == []
-    own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    own = own_text(tmp_path / "page.html")
     assert not re.search(r"https?:|@import|url\(", own)
     assert "<title>Last-layer representations of math, code and law</title>" in own
-    heading, rows = table_of(shown)
-    assert heading[:4] == ["model", "silhouette", "S", "math – code"]
-    assert rows[0][1] == f"{shown.panels[0].silhouette:.3f}"
-    for cell in rows[1][1:]:
-        assert f"<td>{cell}</td>" in own
+    table = table_of(shown.file)
+    assert table.header[:4] == ("model", "silhouette", "S", "math – code")
+    assert table.rows[0][1] == f"{shown.file.models[0].silhouette:.3f}"
+    for cell in table.rows[1][1:]:
+        assert f">{cell}</td>" in own
     assert "grey dots are the same texts" in own
-    (points, *_) = [trace for trace in traces_in(text) if trace["meta"]["kind"] == "points"]
+    points = next(trace for trace in plots_in(text)[0]["data"] if trace["name"] == "math")
     assert points["text"][0].startswith("<b>math:0</b><br>&lt;/script&gt;&lt;b&gt;&amp;amp;")
 
 
@@ -115,29 +126,26 @@ def test_the_page_says_how_panels_compare(tmp_path: Path):
         (drawn(), "panels share one space", "not of one kind"),
     ):
         write_html(tmp_path / "page.html", shown)
-        own = re.sub(r"<script.*?</script>", "", (tmp_path / "page.html").read_text("utf-8"), flags=re.DOTALL)
-        assert expected in " ".join(own.split())
-        assert absent not in " ".join(own.split())
+        assert expected in own_text(tmp_path / "page.html")
+        assert absent not in own_text(tmp_path / "page.html")
 
 
 @needs_chromium
 def test_the_page_renders_without_network_and_hides_what_is_pressed(tmp_path: Path):
-    shown = drawn(("base", NASTY), words="first words")
-    write_html(tmp_path / "page.html", shown)
-    dom = rendered(
-        tmp_path / "page.html", tmp_path, "document.title += ' ' + document.querySelectorAll('.point').length"
-    )
-    per_panel = 18 + 18  # own and grey
-    assert f"<title>Last-layer representations of math, code and law {2 * per_panel}</title>" in dom
-    assert re.findall(r'aria-pressed="(\w+)"', dom) == ["true"] * 5
-    assert "silhouette" in dom
-    script = (
-        "document.querySelector('[data-task=\"1\"]').click(); document.querySelector('[data-kind=others]').click();"
-        "setTimeout(() => document.title += ' ' + document.querySelectorAll('.point').length, 500);"
-    )
-    dom = rendered(tmp_path / "page.html", tmp_path, script)
-    assert f"law {2 * 12}</title>" in dom
-    assert re.findall(r'aria-pressed="(\w+)"', dom) == ["true", "false", "true", "true", "false"]
+    write_html(tmp_path / "page.html", drawn(("base", NASTY), words="first words"))
+    count = "document.title += ' ' + document.querySelectorAll('.point').length"
+    legend = 4
+    dom = rendered(tmp_path / "page.html", tmp_path, count)
+    assert f"<title>Last-layer representations of math, code and law {2 * (18 + 18)}</title>" in dom
+    script = f"""
+        const press = name => {{
+          const item = [...document.querySelectorAll(".traces")].find(one => one.textContent === name);
+          item.querySelector(".legendtoggle").dispatchEvent(new MouseEvent("mousedown"));
+          item.querySelector(".legendtoggle").dispatchEvent(new MouseEvent("mouseup"));
+        }};
+        setTimeout(() => press("code"), 300);
+        setTimeout(() => {{ {count}; }}, 2500);"""
+    assert legend and f"law {2 * (18 + 12)}</title>" in rendered(tmp_path / "page.html", tmp_path, script)
 
 
 @pytest.mark.parametrize("labels", [("one",), ("a", "b", NASTY), ("a",) * 5])
@@ -146,21 +154,30 @@ def test_the_picture(tmp_path: Path, labels):
 
     shown = drawn(labels, tasks=(*"abcdefg", "a$x^2$"))
     write_png(tmp_path / "picture.png", shown)
-    pixels = imread(tmp_path / "picture.png")
-    assert pixels.shape[1] >= 1000
-    assert (pixels[:3].min(), pixels[-3:].min()) == (1.0, 1.0)  # nothing is cut at the edges
-    for task in range(7):
-        colour = np.array([int(colour_of(task)[at : at + 2], 16) / 255 for at in (1, 3, 5)])
-        assert (np.abs(pixels[..., :3] - colour).max(axis=-1) < 0.2).sum() > 50 * len(labels)
+    write_png(tmp_path / "same.png", shown)
+    pixels = imread(tmp_path / "picture.png")[..., :3]
+    assert pixels.shape[1] >= 900
+    assert (pixels[:, [0, -1]] == 1).all() and (pixels[[0, -1]] == 1).all(), "something is cut off at the edge"
+    assert (tmp_path / "picture.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+
+
+def test_the_terminal_has_the_same_table():
+    file = drawn().file
+    told = render_representation(file, [Path("a.html")])
+    for row in table_of(file).rows:
+        assert all(cell in told for cell in row)
+    assert "t-SNE: one space for all models" in told and "a.html" in told
 
 
 def test_many_tasks_look_different_and_are_told_in_short():
-    looks = {(colour_of(task), symbol_of(task)) for task in range(len(COLOURS) * len(SYMBOLS))}
-    assert len(looks) == 35
-    heading, rows = table_of(drawn(tasks=[f"t{i}" for i in range(8)]))
-    assert heading[3:5] == ["nearest tasks", "farthest tasks"]
-    assert re.fullmatch(r"[\d.]+ \(t\d – t\d\)", rows[0][3])
-    assert drawn(tasks=[f"t{i}" for i in range(8)]).title.endswith("of 8 tasks")
+    assert len({*COLOURS}) * len({*SYMBOLS}) == 35
+    many = drawn(tasks=tuple(f"t{i}" for i in range(8)))
+    table = table_of(many.file)
+    assert table.header[3:5] == ("nearest tasks", "farthest tasks")
+    assert re.fullmatch(r"[\d.]+ \(t\d – t\d\)", table.rows[0][3])
+    assert many.title.endswith("of 8 tasks")
+    looks = {(p.colour, p.symbol) for p in figure(many).rows[0].panels[0].points if p.name != "other models"}
+    assert len(looks) == 8
 
 
 @pytest.mark.parametrize(
@@ -172,5 +189,5 @@ def test_numbers(value, text):
 
 def test_points_of_other_texts_are_refused():
     good = drawn()
-    with pytest.raises(ValueError, match="expected 12 texts and points"):
-        Representation(("math", "code"), (6, 6), good.panels, good.texts, True, "")
+    with pytest.raises(ValueError, match="expected 18 texts and points"):
+        Representation(good.file, good.coordinates, good.texts[1:])

@@ -17,7 +17,7 @@ from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.patches import StateError
 from trace_transfer.progress import Silent
-from trace_transfer.represent.draw import METADATA_TEXTS, view_of
+from trace_transfer.represent.draw import METADATA_TEXTS, Representation
 from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.represent.representing import (
@@ -125,10 +125,8 @@ def test_a_view_is_made_of_what_is_in_the_files(tiny, tasks, tmp_path):
     file = represent({"a": tiny("llama"), "b": tiny("qwen3")}, tasks, tmp_path)
     with safe_open(tmp_path / "embeddings.safetensors", framework="numpy") as tensors:
         texts = json.loads(tensors.metadata()[METADATA_TEXTS])
-        view = view_of(file, [tensors.get_tensor(f"{label}.tsne") for label in "ab"], texts)
-    assert [panel.label for panel in view.panels] == ["a", "b"]
-    assert view.unified and not view.same_kind
-    assert view.panels[1].silhouette == file.models[1].silhouette
+        view = Representation(file, [tensors.get_tensor(f"{label}.tsne") for label in "ab"], texts)
+    assert view.unified and "one t-SNE space of all models" in view.subtitle
     assert view.texts[12]["id"] == "code:2"
 
 

@@ -22,10 +22,10 @@ from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.files import size
 from trace_transfer.formats import read_any as read
-from trace_transfer.identification.importance_places import label
-from trace_transfer.identification.importance_terminal import draw_importance
+from trace_transfer.identification.importance import label
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.identification.show import draw_deltas, draw_fisher, draw_stability, draw_warm_start
+from trace_transfer.identification.show_importance import draw_importance
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict
@@ -33,6 +33,7 @@ from trace_transfer.reporting.records import RunFile, StepFile, Summary
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
 from trace_transfer.represent.records import RepresentationFile
+from trace_transfer.represent.show import draw_representation
 from trace_transfer.tables import to_text
 from trace_transfer.terminal import Page
 from trace_transfer.terminal_pictures import draw_heatmap, model_line, ruler
@@ -316,22 +317,6 @@ def draw_scores(file: ScoreMatrix, page: Page) -> None:
 
 def _value(scores: dict[str, float], name: str) -> str:
     return f"{scores[name]:.4f}" if name in scores else "-"
-
-
-def draw_representation(file: RepresentationFile, page: Page) -> None:
-    """How well each model keeps the tasks apart."""
-    counts = ", ".join(f"{task} {number}" for task, number in zip(file.tasks, file.num_texts, strict=True))
-    page.line(f"Last-layer embeddings of texts: {counts}", "bold")
-    pairs = [(a, b) for a in range(len(file.tasks)) for b in range(a + 1, len(file.tasks))]
-    distances = [f"{file.tasks[a]} - {file.tasks[b]}" for a, b in pairs]
-    page.table(
-        [("model", "left"), ("silhouette", "right"), *((heading, "right") for heading in distances)],
-        (
-            (model.label, f"{model.silhouette:.3f}", *(f"{model.distances[a][b]:.4g}" for a, b in pairs))
-            for model in file.models
-        ),
-    )
-    page.line("distances are between the tasks' centroids")
 
 
 def draw_step(file: StepFile, page: Page) -> None:

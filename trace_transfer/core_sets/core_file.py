@@ -14,6 +14,7 @@ from trace_transfer.records import TASK, ModelIdentity, Range, Strict
 
 Unit = Literal["tensors", "elements", "rows"]  # what a ratio counts
 SHOWN = 10  # core entries in a notebook
+EXCLUDED = "excluded"  # the component of what a family's rules leave out
 
 
 class CoreParameter(Strict):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trace_transfer.core_sets.authors_list import core_parameters, read_authors_list
 from trace_transfer.core_sets.axolotl import Pattern, mask_of_patterns, read_patterns
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
+from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreParameter, Method
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.core_sets.selection import Selection, entries_of, select
 from trace_transfer.errors import ArtefactError, UserError
@@ -155,7 +155,7 @@ def _entry(anatomy: Anatomy, name: str, shape: tuple[int, ...], rows: Ranges | N
         name=name,
         shape=shape,
         rows=rows,
-        component="+".join(dict.fromkeys(unit.component for unit in units)) or "excluded",
+        component="+".join(dict.fromkeys(unit.component for unit in units)) or EXCLUDED,
         layer=units[0].layer if units else None,
         score=SCORE if core else None,
         core=core,

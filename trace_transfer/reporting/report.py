@@ -17,20 +17,23 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any, TypeVar
 
+from trace_transfer import figures as drawing
 from trace_transfer.core_sets import overlap
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.show import jaccard
+from trace_transfer.errors import UserError
 from trace_transfer.files import write_text
+from trace_transfer.identification import draw as importance_figure
 from trace_transfer.locking import held
 from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
 from trace_transfer.printable import printable
 from trace_transfer.records import ModelIdentity
 from trace_transfer.reporting import numbers, plots, summary_tables
 from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchFound, Role, read_run
-from trace_transfer.reporting.heatmaps import importance_plot, match_plot
 from trace_transfer.reporting.records import Interval, MatrixSummary, Summary
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.tables import NOTHING, Cell, Table, to_markdown
+from trace_transfer.transfer import draw as match_figure
 
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_FIGURES = 1_900_000  # bytes of importance figures in the page, beside plotly.js's 4.8 MB
@@ -92,9 +95,9 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
     drawn: dict[str, Sequence[Plot | None]] = {
         "plot-curves": [plots.curves(summary)],
         **{place(f"plot-sweep-{one.axis}"): [plots.sweep(summary, one)] for one in summary.sweeps},
-        "plot-layers": [match_plot(run, one, match_title(one.match.policy)) for one in matches],
+        "plot-layers": [_match_plot(run, one) for one in matches],
         "plot-importance": importance,
-        **{name: [importance_plot(found, f"{task}, by length of the warm start")]
+        **{name: [_importance_plot(found, f"{task}, by length of the warm start")]
            for name, (task, found) in lengths.items()},
         "plot-costs": [plots.costs(summary)],
     }  # fmt: skip
@@ -183,6 +186,24 @@ def _first_matches(run: FinishedRun) -> list[MatchFound]:
     return list(shown.values())
 
 
+def _match_plot(run: FinishedRun, found: MatchFound) -> Plot:
+    match = found.match
+    view = match_figure.view_of(
+        match.representation, found.similarity, match.pairs, by_target=match.chosen_by == "target"
+    )
+    heatmap = match_figure.Heatmap(run.name_of("source"), run.name_of("target"), (view,), "")
+    return drawing.plot(match_figure.row(heatmap, view), match_title(found.match.policy))
+
+
+def _importance_plot(cores: Sequence[CoreFile], title: str) -> Plot | None:
+    """Scores by layer and module, warm-start lengths side by side; None where no tensor is of a known component."""
+    try:
+        importance = importance_figure.importance_of(cores)
+    except UserError:
+        return None
+    return drawing.plot(importance_figure.row(importance, importance.rows[0]), title)
+
+
 def _layers(found: Sequence[MatchFound]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for one in found:
@@ -225,7 +246,7 @@ def _importance(run: FinishedRun, cores: Sequence[CoreFound]) -> tuple[list[Plot
         kind = (found.core.task, found.role, found.score)
         if len({one.directory for one in cores if (one.core.task, one.role, one.score) == kind}) > 1:
             title += f" ({run.title(found.trained_by[0].method)})"
-        plot = importance_plot([found.core], title)
+        plot = _importance_plot([found.core], title)
         if plot is None:
             continue
         taken += len(json.dumps(plot.spec))

@@ -41,7 +41,7 @@ from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, to_json
 from trace_transfer.represent import embedding as maths
-from trace_transfer.represent.draw import METADATA_TEXTS, view_of, write_html, write_png
+from trace_transfer.represent.draw import METADATA_TEXTS, Representation, write_html, write_png
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.represent.text_embeddings import embed_texts, num_batches
@@ -263,7 +263,7 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
         tensors[f"{model.label}.tsne"] = torch.from_numpy(points)
     metadata = {"format": "trace-transfer/embeddings", "version": "1", METADATA_TEXTS: json.dumps(texts)}
     write_tensors(directory / FILES[0], tensors, metadata)
-    view = view_of(file, coordinates, texts)
+    view = Representation(file, coordinates, texts)
     write_html(directory / FILES[1], view)
     write_png(directory / FILES[2], view)
     write_text(directory / FILES[3], to_json(file))

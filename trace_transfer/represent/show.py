@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trace_transfer.represent.embedding import mean_distance
-from trace_transfer.represent.representation_view import MOST_PAIRS, number
+from trace_transfer.represent.draw import table_of
+from trace_transfer.tables import draw_table
 from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
@@ -30,48 +28,39 @@ def render_plan(plan: RepresentPlan) -> str:
             f"{sum(lengths):,}", str(max(lengths)), str(one.num_cut),
         ))  # fmt: skip
     space = "one space for all models" if plan.unified else "models of different widths: a space for each"
-    return _printed(f"texts: {counts}", columns, rows, [f"t-SNE: {space}; perplexity {plan.settings.perplexity:g}"])
+
+    def draw(page: Page) -> None:
+        page.line(f"texts: {counts}", "bold")
+        page.table(columns, rows)
+        page.line(f"t-SNE: {space}; perplexity {plan.settings.perplexity:g}")
+
+    return drawn(draw)
 
 
 def render_representation(file: RepresentationFile, files: Sequence[Path]) -> str:
     """What was found, as text as wide as the terminal, and where the files are."""
-    tasks = file.tasks
-    pairs = [(a, b) for a in range(len(tasks)) for b in range(a + 1, len(tasks))]
-    listed = pairs if len(pairs) <= MOST_PAIRS else []
-    headings = ("silhouette", "mean (S)", *(f"{tasks[a]} – {tasks[b]}" for a, b in listed))
-    columns = [("model", "left"), *((heading, "right") for heading in headings)]
-    rows = []
-    for model in file.models:
-        distances = [number(model.distances[a][b]) for a, b in listed]
-        mean = number(mean_distance(np.array(model.distances)))
-        rows.append((model.label, f"{model.silhouette:.3f}", mean, *distances))
-    lines = []
+
+    def draw(page: Page) -> None:
+        draw_representation(file, page)
+        page.written(files)
+
+    return drawn(draw)
+
+
+def draw_representation(file: RepresentationFile, page: Page) -> None:
+    """How well each model keeps the tasks apart, and how the pictures compare."""
+    counts = ", ".join(f"{task} {number}" for task, number in zip(file.tasks, file.num_texts, strict=True))
+    page.line(f"Last-layer embeddings of texts: {counts}", "bold")
+    draw_table(table_of(file), page)
+    page.line("S: mean distance between the tasks' centroids, which the columns after it are of")
     if len(file.models) > 1:
-        unified = file.settings.get("space") == "unified"
         same_kind = len({model.model.names_sha256 for model in file.models}) == 1
-        lines.append(
+        page.line(
             "t-SNE: one space for all models" + ("" if same_kind else ", which are of different kinds: they lie apart")
-            if unified
+            if file.settings.get("space") == "unified"
             else "t-SNE: a space for each model, since they are not equally wide; panels do not compare"
         )
     for label, count in file.settings.get("num_cut", {}).items():
         if count:
             length = file.settings.get("max_length")
-            lines.append(f"! {label}: {count} of {sum(file.num_texts)} texts were cut at {length} tokens")
-    title = "last-layer embeddings: silhouette, and distances between the tasks' centroids"
-    return _printed(title, columns, rows, lines, files)
-
-
-def _printed(
-    title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], lines: Sequence[str],
-    files: Sequence[Path] = (),
-) -> str:  # fmt: skip
-    def draw(page: Page) -> None:
-        page.line(title, "bold")
-        page.table(columns, rows)
-        for line in lines:
-            page.line(line)
-        if files:
-            page.written(files)
-
-    return drawn(draw)
+            page.line(f"! {label}: {count} of {sum(file.num_texts)} texts were cut at {length} tokens")

@@ -42,7 +42,7 @@ from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
-from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
+from trace_transfer.transfer.draw import Heatmap, view_of, write_html, write_png
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
 from trace_transfer.transfer.probing import REPRESENTATIONS, ReadSettings, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, LayerPair, ProbeRecord
@@ -411,20 +411,10 @@ def carry_along(
 
 
 def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match]) -> Heatmap:
-    views = []
-    for name, match in matches.items():
-        runner_ups = [(p, p.runner_up) for p in match.pairs if p.runner_up is not None]
-        views.append(
-            View(
-                name=name,
-                similarity=np.asarray(match.similarity),
-                pairs=match.as_pairs,
-                runner_ups=tuple(
-                    (other, p.target) if match.by_target else (p.source, other) for p, other in runner_ups
-                ),
-                margins={(p.source, p.target): p.margin for p in match.pairs if p.margin is not None},
-                used=name == settings.representation,
-            )
-        )
+    views = tuple(
+        view_of(name, np.asarray(match.similarity), match.pairs, by_target=match.by_target,
+                used=name == settings.representation)
+        for name, match in matches.items()
+    )  # fmt: skip
     subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
-    return Heatmap(plan.source.name, plan.target.name, tuple(views), subtitle)
+    return Heatmap(plan.source.name, plan.target.name, views, subtitle)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Transfer
+from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreParameter, Transfer
 from trace_transfer.core_sets.masks import merged_ranges
 from trace_transfer.core_sets.selection import select
 from trace_transfer.errors import ArtefactError, listing, together
@@ -103,7 +103,7 @@ def carry(
     entries = [(_entry(units, correspondence, scored), units) for units in places.values()]
     shapes = correspondence.target.inventory.shapes
     excluded = [name for name in correspondence.target.excluded if name in shapes]
-    entries += [(CoreParameter(name=name, shape=shapes[name]), []) for name in excluded]
+    entries += [(CoreParameter(name=name, shape=shapes[name], component=EXCLUDED), []) for name in excluded]
     if how == "scores":
         # A stable sort: the order in which ties in score are taken.
         entries.sort(key=lambda entry: -_best_similarity(entry[1], correspondence, similarity))
@@ -148,6 +148,8 @@ def _entry(units: Sequence[Unit], correspondence: Correspondence, scored: Mappin
         rows=unit.rows,
         columns=unit.columns,
         depth=unit.depth,
+        component="+".join(dict.fromkeys(one.component for one in units)),
+        layer=unit.layer,
         score=max((scored[source].score for source in sources), default=None),
         core=core,
         sources=tuple(names) or None,

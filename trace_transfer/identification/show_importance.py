@@ -6,8 +6,7 @@ from rich.style import Style
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import UserError
-from trace_transfer.identification.importance_grids import importance_of
-from trace_transfer.identification.importance_view import NORMS, Cell, Column, Grid, Importance, Row
+from trace_transfer.identification.importance import NORMS, Cell, Column, Grid, Importance, Row, importance_of
 from trace_transfer.terminal import Page
 from trace_transfer.terminal_pictures import RAMP, VIRIDIS
 

@@ -1,0 +1,469 @@
+"""Core files of one model → `Importance`: each tensor's score in the cell of its layer and module, for each task.
+
+Columns are the paper's (figures 6, A.1 and A.2): projections in one panel, norms in the other. What is outside the
+layers stands in bands below layer 0 and above the last layer, as in the model. A core file says component and layer of
+each tensor. Where it does not (made by an earlier version or another tool), the members of the model's family are
+compared with the tensor's whole name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.families.language import NUMBER, Family, default_role
+from trace_transfer.families.registry import FamilyRegistry, load_families
+from trace_transfer.models.sources import AXES
+from trace_transfer.records import ModelIdentity
+
+BIAS, NORM = "bias", "norm"  # roles
+PROJECTIONS, NORMS = "projections", "norms"
+LEAST_BAND = 1 / 26  # a band's share of the height of all layers, at least; one layer's height if that is more
+BAND_GAP = 0.35  # of a band
+NUM_DESCRIBED = 3  # parameters of a cell that are described one by one
+
+
+class Column(NamedTuple):
+    """A column of one of the panels, or a band across it (`level` -2, -1 below the layers, 1 above, 0 for a column)."""
+
+    label: str
+    panel: str
+    meaning: str
+    level: int = 0
+
+
+PRE_MLP = Column("LN-PA", NORMS, "norm before the MLP (LLaMA's post-attention layernorm)")
+# (component, whether it is the norm of a projection's output) → column, from left to right.
+COLUMNS: dict[tuple[str, bool], Column] = {
+    ("attention.query", False): Column("A-Q", PROJECTIONS, "attention query"),
+    ("attention.key", False): Column("A-K", PROJECTIONS, "attention key"),
+    ("attention.value", False): Column("A-V", PROJECTIONS, "attention value"),
+    ("attention.output", False): Column("A-O", PROJECTIONS, "attention output"),
+    ("mlp.router", False): Column("M-R", PROJECTIONS, "MLP router"),
+    ("mlp.gate", False): Column("M-G", PROJECTIONS, "MLP gate"),
+    ("mlp.up", False): Column("M-U", PROJECTIONS, "MLP up"),
+    ("mlp.down", False): Column("M-D", PROJECTIONS, "MLP down"),
+    ("norm.pre_attention", False): Column("LN-In", NORMS, "norm before attention"),
+    ("attention.query", True): Column("Q-Norm", NORMS, "norm of the queries"),
+    ("attention.key", True): Column("K-Norm", NORMS, "norm of the keys"),
+    ("norm.post_attention", False): Column("LN-PostA", NORMS, "norm of what attention adds"),
+    ("norm.pre_mlp", False): PRE_MLP,
+    ("norm.post_mlp", False): Column("LN-PostM", NORMS, "norm of what the MLP adds"),
+}
+# LN-PA would be taken for LN-PostA beside it.
+CLEARER = {PRE_MLP: Column("LN-PreM", NORMS, "norm before the MLP")}
+BANDS: dict[str, Column] = {
+    "embedding": Column("embed", PROJECTIONS, "token embedding", -2),
+    "embedding.position": Column("pos", PROJECTIONS, "position embedding", -1),
+    "head": Column("head", PROJECTIONS, "output head", 1),
+    "norm.final": Column("final", NORMS, "norm after the last layer", 1),
+}
+
+
+class Entry(NamedTuple):
+    """A parameter in a cell; `rank` counts from 1 among the scored parameters of its file, None without a score."""
+
+    parameter: CoreParameter
+    rank: int | None
+
+    @property
+    def is_bias(self) -> bool:
+        return default_role(self.parameter.name) == BIAS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All parameters of one module of one layer, the weight or its parts first, then biases."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def principals(self) -> tuple[Entry, ...]:
+        """What colour and mark speak of: the weight or its parts; biases only where there is nothing else."""
+        return tuple(entry for entry in self.entries if not entry.is_bias) or self.entries
+
+    @cached_property
+    def score(self) -> float | None:
+        """The weight's score, the mean of its parts' scores, or None."""
+        scores = [entry.parameter.score for entry in self.principals if entry.parameter.score is not None]
+        return sum(scores) / len(scores) if scores else None
+
+    @cached_property
+    def core_share(self) -> float:
+        """Core share of the weight's elements."""
+        total = sum(entry.parameter.num_elements for entry in self.principals)
+        return sum(entry.parameter.num_elements for entry in self.principals if entry.parameter.core) / total
+
+    @cached_property
+    def mark(self) -> float:
+        """Area of the cell's mark: the core share; a small one where only a bias is core; 0 for none."""
+        if self.core_share:
+            return max(self.core_share, 0.15)
+        return 0.15 if any(entry.parameter.core for entry in self.entries) else 0.0
+
+    def rank_share(self, num_ranked: int) -> float | None:
+        """Where the weight stands among the scores of its file: 1 for the best, 0 for the last; the mean of parts."""
+        shares = [1 - (entry.rank - 1) / max(num_ranked - 1, 1) for entry in self.principals if entry.rank is not None]
+        return sum(shares) / len(shares) if shares else None
+
+    def description(self, num_ranked: int) -> list[str]:
+        """Name, score and rank of the parameters, as lines of text; parts are counted."""
+        lines, shown = [], self.entries
+        if len(self.principals) > 1:
+            parameters = list(dict.fromkeys(entry.parameter.name for entry in self.principals))
+            mean = "no score" if self.score is None else f"mean score {self.score:.4g}"
+            lines = [*parameters[:NUM_DESCRIBED], *(["…"] if len(parameters) > NUM_DESCRIBED else [])]
+            lines.append(f"{len(self.principals):,} parts, {mean}, {self.core_share:.1%} of the elements core")
+            best = min(self.principals, key=lambda entry: entry.rank or num_ranked + 1)
+            lines += ["best:", *_described(best, num_ranked)]
+            shown = tuple(entry for entry in self.entries if entry.is_bias and entry not in self.principals)
+        for entry in shown[:NUM_DESCRIBED]:
+            lines += _described(entry, num_ranked)
+        if len(shown) > NUM_DESCRIBED:
+            lines.append(f"… and {len(shown) - NUM_DESCRIBED:,} more")
+        return lines
+
+
+def _described(entry: Entry, num_ranked: int) -> list[str]:
+    parameter = entry.parameter
+    if parameter.score is None:
+        return [label(parameter), "no score"]
+    state = "core" if parameter.core else "not core"
+    return [label(parameter), f"score {parameter.score:.4g}, rank {entry.rank:,} of {num_ranked:,}, {state}"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One core file: its cells by (layer, column), bands having no layer; `others` are in no column."""
+
+    core: CoreFile
+    epochs: float
+    cells: dict[tuple[int | None, Column], Cell]
+    others: tuple[CoreParameter, ...]
+    num_ranked: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task (and method), by warm-start length; None where there is no core file of that length.
+
+    `scale` is where colours begin and end: the least and the largest score inside the layers, of all lengths together.
+    """
+
+    name: str
+    grids: tuple[Grid | None, ...]
+    scale: tuple[float, float]
+
+    @property
+    def present(self) -> tuple[Grid, ...]:
+        return tuple(grid for grid in self.grids if grid is not None)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """All rows, in the order of the core files, with the columns and bands that occur in any of them."""
+
+    model: ModelIdentity
+    model_name: str
+    rows: tuple[Row, ...]
+    epochs: tuple[float, ...]
+    columns: tuple[Column, ...]
+    bands: tuple[Column, ...]
+    subtitle: str
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.num_layers
+
+    @property
+    def panels(self) -> tuple[str, ...]:
+        """The panels that have anything in them."""
+        used = {column.panel for column in (*self.columns, *self.bands)}
+        return tuple(panel for panel in (PROJECTIONS, NORMS) if panel in used)
+
+    def columns_of(self, panel: str) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.panel == panel)
+
+    def width_of(self, panel: str) -> int:
+        """Columns of a panel; one that has nothing but a band is one column wide."""
+        return max(len(self.columns_of(panel)), 1)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of one pair of panels."""
+        return sum(self.width_of(panel) for panel in self.panels)
+
+    def band_edges(self, band: Column) -> tuple[float, float]:
+        """Where a band begins and ends on the axis of layers."""
+        height = max(self.num_layers * LEAST_BAND, 1.0)
+        if band.level > 0:
+            start = self.num_layers - 0.5 + BAND_GAP * height
+            return start, start + height
+        below = sorted((other.level for other in self.bands if other.level < 0), reverse=True).index(band.level)
+        stop = -0.5 - BAND_GAP * height - below * height * (1 + BAND_GAP / 2)
+        return stop - height, stop
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The ends of the axis of layers, bands included."""
+        edges = [edge for band in self.bands for edge in self.band_edges(band)]
+        return min([-0.5, *edges]), max([self.num_layers - 0.5, *edges])
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether any cell has no score."""
+        return any(cell.score is None for cell in self._cells)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether any cell is core in part."""
+        return any(0 < cell.mark < 1 for cell in self._cells)
+
+    @property
+    def _cells(self) -> list[Cell]:
+        return [cell for row in self.rows for grid in row.present for cell in grid.cells.values()]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of parameters that stand in no column, each once; a core one has a star."""
+        stars = {p.name: True for row in self.rows for grid in row.present for p in grid.others if p.core}
+        names = dict.fromkeys(p.name for row in self.rows for grid in row.present for p in grid.others)
+        return tuple(name + ("*" if name in stars else "") for name in names)
+
+
+def epochs_title(epochs: float) -> str:
+    """`1 epoch`, `3 epochs`: the length of a warm start."""
+    return f"{epochs:g} epoch" + ("" if epochs == 1 else "s")
+
+
+def describe(grid: Grid, layer: int | None, column: Column) -> list[str]:
+    """What a cell says when one points at it, as lines of text."""
+    where = f"{column.meaning}" if layer is None else f"layer {layer}, {column.label} ({column.meaning})"
+    cell = grid.cells.get((layer, column))
+    return [where, *(cell.description(grid.num_ranked) if cell else ["no such parameter"])]
+
+
+def others_note(importance: Importance) -> str:
+    """The parameters that no column or band is for, or nothing."""
+    names = importance.others
+    if not names:
+        return ""
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    star = "; * core" if any(name.endswith("*") for name in names) else ""
+    return f"Not drawn, being of no known component: {len(names):,} ({shown}{star})"
+
+
+def label(parameter: CoreParameter) -> str:
+    """Name and ranges of a parameter."""
+    text = parameter.name
+    for word, ranges in zip(AXES, parameter.place[1:], strict=True):
+        if ranges:
+            shown = ", ".join(f"{start}:{stop}" for start, stop in ranges[:2])
+            text += f" [{word} {shown}{', …' if len(ranges) > 2 else ''}]"
+    return text
+
+
+def epochs_of(core: CoreFile) -> float:
+    """The warm-start length of a core file, 1 if it does not say.
+
+    Raises:
+        ArtefactError: it says something that is not a number of epochs.
+    """
+    found = (core.method.model_extra or {}).get("epochs")
+    if found is None:
+        return 1
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
+        raise ArtefactError(f"{core.task}: method.epochs is {found!r}, expected a number of epochs")
+    return found
+
+
+def importance_of(
+    cores: Sequence[CoreFile], names: Sequence[str] | None = None, registry: FamilyRegistry | None = None
+) -> Importance:
+    """Arrange core files of one model: a row per task (and method, if there are several), by warm-start length.
+
+    Args:
+        names: what messages call the core files, such as their paths; by default their tasks.
+        registry: the families that the model may be of; by default the shipped ones.
+
+    Raises:
+        UserError: no core file, files of several models, two for one task, method and length, or no parameter in them
+            that belongs to a component.
+    """
+    names = names or [core.task for core in cores]
+    _check(cores, names)
+    family = _family(cores[0], registry)
+    grids = [_grid(core, family) for core in cores]
+    used = {column for grid in grids for _, column in grid.cells}
+    if not used:
+        raise UserError(
+            f"{', '.join(names)}: no parameter belongs to a component of family '{cores[0].model.family}', so nothing "
+            "can be drawn; give the family's rules file with --rules"
+        )
+    if {COLUMNS["norm.post_attention", False], PRE_MLP} <= used:
+        grids = [_renamed(grid) for grid in grids]
+        used = {CLEARER.get(column, column) for column in used}
+    known_columns = [CLEARER.get(c, c) if CLEARER.get(c) in used else c for c in COLUMNS.values()]
+    epochs = tuple(sorted({grid.epochs for grid in grids}))
+    ids = list(dict.fromkeys(core.model.id for core in cores))
+    return Importance(
+        model=cores[0].model,
+        model_name=", ".join(_short(one) for one in ids),
+        rows=tuple(_rows(grids, epochs)),
+        epochs=epochs,
+        columns=tuple(column for column in known_columns if column in used),
+        bands=tuple(band for band in BANDS.values() if band in used),
+        subtitle="; ".join(dict.fromkeys(_method(core) for core in cores)),
+    )
+
+
+def _short(model_id: str) -> str:
+    """The last part of a path or hub name."""
+    return model_id.rstrip("/").rpartition("/")[2] or model_id
+
+
+def _method(core: CoreFile) -> str:
+    method = core.method
+    alpha = (method.model_extra or {}).get("alpha") if method.name == "lf" else None
+    name = method.name if alpha is None else f"{method.name} (alpha {alpha})"
+    return f"{name}, core: top {100 * method.ratio:.3g} % of {method.unit}"
+
+
+def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
+    if not cores:
+        raise UserError("no core file is given; importance heatmaps are drawn of one or more")
+    models: dict[str, list[int]] = {}
+    places: dict[tuple[str, str, float], list[int]] = {}
+    for index, core in enumerate(cores):
+        models.setdefault(core.model.names_sha256, []).append(index)
+        places.setdefault((core.task, core.method.name, epochs_of(core)), []).append(index)
+    if len(models) > 1:
+        problems = [
+            f"{', '.join(names[index] for index in found)}: {cores[found[0]].model.id} "
+            f"({cores[found[0]].model.family}, {cores[found[0]].model.num_layers} layers, names {sha[:8]})"
+            for sha, found in models.items()
+        ]
+        raise UserError(
+            f"the core files are of {len(models)} models, but one figure is of one; draw them one by one:\n"
+            f"{listing(problems)}"
+        )
+    problems = [
+        f"{', '.join(names[index] for index in found)}: task {task}, method {method}, {epochs_title(epochs)}"
+        for (task, method, epochs), found in places.items()
+        if len(found) > 1
+    ]
+    if problems:
+        raise UserError(f"several core files of one task, method and warm-start length; give one:\n{listing(problems)}")
+
+
+def _family(core: CoreFile, registry: FamilyRegistry | None) -> Family | None:
+    """The model's family, by its name or else by its `model_type`, where a tensor does not say what it is."""
+    if all(parameter.component is not None for parameter in core.parameters):
+        return None
+    families = registry or load_families()
+    return families.families.get(core.model.family) or families.by_model_type.get(core.model.model_type)
+
+
+def _grid(core: CoreFile, family: Family | None) -> Grid:
+    cells: dict[tuple[int | None, Column], list[Entry]] = {}
+    others: list[CoreParameter] = []
+    parts = _parts(core)
+    rank = 0
+    for parameter in sorted(core.parameters, key=lambda one: (one.score is None, -(one.score or 0.0))):
+        rank += parameter.score is not None
+        role = default_role(parameter.name)
+        places = _places(parameter, family, parts)
+        found = {(layer, _column(component, role)): None for layer, component in places}
+        drawn = [(layer, column) for layer, column in found if column and _fits(layer, column, core.model.num_layers)]
+        if not drawn:
+            others.append(parameter)
+        for place in drawn:
+            cells.setdefault(place, []).append(Entry(parameter, None if parameter.score is None else rank))
+    sorted_cells = {key: Cell(tuple(sorted(entries, key=lambda e: e.is_bias))) for key, entries in cells.items()}
+    return Grid(core, epochs_of(core), sorted_cells, tuple(others), rank)
+
+
+def _parts(core: CoreFile) -> dict[str, list[CoreParameter]]:
+    """Fused tensor → its parts, in the order in which they stand in it."""
+    found: dict[str, list[CoreParameter]] = {}
+    for parameter in core.parameters:
+        if any(parameter.place[1:]):
+            found.setdefault(parameter.name, []).append(parameter)
+    return {name: sorted(parts, key=_start) for name, parts in found.items()}
+
+
+def _start(parameter: CoreParameter) -> int:
+    return next((ranges[0][0] for ranges in parameter.place[1:] if ranges), 0)
+
+
+def _places(
+    parameter: CoreParameter, family: Family | None, parts: dict[str, list[CoreParameter]]
+) -> list[tuple[int | None, str]]:
+    """Layer and component: several if the tensor is fused or tied, none if that is not known."""
+    if parameter.component is not None:
+        return [(parameter.layer, component) for component in parameter.component.split("+")]
+    claims = _claims(parameter.name, family) if family else {}
+    mine = parts.get(parameter.name, [])
+    if parameter not in mine or len(claims) == 1:
+        return [place for places in claims.values() for place in places]
+    # Parts stand in the tensor in the order in which the rules name them.
+    return list(claims.values())[mine.index(parameter)] if len(claims) == len(mine) else []
+
+
+def _claims(name: str, family: Family) -> dict[str, list[tuple[int | None, str]]]:
+    """Part of a tensor → the components that it is, by the tensor's whole name, in the order of the rules."""
+    layer: int | None = None
+    path, components = name, family.outside
+    if name.startswith(prefix := f"{family.layer_path}."):
+        number, _, path = name.removeprefix(prefix).partition(".")
+        if not number.isdecimal() or number != str(int(number)):
+            return {}
+        layer, components = int(number), family.components
+    numbered = ".".join(NUMBER if segment.isdecimal() else segment for segment in path.split("."))
+    for pattern in (path, numbered):
+        found: dict[str, list[tuple[int | None, str]]] = {}
+        for component in components.values():
+            for member in component.members:
+                if member.pattern == pattern:
+                    found.setdefault(str(member.part), []).append((layer, component.name))
+        if found:
+            return found
+    return {}
+
+
+def _column(component: str, role: str) -> Column | None:
+    if component in BANDS:
+        return BANDS[component]
+    return COLUMNS.get((component, role == NORM and not component.startswith("norm.")))
+
+
+def _fits(layer: int | None, column: Column, num_layers: int) -> bool:
+    """A column needs a layer that the model has, a band needs none."""
+    return layer is None if column.level else layer is not None and 0 <= layer < num_layers
+
+
+def _renamed(grid: Grid) -> Grid:
+    cells = {(layer, CLEARER.get(column, column)): cell for (layer, column), cell in grid.cells.items()}
+    return replace(grid, cells=cells)
+
+
+def _rows(grids: Sequence[Grid], epochs: Sequence[float]) -> Iterator[Row]:
+    methods = {grid.core.method.name for grid in grids}
+    rows: dict[str, dict[float, Grid]] = {}
+    for grid in grids:
+        name = grid.core.task + (f", {grid.core.method.name}" if len(methods) > 1 else "")
+        rows.setdefault(name, {})[grid.epochs] = grid
+    for name, by_epochs in rows.items():
+        scores = [
+            cell.score
+            for grid in by_epochs.values()
+            for (layer, _), cell in grid.cells.items()
+            if layer is not None and cell.score is not None
+        ]
+        low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
+        scale = (low, high) if high > low else (low - 0.01, high + 0.01)
+        yield Row(name, tuple(by_epochs.get(one) for one in epochs), scale)
