@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 
 from trace_transfer.files import replacing, write_text
 from trace_transfer.pages import Figures, Markdown, Plot, document, page
-from trace_transfer.palette import COLOURS, INK, NO_VALUE, shortened, tick_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+Pair = tuple[int, int]
+
+COLOURS = "viridis"  # perceptually uniform, safe for the colour-blind; white marks in a dark outline show on all of it
+NO_VALUE = "#c4c4c4"
+INK = "#1a1a1a"
+STEPS = (1, 2, 5, 10, 20, 50, 100)
 LEFT, RIGHT, TOP, BOTTOM = 76, 100, 40, 60  # px around the panels
 HEADING, BESIDE = 34, 56  # px of a heading above a panel, between rows of panels in a PNG
 TICK_WIDTH, TICK_HEIGHT, CHARACTER = 24, 17, 8.2  # px of a tick's label, of a character
@@ -165,6 +170,28 @@ def _is_upright(panel: Panel) -> bool:
     labels = panel.x.ticks or {}
     room = panel.width / max(panel.x.stop - panel.x.start, 1)
     return max(map(len, labels.values()), default=0) * CHARACTER > room
+
+
+def colour_range(similarity: NDArray[np.float64]) -> tuple[float, float]:
+    """Where colours begin and end: the middle 98 % of the values, so that one odd layer does not flatten the rest."""
+    values = similarity[np.isfinite(similarity)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(values, (1.5, 99.5)))
+    return (low, high) if high - low > 1e-6 else (low - 0.01, high + 0.01)
+
+
+def tick_step(pixels_per_layer: float, needed: float) -> int:
+    """Every how many layers a label has the pixels it needs."""
+    return next((step for step in STEPS if step * pixels_per_layer >= needed), STEPS[-1])
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most `length` characters, its middle left out where it is longer."""
+    if len(name) <= length:
+        return name
+    keep = max(length - 1, 2)
+    return f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
 
 
 # ---- the interactive plot
@@ -370,14 +397,20 @@ def picture(figure: Figure) -> Drawing:
             _colour_bar(drawing, row, bar)
         if named:
             name = shortened(row.name, int(high / CHARACTER))
-            look = {"rotation": 90, "fontsize": 11, "fontweight": "bold", "va": "center", "ha": "center"}
+            look: dict[str, Any] = {
+                "rotation": 90,
+                "fontsize": 11,
+                "fontweight": "bold",
+                "va": "center",
+                "ha": "center",
+            }
             drawing.text(14 / width, 1 - (top + high / 2) / height, name, parse_math=False, **look)
         top += high + row.below
     middle: dict[str, Any] = {"x": (left + (width - left - RIGHT) / 2) / width, "ha": "center", "parse_math": False}
     room = width - 2 * abs(middle["x"] * width - width / 2) - 20
     for text, down, size in ((figure.title, 32, 13.0), (figure.subtitle, 57, 10.0), (figure.note, height - 46, 8.5)):
         if text:
-            style = {"fontweight": "bold"} if text == figure.title else {"color": "#555555"}
+            style: dict[str, Any] = {"fontweight": "bold"} if text == figure.title else {"color": "#555555"}
             line = shortened(text, int(room / size * 1.62))
             drawing.text(s=line, y=1 - down / height, fontsize=size, **style, **middle)
     _legend(drawing, figure, told, (middle["x"], 6 / height))

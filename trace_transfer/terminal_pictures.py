@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.style import Style
 
-from trace_transfer.palette import Pair, colour_range
+from trace_transfer.figures import Pair, colour_range
 from trace_transfer.records import ModelIdentity
 from trace_transfer.terminal import Page
 

@@ -5,7 +5,7 @@ import torch
 
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.represent.text_embeddings import batches, embed_texts, num_batches
+from trace_transfer.represent.representing import batches, embed_texts, num_batches
 
 LENGTHS = (9, 1, 23, 4, 4, 17, 2)
 IDS = [torch.randint(1, 300, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in LENGTHS]

@@ -22,10 +22,10 @@ from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.files import size
 from trace_transfer.formats import read_any as read
+from trace_transfer.identification.draw import draw_importance
 from trace_transfer.identification.importance import label
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.identification.show import draw_deltas, draw_fisher, draw_stability, draw_warm_start
-from trace_transfer.identification.show_importance import draw_importance
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict

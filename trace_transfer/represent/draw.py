@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer import figures
-from trace_transfer.figures import Axis, Figure, Line, Panel, Points, Row
-from trace_transfer.palette import shortened
+from trace_transfer.figures import Axis, Figure, Line, Panel, Points, Row, shortened
 from trace_transfer.represent.embedding import covariance_ellipse, mean_distance
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.tables import Table, to_markdown

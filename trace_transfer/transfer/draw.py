@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer import figures
-from trace_transfer.figures import Axis, Cells, Figure, Line, Panel, Points, Row
+from trace_transfer.figures import Axis, Cells, Figure, Line, Pair, Panel, Points, Row, colour_range, shortened
 from trace_transfer.pages import escaped
-from trace_transfer.palette import Pair, colour_range, shortened
 from trace_transfer.transfer.records import LayerPair
 
 WIDTH, HEIGHT, SMALLEST_WIDTH, SMALLEST_HEIGHT, LARGEST_CELL = 1010, 490, 400, 190, 80  # px of all cells, of a cell
