@@ -32,6 +32,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100)
 LEFT, RIGHT, TOP, BOTTOM = 76, 100, 40, 60  # px around the panels
 HEADING, BESIDE = 34, 56  # px of a heading above a panel, between rows of panels in a PNG
 TICK_WIDTH, TICK_HEIGHT, CHARACTER = 24, 17, 8.2  # px of a tick's label, of a character
+LEGEND_LINE, LEGEND_LENGTH = 20, 32  # px of a line, characters of a name in it
 LEAST = 0.5  # of its width, to which a plot may shrink; below it is scrolled
 PX_PER_INCH, POINTS_PER_PX = 100, 0.72
 DPI = 150
@@ -380,7 +381,8 @@ def picture(figure: Figure) -> Drawing:
     named = len(figure.rows) > 1
     left = LEFT + (20 if named else 0)
     width = max(left + max(wide for wide, _ in sizes) + RIGHT, 620)
-    above, below = 74 + 8, 56 + (20 if figure.note else 0)
+    columns, lines = _legend_size(figure, width)
+    above, below = 82, 36 + LEGEND_LINE * lines + (20 if figure.note else 0)
     height = above + sum(high + row.below for row, (_, high) in zip(figure.rows, sizes, strict=True)) + below
     drawing = Drawing(figsize=(width / PX_PER_INCH, height / PX_PER_INCH), dpi=DPI, facecolor="white")
     told: dict[str, Any] = {}
@@ -396,7 +398,7 @@ def picture(figure: Figure) -> Drawing:
             bar = right / width, 1 - (top + high) / height, 13 / width, (high - row.heading) / height
             _colour_bar(drawing, row, bar)
         if named:
-            name = shortened(row.name, int(high / CHARACTER))
+            name = shortened(row.name, int(0.8 * high / CHARACTER))
             look: dict[str, Any] = {
                 "rotation": 90,
                 "fontsize": 11,
@@ -408,12 +410,16 @@ def picture(figure: Figure) -> Drawing:
         top += high + row.below
     middle: dict[str, Any] = {"x": (left + (width - left - RIGHT) / 2) / width, "ha": "center", "parse_math": False}
     room = width - 2 * abs(middle["x"] * width - width / 2) - 20
-    for text, down, size in ((figure.title, 32, 13.0), (figure.subtitle, 57, 10.0), (figure.note, height - 46, 8.5)):
+    for text, down, size in (
+        (figure.title, 32, 13.0),
+        (figure.subtitle, 57, 10.0),
+        (figure.note, height - 26 - LEGEND_LINE * lines, 8.5),
+    ):
         if text:
             style: dict[str, Any] = {"fontweight": "bold"} if text == figure.title else {"color": "#555555"}
-            line = shortened(text, int(room / size * 1.62))
+            line = shortened(text, int(room / size * 1.05))
             drawing.text(s=line, y=1 - down / height, fontsize=size, **style, **middle)
-    _legend(drawing, figure, told, (middle["x"], 6 / height))
+    _legend(drawing, figure, told, columns, (middle["x"], 6 / height))
     return drawing
 
 
@@ -490,13 +496,22 @@ def _colour_bar(drawing: Drawing, row: Row, box: tuple[float, float, float, floa
     bar.ax.set_title(row.scale_title, fontsize=9.5, loc="left")
 
 
-def _legend(drawing: Drawing, figure: Figure, told: Mapping[str, Any], at: tuple[float, float]) -> None:
+def _legend_size(figure: Figure, width: float) -> tuple[int, int]:
+    """Columns and lines of the legend, which has room beside each other for the longest name."""
+    names = {one.name for row in figure.rows for panel in row.panels for one in (*panel.lines, *panel.points)}
+    names = {shortened(name, LEGEND_LENGTH) for name in (*names, figure.no_value) if name}
+    widest = max(map(len, names), default=0) * 0.9 * CHARACTER + 48
+    columns = max(min(int((width - 20) / widest), len(names)), 1)
+    return columns, -(-len(names) // columns)
+
+
+def _legend(drawing: Drawing, figure: Figure, told: Mapping[str, Any], columns: int, at: tuple[float, float]) -> None:
     from matplotlib.lines import Line2D
 
     marks = {name: mark for name, mark in told.items() if name}
     bare = any((np.isnan(c.values) & c.there).any() for row in figure.rows for p in row.panels for c in p.cells)
     if bare and figure.no_value:
         marks[figure.no_value] = Line2D([], [], marker="s", color=NO_VALUE, linestyle="none", markersize=8)
-    names = [shortened(name, 32).replace("$", r"\$") for name in marks]  # a legend would read a formula
-    drawing.legend(handles=list(marks.values()), labels=names, loc="lower center", ncols=max(len(marks), 1),
+    names = [shortened(name, LEGEND_LENGTH).replace("$", r"\$") for name in marks]  # a legend would read a formula
+    drawing.legend(handles=list(marks.values()), labels=names, loc="lower center", ncols=columns,
                    fontsize=9.5, frameon=False, bbox_to_anchor=at)  # fmt: skip

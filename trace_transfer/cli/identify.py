@@ -191,7 +191,7 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
     from trace_transfer.families.registry import load_families
     from trace_transfer.files import refuse_inputs
     from trace_transfer.identification.draw import write_importance_html, write_importance_png
-    from trace_transfer.identification.importance_grids import importance_of
+    from trace_transfer.identification.importance import importance_of
     from trace_transfer.locking import held
     from trace_transfer.records import read_artefact
 

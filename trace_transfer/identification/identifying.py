@@ -23,7 +23,7 @@ from trace_transfer.files import refuse_inputs, remove_leftovers, write_text
 from trace_transfer.identification.deltas import DELTAS, DeltaPlan, DeltaStore, deltas_of, plan_deltas
 from trace_transfer.identification.draw import write_importance_html, write_importance_png
 from trace_transfer.identification.fisher.information import fisher_of, plan_readings
-from trace_transfer.identification.importance_grids import importance_of
+from trace_transfer.identification.importance import importance_of
 from trace_transfer.identification.records import StabilityFile, beside
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.scoring import (
