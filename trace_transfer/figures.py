@@ -498,8 +498,10 @@ def _colour_bar(drawing: Drawing, row: Row, box: tuple[float, float, float, floa
 
 def _legend_size(figure: Figure, width: float) -> tuple[int, int]:
     """Columns and lines of the legend, which has room beside each other for the longest name."""
-    names = {one.name for row in figure.rows for panel in row.panels for one in (*panel.lines, *panel.points)}
-    names = {shortened(name, LEGEND_LENGTH) for name in (*names, figure.no_value) if name}
+    panels = [panel for row in figure.rows for panel in row.panels]
+    lines = {line.name for panel in panels for line in panel.lines}
+    points = {mark.name for panel in panels for mark in panel.points}
+    names = {shortened(name, LEGEND_LENGTH) for name in (*lines, *points, figure.no_value) if name}
     widest = max(map(len, names), default=0) * 0.9 * CHARACTER + 48
     columns = max(min(int((width - 20) / widest), len(names)), 1)
     return columns, -(-len(names) // columns)
