@@ -321,4 +321,4 @@ def test_scores_of_a_model_and_embeddings(tmp_path: Path) -> None:
     content = RepresentationFile(tasks=("a", "b"), num_texts=(3, 4), data_sha256=("", ""), models=(one,))
     file.with_name("representation.json").write_text(to_json(content), "utf-8")
     text = "\n".join(shown(file.with_name("representation.json")))
-    assert "a - b" in text and "2.5" in text and "a 3, b 4" in text
+    assert "a – b" in text and "2.5" in text and "a 3, b 4" in text
