@@ -275,14 +275,15 @@ def _problems(error: ValidationError, fields: Mapping[str, FieldInfo], name: str
             inner, is_key = get_args(bare(hint)[0]), items[-1] == "[key]"
             hint, limits = inner[0 if is_key or get_origin(bare(hint)[0]) is tuple else 1], ()
             where = f"a key of {field}" if is_key else f"{field}[{items[0]!r}]"
-        found += _problem(where, one["input"], one["type"], hint, limits)
+        found += problem_with(where, one["input"], one["type"], hint, limits)
     return found
 
 
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 
 
-def _problem(name: str, value: Any, kind: str, hint: Any, limits: Sequence[Any]) -> list[str]:
+def problem_with(name: str, value: Any, kind: str, hint: Any, limits: Sequence[Any]) -> list[str]:
+    """What is wrong with a value of a type hint, for one of pydantic's kinds of error."""
     if (allowed := choices(hint)) and isinstance(value, type(allowed[0])):
         return choice(name, value, allowed)
     if kind in _OUT_OF_BOUNDS:

@@ -69,7 +69,7 @@ evaluations:
         "evaluation 'd': normalise: unknown 'capital', allowed: space, case, punctuation, number",
         "evaluation 'e': data: the extension '.txt' of 'a.txt' is unknown",
         "evaluation 'f': unknown key 'limt'",
-        "evaluation 'f': shots: found -1",
+        "evaluation 'f': shots: -1 is not 0 or more",
         "evaluation 'h': count_from: found 2",
         "evaluation 7 of the list: 'name:' is missing",
         "evaluation 'i': data: 'owner/name': expected a local .json, .jsonl, .csv, .parquet file, or none",

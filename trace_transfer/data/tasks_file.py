@@ -16,14 +16,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from trace_transfer.errors import UserError, listing
 from trace_transfer.records import TASK, Strict
-from trace_transfer.settings import choices
+from trace_transfer.settings import problem_with, texts
 from trace_transfer.text_formats import kind_of, read_yaml
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]+\])*)\}|[{}]")
@@ -178,7 +178,7 @@ class TaskSpec(Strict):
     max_examples: int | None = Field(default=None, ge=1, strict=True)
     template: Literal["auto", "chat", "plain"] = "auto"
     system: str | None = None
-    ignore: tuple[str, ...] = ()
+    ignore: Annotated[tuple[str, ...], BeforeValidator(texts, json_schema_input_type=str | list[str])] = ()
     mismatch: Literal["refuse", "compose", "keep"] = "refuse"
     chat_template_kwargs: Mapping[str, Any] = Field(default_factory=dict)
     _directory: Path | None = PrivateAttr(default=None)  # of the file that names it, if there is one
@@ -351,8 +351,9 @@ def _problem(error: Any, fields: Mapping[str, FieldInfo]) -> str:
         return f"{location}: {error['ctx']['error']}" if location else str(error["ctx"]["error"])
     if error["type"] == "string_pattern_mismatch":
         return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
-    if error["type"] == "literal_error":
-        return f"{location}: {given!r} is none of {', '.join(choices(fields[location].annotation))}"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"found {kind_of(given)}, expected a mapping with name: and data:"
+    if location in fields:
+        hint, limits = fields[location].annotation, tuple(fields[location].metadata)
+        return "; ".join(problem_with(location, given, error["type"], hint, limits))
     return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"
