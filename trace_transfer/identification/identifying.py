@@ -22,7 +22,7 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.files import refuse_inputs, remove_leftovers, write_text
 from trace_transfer.identification.deltas import DELTAS, DeltaPlan, DeltaStore, deltas_of, plan_deltas
 from trace_transfer.identification.draw import write_importance_html, write_importance_png
-from trace_transfer.identification.fisher.information import fisher_of, plan_readings
+from trace_transfer.identification.fisher.information import fisher_file, fisher_of
 from trace_transfer.identification.importance import importance_of
 from trace_transfer.identification.records import StabilityFile, beside
 from trace_transfer.identification.scores import ScoreSettings
@@ -222,9 +222,12 @@ def score_inputs(
     deltas = deltas_of(plan, splits, out, reporter)
     files = [out / DELTAS, *([beside(out / DELTAS)] if splits is not None else [])]
     if score.needs_fisher:
-        readings = plan_readings(plan, data or {}, score, seed, out)
-        fisher = [fisher_of(plan, one, score, splits, settings.compute, reporter) for one in readings]
-        files += [reading.file for reading in readings]
+        examples = data or {}
+        fisher = [
+            fisher_of(plan, one, examples[one.tuned.label], settings, seed, splits, out, reporter)
+            for one in plan.sources
+        ]
+        files += [fisher_file(out, source) for source in plan.sources]
     return gather(base.anatomy, deltas, fisher, splits, files)
 
 

@@ -81,21 +81,6 @@ def without_form(model):
     return tuple(found)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_exact_with_gradient_checkpointing(built, family, reentrant, monkeypatch):
-    model = copy.deepcopy(built(family))
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    calls = []
-    for layer in model.get_submodule(layer_path(family)):
-        inner = layer._gradient_checkpointing_func
-        monkeypatch.setattr(layer, "_gradient_checkpointing_func", lambda *args, f=inner: calls.append(1) or f(*args))
-    found = fisher_information(model, EXAMPLES, layer_path=layer_path(family))
-    assert len(calls) == 2 * model.config.num_hidden_layers, "in the trial and in the pass"
-    assert_same(found.values, sums(built(family, loop=True)))
-    assert found.fallback == ()
-
-
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
 @pytest.mark.parametrize("batch_of", [2, 3])
@@ -167,7 +152,6 @@ def test_float32_is_close_and_bfloat16_as_close_as_a_loop(built):
 def test_the_model_is_left_as_it_was(built, fails):
     model = copy.deepcopy(built("gemma3_text")).train()
     model.model.norm.eval()
-    model.activation_checkpointing_enable({"use_reentrant": False})
     model.lm_head.weight.requires_grad_(False)
     model.model.norm.weight.grad = torch.ones_like(model.model.norm.weight)
     if fails:

@@ -40,8 +40,7 @@ from trace_transfer.identification.fisher.passes import (
 )
 from trace_transfer.identification.fisher.sites import Pass, Site, Totals, captured, find_sites, observed
 from trace_transfer.identification.records import FisherFile, FisherTensor, keep_result, kept_result
-from trace_transfer.identification.scores import ScoreSettings
-from trace_transfer.identification.settings import Compute
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.models.running import layers_of, on_device, resolve_device
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions
@@ -209,74 +208,54 @@ class Fisher:
     units: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class FisherReading:
-    """One Fisher information to be taken: at which model, on which examples."""
-
-    source: DeltaSource
-    examples: tuple[Example, ...]
-    directory: Path
-
-    @property
-    def file(self) -> Path:
-        return self.directory / FILE
-
-
 def draw(data: TaskData, count: int, seed: int) -> tuple[Example, ...]:
     """`count` examples in a drawn order, or all of them if there are fewer."""
     return tuple(random.Random(seed).sample(data.examples, min(count, len(data.examples))))
 
 
-def plan_readings(
-    plan: DeltaPlan, data: Mapping[str, TaskData], settings: ScoreSettings, seed: int, out: Path
-) -> tuple[FisherReading, ...]:
-    """One reading for each delta.
-
-    Args:
-        data: label of a delta (`math`, `math/1`) → the examples that it was made with, or the task's.
-    """
-    return tuple(
-        FisherReading(
-            source, draw(data[source.tuned.label], settings.fisher_examples, seed), out / FOLDER / source.tuned.label
-        )
-        for source in plan.sources
-    )
+def fisher_file(out: Path, source: DeltaSource) -> Path:
+    """Where the Fisher information of a delta's task lies."""
+    return out / FOLDER / source.tuned.label / FILE
 
 
 def fisher_of(
-    plan: DeltaPlan, reading: FisherReading, settings: ScoreSettings, splits: Mapping[str, Split] | None,
-    compute: Compute, reporter: Reporter,
+    plan: DeltaPlan, source: DeltaSource, data: TaskData, settings: IdentifySettings, seed: int,
+    splits: Mapping[str, Split] | None, out: Path, reporter: Reporter,
 ) -> Fisher:  # fmt: skip
     """Take it, or what an earlier run left of the same.
+
+    Args:
+        data: the examples that the delta was made with, or the task's.
 
     Raises:
         NumericalError: a loss that is not finite, with the examples' ids.
     """
-    remove_leftovers(reading.directory)
-    tuned = reading.source.tuned
+    score, compute, tuned, file = settings.score, settings.compute, source.tuned, fisher_file(out, source)
+    examples = draw(data, score.fisher_examples, seed)
+    remove_leftovers(file.parent)
     expected = FisherFile(
         task=tuned.task,
         replicate=tuned.replicate,
         model=plan.base.identity,
-        at=settings.fisher_at,
-        fingerprint=plan.base_weights.fingerprint if settings.fisher_at == "base" else tuned.fingerprint,
-        per=settings.fisher,
+        at=score.fisher_at,
+        fingerprint=plan.base_weights.fingerprint if score.fisher_at == "base" else tuned.fingerprint,
+        per=score.fisher,
         num=0,
-        data_sha256=sha256_text(repr([(e.input_ids, e.labels) for e in reading.examples])),
+        data_sha256=sha256_text(repr([(e.input_ids, e.labels) for e in examples])),
         parameters=(),
         units=splits is not None,
         libraries=library_versions(),
     )
-    known = kept_result(reading.file, FisherFile, splits is not None)
+    known = kept_result(file, FisherFile, splits is not None)
     if known is not None and _same(known[0], expected) and (known[1] or splits is None):
-        reporter.note(f"{tuned.label}: Fisher information read before, {reading.file}")
+        reporter.note(f"{tuned.label}: Fisher information read before, {file}")
         return Fisher(*known)
-    model = _model(plan.base, reading.source, settings, compute)
-    of_a_batch = EXAMPLES_OF_A_BATCH if settings.fisher == "batch" else 1
-    with reporter.task(f"Fisher of {tuned.label}", -(-len(reading.examples) // of_a_batch)) as advance:
+    model = _model(plan.base, source, score.fisher_at, compute.device)
+    of_a_batch = EXAMPLES_OF_A_BATCH if score.fisher == "batch" else 1
+    with reporter.task(f"Fisher of {tuned.label}", -(-len(examples) // of_a_batch)) as advance:
         found = fisher_information(
             model,
-            reading.examples,
+            examples,
             layer_path=plan.base.anatomy.layer_path,
             batch_of=of_a_batch,
             tokens_at_once=compute.tokens_at_once,
@@ -285,10 +264,10 @@ def fisher_of(
             advance=advance,
         )
     tensors = tuple(FisherTensor(name=name, value=value) for name, value in found.values.items())
-    file = expected.model_copy(update={"num": found.num, "parameters": tensors, "fallback": found.fallback})
-    prepare_directory(reading.directory)
-    keep_result(reading.file, file, None if splits is None else found.units)
-    return Fisher(file, found.units)
+    record = expected.model_copy(update={"num": found.num, "parameters": tensors, "fallback": found.fallback})
+    prepare_directory(file.parent)
+    keep_result(file, record, None if splits is None else found.units)
+    return Fisher(record, found.units)
 
 
 def _same(known: FisherFile, expected: FisherFile) -> bool:
@@ -296,12 +275,12 @@ def _same(known: FisherFile, expected: FisherFile) -> bool:
     return known.model_dump(exclude=found) == expected.model_dump(exclude=found)
 
 
-def _model(base: OpenModel, source: DeltaSource, settings: ScoreSettings, compute: Compute) -> nn.Module:
+def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> nn.Module:
     """The model at which the gradients are taken, in float32."""
-    opened = source.opened if settings.fisher_at == "tuned" and source.opened is not None else base
+    opened = source.opened if at == "tuned" and source.opened is not None else base
     model = load_model(opened.source, opened.anatomy.inventory, torch.float32)
-    if settings.fisher_at == "tuned" and isinstance(source.weights, DeltaStore):
+    if at == "tuned" and isinstance(source.weights, DeltaStore):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.add_(source.weights.tensor(name))
-    return on_device(model, resolve_device(compute.device))
+    return on_device(model, resolve_device(device))

@@ -156,11 +156,11 @@ class _StoppedSignal(Exception):  # noqa: N818 (not an error)
 
 
 def whole_pass(model: nn.Module, layers: Sequence[nn.Module], batch: MicroBatch, run: Pass) -> None:
-    """Forward and backward through the whole model; layers with gradient checkpointing enabled use it."""
+    """Forward and backward through the whole model."""
     _announce(batch, run)
     hook = layers[0].register_forward_pre_hook(_begin_graph)
     try:
-        with torch.enable_grad(), checkpointed(layers):
+        with torch.enable_grad():
             loss_of(model, batch).backward()
     finally:
         hook.remove()
@@ -279,21 +279,6 @@ def _announce(batch: MicroBatch, run: Pass) -> None:
 
 def _hidden(out: Tensor | tuple[Tensor, *tuple[Any, ...]]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
-
-
-@contextmanager
-def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Gradient checkpointing of the layers that have it enabled, as transformers does it, but in evaluation mode:
-    transformers checkpoints in training mode only, where dropout would be on."""
-    wanted = [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
-
-    def run(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)
-
-    with replaced_forwards(wanted, [partial(run, layer, layer.forward) for layer in wanted]):
-        yield
 
 
 # ---- one example at a time
