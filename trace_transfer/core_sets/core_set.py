@@ -29,11 +29,11 @@ class InexactExportError(TraceTransferError):
 
 @dataclass(frozen=True)
 class CoreSet:
-    """What any of some core files trains, among all parameters of their model.
+    """What any of some core files trains, among all tensors of their model.
 
     Attributes:
         files: as messages call them.
-        shapes: all parameters of the model, layer by layer.
+        shapes: all tensors of the model, layer by layer.
         transformers: the version whose names they are, if the files say so.
     """
 
@@ -49,7 +49,7 @@ class CoreSet:
 
         Args:
             files: by what messages call them.
-            shapes: all parameters of the model.
+            shapes: all tensors of the model.
 
         Raises:
             UserError: files of several models, or core sets that cannot be trained together.
@@ -75,7 +75,7 @@ class CoreSet:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The parameters of which anything trains, layer by layer."""
+        """The tensors that train, whole or in part, layer by layer."""
         return tuple(name for name in self.shapes if self.mask.trains(name))
 
     @property

@@ -115,7 +115,7 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Export:
-    """A text, and of which core set it is."""
+    """A text, and the core set that it holds."""
 
     core: CoreSet
     trainer: str

@@ -73,8 +73,8 @@ def import_patterns(
 ) -> CoreFile:
     """A core file from `unfrozen_parameters`, read as Axolotl reads them.
 
-    What trains is core, with a score of 1; the rest has none, since the list does not rank it. Of a parameter of which
-    rows train, the other rows are an entry of their own.
+    What trains is core, with a score of 1; the rest has none, since the list does not rank it. Where
+    rows of a tensor train, its other rows are an entry of their own.
 
     Args:
         model: whose parameters the patterns are to match; only its config is read.

@@ -116,7 +116,7 @@ class Mask:
 
     @cached_property
     def sliced(self) -> Mapping[str, Slice]:
-        """Those of which only a part is trained."""
+        """Those that are trained in part."""
         return {name: part for name, part in self.parts.items() if part is not None}
 
     @cached_property

@@ -49,7 +49,7 @@ def write_ms_swift(core: CoreSet) -> str:
 
 
 def exact_pattern(names: Collection[str], among: Iterable[str]) -> str:
-    """A pattern of which `fullmatch` finds these names and none of the others.
+    """A pattern whose `fullmatch` finds these names and none of the others.
 
     Args:
         names: one at least.
