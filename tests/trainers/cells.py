@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,18 +163,30 @@ def cell(trainer: str, kind: str, parallel: str, model: Path, cores: Path, out: 
     return {"losses": losses, **used, "trained": states}
 
 
-def main(parallel: str, model: Path, cores: Path, out: Path) -> None:
-    import traceback
+def resumed(parallel: str, model: Path, cores: Path, out: Path) -> dict[str, Any]:
+    """Trained to the end, and from a checkpoint in the middle to the end once more."""
+    core, losses = cores / "rows.core.json", []
+    for directory, more in (
+        (out, {}),
+        (out / "again", {"resume_from_checkpoint": str(out / f"checkpoint-{STEPS // 2}")}),
+    ):
+        saving = {"save_strategy": "steps", "save_steps": STEPS // 2, **more}
+        trained, found, _ = in_a_trainer(load(model), core, parallel, directory, sft=False, **saving)
+        trained.verify()
+        losses.append(found)
+    return {"losses": losses}
 
+
+def main(parallel: str, model: Path, cores: Path, out: Path) -> None:
     if parallel != "ddp":
         pretend_cpus_are_accelerators()
     results: dict[str, Any] = {}
-    for trainer in TRAINERS:
-        for kind in KINDS:
-            try:
-                results[f"{trainer}-{kind}"] = cell(trainer, kind, parallel, model, cores, out / f"{trainer}-{kind}")
-            except Exception:
-                results[f"{trainer}-{kind}"] = {"error": traceback.format_exc()}
+    todo = {f"{trainer}-{kind}": partial(cell, trainer, kind) for trainer in TRAINERS for kind in KINDS}
+    for name, do in {**todo, "resumed": resumed}.items():
+        try:
+            results[name] = do(parallel, model, cores, out / name)
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
     if os.environ["RANK"] == "0":
         (out / "results.json").write_text(json.dumps(results, indent=1))
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.core_files import core_of
 from tests.reference.frozen_loop import outside_of, train_frozen_slowly
-from tests.trainers.cells import DECAY, KINDS, NORM, PARALLEL, RATE, TRAINERS, batches, cell
+from tests.trainers.cells import DECAY, KINDS, NORM, PARALLEL, RATE, STEPS, TRAINERS, batches, cell, load
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.patch.patches import Patch
 
@@ -34,12 +34,19 @@ def parts_of(kind):
     return {name: None if rows is None else Slice(0, rows) for name, rows in CORES[kind].items()}
 
 
+TIED = {"tie_word_embeddings": True}
+
+
+def cores_of(model, directory):
+    names = {name for name, _ in load(model).named_parameters()}
+    for kind, chosen in CORES.items():
+        core_of(model, directory / f"{kind}.core.json", {name: chosen[name] for name in chosen if name in names})
+    return directory
+
+
 @pytest.fixture(scope="module")
 def cores(tiny, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("cores")
-    for kind, chosen in CORES.items():
-        core_of(tiny("llama"), directory / f"{kind}.core.json", chosen)
-    return directory
+    return cores_of(tiny("llama"), tmp_path_factory.mktemp("cores"))
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +56,21 @@ def slow(tiny):
 
 
 @pytest.fixture(scope="module")
-def launched(tiny, cores, tmp_path_factory):
-    """`launched(parallelism)`: the directory with the results of all of its cells, made once."""
+def launched(tiny, tmp_path_factory):
+    """`launched(parallelism, …)`: the directory with the results of all of its cells, made once."""
     made = {}
 
-    def get(parallel):
-        if parallel not in made:
-            out = made[parallel] = tmp_path_factory.mktemp(parallel)
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            command += ["-m", "tests.trainers.cells", parallel, str(tiny("llama")), str(cores), str(out)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    def get(parallel, **changes):
+        key = (parallel, *changes)
+        if key not in made:
+            out, model = tmp_path_factory.mktemp(parallel), tiny("llama", **changes)
+            (out / "cores").mkdir()
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+            command += ["tests.trainers.cells", parallel, model, cores_of(model, out / "cores"), out]
+            done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, done.stderr[-4000:]
-        return made[parallel]
+            made[key] = out
+        return made[key], json.loads((made[key] / "results.json").read_text())
 
     return get
 
@@ -100,6 +110,34 @@ def test_one_process(tiny, cores, slow, tmp_path, trainer, kind):
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_two_processes(tiny, launched, slow, parallel, trainer, kind):
-    out = launched(parallel)
-    result = json.loads((out / "results.json").read_text())[f"{trainer}-{kind}"]
-    check(result, out / f"{trainer}-{kind}", kind, tiny("llama"), slow)
+    out, results = launched(parallel)
+    check(results[f"{trainer}-{kind}"], out / f"{trainer}-{kind}", kind, tiny("llama"), slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("parallel", ["ddp", "zero3"])
+def test_rows_of_an_embedding_that_is_the_head(tiny, launched, parallel, trainer):
+    out, results = launched(parallel, **TIED)
+    parts = {name: part for name, part in parts_of("rows").items() if name != "lm_head.weight"}
+    options = {"learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": NORM}
+    losses, expected = train_frozen_slowly(tiny("llama", **TIED), batches(), parts, **options)
+    found = results[f"{trainer}-rows"]
+    assert "error" not in found, found["error"]
+    assert found["losses"] == pytest.approx(losses, rel=1e-5)
+    weights = load_file(out / f"{trainer}-rows" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_resumed_in_two_processes(launched, parallel):
+    """From a checkpoint in the middle, with the same bits at the end."""
+    out, results = launched(parallel)
+    assert "error" not in results["resumed"], results["resumed"]["error"]
+    once, again = results["resumed"]["losses"]
+    assert once == again and len(once) == STEPS
+    patches = [out / "resumed" / where / "math.patch.safetensors" for where in ("", "again")]
+    assert patches[0].read_bytes() == patches[1].read_bytes()

@@ -1,6 +1,7 @@
 """What trainers do beside training: checkpoints, resuming, plugins; and the same losses as `train`."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,11 @@ def test_a_callback_that_comes_too_late_is_refused(tiny, core, tmp_path):
     trainer.add_callback(tt.CoreCallback(core))
     with pytest.raises(tt.UserError, match="give it when the trainer is made"):
         trainer.train()
+
+
+def test_rows_of_a_tied_tensor_are_refused_under_fsdp(tiny, core):
+    with pytest.raises(tt.UserError, match=r"model\.embed_tokens\.weight: rows of it are core, and it is tied"):
+        tt.CoreCallback(core).on_init_end(SimpleNamespace(fsdp=True), None, None, model=loaded(tiny(FAMILY)))
 
 
 def test_the_plugin_for_axolotl(tiny, core, tmp_path):

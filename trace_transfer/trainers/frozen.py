@@ -113,7 +113,7 @@ class CoreTraining:
                 self._begin(name, value)
         freeze(model, mask, _gathered)
         if mask.sliced:
-            model.__class__ = _saving_whole(self._kind, any(len(self._places[name]) > 1 for name in mask.sliced))
+            model.__class__ = _saving_whole(self._kind, bool(self.tied_parts))
 
     def _begin(self, name: str, value: Tensor) -> None:
         part = self.mask.parts.get(name)
@@ -132,6 +132,11 @@ class CoreTraining:
     def num_trained(self) -> int:
         """Parameters that are trained."""
         return self.mask.numel(self._inventory.shapes)
+
+    @property
+    def tied_parts(self) -> list[str]:
+        """Tensors that are trained in part and that several modules hold."""
+        return [name for name in self.mask.sliced if len(self._places[name]) > 1]
 
     def print_trainable_parameters(self) -> None:
         """Print what PEFT's models print."""
