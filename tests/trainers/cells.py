@@ -181,8 +181,10 @@ def main(parallel: str, model: Path, cores: Path, out: Path) -> None:
     if parallel != "ddp":
         pretend_cpus_are_accelerators()
     results: dict[str, Any] = {}
+    # torch looks for names of parameters in what FSDP2 resumes from, and does not find those of rows
+    last = {} if parallel == "fsdp2" else {"resumed": resumed}
     todo = {f"{trainer}-{kind}": partial(cell, trainer, kind) for trainer in TRAINERS for kind in KINDS}
-    for name, do in {**todo, "resumed": resumed}.items():
+    for name, do in {**todo, **last}.items():
         try:
             results[name] = do(parallel, model, cores, out / name)
         except Exception:
