@@ -79,6 +79,23 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory beside it with a temporary name, renamed at the end: there is all of it, or nothing."""
+    temporary = path.with_name(f".{path.name}{PART}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()  # only an empty one can be replaced
+        temporary.rename(path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a directory, on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -18,7 +18,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +29,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from trace_transfer.errors import TrainingError, listing
-from trace_transfer.files import PART, DiskFullError, is_disk_full, sync, write_text
+from trace_transfer.files import PART, DiskFullError, is_disk_full, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.records import library_versions
 from trace_transfer.text_formats import read_json_object, read_text
@@ -256,24 +255,17 @@ def write(
     folder = directory / FOLDER
     before = _paths(directory)
     final = folder / f"step-{len(steps):08}"
-    temporary = folder / f".{final.name}{PART}"
     record = {
         "format": FORMAT, "version": VERSION, "identity": identity, "step": len(steps), "seconds": seconds,
         "libraries": library_versions(),
     }  # fmt: skip
     try:
         remove_leftovers(directory, max(keep, 1))
-        temporary.mkdir(parents=True)
-        _write_shards(temporary, states)
-        for name, text in ((FILE, to_csv(steps)), (RECORD, json.dumps(record, indent=2) + "\n")):
-            with (temporary / name).open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.rename(final)
-        sync(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_directory(final) as temporary:
+            _write_shards(temporary, states)
+            write_text(temporary / FILE, to_csv(steps))
+            write_text(temporary / RECORD, json.dumps(record, indent=2) + "\n")
+    except Exception as error:
         if reason := _reason(error):
             kept = f"{before[-1].name} is good" if before else "there is none before it"
             raise TrainingError(

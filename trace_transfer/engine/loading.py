@@ -30,7 +30,7 @@ from trace_transfer.models.sources import (
     read_inventory,
     tied_names,
 )
-from trace_transfer.models.tensors import require_finite
+from trace_transfer.models.tensors import dtype_name, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -165,10 +165,6 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     require_finite(f"{source.name} as {dtype_name(dtype)}", dict(model.state_dict()))
     model.config.use_cache = False
     return model
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _differences(found: Inventory, expected: Inventory) -> list[str]:

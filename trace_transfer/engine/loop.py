@@ -39,13 +39,13 @@ from trace_transfer.engine.engine import (
     shapes_of,
 )
 from trace_transfer.engine.estimates import peak_flops, utilisation
-from trace_transfer.engine.loading import StartingPoint, dtype_name
+from trace_transfer.engine.loading import StartingPoint
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import outside, put, require_fitting, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
-from trace_transfer.models.tensors import differing
+from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.stopping import StopSignal
 

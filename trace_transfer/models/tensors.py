@@ -27,6 +27,11 @@ _ALIGNMENT = 8
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """`float32`, without the name of the library."""
+    return str(dtype).removeprefix("torch.")
+
+
 def all_finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinite; makes no copy of them.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine.loading import BaseModel, dtype_name
+from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, listing
 from trace_transfer.files import sha256_text
 from trace_transfer.models.checkpoints import OpenedBase, specs_of
@@ -28,7 +28,7 @@ from trace_transfer.models.sources import (
     numel,
     row_blocks,
 )
-from trace_transfer.models.tensors import TensorSpec, all_finite, require_finite
+from trace_transfer.models.tensors import TensorSpec, all_finite, dtype_name, require_finite
 from trace_transfer.patch.patches import AFTER, BEFORE, Difference, Patch, PatchEntry, StateError, Step, write_patch
 from trace_transfer.progress import Reporter
 

@@ -20,6 +20,7 @@ from pydantic import Field, Json, ValidationError, model_validator
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.engine.slices import taken
 from trace_transfer.errors import ArtefactError, UserError, first_line, listing, together
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.sources import AXES, row_blocks
@@ -28,6 +29,7 @@ from trace_transfer.models.tensors import (
     TensorSpec,
     converted,
     differing,
+    dtype_name,
     read_blocks,
     read_tensor,
     writing_tensors,
@@ -68,7 +70,7 @@ class PatchEntry:
 
     def part_of(self, value: Tensor) -> Tensor:
         """What the patch holds of a whole tensor."""
-        return value if self.part is None else value.index_select(self.part.dim, torch.tensor(self.part.indices))
+        return taken(value, self.part)
 
     @property
     def num_elements(self) -> int:
@@ -329,7 +331,7 @@ class Difference:
     def told(self) -> str:
         if self.found_dtype == self.expected_dtype:
             return f"{self.count:,} element" + ("" if self.count == 1 else "s")
-        found, expected = (str(dtype).removeprefix("torch.") for dtype in (self.found_dtype, self.expected_dtype))
+        found, expected = map(dtype_name, (self.found_dtype, self.expected_dtype))
         return f"{found} there, {expected} in the patch" + (", and other values" if self.count else "")
 
 
@@ -367,7 +369,10 @@ class Step:
         whole = block.to(wide).index_copy(part.dim, inside(self.entry, start, stop), values.to(wide))
         found = whole.to(values.dtype) if lossy else converted(whole, values.dtype)
         if found is None:
-            raise does_not_hold(self.entry, self.patch)
+            raise StateError(
+                f"{self.patch.path}: stores {self.entry.name} as {dtype_name(self.entry.after_dtype)}, which does not "
+                "hold the values that its other rows have in this model"
+            )
         return found
 
 
@@ -378,10 +383,3 @@ def inside(entry: PatchEntry, start: int, stop: int) -> Tensor:
     if entry.part.dim == 0:
         ranges = tuple((max(a, start) - start, min(b, stop) - start) for a, b in ranges if a < stop and b > start)
     return torch.cat([torch.arange(a, b) for a, b in ranges]) if ranges else torch.empty(0, dtype=torch.long)
-
-
-def does_not_hold(entry: PatchEntry, patch: Patch) -> StateError:
-    return StateError(
-        f"{patch.path}: stores {entry.name} as {str(entry.after_dtype).removeprefix('torch.')}, which does not "
-        "hold the values that its other rows have in this model"
-    )

@@ -11,7 +11,6 @@ patch from the base to that task's model is then written, too.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.files import PART, check_file, prepare_directory, refuse_inputs, write_text
+from trace_transfer.files import check_file, new_directory, prepare_directory, refuse_inputs, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.model_directory import require_room
 from trace_transfer.models.sources import ModelSource
@@ -169,10 +168,7 @@ def write_task_models(
 def _write_all(
     state: ModelState, patches: Sequence[Patch], out: Path, reporter: Reporter, merge_method: str
 ) -> TaskModels:
-    temporary = out.with_name(f".{out.name}{PART}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with new_directory(out) as temporary:
         written = tuple(_write(state, patch, temporary, reporter) for patch in patches)
         if state.source.gguf is not None:
             write_model(state, temporary / BASE, reporter)
@@ -181,12 +177,6 @@ def _write_all(
         dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in patches for e in p.entries}
         text = mergekit_yaml(named, [str(one.directory) for one in models], merge_method, dtypes)
         write_text(temporary / YAML, text)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return TaskModels(models, out / YAML)
 
 

@@ -18,7 +18,7 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
 from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
 from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_blocks
-from trace_transfer.models.tensors import differing
+from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.patch.model_state import ModelState, require_same_names
 from trace_transfer.patch.patches import Patch
 from trace_transfer.patch.records import Verification, VerifiedParameter
@@ -135,8 +135,8 @@ def _verified(
     return VerifiedParameter(
         name=name,
         shape=shape,
-        base_dtype=str(base.dtype(name)).removeprefix("torch."),
-        tuned_dtype=str(tuned.dtype(name)).removeprefix("torch."),
+        base_dtype=dtype_name(base.dtype(name)),
+        tuned_dtype=dtype_name(tuned.dtype(name)),
         core=core,
         core_moved=moved.core,
         frozen=numel(shape) - core,

@@ -28,6 +28,7 @@ from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import numel
+from trace_transfer.models.tensors import dtype_name
 from trace_transfer.patch.model_state import ModelState, patch_entries
 from trace_transfer.publish.model_card import CoreOrigin
 from trace_transfer.records import read_artefact
@@ -75,7 +76,7 @@ class StreamPlan:
     @property
     def precision(self) -> str:
         """`float32` or `bfloat16`, as resolved on this machine."""
-        return str(resolve_precision(self.settings.train)).removeprefix("torch.")
+        return dtype_name(resolve_precision(self.settings.train))
 
     @cached_property
     def adapters(self) -> AdaptedModel | None:
