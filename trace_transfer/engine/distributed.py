@@ -127,7 +127,7 @@ class Ranks:
         except Exception as error:  # of any kind, raised again below: the other ranks must hear of it
             problem = error
         finally:
-            for _ in collective:
+            for _ in collective if self.size > 1 else ():  # the other ranks wait in each
                 pass
         if self.any(problem is not None):
             raise problem or TrainingError(told)
