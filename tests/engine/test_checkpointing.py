@@ -1,11 +1,13 @@
 import errno
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from trace_transfer.engine import checkpointing
-from trace_transfer.engine.checkpointing import Step
+from trace_transfer.engine.checkpointing import Log, Step, from_csv, to_csv
 from trace_transfer.errors import TrainingError
 from trace_transfer.files import DiskFullError
 
@@ -133,3 +135,31 @@ def test_a_checkpoint_that_lacks_values_is_refused(tmp_path, monkeypatch):
     (path / "00001.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"(?s)b/c.bias/exp_avg: is not there.*b/c.bias/master: is not there"):
         saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+
+
+LOGGED = [Step(1, 1 / 3, 1e-5, 2.5, 100, 40), Step(2, math.pi, 3.3333333333333335e-06, 1e-300, 7, 1)]
+
+
+def test_numbers_come_back_to_the_bit():
+    assert from_csv(to_csv(LOGGED)) == LOGGED
+    assert to_csv(LOGGED).splitlines()[0] == "step,loss,learning_rate,grad_norm,tokens,supervised"
+    with pytest.raises(ValueError, match="expected the columns step, loss"):
+        from_csv("a,b\n1,2\n")
+
+
+def test_a_log_begins_with_what_is_known(tmp_path):
+    (tmp_path / "loss.csv").write_text("whatever a killed run lef")
+    log = Log(tmp_path, LOGGED[:1])
+    log.add(LOGGED[1])
+    assert (tmp_path / "loss.csv").read_text() == to_csv(LOGGED)
+    assert log.steps == LOGGED
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def fail(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log(tmp_path, [])
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(TrainingError, match=r"loss.csv: cannot be written: No space left on device; make room"):
+        log.add(LOGGED[0])

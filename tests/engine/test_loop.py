@@ -8,14 +8,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.engine.made_up import make_task, run, settings
 from tests.reference.train_loop import train_slowly
-from trace_transfer.core_sets.masks import Mask
+from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.batches import plan
 from trace_transfer.engine.checkpointing import from_csv
+from trace_transfer.engine.engine import gathered
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.loop import Run
-from trace_transfer.errors import TrainingError
+from trace_transfer.engine.loop import Run, train
+from trace_transfer.errors import FrozenMovedError, TrainingError
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
 
@@ -321,3 +322,31 @@ def test_losses_go_to_tensorboard_too(tiny, tmp_path):
     assert [(event.step, event.value) for event in found] == [
         (number, pytest.approx(loss, rel=1e-6)) for number, loss in enumerate(result.losses, start=1)
     ]
+
+
+NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("name", [NORM, UP])
+def test_one_bit_of_a_frozen_weight(tiny, tmp_path, monkeypatch, zero, name):
+    """Of a whole parameter, and of the frozen rows of a sliced one."""
+    start, handed, one_step = BaseModel(ModelSource.parse(tiny("llama"))), [], Run.one_step
+    mask = Mask({"model.layers.1.mlp.down_proj.weight": None, UP: Slice(0, ((0, 2),))})
+
+    def run(directory):
+        train(start, make_task(6), settings(zero=zero), directory=directory, finish=handed.extend, mask=mask)
+
+    run(tmp_path / "undisturbed")
+    assert len(handed) == 2
+
+    def step_and_move(self, number, batch):
+        parameter = self.engine.frozen[name]
+        with torch.no_grad(), gathered(parameter, modify=True):
+            parameter[-1] = torch.nextafter(parameter[-1], torch.full_like(parameter[-1], 9.0))
+        return one_step(self, number, batch)
+
+    monkeypatch.setattr(Run, "one_step", step_and_move)
+    with pytest.raises(FrozenMovedError, match=f"(?s)nothing of this stage is kept.*{name}"):
+        run(tmp_path / "moved")
+    assert len(handed) == 2
