@@ -89,6 +89,7 @@ def test_a_fused_target_gets_the_rows_of_the_component(llama):
     result = carried(core_file(llama, {name: 1.0}, 0.05), llama, model("phi3", 2, pad_token_id=0))
     (entry,) = result.core.core
     assert (entry.name, entry.rows) == ("model.layers.0.self_attn.qkv_proj.weight", ((32, 48),))
+    assert (entry.component, entry.layer) == ("attention.key", 0)
     assert entry.num_elements == 16 * 32
     assert result.core.ratio_of_elements == pytest.approx(
         16 * 32 / sum(p.num_elements for p in result.core.parameters), rel=1e-12
