@@ -170,7 +170,10 @@ def resumed(parallel: str, model: Path, cores: Path, out: Path) -> dict[str, Any
         (out, {}),
         (out / "again", {"resume_from_checkpoint": str(out / f"checkpoint-{STEPS // 2}")}),
     ):
-        saving = {"save_strategy": "steps", "save_steps": STEPS // 2, **more}
+        saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": STEPS // 2, **more}
+        if parallel == "fsdp2":  # in a FULL_STATE_DICT torch looks for names of parameters, and rows have none there
+            wrap = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+            saving["fsdp_config"] = {**wrap, "state_dict_type": "SHARDED_STATE_DICT"}
         trained, found, _ = in_a_trainer(load(model), core, parallel, directory, sft=False, **saving)
         trained.verify()
         losses.append(found)
@@ -181,10 +184,8 @@ def main(parallel: str, model: Path, cores: Path, out: Path) -> None:
     if parallel != "ddp":
         pretend_cpus_are_accelerators()
     results: dict[str, Any] = {}
-    # torch looks for names of parameters in what FSDP2 resumes from, and does not find those of rows
-    last = {} if parallel == "fsdp2" else {"resumed": resumed}
     todo = {f"{trainer}-{kind}": partial(cell, trainer, kind) for trainer in TRAINERS for kind in KINDS}
-    for name, do in {**todo, **last}.items():
+    for name, do in {**todo, "resumed": resumed}.items():
         try:
             results[name] = do(parallel, model, cores, out / name)
         except Exception:

@@ -132,7 +132,7 @@ def test_rows_of_an_embedding_that_is_the_head(tiny, launched, parallel, trainer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", sorted({*PARALLEL} - {"fsdp2"}))
+@pytest.mark.parametrize("parallel", PARALLEL)
 def test_resumed_in_two_processes(launched, parallel):
     """From a checkpoint in the middle, with the same bits at the end."""
     out, results = launched(parallel)

@@ -71,7 +71,9 @@ def test_a_callback_that_comes_too_late_is_refused(tiny, core, tmp_path):
 
 def test_rows_of_a_tied_tensor_are_refused_under_fsdp(tiny, core):
     with pytest.raises(tt.UserError, match=r"model\.embed_tokens\.weight: rows of it are core, and it is tied"):
-        tt.CoreCallback(core).on_init_end(SimpleNamespace(fsdp=True), None, None, model=loaded(tiny(FAMILY)))
+        tt.CoreCallback(core).on_init_end(
+            SimpleNamespace(fsdp=True, fsdp_config={}), None, None, model=loaded(tiny(FAMILY))
+        )
 
 
 def test_the_plugin_for_axolotl(tiny, core, tmp_path):

@@ -37,10 +37,11 @@ class CoreCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:
         self.trained = freeze_except(model, self.core, base=self.base)
-        if args.fsdp and (tied := self.trained.tied_parts):
+        loads_on_meta = args.fsdp and str(args.fsdp_config.get("cpu_ram_efficient_loading")).lower() == "true"
+        if args.fsdp and not loads_on_meta and (tied := self.trained.tied_parts):
             raise UserError(
                 f"{tied[0]}: rows of it are core, and it is tied to another tensor, which accelerate's FSDP takes for "
-                "two; train it with ZeRO or DDP, or a core set of whole tensors"
+                "two; say `cpu_ram_efficient_loading: true` in `fsdp_config`, or train it with ZeRO or DDP"
             )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
