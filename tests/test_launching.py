@@ -241,6 +241,7 @@ def test_who_this_process_is():
         ({"WORLD_SIZE": None}, "WORLD_SIZE is not set, and RANK is"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, expected less than WORLD_SIZE, which is 2"),
         ({"MASTER_PORT": None}, "MASTER_PORT is not set, and RANK and WORLD_SIZE are"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is 65536, expected 65535 or less"),
     ],
 )
 def test_what_a_launcher_cannot_have_meant(changes, problem):

@@ -33,6 +33,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
 KILLED = tuple(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))  # not for another's end
 LOWEST = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
+LAST_PORT = 65535
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 
@@ -67,6 +68,8 @@ def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
         else:
             if numbers[name] < lowest:
                 problems.append(f"{name} is {numbers[name]}, expected {lowest} or more")
+            elif name == "MASTER_PORT" and numbers[name] > LAST_PORT:
+                problems.append(f"{name} is {numbers[name]}, expected {LAST_PORT} or less")
     if launched:
         given = f"{' and '.join(launched)} {'are' if launched[1:] else 'is'}"
         problems += [f"{name} is not set, and {given}" for name in NEEDED if not environment.get(name, "").strip()]
