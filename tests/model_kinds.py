@@ -147,6 +147,13 @@ USABLE: dict[str, tuple[Make, str | None]] = {
     "plain": (lambda directory: None, None),
     "shards, and one that the index does not name": (_shards, None),
     "a single file beside an older index": (_stale_index, "two sets of weights lie there; model.safetensors is read"),
+    "fp8 by blocks": (
+        _tensors(
+            _quantised(lambda w: w.to(torch.float8_e4m3fn), {"weight_scale_inv": torch.full((1, 1), 0.75)}),
+            quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]},
+        ),
+        r"its weights are quantised \(fp8\); they are read, and written, as what transformers dequantises them to",
+    ),
     "a value head": (
         _add(v_head__summary__weight=torch.ones(1, 32)),
         "1 tensor .* not read, .*: v_head.summary.weight",
@@ -173,13 +180,17 @@ USABLE: dict[str, tuple[Make, str | None]] = {
 
 ONE, CODES = torch.ones(1), torch.zeros(4, 4, dtype=torch.int32)
 REFUSED: dict[str, tuple[Make, str]] = {
-    "fp8 by blocks": (
+    "fp8 by blocks that no config tells of": (
+        _tensors(_quantised(lambda w: w.to(torch.float8_e4m3fn), {"weight_scale_inv": torch.ones(1, 1)})),
+        r"quantised weights: 21 tensors of type F8_E4M3, such as .*; 21 "
+        r"tensors that go with quantised ones, such as .*weight_scale_inv\. .*\n.*\n.*dequantize",
+    ),
+    "fp8 without its scales": (
         _tensors(
-            _quantised(lambda w: w.to(torch.float8_e4m3fn), {"weight_scale_inv": torch.ones(1, 1)}),
+            _quantised(lambda w: w.to(torch.float8_e4m3fn), {}),
             quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]},
         ),
-        r"quantised weights: quantization_config in config\.json \(fp8\); 21 tensors of type F8_E4M3, such as .*; 21 "
-        r"tensors that go with quantised ones, such as .*weight_scale_inv\. .*\n.*\n.*dequantize",
+        r"quantised weights: quantization_config in config\.json \(fp8\); 21 tensors of type F8_E4M3, such as",
     ),
     "fp8 without a word": (
         _tensors(_quantised(lambda w: w.to(torch.float8_e5m2), {})), r"quantised weights: 21 tensors of type F8_E5M2",

@@ -348,6 +348,8 @@ def test_a_cache_that_cannot_be_written(mapping, tmp_path):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert f"file/cache: {file} is a file, expected a directory; give another with --cache" in result.stderr
+    planned = CliRunner().invoke(main, [*arguments, "--dry-run"])  # before anything is read
+    assert planned.exit_code == 2 and planned.stderr == result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

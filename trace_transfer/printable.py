@@ -28,6 +28,11 @@ def printable(text: str) -> str:
     return OBEYED.sub(_escape, text.replace("\r\n", "\n"))
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is one line in which nothing is obeyed: what models, tensors and methods may be called."""
+    return OBEYED.search(text) is None and not {"\n", "\t"} & set(text)
+
+
 def _escape(found: re.Match[str]) -> str:
     return found.group().encode("unicode_escape").decode("ascii")
 

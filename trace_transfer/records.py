@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import ArtefactError, TraceTransferError, UserError, listing
+from trace_transfer.printable import is_name
 from trace_transfer.text_formats import read_json_object
 
 LONGEST_SHOWN = 60  # characters
 LIBRARIES = ("trace-transfer", "torch", "transformers", "numpy", "scipy")
 TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Range = tuple[int, int]
+Fields = TypeVar("Fields")
+
+
+def _one_line(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"{ascii(text)[:LONGEST_SHOWN]} has line breaks or control characters, expected one line")
+    return text
+
+
+# What stands in tables, pages and logs.
+Name = Annotated[str, AfterValidator(_one_line), "a text of one line"]
 
 
 class Strict(BaseModel):
@@ -36,10 +48,10 @@ class Strict(BaseModel):
 class ModelIdentity(Strict):
     """Which model a file speaks of; `names_sha256` decides, the rest is for people."""
 
-    id: str
+    id: Name
     revision: str | None = None
-    family: str
-    model_type: str
+    family: Name
+    model_type: Name
     num_layers: int = Field(ge=1)
     num_parameters: int = Field(ge=1)
     num_elements: int = Field(ge=1)
@@ -87,12 +99,29 @@ def read_artefact(path: Path | str, kind: type[Strict] | Iterable[type[Strict]])
     if type(data.get("version")) is not int:
         what = f"version {data['version']!r:.60}" if "version" in data else "no 'version'"
         raise ArtefactError(f"{file}: {what}, expected {kinds[found].model_fields['version'].default}")
+    return checked(file, data, kinds[found], ArtefactError)
+
+
+def read_fields(file: Path, kind: type[Fields], error: type[TraceTransferError] = ArtefactError) -> Fields:
+    """Read a JSON file that helps this program alone, or another library's, and has no format of its own.
+
+    Args:
+        kind: a class of fields, of pydantic's or a dataclass.
+
+    Raises:
+        TraceTransferError: not there, not JSON, or with wrong fields (all named); of the kind given.
+    """
+    return checked(file, read_json_object(file, error), kind, error)
+
+
+def checked(file: Path, data: Mapping[str, Any], kind: type[Fields], error: type[TraceTransferError]) -> Fields:
+    """What a file says as a class of fields; raises as `read_fields`."""
     try:
-        return kinds[found].model_validate(data)
-    except ValidationError as error:
-        problems = [_problem(found, data) for found in error.errors()]
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as found:
+        problems = [_problem(one, data) for one in found.errors()]
         count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
-        raise ArtefactError(f"{file}: {count}:\n" + listing(problems)) from error
+        raise error(f"{file}: {count}:\n" + listing(problems)) from found
 
 
 def _problem(error: Any, data: Any) -> str:

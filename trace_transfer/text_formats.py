@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.printable import is_name
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -139,7 +140,9 @@ def read_tensor_header(file: Path, error: type[TraceTransferError] = UserError) 
                 raise error(f"{file}: not a safetensors file: its header would have {length:,} bytes")
             header = parse_json(stream.read(length).decode())
         header.pop("__metadata__", None)
-        for entry in header.values():
+        for name, entry in header.items():
+            if not is_name(name):
+                raise ValueError(f"a tensor is called {ascii(name)[:80]}")
             first, last = entry["data_offsets"]
             if not all(type(one) is int and one >= 0 for one in (*entry["shape"], first, last)):
                 raise ValueError(entry)

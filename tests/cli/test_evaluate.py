@@ -24,6 +24,9 @@ def test_scores_and_plan(tiny, tmp_path):
     assert rows(planned.stdout)["said"][:4] == ["said", "exact-match", "exact-match", "3"]
     assert "up to 6 tokens, template plain" in planned.stdout and "finished" not in planned.stdout
     assert "on cpu in float32, 8 examples at a time" in planned.stdout
+    shown = planned.stdout[planned.stdout.index("the first of nats as the model reads it; ⟦the answer⟧") :]
+    assert "What is four?" in shown and "⟦It is 2 and 2: 4" in shown  # of `nats`, and of `said`
+    assert "the first of said as" in shown and "⟦wet⟧" in shown
     assert not out.exists()
 
     done = run(*given)

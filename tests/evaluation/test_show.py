@@ -25,7 +25,7 @@ def test_scores_in_rows():
     text = render_evaluation(file)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "mine: small (llama, 4 layers)"
-    assert "nats loss loss 1.2346 0.1000 lower is better 1,234 3.0" in lines
+    assert "nats loss loss 1.2346 0.1000 ↓ 1,234 3.0" in lines and "↓: lower is better" in lines
     assert "code humaneval pass@1 0.2500 - 4 60.0" in lines
     assert "! code: 3 programs were killed; they count as wrong" in lines
     assert max(map(len, text.splitlines())) <= 100

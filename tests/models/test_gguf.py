@@ -166,6 +166,26 @@ def test_a_missing_tensor_is_refused(written):
         streamed(file, "llama", plan_for("llama", "boundary"), checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize(("name", "lacks"), [("blk.1.ffn_up.weight", "mlp.up_proj"), ("token_embd.weight", "embed")])
+def test_a_file_that_does_not_fit_its_config_is_refused_at_the_door(tmp_path, name, lacks):
+    """Names and shapes are compared before a value is read, as those of other weights."""
+    model = build_model(build_config("llama", **SIZES, head_dim=24))
+    file = write_gguf(model, tmp_path / "whole.gguf")
+    load_config(ModelSource.parse(file))
+    renamed = tmp_path / "renamed.gguf"
+    renamed.write_bytes(file.read_bytes().replace(name.encode(), name.replace("w", "v").encode()))
+    with pytest.raises(ModelError, match=rf"renamed\.gguf: the weights lack 1 tensor of the model: .*{lacks}"):
+        load_config(ModelSource.parse(renamed))
+
+
+def test_a_tensor_of_another_shape_is_refused_at_the_door(tmp_path):
+    model = build_model(build_config("llama", **SIZES, head_dim=24))
+    model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(32, 64))
+    file = write_gguf(model, tmp_path / "other.gguf")
+    with pytest.raises(ModelError, match=r"\(blk\.1\.ffn_up\.weight\): \[32, 64\] in the weights, \[96, 64\]"):
+        load_config(ModelSource.parse(file))
+
+
 @pytest.mark.slow
 def test_a_real_file():
     """SmolLM2-135M in Q4_1, from the demo's package."""

@@ -88,6 +88,36 @@ def test_a_checkpoint_of_another_run(training, monkeypatch):
     assert "differs from this one" in message and "weight_decay: 0.0 in the checkpoint, 0.5 now" in message
 
 
+def test_a_config_that_was_changed_in_between(training, copy_of, monkeypatch):
+    """Within a stage, and between two: the weights are the same, and yet it is another model."""
+    training.model = copy_of("llama", num_hidden_layers=2)
+    config = training.model / "config.json"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    def turn(theta):
+        content = json.loads(config.read_text())
+        content["rope_parameters"]["rope_theta"] = theta
+        config.write_text(json.dumps(content))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "remove", stopped)
+        patch.setattr("trace_transfer.training.streaming._record", stopped)
+        assert training.run("--checkpoint-minutes", 0).exit_code == 130
+    turn(5e5)
+    assert "model.config_sha256: " in training.refused()
+    turn(1e4)
+    assert training.run().exit_code == 0
+    turn(5e5)
+    message = training.refused()
+    assert "holds another stream" in message and f"config of {training.model}" in message
+    record = json.loads((training.out / "stream.json").read_text())
+    del record["config_sha256"]  # as earlier versions wrote it
+    (training.out / "stream.json").write_text(json.dumps(record))
+    assert training.run("--dry-run").exit_code == 0
+
+
 def test_a_patch_that_is_gone(training):
     assert training.run().exit_code == 0
     (training.out / "math.patch.safetensors").unlink()

@@ -43,7 +43,8 @@ def evaluate_command(
 
     \b
     trace-transfer evaluate Qwen/Qwen2.5-14B --suite paper --allow-code-execution
-    trace-transfer evaluate models/small --suite mine.yaml --patch runs/math.patch.safetensors
+    trace-transfer evaluate models/small --suite mine.yaml \\
+        --patch runs/math.patch.safetensors
     """
     settings = given_settings(EvaluateSettings, ctx, options)
 
@@ -104,7 +105,8 @@ def represent_command(
     trace-transfer represent --tasks tasks.yaml --label base=Qwen/Qwen2.5-14B \\
         --label sequential=runs/sequential/model --label trace=runs/trace/model
     trace-transfer represent --tasks tasks.yaml --label base=Qwen/Qwen2.5-14B \\
-        --label math=Qwen/Qwen2.5-14B --patch math=runs/trace/math.patch.safetensors
+        --label math=Qwen/Qwen2.5-14B \\
+        --patch math=runs/trace/math.patch.safetensors
     """
     settings = given_settings(RepresentSettings, ctx, options)
 

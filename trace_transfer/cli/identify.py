@@ -45,8 +45,8 @@ def identify_command(
     anywhere, the same command goes on from there.
 
     \b
-    trace-transfer identify HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --method lf --ratio 0.05 \\
-        --out runs/smollm2
+    trace-transfer identify HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml \\
+        --method lf --ratio 0.05 --out runs/smollm2
     """
     settings = given_settings(IdentifySettings, ctx, options, profile)
     to = shared.asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
@@ -91,9 +91,10 @@ def warm_start_command(
     the same command goes on from its last checkpoint.
 
     \b
-    trace-transfer warm-start HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --out runs/smollm2
-    torchrun --nproc-per-node 8 -m trace_transfer warm-start meta-llama/Meta-Llama-3-8B --zero 3 \\
-        --tasks tasks.yaml
+    trace-transfer warm-start HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml \\
+        --out runs/smollm2
+    torchrun --nproc-per-node 8 -m trace_transfer warm-start \\
+        meta-llama/Meta-Llama-3-8B --zero 3 --tasks tasks.yaml
     """
     settings = given_settings(IdentifySettings, ctx, options)
     first = place_among_ranks().rank == 0
@@ -137,9 +138,11 @@ def score_command(
     importance. What an earlier run has read is not read again, so that another method or ratio takes seconds.
 
     \b
-    trace-transfer score HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml --out runs/smollm2
+    trace-transfer score HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml \\
+        --out runs/smollm2
     trace-transfer score meta-llama/Meta-Llama-3-8B \\
-        --tuned math=out/math --tuned code=out/code --tuned law=out/law --method cs
+        --tuned math=out/math --tuned code=out/code --tuned law=out/law \\
+        --method cs
     """
     settings = given_settings(IdentifySettings, ctx, options, profile)
 
@@ -163,7 +166,8 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
     Lists of the authors' form come in and go out with `import --from authors` and `export --to authors`.
 
     \b
-    trace-transfer select runs/smollm2/*.core.json --ratio 0.1 --out runs/smollm2-10
+    trace-transfer select runs/smollm2/*.core.json --ratio 0.1 \\
+        --out runs/smollm2-10
     """
     if out.suffix == ".json":
         raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")

@@ -1,13 +1,13 @@
 """Any file that this program wrote, drawn in the terminal: what one looks at before trusting it.
 
-Reads: an artefact (for a layer match also `similarity.safetensors` beside it) or any safetensors file, of which only
-the header. With colour a heatmap has coloured cells; without (a pipe, NO_COLOR) each cell is a character.
+Reads: an artefact (for a layer match also `similarity.safetensors` beside it), or the header of any safetensors file.
+With colour a heatmap has coloured cells; without (a pipe, NO_COLOR) each cell is a character.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ from trace_transfer.represent.show import draw_representation
 from trace_transfer.tables import to_text
 from trace_transfer.terminal import Page
 from trace_transfer.terminal_pictures import draw_heatmap, model_line, ruler
+from trace_transfer.text_formats import read_tensor_header
 from trace_transfer.training.records import StreamFile
 from trace_transfer.training.show import draw_stream
-from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
+from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart
 
 DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"
 BEGINNING = 100  # bytes of a file of ours in which it says its format
@@ -249,9 +250,9 @@ def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
     page.line(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in file.counts.items()))
     page.line()
     folded = Counter(
-        (_folded(entry), tuple(dict.fromkeys(map(_folded, entry["targets"]))))
+        (_folded(entry), tuple(dict.fromkeys(map(_folded, entry.targets))))
         for entry in file.parameters
-        if entry.get("targets")
+        if entry.targets
     )
     shown = list(folded.items())[:NUM_FOLDED]
     rows = [(source, "\n".join(targets), f"{count:,}") for (source, targets), count in shown]
@@ -259,8 +260,8 @@ def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
     if len(folded) > len(shown):
         page.line(f"… and {len(folded) - len(shown)} more kinds")
     for what, reasons in (
-        ("dropped source parameters", [entry["dropped"] for entry in file.parameters if entry.get("dropped")]),
-        ("target parameters that nothing reaches", [entry.get("reason", "") for entry in file.unreached_targets]),
+        ("dropped source parameters", [entry.dropped for entry in file.parameters if entry.dropped]),
+        ("target parameters that nothing reaches", [entry.reason for entry in file.unreached_targets]),
     ):
         page.line()
         page.line(f"{what}: {len(reasons):,}")
@@ -269,9 +270,8 @@ def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
             page.table([("count", "right"), ("reason", "left")], ((f"{n:,}", reason) for reason, n in common))
 
 
-def _folded(entry: Mapping[str, Any]) -> str:
-    part = " (part)" if entry.get("rows") or entry.get("columns") else ""
-    return _kind(entry["name"])[0] + part
+def _folded(entry: ListedPart) -> str:
+    return _kind(entry.name)[0] + (" (part)" if entry.is_part else "")
 
 
 # A safetensors file
@@ -284,8 +284,8 @@ def _draw_tensors(path: Path, page: Page) -> None:
         size = path.stat().st_size
         with safe_open(path, framework="np") as tensors:
             metadata = tensors.metadata() or {}
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            found = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
+        _, header = read_tensor_header(path, ArtefactError)
+        found = {name: (str(entry["dtype"]), entry["shape"]) for name, entry in header.items()}
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -293,7 +293,7 @@ def _draw_tensors(path: Path, page: Page) -> None:
     elements = sum(int(np.prod(shape, dtype=object)) for _, shape in found.values())
     page.line(f"{path.name}: {len(found):,} tensors, {elements:,} elements, {size:,} bytes", "bold")
     for name, value in sorted(metadata.items()):
-        page.line(f"{name}: {value}")
+        page.line(f"{name}: {value}".replace("\n", " "))
     page.line()
     rows = [(name, dtype, " x ".join(map(str, shape)) or "scalar") for name, (dtype, shape) in found.items()]
     page.table([("tensor", "left"), ("dtype", "left"), ("shape", "right")], rows)
@@ -326,10 +326,14 @@ def draw_step(file: StepFile, page: Page) -> None:
         f"{file.cost.seconds:,.1f} s, {file.cost.cpu_seconds:,.1f} s of processors, "
         f"{size(file.cost.peak_bytes)} of memory, {size(file.cost.bytes)} of files"
     )
-    page.line()
-    page.table([("setting", "left"), ("value", "left")], ((name, str(value)) for name, value in file.settings.items()))
-    page.table([("input", "left"), ("", "left")], ((name, value[:12]) for name, value in file.inputs.items()))
-    page.table([("file", "left"), ("sha256", "left")], ((name, value[:12]) for name, value in file.files.items()))
+    for what, of_it, values in (
+        ("setting", "value", {name: str(value) for name, value in file.settings.items()}),
+        ("input", "", {name: value[:12] for name, value in file.inputs.items()}),
+        ("file", "sha256", {name: value[:12] for name, value in file.files.items()}),
+    ):
+        if values:
+            page.line()
+            page.table([(what, "left"), (of_it, "left")], values.items())
 
 
 def draw_run(file: RunFile, page: Page) -> None:

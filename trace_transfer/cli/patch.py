@@ -34,7 +34,8 @@ def apply_patches(
     MODEL must be in the state that the first one begins with.
 
     \b
-    trace-transfer patch apply Qwen/Qwen2.5-14B runs/math.patch.safetensors --out qwen-math
+    trace-transfer patch apply Qwen/Qwen2.5-14B runs/math.patch.safetensors \\
+        --out qwen-math
     """
     to = shared.asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
@@ -54,7 +55,8 @@ def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
     They are given in the order of the stream here, too; MODEL must be in the state that the last one ends with.
 
     \b
-    trace-transfer patch revert qwen-math runs/math.patch.safetensors --out qwen-again
+    trace-transfer patch revert qwen-math runs/math.patch.safetensors \\
+        --out qwen-again
     """
     _move(model, patches, out, revert=True)
 
@@ -85,7 +87,8 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
     OUT/mergekit.yaml, which adds them all to BASE.
 
     \b
-    trace-transfer patch task-models Qwen/Qwen2.5-14B runs/*.patch.safetensors --out vectors
+    trace-transfer patch task-models Qwen/Qwen2.5-14B \\
+        runs/*.patch.safetensors --out vectors
     mergekit-yaml vectors/mergekit.yaml merged
     """
     from trace_transfer.patch.patching import write_task_models
@@ -102,7 +105,7 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
 @click.option("--out", required=True, type=shared.OUT_FILE, metavar="FILE", help="The patch from A to B.")
 @click.option("--task", default="diff", show_default=True, help="The name of the task in the patch.")
 def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
-    """Write a patch of every parameter of which a bit differs between two models of the same names.
+    """Write a patch of all parameters that differ, if only in a bit, between two models of the same names.
 
     \b
     trace-transfer patch diff Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-0.5B-Instruct \\
@@ -148,7 +151,8 @@ def verify_command(
     Both are read some rows at a time. Exit code 1 if a frozen parameter, or a frozen row of a trained one, moved.
 
     \b
-    trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model --core math.core.json \\
+    trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model \\
+        --core math.core.json \\
         --core law.core.json
     """
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text

@@ -68,7 +68,7 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
     problems = []
     for planned in planned_checks(registry, [file for path in paths for file in rules_files(path)], model):
         try:
-            click.echo(f"OK {planned.run()}")
+            _page().line(f"OK {planned.run()}")
         except UncheckedError as error:
             click.echo(f"NOT CHECKED {error}")
             if paths or model is not None:  # asked for, and not done
@@ -138,9 +138,11 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
         for name, anatomy in ((src, source), (dst, target))
     ]
     lines = lines_of(correspondence, every_layer)
-    _page().table([(title, "left") for title in (*titles, "rule or reason")], list(_rows(lines)))
-    click.echo("\n".join(["", *totals(correspondence)]))
-    click.echo(
+    page = _page()
+    page.table([(title, "left") for title in (*titles, "rule or reason")], list(_rows(lines)))
+    for line in ("", *totals(correspondence)):
+        page.line(line)
+    page.line(
         f"(layers matched by relative depth, as many as --match {policy} of map matches; a real layer match changes "
         "which layers meet, another --match the counts, neither the rules)"
     )

@@ -37,7 +37,8 @@ def train_command(
     Stopped anywhere, the same command goes on from its last checkpoint.
 
     \b
-    trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml --processes 8 --out runs/qwen
+    trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml --processes 8 \\
+        --out runs/qwen
     deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B \\
         --stream stream.yaml --out runs/qwen
     """

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trace_transfer.errors import together
 from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
-from trace_transfer.records import TASK, ModelIdentity, Range, Strict
+from trace_transfer.records import TASK, ModelIdentity, Name, Range, Strict
 
 Unit = Literal["tensors", "elements", "rows"]  # what a ratio counts
 SHOWN = 10  # core entries in a notebook
@@ -25,8 +25,8 @@ class CoreParameter(Strict):
     is of several, `a+b`. `terms` are what the score was made of.
     """
 
-    name: str
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    name: Name
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
     depth: tuple[Range, ...] | None = None
@@ -65,7 +65,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: Name
     ratio: float = Field(gt=0, le=1)
     unit: Unit = "tensors"
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from trace_transfer.data.examples import TaskData
 
 
+Pieces = Iterable[tuple[str, bool]]  # texts, and whether each is marked
 LONGEST = 240  # characters of a piece that are shown, half from either end
 OPEN, CLOSE, BREAK = "⟦", "⟧", "⏎"
 
@@ -19,14 +20,16 @@ def example_lines(tasks: Iterable[TaskData]) -> list[str]:
     for task in tasks:
         if not task.shown:
             continue
-        lines += [
-            "",
-            f"{task.examples[0].id} as the model reads it; {OPEN}what is learned{CLOSE}, {BREAK} a line break:",
-        ]
-        text = "".join(f"{OPEN}{visible(one)}{CLOSE}" if learned else visible(one) for one, learned in task.shown)
-        lines += [f"  {line}" for line in text.replace(BREAK, BREAK + "\n").split("\n") if line]
+        lines += ["", *pieces_lines(f"{task.examples[0].id} as the model reads it", task.shown, "what is learned")]
         lines += note_lines([task])
     return lines
+
+
+def pieces_lines(heading: str, pieces: Pieces, marked: str) -> list[str]:
+    """A text in pieces below a heading; `marked` says what those between brackets are."""
+    text = "".join(f"{OPEN}{visible(one)}{CLOSE}" if is_marked else visible(one) for one, is_marked in pieces)
+    lines = [f"  {line}" for line in text.replace(BREAK, BREAK + "\n").split("\n") if line]
+    return [f"{heading}; {OPEN}{marked}{CLOSE}, {BREAK} a line break:", *lines]
 
 
 def note_lines(tasks: Iterable[TaskData]) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
 from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
@@ -29,7 +30,7 @@ from trace_transfer.engine.loading import StartingPoint
 from trace_transfer.errors import ModelError, listing
 from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_text
 from trace_transfer.models.tensors import require_finite, write_tensors
-from trace_transfer.text_formats import read_json_object
+from trace_transfer.records import read_fields
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -62,6 +63,10 @@ class AdaptedModel:
     def names_sha256(self) -> str:
         """Of the model without its adapters."""
         return self.start.names_sha256
+
+    @property
+    def config_sha256(self) -> str:
+        return self.start.config_sha256
 
     @cached_property
     def fingerprint(self) -> str:
@@ -154,9 +159,9 @@ class AdaptedModel:
     def _require_same_kind(self, adapter: Path) -> None:
         found = _read_config(adapter)
         problems = [
-            f"{key}: {found.get(key)} there, {wanted} wanted"
-            for key, wanted in (("r", self.rank), ("lora_alpha", self.alpha))
-            if found.get(key) != wanted
+            f"{key}: {there} there, {wanted} wanted"
+            for key, there, wanted in (("r", found.r, self.rank), ("lora_alpha", found.lora_alpha, self.alpha))
+            if there != wanted
         ]
         expected = {_stored(name): shape for name, shape in self.shapes.items()}
         with _opened(adapter) as file:
@@ -231,16 +236,21 @@ def merged_values(state_value: Callable[[str], Tensor], adapter: Path, *, rounde
         ModelError: there is no such adapter, or it does not fit the weights.
     """
     config = _read_config(adapter)
-    scale, transposed = config["lora_alpha"] / config["r"], config["fan_in_fan_out"]
+    scale = config.lora_alpha / config.r
     with _opened(adapter) as file:
         for key in _keys_of_a(file):
             a_ri, b_or = (_read(adapter, file, key.replace(A, kind)) for kind in (A, B))
-            delta = b_or @ a_ri
             name = f"{_adapted_module(key)}.weight"
-            value = state_value(name)
-            delta = delta.T if transposed else delta
-            if value.shape != delta.shape:
-                raise ModelError(f"{adapter}: {name}: {list(delta.shape)} there, {list(value.shape)} in the model")
+            value, made = state_value(name), (*b_or.shape[:-1], *a_ri.shape[1:])
+            if config.fan_in_fan_out:
+                made = made[::-1]
+            if tuple(value.shape) != made or (a_ri.ndim, b_or.shape[-1:]) != (2, a_ri.shape[:1]):
+                raise ModelError(
+                    f"{adapter}: {name}: B {list(b_or.shape)} and A {list(a_ri.shape)} there, {list(value.shape)} in "
+                    "the model"
+                )
+            delta = b_or @ a_ri
+            delta = delta.T if config.fan_in_fan_out else delta
             merged = value.float() + delta * scale
             yield name, merged.to(value.dtype) if rounded else merged
 
@@ -287,13 +297,24 @@ def _weights(adapter: Path) -> Path:
     return file
 
 
-def _read_config(adapter: Path) -> dict[str, Any]:
+class _Config(BaseModel):
+    """`adapter_config.json`, of what is needed."""
+
+    model_config = ConfigDict(strict=True)
+    r: PositiveInt
+    lora_alpha: FiniteFloat
+    fan_in_fan_out: bool
+
+
+def _read_config(adapter: Path) -> _Config:
     _weights(adapter)
-    return read_json_object(adapter / CONFIG, ModelError)
+    return read_fields(adapter / CONFIG, _Config, ModelError)
 
 
 def _read(adapter: Path, file: Any, key: str) -> Tensor:
     """One of an adapter's values, in float32; raises `ModelError` for NaN and Inf."""
+    if key not in file.keys():  # noqa: SIM118 (not a dict)
+        raise ModelError(f"{adapter / WEIGHTS}: lacks {key}; have it made or copied again")
     value: Tensor = file.get_tensor(key).float()
     require_finite(str(adapter), {key: value})
     return value

@@ -23,16 +23,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from trace_transfer.errors import TrainingError, listing
 from trace_transfer.files import PART, DiskFullError, is_disk_full, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
-from trace_transfer.records import library_versions
-from trace_transfer.text_formats import read_json_object, read_text
+from trace_transfer.records import library_versions, read_fields
+from trace_transfer.text_formats import read_text
 
 FILE = "loss.csv"
 
@@ -132,6 +132,7 @@ class Log:
 
 
 FORMAT, VERSION = "trace-transfer/training-checkpoint", 1
+NEW = {"model.config_sha256"}  # compared with the checkpoints that have it; those of earlier versions have not
 FOLDER, RECORD = "checkpoint", "checkpoint.json"
 SHARD_BYTES = 1 << 28
 PAST = {"prefix", "settings.cache_prefix"}  # of earlier versions, and of no influence on results
@@ -143,6 +144,8 @@ States = Iterable[tuple[str, Mapping[str, Tensor]]]
 class _Record(BaseModel):
     """`checkpoint.json`, of what is needed."""
 
+    format: Literal["trace-transfer/training-checkpoint"]
+    version: Literal[1]
     identity: dict[str, Any]
     step: int = Field(ge=0, strict=True)
     seconds: float = Field(ge=0)
@@ -211,17 +214,11 @@ def find(directory: Path) -> Saved | None:
         return None
     path = paths[-1]
     try:
-        found = read_json_object(path / RECORD, TrainingError)
-        if (kind := (found.get("format"), found.get("version"))) != (FORMAT, VERSION):
-            raise TrainingError(f"{kind[0]} version {kind[1]}, expected {FORMAT} version {VERSION}")
-        record = _Record.model_validate(found)
+        record = read_fields(path / RECORD, _Record, TrainingError)
         return Saved(path, record.identity, tuple(read_csv(path / FILE, record.step)), record.seconds)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        reason = f"{RECORD}: " + "; ".join(problems)
     except TrainingError as error:
         reason = str(error).removeprefix(f"{path}/")
-    raise TrainingError(f"{path}: not a checkpoint of this program ({reason}); remove it to begin again")
+        raise TrainingError(f"{path}: not a checkpoint of this program ({reason}); remove it to begin again") from error
 
 
 def require_same(saved: Saved, identity: Identity) -> None:
@@ -233,7 +230,7 @@ def require_same(saved: Saved, identity: Identity) -> None:
     found, expected = _flat(saved.identity), _flat(json.loads(json.dumps(identity)))
     problems = [
         f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
-        for key in sorted((found.keys() | expected.keys()) - PAST)
+        for key in sorted((found.keys() | expected.keys()) - PAST - (NEW - found.keys()))
         if found.get(key) != expected.get(key)
     ]
     if problems:

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models.checkpoints import Checkpoint, local_directory, open_checkpoint, release
+from trace_transfer.models.checkpoints import (
+    Checkpoint,
+    SafetensorsCheckpoint,
+    local_directory,
+    open_checkpoint,
+    release,
+)
 from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
@@ -48,6 +54,11 @@ class StartingPoint(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes when the weights change."""
+        ...
+
+    @property
+    def config_sha256(self) -> str:
+        """Changes when what the model's config says changes."""
         ...
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
@@ -93,6 +104,10 @@ class BaseModel:
     def fingerprint(self) -> str:
         return self.checkpoint.fingerprint
 
+    @property
+    def config_sha256(self) -> str:
+        return self.checkpoint.config_sha256
+
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         return load_model(self.source, self.inventory, dtype)
 
@@ -135,7 +150,10 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     from transformers import AutoModelForCausalLM
 
     place = local_directory(source)
-    gguf = {"gguf_file": source.gguf} if source.gguf else {"use_safetensors": True}
+    plain = None if source.gguf else SafetensorsCheckpoint(place)
+    options: dict[str, Any] = {"gguf_file": source.gguf} if plain is None else {"use_safetensors": True}
+    if plain is not None and plain.dequantiser is not None:
+        options["quantization_config"] = plain.dequantiser.quantiser.quantization_config
     with _quiet() as said:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(  # annotated there as if it never gave the info as well
@@ -145,7 +163,7 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **gguf,  # they are refused below, by their names
+                **options,  # they are refused below, by their names
             )
         except Exception as error:  # transformers raises many kinds; each is one message to the user
             report = "".join(f"\n{_COLOUR.sub('', one)}" for one in said if _REPORT in one)
@@ -162,6 +180,8 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
         problems = _differences(inventory_of(model), inventory)
     if problems:
         raise ModelError(f"{source.name}: its weights do not fit its config:\n" + listing(problems))
+    if plain is not None and plain.dequantiser is not None:
+        plain.settle(model)
     require_finite(f"{source.name} as {dtype_name(dtype)}", dict(model.state_dict()))
     model.config.use_cache = False
     return model

@@ -180,7 +180,11 @@ def _identity(asked: _Asked, precision: str, mask: Mask, shapes: Mapping[str, tu
         "data_sha256": data.sha256,
         "settings": {**asked.settings.recorded(), "precision": precision},
         "num_steps": asked.plan.num_steps,
-        "model": {"names_sha256": start.names_sha256, "fingerprint": start.fingerprint},
+        "model": {
+            "names_sha256": start.names_sha256,
+            "fingerprint": start.fingerprint,
+            "config_sha256": start.config_sha256,
+        },
         "trained": {
             "num_parameters": len(mask.parts),
             "num_slices": len(mask.sliced),

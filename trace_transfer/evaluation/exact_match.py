@@ -42,6 +42,9 @@ class ExactMatchEvaluation(Prepared):
     stop_texts: tuple[str, ...]
     max_new_tokens: int
 
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        return (tokenizer.decode(self.prompts[0]), False), (self.targets[0], True)
+
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
         stop_texts = (*self.spec.until, *self.stop_texts)
         written = generate(

@@ -21,6 +21,9 @@ class LossEvaluation(Prepared):
     data: TaskData
     numbers: tuple[int, ...]
 
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        return self.data.shown
+
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
         """Mean over all answer tokens; the standard error is over examples, whose tokens hang together."""
         scores = score_answers(model, self.data.examples, settings.batch_size, advance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from trace_transfer.data.examples import IGNORED, Example
@@ -59,6 +60,11 @@ class ChoiceEvaluation(Prepared):
     @property
     def num_steps(self) -> int:
         return len(self.examples)
+
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        first = self.examples[self.records[0].answer]
+        pieces = groupby(zip(first.input_ids, first.labels, strict=True), lambda pair: pair[1] != IGNORED)
+        return tuple((tokenizer.decode([token for token, _ in piece]), is_choice) for is_choice, piece in pieces)
 
     def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
         scores = iter(score_answers(model, self.examples, settings.batch_size, advance))

@@ -83,6 +83,10 @@ class Prepared(ABC):
         """How often `run` calls `advance`."""
         return self.num_examples
 
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        """The first example as text, in pieces: (text, whether it is the answer); nothing where `run` makes prompts."""
+        return ()
+
     @abstractmethod
     def run(
         self, model: PreTrainedModel, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records import TASK, ModelIdentity, Strict
+from trace_transfer.records import TASK, ModelIdentity, Name, Strict
 
 
 class Score(Strict):
@@ -38,7 +38,7 @@ class EvaluationFile(Strict):
     version: Literal[1] = 1
     model: ModelIdentity
     fingerprint: str
-    suite: str
+    suite: Name
     scores: tuple[Score, ...]
     settings: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
@@ -47,7 +47,7 @@ class EvaluationFile(Strict):
 class ScoredStage(Strict):
     """Scores after one stage of a stream; `learned` are the tasks whose examples it trained, none for the base."""
 
-    label: str
+    label: Name
     learned: tuple[str, ...]
     scores: tuple[Score, ...]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trace_transfer.data.show import visible
+from trace_transfer.data.show import pieces_lines, visible
 from trace_transfer.evaluation.scores import EvaluationFile, Score
 from trace_transfer.terminal import Page, drawn
 from trace_transfer.terminal_pictures import model_line
@@ -28,6 +28,8 @@ def draw_evaluation(evaluation: EvaluationFile, page: Page) -> None:
          ("", "left"), ("examples", "right"), ("seconds", "right")],
         (_row(score) for score in evaluation.scores),
     )  # fmt: skip
+    if not all(score.higher_is_better for score in evaluation.scores):
+        page.line("↓: lower is better")
     page.line("s.e.: standard error, over the examples that were drawn; not over trainings")
     for score in evaluation.scores:
         if score.num_errors:
@@ -35,7 +37,7 @@ def draw_evaluation(evaluation: EvaluationFile, page: Page) -> None:
 
 
 def _row(score: Score) -> tuple[str, ...]:
-    better = "" if score.higher_is_better else "lower is better"
+    better = "" if score.higher_is_better else "↓"
     stderr = "-" if score.stderr is None else f"{score.stderr:.4f}"
     return (
         score.name, score.kind, score.metric, f"{score.value:.4f}", stderr, better, f"{score.num_examples:,}",
@@ -68,3 +70,8 @@ def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
     page.line(f"on {plan.device} in {plan.dtype}, {plan.settings.batch_size} examples at a time")
     for note in notes:
         page.line(note)
+    for one in plan.prepared:
+        if pieces := one.shown(plan.tokenizer):
+            page.line()
+            for line in pieces_lines(f"the first of {one.spec.name} as the model reads it", pieces, "the answer"):
+                page.line(line)

@@ -32,6 +32,7 @@ from trace_transfer.data.tasks_file import (
     suggestion,
 )
 from trace_transfer.errors import listing
+from trace_transfer.printable import is_name
 
 SHIPPED = Path(__file__).parent / "suites"
 CHOICE_FIELDS = ("prompt", "choices", "answer")
@@ -302,6 +303,8 @@ def load_suite(path: Path | str) -> Suite:
     elif not _is_yaml(file.name):
         names = suggestion(str(path), shipped_suites(), "there are")
         raise TaskError(f"{path}: no such suite, {names}; or give a suite's file (.yaml)")
+    elif not is_name(file.stem):
+        raise TaskError(f"{file}: its name has line breaks or control characters; give it another")
     content = parse_yaml(file)
     expected = "expected a list of evaluations under 'evaluations:', each with name: and kind:"
     if not isinstance(content, Mapping) or "evaluations" not in content:

@@ -108,6 +108,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = _read_tokenizer(source)
+        is_fast, makes_tokens = getattr(tokenizer, "is_fast", False), _makes_tokens(tokenizer)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each is one message to the user
@@ -115,9 +116,9 @@ def load_tokenizer(source: ModelSource) -> Any:
             raise ModelError(_no_tokenizer(source)) from error
         why = first_line(error).rstrip(".")
         raise ModelError(f"{source.name}: its tokenizer cannot be read: {why}; {_remedy(source)}") from error
-    if not getattr(tokenizer, "is_fast", False):
+    if not is_fast:
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
-    if not _makes_tokens(tokenizer):
+    if not makes_tokens:
         raise ModelError(_no_tokenizer(source))
     tokenizer.truncation_side = "right"  # whatever its config says: rows are compared by what was read before them
     return tokenizer

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trace_transfer.errors import ArtefactError
 from trace_transfer.files import write_text
-from trace_transfer.records import TASK, ModelIdentity, Strict, read_artefact, to_json
+from trace_transfer.records import TASK, ModelIdentity, Name, Strict, read_artefact, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,7 @@ class WarmStartFile(Strict):
     replicate: int | None = None
     model: ModelIdentity
     base_fingerprint: str
+    config_sha256: str | None = None
     data: DataRecord
     settings: dict[str, Any]
     delta_dtype: Literal["float32", "bfloat16"]
@@ -66,7 +67,7 @@ class TunedModel(Strict):
 
     task: str = Field(pattern=TASK)
     replicate: int | None = None
-    id: str
+    id: Name
     fingerprint: str
     sixteen_bit: bool
 
@@ -81,7 +82,7 @@ class DeltaTensor(Strict):
     Pairs are (1, 0), (2, 0), (2, 1), (3, 0), …; null where a delta is zero. `base_norm` is that of the base's values.
     """
 
-    name: str
+    name: Name
     shape: tuple[int, ...]
     base_norm: float
     norms: tuple[float, ...]
@@ -101,11 +102,22 @@ class DeltaFile(Strict):
     units: bool = False
     libraries: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _of_each_delta(self) -> Self:
+        expected = len(self.tuned), len(self.tuned) * (len(self.tuned) - 1) // 2, len(self.tuned)
+        for one in self.parameters:
+            if (found := (len(one.norms), len(one.cosines), len(one.unchanged))) != expected:
+                raise ValueError(
+                    f"{one.name}: numbers of norms, cosines and unchanged are {found}, of {len(self.tuned)} models "
+                    f"expected {expected}"
+                )
+        return self
+
 
 class FisherTensor(Strict):
     """Mean over examples of the squared gradient norm of one tensor (eq. 4, summed over its parameters)."""
 
-    name: str
+    name: Name
     value: float = Field(ge=0, allow_inf_nan=False)
 
 

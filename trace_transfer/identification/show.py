@@ -166,7 +166,8 @@ def draw_deltas(deltas: DeltaFile, page: Page) -> None:
         pairs = np.array([parameter.cosines for parameter in deltas.parameters], dtype=float)
         rows, columns = np.tril_indices(len(labels), -1)
         cosines = np.full((len(labels), len(labels)), np.nan)
-        cosines[rows, columns] = cosines[columns, rows] = np.nanmedian(pairs, axis=0)
+        medians = [np.median(known) if len(known := pair[np.isfinite(pair)]) else np.nan for pair in pairs.T]
+        cosines[rows, columns] = cosines[columns, rows] = medians
         page.table(
             [("", "left"), *((label, "right") for label in labels)],
             [

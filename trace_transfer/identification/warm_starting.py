@@ -118,6 +118,8 @@ def _differences(
     told = [f"{name} {then} there, {now} now" for name, then, now in pairs if then != now]
     if record.base_fingerprint != weights.fingerprint:
         told.insert(0, difference(f"weights of {base.source.name}", record.base_fingerprint, weights.fingerprint))
+    if record.config_sha256 not in (None, weights.config_sha256):  # None of earlier versions
+        told.insert(0, difference(f"config of {base.source.name}", record.config_sha256, weights.config_sha256))
     return told
 
 
@@ -214,6 +216,7 @@ def _finish(plan: WarmStartPlan, start: WarmStart, shards: dict[str, str], resul
         replicate=start.replicate,
         model=plan.base.identity,
         base_fingerprint=plan.weights.fingerprint,
+        config_sha256=plan.weights.config_sha256,
         data=DataRecord(
             sha256=data.sha256,
             num_records=data.num_records,

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models.content import weights_sha256
+from trace_transfer.models.content import config_file_sha256, weights_sha256
+from trace_transfer.models.dequantising import Dequantiser, dequantiser_of, round_to
 from trace_transfer.models.door import quantisation_of, quantised_told
-from trace_transfer.models.names_on_disk import Fused, LoadedNames
+from trace_transfer.models.names_on_disk import Fused, LoadedNames, gguf_names
 from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
@@ -34,7 +35,7 @@ from trace_transfer.models.sources import (
     row_blocks,
     tied_names,
 )
-from trace_transfer.models.stored_weights import StoredWeights, stored_tensors
+from trace_transfer.models.stored_weights import StoredWeights, read_config, stored_tensors
 from trace_transfer.models.tensors import DTYPES, TensorSpec, read_rows, require_finite
 from trace_transfer.progress import Reporter
 
@@ -58,6 +59,11 @@ class Checkpoint(Protocol):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what its files hold, remembered: as `content.weights_sha256` says."""
+        ...
+
+    @property
+    def config_sha256(self) -> str:
+        """Of what the config beside them says; of a GGUF file it is in the file."""
         ...
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
@@ -124,9 +130,11 @@ class SafetensorsCheckpoint:
     directory: Path
     bytes_read: int = 0
     keys: dict[str, Path] = field(init=False)
+    dequantiser: Dequantiser | None = field(init=False)
     _names: LoadedNames | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self.dequantiser = dequantiser_of(read_config(self.directory))
         self.keys = {key: tensor.file for key, tensor in StoredWeights.read(self.directory).tensors.items()}
 
     @property
@@ -141,13 +149,20 @@ class SafetensorsCheckpoint:
     def fingerprint(self) -> str:
         return weights_sha256(self.files)
 
+    @property
+    def config_sha256(self) -> str:
+        return config_file_sha256(self.directory)
+
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
         names = self._names_for(model)
         on_disk = [key for key, name in names.at_run_time.items() if wanted(name)]
-        config = LoadStateDictConfig(dtype=dtype, device_map={"": device}, weight_mapping=names.mapping)
+        quantiser = None if self.dequantiser is None else self.dequantiser.quantiser
+        config = LoadStateDictConfig(
+            dtype=dtype, device_map={"": device}, weight_mapping=names.mapping, hf_quantizer=quantiser
+        )
         with _quiet_loading():
             tensors = dict(self._read(on_disk))
             info, _ = convert_and_load_state_dict_in_model(model, tensors, config)
@@ -155,11 +170,23 @@ class SafetensorsCheckpoint:
         problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
         if problems:
             raise ModelError(f"{self.directory}: weights do not fit the config:\n" + listing(problems))
+        self.settle(model, wanted)
         require_finite(str(self.directory), {name: value for name, value in _values(model) if wanted(name)})
+
+    def settle(self, model: PreTrainedModel, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Round what transformers dequantised in a wider type than the model's own, as `chunks` gives it."""
+        if self.dequantiser is not None:
+            names = self._names_for(model)
+            known = {name for name, _ in model.named_parameters()}
+            made = [name for name in names.keys_of if name in known and wanted(name) and names.fused(name) is not None]
+            round_to(model, made, self.dequantiser.dtype)
 
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         from safetensors import safe_open
 
+        if (fused := self._names_for(model).fused(name)) is not None:
+            shape = tuple(model.get_parameter(name).shape)
+            return self._joined(fused, fused.keys, shape)[index].to(dtype)
         names = tied_names(model, name)  # a tied embedding may have been saved as the head only
         key = next((key for key, found in self._names_for(model).at_run_time.items() if found in names), None)
         if key is None:
@@ -222,7 +249,7 @@ class SafetensorsCheckpoint:
         tensors = dict(self._read(keys))
         kinds = {tensor.dtype for tensor in tensors.values()}
         problem = None
-        if not kinds <= set(DTYPES.values()) or len(kinds) != 1:
+        if fused.dequantiser is None and (not kinds <= set(DTYPES.values()) or len(kinds) != 1):
             found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "none"
             problem = f"types {found} on disk, expected one of {', '.join(DTYPES)}"
         else:
@@ -242,7 +269,7 @@ class SafetensorsCheckpoint:
 
     def _names_for(self, model: PreTrainedModel) -> LoadedNames:
         if self._names is None or self._names.model is not model:
-            self._names = LoadedNames.of(model, self.keys)
+            self._names = LoadedNames.of(model, self.keys, self.dequantiser)
         return self._names
 
     def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -391,24 +418,14 @@ class GgufCheckpoint:
     def fingerprint(self) -> str:
         return weights_sha256(self.files)
 
-    @cached_property
-    def _architecture(self) -> str:
-        from transformers.modeling_gguf_pytorch_utils import read_field
-
-        return str(read_field(self._reader, "general.architecture")[0])
+    @property
+    def config_sha256(self) -> str:
+        return self.fingerprint
 
     def _names(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
-        """transformers' tensor processor of this architecture, and GGUF name → run-time name; made once per model."""
-        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-
+        """As `gguf_names`; made once per model."""
         if self._bound is None or self._bound[0] is not model:
-            make: Any = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)
-            processor = make(config=model.config.to_dict())
-            try:
-                self._bound = (model, processor, get_gguf_hf_weights_map(model, processor))
-            except NotImplementedError as error:
-                kind = model.config.model_type
-                raise ModelError(f"{self.file}: GGUF files of '{kind}' cannot be read ({error})") from error
+            self._bound = (model, *gguf_names(model, self._reader, self.file))
         return self._bound[1], self._bound[2]
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:

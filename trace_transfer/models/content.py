@@ -98,6 +98,11 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     return sha256_text(json.dumps(_without_provenance(config), sort_keys=True, default=str))
 
 
+def config_file_sha256(directory: Path) -> str:
+    """Of what a directory's `config.json` says."""
+    return _sum_of_json(directory / CONFIGS[0])
+
+
 def config_files_sha256(directory: Path) -> str:
     """Of a directory's config and generation config."""
     return sha256_text("\n".join(_sum_of_json(directory / name) for name in CONFIGS if (directory / name).is_file()))

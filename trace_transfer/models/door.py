@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from trace_transfer.errors import ModelError, together
-from trace_transfer.models.names_on_disk import LoadedNames
+from trace_transfer.models.dequantising import CODES, Dequantiser, dequantiser_of
+from trace_transfer.models.names_on_disk import LoadedNames, gguf_names
 from trace_transfer.models.stored_weights import CONFIG_NAME, StoredTensor, StoredWeights, read_config, read_leniently
 
 if TYPE_CHECKING:
@@ -109,13 +113,40 @@ def examine(directory: Path, model: PreTrainedModel, name: str) -> Findings:
             different ones where the config says that they are one; all at once.
     """
     stored = StoredWeights.read(directory)
-    fit = _Fit(model, stored)
+    config = read_config(directory)
+    fit = _Fit(model, stored, dequantiser_of(config))
     problems = _beside(directory)
-    quantised = _quantised(quantisation_of(read_config(directory)), fit)
+    quantised = _quantised(quantisation_of(config), fit)
     problems += quantised or fit.problems()
     if problems:
         raise ModelError(f"{name}: {together('its files cannot be used as they are', problems)}")
     return Findings(tuple(fit.superfluous), tuple(f"{name}: {note}" for note in (*stored.notes, *fit.notes())))
+
+
+def examine_gguf(file: Path, model: PreTrainedModel, name: str) -> Findings:
+    """As `examine`, of a GGUF file that is whole. Its shapes are compared but for the order of dimensions, which is its
+    own."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    stored = {tensor.name: sorted(int(size) for size in tensor.shape if size != 1) for tensor in reader.tensors}
+    _, names = gguf_names(model, reader, file)
+    made: dict[str, list[str]] = {}
+    for key in stored.keys() & names.keys():
+        made.setdefault(names[key], []).append(key)
+    owners = {id(value): owner for owner, value in model.named_parameters()}
+    there = {owners[id(value)] for one, value in model.named_parameters(remove_duplicate=False) if one in made}
+    missing = [owner for owner in owners.values() if owner not in there]
+    problems = [f"the weights lack {_count(missing)} of the model: {_named(missing)}"] if missing else []
+    for one, value in model.named_parameters(remove_duplicate=False):
+        keys = made.get(one, [])
+        if len(keys) == 1 and stored[keys[0]] != sorted(size for size in value.shape if size != 1):
+            problems.append(f"{one} ({keys[0]}): {stored[keys[0]]} in the weights, {list(value.shape)} by its config")
+    if problems:
+        raise ModelError(f"{name}: {together('cannot be used as it is', problems)}")
+    others = sorted(key for key in stored.keys() - names.keys() if not key.startswith("rope_"))
+    told = f"{name}: holds {_count(others)} that the model made by its config lacks, not read: {_named(others)}"
+    return Findings(tuple(others), (told,) if others else ())
 
 
 def _beside(directory: Path) -> list[str]:
@@ -133,6 +164,10 @@ def _quantised(method: str | None, fit: _Fit) -> list[str]:
     telling = [key for key in fit.superfluous if QUANTISED.search(key)]
     parameters = [name for name, _ in fit.model.named_parameters(remove_duplicate=False)]
     codes = [k for name in parameters for k in fit.by_name.get(name, ()) if fit.stored.tensors[k].dtype not in PLAIN]
+    if codes and not telling:
+        codes = [key for key in codes if not fit.is_dequantised(key)]
+        if not codes:
+            return []
     if not telling and not codes:
         if method is None:
             return []
@@ -162,13 +197,20 @@ def quantised_told(found: Sequence[str]) -> str:
 class _Fit:
     """Stored tensors beside those of the model, by the names that transformers gives them when it loads."""
 
-    def __init__(self, model: PreTrainedModel, stored: StoredWeights) -> None:
-        self.model, self.stored = model, stored
-        self.names = LoadedNames.of(model, stored.tensors)
+    def __init__(self, model: PreTrainedModel, stored: StoredWeights, dequantiser: Dequantiser | None) -> None:
+        self.model, self.stored, self.dequantiser = model, stored, dequantiser
+        self.names = LoadedNames.of(model, stored.tensors, dequantiser)
         self.expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self.by_name = {name: keys for name, keys in self.names.keys_of.items() if name in self.expected}
         others = (key for key, name in self.names.at_run_time.items() if name not in self.expected)
         self.superfluous = [key for key in others if not COMPUTED.search(key)]
+
+    def is_dequantised(self, key: str) -> bool:
+        """Whether a stored tensor is codes that are read with their scales."""
+        if self.dequantiser is None or self.stored.tensors[key].dtype not in CODES:
+            return False
+        fused = self.names.fused(self.names.at_run_time[key])
+        return fused is not None and fused.has_scales
 
     def problems(self) -> list[str]:
         made, problems = self._shapes()
@@ -203,11 +245,11 @@ class _Fit:
                 problems.append(f"{name}: {len(keys)} tensors are stored for it: {', '.join(keys[:MAX_NAMES])}")
                 made[name] = self.expected[name]
                 continue
-            shapes = {key: self.stored.tensors[key].shape for key in fused.keys}
+            shapes = {key: self._on_meta(key) for key in fused.keys}
             like = (
                 id(fused.converter),
                 tuple((one, len(keys)) for one, keys in fused.sources.items()),
-                *shapes.values(),
+                *((tuple(one.shape), one.dtype) for one in shapes.values()),
             )
             found = known.get(like)
             if found is None:
@@ -230,6 +272,10 @@ class _Fit:
                 "stage3_gather_16bit_weights_on_model_save"
             )
         return made, problems
+
+    def _on_meta(self, key: str) -> Tensor:
+        stored = self.stored.tensors[key]
+        return torch.empty(stored.shape, dtype=CODES.get(stored.dtype), device="meta")
 
     def _lacking(self, missing: list[str]) -> list[str]:
         if not missing:
@@ -260,11 +306,16 @@ class _Fit:
         ]
 
     def notes(self) -> list[str]:
+        notes = [] if self.dequantiser is None else [
+            f"its weights are quantised ({self.dequantiser.method}); they are read, and written, as what transformers "
+            f"dequantises them to, {str(self.dequantiser.dtype).removeprefix('torch.')}"
+        ]  # fmt: skip
         if not self.superfluous:
-            return []
+            return notes
         return [
+            *notes,
             f"{self._layers_told()}the weights hold {_count(self.superfluous)} that the model made by {CONFIG_NAME} "
-            f"lacks, not read, compared or written: {_named(self.superfluous)}"
+            f"lacks, not read, compared or written: {_named(self.superfluous)}",
         ]
 
 

@@ -12,15 +12,18 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import first_line
+from trace_transfer.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from trace_transfer.models.dequantising import Dequantiser
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -37,24 +40,35 @@ class Fused:
     name: str
     converter: Any
     sources: Mapping[str, tuple[str, ...]]
+    dequantiser: Dequantiser | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
         """All its names on disk."""
         return tuple(key for keys in self.sources.values() for key in keys)
 
+    @property
+    def has_scales(self) -> bool:
+        """Whether scales of weights are among its tensors; those of activations are not."""
+        return any(
+            keys and one.rstrip("$").endswith(("weight_scale_inv", "_scales")) for one, keys in self.sources.items()
+        )
+
     def by_row(self, num_rows: int) -> bool:
         """Whether each row (an expert) is made of tensors of its own, so that some rows can be read alone."""
         from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
 
-        first, *others = self.converter.operations
+        operations = [one for one in self.converter.operations if not hasattr(one, "hf_quantizer")]
+        if not operations:
+            return False
+        first, *others = operations
         apart = all(
             (isinstance(one, Concatenate) and one.dim > 0)
             or (isinstance(one, Transpose) and min(one.dim0, one.dim1) > 0)
             for one in others
         )
         stacked = isinstance(first, MergeModulelist) and first.dim == 0
-        return stacked and apart and all(len(keys) == num_rows for keys in self.sources.values())
+        return stacked and apart and all(len(keys) == num_rows for keys in self.sources.values() if keys)
 
     def keys_of_rows(self, start: int, stop: int) -> tuple[str, ...]:
         """The names on disk of some rows, if it is `by_row`."""
@@ -68,14 +82,19 @@ class Fused:
                 if key in tensors:
                     converter.add_tensor(self.name, key, pattern, tensors[key])
         made: Mapping[str, Tensor] = converter.convert(self.name, model=self.model, config=self.model.config)
-        return made[self.name]
+        value = made[self.name]
+        return value if self.dequantiser is None else value.to(self.dequantiser.dtype)
 
-    def shapes(self, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | str:
-        """Shapes of all that the conversion makes of its tensors, or why it cannot; no values are needed."""
+    def shapes(self, stored: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]] | str:
+        """Shapes of all that the conversion makes of its tensors, or why it cannot; no values are needed.
+
+        Args:
+            stored: by their names on disk, on the meta device.
+        """
         converter = deepcopy(self.converter)
         for pattern, keys in self.sources.items():
             for key in keys:
-                converter.add_tensor(self.name, key, pattern, torch.empty(stored[key], device="meta"))
+                converter.add_tensor(self.name, key, pattern, stored[key])
         try:
             made = converter.convert(self.name, model=self.model, config=self.model.config)
         except (RuntimeError, KeyError, ValueError, IndexError, StopIteration) as error:  # they do not fit together
@@ -91,13 +110,15 @@ class LoadedNames:
     mapping: list[Any]
     at_run_time: Mapping[str, str]
     patterns: Mapping[str, str]
+    dequantiser: Dequantiser | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, keys: Iterable[str]) -> LoadedNames:
+    def of(cls, model: PreTrainedModel, keys: Iterable[str], dequantiser: Dequantiser | None = None) -> LoadedNames:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-        mapping = get_model_conversion_mapping(model)
+        quantiser: Any = None if dequantiser is None else dequantiser.quantiser
+        mapping = get_model_conversion_mapping(model, hf_quantizer=quantiser)
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         known = model.state_dict()
@@ -109,7 +130,13 @@ class LoadedNames:
             names[key] = name
             if pattern is not None:
                 patterns[key] = pattern
-        return cls(model, mapping, names, patterns)
+        found = cls(model, mapping, names, patterns, dequantiser)
+        if quantiser is not None:  # its conversions match every weight, those that are plain, too
+            general = {one for entry in quantiser.get_weight_conversions() for one in entry.source_patterns}
+            for alone in (keys[0] for keys in found.keys_of.values() if len(keys) == 1):
+                if patterns.get(alone) in general:
+                    del patterns[alone]
+        return found
 
     @cached_property
     def keys_of(self) -> Mapping[str, list[str]]:
@@ -131,7 +158,28 @@ class LoadedNames:
             one for one in self.mapping if isinstance(one, WeightConverter) and found <= set(one.source_patterns)
         )
         sources = {one: tuple(key for key in keys if self.patterns[key] == one) for one in converter.source_patterns}
-        return Fused(self.model, name, converter, sources)
+        return Fused(self.model, name, converter, sources, self.dequantiser)
+
+
+def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, dict[str, str]]:
+    """transformers' tensor processor for a GGUF file, and the file's names → names at run time.
+
+    Raises:
+        ModelError: transformers does not know the names of such a model.
+    """
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+        read_field,
+    )
+
+    make: Any = TENSOR_PROCESSORS.get(str(read_field(reader, "general.architecture")[0]), TensorProcessor)
+    processor = make(config=model.config.to_dict())
+    try:
+        return processor, get_gguf_hf_weights_map(model, processor)
+    except NotImplementedError as error:
+        raise ModelError(f"{file}: GGUF files of '{model.config.model_type}' cannot be read ({error})") from error
 
 
 def name_told(model: PreTrainedModel, name: str) -> tuple[str, str | None] | None:

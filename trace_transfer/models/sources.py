@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, first_line
 from trace_transfer.models.named_code import refuse_code_in_config
-from trace_transfer.models.stored_weights import CONFIG_NAME, has_weights, read_config
+from trace_transfer.models.stored_weights import CONFIG_NAME, has_weights, read_leniently
+from trace_transfer.printable import is_name
 from trace_transfer.progress import tell
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from trace_transfer.models.door import Findings
 
 HUB_TIMEOUT = 10  # s
+MOST_LAYERS = 4096  # of models that are known, some hundreds
 GGUF_MAGIC = b"GGUF"
 ELEMENTS_AT_ONCE = 1 << 18
 # What belongs to a model beside its weights and its config, and is fetched and copied with it.
@@ -61,6 +63,8 @@ class ModelSource:
             ModelError: nothing of that name exists and it cannot be a hub name either.
         """
         text = str(name)
+        if not is_name(text):
+            raise ModelError(f"{text!a}: a name with line breaks or control characters; give the model another")
         path = Path(text).expanduser()
         if text.strip() and path.is_dir():
             ggufs = sorted(p.name for p in path.glob("*.gguf"))
@@ -103,7 +107,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
             transformers, or the model is not a decoder-only language model; or its files cannot be used
             (`model_door.examine`).
     """
-    if source.directory is None or source.gguf is not None:
+    if source.directory is None:
         return _known_config(source)
     entered = _enter(source, _state_of(source.directory))
     for note in entered.findings.notes:
@@ -114,7 +118,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
 def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
     """Stored tensors of a directory that the model made by its config lacks: nobody reads, compares or writes them."""
-    if source.directory is None or source.gguf is not None:
+    if source.directory is None:
         return ()
     return _enter(source, _state_of(source.directory)).findings.superfluous
 
@@ -127,16 +131,19 @@ class _Entered:
 
 @lru_cache(maxsize=64)
 def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
-    """A directory's config and verdict, for as long as its files have these sizes and times."""
-    from trace_transfer.models.door import Findings, examine, quantisation_of, refuse_adapter_alone
+    """Config and verdict of a directory, or of a GGUF file in it, while its files have these sizes and times."""
+    from trace_transfer.models.door import Findings, examine, examine_gguf, quantisation_of, refuse_adapter_alone
 
     assert source.directory is not None
+    if source.gguf is not None:
+        config = _known_config(source)
+        return _Entered(config, examine_gguf(source.directory / source.gguf, build_meta_model(config), source.name))
     refuse_adapter_alone(source.directory, source.name)
     if not (source.directory / CONFIG_NAME).is_file():
         raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
     config = _known_config(source)
     if not has_weights(source.directory):
-        method = quantisation_of(read_config(source.directory))
+        method = quantisation_of(config.to_dict())
         told = f"{source.name}: its config says that its weights are quantised ({method}); such weights are refused"
         return _Entered(config, Findings(notes=() if method is None else (told,)))
     return _Entered(config, examine(source.directory, build_meta_model(config), source.name))
@@ -150,13 +157,27 @@ def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
 def _known_config(source: ModelSource) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    answers = False
     try:
+        if source.directory is None:
+            _require_hub(source)
+        answers = True
         config = _read_config(AutoConfig, source)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each is one message to the user
+        if answers and source.directory is None:
+            _refuse_adapter_on_hub(source)
         raise ModelError(_config_failure(source, error)) from error
     _require_causal_lm(config, source)
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:  # they are built one by one
+        raise ModelError(f"{source.name}: its config says {num_layers!r:.40} layers, expected {MOST_LAYERS:,} at most")
+    if getattr(config, "quantization_config", None) is not None:
+        from trace_transfer.models.dequantising import dequantiser_of
+
+        if dequantiser_of(config.to_dict()) is not None:  # whatever is made of it is plain
+            del config.quantization_config
     return config
 
 
@@ -169,8 +190,6 @@ def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
         return config
     place: Any = source.directory or source.repo
     where: dict[str, Any] = {"local_files_only": True} if source.directory else {"revision": source.revision}
-    if source.directory is None:
-        _require_hub(source)
     refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
     config = auto_config.from_pretrained(place, trust_remote_code=False, **where)
     return config
@@ -201,6 +220,19 @@ def download(source: ModelSource) -> Path:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; each is one message to the user
         raise ModelError(f"{source.name}: could not be had from the hub: {first_line(error)}") from error
+
+
+def _refuse_adapter_on_hub(source: ModelSource) -> None:
+    """Refuse a repository that is an adapter and no model, as a directory is."""
+    from huggingface_hub import hf_hub_download
+
+    from trace_transfer.models.door import ADAPTER_CONFIG, adapter_told
+
+    try:
+        file = hf_hub_download(source.repo, ADAPTER_CONFIG, revision=source.revision, etag_timeout=HUB_TIMEOUT)
+    except Exception:  # there is none, or the hub has gone: the first error tells more
+        return
+    raise ModelError(f"{source.name}: {adapter_told(read_leniently(Path(file)), ADAPTER_CONFIG)}")
 
 
 def _config_failure(source: ModelSource, error: Exception) -> str:
@@ -235,7 +267,7 @@ def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     kind = config.model_type
-    architectures = ", ".join(config.architectures or []) or "none named"
+    architectures = ", ".join(map(str, config.architectures or [])) or "none named"
     if getattr(config, "is_encoder_decoder", False):
         what = "an encoder-decoder model"
     elif kind in MASKED and not getattr(config, "is_decoder", False):

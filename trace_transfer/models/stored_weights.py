@@ -7,6 +7,7 @@ each file the header alone. What else lies there is not read, as transformers do
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.errors import ModelError, listing
+from trace_transfer.files import LONGEST_NAME
 from trace_transfer.text_formats import read_json_object, read_tensor_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+MAX_SHOWN = 200  # characters of such a name
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -71,7 +74,8 @@ def _files(directory: Path) -> tuple[list[Path], tuple[str, ...]]:
     for name in first:
         if not _inside(name):
             raise ModelError(
-                f"{directory / CONFIG_NAME}: transformers_weights names {name}, a file outside of the model's directory"
+                f"{directory / CONFIG_NAME}: transformers_weights names {name[:MAX_SHOWN]}, a file outside of the "
+                "model's directory"
             )
         file = directory / name
         if not file.is_file():
@@ -97,8 +101,10 @@ def read_leniently(file: Path) -> dict[str, Any]:
 
 
 def _inside(name: str) -> bool:
+    """Whether a file of that name may lie in a directory."""
     path = Path(name)
-    return not path.is_absolute() and ".." not in path.parts
+    can_be = all(0 < len(os.fsencode(part)) <= LONGEST_NAME for part in path.parts) and "\x00" not in name
+    return can_be and not path.is_absolute() and ".." not in path.parts
 
 
 def _passed_over(directory: Path) -> tuple[str, ...]:
@@ -128,7 +134,7 @@ def _shards(index: Path) -> list[Path]:
     if wrong:
         raise ModelError(
             f"{index}: weight_map names files outside of the model's directory, which are not read; have the model "
-            "downloaded or saved again:\n" + listing(wrong)
+            "downloaded or saved again:\n" + listing([name[:MAX_SHOWN] for name in wrong])
         )
     if not names:
         raise ModelError(f"{index}: not a safetensors index (weight_map is empty); have it downloaded again")

@@ -354,6 +354,10 @@ class PatchedModel:
         """Of the base and the patches."""
         return self.state.fingerprint
 
+    @property
+    def config_sha256(self) -> str:
+        return self.state.base.weights.config_sha256
+
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model with the state's values, rounded to a type."""
         model = self.base.load(dtype)

@@ -34,7 +34,7 @@ from trace_transfer.models.tensors import (
     read_tensor,
     writing_tensors,
 )
-from trace_transfer.records import TASK, Range, Strict
+from trace_transfer.records import TASK, Name, Range, Strict
 
 FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"
@@ -91,7 +91,7 @@ class PatchEntry:
 
 
 class _Parameter(Strict):
-    name: str
+    name: Name
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None

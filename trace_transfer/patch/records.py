@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field
 
-from trace_transfer.records import Range, Strict
+from trace_transfer.records import Name, Range, Strict
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class VerifiedParameter(Strict):
     those with frozen elements that moved, of a sliced tensor.
     """
 
-    name: str
+    name: Name
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None

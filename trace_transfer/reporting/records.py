@@ -5,11 +5,13 @@ Steps say which files they made of which inputs, cells which steps made them; th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trace_transfer.records import TASK, Strict
+from trace_transfer.errors import MAX_LISTED
+from trace_transfer.records import TASK, Name, Strict
 
 SHA256 = r"^[0-9a-f]{64}$"
 
@@ -69,8 +71,8 @@ class MethodRecord(Strict):
     """A method in words: `title` for tables, `what` in a sentence; `needs` says on which model it identified."""
 
     name: str = Field(pattern=TASK)
-    title: str
-    what: str
+    title: Name
+    what: Name
     needs: Literal["none", "source", "target"]
 
 
@@ -79,7 +81,7 @@ class RunFile(Strict):
 
     format: Literal["trace-transfer/run"] = "trace-transfer/run"
     version: Literal[1] = 1
-    name: str
+    name: Name
     settings: dict[str, Any]
     source: str | None = None
     target: str
@@ -125,8 +127,8 @@ class Interval(Strict):
 class Measure(Strict):
     """A measure in words: `formula` in plain text, `source` the paper it is from; more is better, or less."""
 
-    name: str
-    title: str
+    name: Name
+    title: Name
     formula: str
     source: str
     higher_is_better: bool
@@ -152,8 +154,8 @@ class MethodSummary(Strict):
     """
 
     method: str
-    title: str = ""
-    what: str = ""
+    title: Name = ""
+    what: Name = ""
     needs: Literal["none", "source", "target"] = "none"
     seeds: tuple[int, ...]
     measures: dict[str, Interval]
@@ -201,7 +203,7 @@ class SweepPoint(Strict):
     """All methods of a sweep at one value of its axis."""
 
     value: Any
-    label: str
+    label: Name
     methods: tuple[MethodSummary, ...]
 
 
@@ -235,7 +237,7 @@ class Answer(Strict):
 class EvaluationRecord(Strict):
     """What a column of the tables is; `task` is what it measures (several joined by commas), None if nothing taught."""
 
-    name: str
+    name: Name
     metric: str
     higher_is_better: bool
     num_examples: int
@@ -252,7 +254,7 @@ class Summary(Strict):
 
     format: Literal["trace-transfer/summary"] = "trace-transfer/summary"
     version: Literal[1] = 1
-    name: str
+    name: Name
     reference: str
     evaluations: tuple[EvaluationRecord, ...]
     base: dict[str, float]
@@ -267,6 +269,18 @@ class Summary(Strict):
     answers: tuple[Answer, ...] = ()
     notes: tuple[str, ...] = ()
     libraries: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _scores_of_every_evaluation(self) -> Self:
+        swept = [method for sweep in self.sweeps for point in sweep.points for method in point.methods]
+        of: dict[str, Collection[str]] = {
+            "base": self.base,
+            **{f"final of {one.method}": one.final for one in (*self.methods, *swept)},
+        }
+        if lacking := [f"{where}: no {one.name}" for where, scores in of.items() for one in self.evaluations
+                       if one.name not in scores]:  # fmt: skip
+            raise ValueError("; ".join(lacking[:MAX_LISTED]))
+        return self
 
     @property
     def measures_are_shares(self) -> bool:

@@ -59,8 +59,9 @@ def scores(summary: Summary) -> Table:
     """Final scores: methods by evaluations and their average, the form of the paper's Tables 1, 3 and 4."""
     base = [_score(record, summary.base[record.name]) for record in summary.evaluations]
     taught = [record for record in summary.evaluations if record.task is not None]
-    mean = statistics.fmean(summary.base[one.name] * (1 if one.higher_is_better else -1) for one in taught)
-    rows: list[tuple[Cell, ...]] = [("Base model", NOTHING, *base, _measure(summary, "average", mean))]
+    signed = [summary.base[one.name] * (1 if one.higher_is_better else -1) for one in taught]
+    mean = _measure(summary, "average", statistics.fmean(signed)) if signed else NOTHING
+    rows: list[tuple[Cell, ...]] = [("Base model", NOTHING, *base, mean)]
     rows += [(one.name, str(len(one.seeds)), *_final_cells(summary, one)) for one in summary.methods]
     untaught = [record.name for record in summary.evaluations if record.task is None]
     return Table(

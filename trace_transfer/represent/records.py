@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trace_transfer.records import ModelIdentity, Strict
+from trace_transfer.records import ModelIdentity, Name, Strict
 
 
 class RepresentedModel(Strict):
@@ -17,7 +17,7 @@ class RepresentedModel(Strict):
     `spread` is the mean distance of a task's texts from its centroid.
     """
 
-    label: str
+    label: Name
     model: ModelIdentity
     fingerprint: str
     silhouette: float
@@ -36,3 +36,15 @@ class RepresentationFile(Strict):
     models: tuple[RepresentedModel, ...]
     settings: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_each_task(self) -> Self:
+        count = len(self.tasks)
+        lengths = {"num_texts": len(self.num_texts), "data_sha256": len(self.data_sha256)}
+        for model in self.models:
+            lengths[f"spread of {model.label}"] = len(model.spread)
+            lengths[f"distances of {model.label}"] = len(model.distances)
+            lengths |= {f"distances[{i}] of {model.label}": len(row) for i, row in enumerate(model.distances)}
+        if wrong := [f"{length} {name}" for name, length in lengths.items() if length != count]:
+            raise ValueError(f"{', '.join(wrong)} for {count} tasks")
+        return self

@@ -36,11 +36,10 @@ from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter, Silent
-from trace_transfer.records import library_versions, read_artefact, to_json
+from trace_transfer.records import library_versions, read_artefact, read_fields, to_json
 from trace_transfer.represent.representing import plan_representation, run_representation
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.stopping import StopSignal
-from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.records import StreamFile
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream
@@ -65,7 +64,7 @@ class Ticket:
 
     @classmethod
     def read(cls, file: Path) -> Ticket:
-        return cls(**read_json_object(file))
+        return read_fields(file, cls)
 
     def write(self) -> Path:
         file = self.directory / TICKET

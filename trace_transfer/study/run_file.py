@@ -27,12 +27,16 @@ from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate, parse_yaml, suggestion
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
 from trace_transfer.files import check_directory
 from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.printable import is_name
+from trace_transfer.records import TASK, Name
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting
 from trace_transfer.study.methods import (
@@ -59,10 +63,10 @@ class RunFileError(UserError):
 class RunKeys(Settings):
     """The keys of a run file. What stands in lists and sections is checked by those who read it."""
 
-    name: str | None = setting(None, "Of the study; the file's or its directory's if not given.")
-    source: str | None = setting(None, "The model on which transfer methods identify core sets.")
-    target: str | None = setting(None, "The model that all methods train.")
-    out: str | None = setting(None, "Directory for the results; runs/NAME if not given.")
+    name: Name | None = setting(None, "Of the study; the file's or its directory's if not given.")
+    source: Name | None = setting(None, "The model on which transfer methods identify core sets.")
+    target: Name | None = setting(None, "The model that all methods train.")
+    out: Name | None = setting(None, "Directory for the results; runs/NAME if not given.")
     rules: Texts = setting((), "Your own rules, files or directories, beside or over the shipped.")
     tasks: Any = setting(None, "The tasks in the order of the stream.")
     evaluations: Any = setting(None, "What is measured after each task.")
@@ -87,10 +91,10 @@ class RunKeys(Settings):
 class MethodKeys(Settings):
     """A method of one's own: another one with other settings."""
 
-    name: str | None = setting(None, "Of the method.")
+    name: Annotated[str, Field(pattern=TASK), "letters, digits and . _ -"] | None = setting(None, "Of the method.")
     like: str | None = setting(None, "The method that it is made from.")
-    title: str | None = setting(None, "In tables; the name if not given.")
-    what: str | None = setting(None, "In the legend.")
+    title: Name | None = setting(None, "In tables; the name if not given.")
+    what: Name | None = setting(None, "In the legend.")
     identify: Any = setting(dict, "Settings of `identify`.")
     map: Any = setting(dict, "Settings of `map`.")
     train: Any = setting(dict, "Settings of `train`.")
@@ -142,7 +146,7 @@ class Study:
     file: Path
     name: str
     target: str
-    source: str | None
+    source: Name | None
     out: Path
     tasks: tuple[RunTask, ...]
     suite: Suite
@@ -228,6 +232,8 @@ class _Reader:
     def read(self, out: Path | None) -> Study | None:
         keys = self.keys
         name = keys.name or (self.file.stem if self.file.stem != "run" else self.file.absolute().parent.name)
+        if not is_name(name):
+            self.problems.append(f"name: {name!r}, of the file or its directory, is not one line; give a name:")
         target, source = self._model("target"), self._model("source")
         before = len(self.problems)
         tasks, suite, methods = self._tasks(), self._suite(), self._methods()
@@ -375,10 +381,11 @@ class _Reader:
         return found
 
     def _represented(self, methods: Sequence[RunMethod]) -> tuple[str, ...]:
-        if "represent" not in self.content:
+        given = self.keys.represent or {}
+        if "represent" not in self.content or not isinstance(given, Mapping):  # which `_section` tells
             return ()
         names = [method.name for method in methods]
-        wanted = (self.keys.represent or {}).get("methods", names)
+        wanted = given.get("methods", names)
         if not isinstance(wanted, list) or any(name not in names for name in wanted):
             self.problems.append(f"represent.methods: found {wanted!r}, expected some of {', '.join(names)}")
             return ()

@@ -25,16 +25,17 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trace_transfer.errors import TraceTransferError, UserError
+from pydantic import NonNegativeFloat
+
+from trace_transfer.errors import ArtefactError, TraceTransferError, UserError
 from trace_transfer.files import remove_leftovers, sha256_file, write_text
 from trace_transfer.locking import held
 from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
-from trace_transfer.records import library_versions, read_artefact, to_json
+from trace_transfer.records import library_versions, read_artefact, read_fields, to_json
 from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.graph import LAUNCHED
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
-from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.records import StreamFile
 
 if TYPE_CHECKING:
@@ -256,8 +257,8 @@ def _clear(directory: Path) -> None:
 class Times:
     """Seconds that a step has taken, of the clock and of processors, without the time in which nobody worked on it."""
 
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    seconds: NonNegativeFloat = 0.0
+    cpu_seconds: NonNegativeFloat = 0.0
 
     @classmethod
     def now(cls) -> Times:
@@ -271,13 +272,18 @@ class Times:
         )
 
 
+def read_times(directory: Path) -> Times:
+    """What a step had taken when it was last worked on; nothing where that cannot be read."""
+    try:
+        return read_fields(directory / TIME, Times)
+    except ArtefactError:
+        return Times()
+
+
 @contextmanager
 def _timed(directory: Path) -> Iterator[Callable[[], Times]]:
     """Tells what a step has taken since it was first begun, however often it was stopped."""
-    try:
-        before = Times(**read_json_object(directory / TIME))
-    except (UserError, TypeError):
-        before = Times()
+    before = read_times(directory)
     start, done = Times.now(), threading.Event()
 
     def so_far() -> Times:

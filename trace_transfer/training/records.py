@@ -43,6 +43,7 @@ class StreamFile(Strict):
     version: Literal[1] = 1
     model: ModelIdentity
     base_fingerprint: str
+    config_sha256: str | None = None
     settings: dict[str, Any]
     num_stages: int
     complete: bool = False

@@ -53,6 +53,7 @@ class StreamPlan:
     finished: tuple[StageRecord, ...]
     complete: bool
     fingerprint: str
+    config_sha256: str
     num_ranks: int
     out: Path
     origins: Mapping[str, CoreOrigin] = field(default_factory=dict)
@@ -140,11 +141,21 @@ def plan_stream(
     cores = read_cores(tasks, directory) if settings.needs_core else {}
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
     stages = stages_of(settings, data, cores, opened.anatomy)
-    fingerprint = open_checkpoint(opened.source).fingerprint
+    weights = open_checkpoint(opened.source)
     origins = {task.name: CoreOrigin.of(cores[task.name], file) for task, file in _core_files(tasks, directory, cores)}
     datasets = tuple(sorted({task.data for task in tasks if task.builder is None}))
     plan = StreamPlan(
-        opened, settings, stages, (), False, fingerprint, num_ranks, Path(out), origins=origins, datasets=datasets
+        opened,
+        settings,
+        stages,
+        (),
+        False,
+        weights.fingerprint,
+        weights.config_sha256,
+        num_ranks,
+        Path(out),
+        origins=origins,
+        datasets=datasets,
     )
     if settings.method == "lora":
         adapters = adapted(plan, 0, BaseModel(opened.source), None).mask
@@ -200,6 +211,8 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
     if record.base_fingerprint != plan.fingerprint:
         name = f"weights of {plan.base.source.name}"
         problems.insert(0, difference(name, record.base_fingerprint, plan.fingerprint))
+    if record.config_sha256 not in (None, plan.config_sha256):  # None of earlier versions
+        problems.insert(0, difference(f"config of {plan.base.source.name}", record.config_sha256, plan.config_sha256))
     if problems:
         raise UserError(f"{plan.out}: holds another stream; name another --out, or remove it:\n" + listing(problems))
     damaged = [

@@ -138,8 +138,9 @@ def _record(plan: StreamPlan, number: int) -> None:
 
 def _write_record(plan: StreamPlan, stages: tuple[StageRecord, ...], complete: bool) -> StreamFile:
     record = StreamFile(
-        model=plan.base.identity, base_fingerprint=plan.fingerprint, settings=plan.settings.recorded(),
-        num_stages=len(plan.stages), stages=stages, complete=complete, libraries=library_versions(),
+        model=plan.base.identity, base_fingerprint=plan.fingerprint, config_sha256=plan.config_sha256,
+        settings=plan.settings.recorded(), num_stages=len(plan.stages), stages=stages, complete=complete,
+        libraries=library_versions(),
     )  # fmt: skip
     write_text(plan.out / RECORD, to_json(record))
     return record

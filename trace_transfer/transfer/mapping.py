@@ -26,6 +26,7 @@ from trace_transfer.families.correspondence import Correspondence, build_corresp
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import (
+    check_directory,
     found_in,
     prepare_directory,
     refuse_inputs,
@@ -92,8 +93,10 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     """Open both models, the core files and the probe set, and choose the rows; reads no weights.
 
     Raises:
-        UserError: whatever is wrong with them.
+        UserError: whatever is wrong with them, or with the place of the cache.
     """
+    if settings.cache is not None:
+        check_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
     weights = [None if one.source.directory is None else open_checkpoint(one.source) for one in (source, target)]

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trace_transfer.records import ModelIdentity, Strict
+from trace_transfer.records import ModelIdentity, Name, Range, Strict
 
 
 class ProbeRecord(Strict):
     """Which texts, and which rows of them, the layers were compared on."""
 
-    name: str
+    name: Name
     sha256: str
     num_texts: int
     rows: Literal["boundary", "word", "example"]
@@ -78,6 +78,39 @@ class LayerMatch(Strict):
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
+class ListedPart(Strict):
+    """A parameter, or ranges of one of its dimensions."""
+
+    name: Name
+    rows: tuple[Range, ...] | None = None
+    columns: tuple[Range, ...] | None = None
+    depth: tuple[Range, ...] | None = None
+
+    @property
+    def is_part(self) -> bool:
+        return bool(self.rows or self.columns or self.depth)
+
+
+class ListedTarget(ListedPart):
+    """What a source parameter is carried to; `rule` says by which lines of the rules."""
+
+    rule: str
+
+
+class ListedSource(ListedPart):
+    """A source parameter with its targets, or the reason why it has none."""
+
+    components: tuple[str, ...]
+    targets: tuple[ListedTarget, ...]
+    dropped: str | None = None
+
+
+class UnreachedTarget(ListedPart):
+    """A target parameter that nothing is carried to, and why."""
+
+    reason: str
+
+
 class CorrespondenceFile(Strict):
     """`correspondence.json`: every source tensor with its targets or the reason why it has none."""
 
@@ -86,7 +119,7 @@ class CorrespondenceFile(Strict):
     source: ModelIdentity
     target: ModelIdentity
     layer_match_sha256: str
-    parameters: tuple[dict[str, Any], ...]
-    unreached_targets: tuple[dict[str, Any], ...]
+    parameters: tuple[ListedSource, ...]
+    unreached_targets: tuple[UnreachedTarget, ...]
     counts: dict[str, int]
     libraries: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""Names that a terminal, a page or Markdown would obey: refused where they are not one line, else shown as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from tests.core_files import write_core
+from tests.run_files import edit, write_run
+from tests.study import run_directories
+from tests.tiny_models import TEXTS
+from trace_transfer.cli import main
+from trace_transfer.errors import UserError
+from trace_transfer.printable import OBEYED
+from trace_transfer.study.run_file import load_run
+
+MARKUP = "[bold]x[red]<img src=x onerror=alert(1)>&amp;`|*_{}${y}"
+LONG = "m" * 200
+OBEYING = ["a\nb", "a\tb", "a\x1b[2Jb", "a\u202eb", "a\x9bb", "a\u2066b", "a\rb"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(one) for one in arguments])
+
+
+def done(*arguments) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert not OBEYED.search(result.stdout) and not OBEYED.search(result.stderr)
+    return result.stdout
+
+
+class Page(HTMLParser):
+    """What a browser makes elements of, and the texts between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.inside = ""
+        self.images: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.inside = tag
+        if tag == "img":
+            self.images.append(dict(attributes).get("src") or "")
+        assert not any(name.startswith("onerror") for name, _ in attributes), (tag, attributes)
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.texts.append(data)
+
+
+def is_safe(text: str) -> bool:
+    """A page without an image from elsewhere, and without a character that is obeyed."""
+    page = Page(text)
+    return not OBEYED.search("".join(page.texts)) and all(one.startswith("data:") for one in page.images)
+
+
+@pytest.mark.parametrize("name", OBEYING)
+def test_a_model_of_such_a_name_is_refused(tiny, tmp_path, name):
+    model = shutil.copytree(tiny("llama"), tmp_path / name)
+    result = call("rules", "explain", "--src", model, "--dst", tiny("llama"))
+    assert result.exit_code == 2 and "a name with line breaks or control characters" in result.stderr
+    assert result.stderr.count("\n") == 1 and not OBEYED.search(result.stderr)
+
+
+@pytest.mark.parametrize("name", OBEYING)
+def test_names_in_files_are_one_line(tiny, tmp_path, name):
+    """Tensors, methods, titles, the run: told with the file, before they stand in a table or a page."""
+    core = write_core(tiny("llama"), tmp_path / "math.core.json")
+    edit(core, lambda content: content["parameters"][0].update(name=name))
+    result = call("inspect", core)
+    assert result.exit_code == 2 and "expected one line" in result.stderr and not OBEYED.search(result.stderr)
+    save_file({name: torch.ones(2)}, tmp_path / "x.safetensors")
+    result = call("inspect", tmp_path / "x.safetensors")
+    assert result.exit_code == 2 and "a tensor is called" in result.stderr and not OBEYED.search(result.stderr)
+    run = write_run(tmp_path / "run", seeds=(0,), methods=("sequential", "random"))
+    edit(run / "run.json", lambda content: content["methods"][0].update(title=name))
+    result = call("report", run)
+    assert result.exit_code == 2 and "methods.0.title" in result.stderr and not OBEYED.search(result.stderr)
+
+
+@pytest.mark.parametrize("key", ["name", "title", "what", "method"])
+def test_a_run_file_is_told_at_once(tiny, tmp_path, key):
+    method = {"name": "mine", "like": "sequential", "title": "t", "what": "w"}
+    changes = (
+        {"name": "a\nb"} if key == "name" else {"methods": [{**method, "name" if key == "method" else key: "a\nb"}]}
+    )
+    file = run_directories.write_run(tmp_path, tiny, **changes)
+    with pytest.raises(UserError, match=rf"{'name' if key == 'method' else key}: .*a\\nb"):
+        load_run(file)
+
+
+@pytest.mark.parametrize("name", [MARKUP, LONG])
+def test_markup_is_shown_as_it_is_by_commands(tiny, tmp_path, monkeypatch, name):
+    """Directories of such names, through `map` with its page, `select`, `plot`, `inspect` and `rules explain`."""
+    monkeypatch.chdir(tmp_path)
+    for family in ("llama", "qwen3"):
+        shutil.copytree(tiny(family), tmp_path / f"{family}{name}")
+    source, target = f"llama{name}", f"qwen3{name}"
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
+    core = write_core(tmp_path / source, tmp_path / "math.core.json")
+    out = tmp_path / "out"
+    text = done(
+        "map", "--src", source, "--dst", target, "--core", core, "--probe", "texts.txt", "--no-cache", "--out", out
+    )
+    assert f"{source[:20]}" in text
+    for file in sorted(out.glob("*.json")):
+        assert (source if "core" not in file.name else target)[:30] in done("inspect", file).replace("\n", "")
+    done("rules", "explain", "--src", source, "--dst", target)
+    done("plot", out / "math.core.json", "--out", out / "plots")
+    for page in out.rglob("*.html"):
+        assert is_safe(page.read_text("utf-8")), page
+
+
+def test_markup_is_shown_as_it_is_in_the_report(tmp_path):
+    run = write_run(tmp_path / "run", seeds=(0, 1, 2), methods=("sequential", "transfer-lf", "random"))
+
+    def rename(content):
+        content |= {"name": MARKUP, "source": MARKUP, "target": MARKUP}
+        content["methods"][0] |= {"title": MARKUP, "what": MARKUP}
+        content["methods"][1]["title"] = LONG
+        content["machine"] = {"processor": MARKUP}
+
+    edit(run / "run.json", rename)
+    done("report", run)
+    html, markdown = (run / "report.html").read_text("utf-8"), (run / "report.md").read_text("utf-8")
+    assert is_safe(html)
+    assert any(MARKUP in text for text in Page(html).texts)
+    outside = re.sub(r"`[^`\n]*`", "", markdown)
+    assert "<img src=x" not in outside.replace("\\<img", "") and "\\<img src=x" in outside
+    assert not OBEYED.search(markdown)
+    assert MARKUP[:20] in done("inspect", run / "run.json")
+
+
+def test_markup_in_names_of_tensors(tiny, tmp_path):
+    save_file({MARKUP: torch.ones(2), LONG: torch.ones(2)}, tmp_path / "x.safetensors", {"by": MARKUP})
+    text = done("inspect", tmp_path / "x.safetensors")
+    assert "[bold]x[red]" in text and f"by: {MARKUP}" in text
+    core = write_core(tiny("llama"), tmp_path / "math.core.json")
+    content = json.loads(core.read_text())
+    for parameter in content["parameters"]:
+        parameter["name"] = parameter["name"].replace("mlp.up_proj", f"mlp.{MARKUP}")
+    core.write_text(json.dumps(content))
+    done("inspect", core)
+    done("plot", core, "--out", tmp_path / "plots")
+    assert is_safe((tmp_path / "plots" / "importance.html").read_text("utf-8"))

@@ -1,0 +1,381 @@
+"""Every kind of file that is read here, mutated: it is read, or refused in one message that names it; nothing else.
+
+The mutations are drawn from seeds (`tests.mutations`): a few of each kind always, some thousands in the slow test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from tests.cli.test_inspection import correspondence
+from tests.core_files import write_core
+from tests.evaluation_files import write_suite
+from tests.mutations import mutated
+from tests.patch_files import make_patch, mask_of, state_of
+from tests.run_files import SOURCE, TARGET, edit, write_run
+from tests.stream_files import write_stream
+from tests.study import run_directories
+from trace_transfer.cli import main
+from trace_transfer.core_sets.authors_list import read_authors_list
+from trace_transfer.core_sets.axolotl import read_patterns
+from trace_transfer.data.probe import load_probe
+from trace_transfer.data.records import read_records
+from trace_transfer.data.tasks_file import load_tasks
+from trace_transfer.engine import checkpointing
+from trace_transfer.engine.adapters import merged_values
+from trace_transfer.engine.checkpointing import Step, read_csv, to_csv
+from trace_transfer.engine.deepspeed_json import contradictions, merged, read_deepspeed_json
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.errors import UserError
+from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.suite_file import load_suite
+from trace_transfer.families.model_handle import load_tokenizer, open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.files import sha256_file
+from trace_transfer.identification import records as identified
+from trace_transfer.models.checkpoints import OpenedBase
+from trace_transfer.models.model_directory import copy_companions
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.patches import Patch
+from trace_transfer.records import to_json
+from trace_transfer.reporting.finished_run import read_run
+from trace_transfer.reporting.records import StepFile
+from trace_transfer.reporting.summarising import summarise
+from trace_transfer.represent.records import RepresentationFile, RepresentedModel
+from trace_transfer.study.kinds import Ticket
+from trace_transfer.study.run_file import load_run
+from trace_transfer.study.status import changes, remember
+from trace_transfer.study.worker import read_times
+from trace_transfer.training.settings import load_stream
+
+SLOWEST = 10.0  # seconds, for any one file
+
+
+class Kind(NamedTuple):
+    """A file, what it is written as, and what reads it; it may be refused in the name of its directory, too."""
+
+    file: Path
+    form: str
+    read: Callable[[], Any]
+    forgiving: bool = False  # what helps to go on faster is done without, never refused
+
+
+def command(*arguments: object) -> None:
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    if result.exit_code == 2 and isinstance(result.exception, SystemExit):
+        raise UserError(result.stderr)
+    if result.exception is not None:
+        raise result.exception
+
+
+def inspected(file: Path) -> Kind:
+    form = "safetensors" if file.suffix == ".safetensors" else "json"
+    return Kind(file, form, lambda: command("inspect", file))
+
+
+def artefacts(directory: Path) -> dict[str, Kind]:
+    """All files of our formats, drawn."""
+    run = write_run(directory / "run", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
+    (run / "summary.json").write_text(to_json(summarise(read_run(run))))
+    found = {name: next(run.rglob(name)) for name in
+             ("run.json", "summary.json", "scores.json", "stream.json", "verification.json", "layer_match.json",
+              "similarity.safetensors", "maths.core.json", "maths.patch.safetensors")}  # fmt: skip
+    found["step.json"] = found["stream.json"].with_name("step.json")
+    found["correspondence.json"] = correspondence(directory)
+    stability = identified.TaskStability(task="maths", within_tensors=0.5, within_elements=0.5, between_tensors=0.1)
+    data = identified.DataRecord(
+        sha256="0", num_records=3, num_examples=3, num_cut=0, num_left_out=0, num_tokens=30, num_supervised=9,
+        template="plain", max_length=64,
+    )  # fmt: skip
+    tuned = [identified.TunedModel(task=task, id=task, fingerprint="f", sixteen_bit=False) for task in ("maths", "law")]
+    score = Score(
+        name="sums", kind="loss", metric="loss", value=1.25, higher_is_better=False, num_examples=4, seconds=1.0
+    )
+    seen = RepresentedModel(
+        label="base", model=SOURCE, fingerprint="f", silhouette=0.5, distances=((0.0, 2.5), (2.5, 0.0)),
+        spread=(1.0, 1.0),
+    )  # fmt: skip
+    made = {
+        "warm_start.json": identified.WarmStartFile(
+            task="maths", order=0, model=SOURCE, base_fingerprint="f", data=data, settings={"seed": 0},
+            delta_dtype="float32", shards={"delta-1.safetensors": "0"}, fingerprint="f", num_steps=2, losses=(2.0, 1.0),
+        ),
+        "deltas.json": identified.DeltaFile(
+            model=SOURCE, base_fingerprint="f", tuned=tuple(tuned),
+            parameters=(
+                identified.DeltaTensor(
+                    name="model.norm.weight", shape=(8,), base_norm=1.0, norms=(0.5, 0.25), cosines=(0.1,),
+                    unchanged=(0, 1),
+                ),
+            ),
+        ),
+        "fisher.json": identified.FisherFile(
+            task="maths", model=SOURCE, at="tuned", fingerprint="f", per="example", num=3, data_sha256="0",
+            parameters=(identified.FisherTensor(name="model.norm.weight", value=0.5),),
+        ),
+        "stability.json": identified.StabilityFile(
+            model=SOURCE, reliability={"maths": 0.9},
+            methods=(
+                identified.MethodStability(method="lf", ratio=0.1, unit="tensors", chance=0.05, tasks=(stability,)),
+            ),
+        ),
+        "evaluation.json": EvaluationFile(model=TARGET, fingerprint="f", suite="mine", scores=(score,)),
+        "representation.json": RepresentationFile(
+            tasks=("maths", "law"), num_texts=(3, 4), data_sha256=("", ""), models=(seen,)
+        ),
+    }  # fmt: skip
+    for name, content in made.items():
+        found[name] = directory / name
+        found[name].write_text(to_json(content))
+    return {f"inspect {name}": inspected(file) for name, file in found.items()}
+
+
+def finished_runs(directory: Path) -> dict[str, Kind]:
+    """The files of a run that its report is made of; the hashes of what steps made are those of the mutated files."""
+    run = write_run(directory / "finished", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
+    kinds = {}
+    for name in ("run.json", "step.json", "scores.json", "layer_match.json", "similarity.safetensors",
+                 "maths.core.json", "verification.json"):  # fmt: skip
+        file = next(run.rglob(name))
+
+        def read(file: Path = file) -> None:
+            step = file.with_name("step.json")
+            before = step.read_bytes() if file.name not in ("run.json", "step.json") else None
+            if before is not None:
+                edit(step, lambda record: record["files"].update({file.name: sha256_file(file)}))
+            try:
+                summarise(read_run(run))
+            finally:
+                if before is not None:
+                    step.write_bytes(before)
+
+        kinds[f"report's {name}"] = Kind(file, "safetensors" if file.suffix == ".safetensors" else "json", read)
+    return kinds
+
+
+def steps(directory: Path) -> dict[str, Kind]:
+    """What a step leaves for the next look at it, and a training for the next start."""
+    step = directory / "step"
+    step.mkdir()
+    ticket = Ticket("map", str(step), "cache", {"seed": 0}, {"cores": "elsewhere"}, {"rules": ["a.yaml"], "model": "m"})
+    ticket.write()
+    (step / ".time.json").write_text('{"seconds": 1.5, "cpu_seconds": 2.0}')
+    (step / "scores.json").write_text("{}")
+    record = StepFile(
+        kind="map", address="0" * 64, settings={}, inputs={}, files={"scores.json": "1" * 64},
+        cost={"seconds": 1, "peak_bytes": 1, "bytes": 1},
+    )  # fmt: skip
+    remember(step)
+    training = directory / "training"
+    states = [("a.weight", {kind: torch.ones(3) for kind in ("master", "exp_avg")})]
+    history = [Step(1, 2.0, 1e-5, 1.0, 10, 5), Step(2, 1.5, 1e-5, 1.0, 12, 6)]
+    checkpoint = checkpointing.write(training, {"task": "math", "settings": {"seed": 0}}, history, 1.5, states)
+
+    def resume() -> None:
+        found = checkpointing.find(training)
+        assert found is not None
+        checkpointing.require_same(found, found.identity)
+        found.require_whole(["a.weight"], ["master", "exp_avg"])
+
+    (training / "loss.csv").write_text(to_csv(history))
+    return {
+        "ticket.json": Kind(step / "ticket.json", "json", lambda: Ticket.read(step / "ticket.json")),
+        "time.json": Kind(step / ".time.json", "json", lambda: read_times(step), forgiving=True),
+        "seen.json": Kind(step / ".seen.json", "json", lambda: changes(step, record), forgiving=True),
+        "checkpoint.json": Kind(checkpoint / "checkpoint.json", "json", resume),
+        "checkpoint's loss.csv": Kind(checkpoint / "loss.csv", "text", resume),
+        "checkpoint's tensors": Kind(next(checkpoint.glob("*.safetensors")), "safetensors", resume),
+        "loss.csv": Kind(training / "loss.csv", "text", lambda: read_csv(training / "loss.csv")),
+    }
+
+
+def models(directory: Path, tiny: Any) -> dict[str, Kind]:
+    """The files of a model, with its adapter and a patch of it."""
+    model = shutil.copytree(tiny("llama"), directory / "model")
+    source = ModelSource.parse(model)
+
+    def weights() -> None:
+        open_model(model, load_families())
+        base = OpenedBase(source)
+        for name in list(base.inventory.shapes)[:3]:
+            list(base.chunks(name))
+
+    def copied() -> None:
+        copy_companions(model, shutil.rmtree(directory / "copy", ignore_errors=True) or directory / "copy")
+
+    def tokenizer() -> None:
+        load_tokenizer(source)("The sum of 2 and 2")
+
+    adapter = directory / "adapter"
+    adapter.mkdir()
+    lora = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
+    save_file({lora.format("A"): torch.ones(2, 80), lora.format("B"): torch.ones(48, 2)},
+              adapter / "adapter_model.safetensors")  # fmt: skip
+    told = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps({**told, "fan_in_fan_out": False, "target_modules": ["x"]}))
+    patched = state_of(tiny("llama"))
+    patch = make_patch(patched, directory / "math.patch.safetensors", mask_of(patched), 0).path
+
+    def adapted() -> None:
+        list(merged_values(lambda name: torch.zeros(48, 80), adapter))
+
+    def applied() -> None:
+        after = state_of(tiny("llama"), Patch.open(patch))
+        for name in list(after.patches[0].by_name)[:3]:
+            after.value(name)
+
+    (model / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": [0, 1], "do_sample": false}')
+    return {
+        "config.json": Kind(model / "config.json", "json", weights),
+        "index.json": Kind(model / "model.safetensors.index.json", "json", weights),
+        "shard": Kind(sorted(model.glob("*.safetensors"))[0], "safetensors", weights),
+        "tokenizer.json": Kind(model / "tokenizer.json", "json", tokenizer),
+        "tokenizer_config.json": Kind(model / "tokenizer_config.json", "json", tokenizer),
+        "generation_config.json": Kind(model / "generation_config.json", "json", copied, forgiving=True),
+        "adapter_config.json": Kind(adapter / "adapter_config.json", "json", adapted),
+        "adapter's tensors": Kind(adapter / "adapter_model.safetensors", "safetensors", adapted),
+        "patch": Kind(patch, "safetensors", applied),
+        "core of a model": Kind(
+            write_core(model, directory / "math.core.json"), "json",
+            lambda: command("select", directory / "math.core.json", "--ratio", "0.5", "--out", directory / "selected"),
+        ),
+    }  # fmt: skip
+
+
+def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
+    """What users write."""
+    run = run_directories.write_run(directory / "study", tiny, sweeps={"ratio": [0.1, 0.2]}, represent={"seed": 1})
+    stream = write_stream(directory / "stream", tiny("llama"), 4)
+    suite = write_suite(directory / "suite")
+    rules = directory / "mine.yaml"
+    rules.write_bytes(Path("rules/llama.yaml").read_bytes())
+    deepspeed = directory / "deepspeed.json"
+    deepspeed.write_text(json.dumps({
+        "train_batch_size": "auto", "zero_optimization": {"stage": 2, "overlap_comm": True},
+        "bf16": {"enabled": "auto"}, "flops_profiler": {"enabled": False},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+    }))  # fmt: skip
+    authors = directory / "math.json"
+    authors.write_text(json.dumps([
+        {"parameter": f"model.layers.{n}.x", "combined_score": 1.0 / n, "l2_delta": 0.1, "fisher_info": 0.1,
+         "l2_norm_score": 0.5, "fisher_norm_score": 0.5, "rank": n} for n in (1, 2, 3)
+    ]))  # fmt: skip
+    axolotl = directory / "axolotl.yaml"
+    axolotl.write_text(yaml.safe_dump({"unfrozen_parameters": ["^model.norm.weight$", "^model.layers.0.x$[0:4]"]}))
+
+    def deepspeed_read() -> None:
+        given = read_deepspeed_json(deepspeed)
+        if problems := contradictions(given, TrainSettings(zero=2), 1, "float32"):
+            raise UserError(f"{deepspeed}: {problems}")
+        merged({"zero_optimization": {}}, given)
+
+    def data_read() -> None:
+        for spec in load_tasks(directory / "stream" / "data.yaml"):
+            read_records(spec, directory / "stream", seed=0)
+
+    (directory / "stream" / "data.yaml").write_text(
+        "tasks: [{name: math, data: math.jsonl}, {name: code, data: code.json}, {name: law, data: law.csv}]"
+    )
+    conversation = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two", "weight": 1}]
+    (directory / "stream" / "code.json").write_text(
+        json.dumps([{"messages": conversation}, {"messages": conversation}])
+    )
+    (directory / "stream" / "law.csv").write_text('prompt,completion\n"a, b",c\nd,"e\nf"\n')
+    probe = directory / "probe.jsonl"
+    probe.write_text("".join(json.dumps({"text": f"The text of number {n} is here."}) + "\n" for n in range(9)))
+    texts = {
+        "run.yaml": Kind(run, "yaml", lambda: load_run(run)),
+        "stream.yaml": Kind(stream, "yaml", lambda: load_stream(stream)),
+        "tasks.yaml": Kind(directory / "stream" / "data.yaml", "yaml", data_read),
+        "suite": Kind(suite, "yaml", lambda: load_suite(suite)),
+        "rules": Kind(rules, "yaml", lambda: open_model(tiny("llama"), load_families(rules))),
+        "DeepSpeed JSON": Kind(deepspeed, "json", deepspeed_read),
+        "authors' list": Kind(authors, "json", lambda: read_authors_list(authors)),
+        "Axolotl's list": Kind(axolotl, "yaml", lambda: read_patterns(axolotl)),
+        "probe.jsonl": Kind(probe, "text", lambda: load_probe(probe)),
+        "data.jsonl": Kind(directory / "stream" / "math.jsonl", "text", data_read),
+        "data.json": Kind(directory / "stream" / "code.json", "json", data_read),
+        "data.csv": Kind(directory / "stream" / "law.csv", "text", data_read),
+    }
+    whole = {
+        "run --dry-run": Kind(run, "yaml", lambda: command("run", run, "--dry-run")),
+        "train --dry-run": Kind(
+            stream, "yaml", lambda: command("train", tiny("llama"), "--stream", stream, "--dry-run")
+        ),
+        "evaluate --dry-run": Kind(
+            suite, "yaml", lambda: command("evaluate", tiny("llama"), "--suite", suite, "--dry-run")
+        ),
+    }
+    return texts | whole
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("mutated")
+    return (
+        artefacts(directory) | finished_runs(directory) | steps(directory) | models(directory, tiny)
+        | settings(directory, tiny)
+    )  # fmt: skip
+
+
+def tried(kind: Kind, seed: int) -> str:
+    """What comes of one mutation: `read`, `refused`, or what went wrong."""
+    whole = kind.file.read_bytes()
+    start = time.monotonic()
+    try:
+        kind.file.write_bytes(mutated(whole, kind.form, seed))
+        kind.read()
+    except UserError as error:
+        if kind.forgiving:
+            return f"refused, though it could be done without: {error}"
+        named = kind.file.name in str(error) or kind.file.parent.name in str(error)
+        return "refused" if named else f"does not name {kind.file.name}: {error}"
+    except BaseException as error:
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
+        return f"{type(error).__name__} at {where}: {error}"
+    finally:
+        kind.file.write_bytes(whole)
+    passed = time.monotonic() - start
+    return "read" if passed < SLOWEST else f"took {passed:.0f} s"
+
+
+def try_all(kinds: dict[str, Kind], seeds: range) -> Counter[str]:
+    """Mutations of every kind; fails with all that went wrong, each with its seed."""
+    counts: Counter[str] = Counter()
+    wrong = []
+    for name, kind in kinds.items():
+        kind.read()  # as it is
+        for seed in seeds:
+            found = tried(kind, seed)
+            counts[found if found in ("read", "refused") else "wrong"] += 1
+            if found not in ("read", "refused"):
+                wrong.append(f"{name}, seed {seed}: {found}"[:600])
+    assert not wrong, f"{len(wrong)} of {sum(counts.values())}:\n" + "\n".join(wrong)
+    return counts
+
+
+def test_a_few_mutations_of_every_kind(kinds):
+    counts = try_all(kinds, range(10))
+    assert counts["read"] > 50 and counts["refused"] > 250
+
+
+@pytest.mark.slow
+def test_thousands_of_mutations(kinds):
+    counts = try_all(kinds, range(1000, 1075))
+    print(dict(counts))
+    assert counts["read"] > 500 and counts["refused"] > 2500
