@@ -53,6 +53,20 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
     assert "LOCAL_RANK" not in os.environ
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_logits_at_some_positions_are_those_of_all(tiny, family):
+    """And the head computes no others."""
+    batch, positions_s = collate(make_task().examples[:2]), torch.tensor([1, 2, 4])
+    with open_ranks() as ranks:
+        model = BaseModel(ModelSource.parse(tiny(family))).load(torch.float32)
+        seen = []
+        model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+        with open_engine(model, settings(), ranks) as built:
+            model.eval()  # without dropout
+            torch.testing.assert_close(built.logits(batch, positions_s), built.logits(batch)[:, positions_s])
+    assert seen == [3, batch.input_ids_bt.shape[1]]
+
+
 def test_nothing_to_train_is_refused(tiny):
     with open_ranks() as ranks:
         model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32)

@@ -102,7 +102,8 @@ def test_logits_and_copies():
     one = {"num_texts": 2, "length": 10, "itemsize": 2}
     mask, whole = Mask({DOWN: Slice(0, ((0, 5),))}), Mask({DOWN: None})
     found = activations(anatomy, mask, supervised=7, **one)
-    assert found - activations(anatomy, mask, supervised=0, **one) == 7 * 512 * (4 + 4 + 2)
+    positions = 2 * 7  # of which the head computes logits
+    assert found - activations(anatomy, mask, supervised=0, **one) == 512 * (positions * 2 + 7 * (4 + 4 + 2))
     assert found - activations(anatomy, whole, supervised=7, **one) == 2 * numel(anatomy.inventory.shapes[DOWN])
 
 

@@ -16,6 +16,7 @@ An exact training needs some care, measured on DeepSpeed 0.19.8:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -57,6 +58,8 @@ class Engine:
             self.deepspeed, *_ = deepspeed_library().initialize(
                 model=model, model_parameters=list(self.parameters.values()), config=config
             )
+        unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes any argument
+        self._keeps_logits = "logits_to_keep" in inspect.signature(unwrapped.forward).parameters
         self.device = ranks.device
         self.stage = settings.zero
         self._plain = self._plain_masters()
@@ -73,11 +76,16 @@ class Engine:
         masters = {id(parameter): master for parameter, master in pairs}
         return {name: masters[id(parameter)] for name, parameter in self.parameters.items()}
 
-    def logits(self, batch: Batch) -> Tensor:
-        """[b, t, v] for a batch padded on the right."""
+    def logits(self, batch: Batch, positions_s: Tensor | None = None) -> Tensor:
+        """[b, t, v] for a batch padded on the right, or [b, s, v] at some positions only.
+
+        The head computes no other position, where the model's class can leave them out (`logits_to_keep`): of a long
+        prompt and a short answer nearly all.
+        """
         ids_bt, mask_bt = batch.input_ids_bt.to(self.device), batch.attention_mask_bt.to(self.device)
-        logits_btv: Tensor = self.deepspeed(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
-        return logits_btv
+        kept = {} if positions_s is None or not self._keeps_logits else {"logits_to_keep": positions_s}
+        logits_bsv: Tensor = self.deepspeed(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False, **kept).logits
+        return logits_bsv if positions_s is None or kept else logits_bsv[:, positions_s]
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradient; the step's is the mean over ranks of the sums over micro-batches."""

@@ -290,7 +290,8 @@ def activations(
     if checkpointing:
         all_layers = itemsize * hidden * len(kept) + max(kept.values(), default=0)
     copies = sum(itemsize * numel(anatomy.inventory.shapes[name]) for name in mask.sliced)  # with the slice put in
-    logits = config.vocab_size * (tokens * itemsize + supervised * (4 + 4 + itemsize))
+    positions = num_texts * min(length, supervised)  # at most: where any of the texts is supervised
+    logits = config.vocab_size * (positions * itemsize + supervised * (4 + 4 + itemsize))
     return int(tokens * all_layers + copies + logits)
 
 

@@ -352,9 +352,11 @@ class Run:
         for position, (micro, examples) in enumerate(mine):
             padded = collate(examples)
             targets_bt = padded.targets_bt.to(self.ranks.device)
-            here_bt = targets_bt != IGNORED  # the logits of all others are never made float32
-            logits_nv = self.engine.logits(padded)[here_bt]
-            total = losses(logits_nv[None], targets_bt[here_bt][None]).sum()
+            positions_s = (targets_bt != IGNORED).any(dim=0).nonzero().flatten()
+            targets_bs = targets_bt[:, positions_s]
+            here_bs = targets_bs != IGNORED  # the logits of all others are never made float32
+            logits_nv = self.engine.logits(padded, positions_s)[here_bs]
+            total = losses(logits_nv[None], targets_bs[here_bs][None]).sum()
             weight = self.ranks.size / batch.num_supervised if micro is not None else 0.0  # ranks are averaged
             self.engine.backward(total * weight, last=position == len(mine) - 1)
             if micro is not None:
