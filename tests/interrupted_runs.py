@@ -27,7 +27,7 @@ from tests.killed_writes import signal_at
 
 IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
-    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.heatmap_png",
+    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.draw",
     "trace_transfer.transfer.mapping", "trace_transfer.transfer.show", "trace_transfer.cli.identify", "datasets",
     "trace_transfer.identification.identifying", "trace_transfer.identification.show", "trace_transfer.cli.train",
     "trace_transfer.training.streaming", "trace_transfer.training.show",
