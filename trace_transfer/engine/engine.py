@@ -58,7 +58,7 @@ class Engine:
             self.deepspeed, *_ = deepspeed_library().initialize(
                 model=model, model_parameters=list(self.parameters.values()), config=config
             )
-        unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes any argument
+        unwrapped = getattr(model, "get_base_model", lambda: model)()  # peft's takes any argument
         self._keeps_logits = "logits_to_keep" in inspect.signature(unwrapped.forward).parameters
         self.device = ranks.device
         self.stage = settings.zero
