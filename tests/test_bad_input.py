@@ -192,7 +192,7 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
         (
             {"parameters": [{"name": "a", "shape": [2], "core": "yes"}, {"name": "b", "shape": [-2], "core": 1}]},
             "3 problems:\n  - parameters.0.core (a): Input should be a valid boolean; found 'yes'\n"
-            "  - parameters.1.shape.0 (b): Input should be greater than or equal to 0; found -2\n"
+            "  - parameters.1.shape.0 (b): Input should be greater than or equal to 1; found -2\n"
             "  - parameters.1.core (b): Input should be a valid boolean; found 1",
         ),
         (

@@ -50,6 +50,10 @@ class Patched:
     def fingerprint(self) -> str:
         return sha256_text(f"{self.base.fingerprint} {self.mask.sha256}")
 
+    @property
+    def config_sha256(self) -> str:
+        return self.base.config_sha256
+
     def load(self, dtype: torch.dtype):
         model = self.base.load(dtype)
         for name, value in self.patch.items():

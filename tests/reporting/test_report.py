@@ -313,7 +313,7 @@ def test_two_reports_of_the_same_numbers_differ_in_times_alone(written: Path, tm
 
 
 def test_names_are_never_read_as_marks(tmp_path: Path) -> None:
-    evil = "a<b> & 'c' | *d* _e_ `f` --> </script><img src=x>\n## [g](javascript:h) $x$"
+    evil = "a<b> & 'c' | *d* _e_ `f` --> </script><img src=x> ## [g](javascript:h) $x$"
     run = write_run(tmp_path / "study", methods=SOME_METHODS, seeds=(0, 1, 2))
 
     def spoil(data: dict) -> None:
