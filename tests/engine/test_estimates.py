@@ -130,10 +130,14 @@ def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
         }[kind]
         found = estimate(anatomy, mask, chosen, Workload.of(make_task(), 3), num_ranks=1, precision=precision)
         with open_engine(model, chosen, ranks, mask) as built:
-            for _ in range(2):
+            rounds = []
+            for _ in range(3):
                 built.backward(built.logits(collate(make_task().examples[:1])).float().mean(), True)
-                held = held_on_cpu() - before
+                rounds.append(held_on_cpu() - before)
                 built.step(1e-3)
+            held = min(
+                rounds[1:]
+            )  # the first has no moments yet; rarely one of them still sees the last one's gradient
         del model, built
     collect_garbage()
     expected = found.parameters + found.gradients + found.optimizer
