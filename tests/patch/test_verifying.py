@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +100,7 @@ def test_any_bit_of_any_frozen_element(tiny, tmp_path_factory, data):
     bit = data.draw(st.integers(0, 15))
     value = state.value(name)
     value.view(torch.int16)[index] ^= np.array(1 << bit, dtype=np.uint16).astype(np.int16).item()
+    assume(value[index].isfinite())  # else the model is refused
     place = tmp_path_factory.mktemp("flipped")
     tensors = {other: state.value(other) for other in state.shapes} | {name: value}
     save_file(tensors, place / "model.safetensors", {"format": "pt"})
