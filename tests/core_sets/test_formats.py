@@ -122,8 +122,8 @@ def test_peft():
             [*names_of("qwen2.5-14b", ".1.self_attn.q_proj"), "model.layers.3.self_attn.k_proj.weight"],
             r"3.self_attn.k_proj.bias: not core, but biases of other layers are",
         ),
-        ("gpt2", ["transformer.ln_f.weight"], r"ln_f.weight \[768\]: no matrix, and no norm all of which is core"),
-        ("gpt_oss", names_of("gpt_oss", ".0.self_attn"), r"self_attn.sinks \[64\]: no matrix, and no norm"),
+        ("gpt2", ["transformer.ln_f.weight"], r"ln_f.weight \[768\]: neither a matrix nor a norm"),
+        ("gpt_oss", names_of("gpt_oss", ".0.self_attn"), r"self_attn.sinks \[64\]: neither a matrix nor a norm"),
     ],
 )
 def test_peft_refuses_what_no_adapter_is(name, chosen, message):

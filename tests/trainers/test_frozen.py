@@ -199,7 +199,7 @@ def test_what_moved_is_named(tiny, tmp_path):
     with torch.no_grad():
         model.model.embed_tokens.parametrizations.weight.original[150] += 1  # row 150 is not core
         model.model.layers[3].mlp.up_proj.weight[0, 0] = -0.0 if model.model.layers[3].mlp.up_proj.weight[0, 0] else 1
-    with pytest.raises(tt.FrozenMovedError) as caught:
+    with pytest.raises(tt.FrozenMovedError, match="not core, and moved") as caught:
         trained.verify()
     assert str(caught.value).splitlines()[1:] == [
         "  - model.embed_tokens.weight: rows that are not core, and moved",

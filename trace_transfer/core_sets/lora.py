@@ -129,7 +129,7 @@ def _targets(core: CoreSet, inside: _Inside) -> _Targets:
         elif wanted.issuperset(inside.parameters_of(module)) and inside.is_norm(module):
             saved.append(module)
         else:
-            refused.append(f"{name} {list(core.shapes[name])}: no matrix, and no norm all of which is core")
+            refused.append(f"{name} {list(core.shapes[name])}: neither a matrix nor a norm that is core as a whole")
     beside = {bias for module in modules for bias in inside.parameters_of(module) if bias.endswith(".bias")}
     if biases and (missing := sorted(beside.symmetric_difference(biases))):
         refused += [

@@ -1,7 +1,7 @@
 """Conversations → token ids with the answers supervised: what training and Fisher information read.
 
 A token is supervised if any of an answer's characters are in it, the end of the turn included: predicting it then
-completes some of the answer. What is generated is read by the same way: `encode_prompts`.
+completes some of the answer. `encode_prompts` reads the prompts of generation in the same way.
 """
 
 from __future__ import annotations
@@ -408,8 +408,8 @@ def _pieces(example: Example, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
 def _require_answers(spec: TaskSpec, examples: Sequence[Example], max_length: int) -> None:
     if without := [example.id for example in examples if example.num_supervised == 0]:
         raise TaskError(
-            f"{spec.label}: no token of the answer is left in {len(without)} of {len(examples)} examples, of which at "
-            f"most {max_length} tokens are read; raise --max-length or use --too-long leave-out:\n" + listing(without)
+            f"{spec.label}: no token of the answer is left in {len(without)} of {len(examples)} examples, each cut "
+            f"at {max_length} tokens; raise --max-length or use --too-long leave-out:\n" + listing(without)
         )
 
 
