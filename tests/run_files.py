@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method, Transfer
-from trace_transfer.evaluation.scores import Score, ScoredStage, ScoreMatrix
+from trace_transfer.evaluation.records import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.records import Verification, VerifiedParameter
 from trace_transfer.records import ModelIdentity, to_json
 from trace_transfer.reporting.records import CellRecord, Cost, MethodRecord, RunFile, StepFile

@@ -39,7 +39,7 @@ from trace_transfer.engine.checkpointing import Step, read_csv, to_csv
 from trace_transfer.engine.deepspeed_json import contradictions, merged, read_deepspeed_json
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
-from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.suite_file import load_suite
 from trace_transfer.families.model_handle import load_tokenizer, open_model
 from trace_transfer.families.registry import load_families

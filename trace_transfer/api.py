@@ -15,7 +15,7 @@ from trace_transfer.arguments import Model, Named, PathLike, Paths, Texts, check
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
-    from trace_transfer.evaluation.scores import EvaluationFile
+    from trace_transfer.evaluation.records import EvaluationFile
     from trace_transfer.identification.identifying import Identified
     from trace_transfer.keywords import EvaluateKeywords, IdentifyKeywords, MapKeywords, StreamKeywords
     from trace_transfer.patch.records import Verification

@@ -7,7 +7,7 @@ from typing import Any
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import UserError
-from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.patch.records import Verification
 from trace_transfer.records import Strict, read_artefact

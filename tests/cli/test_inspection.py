@@ -15,7 +15,7 @@ from tests.run_files import SOURCE, write_run
 from trace_transfer.cli.inspection import draw
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
-from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise

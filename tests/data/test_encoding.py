@@ -17,7 +17,7 @@ from trace_transfer.data.examples import IGNORED, collate
 from trace_transfer.data.records import Message, Record, Records
 from trace_transfer.data.rendering import APART
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
-from trace_transfer.evaluation.records import number_of
+from trace_transfer.evaluation.reading import number_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.sources import ModelSource
 

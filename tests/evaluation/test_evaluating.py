@@ -12,7 +12,7 @@ from trace_transfer.errors import UserError
 from trace_transfer.evaluation import evaluating
 from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, prepare_suite, score_prepared
 from trace_transfer.evaluation.outcome import EvaluationError
-from trace_transfer.evaluation.scores import EvaluationFile
+from trace_transfer.evaluation.records import EvaluationFile
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
 from trace_transfer.formats import read_any

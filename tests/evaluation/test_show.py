@@ -1,6 +1,6 @@
 """What `evaluate` prints: one row per score, and what counts as wrong is said."""
 
-from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.show import render_evaluation
 from trace_transfer.records import ModelIdentity
 

@@ -13,7 +13,7 @@ from tests.study.run_directories import TASKS, run_content, write_file, write_ru
 from tests.tuned_models import weights
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import TraceTransferError, UserError
-from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.formats import read_any
 from trace_transfer.locking import LOCK, held

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import MAX_LISTED, ArtefactError
-from trace_transfer.evaluation.scores import EvaluationFile, ScoreMatrix
+from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
 from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.files import size

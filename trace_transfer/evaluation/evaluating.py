@@ -28,8 +28,8 @@ from trace_transfer.evaluation.harness import (
 from trace_transfer.evaluation.losses import prepare_loss
 from trace_transfer.evaluation.multiple_choice import prepare_choices
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
-from trace_transfer.evaluation.records import Reading
-from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.reading import Reading
+from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
 from trace_transfer.families.application import anatomy_of

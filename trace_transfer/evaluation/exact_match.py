@@ -16,7 +16,7 @@ from typing import Any
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.evaluation.batching import generate
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr
-from trace_transfer.evaluation.records import (
+from trace_transfer.evaluation.reading import (
     Reading,
     read_prompts,
     require_prompts,

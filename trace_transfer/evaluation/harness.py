@@ -29,7 +29,7 @@ from trace_transfer.data.tasks_file import TaskError, locate, suggestion
 from trace_transfer.errors import NumericalError, UserError, first_line
 from trace_transfer.evaluation.batching import finite_logits
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Sample, records_sha256
-from trace_transfer.evaluation.records import Reading, require_room
+from trace_transfer.evaluation.reading import Reading, require_room
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec
 

@@ -9,7 +9,7 @@ from typing import Any
 from trace_transfer.data.examples import IGNORED, TaskData
 from trace_transfer.evaluation.batching import score_answers
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, ratio_and_stderr
-from trace_transfer.evaluation.records import Reading, read_examples
+from trace_transfer.evaluation.reading import Reading, read_examples
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 

@@ -27,7 +27,7 @@ from trace_transfer.data.tasks_file import (
 from trace_transfer.errors import listing
 from trace_transfer.evaluation.batching import score_answers
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr, records_sha256
-from trace_transfer.evaluation.records import (
+from trace_transfer.evaluation.reading import (
     Reading,
     encode,
     last_question,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trace_transfer.data.show import pieces_lines, visible
-from trace_transfer.evaluation.scores import EvaluationFile, Score
+from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.terminal import Page, drawn
 from trace_transfer.terminal_pictures import model_line
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.evaluation.scores import Score, ScoreMatrix
+from trace_transfer.evaluation.records import Score, ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.patch.records import Verification
 from trace_transfer.records import ModelIdentity, Strict, read_artefact

@@ -17,7 +17,7 @@ import yaml
 
 from trace_transfer.evaluation.evaluating import evaluate as evaluate_model
 from trace_transfer.evaluation.evaluating import plan_evaluation
-from trace_transfer.evaluation.scores import EvaluationFile, ScoredStage, ScoreMatrix
+from trace_transfer.evaluation.records import EvaluationFile, ScoredStage, ScoreMatrix
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import open_model
