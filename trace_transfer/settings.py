@@ -126,6 +126,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     PROFILES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}  # what each sets; what is given stays
     UNRECORDED: ClassVar[frozenset[str]] = frozenset()  # what changes no result
+    LATER: ClassVar[frozenset[str]] = frozenset()  # recorded where not the default: records of before compare equal
 
     def __init__(self, **given: Any) -> None:
         fields = type(self).model_fields
@@ -168,10 +169,12 @@ class Settings(BaseModel):
         """As they are saved beside each result: what decides it, in what JSON can hold."""
         found: dict[str, Any] = {}
         parts: dict[str, Any] = {}
-        for name in type(self).model_fields:
+        for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Settings):
                 parts |= value.recorded()
+            elif name in self.LATER and value == field.get_default(call_default_factory=True):
+                continue
             elif name not in self.UNRECORDED:
                 found[name] = _json(value)
         return found | parts
