@@ -10,10 +10,10 @@ from tests.study.run_directories import write_run
 from trace_transfer.errors import UserError
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
-from trace_transfer.study.graph import Step
 from trace_transfer.study.run_file import load_run
 from trace_transfer.study.running import GpuPool, Scheduler, visible_gpus
 from trace_transfer.study.status import StepStatus
+from trace_transfer.study.steps import Step
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, MIG-1ab2"
 

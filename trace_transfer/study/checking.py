@@ -16,8 +16,9 @@ from trace_transfer.identification.scoring import check_settings
 from trace_transfer.launching import excess_of
 from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.study.graph import LAUNCHED, RunGraph
+from trace_transfer.study.graph import RunGraph
 from trace_transfer.study.run_file import Cell
+from trace_transfer.study.steps import LAUNCHED
 
 
 def excess_here(graph: RunGraph) -> str | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.study.run_file import Cell, Study, cells_of
+from trace_transfer.study.steps import Step
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 NO_WEIGHTS = "no weights here"
@@ -259,61 +259,3 @@ def _hash_of(path: Path) -> str:
 def _plain(values: Any) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(values, default=str))
-
-
-SHORT = 12
-# To be counted up where a change of this program makes a step's files differ: what was made before is made again.
-VERSIONS = {
-    "warm-start": 1,
-    "evidence": 1,
-    "identify": 2,
-    "match": 1,
-    "map": 2,
-    "train": 1,
-    "baseline": 1,
-    "evaluate": 1,
-    "represent": 1,
-}
-LAUNCHED = ("warm-start", "train")  # several processes may share the work
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One unit of work.
-
-    Attributes:
-        kind: a key of `VERSIONS`, and of `kinds.KINDS`, which says how it is done.
-        settings: that decide its files; plain JSON.
-        inputs: what for → hash of a file or of a model.
-        needs: what for → the step whose files it reads.
-        arguments: where things are, and settings as they were given; they do not take part in the address.
-        keeps: whether its large files outlive the steps that need them.
-    """
-
-    kind: str
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    needs: Mapping[str, Step] = field(default_factory=dict)
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    keeps: bool = True
-
-    @cached_property
-    def address(self) -> str:
-        """SHA-256 of kind, version, settings and inputs, those of the steps that it needs among them."""
-        content = {
-            "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "settings": self.settings,
-            "inputs": self.all_inputs,
-        }
-        return sha256_text(json.dumps(content, sort_keys=True, separators=(",", ":")))
-
-    @property
-    def all_inputs(self) -> dict[str, str]:
-        """Hashes of files and models, and the addresses of other steps."""
-        return {**self.inputs, **{name: step.address for name, step in self.needs.items()}}
-
-    @property
-    def directory(self) -> str:
-        """Relative to the run's."""
-        return f"steps/{self.kind}-{self.address[:SHORT]}"

@@ -30,10 +30,11 @@ from trace_transfer.reporting.summarising import summarise
 from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.study.checking import check_plan
-from trace_transfer.study.graph import LAUNCHED, RunGraph, Step
+from trace_transfer.study.graph import RunGraph
 from trace_transfer.study.kinds import CACHE, Ticket
 from trace_transfer.study.show import Display
 from trace_transfer.study.status import RECORD, StepStatus
+from trace_transfer.study.steps import LAUNCHED, Step
 from trace_transfer.study.worker import VISIBLE, context, work
 from trace_transfer.tables import to_csv
 

@@ -16,7 +16,8 @@ from trace_transfer.locking import held
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.records import StepFile
-from trace_transfer.study.graph import RunGraph, Step
+from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.steps import Step
 from trace_transfer.text_formats import read_json_object
 
 RECORD, LOG, LOCK, SEEN, TIME = "step.json", "log.txt", ".lock", ".seen.json", ".time.json"

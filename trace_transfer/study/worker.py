@@ -34,8 +34,8 @@ from trace_transfer.printable import guard
 from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 from trace_transfer.records import library_versions, read_artefact, read_fields, to_json
 from trace_transfer.reporting.records import Cost, StepFile
-from trace_transfer.study.graph import LAUNCHED
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
+from trace_transfer.study.steps import LAUNCHED
 from trace_transfer.training.records import StreamFile
 
 if TYPE_CHECKING:
