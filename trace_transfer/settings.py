@@ -110,10 +110,19 @@ Share = Annotated[float, Gt(0), Le(1)]
 Texts = tuple[str, ...]
 
 
-def setting(default: Any, help: str, *, metavar: str | None = None, **limits: Any) -> Any:
-    """A field of settings: its default, what its option's help says, and limits as pydantic's `Field` takes them."""
+def setting(
+    default: Any, help: str, *, metavar: str | None = None, group: str | None = None, common: bool = False,
+    **limits: Any,
+) -> Any:  # fmt: skip
+    """A field of settings: its default, what its option's help says, and limits as pydantic's `Field` takes them.
+
+    Args:
+        help: its first sentence is all that the short help of a command shows.
+        group: where the help lists the option, if not under the `GROUP` of its class.
+        common: whether the short help shows the option.
+    """
     made = {"default_factory": default} if callable(default) else {"default": default}
-    extra: dict[str, Any] | None = {"metavar": metavar} if metavar else None
+    extra: dict[str, Any] = {"metavar": metavar, "group": group, "common": common}
     return Field(**made, description=help, json_schema_extra=extra, **limits)
 
 
@@ -127,6 +136,7 @@ class Settings(BaseModel):
     PROFILES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}  # what each sets; what is given stays
     UNRECORDED: ClassVar[frozenset[str]] = frozenset()  # what changes no result
     LATER: ClassVar[frozenset[str]] = frozenset()  # recorded where not the default: records of before compare equal
+    GROUP: ClassVar[str] = "Options"  # where help lists the options
 
     def __init__(self, **given: Any) -> None:
         fields = type(self).model_fields
@@ -198,6 +208,11 @@ class Single(NamedTuple):
     field: FieldInfo
     default: Any
     owner: type[Settings]
+
+    def told(self, what: str) -> Any:
+        """What `setting` was told for help: "metavar", "group" or "common"."""
+        extra = self.field.json_schema_extra
+        return extra.get(what) if isinstance(extra, dict) else None
 
 
 def singles(kind: type[Settings], defaults: Settings | None = None) -> Iterator[Single]:

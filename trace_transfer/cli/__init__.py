@@ -21,27 +21,25 @@ from trace_transfer.stopping import StopRequested, noted_interruption
 
 # Command → what the list of commands says of it; the module of that name defines it, or the one of `ELSEWHERE`.
 COMMANDS = {
-    "run": "Everything from task data to report in one resumable command; sweeps, too.",
-    "identify": "Find the parameters that each task needs: warm-start, score and select in one.",
-    "warm-start": "Fine-tune a model for one epoch on each task and keep what changed.",
-    "score": "Score parameters by how warm-started or fine-tuned models differ from their base.",
-    "select": "Make another core set, of another size, from the scores in a core file.",
-    "export": "Write core sets as the settings of other trainers: axolotl, ms-swift, peft, trl and more.",
-    "import": "Make core files of the lists of Axolotl, Spectrum and the authors' scripts.",
-    "plot": "Draw importance heatmaps of core files: layers x modules, by task and warm-start length.",
-    "map": "Match the layers of two models and carry core sets from one to the other.",
-    "train": "Fine-tune a model on a stream of tasks, of each only its core set; baselines and controls, too.",
-    "evaluate": "Score a model on benchmarks of lm-evaluation-harness and on your own data.",
-    "represent": "Draw the last-layer embeddings of tasks, of any models side by side.",
-    "report": "Make one page of a run: what was run, tables, plots, and what they say.",
-    "patch": "Move a model between the states of a stream: apply, revert, diff; models for mergekit.",
-    "verify": "Prove that between two models nothing moved but a core set.",
-    "rules": "List, check, explain and draft the rules that tell which parameter does what.",
-    "schema": "Print the JSON Schema of run.yaml, tasks.yaml, stream.yaml, a suite or rules, for editors.",
-    "inspect": "Draw a file that trace-transfer wrote in the terminal.",
+    "identify": "Find the core set of each task on a small model.",
+    "map": "Match the layers of two models and carry core sets across.",
+    "train": "Fine-tune a model, one task after another; only core sets are trained.",
+    "verify": "Compare two models bit for bit: only core sets may differ.",
+    "run": "Run a study: all steps from task data to report.",
+    "report": "Write the report of a study again.",
+    "evaluate": "Score a model on benchmarks or on your own data.",
+    "represent": "Draw how well models separate the texts of several tasks.",
+    "export": "Write core sets as settings of Axolotl, ms-swift, PEFT, TRL and others.",
+    "import": "Make core files from lists of Axolotl, Spectrum and the authors.",
+    "patch": "Apply and revert what a task changed; make models for mergekit.",
+    "warm-start": "First half of identify: fine-tune on each task and keep the deltas.",
+    "score": "Second half of identify: score tensors and select core sets.",
+    "select": "Make core sets of another size from the scores in core files.",
+    "plot": "Draw the scores in core files as heatmaps.",
+    "inspect": "Show any file that trace-transfer wrote in the terminal.",
+    "rules": "List, check, explain and draft rules of model families.",
+    "schema": "Print a JSON Schema of a YAML file, for editors.",
 }
-
-
 ELSEWHERE = {
     **dict.fromkeys(("warm-start", "score", "select", "plot"), "identify"),
     **dict.fromkeys(("export", "import"), "core_sets"),
@@ -50,7 +48,7 @@ ELSEWHERE = {
     "verify": "patch",
 }
 INTERRUPTED = (
-    "interrupted; nothing half-written was left, and the same command goes on from what is finished"  # if anything is
+    "interrupted; no half-written file is left, and the same command resumes from what is finished"  # if anything is
 )
 HIDDEN = ("step",)  # started by other commands
 
@@ -120,8 +118,15 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="trace-transfer")
 @click.option("--local_rank", type=int, hidden=True, expose_value=False, help="Given by DeepSpeed's launcher.")
 def main() -> None:
-    """Find the few parameters a task needs on a small language model, carry them to a large one of another family,
-    and fine-tune only those."""
+    """Find the few parameters that a task needs on a small language model, carry them to a large model of another
+    family, and fine-tune only those.
+
+    \b
+        trace-transfer identify SMALL --tasks tasks.yaml --out runs/small
+        trace-transfer map --src SMALL --dst LARGE \\
+            --core runs/small/math.core.json --out runs/carried
+        trace-transfer train LARGE --stream stream.yaml --out runs/large
+    """
     # Before torch is loaded: threads that wait for each other sleep. Those that spin make a step of SmolLM2's size 6 %
     # faster on two cores with nothing else to do, and four times slower where these have other work, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

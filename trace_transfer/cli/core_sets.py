@@ -18,29 +18,30 @@ from trace_transfer.core_sets.exporting import FORMATS
 )  # fmt: skip
 @click.option(
     "--out", type=shared.OutPath(file=True, dash=True), metavar="FILE",
-    help="The file to be written; - or nothing prints it.",
+    help="File to write. Default: print it.",
 )  # fmt: skip
 @click.option(
     "--model", metavar="MODEL",
-    help="The model of the core files, where it is not found under the name in them; only its config is read.",
+    help="Model of the core files, if it is not found under the name in them. Only its config is read.",
 )  # fmt: skip
-@click.option("--rank", type=click.IntRange(min=1), help="Of peft's adapters; 8 if not given.")
+@click.option("--rank", type=click.IntRange(min=1), help="peft: rank of the adapters; 8 if not given.")
 @click.option(
-    "--alpha", type=click.FloatRange(min=0, min_open=True), help="lora_alpha of peft's adapters; 16 if not given."
+    "--alpha", type=click.FloatRange(min=0, min_open=True), help="peft: lora_alpha of the adapters; 16 if not given."
 )
 def export_command(
     files: tuple[Path, ...], to: str, out: Path | None, model: str | None, rank: int | None, alpha: float | None
 ) -> None:
-    """Write core sets as the settings of another trainer: it then trains exactly them, or the export is refused.
+    """Write core sets as settings of another trainer, which then trains exactly these tensors.
 
-    The text is read again as the trainer reads it, against all parameter names of the model: what would train is the
-    core set, tensor by tensor. What a trainer has no words for, such as rows or columns, is named. Of several core
-    files of one model the text holds what any of them trains.
+    The settings are parsed as the trainer parses them and compared with all tensor names of the model. If they would
+    train anything else, the export is refused. A message names what the trainer cannot express, such as rows. Several
+    core files of one model give their union.
 
     \b
-    trace-transfer export math.core.json --to axolotl --out math.yaml
-    trace-transfer export math.core.json --to peft --rank 16 --out math_lora.py
-    trace-transfer export math.core.json --to regex
+        trace-transfer export math.core.json --to axolotl --out math.yaml
+        trace-transfer export math.core.json --to peft --rank 16 \\
+            --out math_lora.py
+        trace-transfer export math.core.json --to regex
     """
     if to != "peft" and (rank is not None or alpha is not None):
         raise click.UsageError("--rank and --alpha are those of adapters: they need --to peft")
@@ -72,27 +73,27 @@ ENDING = ".core.json"
 @click.argument("file", type=shared.FILE)
 @click.option(
     "--from", "source", required=True, type=click.Choice(("axolotl", "spectrum", "authors")),
-    help="Whose list it is: unfrozen_parameters of an Axolotl configuration, or as Spectrum writes them; or a JSON "
-    "list of the authors' scripts.",
+    help="Format of the list. axolotl, spectrum: unfrozen_parameters; authors: the JSON list of the authors' scripts.",
 )  # fmt: skip
-@click.option("--model", required=True, metavar="MODEL", help="Whose parameters it names; only its config is read.")
-@click.option("--out", required=True, type=shared.OUT_FILE, metavar="TASK.core.json", help="The new file.")
-@click.option("--task", help="The task's name; default: that of the file.")
-@click.option("--ratio", type=shared.RATIO, help="authors: the core share, of a list of all parameters.")
+@click.option("--model", required=True, metavar="MODEL", help="Model that the list is for. Only its config is read.")
+@click.option("--out", required=True, type=shared.OUT_FILE, metavar="TASK.core.json", help="File to write.")
+@click.option("--task", help="Name of the task. Default: that of the file.")
+@click.option("--ratio", type=shared.RATIO, help="authors: share of the model, of a list that ranks all tensors.")
 @click.option("--unit", type=click.Choice(("tensors", "elements")), help="authors: what --ratio counts.")
 @shared.rules_option
 def import_command(
     file: Path, source: str, model: str, out: Path, task: str | None, ratio: float | None, unit: str | None,
     rules: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Make a core file of the list in FILE: it can be carried to another model, trained, drawn and exported.
+    """Make a core file from the list of tensors in FILE.
 
-    Patterns are read as Axolotl reads them: a dot is a dot, matched from the beginning of a name and open at the end,
-    with rows as [a:b] behind. Patterns that match nothing are refused, all at once.
+    Patterns are read as Axolotl reads them: a dot is literal, a pattern matches the beginning of a name, and [a:b] at
+    its end gives rows. Patterns that match nothing are refused.
 
     \b
-    trace-transfer import snr_unfrozenparameters_25percent.yaml --from spectrum \\
-        --model meta-llama/Meta-Llama-3-8B --out chat.core.json
+        trace-transfer import snr_unfrozenparameters_25percent.yaml \\
+            --from spectrum --model meta-llama/Meta-Llama-3-8B \\
+            --out chat.core.json
     """
     if task is None and not out.name.endswith(ENDING):
         raise click.UsageError(f"--out must end with {ENDING} and begin with the task, or give --task")

@@ -8,29 +8,33 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.cli.help import Command
 from trace_transfer.cli.settings_options import given_settings, setting_options
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.represent.settings import RepresentSettings
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--suite", "suite_name", default="paper", show_default=True, metavar="NAME|FILE",
-    help="'paper', 'paper-authors' (as their scripts do), or a file of your own evaluations.",
+@shared.option(
+    "--suite", "suite_name", default="paper", show_default=True, metavar="NAME|FILE", group="Evaluation", common=True,
+    help="paper, paper-authors (as the authors' scripts do), or a file with your own evaluations.",
 )  # fmt: skip
-@click.option("--only", multiple=True, metavar="NAME", help="Only this evaluation; may be given often.")
-@click.option(
-    "--data", multiple=True, callback=shared.mapped, metavar="NAME=FILE",
-    help="A local file for an evaluation, or NAME.shots=FILE for the examples that it shows; may be given often.",
+@shared.option(
+    "--only", multiple=True, metavar="NAME", group="Evaluation", common=True,
+    help="Run only this evaluation. May be repeated.",
 )  # fmt: skip
-@click.option(
-    "--patch", "patches", multiple=True, type=shared.FILE, metavar="FILE",
-    help="Put a patch into the model first; may be given often, in the order of the stream.",
+@shared.option(
+    "--data", multiple=True, callback=shared.mapped, metavar="NAME=FILE", group="Data", common=True,
+    help="Local file for an evaluation. NAME.shots=FILE gives its few-shot examples; may be repeated.",
+)  # fmt: skip
+@shared.option(
+    "--patch", "patches", multiple=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
+    help="Apply a patch to the model first. May be repeated, in the order of the stream.",
 )  # fmt: skip
 @shared.out_option("runs/evaluate")
 @setting_options(EvaluateSettings)
-@shared.dry_run_option("What would be run; loads no weights, writes nothing.")
+@shared.dry_run_option("Print what would be run; load no weights, write nothing.")
 @click.pass_context
 def evaluate_command(
     ctx: click.Context, /, model: str, suite_name: str, only: tuple[str, ...], data: dict[str, str],
@@ -38,13 +42,14 @@ def evaluate_command(
 ) -> None:  # fmt: skip
     """Score MODEL on the paper's benchmarks, or on your own data.
 
-    Writes evaluation.json and samples/NAME.jsonl. What is finished with the same settings, data and weights is not run
-    again.
+    Writes evaluation.json and samples/NAME.jsonl. Evaluations that are finished with the same settings, data and
+    weights are not run again.
 
     \b
-    trace-transfer evaluate Qwen/Qwen2.5-14B --suite paper --allow-code-execution
-    trace-transfer evaluate models/small --suite mine.yaml \\
-        --patch runs/math.patch.safetensors
+        trace-transfer evaluate Qwen/Qwen2.5-14B --suite paper \\
+            --allow-code-execution
+        trace-transfer evaluate models/small --suite mine.yaml \\
+            --patch runs/math.patch.safetensors
     """
     settings = given_settings(EvaluateSettings, ctx, options)
 
@@ -69,20 +74,23 @@ def evaluate_command(
     click.echo(render_evaluation(evaluate(plan, None, out, Terminal())))
 
 
-@click.command("represent")
+@click.command("represent", cls=Command)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--tasks", required=True, type=shared.FILE, metavar="FILE", help="tasks.yaml: two tasks at least.")
-@click.option(
-    "--label", "labelled", multiple=True, callback=shared.paired, metavar="NAME=MODEL",
-    help="A model under a name of its own; may be given often. MODELs have the last part of theirs.",
+@shared.option(
+    "--tasks", required=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
+    help="tasks.yaml with at least two tasks.",
 )  # fmt: skip
-@click.option(
-    "--patch", "patches", multiple=True, callback=shared.paired, metavar="NAME=FILE",
-    help="A patch of the model of that name, in the order of its stream; may be given often.",
+@shared.option(
+    "--label", "labelled", multiple=True, callback=shared.paired, metavar="NAME=MODEL", group="Data", common=True,
+    help="A model with a name for the figure. May be repeated; a MODEL is named by the last part of its path.",
+)  # fmt: skip
+@shared.option(
+    "--patch", "patches", multiple=True, callback=shared.paired, metavar="NAME=FILE", group="Data", common=True,
+    help="Apply a patch to the model of that name. May be repeated, in the order of the stream.",
 )  # fmt: skip
 @shared.out_option("runs/represent")
 @setting_options(RepresentSettings)
-@shared.dry_run_option("Models, widths, texts and tokens; reads no weights, writes nothing.")
+@shared.dry_run_option("Print models, widths, texts and tokens; read no weights, write nothing.")
 @click.pass_context
 def represent_command(
     ctx: click.Context,
@@ -95,18 +103,17 @@ def represent_command(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Show side by side how MODELs keep the texts of several tasks apart in their last layer.
+    """Draw how well MODELs separate the texts of several tasks in their last layer, side by side.
 
-    Writes representation.json (silhouette, distances between the tasks' centroids, spread: of the embeddings
-    themselves), embeddings.safetensors, and their t-SNE with 95 % ellipses as representation.html and
-    representation.png.
+    Writes representation.html and representation.png (t-SNE with 95 % ellipses), representation.json (silhouette,
+    distances between tasks, spread; computed on the embeddings, not on the t-SNE) and embeddings.safetensors.
 
     \b
-    trace-transfer represent --tasks tasks.yaml --label base=Qwen/Qwen2.5-14B \\
-        --label sequential=runs/sequential/model --label trace=runs/trace/model
-    trace-transfer represent --tasks tasks.yaml --label base=Qwen/Qwen2.5-14B \\
-        --label math=Qwen/Qwen2.5-14B \\
-        --patch math=runs/trace/math.patch.safetensors
+        trace-transfer represent --tasks tasks.yaml \\
+            --label base=Qwen/Qwen2.5-14B --label trace=runs/trace/model
+        trace-transfer represent --tasks tasks.yaml \\
+            --label base=Qwen/Qwen2.5-14B --label math=Qwen/Qwen2.5-14B \\
+            --patch math=runs/trace/math.patch.safetensors
     """
     settings = given_settings(RepresentSettings, ctx, options)
 

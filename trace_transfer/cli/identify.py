@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.cli.help import Command
 from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
@@ -15,19 +16,21 @@ from trace_transfer.launching import place_among_ranks
 
 SCORING = {*ScoreSettings.names(), *Compute.names()}
 TRAINING = WarmStartSettings.names() - {"seed", "max_length", "too_long"}  # which scoring does not need
-WHY = "'paper': as its equations say; 'authors-code': as their published code does"
+WHY = "paper: as the equations say; authors-code: as the published code does"
 PROFILES = profile_option(IdentifySettings, WHY)
-PLAN = shared.dry_run_option("Tasks, steps, memory and disk wanted; trains nothing, writes nothing.")
+PLAN = shared.dry_run_option("Print tasks, steps, memory and disk space; train nothing, write nothing.")
 
 
 def tuned_option(why: str) -> shared.Decorator:
-    return click.option("--tuned", multiple=True, callback=shared.mapped, metavar="TASK=MODEL", help=why)
+    return shared.option(
+        "--tuned", multiple=True, callback=shared.mapped, metavar="TASK=MODEL", help=why, group="Data", common=True
+    )
 
 
-@click.command("identify")
+@click.command("identify", cls=Command)
 @click.argument("base", metavar="BASE")
 @shared.tasks_option
-@tuned_option("A model fine-tuned from BASE on a task already, which then needs no warm start.")
+@tuned_option("Use this fine-tuned model instead of a warm start. May be repeated.")
 @shared.out_option("runs/identify")
 @PROFILES
 @setting_options(IdentifySettings)
@@ -39,14 +42,15 @@ def identify_command(
     ctx: click.Context, /, base: str, tasks: Path, tuned: dict[str, str], out: Path, rules: tuple[str, ...],
     push_to_hub: str | None, private: bool, dry_run: bool, profile: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Find the parameters of BASE that each task needs: warm-start, score and select in one.
+    """Find the core set of each task on BASE: the few parameters that the task needs.
 
-    Writes one TASK.core.json per task, importance.html and importance.png, and what they were made from. Stopped
-    anywhere, the same command goes on from there.
+    Fine-tunes BASE on each task for one epoch, scores every tensor by how far it moved and how much the loss depends on
+    it, and selects the best. Writes TASK.core.json for each task, and importance.html. If it is interrupted, the same
+    command resumes.
 
     \b
-    trace-transfer identify HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml \\
-        --method lf --ratio 0.05 --out runs/smollm2
+        trace-transfer identify HuggingFaceTB/SmolLM2-135M \\
+            --tasks tasks.yaml --ratio 0.05 --out runs/smollm2
     """
     settings = given_settings(IdentifySettings, ctx, options, profile)
     to = shared.asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
@@ -74,7 +78,7 @@ def identify_command(
             click.echo(f"sent: {publish_cores(to, found.files, plan.base.source)}")
 
 
-@click.command("warm-start")
+@click.command("warm-start", cls=Command)
 @click.argument("base", metavar="BASE")
 @shared.tasks_option
 @shared.out_option("runs/identify")
@@ -87,14 +91,14 @@ def warm_start_command(
 ) -> None:
     """Fine-tune BASE for one epoch on each task, each time from BASE, and keep the deltas.
 
-    Writes warm_start/TASK/ with the delta as safetensors; `trace-transfer score` goes on from there. Stopped anywhere,
-    the same command goes on from its last checkpoint.
+    This is the first half of `identify`; `score` is the second. Writes warm_start/TASK/ with the delta as safetensors.
+    If it is interrupted, the same command resumes from the last checkpoint.
 
     \b
-    trace-transfer warm-start HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml \\
-        --out runs/smollm2
-    torchrun --nproc-per-node 8 -m trace_transfer warm-start \\
-        meta-llama/Meta-Llama-3-8B --zero 3 --tasks tasks.yaml
+        trace-transfer warm-start HuggingFaceTB/SmolLM2-135M \\
+            --tasks tasks.yaml --out runs/smollm2
+        torchrun --nproc-per-node 8 -m trace_transfer warm-start \\
+            meta-llama/Meta-Llama-3-8B --zero 3 --tasks tasks.yaml
     """
     settings = given_settings(IdentifySettings, ctx, options)
     first = place_among_ranks().rank == 0
@@ -113,15 +117,15 @@ def warm_start_command(
         click.echo(render_warm_starts(stores))
 
 
-@click.command("score")
+@click.command("score", cls=Command)
 @click.argument("base", metavar="BASE")
 @tuned_option(
-    "A model fine-tuned from BASE on a task, a directory or a hub name; once for each task. Without it, the warm "
-    "starts in --out are scored."
+    "A model fine-tuned from BASE on a task: a directory or a hub name, once for each task. Default: the warm starts "
+    "in --out."
 )
-@click.option(
-    "--tasks", type=shared.FILE, metavar="FILE",
-    help="tasks.yaml: each task's examples, for the Fisher information of lf and fisher.",
+@shared.option(
+    "--tasks", type=shared.FILE, metavar="FILE", group="Data", common=True,
+    help="tasks.yaml: the examples for the Fisher information. Methods lf and fisher need it.",
 )  # fmt: skip
 @shared.out_option("runs/identify")
 @PROFILES
@@ -132,17 +136,16 @@ def score_command(
     ctx: click.Context, /, base: str, tuned: dict[str, str], tasks: Path | None, out: Path, rules: tuple[str, ...],
     profile: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Score the parameters of BASE by how warm-started or fine-tuned models differ from it.
+    """Score the tensors of BASE by how warm-started or fine-tuned models differ from it, and select core sets.
 
-    Writes deltas.json (norms, cosines), fisher/TASK/fisher.json, TASK.core.json for each task and heatmaps of their
-    importance. What an earlier run has read is not read again, so that another method or ratio takes seconds.
+    Writes TASK.core.json for each task and importance.html, and their sources: deltas.json (norms, cosines) and
+    fisher/TASK/fisher.json. These are reused, so another method or ratio takes seconds.
 
     \b
-    trace-transfer score HuggingFaceTB/SmolLM2-135M --tasks tasks.yaml \\
-        --out runs/smollm2
-    trace-transfer score meta-llama/Meta-Llama-3-8B \\
-        --tuned math=out/math --tuned code=out/code --tuned law=out/law \\
-        --method cs
+        trace-transfer score HuggingFaceTB/SmolLM2-135M \\
+            --tasks tasks.yaml --out runs/smollm2
+        trace-transfer score meta-llama/Meta-Llama-3-8B --method cs \\
+            --tuned math=out/math --tuned code=out/code
     """
     settings = given_settings(IdentifySettings, ctx, options, profile)
 
@@ -157,17 +160,17 @@ def score_command(
 
 @click.command("select")
 @shared.files("CORE_FILE")
-@click.option("--ratio", type=shared.RATIO, help="The new core share; default: as before.")
-@click.option("--unit", type=click.Choice(("tensors", "elements", "rows")), help="What it counts; default: as before.")
-@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the new files.")
+@click.option("--ratio", type=shared.RATIO, help="New share of the model. Default: as before.")
+@click.option(
+    "--unit", type=click.Choice(("tensors", "elements", "rows")), help="What the ratio counts. Default: as before."
+)
+@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory of the new files.")
 def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | None, out: Path) -> None:
-    """Select the top --ratio anew from the scores in core files; no weights are read.
-
-    Lists of the authors' form come in and go out with `import --from authors` and `export --to authors`.
+    """Make core sets of another size from the scores in core files, without reading weights.
 
     \b
-    trace-transfer select runs/smollm2/*.core.json --ratio 0.1 \\
-        --out runs/smollm2-10
+        trace-transfer select runs/smollm2/*.core.json --ratio 0.1 \\
+            --out runs/smollm2-10
     """
     if out.suffix == ".json":
         raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")
@@ -181,15 +184,15 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
 
 @click.command("plot")
 @shared.files("CORE_FILE")
-@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the heatmaps.")
+@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory of the heatmaps.")
 @shared.rules_option
 def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> None:
-    """Draw importance heatmaps of core files of one model: layers × modules, per task and warm-start length.
+    """Draw the scores in core files of one model as heatmaps of layers × modules, by task and warm-start length.
 
-    Writes importance.html (interactive, one task at a time) and importance.png (all of them).
+    Writes importance.html (interactive, one task at a time) and importance.png (all tasks).
 
     \b
-    trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
+        trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
     from trace_transfer.core_sets.core_file import CoreFile
     from trace_transfer.families.registry import load_families

@@ -8,27 +8,31 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.cli.help import Command
 from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
 from trace_transfer.transfer.settings import MapSettings
 
 
-@click.command("map")
-@click.option("--src", required=True, metavar="MODEL", help="Source: a directory, a GGUF file or a hub name.")
-@click.option("--dst", required=True, metavar="MODEL", help="Target, likewise.")
-@click.option(
-    "--core", multiple=True, metavar="FILE",
-    help="A core file of the source to carry across, or owner/name:FILE for one on the hub; may be given several "
-    "times. Without one only layers are matched.",
+@click.command("map", cls=Command)
+@shared.option(
+    "--src", required=True, metavar="MODEL", group="Models", common=True,
+    help="Source model: a directory, a GGUF file or a hub name.",
+)  # fmt: skip
+@shared.option("--dst", required=True, metavar="MODEL", group="Models", common=True, help="Target model.")
+@shared.option(
+    "--core", multiple=True, metavar="FILE", group="Carrying", common=True,
+    help="Core file of the source to be carried to the target. OWNER/NAME:FILE is one on the hub; may be repeated. "
+    "Without core files only layers are matched.",
 )  # fmt: skip
 @shared.out_option("runs/map")
 @profile_option(
     MapSettings,
-    "'paper' sets the paper's choices (biased CKA, one row per text, rows as they are, argmax, core carried by name)",
+    "paper: biased CKA, one row per text, rows as they are, argmax, core set carried by name",
 )
 @setting_options(MapSettings)
-@click.option("--no-cache", is_flag=True, help="Keep nothing.")
+@shared.option("--no-cache", is_flag=True, help="Keep no activations.", group="Output")
 @shared.push_options("the translated core files and the layer match, with a card,")
-@shared.dry_run_option("Names, shapes, memory and time wanted; reads no weights, writes nothing.")
+@shared.dry_run_option("Print tensors, memory and time; read no weights, write nothing.")
 @click.pass_context
 def map_command(
     ctx: click.Context,
@@ -44,14 +48,14 @@ def map_command(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Match the layers of two models on a probe set and carry core sets from SRC to DST.
+    """Match the layers of two models by CKA and carry core sets from SRC to DST.
 
-    Writes layer_match.json, similarity.safetensors, correspondence.json, heatmap.html, heatmap.png and, for each
-    --core file, the translated TASK.core.json.
+    Writes heatmap.html and heatmap.png, layer_match.json, correspondence.json, and the translated TASK.core.json for
+    each --core.
 
     \b
-    trace-transfer map --src meta-llama/Meta-Llama-3-8B --dst Qwen/Qwen3-32B \\
-        --core math.core.json --out runs/llama-to-qwen3
+        trace-transfer map --src meta-llama/Meta-Llama-3-8B \\
+            --dst Qwen/Qwen3-32B --core math.core.json --out runs/carried
     """
     settings = given_settings(MapSettings, ctx, options, profile, **({"cache": None} if no_cache else {}))
     to = shared.asked_destination(push_to_hub, private)

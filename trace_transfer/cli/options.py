@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from trace_transfer.cli.help import Option
 
 if TYPE_CHECKING:
     from trace_transfer.publish.hub import Destination
@@ -101,33 +104,37 @@ def files(metavar: str, variable: str = "files") -> Decorator:
 
 
 def out_option(default: str) -> Decorator:
-    return click.option(
-        "--out", default=default, show_default=True, type=OUT_DIRECTORY, help="Directory for the results."
-    )
+    return option(
+        "--out", default=default, show_default=True, type=OUT_DIRECTORY, help="Directory of the results.",
+        group="Output", common=True,
+    )  # fmt: skip
 
 
 def dry_run_option(what: str) -> Decorator:
-    return click.option("--dry-run", is_flag=True, help=what)
+    return option("--dry-run", is_flag=True, help=what, group="Output", common=True)
 
 
-rules_option = click.option(
-    "--rules", multiple=True, metavar="PATH", help="Your own rules, a file or a directory, beside or over the shipped."
-)
-tasks_option = click.option(
-    "--tasks", required=True, type=FILE, metavar="FILE", help="tasks.yaml: the tasks and where their data are."
-)
+option = partial(click.option, cls=Option)  # takes `group` and `common`, too
+rules_option = option(
+    "--rules", multiple=True, metavar="PATH", group="Data",
+    help="Your own rules, a file or a directory; they add families or replace shipped ones.",
+)  # fmt: skip
+tasks_option = option(
+    "--tasks", required=True, type=FILE, metavar="FILE", group="Data", common=True,
+    help="tasks.yaml: the tasks and their data.",
+)  # fmt: skip
 
 
 def push_options(what: str) -> Decorator:
     """`--push-to-hub` and `--private` of a command that can send `what`."""
 
     def add(command: Any) -> Any:
-        command = click.option("--private", is_flag=True, help="Make the repository private, if it is new.")(command)
-        return click.option(
-            "--push-to-hub", metavar="REPO",
-            help=f"Send {what} to this repository of the hub, owner/name, which is made if it is not there; whether "
-            "you are logged in and may write there is asked before anything else.",
-        )(command)  # fmt: skip
+        private = option("--private", is_flag=True, group="Hub", help="Make a new repository private.")
+        return option(
+            "--push-to-hub", metavar="OWNER/NAME", group="Hub",
+            help=f"Send {what} to this repository of the hub, which is created if it does not exist. Login and "
+            "permission are checked before anything else.",
+        )(private(command))  # fmt: skip
 
     return add
 

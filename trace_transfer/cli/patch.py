@@ -10,14 +10,14 @@ from trace_transfer.cli import options as shared
 from trace_transfer.patch.records import METHODS
 
 PATCHES = shared.files("PATCH", "patches")
-OUT = click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the model; new.")
+OUT = click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="New directory of the model.")
 
 
 @click.group("patch")
 def patch_command() -> None:
-    """Move a model between the states of a stream of tasks, bit-exactly.
+    """Apply and revert what a task changed in a model, bit for bit.
 
-    A patch holds what one task changed, before and after; `trace-transfer train` writes one for each.
+    A patch holds the values that one task changed, before and after. `trace-transfer train` writes one for each task.
     """
 
 
@@ -29,13 +29,13 @@ def patch_command() -> None:
 def apply_patches(
     model: str, patches: tuple[Path, ...], out: Path, push_to_hub: str | None, private: bool
 ) -> None:  # fmt: skip
-    """Write the model that the PATCHes, in the order of the stream, make of MODEL.
+    """Apply PATCHes to MODEL, in the order of the stream, and write the result.
 
-    MODEL must be in the state that the first one begins with.
+    MODEL must hold the values that the first patch replaces.
 
     \b
-    trace-transfer patch apply Qwen/Qwen2.5-14B runs/math.patch.safetensors \\
-        --out qwen-math
+        trace-transfer patch apply Qwen/Qwen2.5-14B \\
+            runs/math.patch.safetensors --out qwen-math
     """
     to = shared.asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
@@ -50,13 +50,13 @@ def apply_patches(
 @PATCHES
 @OUT
 def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
-    """Undo the PATCHes in MODEL and write the model as it was before them.
+    """Revert PATCHes in MODEL and write the model as it was before them.
 
-    They are given in the order of the stream here, too; MODEL must be in the state that the last one ends with.
+    Give the patches in the order of the stream. MODEL must hold the values that the last patch wrote.
 
     \b
-    trace-transfer patch revert qwen-math runs/math.patch.safetensors \\
-        --out qwen-again
+        trace-transfer patch revert qwen-math \\
+            runs/math.patch.safetensors --out qwen-again
     """
     _move(model, patches, out, revert=True)
 
@@ -75,21 +75,21 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
 @patch_command.command("task-models")
 @click.argument("base", metavar="BASE")
 @PATCHES
-@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory for the models; new.")
+@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="New directory of the models.")
 @click.option(
     "--merge-method", type=click.Choice(tuple(METHODS)), default="task_arithmetic", show_default=True,
-    help="mergekit's, in the file that is written; weights and densities are edited there.",
+    help="merge_method in the file for mergekit; edit weights and densities there.",
 )  # fmt: skip
 def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_method: str) -> None:
-    """Write for each PATCH of a stream the model that BASE and its task alone make, and a file for mergekit.
+    """Write one model for each PATCH, BASE with this task alone, and a configuration for mergekit.
 
-    So that tasks can be merged in other shares, or with other people's models: OUT/TASK/ for each task, and
-    OUT/mergekit.yaml, which adds them all to BASE.
+    mergekit can then merge the tasks with other weights, or with other models. Writes OUT/TASK/ for each task, and
+    OUT/mergekit.yaml, which adds all of them to BASE.
 
     \b
-    trace-transfer patch task-models Qwen/Qwen2.5-14B \\
-        runs/*.patch.safetensors --out vectors
-    mergekit-yaml vectors/mergekit.yaml merged
+        trace-transfer patch task-models Qwen/Qwen2.5-14B \\
+            runs/*.patch.safetensors --out vectors
+        mergekit-yaml vectors/mergekit.yaml merged
     """
     from trace_transfer.patch.patching import write_task_models
     from trace_transfer.patch.show import render_task_models
@@ -136,24 +136,26 @@ def show_patches(patches: tuple[Path, ...]) -> None:
 @click.argument("tuned", metavar="TUNED")
 @click.option(
     "--core", "cores", multiple=True, type=shared.FILE, metavar="FILE",
-    help="What was to be trained: a core file; may be given often.",
+    help="Core file: its core set may differ. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--patch", "patches", multiple=True, type=shared.FILE, metavar="FILE",
-    help="Or what a patch holds; may be given often.",
+    help="Patch: its parameters may differ. May be repeated.",
 )  # fmt: skip
-@click.option("--json", "json_file", type=shared.OUT_FILE, metavar="FILE", help="Every parameter, as JSON.")
+@click.option(
+    "--json", "json_file", type=shared.OUT_FILE, metavar="FILE", help="Write the result for every tensor as JSON."
+)
 def verify_command(
     base: str, tuned: str, cores: tuple[Path, ...], patches: tuple[Path, ...], json_file: Path | None
 ) -> None:
-    """Prove that nothing of TUNED moved but what was to be trained: bit for bit beside BASE.
+    """Compare TUNED with BASE, bit for bit: only the core sets may differ.
 
-    Both are read some rows at a time. Exit code 1 if a frozen parameter, or a frozen row of a trained one, moved.
+    Ends with exit code 1 if a frozen tensor, or a frozen row of a trained tensor, differs. Both models are read a few
+    rows at a time.
 
     \b
-    trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model \\
-        --core math.core.json \\
-        --core law.core.json
+        trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model \\
+            --core math.core.json --core law.core.json
     """
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.patch.show import render_verification

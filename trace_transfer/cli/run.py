@@ -12,19 +12,23 @@ from trace_transfer.cli.options import FILE, OUT_DIRECTORY
 
 @click.command("run")
 @click.argument("file", metavar="RUN.YAML", type=FILE)
-@click.option("--out", type=OUT_DIRECTORY, help="Directory for the results; by default what the file says.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time; by default what the file says, or 1.")
-@click.option("--dry-run", is_flag=True, help="Which steps would be run, and why; runs nothing, writes nothing.")
-@click.option("--rebuild", is_flag=True, help="Run steps again whose files were changed by hand.")
-@click.option("--prune", is_flag=True, help="Remove steps that no cell needs any more, and do nothing else.")
+@click.option("--out", type=OUT_DIRECTORY, help="Directory of the results. Default: that of the file.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Number of steps that run at the same time. Default: that of the file, or 1.",
+)
+@click.option("--dry-run", is_flag=True, help="Print which steps would run, and why; run nothing, write nothing.")
+@click.option("--rebuild", is_flag=True, help="Run steps again if their files were changed by hand.")
+@click.option("--prune", is_flag=True, help="Only remove steps that the file no longer needs.")
 def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, rebuild: bool, prune: bool) -> None:
-    """Run everything from task data to report: identify, match, carry, train, evaluate, compare.
+    """Run a study from task data to report: identify, match, carry, train, evaluate, compare.
 
-    What is up to date is not run again; one changed setting reruns what depends on it. Stopped anywhere, the same
-    command goes on. Writes steps/, run.json, summary.json, report.html and report.md.
+    Runs only the steps that are not up to date, so a changed setting reruns only what depends on it. If it is
+    interrupted, the same command resumes. Writes report.html and report.md, run.json, summary.json and steps/.
 
     \b
-    trace-transfer run examples/quickstart/run.yaml
+        trace-transfer run examples/quickstart/run.yaml
     """
     from dataclasses import replace
 
@@ -78,12 +82,12 @@ def step_command(ticket: Path) -> None:
 
 @click.command("report")
 @click.argument("run", type=FILE, metavar="RUN_DIRECTORY")
-@click.option("--out", type=OUT_DIRECTORY, default=None, help="Directory for the report; the run's if not given.")
+@click.option("--out", type=OUT_DIRECTORY, default=None, help="Directory of the report. Default: that of the run.")
 def report_command(run: Path, out: Path | None) -> None:
-    """Write what a run found as one self-contained page, report.html, and as report.md.
+    """Write the report of a study again: report.html, one self-contained page, and report.md.
 
     \b
-    trace-transfer report runs/study
+        trace-transfer report runs/study
     """
     from trace_transfer.reporting.report import write_report
 
@@ -104,11 +108,11 @@ FILES = ("run", "tasks", "stream", "suite", "rules")
 def schema_command(file: str) -> None:
     """Print the JSON Schema of run.yaml, tasks.yaml, stream.yaml, a suite or a rules file, for editors.
 
-    Editors with a YAML language server then complete keys and show what each setting means: write
-    `# yaml-language-server: $schema=run.schema.json` into the first line of the file.
+    An editor with a YAML language server then completes keys and explains them, if the file begins with
+    `# yaml-language-server: $schema=run.schema.json`.
 
     \b
-    trace-transfer schema run > run.schema.json
+        trace-transfer schema run > run.schema.json
     """
     from trace_transfer.schemas import schema_of
 
@@ -118,7 +122,7 @@ def schema_command(file: str) -> None:
 @click.command("inspect")
 @click.argument("file", type=FILE)
 def inspect_command(file: Path) -> None:
-    """Draw FILE in the terminal: any JSON file that trace-transfer wrote, or a safetensors file."""
+    """Show FILE in the terminal: any JSON file that trace-transfer wrote, or a safetensors file."""
     from trace_transfer.cli.inspection import draw
     from trace_transfer.terminal import console
 

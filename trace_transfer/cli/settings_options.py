@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_origin
 import click
 from click.core import ParameterSource
 
+from trace_transfer.cli.help import Option
 from trace_transfer.cli.options import FILE, RATIO, Decorator
 from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
 
@@ -29,8 +30,9 @@ def setting_options(kind: type[Settings], *, without: Collection[str] = ()) -> D
 
 def profile_option(kind: type[Settings], why: str) -> Decorator:
     return click.option(
-        "--profile", type=click.Choice(tuple(kind.PROFILES)), default="default", show_default=True,
-        help=f"{why}. Options beside it stay.",
+        "--profile", type=click.Choice(tuple(kind.PROFILES)), default="default",
+        help=f"Whose defaults the other options have. {why}. Options that are given win.",
+        cls=Option, group=kind.GROUP, common=True,
     )  # fmt: skip
 
 
@@ -46,18 +48,22 @@ def given_settings(
     return kind.of(profile, **given, **more)
 
 
+_NUMBERS = {int: "N", float: "X"}
+
+
 def _option(setting: Single) -> Decorator:
-    name, field, default, _ = setting
+    name, field, default, owner = setting
     kind, _ = bare(field.annotation)
-    told = field.json_schema_extra
-    metavar: Any = told.get("metavar") if isinstance(told, dict) else None
-    flag, extra = f"--{name.replace('_', '-')}", {"help": field.description, "metavar": metavar}
+    flag, extra = f"--{name.replace('_', '-')}", {
+        "help": field.description, "metavar": setting.told("metavar") or _NUMBERS.get(kind), "cls": Option,
+        "group": setting.told("group") or owner.GROUP, "common": bool(setting.told("common")),
+    }  # fmt: skip
     if name in _READERS:  # a text or a file that stands for the value
         read_type, callback = _READERS[name]
         return click.option(flag, type=read_type, callback=callback, **extra)
     if kind is bool:
         declaration = f"{flag}/--no-{name.rpartition('_')[2]}" if default else flag
-        return click.option(declaration, is_flag=True, default=default, help=field.description)
+        return click.option(declaration, is_flag=True, default=default, **extra)
     if get_origin(kind) is tuple:
         allowed = choices(field.annotation)
         return click.option(flag, multiple=True, type=click.Choice(allowed) if allowed else None, **extra)

@@ -9,38 +9,42 @@ from typing import Any
 import click
 
 from trace_transfer.cli import options as shared
+from trace_transfer.cli.help import Command
 from trace_transfer.cli.settings_options import given_settings, setting_options
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.training.settings import StreamSettings
 
 
-@click.command("train")
+@click.command("train", cls=Command)
 @click.argument("base", metavar="BASE")
-@click.option(
-    "--stream", required=True, type=shared.FILE, metavar="FILE",
+@shared.option(
+    "--stream", required=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
     help="stream.yaml: the tasks in order, with their data and core files.",
 )  # fmt: skip
 @shared.out_option("runs/train")
 @setting_options(StreamSettings)
 @shared.rules_option
 @shared.push_options("the tuned model, its record and its patches")
-@click.option("--processes", type=click.IntRange(min=1), help="Train with so many processes of this machine.")
-@shared.dry_run_option("What will train, memory, steps and disk; trains nothing, writes nothing.")
+@shared.option(
+    "--processes", type=click.IntRange(min=1), metavar="N", group="Hardware", common=True,
+    help="Processes on this machine, one for each GPU.",
+)  # fmt: skip
+@shared.dry_run_option("Print what would be trained, steps, memory and disk space; train nothing, write nothing.")
 @click.pass_context
 def train_command(
     ctx: click.Context, /, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
     push_to_hub: str | None, private: bool, dry_run: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Fine-tune BASE on a stream of tasks, one after another; of each only its core set moves.
+    """Fine-tune BASE on one task after another, with only the core set of each task trained.
 
-    Writes LABEL.patch.safetensors after each task and the tuned model at the end, and proves that nothing else moved.
-    Stopped anywhere, the same command goes on from its last checkpoint.
+    Compares every frozen parameter with BASE, bit for bit. Writes TASK.patch.safetensors after each task and the tuned
+    model at the end. If it is interrupted, the same command resumes from the last checkpoint.
 
     \b
-    trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml --processes 8 \\
-        --out runs/qwen
-    deepspeed --hostfile hosts --module trace_transfer train Qwen/Qwen2.5-14B \\
-        --stream stream.yaml --out runs/qwen
+        trace-transfer train Qwen/Qwen2.5-14B --stream stream.yaml \\
+            --processes 8 --zero 3 --out runs/qwen
+        deepspeed --hostfile hosts --module trace_transfer \\
+            train Qwen/Qwen2.5-14B --stream stream.yaml --out runs/qwen
     """
     settings = given_settings(StreamSettings, ctx, options)
     place = place_among_ranks()

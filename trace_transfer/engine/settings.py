@@ -18,37 +18,58 @@ class TrainSettings(Settings):
     """One stage of fine-tuning, with AdamW and a cosine schedule on DeepSpeed."""
 
     UNRECORDED: ClassVar[frozenset[str]] = frozenset({"checkpoint_minutes", "keep_checkpoints", "track"})
+    GROUP: ClassVar[str] = "Training"
 
-    epochs: Count = setting(1, "Passes over the data; the paper has 1 for a warm start and 3 for a task of a stream.")
-    learning_rate: Annotated[float, Gt(0)] = setting(
-        2e-5, "AdamW's, after a linear warm-up and before the cosine.", allow_inf_nan=False
+    epochs: Count = setting(
+        1, "Passes over the data. The paper has 1 for a warm start and 3 for a task of a stream.", common=True
     )
-    batch_size: Count = setting(32, "Examples per step, over all processes.")
-    micro_batch_size: Count = setting(4, "Examples per forward pass and process.")
+    learning_rate: Annotated[float, Gt(0)] = setting(
+        2e-5,
+        "Peak learning rate of AdamW. It rises linearly and then falls as a cosine.",
+        common=True,
+        allow_inf_nan=False,
+    )
+    batch_size: Count = setting(32, "Examples per step, over all processes.", common=True)
+    micro_batch_size: Count = setting(4, "Examples per forward pass and process.", group="Hardware", common=True)
     warmup: Annotated[float, Ge(0), Lt(1)] = setting(0.1, "Share of the steps in which the learning rate rises.")
-    weight_decay: Annotated[float, Ge(0)] = setting(0.0, "AdamW's.", allow_inf_nan=False)
+    weight_decay: Annotated[float, Ge(0)] = setting(0.0, "Weight decay of AdamW.", allow_inf_nan=False)
     max_grad_norm: Annotated[float, Gt(0)] | None = setting(
-        1.0, "Gradients are clipped to this norm; 0 for no clipping (None in Python)."
+        1.0, "Clip gradients to this norm; 0 for no clipping (None in Python)."
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "float32, or bfloat16 with float32 master weights; auto: bfloat16 on a GPU."
+        "auto",
+        "Number format of weights and activations. bfloat16 keeps float32 master weights; auto: bfloat16 on a GPU, "
+        "else float32.",
+        group="Hardware",
     )
-    zero: Annotated[int, Ge(0), Le(3)] = setting(0, "DeepSpeed's ZeRO stage: what is spread over several GPUs.")
+    zero: Annotated[int, Ge(0), Le(3)] = setting(
+        0, "ZeRO stage of DeepSpeed. It spreads optimizer state (1), gradients (2) and weights (3) over the GPUs.",
+        group="Hardware", common=True,
+    )  # fmt: skip
     offload: Literal["none", "optimizer", "parameters"] = setting(
-        "none", "What is kept in the CPU's memory; needs ZeRO 1, or 3."
+        "none",
+        "What to keep in CPU memory. The optimizer needs ZeRO 1 or higher, parameters need ZeRO 3.",
+        group="Hardware",
     )
-    gradient_checkpointing: bool = setting(False, "Less memory for about a third more time.")
-    seed: Seed = setting(0, "Draws examples and their order.")
+    gradient_checkpointing: bool = setting(
+        False, "Save memory by recomputing activations. Takes about a third more time.", group="Hardware", common=True
+    )
+    seed: Seed = setting(0, "Seed of the examples drawn and of their order.")
     checkpoint_minutes: Annotated[float, Ge(0)] = setting(
-        5.0, "Minutes between checkpoints, from which the same command goes on; 0 for one after every step."
+        5.0,
+        "Minutes between checkpoints, from which the same command resumes; 0 for one after every step.",
+        group="Output",
     )
-    keep_checkpoints: Count = setting(1, "Checkpoints kept while a training runs.")
+    keep_checkpoints: Count = setting(1, "Number of checkpoints kept during training.", group="Output")
     track: Texts = setting(
-        (), "Send loss and learning rate there, too: tensorboard, wandb, comet_ml, mlflow, trackio … (accelerate's "
-        "trackers); may be given often.", metavar="TRACKER",
+        (), "Log loss and learning rate with accelerate: tensorboard, wandb, comet_ml, mlflow, trackio … May "
+        "be repeated.", metavar="TRACKER", group="Output",
     )  # fmt: skip
     deepspeed: Mapping[str, Any] = setting(
-        dict, "Your own DeepSpeed JSON; what it leaves out or calls 'auto' comes from these options.", metavar="FILE"
+        dict,
+        "Your own DeepSpeed JSON. These options fill in what it leaves out or sets to 'auto'.",
+        metavar="FILE",
+        group="Hardware",
     )
 
     def contradictions(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from trace_transfer.identification.settings import Length
 from trace_transfer.settings import Count, Seed, Settings, setting
@@ -15,23 +15,27 @@ _UNDECIDING = ("batch_size", "device", "save_samples", "allow_code_execution")
 class EvaluateSettings(Settings):
     """Everything about an evaluation but the model, the suite and the output directory."""
 
-    batch_size: Count = setting(8, "Examples of a forward pass.")
-    limit: Count | None = setting(None, "At most so many records of each, the first ones.")
+    GROUP: ClassVar[str] = "Evaluation"
+
+    batch_size: Count = setting(8, "Examples per forward pass.", group="Hardware", common=True)
+    limit: Count | None = setting(None, "Evaluate only the first N records of each.", common=True)
     max_length: Length | None = setting(
-        None, "Tokens that the model reads and writes; what it was made for if not given. Longer examples are cut as "
-        "in training, longer prompts lose their beginning.", metavar="TOKENS",
+        None, "Longest prompt and answer together. Default: the model's context length. Longer examples are cut as in "
+        "training; longer prompts lose their beginning.", metavar="TOKENS", common=True,
     )  # fmt: skip
     max_new_tokens: Count | None = setting(
-        None, "Longest answer, where the evaluation does not say; else what the benchmark says, and 256.",
+        None, "Longest answer, unless the evaluation says otherwise. Default: that of the benchmark, or 256.",
         metavar="TOKENS",
     )  # fmt: skip
-    device: str = setting("auto", WHICH_DEVICE)
-    dtype: Dtype = setting("auto", WHICH_DTYPE)
-    seed: Seed = setting(1234, "Of the examples that are shown, and of sampled answers.")
+    device: str = setting("auto", WHICH_DEVICE, group="Hardware", common=True)
+    dtype: Dtype = setting("auto", WHICH_DTYPE, group="Hardware")
+    seed: Seed = setting(1234, "Seed of few-shot examples and of sampled answers.")
     allow_code_execution: bool = setting(
-        False, "Run programs that the model writes (humaneval): walled in, without network, with limits."
+        False,
+        "Run the programs that the model writes (humaneval), in a sandbox without network, with limits.",
+        common=True,
     )
-    save_samples: bool = setting(True, "Whether every prompt and answer is kept (it is).")
+    save_samples: bool = setting(True, "Keep every prompt and answer.", group="Output")
 
     def limit_of(self, own: int | None) -> int | None:
         """The smaller of an evaluation's own limit and the general one."""

@@ -211,6 +211,7 @@ else:
 class ScoreSettings(Settings):
     """From deltas and Fisher information to a core set: what the paper leaves open, each with a default."""
 
+    GROUP: ClassVar[str] = "Scoring"
     # `paper` is the text, section 3.2: the plain norm, and the squared gradient summed over a tensor's parameters.
     # `authors-code` is what its published code does: root mean square, mean squared gradient of 150 batches of 2,
     # min-max, 10 %, and cosine 0 for a zero delta.
@@ -220,38 +221,49 @@ class ScoreSettings(Settings):
         "authors-code": {"fisher": "batch", "ratio": 0.1, "zero_delta": "cosine-0"},
     }
 
-    method: MethodName = setting("lf", "; ".join(f"{name}: {one.about}" for name, one in METHODS.items()) + ".")
-    ratio: Share = setting(0.05, "Core share.")
+    method: MethodName = setting(
+        "lf", "How tensors are scored. " + "; ".join(f"{name}: {one.about}" for name, one in METHODS.items()) + ".",
+        common=True,
+    )  # fmt: skip
+    ratio: Share = setting(0.05, "Share of the model that a core set may have.", common=True)
     unit: Unit = setting(
         "tensors",
-        "What the ratio counts: tensors (as the paper), elements of whole tensors, or elements of heads and neurons "
-        "(rows), which are then scored one by one.",
+        "What the ratio counts. tensors: named tensors, as in the paper; elements: the parameters in them; rows: "
+        "parameters again, with each head and neuron scored by itself.",
+        common=True,
     )
-    alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Share of L2 in lf (eq. 5); Fisher has the rest.")
+    alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Weight of L2 in lf (eq. 5); Fisher has the rest.")
     l2: Literal["rms", "norm", "relative"] = setting(
-        "rms", "rms: does not favour large tensors; norm: eq. 3; relative: to the norm of the base."
+        "rms",
+        "Size of an update. rms: does not favour large tensors; norm: eq. 3; relative: divided by the base's norm.",
     )
     fisher: Literal["example", "batch"] = setting(
-        "example", "Squared gradients of examples (eq. 4), or of batches of two."
+        "example", "Square the gradients of single examples (eq. 4) or of batches of two (the authors' code)."
     )
-    fisher_size: Literal["mean", "sum"] = setting("mean", "mean: does not favour large tensors; sum: eq. 4.")
-    fisher_at: Literal["tuned", "base"] = setting("tuned", "At the tuned model (eq. 4) or the base (Algorithm 1).")
-    fisher_examples: Count = setting(300, "Examples drawn from each task for it; fewer if it has fewer.")
+    fisher_size: Literal["mean", "sum"] = setting(
+        "mean", "Fisher information of a tensor. mean: does not favour large tensors; sum: eq. 4."
+    )
+    fisher_at: Literal["tuned", "base"] = setting(
+        "tuned", "Fisher information at the tuned model (eq. 4) or at the base (Algorithm 1)."
+    )
+    fisher_examples: Count = setting(300, "Examples drawn from each task for the Fisher information.")
     normalise: Literal["min-max", "rank", "z-score"] = setting(
-        "min-max", "What makes L2 and Fisher comparable before they are added."
+        "min-max", "Scaling of L2 and Fisher before they are added."
     )
-    normalise_within: Literal["all", "kind"] = setting("all", "Over all tensors, or each kind of them by itself.")
+    normalise_within: Literal["all", "kind"] = setting(
+        "all", "Scale over all tensors, or over each kind of tensor (all q_proj, all norms …) by itself."
+    )
     zero_delta: Literal["unscored", "cosine-0"] = setting(
-        "unscored", "cs of a tensor that did not move: none, or as of cosine 0."
+        "unscored", "cs: leave a tensor that did not move without a score, or give it cosine 0 (the authors' code)."
     )
     cosine: Literal["plain", "corrected"] = setting(
-        "plain", "corrected: freed of the noise that two replicates show (--replicates 2)."
+        "plain", "cs: correct cosines for the noise measured by --replicates 2."
     )
     exclude: Texts = setting(
-        (), "Leave a component (attention.query, head), a group (norm, mlp) or 'bias' out; may be given often.",
+        (), "Leave out a component (attention.query, head), a group (norm, mlp) or 'bias'. May be repeated.",
         metavar="COMPONENT",
     )  # fmt: skip
-    min_elements: Count = setting(1, "Leave smaller tensors out.")
+    min_elements: Count = setting(1, "Leave out tensors with fewer parameters than this.")
 
     @property
     def needs_fisher(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Gt
 from pydantic import InstanceOf
@@ -46,30 +46,34 @@ def paper_training(**given: Any) -> TrainSettings:
 class StreamSettings(Settings):
     """Everything about a stream of tasks but the model, the tasks and the output directory."""
 
+    GROUP: ClassVar[str] = "Baselines and controls"
+
     method: Literal["trace", "full", "joint", "lora", "dmt", "random", "shuffled", "first", "last"] = setting(
-        "trace", "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
+        "trace",
+        "What is trained. " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".",
+        group="Training",
+        common=True,
     )
     train: InstanceOf[TrainSettings] = setting(paper_training, "The training of each task.")
-    max_length: Length = setting(1024, LONGEST, metavar="TOKENS")
-    too_long: TooLong = setting("cut", WHEN_TOO_LONG)
+    max_length: Length = setting(1024, LONGEST, metavar="TOKENS", group="Data", common=True)
+    too_long: TooLong = setting("cut", WHEN_TOO_LONG, group="Data")
     order: Texts = setting(
-        (), "Names of the tasks in the order in which they are trained; that of the file if not given.",
-        metavar="TASK,…",
+        (), "Order of the tasks. Default: that of the file.", metavar="TASK,…", group="Data", common=True,
     )  # fmt: skip
     save_dtype: Literal["stored", "float32"] = setting(
-        "stored", "Save what moved in the type of the base's weights, or in float32."
+        "stored", "Save trained tensors in the number format of the base or in float32.", group="Output"
     )
-    lora_rank: Count = setting(8, "Of method lora (A.4).")
-    lora_alpha: Annotated[float, Gt(0)] = setting(16.0, "Of method lora (A.4).")
+    lora_rank: Count = setting(8, "lora: rank of the adapters (A.4).")
+    lora_alpha: Annotated[float, Gt(0)] = setting(16.0, "lora: alpha of the adapters (A.4).")
     adapter: Literal["carry", "merge"] = setting(
-        "carry", "lora: carry one adapter through all tasks, or merge it after each."
+        "carry", "lora: keep one adapter through all tasks, or merge it into the model after each."
     )
-    special: str | None = setting(None, "dmt: the task trained last; by default the stream's last.", metavar="TASK")
+    special: str | None = setting(None, "dmt: the task trained last. Default: the last of the stream.", metavar="TASK")
     replay_share: Share = setting(
-        1 / 256, "dmt: share of the other tasks' examples replayed beside it (Dong et al., 2024: 1/256)."
+        1 / 256, "dmt: share of the other tasks' examples replayed with it (Dong et al., 2024: 1/256)."
     )
     control_unit: Literal["tensors", "elements"] = setting(
-        "tensors", "random: as many tensors as the core set, or elements."
+        "tensors", "random: draw as many tensors as the core set has, or as many parameters."
     )
 
     def contradictions(self) -> list[str]:

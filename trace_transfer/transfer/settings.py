@@ -12,8 +12,8 @@ from trace_transfer.settings import LARGEST, Count, Seed, Settings, Share, Texts
 from trace_transfer.transfer.policies import POLICIES
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-WHICH_DTYPE = "auto: float32 on a CPU, bfloat16 on a GPU."
-WHICH_DEVICE = "auto: a GPU where there is one."
+WHICH_DTYPE = "Number format of weights and activations; auto: float32 on a CPU, bfloat16 on a GPU."
+WHICH_DEVICE = "Device of the model; auto: a GPU if there is one."
 
 if TYPE_CHECKING:
     MatchPolicy = str
@@ -45,49 +45,62 @@ class MapSettings(Settings):
 
     PROFILES: ClassVar = PROFILES
 
+    GROUP: ClassVar[str] = "Matching"
+
     probe: str | None = setting(
-        None, "Texts on which both models are read: text or JSONL. Default: 480 short texts of maths, code, medicine, "
-        "law and general prose that come with the package.", metavar="FILE",
+        None, "Texts on which both models are compared, as text or JSONL. Default: 480 short texts of maths, code, "
+        "medicine, law and general prose that come with the package.", metavar="FILE", common=True,
     )  # fmt: skip
     rows: Literal["boundary", "word", "example"] = setting(
         "boundary",
-        "What is compared. boundary: token ends that both tokenizers share, where both have read the same prefix; "
-        "word: means over words; example: one mean per text (the paper's), which saturates.",
+        "Positions at which the models are compared. boundary: token ends that both tokenizers share, so both have "
+        "read the same prefix; word: means over words; example: one mean per text (the paper's), which saturates.",
     )
     similarity: Literal["cka-debiased", "cka", "cka-rbf"] = setting(
         "cka-debiased",
-        "cka-debiased is near 0 for unrelated layers however wide they are; cka (the paper's) is then near 1; cka-rbf "
-        "has a Gaussian kernel.",
+        "Similarity of two layers. cka-debiased is near 0 for unrelated layers of any width; cka (the paper's) is near "
+        "1 for wide ones; cka-rbf has a Gaussian kernel.",
     )
     representation: Literal["stream", "update"] = setting(
         "stream",
-        "stream: the residual stream after the layer; with unit rows the steadiest on the pairs of models tried. "
-        "update: what the layer adds to it, which tells neighbouring layers of one model apart far more clearly.",
+        "What of a layer is compared. stream: the residual stream after it, which gave the most stable matches of the "
+        "pairs tried; update: what the layer adds to the stream, which separates neighbouring layers more clearly.",
     )
     transform: Literal["unit", "none"] = setting(
-        "unit", "unit: rows scaled to unit norm, so that no single row or massive activation decides; none."
+        "unit",
+        "unit: scale each row to unit norm, so that no massive activation decides; none: leave rows as they are.",
     )
-    match: MatchPolicy = setting("coverage", WHICH_MATCH)
+    match: MatchPolicy = setting("coverage", f"How layers are paired. {WHICH_MATCH}", common=True)
     carry: Literal["scores", "core"] = setting(
         "scores",
-        "scores: move every score and select the top r again on the target, so that the budget holds; core: what is "
-        "core stays core by name (the paper's), which shrinks the ratio on a larger target.",
+        "What is carried. scores: every score, and the top r are selected again on the target, so the budget holds; "
+        "core: the core set by name (the paper's), which is a smaller share of a larger target.",
+        group="Carrying",
+        common=True,
     )
-    ratio: Share | None = setting(None, "Core share, e.g. 0.05. Default: that of the core file.", metavar="R")
-    rules: Texts = setting((), "Your own rules, a file or a directory, beside or over the shipped.", metavar="PATH")
+    ratio: Share | None = setting(
+        None, "Share of the target that the core set may have. Default: that of the core file.", metavar="X",
+        group="Carrying", common=True,
+    )  # fmt: skip
+    rules: Texts = setting(
+        (), "Your own rules, a file or a directory; they add families or replace shipped ones.", metavar="PATH",
+        group="Carrying",
+    )  # fmt: skip
     max_length: Annotated[int, Ge(8), Le(LARGEST)] = setting(
-        128, "Texts are cut there; the shipped ones are shorter.", metavar="TOKENS"
+        128, "Cut texts at this length; the shipped ones are shorter.", metavar="TOKENS"
     )
     minibatches: Count = setting(
-        8, "Rows drawn from each text, one per minibatch: rows of one text depend on each other."
+        8, "Rows drawn from each text, one per minibatch, because rows of one text are not independent."
     )
     splits: Annotated[int, Ge(0), Le(LARGEST)] = setting(
-        10, "Random halves of the texts that say how stable the match is; 0 for none."
+        10, "Random halves of the texts from which stability is computed; 0 for none."
     )
-    batch_size: Count = setting(16, "Texts at a time.")
-    device: str = setting("auto", WHICH_DEVICE)
-    dtype: Dtype = setting("auto", WHICH_DTYPE)
-    seed: Seed = setting(0, "Draws the rows, and a shuffled match.")
+    batch_size: Count = setting(16, "Texts per forward pass.", group="Hardware")
+    device: str = setting("auto", WHICH_DEVICE, group="Hardware")
+    dtype: Dtype = setting("auto", WHICH_DTYPE, group="Hardware")
+    seed: Seed = setting(0, "Seed of the rows drawn and of a shuffled match.")
     cache: Path | None = setting(
-        cache_directory, "Where what was read of a model is kept, so that another --match takes seconds."
+        cache_directory,
+        "Directory that keeps activations of each model, so that another --match takes seconds.",
+        group="Output",
     )
