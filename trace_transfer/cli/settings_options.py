@@ -54,7 +54,8 @@ _NUMBERS = {int: "N", float: "X"}
 def _option(setting: Single) -> Decorator:
     name, field, default, owner = setting
     kind, _ = bare(field.annotation)
-    flag, extra = f"--{name.replace('_', '-')}", {
+    flag = f"--{name.replace('_', '-')}"
+    extra: dict[str, Any] = {
         "help": field.description, "metavar": setting.told("metavar") or _NUMBERS.get(kind), "cls": Option,
         "group": setting.told("group") or owner.GROUP, "common": bool(setting.told("common")),
     }  # fmt: skip
