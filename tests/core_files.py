@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method
 from trace_transfer.core_sets.selection import select
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
@@ -14,11 +14,11 @@ from trace_transfer.records import to_json
 
 
 def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) -> Path:
-    """Write a core file in which the later parameters of a model score higher; returns the file."""
+    """Write a core file in which the later tensors of a model score higher; returns the file."""
     opened = open_model(model, load_families())
     shapes = opened.anatomy.inventory.shapes
     parameters = [
-        CoreParameter(name=name, shape=shape, score=(index + 1) / len(shapes))
+        CoreTensor(name=name, shape=shape, score=(index + 1) / len(shapes))
         for index, (name, shape) in enumerate(shapes.items())
     ]
     core = CoreFile(
@@ -32,11 +32,11 @@ def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) 
 
 
 def core_of(model: Path, file: Path, chosen: Iterable[str] | Mapping[str, Ranges | None], **changes: object) -> Path:
-    """Write a core file in which the chosen parameters of a model are core, or some rows of them; returns the file."""
+    """Write a core file in which the chosen tensors of a model are core, or some rows of them; returns the file."""
     opened = open_model(model, load_families())
     rows = chosen if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
     parameters = tuple(
-        CoreParameter(name=name, shape=shape, rows=rows.get(name), score=1.0, core=name in rows)
+        CoreTensor(name=name, shape=shape, rows=rows.get(name), score=1.0, core=name in rows)
         for name, shape in opened.anatomy.inventory.shapes.items()
     )
     core = CoreFile(

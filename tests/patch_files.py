@@ -35,7 +35,7 @@ def make_patch(
 
 
 def mask_of(state: ModelState, *, seed: int = 0) -> Mask:
-    """Every third parameter; of every second of those some rows or columns only."""
+    """Every third tensor; of every second of those some rows or columns only."""
     parts: dict[str, Slice | None] = {}
     for number, (name, shape) in enumerate(list(state.shapes.items())[seed::3]):
         dim = 1 if len(shape) > 1 and number % 4 == 1 else 0
@@ -53,7 +53,7 @@ def stored(directory: Path) -> dict[str, Tensor]:
 
 
 def loaded(directory: Path) -> dict[str, Tensor]:
-    """Parameters as transformers loads them, in the type that the config says."""
+    """Tensors as transformers loads them, in the type that the config says."""
     model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return {name: parameter.detach() for name, parameter in model.named_parameters()}

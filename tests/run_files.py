@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method, Transfer
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method, Transfer
 from trace_transfer.evaluation.records import Score, ScoredStage, ScoreMatrix
-from trace_transfer.patch.records import Verification, VerifiedParameter
+from trace_transfer.patch.records import Verification, VerifiedTensor
 from trace_transfer.records import ModelIdentity, to_json
 from trace_transfer.reporting.records import CellRecord, Cost, MethodRecord, RunFile, StepFile
 from trace_transfer.training.records import StageRecord, StreamFile
@@ -57,7 +57,7 @@ Scores = Callable[[str, int, tuple[str, ...]], NDArray[np.float64]]
 
 
 def shapes_of(num_layers: int) -> dict[str, tuple[int, ...]]:
-    """Parameters of a made-up model."""
+    """Tensors of a made-up model."""
     layers = {f"model.layers.{layer}.{name}": shape for layer in range(num_layers) for name, shape in MODULES.items()}
     return {"model.embed_tokens.weight": (32, 8), **layers, "model.norm.weight": (8,)}
 
@@ -309,7 +309,7 @@ def verification(trained: Sequence[str]) -> Verification:
     for name, shape in shapes_of(TARGET.num_layers).items():
         count, core = int(np.prod(shape)), name in trained
         parameters.append(
-            VerifiedParameter(
+            VerifiedTensor(
                 name=name, shape=shape, base_dtype="bfloat16", tuned_dtype="bfloat16", core=count if core else 0,
                 core_moved=count - 1 if core else 0, frozen=0 if core else count, frozen_moved=0,
             )
@@ -328,7 +328,7 @@ def core_file(identity: ModelIdentity, task: str, seed: int, *, carried: bool = 
     ranked = sorted(shapes, key=scores.__getitem__, reverse=True)
     num_core = max(1, len(ranked) // 10)
     parameters = tuple(
-        CoreParameter(
+        CoreTensor(
             name=name, shape=shapes[name], score=float(scores[name]), core=place < num_core,
             component=next((kind for module, kind in COMPONENTS.items() if name.endswith(module)), None),
             layer=int(name.split(".")[2]) if ".layers." in name else None,

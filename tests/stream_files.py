@@ -1,11 +1,11 @@
-"""A stream on disk: tasks, their data, and a core file for each, of whole parameters and of rows."""
+"""A stream on disk: tasks, their data, and a core file for each, of whole tensors and of rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tests.task_files import write_tasks
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.records import to_json
@@ -16,12 +16,12 @@ def write_core_set(model: Path, file: Path, task: str, core: list[tuple[str, tup
     opened = open_model(model, load_families())
     shapes = opened.anatomy.inventory.shapes
     parameters = [
-        CoreParameter(name=name, shape=shapes[name], rows=rows, score=1 - index / 1000, core=True)
+        CoreTensor(name=name, shape=shapes[name], rows=rows, score=1 - index / 1000, core=True)
         for index, (name, rows) in enumerate(core)
     ]
     named = {name for name, _ in core}
     parameters += [
-        CoreParameter(name=name, shape=shape, score=-1.0 - index)
+        CoreTensor(name=name, shape=shape, score=-1.0 - index)
         for index, (name, shape) in enumerate(shapes.items())
         if name not in named
     ]

@@ -205,8 +205,8 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
         ),
         (
             {"parameters": [{"name": f"p{number}", "shape": [10**9]} for number in range(99)]},
-            "contradicts itself:\n      - 99 parameters are listed, and model.num_parameters says that there are 39\n"
-            "      - the listed parameters have 99,000,000,000 elements by their shapes, and model.num_elements says",
+            "contradicts itself:\n      - 99 tensors are listed, and model.num_parameters says that there are 39\n"
+            "      - the listed tensors have 99,000,000,000 elements by their shapes, and model.num_elements says",
         ),
     ],
 )

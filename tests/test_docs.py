@@ -285,7 +285,7 @@ def test_the_notebook_in_small(here):
     said = run_notebook(here / "examples" / "notebook")
     assert "% of the elements" in said[1]
     assert "same choice on other texts" in said[3]
-    assert re.search(r"frozen MOVED +0 parameters +0 elements", said[6])
+    assert re.search(r"frozen MOVED +0 tensors +0 elements", said[6])
     assert "before {'sums': " in said[7] and "after  {'sums': " in said[7]
 
 
@@ -390,7 +390,7 @@ def test_the_tutorial(tmp_path, monkeypatch):
     assert len(said) == 12
     shown = [block.text for block in blocks(page) if block.language == "text"]
     # What does not change from machine to machine.
-    for line in ("core: 21 of 50 tensors (42.00%), 42,624 of 853,632 elements (4.99%)", "no frozen parameter moved"):
+    for line in ("core: 21 of 50 tensors (42.00%), 42,624 of 853,632 elements (4.99%)", "no frozen tensor moved"):
         assert any(line in text for text in shown) and any(line in text for text in said), line
     first, second, third = (
         float(re.search(r"^sums .*token-accuracy +([0-9.]+)", text, re.MULTILINE)[1])

@@ -1,6 +1,6 @@
 """Disguised copies of real models, whose layer match is known: the default finds every layer.
 
-The copies have a rotated and wider residual stream, folded norms, permuted heads and neurons, other parameter names and
+The copies have a rotated and wider residual stream, folded norms, permuted heads and neurons, other tensor names and
 near-identity layers inserted at drawn places (`tests.disguise`). The full table, with every other choice beside the
 default, is made by `make study`.
 """

@@ -41,7 +41,7 @@ def test_float8():
 
 
 def read_all(directory):
-    """Each way in which weights are read: name of the way → a function that reads the bad parameter."""
+    """Each way in which weights are read: name of the way → a function that reads the bad tensor."""
     source = ModelSource.parse(directory)
     state = state_of(directory)
     model = build_meta_model(load_config(source))

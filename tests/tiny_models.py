@@ -194,7 +194,7 @@ def build_config(family: str, **changes: object) -> PreTrainedConfig:
 
 
 def build_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model in which every parameter is random and of a size that keeps all layers of like weight."""
+    """A model in which every tensor is random and of a size that keeps all layers of like weight."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -41,7 +41,7 @@ def identify(
     reporter: "Reporter | None" = None,
     **settings: "Unpack[IdentifyKeywords]",
 ) -> "Identified | None":
-    """Find the parameters of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
+    """Find the tensors of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
     Args:
         base: the model: a directory, a GGUF file or a hub name (`owner/name`, `owner/name@revision`).
@@ -84,7 +84,7 @@ def score(
     reporter: "Reporter | None" = None,
     **settings: "Unpack[IdentifyKeywords]",
 ) -> "Identified":
-    """Score the parameters of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
+    """Score the tensors of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
     Args:
         base: the model, as in `identify`.
@@ -286,15 +286,15 @@ def verify(
         base: the model before.
         tuned: the model after.
         core: core files of what was to be trained.
-        patch: patches whose parameters were to be trained.
+        patch: patches whose tensors were to be trained.
         reporter: shows progress; nothing is shown by default.
 
     Returns:
-        For every parameter how much of it moved, core and frozen apart.
+        For every tensor how much of it moved, core and frozen apart.
 
     Raises:
         UserError: neither is given, or the files are of other models.
-        FrozenMovedError: a frozen parameter, or a frozen row of a trained one, moved; all are named.
+        FrozenMovedError: a frozen tensor, or a frozen row of a trained one, moved; all are named.
 
     Examples:
         >>> moved = tt.verify("Qwen/Qwen2.5-14B", "runs/qwen-14b/model", core=["math.core.json"])
@@ -388,7 +388,7 @@ def read(file: PathLike, kind: "type[Any] | None" = None) -> Any:
 
     Examples:
         >>> core = tt.read("runs/smollm2/math.core.json")
-        >>> core.ratio_of_tensors, [parameter.name for parameter in core.core]
+        >>> core.ratio_of_tensors, [tensor.name for tensor in core.core]
     """
     from trace_transfer.formats import read_any
 

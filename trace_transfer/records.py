@@ -142,7 +142,7 @@ def _problem(error: Any, data: Any) -> str:
 
 
 def to_json(artefact: Strict) -> str:
-    """The text of an artefact: one line per parameter or pair, so that files can be compared and searched by line."""
+    """The text of an artefact: one line per tensor or pair, so that files can be compared and searched by line."""
     data = artefact.plain()
     lines = []
     for key, value in data.items():

@@ -1,6 +1,6 @@
 """A core file from Fisher information alone, one example at a time: enough to have something real to carry across.
 
-The squared gradient norm of each parameter, averaged over examples (the paper's eq. 4, at the base model): what LF
+The squared gradient norm of each tensor, averaged over examples (the paper's eq. 4, at the base model): what LF
 becomes with alpha = 0. No warm start is needed; a model of a million parameters takes seconds.
 
     python -m examples.layer_matching.fisher_core MODEL_DIRECTORY --domain maths --out maths.core.json
@@ -15,7 +15,7 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.selection import select
 from trace_transfer.data.probe import SHIPPED_PROBE
 from trace_transfer.families.model_handle import open_model
@@ -25,7 +25,7 @@ from trace_transfer.records import library_versions, to_json
 
 
 def fisher(model: torch.nn.Module, examples: list[torch.Tensor]) -> dict[str, float]:
-    """Mean over examples of |∂loss/∂parameter|², by parameter; each example is a row of token ids [1, T]."""
+    """Mean over examples of |∂loss/∂parameter|², by tensor; each example is a row of token ids [1, T]."""
     totals = dict.fromkeys((name for name, _ in model.named_parameters()), 0.0)
     for ids in examples:
         model.zero_grad()
@@ -36,14 +36,14 @@ def fisher(model: torch.nn.Module, examples: list[torch.Tensor]) -> dict[str, fl
 
 
 def write_core(directory: Path, texts: list[str], task: str, ratio: float, file: Path) -> None:
-    """Score all parameters of a model on a task's texts and write `TASK.core.json`."""
+    """Score all tensors of a model on a task's texts and write `TASK.core.json`."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory)
     examples = [torch.tensor([tokenizer(text, truncation=True, max_length=128)["input_ids"]]) for text in texts]
     scores = fisher(model, examples)
     opened = open_model(directory, load_families())
     scored = [
-        CoreParameter(name=name, shape=shape, score=scores[name])
+        CoreTensor(name=name, shape=shape, score=scores[name])
         for name, shape in opened.anatomy.inventory.shapes.items()
     ]
     core = CoreFile(

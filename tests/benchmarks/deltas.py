@@ -40,7 +40,7 @@ def bare_read(folder: Path) -> None:
 
 
 def whole_models(folder: Path) -> None:
-    """All models loaded, then norms and cosines parameter by parameter, as the authors' scripts do."""
+    """All models loaded, then norms and cosines tensor by tensor, as the authors' scripts do."""
     import torch
     from safetensors.torch import load_file
 

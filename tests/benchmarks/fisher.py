@@ -1,7 +1,7 @@
 """Fisher information of a model of 50 million parameters from four texts: seconds and peak memory, at three lengths.
 
 Against an ordinary forward and backward pass over the same batch, the one-example loop, and Opacus' ghost clipping,
-which gives the same squared norms per parameter and example. Each in a process of its own; processor seconds, the best
+which gives the same squared norms per tensor and example. Each in a process of its own; processor seconds, the best
 of a few runs; memory above that of the model, pages of its own only. What is measured is one micro-batch: the trial
 of the forms on two short texts, once per run, has a line of its own.
 """

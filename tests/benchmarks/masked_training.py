@@ -55,7 +55,7 @@ def task_data(vocabulary: int, size: str):
 
 
 def random_mask(shapes: dict, keep):
-    """Parameters drawn until they have the ratio of the elements."""
+    """Tensors drawn until they have the ratio of the elements."""
     import random
 
     from trace_transfer.core_sets.masks import Mask

@@ -103,7 +103,7 @@ def test_a_model_that_has_moved(copy_of, tmp_path):
     assert run("export", core, "--to", "ms-swift").exit_code == 0  # the core file says enough
 
 
-def test_a_core_file_that_lists_some_parameters_only(tiny, core):
+def test_a_core_file_that_lists_some_tensors_only(tiny, core):
     """Then the names of the others come from the model."""
     data = json.loads(core.read_text())
     whole = run("export", core, "--to", "regex").stdout
@@ -112,7 +112,7 @@ def test_a_core_file_that_lists_some_parameters_only(tiny, core):
     assert run("export", core, "--to", "regex").stdout == whole
     data["model"]["names_sha256"] = "0" * 64
     core.write_text(json.dumps(data))
-    assert "has other names or shapes (39 parameters)" in run("export", core, "--to", "regex").stderr
+    assert "has other names or shapes (39 tensors)" in run("export", core, "--to", "regex").stderr
 
 
 # ---- import

@@ -226,14 +226,14 @@ def test_core_grid_fits_any_width(tmp_path: Path, num_layers: int, width: int) -
 def test_correspondence(tmp_path: Path) -> None:
     lines = shown(correspondence(tmp_path))
     assert lines[0] == "Correspondence: small (llama, 3 layers) → big (llama, 4 layers)"
-    assert lines[1] == "7 parameters, 4 mapped, 3 dropped, 1 unreached targets"
+    assert lines[1] == "7 tensors, 4 mapped, 3 dropped, 1 unreached targets"
     table = squeezed(lines)
     first = table.index("self_attn.q_proj.weight self_attn.qkv.weight (part) 3")
     assert table[first + 1] == "self_attn.q_norm.weight"
     assert "lm_head.weight head.weight 1" in table
-    assert "dropped source parameters: 3" in lines
+    assert "dropped source tensors: 3" in lines
     assert "3 gpt2 has no mlp.gate" in table
-    assert "target parameters that nothing reaches: 1" in lines
+    assert "target tensors that nothing reaches: 1" in lines
     assert "1 no source layer is matched to its layer" in table
 
 

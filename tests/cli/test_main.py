@@ -128,7 +128,7 @@ def probe(tmp_path) -> Path:
 
 
 def counted(monkeypatch) -> list[str]:
-    """The names of all parameters loaded from now on."""
+    """The names of all tensors loaded from now on."""
     loaded: list[str] = []
     load = SafetensorsCheckpoint.load
 

@@ -113,7 +113,7 @@ def test_the_patch_between_two_models(tiny, tmp_path, other):
     assert (patch.task, patch.method) == ("both", "diff")
     mlp = {name for name in final.shapes if "mlp" in name} if other == torch.bfloat16 else set()
     assert set(patch.by_name) == set(final.patched) | mlp
-    assert f"{len(patch.entries)} of {len(final.shapes)} parameters differ" in told
+    assert f"{len(patch.entries)} of {len(final.shapes)} tensors differ" in told
     assert NORM in told and "60 of 60" in told
     done("apply", base, tmp_path / "diff", "--out", tmp_path / "there")
     done("revert", tmp_path / "final", tmp_path / "diff", "--out", tmp_path / "back")
@@ -124,7 +124,7 @@ def test_the_patch_between_two_models(tiny, tmp_path, other):
 def test_a_bit_is_a_difference_and_equal_models_have_none(tiny, copy_of, tmp_path):
     base, other = tiny("llama"), copy_of("llama")
     told = done("diff", base, other, "--out", tmp_path / "diff").stdout
-    assert "0 of 39 parameters differ\nnothing was written" in told
+    assert "0 of 39 tensors differ\nnothing was written" in told
     assert not (tmp_path / "diff").exists()
     file = next(file for file in other.glob("*.safetensors") if NORM in load_file(file))
     tensors = load_file(file)
@@ -138,6 +138,6 @@ def test_a_bit_is_a_difference_and_equal_models_have_none(tiny, copy_of, tmp_pat
 def test_what_patches_hold(tiny, tmp_path):
     _, files = stream(tiny("llama", dtype=torch.bfloat16), tmp_path, "float32")
     told = done("show", *files).stdout
-    assert "\ntask math, method trace: 14 parameters" in told and "\ntask law, method trace: " in told
+    assert "\ntask math, method trace: 14 tensors" in told and "\ntask law, method trace: " in told
     assert " rows " in told and " columns " in told and "bfloat16" in told and "float32" in told
     assert max(len(line) for line in told.splitlines() if "/" not in line) <= 100

@@ -36,7 +36,7 @@ def test_only_the_core_set_moved(tuned, tmp_path):
     assert ["core", "moved", "3", "24,672"] in lines
     assert ["core", "unmoved", "0", "0"] in lines
     assert ["frozen", "MOVED", "0", "0"] in lines
-    assert "no frozen parameter moved" in done.stdout
+    assert "no frozen tensor moved" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["format"] == "trace-transfer/verification"
     assert len(found["parameters"]) == 39
@@ -44,14 +44,14 @@ def test_only_the_core_set_moved(tuned, tmp_path):
     assert (tmp_path / "found.json").read_text().count('\n    {"name": ') == 39  # one a line
 
 
-def test_a_frozen_parameter_moved(tuned, tmp_path):
+def test_a_frozen_tensor_moved(tuned, tmp_path):
     base, model, core = tuned
     write_core(base, core, ratio=0.05)
     done = run(base, model, "--core", core, "--json", tmp_path / "found.json")
     assert done.exit_code == 1
-    assert "! 2 frozen parameters MOVED:\n  model.layers" in done.stdout
+    assert "! 2 frozen tensors MOVED:\n  model.layers" in done.stdout
     assert done.stderr.splitlines()[-3].startswith("error: ")
-    assert "2 parameters moved that were to stay bit-identical" in done.stderr
+    assert "2 tensors moved that were to stay bit-identical" in done.stderr
     assert "frozen elements" in done.stderr and "Traceback" not in done.output
     assert (tmp_path / "found.json").is_file()
 
@@ -64,7 +64,7 @@ def test_several_files_and_patches(tiny, tmp_path):
     given = (tiny("llama"), tmp_path / "tuned")
     assert run(*given, "--patch", one.path, "--patch", two.path).exit_code == 0
     done = run(*given, "--patch", one.path)
-    assert done.exit_code == 1 and f"! {len(two.entries)} frozen parameters MOVED" in done.stdout
+    assert done.exit_code == 1 and f"! {len(two.entries)} frozen tensors MOVED" in done.stdout
 
 
 def test_what_is_refused(tiny, tmp_path):
@@ -78,7 +78,7 @@ def test_what_is_refused(tiny, tmp_path):
     before = own.read_bytes()
     for arguments, message in (
         ((base, base), "what was to move is not said: give --core"),
-        ((base, base, "--core", core), f"{core}: core file is of {other} (qwen2, 5 layers, 62 parameters), BASE is "),
+        ((base, base, "--core", core), f"{core}: core file is of {other} (qwen2, 5 layers, 62 tensors), BASE is "),
         ((base, base, "--core", core, "--core", more), "core files of another model than BASE:\n  - "),
         ((base, base, "--core", own, "--json", own), f"{own}: is an input as well; name another --json"),
         ((base, base, "--core", own, "--json", base / "config.json"), "config.json: is an input as well"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.models.sources import Ranges, build_meta_model, inventory_of
 from trace_transfer.records import ModelIdentity
@@ -39,7 +39,7 @@ def fresh(name: str) -> PreTrainedModel:
 
 
 def core_file(name: str, parts: Mapping[str, Ranges | None] | Iterable[str], task: str = "math", **changes) -> CoreFile:
-    """A core file of a model; of a part of a parameter its rows, and the rest of them as an entry that is not core."""
+    """A core file of a model; of a part of a tensor its rows, and the rest of them as an entry that is not core."""
     inventory = inventory_of(model_of(name))
     chosen = dict(parts) if isinstance(parts, Mapping) else dict.fromkeys(parts)
     assert chosen.keys() <= inventory.shapes.keys()
@@ -47,10 +47,10 @@ def core_file(name: str, parts: Mapping[str, Ranges | None] | Iterable[str], tas
     for index, (one, shape) in enumerate(inventory.shapes.items()):
         rows = chosen.get(one)
         score = 1 / (index + 1) if one in chosen else None
-        parameters.append(CoreParameter(name=one, shape=shape, rows=rows, score=score, core=one in chosen))
+        parameters.append(CoreTensor(name=one, shape=shape, rows=rows, score=score, core=one in chosen))
         if rows:
             rest = ((rows[-1][1], shape[0]),)
-            parameters.append(CoreParameter(name=one, shape=shape, rows=rest))
+            parameters.append(CoreTensor(name=one, shape=shape, rows=rest))
     identity = ModelIdentity(
         id=name, family="any", model_type=inventory.model_type,
         num_layers=inventory.config.num_hidden_layers, num_parameters=len(inventory.shapes),
@@ -66,12 +66,12 @@ def core_set(name: str, parts: Mapping[str, Ranges | None] | Iterable[str]) -> C
 
 
 def names_of(name: str, *parts: str) -> list[str]:
-    """All parameters in whose name each of these parts stands."""
+    """All tensors in whose name each of these parts stands."""
     return [one for one, _ in model_of(name).named_parameters() if all(part in one for part in parts)]
 
 
 def sparse(name: str) -> list[str]:
-    """One parameter of twenty, of any kind."""
+    """One tensor of twenty, of any kind."""
     names = names_of(name)
     return random.Random(name).sample(names, len(names) // 20)
 

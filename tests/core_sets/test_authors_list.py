@@ -7,11 +7,11 @@ import pytest
 from trace_transfer.core_sets.authors_list import (
     FORMS,
     LF_TERMS,
-    core_parameters,
+    core_tensors,
     read_authors_list,
     write_authors_list,
 )
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.core_sets.selection import select
 from trace_transfer.errors import ArtefactError
@@ -49,7 +49,7 @@ def text_of(core):
 
 def scored(scores, terms=LF_TERMS):
     return [
-        CoreParameter(
+        CoreTensor(
             name=name,
             shape=SHAPES[name],
             score=score,
@@ -84,7 +84,7 @@ def test_reads_what_their_script_writes_when_fisher_failed(tmp_path):
 
 def test_a_selected_list_is_core_and_the_rest_has_no_score(tmp_path):
     _, entries = read_authors_list(write(tmp_path, LF_ROWS))
-    found = core_parameters(entries, SHAPES)
+    found = core_tensors(entries, SHAPES)
     assert [(p.name, p.shape, p.score, p.core) for p in found] == [
         ("up", (12, 6), 0.75, True),
         ("norm", (6,), 0.5, True),
@@ -98,7 +98,7 @@ def test_a_selected_list_is_core_and_the_rest_has_no_score(tmp_path):
 
 def test_a_full_list_is_yet_to_be_selected_from(tmp_path):
     rows = [{"parameter": name, "rank": i + 1, "specificity_score": i / 10} for i, name in enumerate(SHAPES)]
-    found = core_parameters(read_authors_list(write(tmp_path, rows))[1], SHAPES)
+    found = core_tensors(read_authors_list(write(tmp_path, rows))[1], SHAPES)
     assert [p.name for p in found] == list(SHAPES)
     assert not any(p.core for p in found)
     assert [p.name for p in select(found, 0.4) if p.core] == ["embed", "q"]
@@ -107,7 +107,7 @@ def test_a_full_list_is_yet_to_be_selected_from(tmp_path):
 def test_a_list_of_another_model_is_refused_with_every_name(tmp_path):
     entries = read_authors_list(write(tmp_path, LF_ROWS))[1]
     with pytest.raises(ArtefactError, match=r"(?s)another model.*- up: no such.*- norm: no such"):
-        core_parameters(entries, {"q": (6, 6), "down": (6, 12)})
+        core_tensors(entries, {"q": (6, 6), "down": (6, 12)})
 
 
 @pytest.mark.parametrize("method", FORMS)
@@ -118,7 +118,7 @@ def test_what_is_written_is_read_again(tmp_path, method):
         parameters = [p.model_copy(update={"terms": {"mean_cosine": 1 - p.score}}) for p in parameters]
     found, entries = read_authors_list(write(tmp_path, text_of(core_file(parameters, method))))
     assert found == method
-    again = core_parameters(entries, SHAPES)
+    again = core_tensors(entries, SHAPES)
     assert [(p.name, p.score) for p in again if p.core] == [("up", 0.9), ("norm", 0.7)]
     if method != "l2":
         assert [p.terms for p in again if p.core] == [p.terms for p in parameters if p.core]
@@ -126,7 +126,7 @@ def test_what_is_written_is_read_again(tmp_path, method):
 
 def test_the_written_list_is_theirs_to_the_letter():
     parameters = [
-        CoreParameter(name=row["parameter"], shape=SHAPES[row["parameter"]], score=row["combined_score"], core=True,
+        CoreTensor(name=row["parameter"], shape=SHAPES[row["parameter"]], score=row["combined_score"], core=True,
                       terms={term: row[term] for term in LF_TERMS})
         for row in LF_ROWS
     ]  # fmt: skip
@@ -134,9 +134,7 @@ def test_the_written_list_is_theirs_to_the_letter():
     assert text == json.dumps(LF_ROWS, indent=4) + "\n"
     assert [list(row) for row in json.loads(text)] == [list(row) for row in LF_ROWS]
     by_cosine = [
-        CoreParameter(
-            name=row["parameter"], shape=SHAPES[row["parameter"]], score=1 - row["specificity_score"], core=True
-        )
+        CoreTensor(name=row["parameter"], shape=SHAPES[row["parameter"]], score=1 - row["specificity_score"], core=True)
         for row in CS_ROWS
     ]
     assert text_of(core_file(by_cosine, "cs")) == json.dumps(CS_ROWS, indent=4) + "\n"
@@ -150,10 +148,10 @@ def test_scores_without_terms_cannot_be_written():
         text_of(core_file(parameters, "fisher"))
 
 
-def test_parts_of_parameters_cannot_be_written():
-    part = CoreParameter(name="q", shape=(6, 6), rows=((0, 3),), score=0.5, core=True)
-    other = CoreParameter(name="q", shape=(6, 6), rows=((3, 6),), score=0.4, core=True)
-    with pytest.raises(ArtefactError, match=r"whole parameters, not parts:\n  - q$"):
+def test_parts_of_tensors_cannot_be_written():
+    part = CoreTensor(name="q", shape=(6, 6), rows=((0, 3),), score=0.5, core=True)
+    other = CoreTensor(name="q", shape=(6, 6), rows=((3, 6),), score=0.4, core=True)
+    with pytest.raises(ArtefactError, match=r"whole tensors, not parts:\n  - q$"):
         text_of(core_file([part, other]))
 
 
@@ -167,7 +165,7 @@ def changed(index, **fields):
     ("data", "message"),
     [
         ("{", "1: not valid JSON: Expecting property name"),
-        ({"format": "trace-transfer/core"}, "expected a JSON list of parameters, found a mapping"),
+        ({"format": "trace-transfer/core"}, "expected a JSON list of tensors, found a mapping"),
         ([], "the list is empty"),
         ([LF_ROWS[0], "norm", 3], r"(?s)entry 2: not an object, but 'norm'.*entry 3"),
         ([{"parameter": "q", "rank": 1}], "expected one of combined_score or specificity_score or delta"),

@@ -21,7 +21,7 @@ def loaded(directory):
 
 
 def moved(before, after):
-    """Names of parameters that differ in any bit."""
+    """Names of tensors that differ in any bit."""
     one, other = dict(before.named_parameters()), dict(after.named_parameters())
     assert one.keys() == other.keys()
     return {name for name in one if not torch.equal(one[name], other[name])}

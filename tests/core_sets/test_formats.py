@@ -9,7 +9,7 @@ import yaml
 
 from tests.core_sets.full_size import core_file, core_set, model_of, names_of
 from trace_transfer.core_sets.axolotl import write_axolotl
-from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.core_file import CoreTensor
 from trace_transfer.core_sets.core_set import CoreSet, ExportError, InexactExportError
 from trace_transfer.core_sets.exporting import COLUMNS, FORMATS, write_csv, write_trl
 from trace_transfer.core_sets.llama_factory import write_llama_factory
@@ -92,7 +92,7 @@ def test_csv():
     core = core_set(LLAMA, {DOWN: None, Q: ((0, 128), (256, 384))})
     rows = list(csv.DictReader(io.StringIO(write_csv(core))))
     assert tuple(rows[0]) == COLUMNS
-    assert len(rows) == 292  # of one parameter two parts
+    assert len(rows) == 292  # of one tensor two parts
     first = next(row for row in rows if row["name"] == Q)
     assert {key: first[key] for key in ("task", "rows", "columns", "shape", "elements", "core")} == {
         "task": "math", "rows": "0:128 256:384", "columns": "", "shape": "4096x4096", "elements": str(256 * 4096),
@@ -137,7 +137,7 @@ def test_what_peft_refuses_itself_is_told():
 
 
 def parts_of_two():
-    """Rows of one parameter and columns of another."""
+    """Rows of one tensor and columns of another."""
     core = core_set(LLAMA, [Q, DOWN, NORM])
     parts = {Q: Slice(0, ((0, 128), (256, 384))), DOWN: Slice(1, ((5, 6),)), NORM: None}
     return CoreSet(core.files, core.cores, core.shapes, type(core.mask)(parts), core.transformers)
@@ -146,7 +146,7 @@ def parts_of_two():
 @pytest.mark.parametrize("trainer", ["ms-swift", "llama-factory", "regex"])
 def test_parts_are_refused_all_at_once(trainer):
     both = rf"  - {re.escape(Q)}: rows 0-127, 256-383\n  - {re.escape(DOWN)}: columns 5-5"
-    refusal = rf"cannot train these parts of parameters: [^\n]*trace-transfer train[^\n]*:\n{both}$"
+    refusal = rf"cannot train these parts of tensors: [^\n]*trace-transfer train[^\n]*:\n{both}$"
     with pytest.raises(ExportError, match=refusal):
         FORMATS[trainer].write(parts_of_two())
 
@@ -154,7 +154,7 @@ def test_parts_are_refused_all_at_once(trainer):
 def test_rows_are_said_to_axolotl_only():
     with pytest.raises(ExportError, match=rf"ranges of rows only; [^\n]*:\n  - {DOWN}: columns 5-5$"):
         write_axolotl(parts_of_two())
-    with pytest.raises(ExportError, match="peft cannot train these parts of parameters: an adapter changes all of"):
+    with pytest.raises(ExportError, match="peft cannot train these parts of tensors: an adapter changes all of"):
         write_peft(parts_of_two(), model_of(LLAMA))
 
 
@@ -169,7 +169,7 @@ def test_the_program_for_trl_reads_the_core_file():
 def test_rows_of_several_entries_are_joined():
     file = core_file(LLAMA, [])
     parts = [
-        CoreParameter(name=Q, shape=(4096, 4096), rows=((start, start + 2048),), score=1.0, core=True)
+        CoreTensor(name=Q, shape=(4096, 4096), rows=((start, start + 2048),), score=1.0, core=True)
         for start in (2048, 0)
     ]
     others = [parameter for parameter in file.parameters if parameter.name != Q]

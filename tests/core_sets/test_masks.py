@@ -3,7 +3,7 @@
 import pytest
 
 from tests.stream_files import write_core_set
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Method
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method
 from trace_transfer.core_sets.masks import Mask, MaskError, Slice
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
@@ -33,7 +33,7 @@ def mask_of(core, inventory):
     return Mask.of_core(core, inventory.shapes, inventory.tied, "x.core.json")
 
 
-def test_whole_parameters_and_rows(core_of, inventory):
+def test_whole_tensors_and_rows(core_of, inventory):
     mask = mask_of(core_of(("model.norm.weight", None), (UP, ((4, 6), (0, 2), (5, 7)))), inventory)
     assert mask.parts == {"model.norm.weight": None, UP: Slice(0, ((0, 2), (4, 7)))}
     assert mask.sliced == {UP: Slice(0, ((0, 2), (4, 7)))}
@@ -43,11 +43,11 @@ def test_whole_parameters_and_rows(core_of, inventory):
     assert mask.trains(UP) and not mask.trains("model.embed_tokens.weight")
 
 
-def test_parts_of_one_parameter_are_joined(core_of, inventory):
+def test_parts_of_one_tensor_are_joined(core_of, inventory):
     rows = inventory.shapes[UP][0]
     core = core_of((UP, ((0, 2),)))
     more = tuple(
-        CoreParameter(name=UP, shape=inventory.shapes[UP], rows=(one,), score=0.5, core=True)
+        CoreTensor(name=UP, shape=inventory.shapes[UP], rows=(one,), score=0.5, core=True)
         for one in ((2, 5), (5, rows))
     )
     whole = core.model_copy(update={"parameters": (*core.parameters, *more)})
@@ -66,9 +66,7 @@ def test_the_union_of_masks():
 def test_the_third_axis():
     """Parts that alternate along the last dimension; with both of them the whole is core."""
     even, odd = (tuple((index, index + 1) for index in range(start, 8, 2)) for start in (0, 1))
-    entries = [
-        CoreParameter(name="experts", shape=(3, 5, 8), depth=depth, score=1.0, core=True) for depth in (even, odd)
-    ]
+    entries = [CoreTensor(name="experts", shape=(3, 5, 8), depth=depth, score=1.0, core=True) for depth in (even, odd)]
     core = CoreFile(task="x", method=Method(name="lf", ratio=0.1), model=MODEL, parameters=entries[:1])
     mask = Mask.of_core(core, {"experts": (3, 5, 8)}, {}, "x.core.json")
     assert mask.parts == {"experts": Slice(2, even)}
@@ -78,12 +76,12 @@ def test_the_third_axis():
     with pytest.raises(MaskError, match="experts: its rows are core for one task and its depth for another"):
         mask | Mask({"experts": Slice(0, ((0, 1),))})
     expert = entries[0].model_copy(update={"depth": None, "columns": ((0, 1),)})
-    with pytest.raises(MaskError, match="experts: columns and depth of one parameter are core; only either can"):
+    with pytest.raises(MaskError, match="experts: columns and depth of one tensor are core; only either can"):
         Mask.of_core(
             core.model_copy(update={"parameters": (expert, entries[1])}), {"experts": (3, 5, 8)}, {}, "x.core.json"
         )
     with pytest.raises(ValueError, match=r"experts: depth \[0, 9\] do not fit shape \[3, 5, 8\]"):
-        CoreParameter(name="experts", shape=(3, 5, 8), depth=((0, 9),))
+        CoreTensor(name="experts", shape=(3, 5, 8), depth=((0, 9),))
 
 
 def test_the_sum_tells_names_and_ranges_apart():
@@ -95,8 +93,8 @@ def test_the_sum_tells_names_and_ranges_apart():
 def test_everything_that_does_not_fit_is_named(core_of, inventory):
     core = core_of(("model.norm.weight", None))
     foreign = (
-        CoreParameter(name="transformer.h.0.attn.c_attn.weight", shape=(4, 12), score=1.0, core=True),
-        CoreParameter(name=UP, shape=(3, 3), score=1.0, core=True),
+        CoreTensor(name="transformer.h.0.attn.c_attn.weight", shape=(4, 12), score=1.0, core=True),
+        CoreTensor(name=UP, shape=(3, 3), score=1.0, core=True),
     )
     changed = core.model_copy(update={"parameters": foreign})
     with pytest.raises(MaskError, match=r"(?s)x.core.json.*trace-transfer map.*c_attn.weight: not a.*\[3, 3\] there"):
@@ -112,8 +110,8 @@ def test_an_empty_core_set(core_of, inventory):
 
 def test_rows_and_columns_of_one_parameter(core_of, inventory):
     core = core_of((UP, ((0, 2),)))
-    column = CoreParameter(name=UP, shape=inventory.shapes[UP], columns=((0, 1),), score=0.5, core=True)
-    with pytest.raises(MaskError, match="rows and columns of one parameter are core; only either can be trained"):
+    column = CoreTensor(name=UP, shape=inventory.shapes[UP], columns=((0, 1),), score=0.5, core=True)
+    with pytest.raises(MaskError, match="rows and columns of one tensor are core; only either can be trained"):
         mask_of(core.model_copy(update={"parameters": (*core.parameters, column)}), inventory)
 
 
@@ -121,7 +119,7 @@ def test_columns_and_an_alias(inventory):
     shape = inventory.shapes[UP]
     core = CoreFile(
         task="x", method=Method(name="lf", ratio=0.1), model=MODEL,
-        parameters=(CoreParameter(name="alias", shape=shape, columns=((1, 3),), score=1.0, core=True),),
+        parameters=(CoreTensor(name="alias", shape=shape, columns=((1, 3),), score=1.0, core=True),),
     )  # fmt: skip
     mask = Mask.of_core(core, inventory.shapes, {"alias": UP}, "x.core.json")
     assert mask.parts == {UP: Slice(1, ((1, 3),))}

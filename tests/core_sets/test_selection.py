@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trace_transfer.core_sets.core_file import CoreParameter, Unit
+from trace_transfer.core_sets.core_file import CoreTensor, Unit
 from trace_transfer.core_sets.selection import select, ties_at_the_cut
 
 UNITS = get_args(Unit)
@@ -16,7 +16,7 @@ UNITS = get_args(Unit)
 def parameters(scores, sizes=None):
     sizes = sizes or [10] * len(scores)
     return [
-        CoreParameter(name=f"p{i}", shape=(size,), score=score)
+        CoreTensor(name=f"p{i}", shape=(size,), score=score)
         for i, (score, size) in enumerate(zip(scores, sizes, strict=True))
     ]
 
@@ -56,13 +56,13 @@ def test_elements_skip_what_does_not_fit():
 
 
 def in_rows(scores, size=4):
-    """Heads of `size` rows each of one parameter, and a norm that has none."""
+    """Heads of `size` rows each of one tensor, and a norm that has none."""
     shape = (size * (len(scores) - 1), 3)
     heads = [
-        CoreParameter(name="q", shape=shape, rows=((i * size, (i + 1) * size),), score=score)
+        CoreTensor(name="q", shape=shape, rows=((i * size, (i + 1) * size),), score=score)
         for i, score in enumerate(scores[:-1])
     ]
-    return [*heads, CoreParameter(name="norm", shape=(6,), score=scores[-1])]
+    return [*heads, CoreTensor(name="norm", shape=(6,), score=scores[-1])]
 
 
 def test_rows_count_the_elements_of_heads_and_whole_parameters():
@@ -104,7 +104,7 @@ def test_only_what_becomes_core_is_copied():
     ratio=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),
     unit=st.sampled_from(UNITS),
 )
-def test_larger_ratio_never_loses_a_parameter_in_tensors_and_no_budget_is_passed(scores, ratio, unit):
+def test_larger_ratio_never_loses_a_tensor_in_tensors_and_no_budget_is_passed(scores, ratio, unit):
     selected = select(parameters(scores), ratio, unit)
     core = [p for p in selected if p.core]
     assert len(selected) == len(scores)

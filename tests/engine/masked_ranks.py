@@ -1,4 +1,4 @@
-"""Started twice by a launcher: masked trainings in every way, one after the other, and what became of each parameter.
+"""Started twice by a launcher: masked trainings in every way, one after the other, and what became of each tensor.
 
     torchrun --nproc_per_node 2 -m tests.engine.masked_ranks OUT FAMILY=MODEL …
 
@@ -51,7 +51,7 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def frozen_that_moved(built: engine.Engine, expected: dict[str, torch.Tensor], mask: Mask) -> list[str]:
-    """Parameters that are not trained as a whole, and differ from what the training began with."""
+    """Tensors that are not trained as a whole, and differ from what the training began with."""
     moved, seen = [], set()
     for name, parameter in built.deepspeed.module.named_parameters():
         name = name.replace("parametrizations.", "").removesuffix(".original")
@@ -162,7 +162,7 @@ def failing_finish(model: Path, out: Path) -> str:
 
 
 def failing_read(model: Path, out: Path) -> str:
-    """The first rank cannot read the third parameter."""
+    """The first rank cannot read the third tensor."""
     read = BaseModel.values
 
     def fail(self, names, dtype):

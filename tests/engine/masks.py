@@ -13,9 +13,9 @@ from trace_transfer.models.sources import Inventory
 
 
 def make_mask(inventory: Inventory, number: int) -> Mask:
-    """Rows of the embedding and of a matrix, columns of another, a part of a vector, and two whole parameters.
+    """Rows of the embedding and of a matrix, columns of another, a part of a vector, and two whole tensors.
 
-    Sizes that two ranks do not divide; other parameters for each number from 0 to 3.
+    Sizes that two ranks do not divide; other tensors for each number from 0 to 3.
     """
     shapes = inventory.shapes
     embedding = next(iter(shapes))

@@ -70,7 +70,7 @@ def test_logits_at_some_positions_are_those_of_all(tiny, family):
 def test_nothing_to_train_is_refused(tiny):
     with open_ranks() as ranks:
         model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32)
-        with pytest.raises(MaskError, match="no parameter of the model is to be trained"):
+        with pytest.raises(MaskError, match="no tensor of the model is to be trained"):
             engine.Engine(model, settings(), ranks, Mask({}))
 
 

@@ -88,7 +88,7 @@ def test_latent_queries_are_as_wide_as_their_heads():
     assert long - short == pytest.approx(12 * 4 * 6 * (12 + 8))  # layers, heads, width of a head
 
 
-def test_a_slice_costs_what_its_parameter_costs():
+def test_a_slice_costs_what_its_tensor_costs():
     _, anatomy = opened("llama")
     name = "model.layers.1.mlp.down_proj.weight"
     assert flops_per_token(anatomy, Mask({name: Slice(0, ((0, 3),))}), 8) == flops_per_token(

@@ -41,7 +41,7 @@ def test_rounded_weights_and_the_exact_ones(tiny, family, capfd):
     [*((one, torch.float32) for one in REPRESENTATIVES), *((one, torch.bfloat16) for one in TINY)],
 )
 def test_partitioned_is_the_same_model(tiny, family, dtype):
-    """Parameters, buffers and what it computes, to the bit."""
+    """Tensors, buffers and what it computes, to the bit."""
     start = base(tiny(family))
     whole, model = start.load(dtype).eval(), start.skeleton(dtype).eval()
     if family == "qwen3_moe":  # its experts are 20 wide, and grouped products take rows of whole 16 bytes only

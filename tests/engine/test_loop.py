@@ -330,7 +330,7 @@ NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
 @pytest.mark.parametrize("zero", [0, 3])
 @pytest.mark.parametrize("name", [NORM, UP])
 def test_one_bit_of_a_frozen_weight(tiny, tmp_path, monkeypatch, zero, name):
-    """Of a whole parameter, and of the frozen rows of a sliced one."""
+    """Of a whole tensor, and of the frozen rows of a sliced one."""
     start, handed, one_step = BaseModel(ModelSource.parse(tiny("llama"))), [], Run.one_step
     mask = Mask({"model.layers.1.mlp.down_proj.weight": None, UP: Slice(0, ((0, 2),))})
 

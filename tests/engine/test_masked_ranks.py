@@ -113,7 +113,7 @@ def test_a_failure_on_the_first_rank_is_heard_on_all(results):
 
 
 def test_no_rank_ever_holds_the_model_under_zero_3(results, models):
-    """Its half and one parameter, the largest at most; without partitioning all of it."""
+    """Its half and one tensor, the largest at most; without partitioning all of it."""
     shapes = BaseModel(ModelSource.parse(models["llama"])).inventory.shapes
     largest = max(torch.Size(shape).numel() for shape in shapes.values())
     for rank, found in enumerate(results):

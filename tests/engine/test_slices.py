@@ -119,15 +119,15 @@ def test_what_does_not_fit_is_said_all_at_once():
     with pytest.raises(MaskError, match="the mask does not fit the model to be trained") as caught:
         require_fitting(Mask(wrong), shapes)
     assert str(caught.value).splitlines()[1:] == [
-        "  - c: not a parameter of this model",
-        "  - d: not a parameter of this model",
-        "  - a.weight: [(2, 5)] in dimension 0 of a parameter of [4, 3]",
-        "  - b.bias: a slice of dimension 1 of a parameter of [5]",
+        "  - c: not a tensor of this model",
+        "  - d: not a tensor of this model",
+        "  - a.weight: [(2, 5)] in dimension 0 of a tensor of [4, 3]",
+        "  - b.bias: a slice of dimension 1 of a tensor of [5]",
     ]
     with pytest.raises(MaskError, match="the mask is empty"):
         require_fitting(Mask({}), shapes)
 
 
 def test_a_mask_of_another_model_is_refused(tiny, tmp_path):
-    with pytest.raises(MaskError, match=r"\n  - model\.layers\.9\.mlp\.up_proj\.weight: not a parameter"):
+    with pytest.raises(MaskError, match=r"\n  - model\.layers\.9\.mlp\.up_proj\.weight: not a tensor"):
         run(tiny("llama"), tmp_path, mask=Mask({"model.layers.9.mlp.up_proj.weight": None}))

@@ -54,7 +54,7 @@ TIED, UNTIED, WIDE = {"tie_word_embeddings": True}, {"tie_word_embeddings": Fals
 NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 8, **UNTIED}
 OLD_FALCON = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "vocab_size": 50304}
 
-# Model → model_type, fields of its config, parameters, parts, and its size as published: billions, or every element.
+# Model → model_type, fields of its config, tensors, parts, and its size as published: billions, or every element.
 PUBLISHED = {
     "gemma-2b": ("gemma", llama_like(2048, 16384, 18, 8, 1, 256000, head_dim=256), 164, 164, "2.51"),
     "vaultgemma-1b": ("vaultgemma", llama_like(1152, 6912, 26, 4, 4, 256000, head_dim=256), 236, 236, "1.04"),

@@ -19,7 +19,7 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-6}  # the norm of a latent is computed in fl
 
 
 def opened(model_type: str, **settings) -> tuple[torch.nn.Module, Anatomy]:
-    """The family's tiny model in float64, every parameter random, the plain code for attention and experts."""
+    """The family's tiny model in float64, every tensor random, the plain code for attention and experts."""
     torch.manual_seed(0)
     config = build_config(model_type, **settings)
     model = AutoModelForCausalLM.from_config(

@@ -140,7 +140,7 @@ def test_every_element_is_in_one_component_or_excluded(model_type, settings):
     assert covered == {name: torch.Size(shape).numel() for name, shape in found.inventory.shapes.items()}
 
 
-# Components that have a parameter in common.
+# Components that have a tensor in common.
 SHARED = {kind: {"attention.key", "attention.value"} for kind in ("deepseek_v2", "deepseek_v3")}
 ONE_NORM = ("phi", "falcon", "cohere", "cohere2", "stablelm", "gptj", "codegen")
 SHARED |= {kind: {"norm.pre_attention", "norm.pre_mlp"} for kind in ONE_NORM}
@@ -180,7 +180,7 @@ def test_a_component_has_one_principal_in_each_layer_and_no_role_twice(model_typ
     for unit in anatomy(model_type, **settings).units:
         places.setdefault((unit.component, unit.layer), []).append(unit)
     for units in places.values():
-        members = {unit.rule + unit.role: unit for unit in units}.values()  # `{n}` is one member of several parameters
+        members = {unit.rule + unit.role: unit for unit in units}.values()  # `{n}` is one member of several tensors
         assert [unit.principal for unit in members].count(True) == 1
         assert len({unit.role for unit in members}) == len(members)
 
@@ -202,7 +202,7 @@ def test_full_size_models(name, parameters, elements):
     assert sum(unit.num_elements for unit in found.units) == found.inventory.num_elements == elements
 
 
-# Directory of the config → parameters at run time, parts of them, elements, and the published number in billions.
+# Directory of the config → tensors at run time, parts of them, elements, and the published number in billions.
 EXPERTS_AT_FULL_SIZE = {
     "mixtral-8x7b": (291, 323, 46_702_792_704, "46.7"),
     "qwen1.5-moe-a2.7b": (387, 411, 14_315_784_192, "14.3"),

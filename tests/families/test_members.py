@@ -26,12 +26,12 @@ ELSE_SHARED = (
 
 
 def without(inventory: Inventory, tail: str, layers: tuple[int, ...] = (0, 1)) -> Inventory:
-    """The inventory of a model in which some layers lack a parameter."""
+    """The inventory of a model in which some layers lack a tensor."""
     names = {f"model.layers.{layer}.{tail}" for layer in layers}
     return replace(inventory, shapes={name: shape for name, shape in inventory.shapes.items() if name not in names})
 
 
-def test_one_parameter_that_serves_two_components(tmp_path):
+def test_one_tensor_that_serves_two_components(tmp_path):
     family = load_families(write(tmp_path, PARALLEL % (SHARED, SHARED))).families["mine"]
     inventory = without(read_inventory(TINY_LLAMA), "post_attention_layernorm.weight")
     anatomy = apply_family(family, inventory)
@@ -132,7 +132,7 @@ NUMBERED = (
 )
 
 
-def test_a_name_for_several_parameters_that_are_alike(tmp_path):
+def test_a_name_for_several_tensors_that_are_alike(tmp_path):
     """All heads are principals, all norms have one role; `{n}` is a whole segment, and stands for a number."""
     plain = read_inventory(TINY_LLAMA)
     shapes = {name: shape for name, shape in plain.shapes.items() if not name.endswith("q_proj.weight")}

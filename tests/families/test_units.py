@@ -26,7 +26,7 @@ def cut(config, transposed=None):
 
 
 def units_by_component(anatomy, splits, layer):
-    """Component → the k-th list holds its k-th unit in each of the layer's split parameters: (name, rows, columns)."""
+    """Component → the k-th list holds its k-th unit in each of the layer's split tensors: (name, rows, columns)."""
     found = {}
     for name, split in splits.items():
         if anatomy.units_of(name)[0].layer != layer:
@@ -143,7 +143,7 @@ def test_a_neuron_without_inputs_is_a_neuron_that_nobody_reads(case):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
-def test_units_tile_their_parameter_and_never_cross_a_component(family, tiny):
+def test_units_tile_their_tensor_and_never_cross_a_component(family, tiny):
     anatomy, splits = cut(AutoConfig.from_pretrained(tiny(family)))
     for name, split in splits.items():
         shape = anatomy.inventory.shapes[name]
@@ -198,7 +198,7 @@ def test_gpt2_is_stored_the_other_way_round():
     assert kinds == ["attention.query"] * 4 + ["attention.key"] * 4 + ["attention.value"] * 4
 
 
-def test_excluded_parameters_and_the_text_model_inside_a_multimodal_one():
+def test_excluded_tensors_and_the_text_model_inside_a_multimodal_one():
     config = AutoConfig.for_model("gemma3")
     config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
     anatomy, splits = cut(config)

@@ -1,4 +1,4 @@
-"""Importance heatmaps: which parameter stands in which cell, as a page in a browser without network, as a picture."""
+"""Importance heatmaps: which tensor stands in which cell, as a page in a browser without network, as a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.core_files import write_core
 from tests.transfer.test_draw import CHROMIUM, OFFLINE, Elements, needs_chromium, plots_in, rendered
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
@@ -62,7 +62,7 @@ def llama(task: str = "math", num_layers: int = 4, shift: float = 0.0, **method:
 
 @pytest.fixture
 def scored(tiny, tmp_path: Path) -> Make:
-    """The core file of a tiny model, in which the later parameters score higher; whole parameters, no components."""
+    """The core file of a tiny model, in which the later tensors score higher; whole tensors, no components."""
 
     def make(family: str) -> CoreFile:
         return read_any(write_core(tiny(family), tmp_path / f"{family}.core.json"), CoreFile)
@@ -75,10 +75,10 @@ def cells_by_label(grid: Grid) -> dict[tuple[int | None, str], Cell]:
 
 
 def names_in(cell: Cell) -> list[str]:
-    return [entry.parameter.name for entry in cell.entries]
+    return [entry.tensor.name for entry in cell.entries]
 
 
-# ---- which parameter stands where
+# ---- which tensor stands where
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_a_cell_of_many_rows_shows_their_mean_and_core_share() -> None:
 
 
 def test_a_core_bias_is_a_mark_in_part() -> None:
-    weight = CoreParameter(name="a.weight", shape=(4, 4), score=0.25)
-    bias = CoreParameter(name="a.bias", shape=(4,), score=0.5, core=True)
+    weight = CoreTensor(name="a.weight", shape=(4, 4), score=0.25)
+    bias = CoreTensor(name="a.bias", shape=(4,), score=0.5, core=True)
     cell = Cell((Entry(weight, 2), Entry(bias, 1)))
     assert (cell.score, cell.core_share) == (0.25, 0.0)
     assert 0 < cell.mark < 1
@@ -255,7 +255,7 @@ def test_core_files_that_do_not_fit_together() -> None:
         importance_of([llama("math"), other, llama("law")], ["a", "b", "c"])
     with pytest.raises(UserError, match=r"give one:\n  - a, b: task math, method lf, 1 epoch"):
         importance_of([llama(epochs=None), llama(epochs=1)], ["a", "b"])
-    with pytest.raises(UserError, match=r"a: no parameter belongs to a component of family 'unheard'.*--rules"):
+    with pytest.raises(UserError, match=r"a: no tensor belongs to a component of family 'unheard'.*--rules"):
         importance_of([made([{"name": "x", "shape": [1], "score": 1.0}], 1, family="unheard")], ["a"])
     for wrong in ("three", 0, True):
         with pytest.raises(ArtefactError, match=f"math: method.epochs is {wrong!r}, expected a number of epochs"):

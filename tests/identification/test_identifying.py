@@ -193,7 +193,7 @@ def test_the_functions_do_what_the_commands_do(identified, tiny, tasks, tmp_path
 
 
 def gradients(directory, groups):
-    """Of the mean answer loss of each group of examples, by parameter, in float64."""
+    """Of the mean answer loss of each group of examples, by tensor, in float64."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     found = []
     for group in groups:
@@ -357,7 +357,7 @@ def test_the_second_run_reads_no_weights_and_gives_the_same_files(three, tmp_pat
     assert (out / "math.core.json").read_bytes() == kept["math.core.json"]
 
 
-def test_a_parameter_that_did_not_move_is_listed_without_a_score_and_told(tiny, tmp_path):
+def test_a_tensor_that_did_not_move_is_listed_without_a_score_and_told(tiny, tmp_path):
     base, name = tiny("llama"), "model.layers.1.mlp.up_proj.weight"
     tuned = {task: tuned_copy(base, tmp_path / task, seed, still=[name]) for seed, task in enumerate(("a", "b", "c"))}
     result = done("score", base, *options(tuned), "--method", "cs", "--out", tmp_path / "out")
@@ -392,7 +392,7 @@ def test_core_sets_of_hardly_any_elements_are_told(three, tmp_path):
     assert "very few parameters" not in done(*command, "--unit", "elements", "--exclude", "norm").stdout
 
 
-def test_components_and_small_parameters_can_be_left_out(three, tmp_path):
+def test_components_and_small_tensors_can_be_left_out(three, tmp_path):
     base, tuned = three
     command = ("score", base, *options(tuned), "--method", "l2", "--out", tmp_path / "out")
     done(*command, "--exclude", "norm", "--exclude", "bias", "--exclude", "head", "--exclude", "embedding")

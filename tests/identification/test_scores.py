@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference.authors_scores import authors_cs, authors_lf, paper_cs, paper_lf
-from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.core_file import CoreTensor
 from trace_transfer.core_sets.selection import select
 from trace_transfer.identification.scores import (
     METHODS,
@@ -53,7 +53,7 @@ def draw(num_tasks=3, num_entries=12, seed=0, zero=()):
 def core(scores, ratio=0.25, unit="tensors", numel=None):
     """Indices of the entries that are selected by their scores, best first."""
     parameters = [
-        CoreParameter(name=str(i), shape=(1 if numel is None else int(numel[i]),), score=None if np.isnan(s) else s)
+        CoreTensor(name=str(i), shape=(1 if numel is None else int(numel[i]),), score=None if np.isnan(s) else s)
         for i, s in enumerate(scores.score_P.tolist())
     ]
     return [int(p.name) for p in select(parameters, ratio, unit) if p.core]

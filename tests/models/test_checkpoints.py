@@ -46,7 +46,7 @@ def test_loads_nothing_but_what_is_wanted(tiny):
     assert checkpoint.bytes_read == sum(p.nbytes for p in real.values())
 
 
-def test_release_frees_parameters_and_keeps_buffers(tiny):
+def test_release_frees_tensors_and_keeps_buffers(tiny):
     model = load_all(tiny("llama"))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     shapes = {name: p.shape for name, p in model.named_parameters()}

@@ -33,7 +33,7 @@ def test_a_model_is_written_as_transformers_writes_it(tiny, tmp_path, family):
 
 @pytest.mark.parametrize("elements", [1 << 18, 1])
 @pytest.mark.parametrize("family", FUSED)
-def test_every_parameter_is_read_as_transformers_loads_it(tiny, monkeypatch, family, elements):
+def test_every_tensor_is_read_as_transformers_loads_it(tiny, monkeypatch, family, elements):
     monkeypatch.setattr(models, "ELEMENTS_AT_ONCE", elements)
     state = state_of(tiny(family, dtype=BF16))
     expected = loaded(tiny(family, dtype=BF16))
@@ -100,7 +100,7 @@ def test_a_model_that_was_saved_fused_is_read_as_it_is(tiny, tmp_path):
         ),
         (
             lambda tensors, key: tensors.update({key: tensors[key].bfloat16()}),
-            r"parameters that no patch can hold:\n.*gate_up_proj, .*: types bfloat16, float32 on disk, expected",
+            r"tensors that no patch can hold:\n.*gate_up_proj, .*: types bfloat16, float32 on disk, expected",
         ),
         (
             lambda tensors, key: tensors.update({key: tensors[key].repeat(1, 2)}),

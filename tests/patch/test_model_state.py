@@ -21,7 +21,7 @@ BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
 
 
 def by_hand(state):
-    """The slow twin: every parameter whole, one patch after another."""
+    """The slow twin: every tensor whole, one patch after another."""
     found = {}
     base = ModelState(state.source)
     for name in state.shapes:
@@ -156,7 +156,7 @@ def test_patches_in_another_order(tiny, tmp_path):
     with pytest.raises(StateError, match=r"not in the state that .*law.patch.* \(task 'law'\) begins with") as caught:
         state_of(base, two, one).check(Silent())
     message = str(caught.value)
-    assert f"{len(shared)} of its {len(two.entries)} parameters differ:\n" in message
+    assert f"{len(shared)} of its {len(two.entries)} tensors differ:\n" in message
     assert all(f"  - {name}: " in message for name in shared)
     assert message.endswith("up to the newest that the model has).")
     for wrong in ((two,), (one, one), (one.inverse,), (one, two, one.inverse)):
@@ -186,7 +186,7 @@ def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch,
     rows = {0: 2, -1: 8}
     tensors[name].view(torch.int32)[rows[where], where] ^= 1
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(StateError, match=rf"1 of its 1 parameters differ:\n  - {name}: 1 element\n"):
+    with pytest.raises(StateError, match=rf"1 of its 1 tensors differ:\n  - {name}: 1 element\n"):
         state_of(base, patch).check(Silent())
     tensors[name].view(torch.int32)[rows[where], where] ^= 1
     tensors[name][5:7] += 1  # rows that are not the patch's

@@ -236,7 +236,7 @@ def test_a_type_that_does_not_hold_what_was_trained(tiny, tmp_path):
         (("lm_head.weight",), r"lm_head.weight: trained, but not of the mask"),
     ],
 )
-def test_other_parameters_than_those_of_the_mask(tiny, tmp_path, names, message):
+def test_other_tensors_than_those_of_the_mask(tiny, tmp_path, names, message):
     state = state_of(tiny("llama"))
     values = ((name, state.value(name)) for name in names)
     with pytest.raises(TraceTransferError, match=message):

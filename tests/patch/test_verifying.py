@@ -73,7 +73,7 @@ def by_hand(base, tuned, parts):
     ("family", "dtype"), [("llama", torch.bfloat16), ("gemma3_text", torch.float32), ("gpt2", torch.float16)]
 )
 def test_counts_are_those_of_single_elements(tiny, tmp_path, monkeypatch, family, dtype, rows):
-    """Two stages moved two core sets; only the first is said, so that the second's parameters are found."""
+    """Two stages moved two core sets; only the first is said, so that the second's tensors are found."""
     monkeypatch.setattr(models, "ELEMENTS_AT_ONCE", rows)
     base = state_of(tiny(family, dtype=dtype))
     tuned = base
@@ -107,7 +107,7 @@ def test_any_bit_of_any_frozen_element(tiny, tmp_path_factory, data):
     (place / "config.json").write_bytes((base / "config.json").read_bytes())
     found = result(base, place, {other: None for other in state.shapes if other != name})
     assert [(p.name, p.frozen_moved) for p in found.broken] == [(name, 1)]
-    with pytest.raises(FrozenMovedError, match=rf"1 parameters moved .*:\n  - {name}: 1 of .* frozen elements$"):
+    with pytest.raises(FrozenMovedError, match=rf"1 tensors moved .*:\n  - {name}: 1 of .* frozen elements$"):
         require_frozen(found)
 
 
@@ -174,7 +174,7 @@ def test_other_types_are_compared_by_value(tiny, tmp_path):
     assert rounded.wrong[0].endswith("(float32 → bfloat16)")
 
 
-def test_core_parameters_that_did_not_move(tiny):
+def test_core_tensors_that_did_not_move(tiny):
     found = result(tiny("llama"), tiny("llama"), {UP: None, NORM: Slice(0, ((0, 3),))})
     assert found.ok
     assert [p.name for p in found.unmoved] == [UP, NORM]
@@ -186,7 +186,7 @@ def test_models_that_are_no_pair(tiny):
         result(tiny("llama"), tiny("olmo2"), {})
     with pytest.raises(ModelError, match=r"down_proj.weight is \[48, 96\], in the base \[48, 80\]"):
         result(tiny("llama"), tiny("llama", intermediate_size=96), {})
-    with pytest.raises(ModelError, match=r"lacks parameters that were to be trained:\n  - other"):
+    with pytest.raises(ModelError, match=r"lacks tensors that were to be trained:\n  - other"):
         result(tiny("llama"), tiny("llama"), {"other": None})
 
 

@@ -62,7 +62,7 @@ def test_what_was_changed_and_proved(trained):
         share = f"{stage.num_parameters} of {len(shapes)} ({stage.num_parameters / len(shapes):.3%})"
         assert f"| {number} | `{stage.label}` | {stage.num_examples} | {stage.num_steps} | {share} |" in text
         assert f"`{stage.patch}`: SHA-256 `{stage.patch_sha256}`" in text
-    assert "parameter by parameter: nothing outside of what was trained moved." in text
+    assert "tensor by tensor: nothing outside of what was trained moved." in text
     for what, count in read_any(out / "verification.json").counts.items():
         assert f"| {what} | {count.parameters:,} | {count.elements:,} |" in text
     assert "- method: trace\n- epochs: 1\n- learning rate: 2e-05\n- batch size: 4\n" in text

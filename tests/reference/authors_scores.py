@@ -1,8 +1,8 @@
 """Both profiles written out by hand, number by number: the paper's text, and what its authors' published code does.
 
-Slow and obvious on purpose: Python floats, one element at a time, one parameter at a time. `base` and `tuned` are
-parameters by name (tied ones once, in model order), gradients are of the mean answer loss of one example, or of one
-batch, by parameter name.
+Slow and obvious on purpose: Python floats, one element at a time, one tensor at a time. `base` and `tuned` are
+tensors by name (tied ones once, in model order), gradients are of the mean answer loss of one example, or of one
+batch, by tensor name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass
 class Reference:
-    """Scores and their terms by parameter (None: cannot be scored), and the core set, best first."""
+    """Scores and their terms by tensor (None: cannot be scored), and the core set, best first."""
 
     scores: dict[str, float | None]
     core: list[str]

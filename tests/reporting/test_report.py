@@ -510,7 +510,7 @@ def test_a_whole_run_says_nothing_of_the_kind(run: Path) -> None:
     assert "not complete" not in write_report(run).files[0].read_text("utf-8")
 
 
-def test_frozen_parameters_that_moved_stand_out(run: Path) -> None:
+def test_frozen_tensors_that_moved_stand_out(run: Path) -> None:
     from hashlib import sha256
 
     place = step_of(run, "train")
@@ -524,7 +524,7 @@ def test_frozen_parameters_that_moved_stand_out(run: Path) -> None:
     digest = sha256(file.read_bytes()).hexdigest()
     edit(place / "step.json", lambda data: data["files"].update({"verification.json": digest}))
     page = write_report(run).files[0].read_text("utf-8")
-    assert "In 1 model frozen parameters moved: their masks did not hold." in page
+    assert "In 1 model frozen tensors moved: their masks did not hold." in page
     assert "Nothing moved that was frozen" not in page
 
 

@@ -30,4 +30,4 @@ def test_llama_to_qwen3(tiny, tmp_path):
     shown = done("verify", target, tmp_path / "tuned" / "model", *[
         part for task in ("math", "code") for part in ("--core", tmp_path / "carried" / f"{task}.core.json")
     ])  # fmt: skip
-    assert "no frozen parameter moved" in shown.stdout
+    assert "no frozen tensor moved" in shown.stdout

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_models import build_config
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.families.anatomy import splits_of, unit_parts
 from trace_transfer.families.application import anatomy_of
@@ -30,18 +30,18 @@ def opened(family: str, **changes) -> OpenModel:
 MODELS = {family: opened(family) for family in FAMILIES}
 
 
-def entries_of(model: OpenModel, unit: str) -> list[CoreParameter]:
-    """What a core file lists: whole parameters, parts of components (as `map` does), or heads and neurons."""
+def entries_of(model: OpenModel, unit: str) -> list[CoreTensor]:
+    """What a core file lists: whole tensors, parts of components (as `map` does), or heads and neurons."""
     anatomy = model.anatomy
     if unit == "tensors":
-        return [CoreParameter(name=n, shape=s, score=0.5) for n, s in anatomy.inventory.shapes.items()]
+        return [CoreTensor(name=n, shape=s, score=0.5) for n, s in anatomy.inventory.shapes.items()]
     if unit == "components":
         places = dict.fromkeys((u.name, u.shape, u.rows, u.columns) for u in anatomy.units)
-        return [CoreParameter(name=n, shape=s, rows=r, columns=c, score=0.5) for n, s, r, c in places]
+        return [CoreTensor(name=n, shape=s, rows=r, columns=c, score=0.5) for n, s, r, c in places]
     transposed = {name for name in anatomy.inventory.shapes if ".c_" in name and name.endswith("weight")}
     splits = splits_of(anatomy, model.config, transposed.__contains__)
     return [
-        CoreParameter(name=name, shape=shape, rows=rows, columns=columns, score=0.5)
+        CoreTensor(name=name, shape=shape, rows=rows, columns=columns, score=0.5)
         for name, shape in anatomy.inventory.shapes.items()
         for rows, columns in unit_parts(name, shape, splits.get(name))
     ]
@@ -53,7 +53,7 @@ def core_of(model: OpenModel, entries, task="math") -> CoreFile:
     )
 
 
-def marked(entries, core: set[int], without_score: set[int] = frozenset()) -> list[CoreParameter]:
+def marked(entries, core: set[int], without_score: set[int] = frozenset()) -> list[CoreTensor]:
     return [
         entry.model_copy(update={"core": index in core, "score": None if index in without_score else 0.5})
         for index, entry in enumerate(entries)
@@ -154,7 +154,7 @@ def test_every_entry_is_drawn_as_often():
 def test_nothing_to_draw_from():
     model = MODELS["llama"]
     entries = entries_of(model, "tensors")
-    with pytest.raises(MaskError, match=r"core file: all 2 parameters that have a score are core.*--ratio"):
+    with pytest.raises(MaskError, match=r"core file: all 2 tensors that have a score are core.*--ratio"):
         random_set(core_of(model, marked(entries, {0, 1}, set(range(2, 39)))), model.anatomy, 0, "tensors", FILE)
 
 
@@ -181,14 +181,12 @@ def test_shuffled_layers_keep_every_number(drawn, seed):
     for name, part in own.parts.items():
         if not name.startswith(path):
             assert mask.parts[name] == part
-    # All layers go the same way: who reads the way off single parameters finds one cycle through all of them.
+    # All layers go the same way: who reads the way off single tensors finds one cycle through all of them.
     way = {}
     for name in anatomy.inventory.shapes:
         if name.startswith(path):
             layer, _, tail = name.removeprefix(path).partition(".")
-            alone = core_of(
-                model, [CoreParameter(name=name, shape=anatomy.inventory.shapes[name], score=1.0, core=True)]
-            )
+            alone = core_of(model, [CoreTensor(name=name, shape=anatomy.inventory.shapes[name], score=1.0, core=True)])
             (image,) = shuffled_layers(alone, anatomy, seed, "tensors", FILE).parts
             moved, _, moved_tail = image.removeprefix(path).partition(".")
             assert moved_tail == tail and moved != layer
@@ -208,8 +206,8 @@ def test_the_shuffle_is_of_the_seed_not_of_the_task():
     assert len({mask.sha256 for mask in masks.values()}) > 1
 
 
-def test_layers_that_lack_a_parameter_are_passed_over(monkeypatch):
-    """Of five layers, layer 1 lacks the parameter and layer 3 has it in another shape: 0, 2 and 4 change places."""
+def test_layers_that_lack_a_tensor_are_passed_over(monkeypatch):
+    """Of five layers, layer 1 lacks the tensor and layer 3 has it in another shape: 0, 2 and 4 change places."""
     model = MODELS["qwen2"]
     shapes = dict(model.anatomy.inventory.shapes)
     name = "model.layers.{}.self_attn.q_proj.weight".format
@@ -219,12 +217,12 @@ def test_layers_that_lack_a_parameter_are_passed_over(monkeypatch):
     for seed in range(8):
         images = set()
         for layer in (0, 2, 4):
-            alone = core_of(model, [CoreParameter(name=name(layer), shape=shapes[name(layer)], score=1.0, core=True)])
+            alone = core_of(model, [CoreTensor(name=name(layer), shape=shapes[name(layer)], score=1.0, core=True)])
             (image,) = shuffled_layers(alone, model.anatomy, seed, "tensors", FILE).parts
             assert image != name(layer)
             images.add(image)
         assert images == {name(0), name(2), name(4)}
-        alone = core_of(model, [CoreParameter(name=name(3), shape=(7, 7), score=1.0, core=True)])
+        alone = core_of(model, [CoreTensor(name=name(3), shape=(7, 7), score=1.0, core=True)])
         with pytest.raises(MaskError, match="the core set is the same"):
             shuffled_layers(alone, model.anatomy, seed, "tensors", FILE)
 
@@ -271,11 +269,11 @@ def test_of_two_that_are_as_near_the_fewer_layers():
     """One layer and half as many elements again, as rows of the embedding."""
     model = MODELS["llama"]
     shapes = model.anatomy.inventory.shapes
-    inside = [CoreParameter(name=n, shape=s, score=1.0, core=True) for n, s in shapes.items() if ".layers.1." in n]
+    inside = [CoreTensor(name=n, shape=s, score=1.0, core=True) for n, s in shapes.items() if ".layers.1." in n]
     size = sum(entry.num_elements for entry in inside)
     name = "model.embed_tokens.weight"
     half = size // 2 // shapes[name][1]
-    rows = CoreParameter(name=name, shape=shapes[name], rows=((0, half),), score=1.0, core=True)
+    rows = CoreTensor(name=name, shape=shapes[name], rows=((0, half),), score=1.0, core=True)
     assert 2 * rows.num_elements == size
     mask = first_layers(core_of(model, [*inside, rows]), model.anatomy, 0, "tensors", FILE)
     assert {name.split(".")[2] for name in mask.parts} == {"0"}

@@ -9,7 +9,7 @@ from tests.core_files import write_core
 from tests.engine.made_up import make_task
 from tests.task_files import write_tasks
 from tests.tiny_models import build_config
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import encode_tasks, read_tasks
 from trace_transfer.data.tasks_file import load_tasks
@@ -38,9 +38,7 @@ TASKS = tuple(make_task(size, seed, name) for seed, (name, size) in enumerate(SI
 
 def core_of(task: str, names: tuple[str, ...], model: OpenModel = LLAMA) -> CoreFile:
     shapes = model.anatomy.inventory.shapes
-    parameters = tuple(
-        CoreParameter(name=n, shape=s, score=float(n in names), core=n in names) for n, s in shapes.items()
-    )
+    parameters = tuple(CoreTensor(name=n, shape=s, score=float(n in names), core=n in names) for n, s in shapes.items())
     return CoreFile(task=task, model=model.identity, method={"name": "lf", "ratio": 0.1}, parameters=parameters)
 
 
@@ -191,8 +189,8 @@ def test_core_files_that_are_missing_or_of_another_model(method):
     )
     assert refused(method, cores={"code": other}) == [
         f"task 'math': {missing} carries one over from another model)",
-        "task 'code': its core file is of qwen3 (qwen3, 5 layers, 58 parameters), and the model to be trained is "
-        "another (llama, 4 layers, 39 parameters); carry it over with `trace-transfer map`",
+        "task 'code': its core file is of qwen3 (qwen3, 5 layers, 58 tensors), and the model to be trained is "
+        "another (llama, 4 layers, 39 tensors); carry it over with `trace-transfer map`",
         f"task 'law': {missing} carries one over from another model)",
     ]
 
@@ -206,7 +204,7 @@ def test_other_methods_do_not_look_at_core_files(method):
 def test_core_files_that_give_no_mask(method):
     """All of them at once: an empty one, and one that names what the model lacks although it claims to be of it."""
     good = CORES["law"]
-    stray = CoreParameter(name="model.layers.9.mlp.up_proj.weight", shape=(80, 48), score=2.0, core=True)
+    stray = CoreTensor(name="model.layers.9.mlp.up_proj.weight", shape=(80, 48), score=2.0, core=True)
     lying = good.model_copy(update={"parameters": (stray, *good.parameters)})
     cores = {"math": core_of("math", ()), "code": lying, "law": good}
     if method != "random":  # which draws others in its place
@@ -220,7 +218,7 @@ def test_core_files_that_give_no_mask(method):
 def test_a_control_that_is_none():
     everything = core_of("math", tuple(SHAPES))
     (problem,) = refused("random", cores={**CORES, "math": everything})
-    assert problem.startswith("task 'math': core file: all 39 parameters that have a score are core")
+    assert problem.startswith("task 'math': core file: all 39 tensors that have a score are core")
     (problem,) = refused("shuffled", cores={**CORES, "code": core_of("code", ("model.norm.weight",))})
     assert problem.startswith("task 'code': core file: with its layers shuffled the core set is the same")
 

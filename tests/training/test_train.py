@@ -48,7 +48,7 @@ def train(model, stream, tmp_path_factory):
 
 
 def moved(model, out):
-    """Names of the parameters whose bits differ."""
+    """Names of the tensors whose bits differ."""
     before, after = weights(model), weights(out / "model")
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name].view(torch.int32), after[name].view(torch.int32))}
@@ -73,7 +73,7 @@ def test_each_patch_holds_what_its_task_changed(train):
         assert {name.partition("/")[2] for name in tensors} == {name for name, _ in core}
         for name, _ in core:
             assert not torch.equal(tensors[f"before/{name}"], tensors[f"after/{name}"])
-    # A parameter of two core sets begins the second task where it ended the first.
+    # A tensor of two core sets begins the second task where it ended the first.
     shared = "model.layers.2.mlp.down_proj.weight"
     first, last = (load_file(out / f"{task}.patch.safetensors") for task in ("math", "law"))
     assert torch.equal(first[f"after/{shared}"], last[f"before/{shared}"])
@@ -212,7 +212,7 @@ def test_another_run_with_other_settings_is_refused(train, model, stream):
 
 
 @pytest.mark.parametrize(("file", "words"), [
-    ("stream.json", ("Stages (trace)", "math", "law")), ("verification.json", ("no frozen parameter moved",)),
+    ("stream.json", ("Stages (trace)", "math", "law")), ("verification.json", ("no frozen tensor moved",)),
 ])  # fmt: skip
 def test_what_is_left_can_be_inspected(train, file, words):
     shown = CliRunner().invoke(main, ["inspect", str(train("--method", "trace") / file)])

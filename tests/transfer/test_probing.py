@@ -142,7 +142,7 @@ def test_each_byte_is_read_once_and_the_head_never(tiny, family, batch_size):
 
 
 class CountingCheckpoint(SafetensorsCheckpoint):
-    """Notes after each load how many elements of the model's parameters are real, and what was read in which order."""
+    """Notes after each load how many elements of the model's tensors are real, and what was read in which order."""
 
     def load(self, model, wanted, device, dtype):
         super().load(model, wanted, device, dtype)
@@ -214,7 +214,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny):
         streamed(tiny("llama"), "llama", foreign)
 
 
-def test_a_missing_parameter_is_refused(copy_of):
+def test_a_missing_tensor_is_refused(copy_of):
     directory = copy_of("qwen2")
     damage(directory, "model.layers.3.self_attn.k_proj.bias", None)
     with pytest.raises(ModelError, match=r"lack 1 tensor of the model: model.layers.3.self_attn.k_proj.bias"):

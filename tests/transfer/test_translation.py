@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from tests.tiny_models import build_config
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.selection import select
 from trace_transfer.errors import ArtefactError
 from trace_transfer.families.application import anatomy_of
@@ -40,9 +40,9 @@ def llama():
 
 
 def core_file(source, scores, ratio=0.1, unit="tensors", **rows):
-    """A core file in which the named parameters have these scores and all others 0."""
+    """A core file in which the named tensors have these scores and all others 0."""
     entries = [
-        CoreParameter(name=name, shape=shape, score=float(scores.get(name, 0)), rows=rows.get(name))
+        CoreTensor(name=name, shape=shape, score=float(scores.get(name, 0)), rows=rows.get(name))
         for name, shape in source.anatomy.inventory.shapes.items()
     ]
     return CoreFile(
@@ -115,7 +115,7 @@ def test_rows_that_are_only_part_of_a_component_do_not_come_across_and_are_told(
     assert "only 50% of its elements are core" in reason
 
 
-def test_every_target_parameter_is_listed_and_those_reached_by_nothing_have_no_score(llama):
+def test_every_target_tensor_is_listed_and_those_reached_by_nothing_have_no_score(llama):
     gemma = model("gemma2", 3, head_dim=8, tie_word_embeddings=True)
     core = core_file(llama, {"model.layers.0.mlp.down_proj.weight": 1.0}, 0.05)
     listed = carried(core, llama, gemma).core.parameters
@@ -177,7 +177,7 @@ def tiny(kind):
 def listed(source, entries, unit="tensors"):
     """A core file of these entries, all of them core."""
     shapes = source.anatomy.inventory.shapes
-    found = [CoreParameter(shape=shapes[entry["name"]], score=1.0, core=True, **entry) for entry in entries]
+    found = [CoreTensor(shape=shapes[entry["name"]], score=1.0, core=True, **entry) for entry in entries]
     method = {"name": "made-up", "ratio": 0.5, "unit": unit}
     return CoreFile(task="math", model=source.identity, method=method, parameters=tuple(found))
 

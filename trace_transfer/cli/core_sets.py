@@ -98,7 +98,7 @@ def import_command(
     if task is None and not out.name.endswith(ENDING):
         raise click.UsageError(f"--out must end with {ENDING} and begin with the task, or give --task")
     if source != "authors" and (ratio is not None or unit is not None):
-        raise click.UsageError("--ratio and --unit select from lists that rank parameters: they need --from authors")
+        raise click.UsageError("--ratio and --unit select from lists that rank tensors: they need --from authors")
 
     from trace_transfer.core_sets.importing import import_list, import_patterns
     from trace_transfer.core_sets.show import render_core_sets

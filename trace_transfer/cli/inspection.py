@@ -193,13 +193,13 @@ def _draw_core(core: CoreFile, page: Page) -> None:
     best = [one for one in core.parameters if one.score is not None][:NUM_SCORES]
     page.line(f"The {len(best)} best of {len(core.parameters) - unscored:,} scores")
     page.table(
-        [("", "right"), ("score", "right"), ("", "left"), ("parameter", "left")],
+        [("", "right"), ("score", "right"), ("", "left"), ("tensor", "left")],
         ((str(i), f"{one.score:.4g}", "core" if one.core else "", label(one)) for i, one in enumerate(best, 1)),
     )
 
 
 def _kind(name: str) -> tuple[str, int | None]:
-    """A parameter's name below its layer, and the layer; the whole name and None outside the layers."""
+    """A tensor's name below its layer, and the layer; the whole name and None outside the layers."""
     folded = folded_name(name)
     head, hole, kind = folded.partition("{layer}.")
     if not hole:
@@ -208,7 +208,7 @@ def _kind(name: str) -> tuple[str, int | None]:
 
 
 def _draw_grid(core: CoreFile, page: Page) -> None:
-    """Kinds of parameters down, layers across; a fused or an expert parameter is partly core if some of it is."""
+    """Kinds of tensors down, layers across; a fused or an expert tensor is partly core if some of it is."""
     cells: dict[str, dict[int | None, list[bool]]] = {}
     for parameter in core.parameters:
         kind, layer = _kind(parameter.name)
@@ -247,7 +247,8 @@ def _block(values: list[bool], wide: int) -> tuple[str, str]:
 
 def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
     page.line(f"Correspondence: {model_line(file.source)} → {model_line(file.target)}", "bold")
-    page.line(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in file.counts.items()))
+    told = {"parameters": "tensors", "unreached_targets": "unreached targets"}
+    page.line(", ".join(f"{count:,} {told.get(name, name)}" for name, count in file.counts.items()))
     page.line()
     folded = Counter(
         (_folded(entry), tuple(dict.fromkeys(map(_folded, entry.targets))))
@@ -260,8 +261,8 @@ def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
     if len(folded) > len(shown):
         page.line(f"… and {len(folded) - len(shown)} more kinds")
     for what, reasons in (
-        ("dropped source parameters", [entry.dropped for entry in file.parameters if entry.dropped]),
-        ("target parameters that nothing reaches", [entry.reason for entry in file.unreached_targets]),
+        ("dropped source tensors", [entry.dropped for entry in file.parameters if entry.dropped]),
+        ("target tensors that nothing reaches", [entry.reason for entry in file.unreached_targets]),
     ):
         page.line()
         page.line(f"{what}: {len(reasons):,}")

@@ -105,7 +105,7 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
 @click.option("--out", required=True, type=shared.OUT_FILE, metavar="FILE", help="The patch from A to B.")
 @click.option("--task", default="diff", show_default=True, help="The name of the task in the patch.")
 def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
-    """Write a patch of all parameters that differ, if only in a bit, between two models of the same names.
+    """Write a patch of all tensors that differ, if only in a bit, between two models of the same names.
 
     \b
     trace-transfer patch diff Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-0.5B-Instruct \\
@@ -140,7 +140,7 @@ def show_patches(patches: tuple[Path, ...]) -> None:
 )  # fmt: skip
 @click.option(
     "--patch", "patches", multiple=True, type=shared.FILE, metavar="FILE",
-    help="Patch: its parameters may differ. May be repeated.",
+    help="Patch: its tensors may differ. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--json", "json_file", type=shared.OUT_FILE, metavar="FILE", help="Write the result for every tensor as JSON."

@@ -29,7 +29,7 @@ RULES_OPTION = click.option(
 
 @click.group("rules")
 def rules_command() -> None:
-    """See, check and try the rules that say which parameter is which component."""
+    """See, check and try the rules that say which tensor is which component."""
 
 
 @rules_command.command("list")
@@ -54,7 +54,7 @@ def list_families(rules_path: Path | None) -> None:
 @RULES_OPTION
 @click.option("--model", help="Check against this model (a directory, GGUF file or hub name; only its config is read).")
 def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -> None:
-    """Check rules files: their text, then each pattern against the real parameter names of a model.
+    """Check rules files: their text, then each pattern against the real tensor names of a model.
 
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
     transformers' default one for each of a family's model types. Models are built without memory for their weights.
@@ -110,9 +110,9 @@ def draft(
 @click.option("--src", required=True, help="Source model: a directory, GGUF file or hub name; only its config is read.")
 @click.option("--dst", required=True, help="Target model, likewise.")
 @RULES_OPTION
-@click.option("--all", "every_layer", is_flag=True, help="Every parameter of every layer, not one layer for all.")
+@click.option("--all", "every_layer", is_flag=True, help="Every tensor of every layer, not one layer for all.")
 def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> None:
-    """Show what each parameter of SRC carries over to in DST, and by which rule.
+    """Show what each tensor of SRC carries over to in DST, and by which rule.
 
     The layer match is not known here; for the totals layers of the same relative depth are matched, each layer of the
     deeper model with one, as the default --match of `map` does.

@@ -37,7 +37,7 @@ def train_command(
 ) -> None:  # fmt: skip
     """Fine-tune BASE on one task after another, with only the core set of each task trained.
 
-    Compares every frozen parameter with BASE, bit for bit. Writes TASK.patch.safetensors after each task and the tuned
+    Compares every frozen tensor with BASE, bit for bit. Writes TASK.patch.safetensors after each task and the tuned
     model at the end. If it is interrupted, the same command resumes from the last checkpoint.
 
     \b

@@ -1,7 +1,7 @@
-"""Lists of scored parameters as the authors' scripts write them: JSON, read into our terms and written from them.
+"""Lists of scored tensors as the authors' scripts write them: JSON, read into our terms and written from them.
 
 Three forms: `lf` (combined_score and its terms), `cs` (specificity_score) and the `l2` that their script falls back to
-(delta). A full list ranks every parameter of a model, a selected one holds only the core set; they look alike, so the
+(delta). A full list ranks every tensor of a model, a selected one holds only the core set; they look alike, so the
 number of names decides. Their specificity_score is the mean *cosine*, low for what is specific: our score is 1 − it.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
-from trace_transfer.core_sets.core_file import CoreParameter
+from trace_transfer.core_sets.core_file import CoreTensor
 from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.text_formats import kind_of, read_json
@@ -41,7 +41,7 @@ def _rows_of(score_key: str, term_keys: tuple[str, ...]) -> TypeAdapter[Any]:
 ROWS = {method: _rows_of(*keys) for method, keys in FORMS.items()}
 
 
-class ListedParameter(NamedTuple):
+class ListedTensor(NamedTuple):
     """One entry: larger scores are more important, whatever the list has; terms as the scoring methods name them."""
 
     name: str
@@ -49,7 +49,7 @@ class ListedParameter(NamedTuple):
     terms: dict[str, float]
 
 
-def read_authors_list(path: Path | str) -> tuple[str, list[ListedParameter]]:
+def read_authors_list(path: Path | str) -> tuple[str, list[ListedTensor]]:
     """Read a list: its method and its entries, best first.
 
     Raises:
@@ -59,7 +59,7 @@ def read_authors_list(path: Path | str) -> tuple[str, list[ListedParameter]]:
     file = Path(path)
     rows = read_json(file, ArtefactError)
     if not isinstance(rows, list):
-        raise ArtefactError(f"{file}: expected a JSON list of parameters, found {kind_of(rows)}")
+        raise ArtefactError(f"{file}: expected a JSON list of tensors, found {kind_of(rows)}")
     if not rows:
         raise ArtefactError(f"{file}: the list is empty")
     method = _method_of(file, rows[0] if isinstance(rows[0], dict) else {})
@@ -80,16 +80,16 @@ def read_authors_list(path: Path | str) -> tuple[str, list[ListedParameter]]:
     return method, entries
 
 
-def core_parameters(
-    entries: Sequence[ListedParameter], shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, str] | None = None
-) -> tuple[CoreParameter, ...]:
-    """All parameters of a model, those listed first and with their scores.
+def core_tensors(
+    entries: Sequence[ListedTensor], shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, str] | None = None
+) -> tuple[CoreTensor, ...]:
+    """All tensors of a model, those listed first and with their scores.
 
     Fewer names than the model has are a selected list: all of them are core. Of a full list none is; it has yet to be
     selected from.
 
     Args:
-        shapes: the model's parameters in model order.
+        shapes: the model's tensors in model order.
         told: what is known of names that are none of them.
 
     Raises:
@@ -99,11 +99,11 @@ def core_parameters(
     _refuse("the list is of another model", [f"{name}: {(told or {}).get(name, 'no such parameter')}" for name in lost])
     selected = len(entries) < len(shapes)
     listed = [
-        CoreParameter(name=e.name, shape=shapes[e.name], score=e.score, terms=e.terms or None, core=selected)
+        CoreTensor(name=e.name, shape=shapes[e.name], score=e.score, terms=e.terms or None, core=selected)
         for e in entries
     ]
     known = {e.name for e in entries}
-    return (*listed, *(CoreParameter(name=name, shape=shape) for name, shape in shapes.items() if name not in known))
+    return (*listed, *(CoreTensor(name=name, shape=shape) for name, shape in shapes.items() if name not in known))
 
 
 def write_authors_list(core_set: CoreSet) -> str:
@@ -123,7 +123,7 @@ def write_authors_list(core_set: CoreSet) -> str:
     listed = [p for _, p in scored]
     where = f"core file of {core.task}"
     parts = [p.name for p in listed if p.rows or p.columns or p.depth]
-    _refuse(f"{where}: the authors' list names whole parameters, not parts", list(dict.fromkeys(parts)))
+    _refuse(f"{where}: the authors' list names whole tensors, not parts", list(dict.fromkeys(parts)))
     _, term_keys = FORMS[method]
     lacking = [
         f"{p.name}: no {', '.join(missing)}"
@@ -169,22 +169,22 @@ def _refuse(where: Path | str, problems: Sequence[str]) -> None:
         raise ArtefactError(f"{where}:\n" + listing(problems))
 
 
-def _entry(row: Mapping[str, Any], method: str) -> ListedParameter:
+def _entry(row: Mapping[str, Any], method: str) -> ListedTensor:
     score_key, term_keys = FORMS[method]
     value = float(row[score_key])
     if method == "cs":
-        return ListedParameter(row["parameter"], 1.0 - value, {"mean_cosine": value})
+        return ListedTensor(row["parameter"], 1.0 - value, {"mean_cosine": value})
     terms = {key: float(row[key]) for key in term_keys} if method == "lf" else {"l2_delta": value}
-    return ListedParameter(row["parameter"], value, terms)
+    return ListedTensor(row["parameter"], value, terms)
 
 
-def _row(parameter: CoreParameter, score: float, method: str, rank: int) -> dict[str, Any]:
+def _row(tensor: CoreTensor, score: float, method: str, rank: int) -> dict[str, Any]:
     score_key, term_keys = FORMS[method]
-    terms = _terms(parameter)
+    terms = _terms(tensor)
     if method == "cs":
-        return {"parameter": parameter.name, "rank": rank, score_key: terms.get("mean_cosine", 1.0 - score)}
-    return {"parameter": parameter.name, score_key: score, **{key: terms[key] for key in term_keys}, "rank": rank}
+        return {"parameter": tensor.name, "rank": rank, score_key: terms.get("mean_cosine", 1.0 - score)}
+    return {"parameter": tensor.name, score_key: score, **{key: terms[key] for key in term_keys}, "rank": rank}
 
 
-def _terms(parameter: CoreParameter) -> dict[str, float]:
-    return parameter.terms or {}
+def _terms(tensor: CoreTensor) -> dict[str, float]:
+    return tensor.terms or {}

@@ -2,7 +2,7 @@
 
 How Axolotl reads one (`axolotl/utils/freeze.py`): a `[a:b]` at its end is a range of rows; in the rest a dot means a
 dot; it is matched at the beginning of a name (`re.match`) and is open at the end. A hook zeroes the gradients of the
-other rows; if any pattern with rows matches a parameter, then its rows alone train, whatever other patterns say.
+other rows; if any pattern with rows matches a tensor, then its rows alone train, whatever other patterns say.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEY = "unfrozen_parameters"
 WITH_ROWS = re.compile(r"^(.+)\[([0-9]*)(?::([0-9]*))?\]$")
 ROWS_HOLD = [
     "Rows: Axolotl zeroes the gradients of the other rows, which weight decay would move all the same: it must be 0,",
-    "as below. They do not hold with ZeRO 3 or FSDP, where hooks see no rows: those train the whole parameter.",
+    "as below. They do not hold with ZeRO 3 or FSDP, where hooks see no rows: those train the whole tensor.",
 ]
 
 
@@ -65,10 +65,10 @@ class Pattern:
 
 
 def write_axolotl(core: CoreSet) -> str:
-    """The lines of an Axolotl configuration that train a core set; rows of parameters are said, columns cannot be.
+    """The lines of an Axolotl configuration that train a core set; rows of tensors are said, columns cannot be.
 
     Raises:
-        ExportError: some columns of a parameter are core.
+        ExportError: some columns of a tensor are core.
     """
     import yaml
 
@@ -100,7 +100,7 @@ def mask_of_patterns(
         known: what is known of patterns that match nothing.
 
     Raises:
-        ArtefactError: patterns that match nothing, or rows that a parameter does not have; all are named.
+        ArtefactError: patterns that match nothing, or rows that a tensor does not have; all are named.
     """
     problems = [
         f"{pattern.text}: {(known or {}).get(pattern, f'matches none of the {len(shapes)} names')}"

@@ -1,4 +1,4 @@
-"""`TASK.core.json`: the scores of a model's parameters for a task, and which of them are core."""
+"""`TASK.core.json`: the scores of a model's tensors for a task, and which of them are core."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SHOWN = 10  # core entries in a notebook
 EXCLUDED = "excluded"  # the component of what a family's rules leave out
 
 
-class CoreParameter(Strict):
-    """One scored parameter, or (with `rows`, `columns` or `depth`) the part of a fused one.
+class CoreTensor(Strict):
+    """One scored tensor, or (with `rows`, `columns` or `depth`) the part of a fused one.
 
     Rows are ranges of dimension 0, columns of dimension 1, depth of dimension 2, end exclusive. The parts of one
-    parameter are disjoint. `component` and `layer` say what it is by its family's rules; a fused (or shared) parameter
+    tensor are disjoint. `component` and `layer` say what it is by its family's rules; a fused (or shared) tensor
     is of several, `a+b`. `terms` are what the score was made of.
     """
 
@@ -51,7 +51,7 @@ class CoreParameter(Strict):
 
     @property
     def num_elements(self) -> int:
-        """Elements of the parameter or of its part."""
+        """Elements of the tensor or of its part."""
         return part_numel(self.shape, self.rows, self.columns, self.depth)
 
     @property
@@ -81,14 +81,14 @@ class Transfer(Strict):
 
 
 class CoreFile(Strict):
-    """`TASK.core.json`: every scored parameter, best first, and which of them are core."""
+    """`TASK.core.json`: every scored tensor, best first, and which of them are core."""
 
     format: Literal["trace-transfer/core"] = "trace-transfer/core"
     version: Literal[1] = 1
     task: str = Field(pattern=TASK)
     model: ModelIdentity
     method: Method
-    parameters: tuple[CoreParameter, ...]
+    parameters: tuple[CoreTensor, ...]
     transferred_from: Transfer | None = None
     libraries: dict[str, str] = Field(default_factory=dict)
 
@@ -100,16 +100,16 @@ class CoreFile(Strict):
         return self
 
     def plain(self) -> dict[str, Any]:
-        """As of any record, with the score of a parameter that has none, and where nothing was transferred from."""
+        """As of any record, with the score of a tensor that has none, and where nothing was transferred from."""
         data = super().plain()
         data["transferred_from"] = data.get("transferred_from")
-        for dumped, parameter in zip(data["parameters"], self.parameters, strict=True):
-            dumped["score"] = parameter.score
+        for dumped, tensor in zip(data["parameters"], self.parameters, strict=True):
+            dumped["score"] = tensor.score
         return data
 
     @property
-    def core(self) -> tuple[CoreParameter, ...]:
-        return tuple(parameter for parameter in self.parameters if parameter.core)
+    def core(self) -> tuple[CoreTensor, ...]:
+        return tuple(tensor for tensor in self.parameters if tensor.core)
 
     def __repr__(self) -> str:
         counted = (
@@ -132,7 +132,7 @@ class CoreFile(Strict):
 
     @property
     def ratio_of_tensors(self) -> float:
-        """Core share of the parameters; the parts of a fused parameter count as one entry each."""
+        """Core share of the tensors; the parts of a fused tensor count as one entry each."""
         return len(self.core) / len(self.parameters)
 
     @property
@@ -140,21 +140,21 @@ class CoreFile(Strict):
         return sum(p.num_elements for p in self.core) / sum(p.num_elements for p in self.parameters)
 
 
-def _ranges_told(entry: CoreParameter) -> str:
+def _ranges_told(entry: CoreTensor) -> str:
     """`rows 0-11, 24-35` of an entry, empty for a whole tensor."""
     parts = zip(AXES, entry.place[1:], strict=True)
     return "; ".join(f"{word} {', '.join(f'{a}-{b - 1}' for a, b in ranges)}" for word, ranges in parts if ranges)
 
 
-def _contradictions(parameters: Sequence[CoreParameter], model: ModelIdentity) -> list[str]:
-    """What cannot be so, whatever the model is. A file need not list all parameters: those that are not scored lack."""
-    if not parameters:
-        return ["no parameters are listed"]
+def _contradictions(tensors: Sequence[CoreTensor], model: ModelIdentity) -> list[str]:
+    """What cannot be so, whatever the model is. A file need not list all tensors: those that are not scored lack."""
+    if not tensors:
+        return ["no tensors are listed"]
     problems: dict[str, None] = {}  # in order, each once
     seen: set[tuple[Any, ...]] = set()
     shapes: dict[str, tuple[int, ...]] = {}
     covered: dict[str, int] = {}
-    for entry in parameters:
+    for entry in tensors:
         name, shape = entry.name, shapes.setdefault(entry.name, entry.shape)
         if entry.place in seen:
             problems[f"{name} is listed twice"] = None
@@ -170,9 +170,9 @@ def _contradictions(parameters: Sequence[CoreParameter], model: ModelIdentity) -
             if count > numel(shapes[name])
         }
     if len(shapes) > model.num_parameters:
-        found = f"{len(shapes):,} parameters are listed"
+        found = f"{len(shapes):,} tensors are listed"
         problems[f"{found}, and model.num_parameters says that there are {model.num_parameters:,}"] = None
     if (total := sum(map(numel, shapes.values()))) > model.num_elements:
-        found = f"the listed parameters have {total:,} elements by their shapes"
+        found = f"the listed tensors have {total:,} elements by their shapes"
         problems[f"{found}, and model.num_elements says that there are {model.num_elements:,}"] = None
     return list(problems)

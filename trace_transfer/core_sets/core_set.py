@@ -1,6 +1,6 @@
 """What is exported: the core set of one or several core files of one model, among all names of that model.
 
-Names are those of `named_parameters()`, as trainers match them; a tied parameter has its owner's name only.
+Names are those of `named_parameters()`, as trainers match them; a tied tensor has its owner's name only.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
 
 
 def require_whole(core: CoreSet, trainer: str, reason: str, but: Sequence[int] = ()) -> None:
-    """Refuse parts of parameters, all at once.
+    """Refuse parts of tensors, all at once.
 
     Args:
         reason: why the trainer cannot have them, and what to do.
@@ -120,7 +120,7 @@ def require_whole(core: CoreSet, trainer: str, reason: str, but: Sequence[int] =
     sliced = core.mask.sliced
     refused = [_part(name, sliced[name]) for name in core.names if name in sliced and sliced[name].dim not in but]
     if refused:
-        raise ExportError(f"{trainer} cannot train these parts of parameters: {reason}:\n" + listing(refused))
+        raise ExportError(f"{trainer} cannot train these parts of tensors: {reason}:\n" + listing(refused))
 
 
 def _part(name: str, part: Slice) -> str:

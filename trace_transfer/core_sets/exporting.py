@@ -154,9 +154,9 @@ def export_core(
 
 
 def _shapes(cores: Mapping[str, CoreFile], model: str | Path | None) -> Mapping[str, tuple[int, ...]]:
-    """All parameters of the model: as the first core file lists them if it lists them all, otherwise as it has them."""
+    """All tensors of the model: as the first core file lists them if it lists them all, otherwise as it has them."""
     file, core = next(iter(cores.items()))
-    listed = {parameter.name: tuple(parameter.shape) for parameter in core.parameters}
+    listed = {tensor.name: tuple(tensor.shape) for tensor in core.parameters}
     if model is None and _sha256(listed) == core.model.names_sha256:
         return listed
     shapes = read_names(_source(core.model, model)).shapes
@@ -169,8 +169,8 @@ def _require_same(
 ) -> None:
     if _sha256(shapes) != identity.names_sha256:
         raise ArtefactError(
-            f"{file}: is of {identity.id}, a model with {identity.num_parameters} parameters; "
-            f"{model or 'what is there'} has other names or shapes ({len(shapes)} parameters), or this version of "
+            f"{file}: is of {identity.id}, a model with {identity.num_parameters} tensors; "
+            f"{model or 'what is there'} has other names or shapes ({len(shapes)} tensors), or this version of "
             "transformers gives it others. Say with --model where the model is"
         )
 

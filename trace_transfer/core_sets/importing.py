@@ -1,4 +1,4 @@
-"""`import`: a core file from a list of parameters that another program trains.
+"""`import`: a core file from a list of tensors that another program trains.
 
 Reads: an Axolotl configuration, what Spectrum wrote or a list of the authors' scripts, and a model's config. The core
 file is returned.
@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trace_transfer.core_sets.authors_list import core_parameters, read_authors_list
+from trace_transfer.core_sets.authors_list import core_tensors, read_authors_list
 from trace_transfer.core_sets.axolotl import Pattern, mask_of_patterns, read_patterns
-from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreParameter, Method
+from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor, Method
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.core_sets.selection import Selection, entries_of, select
 from trace_transfer.errors import ArtefactError, UserError
@@ -41,10 +41,10 @@ def import_list(
     method, listed = read_authors_list(file)
     told = names_told(opened, [entry.name for entry in listed])
     listed = [entry._replace(name=told.translated.get(entry.name, entry.name)) for entry in listed]
-    parameters = tuple(
-        parameter.model_copy(update={"component": entry.component, "layer": entry.layer})
-        for parameter in core_parameters(listed, shapes, told.known)
-        for entry in entries_of(opened.anatomy, parameter.name, parameter.shape, None)
+    tensors = tuple(
+        tensor.model_copy(update={"component": entry.component, "layer": entry.layer})
+        for tensor in core_tensors(listed, shapes, told.known)
+        for entry in entries_of(opened.anatomy, tensor.name, tensor.shape, None)
     )
     whole = len(listed) == len(shapes)
     if whole and ratio is None:
@@ -56,14 +56,14 @@ def import_list(
         )
     unit = "tensors" if unit is None else unit
     if whole and ratio is not None:
-        parameters = select(parameters, ratio, unit)
+        tensors = select(tensors, ratio, unit)
     if unit == "rows":
-        raise UserError("such lists name whole parameters: rows cannot be selected from them")
+        raise UserError("such lists name whole tensors: rows cannot be selected from them")
     return CoreFile(
         task=require_task(task),
         model=opened.identity,
         method={"name": method, "ratio": ratio or len(listed) / len(shapes), "unit": unit, "imported_from": file.name},
-        parameters=parameters,
+        parameters=tensors,
         libraries=library_versions(),
     )
 
@@ -77,7 +77,7 @@ def import_patterns(
     rows of a tensor train, its other rows are an entry of their own.
 
     Args:
-        model: whose parameters the patterns are to match; only its config is read.
+        model: whose tensors the patterns are to match; only its config is read.
         made_by: who wrote the list; recorded.
 
     Raises:
@@ -149,9 +149,9 @@ def _translated(patterns: Sequence[Pattern], model: OpenModel) -> tuple[list[Pat
     return [instead.get(one, one) for one in patterns], known
 
 
-def _entry(anatomy: Anatomy, name: str, shape: tuple[int, ...], rows: Ranges | None, core: bool) -> CoreParameter:
+def _entry(anatomy: Anatomy, name: str, shape: tuple[int, ...], rows: Ranges | None, core: bool) -> CoreTensor:
     units = [unit for unit in anatomy.units_of(name) if rows is None or unit.rows is None or _meet(unit.rows, rows)]
-    return CoreParameter(
+    return CoreTensor(
         name=name,
         shape=shape,
         rows=rows,

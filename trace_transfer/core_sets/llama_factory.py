@@ -1,7 +1,7 @@
 """LLaMA-Factory's freeze tuning: whole modules of the first or last layers, or of every n-th one.
 
 How LLaMA-Factory reads it (`llamafactory/model/adapter.py`): `freeze_trainable_layers: n` are the last n layers, -n the
-first; with `use_llama_pro` n layers at equal distances. A parameter trains if `.LAYER.MODULE` of any of those layers
+first; with `use_llama_pro` n layers at equal distances. A tensor trains if `.LAYER.MODULE` of any of those layers
 and of `freeze_trainable_modules` (the part of a name after the layer's number) stands anywhere in its name, or any of
 `freeze_extra_modules` (modules outside the layers) does. Most core sets cannot be said so.
 """
@@ -67,7 +67,7 @@ def write_llama_factory(core: CoreSet) -> str:
     """The lines of a LLaMA-Factory configuration that train a core set, where there are any.
 
     Raises:
-        ExportError: parts of parameters are core, or no settings train exactly the core set; names what of it would not
+        ExportError: parts of tensors are core, or no settings train exactly the core set; names what of it would not
             train alone.
     """
     import yaml
@@ -135,7 +135,7 @@ def _choices(num_layers: int) -> Iterator[Freezing]:
 
 
 def _largest_within(wanted: Collection[str], names: _Names, num_layers: int) -> Iterator[tuple[Freezing, set[str]]]:
-    """For each set of layers all modules that train nothing but core parameters, and what they train."""
+    """For each set of layers all modules that train nothing but core tensors, and what they train."""
     core = set(wanted)
     extra = tuple(module for module, found in names.extra.items() if core.issuperset(found))
     outside = {name for module in extra for name in names.extra[module]}
@@ -158,7 +158,7 @@ def _why_not(core: CoreSet, names: _Names, num_layers: int) -> str:
     return (
         "LLaMA-Factory cannot train exactly this core set. It freezes all but whole modules "
         f"({', '.join(names.modules)}) of the first n layers, of the last n, or of n at equal distances, and modules "
-        f"outside the layers ({', '.join(names.extra)}) whose name stands in no other parameter's. It would need a "
-        "list or pattern of parameter names (hiyouga/LLaMA-Factory#8834), as axolotl, ms-swift and trl can be given. "
+        f"outside the layers ({', '.join(names.extra)}) whose name stands in no other tensor's. It would need a "
+        "list or pattern of tensor names (hiyouga/LLaMA-Factory#8834), as axolotl, ms-swift and trl can be given. "
         "Not to be said without training others:\n" + listing(left)
     )

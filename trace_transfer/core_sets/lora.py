@@ -60,7 +60,7 @@ def write_peft(core: CoreSet, model: PreTrainedModel, rank: int = 8, alpha: floa
         rank, alpha: r and lora_alpha of every adapter.
 
     Raises:
-        ExportError: parts of parameters are core, or tensors that LoRA cannot take; all are named.
+        ExportError: parts of tensors are core, or tensors that LoRA cannot take; all are named.
         InexactExportError: peft would train other tensors.
     """
     require_whole(core, TRAINER, f"an adapter changes all of a tensor; {WHOLE_ONLY}")
@@ -100,7 +100,7 @@ class _Inside:
         return next(name for name, module in self.modules.items() if module is embedding)
 
     def parameters_of(self, module: str) -> list[str]:
-        """Names of a module's own parameters and those of what is in it."""
+        """Names of a module's own tensors and those of what is in it."""
         return [f"{module}.{name}" for name, _ in self.modules[module].named_parameters()]
 
     def is_norm(self, module: str) -> bool:
@@ -213,7 +213,7 @@ def trained_names(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[st
 
 
 def _own_name(model: nn.Module, name: str) -> str:
-    """The model's name of what a trained parameter is, or what the adapter that it belongs to changes."""
+    """The model's name of what a trained tensor is, or what the adapter that it belongs to changes."""
     for kind in (".lora_A.", ".lora_embedding_A.", ".lora_B.", ".lora_embedding_B."):
         module, found, _ = name.partition(kind)
         if found:

@@ -1,4 +1,4 @@
-"""What is trained: whole parameters, or some rows, columns or depth of them. Everything else stays bit-identical.
+"""What is trained: whole tensors, or some rows, columns or depth of them. Everything else stays bit-identical.
 
 Names are those of `named_parameters()`; True means trained.
 """
@@ -21,13 +21,13 @@ class MaskError(UserError):
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows (dim 0), columns (1) or depth (2) of a parameter: half-open ranges, sorted, apart from each other."""
+    """Some rows (dim 0), columns (1) or depth (2) of a tensor: half-open ranges, sorted, apart from each other."""
 
     dim: int
     ranges: Ranges
 
     def numel(self, shape: tuple[int, ...]) -> int:
-        """Elements in these ranges of a parameter of that shape."""
+        """Elements in these ranges of a tensor of that shape."""
         rows, columns, depth = (self.ranges if dim == self.dim else None for dim in range(len(AXES)))
         return part_numel(shape, rows, columns, depth)
 
@@ -39,7 +39,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Mask:
-    """The trained parameters, each with its slice, or None where all of it is trained.
+    """The trained tensors, each with its slice, or None where all of it is trained.
 
     Attributes:
         parts: name → slice, in no particular order.
@@ -65,14 +65,14 @@ class Mask:
         """
         problems: list[str] = []
         found: dict[str, list[tuple[Ranges | None, ...]]] = {}
-        for parameter in core.core:
-            name = tied.get(parameter.name, parameter.name)
+        for tensor in core.core:
+            name = tied.get(tensor.name, tensor.name)
             if name not in shapes:
-                problems.append(f"{parameter.name}: not a parameter of this model")
-            elif tuple(parameter.shape) != shapes[name]:
-                problems.append(f"{name}: {list(parameter.shape)} there, {list(shapes[name])} in this model")
+                problems.append(f"{tensor.name}: not a tensor of this model")
+            elif tuple(tensor.shape) != shapes[name]:
+                problems.append(f"{name}: {list(tensor.shape)} there, {list(shapes[name])} in this model")
             else:
-                found.setdefault(name, []).append(parameter.place[1:])
+                found.setdefault(name, []).append(tensor.place[1:])
         if problems:
             raise MaskError(
                 f"{file}: its core set does not fit the model to be trained; carry it over with `trace-transfer map`:\n"
@@ -86,7 +86,7 @@ class Mask:
         """What either of them trains.
 
         Raises:
-            MaskError: ranges along one dimension of a parameter in one, and along another in the other.
+            MaskError: ranges along one dimension of a tensor in one, and along another in the other.
         """
         parts = dict(self.parts)
         for name, part in other.parts.items():
@@ -104,7 +104,7 @@ class Mask:
         return Mask(parts)
 
     def trains(self, name: str) -> bool:
-        """Whether anything of a parameter is trained."""
+        """Whether anything of a tensor is trained."""
         return name in self.parts
 
     def numel(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -127,13 +127,13 @@ class Mask:
 
 
 def _joined(name: str, parts: Sequence[tuple[Ranges | None, ...]], shape: tuple[int, ...], file: str) -> Slice | None:
-    """The parts of one parameter as one slice, None for all of it; each part has its ranges of rows, columns, depth."""
+    """The parts of one tensor as one slice, None for all of it; each part has its ranges of rows, columns, depth."""
     if any(ranges == (None,) * len(AXES) for ranges in parts):
         return None
     dims = sorted({dim for ranges in parts for dim, one in enumerate(ranges) if one is not None})
     if len(dims) > 1:
         words = " and ".join(AXES[dim] for dim in dims)
-        raise MaskError(f"{file}: {name}: {words} of one parameter are core; only either can be trained")
+        raise MaskError(f"{file}: {name}: {words} of one tensor are core; only either can be trained")
     (dim,) = dims
     merged = merged_ranges(one for ranges in parts for one in ranges[dim] or ())
     return None if merged == ((0, shape[dim]),) else Slice(dim, merged)

@@ -3,7 +3,7 @@
 Names are split at their dots, and common beginnings and endings are written once, from the front or from the back,
 whichever is shorter. Only groups, alternatives, character classes and `?` are used: every dialect reads it alike.
 
-How ms-swift reads it (`swift/utils/transformers_utils.py`): `freeze_parameters_ratio: 1` freezes all parameters, then
+How ms-swift reads it (`swift/utils/transformers_utils.py`): `freeze_parameters_ratio: 1` freezes all tensors, then
 those in whose name `trainable_parameters_regex` is found anywhere (`re.search`) train; hence the `^` and `$`.
 """
 
@@ -22,7 +22,7 @@ def write_regex(core: CoreSet) -> str:
     """One line: the names that match as a whole are the core set.
 
     Raises:
-        ExportError: parts of parameters are core.
+        ExportError: parts of tensors are core.
     """
     require_whole(core, "a regular expression", f"it names whole tensors only; {WHOLE_ONLY}")
     return exact_pattern(core.names, core.shapes) + "\n"
@@ -32,7 +32,7 @@ def write_ms_swift(core: CoreSet) -> str:
     """The lines of a configuration for `swift sft FILE.yaml` (or its options) that train a core set.
 
     Raises:
-        ExportError: parts of parameters are core.
+        ExportError: parts of tensors are core.
     """
     import yaml
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter, Unit
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Unit
 from trace_transfer.errors import UserError, together
 from trace_transfer.families.anatomy import Anatomy, Split, unit_kinds, unit_parts
 from trace_transfer.files import refuse_inputs, write_text
@@ -26,21 +26,21 @@ class Selection(Settings):
     unit: Unit | None = setting(None, "What it counts.")
 
 
-def select(parameters: Sequence[CoreParameter], ratio: float, unit: str = "tensors") -> tuple[CoreParameter, ...]:
+def select(tensors: Sequence[CoreTensor], ratio: float, unit: str = "tensors") -> tuple[CoreTensor, ...]:
     """Mark the top r as core.
 
     Args:
-        parameters: entries in order of preference where scores tie; those without a score are never chosen. With
+        tensors: entries in order of preference where scores tie; those without a score are never chosen. With
             `rows`, an entry is a head or a neuron, or a whole tensor that has none.
         ratio: in (0, 1]; 1 selects everything that has a score.
         unit: `tensors`: max(1, floor(r · entries)), as the paper. `elements` and `rows`: in score order, whatever still
-            fits into r of all parameters; an embedding larger than that is passed over, however high its score. Where
+            fits into r of all tensors; an embedding larger than that is passed over, however high its score. Where
             nothing fits the best one alone is taken.
 
     Returns:
         All entries, best score first, those without a score last; equal scores in the order given.
     """
-    ranked = sorted(parameters, key=_best_first)
+    ranked = sorted(tensors, key=_best_first)
     chosen = _within_count(ranked, ratio) if unit == "tensors" else _within_budget(ranked, ratio)
     # Copies are slow, and with rows there are a million entries: only what changes is copied.
     return tuple(
@@ -48,27 +48,27 @@ def select(parameters: Sequence[CoreParameter], ratio: float, unit: str = "tenso
     )
 
 
-def ties_at_the_cut(parameters: Sequence[CoreParameter]) -> bool:
+def ties_at_the_cut(tensors: Sequence[CoreTensor]) -> bool:
     """Whether an entry of the core set and one outside have the same score, so that their order alone decided."""
-    inside = {p.score for p in parameters if p.core}
-    return any(p.score in inside for p in parameters if not p.core)
+    inside = {p.score for p in tensors if p.core}
+    return any(p.score in inside for p in tensors if not p.core)
 
 
-def _best_first(parameter: CoreParameter) -> tuple[bool, float]:
-    return parameter.score is None, -(parameter.score or 0.0)
+def _best_first(tensor: CoreTensor) -> tuple[bool, float]:
+    return tensor.score is None, -(tensor.score or 0.0)
 
 
-def _within_count(ranked: Sequence[CoreParameter], ratio: float) -> list[bool]:
+def _within_count(ranked: Sequence[CoreTensor], ratio: float) -> list[bool]:
     count = max(1, int(ratio * len(ranked) + ROUNDING))
     return [index < count and p.score is not None for index, p in enumerate(ranked)]
 
 
-def _within_budget(ranked: Sequence[CoreParameter], ratio: float) -> list[bool]:
+def _within_budget(ranked: Sequence[CoreTensor], ratio: float) -> list[bool]:
     sizes = [p.num_elements for p in ranked]
     budget = int(ratio * sum(sizes) + ROUNDING)
     chosen, used = [], 0
-    for parameter, size in zip(ranked, sizes, strict=True):
-        fits = parameter.score is not None and used + size <= budget
+    for tensor, size in zip(ranked, sizes, strict=True):
+        fits = tensor.score is not None and used + size <= budget
         used += size if fits else 0
         chosen.append(fits)
     if not any(chosen) and ranked and ranked[0].score is not None:
@@ -76,15 +76,13 @@ def _within_budget(ranked: Sequence[CoreParameter], ratio: float) -> list[bool]:
     return chosen
 
 
-def entries_of(anatomy: Anatomy, name: str, shape: tuple[int, ...], split: Split | None) -> list[CoreParameter]:
+def entries_of(anatomy: Anatomy, name: str, shape: tuple[int, ...], split: Split | None) -> list[CoreTensor]:
     """A tensor, or with a split its rows (or columns) in order, as entries without a score."""
     units = anatomy.units_of(name)
     layer = units[0].layer if units else None
     parts = zip(unit_parts(name, shape, split), unit_kinds(anatomy, name, split), strict=True)
     return [  # not validated: rows make many, of what is checked already
-        CoreParameter.model_construct(
-            name=name, shape=shape, rows=rows, columns=columns, component=component, layer=layer
-        )
+        CoreTensor.model_construct(name=name, shape=shape, rows=rows, columns=columns, component=component, layer=layer)
         for (rows, columns), component in parts
     ]
 

@@ -108,7 +108,7 @@ class AdaptedModel:
         return model
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Values:
-        """Those parameters of `load(dtype)`, in that order, one at a time."""
+        """Those tensors of `load(dtype)`, in that order, one at a time."""
         wanted = list(names)
         rest = iter(self.start.values([self._base_names[n] for n in wanted if n not in self.shapes], dtype))
         mine = self._adapter_values([name for name in wanted if name in self.shapes])
@@ -117,7 +117,7 @@ class AdaptedModel:
             yield name, value.to(dtype)
 
     def exact(self, names: Iterable[str]) -> Values:
-        """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time."""
+        """Float32 values of those tensors that `load(torch.bfloat16)` may have rounded, one at a time."""
         wanted = list(names)
         wrapped = {self._base_names[name]: name for name in wanted if name not in self.shapes}
         if wrapped:
@@ -179,7 +179,7 @@ class AdaptedModel:
 
     @cached_property
     def _layout(self) -> tuple[PeftConfig, Mapping[str, tuple[int, ...]], tuple[str, ...]]:
-        """The resolved configuration, the adapters' shapes, and the names of all parameters."""
+        """The resolved configuration, the adapters' shapes, and the names of all tensors."""
         model, config = self._wrap(self.start.skeleton(torch.float32))
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         return config, {name: shape for name, shape in shapes.items() if A in name or B in name}, tuple(shapes)

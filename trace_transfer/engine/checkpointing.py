@@ -161,7 +161,7 @@ class Saved:
     seconds: float
 
     def read(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of every parameter, one at a time: `master`, `exp_avg` or `exp_avg_sq`."""
+        """Name and value of every trained tensor, one at a time: `master`, `exp_avg` or `exp_avg_sq`."""
         from safetensors import safe_open
 
         for file in self.shards:
@@ -176,7 +176,7 @@ class Saved:
         return sorted(self.path.glob("*.safetensors"))
 
     def require_whole(self, names: Iterable[str], kinds: Sequence[str]) -> None:
-        """Refuse a checkpoint that lacks values of a trained parameter: it would begin again from the base's.
+        """Refuse a checkpoint that lacks values of a trained tensor: it would begin again from the base's.
 
         Raises:
             TrainingError: what it lacks, and what nobody trains; or a shard that cannot be read.

@@ -9,9 +9,9 @@ An exact training needs some care, measured on DeepSpeed 0.19.8:
 - ZeRO 3 treats the experts' blocks of some families as one leaf, without hooks on the modules in it, and frees slices
   there before their gradients come. It gets an empty list of leaf modules.
 - Master weights are made from weights rounded to bfloat16. The true ones are set afterwards.
-- For ZeRO 3 the model is built on the meta device, its buffers real, and filled a parameter at a time: no rank ever
-  holds all of it. `deepspeed.zero.Init` around the building would give the same parameters, but it also casts what
-  `torch.tensor` makes meanwhile, and buffers with it; so its conversion is called for each parameter.
+- For ZeRO 3 the model is built on the meta device, its buffers real, and filled a tensor at a time: no rank ever
+  holds all of it. `deepspeed.zero.Init` around the building would give the same tensors, but it also casts what
+  `torch.tensor` makes meanwhile, and buffers with it; so its conversion is called for each tensor.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Engine:
         self.set_steps(0)
 
     def _plain_masters(self) -> dict[str, Tensor]:
-        """Without ZeRO: name → its float32 master weight, which is the parameter itself unless that is bfloat16."""
+        """Without ZeRO: name → its float32 master weight, which is the tensor itself unless that is bfloat16."""
         if self.stage > 0:
             return {}
         groups = getattr(self.deepspeed.optimizer, "fp16_groups", None)
@@ -108,17 +108,17 @@ class Engine:
         return norm if self.deepspeed.was_step_applied() else float("nan")
 
     def live(self, name: str) -> Tensor:
-        """A frozen parameter as it is used (of a sliced one the frozen original), whole, a copy on the CPU."""
+        """A frozen tensor as it is used (of a sliced one the frozen original), whole, a copy on the CPU."""
         parameter = self.frozen[name]
         with gathered(parameter):
             return parameter.detach().to("cpu", copy=True)
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and float32 master weight of all that is trained of each parameter, one at a time, on the CPU."""
+        """Name and float32 master weight of all that is trained of each tensor, one at a time, on the CPU."""
         return ((name, self.get(name, MASTER)) for name in self.parameters)
 
     def get(self, name: str, kind: str) -> Tensor:
-        """What is trained of one parameter, its master weight or one of its `MOMENTS`: float32, a copy on the CPU."""
+        """What is trained of one tensor, its master weight or one of its `MOMENTS`: float32, a copy on the CPU."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.stage == 0:
@@ -277,7 +277,7 @@ def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_eleme
 
 
 def _partition(parameter: Any, value: Tensor) -> Tensor:
-    """This rank's part of a parameter under ZeRO 3, padded with zeros."""
+    """This rank's part of a tensor under ZeRO 3, padded with zeros."""
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
     part = torch.zeros(size, dtype=value.dtype, device=value.device)
     mine = value.flatten()[size * rank : size * (rank + 1)]
@@ -291,7 +291,7 @@ def fill_partitioned(
     """Give a meta-device model its weights, each rank its part of each; collective.
 
     Args:
-        values: name and value of every parameter in the model's order; asked for on the first rank only.
+        values: name and value of every tensor in the model's order; asked for on the first rank only.
         config: DeepSpeed's, for ZeRO 3.
 
     Raises:
@@ -329,7 +329,7 @@ def fill_partitioned(
 
 
 def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextManager[None]:
-    """A parameter whole while it lasts, collective; does nothing to one that is not partitioned.
+    """A tensor whole while it lasts, collective; does nothing to one that is not partitioned.
 
     Args:
         modify: keep what the first rank has written to it.
@@ -341,5 +341,5 @@ def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextMa
 
 
 def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """Name → shape of every parameter, partitioned or not (a partitioned one is empty, its shape kept elsewhere)."""
+    """Name → shape of every tensor, partitioned or not (a partitioned one is empty, its shape kept elsewhere)."""
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}

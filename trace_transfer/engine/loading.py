@@ -66,15 +66,15 @@ class StartingPoint(Protocol):
         ...
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The same model with its parameters on the meta device, and its buffers real."""
+        """The same model with its tensors on the meta device, and its buffers real."""
         ...
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Those parameters of `load(dtype)`, in that order, one at a time."""
+        """Those tensors of `load(dtype)`, in that order, one at a time."""
         ...
 
     def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time."""
+        """Float32 values of those tensors that `load(torch.bfloat16)` may have rounded, one at a time."""
         ...
 
 

@@ -86,7 +86,7 @@ def train(
 
     Args:
         directory: of this training alone.
-        finish: called once, on the first rank, with name and float32 value of every trained parameter, one at a time
+        finish: called once, on the first rank, with name and float32 value of every trained tensor, one at a time
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
         mask: what is trained, None is all. Everything else stays bit-identical.
         work: operations per token (`hardware.flops_per_token`), to tell the share of the device's peak.

@@ -1,7 +1,7 @@
-"""Some rows, columns or depth of a parameter in training: a small parameter of their own, put into the frozen one.
+"""Some rows, columns or depth of a tensor in training: a small parameter of their own, put into the frozen one.
 
 It is put there on each use. So gradient, clipping, weight decay, momentum and optimizer state exist for the slice
-alone, whatever DeepSpeed, FSDP or DDP do with parameters, and no other element can move: nothing ever writes to the
+alone, whatever DeepSpeed, FSDP or DDP do with tensors, and no other element can move: nothing ever writes to the
 frozen one. State dicts have whole tensors under their ordinary names all the same.
 """
 
@@ -29,30 +29,30 @@ def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a mask of another model.
 
     Raises:
-        MaskError: it is empty, names what the model lacks, or a slice beyond a parameter's shape; lists all of it.
+        MaskError: it is empty, names what the model lacks, or a slice beyond a tensor's shape; lists all of it.
     """
     if not mask.parts:
-        raise MaskError("no parameter of the model is to be trained: the mask is empty")
-    problems = [f"{name}: not a parameter of this model" for name in sorted(mask.parts.keys() - shapes.keys())]
+        raise MaskError("no tensor of the model is to be trained: the mask is empty")
+    problems = [f"{name}: not a tensor of this model" for name in sorted(mask.parts.keys() - shapes.keys())]
     for name, part in sorted(mask.sliced.items()):
         shape = shapes.get(name)
         if shape is None:
             continue
         if part.dim >= len(shape):
-            problems.append(f"{name}: a slice of dimension {part.dim} of a parameter of {list(shape)}")
+            problems.append(f"{name}: a slice of dimension {part.dim} of a tensor of {list(shape)}")
         elif not part.ranges or min(part.indices, default=-1) < 0 or max(part.indices, default=0) >= shape[part.dim]:
-            problems.append(f"{name}: {list(part.ranges)} in dimension {part.dim} of a parameter of {list(shape)}")
+            problems.append(f"{name}: {list(part.ranges)} in dimension {part.dim} of a tensor of {list(shape)}")
     if problems:
         raise MaskError("the mask does not fit the model to be trained:\n" + listing(problems))
 
 
 def taken(value: Tensor, part: Slice | None) -> Tensor:
-    """The trained part of a parameter's value: its rows (columns, depth) one after the other, or all of it."""
+    """The trained part of a tensor's value: its rows (columns, depth) one after the other, or all of it."""
     return value if part is None else value.index_select(part.dim, torch.tensor(part.indices, device=value.device))
 
 
 def outside(value: Tensor, part: Slice | None) -> Tensor:
-    """All but the trained part of a parameter's value; all of it where no part is said."""
+    """All but the trained part of a tensor's value; all of it where no part is said."""
     if part is None:
         return value
     kept = torch.ones(value.shape[part.dim], dtype=torch.bool, device=value.device)
@@ -61,7 +61,7 @@ def outside(value: Tensor, part: Slice | None) -> Tensor:
 
 
 def put(parameter: Tensor, part: Slice | None, value: Tensor) -> None:
-    """Write the trained part into a whole parameter, in place."""
+    """Write the trained part into a whole tensor, in place."""
     value = value.to(parameter.device, parameter.dtype)
     with torch.no_grad():
         if part is None:
@@ -71,7 +71,7 @@ def put(parameter: Tensor, part: Slice | None, value: Tensor) -> None:
 
 
 def places_of(model: nn.Module) -> dict[str, Places]:
-    """Name → every module and attribute that holds this parameter: several where it is tied."""
+    """Name → every module and attribute that holds this tensor: several where it is tied."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     places: dict[str, Places] = {name: [] for name in names.values()}
     for module in model.modules():
@@ -83,10 +83,10 @@ def places_of(model: nn.Module) -> dict[str, Places]:
 def freeze(
     model: nn.Module, mask: Mask, gathered: Callable[[nn.Parameter], AbstractContextManager[object]]
 ) -> dict[str, nn.Parameter]:
-    """Freeze everything but a mask's parts; name → what is trained of that parameter, in the model's order.
+    """Freeze everything but a mask's parts; name → what is trained of that tensor, in the model's order.
 
     Args:
-        gathered: makes a parameter whole where it is partitioned.
+        gathered: makes a tensor whole where it is partitioned.
     """
     places = places_of(model)
     found: dict[str, nn.Parameter] = {}
@@ -105,7 +105,7 @@ def freeze(
 
 
 def splice(places: Places, part: Slice, values: nn.Parameter) -> None:
-    """Let a frozen parameter be used with other values in some rows (columns, depth), in every module that holds it.
+    """Let a frozen tensor be used with other values in some rows (columns, depth), in every module that holds it.
 
     Args:
         values: of those rows; a parameter of its own, from then on part of the model.
@@ -126,7 +126,7 @@ def splice(places: Places, part: Slice, values: nn.Parameter) -> None:
 
 
 def unsplice(places: Places) -> None:
-    """Make a spliced parameter an ordinary, frozen one again, with the trained values in it."""
+    """Make a spliced tensor an ordinary, frozen one again, with the trained values in it."""
     spliced = spliced_at(*places[0])
     assert spliced is not None
     original, chain = spliced
@@ -138,7 +138,7 @@ def unsplice(places: Places) -> None:
 
 
 def spliced_at(module: nn.Module, attribute: str) -> tuple[nn.Parameter, Spliced] | None:
-    """The frozen parameter, and what is put into it; None where an attribute is not spliced."""
+    """The frozen tensor, and what is put into it; None where an attribute is not spliced."""
     chains: Any = getattr(module, "parametrizations", {})
     if attribute not in chains or not isinstance(chains[attribute][0], Spliced):
         return None
@@ -146,7 +146,7 @@ def spliced_at(module: nn.Module, attribute: str) -> tuple[nn.Parameter, Spliced
 
 
 def joined(frozen: Tensor, part: Slice, values: Tensor) -> Tensor:
-    """A frozen parameter with the trained part in it: a new tensor, sharded as the frozen one is."""
+    """A frozen tensor with the trained part in it: a new tensor, sharded as the frozen one is."""
     if frozen.is_meta:
         return frozen
     if isinstance(frozen, DTensor) and isinstance(values, DTensor):
@@ -197,7 +197,7 @@ def _cut(attribute: str, module: nn.Module, state: MutableMapping[str, Tensor], 
 
 
 def _compute_once(module: nn.Module) -> None:
-    """Let experts put their slices in once in each forward pass: they may read the parameter one by one."""
+    """Let experts put their slices in once in each forward pass: they may read the tensor one by one."""
     kind: Any = type(module)  # of this module alone: a parametrization made it
     forward = kind.forward
 

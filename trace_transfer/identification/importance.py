@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.language import NUMBER, Family, default_role
 from trace_transfer.families.registry import FamilyRegistry, load_families
@@ -24,7 +24,7 @@ BIAS, NORM = "bias", "norm"  # roles
 PROJECTIONS, NORMS = "projections", "norms"
 LEAST_BAND = 1 / 26  # a band's share of the height of all layers, at least; one layer's height if that is more
 BAND_GAP = 0.35  # of a band
-NUM_DESCRIBED = 3  # parameters of a cell that are described one by one
+NUM_DESCRIBED = 3  # tensors of a cell that are described one by one
 
 
 class Column(NamedTuple):
@@ -65,19 +65,19 @@ BANDS: dict[str, Column] = {
 
 
 class Entry(NamedTuple):
-    """A parameter in a cell; `rank` counts from 1 among the scored parameters of its file, None without a score."""
+    """A tensor in a cell; `rank` counts from 1 among the scored tensors of its file, None without a score."""
 
-    parameter: CoreParameter
+    tensor: CoreTensor
     rank: int | None
 
     @property
     def is_bias(self) -> bool:
-        return default_role(self.parameter.name) == BIAS
+        return default_role(self.tensor.name) == BIAS
 
 
 @dataclass(frozen=True)
 class Cell:
-    """All parameters of one module of one layer, the weight or its parts first, then biases."""
+    """All tensors of one module of one layer, the weight or its parts first, then biases."""
 
     entries: tuple[Entry, ...]
 
@@ -89,21 +89,21 @@ class Cell:
     @cached_property
     def score(self) -> float | None:
         """The weight's score, the mean of its parts' scores, or None."""
-        scores = [entry.parameter.score for entry in self.principals if entry.parameter.score is not None]
+        scores = [entry.tensor.score for entry in self.principals if entry.tensor.score is not None]
         return sum(scores) / len(scores) if scores else None
 
     @cached_property
     def core_share(self) -> float:
         """Core share of the weight's elements."""
-        total = sum(entry.parameter.num_elements for entry in self.principals)
-        return sum(entry.parameter.num_elements for entry in self.principals if entry.parameter.core) / total
+        total = sum(entry.tensor.num_elements for entry in self.principals)
+        return sum(entry.tensor.num_elements for entry in self.principals if entry.tensor.core) / total
 
     @cached_property
     def mark(self) -> float:
         """Area of the cell's mark: the core share; a small one where only a bias is core; 0 for none."""
         if self.core_share:
             return max(self.core_share, 0.15)
-        return 0.15 if any(entry.parameter.core for entry in self.entries) else 0.0
+        return 0.15 if any(entry.tensor.core for entry in self.entries) else 0.0
 
     def rank_share(self, num_ranked: int) -> float | None:
         """Where the weight stands among the scores of its file: 1 for the best, 0 for the last; the mean of parts."""
@@ -111,12 +111,12 @@ class Cell:
         return sum(shares) / len(shares) if shares else None
 
     def description(self, num_ranked: int) -> list[str]:
-        """Name, score and rank of the parameters, as lines of text; parts are counted."""
+        """Name, score and rank of the tensors, as lines of text; parts are counted."""
         lines, shown = [], self.entries
         if len(self.principals) > 1:
-            parameters = list(dict.fromkeys(entry.parameter.name for entry in self.principals))
+            tensors = list(dict.fromkeys(entry.tensor.name for entry in self.principals))
             mean = "no score" if self.score is None else f"mean score {self.score:.4g}"
-            lines = [*parameters[:NUM_DESCRIBED], *(["…"] if len(parameters) > NUM_DESCRIBED else [])]
+            lines = [*tensors[:NUM_DESCRIBED], *(["…"] if len(tensors) > NUM_DESCRIBED else [])]
             lines.append(f"{len(self.principals):,} parts, {mean}, {self.core_share:.1%} of the elements core")
             best = min(self.principals, key=lambda entry: entry.rank or num_ranked + 1)
             lines += ["best:", *_described(best, num_ranked)]
@@ -129,11 +129,11 @@ class Cell:
 
 
 def _described(entry: Entry, num_ranked: int) -> list[str]:
-    parameter = entry.parameter
-    if parameter.score is None:
-        return [label(parameter), "no score"]
-    state = "core" if parameter.core else "not core"
-    return [label(parameter), f"score {parameter.score:.4g}, rank {entry.rank:,} of {num_ranked:,}, {state}"]
+    tensor = entry.tensor
+    if tensor.score is None:
+        return [label(tensor), "no score"]
+    state = "core" if tensor.core else "not core"
+    return [label(tensor), f"score {tensor.score:.4g}, rank {entry.rank:,} of {num_ranked:,}, {state}"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Grid:
     core: CoreFile
     epochs: float
     cells: dict[tuple[int | None, Column], Cell]
-    others: tuple[CoreParameter, ...]
+    others: tuple[CoreTensor, ...]
     num_ranked: int
 
 
@@ -229,7 +229,7 @@ class Importance:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Names of parameters that stand in no column, each once; a core one has a star."""
+        """Names of tensors that stand in no column, each once; a core one has a star."""
         stars = {p.name: True for row in self.rows for grid in row.present for p in grid.others if p.core}
         names = dict.fromkeys(p.name for row in self.rows for grid in row.present for p in grid.others)
         return tuple(name + ("*" if name in stars else "") for name in names)
@@ -244,11 +244,11 @@ def describe(grid: Grid, layer: int | None, column: Column) -> list[str]:
     """What a cell says when one points at it, as lines of text."""
     where = f"{column.meaning}" if layer is None else f"layer {layer}, {column.label} ({column.meaning})"
     cell = grid.cells.get((layer, column))
-    return [where, *(cell.description(grid.num_ranked) if cell else ["no such parameter"])]
+    return [where, *(cell.description(grid.num_ranked) if cell else ["no such tensor"])]
 
 
 def others_note(importance: Importance) -> str:
-    """The parameters that no column or band is for, or nothing."""
+    """The tensors that no column or band is for, or nothing."""
     names = importance.others
     if not names:
         return ""
@@ -257,10 +257,10 @@ def others_note(importance: Importance) -> str:
     return f"Not drawn, being of no known component: {len(names):,} ({shown}{star})"
 
 
-def label(parameter: CoreParameter) -> str:
-    """Name and ranges of a parameter."""
-    text = parameter.name
-    for word, ranges in zip(AXES, parameter.place[1:], strict=True):
+def label(tensor: CoreTensor) -> str:
+    """Name and ranges of a tensor."""
+    text = tensor.name
+    for word, ranges in zip(AXES, tensor.place[1:], strict=True):
         if ranges:
             shown = ", ".join(f"{start}:{stop}" for start, stop in ranges[:2])
             text += f" [{word} {shown}{', …' if len(ranges) > 2 else ''}]"
@@ -291,7 +291,7 @@ def importance_of(
         registry: the families that the model may be of; by default the shipped ones.
 
     Raises:
-        UserError: no core file, files of several models, two for one task, method and length, or no parameter in them
+        UserError: no core file, files of several models, two for one task, method and length, or no tensor in them
             that belongs to a component.
     """
     names = names or [core.task for core in cores]
@@ -301,7 +301,7 @@ def importance_of(
     used = {column for grid in grids for _, column in grid.cells}
     if not used:
         raise UserError(
-            f"{', '.join(names)}: no parameter belongs to a component of family '{cores[0].model.family}', so nothing "
+            f"{', '.join(names)}: no tensor belongs to a component of family '{cores[0].model.family}', so nothing "
             "can be drawn; give the family's rules file with --rules"
         )
     if {COLUMNS["norm.post_attention", False], PRE_MLP} <= used:
@@ -362,7 +362,7 @@ def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
 
 def _family(core: CoreFile, registry: FamilyRegistry | None) -> Family | None:
     """The model's family, by its name or else by its `model_type`, where a tensor does not say what it is."""
-    if all(parameter.component is not None for parameter in core.parameters):
+    if all(tensor.component is not None for tensor in core.parameters):
         return None
     families = registry or load_families()
     return families.families.get(core.model.family) or families.by_model_type.get(core.model.model_type)
@@ -370,48 +370,48 @@ def _family(core: CoreFile, registry: FamilyRegistry | None) -> Family | None:
 
 def _grid(core: CoreFile, family: Family | None) -> Grid:
     cells: dict[tuple[int | None, Column], list[Entry]] = {}
-    others: list[CoreParameter] = []
+    others: list[CoreTensor] = []
     parts = _parts(core)
     rank = 0
-    for parameter in sorted(core.parameters, key=lambda one: (one.score is None, -(one.score or 0.0))):
-        rank += parameter.score is not None
-        role = default_role(parameter.name)
-        places = _places(parameter, family, parts)
+    for tensor in sorted(core.parameters, key=lambda one: (one.score is None, -(one.score or 0.0))):
+        rank += tensor.score is not None
+        role = default_role(tensor.name)
+        places = _places(tensor, family, parts)
         found = {(layer, _column(component, role)): None for layer, component in places}
         drawn = [(layer, column) for layer, column in found if column and _fits(layer, column, core.model.num_layers)]
         if not drawn:
-            others.append(parameter)
+            others.append(tensor)
         for place in drawn:
-            cells.setdefault(place, []).append(Entry(parameter, None if parameter.score is None else rank))
+            cells.setdefault(place, []).append(Entry(tensor, None if tensor.score is None else rank))
     sorted_cells = {key: Cell(tuple(sorted(entries, key=lambda e: e.is_bias))) for key, entries in cells.items()}
     return Grid(core, epochs_of(core), sorted_cells, tuple(others), rank)
 
 
-def _parts(core: CoreFile) -> dict[str, list[CoreParameter]]:
+def _parts(core: CoreFile) -> dict[str, list[CoreTensor]]:
     """Fused tensor → its parts, in the order in which they stand in it."""
-    found: dict[str, list[CoreParameter]] = {}
-    for parameter in core.parameters:
-        if any(parameter.place[1:]):
-            found.setdefault(parameter.name, []).append(parameter)
+    found: dict[str, list[CoreTensor]] = {}
+    for tensor in core.parameters:
+        if any(tensor.place[1:]):
+            found.setdefault(tensor.name, []).append(tensor)
     return {name: sorted(parts, key=_start) for name, parts in found.items()}
 
 
-def _start(parameter: CoreParameter) -> int:
-    return next((ranges[0][0] for ranges in parameter.place[1:] if ranges), 0)
+def _start(tensor: CoreTensor) -> int:
+    return next((ranges[0][0] for ranges in tensor.place[1:] if ranges), 0)
 
 
 def _places(
-    parameter: CoreParameter, family: Family | None, parts: dict[str, list[CoreParameter]]
+    tensor: CoreTensor, family: Family | None, parts: dict[str, list[CoreTensor]]
 ) -> list[tuple[int | None, str]]:
     """Layer and component: several if the tensor is fused or tied, none if that is not known."""
-    if parameter.component is not None:
-        return [(parameter.layer, component) for component in parameter.component.split("+")]
-    claims = _claims(parameter.name, family) if family else {}
-    mine = parts.get(parameter.name, [])
-    if parameter not in mine or len(claims) == 1:
+    if tensor.component is not None:
+        return [(tensor.layer, component) for component in tensor.component.split("+")]
+    claims = _claims(tensor.name, family) if family else {}
+    mine = parts.get(tensor.name, [])
+    if tensor not in mine or len(claims) == 1:
         return [place for places in claims.values() for place in places]
     # Parts stand in the tensor in the order in which the rules name them.
-    return list(claims.values())[mine.index(parameter)] if len(claims) == len(mine) else []
+    return list(claims.values())[mine.index(tensor)] if len(claims) == len(mine) else []
 
 
 def _claims(name: str, family: Family) -> dict[str, list[tuple[int | None, str]]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.overlap import Reproducibility, counted, jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
 from trace_transfer.errors import UserError, listing
@@ -52,7 +52,7 @@ class ScoreInputs:
 
     tasks: tuple[str, ...]
     deltas_of_K: tuple[tuple[int, ...], ...]
-    entries: tuple[CoreParameter, ...]
+    entries: tuple[CoreTensor, ...]
     gram_PNN: Array
     base_norms_P: Array
     fisher_PN: Array | None
@@ -131,7 +131,7 @@ def gather(
     tasks = tuple(dict.fromkeys(one.task for one in tuned))
     whole_PNN = grams_of(deltas.file)
     whole_fisher = [{p.name: p.value for p in one.file.parameters} for one in fisher or ()]
-    entries: list[CoreParameter] = []
+    entries: list[CoreTensor] = []
     grams, base_norms, values = [], [], []
     for index, tensor in enumerate(deltas.file.parameters):
         name, split = tensor.name, (splits or {}).get(tensor.name)
@@ -192,12 +192,12 @@ def core_files(
     method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
     found = _core_sets(inputs, inputs.statistics(), settings)
     return tuple(
-        CoreFile(task=task, model=model, method=method, parameters=parameters, libraries=library_versions())
-        for task, parameters in zip(inputs.tasks, found, strict=True)
+        CoreFile(task=task, model=model, method=method, parameters=tensors, libraries=library_versions())
+        for task, tensors in zip(inputs.tasks, found, strict=True)
     )
 
 
-def _core_sets(inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings) -> list[tuple[CoreParameter, ...]]:
+def _core_sets(inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings) -> list[tuple[CoreTensor, ...]]:
     """All entries of each task, its core set marked."""
     takes_part_P = np.array([_takes_part(entry, settings) for entry in inputs.entries])
     return [
@@ -208,12 +208,12 @@ def _core_sets(inputs: ScoreInputs, statistics: Statistics, settings: ScoreSetti
     ]
 
 
-def _scored(entry: CoreParameter, scores: Scores, index: int) -> CoreParameter:
+def _scored(entry: CoreTensor, scores: Scores, index: int) -> CoreTensor:
     score = float(scores.score_P[index])
     return entry if math.isnan(score) else entry.model_copy(update={"score": score, "terms": scores.terms_of(index)})
 
 
-def _takes_part(entry: CoreParameter, settings: ScoreSettings) -> bool:
+def _takes_part(entry: CoreTensor, settings: ScoreSettings) -> bool:
     named = [
         any(part == name or part.startswith(f"{name}.") for name in settings.exclude)
         for part in (entry.component or "").split("+")
@@ -242,7 +242,7 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity
 
 def _method_stability(inputs: ScoreInputs, settings: ScoreSettings) -> MethodStability:
     first, second = (
-        [_sizes(parameters) for parameters in _core_sets(inputs, inputs.replicate(index), settings)] for index in (0, 1)
+        [_sizes(tensors) for tensors in _core_sets(inputs, inputs.replicate(index), settings)] for index in (0, 1)
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)
@@ -272,9 +272,9 @@ def _task_stability(
     )
 
 
-def _sizes(parameters: Sequence[CoreParameter]) -> dict[tuple[Any, ...], int]:
+def _sizes(tensors: Sequence[CoreTensor]) -> dict[tuple[Any, ...], int]:
     """Of the core set."""
-    return {p.place: p.num_elements for p in parameters if p.core}
+    return {p.place: p.num_elements for p in tensors if p.core}
 
 
 def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:

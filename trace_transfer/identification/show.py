@@ -143,11 +143,11 @@ def draw_fisher(file: FisherFile, page: Page) -> None:
     if file.fallback:
         page.line(f"one example at a time, for want of a batched form: {', '.join(file.fallback)}")
     page.line()
-    total = sum(parameter.value for parameter in file.parameters)
-    largest = sorted(file.parameters, key=lambda parameter: -parameter.value)[:NUM_SHOWN]
+    total = sum(tensor.value for tensor in file.parameters)
+    largest = sorted(file.parameters, key=lambda tensor: -tensor.value)[:NUM_SHOWN]
     page.line(f"the largest {len(largest)} of {len(file.parameters)}, sum of all {total:.4g}")
     page.table(
-        [("parameter", "left"), ("value", "right"), ("share", "right")],
+        [("tensor", "left"), ("value", "right"), ("share", "right")],
         [(one.name, f"{one.value:.4g}", f"{one.value / total:.1%}" if total else "-") for one in largest],
     )
 
@@ -157,13 +157,13 @@ def draw_deltas(deltas: DeltaFile, page: Page) -> None:
     page.line(f"Deltas from {model_line(deltas.model)}", "bold")
     labels = [tuned.label for tuned in deltas.tuned]
     for index, tuned in enumerate(deltas.tuned):
-        total = float(np.sqrt(sum(parameter.norms[index] ** 2 for parameter in deltas.parameters)))
-        still = sum(parameter.unchanged[index] for parameter in deltas.parameters) / deltas.model.num_elements
+        total = float(np.sqrt(sum(tensor.norms[index] ** 2 for tensor in deltas.parameters)))
+        still = sum(tensor.unchanged[index] for tensor in deltas.parameters) / deltas.model.num_elements
         page.line(f"{tuned.label}: {tuned.id}, norm {total:.4g}, {still:.1%} of the parameters as in the base")
     if len(labels) > 1:
         page.line()
         page.line("Cosine of deltas, median over tensors")
-        pairs = np.array([parameter.cosines for parameter in deltas.parameters], dtype=float)
+        pairs = np.array([tensor.cosines for tensor in deltas.parameters], dtype=float)
         rows, columns = np.tril_indices(len(labels), -1)
         cosines = np.full((len(labels), len(labels)), np.nan)
         medians = [np.median(known) if len(known := pair[np.isfinite(pair)]) else np.nan for pair in pairs.T]
@@ -179,7 +179,7 @@ def draw_deltas(deltas: DeltaFile, page: Page) -> None:
     largest = sorted(deltas.parameters, key=lambda p: -max(p.norms))[:NUM_SHOWN]
     page.line(f"Norm of the deltas: the {len(largest)} of {len(deltas.parameters)} tensors that moved most")
     page.table(
-        [("parameter", "left"), *((label, "right") for label in labels)],
+        [("tensor", "left"), *((label, "right") for label in labels)],
         [(p.name, *(f"{norm:.3g}" for norm in p.norms)) for p in largest],
     )
 

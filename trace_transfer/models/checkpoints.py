@@ -67,11 +67,11 @@ class Checkpoint(Protocol):
         ...
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
-        """Bring the parameters whose run-time name is wanted from disk into the model."""
+        """Bring the tensors whose run-time name is wanted from disk into the model."""
         ...
 
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Some rows of one two-dimensional parameter, [len(index), width]."""
+        """Some rows of one two-dimensional tensor, [len(index), width]."""
         ...
 
     def prepare(self, model: PreTrainedModel) -> None:
@@ -79,7 +79,7 @@ class Checkpoint(Protocol):
         ...
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """One parameter, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements."""
+        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements."""
         ...
 
 
@@ -212,7 +212,7 @@ class SafetensorsCheckpoint:
         return {DTYPES[name] for name in found if name in DTYPES}
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """One parameter, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
+        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
 
         Of one that is fused from several tensors, no more than the tensors of some rows (experts) are in memory.
 
@@ -288,14 +288,14 @@ class SafetensorsCheckpoint:
 
 
 def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers that were brought in."""
+    """Tensors and buffers that were brought in."""
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if not value.is_meta:
             yield name, value
 
 
 def release(module: nn.Module) -> None:
-    """Put a module's parameters back on the meta device, freeing their memory; buffers stay."""
+    """Put a module's tensors back on the meta device, freeing their memory; buffers stay."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             empty = torch.empty_like(parameter, device="meta")
@@ -352,18 +352,18 @@ class OpenedBase:
 
     @cached_property
     def buffers(self) -> Mapping[str, tuple[int, ...]]:
-        """What is saved with the parameters but is none, and so is never trained: name → shape."""
+        """What is saved with the tensors but is none, and so is never trained: name → shape."""
         parameters = {name for name, _ in self.meta_model.named_parameters(remove_duplicate=False)}
         state = self.meta_model.state_dict()
         return {name: tuple(value.shape) for name, value in state.items() if name not in parameters}
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """One parameter (or buffer), flattened, some rows at a time, as it is on disk."""
+        """One tensor (or buffer), flattened, some rows at a time, as it is on disk."""
         shape = self.inventory.shapes.get(name)
         return self.weights.chunks(self.meta_model, name, self.buffers[name] if shape is None else shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        """In which a parameter (or buffer) is on disk; of a GGUF file, in which it is read."""
+        """In which a tensor (or buffer) is on disk; of a GGUF file, in which it is read."""
         return self._only_dtype or next(self.chunks(name)).dtype
 
     @cached_property
@@ -373,10 +373,10 @@ class OpenedBase:
 
 
 def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorSpec]:
-    """All that a model made from a base holds, in the order in which it is written: parameters, then buffers.
+    """All that a model made from a base holds, in the order in which it is written: tensors, then buffers.
 
     Args:
-        dtypes: of all parameters; buffers are copied from the base as they are.
+        dtypes: of all tensors; buffers are copied from the base as they are.
 
     Raises:
         ModelError: buffers that cannot be read; all are named.
@@ -384,7 +384,7 @@ def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, T
     bad = list(base.buffers) if base.source.gguf is not None else []
     if bad:
         raise ModelError(
-            f"{base.source.name}: has values that are no parameters and that cannot be read from a GGUF file, so that "
+            f"{base.source.name}: has values that are no tensors and that cannot be read from a GGUF file, so that "
             "no state of it can be written:\n" + listing(bad)
         )
     specs = {name: TensorSpec(dtypes[name], shape) for name, shape in base.inventory.shapes.items()}

@@ -60,7 +60,7 @@ def dequantiser_of(config: Mapping[str, Any]) -> Dequantiser | None:
 
 
 def round_to(model: Any, names: Any, dtype: torch.dtype) -> None:
-    """Round parameters that were dequantised in a wider type, in place, so that they are those of the model's own."""
+    """Round tensors that were dequantised in a wider type, in place, so that they are those of the model's own."""
     for name in names:
         parameter = model.get_parameter(name)
         if not parameter.is_meta and parameter.dtype != dtype:

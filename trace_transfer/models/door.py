@@ -45,7 +45,7 @@ COMPUTED = re.compile(
 
 @dataclass(frozen=True)
 class Findings:
-    """What a usable directory holds beside the parameters of its model.
+    """What a usable directory holds beside the tensors of its model.
 
     Attributes:
         superfluous: stored tensors that the model built from the config lacks; nobody reads them.
@@ -187,7 +187,7 @@ def _quantised(method: str | None, fit: _Fit) -> list[str]:
 def quantised_told(found: Sequence[str]) -> str:
     """What to say of quantised weights: what was found, and what to do."""
     return (
-        f"quantised weights: {'; '.join(found)}. They are codes, not parameters. Give the model that it was made "
+        f"quantised weights: {'; '.join(found)}. They are codes, not values. Give the model that it was made "
         "from, or dequantise it once where its method runs, and give what comes of it:\n"
         '  model = AutoModelForCausalLM.from_pretrained("THIS", device_map="auto")\n'
         '  model.dequantize().save_pretrained("PLAIN")'
@@ -226,7 +226,7 @@ class _Fit:
         return problems
 
     def _tensors(self, *, remove_duplicate: bool = True) -> list[tuple[str, Any]]:
-        """Parameters, and the buffers that are saved with them."""
+        """Tensors, and the buffers that are saved with them."""
         saved: list[tuple[str, Any]] = [*self.model.named_parameters(remove_duplicate=remove_duplicate)]
         saved += [*self.model.named_buffers(remove_duplicate=remove_duplicate)]
         return [(name, value) for name, value in saved if name in self.expected]

@@ -93,7 +93,7 @@ class ModelWriter:
     Nothing is touched until the first tensor comes, so that of several ranks one may write.
 
     Args:
-        specs: all parameters, by their names at run time, in the order in which they will come.
+        specs: all tensors, by their names at run time, in the order in which they will come.
         model: the same model on the meta device, which tells the names on disk.
         texts: further files, name → content.
         replace: what is in the directory goes when the new model is whole; otherwise only an empty one is taken.
@@ -124,7 +124,7 @@ class ModelWriter:
         return self
 
     def add(self, name: str, value: Tensor) -> None:
-        """Write one parameter.
+        """Write one tensor.
 
         Raises:
             ValueError: it is not the one that was expected, or of another type or shape.
@@ -136,7 +136,7 @@ class ModelWriter:
         self._add_all(self.saved.tensors(name, value, layout), layout.shapes)
 
     def add_blocks(self, name: str, blocks: Iterable[Tensor]) -> None:
-        """Write one parameter given in pieces of whole rows, flattened; raises as `add`.
+        """Write one tensor given in pieces of whole rows, flattened; raises as `add`.
 
         One that is several tensors on disk is cut a row (an expert) at a time where each row has tensors of its own;
         otherwise it is whole in memory.
@@ -217,7 +217,7 @@ class ModelWriter:
         """Bring the directory to its name, if anything was written; leaving the block does so, too.
 
         Raises:
-            ValueError: parameters are missing.
+            ValueError: tensors are missing.
         """
         if not self._started:
             return

@@ -1,8 +1,8 @@
 """Names on disk and names at run time, where transformers renames or joins tensors when it loads a model.
 
 Mixtral's experts are three tensors each on disk, `block_sparse_moe.experts.E.w1.weight` and so on; at run time those of
-a layer are two parameters, `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. Both ways go through the conversion
-that transformers itself applies in `from_pretrained` and `save_pretrained`, a parameter or some of its rows at a time.
+a layer are two tensors, `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. Both ways go through the conversion
+that transformers itself applies in `from_pretrained` and `save_pretrained`, a tensor or some of its rows at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class Fused:
-    """A parameter that is made of several tensors on disk.
+    """A tensor that is made of several tensors on disk.
 
     Attributes:
         sources: pattern of the converter → the names on disk that match it, by number.
@@ -75,7 +75,7 @@ class Fused:
         return tuple(key for keys in self.sources.values() for key in keys[start:stop])
 
     def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The parameter, or some rows of it, from all tensors of `keys` (`keys_of_rows`)."""
+        """The tensor, or some rows of it, from all tensors of `keys` (`keys_of_rows`)."""
         converter = deepcopy(self.converter)
         for pattern, keys in self.sources.items():
             for key in keys:
@@ -147,7 +147,7 @@ class LoadedNames:
         return found
 
     def fused(self, name: str) -> Fused | None:
-        """How a parameter is made, if a conversion makes it; None if it lies on disk as it is, or not at all."""
+        """How a tensor is made, if a conversion makes it; None if it lies on disk as it is, or not at all."""
         from transformers.core_model_loading import WeightConverter, dot_natural_key
 
         keys = sorted(self.keys_of.get(name, ()), key=dot_natural_key)
@@ -183,11 +183,11 @@ def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, di
 
 
 def name_told(model: PreTrainedModel, name: str) -> tuple[str, str | None] | None:
-    """What a name is that is none of `named_parameters()`: an alias of a tied parameter, or a name on disk or of an
+    """What a name is that is none of `named_parameters()`: an alias of a tied tensor, or a name on disk or of an
     older version; None if it is neither.
 
     Returns:
-        The words for it, and the name at run time that stands for exactly the same parameter, if one does.
+        The words for it, and the name at run time that stands for exactly the same tensor, if one does.
     """
     owners = {id(parameter): owner for owner, parameter in model.named_parameters()}
     everything = dict(model.named_parameters(remove_duplicate=False))
@@ -206,7 +206,7 @@ def name_told(model: PreTrainedModel, name: str) -> tuple[str, str | None] | Non
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter lies on disk.
+    """How a tensor lies on disk.
 
     Attributes:
         shapes: of its tensors there, by their names, in the order in which they are written.
@@ -219,9 +219,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class SavedNames:
-    """A model's parameters as `save_pretrained` names and cuts them.
+    """A model's tensors as `save_pretrained` names and cuts them.
 
-    A parameter whose names on disk would not be read back as that parameter alone keeps its name at run time, which
+    A tensor whose names on disk would not be read back as that tensor alone keeps its name at run time, which
     transformers loads, too.
     """
 
@@ -234,7 +234,7 @@ class SavedNames:
         return bool(get_model_conversion_mapping(self.model, add_legacy=False))
 
     def layout(self, name: str, shape: tuple[int, ...]) -> Layout:
-        """Where a parameter goes; nothing of its values is needed."""
+        """Where a tensor goes; nothing of its values is needed."""
         if not self._converts:
             return Layout({name: shape})
         shapes = _shapes(self._cut(name, torch.empty(shape, device="meta")))
@@ -249,7 +249,7 @@ class SavedNames:
         return Layout({key: shapes[key] for row in rows for key in row}, rows)
 
     def tensors(self, name: str, value: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """A parameter's value as the tensors of its layout."""
+        """A tensor's value as the tensors of its layout."""
         return {name: value} if list(layout.shapes) == [name] else self._cut(name, value)
 
     def row(self, name: str, value: Tensor, layout: Layout, row: int) -> dict[str, Tensor]:

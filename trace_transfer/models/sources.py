@@ -1,4 +1,4 @@
-"""Models as they are named by users: a directory, a GGUF file or a hub name; their configs, parameters and layers.
+"""Models as they are named by users: a directory, a GGUF file or a hub name; their configs, tensors and layers.
 
 Reads: configs (and, for hub names, what the hub client downloads). Never reads weights: a model is built on the meta
 device, so that its `named_parameters()` are the names and shapes that training will see, at any size, in a second.
@@ -307,10 +307,10 @@ def _image_text_told(config: PretrainedConfig, architectures: str, causal: Colle
 
 
 def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedModel:
-    """The causal language model of a config with every parameter on the meta device: names and shapes, no memory.
+    """The causal language model of a config with every tensor on the meta device: names and shapes, no memory.
 
     Buffers (rotary frequencies) are real and those of `from_pretrained`, so that a forward pass works once weights are
-    brought in; those that are saved with the weights are brought in like these. `dtype` is that of the parameters;
+    brought in; those that are saved with the weights are brought in like these. `dtype` is that of the tensors;
     default is torch's.
     """
     import torch
@@ -320,7 +320,7 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
     from transformers.initialization import no_init_weights
 
     class EmptyOnMeta(TorchFunctionMode):
-        """accelerate moves a parameter to the meta device once it is made: the experts of one layer may be 30 GB."""
+        """accelerate moves a tensor to the meta device once it is made: the experts of one layer may be 30 GB."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
@@ -363,9 +363,9 @@ def _compute_buffers(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Names and shapes of a model's parameters in model order, at run time (`named_parameters()`).
+    """Names and shapes of a model's tensors in model order, at run time (`named_parameters()`).
 
-    `tied` maps an alias (`lm_head.weight`) to the parameter that owns the values; an alias is not in `shapes`.
+    `tied` maps an alias (`lm_head.weight`) to the tensor that owns the values; an alias is not in `shapes`.
     """
 
     config: Any
@@ -405,7 +405,7 @@ def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | No
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Where chunks of a parameter begin and end, in whole rows of about `ELEMENTS_AT_ONCE` elements together; a scalar
+    """Where chunks of a tensor begin and end, in whole rows of about `ELEMENTS_AT_ONCE` elements together; a scalar
     is one row."""
     if not shape:
         yield 0, 1
@@ -416,13 +416,13 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def tied_names(model: PreTrainedModel, name: str) -> set[str]:
-    """All run-time names of a parameter: its own and those tied to it."""
+    """All run-time names of a tensor: its own and those tied to it."""
     parameter = model.get_parameter(name)
     return {other for other, found in model.named_parameters(remove_duplicate=False) if found is parameter}
 
 
 def inventory_of(model: PreTrainedModel) -> Inventory:
-    """List a model's parameters; tied ones once, under the name that `named_parameters()` gives."""
+    """List a model's tensors; tied ones once, under the name that `named_parameters()` gives."""
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tied = {

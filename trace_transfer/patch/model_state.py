@@ -64,7 +64,7 @@ class ModelState:
                 f"expected {self.names_sha256[:12]}"
             )
         wrong = [entry.name for entry in patch.entries if self.shapes.get(entry.name) != entry.shape]
-        return f"{', '.join(wrong[:5])}: not a parameter of this shape in the model" if wrong else None
+        return f"{', '.join(wrong[:5])}: not a tensor of this shape in the model" if wrong else None
 
     @property
     def config(self) -> Any:
@@ -72,12 +72,12 @@ class ModelState:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of all parameters, in the order of the model."""
+        """Of all tensors, in the order of the model."""
         return self.base.inventory.shapes
 
     @property
     def buffers(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of what is saved with the parameters but is none; always as the base has it."""
+        """Shapes of what is saved with the tensors but is none; always as the base has it."""
         return self.base.buffers
 
     @property
@@ -98,12 +98,12 @@ class ModelState:
 
     @property
     def patched(self) -> tuple[str, ...]:
-        """Parameters that some patch holds, in the order of the model."""
+        """Tensors that some patch holds, in the order of the model."""
         held = {entry.name for patch in self.patches for entry in patch.entries}
         return tuple(name for name in self.shapes if name in held)
 
     def dtype(self, name: str) -> torch.dtype:
-        """In which a parameter is stored."""
+        """In which a tensor is stored."""
         entries = self._entries_of(name)
         return entries[-1][1].after_dtype if entries else self.base.dtype(name)
 
@@ -111,7 +111,7 @@ class ModelState:
         return TensorSpec(self.dtype(name), self.shapes[name])
 
     def value(self, name: str) -> Tensor:
-        """One whole parameter as it is stored.
+        """One whole tensor as it is stored.
 
         Raises:
             ModelError: it is missing on disk.
@@ -125,7 +125,7 @@ class ModelState:
         return value.view(spec.shape)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """One parameter, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts; raises as `value`."""
+        """One tensor, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts; raises as `value`."""
         entries = self._entries_of(name)
         whole = [number for number, (_, entry) in enumerate(entries) if entry.part is None]
         if not entries:
@@ -144,7 +144,7 @@ class ModelState:
         """Read all that patches hold, and see that each begins where the one before ended.
 
         Raises:
-            StateError: the first patch that does not, and which of its parameters differ, bit for bit.
+            StateError: the first patch that does not, and which of its tensors differ, bit for bit.
         """
         problems: list[dict[str, Difference]] = [{} for _ in self.patches]
         names = self.patched
@@ -159,7 +159,7 @@ class ModelState:
                 raise StateError(self._told(patch, found))
 
     def _check_one(self, name: str, problems: Sequence[dict[str, Difference]]) -> None:
-        """Follow the patches of one parameter; whatever one of them begins with, the next is compared with its end."""
+        """Follow the patches of one tensor; whatever one of them begins with, the next is compared with its end."""
         steps = [
             (number, Step.of(patch, patch.by_name[name], BEFORE), Step.of(patch, patch.by_name[name], AFTER))
             for number, patch in enumerate(self.patches)
@@ -190,7 +190,7 @@ class ModelState:
             )
         return (
             f"{self.source.name}: not in the state that {patch.path} (task '{patch.task}') {begins} with; "
-            f"{len(found)} of its {len(patch.entries)} parameters differ:\n{listing(lines)}\n{hint}"
+            f"{len(found)} of its {len(patch.entries)} tensors differ:\n{listing(lines)}\n{hint}"
         )
 
     def _entries_of(self, name: str) -> list[tuple[Patch, PatchEntry]]:
@@ -201,7 +201,7 @@ class ModelState:
         return (block.view(-1, *inner) for block in self.base.chunks(name))
 
     def require_readable(self, names: Iterable[str]) -> None:
-        """Refuse parameters that cannot be put into a patch, reading the first rows of each.
+        """Refuse tensors that cannot be put into a patch, reading the first rows of each.
 
         Raises:
             ModelError: missing on disk, or quantised; all are named.
@@ -213,7 +213,7 @@ class ModelState:
             except ModelError as error:
                 problems.append(str(error))
         if problems:
-            raise ModelError("parameters that no patch can hold:\n" + listing(problems))
+            raise ModelError("tensors that no patch can hold:\n" + listing(problems))
 
 
 def require_same_names(base: ModelState, other: ModelState) -> None:
@@ -250,7 +250,7 @@ def write_model(
 
     Raises:
         StateError: a patch does not begin where the one before ended.
-        ModelError: the base cannot be read, or values beside its parameters cannot.
+        ModelError: the base cannot be read, or values beside its tensors cannot.
         UserError: the directory is not empty, and not to be replaced; DiskFullError: nothing is left.
     """
     specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
@@ -271,7 +271,7 @@ def patch_entries(state: ModelState, mask: Mask, save_dtype: str = "stored") -> 
 
     Args:
         state: that the stage begins with.
-        save_dtype: `stored`, the type in which the state has each parameter, or `float32`, or wider where it is wider.
+        save_dtype: `stored`, the type in which the state has each tensor, or `float32`, or wider where it is wider.
     """
     entries = []
     for name, shape in state.shapes.items():
@@ -286,16 +286,16 @@ def record_patch(
     path: Path, state: ModelState, mask: Mask, trained: Iterable[tuple[str, Tensor]], *, task: str, method: str,
     save_dtype: str = "stored",
 ) -> Patch:  # fmt: skip
-    """Write the patch of a stage, a parameter at a time.
+    """Write the patch of a stage, a tensor at a time.
 
     Args:
         state: that the stage began with.
-        trained: what is trained of each parameter of the mask, in float32, once, in any order (of a slice its rows or
+        trained: what is trained of each tensor of the mask, in float32, once, in any order (of a slice its rows or
             columns, one after the other).
 
     Raises:
         NumericalError: values that are not finite, or that the stored type cannot hold.
-        TraceTransferError: other parameters come than those of the mask.
+        TraceTransferError: other tensors come than those of the mask.
         DiskFullError: nothing of the patch is left.
     """
     entries = patch_entries(state, mask, save_dtype)
@@ -315,7 +315,7 @@ def _changes(
         entry = waiting.pop(name)
         yield entry, entry.part_of(state.value(name)), as_stored(entry, value)
     if waiting:
-        raise TraceTransferError(f"trained parameters that were not handed over: {', '.join(list(waiting)[:5])}")
+        raise TraceTransferError(f"trained tensors that were not handed over: {', '.join(list(waiting)[:5])}")
 
 
 def as_stored(entry: PatchEntry, value: Tensor) -> Tensor:
@@ -368,11 +368,11 @@ class PatchedModel:
         return model
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The same model with its parameters on the meta device, and its buffers real."""
+        """The same model with its tensors on the meta device, and its buffers real."""
         return self.base.skeleton(dtype)
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Those parameters of `load(dtype)`, in that order, one at a time."""
+        """Those tensors of `load(dtype)`, in that order, one at a time."""
         wanted, patched = list(names), set(self.state.patched)
         others = self.base.values((name for name in wanted if name not in patched), dtype)
         for name in wanted:
@@ -380,7 +380,7 @@ class PatchedModel:
             yield name, value.to(dtype)
 
     def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Float32 values of those parameters that `load(torch.bfloat16)` may have rounded, one at a time, whole."""
+        """Float32 values of those tensors that `load(torch.bfloat16)` may have rounded, one at a time, whole."""
         wanted, patched = list(names), set(self.state.patched)
         yield from self.base.exact(name for name in wanted if name not in patched)
         for name in wanted:

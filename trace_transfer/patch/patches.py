@@ -90,7 +90,7 @@ class PatchEntry:
         }
 
 
-class _Parameter(Strict):
+class _Tensor(Strict):
     name: Name
     shape: tuple[int, ...]
     rows: tuple[Range, ...] | None = None
@@ -127,7 +127,7 @@ class _Header(Strict):
     task: str = Field(pattern=TASK)
     method: str
     names_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    parameters: Json[tuple[_Parameter, ...]]
+    parameters: Json[tuple[_Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -238,10 +238,10 @@ def write_patch(
         DiskFullError: nothing of the patch is left.
         ValueError: values that are not those of the entries.
     """
-    parameters = [_described(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+    tensors = [_described(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
     header = {
         "format": FORMAT, "version": VERSION, "task": task, "method": method, "names_sha256": names_sha256,
-        "parameters": json.dumps(parameters, ensure_ascii=False, separators=(",", ":")),
+        "parameters": json.dumps(tensors, ensure_ascii=False, separators=(",", ":")),
     }  # fmt: skip
     _Header.model_validate(header)
     specs = {key: spec for entry in entries for key, spec in entry.specs.items()}
@@ -279,13 +279,13 @@ def _read_header(file: Path) -> tuple[Mapping[str, str], Mapping[str, tuple[str,
 
 
 def _entries(
-    parameters: Sequence[_Parameter], specs: Mapping[str, tuple[str, tuple[int, ...]]]
+    tensors: Sequence[_Tensor], specs: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> tuple[tuple[PatchEntry, ...], list[str]]:
     """The entries that metadata describe, and whatever tensors or metadata do not fit."""
     entries: dict[str, PatchEntry] = {}
     problems, rest = [], dict(specs)
-    for parameter in parameters:
-        entry = PatchEntry(parameter.name, parameter.shape, parameter.part, torch.float32, torch.float32)
+    for tensor in tensors:
+        entry = PatchEntry(tensor.name, tensor.shape, tensor.part, torch.float32, torch.float32)
         if entry.name in entries:
             problems.append(f"{entry.name}: listed twice")
             continue

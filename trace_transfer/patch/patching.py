@@ -35,7 +35,7 @@ from trace_transfer.records import require_task
 
 @dataclass(frozen=True)
 class Difference:
-    """One parameter that differs between two models: how many elements, and its types in both."""
+    """One tensor that differs between two models: how many elements, and its types in both."""
 
     entry: PatchEntry
     count: int
@@ -43,7 +43,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """All that differs between two models, of how many parameters they have."""
+    """All that differs between two models, of how many tensors they have."""
 
     differences: tuple[Difference, ...]
     num_parameters: int
@@ -86,7 +86,7 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
     one, other = (ModelState(ModelSource.parse(name)) for name in (before, after))
     require_same_names(one, other)
     found = []
-    with reporter.task("comparing every parameter", len(one.shapes)) as advance:
+    with reporter.task("comparing every tensor", len(one.shapes)) as advance:
         for name, shape in one.shapes.items():
             entry = PatchEntry(name, shape, None, one.dtype(name), other.dtype(name))
             pairs = zip(one.chunks(name), other.chunks(name), strict=True)

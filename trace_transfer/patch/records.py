@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class VerifiedParameter(Strict):
-    """One parameter in two models.
+class VerifiedTensor(Strict):
+    """One tensor in two models.
 
     `rows`, `columns` or `depth` (along the third axis) are the trained ones, where only some are. Elements are counted
     as core (trained) or frozen, and as moved where their bits differ. `moved_rows` (`moved_columns`, `moved_depth`) are
@@ -52,7 +52,7 @@ class VerifiedParameter(Strict):
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters and elements of one kind."""
+    """Tensors and elements of one kind."""
 
     parameters: int
     elements: int
@@ -68,7 +68,7 @@ class Verification(Strict):
     tuned: str
     names_sha256: str
     mask_sha256: str
-    parameters: tuple[VerifiedParameter, ...]
+    parameters: tuple[VerifiedTensor, ...]
     libraries: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -79,23 +79,23 @@ class Verification(Strict):
     @property
     def wrong(self) -> tuple[str, ...]:
         """A line for each tensor with frozen elements that moved."""
-        return tuple(parameter.told for parameter in self.broken)
+        return tuple(tensor.told for tensor in self.broken)
 
     @property
-    def broken(self) -> tuple[VerifiedParameter, ...]:
+    def broken(self) -> tuple[VerifiedTensor, ...]:
         """Tensors with frozen elements that moved."""
-        return tuple(parameter for parameter in self.parameters if parameter.frozen_moved)
+        return tuple(tensor for tensor in self.parameters if tensor.frozen_moved)
 
     @property
-    def unmoved(self) -> tuple[VerifiedParameter, ...]:
+    def unmoved(self) -> tuple[VerifiedTensor, ...]:
         """Tensors with core elements, none of which moved."""
-        return tuple(parameter for parameter in self.parameters if parameter.core and not parameter.core_moved)
+        return tuple(tensor for tensor in self.parameters if tensor.core and not tensor.core_moved)
 
     @property
     def counts(self) -> dict[str, Count]:
-        """What moved and what did not; a sliced parameter may be counted as core and as frozen.
+        """What moved and what did not; a sliced tensor may be counted as core and as frozen.
 
-        A parameter is unmoved if nothing of its core (frozen) elements moved.
+        A tensor is unmoved if nothing of its core (frozen) elements moved.
         """
         every = self.parameters
         return {
@@ -128,7 +128,7 @@ def mergekit_yaml(base: str, models: Sequence[str], method: str, dtypes: Iterabl
     Args:
         base, models: directories or hub names.
         method: one of `METHODS`.
-        dtypes: in which the models' parameters are stored.
+        dtypes: in which the models' tensors are stored.
     """
     import torch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.models.sources import AXES
-from trace_transfer.patch.records import Verification, VerifiedParameter
+from trace_transfer.patch.records import Verification, VerifiedTensor
 from trace_transfer.terminal import Page, drawn
 
 if TYPE_CHECKING:
@@ -24,29 +24,29 @@ def render_patch(patch: Patch) -> str:
 def _draw_patch(patch: Patch, page: Page) -> None:
     page.line(str(patch.path), "bold")
     page.line(
-        f"task {patch.task}, method {patch.method}: {len(patch.entries)} parameters, {patch.num_elements:,} elements, "
+        f"task {patch.task}, method {patch.method}: {len(patch.entries)} tensors, {patch.num_elements:,} elements, "
         f"{patch.path.stat().st_size:,} bytes"
     )
     page.line(f"of a model with names_sha256 {patch.names_sha256[:12]}…")
     page.line()
     page.table(
-        [("parameter", "left"), ("part", "left"), ("elements", "right"), ("before", "left"), ("after", "left")],
+        [("tensor", "left"), ("part", "left"), ("elements", "right"), ("before", "left"), ("after", "left")],
         ((e.name, _part(e), f"{e.num_elements:,}", _dtype(e.before_dtype), _dtype(e.after_dtype))
          for e in patch.entries),
     )  # fmt: skip
 
 
-def render_differences(found: Sequence[Difference], num_parameters: int) -> str:
+def render_differences(found: Sequence[Difference], num_tensors: int) -> str:
     """What differs between two models, as text as wide as the terminal."""
-    return drawn(lambda page: _draw_differences(found, num_parameters, page))
+    return drawn(lambda page: _draw_differences(found, num_tensors, page))
 
 
-def _draw_differences(found: Sequence[Difference], num_parameters: int, page: Page) -> None:
-    page.line(f"{len(found)} of {num_parameters} parameters differ")
+def _draw_differences(found: Sequence[Difference], num_tensors: int, page: Page) -> None:
+    page.line(f"{len(found)} of {num_tensors} tensors differ")
     if found:
         page.line()
         page.table(
-            [("parameter", "left"), ("elements that differ", "right"), ("types", "left")],
+            [("tensor", "left"), ("elements that differ", "right"), ("types", "left")],
             ((d.entry.name, f"{d.count:,} of {d.entry.num_elements:,}", _types(d.entry)) for d in found),
         )
 
@@ -95,25 +95,25 @@ def draw_verification(verification: Verification, page: Page) -> None:
     page.line(f"  tuned  {verification.tuned}")
     page.line()
     page.table(
-        [("", "left"), ("parameters", "right"), ("elements", "right")],
+        [("", "left"), ("tensors", "right"), ("elements", "right")],
         ((kind, f"{count.parameters:,}", f"{count.elements:,}") for kind, count in verification.counts.items()),
     )
     page.line()
     changed = [p for p in verification.parameters if p.base_dtype != p.tuned_dtype]
     if changed:
-        page.line(f"{len(changed)} parameters are of another type in both and were compared by value")
-    _names(f"! {len(verification.unmoved)} core parameters did not move:", verification.unmoved, page)
+        page.line(f"{len(changed)} tensors are of another type in both and were compared by value")
+    _names(f"! {len(verification.unmoved)} core tensors did not move:", verification.unmoved, page)
     if verification.ok:
-        page.line("no frozen parameter moved")
+        page.line("no frozen tensor moved")
     else:
-        _names(f"! {len(verification.broken)} frozen parameters MOVED:", verification.broken, page)
+        _names(f"! {len(verification.broken)} frozen tensors MOVED:", verification.broken, page)
 
 
-def _names(heading: str, parameters: tuple[VerifiedParameter, ...], page: Page) -> None:
-    if not parameters:
+def _names(heading: str, tensors: tuple[VerifiedTensor, ...], page: Page) -> None:
+    if not tensors:
         return
     page.line(heading, "yellow")
-    for parameter in parameters[:MAX_LISTED]:
-        page.line(f"  {parameter.name}")
-    if len(parameters) > MAX_LISTED:
-        page.line(f"  … and {len(parameters) - MAX_LISTED} more (--json lists all)")
+    for tensor in tensors[:MAX_LISTED]:
+        page.line(f"  {tensor.name}")
+    if len(tensors) > MAX_LISTED:
+        page.line(f"  … and {len(tensors) - MAX_LISTED} more (--json lists all)")

@@ -1,6 +1,6 @@
 """Proof of what moved: two models are read side by side, some rows at a time, and compared bit for bit.
 
-Reads: the weights of both, and a mask. Gives: `Verification`, how much of each parameter moved, core and frozen apart.
+Reads: the weights of both, and a mask. Gives: `Verification`, how much of each tensor moved, core and frozen apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_
 from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.patch.model_state import ModelState, require_same_names
 from trace_transfer.patch.patches import Patch
-from trace_transfer.patch.records import Verification, VerifiedParameter
+from trace_transfer.patch.records import Verification, VerifiedTensor
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact
 
@@ -29,7 +29,7 @@ from trace_transfer.records import library_versions, read_artefact
 def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) -> Verification:
     """Compare two models; whether frozen elements moved is for the caller to look at (`require_frozen`).
 
-    What is saved with the parameters but is none (a router's correction of its scores) is compared, too, as frozen.
+    What is saved with the tensors but is none (a router's correction of its scores) is compared, too, as frozen.
     Elements of different types are compared after widening, so that a value is the same in float32 and bfloat16.
 
     Raises:
@@ -39,14 +39,14 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
     require_same_names(base, tuned)
     unknown = [name for name in mask.parts if name not in base.shapes]
     if unknown:
-        raise ModelError(f"{base.source.name} lacks parameters that were to be trained:\n" + listing(unknown))
+        raise ModelError(f"{base.source.name} lacks tensors that were to be trained:\n" + listing(unknown))
     base.check(reporter)
     tuned.check(reporter)
-    parameters = []
+    tensors = []
     shapes = {**base.shapes, **base.buffers}
-    with reporter.task("comparing every parameter", len(shapes)) as advance:
+    with reporter.task("comparing every tensor", len(shapes)) as advance:
         for name, shape in shapes.items():
-            parameters.append(_verified(base, tuned, name, shape, mask))
+            tensors.append(_verified(base, tuned, name, shape, mask))
             advance()
     return Verification(
         base=base.source.name,
@@ -54,7 +54,7 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
         tuned=tuned.source.name,
         names_sha256=base.names_sha256,
         mask_sha256=mask.sha256,
-        parameters=tuple(parameters),
+        parameters=tuple(tensors),
         libraries=library_versions(),
     )
 
@@ -63,22 +63,22 @@ def require_frozen(verification: Verification) -> None:
     """Fail if anything frozen moved.
 
     Raises:
-        FrozenMovedError: it did; names the parameters and how much of them.
+        FrozenMovedError: it did; names the tensors and how much of them.
     """
     if verification.ok:
         return
     raise FrozenMovedError(
-        f"{verification.tuned}: {len(verification.wrong)} parameters moved that were to stay bit-identical to "
+        f"{verification.tuned}: {len(verification.wrong)} tensors moved that were to stay bit-identical to "
         f"{verification.base}:\n" + listing(verification.wrong)
     )
 
 
 def _require_of_base(cores: Mapping[Path, CoreFile], base: ModelState) -> None:
     """Core files of another model say nothing of this one, even where some names are the same."""
-    here = f"{base.config.get_text_config().num_hidden_layers} layers, {len(base.shapes)} parameters"
+    here = f"{base.config.get_text_config().num_hidden_layers} layers, {len(base.shapes)} tensors"
     problems = [
         f"{file}: core file is of {core.model.id} ({core.model.model_type}, {core.model.num_layers} layers, "
-        f"{core.model.num_parameters} parameters), BASE is {base.source.name} ({base.config.model_type}, {here})"
+        f"{core.model.num_parameters} tensors), BASE is {base.source.name} ({base.config.model_type}, {here})"
         for file, core in cores.items()
         if core.model.names_sha256 != base.names_sha256
     ]
@@ -88,7 +88,7 @@ def _require_of_base(cores: Mapping[Path, CoreFile], base: ModelState) -> None:
 
 @dataclass
 class _Moved:
-    """What moved of one parameter, added up over its blocks of rows."""
+    """What moved of one tensor, added up over its blocks of rows."""
 
     shape: tuple[int, ...]
     trained: bool
@@ -122,7 +122,7 @@ class _Moved:
 
 def _verified(
     base: ModelState, tuned: ModelState, name: str, shape: tuple[int, ...], mask: Mask
-) -> VerifiedParameter:  # fmt: skip
+) -> VerifiedTensor:  # fmt: skip
     part = mask.parts.get(name)
     moved = _Moved(shape, mask.trains(name), part)
     pairs = zip(row_blocks(shape), base.chunks(name), tuned.chunks(name), strict=True)
@@ -132,7 +132,7 @@ def _verified(
             moved.add(differs.view(stop - start, *shape[1:]), start, stop)
     core = 0 if not moved.trained else numel(shape) if part is None else part.numel(shape)
     ranges, axis = moved.ranges or None, AXES[part.dim] if part else None
-    return VerifiedParameter(
+    return VerifiedTensor(
         name=name,
         shape=shape,
         base_dtype=dtype_name(base.dtype(name)),

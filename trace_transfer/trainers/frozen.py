@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 WRAPPERS = {
     "DataParallel": "freeze the model before DataParallel gets it",
-    "PeftModel": "adapters of PEFT train other parameters beside the model's; give the model without them",
+    "PeftModel": "adapters of PEFT train other tensors beside the model's; give the model without them",
     "DistributedDataParallel": "freeze the model before DDP gets it",
     "FullyShardedDataParallel": "freeze the model before FSDP gets it",
     "DeepSpeedEngine": "freeze the model before DeepSpeed gets it",
@@ -107,7 +107,7 @@ class CoreTraining:
         self._before: dict[str, Tensor] = {}
         self._is_first, self._merged = is_first_rank(), False
         for name, parameter in model.named_parameters():
-            parameter.grad = None  # an optimizer that still has the parameter lets it be
+            parameter.grad = None  # an optimizer that still has the tensor lets it be
             value = _whole(parameter)
             if self._is_first:  # the others may not even have loaded them
                 self._begin(name, value)

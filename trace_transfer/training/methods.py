@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trace_transfer.core_sets.core_file import CoreFile, CoreParameter
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.data.examples import TaskData
 from trace_transfer.data.records import chosen
@@ -38,7 +38,7 @@ Control = Callable[[CoreFile, Anatomy, int, str, str], Mask]
 def random_set(core: CoreFile, anatomy: Anatomy, seed: int, unit: str, file: str) -> Mask:
     """Drawn by chance from the entries that have a score.
 
-    Entries are parameters, or parts of fused ones, or heads and neurons, whatever the file lists; with another seed or
+    Entries are tensors, or parts of fused ones, or heads and neurons, whatever the file lists; with another seed or
     task the set is another one, and it may have some of the core set in it.
 
     Args:
@@ -49,10 +49,10 @@ def random_set(core: CoreFile, anatomy: Anatomy, seed: int, unit: str, file: str
     Raises:
         MaskError: all entries that have a score are core.
     """
-    scored = [parameter for parameter in core.parameters if parameter.score is not None]
+    scored = [tensor for tensor in core.parameters if tensor.score is not None]
     if len(scored) == len(core.core):
         raise MaskError(
-            f"{file}: all {len(scored)} parameters that have a score are core: any set drawn from them would be the "
+            f"{file}: all {len(scored)} tensors that have a score are core: any set drawn from them would be the "
             "same; make the core set smaller with `trace-transfer select --ratio`"
         )
     order = _generator(seed, core.task).permutation(len(scored)).tolist()
@@ -64,10 +64,10 @@ def random_set(core: CoreFile, anatomy: Anatomy, seed: int, unit: str, file: str
 
 
 def shuffled_layers(core: CoreFile, anatomy: Anatomy, seed: int, unit: str, file: str) -> Mask:
-    """The core set with each of its parameters moved to the same place in another layer, by one cycle of all layers.
+    """The core set with each of its tensors moved to the same place in another layer, by one cycle of all layers.
 
-    Where the next layer of the cycle lacks that parameter or has it in another shape, the cycle is followed on: each
-    parameter has one image, no two have the same, and the set keeps its numbers of tensors and of elements. What stands
+    Where the next layer of the cycle lacks that tensor or has it in another shape, the cycle is followed on: each
+    tensor has one image, no two have the same, and the set keeps its numbers of tensors and of elements. What stands
     outside the layers stays, and so does what no other layer has. The cycle depends on the seed alone, so that two
     tasks keep what they share.
 
@@ -130,7 +130,7 @@ def _whole_layers(core: CoreFile, anatomy: Anatomy, order: Sequence[int], file: 
 
 
 def _places(anatomy: Anatomy) -> dict[str, tuple[int, str]]:
-    """Name → (layer, name below the layer), of the parameters in layers."""
+    """Name → (layer, name below the layer), of the tensors in layers."""
     whole = re.compile(re.escape(anatomy.layer_path) + r"\.(0|[1-9][0-9]*)\.(.+)")
     found = {name: whole.fullmatch(name) for name in anatomy.inventory.shapes}
     return {name: (int(match[1]), match[2]) for name, match in found.items() if match}
@@ -151,7 +151,7 @@ def _as_many_elements(order: Sequence[int], sizes: Sequence[int], wanted: int) -
     return candidates[:count]
 
 
-def _mask(chosen: Sequence[CoreParameter], core: CoreFile, anatomy: Anatomy, file: str) -> Mask:
+def _mask(chosen: Sequence[CoreTensor], core: CoreFile, anatomy: Anatomy, file: str) -> Mask:
     marked = tuple(p if p.core else p.model_copy(update={"core": True}) for p in chosen)
     inventory = anatomy.inventory
     return Mask.of_core(core.model_copy(update={"parameters": marked}), inventory.shapes, inventory.tied, file)
@@ -173,7 +173,7 @@ class StreamError(UserError):
 
 @dataclass(frozen=True)
 class Size:
-    """Of a set of parameters: `tensors` counts parameters, a part of one too as one."""
+    """Counts of a set of tensors; `tensors` counts a part of one as one."""
 
     tensors: int
     elements: int
@@ -424,8 +424,8 @@ def _core_problems(stream: Stream) -> list[str]:
             there = core.model
             problems.append(
                 f"task '{name}': its core file is of {there.id} ({there.family}, {there.num_layers} layers, "
-                f"{there.num_parameters} parameters), and the model to be trained is another ({stream.anatomy.family}, "
-                f"{stream.anatomy.num_layers} layers, {len(inventory.shapes)} parameters); carry it over with "
+                f"{there.num_parameters} tensors), and the model to be trained is another ({stream.anatomy.family}, "
+                f"{stream.anatomy.num_layers} layers, {len(inventory.shapes)} tensors); carry it over with "
                 "`trace-transfer map`"
             )
     return problems

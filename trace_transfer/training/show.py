@@ -31,7 +31,7 @@ def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) ->
 def _draw_plan(plan: StreamPlan, disk: int, more: Sequence[str], page: Page) -> None:
     train, base = plan.settings.train, plan.base.identity
     page.line(
-        f"{plan.base.name}: {base.num_parameters:,} parameters, {base.num_elements:,} elements; method "
+        f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} elements; method "
         f"{plan.settings.method}",
     )
     page.line(
@@ -116,10 +116,10 @@ def _draw_streamed(done: Streamed, page: Page) -> None:
     draw_stream(done.record, page)
     total, found = done.record.model.num_elements, done.verification
     page.line()
-    frozen = sum(parameter.frozen for parameter in found.parameters)
+    frozen = sum(tensor.frozen for tensor in found.parameters)
     page.line(f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's")
     if found.unmoved:
-        page.line(f"! {len(found.unmoved)} trained parameters did not move:")
-        for parameter in found.unmoved[:MAX_LISTED]:
-            page.line(f"  {parameter.name}")
+        page.line(f"! {len(found.unmoved)} trained tensors did not move:")
+        for tensor in found.unmoved[:MAX_LISTED]:
+            page.line(f"  {tensor.name}")
     page.written(done.files)

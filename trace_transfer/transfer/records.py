@@ -79,7 +79,7 @@ class LayerMatch(Strict):
 
 
 class ListedPart(Strict):
-    """A parameter, or ranges of one of its dimensions."""
+    """A tensor, or ranges of one of its dimensions."""
 
     name: Name
     rows: tuple[Range, ...] | None = None
@@ -92,13 +92,13 @@ class ListedPart(Strict):
 
 
 class ListedTarget(ListedPart):
-    """What a source parameter is carried to; `rule` says by which lines of the rules."""
+    """What a source tensor is carried to; `rule` says by which lines of the rules."""
 
     rule: str
 
 
 class ListedSource(ListedPart):
-    """A source parameter with its targets, or the reason why it has none."""
+    """A source tensor with its targets, or the reason why it has none."""
 
     components: tuple[str, ...]
     targets: tuple[ListedTarget, ...]
@@ -106,7 +106,7 @@ class ListedSource(ListedPart):
 
 
 class UnreachedTarget(ListedPart):
-    """A target parameter that nothing is carried to, and why."""
+    """A target tensor that nothing is carried to, and why."""
 
     reason: str
 

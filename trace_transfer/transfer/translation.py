@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
 
-from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreParameter, Transfer
+from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor, Transfer
 from trace_transfer.core_sets.masks import merged_ranges
 from trace_transfer.core_sets.selection import select
 from trace_transfer.errors import ArtefactError, listing, together
@@ -103,16 +103,16 @@ def carry(
     entries = [(_entry(units, correspondence, scored), units) for units in places.values()]
     shapes = correspondence.target.inventory.shapes
     excluded = [name for name in correspondence.target.excluded if name in shapes]
-    entries += [(CoreParameter(name=name, shape=shapes[name], component=EXCLUDED), []) for name in excluded]
+    entries += [(CoreTensor(name=name, shape=shapes[name], component=EXCLUDED), []) for name in excluded]
     if how == "scores":
         # A stable sort: the order in which ties in score are taken.
         entries.sort(key=lambda entry: -_best_similarity(entry[1], correspondence, similarity))
-        parameters = select([parameter for parameter, _ in entries], ratio, core.method.unit)
+        tensors = select([tensor for tensor, _ in entries], ratio, core.method.unit)
     else:
-        found = [parameter for parameter, _ in entries]
-        parameters = tuple(sorted(found, key=lambda one: (one.score is None, not one.core, -(one.score or 0.0))))
+        found = [tensor for tensor, _ in entries]
+        tensors = tuple(sorted(found, key=lambda one: (one.score is None, not one.core, -(one.score or 0.0))))
     dropped = _dropped(core, correspondence, scored, partly)
-    if not any(parameter.core for parameter in parameters):
+    if not any(tensor.core for tensor in tensors):
         reasons = listing([f"{name}: {reason}" for name, reason in dropped.items()])
         raise ArtefactError(
             f"core set of task '{core.task}': nothing of it has a counterpart in the target:\n{reasons}"
@@ -128,21 +128,21 @@ def carry(
         task=core.task,
         model=target.identity,
         method=core.method.model_copy(update={"ratio": ratio}),
-        parameters=parameters,
+        parameters=tensors,
         transferred_from=transfer,
         libraries=library_versions(),
     )
     return Carried(translated, core, dropped)
 
 
-def _entry(units: Sequence[Unit], correspondence: Correspondence, scored: Mapping[Unit, _Scored]) -> CoreParameter:
+def _entry(units: Sequence[Unit], correspondence: Correspondence, scored: Mapping[Unit, _Scored]) -> CoreTensor:
     """One target tensor: the best score of what it came from, core if any of that was."""
     unit = units[0]
     sources = {source for one in units for source, _ in correspondence.sources_of(one) if source in scored}
     core = any(scored[source].core for source in sources)
     told = [source for source in sources if scored[source].core or not core]
     names = dict.fromkeys(s.label for s in sorted(told, key=lambda s: (-scored[s].score, s.label)))
-    return CoreParameter(
+    return CoreTensor(
         name=unit.name,
         shape=unit.shape,
         rows=unit.rows,
@@ -173,9 +173,9 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
 
     Rows and experts do not correspond across models, so a unit of which only some are core is carried as not core.
     """
-    by_name: dict[str, list[CoreParameter]] = {}
-    for parameter in core.parameters:
-        by_name.setdefault(parameter.name, []).append(parameter)
+    by_name: dict[str, list[CoreTensor]] = {}
+    for tensor in core.parameters:
+        by_name.setdefault(tensor.name, []).append(tensor)
     scored, partly = {}, {}
     for unit in units:
         mine = [(p.score, p) for p in by_name.get(unit.name, []) if p.score is not None and _overlap(p, unit)]
@@ -192,9 +192,9 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
     return scored, partly
 
 
-def _overlap(parameter: CoreParameter, unit: Unit) -> int:
+def _overlap(tensor: CoreTensor, unit: Unit) -> int:
     """Number of elements that an entry of a core file and a unit have in common."""
-    pairs = zip_longest(parameter.place[1:], unit.place[1:], unit.shape[: len(AXES)], fillvalue=None)
+    pairs = zip_longest(tensor.place[1:], unit.place[1:], unit.shape[: len(AXES)], fillvalue=None)
     return prod(_common(one, other, 1 if size is None else size) for one, other, size in pairs) * prod(unit.shape[3:])
 
 
@@ -220,6 +220,6 @@ def _dropped(
             found.setdefault(unit.label, correspondence.dropped[unit])
         elif unit in partly:
             found.setdefault(unit.label, partly[unit])
-    for name in {parameter.name for parameter in core.core} & correspondence.source.excluded.keys():
+    for name in {tensor.name for tensor in core.core} & correspondence.source.excluded.keys():
         found[name] = f"excluded: {correspondence.source.excluded[name]}"
     return found

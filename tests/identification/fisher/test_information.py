@@ -66,7 +66,7 @@ def test_exact_for_every_family(built, family, streamed):
 
 
 def without_form(model):
-    """Parameters of modules that are neither linear layers nor embeddings nor norms: experts, routers, sinks.
+    """Tensors of modules that are neither linear layers nor embeddings nor norms: experts, routers, sinks.
 
     Nor has OPT's table of positions a form, which is called with a mask, and not with the positions.
     """
@@ -95,7 +95,7 @@ def test_per_batch_squares_the_batch_gradient(built, family, streamed, batch_of)
 
 
 def splits_of(model):
-    """Every parameter cut by every dimension that is a whole number of units, in turn."""
+    """Every tensor cut by every dimension that is a whole number of units, in turn."""
     for dim, size in ((0, 1), (0, 4), (1, 1), (1, 4)):
         yield {
             name: Split(dim, size)
@@ -180,8 +180,8 @@ def state(model):
     )
 
 
-def test_no_gradient_of_a_parameter_is_kept_or_even_asked_for(built):
-    """During the passes after the trial no parameter requires a gradient."""
+def test_no_gradient_of_a_tensor_is_kept_or_even_asked_for(built):
+    """During the passes after the trial no tensor requires a gradient."""
     model = copy.deepcopy(built("llama"))
     seen = []
     model.register_forward_hook(

@@ -1,1 +1,1 @@
-"""Fisher information of every parameter, exact, from batched backward passes that store no parameter gradient."""
+"""Fisher information of every tensor, exact, from batched backward passes that store no gradient of a tensor."""

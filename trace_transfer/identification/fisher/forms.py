@@ -101,7 +101,7 @@ def by_gradients(x_kti: Tensor, g_kto: Tensor, axis: Axis = None) -> Tensor:
 
 
 def vector_squares(gradient_kd: Tensor) -> Tensor:
-    """Squares of the groups' gradients of a one-dimensional parameter, summed over groups: [d] in float64."""
+    """Squares of the groups' gradients of a one-dimensional tensor, summed over groups: [d] in float64."""
     return gradient_kd.double().square().sum(dim=0)
 
 

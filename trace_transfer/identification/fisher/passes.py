@@ -286,7 +286,7 @@ def _hidden(out: Tensor | tuple[Tensor, *tuple[Any, ...]]) -> Tensor:
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter requires a gradient; all flags are restored at the end."""
+    """Evaluation mode, no tensor requires a gradient; all flags are restored at the end."""
     requires = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = [(module, module.training) for module in model.modules()]
     try:

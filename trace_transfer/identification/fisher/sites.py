@@ -34,7 +34,7 @@ class Totals:
     """Sums in float64, on the device where the squares arise: reading them there one by one would make it wait.
 
     Attributes:
-        shapes: parameter → shape, each parameter under its owner's name.
+        shapes: tensor → shape, each tensor under its owner's name.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], splits: Mapping[str, Split]) -> None:
@@ -43,12 +43,12 @@ class Totals:
         self._sums: dict[str, Tensor] = {}
 
     def split_dim(self, name: str) -> int | None:
-        """The dimension by which a parameter's squares are kept apart."""
+        """The dimension by which a tensor's squares are kept apart."""
         split = self._splits.get(name)
         return None if split is None else split.dim
 
     def add(self, name: str, squares: Tensor) -> None:
-        """Add squares: a number, or one for each index of the dimension by which the parameter is split."""
+        """Add squares: a number, or one for each index of the dimension by which the tensor is split."""
         split = self._splits.get(name)
         squares = squares.sum(dtype=torch.float64) if split is None else squares.double().view(-1, split.size).sum(1)
         if name in self._sums:
@@ -69,11 +69,11 @@ class Totals:
             self.add(name, gradient.double().square().sum(dim=others))
 
     def drop(self, name: str) -> None:
-        """Forget a parameter's sum; it is then counted anew."""
+        """Forget a tensor's sum; it is then counted anew."""
         self._sums.pop(name, None)
 
     def of(self, name: str) -> Tensor:
-        """The sum of a parameter, or those of its units; 0 for one that no gradient reached."""
+        """The sum of a tensor, or those of its units; 0 for one that no gradient reached."""
         split = self._splits.get(name)
         shape = () if split is None else (self.shapes[name][split.dim] // split.size,)
         return self._sums[name].cpu() if name in self._sums else torch.zeros(shape, dtype=torch.float64)
@@ -253,7 +253,7 @@ def filled(module: nn.Module, value: float) -> dict[str, Tensor]:
 
 
 def find_sites(model: nn.Module, seen: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> list[Site]:
-    """The modules whose parameters have a form.
+    """The modules whose tensors have a form.
 
     Args:
         seen: input and output of every module that a forward pass called exactly once, with one argument.
@@ -289,7 +289,7 @@ def _users(model: nn.Module) -> dict[Tensor, list[nn.Module]]:
 
 
 def _joined(sites: dict[nn.Module, Site], users: Mapping[Tensor, list[nn.Module]]) -> list[Site]:
-    """Tie heads to their embeddings, and leave out modules that share a parameter in any other way."""
+    """Tie heads to their embeddings, and leave out modules that share a tensor in any other way."""
     left: list[Site] = []
     for module, site in sites.items():
         others = [user for own in module.parameters(recurse=False) for user in users[own] if user is not module]
