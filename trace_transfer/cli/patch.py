@@ -69,7 +69,7 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
     quiet_libraries()
     state = move_model(model, patches, out, Terminal(), revert=revert)
     moved = f"{several(len(patches), 'patch', 'patches')} {'reverted' if revert else 'applied'}"
-    click.echo(f"{out}: {model} with {moved}, {several(len(state.patched), 'parameter')} changed")
+    click.echo(f"{out}: {model} with {moved}, {several(len(state.patched), 'tensor')} changed")
 
 
 @patch_command.command("task-models")
