@@ -7,6 +7,7 @@ a fork.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -110,6 +111,7 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tupl
         gpus: those that it alone may use; None where it has all to itself.
     """
     _end_with_parent()
+    gc.freeze()  # what the imported libraries hold stays: a look at all of it takes half a second, twice a training
     if gpus:
         os.environ[VISIBLE] = ",".join(gpus)
     directory = ticket.directory
