@@ -104,6 +104,7 @@ class StreamKeywords(TypedDict, total=False):
     special: str | None  # None
     replay_share: float  # 0.00390625
     control_unit: Literal["tensors", "elements"]  # "tensors"
+    draw: int  # 0
 
 
 class EvaluateKeywords(TypedDict, total=False):

@@ -16,7 +16,7 @@ from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS, FamilyFile
 from trace_transfer.settings import Settings, bare, singles
 from trace_transfer.study.methods import AXES, CHANGEABLE, METHODS, SECTIONS
-from trace_transfer.study.run_file import MethodKeys, RunKeys, RunTask, SweepKeys
+from trace_transfer.study.run_file import ComparisonKeys, MethodKeys, RunKeys, RunTask, SweepKeys, TuningKeys
 from trace_transfer.training.settings import StreamTask
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -65,6 +65,8 @@ def _run() -> Schema:
         "tasks": _list(RunTask.model_json_schema()),
         "evaluations": _list(EvaluationSpec.model_json_schema()),
         "methods": _list({"anyOf": [{"enum": list(METHODS)}, _object(own, ("name", "like"))]}),
+        "tuning": settings_schema(TuningKeys),
+        "comparisons": _list(settings_schema(ComparisonKeys)),
         "sweeps": {"type": "object", "properties": dict.fromkeys(AXES, sweep), "additionalProperties": sweep},
     }
     keys = settings_schema(RunKeys)["properties"]

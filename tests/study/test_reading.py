@@ -83,9 +83,53 @@ def test_sweeps(directory):
     assert [c.train.train.epochs for c in found["train.epochs"]] == [2, 2]
 
 
+def test_draws_change_what_is_drawn_alone(directory):
+    """Each of the controls' draws has its seed's examples and order; nothing else has draws."""
+    cells = cells_of(read(directory, methods=["random", "shuffled-map", "trace-lf"], seeds=[5], draws=2))
+    assert [(cell.method.name, cell.draw) for cell in cells] == [
+        ("random", 0), ("random", 1), ("shuffled-map", 0), ("shuffled-map", 1), ("trace-lf", 0),
+    ]  # fmt: skip
+    assert {cell.train.train.seed for cell in cells} == {5} == {cell.identify.warm_start.train.seed for cell in cells}
+    first, second = (cell.train for cell in cells[:2])
+    assert first.control_seed == 5 != second.control_seed and "draw" not in first.recorded()
+    assert cells[2].map.seed == 5 != cells[3].map.seed
+
+
+def test_tuning_and_comparisons(directory):
+    """Factors of each method's own rate, or its own list; the comparison waits for what is chosen."""
+    own = {"name": "low", "like": "sequential", "train": {"learning_rate": 1e-4}}
+    run = read(
+        directory, methods=[own, "transfer-lf", "random"], seeds=[0, 1], orders="vary",
+        tuning={"seeds": [7, 8], "factors": [1, 0.3], "rates": {"random": [1e-2, 1e-3]}},
+        comparisons=[{"methods": "transfer-lf", "against": "random"},
+                     {"methods": ["low", "transfer-lf"], "against": "random", "measure": "matched_forgetting"}],
+    )  # fmt: skip
+    assert run.tuning.of == {"low": (3e-5, 1e-4), "transfer-lf": (3e-4, 1e-3), "random": (1e-3, 1e-2)}
+    assert {cell.axis for cell in cells_of(run)} == {"tuning"} and len(cells_of(run)) == 2 * 3 * 2
+    assert {(c.seed, c.order[0]) for c in cells_of(run)} == {(7, "math"), (8, "code")}  # one order for all methods
+    cells = [cell for cell in cells_of(run, {"low": 3e-5, "random": 1e-2}) if cell.axis is None]
+    assert [(cell.method.name, cell.train.train.learning_rate) for cell in cells] == [
+        ("low", 3e-5), ("random", 1e-2), ("low", 3e-5), ("random", 1e-2),
+    ]  # fmt: skip
+    assert [(one.methods, one.measure) for one in run.comparisons] == [
+        (("transfer-lf",), "average"), (("low", "transfer-lf"), "matched_forgetting"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"tuning": {}}, r"tuning\.seeds: found \(\), expected a list of whole numbers"),
+        ({"tuning": {"seeds": [0]}}, r"tuning\.seeds: found \[0\], expected each once and none of seeds: \[0\]"),
+        ({"tuning": {"seeds": [1], "factors": [0, 1]}}, r"tuning\.factors\[0\]: 0.* is not above 0"),
+        ({"tuning": {"seeds": [1], "rates": {"lorra": [1]}}}, r"tuning\.rates: 'lorra' is none of"),
+        ({"tuning": {"seeds": [1], "rates": {"sequential": [1e-3]}}}, r"tuning\.rates\.sequential: give two or more"),
+        ({"comparisons": [{"methods": "transfer-lf"}]}, r"comparisons: item 1: against: None is none of sequential"),
+        ({"comparisons": [{"methods": "lora", "against": "sequential"}]}, r"item 1: methods: 'lora' is none of"),
+        (
+            {"comparisons": [{"methods": "transfer-lf", "against": "sequential", "measure": "matched_forgetting"}]},
+            r"item 1: measure: matched_forgetting is told from several rates",
+        ),
         ({"metods": []}, r"metods: no such setting; did you mean methods\?"),
         ({"identify": {"ratoi": 0.1}}, r"identify\.ratoi: no such setting; did you mean ratio\?"),
         ({"train": {"zero": 9}}, r"train\.zero: 9 is not in \[0, 3\]"),

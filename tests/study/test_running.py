@@ -257,6 +257,39 @@ def test_a_step_that_fails(copied):
     assert left["name"] == "small"  # that of the run before
 
 
+def test_learning_rates_are_chosen_on_other_seeds(copied):
+    """On the tuning's seeds alone; a rate that is added, or reported too, makes only what is new."""
+    out = copied.parent / "out"
+
+    def tuned(**tuning) -> tuple[RunFile, Counter]:
+        before = {step.parent for step in out.glob("steps/*/step.json")}
+        write_file(copied.parent, methods=["sequential"], source=None, tuning={"seeds": [7], **tuning})
+        run(copied)
+        new = {step.parent for step in out.glob("steps/*/step.json")} - before
+        return read_any(out / "run.json", RunFile), Counter(step.name.rpartition("-")[0] for step in new)
+
+    def scores(steps) -> float:
+        matrix: ScoreMatrix = read_any(out / steps["evaluate"] / "scores.json", ScoreMatrix)
+        return sum(score.value for score in matrix.stages[-1].scores)
+
+    record, made = tuned(rates={"sequential": [1e-5, 3e-2]})
+    losses = {cell.value: scores(cell.steps) for cell in record.cells if cell.axis == "tuning"}
+    best = min(losses, key=losses.get)
+    assert record.tuning.chosen == {"sequential": best} and made == {"train": 3, "evaluate": 3}
+    assert [(cell.seed, cell.axis) for cell in record.cells] == [(0, None), (7, "tuning"), (7, "tuning")]
+    step: StepFile = read_any(out / record.cells[0].steps["train"] / "step.json", StepFile)
+    assert (step.settings["learning_rate"], step.settings["seed"]) == (best, 0)
+    record, made = tuned(rates={"sequential": [1e-5, 3e-2]}, front="all")
+    assert made == {"train": 1, "evaluate": 1} and len(record.cells) == 5
+    tuning = {"seeds": [7], "rates": {"sequential": [1e-6, 1e-5, 3e-2]}}
+    graph = build_graph(load_run(write_file(copied.parent, methods=["sequential"], source=None, tuning=tuning)))
+    new = [one.step for one in read_status(graph, out) if one.record is None]
+    assert [(step.kind, step.settings.get("learning_rate")) for step in new] == [("train", 1e-6), ("evaluate", None)]
+    assert graph.waiting == ("sequential",)
+    with pytest.raises(UserError, match="learning rates of sequential are not chosen yet"):
+        prune_steps(graph, out)
+
+
 def test_several_at_a_time(copied, finished):
     for method in METHODS:
         for kind in ("train", "evaluate"):

@@ -103,6 +103,7 @@ def test_the_masks_and_their_sizes(method):
 def test_controls_follow_the_seed_and_the_unit():
     masks = [[stage.mask.sha256 for stage in stages("random", seed=seed)] for seed in (0, 0, 1)]
     assert masks[0] == masks[1] != masks[2]
+    assert masks[0] != [stage.mask.sha256 for stage in stages("random", seed=0, draw=1)]
     for stage in stages("random", control_unit="elements"):
         assert abs(stage.size.elements - stage.core.elements) <= 0.5 * max(numel(SHAPES[n]) for n in stage.mask.parts)
 

@@ -231,7 +231,7 @@ class _Reader:
         known, seen = [method.name for method in self.run.methods], set()
         for record in self.run.cells:
             told = f"{RUN}: {label_of(record)}"
-            key = json.dumps([record.method, record.seed, record.axis, record.value])
+            key = json.dumps([record.method, record.seed, record.draw, record.axis, record.value])
             if key in seen:
                 self.note(f"{told}: there are two such cells")
             seen.add(key)

@@ -50,11 +50,16 @@ class StepFile(Strict):
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
+TUNING = "tuning"  # the axis of models of which learning rates are chosen
+
+
 class CellRecord(Strict):
     """One model that was trained: a method, a seed, and what differs from the run's settings if it is of a sweep.
 
     Attributes:
-        axis, value: of the sweep (`ratio`, 0.05); None for the main comparison.
+        axis, value: of the sweep (`ratio`, 0.05); None for the main comparison; `tuning` and the learning rate for the
+            models of which rates are chosen.
+        draw: of a random control, which of the draws of the seed.
         order: the tasks as they were trained.
         steps: kind of step → its directory, relative to the run's (`identify` twice if source and target were).
     """
@@ -63,6 +68,7 @@ class CellRecord(Strict):
     seed: int
     axis: str | None = None
     value: Any = None
+    draw: int = 0
     order: tuple[str, ...]
     steps: dict[str, str]
 
@@ -74,6 +80,28 @@ class MethodRecord(Strict):
     title: Name
     what: Name
     needs: Literal["none", "source", "target"]
+
+
+MeasureName = Literal[
+    "average", "backward_transfer", "forgetting", "forward_transfer", "learning", "matched_forgetting"
+]
+
+
+class Stated(Strict):
+    """Comparisons that the run file states beforehand: each of the methods minus another, in one measure."""
+
+    question: Name
+    methods: tuple[str, ...]
+    against: str
+    measure: MeasureName = "average"
+
+
+class Tuning(Strict):
+    """Which learning rates of each method were tried on which seeds, and which one was best there on average."""
+
+    seeds: tuple[int, ...]
+    rates: dict[str, tuple[float, ...]]
+    chosen: dict[str, float]
 
 
 class RunFile(Strict):
@@ -90,6 +118,8 @@ class RunFile(Strict):
     methods: tuple[MethodRecord, ...]
     reference: str
     cells: tuple[CellRecord, ...]
+    tuning: Tuning | None = None
+    comparisons: tuple[Stated, ...] = ()
     machine: dict[str, str] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
 

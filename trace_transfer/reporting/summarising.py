@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.records import library_versions
 from trace_transfer.reporting.continual import MEASURES, after_learning
 from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun
 from trace_transfer.reporting.intervals import holm, interval, p_value
 from trace_transfer.reporting.records import (
+    TUNING,
     Curve,
     EvaluationRecord,
     Interval,
@@ -72,6 +75,18 @@ def summarise(run: FinishedRun) -> Summary:
     return summary.model_copy(update={"notes": (*summary.notes, *_differing_bases(run))})
 
 
+def final_average(matrix: ScoreMatrix, of_task: Mapping[str, str]) -> float:
+    """Mean score of what measures tasks after the last stage; of a loss the sign is flipped."""
+    taught = set(of_task.values())
+    return fmean(one.value * (1 if one.higher_is_better else -1) for one in matrix.stages[-1].scores
+                 if one.name in taught)  # fmt: skip
+
+
+def best_rate(averages: Mapping[float, Sequence[float]]) -> float:
+    """The learning rate of the highest mean of `final_average`; of equals the lowest."""
+    return max(sorted(averages), key=lambda rate: fmean(averages[rate]))
+
+
 def paired(ones: Values, others: Values) -> Interval | None:
     """The mean difference over the seeds that both have; None where they have none in common."""
     shared = [seed for seed in ones if seed in others]
@@ -87,6 +102,14 @@ def interval_of(values: Sequence[float], *, bootstrap: bool = True) -> Interval:
         mean=float(np.mean(values)), low=low, high=high, num=len(values), bootstrap_low=resampled[0],
         bootstrap_high=resampled[1],
     )  # fmt: skip
+
+
+def by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Seed → its value, or the mean of its draws."""
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for seed, value in values:
+        found[seed].append(value)
+    return {seed: fmean(draws) for seed, draws in found.items()}
 
 
 def _by_method(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
@@ -118,7 +141,7 @@ def _method(run: FinishedRun, cells: list[FinishedCell], reference: list[Finishe
             differences[field] = {name: found for name, found in pairs.items() if found is not None}
     return MethodSummary(
         method=record.name, title=record.title, what=record.what, needs=record.needs,
-        seeds=tuple(cell.record.seed for cell in cells),
+        seeds=tuple(dict.fromkeys(cell.record.seed for cell in cells)),
         measures={name: interval_of(list(values.values())) for name, values in measures.items()},
         final={name: interval_of(list(values.values())) for name, values in finals.items()},
         costs=_costs(cells),
@@ -133,19 +156,23 @@ def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     names = [score.name for score in run.evaluations]
     columns = [names.index(name) for name in run.taught]
     signs = np.array([1.0 if run.evaluations[column].higher_is_better else -1.0 for column in columns])
-    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
-    for cell in cells:
-        first = np.array([cell.first[name] for name in run.taught])
-        for one in MEASURES:
-            value = one.of(cell.values_SE[:, columns] * signs, first)
-            if value is not None:
-                found[one.name][cell.record.seed] = value
-    return {**found}
+    found: dict[str, Values] = {}
+    for one in MEASURES:
+        values = [
+            (
+                cell.record.seed,
+                one.of(cell.values_SE[:, columns] * signs, np.array([cell.first[n] for n in run.taught])),
+            )
+            for cell in cells
+        ]
+        if known := [(seed, value) for seed, value in values if value is not None]:
+            found[one.name] = by_seed(known)
+    return found
 
 
 def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     return {
-        score.name: {cell.record.seed: float(cell.values_SE[-1, column]) for cell in cells}
+        score.name: by_seed((cell.record.seed, float(cell.values_SE[-1, column])) for cell in cells)
         for column, score in enumerate(run.evaluations)
     }
 
@@ -191,15 +218,17 @@ def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
     names = [score.name for score in run.evaluations]
     for task in run.record.tasks:
         evaluation = run.record.of_task[task]
-        points: dict[int, list[float]] = {}
+        points: dict[int, list[tuple[int, float]]] = {}
         for cell in cells:
             first = next(number for number, stage in enumerate(cell.matrix.stages) if task in stage.learned)
             stages = np.full(len(names), first)
             for later, value in enumerate(after_learning(cell.values_SE, stages, names.index(evaluation))):
-                points.setdefault(later, []).append(float(value))
+                points.setdefault(later, []).append((cell.record.seed, float(value)))
         yield Curve(
             method=cells[0].record.method, task=task, evaluation=evaluation,
-            points=tuple(interval_of(points[later], bootstrap=False) for later in sorted(points)),
+            points=tuple(
+                interval_of(list(by_seed(points[later]).values()), bootstrap=False) for later in sorted(points)
+            ),
         )  # fmt: skip
 
 
@@ -218,7 +247,7 @@ def _matrix(run: FinishedRun, cells: list[FinishedCell]) -> MatrixSummary:
 def _sweeps(run: FinishedRun) -> tuple[SweepSummary, ...]:
     axes: dict[str, dict[str, list[FinishedCell]]] = {}
     for cell in run.cells:
-        if cell.record.axis is not None:
+        if cell.record.axis not in (None, TUNING):
             axes.setdefault(cell.record.axis, {}).setdefault(json.dumps(cell.record.value), []).append(cell)
     return tuple(
         SweepSummary(

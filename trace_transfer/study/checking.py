@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from trace_transfer.data.encoding import encode_tasks
@@ -16,7 +17,7 @@ from trace_transfer.identification.scoring import check_settings
 from trace_transfer.launching import excess_of
 from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.graph import RunGraph, build_graph
 from trace_transfer.study.run_file import Cell
 from trace_transfer.study.steps import LAUNCHED
 
@@ -43,6 +44,8 @@ def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[T
         UserError: everything that any step would refuse for its data or settings, at once.
     """
     run, problems = graph.run, []
+    if graph.waiting:  # all that comes after the tuning is looked at now
+        graph = build_graph(replace(run, tuning=None))
     read: dict[str, tuple[TaskData, ...]] = {}
     registry = load_families([Path(path) for path in run.rules])
     models: dict[str, OpenModel] = {}

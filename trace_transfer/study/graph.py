@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
+from trace_transfer.reporting.records import TUNING
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.study.run_file import Cell, Study, cells_of
 from trace_transfer.study.steps import Step
+from trace_transfer.study.tuning import chosen_rates
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 NO_WEIGHTS = "no weights here"
@@ -32,12 +34,23 @@ _COLLECTED = ("fisher", "fisher_at", "fisher_examples")
 
 @dataclass(frozen=True)
 class RunGraph:
-    """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell."""
+    """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell.
+
+    Attributes:
+        chosen: method → its learning rate, where they are tuned and it is known.
+    """
 
     run: Study
     graph: nx.DiGraph
     cells: tuple[tuple[Cell, Mapping[str, Step]], ...]
     represent: Step | None
+    chosen: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Methods whose learning rate is not chosen yet: their models for the comparison are no part of it."""
+        names = tuple(method.name for method in self.run.methods)
+        return () if self.run.tuning is None else tuple(name for name in names if name not in self.chosen)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -59,15 +72,19 @@ class RunGraph:
 
 
 def build_graph(run: Study) -> RunGraph:
-    """Lay out all steps; reads configs, headers and hashes of data, no weights.
+    """Lay out all steps that are known; reads configs, headers and hashes of data, no weights, and where learning rates
+    are tuned the scores of what is finished: until all rates are chosen, another call may give more steps.
 
     Raises:
         UserError: settings or models that cannot be used.
     """
-    builder = _Builder(run)
-    cells = tuple((cell, builder.cell(cell)) for cell in cells_of(run))
+    builder, chosen = _Builder(run), {}
+    if run.tuning is not None:
+        chosen = chosen_rates(run, [(cell, builder.cell(cell)) for cell in cells_of(run) if cell.axis == TUNING])
+        builder.graph = nx.DiGraph()
+    cells = tuple((cell, builder.cell(cell)) for cell in cells_of(run, chosen))
     represent = builder.represent(cells)
-    return RunGraph(run, builder.graph, cells, represent)
+    return RunGraph(run, builder.graph, cells, represent, chosen)
 
 
 class _Builder:
@@ -103,9 +120,9 @@ class _Builder:
 
     def represent(self, cells: tuple[tuple[Cell, Mapping[str, Step]], ...]) -> Step | None:
         """Embeddings of the base and of the last states of some methods with the first seed."""
-        if not self.run.represent:
-            return None
         first = {cell.method.name: steps["train"] for cell, steps in reversed(cells) if cell.axis is None}
+        if not self.run.represent or any(name not in first for name in self.run.represent):
+            return None
         needs = {name: first[name] for name in self.run.represent}
         given = dict(self.run.sections["represent"])
         decided = {**_plain(RepresentSettings(**given).recorded()), "tasks": self._task_list()}
@@ -164,7 +181,7 @@ class _Builder:
 
     def _train(self, cell: Cell, cores: Step | None) -> Step:
         covers_all = cell.method.needs == "none"
-        keeps = {"all": True, "core": not covers_all, "none": False}[self.run.keep]
+        keeps = {"all": True, "core": not covers_all and cell.axis != TUNING, "none": False}[self.run.keep]
         decided = {**_plain(cell.train.recorded()), "tasks": self._task_list(), "cache_prefix": "auto"}  # as above
         return self._add(
             "train", decided, self._of_model("target", self.run.target), {"cores": cores} if cores else {},

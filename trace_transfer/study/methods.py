@@ -18,6 +18,7 @@ from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 Needs = Literal["none", "source", "target"]
+DRAWN = ("random", "shuffled")  # methods of `train`
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class RunMethod:
     identify: Mapping[str, Any] = field(default_factory=dict)
     map: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether chance decides what it trains, so that `draws:` takes several for each seed."""
+        return self.train.get("method") in DRAWN or self.map.get("match") == "shuffled"
 
 
 def _trace(score: str) -> RunMethod:

@@ -12,6 +12,10 @@
     methods: [sequential, trace-lf, transfer-lf, random]
     seeds: [0, 1, 2]
     orders: vary                        # seed number k trains the k-th permutation of the tasks; or `file`
+    draws: 2                            # of each random control for each seed, whose mean is compared
+    tuning: {factors: [0.25, 0.5, 1, 2], seeds: [100, 101, 102]}  # each method's learning rate, chosen on other seeds
+    comparisons:                        # stated beforehand: p is adjusted over these
+      - {methods: [trace-lf, transfer-lf], against: random}
     identify: {ratio: 0.05, unit: elements}
     train: {epochs: 1, batch_size: 8}
     sweeps: {ratio: [0.01, 0.05, 0.2]}
@@ -21,12 +25,13 @@ Paths are relative to the file. Reads the file's text and whether the files that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt
 from pydantic import Field
 
 from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate, parse_yaml, suggestion
@@ -37,8 +42,9 @@ from trace_transfer.files import check_directory
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.printable import is_name
 from trace_transfer.records import TASK, Name
+from trace_transfer.reporting.records import TUNING, MeasureName, Stated
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting
+from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting, validated
 from trace_transfer.study.methods import (
     AXES,
     CHANGEABLE,
@@ -49,8 +55,19 @@ from trace_transfer.study.methods import (
     section_values,
     takes_part,
 )
-from trace_transfer.training.settings import StreamSettings
+from trace_transfer.training.settings import StreamSettings, paper_training, seed_of_draw
 from trace_transfer.transfer.settings import MapSettings
+
+DEFAULT_RATE = paper_training().learning_rate
+Rate = Annotated[float, Gt(0)]
+MEASURED: dict[MeasureName, str] = {
+    "average": "Does it end higher",
+    "backward_transfer": "Does it lose less",
+    "forgetting": "Does it forget less",
+    "forward_transfer": "Does it gain more before a task's turn",
+    "learning": "Does it learn more",
+    "matched_forgetting": "Does it lose less, learning as much,",
+}
 
 
 class RunFileError(UserError):
@@ -75,6 +92,9 @@ class RunKeys(Settings):
     reference: str | None = setting(None, "The method with which the others are compared; the first if not given.")
     seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] = setting((0,), "One run of each.", min_length=1)
     orders: Literal["file", "vary"] = setting("file", "vary: seed number k trains the k-th permutation of the tasks.")
+    draws: Count = setting(1, "Random sets and shuffled layers of each seed; their mean is compared.")
+    tuning: Any = setting(None, "Learning rates of which each method gets its best, chosen on seeds of their own.")
+    comparisons: Any = setting(None, "What is asked, stated beforehand; a fixed list of questions if not given.")
     identify: Any = setting(None, "Settings of `identify`.")
     map: Any = setting(None, "Settings of `map`.")
     train: Any = setting(None, "Settings of `train`.")
@@ -108,6 +128,32 @@ class SweepKeys(Settings):
     seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] | None = setting(None, "Only these seeds.")
 
 
+class TuningKeys(Settings):
+    """Each method gets the learning rate whose models end best on average, on seeds that are not reported."""
+
+    factors: Annotated[tuple[Rate, ...], "a list of numbers"] = setting(
+        (0.25, 0.5, 1.0, 2.0), "Of each method's own learning rate.", min_length=2
+    )
+    rates: Mapping[str, Any] = setting(dict, "Method → its learning rates, in place of the factors.")
+    seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] = setting(
+        (), "On which rates are chosen; none of the reported ones.", min_length=1
+    )
+    front: Literal["tuning", "all"] = setting(
+        "tuning", "Seeds that train every rate: those of the tuning, or the reported ones, too."
+    )
+
+
+class ComparisonKeys(Settings):
+    """Methods against another one."""
+
+    methods: Texts = setting((), "Each of them is a comparison.", min_length=1)
+    against: str | None = setting(None, "The method that they are compared with.")
+    measure: MeasureName = setting(
+        "average", "In which they are compared; matched_forgetting: what is lost at the same learning, by the rates."
+    )
+    question: Name | None = setting(None, "In words, for the report.")
+
+
 # ---- the run
 
 
@@ -135,6 +181,19 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Learning rates of each method, in order, and who trains them.
+
+    Attributes:
+        everywhere: whether the reported seeds train all of them, too.
+    """
+
+    of: Mapping[str, tuple[float, ...]]
+    seeds: tuple[int, ...]
+    everywhere: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """A run file, checked, with places as they are found from here.
 
@@ -156,6 +215,9 @@ class Study:
     orders: str = "file"
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
+    draws: int = 1
+    tuning: Rates | None = None
+    comparisons: tuple[Stated, ...] = ()
     rules: tuple[str, ...] = ()
     represent: tuple[str, ...] = ()
     jobs: int = 1
@@ -249,9 +311,11 @@ class _Reader:
         represented = self._represented(methods)
         run = Study(
             self.file, name, target, source, place, tasks, suite, methods, self._reference(methods), keys.seeds,
-            keys.orders, sections, (), rules, represented, keys.jobs, keys.processes, keys.keep,
+            keys.orders, sections, rules=rules, represent=represented, jobs=keys.jobs, processes=keys.processes,
+            keep=keys.keep, draws=keys.draws,
         )  # fmt: skip
-        run = replace(run, sweeps=self._sweeps(run))
+        run = replace(run, sweeps=self._sweeps(run), tuning=self._tuning(run))
+        run = replace(run, comparisons=self._comparisons(run))
         if not self.problems:
             self._try_settings(run)
         return run
@@ -419,10 +483,51 @@ class _Reader:
             chosen.append(tuple(wanted))
         return Sweep(axis, path, tuple(values), *chosen)
 
+    def _tuning(self, run: Study) -> Rates | None:
+        given = self.keys.tuning
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            self.problems.append(f"tuning: found {given!r}, expected seeds: and factors: or rates:")
+            return None
+        keys = self._keys(TuningKeys, {"seeds": (), **given}, "tuning.")
+        names = [method.name for method in run.methods]
+        self.problems += [problem for name in keys.rates for problem in choice("tuning.rates", name, names)]
+        both = [seed for seed in keys.seeds if seed in run.seeds]
+        if both or len(set(keys.seeds)) < len(keys.seeds):
+            self.problems.append(
+                f"tuning.seeds: found {list(keys.seeds)}, expected each once and none of seeds: {list(run.seeds)}: a "
+                "rate that was chosen on a reported seed would look better than it is"
+            )
+        found: dict[str, tuple[float, ...]] = {}
+        for method in run.methods:
+            own = {**run.sections["train"], **method.train}.get("learning_rate", DEFAULT_RATE)
+            rates = keys.rates.get(method.name, [float(f"{own * factor:.12g}") for factor in keys.factors])
+            wrong: list[str] = []
+            rates = validated(f"tuning.rates.{method.name}", rates, tuple[Rate, ...], wrong) or ()
+            self.problems += wrong or ([] if len(set(rates)) > 1 else [f"tuning.rates.{method.name}: give two or more"])
+            found[method.name] = tuple(sorted(set(rates)))
+        return Rates(found, keys.seeds, keys.front == "all")
+
+    def _comparisons(self, run: Study) -> tuple[Stated, ...]:
+        found, names = [], [method.name for method in run.methods]
+        for number, item in enumerate(self._items("comparisons") if "comparisons" in self.content else (), start=1):
+            where = f"comparisons: item {number}: "
+            keys = self._keys(ComparisonKeys, {"methods": (), **item} if isinstance(item, Mapping) else {}, where)
+            for key, named in (*(("methods", name) for name in keys.methods), ("against", keys.against)):
+                self.problems += [where + problem for problem in choice(key, named, names)]
+            if keys.measure == "matched_forgetting" and run.tuning is None:
+                self.problems.append(f"{where}measure: {keys.measure} is told from several rates; give tuning:")
+            if keys.against in names:
+                title = next(method.title for method in run.methods if method.name == keys.against)
+                words = keys.question or f"{MEASURED[keys.measure]} than {title}?"
+                found.append(Stated(question=words, methods=keys.methods, against=keys.against, measure=keys.measure))
+        return tuple(found)
+
     def _try_settings(self, run: Study) -> None:
         """Settings that contradict each other are found here rather than when their step comes."""
         try:
-            cells_of(run)
+            cells_of(replace(run, tuning=None))
             EvaluateSettings.of(**run.sections["evaluate"])
             RepresentSettings(**run.sections["represent"])
         except SettingsError as error:
@@ -439,7 +544,8 @@ class Cell:
     """One model to be trained.
 
     Attributes:
-        axis, value: where it is of a sweep.
+        axis, value: where it is of a sweep, or of the tuning.
+        draw: of a random control, which of the draws of its seed.
         given: section → the settings as they were given, for this cell: what another process makes its own from.
     """
 
@@ -449,6 +555,7 @@ class Cell:
     value: Any
     order: tuple[str, ...]
     given: Mapping[str, Mapping[str, Any]]
+    draw: int = 0
 
     @property
     def identify(self) -> IdentifySettings:
@@ -466,42 +573,75 @@ class Cell:
     def label(self) -> str:
         """For messages."""
         value = " > ".join(self.value) if isinstance(self.value, tuple) else self.value
-        return f"{self.method.name}, seed {self.seed}" + (f", {self.axis} {value}" if self.axis else "")
+        told = f"{self.method.name}, seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")
+        return told + (f", {self.axis} {value}" if self.axis else "")
 
 
-def cells_of(run: Study) -> tuple[Cell, ...]:
-    """All cells: the comparison first, seed after seed, so that a run that is stopped has whole seeds; then the sweeps.
+def cells_of(run: Study, chosen: Mapping[str, float] | None = None) -> tuple[Cell, ...]:
+    """All cells: the comparison first, seed after seed, so that a run that is stopped has whole seeds; then the sweeps,
+    and those of which the learning rates are chosen.
+
+    Args:
+        chosen: method → its learning rate, of those that are known; with a tuning the others are not compared yet.
 
     Raises:
         SettingsError: settings of some cells cannot be used; each problem once, with its section.
     """
+    known = chosen or {}
     main = [
-        _cell(run, method, seed, run.order(number))
+        cell
         for number, seed in enumerate(run.seeds)
         for method in run.methods
-    ]  # fmt: skip
-    by_name = {(cell.method.name, cell.seed): cell for cell in main}
+        if run.tuning is None or method.name in known
+        for cell in _cells(run, method, seed, run.order(number), known.get(method.name))
+    ]
     swept = [
-        _changed(by_name[method, seed], sweep.axis, sweep.path, value)
+        _changed(cell, sweep.axis, sweep.path, value)
         for sweep in run.sweeps
         for value in sweep.values
         for method in sweep.methods
         for seed in (sweep.seeds if sweep.path != "seed" else sweep.seeds[:1])
+        for cell in main
+        if (cell.method.name, cell.seed) == (method, seed)
     ]
-    cells = (*main, *swept)
+    cells = (*main, *swept, *_tuning_cells(run))
     _check(cells)
     return cells
 
 
-def _cell(run: Study, method: RunMethod, seed: int, order: tuple[str, ...]) -> Cell:
+def _tuning_cells(run: Study) -> list[Cell]:
+    if run.tuning is None:
+        return []
+    seeds = [*enumerate(run.tuning.seeds), *(enumerate(run.seeds) if run.tuning.everywhere else ())]
+    return [
+        replace(cell, axis=TUNING, value=rate)
+        for number, seed in seeds
+        for method in run.methods
+        for rate in run.tuning.of[method.name]
+        for cell in _cells(run, method, seed, run.order(number), rate)
+    ]
+
+
+def _cells(run: Study, method: RunMethod, seed: int, order: tuple[str, ...], rate: float | None) -> Iterator[Cell]:
+    """One cell, or one for each draw."""
+    for draw in range(run.draws if method.drawn else 1):
+        yield _cell(run, method, seed, order, rate, draw)
+
+
+def _cell(
+    run: Study, method: RunMethod, seed: int, order: tuple[str, ...], rate: float | None = None, draw: int = 0
+) -> Cell:
     sections = run.sections
     identify = {**sections["identify"], **method.identify, "seed": seed}
     # Which texts are read is not a matter of the seed; which layers are shuffled is.
     shuffled = method.map.get("match", sections["map"].get("match")) == "shuffled"
-    mapped = {**sections["map"], **method.map, "rules": run.rules, **({"seed": seed} if shuffled else {})}
+    drawn = {"seed": seed_of_draw(seed, draw)} if shuffled else {}
+    mapped = {**sections["map"], **method.map, "rules": run.rules, **drawn}
     unit = {"control_unit": "elements"} if identify.get("unit", "tensors") != "tensors" else {}
     train = {**unit, **sections["train"], **method.train, "seed": seed, "order": order}
-    return Cell(method, seed, None, None, order, {"identify": identify, "map": mapped, "train": train})
+    train |= {} if rate is None else {"learning_rate": rate}
+    train |= {"draw": draw} if draw and not shuffled else {}
+    return Cell(method, seed, None, None, order, {"identify": identify, "map": mapped, "train": train}, draw)
 
 
 def _changed(cell: Cell, axis: str, path: str, value: Any) -> Cell:

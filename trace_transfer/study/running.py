@@ -24,16 +24,16 @@ from trace_transfer.launching import place_among_ranks
 from trace_transfer.locking import held
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.finished_run import read_run
-from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile, Summary
+from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile, Summary, Tuning
 from trace_transfer.reporting.report import HTML, MARKDOWN, write_pages
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.study.checking import check_plan
-from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.graph import RunGraph, build_graph
 from trace_transfer.study.kinds import CACHE, Ticket
 from trace_transfer.study.show import Display
-from trace_transfer.study.status import RECORD, StepStatus
+from trace_transfer.study.status import RECORD, StepStatus, read_status
 from trace_transfer.study.steps import LAUNCHED, Step
 from trace_transfer.study.worker import VISIBLE, context, work
 from trace_transfer.tables import to_csv
@@ -65,6 +65,9 @@ def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display:
     claim(graph, out)
     remove_leftovers(out)
     Scheduler(graph, status, out, display, stop).run()
+    while graph.waiting:  # for learning rates, which what was just finished decides
+        graph = build_graph(graph.run)
+        Scheduler(graph, read_status(graph, out), out, display, stop).run()
     record = run_record(graph, out)
     _write_if_other(out / RUN, to_json(record))
     return record
@@ -228,7 +231,7 @@ def run_record(graph: RunGraph, out: Path) -> RunFile:
     run = graph.run
     cells = [
         CellRecord(
-            method=cell.method.name, seed=cell.seed, axis=cell.axis, value=cell.value, order=cell.order,
+            method=cell.method.name, seed=cell.seed, axis=cell.axis, value=cell.value, draw=cell.draw, order=cell.order,
             steps={name: step.directory for name, step in steps.items()},
         )
         for cell, steps in graph.cells
@@ -242,11 +245,12 @@ def run_record(graph: RunGraph, out: Path) -> RunFile:
     settings["run_file"] = os.path.relpath(run.directory.resolve() / run.file.name, run.out.resolve())
     if graph.represent is not None:
         settings["represent_step"] = graph.represent.directory
+    tuning = run.tuning and Tuning(seeds=run.tuning.seeds, rates=dict(run.tuning.of), chosen=dict(graph.chosen))
     return RunFile(
         name=run.name, settings=_jsonable(settings), source=run.shown(run.source), target=run.shown(run.target),
         tasks=run.task_names,
-        of_task=run.of_task, methods=tuple(methods), reference=run.reference, cells=tuple(cells), machine=machine(),
-        libraries=library_versions(),
+        of_task=run.of_task, methods=tuple(methods), reference=run.reference, cells=tuple(cells),
+        tuning=tuning, comparisons=run.comparisons, machine=machine(), libraries=library_versions(),
     )  # fmt: skip
 
 

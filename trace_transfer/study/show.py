@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trace_transfer.reporting.numbers import several
+from trace_transfer.reporting.records import TUNING
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
 from trace_transfer.tables import to_text
@@ -39,22 +40,24 @@ def render_run_plan(
         read: `source` or `target` → the tasks as its model reads them.
     """
     run = graph.run
-    main = [cell for cell, _ in graph.cells if cell.axis is None]
+    counts = Counter("tuning" if cell.axis == TUNING else "sweep" if cell.axis else "main" for cell, _ in graph.cells)
     lines = [
         f"{run.name}: {several(len(run.methods), 'method')} x {several(len(run.seeds), 'seed')} on "
         + ", ".join(run.task_names),
         f"source {run.source or '-'}, target {run.target}",
-        f"{several(len(main), 'model')} in the comparison, {len(graph.cells) - len(main)} in sweeps; "
-        + several(len(status), "step"),
+        f"{several(counts['main'], 'model')} in the comparison, {counts['sweep']} in sweeps"
+        + (f", {counts['tuning']} for tuning" if run.tuning else "")
+        + f"; {several(len(status), 'step')}",
+        *([f"then, at the learning rates that these choose: {', '.join(graph.waiting)}"] if graph.waiting else []),
         "",
     ]
     todo = [one for one in status if one.record is None]
     for one in todo:
         lines.append(f"run   {graph.label(one.step)}: {one.reason}")
         lines.append(f"      {one.step.directory}")
-    counts = Counter(one.step.kind for one in status if one.record is not None)
-    if counts:
-        lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in counts.items())]
+    done = Counter(one.step.kind for one in status if one.record is not None)
+    if done:
+        lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in done.items())]
     lines += ["", f"{several(len(todo), 'step')} to run, {len(status) - len(todo)} up to date"]
     for what, tasks in (read or {}).items():
         if shown := example_lines(tasks):

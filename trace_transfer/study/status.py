@@ -183,9 +183,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
-    """Remove the directories of steps that are not of the run as it is now; returns their names."""
+    """Remove the directories of steps that are not of the run as it is now; returns their names.
+
+    Raises:
+        UserError: what the run is depends on learning rates that are not chosen yet.
+    """
     if not (out / "steps").is_dir():
         return ()
+    if graph.waiting:
+        raise UserError(
+            f"{graph.run.file}: the learning rates of {', '.join(graph.waiting)} are not chosen yet, so what is not "
+            "needed is not known; run it first"
+        )
     needed = {step.directory for step in graph.steps}
     with held(out):
         unneeded = [

@@ -280,8 +280,8 @@ def control(name: str) -> Method:
     """Task after task, a set of the core set's size that no score chose: see `controls`."""
 
     def stages(stream: Stream) -> list[Stage]:
-        unit = stream.settings.control_unit
-        return _by_core(stream, lambda core, file: CONTROLS[name](core, stream.anatomy, stream.seed, unit, file))
+        unit, seed = stream.settings.control_unit, stream.settings.control_seed
+        return _by_core(stream, lambda core, file: CONTROLS[name](core, stream.anatomy, seed, unit, file))
 
     return stages
 

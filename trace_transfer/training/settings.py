@@ -20,8 +20,9 @@ from pydantic import InstanceOf
 
 from trace_transfer.data.tasks_file import TaskSpec, load_list, locate
 from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.files import sha256_text
 from trace_transfer.identification.settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
-from trace_transfer.settings import Count, Settings, Share, Texts, setting
+from trace_transfer.settings import Count, Seed, Settings, Share, Texts, setting
 
 METHODS = {
     "trace": "only the core set of each task (the method)",
@@ -43,10 +44,16 @@ def paper_training(**given: Any) -> TrainSettings:
     return TrainSettings(**{"epochs": 3, "batch_size": 256, "zero": 3, **given})
 
 
+def seed_of_draw(seed: int, draw: int) -> int:
+    """The seed itself for its first draw, another one for each further draw."""
+    return int(sha256_text(f"{seed}/{draw}")[:7], 16) if draw else seed
+
+
 class StreamSettings(Settings):
     """Everything about a stream of tasks but the model, the tasks and the output directory."""
 
     GROUP: ClassVar[str] = "Baselines and controls"
+    LATER: ClassVar[frozenset[str]] = frozenset({"draw"})
 
     method: Literal["trace", "full", "joint", "lora", "dmt", "random", "shuffled", "first", "last"] = setting(
         "trace",
@@ -75,10 +82,16 @@ class StreamSettings(Settings):
     control_unit: Literal["tensors", "elements"] = setting(
         "tensors", "random: draw as many tensors as the core set has, or as many parameters."
     )
+    draw: Seed = setting(0, "random, shuffled: which of the draws of a seed; the order of the examples stays.")
 
     def contradictions(self) -> list[str]:
         contradicting = self.special is not None and self.method != "dmt"
         return [f"special: {self.special!r} is for method dmt only"] * contradicting
+
+    @property
+    def control_seed(self) -> int:
+        """Draws random controls."""
+        return seed_of_draw(self.train.seed, self.draw)
 
     @property
     def needs_core(self) -> bool:
