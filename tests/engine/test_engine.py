@@ -11,7 +11,6 @@ import torch
 
 from tests.engine.made_up import make_task, run, settings
 from trace_transfer.core_sets.masks import Mask, MaskError
-from trace_transfer.data.examples import collate
 from trace_transfer.engine import engine
 from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import open_engine
@@ -40,7 +39,7 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
                 assert type(built.deepspeed.optimizer).__name__ == OPTIMIZERS[zero, precision]
                 assert type(built.deepspeed.basic_optimizer) is torch.optim.AdamW
                 for last in (False, True):
-                    built.backward(built.logits(collate(make_task().examples[:2])).float().mean(), last)
+                    built.backward(built.loss(make_task().examples[:2]), last)
                 assert built.step(1e-3) > 0
                 states = built.deepspeed.basic_optimizer.state.values()
                 assert {float(state["step"]) for state in states} == {1.0}
@@ -51,20 +50,6 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
         assert not torch.distributed.is_initialized()
     assert sys.excepthook is hook
     assert "LOCAL_RANK" not in os.environ
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_logits_at_some_positions_are_those_of_all(tiny, family):
-    """And the head computes no others."""
-    batch, positions_s = collate(make_task().examples[:2]), torch.tensor([1, 2, 4])
-    with open_ranks() as ranks:
-        model = BaseModel(ModelSource.parse(tiny(family))).load(torch.float32)
-        seen = []
-        model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-        with open_engine(model, settings(), ranks) as built:
-            model.eval()  # without dropout
-            torch.testing.assert_close(built.logits(batch, positions_s), built.logits(batch)[:, positions_s])
-    assert seen == [3, batch.input_ids_bt.shape[1]]
 
 
 def test_nothing_to_train_is_refused(tiny):

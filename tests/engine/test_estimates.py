@@ -8,7 +8,6 @@ import torch
 from tests.engine.made_up import make_task, settings
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.data.examples import collate
 from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import open_engine
 from trace_transfer.engine.estimates import Workload, activations, estimate
@@ -70,7 +69,7 @@ def test_activations_are_about_what_autograd_keeps(family, precision):
     mask_bt = torch.ones_like(ids_bt)
     mask_bt[0, 20:] = 0
     supervised, itemsize = int(mask_bt.sum()), BYTES[precision]
-    logits = 512 * (3 * 32 * itemsize + supervised * (4 + 4 + itemsize))
+    logits = 512 * supervised * {4: 8, 2: 10}[itemsize]
     for kind, mask in masks(anatomy).items():
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(mask.trains(name))
@@ -102,8 +101,7 @@ def test_logits_and_copies():
     one = {"num_texts": 2, "length": 10, "itemsize": 2}
     mask, whole = Mask({DOWN: Slice(0, ((0, 5),))}), Mask({DOWN: None})
     found = activations(anatomy, mask, supervised=7, **one)
-    positions = 2 * 7  # of which the head computes logits
-    assert found - activations(anatomy, mask, supervised=0, **one) == 512 * (positions * 2 + 7 * (4 + 4 + 2))
+    assert found - activations(anatomy, mask, supervised=0, **one) == 512 * 7 * (4 + 4 + 2)
     assert found - activations(anatomy, whole, supervised=7, **one) == 2 * numel(anatomy.inventory.shapes[DOWN])
 
 
@@ -132,7 +130,7 @@ def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
         with open_engine(model, chosen, ranks, mask) as built:
             rounds = []
             for _ in range(3):
-                built.backward(built.logits(collate(make_task().examples[:1])).float().mean(), True)
+                built.backward(built.loss(make_task().examples[:1]), True)
                 rounds.append(held_on_cpu() - before)
                 built.step(1e-3)
             held = min(

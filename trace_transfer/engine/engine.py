@@ -16,8 +16,7 @@ An exact training needs some care, measured on DeepSpeed 0.19.8:
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.data.examples import Batch
+from trace_transfer.data.examples import Example, collate
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
 from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 from trace_transfer.engine.slices import freeze, places_of, require_fitting
+from trace_transfer.engine.supervised_loss import give_loss
 from trace_transfer.errors import ModelError, TraceTransferError
 
 if TYPE_CHECKING:
@@ -52,14 +52,13 @@ class Engine:
         self.parameters = freeze(model, mask, gathered)
         config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
+        give_loss(getattr(model, "get_base_model", lambda: model)(), partitioned=settings.zero == 3)  # peft's wrapper
         with quiet():
             if settings.gradient_checkpointing:  # transformers 5.23 warns of a new name that older ones do not know
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.deepspeed, *_ = deepspeed_library().initialize(
                 model=model, model_parameters=list(self.parameters.values()), config=config
             )
-        unwrapped = getattr(model, "get_base_model", lambda: model)()  # peft's takes any argument
-        self._keeps_logits = "logits_to_keep" in inspect.signature(unwrapped.forward).parameters
         self.device = ranks.device
         self.stage = settings.zero
         self._plain = self._plain_masters()
@@ -76,16 +75,14 @@ class Engine:
         masters = {id(parameter): master for parameter, master in pairs}
         return {name: masters[id(parameter)] for name, parameter in self.parameters.items()}
 
-    def logits(self, batch: Batch, positions_s: Tensor | None = None) -> Tensor:
-        """[b, t, v] for a batch padded on the right, or [b, s, v] at some positions only.
-
-        The head computes no other position, where the model's class can leave them out (`logits_to_keep`): of a long
-        prompt and a short answer nearly all.
-        """
-        ids_bt, mask_bt = batch.input_ids_bt.to(self.device), batch.attention_mask_bt.to(self.device)
-        kept = {} if positions_s is None or not self._keeps_logits else {"logits_to_keep": positions_s}
-        logits_bsv: Tensor = self.deepspeed(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False, **kept).logits
-        return logits_bsv if positions_s is None or kept else logits_bsv[:, positions_s]
+    def loss(self, examples: Sequence[Example], weight: float = 1.0) -> Tensor:
+        """The weighted sum of the cross-entropies of all supervised tokens of some examples, in float64."""
+        batch = collate(examples)
+        total: Tensor = self.deepspeed(
+            input_ids=batch.input_ids_bt.to(self.device), attention_mask=batch.attention_mask_bt.to(self.device),
+            targets_bt=batch.targets_bt.to(self.device), weight=weight, use_cache=False,
+        )  # fmt: skip
+        return total
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradient; the step's is the mean over ranks of the sums over micro-batches."""

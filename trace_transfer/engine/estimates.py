@@ -27,8 +27,8 @@ top.
 
 **Activations** of one micro-batch, per token and layer from the lowest trained one on, d wide, with queries q and an
 MLP f wide: w·(2·d + 4·q + 4·f), and 8·d a norm (after Korthikanti et al., 2022, arXiv:2205.05198, section 4.1). With
-gradient checkpointing w·d a layer, and all of one layer. The logits come on top. It is what a layer keeps that is
-trained whole; of tiny models of 9 families, all trained, 0.9 to 1.3 × what autograd keeps.
+gradient checkpointing w·d a layer, and all of one layer. The logits of one chunk come on top (`supervised_loss`). It is
+what a layer keeps that is trained whole; of tiny models of 9 families, all trained, 0.9 to 1.3 × what autograd keeps.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
+from trace_transfer.engine.settings import LARGEST_BUCKET, LOGITS_AT_ONCE, PERSISTENT, TrainSettings
 from trace_transfer.families.anatomy import Anatomy, Unit
 from trace_transfer.models.sources import numel
 
@@ -290,8 +290,8 @@ def activations(
     if checkpointing:
         all_layers = itemsize * hidden * len(kept) + max(kept.values(), default=0)
     copies = sum(itemsize * numel(anatomy.inventory.shapes[name]) for name in mask.sliced)  # with the slice put in
-    positions = num_texts * min(length, supervised)  # at most: where any of the texts is supervised
-    logits = config.vocab_size * (positions * itemsize + supervised * (4 + 4 + itemsize))
+    at_once = min(supervised * config.vocab_size, LOGITS_AT_ONCE)
+    logits = at_once * (4 + 4 + (itemsize if itemsize < 4 else 0))  # in float32, their gradient, and as the head gives
     return int(tokens * all_layers + copies + logits)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.data.examples import IGNORED, TaskData, collate, losses
+from trace_transfer.data.examples import TaskData
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.batches import GlobalBatch, Plan, num_warmup_steps, plan, rate_factor
 from trace_transfer.engine.checkpointing import Log, Step
@@ -350,17 +350,11 @@ class Run:
         sums = torch.zeros(len(batch.micro_batches), dtype=torch.float64)
         mine = batch.share(self.ranks.rank, self.ranks.size)
         for position, (micro, examples) in enumerate(mine):
-            padded = collate(examples)
-            targets_bt = padded.targets_bt.to(self.ranks.device)
-            positions_s = (targets_bt != IGNORED).any(dim=0).nonzero().flatten()
-            targets_bs = targets_bt[:, positions_s]
-            here_bs = targets_bs != IGNORED  # the logits of all others are never made float32
-            logits_nv = self.engine.logits(padded, positions_s)[here_bs]
-            total = losses(logits_nv[None], targets_bs[here_bs][None]).sum()
             weight = self.ranks.size / batch.num_supervised if micro is not None else 0.0  # ranks are averaged
-            self.engine.backward(total * weight, last=position == len(mine) - 1)
+            loss = self.engine.loss(examples, weight)
+            self.engine.backward(loss, last=position == len(mine) - 1)
             if micro is not None:
-                sums[micro] = total.item()
+                sums[micro] = loss.item() / weight
         return sums
 
     def checkpoint(self) -> None:

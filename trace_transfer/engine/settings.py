@@ -11,6 +11,7 @@ from trace_transfer.settings import Count, Seed, Settings, Texts, setting
 
 LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; allocated whole, so that small models get a smaller one
 PERSISTENT = 100_000  # elements up to which ZeRO 3 does not partition a tensor, DeepSpeed's default
+LOGITS_AT_ONCE = 1 << 24  # of the supervised tokens that meet the head together
 ZERO_FOR_OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
