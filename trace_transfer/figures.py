@@ -28,12 +28,13 @@ Pair = tuple[int, int]
 COLOURS = "viridis"  # perceptually uniform, safe for the colour-blind; white marks in a dark outline show on all of it
 NO_VALUE = "#c4c4c4"
 INK = "#1a1a1a"
+RIM = "#404040"  # of hollow marks; their place in the legend is seen on a dark page, too
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 LEFT, RIGHT, TOP, BOTTOM = 76, 100, 40, 60  # px around the panels
 HEADING, BESIDE = 34, 56  # px of a heading above a panel, between rows of panels in a PNG
 TICK_WIDTH, TICK_HEIGHT, CHARACTER = 24, 17, 8.2  # px of a tick's label, of a character
 LEGEND_LINE, LEGEND_LENGTH = 20, 32  # px of a line, characters of a name in it
-LEAST = 0.5  # of its width, to which a plot may shrink; below it is scrolled
+LEAST, PHONE = 0.5, 340  # of its width, and px, to which a plot may shrink; below it is scrolled
 PX_PER_INCH, POINTS_PER_PX = 100, 0.72
 DPI = 150
 SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "triangle-down": "v"}
@@ -60,7 +61,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Points:
-    """Marks of one kind, [points, 2]; `sizes` in px, of each or of all."""
+    """Marks of one kind, [points, 2]; `sizes` in px, of each or of all; a `hollow` mark is a ring with a dark rim."""
 
     name: str
     places: NDArray[np.floating]
@@ -70,6 +71,7 @@ class Points:
     edge: str = INK
     texts: Sequence[str] = ()
     opacity: float = 1.0
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,9 @@ def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
     }  # fmt: skip
     whole = int(width + LEFT + RIGHT)
     spec = {"data": traces, "layout": layout}
-    return Plot(title or row.name, spec, int(height + TOP + row.below), whole, min(max(int(whole * LEAST), 420), whole))
+    return Plot(
+        title or row.name, spec, int(height + TOP + row.below), whole, min(max(int(whole * LEAST), PHONE), whole)
+    )
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -301,10 +305,15 @@ def _traces(row: Row, panel: Panel, told: set[str]) -> list[dict[str, Any]]:
         sizes = points.sizes if isinstance(points.sizes, float | int) else list(points.sizes)
         outline = {"color": points.edge, "width": 1}
         hover = {"text": [_lines(text) for text in points.texts], "hovertemplate": "%{text}<extra></extra>"}
-        traces.append({**_named(points.name, told), **_xy(points.places), "mode": "markers",
-                       "marker": {"symbol": points.symbol, "color": points.colour, "size": sizes, "line": outline,
-                                  "opacity": points.opacity},
-                       **(hover if points.texts else {"hoverinfo": "skip"})})  # fmt: skip
+        drawn = {**_xy(points.places), "mode": "markers", **(hover if points.texts else {"hoverinfo": "skip"})}
+        mark: dict[str, Any] = {"symbol": points.symbol, "size": sizes, "opacity": points.opacity}
+        if points.hollow:
+            mark["symbol"] += "-open"
+            rim = {**mark, "color": RIM, "line": {"width": 4}}
+            traces.append({**_named(points.name, told), **drawn, "marker": rim})
+            outline = {"width": 2}
+        mark |= {"color": points.colour, "line": outline}
+        traces.append({**_named(points.name, told), **drawn, "marker": mark})
     return traces
 
 
@@ -446,10 +455,15 @@ def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bo
         told.setdefault(line.name, drawn[0])
     for points in panel.points:
         sizes = np.square(np.asarray(points.sizes, dtype=np.float64) * POINTS_PER_PX)
+        at = {"x": points.places[:, 0], "y": points.places[:, 1], "s": sizes, "marker": SYMBOLS[points.symbol]}
+        if points.hollow:
+            rim = axes.scatter(**at, facecolors="none", edgecolors=RIM, linewidths=2.6, zorder=3)
+            axes.scatter(**at, facecolors="none", edgecolors=points.colour, linewidths=1.4, zorder=3)
+            told[points.name] = rim
+            continue
         told[points.name] = axes.scatter(
-            points.places[:, 0], points.places[:, 1], s=sizes, marker=SYMBOLS[points.symbol], color=points.colour,
-            edgecolors=points.edge, linewidths=0.6, alpha=points.opacity, zorder=3,
-        )  # fmt: skip
+            **at, color=points.colour, edgecolors=points.edge, linewidths=0.6, alpha=points.opacity, zorder=3
+        )
     _label(axes, panel, first=first)
 
 

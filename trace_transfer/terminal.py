@@ -17,7 +17,7 @@ from rich.text import Text
 
 from trace_transfer.printable import printable, unguarded, width
 
-PLAIN = str.maketrans({"→": "->", "↓": "v", "…": "...", "●": "O", "█": "#", "▒": "+", "·": "."})
+PLAIN = str.maketrans({"→": "->", "↓": "v", "…": "...", "●": "O", "○": "o", "█": "#", "▒": "+", "·": "."})
 GAP = 2  # columns between those of a table
 TOKEN = re.compile(r"[\d.,]+ [kMGT]?B\b|(?:\[[^\]\n]*\]|\S)+")  # a word; an interval and a size are one
 PART = re.compile(r"[^./_-]*[./_-]+|[^./_-]+")  # of a name that is too long

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from rich.style import Style
@@ -20,8 +22,12 @@ def model_line(model: ModelIdentity) -> str:
     return f"{model.id} ({model.family}, {model.num_layers} layers)"
 
 
-def draw_heatmap(similarity: NDArray[np.float64], chosen: set[Pair], page: Page) -> None:
-    """Source layers upwards, target layers to the right; if too wide, squares of layers show their largest value."""
+def draw_heatmap(similarity: NDArray[np.float64], pairs: Mapping[Pair, bool], page: Page) -> None:
+    """Source layers upwards, target layers to the right; if too wide, squares of layers show their largest value.
+
+    Args:
+        pairs: the matched pairs, and whether they are ambiguous.
+    """
     num_source, num_target = similarity.shape
     margin = len(str(num_source - 1)) + 1
     available = max(page.width - margin, 8)
@@ -30,31 +36,45 @@ def draw_heatmap(similarity: NDArray[np.float64], chosen: set[Pair], page: Page)
     low, high = colour_range(similarity)
     starts = [np.arange(0, count, pool) for count in similarity.shape]
     pooled = np.fmax.reduceat(np.fmax.reduceat(similarity, starts[0], axis=0), starts[1], axis=1)
-    marked = {(source // pool, target // pool) for source, target in chosen}
+    marked: dict[Pair, bool] = {}  # a square is ambiguous if all of its pairs are
+    for (source, target), ambiguous in pairs.items():
+        at = source // pool, target // pool
+        marked[at] = ambiguous and marked.get(at, True)
     levels = np.clip((pooled - low) / (high - low), 0, 1)
     for row in reversed(range(len(pooled))):
-        cells = [_cell(levels[row, column], (row, column) in marked, wide, page) for column in range(len(pooled[row]))]
+        marks = [_mark(marked.get((row, column)), wide, page) for column in range(len(pooled[row]))]
+        cells = [_cell(level, mark, wide, page) for level, mark in zip(levels[row], marks, strict=True)]
         page.row([(f"{row * pool:>{margin - 1}} ", ""), *cells])
     page.row([(" " * margin + ruler(len(pooled[0]), wide, pool), "")])
     page.line("rows are source layers, columns target layers, from 0 at the lower left" + (
         f"; a cell shows the largest value of {pool} x {pool} layers" if pool > 1 else ""
     ))  # fmt: skip
     key = f"CKA {low:.2f} dark … {high:.2f} bright" if page.colour else f"CKA '{RAMP}' from {low:.2f} to {high:.2f}"
-    mark = "●" if page.colour else "[]" if wide == 2 else "O"
+    told = [f"{_mark(False, wide, page)} matched pair"]
+    told += [f"{_mark(True, wide, page)} ambiguous pair"] * any(pairs.values())
     gaps = (", grey no value" if page.colour else ", ? no value") if np.isnan(similarity).any() else ""
-    page.line(f"{key}, {mark} chosen pair{gaps}")
+    page.line(f"{key}, {', '.join(told)}{gaps}")
 
 
-def _cell(level: float, marked: bool, wide: int, page: Page) -> tuple[str, Style | str]:
+def _mark(ambiguous: bool | None, wide: int, page: Page) -> str:
+    """The mark of a pair; nothing where there is none."""
+    if ambiguous is None:
+        return ""
+    if page.colour:
+        return "○" if ambiguous else "●"
+    return ("()" if ambiguous else "[]") if wide == 2 else ("o" if ambiguous else "O")
+
+
+def _cell(level: float, mark: str, wide: int, page: Page) -> tuple[str, Style | str]:
     gap = bool(np.isnan(level))
     if not page.colour:
-        if marked:
-            return "[]" if wide == 2 else "O", ""
+        if mark:
+            return mark, ""
         return ("?" if gap else RAMP[min(int(level * len(RAMP)), len(RAMP) - 1)]) * wide, ""
     red, green, blue = (150, 150, 150) if gap else _viridis(level)
     ink = "#000000" if 0.3 * red + 0.6 * green + 0.1 * blue > 120 else "#ffffff"
     style = Style(bgcolor=f"rgb({red},{green},{blue})", color=ink)
-    return ("●" if marked else " ") + " " * (wide - 1), style
+    return mark.ljust(wide), style
 
 
 def _viridis(level: float) -> tuple[int, int, int]:

@@ -63,7 +63,9 @@ def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
     assert "deepspeed" not in modules
     assert "datasets" not in modules
     assert done.stdout.lstrip().startswith("llama (4 layers) → gpt2 (3 layers)")
-    assert done.stdout.rstrip().endswith("heatmap.png")
+    last, following = done.stdout.splitlines()[-2:]
+    assert last == f"open: {tmp_path / 'out' / 'heatmap.html'}"
+    assert following.startswith("next: trace-transfer identify ")
     assert "reading llama" in done.stderr
     assert "reading" not in done.stdout
     assert "warn" not in done.stderr.lower()

@@ -231,7 +231,7 @@ def test_the_layer_match_shows_the_matrix_and_the_pairs(finished: FinishedRun, p
     cells = next(trace for trace in plot["data"] if trace["type"] == "heatmap")
     found = finished.found.matches[0]
     assert cells["z"] == [[pytest.approx(value, abs=1e-4) for value in row] for row in found.similarity.tolist()]
-    marks = next(trace for trace in plot["data"] if trace.get("name") == "chosen pair")
+    marks = next(trace for trace in plot["data"] if trace.get("name") == "matched pair")
     pairs = list(zip(marks["y"], marks["x"], strict=True))
     assert pairs == [(pair.source, pair.target) for pair in found.match.pairs]
 

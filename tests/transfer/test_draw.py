@@ -35,12 +35,12 @@ def view(name: str, shape: tuple[int, int], seed: int, used: bool) -> View:
     margins = {
         best: float(similarity[best] - similarity[second]) for best, second in zip(pairs, runner_ups, strict=True)
     }
-    return View(name, similarity, pairs, runner_ups, margins, used)
+    return View(name, similarity, pairs, runner_ups, margins, used, ambiguous=frozenset(pairs[::5]))
 
 
 def heatmap(shape: tuple[int, int], source: str = "small-135M", target: str = "large-8B") -> Heatmap:
     views = (view("update", shape, 0, used=True), view("stream", shape, 1, used=False))
-    return Heatmap(source, target, views, "cka-debiased, boundary rows, argmax")
+    return Heatmap(source, target, views, "cka-debiased, boundary rows, argmax", "usable: every layer is")
 
 
 def plots_in(page: str) -> list[dict]:
@@ -81,16 +81,20 @@ def test_page_holds_all_cells_and_pairs(written: tuple[Heatmap, Path]) -> None:
     assert [plot["title"].split(":")[0] for plot in plots] == ["update", "stream"]
     for one, plot in zip(drawn.views, plots, strict=True):
         cells = next(trace for trace in plot["data"] if trace["type"] == "heatmap" and "text" in trace)
-        chosen = next(trace for trace in plot["data"] if trace.get("name") == "chosen pair")
+        rings = [trace for trace in plot["data"] if trace.get("name") == "ambiguous pair"]
+        chosen = next(trace for trace in plot["data"] if trace.get("name") == "matched pair")
         second = next(trace for trace in plot["data"] if trace.get("name") == "runner-up")
         assert np.allclose(np.array(cells["z"], float), one.similarity, atol=1e-4, equal_nan=True)
-        assert set(zip(chosen["y"], chosen["x"], strict=True)) == set(one.pairs)
+        assert set(zip(chosen["y"], chosen["x"], strict=True)) == set(one.pairs) - one.ambiguous
+        assert {pair for ring in rings for pair in zip(ring["y"], ring["x"], strict=True)} == set(one.ambiguous)
+        assert {ring["marker"]["symbol"] for ring in rings} == {"circle-open"}
         assert set(zip(second["y"], second["x"], strict=True)) == set(one.other_runner_ups)
         for source, target in one.pairs:
             value, margin = one.similarity[source, target], one.margins[source, target]
-            assert cells["text"][source][target].split("<br>") == [
-                f"source layer {source} → target layer {target}", f"CKA {value:.3f}, chosen, margin {margin:.3f}"
-            ]  # fmt: skip
+            told = f"CKA {value:.3f}, matched, margin {margin:.3f}"
+            told += ", ambiguous" if (source, target) in one.ambiguous else ""
+            first = f"source layer {source} → target layer {target}"
+            assert cells["text"][source][target].split("<br>") == [first, told]
         if one.similarity.shape == WITH_GAP:
             assert cells["text"][3][0].endswith("no CKA: a degenerate layer")
 
@@ -118,6 +122,11 @@ def test_page_refers_to_nothing_outside(written: tuple[Heatmap, Path]) -> None:
     assert "<title>Layer match: small-135M → large-8B</title>" in own
 
 
+def num_marks(view: View) -> int:
+    """Of an ambiguous pair a ring and its rim are drawn."""
+    return len(view.pairs) + len(view.ambiguous) + len(view.other_runner_ups)
+
+
 @needs_chromium
 def test_page_renders_without_network(written: tuple[Heatmap, Path], tmp_path: Path) -> None:
     drawn, page = written
@@ -129,7 +138,8 @@ def test_page_renders_without_network(written: tuple[Heatmap, Path], tmp_path: P
     assert "<title>Layer match: small-135M → large-8B fetched 0</title>" in dom
     assert "<h1>Layer match: small-135M → large-8B</h1>" in dom
     assert len(re.findall(r'<image [^>]*xlink:href="data:image/png;base64,', dom)) >= 1
-    assert dom.count('<path class="point"') == len(drawn.used.pairs) + len(drawn.used.other_runner_ups)
+    assert dom.count('<path class="point"') == num_marks(drawn.used)
+    assert "<p>usable: every layer is</p>" in dom
     assert re.findall(r'aria-pressed="(\w+)"', dom) == ["true", "false"]
     for text in ("target layer of large-8B →", ">CKA<", ">equal depth<"):
         assert text in dom
@@ -144,7 +154,7 @@ def test_button_shows_the_other_view(tmp_path: Path) -> None:
     write_html(page, drawn)
     dom = rendered(page, tmp_path, "document.querySelector('[data-choice=\"1\"]').click()")
     other = drawn.views[1]
-    assert dom.count('<path class="point"') == len(other.pairs) + len(other.other_runner_ups)
+    assert dom.count('<path class="point"') == num_marks(other)
     assert re.findall(r'data-choice="(\w+)" aria-pressed="(\w+)"', dom) == [("0", "false"), ("1", "true")]
 
 
@@ -162,7 +172,10 @@ def test_pointing_at_a_cell_tells_its_values(tmp_path: Path) -> None:
     assert label is not None
     lines = re.findall(r"<tspan[^>]*>([^<]+)</tspan>", label[0])
     value, margin = drawn.used.similarity[source, target], drawn.used.margins[source, target]
-    assert lines == [f"source layer {source} → target layer {target}", f"CKA {value:.3f}, chosen, margin {margin:.3f}"]
+    assert lines == [
+        f"source layer {source} → target layer {target}",
+        f"CKA {value:.3f}, matched, margin {margin:.3f}, ambiguous",
+    ]
 
 
 @needs_chromium

@@ -1,6 +1,7 @@
 """What `map` prints: its plan, which agrees with what a run does, and its end."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.tiny_models import TEXTS
 from trace_transfer import map_models
 from trace_transfer.models.sources import numel
 from trace_transfer.transfer.mapping import estimate, measure_speed, plan_map
+from trace_transfer.transfer.records import Depth, LayerPair, Stability
 from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.show import render_estimate, render_summary
 
@@ -42,6 +44,30 @@ def test_says_what_the_files_say(result):
         assert reason[:50] in text.replace("\n", " ")
     for file in result.files:
         assert str(file) in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "same", "gain", "flips", "verdict"),
+    [
+        ("coverage", 0.9, (0.03, 0.01), 1, r"usable: 90% .*, CKA \+0.030 over .*, 1 of 3 pairs ambiguous"),
+        ("coverage", 0.9, None, 0, "usable: 90% .* texts, 0 of 3 pairs ambiguous"),  # of an earlier version
+        ("coverage", 0.9, (0.01, 0.01), 0, "no better than matching by depth: 90%"),
+        ("coverage", 0.4, (0.03, 0.01), 3, "unstable: 40% .* 3 of 3"),
+        ("shuffled", 0.4, (-0.1, 0.01), 3, "a control: "),
+        ("coverage", None, None, 0, "untested: "),
+    ],
+)
+def test_verdicts(result, policy, same, gain, flips, verdict):
+    pairs = [LayerPair(source=n, target=n, flip_rate=0.26 if n < flips else 0.25) for n in range(3)]
+    match = result.layer_match.model_copy(
+        update={
+            "policy": policy,
+            "pairs": tuple(pairs),
+            "stability": None if same is None else Stability(num_splits=10, same=same, within_one=1.0),
+            "depth": Depth(agreement=0.2, within_one=0.5, mean_similarity_gain=0.1, held_out_gain=gain),
+        }
+    )
+    assert re.match(verdict, match.verdict), match.verdict
 
 
 def test_fits_a_terminal(result):

@@ -72,6 +72,7 @@ def evaluate_command(
         click.echo(render_evaluation_plan(plan, out))
         return
     click.echo(render_evaluation(evaluate(plan, None, out, Terminal())))
+    shared.say_next((), "inspect", out / "evaluation.json")
 
 
 @click.command("represent", cls=Command)
@@ -129,4 +130,6 @@ def represent_command(
         click.echo(render_plan(plan))
         return
     file = run(plan, out, Terminal())
-    click.echo(render_representation(file, [out / name for name in FILES]))
+    files = [out / name for name in FILES]
+    click.echo(render_representation(file, files))
+    shared.say_next(files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def tuned_option(why: str) -> shared.Decorator:
     return shared.option(
         "--tuned", multiple=True, callback=shared.mapped, metavar="TASK=MODEL", help=why, group="Data", common=True
     )
+
+
+def _carry_next(base: str, files: Iterable[Path]) -> None:
+    """Core files are carried to another model with `map`."""
+    files = list(files)
+    cores = [word for file in files if file.name.endswith(".core.json") for word in ("--core", file)]
+    shared.say_next(files, "map", "--src", base, "--dst", "MODEL", *cores, "--out", "runs/carried")
 
 
 @click.command("identify", cls=Command)
@@ -72,6 +80,7 @@ def identify_command(
         from trace_transfer.identification.show import render_identified
 
         click.echo(render_identified(found))
+        _carry_next(base, found.files)
         if to is not None:
             from trace_transfer.publish.hub import publish_cores
 
@@ -115,6 +124,7 @@ def warm_start_command(
     stores = run_warm_starts_of(plan, Terminal())
     if first:
         click.echo(render_warm_starts(stores))
+        shared.say_next((), "score", base, "--tasks", tasks, "--out", out)
 
 
 @click.command("score", cls=Command)
@@ -156,6 +166,7 @@ def score_command(
     quiet_libraries()
     found = run_score(base, tuned=tuned, tasks=tasks, settings=settings, rules=rules, out=out, reporter=Terminal())
     click.echo(render_identified(found))
+    _carry_next(base, found.files)
 
 
 @click.command("select")
@@ -179,7 +190,9 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
     from trace_transfer.core_sets.show import render_core_sets
 
     cores = reselect_all(files, ratio, unit, out)
-    click.echo(render_core_sets(cores, (), tuple(core_path(out, core) for core in cores)))
+    written = tuple(core_path(out, core) for core in cores)
+    click.echo(render_core_sets(cores, (), written))
+    _carry_next(cores[0].model.id, written)
 
 
 @click.command("plot")
@@ -210,3 +223,4 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
         write_importance_html(page, importance)
         write_importance_png(picture, importance)
     click.echo(f"{page}\n{picture}")
+    shared.say_next([page])

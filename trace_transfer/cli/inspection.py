@@ -107,7 +107,7 @@ def _draw_layer_match(match: LayerMatch, path: Path, page: Page) -> None:
     page.line()
     beside = path.with_name("similarity.safetensors")
     if beside.is_file():
-        draw_heatmap(_similarity(beside, match), {(pair.source, pair.target) for pair in match.pairs}, page)
+        draw_heatmap(_similarity(beside, match), {(p.source, p.target): p.is_ambiguous for p in match.pairs}, page)
     else:
         page.line(f"(no heatmap: {beside.name} is not beside {path.name})")
     page.line()
@@ -142,6 +142,7 @@ def _draw_layer_match(match: LayerMatch, path: Path, page: Page) -> None:
         )
     for warning in match.warnings:
         page.line(f"! {warning}", "yellow")
+    page.line(match.verdict, "bold")
 
 
 def _similarity(file: Path, match: LayerMatch) -> NDArray[np.float64]:

@@ -78,6 +78,10 @@ def map_command(
         hash_weights([src, dst], Terminal())
     result = run_map(plan, out, settings, Terminal())
     click.echo(render_summary(result))
+    if result.carried:
+        shared.say_next(result.files, "train", dst, "--stream", "stream.yaml", "--out", "runs/trained")
+    else:
+        shared.say_next(result.files, "identify", src, "--tasks", "tasks.yaml", "--out", "runs/found")
     if to is not None:
         from trace_transfer.publish.hub import publish_cores
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,15 @@ tasks_option = option(
     "--tasks", required=True, type=FILE, metavar="FILE", group="Data", common=True,
     help="tasks.yaml: the tasks and their data.",
 )  # fmt: skip
+
+
+def say_next(files: Iterable[object], *command: object) -> None:
+    """The end of a command: the page to open, and the command that follows."""
+    for file in files:
+        if str(file).endswith(".html"):
+            click.echo(f"open: {file}")
+    if command:
+        click.echo(f"next: {shlex.join(['trace-transfer', *map(str, command)])}")
 
 
 def push_options(what: str) -> Decorator:

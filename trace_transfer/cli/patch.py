@@ -70,6 +70,7 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
     state = move_model(model, patches, out, Terminal(), revert=revert)
     moved = f"{several(len(patches), 'patch', 'patches')} {'reverted' if revert else 'applied'}"
     click.echo(f"{out}: {model} with {moved}, {several(len(state.patched), 'tensor')} changed")
+    shared.say_next((), "evaluate", out, "--suite", "suite.yaml")
 
 
 @patch_command.command("task-models")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from trace_transfer.cli.options import FILE, OUT_DIRECTORY
+from trace_transfer.cli.options import FILE, OUT_DIRECTORY, say_next
 
 
 @click.command("run")
@@ -69,6 +69,7 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
     with stop_on_sigterm() as stop:
         done = run_to_the_end(graph, status, Display(), stop)
     click.echo(render_run(done.summary, done.files))
+    say_next(done.files)
 
 
 @click.command("step", hidden=True)
@@ -98,6 +99,7 @@ def report_command(run: Path, out: Path | None) -> None:
         click.echo(f"! the run is not complete: {what} not finished", err=True)
     for file in written.files:
         click.echo(str(file))
+    say_next(written.files)
 
 
 FILES = ("run", "tasks", "stream", "suite", "rules")

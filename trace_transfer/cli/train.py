@@ -83,6 +83,7 @@ def train_command(
         from trace_transfer.training.show import render_streamed
 
         click.echo(render_streamed(done))
+        shared.say_next((), "evaluate", plan.out / "model", "--suite", "suite.yaml")
         if to is not None:
             from trace_transfer.publish.hub import publish_stream
 

@@ -23,10 +23,11 @@ TITLE_LENGTH = 56  # characters of both names
 DESCRIPTIONS = {"stream": "stream: the state after each layer", "update": "update: what each layer adds"}
 CAPTION = (
     "Each cell compares one layer of {source} (row) with one layer of {target} (column) on the same texts. CKA is 1 "
-    "where both hold the same information up to rotation and scale, and about 0 where they have nothing in common. A "
-    "dot marks a pair of layers that was matched, a diamond the next best choice for it; on the dashed line both "
-    "layers are equally deep in their models. Grey cells have no value: a degenerate layer. Point at a cell for its "
-    "values, drag to enlarge, double-click to go back."
+    "where both hold the same information up to rotation and scale, and about 0 where they have nothing in common. "
+    "Dots are the matched pairs; a hollow dot is ambiguous, because other texts often choose another layer. Diamonds "
+    "are runners-up. On the dashed line both layers are equally deep in their models. Grey cells have no value: "
+    "the layer gives the same row for every text. Point at a cell to read its values; drag to zoom in, double-click to "
+    "zoom out."
 )
 
 
@@ -36,7 +37,8 @@ class View:
 
     `name` is the representation ("update" or "stream"); `similarity` is float64 [source layers, target layers], NaN for
     a degenerate layer; `pairs` are the chosen (source, target), possibly many-to-many; `runner_ups` are the best
-    alternatives to them; `margins` are those of the chosen pairs; `used` is true for what the match was made with.
+    alternatives to them; `margins` are those of the chosen pairs; `used` is true for what the match was made with;
+    `ambiguous` are the chosen pairs that other texts often choose otherwise.
     """
 
     name: str
@@ -45,6 +47,7 @@ class View:
     runner_ups: tuple[Pair, ...]
     margins: Mapping[Pair, float]
     used: bool
+    ambiguous: frozenset[Pair] = frozenset()
 
     @property
     def other_runner_ups(self) -> tuple[Pair, ...]:
@@ -54,12 +57,13 @@ class View:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """One or more views of the same two models; exactly one of them was used."""
+    """One or more views of the same two models; exactly one of them was used. `verdict` stands below the title."""
 
     source_name: str
     target_name: str
     views: tuple[View, ...]
     subtitle: str
+    verdict: str = ""
 
     def __post_init__(self) -> None:
         shapes = {view.similarity.shape for view in self.views}
@@ -85,6 +89,7 @@ def view_of(
         runner_ups=tuple((other, p.target) if by_target else (p.source, other) for p, other in runner_ups),
         margins={(p.source, p.target): p.margin for p in pairs if p.margin is not None},
         used=used,
+        ambiguous=frozenset((pair.source, pair.target) for pair in pairs if pair.is_ambiguous),
     )
 
 
@@ -92,15 +97,22 @@ def write_png(path: Path, heatmap: Heatmap) -> None:
     """Draw the used view as a PNG."""
     view = heatmap.used
     subtitle = ", ".join(filter(None, (heatmap.subtitle, view.name)))
-    figures.write_png(path, Figure(_title(heatmap, TITLE_LENGTH), subtitle, [row(heatmap, view)], no_value="no value"))
+    title, lines = _title(heatmap, TITLE_LENGTH), _below_title(heatmap, subtitle)
+    figures.write_png(path, Figure(title, *lines[:1], [row(heatmap, view)], *lines[1:], no_value="no value"))
 
 
 def write_html(path: Path, heatmap: Heatmap) -> None:
     """Write the interactive page: all views, of which the used one is shown first."""
     views = sorted(heatmap.views, key=lambda view: not view.used)
-    figure = Figure(_title(heatmap), heatmap.subtitle, [row(heatmap, view) for view in views])
+    lines = _below_title(heatmap, heatmap.subtitle)
+    figure = Figure(_title(heatmap), *lines[:1], [row(heatmap, view) for view in views], *lines[1:])
     caption = CAPTION.format(source=escaped(heatmap.source_name), target=escaped(heatmap.target_name))
     figures.write_html(path, figure, caption)
+
+
+def _below_title(heatmap: Heatmap, subtitle: str) -> tuple[str, str]:
+    """What stands below the title and what below the figure: the verdict comes first."""
+    return (heatmap.verdict, subtitle) if heatmap.verdict else (subtitle, "")
 
 
 def _title(heatmap: Heatmap, length: int = 10_000) -> str:
@@ -121,7 +133,8 @@ def row(heatmap: Heatmap, view: View) -> Row:
     cells = Cells(view.similarity, _texts(view), np.ones(view.similarity.shape, bool), *ends)
     marks = [
         Points("runner-up", _places(view.other_runner_ups), 0.9 * size, symbol="diamond", opacity=0.6),
-        Points("chosen pair", _places(view.pairs), size),
+        Points("matched pair", _places([pair for pair in view.pairs if pair not in view.ambiguous]), size),
+        Points("ambiguous pair", _places(sorted(view.ambiguous)), size, hollow=True),
     ]
     depth = np.array([[0, 0], [num_target - 1, num_source - 1]], float)
     panel = Panel(
@@ -136,7 +149,7 @@ def row(heatmap: Heatmap, view: View) -> Row:
     return Row(name, [panel], colour_range(view.similarity), "CKA")
 
 
-def _places(pairs: tuple[Pair, ...]) -> NDArray[np.float64]:
+def _places(pairs: Sequence[Pair]) -> NDArray[np.float64]:
     return np.array([(target, source) for source, target in pairs], float).reshape(-1, 2)
 
 
@@ -149,7 +162,8 @@ def _texts(view: View) -> list[list[str]]:
     ]  # fmt: skip
     for source, target in dict.fromkeys(view.pairs):
         margin = view.margins.get((source, target))
-        texts[source][target] += ", chosen" + ("" if margin is None else f", margin {margin:.3f}")
+        texts[source][target] += ", matched" + ("" if margin is None else f", margin {margin:.3f}")
+        texts[source][target] += ", ambiguous" if (source, target) in view.ambiguous else ""
     for source, target in dict.fromkeys(view.runner_ups):
         texts[source][target] += ", runner-up"
     return texts

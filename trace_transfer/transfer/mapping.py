@@ -303,7 +303,7 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
     write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
     files = [directory / MATCH, directory / SIMILARITY, *carrying.write(directory, carried)]
-    heatmap = _heatmap(plan, settings, matches)
+    heatmap = _heatmap(plan, settings, matches, layer_match.verdict)
     for name, write in zip(HEATMAPS, (write_html, write_png), strict=True):
         files.append(directory / name)
         write(files[-1], heatmap)
@@ -413,11 +413,11 @@ def carry_along(
     return carried
 
 
-def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match]) -> Heatmap:
+def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match], verdict: str) -> Heatmap:
     views = tuple(
         view_of(name, np.asarray(match.similarity), match.pairs, by_target=match.by_target,
                 used=name == settings.representation)
         for name, match in matches.items()
     )  # fmt: skip
     subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
-    return Heatmap(plan.source.name, plan.target.name, views, subtitle)
+    return Heatmap(plan.source.name, plan.target.name, views, subtitle, verdict)

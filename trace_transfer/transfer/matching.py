@@ -14,12 +14,11 @@ import numpy as np
 from trace_transfer.errors import ProbeError
 from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
 from trace_transfer.transfer.probing import Grams
-from trace_transfer.transfer.records import Depth, LayerPair, Stability
+from trace_transfer.transfer.records import OFTEN, Depth, LayerPair, Stability
 from trace_transfer.transfer.similarity import MIN_TEXTS, SIMILARITIES, GramStack, Halves, split_halves
 
 NUM_SPLITS = 10
 FEW_ROWS = 64
-OFTEN = 0.25  # a choice that half of the texts would have made otherwise more often than this is not told apart
 MASSIVE = 0.5
 
 
@@ -100,7 +99,12 @@ def match_layers(
         degenerate_sources=flat_source,
         degenerate_targets=flat_target,
         stability=Stability(num_splits=num_splits, same=split.same, within_one=split.within_one) if split else None,
-        depth=Depth(agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target)),
+        depth=Depth(
+            agreement=exact,
+            within_one=near,
+            mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
+            held_out_gain=split.gain_over_depth if split else None,
+        ),
         policy_agreement={
             name: _overlap(pairs, other(matrix_ST))
             for name, other in POLICIES.items()
@@ -200,26 +204,27 @@ def _warnings(
     found = [policy.control] if policy.control else []
     if max(stack.sizes) < FEW_ROWS:
         found.append(
-            f"only {max(stack.sizes)} texts: below {FEW_ROWS} the similarities are mostly noise; give more with --probe"
+            f"only {max(stack.sizes)} texts: with fewer than {FEW_ROWS} the similarities are mostly noise; give more "
+            "with --probe"
         )
     for layers, side in ((degenerate_source, "source"), (degenerate_target, "target")):
         if layers:
             found.append(f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen")
     if split is None:
-        found.append("too few texts to be split in halves: how stable the match is, is not known")
+        found.append("too few texts to be split in halves: the stability of the match is not known")
         return found
-    unsure = [pair for pair in pairs if pair.flip_rate is not None and pair.flip_rate > OFTEN]
+    unsure = [pair for pair in pairs if pair.is_ambiguous]
     if unsure:
         names = _list([f"{p.source}→{p.target}" for p in unsure])
         found.append(
-            f"{len(unsure)} of {len(pairs)} pairs are not told apart from their runner-up (half of the texts choose "
-            f"another in more than {OFTEN:.0%} of the draws): {names}"
+            f"{len(unsure)} of {len(pairs)} pairs are ambiguous (half of the texts choose another layer "
+            f"in more than {OFTEN:.0%} of the draws): {names}"
         )
     mean, deviation = split.gain_over_depth
     if not policy.control and not is_depth_match and mean <= 2 * deviation:
         found.append(
-            f"on held-out texts the match is not clearly more alike than layers of equal relative depth "
-            f"(gain {mean:+.4f} ± {deviation:.4f}): here CKA adds little to depth"
+            "on held-out texts the matched layers are not clearly more similar than layers of equal relative depth "
+            f"(gain {mean:+.4f} ± {deviation:.4f}): CKA adds little to depth here"
         )
     return found
 
@@ -233,7 +238,7 @@ def massive_warnings(grams: Grams, representation: str, side: str) -> list[str]:
     dimensions = sorted({int(shares[index, 0]) for index in layers})
     return [
         f"massive activations: in {side} layers {_list(layers)} one dimension ({_list(dimensions)}) carries more than "
-        f"{MASSIVE:.0%} of the variance of the {representation} rows and decides what looks alike; compare another "
+        f"{MASSIVE:.0%} of the variance of the {representation} rows and dominates the similarity; compare another "
         "--representation"
     ]
 

@@ -7,6 +7,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trace_transfer.records import ModelIdentity, Name, Range, Strict
+from trace_transfer.transfer.policies import POLICIES
+
+OFTEN = 0.25  # half of the texts choose another layer more often than this: the pair is ambiguous
+UNSTABLE = 0.5  # fewer layers than this keep their partner on other texts: the match is mostly chance
 
 
 class ProbeRecord(Strict):
@@ -32,6 +36,11 @@ class LayerPair(Strict):
     runner_up: int | None = None
     flip_rate: float | None = None
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the texts do not tell its layers from their runner-up."""
+        return self.flip_rate is not None and self.flip_rate > OFTEN
+
 
 class Stability(Strict):
     """How far the match depends on which texts were read: random halves of the texts, never of the rows.
@@ -45,11 +54,21 @@ class Stability(Strict):
 
 
 class Depth(Strict):
-    """Comparison with the match by relative depth alone."""
+    """Comparison with the match by relative depth alone.
+
+    `held_out_gain` is the mean over splits of the gain on texts that chose no pair, with its standard deviation; None
+    in files of earlier versions and where nothing could be split.
+    """
 
     agreement: float
     within_one: float
     mean_similarity_gain: float
+    held_out_gain: tuple[float, float] | None = None
+
+    @property
+    def is_as_good(self) -> bool:
+        """Whether the gain is within the noise of the texts."""
+        return self.held_out_gain is not None and self.held_out_gain[0] <= 2 * self.held_out_gain[1]
 
 
 class LayerMatch(Strict):
@@ -76,6 +95,24 @@ class LayerMatch(Strict):
     warnings: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether the match can be used, and why."""
+        if self.stability is None:
+            return "untested: too few texts, or no --splits, to test the match on other texts"
+        word = "usable"
+        if self.policy in POLICIES and POLICIES[self.policy].control:
+            word = "a control"
+        elif self.stability.same < UNSTABLE:
+            word = "unstable"
+        elif self.depth and self.depth.is_as_good:
+            word = "no better than matching by depth"
+        told = [f"{self.stability.same:.0%} of the layers keep their partner on other texts"]
+        if self.depth and self.depth.held_out_gain:
+            told.append(f"CKA {self.depth.held_out_gain[0]:+.3f} over matching by depth")
+        ambiguous = sum(pair.is_ambiguous for pair in self.pairs)
+        return f"{word}: " + ", ".join([*told, f"{ambiguous} of {len(self.pairs)} pairs ambiguous"])
 
 
 class ListedPart(Strict):

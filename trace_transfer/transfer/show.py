@@ -32,6 +32,8 @@ def _draw(result: MapResult, page: Page) -> None:
     for warning in result.layer_match.warnings:
         page.line(f"! {warning}")
     page.written(result.files)
+    page.line()
+    page.line(result.layer_match.verdict, "bold")
 
 
 def _draw_match(result: MapResult, page: Page) -> None:
