@@ -455,7 +455,12 @@ def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bo
         told.setdefault(line.name, drawn[0])
     for points in panel.points:
         sizes = np.square(np.asarray(points.sizes, dtype=np.float64) * POINTS_PER_PX)
-        at = {"x": points.places[:, 0], "y": points.places[:, 1], "s": sizes, "marker": SYMBOLS[points.symbol]}
+        at: dict[str, Any] = {
+            "x": points.places[:, 0],
+            "y": points.places[:, 1],
+            "s": sizes,
+            "marker": SYMBOLS[points.symbol],
+        }
         if points.hollow:
             rim = axes.scatter(**at, facecolors="none", edgecolors=RIM, linewidths=2.6, zorder=3)
             axes.scatter(**at, facecolors="none", edgecolors=points.colour, linewidths=1.4, zorder=3)

@@ -148,15 +148,16 @@ def test_layer_match_in_a_pipe(tmp_path: Path) -> None:
     assert cells_of(lines, 4) == [" " * 18 + "[]", " " * 12 + "[]", " " * 6 + "[]", "[]" + " " * 16 + "??"]
     assert [line.split()[0] for line in lines[3:7]] == ["3", "2", "1", "0"]
     assert lines[7] == "  0         5"
-    assert "[] chosen pair, ? no value" in lines[9]
+    assert "[] matched pair, ? no value" in lines[9]
     table = squeezed(lines)
     assert "source target CKA margin runner-up target flip rate" in table
     assert "1 3 0.900 -0.0123 4 25%" in table
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "target layers without a match: 1-3, 5 (4)",
         "same choice on other texts: 88% of the layers, 100% to within one (20 splits)",
         "same as relative depth: 50% of the layers, 75% to within one; mean CKA +0.031 against it",
         "! layer 3 of [red]small[/red] hardly differs from layer 4",
+        "usable: 88% of the layers keep their partner on other texts, 0 of 4 pairs ambiguous",
     ]
 
 

@@ -223,4 +223,3 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
         write_importance_html(page, importance)
         write_importance_png(picture, importance)
     click.echo(f"{page}\n{picture}")
-    shared.say_next([page])

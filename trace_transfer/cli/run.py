@@ -99,7 +99,6 @@ def report_command(run: Path, out: Path | None) -> None:
         click.echo(f"! the run is not complete: {what} not finished", err=True)
     for file in written.files:
         click.echo(str(file))
-    say_next(written.files)
 
 
 FILES = ("run", "tasks", "stream", "suite", "rules")

@@ -128,8 +128,8 @@ def figure(representation: Representation) -> Figure:
         for task, name in enumerate(file.tasks):
             part = representation.of_task(task)
             texts = ["\n".join([one["id"], *wrap(one["words"], HOVER_WIDTH)]) for one in representation.texts[part]]
-            look = {"colour": COLOURS[task % len(COLOURS)], "symbol": SYMBOLS[task % len(SYMBOLS)]}
-            marks.append(Points(name, points[part], size, edge="white", texts=texts, opacity=0.85, **look))
+            symbol, colour = SYMBOLS[task % len(SYMBOLS)], COLOURS[task % len(COLOURS)]
+            marks.append(Points(name, points[part], size, symbol, colour, edge="white", texts=texts, opacity=0.85))
         title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{_told(model)}"
         x, y = (Axis(*ends, ticks={}) for ends in ranges[index])
         gap = GAP if index % columns else 0
