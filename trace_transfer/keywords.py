@@ -32,7 +32,7 @@ class IdentifyKeywords(TypedDict, total=False):
     replicates: int  # 1
     delta_dtype: Literal["float32", "bfloat16"]  # "float32"
     keep_models: bool  # False
-    method: Literal["lf", "cs", "l2", "fisher"]  # "lf"
+    method: Literal["lf", "cs", "l2", "fisher", "snr", "fisher-base"]  # "lf"
     ratio: float  # 0.05
     unit: Literal["tensors", "elements", "rows"]  # "tensors"
     alpha: float  # 0.5
@@ -41,6 +41,8 @@ class IdentifyKeywords(TypedDict, total=False):
     fisher_size: Literal["mean", "sum"]  # "mean"
     fisher_at: Literal["tuned", "base"]  # "tuned"
     fisher_examples: int  # 300
+    gradient_examples: int  # 32
+    against: Literal["auto", "tasks", "text"]  # "auto"
     normalise: Literal["min-max", "rank", "z-score"]  # "min-max"
     normalise_within: Literal["all", "kind"]  # "all"
     zero_delta: Literal["unscored", "cosine-0"]  # "unscored"

@@ -10,12 +10,17 @@ from trace_transfer.data.examples import IGNORED, Example
 
 
 def fisher_by_loop(model: nn.Module, groups: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
-    """The mean over groups of the squared gradient of a group's mean loss, element by element.
+    """The mean over groups of the squared gradient of a group's mean loss, element by element."""
+    return {name: square for name, (_, square) in gradients_by_loop(model, groups).items()}
+
+
+def gradients_by_loop(model: nn.Module, groups: Sequence[Sequence[Example]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The mean over groups of the gradient of a group's mean loss, and of its square, element by element.
 
     The examples of a group are run one by one, without any padding.
     """
     model = copy.deepcopy(model).double().eval().requires_grad_(True)
-    squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    sums = {name: torch.zeros(2, *parameter.shape, dtype=torch.float64) for name, parameter in model.named_parameters()}
     for group in groups:
         model.zero_grad()
         num_tokens = sum(example.num_supervised for example in group)
@@ -28,5 +33,5 @@ def fisher_by_loop(model: nn.Module, groups: Sequence[Sequence[Example]]) -> dic
             loss.backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                squares[name] += parameter.grad.square()
-    return {name: square / len(groups) for name, square in squares.items()}
+                sums[name] += torch.stack([parameter.grad, parameter.grad.square()])
+    return {name: (one[0] / len(groups), one[1] / len(groups)) for name, one in sums.items()}

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.selection import core_path
 from trace_transfer.data.encoding import read_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.errors import UserError, listing
-from trace_transfer.families.anatomy import splits_of, transposed_names
+from trace_transfer.families.anatomy import Split, splits_of, transposed_names
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import refuse_inputs, remove_leftovers, write_text
@@ -47,7 +48,7 @@ from trace_transfer.locking import held
 from trace_transfer.models.running import resolve_device
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.progress import Reporter
-from trace_transfer.records import to_json
+from trace_transfer.records import ModelIdentity, to_json
 
 STABILITY = "stability.json"
 
@@ -108,7 +109,11 @@ def plan_identify(
         _check(settings, names, 1 if models else start.replicates)
     if models:
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
-    starts = plan_warm_starts(opened, [task for task in data if task.task not in tuned], start, Path(out))
+    at_base = with_scores and settings.score.at_base
+    if at_base and tuned:
+        raise UserError(f"{settings.score.method} is taken at the base: leave --tuned out ({', '.join(tuned)})")
+    untrained = [] if at_base else [task for task in data if task.task not in tuned]
+    starts = plan_warm_starts(opened, untrained, start, Path(out))
     return IdentifyPlan(opened, data, models, starts, settings, Path(out), with_scores)
 
 
@@ -123,7 +128,7 @@ def _open(
 def _check(settings: IdentifySettings, tasks: Sequence[str], num_replicates: int) -> None:
     """Refuse settings of scores, and a device that is not there, hours before Fisher information is taken on it."""
     check_settings(settings.score, tasks, num_replicates)
-    if settings.score.needs_fisher:
+    if settings.score.needs_fisher or settings.score.at_base:
         resolve_device(settings.compute.device)
 
 
@@ -142,6 +147,8 @@ def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
             and the same command goes on.
     """
     with held(plan.out, shared=True):
+        if plan.settings.score.at_base:
+            return _at_base(plan.base, plan.tasks, plan.settings, plan.out, reporter) if is_first_rank() else None
         stores = run_warm_starts(plan.warm_starts, reporter)
         if not is_first_rank():
             return None
@@ -171,6 +178,13 @@ def run_score(
         UserError: models that do not fit together, tasks missing, a single task with `cs`, an output that cannot be
             written or is one of the models, a device that is not there.
     """
+    if settings.score.at_base:
+        if tasks is None:
+            raise UserError(f"{settings.score.method} needs each task's examples: give --tasks tasks.yaml")
+        plan_at_base = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
+        found = run_identify(plan_at_base, reporter)
+        assert found is not None  # `score` has one process
+        return found
     opened, models = _open(base, tuned, rules, out)
     stores = () if models else finished_stores(Path(out))
     plan = plan_deltas(opened, models, stores)
@@ -215,10 +229,7 @@ def score_inputs(
         data: label of a delta (`math`, `math/1`) → its examples, for Fisher information.
     """
     score, fisher, base = settings.score, None, plan.base
-    splits = None
-    if score.unit == "rows":
-        transposed = transposed_names(build_meta_model(base.config))
-        splits = splits_of(base.anatomy, base.config, transposed.__contains__)
+    splits = _splits(base, score)
     deltas = deltas_of(plan, splits, out, reporter)
     files = [out / DELTAS, *([beside(out / DELTAS)] if splits is not None else [])]
     if score.needs_fisher:
@@ -231,11 +242,38 @@ def score_inputs(
     return gather(base.anatomy, deltas, fisher, splits, files)
 
 
+def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
+    if score.unit != "rows":
+        return None
+    transposed = transposed_names(build_meta_model(base.config))
+    return splits_of(base.anatomy, base.config, transposed.__contains__)
+
+
+def _at_base(
+    base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings, out: Path, reporter: Reporter
+) -> Identified:
+    """Core sets without any warm start, all written."""
+    from trace_transfer.identification.at_base import base_gradients, inputs_at_base, sets_of
+
+    remove_leftovers(out)
+    sets = sets_of(base, tasks, settings)
+    if sets.text:
+        reporter.note(f"{settings.score.method}: against generic text, the shipped probe set")
+    gradients = base_gradients(base, sets, settings, reporter)
+    inputs = inputs_at_base(base, gradients, sets, _splits(base, settings.score), reporter)
+    return _write(inputs, settings.score, base.identity, {"seed": settings.warm_start.train.seed}, out)
+
+
 def write_core_sets(plan: DeltaPlan, inputs: ScoreInputs, settings: ScoreSettings, seed: int, out: Path) -> Identified:
     """From score inputs to core files, stability and importance heatmaps, all written into `out`."""
-    model, files = plan.base.identity, list(inputs.files)
-    made_with = {"replicates": inputs.num_replicates, "epochs": _epochs(plan), "seed": seed}
-    cores, report = core_files(inputs, settings, model, made_with), None
+    return _write(inputs, settings, plan.base.identity, {"epochs": _epochs(plan), "seed": seed}, out)
+
+
+def _write(
+    inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any], out: Path
+) -> Identified:
+    files = list(inputs.files)
+    cores, report = core_files(inputs, settings, model, {"replicates": inputs.num_replicates, **made_with}), None
     for core in cores:
         files.append(core_path(out, core))
         write_text(files[-1], to_json(core))

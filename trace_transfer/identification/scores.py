@@ -19,10 +19,15 @@ from numpy.typing import NDArray
 from trace_transfer.core_sets.core_file import Unit
 from trace_transfer.settings import Count, Settings, Share, Texts, setting
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Vector = NDArray[np.float64]
 
 # A cosine is corrected by at most a factor of ten; a delta that is reproduced less well than this is mostly noise.
 RELIABILITY_FLOOR = 0.1
+DAMPING = 0.01  # of the mean noise; keeps what no other task has any use for from infinity
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Statistics:
     """All that scores are made of; None for what was not computed.
 
     Attributes:
-        gram_PKK: inner products of the tasks' deltas (tuned minus base), entry by entry.
+        gram_PKK: inner products of the tasks' deltas (tuned minus base), entry by entry; for a method at the base those
+            of the tasks' mean gradients there.
         numel_P: number of parameters.
         base_norms_P: norm of the base's values.
         kinds_P: component of each entry.
         tasks_K: names.
         fisher_PK: squared gradient of each task's loss, summed over the entry's parameters.
+        text_P: the same on generic text, where it stands for what other tasks need.
         reliability_PK: share of each delta's squared norm that a replicate reproduces: <first, second> / |delta|², with
             the delta that is in `gram_PKK`. For single replicates that is their cosine, for their mean it is more.
     """
@@ -46,7 +53,23 @@ class Statistics:
     kinds_P: NDArray[np.str_]
     tasks_K: tuple[str, ...]
     fisher_PK: Vector | None = None
+    text_P: Vector | None = None
     reliability_PK: Vector | None = None
+
+    def others_P(self, task: int) -> Vector:
+        """Fisher information of what a task should leave alone, the mean over each entry's parameters: that of generic
+        text where it was taken, or the mean over the other tasks.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        others = [k for k in range(len(self.tasks_K)) if k != task]
+        if self.text_P is not None:
+            return self.text_P / self.numel_P
+        if self.fisher_PK is None or not others:
+            raise ValueError("this method needs Fisher information of other tasks or of generic text")
+        mean_P: Vector = self.fisher_PK[:, others].mean(axis=1) / self.numel_P
+        return mean_P
 
     def of_entries(self, chosen: NDArray[Any]) -> Statistics:
         """The same of some entries, given by a mask or by indices."""
@@ -157,6 +180,36 @@ def fisher(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores
     return Scores(values_P, {"fisher_info": values_P})
 
 
+def snr(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
+    """Signal to noise at the base: g² / (H + 0.01 · mean H), g² and H the means over an entry's parameters.
+
+    g is the task's mean gradient, H the Fisher information of the other tasks (or of generic text): how fast the task's
+    loss falls, for what it costs the others by the penalty of elastic weight consolidation (Kirkpatrick et al., 2017,
+    arXiv 1612.00796).
+    """
+    signal_P = statistics.gram_PKK[:, task, task] / statistics.numel_P
+    noise_P = statistics.others_P(task)
+    mean = mean_noise(noise_P, statistics.numel_P)
+    return Scores(signal_to_noise(signal_P, noise_P, mean), {"gradient": signal_P, "fisher_others": noise_P})
+
+
+def mean_noise(noise_P: Vector, numel_P: NDArray[np.int64]) -> float:
+    """Over all parameters of some entries."""
+    return float((noise_P * numel_P).sum() / max(int(numel_P.sum()), 1))
+
+
+def signal_to_noise(signal: Any, noise: Any, mean_noise: float) -> Any:
+    """Of arrays or tensors; 0 where both are, and in a model without any noise."""
+    floor = DAMPING * mean_noise
+    return signal / (noise + (floor if floor > 0 else TINY))
+
+
+def fisher_base(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
+    """Fisher information at the base, the mean over an entry's parameters: of single ones the FISH mask (Sung et al.,
+    2021, arXiv 2111.09839)."""
+    return fisher(statistics, task, settings.model_copy(update={"fisher_size": "mean"}))
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered scoring method.
@@ -166,23 +219,37 @@ class Method:
         about: what `--method` says of it.
         ignores: settings that it does not read; they do not decide its core sets.
         num_tasks: how many it needs at least.
+        of_parameters: of a method at the base, which needs no warm start: its score of single parameters, from the
+            squared mean gradient, the task's Fisher information, that of the others, and the mean of the latter.
     """
 
     score: Callable[[Statistics, int, ScoreSettings], Scores]
     about: str
     ignores: tuple[str, ...] = ()
     num_tasks: int = 1
+    of_parameters: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
 
 
 _OF_FISHER = ("alpha", "fisher", "fisher_size", "fisher_at", "fisher_examples")
+AT_BASE = ("gradient_examples", "against")
+_OF_DELTAS = ("l2", "normalise", "normalise_within", "zero_delta", "cosine")
 METHODS: dict[str, Method] = {
-    "lf": Method(lf, "size of the update and Fisher information (eq. 3-5)"),
+    "lf": Method(lf, "size of the update and Fisher information (eq. 3-5)", ignores=AT_BASE),
     "cs": Method(
         cs, "how unlike the other tasks' updates its direction is (eq. 6-8)",
-        ignores=(*_OF_FISHER, "l2", "normalise", "normalise_within"), num_tasks=2,
+        ignores=(*_OF_FISHER, *AT_BASE, "l2", "normalise", "normalise_within"), num_tasks=2,
     ),
-    "l2": Method(l2, "size of the update alone", ignores=_OF_FISHER),
-    "fisher": Method(fisher, "Fisher information alone", ignores=("alpha", "l2")),
+    "l2": Method(l2, "size of the update alone", ignores=(*_OF_FISHER, *AT_BASE)),
+    "fisher": Method(fisher, "Fisher information alone", ignores=("alpha", "l2", *AT_BASE)),
+    "snr": Method(
+        snr, "the task's gradient against the others' Fisher information, at the base: no warm start",
+        ignores=(*_OF_FISHER, *_OF_DELTAS),
+        of_parameters=lambda signal, own, others, mean: signal_to_noise(signal, others, mean),
+    ),
+    "fisher-base": Method(
+        fisher_base, "Fisher information at the base: no warm start", ignores=(*_OF_FISHER, *_OF_DELTAS, "against"),
+        of_parameters=lambda signal, own, others, mean: own,
+    ),
 }  # fmt: skip
 
 
@@ -212,6 +279,7 @@ class ScoreSettings(Settings):
     """From deltas and Fisher information to a core set: what the paper leaves open, each with a default."""
 
     GROUP: ClassVar[str] = "Scoring"
+    LATER: ClassVar[frozenset[str]] = frozenset(AT_BASE)
     # `paper` is the text, section 3.2: the plain norm, and the squared gradient summed over a tensor's parameters.
     # `authors-code` is what its published code does: root mean square, mean squared gradient of 150 batches of 2,
     # min-max, 10 %, and cosine 0 for a zero delta.
@@ -247,6 +315,10 @@ class ScoreSettings(Settings):
         "tuned", "Fisher information at the tuned model (eq. 4) or at the base (Algorithm 1)."
     )
     fisher_examples: Count = setting(300, "Examples drawn from each task for the Fisher information.")
+    gradient_examples: Count = setting(32, "snr, fisher-base: examples drawn from each task for gradients at the base.")
+    against: Literal["auto", "tasks", "text"] = setting(
+        "auto", "snr: weigh against what the other tasks need, or generic text (the probe set). auto: tasks, if any."
+    )
     normalise: Literal["min-max", "rank", "z-score"] = setting(
         "min-max", "Scaling of L2 and Fisher before they are added."
     )
@@ -271,10 +343,16 @@ class ScoreSettings(Settings):
         ignored = METHODS[self.method].ignores
         return "fisher" not in ignored and ("alpha" in ignored or self.alpha < 1)
 
+    @property
+    def at_base(self) -> bool:
+        """Whether the method needs no warm start."""
+        return METHODS[self.method].of_parameters is not None
+
     def deciding(self) -> dict[str, Any]:
         """Those that decide the core sets of the method."""
         ignored = METHODS[self.method].ignores
-        return {name: value for name, value in self.recorded().items() if name not in ignored}
+        later = {name: getattr(self, name) for name in AT_BASE}
+        return {name: value for name, value in (self.recorded() | later).items() if name not in ignored}
 
 
 # ---- arithmetic

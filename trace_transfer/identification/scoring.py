@@ -1,6 +1,7 @@
-"""From deltas and Fisher information to core sets: what scores are made of, the top r, and what to be warned of.
+"""From deltas, gradients and Fisher information to core sets: what scores are made of, the top r, what to be warned of.
 
-Reads: `Deltas`, `Fisher`. Gives: one `CoreFile` per task, the stability of core sets over replicates, warnings.
+Reads: `Deltas`, `Fisher`; of methods at the base `at_base` makes the inputs. Gives: one `CoreFile` per task, the
+stability of core sets over replicates, warnings.
 
 An entry is a tensor, or with `unit: rows` a head or neuron of it. Shapes: P entries, N deltas (tasks times replicates),
 K tasks.
@@ -26,7 +27,15 @@ from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENT
 from trace_transfer.identification.deltas import Deltas, grams_of
 from trace_transfer.identification.fisher.information import Fisher
 from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, TaskStability
-from trace_transfer.identification.scores import METHODS, Scores, ScoreSettings, Statistics, all_scores, cosines_of
+from trace_transfer.identification.scores import (
+    METHODS,
+    Scores,
+    ScoreSettings,
+    Statistics,
+    all_scores,
+    cosines_of,
+)
+from trace_transfer.models.sources import numel
 from trace_transfer.records import ModelIdentity, library_versions
 
 Array = NDArray[np.float64]
@@ -46,6 +55,8 @@ class ScoreInputs:
     Attributes:
         deltas_of_K: the indices of each task's deltas among the N.
         entries: without scores.
+        text_P: Fisher information on generic text.
+        deltas: None of methods at the base, whose `gram_PNN` is that of gradients.
         fallback: tensors whose Fisher information was taken one example at a time.
         files: where all of it lies.
     """
@@ -56,9 +67,10 @@ class ScoreInputs:
     gram_PNN: Array
     base_norms_P: Array
     fisher_PN: Array | None
-    deltas: DeltaFile
-    fallback: tuple[str, ...]
-    files: tuple[Path, ...]
+    text_P: Array | None = None
+    deltas: DeltaFile | None = None
+    fallback: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def num_replicates(self) -> int:
@@ -104,6 +116,7 @@ class ScoreInputs:
             kinds_P=np.array([entry.component for entry in self.entries]),
             tasks_K=self.tasks,
             fisher_PK=fisher_PK,
+            text_P=self.text_P,
             reliability_PK=reliability_PK,
         )
 
@@ -172,6 +185,8 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
         raise UserError(
             f"{settings.method} compares tasks and needs at least {needed}, found {len(tasks)}: {', '.join(tasks)}"
         )
+    if settings.against == "tasks" and "against" not in METHODS[settings.method].ignores and len(tasks) < 2:
+        raise UserError(f"{settings.method} against the other tasks: there is only {tasks[0]}; take --against text")
     if settings.cosine == "corrected" and num_replicates < 2:
         raise UserError("cosine 'corrected' needs the reliability of two replicates of every task: --replicates 2")
     components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
@@ -188,7 +203,7 @@ def core_files(
     Args:
         made_with: what else decided the scores, for the file: epochs, replicates, seed.
     """
-    chosen = settings.recorded()
+    chosen = settings.deciding() if settings.at_base else settings.recorded()
     method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
     found = _core_sets(inputs, inputs.statistics(), settings)
     return tuple(
@@ -229,6 +244,8 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity
     replicate's sets are made from that replicate of every task alone.
     """
     possible = {"lf": inputs.fisher_PN is not None, "cs": len(inputs.tasks) > 1, "l2": True}
+    if settings.at_base:
+        possible = {}
     names = dict.fromkeys([settings.method, *(name for name, fits in possible.items() if fits)])
     return StabilityFile(
         model=model,
@@ -279,9 +296,10 @@ def _sizes(tensors: Sequence[CoreTensor]) -> dict[tuple[Any, ...], int]:
 
 def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:
     """What a user should know before trusting the core sets."""
-    found, tensors = [], inputs.deltas.parameters
-    for index, tuned in enumerate(inputs.deltas.tuned):
-        unchanged = sum(one.unchanged[index] for one in tensors) / inputs.deltas.model.num_elements
+    found, deltas = [], inputs.deltas
+    tensors = () if deltas is None else deltas.parameters
+    for index, tuned in enumerate(() if deltas is None else deltas.tuned):
+        unchanged = sum(one.unchanged[index] for one in tensors) / sum(numel(one.shape) for one in tensors)
         still = [one.name for one in tensors if one.norms[index] == 0]
         if tuned.sixteen_bit and unchanged > MANY_UNCHANGED:
             found.append(

@@ -59,8 +59,8 @@ def _draw_plan(plan: IdentifyPlan, page: Page) -> None:
     )
     elements, train = plan.base.identity.num_elements, settings.train
     missing = len(starts.starts) - len(starts.finished)
-    lines = [
-        f"{plan.base.name}: {plan.base.identity.num_parameters:,} tensors, {elements:,} parameters",
+    lines = [f"{plan.base.name}: {plan.base.identity.num_parameters:,} tensors, {elements:,} parameters"]
+    trained = [
         f"warm starts: {missing} to be made, {len(starts.finished)} finished, {len(plan.tuned)} tasks tuned elsewhere",
         f"memory: {size(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
         f"processes), activations beside it",
@@ -69,6 +69,9 @@ def _draw_plan(plan: IdentifyPlan, page: Page) -> None:
         f"training: {train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate "
         f"{train.learning_rate:g}, batches of {train.batch_size}, ZeRO {train.zero}, seed {train.seed}",
     ]
+    lines += [f"no warm start: gradients of {score.gradient_examples} examples a task, layer by layer"]
+    if not (plan.with_scores and score.at_base):
+        lines[1:] = trained
     if plan.with_scores:
         lines.append(f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}")
     for line in (*lines, *example_lines(plan.tasks)):

@@ -1,0 +1,100 @@
+"""Gradients and scores at the base, layer by layer, against whole backward passes, one example after another in
+float64."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.commands import run
+from tests.identification.fisher.texts import draw_examples
+from tests.reference.fisher_loop import gradients_by_loop
+from tests.task_files import SIZES, write_tasks
+from tests.tiny_models import FAMILIES, REPRESENTATIVES
+from trace_transfer import identify
+from trace_transfer.data.encoding import read_tasks
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.identification.fisher.information import draw
+from trace_transfer.identification.gradients import BaseGradients
+from trace_transfer.models.checkpoints import open_checkpoint
+
+SETS = [draw_examples(3), draw_examples(2, seed=1)]
+TOLERANCE = 2e-4  # of a tensor's largest value: float32 against float64
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family not in REPRESENTATIVES]
+
+
+@pytest.mark.parametrize("family", [*REPRESENTATIVES, *SLOW])
+def test_means_of_gradients_and_of_their_squares(tiny, family):
+    opened = open_model(tiny(family), load_families())
+    gradients = BaseGradients(opened, open_checkpoint(opened.source), SETS, "cpu")
+    found = {one.name: one for one in gradients.tensors()}
+    model = AutoModelForCausalLM.from_pretrained(tiny(family), dtype=torch.float64)
+    if any(".experts." in name for name, _ in model.named_parameters()):
+        model.set_experts_implementation("eager")  # the others have no float64
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    for index, examples in enumerate(SETS):
+        for name, (mean, square) in gradients_by_loop(model, [[example] for example in examples]).items():
+            pairs = (found[name].mean[index], mean, 1e-6), (found[name].square[index], square, 1e-12)
+            for ours, expected, rounding in pairs:  # a bias on keys has no gradient but rounding
+                difference, largest = float((ours - expected).abs().max()), float(expected.abs().max())
+                assert difference <= TOLERANCE * largest + rounding, name
+    again = {one.name: one for one in gradients.tensors()}
+    assert all(torch.equal(again[name].square, one.square) for name, one in found.items())
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def by_loop(tiny, tasks):
+    """Task → tensor → mean gradient and mean squared gradient, by the loop."""
+    opened = open_model(tiny("qwen2"), load_families())
+    model = AutoModelForCausalLM.from_pretrained(tiny("qwen2"), dtype=torch.float64)
+    data = {task.task: draw(task, 3, 0) for task in read_tasks(opened, tasks, 1024, "cut", 0)}
+    return {task: gradients_by_loop(model, [[example] for example in examples]) for task, examples in data.items()}
+
+
+def expected_scores(by_loop, task, others=None):
+    """snr of every parameter, as the formula says."""
+    others = [one for one in by_loop if one != task]
+    noise = {name: sum(by_loop[one][name][1] for one in others) / len(others) for name in by_loop[task]}
+    signal = {name: mean.square() for name, (mean, _) in by_loop[task].items()}
+    mean = sum(float(one.sum()) for one in noise.values()) / sum(one.numel() for one in noise.values())
+    return signal, noise, 0.01 * mean
+
+
+@pytest.mark.parametrize("unit", ["tensors", "rows"])
+def test_snr_of_tensors_and_rows_is_the_formula_of_their_means(tiny, tasks, tmp_path, by_loop, unit):
+    found = identify(tiny("qwen2"), tasks, out=tmp_path, method="snr", unit=unit, gradient_examples=3, ratio=0.2)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *(f"{task}.core.json" for task in SIZES), "importance.html", "importance.png",
+    }  # fmt: skip
+    for core in found.cores:
+        signal, noise, floor = expected_scores(by_loop, core.task)
+        ours, expected = [], []
+        for entry in core.parameters:
+            place = tuple(
+                np.r_[tuple(slice(*one) for one in ranges)] if ranges else slice(None)
+                for ranges in entry.place[1 : 1 + len(entry.shape)]
+            )
+            ours.append(entry.score)
+            expected.append(float(signal[entry.name][place].mean() / (noise[entry.name][place].mean() + floor)))
+        assert ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, tasks, tmp_path):
+    one = tmp_path / "one.yaml"
+    one.write_text("tasks:\n- {name: math, data: math.jsonl}\n", "utf-8")
+    (tmp_path / "math.jsonl").write_bytes((tasks.parent / "math.jsonl").read_bytes())
+    told = run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", "--out", tmp_path / "out")
+    assert "against generic text" in told.stderr
+    dry = run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", "--out", tmp_path / "dry", "--dry-run")
+    assert "no warm start" in dry.stdout
+    for options, why in (
+        (("--against", "tasks"), "there is only math; take --against text"),
+        (("--tuned", f"math={tiny('qwen2')}"), "taken at the base"),
+    ):
+        assert why in run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", *options).stderr
