@@ -50,7 +50,7 @@ def test_profiles_yield_to_what_is_given():
         ({"epochs": 0}, "epochs: 0 is not in"),
         ({"replicates": 3}, r"replicates: 3 is not in \[1, 2\]"),
         ({"too_long": "drop"}, "too_long: 'drop' is none of cut, leave-out"),
-        ({"method": "lff"}, "method: 'lff' is none of lf, cs, l2, fisher; did you mean lf"),
+        ({"method": "lff"}, "method: 'lff' is none of lf, cs, l2, fisher, snr, fisher-base; did you mean lf"),
         ({"alpha": 2.0}, "alpha: 2.0 is not in"),
         ({"ratio": 0.0}, "ratio: 0.0 is not in"),
     ],
