@@ -202,14 +202,14 @@ def test_none_outlives_a_launcher_that_is_killed(launched, tmp_path):
 
 
 def test_more_than_the_machine_has(monkeypatch):
-    monkeypatch.setattr(launching, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(launching, "num_gpus", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     check_processes(3)
     assert excess_of(3) is None
     assert excess_of(4) == "one needs a core each, and this process may use 3"  # what a plan says, for another machine
     with pytest.raises(UserError, match=r"--processes 4: one needs a core each, and this process may use 3"):
         check_processes(4)
-    monkeypatch.setattr(launching, "_num_gpus", lambda: 2)
+    monkeypatch.setattr(launching, "num_gpus", lambda: 2)
     check_processes(2)
     with pytest.raises(UserError, match=r"--processes 3: one needs a GPU each, and this machine has 2"):
         check_processes(3)

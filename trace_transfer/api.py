@@ -312,13 +312,17 @@ def verify(
 
 
 @checked()
-def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None, rebuild: bool = False) -> "RunFile":
+def run(
+    file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
+    executor: Literal["local", "slurm"] = "local", rebuild: bool = False,
+) -> "RunFile":  # fmt: skip
     """Run everything that a run file says and that is not up to date, and make the report.
 
     Args:
         file: `run.yaml`.
         out: directory for the results, in place of the file's.
         jobs: steps at a time, in place of the file's.
+        executor: who does the steps: this machine, or a cluster's SLURM, with a job for each.
         rebuild: run steps again whose files were changed by hand, instead of refusing.
 
     Returns:
@@ -336,6 +340,7 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
 
     from trace_transfer.settings import refuse
     from trace_transfer.stopping import StopSignal
+    from trace_transfer.study.cluster import SCHEDULERS
     from trace_transfer.study.graph import build_graph
     from trace_transfer.study.run_file import load_run
     from trace_transfer.study.running import run_to_the_end
@@ -346,7 +351,7 @@ def run(file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
     read = load_run(file, None if out is None else Path(out))
     graph = build_graph(replace(read, jobs=read.jobs if jobs is None else jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
-    return run_to_the_end(graph, status, Display(), StopSignal()).record
+    return run_to_the_end(graph, status, Display(), StopSignal(), SCHEDULERS[executor]).record
 
 
 @checked()

@@ -1,15 +1,16 @@
 """Several processes of this program which train together: who this one is among them, and `--processes`.
 
-A small launcher for one machine; on a cluster torchrun's or DeepSpeed's serves. Every process gets the environment that
-those set, too. Not torchrun itself: measured on torch 2.13, it kills a rank that still writes its checkpoint 30 s after
-SIGTERM, leaves its ranks running when it is killed itself, ends with 1 whatever the ranks' exit codes are, shows 30
-lines of its own traceback below a rank's message, and takes 3.2 s to start instead of 0.4 s.
+A small launcher for one machine; on a cluster torchrun, accelerate, DeepSpeed or srun serves. Every process gets the
+environment that torchrun sets, too. Not torchrun itself: measured on torch 2.13, it kills a rank that still writes its
+checkpoint 30 s after SIGTERM, leaves its ranks running when it is killed itself, ends with 1 whatever the ranks' exit
+codes are, shows 30 lines of its own traceback below a rank's message, and takes 3.2 s to start instead of 0.4 s.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from types import FrameType
 
 from trace_transfer.errors import UserError, listing
 from trace_transfer.stopping import handling
@@ -29,11 +31,15 @@ GRACE = 10.0  # s from being told to stop, after another one failed or Ctrl-C, t
 SAME_REASON = 2.0  # s in which the others may fail of themselves, and say why, after one failed
 LOOK_EVERY = 0.05  # s
 SHOWN = 4000  # characters of what a rank that failed said last
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
 KILLED = tuple(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))  # not for another's end
 LOWEST = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
 LAST_PORT = 65535
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+SLURM_PORTS = 20000  # the first of as many, from which a job takes one
+PROGRAM = (sys.executable, "-m", "trace_transfer")
+VARIABLES = (*LOWEST, "MASTER_ADDR")
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 
@@ -48,14 +54,33 @@ class Place:
     launched: bool = False
 
 
+def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them, for several tasks of srun: from
+    SLURM's own variables. Empty elsewhere: in a batch script SLURM_NTASKS says how many tasks srun may start there, and
+    torchrun, started by srun on each node, sets RANK itself.
+    """
+    found = {ours: environment.get(theirs, "") for ours, theirs in SLURM.items()}
+    if found["WORLD_SIZE"] in ("", "1") or "RANK" in environment or "WORLD_SIZE" in environment:
+        return {}
+    if environment.get("SLURM_GPUS_PER_TASK") == "1":  # each sees its own alone
+        found["LOCAL_RANK"] = "0"
+    nodes = environment.get("SLURM_STEP_NODELIST", "")  # gpu[03-05,9],head
+    found["MASTER_ADDR"] = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).partition(",")[0]
+    numbers = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    found["MASTER_PORT"] = str(SLURM_PORTS + sum(int(one) for one in numbers if one.isdigit()) % SLURM_PORTS)
+    return found | {name: environment[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environment}
+
+
 def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
-    """What a launcher (torchrun, deepspeed, a script of one's own) has set; without RANK and WORLD_SIZE there is none.
+    """What a launcher (torchrun, accelerate, deepspeed, srun, a script of one's own) has set; without RANK and
+    WORLD_SIZE, or several tasks of srun, there is none.
 
     Raises:
         UserError: variables are missing, are no numbers, or contradict each other: processes would wait for others that
             never come. All problems at once.
     """
     environment = os.environ if environment is None else environment
+    environment = {**environment, **launcher_variables(environment)}
     numbers, problems = {}, []
     launched = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
     for name, lowest in LOWEST.items():
@@ -81,10 +106,10 @@ def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
             if "WORLD_SIZE" in numbers and number >= size
         ]
     if problems:
-        there = [name for name in (*LOWEST, "MASTER_ADDR") if name in environment]
+        there = [name for name in VARIABLES if name in environment]
         raise UserError(
-            "what a launcher has set cannot be used. Start all processes with torchrun, deepspeed or --processes, or "
-            f"unset {', '.join(there)} for one process alone:\n" + listing(problems)
+            "what a launcher has set cannot be used. Start all processes with torchrun, accelerate, deepspeed, srun or "
+            f"--processes, or unset {', '.join(there)} for one process alone:\n" + listing(problems)
         )
     return Place(rank, size, local, launched=bool(launched))
 
@@ -114,9 +139,9 @@ def check_processes(count: int) -> None:
 
 def excess_of(count: int) -> str | None:
     """Why this machine has no room for so many processes; None if it has."""
-    num_gpus, num_cores = _num_gpus(), _num_cores()
-    if num_gpus and count > num_gpus:
-        return f"one needs a GPU each, and this machine has {num_gpus}"
+    gpus, num_cores = num_gpus(), _num_cores()
+    if gpus and count > gpus:
+        return f"one needs a GPU each, and this machine has {gpus}"
     return f"one needs a core each, and this process may use {num_cores}" if count > num_cores else None
 
 
@@ -125,7 +150,7 @@ def run_processes(
     arguments: Sequence[str],
     environment: Mapping[str, str] | None = None,
     *,
-    command: Sequence[str] = (sys.executable, "-m", "trace_transfer"),
+    command: Sequence[str] = PROGRAM,
     grace: float = GRACE,
 ) -> int:
     """Start this program `count` times with the same arguments and wait for all of them.
@@ -163,6 +188,32 @@ def run_processes(
             _kill(ranks)
             with suppress(OSError):  # something is kept there
                 logs.rmdir()
+
+
+def run_on_nodes(
+    nodes: int,
+    count: int,
+    arguments: Sequence[str],
+    *,
+    command: Sequence[str] = PROGRAM,
+) -> int:
+    """Start this program `count` times on each node of the SLURM job that this process is the batch script of, with
+    srun, and wait for all of them. srun kills at SIGTERM, and hands SIGUSR2 on, which says the same here.
+
+    Returns:
+        The highest exit code.
+    """
+    cores = max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", count)) // count)
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes * count}", f"--ntasks-per-node={count}",
+            f"--cpus-per-task={cores}", "--kill-on-bad-exit=1", "--quiet"]  # fmt: skip
+    process = subprocess.Popen([*srun, *command, *arguments], stdin=subprocess.DEVNULL, process_group=0)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(signal.SIGUSR2 if number == signal.SIGTERM else number)
+
+    with handling(FORWARDED, hand_on):
+        code = process.wait()
+    return 128 - code if code < 0 else code
 
 
 @dataclass
@@ -282,7 +333,8 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _num_gpus() -> int:
+def num_gpus() -> int:
+    """GPUs that this process sees."""
     import torch
 
     return torch.cuda.device_count()

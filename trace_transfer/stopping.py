@@ -52,13 +52,14 @@ class StopSignal:
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[StopSignal]:
-    """While it lasts SIGTERM (what clusters send before they take a machine away) is noted instead of killing."""
+    """While it lasts SIGTERM (what clusters send before they take a machine away) is noted instead of killing; so is
+    SIGUSR2, which schedulers are asked to send before the time is up."""
     stop = StopSignal()
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.requested = True
 
-    with handling([signal.SIGTERM], note):
+    with handling([signal.SIGTERM, signal.SIGUSR2], note):
         yield stop
 
 

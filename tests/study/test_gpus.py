@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from tests.study.run_directories import write_run
 from trace_transfer.errors import UserError
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
+from trace_transfer.study.resources import Resources
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.running import GpuPool, Scheduler, visible_gpus
+from trace_transfer.study.running import GpuPool, Here, visible_gpus
 from trace_transfer.study.status import StepStatus
 from trace_transfer.study.steps import Step
 
@@ -39,7 +41,7 @@ def test_none_is_handed_out_twice():
     assert (first, second, pool.take(2)) == (("0", "1"), ("2",), None)
     pool.give_back(first)
     assert (pool.take(3), pool.free) == (("0", "1", "3"), [])
-    with pytest.raises(UserError, match="processes: 5: one needs a GPU each, and 4 are to be had"):
+    with pytest.raises(UserError, match="resources or processes: a step wants 5 GPUs, and 4 are here"):
         pool.take(5)
     assert [GpuPool(()).take(count) for count in (1, 8)] == [(), ()]  # a machine without GPUs has room for all
 
@@ -57,17 +59,23 @@ class Pipe:
 
 
 @pytest.fixture
-def handed(monkeypatch):
+def handed(monkeypatch, tiny, tmp_path):
     """`handed(kinds, ...)`: which GPUs each step is begun with, in rounds; at the end of each the first one ends."""
 
-    def run(kinds: list[str], jobs: int, processes: int, gpus: tuple[str, ...]) -> list[list[tuple[str, object]]]:
+    file = write_run(tmp_path, tiny, methods=["sequential"], source=None)
+
+    def run(
+        kinds: list[str], jobs: int, processes: int, gpus: tuple[str, ...], resources: dict[str, dict[str, int]]
+    ) -> list[list[tuple[str, object]]]:
         steps = [Step(kind, {"number": number}) for number, kind in enumerate(kinds)]
-        graph = SimpleNamespace(run=SimpleNamespace(jobs=jobs, processes=processes))
+        asked = {kind: Resources(**values) for kind, values in resources.items()}
+        study = replace(load_run(file), jobs=jobs, processes=processes, resources=asked)
+        graph = SimpleNamespace(run=study, steps=())
         display = SimpleNamespace(begin=lambda *_: None, end=lambda *_: None)
         monkeypatch.setattr(running, "visible_gpus", lambda: gpus)
         monkeypatch.setattr(running, "context", lambda: None)
         monkeypatch.setattr(running.connection, "wait", lambda found, timeout: found[:1])
-        scheduler = Scheduler(graph, [StepStatus(step, None) for step in steps], None, display, StopSignal())
+        scheduler = Here(graph, [StepStatus(step, None) for step in steps], None, display, StopSignal())
         rounds: list[list[tuple[str, object]]] = []
 
         def begin(step, gpus):
@@ -87,27 +95,34 @@ def handed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kinds, jobs, processes, gpus, rounds",
+    "kinds, jobs, processes, gpus, resources, rounds",
     [
-        (["train"] * 3, 3, 2, ("0", "1", "GPU-a", "GPU-b"),
+        (["train"] * 3, 3, 2, ("0", "1", "GPU-a", "GPU-b"), {},
          [[("train", ("0", "1")), ("train", ("GPU-a", "GPU-b"))], [("train", ("0", "1"))], []]),
-        (["evaluate"] * 3, 2, 4, ("0", "1", "2", "3"),  # no more jobs than asked for
+        (["evaluate"] * 3, 2, 4, ("0", "1", "2", "3"), {},  # no more jobs than asked for
          [[("evaluate", ("0",)), ("evaluate", ("1",))], [("evaluate", ("0",))], []]),
-        (["evaluate", "train", "evaluate"], 3, 2, ("0", "1"),  # a large step is not overtaken for ever
+        (["evaluate", "train", "evaluate"], 3, 2, ("0", "1"), {},  # a large step is not overtaken for ever
          [[("evaluate", ("0",))], [("train", ("0", "1"))], [("evaluate", ("0",))]]),
-        (["train", "evaluate"], 2, 2, (), [[("train", ()), ("evaluate", ())], []]),
+        (["train", "evaluate"], 2, 2, (), {}, [[("train", ()), ("evaluate", ())], []]),
+        (["train", "baseline", "evaluate"], 3, 1, ("0", "1", "2"), {"default": {"gpus": 0}, "train": {"gpus": 2}},
+         [[("train", ("0", "1")), ("baseline", ()), ("evaluate", ())], [], []]),
+        (["train", "evaluate"], 1, 1, ("0", "1"), {"train": {"gpus": 2}},  # so do they one after another
+         [[("train", ("0", "1"))], [("evaluate", ("0",))]]),
     ],
 )  # fmt: skip
-def test_who_gets_which(handed, kinds, jobs, processes, gpus, rounds):
-    assert handed(kinds, jobs=jobs, processes=processes, gpus=gpus) == rounds
+def test_who_gets_which(handed, kinds, jobs, processes, gpus, resources, rounds):
+    assert handed(kinds, jobs=jobs, processes=processes, gpus=gpus, resources=resources) == rounds
 
 
 def test_more_processes_than_gpus_are_refused_in_the_plan(tiny, tmp_path, monkeypatch):
-    from trace_transfer import launching
     from trace_transfer.study.checking import check_plan
     from trace_transfer.study.graph import build_graph
 
-    monkeypatch.setattr(launching, "_num_gpus", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     file = write_run(tmp_path, tiny, methods=["sequential"], processes=3)
     with pytest.raises(UserError, match=r"processes: 3: one needs a GPU each, and this machine has 2"):
         check_plan(build_graph(load_run(file)))
+    file = write_run(tmp_path, tiny, methods=["sequential"], resources={"evaluate": {"gpus": 4}})
+    with pytest.raises(UserError, match=r"resources.evaluate: 4: one needs a GPU each, and this machine has 2"):
+        check_plan(build_graph(load_run(file)))
+    check_plan(build_graph(load_run(file)), elsewhere=True)

@@ -18,17 +18,32 @@ from trace_transfer.cli.options import FILE, OUT_DIRECTORY, say_next
     type=click.IntRange(min=1),
     help="Number of steps that run at the same time. Default: that of the file, or 1.",
 )
+@click.option(
+    "--executor",
+    type=click.Choice(("local", "slurm")),
+    default="local",
+    show_default=True,
+    help="Run the steps on this machine, or each as a job of SLURM.",
+)
+@click.option("--status", "looks", is_flag=True, help="Only print the jobs of the steps that are not finished.")
+@click.option("--cancel", is_flag=True, help="Only cancel the jobs of this study.")
 @click.option("--dry-run", is_flag=True, help="Print which steps would run, and why; run nothing, write nothing.")
 @click.option("--rebuild", is_flag=True, help="Run steps again if their files were changed by hand.")
 @click.option("--prune", is_flag=True, help="Only remove steps that the file no longer needs.")
-def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, rebuild: bool, prune: bool) -> None:
+def run_command(
+    file: Path, out: Path | None, jobs: int | None, executor: str, looks: bool, cancel: bool, dry_run: bool,
+    rebuild: bool, prune: bool,
+) -> None:  # fmt: skip
     """Run a study from task data to report: identify, match, carry, train, evaluate, compare.
 
     Runs only the steps that are not up to date, so a changed setting reruns only what depends on it. If it is
     interrupted, the same command resumes. Writes report.html and report.md, run.json, summary.json and steps/.
 
+    With --executor slurm, the jobs go on if the command ends; the same command then watches them again.
+
     \b
         trace-transfer run examples/quickstart/run.yaml
+        trace-transfer run study.yaml --executor slurm
     """
     from dataclasses import replace
 
@@ -52,22 +67,35 @@ def run_command(file: Path, out: Path | None, jobs: int | None, dry_run: bool, r
         removed = prune_steps(graph, run.out)
         click.echo(f"removed {several(len(removed), 'step')}" + (":\n" + "\n".join(removed) if removed else ""))
         return
+    if cancel:
+        from trace_transfer.study.cluster import cancel_jobs
+
+        ended = cancel_jobs(graph, run.out)
+        click.echo(f"{len(ended)} jobs cancelled" + (f": {' '.join(job.id for job in ended)}" if ended else ""))
+        return
     status = read_status(graph, run.out, rebuild=rebuild)
+    if looks:
+        from trace_transfer.study.cluster import jobs_of
+        from trace_transfer.study.show import render_jobs
+
+        click.echo(render_jobs(graph, status, jobs_of(status, run.out)))
+        return
     if dry_run:
         from trace_transfer.study.checking import check_plan, excess_here
         from trace_transfer.study.show import render_run_plan
 
-        click.echo(render_run_plan(graph, status, check_plan(graph, elsewhere=True)))
-        if excess := excess_here(graph):
+        click.echo(render_run_plan(graph, status, check_plan(graph, elsewhere=True), jobs=executor == "slurm"))
+        if executor == "local" and (excess := excess_here(graph)):
             click.echo(f"! {excess}: here it would be refused")
         return
 
     from trace_transfer.stopping import stop_on_sigterm
+    from trace_transfer.study.cluster import SCHEDULERS
     from trace_transfer.study.running import run_to_the_end
     from trace_transfer.study.show import Display, render_run
 
     with stop_on_sigterm() as stop:
-        done = run_to_the_end(graph, status, Display(), stop)
+        done = run_to_the_end(graph, status, Display(), stop, SCHEDULERS[executor])
     click.echo(render_run(done.summary, done.files))
     say_next(done.files)
 

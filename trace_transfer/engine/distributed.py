@@ -25,7 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from trace_transfer.errors import TraceTransferError, TrainingError, UserError, first_line
-from trace_transfer.launching import Place, place_among_ranks
+from trace_transfer.launching import VARIABLES, Place, launcher_variables, place_among_ranks
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.stopping import endable
 
@@ -136,7 +136,7 @@ class Ranks:
 
 @contextmanager
 def open_ranks() -> Iterator[Ranks]:
-    """Join the processes that a launcher (torchrun, deepspeed) started, or be alone without any network port.
+    """Join the processes that a launcher (torchrun, srun) started, or be alone without any network port.
 
     Everything is undone at the end, so that the next task starts from nothing.
 
@@ -147,11 +147,11 @@ def open_ranks() -> Iterator[Ranks]:
     """
     with quiet():
         deepspeed = deepspeed_library()
-    place, hook, environment = place_among_ranks(), sys.excepthook, os.environ.get("LOCAL_RANK")
+    place, hook, environment = place_among_ranks(), sys.excepthook, dict(os.environ)
     device = _device_of(place)
     mine = not torch.distributed.is_initialized()
     try:
-        os.environ["LOCAL_RANK"] = str(place.local_rank)
+        os.environ |= {**launcher_variables(environment), "LOCAL_RANK": str(place.local_rank)}
         with quiet():
             backend = "nccl" if device.type == "cuda" else "gloo"
             if mine:
@@ -172,8 +172,9 @@ def open_ranks() -> Iterator[Ranks]:
             with quiet():
                 deepspeed.comm.destroy_process_group()
             sys.excepthook = hook
-        if environment is None:
-            os.environ.pop("LOCAL_RANK", None)
+        for name in VARIABLES:
+            if name not in environment:
+                os.environ.pop(name, None)
 
 
 def _device_of(place: Place) -> torch.device:

@@ -14,21 +14,22 @@ from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.identification.scoring import check_settings
-from trace_transfer.launching import excess_of
+from trace_transfer.launching import excess_of, num_gpus
 from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.study.graph import RunGraph, build_graph
 from trace_transfer.study.run_file import Cell
-from trace_transfer.study.steps import LAUNCHED
 
 
 def excess_here(graph: RunGraph) -> str | None:
-    """How many more processes a step wants than this machine has room for."""
-    wanted = graph.run.processes
-    if wanted == 1 or not any(step.kind in LAUNCHED for step in graph.steps):
-        return None
-    excess = excess_of(wanted)
-    return f"processes: {wanted}: {excess}" if excess else None
+    """What more a step wants than this machine has room for."""
+    run, here = graph.run, bool(num_gpus())
+    for kind in dict.fromkeys(step.kind for step in graph.steps):
+        wanted = run.gpus_of(kind) if here else run.processes_of(kind, gpus=False)
+        if wanted > 1 and (excess := excess_of(wanted)):
+            where = "processes" if run.resources_of(kind).gpus is None else f"resources.{kind}"
+            return f"{where}: {wanted}: {excess}"
+    return None
 
 
 def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[TaskData, ...]]:
@@ -78,7 +79,7 @@ def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[T
             problems.append(str(error))
     if not elsewhere and (excess := excess_here(graph)):
         problems.append(excess)
-    for section, device in _devices(graph):
+    for section, device in () if elsewhere else _devices(graph):
         try:
             if run.jobs > 1 and re.fullmatch(r"cuda:[1-9]\d*", device):
                 raise UserError(

@@ -1,15 +1,10 @@
-"""What each kind of step does: from its ticket and the directories of the steps before it to the files in its own.
-
-A ticket is plain JSON, so that other processes, a launcher's ranks among them, can do the same step.
-"""
+"""What each kind of step does: from its ticket and the directories of the steps before it to the files in its own."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +31,11 @@ from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Reporter, Silent
-from trace_transfer.records import library_versions, read_artefact, read_fields, to_json
+from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.represent.representing import plan_representation, run_representation
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.stopping import StopSignal
+from trace_transfer.study.steps import Ticket
 from trace_transfer.training.records import StreamFile
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream
@@ -47,47 +43,7 @@ from trace_transfer.training.streaming import run_stream
 from trace_transfer.transfer.mapping import carry_along, plan_map, run_map
 from trace_transfer.transfer.settings import MapSettings
 
-TICKET, TASKS, SCORES, BASELINE = "ticket.json", "tasks.yaml", "scores.json", "evaluation.json"
-CACHE = "cache"
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """All that a process needs to do a step: see `steps.Step`; `needs` are the directories of the steps before it."""
-
-    kind: str
-    out: str
-    cache: str
-    settings: Mapping[str, Any]
-    needs: Mapping[str, str]
-    arguments: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, file: Path) -> Ticket:
-        return read_fields(file, cls)
-
-    def write(self) -> Path:
-        file = self.directory / TICKET
-        write_text(file, json.dumps(asdict(self), indent=1))
-        return file
-
-    @property
-    def directory(self) -> Path:
-        return Path(self.out)
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        return tuple(self.arguments["rules"])
-
-    @property
-    def given(self) -> Mapping[str, Any]:
-        """Settings as they were given."""
-        found: Mapping[str, Any] = self.arguments["given"]
-        return found
-
-    def before(self, name: str) -> Path:
-        """The directory of a step that it needs."""
-        return Path(self.needs[name])
+TASKS, SCORES, BASELINE = "tasks.yaml", "scores.json", "evaluation.json"
 
 
 Kind = Callable[[Ticket, Reporter, StopSignal], None]

@@ -26,6 +26,7 @@ Paths are relative to the file. Reads the file's text and whether the files that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
@@ -55,6 +56,8 @@ from trace_transfer.study.methods import (
     section_values,
     takes_part,
 )
+from trace_transfer.study.resources import DEFAULT, Resources, merged
+from trace_transfer.study.steps import LAUNCHED, VERSIONS
 from trace_transfer.training.settings import StreamSettings, paper_training, seed_of_draw
 from trace_transfer.transfer.settings import MapSettings
 
@@ -103,6 +106,7 @@ class RunKeys(Settings):
     sweeps: Any = setting(None, "Axis → the values that it takes.")
     jobs: Count = setting(1, "Steps at a time.")
     processes: Count = setting(1, "Processes that share each training.")
+    resources: Any = setting(dict, "Kind of step, or `default` → the GPUs, hours, partition … that it has.")
     keep: Literal["core", "all", "none"] = setting(
         "core", "Patches that outlive their scoring: those of core sets, all (and the models), or none."
     )
@@ -223,6 +227,7 @@ class Study:
     jobs: int = 1
     processes: int = 1
     keep: str = "core"
+    resources: Mapping[str, Resources] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -236,6 +241,20 @@ class Study:
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    def resources_of(self, kind: str) -> Resources:
+        """What steps of a kind have."""
+        return self.resources.get(kind, self.resources.get(DEFAULT, Resources()))
+
+    def processes_of(self, kind: str, *, gpus: bool) -> int:
+        """Processes that share a step of a kind: one a GPU, where there are `gpus` and it says how many it has."""
+        wanted = self.resources_of(kind).num_gpus if gpus else None
+        return (wanted or self.processes) if kind in LAUNCHED else 1
+
+    def gpus_of(self, kind: str) -> int:
+        """GPUs that a step of a kind has, where there are any."""
+        wanted = self.resources_of(kind).num_gpus
+        return self.processes_of(kind, gpus=True) if wanted is None else wanted
 
     def shown(self, model: str | None) -> str | None:
         """A model or file as a reader elsewhere can name it: relative to the run file, where it lies beside that."""
@@ -312,7 +331,7 @@ class _Reader:
         run = Study(
             self.file, name, target, source, place, tasks, suite, methods, self._reference(methods), keys.seeds,
             keys.orders, sections, rules=rules, represent=represented, jobs=keys.jobs, processes=keys.processes,
-            keep=keys.keep, draws=keys.draws,
+            keep=keys.keep, draws=keys.draws, resources=self._resources(),
         )  # fmt: skip
         run = replace(run, sweeps=self._sweeps(run), tuning=self._tuning(run))
         run = replace(run, comparisons=self._comparisons(run))
@@ -442,6 +461,24 @@ class _Reader:
         found: str = self.keys.reference or names[0]
         if found not in names:
             self.problems.append(f"reference: no method '{found}' in this run, {suggestion(found, names)}")
+        return found
+
+    def _resources(self) -> dict[str, Resources]:
+        """Of each kind that has its own, and the default."""
+        given = self.keys.resources
+        if not isinstance(given, Mapping) or not all(isinstance(one, Mapping) for one in given.values()):
+            self.problems.append(f"resources: found {given!r}, expected kind: {{gpus: …, hours: …}}")
+            return {}
+        known = (DEFAULT, *VERSIONS)
+        unknown = [str(kind) for kind in given if kind not in known]
+        self.problems += [f"resources: no kind of step '{kind}', {suggestion(kind, known)}" for kind in unknown]
+        default = given.get(DEFAULT, {})
+        found = {DEFAULT: self._keys(Resources, default, f"resources.{DEFAULT}.")}
+        for kind, own in given.items():
+            if kind in VERSIONS:
+                self._keys(Resources, own, f"resources.{kind}.")
+                with suppress(SettingsError):  # told above
+                    found[kind] = Resources(**merged(default, own))
         return found
 
     def _represented(self, methods: Sequence[RunMethod]) -> tuple[str, ...]:

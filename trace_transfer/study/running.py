@@ -24,6 +24,7 @@ from trace_transfer.launching import place_among_ranks
 from trace_transfer.locking import held
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.finished_run import read_run
+from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile, Summary, Tuning
 from trace_transfer.reporting.report import HTML, MARKDOWN, write_pages
 from trace_transfer.reporting.summarising import summarise
@@ -31,11 +32,10 @@ from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.study.checking import check_plan
 from trace_transfer.study.graph import RunGraph, build_graph
-from trace_transfer.study.kinds import CACHE, Ticket
 from trace_transfer.study.show import Display
-from trace_transfer.study.status import RECORD, StepStatus, read_status
-from trace_transfer.study.steps import LAUNCHED, Step
-from trace_transfer.study.worker import VISIBLE, context, work
+from trace_transfer.study.status import LOG, RECORD, StepStatus, read_status
+from trace_transfer.study.steps import Step, order_of
+from trace_transfer.study.worker import ENDS, VISIBLE, Share, clear, context, work
 from trace_transfer.tables import to_csv
 
 RUN = "run.json"
@@ -55,38 +55,38 @@ class _Running:
     ended: tuple[str, str] = ("", "")
 
 
-def run_graph(graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal) -> RunFile:
-    """Run what is to be run, and write `run.json`, in a directory that is held.
-
-    Raises:
-        StopRequested: SIGTERM came, and all steps at work have saved what they had.
-        UserError, TraceTransferError: a step failed, told with its cells; those beside it were finished first.
-    """
-    claim(graph, out)
-    remove_leftovers(out)
-    Scheduler(graph, status, out, display, stop).run()
-    while graph.waiting:  # for learning rates, which what was just finished decides
-        graph = build_graph(graph.run)
-        Scheduler(graph, read_status(graph, out), out, display, stop).run()
-    record = run_record(graph, out)
-    _write_if_other(out / RUN, to_json(record))
-    return record
-
-
 class Scheduler:
-    """Begins each step once all that it needs is finished, as many at a time as the run says."""
+    """Follows every step to its end. Who does them is for those that are made of it: `Here`, and `cluster.Slurm`."""
+
+    going_on = "stopped by SIGTERM with {steps} to do; the same command goes on"
 
     def __init__(
         self, graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal
     ) -> None:
         self.graph, self.out, self.display, self.stop = graph, out, display, stop
-        self.jobs, self.processes = graph.run.jobs, graph.run.processes
+        for one in status:
+            if one.stale:
+                clear(out / one.step.directory)
         self.waiting = [one.step for one in status if one.record is None]
         self.finished = {one.step.address for one in status if one.record is not None}
-        self.running: list[_Running] = []
+        self.running: list[Any] = []
         self.failed: list[tuple[str, str, str]] = []
-        self.gpus = GpuPool(visible_gpus()) if self.waiting and self.jobs > 1 else None
-        self.context = context() if self.waiting else None
+
+    def start(self) -> None:
+        """Begin with what can be begun: from `waiting` to `running`."""
+        raise NotImplementedError
+
+    def listen(self) -> None:
+        """Show how far the steps are, and see who is done; waits a little."""
+        raise NotImplementedError
+
+    def hand_on(self) -> None:
+        """Tell the steps at work that they are to stop."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Whatever came: nobody looks any more at what is still at work."""
+        raise NotImplementedError
 
     def run(self) -> None:
         """Until nothing waits; raises as `run_graph`."""
@@ -100,91 +100,22 @@ class Scheduler:
                     self.listen()
                     self.display.look()
                     if self.stop.requested:
-                        self._hand_on()
+                        self.hand_on()
                     if (self.stop.requested or self.failed) and not self.running:
                         break
             finally:
-                for one in self.running:
-                    one.process.kill()
-                    one.process.join()
+                self.leave()
         if self.failed:
             text = "\n".join(f"{label}: {message}" for label, _, message in self.failed)
             raise (UserError if all(how == "user error" for _, how, _ in self.failed) else TraceTransferError)(text)
         if self.waiting:
-            raise StopRequested(f"stopped by SIGTERM with {len(self.waiting)} steps to do; the same command goes on")
+            raise StopRequested(self.going_on.format(steps=several(len(self.waiting), "step")))
 
-    def start(self) -> None:
-        """Begin with what can be begun."""
-        if self.stop.requested or self.failed:
-            return
-        for step in list(self.waiting):
-            if len(self.running) >= self.jobs:
-                return
-            if all(needed.address in self.finished for needed in step.needs.values()):
-                gpus = self.gpus.take(self.processes if step.kind in LAUNCHED else 1) if self.gpus else None
-                if self.gpus and gpus is None:
-                    return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
-                self.waiting.remove(step)
-                with interruption_held_back():
-                    self.running.append(self._begin(step, gpus))
-                self.display.begin(step.address, self.running[-1].label)
-
-    def _begin(self, step: Step, gpus: tuple[str, ...] | None) -> _Running:
-        directory = self.out / step.directory
-        prepare_directory(directory)
-        needs = {name: str((self.out / needed.directory).absolute()) for name, needed in step.needs.items()}
-        ticket = Ticket(
-            step.kind, str(directory.absolute()), str((self.out / CACHE).absolute()), step.settings, needs,
-            step.arguments,
-        )  # fmt: skip
-        record = {"kind": step.kind, "address": step.address, "settings": step.settings, "inputs": step.all_inputs}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        sharing = self.jobs * (self.processes if step.kind in LAUNCHED else 1)
-        threads = max(1, cores // sharing) if self.jobs > 1 else None
-        assert self.context is not None  # there was something to do
-        receiving, sending = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=work, args=(ticket, record, threads, gpus, self.processes, sending))
-        process.start()
-        sending.close()
-        return _Running(step, process, receiving, gpus, self.graph.label(step))
-
-    def listen(self) -> None:
-        """Show what the processes say, and see who is done."""
-        by_events = {one.events: one for one in self.running}
-        for ready in connection.wait(list(by_events), LOOK_EVERY):
-            one = by_events[ready]
-            try:
-                event = one.events.recv()
-            except (EOFError, OSError):  # OSError where it was killed while it sent something
-                one.process.join()
-                one.events.close()
-                self.running.remove(one)
-                if self.gpus and one.gpus:
-                    self.gpus.give_back(one.gpus)
-                self._ended(one)
-                continue
-            if event[0] in ("done", "interrupted", "stopped", "user error", "error"):
-                one.ended = event
-            else:
-                self.display.show(one.step.address, one.label, event)
-
-    def _ended(self, one: _Running) -> None:
-        how, message = one.ended
-        self.display.end(one.step.address, one.label, how == "done")
-        if how == "done":
-            self.finished.add(one.step.address)
-            for step in (one.step, *one.step.needs.values()):
-                self._let_go(step)
-        elif how == "stopped" or (not how and self.stop.requested and one.process.exitcode == -signal.SIGTERM):
-            self.waiting.append(one.step)  # perhaps before it could note the signal, or after it had saved
-        elif how == "interrupted":
-            raise KeyboardInterrupt
-        else:
-            log = self.out / one.step.directory / "log.txt"
-            killed = (
-                f"its process ended with exit code {one.process.exitcode} (out of memory, or killed); {log} says more"
-            )
-            self.failed.append((one.label, how, message or killed))
+    def done(self, step: Step) -> None:
+        """Note that it is finished."""
+        self.finished.add(step.address)
+        for one in (step, *step.needs.values()):
+            self._let_go(one)
 
     def _let_go(self, step: Step) -> None:
         """Remove a step's large files once all that read them are finished, and say so in its record."""
@@ -202,12 +133,117 @@ class Scheduler:
         for place in places:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
 
-    def _hand_on(self) -> None:
+
+class Here(Scheduler):
+    """Steps on this machine, as many at a time as the run says, each begun once all that it needs is finished."""
+
+    running: list[_Running]
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.jobs, visible = self.graph.run.jobs, visible_gpus() if self.waiting else ()
+        self.on_gpus = bool(visible)
+        self.gpus = GpuPool(visible) if self.jobs > 1 or self.graph.run.resources else None
+        self.context = context() if self.waiting else None
+
+    def start(self) -> None:
+        if self.stop.requested or self.failed:
+            return
+        for step in list(self.waiting):
+            if len(self.running) >= self.jobs:
+                return
+            if all(needed.address in self.finished for needed in step.needs.values()):
+                gpus = self.gpus.take(self.graph.run.gpus_of(step.kind)) if self.gpus else None
+                if self.gpus and gpus is None:
+                    return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
+                self.waiting.remove(step)
+                with interruption_held_back():
+                    self.running.append(self._begin(step, gpus))
+                self.display.begin(step.address, self.running[-1].label)
+
+    def _begin(self, step: Step, gpus: tuple[str, ...] | None) -> _Running:
+        ticket, record = order_of(step, self.out)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = self.graph.run.processes_of(step.kind, gpus=self.on_gpus)
+        threads = max(1, cores // (self.jobs * processes)) if self.jobs > 1 else None
+        assert self.context is not None  # there was something to do
+        receiving, sending = self.context.Pipe(duplex=False)
+        share = Share(processes, threads=threads, gpus=gpus)
+        process = self.context.Process(target=work, args=(ticket, record, share, sending))
+        process.start()
+        sending.close()
+        return _Running(step, process, receiving, gpus, self.graph.label(step))
+
+    def listen(self) -> None:
+        by_events = {one.events: one for one in self.running}
+        for ready in connection.wait(list(by_events), LOOK_EVERY):
+            one = by_events[ready]
+            try:
+                event = one.events.recv()
+            except (EOFError, OSError):  # OSError where it was killed while it sent something
+                one.process.join()
+                one.events.close()
+                self.running.remove(one)
+                if self.gpus and one.gpus:
+                    self.gpus.give_back(one.gpus)
+                self._ended(one)
+                continue
+            if event[0] in ENDS:
+                one.ended = event
+            else:
+                self.display.show(one.step.address, one.label, event)
+
+    def _ended(self, one: _Running) -> None:
+        how, message = one.ended
+        self.display.end(one.step.address, one.label, how == "done")
+        if how == "done":
+            self.done(one.step)
+        elif how == "stopped" or (not how and self.stop.requested and one.process.exitcode == -signal.SIGTERM):
+            self.waiting.append(one.step)  # perhaps before it could note the signal, or after it had saved
+        elif how == "interrupted":
+            raise KeyboardInterrupt
+        else:
+            log = self.out / one.step.directory / LOG
+            killed = (
+                f"its process ended with exit code {one.process.exitcode} (out of memory, or killed); {log} says more"
+            )
+            self.failed.append((one.label, how, message or killed))
+
+    def hand_on(self) -> None:
         for one in self.running:
             if one.process.is_alive():
                 with suppress(ProcessLookupError):
                     os.kill(one.process.pid, signal.SIGTERM)
         time.sleep(LOOK_EVERY)
+
+    def leave(self) -> None:
+        for one in self.running:
+            one.process.kill()
+            one.process.join()
+
+
+def run_graph(
+    graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal,
+    scheduler: type[Scheduler] = Here,
+) -> RunFile:  # fmt: skip
+    """Run what is to be run, and write `run.json`, in a directory that is held.
+
+    Args:
+        scheduler: who does the steps.
+
+    Raises:
+        StopRequested: SIGTERM came, and all steps at work have saved what they had.
+        UserError, TraceTransferError: a step failed, told with its cells; those beside it were finished first.
+    """
+    claim(graph, out)
+    remove_leftovers(out)
+    scheduler(graph, status, out, display, stop).run()
+    while graph.waiting:  # for learning rates, which what was just finished decides
+        graph = build_graph(graph.run)
+        scheduler(graph, read_status(graph, out), out, display, stop).run()
+    record = run_record(graph, out)
+    _write_if_other(out / RUN, to_json(record))
+    return record
 
 
 def claim(graph: RunGraph, out: Path) -> None:
@@ -300,7 +336,7 @@ class GpuPool:
         if not self.gpus:
             return ()
         if count > len(self.gpus):
-            raise UserError(f"processes: {count}: one needs a GPU each, and {len(self.gpus)} are to be had")
+            raise UserError(f"resources or processes: a step wants {count} GPUs, and {len(self.gpus)} are here")
         if count > len(self.free):
             return None
         taken, self.free = self.free[:count], self.free[count:]
@@ -339,7 +375,10 @@ class Finished:
     files: tuple[Path, ...]
 
 
-def run_to_the_end(graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal) -> Finished:
+def run_to_the_end(
+    graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal,
+    scheduler: type[Scheduler] = Here,
+) -> Finished:  # fmt: skip
     """Check everything if anything is to be run, run it, and write what it says; raises as `running.run_graph`.
 
     Raises:
@@ -352,9 +391,9 @@ def run_to_the_end(graph: RunGraph, status: Sequence[StepStatus], display: Displ
         )
     out, anew = graph.run.out, any(one.record is None for one in status)
     if anew:
-        check_plan(graph)
+        check_plan(graph, elsewhere=scheduler is not Here)
     with held(out):
-        record = run_graph(graph, status, out, display, stop)
+        record = run_graph(graph, status, out, display, stop, scheduler)
         return Finished(record, *finish(out, anew=anew))
 
 

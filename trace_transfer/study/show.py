@@ -10,13 +10,15 @@ from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import TUNING
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
-from trace_transfer.tables import to_text
+from trace_transfer.study.steps import LAUNCHED, Step
+from trace_transfer.tables import Table, to_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trace_transfer.data.examples import TaskData
     from trace_transfer.reporting.records import Summary
+    from trace_transfer.study.cluster import Job
     from trace_transfer.study.graph import RunGraph
     from trace_transfer.study.status import StepStatus
 
@@ -32,12 +34,14 @@ from trace_transfer.progress import EVERY, Counted, bars, passed, shows_bars
 
 
 def render_run_plan(
-    graph: RunGraph, status: Sequence[StepStatus], read: Mapping[str, Sequence[TaskData]] | None = None
-) -> str:
+    graph: RunGraph, status: Sequence[StepStatus], read: Mapping[str, Sequence[TaskData]] | None = None, *,
+    jobs: bool = False,
+) -> str:  # fmt: skip
     """For `--dry-run`.
 
     Args:
         read: `source` or `target` → the tasks as its model reads them.
+        jobs: whether each step will be a job of a cluster's scheduler.
     """
     run = graph.run
     counts = Counter("tuning" if cell.axis == TUNING else "sweep" if cell.axis else "main" for cell, _ in graph.cells)
@@ -59,10 +63,41 @@ def render_run_plan(
     if done:
         lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in done.items())]
     lines += ["", f"{several(len(todo), 'step')} to run, {len(status) - len(todo)} up to date"]
+    if jobs:
+        lines += _job_lines(graph, [one.step for one in todo])
     for what, tasks in (read or {}).items():
         if shown := example_lines(tasks):
             lines += ["", f"read by the {what}:", *shown[1:]]
     return "\n".join(lines)
+
+
+def _job_lines(graph: RunGraph, todo: Sequence[Step]) -> list[str]:
+    """What the jobs of the steps to run ask for, kind by kind, and what they would without sharing."""
+    alone = Counter(step.kind for _, steps in graph.cells for step in steps.values())
+    rows, total = [], 0.0
+    for kind, count in Counter(step.kind for step in todo).items():
+        asked, launched = graph.run.resources_of(kind), kind in LAUNCHED
+        num_gpus = (asked.gpus or 0) * (asked.nodes if launched else 1)
+        hours = count * num_gpus * asked.hours
+        total += hours
+        where = ", ".join(filter(None, (asked.partition, asked.account, asked.constraint)))
+        rows.append([kind, count, alone[kind] or count, num_gpus, f"{asked.hours:g}", f"{hours:,.0f}", where])
+    head = ("kind", "jobs", "without sharing", "GPUs each", "hours at most", "GPU hours at most", "where")
+    table = to_text(Table("jobs", "Jobs", tuple(head), tuple(tuple(map(str, row)) for row in rows)))
+    return ["", table, f"{several(len(todo), 'job')}, {total:,.0f} GPU hours at most"]
+
+
+def render_jobs(graph: RunGraph, status: Sequence[StepStatus], jobs: Sequence[tuple[Step, Job | None, str]]) -> str:
+    """For `--status`: a line for each step that is not finished, and a count."""
+    states = Counter("no job" if job is None else job.state.lower() or "unknown" for _, job, _ in jobs)
+    lines = [
+        f"{graph.label(step)}: " + (f"job {job.id}, {job.state.lower() or 'unknown'}" if job else "no job")
+        + (f": {said}" if said else "")
+        for step, job, said in jobs
+    ]  # fmt: skip
+    counts = [f"{several(len(status), 'step')}: {len(status) - len(jobs)} finished"]
+    counts += [f"{count} {state}" for state, count in states.items()]
+    return "\n".join([*lines, ", ".join(counts)])
 
 
 def render_run(summary: Summary, files: Sequence[Path]) -> str:
@@ -171,6 +206,10 @@ class Display:
                 self._print(f"{label}: done", style="dim")
         elif well:
             self._print(f"{label}: done, {passed(step.begun)} ({self.counts[0]} of {self.counts[1]} steps)")
+
+    def note(self, text: str) -> None:
+        """Say something of the run as a whole."""
+        self._print(text)
 
     def _print(self, text: str, **style: Any) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True, **style)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.files import PART, sha256_file, write_text
@@ -16,22 +16,26 @@ from trace_transfer.locking import held
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.records import StepFile
-from trace_transfer.study.graph import RunGraph
-from trace_transfer.study.steps import Step
+from trace_transfer.study.steps import TICKET, Step
 from trace_transfer.text_formats import read_json_object
 
+if TYPE_CHECKING:
+    from trace_transfer.study.graph import RunGraph
+
 RECORD, LOG, LOCK, SEEN, TIME = "step.json", "log.txt", ".lock", ".seen.json", ".time.json"
-OWN = (RECORD, LOG, LOCK, SEEN, TIME, "ticket.json")
+OWN = (RECORD, LOG, LOCK, SEEN, TIME, TICKET)
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class StepStatus:
-    """`record` of a step that is up to date, or None and the `reason` why it is to be run."""
+    """`record` of a step that is up to date, or None and the `reason` why it is to be run; one that is `stale` was
+    finished, and its files are not what is wanted now."""
 
     step: Step
     record: StepFile | None
     reason: str = ""
+    stale: bool = False
 
 
 def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[StepStatus, ...]:
@@ -47,11 +51,14 @@ def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[S
     changed: list[str] = []
     past = _past(graph, out)
     for step in graph.steps:
-        record, reason = _record(step, out)
+        stale = (out / step.directory / RECORD).is_file()
+        record, reason = _record(step, out) if stale else (None, _begun(out / step.directory))
         if record is not None and (problems := changes(out / step.directory, record)):
             changed += [f"{step.directory}/{problem}" for problem in problems]
             record, reason = None, f"changed by hand: {', '.join(problems[:SHOWN])}"
-        found[step.address] = StepStatus(step, record, reason or ("" if record else _why(step, past)))
+        found[step.address] = StepStatus(
+            step, record, reason or ("" if record else _why(step, past)), stale and record is None
+        )  # fmt: skip
     if changed and not rebuild:
         raise UserError(
             f"{out}: files of finished steps are not as these made them; put them back, or give --rebuild to run their "
@@ -62,7 +69,7 @@ def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[S
         waiting = [other for other in graph.dependants(step) if found[other.address].record is None]
         if status.record is not None and status.record.removed and waiting:
             reason = f"its large files were removed (keep: …), and {waiting[0].kind} needs them"
-            found[step.address] = StepStatus(step, None, reason)
+            found[step.address] = StepStatus(step, None, reason, stale=True)
     return tuple(found[step.address] for step in graph.steps)
 
 
@@ -118,12 +125,18 @@ def _mark(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
+def is_finished(step: Step, out: Path) -> bool:
+    """Whether its record is there; its files are not looked at."""
+    return (out / step.directory / RECORD).is_file() and _record(step, out)[0] is not None
+
+
+def _begun(directory: Path) -> str:
+    return "begun and not finished: goes on" if (directory / TICKET).is_file() else ""
+
+
 def _record(step: Step, out: Path) -> tuple[StepFile | None, str]:
-    directory = out / step.directory
-    if not (directory / RECORD).is_file():
-        return None, "begun and not finished: goes on" if (directory / "ticket.json").is_file() else ""
     try:
-        record: StepFile = read_artefact(directory / RECORD, StepFile)
+        record: StepFile = read_artefact(out / step.directory / RECORD, StepFile)
     except ArtefactError as error:
         return None, f"its record cannot be used ({error})"
     return (record, "") if record.address == step.address else (None, "its record is of another step")

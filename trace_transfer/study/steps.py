@@ -1,16 +1,20 @@
-"""The step of a study: its kind, what decides its files, and the address that follows from it."""
+"""The step of a study: its kind, what decides its files, the address that follows, and the ticket with which any
+process can do it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from trace_transfer.files import sha256_text
+from trace_transfer.files import prepare_directory, sha256_text, write_text
+from trace_transfer.records import read_fields
 
 SHORT = 12
+TICKET, CACHE = "ticket.json", "cache"
 # To be counted up where a change of this program makes a step's files differ: what was made before is made again.
 VERSIONS = {
     "warm-start": 1,
@@ -66,3 +70,53 @@ class Step:
     def directory(self) -> str:
         """Relative to the run's."""
         return f"steps/{self.kind}-{self.address[:SHORT]}"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """All that a process needs to do a step; `needs` are the directories of the steps before it. Plain JSON, so that
+    other processes, a launcher's ranks among them, can do the same step."""
+
+    kind: str
+    out: str
+    cache: str
+    settings: Mapping[str, Any]
+    needs: Mapping[str, str]
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> Ticket:
+        return read_fields(file, cls)
+
+    def write(self) -> Path:
+        file = self.directory / TICKET
+        write_text(file, json.dumps(asdict(self), indent=1))
+        return file
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.out)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        return tuple(self.arguments["rules"])
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """Settings as they were given."""
+        found: Mapping[str, Any] = self.arguments["given"]
+        return found
+
+    def before(self, name: str) -> Path:
+        """The directory of a step that it needs."""
+        return Path(self.needs[name])
+
+
+def order_of(step: Step, out: Path) -> tuple[Ticket, dict[str, Any]]:
+    """What whoever does a step is told: its ticket, and what will stand in its record."""
+    directory = prepare_directory((out / step.directory).absolute())
+    needs = {name: str((out / needed.directory).absolute()) for name, needed in step.needs.items()}
+    ticket = Ticket(
+        step.kind, str(directory), str((out / CACHE).absolute()), step.settings, needs, step.arguments
+    )  # fmt: skip
+    return ticket, {"kind": step.kind, "address": step.address, "settings": step.settings, "inputs": step.all_inputs}

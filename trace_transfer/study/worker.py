@@ -11,6 +11,7 @@ import gc
 import json
 import multiprocessing
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -22,9 +23,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol
 
 from pydantic import NonNegativeFloat
 
@@ -36,13 +37,11 @@ from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
 from trace_transfer.records import library_versions, read_artefact, read_fields, to_json
 from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
-from trace_transfer.study.steps import LAUNCHED
+from trace_transfer.study.steps import LAUNCHED, TICKET, Ticket
 from trace_transfer.training.records import StreamFile
 
-if TYPE_CHECKING:
-    from trace_transfer.study.kinds import Ticket
-
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ENDS = ("done", "interrupted", "stopped", "user error", "error")  # how a step may end
 LOOK_EVERY = 1.0  # s between looks at what the processes of a step say
 READ_BACK = 8192  # bytes at the end of a log in which its last line lies
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
@@ -69,8 +68,8 @@ def _nothing() -> None:
 class Piped:
     """Reports progress to the process that shows it, and to the step's log."""
 
-    def __init__(self, connection: Connection, log: IO[str]) -> None:
-        self.connection, self.number = connection, 0
+    def __init__(self, listener: Listener, log: IO[str]) -> None:
+        self.listener, self.number = listener, 0
         self.log, self.lines = log, Lines(self.write)
 
     @contextmanager
@@ -100,20 +99,41 @@ class Piped:
 
     def send(self, *event: Any) -> None:
         with suppress(OSError):  # nobody looks any more; this process ends with its parent
-            self.connection.send(event)
+            self.listener.send(event)
 
 
-def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tuple[str, ...] | None, processes: int,
-         connection: Connection) -> None:  # fmt: skip
-    """Do a step, as the target of a process; the last event sent says how it ended.
+@dataclass(frozen=True)
+class Share:
+    """What a step has of its machine.
 
-    Args:
+    Attributes:
+        processes: on each of its nodes.
+        threads: of each process; None where it has the machine to itself.
         gpus: those that it alone may use; None where it has all to itself.
+        num_gpus: that CUDA must see: where it sees none, the step would be done on cores, and take for ever.
     """
+
+    processes: int = 1
+    nodes: int = 1
+    threads: int | None = None
+    gpus: tuple[str, ...] | None = None
+    num_gpus: int = 0
+
+
+class Listener(Protocol):
+    """Where events of a step go: a pipe, or what a job leaves."""
+
+    def send(self, event: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def work(ticket: Ticket, record: dict[str, Any], share: Share, listener: Listener) -> None:
+    """Do a step, as the target of a process; the last event sent says how it ended, as one of `ENDS`."""
     _end_with_parent()
     gc.freeze()  # what the imported libraries hold stays: a look at all of it takes half a second, twice a training
-    if gpus:
-        os.environ[VISIBLE] = ",".join(gpus)
+    if share.gpus:
+        os.environ[VISIBLE] = ",".join(share.gpus)
     directory = ticket.directory
     with (directory / LOG).open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         os.dup2(log.fileno(), 1)
@@ -121,11 +141,11 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tupl
         sys.stdout, sys.stderr = (
             guard(os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False)) for number in (1, 2)
         )
-        reporter = Piped(connection, guard(log))
+        reporter = Piped(listener, guard(log))
         reporter.write(f"{directory.name} begins, process {os.getpid()}")
         ended: tuple[str, str]
         try:
-            _do(ticket, record, threads, processes, reporter)
+            _do(ticket, record, share, reporter)
             ended = ("done", "")
         except KeyboardInterrupt:
             ended = ("interrupted", "")
@@ -133,7 +153,7 @@ def work(ticket: Ticket, record: dict[str, Any], threads: int | None, gpus: tupl
             ended = _told(error, directory / LOG)
         reporter.write(": ".join(filter(None, ended)))
         reporter.send(*ended)
-    connection.close()
+    listener.close()
 
 
 def run_ticket(file: Path) -> None:
@@ -141,7 +161,7 @@ def run_ticket(file: Path) -> None:
     from trace_transfer.launching import is_first_rank
     from trace_transfer.progress import Terminal
     from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.study.kinds import KINDS, Ticket
+    from trace_transfer.study.kinds import KINDS
 
     quiet_libraries()
     ticket = Ticket.read(file)
@@ -149,28 +169,34 @@ def run_ticket(file: Path) -> None:
         KINDS[ticket.kind](ticket, Terminal() if is_first_rank() else Silent(), stop)
 
 
-def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: int, reporter: Piped) -> None:
+def _do(ticket: Ticket, record: dict[str, Any], share: Share, reporter: Piped) -> None:
     import torch
 
-    from trace_transfer.launching import USERS_MISTAKE, check_processes, run_processes
+    from trace_transfer.launching import USERS_MISTAKE, check_processes, run_on_nodes, run_processes
     from trace_transfer.stopping import StopRequested, stop_on_sigterm
     from trace_transfer.study.kinds import KINDS, prepare
 
     quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (seen := torch.cuda.device_count()) < share.num_gpus:
+        raise TraceTransferError(f"it has {share.num_gpus} GPUs on {platform.node()}, and CUDA sees {seen} of them")
+    if share.threads is not None:
+        torch.set_num_threads(share.threads)
+        os.environ["OMP_NUM_THREADS"] = str(share.threads)
     directory = ticket.directory
     with held(directory, patience=PATIENCE, name=LOCK), _timed(directory) as times, stop_on_sigterm() as stop:
-        if (directory / RECORD).is_file():  # it was finished, and something of it is gone or was changed: all anew
-            _clear(directory)
+        if (directory / RECORD).is_file():  # a job that was requeued after its end, or another run did it meanwhile
+            return
         remove_leftovers(directory)
         file = ticket.write()
         prepare(ticket)
-        if processes > 1 and ticket.kind in LAUNCHED:
-            check_processes(processes)
+        if share.processes * share.nodes > 1 and ticket.kind in LAUNCHED:
+            check_processes(share.processes)
             with _followed(directory / LOG, reporter) as said:
-                code = run_processes(processes, ["step", str(file)])
+                arguments = ["step", str(file)]
+                if share.nodes > 1:
+                    code = run_on_nodes(share.nodes, share.processes, arguments)
+                else:
+                    code = run_processes(share.processes, arguments)
             if stop.requested:
                 raise StopRequested("stopped by SIGTERM; the same command goes on from there")
             if code == USERS_MISTAKE:
@@ -182,6 +208,17 @@ def _do(ticket: Ticket, record: dict[str, Any], threads: int | None, processes: 
         _finish(ticket, record, times())
 
 
+def last_lines(log: Path, start: int = 0) -> list[str]:
+    """The last ones that are not empty, of a log or of what it has from a byte on; none where it cannot be read."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(start, log.stat().st_size - READ_BACK))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.strip()]
+
+
 @contextmanager
 def _followed(log: Path, reporter: Piped) -> Iterator[Callable[[], list[str]]]:
     """While it lasts the last line that other processes have put into the log is sent to whoever shows it; gives the
@@ -189,10 +226,7 @@ def _followed(log: Path, reporter: Piped) -> Iterator[Callable[[], list[str]]]:
     start, ended = log.stat().st_size, threading.Event()
 
     def said() -> list[str]:
-        with log.open("rb") as stream:
-            stream.seek(max(start, log.stat().st_size - READ_BACK))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-        return [line for line in lines if line.strip()] or [""]
+        return last_lines(log, start) or [""]
 
     def follow() -> None:
         shown = ""
@@ -225,7 +259,7 @@ def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
     )  # fmt: skip
     remember(directory)
     write_text(directory / RECORD, to_json(made))
-    for name in (TIME, "ticket.json"):
+    for name in (TIME, TICKET):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -247,12 +281,13 @@ def _trained(directory: Path) -> int | None:
     return max(found)
 
 
-def _clear(directory: Path) -> None:
-    """Remove what a step made; its log is open, and its lock is held."""
-    (directory / RECORD).unlink()  # first: what is left without it counts as begun and not finished
-    for path in directory.iterdir():
-        if path.name not in (LOCK, LOG):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def clear(directory: Path) -> None:
+    """Remove what a finished step made: something of it is gone or was changed, and all is made anew."""
+    with held(directory, patience=PATIENCE, name=LOCK):
+        (directory / RECORD).unlink()  # first: what is left without it counts as begun and not finished
+        for path in directory.iterdir():
+            if path.name not in (LOCK, LOG):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,221 @@
+"""Studies on a real SLURM, without accounting (`sacct`): whatever happens to jobs, nodes and the command, the results
+are those of one machine to the bit, and nothing is done twice."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import RESOURCES, SLURM, wait_for
+from tests.study.run_directories import run_content
+from tests.study.test_interruption import results
+
+MIN_JOB_AGE = 3600  # that `names` sees all jobs
+NUM_STEPS = 11
+LONG = {**run_content()["train"], "epochs": 600}  # a minute and more
+
+
+def undisturbed(study):
+    """What the study leaves is what a run here leaves, at the same place: files say where they were made."""
+    kept = study.out.with_name("kept")
+    study.out.rename(kept)
+    study.run()
+    found = results(study.out)
+    shutil.rmtree(study.out)
+    kept.rename(study.out)
+    ours = results(study.out)
+    assert {name for name in {*ours, *found} if ours.get(name) != found.get(name)} == set()
+
+
+def test_begun_anywhere_and_finished_anywhere(study):
+    """Here, then on the cluster, then here: eleven steps, each done once."""
+    one = study()
+    process = one.start()
+    wait_for(lambda: list(one.out.glob("steps/*/step.json")), "a step that is done here")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    done = {file.parent.name: file.read_text() for file in one.out.glob("steps/*/step.json")}
+    process = one.start(*SLURM)
+    wait_for(lambda: len(list(one.out.glob("steps/*/step.json"))) >= len(done) + 3, "steps that jobs have done")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "stay there; --status shows them" in one.said
+    assert "running" in one.run("--status")
+    left = one.run("--cancel")
+    assert "jobs cancelled: " in left
+    wait_for(lambda: {one.state(job) for job in one.jobs().values()} <= {"COMPLETED", "CANCELLED"}, "cancelled jobs")
+    said = one.run()
+    assert "steps to run" in said
+    for name, text in done.items():
+        assert (one.out / "steps" / name / "step.json").read_text() == text or "removed" in text
+    assert "0 steps to run, 11 up to date" in one.run("--dry-run")
+    undisturbed(one)
+
+
+def test_the_command_is_killed_at_five_drawn_moments(study):
+    """While it submits, and while jobs run: no step is submitted twice, none is lost."""
+    one = study()
+    drawn = random.Random(11)
+    moments = [*sorted(drawn.sample(range(1, NUM_STEPS), 4)), NUM_STEPS]
+    for count in moments:
+        process = one.start(*SLURM)
+        wait_for(lambda count=count: len(one.jobs()) >= count, f"{count} jobs")
+        time.sleep(drawn.uniform(0, 0.2) if count < NUM_STEPS else drawn.uniform(3, 20))
+        process.kill()
+        process.wait()
+    one.run(*SLURM)
+    names = one.names()
+    assert len(names) == len(set(names)) == NUM_STEPS
+    assert sorted(names) == sorted(f"{Path(step).name}.{names[0][-6:]}" for step in one.jobs())
+    undisturbed(one)
+
+
+def test_a_step_that_is_cancelled(study):
+    """It is told, what needs it is cancelled, and the same command goes on from what it saved."""
+    one = study(methods=["sequential"], source=None, train=LONG)
+    process = one.start(*SLURM)
+    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    one.cluster.ask("scancel", one.job("train"))
+    assert process.wait(120) == 1
+    assert f"train (sequential, seed 0): its job {one.job('train')} ended as CANCELLED; " in one.said
+    assert "log.txt" in one.said and "evaluate" not in one.said.rpartition("error: ")[2]
+    assert one.state(one.job("evaluate")) == "CANCELLED"
+    assert "stopped: stopped by SIGTERM after step" in one.log_of("train")
+    one.run(*SLURM)
+    undisturbed(one)
+
+
+def test_time_runs_out(study):
+    """It saves before, is requeued, and ends with the same bits; what waits for it goes on waiting."""
+    long = {**LONG, "epochs": 4000}
+    resources = {**RESOURCES, "train": {"hours": 2 / 60}}
+    one = study(methods=["sequential"], source=None, train=long, resources=resources)
+    one.run(*SLURM)
+    log, job = one.log_of("train"), one.jobs()
+    assert log.count(" begins, process ") >= 2 and "stopped by SIGTERM after step" in log
+    assert len(one.names()) == 3 == len(job)
+    undisturbed(one)
+
+
+def test_preempted(study):
+    """A job of a more important partition takes the node: the step saves, and goes on afterwards."""
+    one = study(methods=["sequential"], source=None, train=LONG)
+    process = one.start(*SLURM)
+    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    one.cluster.ask("sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 5")
+    assert process.wait(900) == 0, one.said
+    log = one.log_of("train")
+    assert log.count(" begins, process ") == 2 and "stopped by SIGTERM after step" in log
+    undisturbed(one)
+
+
+def test_its_node_goes_down(study):
+    one = study(methods=["sequential"], source=None, train=LONG)
+    process = one.start(*SLURM)
+    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    one.cluster.crash_node("node1")
+    one.cluster.start_node("node1")
+    assert process.wait(900) == 0, one.said
+    assert one.log_of("train").count(" begins, process ") == 2
+    assert len(one.names()) == 3
+    undisturbed(one)
+
+
+def test_slurmd_is_started_again(study):
+    """Jobs outlive it."""
+    one = study(methods=["sequential"], source=None, train=LONG)
+    process = one.start(*SLURM)
+    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    one.cluster.stop_daemon("slurmd-node1")
+    one.cluster.stop_daemon("slurmctld")
+    time.sleep(8)
+    one.cluster.start_controller()
+    one.cluster.start_node("node1")
+    assert process.wait(600) == 0, one.said
+    assert one.log_of("train").count(" begins, process ") == 1
+    assert "squeue: " in one.said  # that it does not answer
+
+
+def test_a_step_that_fails(study):
+    one = study(methods=["sequential", "transfer-lf"], train={**run_content()["train"], "learning_rate": 1e30})
+    said = one.run(*SLURM, code=1)
+    errors = said.rpartition("error: ")[2].splitlines()
+    assert [line.partition(":")[0] for line in errors if "loss" in line]
+    assert "train (sequential, seed 0): " in said and "log.txt" in said
+    assert {one.state(job) for step, job in one.jobs().items() if "evaluate" in step} == {"CANCELLED"}
+    assert list(one.out.glob("steps/map-*/step.json"))  # what does not need it is finished
+    said = one.run("--status")
+    assert "failed: " in said and "10 steps" not in said
+    again = one.run(*SLURM, code=1)
+    assert "submitted again; its job " in again
+
+
+def test_two_studies_at_once(study):
+    """Of the same steps."""
+    one, other = (study(name, methods=["sequential"], source=None) for name in ("one", "other"))
+    processes = [each.start(*SLURM) for each in (one, other)]
+    assert [process.wait(900) for process in processes] == [0, 0]
+    assert not {*one.jobs().values()} & {*other.jobs().values()}
+    assert [len(each.names()) for each in (one, other)] == [3, 3]
+    assert {*one.jobs()} == {*other.jobs()}
+
+
+def test_more_gpus_than_there_are(study):
+    """In the scheduler's own words, and nothing is left in the queue."""
+    resources = {**RESOURCES, "train": {"gpus": 3}}
+    one = study(resources=resources)
+    said = one.run(*SLURM, code=2)
+    assert "train (sequential, seed 0): sbatch refuses resources.train: " in said
+    assert "Requested node configuration is not available" in said
+    assert set(map(one.state, one.jobs().values())) <= {"CANCELLED", ""}
+
+
+def test_gpus_that_cuda_does_not_see(study):
+    """The node has two by SLURM's word; a training is not done on its cores."""
+    resources = {**RESOURCES, "train": {"gpus": 2}}
+    said = study(methods=["sequential"], source=None, resources=resources).run(*SLURM, code=1)
+    assert "train (sequential, seed 0): it has 2 GPUs on " in said and "CUDA sees 0 of them" in said
+
+
+def test_a_disk_that_nodes_do_not_share(study, tmp_path):
+    one = study(methods=["sequential"], source=None)
+    one.cluster.stop_daemon("slurmd-node1")
+    one.cluster.start_node("node1", apart=tmp_path)
+    try:
+        said = one.run(*SLURM, code=1)
+    finally:
+        one.cluster.stop_daemon("slurmd-node1")
+        one.cluster.start_node("node1")
+    assert "wrote nothing here; is " in said and "on a file system that the nodes share?" in said
+
+
+def test_several_nodes(study):
+    """A training on two nodes, one process each, gives what one process gives, to rounding."""
+    resources = {**RESOURCES, "train": {"nodes": 2, "partition": "both"}}
+    one = study(methods=["sequential"], source=None, resources=resources)
+    one.run(*SLURM)
+    alone = study("alone", methods=["sequential"], source=None)
+    alone.run()
+    values = []
+    for each in (one, alone):
+        (file,) = each.out.glob("steps/evaluate-*/scores.json")
+        values.append([score["value"] for stage in json.loads(file.read_text())["stages"] for score in stage["scores"]])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_a_hundred_short_steps(study, capsys):
+    """Time of the steps themselves, of the queue, and of everything."""
+    one = study(methods=["sequential"], source=None, seeds=list(range(50)))
+    began = time.monotonic()
+    one.run(*SLURM)
+    whole = time.monotonic() - began
+    costs = [json.loads(file.read_text())["cost"]["seconds"] for file in one.out.glob("steps/*/step.json")]
+    assert len(costs) == 101
+    with capsys.disabled():
+        print(
+            f"\n101 steps in {whole:.0f} s: {sum(costs):.0f} s of work, {(whole - sum(costs)) / 101:.1f} s more a step"
+        )

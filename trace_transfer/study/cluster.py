@@ -1,0 +1,371 @@
+"""A study on a cluster: each step is a job of SLURM, submitted through submitit, and does what a local run does.
+
+Reads and writes, beside what `running` does: `jobs/` below the run's directory. `jobs/jobs.json` has the id of each
+step's job, and `jobs/ID_*` what submitit and SLURM keep of it. A job is named for its step and the run's directory, so
+that the scheduler itself is asked whether a step has one: nothing is submitted twice, whenever the command is killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trace_transfer.errors import TraceTransferError, UserError
+from trace_transfer.files import prepare_directory, sha256_text, write_text
+from trace_transfer.reporting.numbers import several
+from trace_transfer.stopping import interruption_held_back
+from trace_transfer.study.job import Ended, StepJob
+from trace_transfer.study.running import Here, Scheduler
+from trace_transfer.study.status import LOG, is_finished
+from trace_transfer.study.steps import LAUNCHED, Step, order_of
+from trace_transfer.study.worker import Share, last_lines
+from trace_transfer.text_formats import read_json_object
+
+if TYPE_CHECKING:
+    from trace_transfer.study.graph import RunGraph
+    from trace_transfer.study.status import StepStatus
+
+JOBS, IDS = "jobs", "jobs.json"
+LOOK_EVERY = 3.0  # s between questions to the scheduler
+PATIENCE = 30.0  # s in which what a job wrote may become visible here
+REQUEUES = 50  # times that a step may save and go on before it is given up
+GONE = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the scheduler has it."""
+
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in GONE
+
+
+class Jobs:
+    """The jobs of a run: their ids on the disk, and what the scheduler says of them."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.directory = out.absolute(), out.absolute() / JOBS
+        self.mark = sha256_text(str(self.out.resolve()))[:6]
+
+    def name(self, step: Step) -> str:
+        """Of a step's job: two runs may have the same step."""
+        return f"{Path(step.directory).name}.{self.mark}"
+
+    @cached_property
+    def ids(self) -> dict[str, str]:
+        """Step's directory → the id of its last job."""
+        file = self.directory / IDS
+        return dict(read_json_object(file)) if file.is_file() else {}
+
+    def note(self, step: Step, job: str) -> None:
+        self.ids[step.directory] = job
+        write_text(self.directory / IDS, json.dumps(self.ids, indent=1))
+
+    def ended(self, job: str) -> tuple[str, str]:
+        """How a job's step ended, as it says itself."""
+        return Ended(self.directory / f"{job}_ended.json").read()
+
+    def log(self, job: str) -> Path:
+        return self.directory / f"{job}_0_log.out"
+
+    def known(self) -> dict[str, Job]:
+        """Name → the newest job of that name; of those that have ended SLURM remembers the last minutes.
+
+        Raises:
+            TraceTransferError: the scheduler does not answer.
+        """
+        said = asked("squeue", "--noheader", "--states=all", f"--user={getuser()}", "--format=%i|%j|%T|%r")
+        jobs = [Job(*line.strip().split("|", 3)) for line in said.splitlines() if line.count("|") >= 3]
+        mine = [job for job in jobs if job.name.endswith(f".{self.mark}")]
+        return {job.name: job for job in sorted(mine, key=lambda one: (one.alive, int(one.id)))}
+
+    def past(self, job: str) -> str:
+        """The state of a job that squeue no longer knows; empty where there is no accounting."""
+        with suppress(TraceTransferError):
+            said = asked("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job}")
+            return said.split()[0] if said.split() else ""
+        return ""
+
+    def cancel(self, steps: Iterable[Step]) -> list[Job]:
+        """End those that wait or run; returns them."""
+        known = self.known()
+        found = [job for step in steps if (job := known.get(self.name(step))) is not None and job.alive]
+        if found:
+            asked("scancel", *(job.id for job in found))
+        return found
+
+
+def asked(*command: str) -> str:
+    """What a command of SLURM prints.
+
+    Raises:
+        UserError: there is none here.
+        TraceTransferError: it failed, with its own words.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not found: there is no SLURM on this machine. {WITHOUT}") from None
+    except subprocess.TimeoutExpired:
+        raise TraceTransferError(f"{command[0]} does not answer") from None
+    if done.returncode:
+        raise TraceTransferError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def slurm_here() -> bool:
+    """Whether jobs are submitted and looked at from this machine."""
+    return shutil.which("squeue") is not None
+
+
+WITHOUT = "Log in where jobs are submitted, or leave out --executor slurm: the study goes on here with what is finished"
+
+
+def require_slurm() -> None:
+    """Refuse a machine from which nothing can be submitted.
+
+    Raises:
+        UserError: without sbatch, or without submitit.
+    """
+    asked("sbatch", "--version")
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise UserError("--executor slurm needs submitit: pip install 'trace-transfer[cluster]'") from None
+
+
+def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | None, str]]:
+    """For `--status`: every step that is not finished with its job, and what it says or how it failed."""
+    jobs, found = Jobs(out), list[tuple[Step, Job | None, str]]()
+    known = jobs.known() if slurm_here() else {}
+    for step in (one.step for one in status if one.record is None):
+        job, number = known.get(jobs.name(step)), jobs.ids.get(step.directory, "")
+        if job is None and number:
+            job = Job(number, jobs.name(step), jobs.past(number) if slurm_here() else "")
+        said = job.reason if job is not None and job.reason != "None" else ""
+        if job is not None and job.state == "RUNNING":
+            said = next(iter(last_lines(out / step.directory / LOG)[-1:]), "")
+        elif job is not None and not job.alive:
+            said = jobs.ended(job.id)[1] or str(jobs.log(job.id))
+        found.append((step, job, said))
+    return found
+
+
+def cancel_jobs(graph: RunGraph, out: Path) -> list[Job]:
+    """For `--cancel`: the jobs of this run that were ended."""
+    return Jobs(out).cancel(graph.steps)
+
+
+@dataclass
+class _Submitted:
+    """A step that has a job."""
+
+    step: Step
+    label: str
+    job: str
+    shown: bool = False  # that it runs
+    gone: float | None = None  # since when the scheduler does not have it
+
+
+class Slurm(Scheduler):
+    """Steps as jobs: all are submitted at once, each after those that it needs, and looked after until the last."""
+
+    running: list[_Submitted]
+    going_on = "stopped by SIGTERM; the jobs of {steps} go on without it, and the same command looks after them again"
+
+    def __init__(self, *arguments: Any) -> None:
+        require_slurm()
+        super().__init__(*arguments)
+        self.jobs, self.looked, self.silent = Jobs(self.out), 0.0, ""
+        self.lost: set[str] = set()  # addresses of steps that will not be finished
+        prepare_directory(self.jobs.directory)
+
+    def start(self) -> None:
+        """Submit what has no job."""
+        if not self.waiting or self.stop.requested:
+            return
+        known, before = self.jobs.known(), self.jobs.ids.copy()
+        try:
+            for step in list(self.waiting):
+                with interruption_held_back():
+                    self._take(step, known.get(self.jobs.name(step)))
+        except UserError:  # refused by the scheduler, as the others of this kind would be
+            if new := [one.job for one in self.running if before.get(one.step.directory) != one.job]:
+                asked("scancel", *new)
+                self.running = [one for one in self.running if one.job not in new]
+            raise
+        new = [one.job for one in self.running if before.get(one.step.directory) != one.job]
+        told = f"{several(len(new), 'job')} submitted ({new[0]} to {new[-1]})" if new else "nothing submitted"
+        more = f", {several(len(self.running) - len(new), 'job')} of before" if len(self.running) > len(new) else ""
+        self.display.note(f"{told}{more}; Ctrl-C leaves them running")
+
+    def _take(self, step: Step, job: Job | None) -> None:
+        """Find a step's job, or make one."""
+        label, earlier = self.graph.label(step), self.jobs.ids.get(step.directory)
+        self.waiting.remove(step)
+        if is_finished(step, self.out):  # meanwhile
+            self.done(step)
+            return
+        if job is not None and job.alive:
+            if earlier != job.id:  # the command was killed before it could note it, perhaps before all was there
+                self._complete(step, job.id)
+            found = job.id
+        else:
+            if earlier is not None and (message := self.jobs.ended(earlier)[1]):
+                self.display.note(f"{label}: submitted again; its job {earlier} failed: {message}")
+            found = self._submit(step)
+        self.jobs.note(step, found)
+        self.running.append(_Submitted(step, label, found))
+
+    def _submit(self, step: Step) -> str:
+        """The id of a new job.
+
+        Raises:
+            UserError: the scheduler refuses it, in its own words.
+        """
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError
+
+        options = self.graph.run.resources_of(step.kind).submitted(step.kind in LAUNCHED)
+        by_address = {one.step.address: one.job for one in self.running}
+        if after := [by_address[one.address] for one in step.needs.values() if one.address in by_address]:
+            options["additional_parameters"] |= {
+                "dependency": f"afterok:{':'.join(after)}",
+                "kill-on-invalid-dep": "yes",
+            }
+        # The batch script becomes the program, so that SLURM's signals reach it.
+        executor = SlurmExecutor(
+            self.jobs.directory, max_num_timeout=REQUEUES, python=f"exec {shlex.quote(sys.executable)}"
+        )
+        executor.update_parameters(job_name=self.jobs.name(step), use_srun=False, stderr_to_stdout=True, **options)
+        with redirect_stderr(io.StringIO()):  # submitit prints there what it raises
+            try:
+                return str(executor.submit(self._step_job(step)).job_id)
+            except FailedJobError as error:
+                words = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
+                raise UserError(f"{self.graph.label(step)}: sbatch refuses resources.{step.kind}: {words}") from None
+
+    def _complete(self, step: Step, job: str) -> None:
+        """What submitit would have written after the job was submitted."""
+        from submitit.core.utils import DelayedSubmission, JobPaths, temporary_save_path
+
+        paths = JobPaths(self.jobs.directory, job_id=job)
+        if not paths.submitted_pickle.exists():
+            delayed = DelayedSubmission(self._step_job(step))
+            delayed.set_timeout(round(60 * self.graph.run.resources_of(step.kind).hours), REQUEUES)
+            with temporary_save_path(paths.submitted_pickle) as file:
+                delayed.dump(file)
+
+    def _step_job(self, step: Step) -> StepJob:
+        resources, launched = self.graph.run.resources_of(step.kind), step.kind in LAUNCHED
+        processes = (resources.gpus or self.graph.run.processes) if launched else 1
+        share = Share(processes, resources.nodes if launched else 1, num_gpus=resources.gpus or 0)
+        return StepJob(*order_of(step, self.out), share, self.jobs.directory, resources.signal_s)
+
+    def listen(self) -> None:
+        if (early := self.looked + LOOK_EVERY - time.monotonic()) > 0 and not self.stop.requested:
+            time.sleep(min(early, LOOK_EVERY / 10))
+            return
+        self.looked = time.monotonic()
+        try:
+            known = self.jobs.known()
+        except TraceTransferError as error:  # a scheduler that is started again is asked again
+            if str(error) != self.silent:
+                self.display.note(str(error))
+            self.silent = str(error)
+            return
+        self.silent = ""
+        for one in list(self.running):
+            job = known.get(self.jobs.name(one.step))
+            if is_finished(one.step, self.out):
+                self._end(one, well=True)
+                self.done(one.step)
+            elif job is not None and job.alive and job.id == one.job:
+                self._show(one, job)
+            else:
+                self._gone(one, job.state if job is not None and job.id == one.job else self.jobs.past(one.job))
+
+    def _show(self, one: _Submitted, job: Job) -> None:
+        one.gone = None
+        if job.state != "RUNNING":
+            if one.shown:  # requeued
+                self._end(one, well=False)
+            return
+        if not one.shown:
+            one.shown = True
+            self.display.begin(one.step.address, f"{one.label}, job {one.job}")
+        for line in last_lines(self.out / one.step.directory / LOG)[-1:]:
+            self.display.show(one.step.address, one.label, ("said", line))
+
+    def _end(self, one: _Submitted, *, well: bool) -> None:
+        if well and not one.shown:  # it was quicker than we look
+            self.display.begin(one.step.address, f"{one.label}, job {one.job}")
+        if well or one.shown:
+            self.display.end(one.step.address, one.label, well)
+        one.shown = False
+        if well:
+            self.running.remove(one)
+
+    def _gone(self, one: _Submitted, state: str) -> None:
+        """A job that has ended and left no record."""
+        how, message = self.jobs.ended(one.job)
+        one.gone = one.gone or time.monotonic()
+        needs_lost = any(needed.address in self.lost for needed in one.step.needs.values())
+        if not (needs_lost or message or state not in ("", "COMPLETED") or time.monotonic() - one.gone > PATIENCE):
+            return  # its record may still be on its way to here
+        self._end(one, well=False)
+        self.running.remove(one)
+        self.lost.add(one.step.address)
+        if needs_lost:
+            return
+        log = self.jobs.log(one.job)
+        if not message:
+            message = f"its job {one.job} " + (f"ended as {state}" if state else "is no longer known to the scheduler")
+            if not log.is_file():
+                message += f" and wrote nothing here; is {self.jobs.directory} on a file system that the nodes share?"
+        logs = " and ".join(str(file) for file in (self.out / one.step.directory / LOG, log) if file.is_file())
+        self.failed.append((one.label, how, f"{message}" + (f"; {logs} say more" if logs else "")))
+        self.display.note(f"{one.label}: failed: {message}")
+
+    def hand_on(self) -> None:
+        """Jobs need nobody who looks after them."""
+        self.waiting += [one.step for one in self.running]
+        self.running.clear()
+
+    def leave(self) -> None:
+        if self.running:
+            self.display.note(
+                f"{several(len(self.running), 'job')} in the queue or at work stay there; --status shows them, "
+                "--cancel ends them, and the same command looks after them again"
+            )
+
+
+SCHEDULERS: Mapping[str, type[Scheduler]] = {"local": Here, "slurm": Slurm}
