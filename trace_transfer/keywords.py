@@ -13,10 +13,22 @@ class IdentifyKeywords(TypedDict, total=False):
 
     epochs: int  # 1
     learning_rate: float  # 2e-05
+    learning_rate_of: Mapping[str, Any]  # {}
     batch_size: int  # 32
     micro_batch_size: int  # 4
     warmup: float  # 0.1
+    schedule: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+        "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"
+    ]  # "cosine"  # fmt: skip
+    schedule_args: Mapping[str, Any]  # {}
+    optimizer: Literal[
+        "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "muon", "adamw_8bit", "adamw_bnb_8bit",
+        "paged_adamw_8bit", "lion_8bit"
+    ]  # "adamw_torch"  # fmt: skip
+    optimizer_args: Mapping[str, Any]  # {}
     weight_decay: float  # 0.0
+    no_decay: str | Sequence[str]  # ()
     max_grad_norm: float | None  # 1.0
     precision: Literal["auto", "float32", "bfloat16"]  # "auto"
     zero: int  # 0
@@ -82,10 +94,22 @@ class StreamKeywords(TypedDict, total=False):
     method: Literal["trace", "full", "joint", "lora", "dmt", "random", "shuffled", "first", "last"]  # "trace"
     epochs: int  # 3
     learning_rate: float  # 2e-05
+    learning_rate_of: Mapping[str, Any]  # {}
     batch_size: int  # 256
     micro_batch_size: int  # 4
     warmup: float  # 0.1
+    schedule: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+        "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"
+    ]  # "cosine"  # fmt: skip
+    schedule_args: Mapping[str, Any]  # {}
+    optimizer: Literal[
+        "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "muon", "adamw_8bit", "adamw_bnb_8bit",
+        "paged_adamw_8bit", "lion_8bit"
+    ]  # "adamw_torch"  # fmt: skip
+    optimizer_args: Mapping[str, Any]  # {}
     weight_decay: float  # 0.0
+    no_decay: str | Sequence[str]  # ()
     max_grad_norm: float | None  # 1.0
     precision: Literal["auto", "float32", "bfloat16"]  # "auto"
     zero: int  # 3

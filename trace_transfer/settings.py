@@ -97,7 +97,9 @@ def _normal(value: Any, hint: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    return {key: _text(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    return {key: list(one) if isinstance(one, tuple) else _plain(_text(one)) for key, one in value.items()}
 
 
 _NORMAL: dict[Any, Callable[[Any], Any]] = {

@@ -40,7 +40,9 @@ def run(
 ) -> tuple[TrainResult, dict[str, torch.Tensor]]:
     """Train; returns the result and the trained values. Options of `train` by name, all others are settings."""
     values: dict[str, torch.Tensor] = {}
-    passed = {key: options.pop(key) for key in ("mask", "stop", "reporter", "label", "finish") if key in options}
+    passed = {
+        key: options.pop(key) for key in ("mask", "describe", "stop", "reporter", "label", "finish") if key in options
+    }
     result = train(
         BaseModel(ModelSource.parse(model)), data or make_task(), settings(**options), directory=directory,
         **{"finish": values.update, **passed},

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 from tests.engine.made_up import make_task, settings
 from trace_transfer.data.examples import collate, losses
 from trace_transfer.engine.adapters import CONFIG, WEIGHTS, AdaptedModel, adapted_weights, merged_values
-from trace_transfer.engine.batches import num_warmup_steps, plan, rate_factor
+from trace_transfer.engine.batches import plan
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import train
+from trace_transfer.engine.optimizing import schedule
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import ModelSource
 
@@ -209,6 +210,7 @@ def test_an_adapter_that_is_not_there(tiny, tmp_path):
 def train_slowly(model, data, options) -> list[float]:
     """Whatever requires grad, in plain torch; the losses."""
     steps = plan(data, options)
+    share = schedule(options, steps.num_steps)
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=0.0, weight_decay=options.weight_decay)
     found = []
@@ -219,8 +221,7 @@ def train_slowly(model, data, options) -> list[float]:
         adamw.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
-        share = rate_factor(number, steps.num_steps, num_warmup_steps(steps.num_steps, options.warmup))
-        adamw.param_groups[0]["lr"] = options.learning_rate * share
+        adamw.param_groups[0]["lr"] = options.learning_rate * share(number)
         adamw.step()
         found.append(float(loss.detach()))
     return found

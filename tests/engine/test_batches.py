@@ -1,13 +1,10 @@
-import math
 from collections import Counter
 
 import pytest
-import torch
-from transformers import get_cosine_schedule_with_warmup
 
 from tests.engine.made_up import make_task, settings
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.engine.batches import num_warmup_steps, plan, rate_factor
+from trace_transfer.engine.batches import plan
 from trace_transfer.errors import TrainingError
 
 
@@ -58,18 +55,3 @@ def test_examples_that_teach_nothing_are_refused_by_name():
         plan(data, settings())
     with pytest.raises(TrainingError, match="'t' has no examples"):
         plan(TaskData("t", (), 0, 0, 0, "plain", ""), settings())
-
-
-@pytest.mark.parametrize(("num_steps", "warmup"), [(2, 0.1), (10, 0.0), (11, 0.1), (40, 0.33), (100, 0.03)])
-def test_rates_are_those_of_transformers(num_steps, warmup):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(warmup * num_steps), num_steps)
-    for step in range(num_steps):
-        assert rate_factor(step, num_steps, num_warmup_steps(num_steps, warmup)) == scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
-
-
-def test_a_single_step_moves_something():
-    assert num_warmup_steps(1, 0.5) == 0
-    assert rate_factor(0, 1, 0) == 1.0

@@ -126,7 +126,8 @@ def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
             "part": Mask({name: None for name in shapes if "down_proj" in name}),
             "slice": Mask({DOWN: Slice(0, ((0, 40), (50, 60)))}),
         }[kind]
-        found = estimate(anatomy, mask, chosen, Workload.of(make_task(), 3), num_ranks=1, precision=precision)
+        work = Workload.of(make_task(), 3)
+        found = estimate(anatomy, mask, chosen, work, num_ranks=1, precision=precision, describe=anatomy.describe)
         with open_engine(model, chosen, ranks, mask) as built:
             rounds = []
             for _ in range(3):
@@ -148,7 +149,8 @@ def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
 def by_hand(zero: int, precision: str, num_ranks: int, mask: Mask, anatomy, **options: object):
     chosen = settings(zero=zero, **options)
     return estimate(
-        anatomy, mask, chosen, Workload.of(make_task(), 3), num_ranks=num_ranks, precision=precision
+        anatomy, mask, chosen, Workload.of(make_task(), 3), num_ranks=num_ranks, precision=precision,
+        describe=anatomy.describe,
     )  # fmt: skip
 
 
@@ -194,7 +196,8 @@ def test_steps_and_files():
         sum(sorted(example.num_supervised for example in data.examples)[-3:]),
     )
     found = estimate(
-        anatomy, mask, settings(epochs=2, batch_size=8), work, num_ranks=1, precision="bfloat16", saved_itemsize=4
+        anatomy, mask, settings(epochs=2, batch_size=8), work, num_ranks=1, precision="bfloat16", saved_itemsize=4,
+        describe=anatomy.describe,
     )  # fmt: skip
     trained, whole = 5 * 80 + 48, anatomy.inventory.num_elements
     assert (found.num_parameters, found.num_elements, found.num_steps) == (2, trained, 6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, get_args, get_origin
 
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -49,7 +50,12 @@ _NAMES = {int: "int", float: "float", bool: "bool", str: "str", Path: "str | Pat
 def line(one: Single) -> str:
     default = "" if one.name == "cache" else f"  # {one.default!r}".replace("'", '"')
     text = f"    {one.name}: {written(one.field.annotation)}{default}"
-    return text if len(text) <= 120 else text.replace("[", "[\n        ", 1).replace("]", "\n    ]", 1)
+    if len(text) <= 120:
+        return text
+    before, _, values = text.partition("[")
+    values, _, after = values.partition("]")
+    wrapped = fill(values, 120, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return f"{before}[\n{wrapped}\n    ]{after}" + ("  # fmt: skip" if "\n" in wrapped else "")
 
 
 def module() -> str:

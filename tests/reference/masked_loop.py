@@ -33,9 +33,13 @@ def put_together(frozen: torch.Tensor, part: Slice | None, values: torch.Tensor)
 
 
 def train_masked_slowly(
-    directory, steps: Sequence[Sequence[Example]], settings: TrainSettings, mask: Mask
+    directory, steps: Sequence[Sequence[Example]], settings: TrainSettings, mask: Mask, make=None
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """Losses, gradient norms before clipping, and the final values of the trained parts."""
+    """Losses, gradient norms before clipping, and the final values of the trained parts.
+
+    Args:
+        make: leaves by name → optimizers, each group with its highest rate; AdamW if not given.
+    """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
     frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
     aliases = {
@@ -43,7 +47,9 @@ def train_masked_slowly(
         for other, parameter in model.named_parameters(remove_duplicate=False)
     }
     leaves = {name: trained_part(frozen[name], part).clone().requires_grad_(True) for name, part in mask.parts.items()}
-    adamw = torch.optim.AdamW(leaves.values(), lr=0.0, weight_decay=settings.weight_decay)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    optimizers = make(leaves) if make else [torch.optim.AdamW(leaves.values(), lr=rate, weight_decay=decay)]
+    groups = [(group, group["lr"]) for one in optimizers for group in one.param_groups]
     num_warmup = math.ceil(settings.warmup * len(steps))
     losses, norms = [], []
     for number, examples in enumerate(steps):
@@ -58,7 +64,8 @@ def train_masked_slowly(
                 if label != IGNORED:
                     sum_of_losses = sum_of_losses - torch.log_softmax(logits_v, dim=0)[label]
         loss = sum_of_losses / supervised
-        adamw.zero_grad()
+        for leaf in leaves.values():
+            leaf.grad = None
         loss.backward()
         limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
         norms.append(float(torch.nn.utils.clip_grad_norm_(leaves.values(), limit)))
@@ -66,7 +73,9 @@ def train_masked_slowly(
             share = number / num_warmup
         else:
             share = 0.5 * (1 + math.cos(math.pi * (number - num_warmup) / (len(steps) - num_warmup)))
-        adamw.param_groups[0]["lr"] = settings.learning_rate * share
-        adamw.step()
+        for group, highest in groups:
+            group["lr"] = highest * share
+        for one in optimizers:
+            one.step()
         losses.append(float(loss.detach()))
     return losses, norms, {name: leaf.detach() for name, leaf in leaves.items()}

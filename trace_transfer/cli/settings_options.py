@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from trace_transfer.cli.help import Option
-from trace_transfer.cli.options import FILE, RATIO, Decorator
+from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped
 from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
 
 Chosen = TypeVar("Chosen", bound=Settings)
@@ -65,6 +65,8 @@ def _option(setting: Single) -> Decorator:
     if kind is bool:
         declaration = f"{flag}/--no-{name.rpartition('_')[2]}" if default else flag
         return click.option(declaration, is_flag=True, default=default, **extra)
+    if get_origin(kind) is Mapping:
+        return click.option(flag, multiple=True, callback=_values, **extra)
     if get_origin(kind) is tuple:
         allowed = choices(field.annotation)
         return click.option(flag, multiple=True, type=click.Choice(allowed) if allowed else None, **extra)
@@ -89,6 +91,19 @@ def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path 
     from trace_transfer.engine.deepspeed_json import read_deepspeed_json
 
     return {} if value is None else read_deepspeed_json(value)
+
+
+def _values(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """`NAME=VALUE` options as a mapping; a value as it would stand in a YAML file."""
+    from trace_transfer.text_formats import MalformedTextError, parse_yaml
+
+    found = {}
+    for name, text in mapped(ctx, parameter, given).items():
+        try:
+            found[name] = parse_yaml(text)
+        except MalformedTextError as error:
+            raise click.BadParameter(f"{name}={text}: not valid YAML: {error.problem}") from error
+    return found
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

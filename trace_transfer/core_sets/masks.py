@@ -31,6 +31,10 @@ class Slice:
         rows, columns, depth = (self.ranges if dim == self.dim else None for dim in range(len(AXES)))
         return part_numel(shape, rows, columns, depth)
 
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Of these ranges of a parameter of that shape, put together."""
+        return (*whole[: self.dim], len(self.indices), *whole[self.dim + 1 :])
+
     @property
     def indices(self) -> list[int]:
         """Every index along its dimension, in order."""
@@ -113,6 +117,11 @@ class Mask:
             part.numel(shapes[name]) if part else part_numel(shapes[name], None, None)
             for name, part in self.parts.items()
         )
+
+    def trained_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Name → shape of what is trained of each parameter, in the model's order."""
+        trained = ((name, self.parts[name], shape) for name, shape in shapes.items() if name in self.parts)
+        return {name: shape if part is None else part.shape(shape) for name, part, shape in trained}
 
     @cached_property
     def sliced(self) -> Mapping[str, Slice]:

@@ -82,7 +82,12 @@ class AdaptedModel:
     @property
     def adapted(self) -> list[str]:
         """The model's own names of the weights beside which adapters stand."""
-        return [f"{_adapted_module(_stored(name))}.weight" for name in self.shapes if A in name]
+        return [self.beside(name) for name in self.shapes if A in name]
+
+    @staticmethod
+    def beside(name: str) -> str:
+        """The model's own name of the weight beside which the adapter of a run-time name stands."""
+        return f"{_adapted_module(_stored(name))}.weight"
 
     @property
     def mask(self) -> Mask:

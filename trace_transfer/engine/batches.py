@@ -5,7 +5,6 @@ A global batch is what one optimizer step learns from; a micro-batch is what one
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,16 +112,3 @@ def plan(data: TaskData, settings: TrainSettings) -> Plan:
             "answer, or one that was cut off); leave them out:\n" + listing(empty)
         )
     return Plan(data.examples, settings.epochs, settings.batch_size, settings.micro_batch_size, settings.seed)
-
-
-def num_warmup_steps(num_steps: int, warmup: float) -> int:
-    """Steps in which the rate rises: `warmup` of all, rounded up, but never all (the first step's rate is 0)."""
-    return min(math.ceil(warmup * num_steps), num_steps - 1)
-
-
-def rate_factor(step: int, num_steps: int, num_warmup: int) -> float:
-    """Share of the peak rate at a step counted from 0, in [0, 1]; as `transformers.get_cosine_schedule_with_warmup`."""
-    if step < num_warmup:
-        return step / num_warmup
-    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -4,7 +4,7 @@
     DIRECTORY/checkpoint/step-00000120/
         checkpoint.json                 format, version, what is trained on what, how many steps are done
         loss.csv                        those steps
-        00000.safetensors, …            per tensor NAME: NAME/master, NAME/exp_avg, NAME/exp_avg_sq
+        00000.safetensors, …            per tensor NAME: NAME/master and the optimizer's state, as NAME/exp_avg
 
 Of a tensor with some trained rows or columns, a checkpoint holds those rows or columns.
 
@@ -161,7 +161,7 @@ class Saved:
     seconds: float
 
     def read(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every trained tensor, one at a time: `master`, `exp_avg` or `exp_avg_sq`."""
+        """Name and value of every trained tensor that has it, one at a time: `master`, `exp_avg` …"""
         from safetensors import safe_open
 
         for file in self.shards:
@@ -175,8 +175,11 @@ class Saved:
     def shards(self) -> list[Path]:
         return sorted(self.path.glob("*.safetensors"))
 
-    def require_whole(self, names: Iterable[str], kinds: Sequence[str]) -> None:
+    def require_whole(self, kinds: Mapping[str, Sequence[str]]) -> None:
         """Refuse a checkpoint that lacks values of a trained tensor: it would begin again from the base's.
+
+        Args:
+            kinds: name → what there must be of it.
 
         Raises:
             TrainingError: what it lacks, and what nobody trains; or a shard that cannot be read.
@@ -193,7 +196,7 @@ class Saved:
                     f"{file}: damaged ({error}); remove {self.path} to go on from the checkpoint before it, if there "
                     "is one, or to begin again"
                 ) from error
-        expected = {f"{name}/{kind}" for name in names for kind in kinds}
+        expected = {f"{name}/{kind}" for name, several in kinds.items() for kind in several}
         if found != expected:
             problems = [f"{key}: is not there" for key in sorted(expected - found)]
             problems += [f"{key}: is of nothing that is trained" for key in sorted(found - expected)]

@@ -23,17 +23,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from trace_transfer.engine.distributed import quiet
+from trace_transfer.engine.optimizers import BETAS, EPS
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.text_formats import read_json_object
 
-BETAS, EPS = (0.9, 0.999), 1e-8  # the engine's AdamW
 ZERO = "zero_optimization"
 _PRECISION = "trains in bfloat16 or float32, which need no loss scaling: --precision"
 _SUMS = "sums gradients in float32"
 _ROUNDED = "must leave what is frozen bit-identical, and this rounds it"
 _DATA = "decides itself which examples are read in which step"
 _RANKS = "spreads data over the ranks, not the model, but for ZeRO"
-_ADAMW = "uses torch's AdamW, so that offloading changes no result"
+_OWN = "uses the same optimizer wherever its state lies, so that offloading changes no result"
 # Key, or the object that holds it → why not: "trace-transfer …".
 REFUSED: Mapping[str, str] = {
     "fp16": _PRECISION, "amp": _PRECISION, "torch_autocast": _PRECISION,
@@ -41,8 +41,8 @@ REFUSED: Mapping[str, str] = {
     "bf16.bf16_master_weights_and_grads": "keeps float32 master weights, without which small steps are lost",
     "bf16.bf16_optimizer_states": "keeps float32 moments, without which small steps are lost",
     "data_types": _SUMS, "gradient_allreduce_op": "averages gradients over the ranks",
-    "optimizer": "trains with AdamW, which is the method's",
-    "scheduler": "has a learning rate of its own, a linear warm-up and then a cosine: --warmup",
+    "optimizer": "makes the optimizer itself: --optimizer, --optimizer-args",
+    "scheduler": "has schedules of its own: --schedule, --schedule-args, --warmup",
     "elasticity": "fixes the batch size, so that results do not depend on the number of machines",
     "managed_gradient_accumulation": "says itself where a step ends",
     "compression_training": _ROUNDED, "weight_quantization": _ROUNDED, "quantize_training": _ROUNDED,
@@ -50,8 +50,8 @@ REFUSED: Mapping[str, str] = {
     "curriculum_learning": _DATA, "data_efficiency": _DATA,
     "pipeline": _RANKS, "tensor_parallel": _RANKS, "sequence_parallel_size": _RANKS, "expert_parallel": _RANKS,
     "compile": "does not compile models: that is not tested with masks",
-    "zero_force_ds_cpu_optimizer": _ADAMW,
-    f"{ZERO}.offload_optimizer.super_offload": _ADAMW, f"{ZERO}.offload_optimizer.ratio": _ADAMW,
+    "zero_force_ds_cpu_optimizer": _OWN,
+    f"{ZERO}.offload_optimizer.super_offload": _OWN, f"{ZERO}.offload_optimizer.ratio": _OWN,
     f"{ZERO}.zero_quantized_weights": "computes with the weights themselves, and this rounds them to 8 bits",
     f"{ZERO}.zero_quantized_nontrainable_weights": _ROUNDED, f"{ZERO}.zero_quantized_gradients": _SUMS,
     f"{ZERO}.zeropp_loco_param": _SUMS,
@@ -147,6 +147,7 @@ def _decided(settings: TrainSettings, num_ranks: int, precision: str) -> dict[st
     micro_batches = math.ceil(settings.batch_size / settings.micro_batch_size)
     bfloat16 = {"bfloat16": True, "float32": False}.get(precision)  # None: known on the machine that trains
     optimizer, parameters = settings.offload in ("optimizer", "parameters"), settings.offload == "parameters"
+    given, adamw = {"betas": list(BETAS), "eps": EPS, **settings.optimizer_args}, "adamw" in settings.optimizer
     return {
         "train_batch_size": (settings.batch_size, "--batch-size"),
         "train_micro_batch_size_per_gpu": (settings.micro_batch_size, "--micro-batch-size"),
@@ -154,13 +155,12 @@ def _decided(settings: TrainSettings, num_ranks: int, precision: str) -> dict[st
             math.ceil(micro_batches / num_ranks), "--batch-size, --micro-batch-size and the number of ranks",
         ),
         "gradient_clipping": (settings.max_grad_norm or 0.0, "--max-grad-norm"),
-        "optimizer.type": ("AdamW", "the method"),
+        "optimizer.type": ("AdamW" if adamw else settings.optimizer, "--optimizer"),
         "optimizer.params.lr": (settings.learning_rate, "--learning-rate"),
-        "optimizer.params.betas": (list(BETAS), "the method"),
-        "optimizer.params.eps": (EPS, "the method"),
+        **{f"optimizer.params.{key}": (value, "--optimizer-args") for key, value in given.items()},
         "optimizer.params.weight_decay": (settings.weight_decay, "--weight-decay"),
         "optimizer.params.torch_adam": (True, "the engine"),
-        "optimizer.params.adam_w_mode": (True, "the method"),
+        "optimizer.params.adam_w_mode": (True, "--optimizer"),
         "bf16.enabled": (bfloat16, "--precision"),
         "bfloat16.enabled": (bfloat16, "--precision"),
         "communication_data_type": ("fp32", "the engine"),
@@ -200,12 +200,12 @@ def _is_off(given: Mapping[str, Any], refused: str, name: str, value: Any) -> bo
 
 
 def _same(name: str, found: Any, expected: Any) -> bool:
-    if name == "optimizer.type":  # DeepSpeed's Adam is AdamW, unless `adam_w_mode` says otherwise
-        return isinstance(found, str) and found.lower() in ("adamw", "adam")
+    if name == "optimizer.type" and (str(found).lower(), expected) == ("adam", "AdamW"):
+        return True  # DeepSpeed's Adam is AdamW, unless `adam_w_mode` says otherwise
     if expected is None:
         return isinstance(found, bool)
     if isinstance(expected, bool) or isinstance(found, bool):
         return found is expected
     if isinstance(expected, str) and isinstance(found, str):
-        return found.lower() == expected
+        return found.lower() == expected.lower()
     return bool(found == expected)

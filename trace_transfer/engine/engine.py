@@ -4,10 +4,12 @@ An exact training needs some care, measured on DeepSpeed 0.19.8:
 
 - DeepSpeed's own accumulation divides by a fixed number of micro-batches. The engine sets that number to one and says
   itself where a step ends; so a step may have any number of micro-batches, and only the ranks enter the loss.
-- bfloat16 without ZeRO takes one AdamW step with zero gradients while it is built, which counts for the bias correction
-  and applies weight decay. The engine is built with a learning rate of 0, and the count is taken back.
+- bfloat16 without ZeRO takes one step of the optimizer with zero gradients while it is built, which counts for the bias
+  correction and applies weight decay. It is built with a learning rate of 0, and forgets that step.
 - ZeRO 3 treats the experts' blocks of some families as one leaf, without hooks on the modules in it, and frees slices
   there before their gradients come. It gets an empty list of leaf modules.
+- ZeRO 1 and 2 let tensors find their optimizer state after the step of the first group of tensors, when the others have
+  none yet. The engine does it again after all of the first step.
 - Master weights are made from weights rounded to bfloat16. The true ones are set afterwards.
 - For ZeRO 3 the model is built on the meta device, its buffers real, and filled a tensor at a time: no rank ever
   holds all of it. `deepspeed.zero.Init` around the building would give the same tensors, but it also casts what
@@ -27,6 +29,8 @@ from torch import Tensor, nn
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Example, collate
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
+from trace_transfer.engine.optimizers import Treatment, treatments
+from trace_transfer.engine.optimizing import build
 from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 from trace_transfer.engine.slices import freeze, places_of, require_fitting
 from trace_transfer.engine.supervised_loss import give_loss
@@ -35,17 +39,22 @@ from trace_transfer.errors import ModelError, TraceTransferError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BETAS, EPS = (0.9, 0.999), 1e-8
-MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+MASTER = "master"
 
 
 class Engine:
     """A model in training. Build it with `open_engine`; its methods are collective: all ranks call them alike."""
 
-    def __init__(self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None,
+        treated: Mapping[str, Treatment] | None,
+    ) -> None:  # fmt: skip
         shapes = shapes_of(model)
         mask = Mask.everything(shapes) if mask is None else mask
         require_fitting(mask, shapes)
+        trained = mask.trained_shapes(shapes)
+        treated = treatments(trained, settings) if treated is None else treated
+        self.kinds = {name: (MASTER, *treated[name].state(shape, settings)) for name, shape in trained.items()}
         known = dict(model.named_parameters())
         self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
         self.sliced = mask.sliced
@@ -57,11 +66,11 @@ class Engine:
             if settings.gradient_checkpointing:  # transformers 5.23 warns of a new name that older ones do not know
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.deepspeed, *_ = deepspeed_library().initialize(
-                model=model, model_parameters=list(self.parameters.values()), config=config
+                model=model, optimizer=build(self.parameters, treated, settings), config=config
             )
         self.device = ranks.device
         self.stage = settings.zero
-        self._plain = self._plain_masters()
+        self._plain, self._linked = self._plain_masters(), False
         self.set_steps(0)
 
     def _plain_masters(self) -> dict[str, Tensor]:
@@ -89,10 +98,14 @@ class Engine:
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update, forget the gradient; returns its norm before clipping, NaN or Inf if it could not be used."""
+    def step(self, share: float) -> float:
+        """Clip, update, forget the gradient; returns its norm before clipping, NaN or Inf if it could not be used.
+
+        Args:
+            share: of the highest learning rate that each tensor has.
+        """
         for group in self.deepspeed.basic_optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["peak"] * share
         norm = None
         if self.stage == 0 and self.deepspeed.optimizer is self.deepspeed.basic_optimizer:  # which tells no norm
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -100,6 +113,8 @@ class Engine:
             if not torch.isfinite(torch.tensor(norm)):
                 return norm
         self.deepspeed.step()
+        if not self._linked:
+            self._link_state()
         if norm is None:
             norm = float(self.deepspeed.get_global_grad_norm())
         return norm if self.deepspeed.was_step_applied() else float("nan")
@@ -115,7 +130,8 @@ class Engine:
         return ((name, self.get(name, MASTER)) for name in self.parameters)
 
     def get(self, name: str, kind: str) -> Tensor:
-        """What is trained of one tensor, its master weight or one of its `MOMENTS`: float32, a copy on the CPU."""
+        """One of the `kinds` of what is trained of a tensor: its master weight, or state of the optimizer; a copy on
+        the CPU."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.stage == 0:
@@ -125,12 +141,12 @@ class Engine:
             found = safe_get_full_fp32_param(self.parameters[name])
         else:
             found = safe_get_full_optimizer_state(self.parameters[name], kind)
-        return found.detach().to("cpu", torch.float32, copy=True)
+        return found.detach().to("cpu", copy=True)
 
     def set(self, kind: str, values: Iterable[tuple[str, Tensor]]) -> None:
-        """Set master weights or moments. Masters must round to the weights that the model was built with."""
+        """Set one of the `kinds`. Masters must round to the weights that the model was built with."""
         for name, value in values:
-            self._set(name, kind, value.to(self.device, torch.float32))
+            self._set(name, kind, value.to(self.device))
 
     def _set(self, name: str, kind: str, value: Tensor) -> None:
         from deepspeed import utils
@@ -153,19 +169,40 @@ class Engine:
                 utils.safe_set_local_optimizer_state(parameter, part, kind)
 
     def set_steps(self, count: int) -> None:
-        """Say how many steps the optimizer has taken, for its bias correction; moments of 0 are made where none are."""
+        """Say how many steps the optimizer has taken; if any, its state is made and waits to be set."""
         optimizer = self.deepspeed.basic_optimizer
-        if count == 0 and not optimizer.state:
-            return  # made by the first step
-        flat = getattr(self.deepspeed.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3 lends them to a step
-        for master in flat or [p for group in optimizer.param_groups for p in group["params"]]:
-            state = optimizer.state[master]
-            state["step"] = torch.tensor(float(count))
-            for kind in MOMENTS:
-                if kind not in state:
-                    state[kind] = torch.zeros_like(master, requires_grad=False)
+        if count == 0:
+            optimizer.state.clear()  # the first step makes it
+        elif self.stage == 0:
+            self._step_nowhere(optimizer)
+            for state in optimizer.state.values():
+                if "step" in state:
+                    state["step"] = state["step"] * 0 + count  # a tensor, or a number
+        else:
+            flat = getattr(
+                self.deepspeed.optimizer, "fp32_partitioned_groups_flat", None
+            )  # ZeRO 3 lends them to a step
+            for master in flat or [p for group in optimizer.param_groups for p in group["params"]]:
+                place = master.device if optimizer.defaults.get("fused") else None
+                optimizer.state[master]["step"] = torch.tensor(float(count), device=place)
+                for kind in next(iter(self.kinds.values()))[1:]:  # they are the same of any part of any tensor
+                    optimizer.state[master][kind] = torch.zeros_like(master, requires_grad=False)
+            self._link_state()
+
+    def _link_state(self) -> None:
+        """Let each tensor find its part of the state."""
         if self.stage in (1, 2):
+            self.deepspeed.optimizer._hp_optimizer_states_linked = False
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+        self._linked = True
+
+    def _step_nowhere(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step of the optimizer with gradients of 0, at the rate of 0 that it is built with."""
+        for master in self._plain.values():
+            master.grad = torch.zeros_like(master)
+        optimizer.step()
+        for master in self._plain.values():
+            master.grad = None
 
     def close(self) -> None:
         """Free everything that DeepSpeed holds; the engine cannot be used afterwards."""
@@ -179,19 +216,21 @@ class Engine:
 
 @contextmanager
 def open_engine(
-    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None = None
-) -> Iterator[Engine]:
+    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None = None,
+    treated: Mapping[str, Treatment] | None = None,
+) -> Iterator[Engine]:  # fmt: skip
     """A new engine for one stage of training. The model belongs to it: let go of it afterwards.
 
     Args:
         model: whole on every rank, or for ZeRO 3 as `partitioned.fill_partitioned` leaves it.
         mask: what is trained; None is all. Fixed for the life of the engine.
+        treated: how each tensor is optimised; None for what the settings say of a tensor of which no more is known.
 
     Raises:
         MaskError: it does not fit the model.
     """
     with _releasing_linear() if settings.zero == 3 else nullcontext():
-        engine = Engine(model, settings, ranks, mask)
+        engine = Engine(model, settings, ranks, mask, treated)
         try:
             yield engine
         finally:
@@ -239,7 +278,6 @@ def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num
 
 def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
     bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
-    adamw = {"torch_adam": True, "lr": 0.0, "betas": BETAS, "eps": EPS, "weight_decay": settings.weight_decay}
     zero: dict[str, Any] = {
         "stage": settings.zero,
         "reduce_bucket_size": bucket,
@@ -261,9 +299,9 @@ def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_eleme
         "gradient_accumulation_steps": 1,
         "train_batch_size": settings.micro_batch_size * ranks.size,
         "gradient_clipping": settings.max_grad_norm or 0.0,
-        "optimizer": {"type": "AdamW", "params": adamw},
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that offloading changes no result
+        "zero_force_ds_cpu_optimizer": False,  # the same optimizer, so that offloading changes no result
+        "zero_allow_untested_optimizer": True,  # by DeepSpeed: it is tested here
         "bf16": {"enabled": dtype == torch.bfloat16},
         "communication_data_type": "fp32",
         "steps_per_print": None,

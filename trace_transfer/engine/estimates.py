@@ -10,15 +10,16 @@ checkpointing's second computation does not count. Of a layer's experts those co
 `num_experts_per_tok`.
 
 **Memory.** Of P parameters in all, T of them trained (of a slice its rows or columns alone), at w bytes in the forward
-pass (2 in bfloat16, 4 in float32), N ranks; bytes per rank, as DeepSpeed 0.19 allocates them for the engine's settings:
+pass (2 in bfloat16, 4 in float32), N ranks; bytes per rank, as DeepSpeed 0.19 allocates them for the engine's settings,
+with S bytes of the optimizer's state (`optimizers.py`; AdamW: 8·T):
 
-    ZeRO           parameters   gradients           optimizer: master weights, two moments
-    0, float32     4·P          4·T                 8·T   (parameters are their own masters)
-    0, bfloat16    2·P          2·T, 6·T in a step  12·T
-    1, float32     4·P          4·T, 4·T/N later    12·T/N
-    1, bfloat16    2·P          6·T                 12·T/N
-    2              w·P          4·T/N               12·T/N
-    3              w·P/N        4·T/N               12·T/N
+    ZeRO           parameters   gradients           optimizer: master weights, state
+    0, float32     4·P          4·T                 S   (parameters are their own masters)
+    0, bfloat16    2·P          2·T, 6·T in a step  4·T + S
+    1, float32     4·P          4·T, 4·T/N later    (4·T + S)/N
+    1, bfloat16    2·P          6·T                 (4·T + S)/N
+    2              w·P          4·T/N               (4·T + S)/N
+    3              w·P/N        4·T/N               (4·T + S)/N
 
 From ZeRO 1 on gradients pass through a buffer of 4 bytes for each of at most `reduce_bucket_size` elements. With ZeRO 3
 small parameters are whole on every rank, and what is computed next is gathered. With offloading the optimizer's bytes
@@ -40,6 +41,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.optimizers import Describe, treatments
 from trace_transfer.engine.settings import LARGEST_BUCKET, LOGITS_AT_ONCE, PERSISTENT, TrainSettings
 from trace_transfer.families.anatomy import Anatomy, Unit
 from trace_transfer.models.sources import numel
@@ -209,22 +211,27 @@ class Estimate:
 
 def estimate(
     anatomy: Anatomy, mask: Mask, settings: TrainSettings, workload: Workload, *, num_ranks: int, precision: str,
-    stored_itemsize: int = 2, saved_itemsize: int | None = None,
+    describe: Describe, stored_itemsize: int = 2, saved_itemsize: int | None = None,
+    adapters: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Estimate:  # fmt: skip
     """Estimate a training.
 
     Args:
         precision: `float32` or `bfloat16`, resolved.
+        describe: a trained tensor's own name in the model and its components.
         stored_itemsize: bytes of a value in the base's files.
         saved_itemsize: bytes of a trained value in patch and model; default as stored.
+        adapters: shapes of what is trained in place of the mask. They keep the inputs that training its weights would.
     """
     shapes, itemsize = anatomy.inventory.shapes, ITEMSIZE[precision]
     saved = stored_itemsize if saved_itemsize is None else saved_itemsize
-    trained = mask.numel(shapes)
-    whole = anatomy.inventory.num_elements
-    memory = _memory(anatomy, mask, settings, num_ranks, itemsize)
+    moving = mask.trained_shapes(shapes) if adapters is None else adapters
+    changed, trained, whole = mask.numel(shapes), sum(map(numel, moving.values())), anatomy.inventory.num_elements
+    treated = treatments(moving, settings, describe)
+    state = sum(sum(treated[name].state(shape, settings).values()) for name, shape in moving.items())
+    memory = _memory(anatomy, mask, settings, num_ranks, itemsize, trained, state)
     return Estimate(
-        num_parameters=len(mask.parts),
+        num_parameters=len(moving),
         num_elements=trained,
         share=trained / whole,
         **memory,
@@ -233,23 +240,27 @@ def estimate(
             supervised=workload.supervised, itemsize=itemsize, checkpointing=settings.gradient_checkpointing,
         ),
         num_steps=settings.epochs * math.ceil(workload.num_examples / settings.batch_size),
-        checkpoint=12 * trained,
-        patch=(stored_itemsize + saved) * trained,
+        checkpoint=4 * trained + state,
+        patch=(stored_itemsize + saved) * changed,
         model=stored_itemsize * whole + (saved - stored_itemsize) * sum(numel(shapes[name]) for name in mask.parts),
         notes=_notes(mask, settings),
     )  # fmt: skip
 
 
-def _memory(anatomy: Anatomy, mask: Mask, settings: TrainSettings, num_ranks: int, itemsize: int) -> dict[str, int]:
+def _memory(
+    anatomy: Anatomy, mask: Mask, settings: TrainSettings, num_ranks: int, itemsize: int, trained: int, state: int
+) -> dict[str, int]:
     shapes, zero = anatomy.inventory.shapes, settings.zero
-    trained = mask.numel(shapes)
     part = math.ceil(trained / num_ranks)
     apart = sum(slice_.numel(shapes[name]) for name, slice_ in mask.sliced.items())  # parameters of their own
     parameters = itemsize * (anatomy.inventory.num_elements + apart)
-    optimizer, summed = 12 * part, 4 * part  # what is summed in float32 is summed where the optimizer is
+    optimizer, summed = (
+        4 * part + math.ceil(state / num_ranks),
+        4 * part,
+    )  # what is summed in float32 is summed where the optimizer is
     gradients = 0
     if zero == 0:
-        optimizer = (8 if itemsize == 4 else 12) * trained
+        optimizer = state + (0 if itemsize == 4 else 4 * trained)
         gradients, summed = (4 if itemsize == 4 else 6) * trained, 0
     elif zero == 1:
         gradients, summed = itemsize * trained, 0 if itemsize == 4 else 4 * trained

@@ -23,13 +23,12 @@ from torch import Tensor
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine import checkpointing
-from trace_transfer.engine.batches import GlobalBatch, Plan, num_warmup_steps, plan, rate_factor
+from trace_transfer.engine.batches import GlobalBatch, Plan, plan
 from trace_transfer.engine.checkpointing import Log, Step
 from trace_transfer.engine.deepspeed_json import contradictions
 from trace_transfer.engine.distributed import Ranks, collect_garbage, open_ranks
 from trace_transfer.engine.engine import (
     MASTER,
-    MOMENTS,
     Engine,
     configuration,
     fill_partitioned,
@@ -40,6 +39,8 @@ from trace_transfer.engine.engine import (
 )
 from trace_transfer.engine.estimates import peak_flops, utilisation
 from trace_transfer.engine.loading import StartingPoint
+from trace_transfer.engine.optimizers import Describe, treatments
+from trace_transfer.engine.optimizing import problems, schedule
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import outside, put, require_fitting, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
@@ -56,15 +57,17 @@ Values = Iterator[tuple[str, Tensor]]
 
 
 def require_usable(settings: TrainSettings, num_ranks: int) -> None:
-    """Refuse what can be refused before any weight is read: trackers that are not there, a DeepSpeed JSON that
-    contradicts the other settings.
+    """Refuse what can be refused before any weight is read: trackers that are not there, an optimizer or a schedule
+    that does not work here, a DeepSpeed JSON that contradicts the other settings.
 
     Raises:
         UserError: all contradictions at once.
     """
     require_trackers(settings.track)
-    if problems := contradictions(settings.deepspeed, settings, num_ranks, dtype_name(resolve_precision(settings))):
-        raise UserError("settings that contradict each other:\n" + listing(problems))
+    if found := problems(settings):
+        raise UserError("settings that cannot be used here:\n" + listing(found))
+    if found := contradictions(settings.deepspeed, settings, num_ranks, dtype_name(resolve_precision(settings))):
+        raise UserError("settings that contradict each other:\n" + listing(found))
 
 
 def train(
@@ -75,6 +78,7 @@ def train(
     directory: Path,
     finish: Callable[[Values], None],
     mask: Mask | None = None,
+    describe: Describe | None = None,
     work: float | None = None,
     stop: StopSignal | None = None,
     reporter: Reporter | None = None,
@@ -89,6 +93,7 @@ def train(
         finish: called once, on the first rank, with name and float32 value of every trained tensor, one at a time
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
         mask: what is trained, None is all. Everything else stays bit-identical.
+        describe: a trained tensor's own name in the model and its components, where settings ask for them.
         work: operations per token (`hardware.flops_per_token`), to tell the share of the device's peak.
         stop: looked at after each step, on all ranks; asked for on one, all of them stop.
         label: for messages; default is the task's name.
@@ -103,7 +108,7 @@ def train(
     """
     with open_ranks() as ranks:
         asked = _Asked(
-            start, data, settings, plan(data, settings), directory, mask, work, stop or StopSignal(),
+            start, data, settings, plan(data, settings), directory, mask, describe, work, stop or StopSignal(),
             reporter or Silent(), label or data.task, ranks,
         )  # fmt: skip
         cuda = [ranks.device] if ranks.device.type == "cuda" else []
@@ -124,6 +129,7 @@ class _Asked:
     plan: Plan
     directory: Path
     mask: Mask | None
+    describe: Describe | None
     work: float | None
     stop: StopSignal
     reporter: Reporter
@@ -144,10 +150,12 @@ def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
     shapes = shapes_of(skeleton)
     mask = Mask.everything(shapes) if asked.mask is None else asked.mask
     require_fitting(mask, shapes)
+    trained = mask.trained_shapes(shapes)
+    treated = treatments(trained, settings, *([asked.describe] if asked.describe else []))
     identity = _identity(asked, dtype_name(dtype), mask, shapes)
     if saved is not None:
         checkpointing.require_same(saved, identity)
-        saved.require_whole(mask.parts, (MASTER, *MOMENTS))
+        saved.require_whole({name: [MASTER, *treated[name].state(trained[name], settings)] for name in treated})
     model = skeleton if settings.zero == 3 else start.load(dtype)
     del skeleton
     if settings.zero == 3:
@@ -155,7 +163,7 @@ def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
         fill_partitioned(model, start.values(shapes, dtype), config, ranks)
     if saved is not None:
         _copy(model, mask, saved.read(MASTER))
-    with open_engine(model, settings, ranks, mask) as engine:
+    with open_engine(model, settings, ranks, mask, treated) as engine:
         del model
         if saved is not None:
             _restore(engine, saved)
@@ -203,7 +211,7 @@ def _copy(model: PreTrainedModel, mask: Mask, values: Values) -> None:
 
 def _restore(engine: Engine, saved: checkpointing.Saved) -> None:
     engine.set_steps(len(saved.steps))
-    for kind in (MASTER, *MOMENTS):
+    for kind in sorted({kind for kinds in engine.kinds.values() for kind in kinds}):
         engine.set(kind, saved.read(kind))
 
 
@@ -239,6 +247,7 @@ class Run:
         self.steps = list(self.saved.steps) if self.saved else []
         self.log = Log(self.asked.directory, self.steps) if self.ranks.is_first else None
         self.tokens = 0  # of this run
+        self.share = schedule(self.settings, self.plan.num_steps)
         self.before = self.saved.seconds if self.saved else 0.0
         self.began = self.written = time.monotonic()
         self.last_checkpoint = self.saved.path if self.saved else None
@@ -333,14 +342,13 @@ class Run:
             bad = [m for m, finite in zip(batch.micro_batches, sums.isfinite().tolist(), strict=True) if not finite]
             ids = [", ".join(example.id for example in micro_batch) for micro_batch in bad]
             raise self.stopped(number, "the loss of these examples is NaN or infinite", ids)
-        num_warmup = num_warmup_steps(self.plan.num_steps, self.settings.warmup)
-        rate = self.settings.learning_rate * rate_factor(number, self.plan.num_steps, num_warmup)
-        norm = self.engine.step(rate)
+        share = self.share(number)
+        norm = self.engine.step(share)
         if not math.isfinite(norm):
             ids = [", ".join(example.id for example in batch.examples)]
             raise self.stopped(number, "the gradient of these examples is NaN or infinite", ids)
         loss = float(sums.sum()) / batch.num_supervised
-        return Step(number + 1, loss, rate, norm, batch.num_tokens, batch.num_supervised)
+        return Step(number + 1, loss, self.settings.learning_rate * share, norm, batch.num_tokens, batch.num_supervised)
 
     def gradient(self, batch: GlobalBatch) -> Tensor:
         """Accumulate the gradient of the mean loss over all supervised tokens of the batch.
@@ -359,7 +367,7 @@ class Run:
 
     def checkpoint(self) -> None:
         engine, directory = self.engine, self.asked.directory
-        states = ((name, {kind: engine.get(name, kind) for kind in (MASTER, *MOMENTS)}) for name in engine.parameters)
+        states = ((name, {kind: engine.get(name, kind) for kind in engine.kinds[name]}) for name in engine.parameters)
 
         def write() -> Path:
             return checkpointing.write(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from trace_transfer.engine.optimizers import contradictions
 from trace_transfer.settings import Count, Seed, Settings, Texts, setting
 
 LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; allocated whole, so that small models get a smaller one
@@ -15,25 +16,52 @@ LOGITS_AT_ONCE = 1 << 24  # of the supervised tokens that meet the head together
 ZERO_FOR_OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
+Rate = Annotated[float, Gt(0)]
+
+
 class TrainSettings(Settings):
-    """One stage of fine-tuning, with AdamW and a cosine schedule on DeepSpeed."""
+    """One stage of fine-tuning on DeepSpeed."""
 
     UNRECORDED: ClassVar[frozenset[str]] = frozenset({"checkpoint_minutes", "keep_checkpoints", "track"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"optimizer", "optimizer_args", "learning_rate_of", "no_decay", "schedule", "schedule_args"}
+    )
     GROUP: ClassVar[str] = "Training"
 
     epochs: Count = setting(
         1, "Passes over the data. The paper has 1 for a warm start and 3 for a task of a stream.", common=True
     )
-    learning_rate: Annotated[float, Gt(0)] = setting(
-        2e-5,
-        "Peak learning rate of AdamW. It rises linearly and then falls as a cosine.",
-        common=True,
-        allow_inf_nan=False,
-    )
+    learning_rate: Rate = setting(2e-5, "Peak learning rate.", common=True, allow_inf_nan=False)
+    learning_rate_of: Mapping[str, Rate] = setting(
+        dict, "Another peak for some tensors. WHAT is a component (attention, mlp.down, norm, embedding …), bias, or a "
+        "pattern of names ('model.layers.0.*'). May be repeated.", metavar="WHAT=RATE",
+    )  # fmt: skip
     batch_size: Count = setting(32, "Examples per step, over all processes.", common=True)
     micro_batch_size: Count = setting(4, "Examples per forward pass and process.", group="Hardware", common=True)
     warmup: Annotated[float, Ge(0), Lt(1)] = setting(0.1, "Share of the steps in which the learning rate rises.")
-    weight_decay: Annotated[float, Ge(0)] = setting(0.0, "Weight decay of AdamW.", allow_inf_nan=False)
+    schedule: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+        "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+    ] = setting("cosine", "Learning rate after the warm-up, by the names of transformers.")  # fmt: skip
+    schedule_args: Mapping[str, Any] = setting(
+        dict, "Arguments of the schedule, as transformers.get_scheduler takes them: min_lr_rate=0.1. May be repeated.",
+        metavar="NAME=VALUE",
+    )  # fmt: skip
+    optimizer: Literal[
+        "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "muon", "adamw_8bit", "adamw_bnb_8bit",
+        "paged_adamw_8bit", "lion_8bit",
+    ] = setting(
+        "adamw_torch", "Optimizer, by the names of transformers. adafactor, muon and those in 8 bits (bitsandbytes) "
+        "need ZeRO 0. muon trains matrices but embeddings and heads, adamw_torch the rest.",
+    )  # fmt: skip
+    optimizer_args: Mapping[str, Any] = setting(
+        dict, "Arguments of the optimizer: betas=[0.9,0.95], momentum=0.9. May be repeated.", metavar="NAME=VALUE"
+    )
+    weight_decay: Annotated[float, Ge(0)] = setting(0.0, "Weight decay.", allow_inf_nan=False)
+    no_decay: Texts = setting(
+        (), "No weight decay on these tensors: norm, bias, or what --learning-rate-of takes. May be repeated.",
+        metavar="WHAT",
+    )  # fmt: skip
     max_grad_norm: Annotated[float, Gt(0)] | None = setting(
         1.0, "Clip gradients to this norm; 0 for no clipping (None in Python)."
     )
@@ -76,4 +104,4 @@ class TrainSettings(Settings):
     def contradictions(self) -> list[str]:
         needed = ZERO_FOR_OFFLOAD.get(self.offload, 0)
         told = f"offload: {self.offload!r} needs zero {needed} or more, and zero is {self.zero}"
-        return [told] if self.zero < needed else []
+        return [*([told] if self.zero < needed else []), *contradictions(self)]

@@ -112,6 +112,10 @@ class Anatomy:
         """The units of a tensor, an alias meaning its owner: several if fused, tied or shared, none if excluded."""
         return self._by_name.get(self.inventory.tied.get(name, name), ())
 
+    def describe(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """A tensor's name, and its components, each once."""
+        return name, tuple(dict.fromkeys(unit.component for unit in self.units_of(name)))
+
     @cached_property
     def components(self) -> frozenset[str]:
         return frozenset(unit.component for unit in self.units)

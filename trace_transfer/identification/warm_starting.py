@@ -20,6 +20,7 @@ from trace_transfer.data.encoding import halves, read_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import TrainResult, require_usable, train
+from trace_transfer.engine.optimizers import require_known
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
@@ -82,6 +83,7 @@ def plan_warm_starts(
         UserError: settings that cannot be used; `out` holds warm starts made otherwise: tells what differs.
     """
     require_usable(settings.train, place_among_ranks().size)
+    require_known(settings.train, base.anatomy)
     starts = tuple(
         WarmStart(data, order, replicate, out / FOLDER / label_of(data.task, replicate))
         for order, task in enumerate(tasks)
@@ -187,7 +189,7 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
 
         result = train(
             BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep,
-            reporter=reporter, label=start.label,
+            describe=plan.base.anatomy.describe, reporter=reporter, label=start.label,
         )  # fmt: skip
     if is_first_rank():
         _finish(plan, start, writer.shards, result)

@@ -20,6 +20,7 @@ from trace_transfer.engine.engine import resolve_precision
 from trace_transfer.engine.estimates import Estimate, Workload, estimate, flops_per_token
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import require_usable
+from trace_transfer.engine.optimizers import Described, require_known
 from trace_transfer.errors import UserError, listing
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
@@ -27,7 +28,6 @@ from trace_transfer.files import prepare_directory, refuse_inputs, sha256_file
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import difference
-from trace_transfer.models.sources import numel
 from trace_transfer.models.tensors import dtype_name
 from trace_transfer.patch.model_state import ModelState, patch_entries
 from trace_transfer.publish.model_card import CoreOrigin
@@ -99,23 +99,19 @@ class StreamPlan:
         return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length)
 
     def estimate(self, number: int) -> Estimate:
-        """Memory and disk of a stage. Adapters keep the inputs that training their weights would keep."""
+        """Memory and disk of a stage."""
         state, mask = ModelState(self.base.source), self.mask(number)
         stored = max(state.dtype(name).itemsize for name in mask.parts)
-        found = estimate(
+        return estimate(
             self.base.anatomy, mask, self.settings.train, self.workload(number), num_ranks=self.num_ranks,
-            precision=self.precision, stored_itemsize=stored,
+            precision=self.precision, describe=self.describe, stored_itemsize=stored,
             saved_itemsize=4 if self.settings.save_dtype == "float32" else stored,
+            adapters=self.adapters.shapes if self.adapters else None,
         )  # fmt: skip
-        if self.adapters is None:
-            return found
-        trained = sum(map(numel, self.adapters.shapes.values()))
-        scale = trained / found.num_elements
-        return replace(
-            found, num_parameters=len(self.adapters.shapes), num_elements=trained, share=found.share * scale,
-            gradients=round(found.gradients * scale), optimizer=round(found.optimizer * scale),
-            host=round(found.host * scale), checkpoint=12 * trained,
-        )  # fmt: skip
+
+    def describe(self, name: str) -> Described:
+        """What is trained by a name: the model's own name of a tensor, or of that beside which an adapter stands."""
+        return self.base.anatomy.describe(self.adapters.beside(name) if self.adapters else name)
 
 
 def plan_stream(
@@ -135,6 +131,7 @@ def plan_stream(
     _require_divisible(settings, num_ranks)
     require_usable(settings.train, num_ranks)
     opened = open_model(base, load_families([Path(path) for path in rules]))
+    require_known(settings.train, opened.anatomy)
     tasks = load_stream(stream)
     directory = Path(stream).parent
     refuse_inputs([Path(out), Path(out) / MODEL, Path(out) / RECORD], [base, stream])
@@ -238,16 +235,15 @@ def needed_space(plan: StreamPlan) -> int:
     """Bytes that the stages still to be trained will write: patches, checkpoints and their successor, the model."""
     base = ModelState(plan.base.source)
     model = sum(base.spec(name).num_bytes for name in base.shapes)
-    patches, trained = 0, 0
-    for stage in plan.stages[len(plan.finished) :]:
+    patches, checkpoint = 0, 0
+    for number in range(len(plan.finished), len(plan.stages)):
+        checkpoint = max(checkpoint, plan.estimate(number).checkpoint)
         if plan.adapters is not None:
             patches += 2 * model
-            trained = max(trained, sum(numel(shape) for shape in plan.adapters.shapes.values()))
         else:
-            for entry in patch_entries(base, stage.known_mask, plan.settings.save_dtype):
+            for entry in patch_entries(base, plan.mask(number), plan.settings.save_dtype):
                 patches += sum(spec.num_bytes for spec in entry.specs.values())
-            trained = max(trained, stage.known_mask.numel(base.shapes))
-    return patches + 12 * trained * (plan.settings.train.keep_checkpoints + 1) + model
+    return patches + checkpoint * (plan.settings.train.keep_checkpoints + 1) + model
 
 
 def require_space(plan: StreamPlan) -> None:

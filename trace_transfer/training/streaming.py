@@ -106,7 +106,7 @@ def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) 
 
     train(
         start, stage.data, settings.train, directory=plan.directory(number), finish=finish, mask=stage.mask,
-        work=plan.work(number), stop=stop, reporter=reporter, label=stage.label,
+        describe=plan.describe, work=plan.work(number), stop=stop, reporter=reporter, label=stage.label,
     )  # fmt: skip
 
 

@@ -1,0 +1,210 @@
+"""Optimizers and schedules by the names that transformers gives them, and how each tensor is optimised.
+
+An optimizer that reads a tensor as a matrix, or in blocks, needs it whole: ZeRO 1 to 3 lay tensors end to end and cut
+them where a rank's part ends, so that it works with ZeRO 0 alone (`Optimizer.whole`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trace_transfer.errors import UserError, listing
+from trace_transfer.settings import unknown_problems
+
+if TYPE_CHECKING:
+    from trace_transfer.engine.settings import TrainSettings
+    from trace_transfer.families.anatomy import Anatomy
+
+Shape = tuple[int, ...]
+State = Callable[[Shape, Mapping[str, Any]], dict[str, int]]
+BETAS, EPS = (0.9, 0.999), 1e-8  # AdamW's, if not given
+BLOCK, SMALLEST_8BIT = 256, 4096  # elements: bitsandbytes' blocks, and the smallest tensor whose state has 8 bits
+_MATRIX = "reads each tensor as a matrix"
+_BLOCKS = f"keeps a scale for each {BLOCK} elements of a tensor"
+
+
+def _adamw(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+    kinds = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if args.get("amsgrad") else []))
+    return dict.fromkeys(kinds, 4 * math.prod(shape))
+
+
+def _momentum(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+    return {"momentum_buffer": 4 * math.prod(shape)} if args.get("momentum", 0.95) else {}
+
+
+def _sgd(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+    return _momentum(shape, {"momentum": args.get("momentum", 0)})
+
+
+def _adafactor(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+    found = {"exp_avg": 4 * math.prod(shape)} if args.get("beta1") is not None else {}
+    if len(shape) < 2:
+        return found | {"exp_avg_sq": 4 * math.prod(shape)}
+    rows, columns = shape[:-1], (*shape[:-2], shape[-1])
+    return found | {"exp_avg_sq_row": 4 * math.prod(rows), "exp_avg_sq_col": 4 * math.prod(columns)}
+
+
+def _8bit(num_moments: int) -> State:
+    def state(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+        numel, numbers = math.prod(shape), range(1, num_moments + 1)
+        if numel < args.get("min_8bit_size", SMALLEST_8BIT):
+            return {f"state{number}": 4 * numel for number in numbers}
+        scales = {f"absmax{number}": 4 * math.ceil(numel / BLOCK) for number in numbers}
+        return {f"state{number}": numel for number in numbers} | scales
+
+    return state
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What is known of an optimizer before it is made.
+
+    Attributes:
+        place: its class.
+        state: shape and arguments → bytes of each kind of state that it keeps of a tensor, beside its weights.
+        args: names of arguments that a user may give.
+        fixed: arguments that make it what its name says.
+        whole: why it needs whole tensors; None where any part of them will do.
+        rest: the optimizer of the tensors that it does not take: it takes matrices but for embeddings and heads.
+    """
+
+    place: str
+    state: State
+    args: tuple[str, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    whole: str | None = None
+    rest: str | None = None
+
+
+_ADAMW8 = Optimizer("bitsandbytes.optim.AdamW8bit", _8bit(2), ("betas", "eps", "min_8bit_size"), whole=_BLOCKS)
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "adamw_torch": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad")),
+    "adamw_torch_fused": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad"), {"fused": True}),
+    "sgd": Optimizer("torch.optim.SGD", _sgd, ("momentum", "dampening", "nesterov")),
+    "adafactor": Optimizer(
+        "transformers.Adafactor", _adafactor, ("eps", "clip_threshold", "decay_rate", "beta1", "scale_parameter"),
+        {"relative_step": False, "scale_parameter": False}, whole=_MATRIX,
+    ),
+    "muon": Optimizer(
+        "torch.optim.Muon", _momentum, ("momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
+        {"adjust_lr_fn": "match_rms_adamw"}, whole=_MATRIX, rest="adamw_torch",
+    ),
+    "adamw_8bit": _ADAMW8,
+    "adamw_bnb_8bit": _ADAMW8,
+    "paged_adamw_8bit": Optimizer("bitsandbytes.optim.PagedAdamW8bit", _ADAMW8.state, _ADAMW8.args, whole=_BLOCKS),
+    "lion_8bit": Optimizer("bitsandbytes.optim.Lion8bit", _8bit(1), ("betas", "min_8bit_size"), whole=_BLOCKS),
+}  # fmt: skip
+# Arguments of `transformers.get_scheduler`, by its names. Those that need a metric in each step are not here.
+SCHEDULES: Mapping[str, tuple[str, ...]] = {
+    "linear": (), "cosine": ("num_cycles",), "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"), "constant": (), "constant_with_warmup": (), "inverse_sqrt": ("timescale",),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        "num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles",
+    ),
+}  # fmt: skip
+
+
+def contradictions(settings: TrainSettings) -> list[str]:
+    """What is wrong with the names and arguments of optimizer and schedule together with the other settings."""
+    chosen = OPTIMIZERS[settings.optimizer]
+    problems = []
+    for setting, given, known in (
+        ("optimizer_args", settings.optimizer_args, chosen.args),
+        ("schedule_args", settings.schedule_args, SCHEDULES[settings.schedule]),
+    ):
+        name = setting.removesuffix("_args")
+        of = f"of {name} {getattr(settings, name)}"
+        problems += [f"{setting}: {one} ({of})" for one in unknown_problems(given, known or ["it has none"])]
+    if chosen.whole and settings.zero:
+        problems.append(
+            f"optimizer: {settings.optimizer} {chosen.whole}, and ZeRO {settings.zero} cuts tensors into flat parts; "
+            "use zero 0, or another optimizer: adamw_torch works with every stage"
+        )
+    return problems
+
+
+class Treatment(NamedTuple):
+    """How one tensor is optimised: by which optimizer, at which highest rate, with how much weight decay."""
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+
+    def args(self, settings: TrainSettings) -> Mapping[str, Any]:
+        """What a user has given; the optimizer of what another one does not take has its defaults."""
+        return settings.optimizer_args if self.optimizer == settings.optimizer else {}
+
+    def state(self, shape: Shape, settings: TrainSettings) -> dict[str, int]:
+        """Bytes of each kind of state that is kept of a tensor of this shape."""
+        return OPTIMIZERS[self.optimizer].state(shape, self.args(settings))
+
+
+Described = tuple[str, Collection[str]]  # the model's own name of a tensor, and its components
+Describe = Callable[[str], Described]
+BIAS = "bias"
+
+
+def treatments(
+    shapes: Mapping[str, Shape], settings: TrainSettings, describe: Describe = lambda name: (name, ())
+) -> dict[str, Treatment]:
+    """How each tensor is optimised, in their order.
+
+    Args:
+        shapes: name → shape of what is trained of a tensor.
+        describe: asked where settings name components or tensors, and for an optimizer of matrices.
+
+    Raises:
+        UserError: two patterns give one tensor two learning rates; all are named.
+    """
+    chosen, problems, found = OPTIMIZERS[settings.optimizer], [], {}
+    for name, shape in shapes.items():
+        rates = {key: rate for key, rate in settings.learning_rate_of.items() if named(key, *describe(name))}
+        if len(set(rates.values())) > 1:
+            told = ", ".join(f"{rate:g} by '{key}'" for key, rate in rates.items())
+            problems.append(f"{name}: {told}")
+        decays = not any(named(key, *describe(name)) for key in settings.no_decay)
+        taken = chosen.rest is None or (len(shape) == 2 and not _outside(describe(name)[1]))
+        found[name] = Treatment(
+            settings.optimizer if taken else str(chosen.rest),
+            next(iter(rates.values()), settings.learning_rate),
+            settings.weight_decay if decays else 0.0,
+        )
+    if problems:
+        raise UserError("learning_rate_of: two rates for one tensor:\n" + listing(problems))
+    return found
+
+
+def _outside(components: Collection[str]) -> bool:
+    return any(one.partition(".")[0] in ("embedding", "head") for one in components)
+
+
+def named(key: str, name: str, components: Collection[str]) -> bool:
+    """Whether a key of the settings means a tensor: by its component or the beginning of one (`attention`), as `bias`,
+    or by a pattern of its whole name (`model.layers.0.*`). A fused tensor needs to be meant in all its components."""
+    if key == BIAS and name.endswith((f".{BIAS}", f"_{BIAS}")):
+        return True
+    by_component = bool(components) and all(one == key or one.startswith(f"{key}.") for one in components)
+    return by_component or fnmatchcase(name, key)
+
+
+def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
+    """Refuse keys that mean no tensor of a model, or one tensor twice.
+
+    Raises:
+        UserError: names them, and the components that there are.
+    """
+    described = {name: anatomy.describe(name) for name in anatomy.inventory.shapes}
+    keys = dict.fromkeys((*settings.learning_rate_of, *settings.no_decay))
+    if unknown := [key for key in keys if not any(named(key, *one) for one in described.values())]:
+        raise UserError(
+            "learning_rate_of, no_decay: these mean no tensor of this model:\n" + listing(unknown)
+            + "\nA key is bias, a tensor's name, a pattern of names with *, or a component: "
+            + ", ".join(sorted(anatomy.components))
+        )  # fmt: skip
+    treatments(anatomy.inventory.shapes, settings, described.__getitem__)
