@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from trace_transfer.evaluation.backends import ModelInMemory
 from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite
@@ -85,4 +86,4 @@ def run(model: Any, tokenizer: Any, suite: Suite, **settings: Any) -> Any:
     """The outcome of the one evaluation of a suite."""
     chosen = EvaluateSettings.of(**settings)
     (prepared,) = prepare_suite(suite, chosen, tokenizer, model.config)
-    return prepared.run(model, tokenizer, chosen, lambda: None)
+    return prepared.run(ModelInMemory(model, tokenizer, chosen), lambda: None)

@@ -268,7 +268,7 @@ def evaluate(
     chosen = EvaluateSettings.of(**settings)
     of_suite = load_suite(suite).with_data(data or {}).only(only)
     state = ModelState(ModelSource.parse(model), Patch.open_all(listed(patch)))
-    return run_evaluation(plan_evaluation(state, of_suite, chosen), None, Path(out), reporter or Silent())
+    return run_evaluation(plan_evaluation(state, of_suite, chosen), Path(out), reporter or Silent())
 
 
 @checked()

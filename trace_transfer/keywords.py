@@ -136,7 +136,9 @@ class StreamKeywords(TypedDict, total=False):
 class EvaluateKeywords(TypedDict, total=False):
     """Of `EvaluateSettings`."""
 
-    batch_size: int  # 8
+    backend: Literal["hf", "vllm", "sglang"]  # "hf"
+    backend_arguments: Mapping[str, Any]  # {}
+    batch_size: int | Literal["auto"] | None  # None
     limit: int | None  # None
     max_length: int | None  # None
     max_new_tokens: int | None  # None

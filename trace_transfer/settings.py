@@ -291,8 +291,9 @@ def _problems(error: ValidationError, fields: Mapping[str, FieldInfo], name: str
             found += unknown_problems([field], fields)
             continue
         hint, limits, where = fields[field].annotation, tuple(fields[field].metadata), field
-        if items := one["loc"][0 if name else 1 :]:  # of a list, or of a mapping
-            inner, is_key = get_args(bare(hint)[0]), items[-1] == "[key]"
+        items, inner = one["loc"][0 if name else 1 :], get_args(bare(hint)[0])
+        if items and inner:  # of a list, or of a mapping; else which part of a union was tried
+            is_key = items[-1] == "[key]"
             hint, limits = inner[0 if is_key or get_origin(bare(hint)[0]) is tuple else 1], ()
             where = f"a key of {field}" if is_key else f"{field}[{items[0]!r}]"
         found += problem_with(where, one["input"], one["type"], hint, limits)
@@ -353,6 +354,12 @@ def choices(hint: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
+def words(hint: Any) -> tuple[str, ...]:
+    """Those that may stand in the place of a number, such as `auto`."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return tuple(word for one in members if get_origin(one) is Literal for word in get_args(one))
+
+
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -376,4 +383,4 @@ def expected(hint: Any, limits: Sequence[Any] = ()) -> str:
         or _WORDS.get(kind)
         or f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
     )
-    return f"{word}, or None" if optional else word
+    return ", or ".join([word, *([] if allowed else words(hint)), *(["None"] if optional else [])])

@@ -7,6 +7,7 @@ import io
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,20 @@ def by_hand(model: Any, tokenizer: Any, config: dict[str, Any], **options: Any) 
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with contextlib.redirect_stderr(io.StringIO()):
+    with quietly():
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2)
         found = lm_eval.simple_evaluate(
             lm, tasks=[config], task_manager=TaskManager(include_defaults=False), bootstrap_iters=100, **options
         )
     return found["results"][config["task"]], found["samples"][config["task"]]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the harness' log and bars."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def local(stock_file: str, data_file: Path, split: str = "test") -> dict[str, Any]:

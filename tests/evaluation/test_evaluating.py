@@ -4,13 +4,12 @@ import json
 import re
 
 import pytest
-import torch
 
-from tests.evaluation_files import loaded, write_records, write_suite
+from tests.evaluation_files import write_records, write_suite
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import evaluating
-from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, prepare_suite, score_prepared
+from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation
 from trace_transfer.evaluation.outcome import EvaluationError
 from trace_transfer.evaluation.records import EvaluationFile
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -28,9 +27,9 @@ def counted(monkeypatch):
     calls = []
     score_one, load = evaluating.score_one, PatchedModel.load
 
-    def counting(model, tokenizer, prepared, *more):
+    def counting(backend, prepared, *more):
         calls.append(prepared.spec.name)
-        return score_one(model, tokenizer, prepared, *more)
+        return score_one(backend, prepared, *more)
 
     def loading(self, dtype):
         calls.append(None)
@@ -42,7 +41,7 @@ def counted(monkeypatch):
 
 
 def run(model, suite, out, **settings):
-    return evaluate(plan_evaluation(model, suite, EvaluateSettings.of(**settings)), None, out, SILENT)
+    return evaluate(plan_evaluation(model, suite, EvaluateSettings.of(**settings)), out, SILENT)
 
 
 def values(file):
@@ -141,7 +140,7 @@ def test_scores_of_other_weights_are_not_replaced(tiny, tmp_path, counted):
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
     assert [score.name for score in run(base, suite.only(["said"]), out).scores] == ["said"]  # less of the same model
     plan = plan_evaluation(patched, suite, EvaluateSettings())
-    assert evaluate(plan, None, out, SILENT, replace=True).fingerprint == patched.fingerprint  # as a run does
+    assert evaluate(plan, out, SILENT, replace=True).fingerprint == patched.fingerprint  # as a run does
 
 
 def file_with(file, old, new):
@@ -156,7 +155,7 @@ def test_a_failure_leaves_what_was_finished(tiny, tmp_path, counted, monkeypatch
         def fail(*_, **__):
             raise EvaluationError("no luck")
 
-        patch.setattr("trace_transfer.evaluation.multiple_choice.score_answers", fail)
+        patch.setattr("trace_transfer.evaluation.multiple_choice.mean_and_stderr", fail)
         with pytest.raises(EvaluationError, match="no luck"):
             run(tiny("llama"), suite, out)
     assert not (out / "evaluation.json").exists()
@@ -166,7 +165,7 @@ def test_a_failure_leaves_what_was_finished(tiny, tmp_path, counted, monkeypatch
 
 
 def test_states_of_a_stream(tiny, tmp_path):
-    """Base and patches, the model that they make on disk, and a loaded base with the values put into it."""
+    """Base and patches, and the model that they make on disk."""
     base = state_of(tiny("llama"))
     state = base.apply(make_patch(base, tmp_path / "p.patch.safetensors", mask_of(base), 1))
     suite = load_suite(write_suite(tmp_path / "suite"))
@@ -175,28 +174,6 @@ def test_states_of_a_stream(tiny, tmp_path):
     assert values(run(tmp_path / "model", suite, tmp_path / "written")) == values(patched)
     bare = run(base, suite, tmp_path / "bare")
     assert values(bare) != values(patched) and bare.fingerprint != patched.fingerprint == state.fingerprint
-
-    model, tokenizer = loaded(tiny("llama"))
-    settings = EvaluateSettings()
-    prepared = prepare_suite(suite, settings, tokenizer, model.config)
-    assert values_of(score_prepared(model, tokenizer, prepared, settings, None, SILENT)) == values(bare)
-    with torch.no_grad():
-        for name in state.patched:
-            model.get_parameter(name).copy_(state.value(name))
-    assert values_of(score_prepared(model, tokenizer, prepared, settings, None, SILENT)) == values(patched)
-    scores = score_prepared(model, tokenizer, prepared, settings, tmp_path / "samples", SILENT)
-    assert values_of(scores) == values(patched) and len(list((tmp_path / "samples").iterdir())) == 3
-
-
-def values_of(scores):
-    return {score.name: score.value for score in scores}
-
-
-def test_a_model_that_is_given(tiny, tmp_path, counted):
-    model, _ = loaded(tiny("gpt2"))
-    plan = plan_evaluation(tiny("gpt2"), load_suite(write_suite(tmp_path / "suite")), EvaluateSettings())
-    evaluate(plan, model, tmp_path / "out", SILENT)
-    assert counted == ["nats", "said", "chosen"]
 
 
 def test_everything_is_refused_at_once_and_nothing_loaded(tiny, tmp_path, counted):

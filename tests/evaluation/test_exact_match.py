@@ -7,6 +7,7 @@ from tests.data.chat_templates import FAMILIES
 from tests.evaluation_files import FIELDS, QUESTIONS, loaded, run, suite_of
 from tests.reference.scores_one_by_one import greedy
 from trace_transfer.errors import UserError
+from trace_transfer.evaluation.backends import ModelInMemory
 from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.exact_match import extracted, matches, normalised
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -130,7 +131,8 @@ def test_it_stops_where_answers_of_the_template_end(tiny, tmp_path, family):
     )
     (prepared,) = prepare_suite(suite, EvaluateSettings.of(), tokenizer, model.config)
     reciting = Reciting(model, len(prepared.prompts[0]), script)
-    (sample,) = prepared.run(reciting.model, tokenizer, EvaluateSettings.of(), lambda: None).samples
+    backend = ModelInMemory(reciting.model, tokenizer, EvaluateSettings())
+    (sample,) = prepared.run(backend, lambda: None).samples
     assert sample.output == thought + "Ho" and sample.right
     assert reciting.num_said <= len(script) - len(tokenizer(" and on")["input_ids"]) + 2
     assert end in prepared.settings["stop"]

@@ -12,6 +12,7 @@ from tests.evaluation.by_hand import STOCK, by_hand, local
 from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import harness
+from trace_transfer.evaluation.backends import ModelInMemory
 from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
@@ -108,8 +109,9 @@ def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
     tokenizer = FAMILIES["llama3"].tokenizer()
     suite = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", max_new_tokens=2)
     (prepared,) = prepare_suite(suite, EvaluateSettings.of(limit=1), tokenizer, model.config)
-    assert prepared.task.config.generation_kwargs["until"][-1] == "<|eot_id|>"
-    prompt = prepared.run(model, tokenizer, EvaluateSettings.of(limit=1), lambda: None).samples[0].prompt
+    assert prepared.tasks["gsm8k_cot"].config.generation_kwargs["until"][-1] == "<|eot_id|>"
+    backend = ModelInMemory(model, tokenizer, EvaluateSettings.of(limit=1))
+    prompt = prepared.run(backend, lambda: None).samples[0].prompt
     assert "Today Date: 26 Jul 2024" in prompt and prompt.count("<|begin_of_text|>") == 1
     assert "strftime_now" in tokenizer.chat_template and "macro" not in tokenizer.chat_template
     refusing = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.")
@@ -148,7 +150,7 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
     )  # no ten seconds for a typo
     assert "no task 'gsm8k_coat' in lm-evaluation-harness; near: " in refused(model, of(task="gsm8k_coat"))
     assert "did you mean 'gsm8k_cot'?" in refused(model, of(task="gsm8k_coat"))
-    assert "is a group; list its tasks: legalbench_abercrombie, " in refused(model, of(task="legalbench"))
+    assert "'mmlu' is a group, whose tasks have data sets of their own" in refused(model, of(task="mmlu"))
     told = refused(model, of(task="gsm8k_cot", metric="exactmatch", filter="strict"))
     assert (
         "unknown 'exactmatch', the task has: exact_match; did you mean" in told and "the task has: strict-match" in told

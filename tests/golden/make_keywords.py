@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.settings import Settings, Single, bare, singles
+from trace_transfer.settings import Settings, Single, bare, singles, words
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
@@ -41,6 +41,7 @@ def written(hint: Any) -> str:
         text = f"{item} | Sequence[{item}]"
     else:
         text = "Mapping[str, Any]" if get_origin(kind) is Mapping else _NAMES[kind]
+        text += "".join(f' | Literal["{word}"]' for word in words(hint))
     return f"{text} | None" if optional else text
 
 

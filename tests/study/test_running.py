@@ -85,7 +85,7 @@ def test_scores_are_those_of_the_tuned_model(finished, tmp_path):
     write_model(ModelState(ModelSource.parse(finished.parent / "qwen3"), patches), tmp_path / "model", Silent())
     settings = EvaluateSettings(max_length=64, save_samples=False)
     plan = plan_evaluation(tmp_path / "model", load_run(finished).suite, settings)
-    found = evaluate(plan, None, tmp_path / "scores", Silent())
+    found = evaluate(plan, tmp_path / "scores", Silent())
     matrix: ScoreMatrix = read_any(steps["evaluate"] / "scores.json", ScoreMatrix)
     assert [s.value for s in found.scores] == [s.value for s in matrix.stages[-1].scores]
 

@@ -71,7 +71,7 @@ def evaluate_command(
         require_same_weights(plan, out)  # as `evaluate` does
         click.echo(render_evaluation_plan(plan, out))
         return
-    click.echo(render_evaluation(evaluate(plan, None, out, Terminal())))
+    click.echo(render_evaluation(evaluate(plan, out, Terminal())))
     shared.say_next((), "inspect", out / "evaluation.json")
 
 

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from trace_transfer.cli.help import Option
 from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped
-from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles
+from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles, words
 
 Chosen = TypeVar("Chosen", bound=Settings)
 
@@ -81,10 +81,21 @@ def _type(field: Any) -> Any:
     low, high = limits_of(field.annotation, field.metadata)
     if kind is int:
         most = getattr(high, "le", None)
-        return click.IntRange(getattr(low, "ge", None), None if most == LARGEST else most)
+        number = click.IntRange(getattr(low, "ge", None), None if most == LARGEST else most)
+        return _NumberOr(number, words(field.annotation)) if words(field.annotation) else number
     if kind is float:
         return RATIO if getattr(low, "gt", None) == 0 and getattr(high, "le", None) == 1 else click.FLOAT
     return click.Path(path_type=Path, file_okay=False) if kind is Path else click.STRING
+
+
+class _NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.5
+    """A number, or a word in its place."""
+
+    def __init__(self, number: click.ParamType[Any], words: tuple[str, ...]) -> None:
+        self.number, self.words, self.name = number, words, "|".join(("integer", *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value in self.words else self.number.convert(value, param, ctx)
 
 
 def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
@@ -110,4 +121,12 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     return tuple(name.strip() for name in value.split(",")) if value else ()
 
 
-_READERS: Mapping[str, tuple[Any, Any]] = {"deepspeed": (FILE, _deepspeed_json), "order": (click.STRING, _names)}
+def _arguments(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any]:
+    return _values(ctx, parameter, tuple(value.split(",")) if value else ())
+
+
+_READERS: Mapping[str, tuple[Any, Any]] = {
+    "deepspeed": (FILE, _deepspeed_json),
+    "order": (click.STRING, _names),
+    "backend_arguments": (click.STRING, _arguments),
+}

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError, listing
+from trace_transfer.evaluation.backends import (
+    Backend,
+    Engine,
+    ModelInMemory,
+    argument_problems,
+    backend_versions,
+    missing_backend,
+    spread,
+)
 from trace_transfer.evaluation.exact_match import prepare_exact_match
 from trace_transfer.evaluation.harness import (
     is_installed,
@@ -27,7 +37,7 @@ from trace_transfer.evaluation.harness import (
 )
 from trace_transfer.evaluation.losses import prepare_loss
 from trace_transfer.evaluation.multiple_choice import prepare_choices
-from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared
+from trace_transfer.evaluation.outcome import EvaluationError, Prepared
 from trace_transfer.evaluation.reading import Reading
 from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -37,18 +47,16 @@ from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.locking import held
-from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint, local_directory
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
 from trace_transfer.models.running import on_device, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import ModelState, PatchedModel
+from trace_transfer.patch.model_state import ModelState, PatchedModel, write_model
 from trace_transfer.progress import Reporter
 from trace_transfer.records import ModelIdentity, library_versions, read_artefact, to_json
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 SAMPLES, FINISHED, FILE = "samples", "finished", "evaluation.json"
+WRITTEN = "model-for-engine"  # removed when the suite is finished
 
 
 KINDS: dict[str, Callable[[EvaluationSpec, Reading, EvaluateSettings], Prepared]] = {
@@ -69,7 +77,9 @@ def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, conf
             evaluations at once.
     """
     reading = Reading.of(suite.directory, tokenizer, config)
-    prepared, problems = [], []
+    prepared: list[Prepared] = []
+    missing = missing_backend(settings)
+    problems = argument_problems(settings) if missing is None else [missing]
     without = [spec.name for spec in suite.specs if spec.kind in NEED_HARNESS] if not is_installed() else []
     if without:
         problems.append(missing_harness(without))
@@ -83,7 +93,7 @@ def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, conf
         except UserError as problem:
             problems.append(str(problem))
     if problems:
-        one = len(suite.specs) == len(problems) == 1
+        one = len(suite.specs) == len(problems) == 1 and missing is None
         raise UserError(problems[0] if one else f"{suite.label}: cannot be run:\n" + listing(problems))
     return tuple(prepared)
 
@@ -161,7 +171,7 @@ def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: Eval
     """
     state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
     config, tokenizer = state.config, load_tokenizer(state.source)
-    device = resolve_device(settings.device)
+    device = resolve_device(settings.device) if settings.backend == "hf" else "cuda"
     prepared = prepare_suite(suite, settings, tokenizer, config)
     return EvaluationPlan(state, suite, settings, prepared, tokenizer, device)
 
@@ -189,13 +199,10 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
             )
 
 
-def evaluate(
-    plan: EvaluationPlan, loaded: PreTrainedModel | None, out: Path, reporter: Reporter, *, replace: bool = False
-) -> EvaluationFile:
+def evaluate(plan: EvaluationPlan, out: Path, reporter: Reporter, *, replace: bool = False) -> EvaluationFile:
     """Run what is not finished, and write `evaluation.json`.
 
     Args:
-        loaded: the model with the plan's weights; None to load it, if anything is to be run.
         replace: whether scores of other weights, which lie in the directory, may go.
 
     Raises:
@@ -206,54 +213,49 @@ def evaluate(
     if not replace:
         require_same_weights(plan, out)
     with held(out) as directory:
-        return _evaluate(plan, loaded, directory, reporter)
+        return _evaluate(plan, directory, reporter)
 
 
-def _evaluate(
-    plan: EvaluationPlan, loaded: PreTrainedModel | None, directory: Path, reporter: Reporter
-) -> EvaluationFile:
+def _evaluate(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> EvaluationFile:
     samples = prepare_directory(directory / SAMPLES) if plan.settings.save_samples else None
     for folder in (directory, prepare_directory(directory / FINISHED), directory / SAMPLES):
         remove_leftovers(folder)
-    model, scores = loaded, []
+    backend, scores = None, []
     for prepared in plan.prepared:
         score = plan.finished(prepared, directory)
         if score is None:
-            if model is None:
-                plan.state.check(reporter)
-                dtype = resolve_dtype(plan.settings.dtype, plan.device)
-                model = on_device(PatchedModel(plan.state).load(dtype), plan.device)
-            score = score_one(model, plan.tokenizer, prepared, plan.settings, samples, reporter)
+            backend = backend or open_backend(plan, directory, reporter)
+            score = score_one(backend, prepared, samples, reporter)
             alone = _file(plan, (score,), {"address": plan.address(prepared)})
             write_text(directory / FINISHED / f"{prepared.spec.name}.json", to_json(alone))
         scores.append(score)
+    shutil.rmtree(directory / WRITTEN, ignore_errors=True)
     result = _file(plan, tuple(scores), plan.settings.recorded() | {"dtype": plan.dtype})
     write_text(directory / FILE, to_json(result))
     return result
 
 
-def score_prepared(
-    model: PreTrainedModel, tokenizer: Any, prepared: Sequence[Prepared], settings: EvaluateSettings,
-    samples: Path | None, reporter: Reporter,
-) -> tuple[Score, ...]:  # fmt: skip
-    """Score a model that is in memory, wherever it is and in whatever type, on what `prepare_suite` read.
-
-    Args:
-        samples: directory for `NAME.jsonl`; None for none.
+def open_backend(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> Backend:
+    """Load the weights, patches included.
 
     Raises:
-        EvaluationError: an evaluation failed.
+        UserError: as `evaluate`.
     """
-    if samples is not None:
-        prepare_directory(samples)
-    return tuple(score_one(model, tokenizer, one, settings, samples, reporter) for one in prepared)
+    state, settings = plan.state, plan.settings
+    if settings.backend == "hf":
+        state.check(reporter)
+        model = PatchedModel(state).load(resolve_dtype(settings.dtype, plan.device))
+        is_spread = settings.backend_arguments.get("parallelize")
+        model = spread(model, settings) if is_spread else on_device(model, plan.device)
+        return ModelInMemory(model, plan.tokenizer, settings)
+    if state.patches or state.source.gguf is not None:
+        write_model(state, directory / WRITTEN, reporter, replace=True)
+        return Engine(directory / WRITTEN, plan.dtype, plan.tokenizer, settings)
+    return Engine(local_directory(state.source), plan.dtype, plan.tokenizer, settings)
 
 
-def score_one(
-    model: PreTrainedModel, tokenizer: Any, prepared: Prepared, settings: EvaluateSettings, samples: Path | None,
-    reporter: Reporter,
-) -> Score:  # fmt: skip
-    """One evaluation of a model that is in memory; its samples are written before the score is given.
+def score_one(backend: Backend, prepared: Prepared, samples: Path | None, reporter: Reporter) -> Score:
+    """One evaluation of a model that is loaded; its samples are written before the score is given.
 
     Raises:
         EvaluationError: it failed, or its logits or its score are not finite.
@@ -261,12 +263,18 @@ def score_one(
     begun = time.perf_counter()
     with reporter.task(f"evaluating {prepared.spec.name}", prepared.num_steps) as advance:
         try:
-            outcome = prepared.run(model, tokenizer, settings, advance)
+            outcome = prepared.run(backend, advance)
         except NumericalError as error:
             raise EvaluationError(f"{prepared.spec.label}: {error}") from error
     if not math.isfinite(outcome.value):
         raise EvaluationError(f"{prepared.spec.label}: its {prepared.metric} is {outcome.value}, which is no score")
-    score = _score(prepared, outcome, time.perf_counter() - begun, settings)
+    told = {name: value for name, value in prepared.settings.items() if value is not None}
+    score = Score(
+        name=prepared.spec.name, kind=prepared.spec.kind, metric=prepared.metric, value=outcome.value,
+        higher_is_better=prepared.higher_is_better, stderr=outcome.stderr, num_examples=prepared.num_examples,
+        num_errors=outcome.num_errors, seconds=time.perf_counter() - begun, data_sha256=prepared.data_sha256,
+        settings={**told, "seed": backend.settings.seed}, members=outcome.members,
+    )  # fmt: skip
     if samples is not None:
         write_text(samples_file(samples, prepared), "".join(sample.line() + "\n" for sample in outcome.samples))
     return score
@@ -276,18 +284,8 @@ def samples_file(directory: Path, prepared: Prepared) -> Path:
     return directory / f"{prepared.spec.name}.jsonl"
 
 
-def _score(prepared: Prepared, outcome: Outcome, seconds: float, settings: EvaluateSettings) -> Score:
-    told = {name: value for name, value in prepared.settings.items() if value is not None}
-    return Score(
-        name=prepared.spec.name, kind=prepared.spec.kind, metric=prepared.metric, value=outcome.value,
-        higher_is_better=prepared.higher_is_better, stderr=outcome.stderr, num_examples=prepared.num_examples,
-        num_errors=outcome.num_errors, seconds=seconds, data_sha256=prepared.data_sha256,
-        settings={**told, "seed": settings.seed},
-    )  # fmt: skip
-
-
 def _file(plan: EvaluationPlan, scores: tuple[Score, ...], settings: dict[str, Any]) -> EvaluationFile:
     return EvaluationFile(
         model=plan.identity, fingerprint=plan.fingerprint, suite=plan.suite.name, scores=scores, settings=settings,
-        libraries=library_versions(),
+        libraries=library_versions() | backend_versions(plan.settings),
     )  # fmt: skip

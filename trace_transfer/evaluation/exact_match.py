@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from trace_transfer.data.rendering import THOUGHT_ENDS
-from trace_transfer.evaluation.batching import generate
+from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr
 from trace_transfer.evaluation.reading import (
     Reading,
@@ -45,19 +45,19 @@ class ExactMatchEvaluation(Prepared):
     def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
         return (tokenizer.decode(self.prompts[0]), False), (self.targets[0], True)
 
-    def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
         stop_texts = (*self.spec.until, *self.stop_texts)
-        written = generate(
-            model, self.prompts, batch_size=settings.batch_size, max_new_tokens=self.max_new_tokens,
-            stop_ids=self.stop_ids, stop_texts=stop_texts, tokenizer=tokenizer, advance=advance,
+        written = backend.generate(
+            self.prompts, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, stop_texts=stop_texts,
+            advance=advance,
         )  # fmt: skip
-        samples = []
-        for number, prompt, ids, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
-            output = cut_at(tokenizer.decode(ids, skip_special_tokens=True), stop_texts)
+        samples, decode = [], backend.tokenizer.decode
+        for number, prompt, text, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
+            output = cut_at(text, stop_texts)
             right = matches(output, target, self.spec)
             said = output.rpartition(THOUGHT_ENDS)[2]
             compared = {"extracted": extracted(said, self.spec.extract)} if self.spec.extract else {}
-            samples.append(Sample(number, tokenizer.decode(prompt), output, target, float(right), right, compared))
+            samples.append(Sample(number, decode(prompt), output, target, float(right), right, compared))
         value, stderr = mean_and_stderr([sample.value for sample in samples])
         return Outcome(value, stderr, tuple(samples))
 

@@ -1,4 +1,4 @@
-"""The door to lm-evaluation-harness: the one module that imports it, and only inside functions.
+"""Tasks of lm-evaluation-harness, which is imported inside functions alone.
 
 A stock task keeps its prompts, filters and metrics; what changes is where its data come from, how many examples are
 shown and how long answers may be. Prompts are read by the harness' own model class, as a call by hand reads them.
@@ -6,7 +6,6 @@ shown and how long answers may be. Prompts are read by the harness' own model cl
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 import random
@@ -24,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.data.encoding import template_of
 from trace_transfer.data.reading import hub_silence, read_rows
 from trace_transfer.data.records import Message
-from trace_transfer.data.rendering import ChatTemplate, RenderingError, with_fixed_date
+from trace_transfer.data.rendering import ChatTemplate, RenderingError
 from trace_transfer.data.tasks_file import TaskError, locate, suggestion
 from trace_transfer.errors import NumericalError, UserError, first_line
-from trace_transfer.evaluation.batching import finite_logits
+from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Sample, records_sha256
 from trace_transfer.evaluation.reading import Reading, require_room
+from trace_transfer.evaluation.records import Member
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec
 
@@ -43,97 +43,83 @@ _NAME = re.compile(r"^(?:task|group):[ \t]*([\"']?)([^\s\"'#\[]+)\1[ \t]*(?:#.*)
 
 @dataclass(frozen=True)
 class HarnessEvaluation(Prepared):
-    """A task of the harness, with its data read.
+    """A task of the harness, or a group of tasks, with its data read.
 
     Attributes:
-        task: the harness' own object; its requests are built anew by each run.
+        tasks: the harness' own objects by their names; their requests are built anew by each run.
+        groups: the group first, then those within it; empty for a single task.
         filter: whose results count.
     """
 
-    task: Any
+    tasks: Mapping[str, Any]
+    groups: Mapping[str, Any]
     filter: str
 
-    def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
         """What `lm_eval.simple_evaluate` does with a task, without its look at the machine, which takes seconds.
 
         Raises:
             EvaluationError: the harness failed, or gave no such metric.
         """
         try:
-            found = self._evaluate(model, tokenizer, settings, advance)
+            found = self._evaluate(backend, advance)
         except (UserError, NumericalError):
             raise
         except Exception as error:  # the harness and its metrics raise many kinds
             raise EvaluationError(f"{self.spec.label}: lm-evaluation-harness failed: {first_line(error)}") from error
-        name = self.task.task_name
-        results, logged = found["results"][name], found["samples"][name]
+        (first, *smaller), results = [*self.groups, *self.tasks], {**found["results"], **found.get("groups", {})}
+        value, stderr = self._score(results[first])
+        samples = tuple(
+            self._sample(name, one)
+            for name in self.tasks
+            for one in found["samples"][name]
+            if one["filter"] == self.filter
+        )
+        members = [Member(name=one, value=score[0], stderr=score[1], num_examples=results[one]["sample_len"])
+                   for one in smaller if self.groups and (score := self._score(results[one]))]  # fmt: skip
+        killed = sum(bool(sample.more.get("killed")) for sample in samples)
+        return Outcome(value, stderr, samples, killed, tuple(members) or None)
+
+    def _score(self, results: Mapping[str, Any]) -> tuple[float, float | None]:
         key = f"{self.metric},{self.filter}"
         if key not in results:
             known = [one.partition(",")[0] for one in results if "," in one and "_stderr," not in one]
             raise EvaluationError(f"{self.spec.label}: no metric '{self.metric}', {suggestion(self.metric, known)}")
         stderr = results.get(f"{self.metric}_stderr,{self.filter}")
-        samples = tuple(self._sample(one) for one in logged if one["filter"] == self.filter)
-        return Outcome(
-            float(results[key]), float(stderr) if isinstance(stderr, (int, float)) else None, samples,
-            sum(bool(sample.more.get("killed")) for sample in samples),
-        )  # fmt: skip
+        return float(results[key]), float(stderr) if isinstance(stderr, (int, float)) else None
 
-    def _evaluate(
-        self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]
-    ) -> Any:  # fmt: skip
+    def _evaluate(self, backend: Backend, advance: Callable[[], None]) -> Any:
         from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
 
-        class FiniteLM(HFLM):  # type: ignore[misc]  # the harness has no types
-            """Of logits that are not finite the harness would make scores."""
-
-            def _model_call(self, *given: Any, **options: Any) -> Any:
-                logits_btv = super()._model_call(*given, **options)
-                finite_logits(logits_btv, logits_btv)
-                return logits_btv
-
-            def _model_generate(self, *given: Any, **options: Any) -> Any:
-                return super()._model_generate(*given, **options, logits_processor=[finite_logits])
-
-        told = _Progress(advance, self.num_steps)
-        was_training = model.training
-        with _quiet(), _seeded(settings.seed):
-            self.task.set_fewshot_seed(seed=settings.seed)
-            own, chat = copy.deepcopy(tokenizer), self.spec.template == "chat"
-            if chat:  # the same day as in training, and no beginning of text but the template's
-                own.chat_template = with_fixed_date(own.get_chat_template())
-            lm = FiniteLM(
-                pretrained=model, tokenizer=own, backend="causal", batch_size=settings.batch_size,
-                max_length=settings.max_length, add_bos_token=False if chat else None,
-            )  # fmt: skip
+        told, settings = _Progress(advance, self.num_steps), backend.settings
+        chat = self.spec.template == "chat"
+        with _quiet(), _seeded(settings.seed), backend.harness(chat=chat) as lm:
+            for task in self.tasks.values():
+                task.set_fewshot_seed(seed=settings.seed)
             lm.set_cache_hook(told)
-            try:
-                found = evaluate(
-                    lm, {"tasks": {self.task.task_name: self.task}}, limit=self.settings["limit"],
-                    bootstrap_iters=BOOTSTRAP, log_samples=True, system_instruction=self.spec.system,
-                    apply_chat_template=chat, fewshot_as_multiturn=True,
-                    confirm_run_unsafe_code=settings.allow_code_execution,
-                )  # fmt: skip
-            finally:
-                model.train(was_training)
+            found = evaluate(
+                lm, {"tasks": self.tasks, "groups": self.groups}, limit=self.settings["limit"],
+                bootstrap_iters=BOOTSTRAP, log_samples=True, system_instruction=self.spec.system,
+                apply_chat_template=chat, fewshot_as_multiturn=True,
+                confirm_run_unsafe_code=settings.allow_code_execution,
+            )  # fmt: skip
         told.finish()
         return found
 
-    def _sample(self, logged: Mapping[str, Any]) -> Sample:
+    def _sample(self, name: str, logged: Mapping[str, Any]) -> Sample:
         """A document as the harness logged it; of likelihoods the requests and what came out of them."""
         value = logged.get(self.metric)
         number = float(value) if isinstance(value, (int, float)) else float("nan")
         arguments = list(logged["arguments"])
-        writes = self.task.OUTPUT_TYPE == "generate_until"
-        more = {"filtered": logged["filtered_resps"][0 if writes else slice(None)]}
+        writes = self.tasks[name].OUTPUT_TYPE == "generate_until"
+        more: dict[str, Any] = {"task": name} if self.groups else {}
+        more["filtered"] = logged["filtered_resps"][0 if writes else slice(None)]
         if not writes:
             more["continuations"] = [one[1] for one in arguments if len(one) > 1]
-        told = {key: logged[key] for key in ("killed", "outcome", "error") if key in logged}
+        more |= {key: logged[key] for key in ("killed", "outcome", "error") if key in logged}
         right = bool(number) if number in (0.0, 1.0) else None
         output = str(logged["resps"][0][0]) if writes else None
-        return Sample(
-            logged["doc_id"], str(arguments[0][0]), output, str(logged["target"]), number, right, {**more, **told}
-        )  # fmt: skip
+        return Sample(logged["doc_id"], str(arguments[0][0]), output, str(logged["target"]), number, right, more)
 
 
 class _Progress:
@@ -196,7 +182,7 @@ def permission_problems(settings: EvaluateSettings) -> list[str]:
 
 
 def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
-    """A stock task, or one described by a YAML file of the harness' kind, with its data.
+    """A stock task or group, or one described by a YAML file of the harness' kind, with its data.
 
     Raises:
         UserError: no harness, no such task or metric or filter, data that are not there, or that would have to come
@@ -204,8 +190,10 @@ def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
     """
     if not is_installed():
         raise UserError(missing_harness([spec.name]))
-    config = task_config(spec, reading.directory)
-    return prepare_config(spec, config, reading, settings)
+    path, bare = task_file(spec, reading.directory)
+    if "group" in bare:
+        return _prepare_group(spec, path, str(bare["group"]), reading, settings)
+    return prepare_config(spec, task_config(spec, path, bare), reading, settings)
 
 
 def prepare_humaneval(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
@@ -236,57 +224,121 @@ def prepare_config(
     from lm_eval.api.task import ConfigurableTask
 
     if config.get("unsafe_code") and not guarded:
-        raise TaskError(
-            f"{spec.label}: the task '{config.get('task')}' runs programs that the model writes, with nothing "
-            "around them; only kind: humaneval runs them walled in"
-        )
-    changed = dict(config)
-    for key in ("tag", "group", "task_list"):
-        changed.pop(key, None)
-    _set_shots(changed, spec)
+        raise TaskError(_unguarded(spec, config.get("task")))
+    changed = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    if spec.shots is not None:
+        changed["num_fewshot"] = spec.shots
     if not has_data:
         _set_data(changed, spec, reading)
     elif spec.data is None:
         _require_hub(spec, changed)
-    most = spec.max_new_tokens or settings.max_new_tokens
-    writes = changed.get("output_type", "generate_until") == "generate_until"
-    if writes:
-        given = dict(changed.get("generation_kwargs") or {"until": ["\n\n"], "do_sample": False})
-        if spec.template == "chat":
-            given = _ended(given, _turn_end(spec, reading.tokenizer))
-        changed["generation_kwargs"] = given if most is None else {**given, "max_gen_toks": most}
-        require_room(spec, reading.longest(settings), changed["generation_kwargs"].get("max_gen_toks", 256))
+    if changed.get("output_type", "generate_until") == "generate_until":
+        changed["generation_kwargs"] = _generation(spec, changed.get("generation_kwargs"), reading, settings)
     try:
         with _quiet():
             task = ConfigurableTask(config=changed)
-            docs = task.eval_docs
+            len(task.eval_docs)
     except UserError:
         raise
     except Exception as error:  # datasets, the hub's client and the task's own functions raise many kinds
         raise TaskError(_unusable(spec, changed, error)) from error
-    if task.config.num_fewshot is None:
-        task.set_config(key="num_fewshot", value=0)
-    metric, own_filter = _metric(spec, task, changed)
-    limit = settings.limit_of(spec.limit)
-    num_examples = min(len(docs), limit or len(docs))
-    shots = task.config.num_fewshot
+    # The first that the task lists; kind humaneval lists a function whose results have other names.
+    metrics = [spec.first_metric] if spec.kind == "humaneval" else list(task.aggregation())
+    filters = [one["name"] for one in changed.get("filter_list") or ()] or ["none"]
+    return _prepared(spec, {changed["task"]: task}, {}, metrics, filters, settings)
+
+
+def _prepare_group(
+    spec: EvaluationSpec, path: Path, name: str, reading: Reading, settings: EvaluateSettings
+) -> HarnessEvaluation:
+    """All tasks of a group, as the harness builds them from their own data."""
+    from lm_eval.tasks import TaskManager
+
+    if spec.data or spec.shots_data:
+        raise TaskError(
+            f"{spec.label}: '{name}' is a group, whose tasks have data sets of their own; leave data: out "
+            "(HF_HUB_OFFLINE=1 reads the hub's cache), or list its tasks"
+        )
+    try:
+        with _quiet():
+            found = TaskManager(include_path=path.parent if _is_file(spec.task or "") else None).load(name)
+            tasks, group = found["tasks"], found["groups"][name]
+            unsafe = [one for one, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]
+            if unsafe:
+                raise TaskError(_unguarded(spec, ", ".join(unsafe)))
+            for task in tasks.values():
+                if spec.shots is not None:
+                    task.set_config(key="num_fewshot", value=spec.shots)
+                if task.OUTPUT_TYPE == "generate_until":
+                    given = _generation(spec, task.config.generation_kwargs, reading, settings)
+                    task.set_config(key="generation_kwargs", value=given)
+    except UserError:
+        raise
+    except Exception as error:  # as in `prepare_config`
+        raise TaskError(f"{spec.label}: the group '{name}' cannot be made of its data: {first_line(error)}") from error
+    if not group.aggregate_metric_list:
+        raise TaskError(f"{spec.label}: the group '{name}' has no score of its own; list its tasks: {', '.join(tasks)}")
+    metrics = [one.metric for one in group.aggregate_metric_list]
+    own = [name for one in group.aggregate_metric_list for name in one.filter_list or ()]
+    some = [one["name"] for task in tasks.values() for one in task.config.filter_list or ()]
+    return _prepared(spec, tasks, {name: group, **found["groups"]}, metrics, own or some or ["none"], settings)
+
+
+def _prepared(
+    spec: EvaluationSpec, tasks: Mapping[str, Any], groups: Mapping[str, Any], metrics: Sequence[str],
+    filters: Sequence[str], settings: EvaluateSettings,
+) -> HarnessEvaluation:  # fmt: skip
+    """With the metric and the filter that are asked for, or the first of each.
+
+    Raises:
+        TaskError: there is no such metric or filter.
+    """
+    filters = list(dict.fromkeys(filters))
+    problems = [
+        f"{key}: unknown '{asked}', {suggestion(asked, known, 'the task has')}"
+        for key, asked, known in (("metric", spec.metric, metrics), ("filter", spec.filter, filters))
+        if asked is not None and asked not in known
+    ]
+    if problems:
+        raise TaskError(f"{spec.label}: " + "; ".join(problems))
+    metric, own_filter = spec.metric or metrics[0], spec.filter or filters[0]
+    limit, rows, num_examples = settings.limit_of(spec.limit), [], 0
+    for task in tasks.values():
+        if task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=0)
+        count = min(len(task.eval_docs), limit or len(task.eval_docs))
+        num_examples += count
+        rows += [*islice(task.eval_docs, count), *(task.fewshot_docs() or () if task.config.num_fewshot else ())]
+    first, *others = tasks.values()
+    same = {one.config.num_fewshot for one in others} <= {first.config.num_fewshot}
+    writes = first.OUTPUT_TYPE == "generate_until" and not groups
     told = {
-        "protocol": "lm-evaluation-harness", "lm_eval": version("lm_eval"), "task": changed["task"], "shots": shots,
-        "limit": limit, "filter": own_filter, "template": "chat" if spec.template == "chat" else "none",
-        "max_new_tokens": changed["generation_kwargs"].get("max_gen_toks", 256) if writes else None,
+        "protocol": "lm-evaluation-harness", "lm_eval": version("lm_eval"), "task": next(iter({**groups, **tasks})),
+        "shots": first.config.num_fewshot if same else None, "limit": limit, "filter": own_filter,
+        "template": "chat" if spec.template == "chat" else "none",
+        "max_new_tokens": first.config.generation_kwargs.get("max_gen_toks", 256) if writes else None,
     }  # fmt: skip
-    shown = list(task.fewshot_docs() or ()) if shots else []
-    rows = [*islice(docs, num_examples), *shown]
-    higher = task.higher_is_better().get(metric, True)
-    return HarnessEvaluation(
-        spec, metric, bool(higher), num_examples, records_sha256(rows), told, task, own_filter
-    )  # fmt: skip
+    higher = bool(first.higher_is_better().get(metric, True))
+    sha256 = records_sha256(rows)
+    return HarnessEvaluation(spec, metric, higher, num_examples, sha256, told, tasks, groups, own_filter)
 
 
-def _set_shots(config: dict[str, Any], spec: EvaluationSpec) -> None:
-    """As many examples as the evaluation says, if it does."""
-    if spec.shots is not None:
-        config["num_fewshot"] = spec.shots
+def _generation(spec: EvaluationSpec, given: Any, reading: Reading, settings: EvaluateSettings) -> dict[str, Any]:
+    """How a task's answers are written: its own settings, the end of the template's turn, the longest answer."""
+    found = dict(given or {"until": ["\n\n"], "do_sample": False})
+    if spec.template == "chat":
+        found = _ended(found, _turn_end(spec, reading.tokenizer))
+    if most := spec.max_new_tokens or settings.max_new_tokens:
+        found["max_gen_toks"] = most
+    require_room(spec, reading.longest(settings), found.get("max_gen_toks", 256))
+    return found
+
+
+def _unguarded(spec: EvaluationSpec, name: Any) -> str:
+    return (
+        f"{spec.label}: the task '{name}' runs programs that the model writes, with nothing around them; only kind: "
+        "humaneval runs them walled in"
+    )
 
 
 def _set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> None:
@@ -384,32 +436,46 @@ def _ended(given: Mapping[str, Any], end: str) -> dict[str, Any]:
     return {**given, "until": until if end in ("", *until) else [*until, end]}
 
 
-def task_config(spec: EvaluationSpec, directory: Path) -> dict[str, Any]:
-    """The configuration of a task by its name, or in a file of the user's, with all that it includes.
+def task_file(spec: EvaluationSpec, directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a task or group by its name, or of the user's own, and what it says with all that it includes.
 
     Raises:
-        TaskError: unknown, a group of tasks, or a task that is a program.
+        TaskError: unknown, not to be read, or a task that is a program.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     name = spec.task or spec.name
-    path = locate(name, directory) if name.endswith((".yaml", ".yml")) else stock_file(name)
+    path = locate(name, directory) if _is_file(name) else stock_file(name)
     if path is None:
         raise TaskError(
             f"{spec.label}: no task '{name}' in lm-evaluation-harness; {suggestion(name, _near(name), 'near')}"
         )
     try:
         bare = load_yaml(path, resolve_func=False)  # imports nothing: some tasks fetch things when they are imported
-        if "group" in bare:
-            tasks = [one if isinstance(one, str) else str(one.get("task")) for one in bare.get("task", ())]
-            raise TaskError(f"{spec.label}: '{name}' is a group; list its tasks: {', '.join(tasks)}")
-        if "class" in bare:
-            raise TaskError(f"{spec.label}: '{name}' is a program of the harness, not a description; not supported")
+    except Exception as error:  # yaml's, and what includes lead to
+        raise TaskError(f"{spec.label}: the task '{name}' cannot be read: {first_line(error)}") from error
+    if "class" in bare:
+        raise TaskError(f"{spec.label}: '{name}' is a program of the harness, not a description; not supported")
+    return path, bare
+
+
+def task_config(spec: EvaluationSpec, path: Path, bare: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in the file of a task, its functions imported.
+
+    Raises:
+        TaskError: they cannot be.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    name = spec.task or spec.name
+    try:
         return bare if bare.get("unsafe_code") else {"task": name, **load_yaml(path, resolve_func=True)}
-    except TaskError:
-        raise
     except Exception as error:  # what the functions of a task raise when they are imported
         raise TaskError(f"{spec.label}: the task '{name}' cannot be read: {first_line(error)}") from error
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
 
 
 def stock_file(name: str) -> Path | None:
@@ -440,25 +506,6 @@ def _near(name: str) -> list[str]:
     from difflib import get_close_matches
 
     return get_close_matches(name, list(_named_files()), 5, cutoff=0.5) or ["(nothing)"]
-
-
-def _metric(spec: EvaluationSpec, task: Any, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The metric and the filter that are asked for, or the first of each.
-
-    Raises:
-        TaskError: the task has no such metric or filter.
-    """
-    # The first that the task lists; kind humaneval lists a function whose results have other names.
-    known = [spec.first_metric] if spec.kind == "humaneval" else list(task.aggregation())
-    filters = [one["name"] for one in config.get("filter_list") or ()] or ["none"]
-    problems = []
-    if spec.metric is not None and spec.metric not in known:
-        problems.append(f"metric: unknown '{spec.metric}', {suggestion(spec.metric, known, 'the task has')}")
-    if spec.filter is not None and spec.filter not in filters:
-        problems.append(f"filter: unknown '{spec.filter}', {suggestion(spec.filter, filters, 'the task has')}")
-    if problems:
-        raise TaskError(f"{spec.label}: " + "; ".join(problems))
-    return spec.metric or known[0], spec.filter or filters[0]
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trace_transfer.data.examples import IGNORED, TaskData
-from trace_transfer.evaluation.batching import score_answers
+from trace_transfer.data.tasks_file import TaskError
+from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, ratio_and_stderr
 from trace_transfer.evaluation.reading import Reading, read_examples
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -24,28 +25,28 @@ class LossEvaluation(Prepared):
     def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
         return self.data.shown
 
-    def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
         """Mean over all answer tokens; the standard error is over examples, whose tokens hang together."""
-        scores = score_answers(model, self.data.examples, settings.batch_size, advance)
-        counts = [len(one.losses) for one in scores]
-        is_loss = self.metric == "loss"
-        sums = [float(sum(one.losses if is_loss else one.hits)) for one in scores]
+        scores = backend.score(self.data.examples, advance)
+        counts = [one.num_tokens for one in scores]
+        sums = [one.loss if self.metric == "loss" else float(one.num_hits or 0) for one in scores]
         value, stderr = ratio_and_stderr(sums, counts)
-        samples = []
+        samples, decode = [], backend.tokenizer.decode
         for number, example, total, one in zip(self.numbers, self.data.examples, sums, scores, strict=True):
             answer = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
             rest = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label == IGNORED]
-            more = {"num_tokens": len(one.losses), "loss": sum(one.losses) / len(one.losses)}
-            samples.append(
-                Sample(
-                    number, tokenizer.decode(rest), None, tokenizer.decode(answer), total / len(one.losses), None, more
-                )
-            )
+            more = {"num_tokens": one.num_tokens, "loss": one.loss / one.num_tokens}
+            samples.append(Sample(number, decode(rest), None, decode(answer), total / one.num_tokens, None, more))
         return Outcome(value, stderr, tuple(samples))
 
 
 def prepare_loss(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> LossEvaluation:
     """Read and encode the records, exactly as training does; raises as `read_examples`."""
+    if settings.backend != "hf" and spec.first_metric == "token-accuracy":
+        raise TaskError(
+            f"{spec.label}: token-accuracy needs the likeliest token at every place, which --backend "
+            f"{settings.backend} does not give; use --backend hf"
+        )
     read = read_examples(spec, reading, settings, max_length=reading.longest(settings))
     told = {
         "protocol": "mean over the tokens of the answers, encoded as in training", "template": read.data.template,

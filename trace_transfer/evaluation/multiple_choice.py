@@ -25,7 +25,7 @@ from trace_transfer.data.tasks_file import (
     suggestion,
 )
 from trace_transfer.errors import listing
-from trace_transfer.evaluation.batching import score_answers
+from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr, records_sha256
 from trace_transfer.evaluation.reading import (
     Reading,
@@ -66,11 +66,11 @@ class ChoiceEvaluation(Prepared):
         pieces = groupby(zip(first.input_ids, first.labels, strict=True), lambda pair: pair[1] != IGNORED)
         return tuple((tokenizer.decode([token for token, _ in piece]), is_choice) for is_choice, piece in pieces)
 
-    def run(self, model: Any, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]) -> Outcome:
-        scores = iter(score_answers(model, self.examples, settings.batch_size, advance))
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
+        scores = iter(backend.score(self.examples, advance))
         samples = []
         for record in self.records:
-            likelihoods = [-sum(next(scores).losses) for _ in record.choices]
+            likelihoods = [-next(scores).loss for _ in record.choices]
             per_character = [one / len(text) for one, text in zip(likelihoods, record.choices, strict=True)]
             best = {"acc": _largest(likelihoods), "acc_norm": _largest(per_character)}
             picked = best[self.metric]

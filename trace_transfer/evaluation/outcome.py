@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import TraceTransferError
+from trace_transfer.evaluation.records import Member
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from trace_transfer.evaluation.settings import EvaluateSettings
+    from trace_transfer.evaluation.backends import Backend
     from trace_transfer.evaluation.suite_file import EvaluationSpec
 
 
@@ -60,6 +59,7 @@ class Outcome:
     stderr: float | None
     samples: tuple[Sample, ...]
     num_errors: int = 0
+    members: tuple[Member, ...] | None = None  # of a group
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class Prepared(ABC):
         return ()
 
     @abstractmethod
-    def run(
-        self, model: PreTrainedModel, tokenizer: Any, settings: EvaluateSettings, advance: Callable[[], None]
-    ) -> Outcome:
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
         """The score of a model and what it said."""
 
 

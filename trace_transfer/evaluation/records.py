@@ -9,13 +9,22 @@ from pydantic import Field
 from trace_transfer.records import TASK, ModelIdentity, Name, Strict
 
 
+class Member(Strict):
+    """A task, or a group, of a group of lm-evaluation-harness, in the metric of the whole."""
+
+    name: Name
+    value: float
+    stderr: float | None = None
+    num_examples: int = Field(ge=1)
+
+
 class Score(Strict):
     """One evaluation's score of one model.
 
     `value` is in the metric's own unit: a share in [0, 1] for accuracies, nats per token for `loss`. `stderr` is its
     standard error over examples, None where it cannot be told. `settings` decide it: shots, lengths, limit, protocol;
     `data_sha256` is that of the records that were scored. `num_errors` counts programs that were killed, in evaluations
-    that run generated code.
+    that run generated code. `members` are those of a group, its smaller groups first.
     """
 
     name: str = Field(pattern=TASK)
@@ -29,6 +38,7 @@ class Score(Strict):
     seconds: float
     data_sha256: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    members: tuple[Member, ...] | None = None
 
 
 class EvaluationFile(Strict):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from trace_transfer.identification.settings import Length
 from trace_transfer.settings import Count, Seed, Settings, setting
@@ -10,14 +11,28 @@ from trace_transfer.transfer.settings import WHICH_DEVICE, WHICH_DTYPE, Dtype
 
 # Where, and how many at once: they change a result by rounding at most, and whether samples are kept by nothing.
 _UNDECIDING = ("batch_size", "device", "save_samples", "allow_code_execution")
+# Arguments of `hf` that spread a model over several GPUs, as lm-evaluation-harness names them.
+SPREADING = ("parallelize", "max_memory_per_gpu")
 
 
 class EvaluateSettings(Settings):
     """Everything about an evaluation but the model, the suite and the output directory."""
 
     GROUP: ClassVar[str] = "Evaluation"
+    LATER: ClassVar[frozenset[str]] = frozenset({"backend", "backend_arguments"})
 
-    batch_size: Count = setting(8, "Examples per forward pass.", group="Hardware", common=True)
+    backend: Literal["hf", "vllm", "sglang"] = setting(
+        "hf", "What runs the model: hf is transformers; vllm and sglang are driven by lm-evaluation-harness.",
+        group="Hardware", common=True,
+    )  # fmt: skip
+    backend_arguments: Mapping[str, Any] = setting(
+        dict, "Arguments of the backend, as lm-evaluation-harness names them: parallelize=true spreads hf over all "
+        "GPUs, tensor_parallel_size=8 vllm, tp_size=8 sglang.", metavar="KEY=VALUE,…", group="Hardware",
+    )  # fmt: skip
+    batch_size: Count | Literal["auto"] | None = setting(
+        None, "Examples per forward pass; auto: as many as memory holds. Default: 8; auto for vllm and sglang.",
+        group="Hardware", common=True,
+    )  # fmt: skip
     limit: Count | None = setting(None, "Evaluate only the first N records of each.", common=True)
     max_length: Length | None = setting(
         None, "Longest prompt and answer together. Default: the model's context length. Longer examples are cut as in "
@@ -37,10 +52,22 @@ class EvaluateSettings(Settings):
     )
     save_samples: bool = setting(True, "Keep every prompt and answer.", group="Output")
 
+    def contradictions(self) -> list[str]:
+        if self.backend != "hf" and self.device != "auto":
+            return [f"device: --backend {self.backend} takes the GPUs that CUDA_VISIBLE_DEVICES names; leave it out"]
+        return []
+
+    @property
+    def examples_at_once(self) -> int | Literal["auto"]:
+        return self.batch_size or (8 if self.backend == "hf" else "auto")
+
     def limit_of(self, own: int | None) -> int | None:
         """The smaller of an evaluation's own limit and the general one."""
         return min((one for one in (own, self.limit) if one is not None), default=None)
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide a result."""
-        return {name: value for name, value in self.recorded().items() if name not in _UNDECIDING}
+        found = {name: value for name, value in self.recorded().items() if name not in _UNDECIDING}
+        if self.backend == "hf" and set(self.backend_arguments) <= set(SPREADING):
+            found.pop("backend_arguments", None)
+        return found

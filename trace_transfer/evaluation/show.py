@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from trace_transfer.data.show import pieces_lines, visible
-from trace_transfer.evaluation.records import EvaluationFile, Score
+from trace_transfer.evaluation.records import EvaluationFile, Member, Score
 from trace_transfer.terminal import Page, drawn
 from trace_transfer.terminal_pictures import model_line
 
@@ -26,7 +27,7 @@ def draw_evaluation(evaluation: EvaluationFile, page: Page) -> None:
     page.table(
         [("evaluation", "left"), ("kind", "left"), ("metric", "left"), ("value", "right"), ("± s.e.", "right"),
          ("", "left"), ("examples", "right"), ("seconds", "right")],
-        (_row(score) for score in evaluation.scores),
+        (row for score in evaluation.scores for row in _rows(score)),
     )  # fmt: skip
     if not all(score.higher_is_better for score in evaluation.scores):
         page.line("↓: lower is better")
@@ -36,13 +37,17 @@ def draw_evaluation(evaluation: EvaluationFile, page: Page) -> None:
             page.line(f"! {score.name}: {score.num_errors} programs were killed; they count as wrong", "yellow")
 
 
-def _row(score: Score) -> tuple[str, ...]:
+def _rows(score: Score) -> Iterator[tuple[str, ...]]:
+    """The score, and those of its members below it."""
     better = "" if score.higher_is_better else "↓"
-    stderr = "-" if score.stderr is None else f"{score.stderr:.4f}"
-    return (
-        score.name, score.kind, score.metric, f"{score.value:.4f}", stderr, better, f"{score.num_examples:,}",
-        f"{score.seconds:.1f}",
-    )  # fmt: skip
+    first = (score.name, score.kind, score.metric)
+    yield (*first, *_numbers(score), better, f"{score.num_examples:,}", f"{score.seconds:.1f}")
+    for member in score.members or ():
+        yield (f"  {member.name}", "", "", *_numbers(member), better, f"{member.num_examples:,}", "")
+
+
+def _numbers(one: Score | Member) -> tuple[str, str]:
+    return f"{one.value:.4f}", "-" if one.stderr is None else f"{one.stderr:.4f}"
 
 
 def render_evaluation_plan(plan: EvaluationPlan, out: Path) -> str:
@@ -67,7 +72,10 @@ def _draw_plan(plan: EvaluationPlan, out: Path, page: Page) -> None:
         rows.append((one.spec.name, one.spec.kind, one.metric, f"{one.num_examples:,}", ", ".join(shown), state))
     headings = ("evaluation", "kind", "metric", "examples", "how", "")
     page.table([(name, "right" if name == "examples" else "left") for name in headings], rows)
-    page.line(f"on {plan.device} in {plan.dtype}, {plan.settings.batch_size} examples at a time")
+    at_once = plan.settings.examples_at_once
+    how = "as many examples at a time as memory holds" if at_once == "auto" else f"{at_once} examples at a time"
+    engine = "" if plan.settings.backend == "hf" else f"{plan.settings.backend}, "
+    page.line(f"{engine}on {plan.device} in {plan.dtype}, {how}")
     for note in notes:
         page.line(note)
     for one in plan.prepared:

@@ -178,7 +178,7 @@ def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> 
     suite = Suite.of(arguments["specs"], Path(arguments["directory"]), arguments["suite"])
     settings = EvaluateSettings.of(**ticket.given)
     plan = plan_evaluation(state, suite, settings)
-    return evaluate_model(plan, None, out, reporter, replace=True)  # a step's own: of a training that was done anew
+    return evaluate_model(plan, out, reporter, replace=True)  # a step's own: of a training that was done anew
 
 
 def _write_tasks(ticket: Ticket, specs: Any) -> None:
