@@ -39,6 +39,7 @@ ONLY_PARSED = {
     "deepspeed --hostfile": "starts other machines",
     "torchrun --nproc": "starts other processes; tests/test_launching.py does",
     "--suite paper --allow": "its data are on the hub",
+    "--backend vllm": "vllm is not installed; tests/evaluation/test_backends.py plays it",
     "examples/quickstart/run.yaml": "its models come from packages; tests/data/test_examples.py runs it in small",
     "examples/small_to_large/": "its models come from packages; tests/test_small_to_large.py runs it in small",
     "examples/identify/tasks.yaml": "its run took half an hour; tests/data/test_examples.py runs it in small",
@@ -183,6 +184,8 @@ def test_commands_of_other_programs_name_what_there_is(command):
             assert [word for word in rest if word.startswith("--") and word not in told.stdout] == []
         case ["mergekit-yaml", file, _]:  # a program of its own; tests/patch/test_merging.py uses it
             assert any("task-models" in other.text and file.split("/")[0] in other.text for other in OURS)
+        case ["docker" | "apptainer" | "kubectl" | "sky", *rest]:
+            assert [word for word in rest if "examples/" in word and not (ROOT / word).is_file()] == []
         case [".", ".venv/bin/activate"]:
             assert "VENV ?= .venv" in (ROOT / "Makefile").read_text()
         case _:

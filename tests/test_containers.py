@@ -1,0 +1,115 @@
+"""Images, Jobs and tasks of `examples/containers`: what they copy is there, and what they say is known.
+
+The schemas are those of Kubernetes and SkyPilot (`tests.golden.make_container_schemas`); no image is built here.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.golden.make_container_schemas import KUBERNETES, SKYPILOT
+from trace_transfer import cli
+
+ROOT = Path(__file__).parents[1]
+HERE = ROOT / "examples" / "containers"
+KEYWORDS = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "ENTRYPOINT", "CMD"}
+
+
+def instructions():
+    """(keyword, rest) of each instruction of the Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", (HERE / "Dockerfile").read_text())
+    return [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def sections():
+    """Name → lines of each section of the Apptainer recipe; its header under the empty name."""
+    found, name = {"": []}, ""
+    for line in (HERE / "apptainer.def").read_text().splitlines():
+        if line.startswith("%"):
+            name = line[1:].strip()
+            found[name] = []
+        elif line.strip() and not line.startswith("#"):
+            found[name].append(line.strip())
+    return found
+
+
+def copied():
+    """File → place in the image, of both."""
+    docker, place = {}, None
+    for keyword, rest in instructions():
+        if keyword == "WORKDIR":
+            place = Path(rest)
+        if keyword == "COPY":
+            *sources, target = rest.split()
+            whole = place / target if target in sources else None
+            docker |= {source: str(whole or place / source) for source in sources}
+    return docker, dict(line.split() for line in sections()["files"])
+
+
+def needed():
+    """What a wheel is built from, by pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    return {*wheel["packages"], *wheel["force-include"], project["project"]["readme"],
+            *project["project"]["license-files"], "pyproject.toml"}  # fmt: skip
+
+
+def test_the_build_context_has_what_is_copied():
+    docker, apptainer = copied()
+    assert docker == apptainer
+    assert [name for name in docker if not (ROOT / name).exists()] == []
+    assert needed() | {"constraints.txt"} == set(docker)
+
+
+def test_instructions_parse():
+    found = instructions()
+    assert {keyword for keyword, _ in found} == KEYWORDS and found[0][0] == "FROM"
+    assert json.loads(dict(found)["ENTRYPOINT"]) == ["trace-transfer"] and json.loads(dict(found)["CMD"]) == ["--help"]
+    commands = [rest for keyword, rest in found if keyword == "RUN"]
+    assert all(shlex.split(command) for command in commands)
+    recipe = sections()
+    assert set(recipe) == {"", "files", "post", "environment", "runscript"}
+    assert recipe[""] == ["Bootstrap: docker", f"From: {found[0][1]}"]
+    for install in ("pip install", "apt-get install"):  # both install the same
+        (docker,) = [part for command in commands for part in command.split("&&") if install in part]
+        (line,) = [line for line in recipe["post"] if install in line]
+        assert shlex.split(docker)[-3:] == shlex.split(line)[-3:]
+
+
+def test_a_job_with_eight_gpus():
+    job = yaml.safe_load((HERE / "job.yaml").read_text())
+    schema = json.loads(KUBERNETES.read_text())
+    jsonschema.validate(job, schema)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+    assert pod["terminationGracePeriodSeconds"] > 60
+    help_of(container["args"])
+    container["imagePullpolicy"] = "Always"
+    with pytest.raises(jsonschema.ValidationError, match="imagePullpolicy"):
+        jsonschema.validate(job, schema)
+
+
+def test_a_task_of_skypilot():
+    task = yaml.safe_load((HERE / "sky.yaml").read_text())
+    schema = json.loads(SKYPILOT.read_text())
+    jsonschema.validate(task, schema)
+    (command,) = [line for line in task["run"].splitlines() if "trace-transfer" in line]
+    help_of(command.split()[1:])
+    with pytest.raises(jsonschema.ValidationError, match="accelerator'"):
+        jsonschema.validate({**task, "resources": {"accelerator": "H100:8"}}, schema)
+
+
+def help_of(arguments):
+    """What is started is a command that there is."""
+    name, file = arguments
+    assert CliRunner().invoke(cli.main, [name, "--help"]).exit_code == 0 and file == "run.yaml"
