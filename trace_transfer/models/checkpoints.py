@@ -132,6 +132,7 @@ class SafetensorsCheckpoint:
     keys: dict[str, Path] = field(init=False)
     dequantiser: Dequantiser | None = field(init=False)
     _names: LoadedNames | None = field(init=False, default=None)
+    _copying: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.dequantiser = dequantiser_of(read_config(self.directory))
@@ -164,7 +165,7 @@ class SafetensorsCheckpoint:
             dtype=dtype, device_map={"": device}, weight_mapping=names.mapping, hf_quantizer=quantiser
         )
         with _quiet_loading():
-            tensors = dict(self._read(on_disk))
+            tensors = self._on_device(dict(self._read(on_disk)), torch.device(device))
             info, _ = convert_and_load_state_dict_in_model(model, tensors, config)
         problems = [f"{name}: {error}" for name, error in info.conversion_errors.items()]
         problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
@@ -271,6 +272,17 @@ class SafetensorsCheckpoint:
         if self._names is None or self._names.model is not model:
             self._names = LoadedNames.of(model, self.keys, self.dequantiser)
         return self._names
+
+    def _on_device(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """To a GPU from pinned memory in a stream of their own, beside what is computed; elsewhere as they are."""
+        if device.type != "cuda":
+            return tensors
+        if self._copying is None:  # one: each stream has memory of its own
+            self._copying = torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copying):
+            there = {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
+        self._copying.synchronize()
+        return there
 
     def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors by their names on disk, each shard opened once; copies, so that no file stays mapped."""

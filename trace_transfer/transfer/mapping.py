@@ -148,7 +148,7 @@ class ModelEstimate:
 
     @property
     def peak_bytes(self) -> int:
-        return self.layer_bytes + self.hidden_bytes + self.gram_bytes
+        return 2 * self.layer_bytes + self.hidden_bytes + self.gram_bytes  # the next layer is read beside this one
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -233,6 +234,8 @@ def read_layers(
 ) -> None:
     """Run a model over the probe set and hand each layer's rows to `consume`, first layer first.
 
+    A thread reads the next layer while this one computes, so that two are in memory at once.
+
     Args:
         layer_path: module path of the layer list, as the family's rules say (`model.layers`).
         reading: what this model reads, and the token span of each row.
@@ -248,17 +251,21 @@ def read_layers(
     loader = _Loader(model, layer_path, checkpoint, name, device, dtype)
     layers = layers_of(model, layer_path)
     micro_batches = _micro_batches(loader, layers, reading, texts_R, batch_size)
-    for index, layer in enumerate(layers):
-        loader.bring_in_layer(index)
-        before_Rd = torch.zeros(len(texts_R), micro_batches[0].hidden_btd.shape[-1], dtype=torch.float64)
-        after_Rd = torch.zeros_like(before_Rd)
-        for batch in micro_batches:
-            batch.pick(before_Rd)
-            batch.step(layer, index)
-            batch.pick(after_Rd)
-        release(layer)
-        _require_finite(after_Rd, texts_R, name, index)
-        consume(LayerRows(index, after_Rd.float(), (after_Rd - before_Rd).float()))
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        reading_next = reader.submit(loader.bring_in_layer, 0)
+        for index, layer in enumerate(layers):
+            reading_next.result()
+            if index + 1 < len(layers):
+                reading_next = reader.submit(loader.bring_in_layer, index + 1)
+            before_Rd = torch.zeros(len(texts_R), micro_batches[0].hidden_btd.shape[-1], dtype=torch.float64)
+            after_Rd = torch.zeros_like(before_Rd)
+            for batch in micro_batches:
+                batch.pick(before_Rd)
+                batch.step(layer, index)
+                batch.pick(after_Rd)  # waits for the GPU: what is released now is used no more, in any stream
+            release(layer)
+            _require_finite(after_Rd, texts_R, name, index)
+            consume(LayerRows(index, after_Rd.float(), (after_Rd - before_Rd).float()))
 
 
 @dataclass(frozen=True)
@@ -291,6 +298,7 @@ class _Loader:
         )
         return embedding
 
+    @torch.no_grad()  # which a thread does not inherit
     def bring_in_layer(self, index: int) -> None:
         prefix = f"{self.layer_path}.{index}."
         self.bring_in(lambda name: name.startswith(prefix), f"layer {index}")
