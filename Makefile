@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo identify test test-slow lint docs bench study transfer-study clean
+.PHONY: help install demo identify test test-slow lint docs bench gpu gpu-wheels study transfer-study clean
 
 help:
 	@echo "make demo       from task data to report: carry core sets to a larger model and train it (about 10 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make docs       the documentation, into site/ (warnings are errors)"
 	@echo "make test-slow  what takes long: larger real models, many kills, other launchers (half an hour)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
+	@echo "make gpu        tests and speed on one GPU (ten minutes); make gpu-wheels first, for a machine without a network"
 	@echo "make transfer-study   what a carried core set is worth: 15 methods x 5 seeds on real models (two hours)"
 	@echo "make study      the tables from which the defaults were chosen (an hour; MODEL=…, TARGET=…)"
 
@@ -52,6 +53,33 @@ docs: install
 bench: install
 	$(PIP) --no-deps opacus
 	$(VENV)/bin/python -m tests.benchmarks
+
+# A machine with a GPU and without a network has torch, accelerate and safetensors. What else is asked for travels in wheels/, 30 MB,
+# at the versions of the tests, for the Python and processor there.
+GPU_PYTHON ?= 3.12
+GPU_PLATFORM ?= x86_64
+gpu-wheels: install
+	rm -rf wheels && mkdir wheels
+	$(VENV)/bin/python -m pip freeze --exclude-editable > wheels/versions.txt
+	$(VENV)/bin/python -m pip download --quiet --no-deps --only-binary=:all: --constraint wheels/versions.txt --dest wheels \
+	    --python-version $(GPU_PYTHON) --implementation cp $(foreach n,28 27 17,--platform manylinux_2_$(n)_$(GPU_PLATFORM)) \
+	    --platform manylinux2014_$(GPU_PLATFORM) $$(grep -vE '^(#|deepspeed$$)' tests/gpu/requirements.txt)
+	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip wheel --quiet --no-deps --constraint wheels/versions.txt --wheel-dir wheels deepspeed
+	@du -sh wheels
+
+ifneq ($(wildcard wheels/*.whl),)
+GPU = PYTHONPATH=.gpu-site:. TOKENIZERS_PARALLELISM=false $(PYTHON)
+gpu: .gpu-site
+.gpu-site: $(wildcard wheels/*.whl)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $@ $^
+	@touch $@
+else
+GPU = $(RUN)/python
+gpu: install
+endif
+gpu:
+	$(GPU) -m pytest -m gpu -W default tests/gpu
+	$(GPU) -m tests.gpu.measuring
 
 study: install
 	$(RUN)/python -m tests.studies.layer_matching truth $(MODEL)
