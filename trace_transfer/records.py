@@ -44,6 +44,9 @@ class Strict(BaseModel):
         """What its file holds; fields that are None are left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def opened(self, file: Path) -> None:
+        """Told where it was read from, for what lies beside it."""
+
 
 class ModelIdentity(Strict):
     """Which model a file speaks of; `names_sha256` decides, the rest is for people."""
@@ -99,7 +102,9 @@ def read_artefact(path: Path | str, kind: type[Strict] | Iterable[type[Strict]])
     if type(data.get("version")) is not int:
         what = f"version {data['version']!r:.60}" if "version" in data else "no 'version'"
         raise ArtefactError(f"{file}: {what}, expected {kinds[found].model_fields['version'].default}")
-    return checked(file, data, kinds[found], ArtefactError)
+    record = checked(file, data, kinds[found], ArtefactError)
+    record.opened(file)
+    return record
 
 
 def read_fields(file: Path, kind: type[Fields], error: type[TraceTransferError] = ArtefactError) -> Fields:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_set import WHOLE_ONLY, CoreSet, require_exact, require_whole
-from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
+from trace_transfer.core_sets.masks import Mask, Part, Slice, merged_ranges
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.text_formats import read_yaml
 
@@ -86,7 +87,8 @@ def write_axolotl(core: CoreSet) -> str:
     return text
 
 
-def _patterns(name: str, part: Slice | None) -> list[str]:
+def _patterns(name: str, part: Part | None) -> list[str]:
+    assert not isinstance(part, Chosen)  # refused above
     whole = "^" + ".".join(map(re.escape, name.split("."))) + "$"
     return [whole] if part is None else [f"{whole}[{start}:{stop}]" for start, stop in part.ranges]
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Mask, Part
 from trace_transfer.errors import TraceTransferError, UserError, listing
 from trace_transfer.models.sources import AXES, numel
 from trace_transfer.records import ModelIdentity
@@ -118,13 +119,19 @@ def require_whole(core: CoreSet, trainer: str, reason: str, but: Sequence[int] =
         ExportError: there are others.
     """
     sliced = core.mask.sliced
-    refused = [_part(name, sliced[name]) for name in core.names if name in sliced and sliced[name].dim not in but]
+    refused = [
+        _part(name, part)
+        for name in core.names
+        if (part := sliced.get(name)) is not None and (isinstance(part, Chosen) or part.dim not in but)
+    ]
     if refused:
         raise ExportError(f"{trainer} cannot train these parts of tensors: {reason}:\n" + listing(refused))
 
 
-def _part(name: str, part: Slice) -> str:
+def _part(name: str, part: Part) -> str:
     """`NAME: rows 0-575, 1152-1727`."""
+    if isinstance(part, Chosen):
+        return f"{name}: {part}"
     ranges = ", ".join(f"{start}-{stop - 1}" for start, stop in part.ranges[:5])
     more = f" and {len(part.ranges) - 5} ranges more" if len(part.ranges) > 5 else ""
     return f"{name}: {AXES[part.dim]} {ranges}{more}"

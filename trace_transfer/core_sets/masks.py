@@ -1,4 +1,5 @@
-"""What is trained: whole tensors, or some rows, columns or depth of them. Everything else stays bit-identical.
+"""What is trained: whole tensors, some rows, columns or depth of them, or single parameters. Everything else stays
+bit-identical.
 
 Names are those of `named_parameters()`; True means trained.
 """
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import sha256_text
@@ -41,15 +43,18 @@ class Slice:
         return [index for start, stop in self.ranges for index in range(start, stop)]
 
 
+Part = Slice | Chosen
+
+
 @dataclass(frozen=True)
 class Mask:
-    """The trained tensors, each with its slice, or None where all of it is trained.
+    """The trained tensors, each with its trained part, or None where all of it is trained.
 
     Attributes:
-        parts: name → slice, in no particular order.
+        parts: name → part, in no particular order.
     """
 
-    parts: Mapping[str, Slice | None]
+    parts: Mapping[str, Part | None]
 
     @classmethod
     def everything(cls, shapes: Mapping[str, tuple[int, ...]]) -> Mask:
@@ -84,6 +89,8 @@ class Mask:
             )
         if not found:
             raise MaskError(f"{file}: its core set is empty; make another one with `trace-transfer select --ratio`")
+        if core.chosen is not None:
+            return cls({tied.get(name, name): part for name, part in core.parameters_chosen.items()})
         return cls({name: _joined(name, parts, shapes[name], file) for name, parts in found.items()})
 
     def __or__(self, other: Mask) -> Mask:
@@ -97,6 +104,12 @@ class Mask:
             mine = parts.get(name, part)
             if mine is None or part is None:
                 parts[name] = None
+            elif isinstance(mine, Chosen) and isinstance(part, Chosen):
+                parts[name] = mine | part
+            elif isinstance(mine, Chosen) or isinstance(part, Chosen):
+                raise MaskError(
+                    f"{name}: single parameters are core for one task and rows for another; only either can"
+                )
             elif mine.dim == part.dim:
                 parts[name] = Slice(part.dim, merged_ranges([*mine.ranges, *part.ranges]))
             else:
@@ -124,14 +137,18 @@ class Mask:
         return {name: shape if part is None else part.shape(shape) for name, part, shape in trained}
 
     @cached_property
-    def sliced(self) -> Mapping[str, Slice]:
+    def sliced(self) -> Mapping[str, Part]:
         """Those that are trained in part."""
         return {name: part for name, part in self.parts.items() if part is not None}
 
     @cached_property
     def sha256(self) -> str:
         """Other names or ranges, other sum."""
-        lines = (f"{name} {(part.dim, part.ranges) if part else ''}" for name, part in sorted(self.parts.items()))
+
+        def told(part: Part | None) -> str:
+            return part.sha256 if isinstance(part, Chosen) else str((part.dim, part.ranges)) if part else ""
+
+        lines = (f"{name} {told(self.parts[name])}" for name in sorted(self.parts))
         return sha256_text("\n".join(lines))
 
 

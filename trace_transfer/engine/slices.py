@@ -1,4 +1,5 @@
-"""Some rows, columns or depth of a tensor in training: a small parameter of their own, put into the frozen one.
+"""Some rows, columns or depth of a tensor in training, or single parameters: a small one of their own, put into the
+frozen one.
 
 It is put there on each use. So gradient, clipping, weight decay, momentum and optimizer state exist for the slice
 alone, whatever DeepSpeed, FSDP or DDP do with tensors, and no other element can move: nothing ever writes to the
@@ -19,8 +20,10 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.utils.parametrize import cached, register_parametrization, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
-from trace_transfer.core_sets.masks import Mask, MaskError, Slice
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Mask, MaskError, Part
 from trace_transfer.errors import listing
+from trace_transfer.models.sources import numel
 
 Places = list[tuple[nn.Module, str]]
 
@@ -38,7 +41,10 @@ def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
         shape = shapes.get(name)
         if shape is None:
             continue
-        if part.dim >= len(shape):
+        if isinstance(part, Chosen):
+            if not len(part.places) or part.places[0] < 0 or part.places[-1] >= numel(shape):
+                problems.append(f"{name}: {part}, some beyond a tensor of {list(shape)}")
+        elif part.dim >= len(shape):
             problems.append(f"{name}: a slice of dimension {part.dim} of a tensor of {list(shape)}")
         elif not part.ranges or min(part.indices, default=-1) < 0 or max(part.indices, default=0) >= shape[part.dim]:
             problems.append(f"{name}: {list(part.ranges)} in dimension {part.dim} of a tensor of {list(shape)}")
@@ -46,28 +52,44 @@ def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise MaskError("the mask does not fit the model to be trained:\n" + listing(problems))
 
 
-def taken(value: Tensor, part: Slice | None) -> Tensor:
-    """The trained part of a tensor's value: its rows (columns, depth) one after the other, or all of it."""
-    return value if part is None else value.index_select(part.dim, torch.tensor(part.indices, device=value.device))
+def laid(value: Tensor, part: Part) -> Tensor:
+    """A tensor as its part's places count: flattened for single parameters, else as it is."""
+    return value.flatten() if isinstance(part, Chosen) else value
 
 
-def outside(value: Tensor, part: Slice | None) -> Tensor:
+def index_of(part: Part, device: torch.device) -> Tensor:
+    """Its places along its dimension."""
+    return torch.as_tensor(part.indices, dtype=torch.int64, device=device)
+
+
+def taken(value: Tensor, part: Part | None) -> Tensor:
+    """The trained part of a tensor's value, its rows (columns, depth, parameters) one after the other, or all of it."""
+    return value if part is None else laid(value, part).index_select(part.dim, index_of(part, value.device))
+
+
+def outside(value: Tensor, part: Part | None) -> Tensor:
     """All but the trained part of a tensor's value; all of it where no part is said."""
     if part is None:
         return value
+    value = laid(value, part)
     kept = torch.ones(value.shape[part.dim], dtype=torch.bool, device=value.device)
-    kept[part.indices] = False
+    kept[index_of(part, value.device)] = False
     return value.index_select(part.dim, kept.nonzero().flatten())
 
 
-def put(parameter: Tensor, part: Slice | None, value: Tensor) -> None:
+def with_part(value: Tensor, part: Part, index: Tensor, trained: Tensor) -> Tensor:
+    """A tensor with other values in its part: a new one."""
+    return laid(value, part).index_copy(part.dim, index, trained).view_as(value)
+
+
+def put(parameter: Tensor, part: Part | None, value: Tensor) -> None:
     """Write the trained part into a whole tensor, in place."""
     value = value.to(parameter.device, parameter.dtype)
     with torch.no_grad():
         if part is None:
             parameter.copy_(value)
         else:
-            parameter.index_copy_(part.dim, torch.tensor(part.indices, device=parameter.device), value)
+            parameter.copy_(with_part(parameter, part, index_of(part, parameter.device), value))
 
 
 def places_of(model: nn.Module) -> dict[str, Places]:
@@ -104,7 +126,7 @@ def freeze(
     return found
 
 
-def splice(places: Places, part: Slice, values: nn.Parameter) -> None:
+def splice(places: Places, part: Part, values: nn.Parameter) -> None:
     """Let a frozen tensor be used with other values in some rows (columns, depth), in every module that holds it.
 
     Args:
@@ -145,7 +167,7 @@ def spliced_at(module: nn.Module, attribute: str) -> tuple[nn.Parameter, Spliced
     return chains[attribute].original, chains[attribute][0]
 
 
-def joined(frozen: Tensor, part: Slice, values: Tensor) -> Tensor:
+def joined(frozen: Tensor, part: Part, values: Tensor) -> Tensor:
     """A frozen tensor with the trained part in it: a new tensor, sharded as the frozen one is."""
     if frozen.is_meta:
         return frozen
@@ -153,8 +175,7 @@ def joined(frozen: Tensor, part: Slice, values: Tensor) -> Tensor:
         whole = joined(frozen.full_tensor(), part, values.full_tensor())
         return distribute_tensor(whole, frozen.device_mesh, frozen.placements, src_data_rank=None)
     whole = frozen.to(torch.promote_types(frozen.dtype, values.dtype), copy=True)
-    index = torch.tensor(part.indices, device=frozen.device)
-    return whole.index_copy(part.dim, index, values.to(whole.dtype))
+    return with_part(whole, part, index_of(part, frozen.device), values.to(whole.dtype))
 
 
 def ordinary(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
@@ -224,23 +245,23 @@ def _tell_status(module: nn.Module, attribute: str) -> None:
 
 
 class Spliced(nn.Module):
-    """frozen → frozen with the trained rows (columns, depth) in it."""
+    """frozen → frozen with the trained part in it."""
 
     index: Tensor
 
-    def __init__(self, part: Slice, values: nn.Parameter) -> None:
+    def __init__(self, part: Part, values: nn.Parameter) -> None:
         super().__init__()
         self.part, self.values = part, values
         self.hooks: list[RemovableHandle] = []
         self.last: Callable[[], Tensor | None] = lambda: None  # what was last written of it into a state dict
-        self.register_buffer("index", torch.tensor(part.indices, device=values.device), persistent=False)
+        self.register_buffer("index", index_of(part, values.device), persistent=False)
 
     def forward(self, frozen: Tensor) -> Tensor:
         if frozen.numel() == 0 or frozen.is_meta:  # only looked at while DeepSpeed or accelerate prepare the model
             return frozen
         values = self.values.to(frozen.dtype)
         if isinstance(frozen, DTensor) and isinstance(values, DTensor):  # outside of what FSDP gathers
-            whole = frozen.full_tensor().index_copy(self.part.dim, self.index, values.full_tensor())
+            whole = with_part(frozen.full_tensor(), self.part, self.index, values.full_tensor())
             mesh = frozen.device_mesh
             return DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        return frozen.index_copy(self.part.dim, self.index, values)
+        return with_part(frozen, self.part, self.index, values)

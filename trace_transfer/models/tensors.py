@@ -21,8 +21,9 @@ from trace_transfer.models.sources import numel, row_blocks
 from trace_transfer.models.stored_weights import stored_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.uint8: "U8"}  # optimizer state in 8 bits
-_WIDEST_FIRST = ("F64", "F32", "BF16", "F16", "U8")
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}  # of places, bitmaps, states
+_WIDEST_FIRST = ("F64", "I64", "F32", "I32", "BF16", "F16", "U8")
 _ALIGNMENT = 8
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

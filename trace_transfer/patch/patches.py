@@ -1,9 +1,10 @@
 """`TASK.patch.safetensors`: what one stage changed, with the values before and after, so that it can be undone.
 
 Tensors `before/NAME` and `after/NAME` of each trained tensor, by its run-time name: the whole tensor, or the trained
-rows (columns; depth, along the third axis) alone, one after another in the order of the slice. The two may be of
+rows (columns; depth, along the third axis) or single parameters alone, one after another in their order; the places of
+single parameters are in `chosen/NAME`, as in the file beside a core file. Before and after may be of
 different types: after a patch its tensors are stored in the type of `after`. Metadata: format, version, task, method,
-`names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows, columns or depth.
+`names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows, columns, depth or chosen.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import torch
 from pydantic import Field, Json, ValidationError, model_validator
 from torch import Tensor
 
-from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.engine.slices import taken
+from trace_transfer.core_sets.chosen import Chosen, decoded, encoded
+from trace_transfer.core_sets.masks import Mask, Part, Slice
+from trace_transfer.engine.slices import laid, taken, with_part
 from trace_transfer.errors import ArtefactError, UserError, first_line, listing, together
 from trace_transfer.models.content import weights_sha256
-from trace_transfer.models.sources import AXES, row_blocks
+from trace_transfer.models.sources import AXES, numel, row_blocks
 from trace_transfer.models.tensors import (
     DTYPES,
     TensorSpec,
@@ -40,6 +42,7 @@ FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"
 BEFORE: Final = "before"
 AFTER: Final = "after"
+CHOSEN: Final = "chosen"
 Kind = Literal["before", "after"]
 Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
 
@@ -50,13 +53,13 @@ class PatchEntry:
 
     Attributes:
         shape: of the whole tensor.
-        part: the rows, columns or depth that the patch holds; None for all.
+        part: the rows, columns, depth or single parameters that the patch holds; None for all.
         before_dtype, after_dtype: types in which the tensor is stored before and after the stage.
     """
 
     name: str
     shape: tuple[int, ...]
-    part: Slice | None
+    part: Part | None
     before_dtype: torch.dtype
     after_dtype: torch.dtype
 
@@ -65,6 +68,8 @@ class PatchEntry:
         """Shape of what the patch holds of it."""
         if self.part is None:
             return self.shape
+        if isinstance(self.part, Chosen):
+            return (len(self.part.places),)
         count = sum(stop - start for start, stop in self.part.ranges)
         return (*self.shape[: self.part.dim], count, *self.shape[self.part.dim + 1 :])
 
@@ -83,11 +88,20 @@ class PatchEntry:
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        """Its two tensors, by their names in the file."""
+        """Its two tensors, and the places of single parameters, by their names in the file."""
+        places = self.places
         return {
             f"{BEFORE}/{self.name}": TensorSpec(self.before_dtype, self.part_shape),
             f"{AFTER}/{self.name}": TensorSpec(self.after_dtype, self.part_shape),
+            **({f"{CHOSEN}/{self.name}": TensorSpec(places.dtype, tuple(places.shape))} if places is not None else {}),
         }
+
+    @property
+    def places(self) -> Tensor | None:
+        """Those of single parameters, as they are stored."""
+        if not isinstance(self.part, Chosen):
+            return None
+        return torch.from_numpy(encoded(self.part, numel(self.shape)))
 
 
 class _Tensor(Strict):
@@ -96,11 +110,12 @@ class _Tensor(Strict):
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
     depth: tuple[Range, ...] | None = None
+    chosen: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _one_part_that_fits(self) -> Self:
         given = [(dim, word, ranges) for dim, word in enumerate(AXES) if (ranges := getattr(self, word)) is not None]
-        if len(given) > 1:
+        if len(given) + (self.chosen is not None) > 1:
             raise ValueError(f"{self.name}: {' and '.join(word for _, word, _ in given)}, expected one of them")
         for dim, word, ranges in given:
             bounds = [bound for one in ranges for bound in one]
@@ -163,7 +178,7 @@ class Patch:
                 for one in error.errors()
             ]
             raise ArtefactError(f"{file}: its metadata are not those of a patch:\n" + listing(problems)) from error
-        entries, problems = _entries(header.parameters, specs)
+        entries, problems = _entries(file, header.parameters, specs)
         if problems:
             raise ArtefactError(f"{file}: {len(problems)} things do not fit its metadata:\n" + listing(problems))
         return cls(file, header.task, header.method, header.names_sha256, entries)
@@ -249,13 +264,17 @@ def write_patch(
         for entry, before, after in values:
             writer.add(f"{BEFORE}/{entry.name}", before)
             writer.add(f"{AFTER}/{entry.name}", after)
+            if (places := entry.places) is not None:
+                writer.add(f"{CHOSEN}/{entry.name}", places)
             del before, after  # before the next ones are made
     return Patch.open(path)
 
 
 def _described(entry: PatchEntry) -> dict[str, object]:
     described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}
-    if entry.part is not None:
+    if isinstance(entry.part, Chosen):
+        described[CHOSEN] = len(entry.part.places)
+    elif entry.part is not None:
         described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
     return described
 
@@ -289,6 +308,9 @@ def _entries(
         if entry.name in entries:
             problems.append(f"{entry.name}: listed twice")
             continue
+        if parameter.chosen is not None:
+            entry, problem = _with_places(file, entry, parameter.chosen, rest.pop(f"{CHOSEN}/{entry.name}", None))
+            problems += [] if problem is None else [problem]
         dtypes = dict.fromkeys((BEFORE, AFTER), torch.float32)
         for kind in dtypes:
             dtype, shape = rest.pop(key := f"{kind}/{entry.name}", (None, ()))
@@ -302,6 +324,24 @@ def _entries(
                 dtypes[kind] = DTYPES[dtype]
         entries[entry.name] = replace(entry, before_dtype=dtypes[BEFORE], after_dtype=dtypes[AFTER])
     return tuple(entries.values()), [*problems, *(f"{key}: not in its metadata" for key in sorted(rest))]
+
+
+def _with_places(
+    file: Path, entry: PatchEntry, count: int, spec: tuple[str, tuple[int, ...]] | None
+) -> tuple[PatchEntry, str | None]:
+    """An entry with its single parameters, or what is wrong with them."""
+    from safetensors import safe_open
+
+    key = f"{CHOSEN}/{entry.name}"
+    if spec is None:
+        return entry, f"{key}: missing"
+    with safe_open(file, framework="np") as opened:
+        try:
+            part = decoded(opened.get_tensor(key), numel(entry.shape))
+        except ValueError as error:
+            return entry, f"{key}: {error}"
+    found = len(part.places)
+    return replace(entry, part=part), None if found == count else f"{key}: {found:,} parameters, expected {count:,}"
 
 
 class StateError(UserError):
@@ -354,7 +394,9 @@ class Step:
     def part_of(self, block: Tensor, start: int, stop: int) -> Tensor:
         """Those elements of a block that the patch holds."""
         part = self.entry.part
-        return block if part is None else block.index_select(part.dim, inside(self.entry, start, stop))
+        if part is None:
+            return block
+        return laid(block, part).index_select(part.dim, inside(self.entry, start, stop))
 
     def put(self, block: Tensor, values: Tensor, start: int, stop: int, *, lossy: bool = False) -> Tensor:
         """The block with the patch's values in it, in their type.
@@ -366,7 +408,7 @@ class Step:
         if part is None:
             return values
         wide = torch.promote_types(block.dtype, values.dtype)
-        whole = block.to(wide).index_copy(part.dim, inside(self.entry, start, stop), values.to(wide))
+        whole = with_part(block.to(wide), part, inside(self.entry, start, stop), values.to(wide))
         found = whole.to(values.dtype) if lossy else converted(whole, values.dtype)
         if found is None:
             raise StateError(
@@ -377,8 +419,13 @@ class Step:
 
 
 def inside(entry: PatchEntry, start: int, stop: int) -> Tensor:
-    """Which rows of the block of rows [start, stop), or which columns (or depth), a sliced entry holds."""
+    """Which rows of the block of rows [start, stop), or which columns (or depth), a sliced entry holds; of single
+    parameters their places in the flattened block."""
     assert entry.part is not None
+    if isinstance(entry.part, Chosen):
+        inner = numel(entry.shape[1:])
+        first, last = entry.part.places.searchsorted((start * inner, stop * inner))
+        return torch.from_numpy(entry.part.places[first:last] - start * inner)
     ranges = entry.part.ranges
     if entry.part.dim == 0:
         ranges = tuple((max(a, start) - start, min(b, stop) - start) for a, b in ranges if a < stop and b > start)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Mask, Part, Slice, merged_ranges
 from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
 from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_blocks
 from trace_transfer.models.tensors import differing, dtype_name
@@ -92,7 +93,7 @@ class _Moved:
 
     shape: tuple[int, ...]
     trained: bool
-    part: Slice | None
+    part: Part | None
     core: int = 0
     frozen: int = 0
     _rows: list[Tensor] = field(default_factory=list)
@@ -103,6 +104,12 @@ class _Moved:
         if self.part is None:
             self.core += count if self.trained else 0
             self.frozen += 0 if self.trained else count
+            return
+        if isinstance(self.part, Chosen):
+            places, inner = self.part.places, numel(self.shape[1:])
+            first, last = places.searchsorted((start * inner, stop * inner))
+            trained = int(moved.flatten()[torch.from_numpy(places[first:last] - start * inner)].sum())
+            self.core, self.frozen = self.core + trained, self.frozen + count - trained
             return
         still = torch.ones(self.shape[self.part.dim], dtype=torch.bool)
         still[self.part.indices] = False
@@ -131,7 +138,7 @@ def _verified(
         if differs.any():
             moved.add(differs.view(stop - start, *shape[1:]), start, stop)
     core = 0 if not moved.trained else numel(shape) if part is None else part.numel(shape)
-    ranges, axis = moved.ranges or None, AXES[part.dim] if part else None
+    ranges = moved.ranges or None
     return VerifiedTensor(
         name=name,
         shape=shape,
@@ -141,7 +148,7 @@ def _verified(
         core_moved=moved.core,
         frozen=numel(shape) - core,
         frozen_moved=moved.frozen,
-        **({axis: part.ranges, f"moved_{axis}": ranges} if part and axis else {}),
+        **({AXES[part.dim]: part.ranges, f"moved_{AXES[part.dim]}": ranges} if isinstance(part, Slice) else {}),
     )
 
 

@@ -1,0 +1,152 @@
+"""Single parameters of tensors, and the safetensors file beside a core file that holds them.
+
+One entry per tensor, under its name: the sorted places of its core parameters in the flattened tensor (`int32`; `int64`
+where it has 2³¹ or more), or a bitmap (`uint8`, lowest bit first) where that is smaller. The core file names the file
+and the SHA-256 of what it holds, which is also in its name: a core file and its file are written both or not at all,
+and a file of another core set is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trace_transfer.errors import ArtefactError, first_line
+from trace_transfer.files import replacing
+from trace_transfer.models.sources import numel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Places = NDArray[np.int64]
+
+METADATA = {"format": "trace-transfer/chosen", "version": "1"}
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Single parameters of a tensor: their sorted places in it, flattened."""
+
+    places: Places
+    dim = 0  # of the flattened tensor
+
+    @property
+    def indices(self) -> Places:
+        return self.places
+
+    def numel(self, shape: tuple[int, ...]) -> int:
+        """How many they are."""
+        return len(self.places)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.places.astype("<i8").tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chosen) and self.places.tolist() == other.places.tolist()
+
+    def __or__(self, other: Chosen) -> Chosen:
+        import numpy as np
+
+        return Chosen(np.union1d(self.places, other.places))
+
+    def __str__(self) -> str:
+        return f"{len(self.places):,} single parameters"
+
+
+@dataclass
+class Beside:
+    """The chosen parameters of a core file, in memory or where they lie; two core files do not differ by that."""
+
+    chosen: Mapping[str, Chosen] | None = None
+    directory: Path = field(default_factory=Path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Beside)
+
+
+def stored(chosen: Mapping[str, Chosen], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
+    """As they lie in a file."""
+    return {name: encoded(chosen[name], numel(shapes[name])) for name in sorted(chosen)}
+
+
+def encoded(chosen: Chosen, size: int) -> NDArray[Any]:
+    """Places, or a bitmap of so many bits, whichever is smaller."""
+    import numpy as np
+
+    places = chosen.places.astype(np.int32 if size < 1 << 31 else np.int64)
+    if places.nbytes <= (size + 7) // 8:
+        return places
+    bits = np.zeros(size, dtype=bool)
+    bits[chosen.places] = True
+    return np.packbits(bits, bitorder="little")
+
+
+def decoded(values: NDArray[Any], size: int) -> Chosen:
+    """The opposite.
+
+    Raises:
+        ValueError: they cannot be of a tensor with so many parameters.
+    """
+    import numpy as np
+
+    if values.dtype == np.uint8:
+        if values.shape != ((size + 7) // 8,):
+            raise ValueError(f"a bitmap of {values.size:,} bytes, expected {(size + 7) // 8:,}")
+        found = np.flatnonzero(np.unpackbits(values, count=size, bitorder="little"))
+    elif values.dtype in (np.int32, np.int64) and values.ndim == 1:
+        found = values.astype(np.int64)
+        if len(found) and (found[0] < 0 or found[-1] >= size or (np.diff(found) <= 0).any()):
+            raise ValueError(f"places that are not in order, or not below {size:,}")
+    else:
+        raise ValueError(f"{values.dtype} {list(values.shape)}, expected places or a bitmap")
+    return Chosen(found)
+
+
+def content_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Of names, types and values, whatever the file looks like."""
+    found = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        found.update(f"{name} {values.dtype} {values.size}\n".encode())
+        found.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+    return found.hexdigest()
+
+
+def write_chosen(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write it whole or not at all."""
+    from safetensors.numpy import save
+
+    with replacing(file) as temporary:
+        temporary.write_bytes(save(dict(tensors), METADATA))
+
+
+def read_chosen(file: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Chosen]:
+    """Read and check it.
+
+    Raises:
+        ArtefactError: missing, damaged, of another core set, or not of these tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{file}: missing; it holds the parameters of the core file beside it, copy both"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"{file}: cut short or damaged ({first_line(error)}); copy or make it again") from error
+    if content_sha256(tensors) != sha256:
+        raise ArtefactError(f"{file}: not what the core file beside it names: of another core set, or damaged")
+    if tensors.keys() != shapes.keys():
+        odd = ", ".join(sorted(tensors.keys() ^ shapes.keys())[:5])
+        raise ArtefactError(f"{file}: other tensors than the core file beside it says: {odd}")
+    try:
+        return {name: decoded(values, numel(shapes[name])) for name, values in tensors.items()}
+    except ValueError as error:
+        raise ArtefactError(f"{file}: {error}") from error
