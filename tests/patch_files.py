@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.models.sources import ModelSource
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Mask, Part, Slice
+from trace_transfer.engine.slices import taken
+from trace_transfer.models.sources import ModelSource, numel
 from trace_transfer.patch.model_state import ModelState, record_patch
 from trace_transfer.patch.patches import Patch
 
@@ -28,19 +31,21 @@ def make_patch(
     def trained():
         for name, part in mask.parts.items():
             value = state.value(name).float()
-            value = value if part is None else value.index_select(part.dim, torch.tensor(part.indices))
+            value = taken(value, part)
             yield name, value + 0.1 + torch.rand(value.shape, generator=generator)
 
     return record_patch(file, state, mask, trained(), task=task, method="trace", save_dtype=save_dtype)
 
 
 def mask_of(state: ModelState, *, seed: int = 0) -> Mask:
-    """Every third tensor; of every second of those some rows or columns only."""
-    parts: dict[str, Slice | None] = {}
+    """Every third tensor; of every second of those some rows, columns or single parameters only."""
+    parts: dict[str, Part | None] = {}
     for number, (name, shape) in enumerate(list(state.shapes.items())[seed::3]):
         dim = 1 if len(shape) > 1 and number % 4 == 1 else 0
         size = shape[dim]
         parts[name] = None if number % 2 == 0 else Slice(dim, ((1, size // 3), (size // 2, size - 1)))
+        if number % 8 == 7:
+            parts[name] = Chosen(np.arange(number, numel(shape), 11))
     return Mask(parts)
 
 

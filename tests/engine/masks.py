@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.slices import put
@@ -13,18 +15,21 @@ from trace_transfer.models.sources import Inventory
 
 
 def make_mask(inventory: Inventory, number: int) -> Mask:
-    """Rows of the embedding and of a matrix, columns of another, a part of a vector, and two whole tensors.
+    """Rows of the embedding (for number 2 single parameters) and of a matrix, columns of another, single parameters of
+    a third, a part of a vector, and two whole tensors.
 
-    Sizes that two ranks do not divide; other tensors for each number from 0 to 3.
+    Sizes that two ranks do not divide; other tensors or places for each number from 0 to 3.
     """
     shapes = inventory.shapes
     embedding = next(iter(shapes))
     inner = [name for name in shapes if name != embedding]
     matrices = [name for name in inner if len(shapes[name]) == 2]
     vectors = [name for name in inner if len(shapes[name]) == 1]
+    rows = Slice(0, ((3 + number, 17), (101, 102), (300, 400)))
     return Mask(
         {
-            embedding: Slice(0, ((3 + number, 17), (101, 102), (300, 400))),
+            embedding: Chosen(np.arange(5, 4000, 7)) if number == 2 else rows,
+            matrices[12]: Chosen(np.array([0, 1, 50, 51 + number, 200, 777])),
             matrices[number]: Slice(0, ((1, 2), (5, 9))),
             matrices[number + 4]: Slice(1, ((0, 3), (30, 31 + number))),
             vectors[number]: Slice(0, ((2, 5),)),

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +10,7 @@ from torch import nn
 from tests.engine.made_up import make_task, run, settings
 from tests.engine.masks import make_mask
 from tests.reference.masked_loop import put_together, train_masked_slowly, trained_part
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.masks import Mask, MaskError, Slice
 from trace_transfer.engine.batches import plan
 from trace_transfer.engine.checkpointing import from_csv
@@ -20,8 +24,10 @@ FAMILIES = [("llama", {}), ("qwen2", {}), ("gemma3_text", {}), ("gpt2", NO_DROPO
 
 @st.composite
 def drawn(draw):
-    """A shape of one to three dimensions, and a slice of it."""
+    """A shape of one to three dimensions, and a slice or single parameters of it."""
     shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    if draw(st.booleans()):
+        return shape, Chosen(np.array(sorted(draw(st.sets(st.integers(0, math.prod(shape) - 1), min_size=1)))))
     dim = draw(st.integers(0, len(shape) - 1))
     bounds = sorted(draw(st.sets(st.integers(0, shape[dim]), min_size=2, max_size=6)))
     bounds = bounds[: len(bounds) // 2 * 2]

@@ -4,17 +4,22 @@ float64."""
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+import trace_transfer as tt
 from tests.commands import run
 from tests.identification.fisher.texts import draw_examples
 from tests.reference.fisher_loop import gradients_by_loop
 from tests.task_files import SIZES, write_tasks
 from tests.tiny_models import FAMILIES, REPRESENTATIVES
-from trace_transfer import identify
+from trace_transfer import identify, train, verify
 from trace_transfer.data.encoding import read_tasks
+from trace_transfer.errors import FrozenMovedError
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
+from trace_transfer.identification.at_base import BestPlaces
 from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.gradients import BaseGradients
 from trace_transfer.models.checkpoints import open_checkpoint
@@ -98,3 +103,86 @@ def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, ta
         (("--tuned", f"math={tiny('qwen2')}"), "taken at the base"),
     ):
         assert why in run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", *options).stderr
+
+
+@pytest.fixture(scope="module")
+def of_parameters(tiny, tasks, tmp_path_factory):
+    """Core sets of single parameters, without the embedding; not to be written to."""
+    out = tmp_path_factory.mktemp("parameters")
+    options = {"method": "snr", "unit": "parameters", "gradient_examples": 3, "ratio": 0.05, "exclude": ("embedding",)}
+    return identify(tiny("qwen2"), tasks, out=out, **options), out
+
+
+def test_single_parameters_are_the_best_of_all(of_parameters, by_loop):
+    found, out = of_parameters
+    assert len(list(out.glob("*.core.????????????.safetensors"))) == len(SIZES)
+    for core in found.cores:
+        inner = [one.name for one in core.parameters if one.score is not None]
+        assert len(inner) == len(core.parameters) - 1  # the embedding is the head, too
+        signal, noise, _ = expected_scores(by_loop, core.task)
+        floor = 0.01 * sum(float(noise[n].sum()) for n in inner) / sum(noise[n].numel() for n in inner)
+        scores = {name: (signal[name] / (noise[name] + floor)).flatten() for name in inner}
+        count = int(0.05 * sum(one.num_elements for one in core.parameters))
+        lowest = float(torch.cat(list(scores.values())).sort(descending=True).values[count - 1])
+        assert sum(len(one.places) for one in core.parameters_chosen.values()) == count
+        for name, values in scores.items():
+            chosen = torch.zeros(len(values), dtype=torch.bool)
+            if name in core.parameters_chosen:
+                chosen[core.parameters_chosen[name].places] = True
+            assert chosen[values > lowest * (1 + 1e-3)].all() and not chosen[values < lowest * (1 - 1e-3)].any()
+
+
+@given(st.data())
+def test_the_best_places_are_those_of_a_stable_sort(data):
+    vectors = data.draw(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=6))
+    count, order = data.draw(st.integers(1, 12)), data.draw(st.permutations(range(len(vectors))))
+    best = BestPlaces(count)
+    for number in order:
+        best.add(number, torch.tensor(vectors[number], dtype=torch.float32))
+    every = [(-value, n, place) for n, vector in enumerate(vectors) for place, value in enumerate(vector) if value]
+    expected = {}
+    for _, number, place in sorted(every)[:count]:
+        expected.setdefault(number, []).append(place)
+    assert {number: places.tolist() for number, places in best.result().items()} == {
+        number: sorted(places) for number, places in expected.items()
+    }
+
+
+def test_single_parameters_train_alone_and_are_proved(tiny, tasks, of_parameters, tmp_path):
+    _, cores = of_parameters
+    base, stream = tiny("qwen2"), tmp_path / "stream.yaml"
+    items = [f"- {{name: {task}, data: {tasks.parent / task}.jsonl, core: {cores}/{task}.core.json}}" for task in SIZES]
+    stream.write_text("\n".join(["tasks:", *items]), "utf-8")
+    options = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 4, "zero": 0}
+    done = train(base, stream, out=tmp_path / "out", **options)
+    counts = done.verification.counts
+    wanted = {task: tt.read(cores / f"{task}.core.json").parameters_chosen for task in SIZES}
+    union = {(n, p) for chosen in wanted.values() for n, part in chosen.items() for p in part.places.tolist()}
+    assert counts["frozen MOVED"].elements == 0
+    assert counts["core moved"].elements + counts["core unmoved"].elements == len(union)
+    assert counts["core moved"].elements > 0.9 * len(union)
+    assert verify(base, tmp_path / "out/model", core=[cores / f"{task}.core.json" for task in SIZES]).ok
+    with pytest.raises(FrozenMovedError):
+        verify(base, tmp_path / "out/model", core=[cores / "math.core.json"])
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    trained = tt.freeze_except(model, cores / "math.core.json")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    optimizer.step()
+    state = [one for values in optimizer.state.values() for key, one in values.items() if key != "step"]
+    assert sum(one.numel() for one in state) == 2 * trained.num_trained
+    trained.verify()
+    trained.save_patch(tmp_path / "loop.patch.safetensors")
+    trained.merge()
+    model.save_pretrained(tmp_path / "merged")
+    assert verify(base, tmp_path / "merged", patch=[tmp_path / "loop.patch.safetensors"]).ok
+
+
+def test_what_cannot_be_done_with_single_parameters_is_said(tiny, tasks, of_parameters, tmp_path):
+    _, cores = of_parameters
+    core = cores / "math.core.json"
+    refused = run("identify", tiny("qwen2"), "--tasks", tasks, "--unit", "parameters", "--out", tmp_path)
+    assert "single parameters are scored by snr, fisher-base" in refused.stderr
+    assert "single parameters" in run("export", core, "--to", "axolotl", "--model", tiny("qwen2")).stderr
+    carried = run("map", tiny("qwen2"), tiny("llama"), "--core", core, "--out", tmp_path / "map")
+    assert "single parameters" in carried.stderr

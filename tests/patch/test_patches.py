@@ -4,6 +4,7 @@ import errno
 import json
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.killed_writes import killed_at_each_operation
 from tests.patch_files import make_patch, mask_of, state_of
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ArtefactError, NumericalError, TraceTransferError
 from trace_transfer.files import DiskFullError
@@ -22,6 +24,8 @@ ENTRIES = (
     PatchEntry("b.weight", (4, 6), Slice(1, ((0, 2), (5, 6))), torch.bfloat16, torch.float32),
     PatchEntry("a.weight", (4, 6), Slice(0, ((1, 2), (3, 4))), torch.float32, torch.float32),
     PatchEntry("c.bias", (3,), None, torch.float16, torch.float16),
+    PatchEntry("d.weight", (40, 6), Chosen(np.array([0, 7, 8, 239])), torch.float32, torch.bfloat16),  # places
+    PatchEntry("e.weight", (2, 3), Chosen(np.array([1, 4])), torch.float32, torch.float32),  # a bitmap
 )
 
 
@@ -42,8 +46,8 @@ def test_what_was_written_is_read(tmp_path):
     assert (patch.task, patch.method, patch.names_sha256) == ("math", "trace", SUM)
     assert patch.entries == tuple(sorted(ENTRIES, key=lambda entry: entry.name))
     assert dict(patch.mask.parts) == {entry.name: entry.part for entry in ENTRIES}
-    assert [entry.part_shape for entry in patch.entries] == [(2, 6), (4, 3), (3,)]
-    assert [entry.num_elements for entry in patch.entries] == [12, 12, 3]
+    assert [entry.part_shape for entry in patch.entries] == [(2, 6), (4, 3), (3,), (4,), (2,)]
+    assert [entry.num_elements for entry in patch.entries] == [12, 12, 3, 4, 2]
     for entry, before, after in values_of(ENTRIES):
         assert torch.equal(patch.before(entry.name), before) and torch.equal(patch.after(entry.name), after)
         assert patch.before(entry.name).dtype == entry.before_dtype
@@ -61,8 +65,14 @@ def test_the_file_as_others_see_it(tmp_path):
         {"name": "a.weight", "shape": [4, 6], "rows": [[1, 2], [3, 4]]},
         {"name": "b.weight", "shape": [4, 6], "columns": [[0, 2], [5, 6]]},
         {"name": "c.bias", "shape": [3]},
+        {"name": "d.weight", "shape": [40, 6], "chosen": 4},
+        {"name": "e.weight", "shape": [2, 3], "chosen": 2},
     ]
-    assert set(load_file(tmp_path / "f")) == {f"{kind}/{e.name}" for kind in ("before", "after") for e in ENTRIES}
+    tensors = load_file(tmp_path / "f")
+    assert {"chosen/d.weight", "chosen/e.weight"} == set(tensors) - {
+        f"{kind}/{e.name}" for kind in ("before", "after") for e in ENTRIES
+    }
+    assert tensors["chosen/d.weight"].tolist() == [0, 7, 8, 239] and tensors["chosen/e.weight"].tolist() == [0b10010]
 
 
 def test_a_slice_of_the_third_axis(tmp_path):
@@ -200,7 +210,7 @@ def test_values_are_written_before_the_next_ones_are_made(tmp_path):
             yield entry, made.pop(0), made.pop()
 
     write(tmp_path / "f", values=values())
-    assert len(references) == 6
+    assert len(references) == 2 * len(ENTRIES)
 
 
 def test_recorded_from_what_was_trained(tiny, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.patch_files import make_patch, mask_of, state_of
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ModelError
 from trace_transfer.models import sources as models
@@ -149,6 +150,19 @@ def test_rows_beside_the_trained_ones(tiny, copy_of, dim, monkeypatch):
     size = [80, 48]
     still = (size[dim] - 5) * size[1 - dim]
     assert broken.told == f"{UP}: 4 of {still:,} frozen elements, in {('rows', 'columns')[dim]} 1, 5-6, 30"
+
+
+def test_parameters_beside_the_trained_ones(tiny, copy_of, monkeypatch):
+    monkeypatch.setattr(models, "ELEMENTS_AT_ONCE", 200)
+    base, tuned = tiny("llama"), copy_of("llama")
+    part = Chosen(np.array([2, 7 * 48 + 5, 79 * 48 + 47]))
+    for place in ((0, 2), (79, 47)):
+        change(tuned, UP, flip(*place))
+    found = result(base, tuned, {UP: part})
+    assert found.ok and found.counts["core moved"] == Count(1, 2) and found.counts["core unmoved"].elements == 1
+    change(tuned, UP, flip(7, 6))
+    (broken,) = result(base, tuned, {UP: part}).broken
+    assert (broken.core, broken.core_moved, broken.frozen_moved) == (3, 2, 1)
 
 
 def test_a_tied_head_is_its_embedding(tiny, tmp_path):

@@ -54,6 +54,12 @@ class Chosen:
 
         return Chosen(np.union1d(self.places, other.places))
 
+    def common(self, other: Chosen) -> int:
+        """How many parameters are in both."""
+        import numpy as np
+
+        return len(np.intersect1d(self.places, other.places, assume_unique=True))
+
     def __str__(self) -> str:
         return f"{len(self.places):,} single parameters"
 

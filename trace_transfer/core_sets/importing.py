@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trace_transfer.core_sets.authors_list import core_tensors, read_authors_list
 from trace_transfer.core_sets.axolotl import Pattern, mask_of_patterns, read_patterns
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor, Method
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.core_sets.selection import Selection, entries_of, select
@@ -92,6 +93,7 @@ def import_patterns(
     chosen, left = [], []
     for name, shape in shapes.items():
         part = mask.parts.get(name)
+        assert not isinstance(part, Chosen)  # patterns say rows
         if not mask.trains(name):
             left.append(_entry(opened.anatomy, name, shape, None, core=False))
         elif part is None:

@@ -96,6 +96,8 @@ def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
     """
     core: CoreFile = read_artefact(file, CoreFile)
     ratio, unit = ratio or core.method.ratio, unit or core.method.unit
+    if "parameters" in (unit, core.method.unit):
+        raise UserError(f"{file}: single parameters are chosen while they are scored: identify again with --ratio")
     if unit != core.method.unit and "rows" in (unit, core.method.unit):
         raise UserError(
             f"{file}: was scored by {core.method.unit}, and cannot be selected from by {unit}: score again with --unit "

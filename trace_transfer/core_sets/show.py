@@ -13,8 +13,16 @@ from trace_transfer.terminal import Page, drawn
 
 def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
     """Overlap of two core sets of one model, in tensors and in elements."""
-    first, second = ({p.place: p.num_elements for p in core.core} for core in (one, other))
-    return overlap.jaccard(overlap.counted(first), overlap.counted(second)), overlap.jaccard(first, second)
+    first, second = ({p.place: p.num_core for p in core.core} for core in (one, other))
+    tensors = overlap.jaccard(overlap.counted(first), overlap.counted(second))
+    if one.chosen is None or other.chosen is None:
+        return tensors, overlap.jaccard(first, second)
+    common = sum(
+        one.parameters_chosen[name].common(part)
+        for name, part in other.parameters_chosen.items()
+        if name in one.parameters_chosen
+    )
+    return tensors, common / (sum(first.values()) + sum(second.values()) - common)
 
 
 def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> str:

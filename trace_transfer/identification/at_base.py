@@ -1,6 +1,7 @@
 """Score inputs of methods that need no warm start: gradients and Fisher information at the base, reduced as they come.
 
-Reads a base model's weights, a layer at a time, and each task's examples. Gives `ScoreInputs` over tensors or rows.
+Reads a base model's weights, a layer at a time, and each task's examples. Gives `ScoreInputs` over tensors or rows, and
+the best single parameters of all: while tensors come, those above the lowest that can still be chosen are kept.
 
 Shapes: P entries, U units of a tensor, N sets (tasks times replicates, perhaps generic text), E parameters of a unit.
 """
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trace_transfer.core_sets.selection import entries_of
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.selection import ROUNDING, entries_of
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.probe import load_probe
 from trace_transfer.families.anatomy import Split
@@ -23,8 +25,8 @@ from trace_transfer.families.model_handle import OpenModel, load_tokenizer
 from trace_transfer.identification.deltas import gram_of
 from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.gradients import BaseGradients, Moments
-from trace_transfer.identification.scores import METHODS
-from trace_transfer.identification.scoring import ScoreInputs
+from trace_transfer.identification.scores import METHODS, ScoreSettings, mean_noise
+from trace_transfer.identification.scoring import ScoreInputs, takes_part
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import parts_of
 from trace_transfer.models.checkpoints import open_checkpoint
@@ -123,6 +125,77 @@ def _reduced(moments: Moments, split: Split | None) -> tuple[Array, Array, Array
     norms_U = torch.linalg.vector_norm(value_UE, dim=-1, dtype=torch.float64)
     fisher_UN = square_NUE.sum(dim=-1, dtype=torch.float64).T
     return gram_UNN.numpy(), norms_U.numpy(), fisher_UN.numpy()
+
+
+def best_parameters(
+    gradients: BaseGradients, inputs: ScoreInputs, settings: ScoreSettings, reporter: Reporter
+) -> list[dict[str, Chosen]]:
+    """Of each task the best single parameters, as many as the ratio says; one without any gradient has no score."""
+    method, shares = METHODS[settings.method].of_parameters, inputs.statistics()
+    assert method is not None  # refused before
+    order = {entry.name: number for number, entry in enumerate(inputs.entries)}
+    part_P = takes_part(inputs.entries, settings)
+    count = int(settings.ratio * sum(entry.num_elements for entry in inputs.entries) + ROUNDING)
+    best = [BestPlaces(max(1, count)) for _ in inputs.tasks]
+    chosen = shares.of_entries(part_P)
+    needs_others = inputs.text_P is not None or len(inputs.tasks) > 1
+    means = [
+        mean_noise(chosen.others_P(task), chosen.numel_P) if needs_others else 0.0 for task in range(len(inputs.tasks))
+    ]
+    with reporter.task("choosing parameters", len(gradients.layers)) as advance:
+        gradients.advance = advance
+        for moments in gradients.tensors():
+            if not part_P[order[moments.name]]:
+                continue
+            own_K = [moments.square[list(group)].mean(dim=0) for group in inputs.deltas_of_K]
+            for task, group in enumerate(inputs.deltas_of_K):
+                signal = moments.mean[list(group)].mean(dim=0).square()
+                rest = [moments.square[-1]] if inputs.text_P is not None else [*own_K[:task], *own_K[task + 1 :]]
+                others = torch.stack(rest or [torch.zeros_like(signal)]).mean(dim=0)
+                best[task].add(order[moments.name], method(signal, own_K[task], others, means[task]).flatten().cpu())
+    names = [entry.name for entry in inputs.entries]
+    return [{names[number]: Chosen(places) for number, places in one.result().items()} for one in best]
+
+
+class BestPlaces:
+    """The places of the highest values of some vectors that come one after another; equal ones in the vectors' order.
+
+    Values that are not above 0 are none. No more than twice as many as are wanted are kept, but for equal ones.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.least = count, 0.0
+        self._kept: list[tuple[int, Tensor, Tensor]] = []  # vector, values, places
+
+    def add(self, number: int, values: Tensor) -> None:
+        """Look at one vector; `number` is its place among them."""
+        places = (values >= self.least if self.least > 0 else values > 0).nonzero().flatten()
+        self._kept.append((number, values[places], places.to(torch.int32 if len(values) < 1 << 31 else torch.int64)))
+        if sum(len(values) for _, values, _ in self._kept) > 2 * self.count:
+            self._raise()
+
+    def _raise(self) -> None:
+        """Forget what is below the lowest that can still be chosen."""
+        every = torch.cat([values for _, values, _ in self._kept])
+        if len(every) <= self.count:
+            return
+        self.least = float(every.kthvalue(len(every) - self.count + 1).values)
+        kept = [(number, values >= self.least, values, places) for number, values, places in self._kept]
+        self._kept = [(number, values[high], places[high]) for number, high, values, places in kept]
+
+    def result(self) -> dict[int, NDArray[np.int64]]:
+        """Vector → its places, sorted."""
+        self._raise()
+        above = sum(int((values > self.least).sum()) for _, values, _ in self._kept)
+        room, found = self.count - above, {}
+        for number, values, places in sorted(self._kept, key=lambda one: one[0]):
+            equal = (values == self.least).nonzero().flatten()[: max(room, 0)]
+            room -= len(equal)
+            chosen = values > self.least
+            chosen[equal] = True
+            if chosen.any():
+                found[number] = places[chosen].to(torch.int64).numpy()
+        return found
 
 
 def _by_unit(values: Tensor, split: Split | None, before: int) -> Tensor:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.core_file import CoreFile, write_core
 from trace_transfer.core_sets.selection import core_path
 from trace_transfer.data.encoding import read_tasks
 from trace_transfer.data.examples import TaskData
@@ -253,7 +254,7 @@ def _at_base(
     base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings, out: Path, reporter: Reporter
 ) -> Identified:
     """Core sets without any warm start, all written."""
-    from trace_transfer.identification.at_base import base_gradients, inputs_at_base, sets_of
+    from trace_transfer.identification.at_base import base_gradients, best_parameters, inputs_at_base, sets_of
 
     remove_leftovers(out)
     sets = sets_of(base, tasks, settings)
@@ -261,7 +262,10 @@ def _at_base(
         reporter.note(f"{settings.score.method}: against generic text, the shipped probe set")
     gradients = base_gradients(base, sets, settings, reporter)
     inputs = inputs_at_base(base, gradients, sets, _splits(base, settings.score), reporter)
-    return _write(inputs, settings.score, base.identity, {"seed": settings.warm_start.train.seed}, out)
+    chosen = None
+    if settings.score.unit == "parameters":
+        chosen = best_parameters(gradients, inputs, settings.score, reporter)
+    return _write(inputs, settings.score, base.identity, {"seed": settings.warm_start.train.seed}, out, chosen)
 
 
 def write_core_sets(plan: DeltaPlan, inputs: ScoreInputs, settings: ScoreSettings, seed: int, out: Path) -> Identified:
@@ -270,13 +274,16 @@ def write_core_sets(plan: DeltaPlan, inputs: ScoreInputs, settings: ScoreSetting
 
 
 def _write(
-    inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any], out: Path
-) -> Identified:
+    inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any], out: Path,
+    chosen: Sequence[Mapping[str, Chosen]] | None = None,
+) -> Identified:  # fmt: skip
+    """`chosen` are each task's single parameters, where they are chosen one by one."""
     files = list(inputs.files)
     cores, report = core_files(inputs, settings, model, {"replicates": inputs.num_replicates, **made_with}), None
+    if chosen is not None:
+        cores = tuple(core.of_parameters(one) for core, one in zip(cores, chosen, strict=True))
     for core in cores:
-        files.append(core_path(out, core))
-        write_text(files[-1], to_json(core))
+        files += write_core(core_path(out, core), core)
     if inputs.num_replicates == 2:
         report = stability(inputs, settings, model)
         files.append(out / STABILITY)

@@ -96,7 +96,7 @@ class Cell:
     def core_share(self) -> float:
         """Core share of the weight's elements."""
         total = sum(entry.tensor.num_elements for entry in self.principals)
-        return sum(entry.tensor.num_elements for entry in self.principals if entry.tensor.core) / total
+        return sum(entry.tensor.num_core for entry in self.principals) / total
 
     @cached_property
     def mark(self) -> float:

@@ -187,6 +187,9 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
         )
     if settings.against == "tasks" and "against" not in METHODS[settings.method].ignores and len(tasks) < 2:
         raise UserError(f"{settings.method} against the other tasks: there is only {tasks[0]}; take --against text")
+    if settings.unit == "parameters" and (num_replicates > 1 or not settings.at_base):
+        able = ", ".join(name for name, one in METHODS.items() if one.of_parameters is not None)
+        raise UserError(f"--unit parameters: single parameters are scored by {able}, with one replicate of each task")
     if settings.cosine == "corrected" and num_replicates < 2:
         raise UserError("cosine 'corrected' needs the reliability of two replicates of every task: --replicates 2")
     components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
@@ -205,6 +208,8 @@ def core_files(
     """
     chosen = settings.deciding() if settings.at_base else settings.recorded()
     method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
+    if settings.unit == "parameters":
+        method["unit"] = "tensors"  # until they are chosen
     found = _core_sets(inputs, inputs.statistics(), settings)
     return tuple(
         CoreFile(task=task, model=model, method=method, parameters=tensors, libraries=library_versions())
@@ -214,18 +219,21 @@ def core_files(
 
 def _core_sets(inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings) -> list[tuple[CoreTensor, ...]]:
     """All entries of each task, its core set marked."""
-    takes_part_P = np.array([_takes_part(entry, settings) for entry in inputs.entries])
+    unit = "tensors" if settings.unit == "parameters" else settings.unit  # those are chosen afterwards
     return [
-        select(
-            [_scored(entry, scores, index) for index, entry in enumerate(inputs.entries)], settings.ratio, settings.unit
-        )
-        for scores in all_scores(statistics, settings, takes_part_P)
+        select([_scored(entry, scores, index) for index, entry in enumerate(inputs.entries)], settings.ratio, unit)
+        for scores in all_scores(statistics, settings, takes_part(inputs.entries, settings))
     ]
 
 
 def _scored(entry: CoreTensor, scores: Scores, index: int) -> CoreTensor:
     score = float(scores.score_P[index])
     return entry if math.isnan(score) else entry.model_copy(update={"score": score, "terms": scores.terms_of(index)})
+
+
+def takes_part(entries: Sequence[CoreTensor], settings: ScoreSettings) -> NDArray[np.bool_]:
+    """Which entries are scored."""
+    return np.array([_takes_part(entry, settings) for entry in entries])
 
 
 def _takes_part(entry: CoreTensor, settings: ScoreSettings) -> bool:
@@ -318,7 +326,7 @@ def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreS
     found += [
         f"{core.task}: the last core tensor and the next one have the same score; model order decided"
         for core in cores
-        if ties_at_the_cut(core.parameters)
+        if core.chosen is None and ties_at_the_cut(core.parameters)
     ]
     if settings.method == "cs" and len(inputs.tasks) == 2:
         found.append("cs with two tasks gives both the same core set: the cosine of two deltas has no side")

@@ -298,7 +298,7 @@ def _read_header(file: Path) -> tuple[Mapping[str, str], Mapping[str, tuple[str,
 
 
 def _entries(
-    tensors: Sequence[_Tensor], specs: Mapping[str, tuple[str, tuple[int, ...]]]
+    file: Path, tensors: Sequence[_Tensor], specs: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> tuple[tuple[PatchEntry, ...], list[str]]:
     """The entries that metadata describe, and whatever tensors or metadata do not fit."""
     entries: dict[str, PatchEntry] = {}
@@ -308,8 +308,8 @@ def _entries(
         if entry.name in entries:
             problems.append(f"{entry.name}: listed twice")
             continue
-        if parameter.chosen is not None:
-            entry, problem = _with_places(file, entry, parameter.chosen, rest.pop(f"{CHOSEN}/{entry.name}", None))
+        if tensor.chosen is not None:
+            entry, problem = _with_places(file, entry, tensor.chosen, rest.pop(f"{CHOSEN}/{entry.name}", None))
             problems += [] if problem is None else [problem]
         dtypes = dict.fromkeys((BEFORE, AFTER), torch.float32)
         for kind in dtypes:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask, Part, Slice, merged_ranges
 from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
 from trace_transfer.models.sources import AXES, ModelSource, Ranges, numel, row_blocks

@@ -67,6 +67,8 @@ def _misfit(core: CoreFile, source: OpenModel, target: OpenModel) -> str | None:
             f"{expected.num_layers} layers, names_sha256 {expected.names_sha256[:12]}…)"
             + ("; it is of --dst: are --src and --dst swapped?" if of_target else "")
         )
+    if core.chosen is not None:
+        return "single parameters do not correspond from one model to another; carry scores of tensors (--unit tensors)"
     shapes = source.anatomy.inventory.shapes
     wrong = [f"{p.name} {list(p.shape)}" for p in core.parameters if shapes.get(p.name) != p.shape]
     return f"tensors that {expected.id} does not have:\n" + listing(wrong) if wrong else None
