@@ -3,12 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_models import build_config
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.families.anatomy import splits_of, unit_parts
@@ -16,7 +18,14 @@ from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import ModelSource, build_meta_model, numel, read_inventory
-from trace_transfer.training.methods import CONTROLS, first_layers, last_layers, random_set, shuffled_layers
+from trace_transfer.training.controls import (
+    CONTROLS,
+    first_layers,
+    last_layers,
+    random_set,
+    random_within,
+    shuffled_layers,
+)
 
 FILE = "core file"
 FAMILIES = ("llama", "qwen2", "gemma3_text", "phi3", "gpt2")  # tied, fused, transposed among them
@@ -77,7 +86,10 @@ def cells(mask: Mask, model: OpenModel) -> dict[str, torch.Tensor]:
     found = {}
     for name, part in mask.parts.items():
         found[name] = torch.zeros(model.anatomy.inventory.shapes[name], dtype=torch.bool)
-        found[name].index_fill_(part.dim, torch.tensor(part.indices), True) if part else found[name].fill_(True)
+        if isinstance(part, Chosen):
+            found[name].view(-1)[part.places] = True
+        else:
+            found[name].index_fill_(part.dim, torch.tensor(part.indices), True) if part else found[name].fill_(True)
     return found
 
 
@@ -279,11 +291,62 @@ def test_of_two_that_are_as_near_the_fewer_layers():
     assert {name.split(".")[2] for name in mask.parts} == {"0"}
 
 
+def mask_of(core: CoreFile, model: OpenModel) -> Mask:
+    return Mask.of_core(core, model.anatomy.inventory.shapes, model.anatomy.inventory.tied, FILE)
+
+
+def large_core(model: OpenModel, unit: str) -> CoreFile:
+    """Four tenths of a model's entries, or of each tensor's parameters, chosen by a generator."""
+    draws, entries = np.random.default_rng(3), entries_of(model, "rows" if unit == "rows" else "tensors")
+    core = core_of(model, marked(entries, {n for n in range(len(entries)) if draws.random() < 0.4}))
+    if unit != "parameters":
+        return core.model_copy(update={"method": core.method.model_copy(update={"unit": unit})})
+    chosen = {one.name: np.flatnonzero(draws.random(numel(one.shape)) < 0.4) for one in core.parameters}
+    return core.of_parameters({name: Chosen(places) for name, places in chosen.items()})
+
+
+@pytest.mark.parametrize("unit", ["rows", "parameters"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_ones_within_each_tensor(family, unit):
+    model, core = MODELS[family], large_core(MODELS[family], unit)
+    shapes, own = model.anatomy.inventory.shapes, mask_of(core, model)
+    one, other, same = (random_within(core, model.anatomy, seed, "tensors", FILE) for seed in (0, 1, 0))
+    assert one == same and one != other and one != own
+    assert {n: cell.sum() for n, cell in cells(one, model).items()} == {
+        n: cell.sum() for n, cell in cells(own, model).items()
+    }
+    with pytest.raises(MaskError, match="draws rows or parameters"):
+        random_within(large_core(model, "tensors"), model.anatomy, 0, "tensors", FILE)
+    assert own.parts.keys() <= shapes.keys()
+
+
+@pytest.mark.parametrize("unit", ["tensors", "rows", "parameters"])
+@pytest.mark.parametrize("name", ["norms-random", "head-norms-random", "random"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_always_trained_and_random_ones_up_to_the_size(family, name, unit):
+    model, core = MODELS[family], large_core(MODELS[family], unit)
+    shapes, wanted = model.anatomy.inventory.shapes, mask_of(core, model).numel(model.anatomy.inventory.shapes)
+    mask = CONTROLS[name](core, model.anatomy, 0, "elements", FILE)
+    largest = 0 if unit == "parameters" else max(one.num_elements for one in core.parameters)
+    assert abs(mask.numel(shapes) - wanted) <= largest / 2
+    always = {
+        one.name
+        for one in model.anatomy.units
+        if name != "random"
+        and (one.component.startswith("norm") or one.role == "norm" or (name[0] == "h" and one.component == "head"))
+    }
+    assert all(mask.parts[one] is None for one in always)
+    if name == "head-norms-random" and unit == "tensors":
+        small = core_of(model, marked(entries_of(model, "tensors"), {len(core.parameters) - 1}))
+        with pytest.raises(MaskError, match="fewer than the"):
+            CONTROLS[name](small, model.anatomy, 0, "elements", FILE)
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_control_names_is_in_the_model(name, family):
     model = MODELS[family]
-    core = core_of(model, marked(entries_of(model, "tensors"), {5, 7, 11}))
+    core = large_core(model, "parameters")
     mask = CONTROLS[name](core, model.anatomy, 0, "elements", FILE)
     known = {name for name, _ in build_meta_model(model.config).named_parameters()}
     assert mask.parts and mask.parts.keys() <= known

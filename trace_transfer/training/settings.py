@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Gt
 from pydantic import InstanceOf
@@ -31,12 +31,19 @@ METHODS = {
     "lora": "adapters on all layers, task after task",
     "dmt": "everything: all tasks but one mixed, then that one with a few examples of the others",
     "random": "a random set of the core set's size (control)",
+    "random-within": "of each tensor as many random rows or parameters as its core set has (control)",
+    "norms-random": "all norms, and random entries up to the core set's size (control)",
+    "head-norms-random": "head and norms, and random entries up to the core set's size (control)",
     "shuffled": "the core set with its layers shuffled (control)",
     "first": "all of the first layers, as many as the core set's size (control)",
     "last": "all of the last layers, as many as the core set's size (control)",
 }
-CONTROLS = ("random", "shuffled", "first", "last")
+CONTROLS = ("random", "random-within", "norms-random", "head-norms-random", "shuffled", "first", "last")
 NEED_CORE = ("trace", *CONTROLS)
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 
 def paper_training(**given: Any) -> TrainSettings:
@@ -55,7 +62,7 @@ class StreamSettings(Settings):
     GROUP: ClassVar[str] = "Baselines and controls"
     LATER: ClassVar[frozenset[str]] = frozenset({"draw"})
 
-    method: Literal["trace", "full", "joint", "lora", "dmt", "random", "shuffled", "first", "last"] = setting(
+    method: MethodName = setting(
         "trace",
         "What is trained. " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".",
         group="Training",
