@@ -160,39 +160,3 @@ class EvaluateKeywords(TypedDict, total=False):
     seed: int  # 1234
     allow_code_execution: bool  # False
     save_samples: bool  # True
-Literal["none", "optimizer", "parameters"]  # "none"
-    gradient_checkpointing: bool  # False
-    seed: int  # 0
-    checkpoint_minutes: float  # 5.0
-    keep_checkpoints: int  # 1
-    track: str | Sequence[str]  # ()
-    deepspeed: Mapping[str, Any]  # {}
-    max_length: int  # 1024
-    too_long: Literal["cut", "leave-out"]  # "cut"
-    order: str | Sequence[str]  # ()
-    eval_share: float | None  # None
-    eval_every: int | None  # None
-    patience: int | None  # None
-    keep_best: bool  # False
-    save_dtype: Literal["stored", "float32"]  # "stored"
-    lora_rank: int  # 8
-    lora_alpha: float  # 16.0
-    adapter: Literal["carry", "merge"]  # "carry"
-    special: str | None  # None
-    replay_share: float  # 0.00390625
-    control_unit: Literal["tensors", "elements"]  # "tensors"
-    draw: int  # 0
-
-
-class EvaluateKeywords(TypedDict, total=False):
-    """Of `EvaluateSettings`."""
-
-    batch_size: int  # 8
-    limit: int | None  # None
-    max_length: int | None  # None
-    max_new_tokens: int | None  # None
-    device: str  # "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # "auto"
-    seed: int  # 1234
-    allow_code_execution: bool  # False
-    save_samples: bool  # True

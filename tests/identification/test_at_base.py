@@ -109,8 +109,8 @@ def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, ta
 def of_parameters(tiny, tasks, tmp_path_factory):
     """Core sets of single parameters, without the embedding; not to be written to."""
     out = tmp_path_factory.mktemp("parameters")
-    options = {"method": "snr", "unit": "parameters", "gradient_examples": 3, "ratio": 0.05, "exclude": ("embedding", "head")}
-    return identify(tiny("qwen2"), tasks, out=out, **options), out
+    options = {"method": "snr", "unit": "parameters", "gradient_examples": 3, "ratio": 0.05}
+    return identify(tiny("qwen2"), tasks, out=out, exclude=("embedding", "head"), **options), out
 
 
 def test_single_parameters_are_the_best_of_all(of_parameters, by_loop):
