@@ -92,19 +92,9 @@ class StreamKeywords(TypedDict, total=False):
     """Of `StreamSettings`."""
 
     method: Literal[
-        "trace",
-        "full",
-        "joint",
-        "lora",
-        "dmt",
-        "random",
-        "random-within",
-        "norms-random",
-        "head-norms-random",
-        "shuffled",
-        "first",
-        "last",
-    ]  # "trace"
+        "trace", "full", "joint", "lora", "dmt", "random", "random-within", "norms-random", "head-norms-random",
+        "shuffled", "first", "last"
+    ]  # "trace"  # fmt: skip
     epochs: int  # 3
     learning_rate: float  # 2e-05
     learning_rate_of: Mapping[str, Any]  # {}
