@@ -6,9 +6,9 @@ before attention and MLP) is likewise a unit of each component that it serves. T
 
 Rows (attention heads, MLP neurons, experts) are scored and selected one by one where a core set is made of them: a
 head's rows of queries, keys or values, a head's columns of the attention output, one neuron's row of gate and up, one
-neuron's column of down. Of a layer's experts, which are one tensor of three dimensions (their biases one of two), it
-is a whole expert, and of the router an expert's row. Left whole are norms shared by heads, latent projections, biases
-that add to the residual stream, embedding and head, and a tensor of a single row.
+neuron's column of down, a token's row of embedding and head, one entry of a norm or of a bias without heads. Of a
+layer's experts, which are one tensor of three dimensions (their biases one of two), it is a whole expert, and of the
+router an expert's row. Left whole are latent projections, and a tensor of a single row.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ PER_HEAD_IN = frozenset({"attention.output"})
 PER_NEURON_OUT = frozenset({"mlp.gate", "mlp.up"})
 PER_NEURON_IN = frozenset({"mlp.down"})
 PER_EXPERT = frozenset({"mlp.router"})
-BIAS = "bias"  # a role
+PER_TOKEN = frozenset({"embedding", "embedding.position", "head"})
+BIAS, NORM = "bias", "norm"  # roles
 Part = tuple[Ranges | None, Ranges | None]
 
 
@@ -237,18 +238,19 @@ def _head_dim(config: Any) -> int:
 
 
 def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:
-    """By what a unit's tensor is cut; vectors have outputs only, so those of a component cut by input stay whole."""
+    """By what a unit's tensor is cut; a vector without heads or neurons by entries."""
+    single = Split(0, 1) if len(unit.shape) == 1 or unit.component in PER_TOKEN else None
     per_neuron = unit.component in PER_NEURON_OUT | PER_NEURON_IN
     if unit.component in PER_EXPERT or (per_neuron and _of_experts(unit)):
         return Split(0, 1)
     size = 1 if per_neuron else head_dim if unit.head is None else unit.head
-    if not size:
-        return None
+    if not size or unit.role == NORM:
+        return single
     if unit.component in PER_HEAD_OUT | PER_NEURON_OUT:
         return Split(1 if transposed and len(unit.shape) > 1 else 0, size)
     if unit.component in PER_HEAD_IN | PER_NEURON_IN and len(unit.shape) > 1:
         return Split(0 if transposed else 1, size)
-    return None
+    return single
 
 
 def _of_experts(unit: Unit) -> bool:
