@@ -184,5 +184,5 @@ def test_what_cannot_be_done_with_single_parameters_is_said(tiny, tasks, of_para
     refused = run("identify", tiny("qwen2"), "--tasks", tasks, "--unit", "parameters", "--out", tmp_path)
     assert "single parameters are scored by snr, fisher-base" in refused.stderr
     assert "single parameters" in run("export", core, "--to", "axolotl", "--model", tiny("qwen2")).stderr
-    carried = run("map", tiny("qwen2"), tiny("llama"), "--core", core, "--out", tmp_path / "map")
+    carried = run("map", "--src", tiny("qwen2"), "--dst", tiny("llama"), "--core", core, "--out", tmp_path / "map")
     assert "single parameters" in carried.stderr

@@ -42,6 +42,10 @@ class Chosen:
         """How many they are."""
         return len(self.places)
 
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of these parameters alone."""
+        return (len(self.places),)
+
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.places.astype("<i8").tobytes()).hexdigest()

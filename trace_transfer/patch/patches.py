@@ -66,12 +66,7 @@ class PatchEntry:
     @property
     def part_shape(self) -> tuple[int, ...]:
         """Shape of what the patch holds of it."""
-        if self.part is None:
-            return self.shape
-        if isinstance(self.part, Chosen):
-            return (len(self.part.places),)
-        count = sum(stop - start for start, stop in self.part.ranges)
-        return (*self.shape[: self.part.dim], count, *self.shape[self.part.dim + 1 :])
+        return self.shape if self.part is None else self.part.shape(self.shape)
 
     def part_of(self, value: Tensor) -> Tensor:
         """What the patch holds of a whole tensor."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, UserError, first_line
 from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.stored_weights import read_leniently
 from trace_transfer.records import read_artefact
 
 _NAME = r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?"
@@ -132,7 +133,10 @@ def local_file(name: str | Path) -> Path:
     if found is None or Path(text).exists():
         return Path(name)
     try:
-        return Path(hf_hub_download(found["repo"], found["file"], revision=found["revision"]))
+        file = Path(hf_hub_download(found["repo"], found["file"], revision=found["revision"]))
+        if beside := read_leniently(file).get("chosen", {}).get("file") if file.suffix == ".json" else None:
+            hf_hub_download(found["repo"], str(Path(found["file"]).with_name(beside)), revision=found["revision"])
+        return file
     except Exception as error:  # as above
         raise ArtefactError(
             f"{text}: {found['file']} of {found['repo']} could not be had from the hub: {first_line(error)}"
@@ -183,4 +187,5 @@ def publish_cores(to: Destination, files: Sequence[Path], source: ModelSource) -
     sent: dict[str, Path | str] = {CARD: cores_card(cores, source)}
     sent |= {file.name: file for _, file in cores}
     sent |= {file.name: file for file in files if file.name == MATCH}
+    sent |= {core.chosen.file: file.with_name(core.chosen.file) for core, file in cores if core.chosen is not None}
     return push_files(to, sent, "Core sets")
