@@ -60,6 +60,7 @@ class IdentifyKeywords(TypedDict, total=False):
     zero_delta: Literal["unscored", "cosine-0"]  # "unscored"
     cosine: Literal["plain", "corrected"]  # "plain"
     exclude: str | Sequence[str]  # ()
+    within: str | PathLike[str] | None  # None
     min_elements: int  # 1
     device: str  # "auto"
     tokens_at_once: int  # 4096

@@ -10,19 +10,23 @@ from transformers import AutoModelForCausalLM
 
 import trace_transfer as tt
 from tests.commands import run
+from tests.core_files import core_of
 from tests.identification.fisher.texts import draw_examples
 from tests.reference.fisher_loop import gradients_by_loop
 from tests.task_files import SIZES, write_tasks
 from tests.tiny_models import FAMILIES, REPRESENTATIVES
 from trace_transfer import identify, train, verify
+from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import read_tasks
-from trace_transfer.errors import FrozenMovedError
+from trace_transfer.engine.slices import outside, taken
+from trace_transfer.errors import ArtefactError, FrozenMovedError
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.identification.at_base import BestPlaces
 from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.gradients import BaseGradients
 from trace_transfer.models.checkpoints import open_checkpoint
+from trace_transfer.models.sources import numel
 
 SETS = [draw_examples(3), draw_examples(2, seed=1)]
 TOLERANCE = 2e-4  # of a tensor's largest value: float32 against float64
@@ -186,3 +190,26 @@ def test_what_cannot_be_done_with_single_parameters_is_said(tiny, tasks, of_para
     assert "single parameters" in run("export", core, "--to", "axolotl", "--model", tiny("qwen2")).stderr
     carried = run("map", "--src", tiny("qwen2"), "--dst", tiny("llama"), "--core", core, "--out", tmp_path / "map")
     assert "single parameters" in carried.stderr
+
+
+@pytest.mark.parametrize("unit", ["tensors", "rows", "parameters"])
+def test_what_is_chosen_from_another_core_set_is_in_it(tiny, tasks, tmp_path, unit):
+    """As from what `map` has carried over: whole tensors, and rows of one."""
+    base, query, up = tiny("qwen2"), "model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight"
+    (tmp_path / "from").mkdir()
+    for task in SIZES:
+        core_of(base, tmp_path / f"from/{task}.core.json", {query: None, up: ((3, 20),)})
+    options = {"method": "snr", "unit": unit, "gradient_examples": 3, "ratio": 0.01}
+    found = identify(base, tasks, out=tmp_path / "out", within=tmp_path / "from", **options)
+    shapes = open_model(base, load_families()).anatomy.inventory.shapes
+    for core in found.cores:
+        mask = Mask.of_core(core, shapes, {}, "x")
+        allowed = torch.zeros(shapes[up])
+        allowed[3:20] = 1
+        assert mask.parts.keys() <= ({query} if unit == "tensors" else {query, up})
+        if up in mask.parts:
+            assert outside(allowed, mask.parts[up]).sum() == allowed.sum() - taken(allowed, mask.parts[up]).numel()
+        assert 0 < mask.numel(shapes) <= max(0.01 * sum(map(numel, shapes.values())), numel(shapes[query]))
+    with pytest.raises(ArtefactError, match=r"law\.core\.json"):
+        (tmp_path / "from/law.core.json").unlink()
+        identify(base, tasks, out=tmp_path / "none", within=tmp_path / "from", **options)

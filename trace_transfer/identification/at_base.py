@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Mask
 from trace_transfer.core_sets.selection import ROUNDING, entries_of
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.probe import load_probe
+from trace_transfer.engine.slices import index_of, taken, with_part
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer
 from trace_transfer.identification.deltas import gram_of
@@ -128,9 +130,14 @@ def _reduced(moments: Moments, split: Split | None) -> tuple[Array, Array, Array
 
 
 def best_parameters(
-    gradients: BaseGradients, inputs: ScoreInputs, settings: ScoreSettings, reporter: Reporter
-) -> list[dict[str, Chosen]]:
-    """Of each task the best single parameters, as many as the ratio says; one without any gradient has no score."""
+    gradients: BaseGradients, inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask],
+    reporter: Reporter,
+) -> list[dict[str, Chosen]]:  # fmt: skip
+    """Of each task the best single parameters, as many as the ratio says; one without any gradient has no score.
+
+    Args:
+        within: task → where they are chosen from.
+    """
     method, shares = METHODS[settings.method].of_parameters, inputs.statistics()
     assert method is not None  # refused before
     order = {entry.name: number for number, entry in enumerate(inputs.entries)}
@@ -152,9 +159,21 @@ def best_parameters(
                 signal = moments.mean[list(group)].mean(dim=0).square()
                 rest = [moments.square[-1]] if inputs.text_P is not None else [*own_K[:task], *own_K[task + 1 :]]
                 others = torch.stack(rest or [torch.zeros_like(signal)]).mean(dim=0)
-                best[task].add(order[moments.name], method(signal, own_K[task], others, means[task]).flatten().cpu())
+                scores = method(signal, own_K[task], others, means[task])
+                if within:
+                    scores = scores * _cells(within[inputs.tasks[task]], moments)
+                best[task].add(order[moments.name], scores.flatten().cpu())
     names = [entry.name for entry in inputs.entries]
     return [{names[number]: Chosen(places) for number, places in one.result().items()} for one in best]
+
+
+def _cells(mask: Mask, moments: Moments) -> Tensor:
+    """1 for each parameter of a tensor that is in a mask, 0 for the others."""
+    zeros, part = torch.zeros_like(moments.value), mask.parts.get(moments.name)
+    if part is None:
+        return zeros + float(mask.trains(moments.name))
+    index = index_of(part, zeros.device)
+    return with_part(zeros, part, index, torch.ones_like(taken(zeros, part)))
 
 
 class BestPlaces:

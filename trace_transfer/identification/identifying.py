@@ -33,6 +33,7 @@ from trace_transfer.identification.scoring import (
     check_settings,
     core_files,
     gather,
+    masks_within,
     stability,
     warnings_of,
 )
@@ -108,6 +109,7 @@ def plan_identify(
         raise UserError(f"{tasks}: lacks tasks that --tuned names: {', '.join(unknown)} (it has {', '.join(names)})")
     if with_scores:
         _check(settings, names, 1 if models else start.replicates)
+        masks_within(settings.score, names, opened.identity)  # refuses what does not fit
     if models:
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
     at_base = with_scores and settings.score.at_base
@@ -264,7 +266,8 @@ def _at_base(
     inputs = inputs_at_base(base, gradients, sets, _splits(base, settings.score), reporter)
     chosen = None
     if settings.score.unit == "parameters":
-        chosen = best_parameters(gradients, inputs, settings.score, reporter)
+        within = masks_within(settings.score, sets.tasks, base.identity)
+        chosen = best_parameters(gradients, inputs, settings.score, within, reporter)
     return _write(inputs, settings.score, base.identity, {"seed": settings.warm_start.train.seed}, out, chosen)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -279,7 +280,7 @@ class ScoreSettings(Settings):
     """From deltas and Fisher information to a core set: what the paper leaves open, each with a default."""
 
     GROUP: ClassVar[str] = "Scoring"
-    LATER: ClassVar[frozenset[str]] = frozenset(AT_BASE)
+    LATER: ClassVar[frozenset[str]] = frozenset({*AT_BASE, "within"})
     # `paper` is the text, section 3.2: the plain norm, and the squared gradient summed over a tensor's parameters.
     # `authors-code` is what its published code does: root mean square, mean squared gradient of 150 batches of 2,
     # min-max, 10 %, and cosine 0 for a zero delta.
@@ -335,6 +336,11 @@ class ScoreSettings(Settings):
         (), "Leave out a component (attention.query, head), a group (norm, mlp) or 'bias'. May be repeated.",
         metavar="COMPONENT",
     )  # fmt: skip
+    within: Path | None = setting(
+        None,
+        "Choose only from the core sets in this directory (TASK.core.json), such as those that map has carried over.",
+        metavar="DIRECTORY",
+    )
     min_elements: Count = setting(1, "Leave out tensors with fewer parameters than this.")
 
     @property

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
+from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.core_sets.overlap import Reproducibility, counted, jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Anatomy, Split
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.identification.deltas import Deltas, grams_of
@@ -36,7 +37,7 @@ from trace_transfer.identification.scores import (
     cosines_of,
 )
 from trace_transfer.models.sources import numel
-from trace_transfer.records import ModelIdentity, library_versions
+from trace_transfer.records import ModelIdentity, library_versions, read_artefact
 
 Array = NDArray[np.float64]
 BIAS = "bias"
@@ -198,6 +199,22 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
         raise UserError("exclude: no such components:\n" + listing(unknown) + f"\nthere are {', '.join(sorted(known))}")
 
 
+def masks_within(settings: ScoreSettings, tasks: Sequence[str], model: ModelIdentity) -> dict[str, Mask]:
+    """Each task's core set in the directory that it is to be chosen from; nothing if there is none.
+
+    Raises:
+        ArtefactError: a task's core file is missing, or of another model.
+    """
+    found = {}
+    for task in tasks if settings.within is not None else ():
+        file = Path(settings.within or "") / f"{task}.core.json"
+        core: CoreFile = read_artefact(file, CoreFile)
+        if core.model.names_sha256 != model.names_sha256:
+            raise ArtefactError(f"{file}: is of {core.model.id}, another model than {model.id}; carry it over with map")
+        found[task] = Mask.of_core(core, {one.name: one.shape for one in core.parameters}, {}, str(file))
+    return found
+
+
 def core_files(
     inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any]
 ) -> tuple[CoreFile, ...]:
@@ -210,19 +227,25 @@ def core_files(
     method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
     if settings.unit == "parameters":
         method["unit"] = "tensors"  # until they are chosen
-    found = _core_sets(inputs, inputs.statistics(), settings)
+    found = _core_sets(inputs, inputs.statistics(), settings, masks_within(settings, inputs.tasks, model))
     return tuple(
         CoreFile(task=task, model=model, method=method, parameters=tensors, libraries=library_versions())
         for task, tensors in zip(inputs.tasks, found, strict=True)
     )
 
 
-def _core_sets(inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings) -> list[tuple[CoreTensor, ...]]:
+def _core_sets(
+    inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings, within: Mapping[str, Mask]
+) -> list[tuple[CoreTensor, ...]]:
     """All entries of each task, its core set marked."""
     unit = "tensors" if settings.unit == "parameters" else settings.unit  # those are chosen afterwards
+    every = all_scores(statistics, settings, takes_part(inputs.entries, settings))
+    for number, task in enumerate(inputs.tasks if within else ()):
+        part_P = takes_part(inputs.entries, settings, within[task])
+        every[number] = all_scores(statistics, settings, part_P)[number]
     return [
         select([_scored(entry, scores, index) for index, entry in enumerate(inputs.entries)], settings.ratio, unit)
-        for scores in all_scores(statistics, settings, takes_part(inputs.entries, settings))
+        for scores in every
     ]
 
 
@@ -231,9 +254,28 @@ def _scored(entry: CoreTensor, scores: Scores, index: int) -> CoreTensor:
     return entry if math.isnan(score) else entry.model_copy(update={"score": score, "terms": scores.terms_of(index)})
 
 
-def takes_part(entries: Sequence[CoreTensor], settings: ScoreSettings) -> NDArray[np.bool_]:
-    """Which entries are scored."""
-    return np.array([_takes_part(entry, settings) for entry in entries])
+def takes_part(entries: Sequence[CoreTensor], settings: ScoreSettings, within: Mask | None = None) -> NDArray[np.bool_]:
+    """Which entries are scored; of those only what lies wholly in a mask, if one is given."""
+    part_P = np.array([_takes_part(entry, settings) for entry in entries])
+    return part_P if within is None else part_P & covered(entries, within)
+
+
+def covered(entries: Sequence[CoreTensor], mask: Mask) -> NDArray[np.bool_]:
+    """Which entries lie wholly in a mask."""
+    inside: dict[str, NDArray[np.bool_]] = {}
+    for entry in entries:
+        if isinstance(part := mask.parts.get(entry.name), Slice) and entry.name not in inside:
+            inside[entry.name] = np.zeros(entry.shape[part.dim], dtype=bool)
+            inside[entry.name][part.indices] = True
+
+    def lies(entry: CoreTensor) -> bool:
+        part = mask.parts.get(entry.name)
+        if not isinstance(part, Slice):
+            return part is None and mask.trains(entry.name)
+        ranges = entry.place[1 + part.dim] or ((0, entry.shape[part.dim]),)
+        return all(bool(inside[entry.name][start:stop].all()) for start, stop in ranges)
+
+    return np.array([lies(entry) for entry in entries])
 
 
 def _takes_part(entry: CoreTensor, settings: ScoreSettings) -> bool:
@@ -258,16 +300,22 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity
     return StabilityFile(
         model=model,
         methods=tuple(
-            _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"})) for name in names
+            _method_stability(
+                inputs,
+                settings.model_copy(update={"method": name, "cosine": "plain"}),
+                masks_within(settings, inputs.tasks, model),
+            )
+            for name in names
         ),
         reliability=inputs.replicate_cosines(),
         libraries=library_versions(),
     )
 
 
-def _method_stability(inputs: ScoreInputs, settings: ScoreSettings) -> MethodStability:
+def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]) -> MethodStability:
     first, second = (
-        [_sizes(tensors) for tensors in _core_sets(inputs, inputs.replicate(index), settings)] for index in (0, 1)
+        [_sizes(tensors) for tensors in _core_sets(inputs, inputs.replicate(index), settings, within)]
+        for index in (0, 1)
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)
