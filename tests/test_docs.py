@@ -43,6 +43,7 @@ ONLY_PARSED = {
     "examples/quickstart/run.yaml": "its models come from packages; tests/data/test_examples.py runs it in small",
     "examples/small_to_large/": "its models come from packages; tests/test_small_to_large.py runs it in small",
     "examples/identify/tasks.yaml": "its run took half an hour; tests/data/test_examples.py runs it in small",
+    "--within": "chooses from what another command has carried; tests/identification/test_at_base.py does",
     "--push-to-hub": "sends to the hub; tests of publishing do, to a server of their own",
     "me/core-sets:": "is on the hub",
     "llama3_to_qwen/": "at full size; tests/test_llama3_to_qwen.py plans it",

@@ -63,7 +63,12 @@ def by_hand(base, tuned, parts):
         if name in parts:
             part = parts[name]
             for index in np.ndindex(*core.shape):
-                core[index] = part is None or any(a <= index[part.dim] < b for a, b in part.ranges)
+                place = np.ravel_multi_index(index, core.shape)
+                core[index] = (
+                    place in part.places
+                    if isinstance(part, Chosen)
+                    else part is None or any(a <= index[part.dim] < b for a, b in part.ranges)
+                )
         moved = bits[0] != bits[1]
         found[name] = tuple(int(one.sum()) for one in (core, core & moved, ~core, ~core & moved))
     return found
