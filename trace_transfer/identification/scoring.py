@@ -272,7 +272,7 @@ def covered(entries: Sequence[CoreTensor], mask: Mask) -> NDArray[np.bool_]:
         part = mask.parts.get(entry.name)
         if not isinstance(part, Slice):
             return part is None and mask.trains(entry.name)
-        ranges = entry.place[1 + part.dim] or ((0, entry.shape[part.dim]),)
+        ranges = entry.place[1:][part.dim] or ((0, entry.shape[part.dim]),)
         return all(bool(inside[entry.name][start:stop].all()) for start, stop in ranges)
 
     return np.array([lies(entry) for entry in entries])
