@@ -91,7 +91,7 @@ def test_snr_of_tensors_and_rows_is_the_formula_of_their_means(tiny, tasks, tmp_
             )
             ours.append(entry.score)
             expected.append(float(signal[entry.name][place].mean() / (noise[entry.name][place].mean() + floor)))
-        assert ours == pytest.approx(expected, rel=1e-3)
+        assert ours == pytest.approx(expected, rel=1e-3, abs=1e-5)  # float32: gradients that cancel
 
 
 def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, tasks, tmp_path):
