@@ -69,13 +69,24 @@ def _draw_plan(plan: IdentifyPlan, page: Page) -> None:
         f"training: {train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate "
         f"{train.learning_rate:g}, batches of {train.batch_size}, ZeRO {train.zero}, seed {train.seed}",
     ]
-    lines += [f"no warm start: gradients of {score.gradient_examples} examples a task, layer by layer"]
-    if not (plan.with_scores and score.at_base):
-        lines[1:] = trained
+    lines += _at_base(plan) if plan.with_scores and score.at_base else trained
     if plan.with_scores:
         lines.append(f"score: {score.method}, the best {score.ratio:.2%} of {score.unit}")
     for line in (*lines, *example_lines(plan.tasks)):
         page.line(line)
+
+
+def _at_base(plan: IdentifyPlan) -> list[str]:
+    config, count = plan.base.config.get_text_config(), plan.settings.score.gradient_examples
+    tokens = sum(
+        min(count, len(task.examples)) * sum(len(one.input_ids) for one in task.examples) // len(task.examples)
+        for task in plan.tasks
+    )
+    entering = 4 * tokens * config.hidden_size * (config.num_hidden_layers + 1)
+    return [
+        f"no warm start: gradients of up to {count} examples a task, a layer's weights at a time",
+        f"memory: {size(entering)} for what enters each layer; the largest layer or embedding, and two means of it a task",
+    ]
 
 
 def _counts(task: TaskData) -> tuple[int, ...]:
