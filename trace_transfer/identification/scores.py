@@ -298,7 +298,8 @@ class ScoreSettings(Settings):
     unit: Unit = setting(
         "tensors",
         "What the ratio counts. tensors: named tensors, as in the paper; elements: the parameters in them; rows: "
-        "parameters again, with each head and neuron scored by itself.",
+        "parameters again, with each head and neuron scored by itself; parameters: each parameter by itself (snr, "
+        "fisher-base).",
         common=True,
     )
     alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Weight of L2 in lf (eq. 5); Fisher has the rest.")

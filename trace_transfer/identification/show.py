@@ -85,7 +85,7 @@ def _at_base(plan: IdentifyPlan) -> list[str]:
     entering = 4 * tokens * config.hidden_size * (config.num_hidden_layers + 1)
     return [
         f"no warm start: gradients of up to {count} examples a task, a layer's weights at a time",
-        f"memory: {size(entering)} for what enters each layer, and the largest layer or embedding with two means a task",
+        f"memory: {size(entering)} for what enters each layer, and the largest layer with two means a task",
     ]
 
 
