@@ -133,6 +133,8 @@ def _described(entry: Entry, num_ranked: int) -> list[str]:
     if tensor.score is None:
         return [label(tensor), "no score"]
     state = "core" if tensor.core else "not core"
+    if tensor.chosen is not None:
+        state = f"{tensor.chosen / tensor.num_elements:.2%} of its parameters core"
     return [label(tensor), f"score {tensor.score:.4g}, rank {entry.rank:,} of {num_ranked:,}, {state}"]
 
 
