@@ -276,6 +276,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
         _configured(transformers_weights="../plain/model.safetensors"),
         r"transformers_weights names \.\./plain/model\.safetensors, a file outside",
     ),
+    "code from elsewhere": (
+        _configured(attn_implementation="owner/name"), r"asks for code or files .*\n  - attn_implementation: 'owner/",
+    ),
     "pickled": (_rename("pytorch_model.bin"), r"has pickled weights only \(pytorch_model\.bin\)"),
     "a pointer of git-lfs": (_pointer, r"run `git lfs pull`"),
     "several things": (

@@ -173,7 +173,7 @@ def test_evaluate_and_verify_are_the_commands(tiny, tmp_path):
     core = write_core(tiny("llama"), tmp_path / "math.core.json")
     assert tt.verify(tiny("llama"), tiny("llama"), core=[core]).counts["frozen MOVED"].elements == 0
     other = tuned_copy(tiny("llama"), tmp_path / "tuned", seed=1)
-    with pytest.raises(tt.FrozenMovedError, match="parameters moved that were to stay bit-identical"):
+    with pytest.raises(tt.FrozenMovedError, match="tensors moved that were to stay bit-identical"):
         tt.verify(tiny("llama"), other, core=[core])
 
 

@@ -65,20 +65,12 @@ def test_the_right_input_is_not_refused(mapping, tmp_path):
 # ---- models
 
 
-def test_a_missing_shard(mapping, copy_of):
-    directory = copy_of("gpt2")
-    file = sorted(directory.glob("*.safetensors"))[2]
-    file.unlink()
-    message = mapping.refused(src=directory)
-    assert message.startswith(f"{directory}: 1 of ")
-    assert message.endswith(f"weight files cannot be used, have them downloaded again:\n  - {file.name}: missing")
-
-
 def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of):
     directory = copy_of("gpt2")
-    sorted(directory.glob("*.safetensors"))[0].unlink()
-    result = mapping.run(dst=directory)
-    assert "reading" not in result.stderr
+    (file := sorted(directory.glob("*.safetensors"))[0]).unlink()
+    message = mapping.refused(dst=directory)
+    assert message.endswith(f"weight files cannot be used, have them downloaded again:\n  - {file.name}: missing")
+    assert "reading" not in mapping.run(dst=directory).stderr
     assert mapping.run("--dry-run", dst=directory).exit_code == 2
 
 
@@ -110,17 +102,6 @@ def test_a_tokenizer_of_another_model(mapping, copy_of):
     assert message == (
         f"{directory}: its tokenizer gives token id 520, but its vocabulary has 512 tokens: the tokenizer belongs to "
         "another model"
-    )
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3"])  # transformers makes an empty one for Qwen
-def test_no_tokenizer(mapping, copy_of, family):
-    directory = copy_of(family)
-    for file in directory.glob("*token*"):
-        file.unlink()
-    assert mapping.refused(src=directory) == (
-        f"{directory}: has no tokenizer (tokenizer.json or tokenizer.model, or vocab files, expected); copy the files "
-        "of the model it was made from"
     )
 
 
@@ -234,21 +215,10 @@ def test_two_core_files_of_one_task(mapping, tmp_path):
 # ---- probe sets
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("p.txt", b"", "the probe set is empty; give some hundred short texts"),
-        ("p.txt", b"\x7fELF\x02\x00\x00", "binary (a NUL byte at 5); a probe set is a text or JSONL file"),
-        ("p.txt", b"caf\xe9\n", "not UTF-8 text (byte 3); a probe set is a text or JSONL file"),
-        ("p.txt", b"one text\nanother text\na third text\n", "3 different texts found, at least 4 are needed"),
-        ("p.txt", b"the same\n" * 50, "all 50 texts of the probe set are the same; they must differ"),
-        ("p.jsonl", b'{"prompt": "a"}\n' * 5, "5 lines are not objects like {\"text\": \"…\"}:\n  - line 1: no string"),
-    ],
-)  # fmt: skip
-def test_a_probe_set(mapping, tmp_path, name, content, message):
-    file = tmp_path / name
-    file.write_bytes(content)
-    assert mapping.refused(probe=file).startswith(f"{file}: {message}")
+def test_a_probe_set(mapping, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes(b"\x7fELF\x02\x00\x00")
+    assert mapping.refused(probe=file).startswith(f"{file}: binary (a NUL byte at 5); a probe set is a text or JSONL")
 
 
 def test_texts_too_short_for_a_row(mapping, tmp_path):
@@ -270,22 +240,9 @@ def rules(tmp_path: Path, old: str, new: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "messages"),
-    [
-        ("components:", "componets:", ["did you mean 'components'?"]),
-        (
-            "self_attn.q_norm.weight", "self_attn.qnorm.weight",
-            ["matches no tensor (close: 'self_attn.q_norm.weight')", ".{layer}.self_attn.q_norm.weight' is in no"],
-        ),
-        ("self_attn.q_norm.weight", "self_attn.k_norm.weight", ["is in two components: attention.query ("]),
-        ("family:", "family: [", ["mine.yaml"]),
-    ],
-)  # fmt: skip
-def test_a_rules_file(mapping, tmp_path, old, new, messages):
-    message = mapping.refused("--rules", rules(tmp_path, old, new))
-    assert "mine.yaml:" in message
-    for part in messages:
+def test_a_rules_file(mapping, tmp_path):
+    message = mapping.refused("--rules", rules(tmp_path, "self_attn.q_norm.weight", "self_attn.qnorm.weight"))
+    for part in ("mine.yaml:", "matches no tensor (close: 'self_attn.q_norm.weight')", ".q_norm.weight' is in no"):
         assert part in message
 
 

@@ -115,8 +115,14 @@ def test_published_size(name):
 EXPERTS = {kind for kind, family in REGISTRY.by_model_type.items() if "mlp.router" in family.components}
 # ---------------------------------------------------------------- what a component is called is what it does
 
-# The tiny models, and other forms of the families that have several.
-FORMS: dict[str, tuple[str, dict]] = {kind: (kind, {}) for kind in FAMILIES if kind not in EXPERTS}
+# The tiny models, one of each set of rules: what holds of LLaMA's names holds of all that have these names. And other
+# forms of the families that have several.
+RULES = {
+    kind: repr([(name, [member.pattern for member in one.members]) for name, one in family.components.items()])
+    for kind, family in REGISTRY.by_model_type.items()
+}
+ALIKE = {RULES[kind]: kind for kind in reversed(FAMILIES) if kind not in EXPERTS}
+FORMS: dict[str, tuple[str, dict]] = {kind: (kind, {}) for kind in sorted(ALIKE.values())}
 FORMS |= {
     "falcon, one key for all": ("falcon", {"new_decoder_architecture": False, "bias": False}),
     "falcon, one after the other": (

@@ -64,16 +64,7 @@ class Workspace:
             "identify": ["identify", model, *tasks, "--batch-size", 4, "--dry-run"],
             "warm-start": ["warm-start", model, *tasks, "--batch-size", 4, "--dry-run"],
             "score": [
-                "score",
-                base,
-                "--tuned",
-                f"a={model}",
-                "--tuned",
-                f"b={base}",
-                "--method",
-                "l2",
-                "--out",
-                out / "s",
+                "score", base, "--tuned", f"a={model}", "--tuned", f"b={base}", "--method", "l2", "--out", out / "s",
             ],
             "train": ["train", model, "--stream", place / "stream" / "stream.yaml", "--batch-size", 4, "--dry-run"],
             "evaluate": ["evaluate", model, "--suite", place / "mine.yaml", "--dry-run"],
@@ -83,20 +74,13 @@ class Workspace:
             "patch apply": ["patch", "apply", model, place / "math.patch.safetensors", "--out", out / "patched"],
             "patch diff": ["patch", "diff", base, model, "--out", out / "diff.safetensors"],
             "import": [
-                "import",
-                place / "list.yaml",
-                "--from",
-                "axolotl",
-                "--model",
-                model,
-                "--out",
-                out / "a.core.json",
+                "import", place / "list.yaml", "--from", "axolotl", "--model", model, "--out", out / "a.core.json",
             ],
             "export": ["export", core, "--to", "axolotl", "--model", model, "--out", "-"],
             "rules explain": ["rules", "explain", "--src", model, "--dst", base],
             "rules check": ["rules", "check", "--model", model],
             "run": ["run", run, "--dry-run"],
-        }
+        }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -52,28 +52,22 @@ def load_all(file: Path):
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_weights_equal_those_of_transformers(written, family, kind):
+def test_weights_equal_those_of_transformers_whole_and_in_chunks(written, family, kind, monkeypatch):
     file, original = written(family, kind)
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    ours = dict(load_all(file).named_parameters())
+    model = load_all(file)
+    ours = dict(model.named_parameters())
     assert ours.keys() == dict(theirs.named_parameters()).keys()
+    monkeypatch.setattr("trace_transfer.models.sources.ELEMENTS_AT_ONCE", 1000)
+    checkpoint = GgufCheckpoint(file)
+    checkpoint.prepare(model)
     for name, parameter in theirs.named_parameters():
         assert torch.equal(ours[name], parameter), name
-    if kind is Kind.F32:  # and nothing was lost on the way there and back
-        for name, parameter in original.named_parameters():
-            assert torch.equal(ours[name], parameter), name
-
-
-@pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_chunks_are_what_is_loaded(written, family, kind, monkeypatch):
-    monkeypatch.setattr("trace_transfer.models.sources.ELEMENTS_AT_ONCE", 1000)
-    file, _ = written(family, kind)
-    model, checkpoint = load_all(file), GgufCheckpoint(file)
-    checkpoint.prepare(model)
-    for name, parameter in model.named_parameters():
         chunks = list(checkpoint.chunks(model, name, tuple(parameter.shape)))
         assert len(chunks) > 1 or parameter.numel() <= 2000
         assert torch.equal(torch.cat(chunks).view(parameter.shape), parameter), name
+        if kind is Kind.F32:  # and nothing was lost on the way there and back
+            assert torch.equal(original.get_parameter(name), parameter), name
 
 
 def test_a_warm_start_from_a_gguf_file(written, tmp_path):
@@ -133,7 +127,7 @@ def test_tokenizer(written):
     assert encoded["offset_mapping"][-1][1] == len(text)
 
 
-def test_a_file_cut_short_is_refused(written, tmp_path):
+def test_a_file_cut_short_or_of_other_bytes_is_refused(written, tmp_path):
     file, _ = written("llama")
     data = file.read_bytes()
     for keep in (0, 3, 20, 2000, len(data) // 2, len(data) - 1):
@@ -143,15 +137,11 @@ def test_a_file_cut_short_is_refused(written, tmp_path):
             GgufCheckpoint(cut)
         with pytest.raises(ModelError, match=rf"^{cut}: cut short or damaged \({keep:,} bytes\); download it again$"):
             load_config(ModelSource.parse(cut))
-
-
-def test_other_bytes_are_refused(tmp_path):
-    file = tmp_path / "noise.gguf"
-    file.write_bytes(bytes(range(256)) * 40)
+    (noise := tmp_path / "noise.gguf").write_bytes(bytes(range(256)) * 40)
     with pytest.raises(ModelError, match="not a readable GGUF file"):
-        GgufCheckpoint(file)
+        GgufCheckpoint(noise)
     with pytest.raises(ModelError, match=r"noise.gguf: not a GGUF file: it does not begin with the letters GGUF"):
-        load_config(ModelSource.parse(file))
+        load_config(ModelSource.parse(noise))
 
 
 def test_a_missing_tensor_is_refused(written):

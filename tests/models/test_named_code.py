@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from transformers import CONFIG_MAPPING
 from transformers.integrations import hub_kernels
 
-from trace_transfer.cli import main
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.named_code import refuse_code_in_config, refuse_code_in_tokenizer
@@ -83,27 +81,6 @@ def test_the_config_that_transformers_would_take_is_looked_at(copy_of):
     change(model, "config.json", configuration_files=["config.4.0.0.json"])
     with pytest.raises(ModelError, match="attn_implementation: 'owner/name'"):
         load_config(ModelSource.parse(model))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["rules", "explain", "--src", "MODEL", "--dst", "MODEL"],
-        ["rules", "draft", "MODEL"],
-        ["evaluate", "MODEL", "--suite", "paper", "--dry-run"],
-        ["verify", "MODEL", "MODEL", "--core", "none.core.json"],
-        ["train", "MODEL", "--stream", "none.yaml", "--out", "OUT"],
-    ],
-    ids=lambda arguments: arguments[0] + "-" + arguments[1].lower(),
-)
-def test_commands_refuse_it_with_one_message(copy_of, tmp_path, sealed, arguments):
-    model = change(copy_of("llama"), "config.json", attn_implementation="owner/name")
-    given = [{"MODEL": str(model), "OUT": str(tmp_path / "out")}.get(one, one) for one in arguments]
-    (tmp_path / "none.core.json").write_text("{}")
-    result = CliRunner().invoke(main, given)
-    assert result.exit_code == 2 and "Traceback" not in result.output
-    if arguments[0] != "verify":  # says first that the core file is none
-        assert "attn_implementation: 'owner/name'" in result.output
 
 
 def test_what_models_are_saved_with_passes(copy_of, sealed):

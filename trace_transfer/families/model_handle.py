@@ -14,7 +14,7 @@ from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import FamilyRegistry
 from trace_transfer.models.named_code import refuse_code_in_tokenizer
 from trace_transfer.models.names_on_disk import name_told
-from trace_transfer.models.sources import ModelSource, build_meta_model, load_config, read_inventory
+from trace_transfer.models.sources import ModelSource, build_meta_model, load_inventory
 from trace_transfer.progress import tell
 from trace_transfer.records import ModelIdentity
 
@@ -59,8 +59,8 @@ def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
         RulesError: no family, or the family's rules do not fit.
     """
     source = ModelSource.parse(name)
-    config = load_config(source)
-    return OpenModel(source, config, anatomy_of(read_inventory(config), registry))
+    inventory = load_inventory(source)
+    return OpenModel(source, inventory.config, anatomy_of(inventory, registry))
 
 
 @dataclass(frozen=True)

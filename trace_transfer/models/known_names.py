@@ -17,7 +17,7 @@ from typing import Any
 from trace_transfer.errors import TraceTransferError
 from trace_transfer.files import sha256_text, write_text
 from trace_transfer.models.content import cache_directory
-from trace_transfer.models.sources import Inventory, ModelSource, load_config, read_inventory
+from trace_transfer.models.sources import Inventory, ModelSource, load_inventory
 from trace_transfer.progress import quiet_libraries, tell, telling
 from trace_transfer.text_formats import read_json_object
 
@@ -26,7 +26,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def read_names(source: ModelSource) -> Inventory:
-    """Names and shapes of a model; raises as `load_config`. The config holds plain values alone, those of properties
+    """Names and shapes of a model; raises as `load_inventory`. The config holds plain values alone, those of properties
     among them."""
     file = _place(source)
     if file is not None:
@@ -40,7 +40,7 @@ def read_names(source: ModelSource) -> Inventory:
     quiet_libraries()
     notes: list[str] = []
     with telling(notes.append):
-        inventory = read_inventory(load_config(source))
+        inventory = load_inventory(source)
     for note in notes:
         tell(note)
     if file is not None:

@@ -10,7 +10,7 @@ import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,13 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     return config
 
 
+def load_inventory(source: ModelSource) -> Inventory:
+    """Config, names and shapes of a model; raises as `load_config`, which has built it where there are weights."""
+    config = load_config(source)
+    built = None if source.directory is None else _enter(source, _state_of(source.directory)).inventory
+    return read_inventory(config) if built is None else replace(built, config=config)
+
+
 def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
     """Stored tensors of a directory that the model made by its config lacks: nobody reads, compares or writes them."""
     if source.directory is None:
@@ -127,6 +134,7 @@ def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
 class _Entered:
     config: Any
     findings: Findings
+    inventory: Inventory | None = None  # of a model that was built to be compared with its weights
 
 
 @lru_cache(maxsize=64)
@@ -137,7 +145,8 @@ def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Ent
     assert source.directory is not None
     if source.gguf is not None:
         config = _known_config(source)
-        return _Entered(config, examine_gguf(source.directory / source.gguf, build_meta_model(config), source.name))
+        model = build_meta_model(config)
+        return _Entered(config, examine_gguf(source.directory / source.gguf, model, source.name), inventory_of(model))
     refuse_adapter_alone(source.directory, source.name)
     if not (source.directory / CONFIG_NAME).is_file():
         raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
@@ -146,7 +155,8 @@ def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Ent
         method = quantisation_of(config.to_dict())
         told = f"{source.name}: its config says that its weights are quantised ({method}); such weights are refused"
         return _Entered(config, Findings(notes=() if method is None else (told,)))
-    return _Entered(config, examine(source.directory, build_meta_model(config), source.name))
+    model = build_meta_model(config)
+    return _Entered(config, examine(source.directory, model, source.name), inventory_of(model))
 
 
 def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
