@@ -34,6 +34,8 @@ class IdentifyKeywords(TypedDict, total=False):
     zero: int  # 0
     offload: Literal["none", "optimizer", "parameters"]  # "none"
     gradient_checkpointing: bool  # False
+    attention: str  # "auto"
+    packing: bool  # False
     seed: int  # 0
     checkpoint_minutes: float  # 5.0
     keep_checkpoints: int  # 1
@@ -85,6 +87,7 @@ class MapKeywords(TypedDict, total=False):
     batch_size: int  # 16
     device: str  # "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"]  # "auto"
+    attention: str  # "auto"
     seed: int  # 0
     cache: str | PathLike[str] | None
 
@@ -119,6 +122,8 @@ class StreamKeywords(TypedDict, total=False):
     zero: int  # 3
     offload: Literal["none", "optimizer", "parameters"]  # "none"
     gradient_checkpointing: bool  # False
+    attention: str  # "auto"
+    packing: bool  # False
     seed: int  # 0
     checkpoint_minutes: float  # 5.0
     keep_checkpoints: int  # 1
@@ -148,6 +153,7 @@ class EvaluateKeywords(TypedDict, total=False):
     max_new_tokens: int | None  # None
     device: str  # "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"]  # "auto"
+    attention: str  # "auto"
     seed: int  # 1234
     allow_code_execution: bool  # False
     save_samples: bool  # True

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("startup", "cka", "streaming", "deltas", "fisher", "masked_training")
+NAMES = ("startup", "cka", "streaming", "deltas", "fisher", "training")
 
 if __name__ == "__main__":
     codes = [

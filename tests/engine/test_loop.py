@@ -16,7 +16,7 @@ from trace_transfer.engine.checkpointing import from_csv
 from trace_transfer.engine.engine import gathered
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import Run, train
-from trace_transfer.errors import FrozenMovedError, TrainingError
+from trace_transfer.errors import FrozenMovedError, TrainingError, UserError
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
 
@@ -351,3 +351,36 @@ def test_one_bit_of_a_frozen_weight(tiny, tmp_path, monkeypatch, zero, name):
     with pytest.raises(FrozenMovedError, match=f"(?s)nothing of this stage is kept.*{name}"):
         run(tmp_path / "moved")
     assert len(handed) == 2
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "float32"), (0, "bfloat16"), (3, "float32")])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "deepseek_v3"])
+def test_packed_texts_do_not_see_each_other(tiny, tmp_path, family, zero, precision):
+    options = {"zero": zero, "precision": precision, "micro_batch_size": 4}
+    one = {} if family != "gpt2" else {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = tiny(family, **one)
+    padded, values = run(model, tmp_path / "padded", **options)
+    found, others = run(model, tmp_path / "packed", packing=True, **options)
+    assert found.losses == pytest.approx(padded.losses, rel=1e-5 if precision == "float32" else 0.02)
+    moved = torch.cat([(values[name] - others[name]).abs().flatten() for name in values])
+    assert precision == "bfloat16" or (moved > 1e-5).double().mean() < 5e-3
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt", "opt", "gpt_oss"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_that_reads_across_texts_is_not_packed(tiny, tmp_path, family, precision):
+    with pytest.raises(UserError, match=rf"--packing: {family} cannot be trained so: .* differ by \d+\.\d%"):
+        run(tiny(family), tmp_path, packing=True, precision=precision)
+
+
+def test_attention_of_another_implementation(tiny, tmp_path):
+    chosen, _ = run(tiny("llama"), tmp_path / "sdpa")
+    eager, _ = run(tiny("llama"), tmp_path / "eager", attention="eager")
+    assert eager.losses == pytest.approx(chosen.losses, rel=1e-5)
+    for attention, told in {
+        "flash_attention_2": "flash_attention_2: not available here", "eagre": "eagre: not available here",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=rf"\A--attention {told} \([^\n]+\)\Z"):
+            run(tiny("llama"), tmp_path / "none", attention=attention)
+    with pytest.raises(UserError, match="--attention sdpa: MptForCausalLM has eager alone"):
+        run(tiny("mpt"), tmp_path / "none", attention="sdpa")

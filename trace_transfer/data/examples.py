@@ -78,6 +78,15 @@ class Batch:
     targets_bt: Tensor
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """Examples one after the other in one row; positions begin anew at each."""
+
+    input_ids_1t: Tensor
+    position_ids_1t: Tensor
+    targets_1t: Tensor
+
+
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     """Pad examples on the right and shift their labels.
 
@@ -95,6 +104,16 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
         mask_bt[row, :length] = 1
         targets_bt[row, : length - 1] = torch.tensor(example.labels[1:])
     return Batch(tuple(example.id for example in examples), ids_bt, mask_bt, targets_bt)
+
+
+def packed(examples: Sequence[Example]) -> PackedBatch:
+    """Put examples into one row, their labels shifted within each."""
+    rows = [
+        (token, position, target)
+        for example in examples
+        for position, (token, target) in enumerate(zip(example.input_ids, (*example.labels[1:], IGNORED), strict=True))
+    ]
+    return PackedBatch(*torch.tensor(rows).T[:, None])
 
 
 def losses(logits_btv: Tensor, targets_bt: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +28,21 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.data.examples import Example, collate
+from trace_transfer.data.examples import Example, collate, packed
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
 from trace_transfer.engine.optimizers import Treatment, treatments
 from trace_transfer.engine.optimizing import build
 from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 from trace_transfer.engine.slices import freeze, places_of, require_fitting
 from trace_transfer.engine.supervised_loss import give_loss
-from trace_transfer.errors import ModelError, TraceTransferError
+from trace_transfer.errors import ModelError, TraceTransferError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MASTER = "master"
+TRIAL = 24  # tokens of each text on which packing is tried
+TRIAL_TOLERANCE, COARSE_TOLERANCE = {torch.float32: 1e-4}, 0.05  # relative; the coarse one is bfloat16's
 
 
 class Engine:
@@ -68,8 +71,10 @@ class Engine:
             self.deepspeed, *_ = deepspeed_library().initialize(
                 model=model, optimizer=build(self.parameters, treated, settings), config=config
             )
+        if settings.zero == 0 and ranks.size == 1:
+            self.deepspeed.enable_backward_allreduce = False  # it would copy all gradients together and back
         self.device = ranks.device
-        self.stage = settings.zero
+        self.stage, self.packing = settings.zero, settings.packing
         self._plain, self._linked = self._plain_masters(), False
         self.set_steps(0)
 
@@ -86,12 +91,48 @@ class Engine:
 
     def loss(self, examples: Sequence[Example], weight: float = 1.0) -> Tensor:
         """The weighted sum of the cross-entropies of all supervised tokens of some examples, in float64."""
-        batch = collate(examples)
-        total: Tensor = self.deepspeed(
-            input_ids=batch.input_ids_bt.to(self.device), attention_mask=batch.attention_mask_bt.to(self.device),
-            targets_bt=batch.targets_bt.to(self.device), weight=weight, use_cache=False,
-        )  # fmt: skip
+        total: Tensor = self.deepspeed(**self._inputs(examples, self.packing), weight=weight)
         return total
+
+    def _inputs(self, examples: Sequence[Example], packing: bool) -> dict[str, Any]:
+        if packing:
+            row = packed(examples)
+            found = {"input_ids": row.input_ids_1t, "position_ids": row.position_ids_1t, "targets_bt": row.targets_1t}
+        else:
+            batch = collate(examples)
+            found = {"input_ids": batch.input_ids_bt, "targets_bt": batch.targets_bt}
+            # Nothing is masked: the padding is behind, where no token looks, and attention is faster without a mask.
+            found["attention_mask"] = torch.ones_like(batch.input_ids_bt)
+        return {name: value.to(self.device) for name, value in found.items()} | {"use_cache": False}
+
+    @torch.no_grad()
+    def require_packing(self, examples: Sequence[Example]) -> None:
+        """See that in a row behind another, a text has the logits that it has alone.
+
+        Raises:
+            UserError: it has not.
+        """
+        first, second = (
+            replace(one, input_ids=one.input_ids[:TRIAL], labels=one.labels[:TRIAL])
+            for one in (examples[0], examples[-1])
+        )
+
+        def logits(rows: Sequence[Example]) -> Tensor:
+            inputs = self._inputs(rows, packing=True)
+            del inputs["targets_bt"]
+            found: Tensor = self.deepspeed(**inputs).logits[0, -len(second.input_ids) :]
+            return found
+
+        self.deepspeed.eval()
+        alone_tv, behind_tv = logits([second]), logits([first, second])
+        self.deepspeed.train()
+        apart = float((alone_tv.double() - behind_tv.double()).norm() / alone_tv.double().norm())
+        if not apart <= TRIAL_TOLERANCE.get(alone_tv.dtype, COARSE_TOLERANCE):
+            raise UserError(
+                f"--packing: {self.deepspeed.module.config.model_type} cannot be trained so: behind another text in a "
+                f"row, a text's logits differ by {apart:.1%} (its layers read across texts, or take no positions); "
+                "train it without --packing"
+            )
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradient; the step's is the mean over ranks of the sums over micro-batches."""

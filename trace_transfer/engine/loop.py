@@ -46,6 +46,7 @@ from trace_transfer.engine.slices import outside, put, require_fitting, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers
+from trace_transfer.models.running import attend
 from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.stopping import StopSignal
@@ -146,7 +147,7 @@ def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
     ranks.any(False)  # nobody looks before the leftovers are gone
     dtype = resolve_precision(settings)
     saved = checkpointing.find(directory)
-    skeleton = start.skeleton(dtype)  # no weights yet: what does not fit is refused first
+    skeleton = attend(start.skeleton(dtype), settings.attention)  # no weights yet: what does not fit is refused first
     shapes = shapes_of(skeleton)
     mask = Mask.everything(shapes) if asked.mask is None else asked.mask
     require_fitting(mask, shapes)
@@ -156,7 +157,7 @@ def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
     if saved is not None:
         checkpointing.require_same(saved, identity)
         saved.require_whole({name: [MASTER, *treated[name].state(trained[name], settings)] for name in treated})
-    model = skeleton if settings.zero == 3 else start.load(dtype)
+    model = skeleton if settings.zero == 3 else attend(start.load(dtype), settings.attention)
     del skeleton
     if settings.zero == 3:
         config = configuration(settings, ranks, dtype, mask.numel(shapes))
@@ -169,6 +170,8 @@ def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
             _restore(engine, saved)
         elif dtype != torch.float32:
             engine.set(MASTER, ((name, taken(v, mask.parts[name])) for name, v in start.exact(engine.parameters)))
+        if settings.packing:
+            engine.require_packing(asked.data.examples)
         run = Run(asked, engine, identity, saved)
         run.all_steps()
         require_frozen_in_use(engine, start, dtype, ranks, asked.label)

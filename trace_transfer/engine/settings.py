@@ -13,6 +13,10 @@ from trace_transfer.settings import Count, Seed, Settings, Texts, setting
 LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; allocated whole, so that small models get a smaller one
 PERSISTENT = 100_000  # elements up to which ZeRO 3 does not partition a tensor, DeepSpeed's default
 LOGITS_AT_ONCE = 1 << 24  # of the supervised tokens that meet the head together
+WHICH_ATTENTION = (
+    "Implementation of attention, as transformers names them: sdpa, eager, flash_attention_2, flex_attention …; auto: "
+    "what transformers chooses for the model."
+)
 ZERO_FOR_OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
@@ -24,7 +28,16 @@ class TrainSettings(Settings):
 
     UNRECORDED: ClassVar[frozenset[str]] = frozenset({"checkpoint_minutes", "keep_checkpoints", "track"})
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"optimizer", "optimizer_args", "learning_rate_of", "no_decay", "schedule", "schedule_args"}
+        {
+            "optimizer",
+            "optimizer_args",
+            "learning_rate_of",
+            "no_decay",
+            "schedule",
+            "schedule_args",
+            "attention",
+            "packing",
+        }  # fmt: skip
     )
     GROUP: ClassVar[str] = "Training"
 
@@ -82,6 +95,13 @@ class TrainSettings(Settings):
     )
     gradient_checkpointing: bool = setting(
         False, "Save memory by recomputing activations. Takes about a third more time.", group="Hardware", common=True
+    )
+    attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
+    packing: bool = setting(
+        False,
+        "Put the texts of a micro-batch into one row, without padding. No text sees another; a model that cannot be "
+        "trained so is refused.",
+        group="Hardware",
     )
     seed: Seed = setting(0, "Seed of the examples drawn and of their order.")
     checkpoint_minutes: Annotated[float, Ge(0)] = setting(

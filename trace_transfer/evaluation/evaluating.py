@@ -49,7 +49,7 @@ from trace_transfer.files import found_in, prepare_directory, remove_leftovers, 
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, local_directory
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
-from trace_transfer.models.running import on_device, resolve_device, resolve_dtype
+from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, PatchedModel, write_model
 from trace_transfer.progress import Reporter
@@ -172,6 +172,7 @@ def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: Eval
     state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
     config, tokenizer = state.config, load_tokenizer(state.source)
     device = resolve_device(settings.device) if settings.backend == "hf" else "cuda"
+    require_attention(config, settings.attention)
     prepared = prepare_suite(suite, settings, tokenizer, config)
     return EvaluationPlan(state, suite, settings, prepared, tokenizer, device)
 
@@ -244,7 +245,7 @@ def open_backend(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> B
     state, settings = plan.state, plan.settings
     if settings.backend == "hf":
         state.check(reporter)
-        model = PatchedModel(state).load(resolve_dtype(settings.dtype, plan.device))
+        model = attend(PatchedModel(state).load(resolve_dtype(settings.dtype, plan.device)), settings.attention)
         is_spread = settings.backend_arguments.get("parallelize")
         model = spread(model, settings) if is_spread else on_device(model, plan.device)
         return ModelInMemory(model, plan.tokenizer, settings)

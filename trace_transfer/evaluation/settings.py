@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from trace_transfer.engine.settings import WHICH_ATTENTION
 from trace_transfer.identification.settings import Length
 from trace_transfer.settings import Count, Seed, Settings, setting
 from trace_transfer.transfer.settings import WHICH_DEVICE, WHICH_DTYPE, Dtype
 
 # Where, and how many at once: they change a result by rounding at most, and whether samples are kept by nothing.
-_UNDECIDING = ("batch_size", "device", "save_samples", "allow_code_execution")
+_UNDECIDING = ("batch_size", "device", "attention", "save_samples", "allow_code_execution")
 # Arguments of `hf` that spread a model over several GPUs, as lm-evaluation-harness names them.
 SPREADING = ("parallelize", "max_memory_per_gpu")
 
@@ -19,7 +20,7 @@ class EvaluateSettings(Settings):
     """Everything about an evaluation but the model, the suite and the output directory."""
 
     GROUP: ClassVar[str] = "Evaluation"
-    LATER: ClassVar[frozenset[str]] = frozenset({"backend", "backend_arguments"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"attention", "backend", "backend_arguments"})
 
     backend: Literal["hf", "vllm", "sglang"] = setting(
         "hf", "What runs the model: hf is transformers; vllm and sglang are driven by lm-evaluation-harness.",
@@ -44,6 +45,7 @@ class EvaluateSettings(Settings):
     )  # fmt: skip
     device: str = setting("auto", WHICH_DEVICE, group="Hardware", common=True)
     dtype: Dtype = setting("auto", WHICH_DTYPE, group="Hardware")
+    attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
     seed: Seed = setting(1234, "Seed of few-shot examples and of sampled answers.")
     allow_code_execution: bool = setting(
         False,

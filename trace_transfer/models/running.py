@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from trace_transfer.errors import UserError, first_line
+from trace_transfer.models.sources import build_meta_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def layers_of(model: nn.Module, layer_path: str) -> list[nn.Module]:
@@ -56,6 +58,30 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def attend(model: PreTrainedModel, attention: str) -> PreTrainedModel:
+    """Let a model use an implementation of attention that transformers knows; `auto` is transformers' own choice.
+
+    Raises:
+        UserError: it is not installed, or this model has none of that name.
+    """
+    if attention == "auto":
+        return model
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--attention {attention}: not available here ({first_line(error)})") from error
+    if model.config._attn_implementation == before != attention:
+        raise UserError(f"--attention {attention}: {type(model).__name__} has {before} alone")
+    return model
+
+
+def require_attention(config: PretrainedConfig, attention: str) -> None:
+    """Refuse, before weights are read, what `attend` refuses."""
+    if attention != "auto":
+        attend(build_meta_model(copy.deepcopy(config)), attention)
 
 
 def on_device(model: PreTrainedModel, device: str) -> PreTrainedModel:

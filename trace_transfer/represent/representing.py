@@ -33,7 +33,7 @@ from trace_transfer.files import (
 )
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import return_freed_memory
-from trace_transfer.models.running import on_device, resolve_device, resolve_dtype
+from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.patch.model_state import ModelState, PatchedModel
@@ -167,6 +167,8 @@ def plan_representation(
     if problems:
         raise ModelError("models that cannot be looked at:\n" + listing(problems))
     device = resolve_device(settings.device)
+    for one in planned:
+        require_attention(one.state.config, settings.attention)
     return RepresentPlan(tuple(planned), records, settings, device, resolve_dtype(settings.dtype, device))
 
 
@@ -274,7 +276,8 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
 
 def _embeddings(plan: RepresentPlan, planned: PlannedModel, reporter: Reporter) -> Tensor:
     planned.state.check(reporter)
-    model = on_device(PatchedModel(planned.state).load(plan.dtype), plan.device).eval()
+    model = attend(PatchedModel(planned.state).load(plan.dtype), plan.settings.attention)
+    model = on_device(model, plan.device).eval()
     size = plan.settings.batch_size
     with reporter.task(f"reading texts with {planned.label}", num_batches(planned.ids, size)) as advance:
         found_ND = embed_texts(model, planned.ids, pool=plan.settings.pool, batch_size=size, advance=advance)

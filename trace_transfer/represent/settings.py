@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
+from trace_transfer.engine.settings import WHICH_ATTENTION
 from trace_transfer.settings import LARGEST, Count, Seed, Settings, Texts, setting
 from trace_transfer.transfer.settings import WHICH_DEVICE, WHICH_DTYPE, Dtype
 
@@ -13,6 +14,7 @@ from trace_transfer.transfer.settings import WHICH_DEVICE, WHICH_DTYPE, Dtype
 class RepresentSettings(Settings):
     """Everything about a run of `represent` but its models, tasks and output directory."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"attention"})
     GROUP: ClassVar[str] = "Embeddings"
 
     pool: Literal["mean", "last"] = setting(
@@ -30,6 +32,7 @@ class RepresentSettings(Settings):
     batch_size: Count = setting(16, "Texts per forward pass.", group="Hardware", common=True)
     device: str = setting("auto", WHICH_DEVICE, group="Hardware")
     dtype: Dtype = setting("auto", WHICH_DTYPE, group="Hardware")
+    attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
     seed: Seed = setting(0, "Seed of the texts drawn and of t-SNE.")
     rules: Texts = setting(
         (), "Your own rules, a file or a directory; they add families or replace shipped ones.", metavar="PATH",

@@ -37,7 +37,7 @@ from trace_transfer.files import (
 )
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
-from trace_transfer.models.running import resolve_device, resolve_dtype
+from trace_transfer.models.running import require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import numel
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
@@ -114,6 +114,8 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     for model, reading in ((source, rows.source), (target, rows.target)):
         _require_own_tokenizer(model, reading)
     device = resolve_device(settings.device)
+    for model in (source, target):
+        require_attention(model.config, settings.attention)
     dtype = resolve_dtype(settings.dtype, device)
     return MapPlan(source, target, (weights[0], weights[1]), opened, probe, rows, device, dtype)
 
@@ -269,7 +271,9 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     remove_leftovers(directory)
     if settings.cache is not None:
         prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
-    read = ReadSettings(settings.transform, settings.batch_size, plan.device, plan.dtype, settings.cache)
+    read = ReadSettings(
+        settings.transform, settings.batch_size, plan.device, plan.dtype, settings.cache, settings.attention
+    )
     models = (plan.source, plan.target)
     weights = [own or open_checkpoint(model.source) for model, own in zip(models, plan.weights, strict=True)]
     source = read_grams(plan.source, weights[0], plan.rows, plan.rows.source, read, reporter)

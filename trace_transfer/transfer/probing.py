@@ -31,7 +31,7 @@ from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import remove_leftovers
 from trace_transfer.models.checkpoints import Checkpoint, release
 from trace_transfer.models.content import config_sha256
-from trace_transfer.models.running import layers_of, replaced_forwards
+from trace_transfer.models.running import attend, layers_of, replaced_forwards
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
@@ -78,6 +78,7 @@ class ReadSettings:
     device: str
     dtype: torch.dtype
     cache: Path | None
+    attention: str = "auto"
 
 
 def read_grams(
@@ -126,6 +127,7 @@ def read_grams(
             batch_size=settings.batch_size,
             device=settings.device,
             dtype=settings.dtype,
+            attention=settings.attention,
         )
     if file is not None:
         try:
@@ -231,6 +233,7 @@ def read_layers(
     batch_size: int = 16,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    attention: str = "auto",
 ) -> None:
     """Run a model over the probe set and hand each layer's rows to `consume`, first layer first.
 
@@ -246,7 +249,7 @@ def read_layers(
     Raises:
         ModelError: weights missing, of a wrong shape, or not finite; activations not finite.
     """
-    model = build_meta_model(config, dtype)
+    model = attend(build_meta_model(config, dtype), attention)
     _move_buffers(model, device)
     loader = _Loader(model, layer_path, checkpoint, name, device, dtype)
     layers = layers_of(model, layer_path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
+from trace_transfer.engine.settings import WHICH_ATTENTION
 from trace_transfer.models.content import cache_directory
 from trace_transfer.settings import LARGEST, Count, Seed, Settings, Share, Texts, setting
 from trace_transfer.transfer.policies import POLICIES
@@ -44,6 +45,7 @@ class MapSettings(Settings):
     """Everything about a run of `map` but its models, core files and output directory."""
 
     PROFILES: ClassVar = PROFILES
+    LATER: ClassVar[frozenset[str]] = frozenset({"attention"})
 
     GROUP: ClassVar[str] = "Matching"
 
@@ -98,6 +100,7 @@ class MapSettings(Settings):
     batch_size: Count = setting(16, "Texts per forward pass.", group="Hardware")
     device: str = setting("auto", WHICH_DEVICE, group="Hardware")
     dtype: Dtype = setting("auto", WHICH_DTYPE, group="Hardware")
+    attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
     seed: Seed = setting(0, "Seed of the rows drawn and of a shuffled match.")
     cache: Path | None = setting(
         cache_directory,

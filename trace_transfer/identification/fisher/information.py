@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,12 @@ from trace_transfer.identification.fisher.passes import (
 from trace_transfer.identification.fisher.sites import Pass, Site, Totals, captured, find_sites, observed
 from trace_transfer.identification.records import FisherFile, FisherTensor, keep_result, kept_result
 from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.models.running import layers_of, on_device, resolve_device
+from trace_transfer.models.running import attend, layers_of, on_device, resolve_device
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRIAL_TOKENS = 32  # of each of the two texts on which the forms are tried
 # Relative difference between form and loop on the trial texts. Norms compute in float32 whatever the model's dtype.
@@ -250,7 +254,7 @@ def fisher_of(
     if known is not None and _same(known[0], expected) and (known[1] or splits is None):
         reporter.note(f"{tuned.label}: Fisher information read before, {file}")
         return Fisher(*known)
-    model = _model(plan.base, source, score.fisher_at, compute.device)
+    model = attend(_model(plan.base, source, score.fisher_at, compute.device), settings.warm_start.train.attention)
     of_a_batch = EXAMPLES_OF_A_BATCH if score.fisher == "batch" else 1
     with reporter.task(f"Fisher of {tuned.label}", -(-len(examples) // of_a_batch)) as advance:
         found = fisher_information(
@@ -275,7 +279,7 @@ def _same(known: FisherFile, expected: FisherFile) -> bool:
     return known.model_dump(exclude=found) == expected.model_dump(exclude=found)
 
 
-def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> nn.Module:
+def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> PreTrainedModel:
     """The model at which the gradients are taken, in float32."""
     opened = source.opened if at == "tuned" and source.opened is not None else base
     model = load_model(opened.source, opened.anatomy.inventory, torch.float32)
