@@ -28,16 +28,8 @@ class TrainSettings(Settings):
 
     UNRECORDED: ClassVar[frozenset[str]] = frozenset({"checkpoint_minutes", "keep_checkpoints", "track"})
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {
-            "optimizer",
-            "optimizer_args",
-            "learning_rate_of",
-            "no_decay",
-            "schedule",
-            "schedule_args",
-            "attention",
-            "packing",
-        }  # fmt: skip
+        {"optimizer", "optimizer_args", "learning_rate_of", "no_decay", "schedule", "schedule_args"}
+        | {"attention", "packing"}
     )
     GROUP: ClassVar[str] = "Training"
 
