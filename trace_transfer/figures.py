@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +29,15 @@ Pair = tuple[int, int]
 COLOURS = "viridis"  # perceptually uniform, safe for the colour-blind; white marks in a dark outline show on all of it
 NO_VALUE = "#c4c4c4"
 INK = "#1a1a1a"
+MUTED = "#767676"  # read on white and on dark
 RIM = "#404040"  # of hollow marks; their place in the legend is seen on a dark page, too
+DARK = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e8e8e8")  # of matplotlib
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 LEFT, RIGHT, TOP, BOTTOM = 76, 100, 40, 60  # px around the panels
 HEADING, BESIDE = 34, 56  # px of a heading above a panel, between rows of panels in a PNG
 TICK_WIDTH, TICK_HEIGHT, CHARACTER = 24, 17, 8.2  # px of a tick's label, of a character
 LEGEND_LINE, LEGEND_LENGTH = 20, 32  # px of a line, characters of a name in it
+SUBTITLE_LINE = 17  # px
 LEAST, PHONE = 0.5, 340  # of its width, and px, to which a plot may shrink; below it is scrolled
 PX_PER_INCH, POINTS_PER_PX = 100, 0.72
 DPI = 150
@@ -382,7 +386,7 @@ def write_png(path: Path, figure: Figure) -> None:
         drawing.savefig(temporary, format="png")
 
 
-def picture(figure: Figure) -> Drawing:
+def picture(figure: Figure, paper: str = "white") -> Drawing:
     """Drawn without pyplot and so without any global state; all texts are text, never formulas."""
     from matplotlib.figure import Figure as Drawing
 
@@ -391,16 +395,20 @@ def picture(figure: Figure) -> Drawing:
     left = LEFT + (20 if named else 0)
     width = max(left + max(wide for wide, _ in sizes) + RIGHT, 620)
     columns, lines = _legend_size(figure, width)
-    above, below = 82, 36 + LEGEND_LINE * lines + (20 if figure.note else 0)
+    middle: dict[str, Any] = {"x": (left + (width - left - RIGHT) / 2) / width, "ha": "center", "parse_math": False}
+    room = width - 2 * abs(middle["x"] * width - width / 2) - 20
+    subtitle = wrap(figure.subtitle, int(room / 10.0 * 1.4), max_lines=2, placeholder=" …")
+    above = 82 + SUBTITLE_LINE * max(len(subtitle) - 1, 0)
+    below = 36 + LEGEND_LINE * lines + (20 if figure.note else 0)
     height = above + sum(high + row.below for row, (_, high) in zip(figure.rows, sizes, strict=True)) + below
-    drawing = Drawing(figsize=(width / PX_PER_INCH, height / PX_PER_INCH), dpi=DPI, facecolor="white")
+    drawing = Drawing(figsize=(width / PX_PER_INCH, height / PX_PER_INCH), dpi=DPI, facecolor=paper)
     told: dict[str, Any] = {}
     top = float(above)
     for row, (wide, high) in zip(figure.rows, sizes, strict=True):
         start = left + (width - left - wide - RIGHT) / 2
         for panel, (across, down) in zip(row.panels, row.places, strict=True):
             box = (start + across) / width, 1 - (top + down + panel.height) / height
-            axes = drawing.add_axes((*box, panel.width / width, panel.height / height), facecolor="white")
+            axes = drawing.add_axes((*box, panel.width / width, panel.height / height), facecolor=paper)
             _draw(axes, row, panel, told, first=across - panel.gap <= 0)
         if row.scale:
             right = start + wide + (46 if any(panel.beside for panel in row.panels) else 12)
@@ -417,16 +425,14 @@ def picture(figure: Figure) -> Drawing:
             }
             drawing.text(14 / width, 1 - (top + high / 2) / height, name, parse_math=False, **look)
         top += high + row.below
-    middle: dict[str, Any] = {"x": (left + (width - left - RIGHT) / 2) / width, "ha": "center", "parse_math": False}
-    room = width - 2 * abs(middle["x"] * width - width / 2) - 20
     for text, down, size in (
         (figure.title, 32, 13.0),
-        (figure.subtitle, 57, 10.0),
+        *((line, 57 + SUBTITLE_LINE * number, 10.0) for number, line in enumerate(subtitle)),
         (figure.note, height - 26 - LEGEND_LINE * lines, 8.5),
     ):
         if text:
-            style: dict[str, Any] = {"fontweight": "bold"} if text == figure.title else {"color": "#555555"}
-            line = shortened(text, int(room / size * 1.05))
+            style: dict[str, Any] = {"fontweight": "bold"} if text == figure.title else {"color": MUTED}
+            line = shortened(text, int(room / size * (1.05 if text == figure.title else 1.4)))
             drawing.text(s=line, y=1 - down / height, fontsize=size, **style, **middle)
     _legend(drawing, figure, told, columns, (middle["x"], 6 / height))
     return drawing

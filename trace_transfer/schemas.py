@@ -7,9 +7,11 @@ reading.
 
 from __future__ import annotations
 
+import re
+from inspect import cleandoc
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from trace_transfer.data.tasks_file import TaskSpec
 from trace_transfer.evaluation.suite_file import EvaluationSpec
@@ -39,6 +41,18 @@ def _list(item: Schema) -> Schema:
     return {"type": "array", "items": item, "minItems": 1}
 
 
+def _described(kind: type[BaseModel]) -> Schema:
+    """The schema of a class whose docstring describes its keys, with the description at each key."""
+    found = kind.model_json_schema()
+    found["description"] = found["description"].partition("\n")[0]
+    for one in reversed(kind.__mro__):
+        _, _, told = cleandoc(vars(one).get("__doc__") or "").partition("Attributes:\n")
+        for names, text in re.findall(r"^    ([a-z_, ]+): (.*(?:\n {5,}.*)*)", told, re.MULTILINE):
+            for name in set(names.split(", ")) & set(found["properties"]):
+                found["properties"][name]["description"] = " ".join(text.split())
+    return found
+
+
 def settings_schema(kind: type[Settings]) -> Schema:
     """Settings as the flat section of a file."""
     properties: Schema = {}
@@ -47,6 +61,8 @@ def settings_schema(kind: type[Settings]) -> Schema:
         if bare(one.field.annotation)[0] == tuple[str, ...]:
             schema = TEXTS
         properties[one.name] = {**schema, "description": one.field.description}
+        if isinstance(one.default, (str, int, float)):
+            properties[one.name]["default"] = one.default
     if len(kind.PROFILES) > 1:
         properties["profile"] = {"enum": list(kind.PROFILES)}
     return _object(properties)
@@ -62,8 +78,8 @@ def _run() -> Schema:
     sweep: Schema = {"anyOf": [axis, details]}
     in_lists: Schema = {
         **sections,
-        "tasks": _list(RunTask.model_json_schema()),
-        "evaluations": _list(EvaluationSpec.model_json_schema()),
+        "tasks": _list(_described(RunTask)),
+        "evaluations": _list(_described(EvaluationSpec)),
         "methods": _list({"anyOf": [{"enum": list(METHODS)}, _object(own, ("name", "like"))]}),
         "tuning": settings_schema(TuningKeys),
         "comparisons": _list(settings_schema(ComparisonKeys)),
@@ -83,8 +99,8 @@ def _rules() -> Schema:
 
 SCHEMAS = {
     "run": _run,
-    "tasks": lambda: _object({"tasks": _list(TaskSpec.model_json_schema())}, ("tasks",)),
-    "stream": lambda: _object({"tasks": _list(StreamTask.model_json_schema())}, ("tasks",)),
-    "suite": lambda: _object({"evaluations": _list(EvaluationSpec.model_json_schema())}, ("evaluations",)),
+    "tasks": lambda: _object({"tasks": _list(_described(TaskSpec))}, ("tasks",)),
+    "stream": lambda: _object({"tasks": _list(_described(StreamTask))}, ("tasks",)),
+    "suite": lambda: _object({"evaluations": _list(_described(EvaluationSpec))}, ("evaluations",)),
     "rules": _rules,
 }

@@ -95,10 +95,15 @@ def view_of(
 
 def write_png(path: Path, heatmap: Heatmap) -> None:
     """Draw the used view as a PNG."""
+    figures.write_png(path, figure_of(heatmap))
+
+
+def figure_of(heatmap: Heatmap) -> Figure:
+    """The used view as a figure."""
     view = heatmap.used
     subtitle = ", ".join(filter(None, (heatmap.subtitle, view.name)))
     title, lines = _title(heatmap, TITLE_LENGTH), _below_title(heatmap, subtitle)
-    figures.write_png(path, Figure(title, *lines[:1], [row(heatmap, view)], *lines[1:], no_value="no value"))
+    return Figure(title, *lines[:1], [row(heatmap, view)], *lines[1:], no_value="no value")
 
 
 def write_html(path: Path, heatmap: Heatmap) -> None:
