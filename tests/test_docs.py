@@ -373,7 +373,15 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     for page, text in pages.items():
         for picture in re.findall(r'<img[^>]*src="([^":#]+)', text):
             assert (tmp_path / "site" / page.parent / picture).is_file(), (page, picture)
-    assert all(f"trace-transfer {name}" in pages[Path("reference/commands.html")] for name in COMMANDS)
+    reference = pages[Path("reference/commands.html")]
+    assert all(f"trace-transfer {name}" in reference for name in COMMANDS)
+    assert "trace-transfer identify HuggingFaceTB/SmolLM2-135M \\\n    --tasks" in re.sub("<[^>]+>", "", reference)
+    assert all(
+        f"<code>{key}</code>" in pages[Path("reference/yaml.html")] for key in ("max_examples", "extract", "seeds")
+    )
+    for index in ("search.js", "search.json"):  # from the disk, and over HTTP
+        words = (tmp_path / "site" / index).read_text("utf-8").lower()
+        assert all(term in words for term in ("catastrophic forgetting", "continual learning", "sparse fine-tuning"))
 
 
 @pytest.mark.slow
