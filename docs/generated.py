@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from textwrap import dedent
 from typing import Any
 
 import click
@@ -54,7 +55,7 @@ def described(path: str, command: click.Command, level: int) -> Iterator[str]:
     usage = " ".join([path, *command.collect_usage_pieces(ctx)])
     yield from ("", "```text", usage, "```", "")
     if examples:
-        yield from ("```bash", *inspect.cleandoc(examples).splitlines(), "```", "")
+        yield from ("```bash", *dedent(examples).rstrip().splitlines(), "```", "")
     for title, options in groups(command, ctx):
         rows = [row(option, ctx) for option in options if option.opts != ["-h", "--help"]]
         if rows and title != "Help":
