@@ -50,7 +50,7 @@ def identify_command(
     ctx: click.Context, /, base: str, tasks: Path, tuned: dict[str, str], out: Path, rules: tuple[str, ...],
     push_to_hub: str | None, private: bool, dry_run: bool, profile: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Find the core set of each task on BASE: the few parameters that the task needs.
+    """Find the core set of each task: the few parameters of BASE that it needs.
 
     Fine-tunes BASE on each task for one epoch, scores every tensor by how far it moved and how much the loss depends on
     it, and selects the best. Writes TASK.core.json for each task, and importance.html. If it is interrupted, the same
