@@ -5,20 +5,23 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.core_sets.masks import Slice
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Part
 
 
-def outside_of(tensor: torch.Tensor, part: Slice | None) -> torch.Tensor:
+def outside_of(tensor: torch.Tensor, part: Part | None) -> torch.Tensor:
     """True where a tensor is to stay."""
     still = torch.full(tensor.shape, part is not None)
-    if part is not None:
+    if isinstance(part, Chosen):
+        still.view(-1)[part.places.tolist()] = False
+    elif part is not None:
         for start, stop in part.ranges:
             still.narrow(part.dim, start, stop - start).fill_(False)
     return still
 
 
 def train_frozen_slowly(
-    directory, batches, parts: Mapping[str, Slice | None], *, learning_rate, weight_decay, max_grad_norm
+    directory, batches, parts: Mapping[str, Part | None], *, learning_rate, weight_decay, max_grad_norm
 ):
     """Losses and final weights; no weight decay of norms and biases, as transformers' Trainer has it."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()

@@ -21,8 +21,8 @@ import torch
 
 import trace_transfer as tt
 
-KINDS = ("tensors", "rows")
 TRAINERS = ("loop", "trainer", "sft")
+CELLS = [*((trainer, kind) for trainer in TRAINERS for kind in ("tensors", "rows")), ("loop", "parameters")]
 PARALLEL = ("ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2")
 STEPS, BATCH, LENGTH = 4, 2, 12
 RATE, DECAY, NORM = 1e-2, 0.1, 0.3
@@ -184,7 +184,7 @@ def main(parallel: str, model: Path, cores: Path, out: Path) -> None:
     if parallel != "ddp":
         pretend_cpus_are_accelerators()
     results: dict[str, Any] = {}
-    todo = {f"{trainer}-{kind}": partial(cell, trainer, kind) for trainer in TRAINERS for kind in KINDS}
+    todo = {f"{trainer}-{kind}": partial(cell, trainer, kind) for trainer, kind in CELLS}
     for name, do in {**todo, "resumed": resumed}.items():
         try:
             results[name] = do(parallel, model, cores, out / name)

@@ -5,14 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.core_files import core_of
 from tests.reference.frozen_loop import outside_of, train_frozen_slowly
-from tests.trainers.cells import DECAY, KINDS, NORM, PARALLEL, RATE, STEPS, TRAINERS, batches, cell, load
+from tests.trainers.cells import CELLS, DECAY, NORM, PARALLEL, RATE, STEPS, TRAINERS, batches, cell, load
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.core_file import write_core
 from trace_transfer.core_sets.masks import Slice
+from trace_transfer.formats import read_any
 from trace_transfer.patch.patches import Patch
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +34,16 @@ CORES = {
 }  # fmt: skip
 
 
+CHOSEN = {
+    "model.embed_tokens.weight": Chosen(np.arange(30, 9000, 7)),
+    "model.layers.1.mlp.down_proj.weight": Chosen(np.array([0, 5, 700, 3839])),
+    "model.norm.weight": Chosen(np.arange(1, 48, 2)),
+}  # fmt: skip
+
+
 def parts_of(kind):
+    if kind == "parameters":
+        return CHOSEN
     return {name: None if rows is None else Slice(0, rows) for name, rows in CORES[kind].items()}
 
 
@@ -41,6 +54,8 @@ def cores_of(model, directory):
     names = {name for name, _ in load(model).named_parameters()}
     for kind, chosen in CORES.items():
         core_of(model, directory / f"{kind}.core.json", {name: chosen[name] for name in chosen if name in names})
+    core = read_any(core_of(model, directory / "all.core.json", list(CHOSEN)))
+    write_core(directory / "parameters.core.json", core.of_parameters(CHOSEN))
     return directory
 
 
@@ -52,7 +67,8 @@ def cores(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def slow(tiny):
     options = {"learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": NORM}
-    return {kind: train_frozen_slowly(tiny("llama"), batches(), parts_of(kind), **options) for kind in KINDS}
+    kinds = dict.fromkeys(kind for _, kind in CELLS)
+    return {kind: train_frozen_slowly(tiny("llama"), batches(), parts_of(kind), **options) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +114,14 @@ def check(result, out, kind, base, slow):
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and trl about themselves
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(("trainer", "kind"), CELLS)
 def test_one_process(tiny, cores, slow, tmp_path, trainer, kind):
     result = cell(trainer, kind, "one", tiny("llama"), cores, tmp_path)
     check(result, tmp_path, kind, tiny("llama"), slow)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(("trainer", "kind"), CELLS)
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_two_processes(tiny, launched, slow, parallel, trainer, kind):
     out, results = launched(parallel)

@@ -13,6 +13,7 @@ from trace_transfer.core_sets.chosen import Beside, Chosen, content_sha256, read
 from trace_transfer.errors import ArtefactError, together
 from trace_transfer.files import write_text
 from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
+from trace_transfer.models.stored_weights import read_leniently
 from trace_transfer.records import TASK, ModelIdentity, Name, Range, Strict, to_json
 
 Unit = Literal["tensors", "elements", "rows", "parameters"]  # what a ratio counts
@@ -210,6 +211,7 @@ def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
         The files.
     """
     beside = None if core.chosen is None else path.with_name(core.chosen.file)
+    earlier = read_leniently(path).get("chosen")
     known = beside is not None and beside.exists()
     if beside is not None and not known:
         write_chosen(beside, stored(core.parameters_chosen, {one.name: one.shape for one in core.core}))
@@ -219,9 +221,8 @@ def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
         if beside is not None and not known:
             beside.unlink(missing_ok=True)
         raise
-    for old in path.parent.glob(f"{core.task}.core.????????????.safetensors"):
-        if old != beside:
-            old.unlink(missing_ok=True)
+    if isinstance(earlier, dict) and (old := path.with_name(str(earlier.get("file")))) != beside:
+        old.unlink(missing_ok=True)
     return (path,) if beside is None else (path, beside)
 
 
