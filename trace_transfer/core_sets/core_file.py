@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from trace_transfer.core_sets.chosen import Beside, Chosen, content_sha256, read_chosen, stored, write_chosen
 from trace_transfer.errors import ArtefactError, together
@@ -211,7 +211,7 @@ def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
         The files.
     """
     beside = None if core.chosen is None else path.with_name(core.chosen.file)
-    earlier = read_leniently(path).get("chosen")
+    earlier = _file_beside(path)
     known = beside is not None and beside.exists()
     if beside is not None and not known:
         write_chosen(beside, stored(core.parameters_chosen, {one.name: one.shape for one in core.core}))
@@ -221,9 +221,17 @@ def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
         if beside is not None and not known:
             beside.unlink(missing_ok=True)
         raise
-    if isinstance(earlier, dict) and (old := path.with_name(str(earlier.get("file")))) != beside:
-        old.unlink(missing_ok=True)
+    if earlier is not None and earlier != beside:
+        earlier.unlink(missing_ok=True)
     return (path,) if beside is None else (path, beside)
+
+
+def _file_beside(path: Path) -> Path | None:
+    """What the core file that is there now names, if it is one of ours."""
+    try:
+        return path.with_name(ChosenFile.model_validate(read_leniently(path).get("chosen")).file)
+    except ValidationError:
+        return None
 
 
 def _ranges_told(entry: CoreTensor) -> str:
