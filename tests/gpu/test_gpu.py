@@ -18,6 +18,7 @@ from trace_transfer.evaluation.suite_file import load_suite
 from trace_transfer.families.model_handle import load_tokenizer, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.identification.fisher.information import fisher_information
+from trace_transfer.identification.gradients import BaseGradients
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Silent
@@ -76,6 +77,19 @@ def test_fisher(tiny, device):
     assert found.values.keys() == expected.values.keys()
     for name, value in expected.values.items():
         assert found.values[name] == pytest.approx(value, rel=2e-3)
+
+
+@pytest.mark.parametrize("device", [GPU])
+def test_gradients_at_the_base(tiny, device):
+    base = open_model(tiny("qwen2"), load_families())
+    examples = [Example(str(seed), ids, ids) for seed in range(3) if (ids := tuple(range(seed + 1, 30, seed + 1)))]
+    expected, found = (
+        {one.name: one for one in BaseGradients(base, open_checkpoint(base.source), [examples], place).tensors()}
+        for place in ("cpu", device)
+    )
+    for name, one in expected.items():
+        for ours, theirs in ((found[name].mean, one.mean), (found[name].square, one.square)):
+            assert torch.allclose(ours.cpu(), theirs, rtol=1e-2, atol=1e-4 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("device", DEVICES)
