@@ -28,9 +28,12 @@ def tuned_option(why: str) -> shared.Decorator:
     )
 
 
-def _carry_next(base: str, files: Iterable[Path]) -> None:
-    """Core files are carried to another model with `map`."""
+def _carry_next(base: str, files: Iterable[Path], unit: str = "tensors") -> None:
+    """Core files are carried to another model with `map`; single parameters are of this one alone."""
     files = list(files)
+    if unit == "parameters":
+        shared.say_next(files, "train", base, "--stream", "STREAM.yaml")
+        return
     cores = [word for file in files if file.name.endswith(".core.json") for word in ("--core", file)]
     shared.say_next(files, "map", "--src", base, "--dst", "MODEL", *cores, "--out", "runs/carried")
 
@@ -80,7 +83,7 @@ def identify_command(
         from trace_transfer.identification.show import render_identified
 
         click.echo(render_identified(found))
-        _carry_next(base, found.files)
+        _carry_next(base, found.files, settings.score.unit)
         if to is not None:
             from trace_transfer.publish.hub import publish_cores
 
@@ -166,7 +169,7 @@ def score_command(
     quiet_libraries()
     found = run_score(base, tuned=tuned, tasks=tasks, settings=settings, rules=rules, out=out, reporter=Terminal())
     click.echo(render_identified(found))
-    _carry_next(base, found.files)
+    _carry_next(base, found.files, settings.score.unit)
 
 
 @click.command("select")

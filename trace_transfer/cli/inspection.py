@@ -174,7 +174,7 @@ def _draw_core(core: CoreFile, page: Page) -> None:
     counted = "parts of tensors" if method.unit == "rows" else "tensors"
     page.line(
         f"core: {len(chosen):,} of {len(core.parameters):,} {counted} ({core.ratio_of_tensors:.2%}), "
-        f"{sum(one.num_elements for one in chosen):,} of {sum(one.num_elements for one in core.parameters):,} elements "
+        f"{sum(one.num_core for one in chosen):,} of {sum(one.num_elements for one in core.parameters):,} elements "
         f"({core.ratio_of_elements:.2%})"
     )
     unscored = sum(one.score is None for one in core.parameters)
@@ -209,11 +209,11 @@ def _kind(name: str) -> tuple[str, int | None]:
 
 
 def _draw_grid(core: CoreFile, page: Page) -> None:
-    """Kinds of tensors down, layers across; a fused or an expert tensor is partly core if some of it is."""
-    cells: dict[str, dict[int | None, list[bool]]] = {}
+    """Kinds of tensors down, layers across; a tensor is partly core if some of it is."""
+    cells: dict[str, dict[int | None, list[float]]] = {}
     for parameter in core.parameters:
         kind, layer = _kind(parameter.name)
-        cells.setdefault(kind, {}).setdefault(layer, []).append(parameter.core)
+        cells.setdefault(kind, {}).setdefault(layer, []).append(parameter.num_core / parameter.num_elements)
     num_layers = max(
         [core.model.num_layers, *(layer + 1 for row in cells.values() for layer in row if layer is not None)]
     )
@@ -225,22 +225,22 @@ def _draw_grid(core: CoreFile, page: Page) -> None:
     page.row([(" " * (names + 1) + ruler(num_cells, wide, pool), "")])
     for kind, row in sorted(cells.items(), key=lambda item: (None in item[1], item[0])):
         label = kind if len(kind) <= names else f"{kind[: names - 1]}…"
-        found: list[list[bool]] = [[] for _ in range(num_cells)]
+        found: list[list[float]] = [[] for _ in range(num_cells)]
         for layer, values in row.items():
             found[(layer or 0) // pool] += values
-        count = f"{sum(map(sum, found))}/{sum(map(len, found))}"
+        count = f"{sum(share > 0 for values in found for share in values)}/{sum(map(len, found))}"
         blocks = [_block(values, wide) for values in found]
         page.row([(f"{label:<{names}} ", ""), *blocks, (f" {count:>9}", "")])
     several = f"; a column is {pool} layers" if pool > 1 else ""
     page.line(f"columns: layers, outside of them the first{several}; █ core, ▒ partly core, · not core")
 
 
-def _block(values: list[bool], wide: int) -> tuple[str, str]:
+def _block(values: list[float], wide: int) -> tuple[str, str]:
     if not values:
         return " " * wide, ""
     if not any(values):
         return "·".ljust(wide), "dim"
-    return ("█" if all(values) else "▒") * wide, "cyan"
+    return ("█" if min(values) == 1 else "▒") * wide, "cyan"
 
 
 # A correspondence
