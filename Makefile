@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo identify test test-slow lint docs bench gpu gpu-wheels study transfer-study clean
+.PHONY: help install demo identify test test-slow slurm lint docs bench gpu gpu-wheels study transfer-study clean
 
 help:
 	@echo "make demo       from task data to report: carry core sets to a larger model and train it (about 10 minutes)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test       lint, check types and run the tests (no network, no GPU)"
 	@echo "make docs       the documentation, into site/ (warnings are errors)"
 	@echo "make test-slow  what takes long: larger real models, many kills, other launchers (half an hour)"
+	@echo "make slurm      studies on a real SLURM that is installed and started here; as root, on Debian or Ubuntu (an hour)"
 	@echo "make bench      races against peers and limits; prints, asserts nothing"
 	@echo "make gpu        tests and speed on one GPU (ten minutes); make gpu-wheels first, for a machine without a network"
 	@echo "make transfer-study   what a carried core set is worth: 15 methods x 5 seeds on real models (two hours)"
@@ -45,6 +46,11 @@ test: lint
 
 test-slow: install
 	$(RUN)/python -m pytest -m slow
+
+# All state of the SLURM is in a temporary directory; where it cannot be installed or started, its tests are skipped.
+slurm: install
+	-apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server
+	$(RUN)/python -m pytest -m slurm tests/slurm
 
 docs: install
 	$(RUN)/python -m zensical build --strict --clean

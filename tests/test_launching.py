@@ -15,7 +15,14 @@ from click.testing import CliRunner
 from trace_transfer import launching
 from trace_transfer.cli import INTERRUPTED, main
 from trace_transfer.errors import UserError
-from trace_transfer.launching import Place, check_processes, excess_of, place_among_ranks, run_processes
+from trace_transfer.launching import (
+    Place,
+    check_processes,
+    excess_of,
+    launcher_variables,
+    place_among_ranks,
+    run_processes,
+)
 
 ROOT = Path(__file__).parents[1]
 RANK = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
@@ -215,8 +222,9 @@ def test_more_than_the_machine_has(monkeypatch):
         check_processes(3)
     with pytest.raises(UserError, match=r"--processes 0: at least 1"):
         check_processes(0)
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(RANK is 1"):
+    for name, value in (WHO | {"RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(as 1 of 2\)"):
         check_processes(2)
 
 
@@ -229,6 +237,30 @@ def test_who_this_process_is():
         place_among_ranks({"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}) == Place()
     )  # some clusters always set them
     assert place_among_ranks(WHO | {"RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Place(1, 2, 1, True)
+
+
+TASK = {
+    "SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "gpu[03-05,9],head",
+}  # fmt: skip
+BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "123456"}
+
+
+def test_a_task_of_srun(monkeypatch):
+    """As `srun env` shows it (SLURM 22.05). In a batch script and in a shell of one task there is none."""
+    assert place_among_ranks(TASK) == Place(9, 16, 1, launched=True)
+    found = launcher_variables(TASK)
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("gpu03", str(20000 + 123458 % 20000))
+    assert launcher_variables(TASK | {"MASTER_PORT": "7"})["MASTER_PORT"] == "7"
+    assert place_among_ranks(TASK | {"SLURM_GPUS_PER_TASK": "1"}).local_rank == 0
+    assert place_among_ranks(BATCH_SCRIPT) == place_among_ranks(TASK | {"SLURM_STEP_NUM_TASKS": "1"}) == Place()
+    assert place_among_ranks(TASK | WHO) == Place(0, 2, 0, launched=True)
+    for nodes, first in (("n1", "n1"), ("a,b", "a"), ("rack[1-2]node[07,9]", "rack1node07"), ("x[2]", "x2")):
+        assert launcher_variables(TASK | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
+    for name, value in TASK.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(as 9 of 16\)"):
+        check_processes(2)
 
 
 @pytest.mark.parametrize(

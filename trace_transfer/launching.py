@@ -127,11 +127,10 @@ def check_processes(count: int) -> None:
     """
     if count < 1:
         raise UserError(f"--processes {count}: at least 1 is needed")
-    if "RANK" in os.environ:
+    if (place := place_among_ranks()).launched:
         raise UserError(
-            f"--processes {count}: a launcher (torchrun, deepspeed, srun …) started this process already (RANK is "
-            f"{os.environ['RANK']}, WORLD_SIZE {os.environ.get('WORLD_SIZE', 'not set')}); leave --processes out, or "
-            "start it without the launcher"
+            f"--processes {count}: a launcher (torchrun, deepspeed, srun …) started this process already (as "
+            f"{place.rank} of {place.size}); leave --processes out, or start it without the launcher"
         )
     if excess := excess_of(count):
         raise UserError(f"--processes {count}: {excess}")

@@ -12,15 +12,21 @@ from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.formats import read_any
 
+LAUNCHERS = {
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+                   "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"],
+}  # fmt: skip
 
-def test_two_processes_find_what_one_finds(tiny, tmp_path):
+
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+def test_two_processes_find_what_one_finds(tiny, tmp_path, launcher):
     tasks = write_tasks(tmp_path / "tasks", {"math": 9, "code": 6})
     command = ["identify", str(tiny("qwen2")), "--tasks", str(tasks), "--batch-size", "4", "--learning-rate", "1e-3"]
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--out", str(tmp_path / "one")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "trace_transfer", *command, "--zero", "3", "--out", str(tmp_path / "two")],
+        [*LAUNCHERS[launcher], "-m", "trace_transfer", *command, "--zero", "3", "--out", str(tmp_path / "two")],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -101,6 +101,8 @@ class OneNode:
         return {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf")}
 
     def start(self) -> None:
+        if subprocess.run(["pgrep", "-x", "slurmctld"], capture_output=True, check=False).returncode == 0:
+            raise RuntimeError("another slurmctld runs on this machine")
         (self.state / "ctld").mkdir(parents=True)
         self.state.chmod(0o755)
         values = {
@@ -229,7 +231,7 @@ def one_node(**options: object) -> Iterator[OneNode]:
 if __name__ == "__main__":
     import sys
 
-    with one_node(accounting="--accounting" in sys.argv) as started:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets those behind it ignore it
+    with one_node(accounting="--accounting" in sys.argv) as started, suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={started.state / 'slurm.conf'}", flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()

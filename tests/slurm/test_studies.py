@@ -3,6 +3,7 @@ are those of one machine to the bit, and nothing is done twice."""
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -142,16 +143,17 @@ def test_slurmd_is_started_again(study):
 
 def test_a_step_that_fails(study):
     one = study(methods=["sequential", "transfer-lf"], train={**run_content()["train"], "learning_rate": 1e30})
-    said = one.run(*SLURM, code=1)
-    errors = said.rpartition("error: ")[2].splitlines()
-    assert [line.partition(":")[0] for line in errors if "loss" in line]
-    assert "train (sequential, seed 0): " in said and "log.txt" in said
+    said = one.run(*SLURM, code=2).partition("\nerror: ")[2]
+    for method in ("sequential", "transfer-lf"):
+        assert re.search(
+            rf"train \({method}, seed 0\): task '\w+', step 1 of 2: the loss of these examples is NaN", said
+        )
+    assert said.count("log.txt)") == 2 and "evaluate" not in said
     assert {one.state(job) for step, job in one.jobs().items() if "evaluate" in step} == {"CANCELLED"}
     assert list(one.out.glob("steps/map-*/step.json"))  # what does not need it is finished
     said = one.run("--status")
-    assert "failed: " in said and "10 steps" not in said
-    again = one.run(*SLURM, code=1)
-    assert "submitted again; its job " in again
+    assert "the loss of these examples is NaN" in said and "11 steps: 7 finished, 2 failed, 2 cancelled" in said
+    assert one.run(*SLURM, code=2).count("submitted again; job ") == 2
 
 
 def test_two_studies_at_once(study):
@@ -196,9 +198,10 @@ def test_a_disk_that_nodes_do_not_share(study, tmp_path):
 def test_several_nodes(study):
     """A training on two nodes, one process each, gives what one process gives, to rounding."""
     resources = {**RESOURCES, "train": {"nodes": 2, "partition": "both"}}
-    one = study(methods=["sequential"], source=None, resources=resources)
+    train = {**run_content()["train"], "micro_batch_size": 2}
+    one = study(methods=["sequential"], source=None, resources=resources, train=train)
     one.run(*SLURM)
-    alone = study("alone", methods=["sequential"], source=None)
+    alone = study("alone", methods=["sequential"], source=None, train=train)
     alone.run()
     values = []
     for each in (one, alone):

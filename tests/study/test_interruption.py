@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,3 +142,28 @@ def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
         os.kill(process.pid, number)
         code, log = ended(process, tmp_path / "log.txt"), (tmp_path / "log.txt").read_text()
         assert code in codes and re.search(said, log), (code, log[-2000:])
+
+
+@pytest.mark.slow
+def test_several_processes_are_told_to_stop(tiny, tmp_path):
+    """A training that its processes have saved is not taken for one that is finished."""
+    long = {**run_content()["train"], "epochs": 30, "micro_batch_size": 2}
+    file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None, processes=2, train=long)
+    out = tmp_path / "out"
+    process = start(file, out)
+    begun(out, "train")
+    deadline = time.monotonic() + 300
+    while not list(out.glob("steps/train-*/stages/1-*/loss.csv")):
+        assert time.monotonic() < deadline, [(log.name, log.read_text()) for log in out.glob("steps/train-*/log.txt")]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, tmp_path / "log.txt") == 0
+    assert not list(out.glob("steps/train-*/step.json"))
+    finish(file, out)
+    (log,) = out.glob("steps/train-*/log.txt")
+    assert log.read_text().count(" begins, process ") == 2
+    disturbed = results(out)
+    shutil.rmtree(out)
+    finish(file, out)
+    undisturbed = results(out)
+    assert {name for name in {*disturbed, *undisturbed} if disturbed.get(name) != undisturbed.get(name)} == set()

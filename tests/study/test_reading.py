@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 
+import trace_transfer as tt
 from tests.study.run_directories import run_content, write_file, write_run
 from trace_transfer.errors import UserError
 from trace_transfer.study.checking import check_plan
@@ -39,6 +40,31 @@ def test_what_it_says(directory):
         ("sequential", 4, ("code", "math")),
         ("transfer-lf", 4, ("code", "math")),
     ]
+
+
+def test_resources(directory):
+    """A kind has what `default` says wherever it says nothing itself."""
+    default = {"gpus": 1, "hours": 2, "partition": "gpu", "sbatch": {"qos": "long"}}
+    run = read(directory, resources={"default": default, "train": {"gpus": 8, "sbatch": {"mail-type": "END"}}})
+    train, evaluate = run.resources_of("train"), run.resources_of("evaluate")
+    assert (train.gpus, train.hours, train.partition) == (8, 2, "gpu")
+    assert train.sbatch == {"qos": "long", "mail-type": "END"} and evaluate == run.resources_of("map")
+    assert [run.processes_of(kind, gpus=True) for kind in ("train", "warm-start", "evaluate")] == [8, 1, 1]
+    assert run.processes_of("train", gpus=False) == 1
+    submitted = train.submitted(launched=True)
+    assert (submitted["time"], submitted["gpus_per_node"], submitted["partition"]) == (120, 8, "gpu")
+    assert submitted["additional_parameters"] == {
+        "signal": "B:USR2@300", "requeue": True, "qos": "long", "mail-type": "END"
+    }  # fmt: skip
+
+
+def test_no_slurm_on_this_machine(directory, monkeypatch):
+    """It is told before anything is written."""
+    file = write_file(directory, methods=["sequential"], source=None, out="elsewhere")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"sbatch is not found: there is no SLURM on this machine\. Log in where"):
+        tt.run(file, executor="slurm")
+    assert not (directory / "elsewhere").exists()
 
 
 def test_settings_reach_the_cells(directory):
@@ -161,6 +187,11 @@ def test_tuning_and_comparisons(directory):
         ({"represent": {"methods": ["nobody"]}}, r"represent\.methods: found \['nobody'\]"),
         ({"out": "run.yaml/below"}, "out: .*run.yaml is a file, expected a directory"),
         ({"processes": 0}, "processes: 0 is not in"),
+        ({"resources": {"trian": {"gpus": 8}}}, "resources: no kind of step 'trian', .*did you mean 'train'"),
+        ({"resources": {"train": {"gpu": 8}}}, r"resources\.train\.gpu: no such setting; did you mean gpus\?"),
+        ({"resources": {"default": {"hours": 0}}}, r"resources\.default\.hours: 0 is not above 0"),
+        ({"resources": {"map": {"sbatch": {"time": "1:00"}}}}, r"resources\.map\.sbatch: time: is `hours` here"),
+        ({"resources": {"train": 8}}, r"resources: found {'train': 8}, expected kind: {gpus: …, hours: …}"),
     ],
 )
 def test_mistakes(directory, changes, expected):

@@ -19,6 +19,9 @@ LAUNCHERS = {
     "processes": ([sys.executable, "-m", "trace_transfer"], ["--processes", "2"]),
     "torchrun": ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
                   "trace_transfer"], []),
+    "accelerate": ([sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+                    "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no", "-m",
+                    "trace_transfer"], []),
     "deepspeed": ([str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--module", "trace_transfer"],
                   []),
 }  # fmt: skip
@@ -43,7 +46,8 @@ def alone(command, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "launcher", ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "deepspeed"))]
+    "launcher",
+    ["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "accelerate", "deepspeed"))],
 )
 def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher):
     before, after = LAUNCHERS[launcher]

@@ -35,6 +35,7 @@ from trace_transfer.models.sources import build_meta_model, numel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
+from trace_transfer.stopping import StopSignal, stop_on_sigterm
 
 FOLDER, MODEL = "warm_start", "model"
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -132,16 +133,18 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     Raises:
         UserError: a loss that is not finite (with step and examples), or too little room on the disk; what was finished
             stays.
+        StopRequested: SIGTERM came; the training at work has saved where it is.
     """
     if plan.starts:
         _require_space(plan)
-    for start in plan.starts:
-        if start.label in plan.finished:
-            reporter.note(f"{start.label}: warm-started before, {start.directory}")
-        else:
-            for note in start.data.notes if is_first_rank() else ():
-                reporter.note(f"{start.label}: {note}")
-            _warm_start(plan, start, reporter)
+    with stop_on_sigterm() as stop:
+        for start in plan.starts:
+            if start.label in plan.finished:
+                reporter.note(f"{start.label}: warm-started before, {start.directory}")
+            else:
+                for note in start.data.notes if is_first_rank() else ():
+                    reporter.note(f"{start.label}: {note}")
+                _warm_start(plan, start, reporter, stop)
     if not is_first_rank():
         return ()  # the first one may still be writing
     return tuple(DeltaStore.open(start.directory) for start in plan.starts)
@@ -160,7 +163,7 @@ def _require_space(plan: WarmStartPlan) -> None:
         )
 
 
-def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> None:
+def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop: StopSignal) -> None:
     directory = prepare_directory(start.directory)
     if is_first_rank():
         remove_leftovers(directory)
@@ -188,7 +191,7 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter) -> No
                 models.finish()
 
         result = train(
-            BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep,
+            BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep, stop=stop,
             describe=plan.base.anatomy.describe, reporter=reporter, label=start.label,
         )  # fmt: skip
     if is_first_rank():

@@ -149,19 +149,6 @@ def slurm_here() -> bool:
 WITHOUT = "Log in where jobs are submitted, or leave out --executor slurm: the study goes on here with what is finished"
 
 
-def require_slurm() -> None:
-    """Refuse a machine from which nothing can be submitted.
-
-    Raises:
-        UserError: without sbatch, or without submitit.
-    """
-    asked("sbatch", "--version")
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise UserError("--executor slurm needs submitit: pip install 'trace-transfer[cluster]'") from None
-
-
 def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | None, str]]:
     """For `--status`: every step that is not finished with its job, and what it says or how it failed."""
     jobs, found = Jobs(out), list[tuple[Step, Job | None, str]]()
@@ -201,8 +188,15 @@ class Slurm(Scheduler):
     running: list[_Submitted]
     going_on = "stopped by SIGTERM; the jobs of {steps} go on without it, and the same command looks after them again"
 
+    @classmethod
+    def require(cls) -> None:
+        asked("sbatch", "--version")
+        try:
+            import submitit  # noqa: F401
+        except ImportError:
+            raise UserError("--executor slurm needs submitit: pip install 'trace-transfer[cluster]'") from None
+
     def __init__(self, *arguments: Any) -> None:
-        require_slurm()
         super().__init__(*arguments)
         self.jobs, self.looked, self.silent = Jobs(self.out), 0.0, ""
         self.lost: set[str] = set()  # addresses of steps that will not be finished
@@ -240,7 +234,7 @@ class Slurm(Scheduler):
             found = job.id
         else:
             if earlier is not None and (message := self.jobs.ended(earlier)[1]):
-                self.display.note(f"{label}: submitted again; its job {earlier} failed: {message}")
+                self.display.note(f"{label}: submitted again; job {earlier} ended: {message}")
             found = self._submit(step)
         self.jobs.note(step, found)
         self.running.append(_Submitted(step, label, found))
@@ -337,6 +331,7 @@ class Slurm(Scheduler):
     def _gone(self, one: _Submitted, state: str) -> None:
         """A job that has ended and left no record."""
         how, message = self.jobs.ended(one.job)
+        message = "" if how == "stopped" else message  # by whoever ended the job
         one.gone = one.gone or time.monotonic()
         needs_lost = any(needed.address in self.lost for needed in one.step.needs.values())
         if not (needs_lost or message or state not in ("", "COMPLETED") or time.monotonic() - one.gone > PATIENCE):
@@ -346,13 +341,15 @@ class Slurm(Scheduler):
         self.lost.add(one.step.address)
         if needs_lost:
             return
-        log = self.jobs.log(one.job)
-        if not message:
+        log, own = self.jobs.log(one.job), self.out / one.step.directory / LOG
+        if message:
+            message += f" (job {one.job}, {own})"
+        else:
             message = f"its job {one.job} " + (f"ended as {state}" if state else "is no longer known to the scheduler")
-            if not log.is_file():
-                message += f" and wrote nothing here; is {self.jobs.directory} on a file system that the nodes share?"
-        logs = " and ".join(str(file) for file in (self.out / one.step.directory / LOG, log) if file.is_file())
-        self.failed.append((one.label, how, f"{message}" + (f"; {logs} say more" if logs else "")))
+            logs = " and ".join(str(file) for file in (own, log) if file.is_file())
+            shared = f" and wrote nothing here; is {self.jobs.directory} on a file system that the nodes share?"
+            message += f"; see {logs}" if logs else shared
+        self.failed.append((one.label, how, message))
         self.display.note(f"{one.label}: failed: {message}")
 
     def hand_on(self) -> None:

@@ -72,6 +72,10 @@ class Scheduler:
         self.running: list[Any] = []
         self.failed: list[tuple[str, str, str]] = []
 
+    @classmethod
+    def require(cls) -> None:
+        """Refuse a machine from which it cannot be done."""
+
     def start(self) -> None:
         """Begin with what can be begun: from `waiting` to `running`."""
         raise NotImplementedError
@@ -389,6 +393,7 @@ def run_to_the_end(
             f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
             f"and say processes: {place.size} in {graph.run.file}"
         )
+    scheduler.require()
     out, anew = graph.run.out, any(one.record is None for one in status)
     if anew:
         check_plan(graph, elsewhere=scheduler is not Here)

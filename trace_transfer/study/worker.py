@@ -42,6 +42,7 @@ from trace_transfer.training.records import StreamFile
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ENDS = ("done", "interrupted", "stopped", "user error", "error")  # how a step may end
+DONE = ".done"  # of the ranks that do a step: they end with 0, too, when they were stopped and have saved
 LOOK_EVERY = 1.0  # s between looks at what the processes of a step say
 READ_BACK = 8192  # bytes at the end of a log in which its last line lies
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
@@ -157,7 +158,7 @@ def work(ticket: Ticket, record: dict[str, Any], share: Share, listener: Listene
 
 
 def run_ticket(file: Path) -> None:
-    """A step in this process, for ranks of a launcher; leaves no record."""
+    """A step in this process, for ranks of a launcher; leaves no record, and `DONE` if it was not stopped."""
     from trace_transfer.launching import is_first_rank
     from trace_transfer.progress import Terminal
     from trace_transfer.stopping import stop_on_sigterm
@@ -167,6 +168,8 @@ def run_ticket(file: Path) -> None:
     ticket = Ticket.read(file)
     with stop_on_sigterm() as stop:
         KINDS[ticket.kind](ticket, Terminal() if is_first_rank() else Silent(), stop)
+    if is_first_rank():
+        write_text(ticket.directory / DONE, "")
 
 
 def _do(ticket: Ticket, record: dict[str, Any], share: Share, reporter: Piped) -> None:
@@ -191,18 +194,21 @@ def _do(ticket: Ticket, record: dict[str, Any], share: Share, reporter: Piped) -
         prepare(ticket)
         if share.processes * share.nodes > 1 and ticket.kind in LAUNCHED:
             check_processes(share.processes)
+            (directory / DONE).unlink(missing_ok=True)
             with _followed(directory / LOG, reporter) as said:
                 arguments = ["step", str(file)]
                 if share.nodes > 1:
                     code = run_on_nodes(share.nodes, share.processes, arguments)
                 else:
                     code = run_processes(share.processes, arguments)
-            if stop.requested:
-                raise StopRequested("stopped by SIGTERM; the same command goes on from there")
+            words = [line for line in said() if not line.startswith(("srun: ", "slurmstepd"))] or [""]
             if code == USERS_MISTAKE:
-                raise UserError("\n".join(said()).rpartition("error: ")[2])
+                raise UserError("\n".join(words).rpartition("error: ")[2])
             if code:
-                raise TraceTransferError(f"{said()[-1]}; {directory / LOG} says more")
+                raise TraceTransferError(f"{words[-1]}; {directory / LOG} says more")
+            if not (directory / DONE).is_file():
+                raise StopRequested(words[-1])
+            (directory / DONE).unlink()
         else:
             KINDS[ticket.kind](ticket, reporter, stop)
         _finish(ticket, record, times())
