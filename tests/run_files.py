@@ -21,7 +21,16 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method, Tra
 from trace_transfer.evaluation.records import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.records import Verification, VerifiedTensor
 from trace_transfer.records import ModelIdentity, to_json
-from trace_transfer.reporting.records import CellRecord, Cost, MethodRecord, RunFile, StepFile
+from trace_transfer.reporting.records import (
+    TUNING,
+    CellRecord,
+    Cost,
+    MethodRecord,
+    RunFile,
+    Stated,
+    StepFile,
+    Tuning,
+)
 from trace_transfer.training.records import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability
 
@@ -101,6 +110,12 @@ def story(method: str, seed: int, order: tuple[str, ...], tasks: Sequence[str] =
     return np.array(rows)
 
 
+def at_rate(table: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    """Less is learned and lost at a rate below 1 (the square of it is lost); above 1 both are more."""
+    learned = np.sqrt(rate)
+    return table[0] + np.where(table - table[0] > 0, learned, 1.0) * (table - table[0]) * (1 - 0.2 * max(rate - 1, 0))
+
+
 def write_run(
     directory: Path,
     *,
@@ -114,6 +129,9 @@ def write_run(
     sweeps: Mapping[str, tuple[Sequence[str], Sequence[Any]]] | None = None,
     untaught: Sequence[str] = (),
     files: bool = True,
+    tuning: Tuning | None = None,
+    draws: int = 1,
+    comparisons: Sequence[Stated] = (),
 ) -> Path:
     """Write a whole run; returns its directory.
 
@@ -124,6 +142,8 @@ def write_run(
         sweeps: axis → (methods, values); every cell of a sweep has the scores of its method at the seed + 100 · place.
         untaught: evaluations of what no task taught.
         files: also core files, layer matches, streams, verifications and patches; else scores and costs alone.
+        tuning: models at each rate, on its seeds and the others; a rate changes the scores as `at_rate` says.
+        draws: of `random` for each seed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     maker = _Maker(directory, tasks, tuple(untaught), dict(metrics or {}), scores or _story_of(tasks), files)
@@ -131,7 +151,12 @@ def write_run(
     orders = list(itertools.permutations(tasks))
     for number, seed in enumerate(seeds):
         order = orders[number % len(orders)] if vary else tuple(tasks)
-        cells += [maker.cell(method, seed, order) for method in methods]
+        cells += [maker.cell(name, seed, order, draw=one) for name in methods
+                  for one in range(draws if name == "random" else 1)]  # fmt: skip
+    for number, seed in enumerate((*tuning.seeds, *seeds) if tuning else ()):
+        for method in methods:
+            for rate in tuning.rates[method]:
+                cells.append(maker.cell(method, seed, orders[number % len(orders)] if vary else tasks, TUNING, rate))
     for axis, (swept, values) in (sweeps or {}).items():
         for place, value in enumerate(values):
             for seed in seeds:
@@ -147,6 +172,8 @@ def write_run(
         methods=tuple(MethodRecord(name=name, **_words(name)) for name in methods),
         reference=reference,
         cells=tuple(cells),
+        tuning=tuning,
+        comparisons=tuple(comparisons),
         machine=MACHINE,
         libraries=LIBRARIES,
     )
@@ -182,8 +209,9 @@ class _Maker:
         self.made: dict[tuple[object, ...], str] = {}
 
     def cell(
-        self, method: str, seed: int, order: tuple[str, ...], axis: str | None = None, value: Any = None, shift: int = 0
-    ) -> CellRecord:
+        self, method: str, seed: int, order: tuple[str, ...], axis: str | None = None, value: Any = None,
+        shift: int = 0, draw: int = 0,
+    ) -> CellRecord:  # fmt: skip
         steps, needs = {}, METHODS[method][2]
         carried = method in ("transfer-lf", "depth-map")
         if needs != "none":
@@ -192,9 +220,10 @@ class _Maker:
         if carried:
             steps["map"] = self.step("map", (method, seed, axis, value), 10.0)
         seconds = {"joint": 90.0, "lora": 70.0}.get(method, 60.0) + seed
-        steps["train"] = self.step("train", (method, seed, order, axis, value), seconds)
-        steps["evaluate"] = self.step("evaluate", (method, seed, order, axis, value), 20.0, shift)
-        return CellRecord(method=method, seed=seed, axis=axis, value=value, order=order, steps=steps)
+        what = (method, seed, order, axis, value, *([draw] if draw else []))
+        steps["train"] = self.step("train", what, seconds)
+        steps["evaluate"] = self.step("evaluate", what, 20.0, shift + 1000 * draw)
+        return CellRecord(method=method, seed=seed, axis=axis, value=value, draw=draw, order=order, steps=steps)
 
     def step(self, kind: str, inputs: tuple[Any, ...], seconds: float, shift: int = 0) -> str:
         key = (kind, repr(inputs))
@@ -228,8 +257,9 @@ class _Maker:
         return {"none": TARGET.num_elements}.get(METHODS[method][2], TARGET.num_elements // 10)
 
     def _evaluate(self, directory: Path, inputs: tuple[Any, ...], shift: int) -> None:
-        method, seed, order, *_ = inputs
+        method, seed, order, axis, value, *_ = inputs
         table = self.scores(method, seed + shift, order)
+        table = at_rate(table, value) if axis == TUNING else table
         stages = [("base", ()), *stages_of(method, order)]
         assert len(table) == len(stages), f"{method} has {len(stages)} stages, {len(table)} rows of scores were given"
         of_task = {task: f"{task}-test" for task in self.tasks}

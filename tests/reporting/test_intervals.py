@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trace_transfer.reporting.intervals import holm, interval, p_value, sign_flip_p
+from trace_transfer.reporting.intervals import deviation_of, holm, interval, p_value, sign_flip_p, smallest_found
 
 FIVE = [0.41, 0.38, 0.44, 0.40, 0.47]
 
@@ -110,6 +110,28 @@ def test_sign_flips_counted_one_by_one(values):
 def test_equal_differences_have_the_least_that_signs_can_say():
     assert p_value([0.0] * 5) == 1.0
     assert p_value([0.3] * 5) == pytest.approx(2 / 2**5)
+
+
+@pytest.mark.parametrize(("num", "alpha"), [(3, 0.05), (5, 0.01), (12, 0.05), (20, 0.05 / 12)])
+def test_the_smallest_difference_is_found_in_80_of_100_runs(num, alpha):
+    """By the power of t that is not central, and by drawing."""
+    least, beyond = smallest_found(0.3, num, alpha), stats.t.isf(alpha / 2, num - 1)
+    shift = least / 0.3 * math.sqrt(num)
+    if num != 5:  # where scipy's function is not a number
+        power = 1 - stats.nct.cdf(beyond, num - 1, shift) + stats.nct.cdf(-beyond, num - 1, shift)
+        assert power == pytest.approx(0.8, abs=1e-3)
+    drawn = np.random.default_rng(0).normal(least, 0.3, (20_000, num))
+    assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < alpha) == pytest.approx(0.8, abs=0.01)
+
+
+def test_twelve_pairs_find_what_tables_say():
+    """Cohen's d for n = 12, two-sided 0.05, power 0.8 (G*Power: 0.8887)."""
+    assert smallest_found(1.0, 12, 0.05) == pytest.approx(0.8887, abs=1e-4)
+
+
+def test_the_deviation_of_an_interval():
+    low, high = interval(FIVE)
+    assert deviation_of((high - low) / 2, 5) == pytest.approx(np.std(FIVE, ddof=1))
 
 
 def test_holm_by_hand():

@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.run_files import METHODS, TARGET, TASKS, edit, stages_of, story, write_run
+from tests.run_files import METHODS, TARGET, TASKS, at_rate, edit, stages_of, story, write_run
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.formats import read_any
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
-from trace_transfer.reporting.intervals import interval, p_value
-from trace_transfer.reporting.records import Summary
+from trace_transfer.reporting.intervals import holm, interval, p_value
+from trace_transfer.reporting.records import Stated, Summary, Tuning
 from trace_transfer.reporting.summarising import summarise
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -204,7 +204,7 @@ def test_two_seeds_have_no_intervals(tmp_path):
     found = of(summarise(read_run(two)), "sequential")
     for one in (*found.measures.values(), *found.final.values(), *found.differences.values()):
         assert one.low is one.high is one.bootstrap_low is one.p is None and one.num == 2
-    assert any("Fewer than three seeds" in note for note in summarise(read_run(two)).notes)
+    assert "2 seeds give no interval" in summarise(read_run(two)).caveat
 
 
 def test_the_file_is_read_back_as_it_was(summary, tmp_path):
@@ -279,3 +279,68 @@ def test_a_run_file_that_contradicts_itself(small, change, message):
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no run\.json in it"):
         summarise(read_run(tmp_path))
+
+
+TRIED = (0.25, 0.5, 1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """Four methods at four rates, on two seeds of a tuning and five that are reported; two random draws a seed."""
+    chosen = {"sequential": 0.5, "transfer-lf": 2.0, "joint": 1.0, "random": 1.0}
+    stated = (
+        Stated(question="Random?", methods=("transfer-lf", "sequential"), against="random"),
+        Stated(question="Same?", methods=("transfer-lf", "joint"), against="sequential", measure="matched_forgetting"),
+    )
+    return write_run(
+        tmp_path_factory.mktemp("tuned") / "run", methods=tuple(chosen), files=False, draws=2, comparisons=stated,
+        tuning=Tuning(seeds=(100, 101), rates=dict.fromkeys(chosen, TRIED), chosen=chosen),
+    )  # fmt: skip
+
+
+def test_the_mean_of_the_draws_of_a_seed_is_its_value(tuned):
+    summary = summarise(read_run(tuned))
+    found = of(summary, "random")
+    assert found.seeds == (0, 1, 2, 3, 4) == of(summary, "sequential").seeds
+    orders = list(itertools.permutations(TASKS))
+    expected = [np.mean([story("random", seed + 1000 * draw, orders[seed])[-1].mean() for draw in (0, 1)])
+                for seed in range(5)]  # fmt: skip
+    assert found.single["average"] == pytest.approx(expected)
+    assert {curve.points[0].num for curve in summary.curves if curve.method == "random"} == {5}
+
+
+def test_a_tuning_is_summed_up(tuned):
+    """Each rate's average is of the tuning's seeds, its place on the front of all that trained it."""
+    summary = summarise(read_run(tuned))
+    assert (summary.tuning.seeds, len(summary.tuning.front_seeds)) == ((100, 101), 7)
+    by_name = {one.method: one for one in summary.tuning.methods}
+    assert {name: one.edge for name, one in by_name.items()} == {
+        "sequential": None, "transfer-lf": "highest", "joint": None, "random": None,
+    }  # fmt: skip
+    point = by_name["sequential"].points[1]
+    orders = list(itertools.permutations(TASKS))
+    tables = {seed: at_rate(story("sequential", seed, orders[number % 6]), 0.5)
+              for number, seed in enumerate((100, 101, 0, 1, 2, 3, 4))}  # fmt: skip
+    assert point.rate == 0.5 and (point.average.num, point.lost.num) == (2, 7)
+    assert point.average.mean == pytest.approx(np.mean([tables[seed][-1].mean() for seed in (100, 101)]))
+    assert all(one.lost is None for one in by_name["joint"].points)
+    assert summary.caveat == "The learning rate of Transfer-LF, 2, is the highest tried: a higher one may be better."
+    assert not [method for sweep in summary.sweeps for method in sweep.points]
+
+
+def test_stated_comparisons_are_all_that_is_asked(tuned):
+    """Holm over these alone; what cannot be told at the same learning is told with its reason."""
+    summary = summarise(read_run(tuned))
+    assert [(one.method, one.other, one.measure) for one in summary.comparisons] == [
+        ("transfer-lf", "random", "average"), ("sequential", "random", "average"),
+        ("transfer-lf", "sequential", "matched_forgetting"),
+    ]  # fmt: skip
+    assert summary.stated
+    adjusted = holm([one.difference.p for one in summary.comparisons])
+    assert [one.difference.p_adjusted for one in summary.comparisons] == pytest.approx(adjusted)
+    row = of(summary, "transfer-lf").differences["average"]
+    assert row.p_adjusted is None or row == summary.comparisons[0].difference
+    same = summary.comparisons[2]
+    assert same.difference.verdict == "better" and same.difference.mean < 0 and same.difference.num == 7
+    assert any(note.startswith("Joint fine-tuning against Sequential fine-tuning at the same learning: Joint") for note
+               in summary.notes)  # fmt: skip

@@ -77,8 +77,8 @@ def test_sweeps_have_the_form_of_the_papers_tables(summary):
     ratio, order, epochs = (st.sweep(summary, one) for one in summary.sweeps)
     assert ratio.header == ("method", "r", *st.scores(summary).header[2:])
     assert [one[:2] for one in ratio.rows] == [
-        ("Random set (main comparison)", NOTHING), ("TRACE-LF", "1 %"), ("TRACE-LF", "5 %"), ("TRACE-CS", "1 %"),
-        ("TRACE-CS", "5 %"),
+        ("Base model", NOTHING), ("Random set (main comparison)", NOTHING), ("TRACE-LF", "1 %"), ("TRACE-LF", "5 %"),
+        ("TRACE-CS", "1 %"), ("TRACE-CS", "5 %"),
     ]  # fmt: skip
     assert "Table A.1" in ratio.note
     assert "average over 2 orders" in order.note and "Table 2" in order.note

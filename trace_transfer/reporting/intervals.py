@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 METHODS = ("t", "bootstrap")
 MIN_VALUES = 3
@@ -114,6 +114,24 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
         highest = max(highest, min(1.0, p_values[index] * (len(p_values) - place)))
         adjusted[index] = highest
     return tuple(adjusted)
+
+
+def smallest_found(deviation: float, num: int, alpha: float, power: float = 0.8) -> float:
+    """The true mean difference that the two-sided paired t test at `alpha` finds with that power: less may be missed.
+
+    Of t with n − 1 degrees of freedom, not central by δ √n / s: the δ with P(|t| > quantile of 1 − α / 2) = `power`.
+
+    Args:
+        deviation: standard deviation s of the paired differences, taken for that of all pairs that there might be.
+    """
+    beyond = stats.t.isf(alpha / 2, num - 1)
+    shift = special.ncfdtrinc(1, num - 1, 1 - power, beyond**2) ** 0.5  # t² is F, as far from central as t squared
+    return float(shift * deviation / math.sqrt(num))
+
+
+def deviation_of(half_width: float, num: int, confidence: float = 0.95) -> float:
+    """The standard deviation of the values of which Student's interval has that half width."""
+    return float(half_width * math.sqrt(num) / stats.t.isf((1 - confidence) / 2, num - 1))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
 DASHES = ("solid", "dash", "dot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
-GREY = "#8a8a8a"
+GREY, FAINT = "#8a8a8a", "rgba(138, 138, 138, 0.5)"
+FRONT_HEIGHT = 340
 PANEL_HEIGHT, COLUMNS, BETWEEN = 300, 3, 110  # px of a panel, panels in a row, px between rows
 BELOW, LABELS = 82, 60  # px of an axis with its title, of slanted labels
 LEGEND_ROW, LEGEND_COLUMNS = 22, 5  # px; entries beside each other
@@ -91,6 +92,53 @@ def curves(summary: Summary) -> Plot | None:
     figure.update_xaxes(dtick=1)
     figure.update_traces(hovertemplate="%{y:.3~f}<extra>%{fullData.name}</extra>")
     return _plot(figure, "Scores after a task was learned")
+
+
+def front(summary: Summary) -> Plot | None:
+    """Learned against lost: a mark per method with both intervals, and of tuned methods a line over their rates."""
+    from plotly.graph_objects import Figure
+
+    scale = 100 if summary.measures_are_shares else 1
+    both = [one for one in summary.methods if {"learning", "backward_transfer"} <= one.measures.keys()]
+    if not both:
+        return None
+    looks, shown = styles([one.method for one in both]), first_shown([one.method for one in both])
+    tuned = {one.method: one.points for one in summary.tuning.methods} if summary.tuning else {}
+    figure = Figure()
+    for one in both:
+        look, drawn = looks[one.method], True if one.method in shown else "legendonly"
+        points = [(point, point.lost) for point in tuned.get(one.method, ()) if point.lost]
+        if points:
+            figure.add_scatter(
+                x=[_rounded(scale * point.learned.mean) for point, _ in points], mode="lines+markers",
+                y=[_rounded(scale * lost.mean) for _, lost in points], legendgroup=one.method, showlegend=False,
+                error_x=_bars([point.learned for point, _ in points], scale) | {"color": FAINT}, visible=drawn,
+                error_y=_bars([lost for _, lost in points], scale) | {"color": FAINT}, line=look["line"],
+                marker={**look["marker"], "size": 6, "symbol": f"{look['marker']['symbol']}-open"},
+                text=[f"learning rate {point.rate:g}" for point, _ in points], name=escape(one.name),
+                hovertemplate="%{text}: learned %{x:.3f}, lost %{y:.3f}<extra>%{fullData.name}</extra>",
+            )  # fmt: skip
+        learned, kept = one.measures["learning"], one.measures["backward_transfer"]
+        low, high = (None if end is None else -end for end in (kept.high, kept.low))
+        lost = Interval(mean=-kept.mean, low=low, high=high, num=kept.num)
+        figure.add_scatter(
+            x=[_rounded(scale * learned.mean)], y=[_rounded(scale * lost.mean)], error_x=_bars([learned], scale),
+            error_y=_bars([lost], scale), mode="markers", marker={**look["marker"], "size": 11},
+            name=escape(one.name), legendgroup=one.method, visible=drawn,
+            hovertemplate="learned %{x:.3f}, lost %{y:.3f}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    figure.add_scatter(x=[0], y=[0], mode="markers", name="base model", hoverinfo="name",
+                       marker={"color": GREY, "size": 11, "symbol": "x-thin-open"})  # fmt: skip
+    unit = ", points" if summary.measures_are_shares else ""
+    place = {"zeroline": False, "ticks": "outside", "ticklen": 3, "automargin": True}
+    figure.update_xaxes(title={"text": f"learned{unit} (more is better)", "standoff": 8}, **place)
+    figure.update_yaxes(title={"text": f"lost{unit} (less is better)", "standoff": 6}, **place)
+    below = BELOW + LEGEND_ROW * -(-(len(both) + 1) // LEGEND_COLUMNS)
+    figure.update_layout(
+        height=FRONT_HEIGHT + 20 + below, margin={"l": 62, "r": 16, "t": 20, "b": below},
+        legend={"orientation": "h", "x": 0, "y": -(BELOW - 20) / FRONT_HEIGHT, "yanchor": "top", "itemwidth": 40},
+    )  # fmt: skip
+    return _plot(figure, "Learned and lost")
 
 
 def sweep(summary: Summary, swept: SweepSummary) -> Plot | None:

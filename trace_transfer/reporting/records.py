@@ -82,6 +82,7 @@ class MethodRecord(Strict):
     needs: Literal["none", "source", "target"]
 
 
+MATCHED = "matched_forgetting"
 MeasureName = Literal[
     "average", "backward_transfer", "forgetting", "forward_transfer", "learning", "matched_forgetting"
 ]
@@ -246,7 +247,13 @@ class SweepSummary(Strict):
 
 
 class Comparison(Strict):
-    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed, and the answer."""
+    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed, and the answer.
+
+    Attributes:
+        smallest_found: the difference that so many seeds find with a probability of 80 %, by how much their pairs
+            deviate, at 0.05 divided by the number of comparisons (Holm's first threshold).
+        level: the learning at which `matched_forgetting` is compared.
+    """
 
     question: str
     method: str
@@ -254,6 +261,39 @@ class Comparison(Strict):
     measure: str
     difference: Interval
     answer: str
+    smallest_found: float | None = None
+    level: float | None = None
+
+
+class RatePoint(Strict):
+    """Models of a method at one learning rate.
+
+    Attributes:
+        average: over the seeds of the tuning; the rate with the highest is chosen.
+        learned, lost: learning and −backward transfer over the seeds that trained every rate.
+    """
+
+    rate: float
+    average: Interval
+    learned: Interval
+    lost: Interval | None = None
+
+
+class TunedMethod(Strict):
+    """A method's rates, lowest first; `edge` where the chosen one is the lowest or the highest of them."""
+
+    method: str
+    chosen: float
+    edge: Literal["lowest", "highest"] | None = None
+    points: tuple[RatePoint, ...]
+
+
+class TuningSummary(Strict):
+    """How learning rates were chosen; `front_seeds` trained every rate."""
+
+    seeds: tuple[int, ...]
+    front_seeds: tuple[int, ...]
+    methods: tuple[TunedMethod, ...]
 
 
 class Answer(Strict):
@@ -280,7 +320,7 @@ class EvaluationRecord(Strict):
 
 
 class Summary(Strict):
-    """`summary.json`, in the order in which a reader wants it."""
+    """`summary.json`, in the order in which a reader wants it; `stated`: the run file stated the comparisons."""
 
     format: Literal["trace-transfer/summary"] = "trace-transfer/summary"
     version: Literal[1] = 1
@@ -293,9 +333,12 @@ class Summary(Strict):
     curves: tuple[Curve, ...]
     matrices: tuple[MatrixSummary, ...]
     sweeps: tuple[SweepSummary, ...]
+    tuning: TuningSummary | None = None
+    stated: bool = False
     comparisons: tuple[Comparison, ...] = ()
     headline: str = ""
     cost: str = ""
+    caveat: str = ""
     answers: tuple[Answer, ...] = ()
     notes: tuple[str, ...] = ()
     libraries: dict[str, str] = Field(default_factory=dict)

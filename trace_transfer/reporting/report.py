@@ -93,6 +93,7 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
     matches, cores, lengths = _first_matches(run), _first_cores(run), _by_length(run)
     importance, num_left_out = _importance(run, cores)
     drawn: dict[str, Sequence[Plot | None]] = {
+        "plot-front": [plots.front(summary)],
         "plot-curves": [plots.curves(summary)],
         **{place(f"plot-sweep-{one.axis}"): [plots.sweep(summary, one)] for one in summary.sweeps},
         "plot-layers": [_match_plot(run, one) for one in matches],

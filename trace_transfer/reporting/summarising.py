@@ -19,8 +19,10 @@ from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.records import library_versions
 from trace_transfer.reporting.continual import MEASURES, after_learning
 from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun
+from trace_transfer.reporting.front import Front, matched
 from trace_transfer.reporting.intervals import holm, interval, p_value
 from trace_transfer.reporting.records import (
+    MATCHED,
     TUNING,
     Curve,
     EvaluationRecord,
@@ -28,11 +30,14 @@ from trace_transfer.reporting.records import (
     MatrixSummary,
     Measure,
     MethodSummary,
+    RatePoint,
     Summary,
     SweepPoint,
     SweepSummary,
+    TunedMethod,
+    TuningSummary,
 )
-from trace_transfer.reporting.verdicts import compare, judged, told
+from trace_transfer.reporting.verdicts import Found, compare, judged, told
 
 # Axis of a sweep → where the paper has the table or figure of its form.
 PAPER = {
@@ -71,8 +76,31 @@ def summarise(run: FinishedRun) -> Summary:
         sweeps=_sweeps(run),
         libraries=library_versions(),
     )  # fmt: skip
-    summary = told(compare(summary, paired))
+    fronts = _fronts(run)
+    summary = summary.model_copy(update={"tuning": _tuning(run, fronts)})
+
+    values = {one.method: {name: dict(zip(one.seeds, each, strict=True)) for name, each in one.single.items()}
+              for one in methods}  # fmt: skip
+
+    def ask(name: str, other: str, measure: str) -> Found:
+        if measure == MATCHED and name in values and other in values and run.record.tuning:
+            return _at_same_learning(run, fronts, name, other, run.record.tuning.chosen)
+        ours, theirs = (values.get(one, {}).get(measure) for one in (name, other))
+        return Found(paired(ours, theirs) if ours and theirs else None)
+
+    summary = told(compare(summary, ask, run.record.comparisons), ask)
     return summary.model_copy(update={"notes": (*summary.notes, *_differing_bases(run))})
+
+
+def _at_same_learning(
+    run: FinishedRun, fronts: Mapping[str, Front], name: str, other: str, rates: Mapping[str, float]
+) -> Found:
+    if lacking := [run.title(one) for one in (name, other) if one not in fronts]:
+        return Found(None, reason=f"{' and '.join(lacking)} cannot forget, or not all its rates are trained")
+    found = matched(fronts[name], fronts[other], (rates[name], rates[other]), (run.title(name), run.title(other)))
+    if found.differences is None:
+        return Found(None, found.level, found.reason)
+    return Found(paired(found.differences, dict.fromkeys(found.differences, 0.0)), found.level)
 
 
 def final_average(matrix: ScoreMatrix, of_task: Mapping[str, str]) -> float:
@@ -80,11 +108,6 @@ def final_average(matrix: ScoreMatrix, of_task: Mapping[str, str]) -> float:
     taught = set(of_task.values())
     return fmean(one.value * (1 if one.higher_is_better else -1) for one in matrix.stages[-1].scores
                  if one.name in taught)  # fmt: skip
-
-
-def best_rate(averages: Mapping[float, Sequence[float]]) -> float:
-    """The learning rate of the highest mean of `final_average`; of equals the lowest."""
-    return max(sorted(averages), key=lambda rate: fmean(averages[rate]))
 
 
 def paired(ones: Values, others: Values) -> Interval | None:
@@ -285,6 +308,53 @@ def _evaluations(run: FinishedRun) -> tuple[EvaluationRecord, ...]:
         )
         for score in run.evaluations
     )  # fmt: skip
+
+
+def _tuned(run: FinishedRun) -> dict[str, dict[float, list[FinishedCell]]]:
+    """Method → rate, lowest first → its models."""
+    found: dict[str, dict[float, list[FinishedCell]]] = {}
+    for cell in sorted((one for one in run.cells if one.record.axis == TUNING), key=lambda one: one.record.value):
+        found.setdefault(cell.record.method, {}).setdefault(cell.record.value, []).append(cell)
+    return found
+
+
+def _fronts(run: FinishedRun) -> dict[str, Front]:
+    """Of the methods that can forget, over the seeds that have every rate."""
+    fronts = {}
+    for method, rates in _tuned(run).items():
+        if run.record.tuning is None or tuple(rates) != run.record.tuning.rates[method]:
+            continue
+        measures = [_measures(run, cells) for cells in rates.values()]
+        columns = [(one["learning"], one["backward_transfer"]) for one in measures if "backward_transfer" in one]
+        seeds = [seed for seed in columns[0][0] if all(seed in learned for learned, _ in columns)] if columns else []
+        if seeds and len(columns) == len(rates):
+            learned_RS, lost_RS = (
+                np.array([[sign * column[part][seed] for seed in seeds] for column in columns])
+                for part, sign in ((0, 1.0), (1, -1.0))
+            )
+            fronts[method] = Front(tuple(rates), tuple(seeds), learned_RS, lost_RS)
+    return fronts
+
+
+def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | None:
+    tuning, found = run.record.tuning, []
+    for method, rates in _tuned(run).items():
+        if tuning is None or method not in tuning.chosen:
+            continue
+        points, front = [], fronts.get(method)
+        for number, (rate, cells) in enumerate(rates.items()):
+            measures = _measures(run, cells)
+            averages = [value for seed, value in measures["average"].items() if seed in tuning.seeds]
+            if averages:
+                learned = front.learned_RS[number].tolist() if front else list(measures["learning"].values())
+                lost = interval_of(front.lost_RS[number].tolist(), bootstrap=False) if front else None
+                points.append(RatePoint(rate=rate, average=interval_of(averages, bootstrap=False),
+                                        learned=interval_of(learned, bootstrap=False), lost=lost))  # fmt: skip
+        edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
+        chosen = tuning.chosen[method]
+        found.append(TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))
+    seeds = tuple(dict.fromkeys(seed for front in fronts.values() for seed in front.seeds))
+    return TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found)) if tuning else None
 
 
 def _base(run: FinishedRun, cell: FinishedCell, name: str) -> float:

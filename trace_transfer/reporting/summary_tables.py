@@ -11,10 +11,18 @@ from collections.abc import Mapping, Sequence
 
 from trace_transfer.files import SIZES
 from trace_transfer.reporting.numbers import TIMES
-from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary
-from trace_transfer.reporting.verdicts import WORDS
+from trace_transfer.reporting.records import (
+    Comparison,
+    EvaluationRecord,
+    Interval,
+    MethodSummary,
+    Summary,
+    SweepSummary,
+)
+from trace_transfer.reporting.verdicts import WORDS, title_of
 from trace_transfer.tables import NOTHING, Cell, Number, Table
 
+STATED = ", which the run file stated beforehand"
 AXES = {
     "ratio": ("r", "Effect of the ratio r"),
     "alpha": ("α", "Effect of the trade-off α between L2 and Fisher"),
@@ -34,6 +42,7 @@ def tables(summary: Summary) -> tuple[Table, ...]:
         questions(summary),
         times(summary),
         sizes(summary),
+        tuning(summary),
         curves(summary),
         *matrices(summary),
         *(sweep(summary, one) for one in summary.sweeps),
@@ -57,11 +66,8 @@ def short_tables(summary: Summary) -> tuple[Table, ...]:
 
 def scores(summary: Summary) -> Table:
     """Final scores: methods by evaluations and their average, the form of the paper's Tables 1, 3 and 4."""
-    base = [_score(record, summary.base[record.name]) for record in summary.evaluations]
     taught = [record for record in summary.evaluations if record.task is not None]
-    signed = [summary.base[one.name] * (1 if one.higher_is_better else -1) for one in taught]
-    mean = _measure(summary, "average", statistics.fmean(signed)) if signed else NOTHING
-    rows: list[tuple[Cell, ...]] = [("Base model", NOTHING, *base, mean)]
+    rows: list[tuple[Cell, ...]] = [("Base model", NOTHING, *_base_cells(summary))]
     rows += [(one.name, str(len(one.seeds)), *_final_cells(summary, one)) for one in summary.methods]
     untaught = [record.name for record in summary.evaluations if record.task is None]
     return Table(
@@ -77,7 +83,9 @@ def scores(summary: Summary) -> Table:
 
 def measures(summary: Summary, *, note: bool = True) -> Table:
     """Continual-learning measures of each method; the note says what they are."""
-    rows = [(one.name, *(_of(summary, name, one.measures) for name in _names(summary))) for one in summary.methods]
+    of_base = {"average": Interval(mean=base_average(summary), num=1)}
+    rows = [("Base model", *(_of(summary, name, of_base) for name in _names(summary)))]
+    rows += [(one.name, *(_of(summary, name, one.measures) for name in _names(summary))) for one in summary.methods]
     told = " ".join(f"{one.title}: {one.formula} ({one.source})." for one in summary.measures) if note else ""
     header = _measure_header(summary, "method")
     return Table("measures", "What was learned and what was kept", header, tuple(rows), told)
@@ -85,10 +93,14 @@ def measures(summary: Summary, *, note: bool = True) -> Table:
 
 def differences(summary: Summary) -> Table:
     """Each method minus the reference."""
+    base, average = base_average(summary), _method(summary, summary.reference).measures["average"]
+    low, high = (None if end is None else base - end for end in (average.high, average.low))
+    below = {"average": Interval(mean=base - average.mean, low=low, high=high, num=average.num)}
+    every = [(one.name, one.differences) for one in summary.methods if one.differences]
     rows = [
-        (one.name, *(_of(summary, name, one.differences, signed=True) for name in _names(summary)))
-        for one in summary.methods if one.differences
-    ]  # fmt: skip
+        (title, *(_of(summary, name, found, signed=True) for name in _names(summary)))
+        for title, found in ([("Base model", below), *every] if every else [])
+    ]
     return Table(
         "differences",
         f"Difference from {_title(summary, summary.reference)}",
@@ -106,7 +118,7 @@ def details(summary: Summary) -> Table:
     for one in summary.methods:
         for name, found in one.differences.items():
             scale, digits = (100.0, 2) if summary.measures_are_shares else (1.0, 4)
-            rows.append((one.name, _measure_title(summary, name), *_detail(found, scale, digits)))
+            rows.append((one.name, title_of(summary, name), *_detail(found, scale, digits)))
         for name, found in one.final_differences.items():
             scale, digits = (100.0, 2) if records[name].share else (1.0, 4)
             rows.append((one.name, name, *_detail(found, scale, digits)))
@@ -131,19 +143,46 @@ def questions(summary: Summary) -> Table:
     """What the run was asked, and the differences that answer it."""
     rows = [
         (one.question, f"{_title(summary, one.method)} − {_title(summary, one.other)}",
-         _measure_title(summary, one.measure).lower(),
+         title_of(summary, one.measure).lower(),
          _of(summary, one.measure, {one.measure: one.difference}, signed=True), _p(one.difference.p_adjusted),
-         _verdict(one.difference))
+         _smallest(summary, one), _verdict(one.difference))
         for one in summary.comparisons
     ]  # fmt: skip
     unit = ", points" if summary.measures_are_shares else ""
     return Table(
         "questions",
         "What the methods say about each other",
-        ("question", "pair", "measure", f"difference{unit}", "p (Holm)", "verdict"),
+        ("question", "pair", "measure", f"difference{unit}", "p (Holm)", f"smallest found{unit}", "verdict"),
         tuple(rows),
-        "Paired by seed; p of the paired t test, adjusted over all rows.",
+        f"Paired by seed; p of the paired t test, adjusted over all rows{STATED if summary.stated else ''}. Smallest "
+        "found: the difference that so many seeds find with a probability of 80 %, by how much their pairs deviate and "
+        "with Holm's strictest threshold.",
     )
+
+
+def tuning(summary: Summary) -> Table:
+    """What each learning rate came to, and which were chosen."""
+    rows: list[tuple[Cell, ...]] = []
+    for one in summary.tuning.methods if summary.tuning else ():
+        for point in one.points:
+            chosen = f"chosen{f' ({one.edge} tried)' if one.edge else ''}" if point.rate == one.chosen else NOTHING
+            found = {"average": point.average, "learning": point.learned}
+            lost = {"forgetting": point.lost} if point.lost else {}
+            cells = (_of(summary, name, found | lost) for name in ("average", "learning", "forgetting"))
+            rows.append((_title(summary, one.method), f"{point.rate:g}", *cells, chosen))
+    units = (", %", ", points", ", points") if summary.measures_are_shares else ("", "", "")
+    header = (f"{name}{unit}" for name, unit in zip(("average", "learned", "lost"), units, strict=True))
+    return Table(
+        "tuning", "Learning rates", ("method", "learning rate", *header, ""), tuple(rows),
+        "The average is over the seeds of the tuning, and its highest mean is chosen; learned is learning, lost is "
+        "backward transfer with its sign flipped, both over the seeds that trained every rate.",
+    )  # fmt: skip
+
+
+def _smallest(summary: Summary, one: Comparison) -> Cell:
+    if one.smallest_found is None:
+        return NOTHING
+    return _of(summary, "forgetting", {"forgetting": Interval(mean=one.smallest_found, num=one.difference.num)})
 
 
 def times(summary: Summary) -> Table:
@@ -229,8 +268,11 @@ def sweep(summary: Summary, sweep: SweepSummary) -> Table:
     axis, title = AXES.get(sweep.axis, (sweep.axis, f"Effect of {sweep.axis}"))
     swept = list(dict.fromkeys(one.method for point in sweep.points for one in point.methods))
     found = {(one.method, point.label): one for point in sweep.points for one in point.methods}
-    reference = next(one for one in summary.methods if one.method == summary.reference)
-    rows: list[tuple[Cell, ...]] = [(f"{reference.name} (main comparison)", NOTHING, *_final_cells(summary, reference))]
+    reference = _method(summary, summary.reference)
+    rows: list[tuple[Cell, ...]] = [
+        ("Base model", NOTHING, *_base_cells(summary)),
+        (f"{reference.name} (main comparison)", NOTHING, *_final_cells(summary, reference)),
+    ]
     notes = []
     for method in swept:
         of_method = [
@@ -265,6 +307,21 @@ def _final_cells(summary: Summary, method: MethodSummary) -> tuple[Cell, ...]:
     return (*finals, _of(summary, "average", method.measures))
 
 
+def base_average(summary: Summary) -> float:
+    """Of what measures a task, with the sign of losses flipped."""
+    taught = [record for record in summary.evaluations if record.task is not None]
+    return statistics.fmean(summary.base[one.name] * (1 if one.higher_is_better else -1) for one in taught)
+
+
+def _base_cells(summary: Summary) -> tuple[Cell, ...]:
+    own = (_score(record, summary.base[record.name]) for record in summary.evaluations)
+    return (*own, _of(summary, "average", {"average": Interval(mean=base_average(summary), num=1)}))
+
+
+def _method(summary: Summary, name: str) -> MethodSummary:
+    return next(one for one in summary.methods if one.method == name)
+
+
 def _unit(record: EvaluationRecord) -> str:
     return "%" if record.share else "nats per token" if record.metric == "loss" else record.metric
 
@@ -291,20 +348,12 @@ def _names(summary: Summary) -> list[str]:
     return [measure.name for measure in summary.measures]
 
 
-def _measure_title(summary: Summary, name: str) -> str:
-    return next((measure.title for measure in summary.measures if measure.name == name), name)
-
-
 def _measure_header(summary: Summary, first: str, *, difference: bool = False) -> tuple[str, ...]:
     def headed(name: str, title: str, higher_is_better: bool) -> str:
         unit = ("%" if name == "average" and not difference else "points") if summary.measures_are_shares else ""
         return title.lower() + (f", {unit}" if unit else "") + ("" if higher_is_better else " (less is better)")
 
     return (first, *(headed(one.name, one.title, one.higher_is_better) for one in summary.measures))
-
-
-def _measure(summary: Summary, name: str, value: float) -> Cell:
-    return _of(summary, name, {name: Interval(mean=value, num=1)})
 
 
 def _of(summary: Summary, name: str, found: Mapping[str, Interval], *, signed: bool = False) -> Cell:

@@ -6,14 +6,22 @@ found, the interval beside the answer says how large a difference it still allow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trace_transfer.reporting import numbers
-from trace_transfer.reporting.intervals import MIN_VALUES, holm
-from trace_transfer.reporting.records import Answer, Comparison, Interval, MethodSummary, Summary, Verdict
-
-Paired = Callable[[Mapping[int, float], Mapping[int, float]], Interval | None]
+from trace_transfer.reporting.intervals import MIN_VALUES, deviation_of, holm, smallest_found
+from trace_transfer.reporting.records import (
+    MATCHED,
+    Answer,
+    Comparison,
+    Interval,
+    MethodSummary,
+    Stated,
+    Summary,
+    TunedMethod,
+    Verdict,
+)
 
 ALPHA, FEW_SEEDS = 0.05, 5
 SEQUENTIAL, FORGETS, LEARNS = "sequential", "backward_transfer", "learning"
@@ -34,6 +42,22 @@ WORDS: dict[Verdict, str] = {
 
 
 @dataclass(frozen=True)
+class Found:
+    """One method minus another, paired by seed; None where one of them, or a seed in common, is not there.
+
+    Attributes:
+        level: what both learn, of `MATCHED`; `reason` why two methods that are there cannot be compared in it.
+    """
+
+    difference: Interval | None
+    level: float | None = None
+    reason: str = ""
+
+
+Ask = Callable[[str, str, str], Found]  # method, other, measure
+
+
+@dataclass(frozen=True)
 class Question:
     """`pairs` are (method, other) by name; those that a run lacks are left out."""
 
@@ -49,6 +73,7 @@ def _against(other: str, methods: tuple[str, ...]) -> tuple[tuple[str, str], ...
 QUESTIONS = (
     Question("Does training the core sets alone lose less than training everything?", FORGETS,
              _against(SEQUENTIAL, MASKED)),
+    Question("Does it lose less where both learn as much?", MATCHED, _against(SEQUENTIAL, MASKED)),
     Question("Do core sets learn as much as training everything?", LEARNS, _against(SEQUENTIAL, MASKED)),
     Question("Do core sets end higher than training everything?", "average", _against(SEQUENTIAL, MASKED)),
     Question("Do core sets end higher than adapters?", "average", _against("lora", MASKED)),
@@ -95,47 +120,68 @@ def judged(difference: Interval, p_adjusted: float | None = None, *, higher_is_b
     return found.model_copy(update={"verdict": verdict(found, higher_is_better=higher_is_better)})
 
 
-def compare(summary: Summary, paired: Paired) -> Summary:
-    """Ask every question that the run has methods for; p values are adjusted (Holm) over all of them together.
+def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summary:
+    """Ask what the run file states, else every question that the run has methods for; p values are adjusted (Holm) over
+    all of them together.
 
     The difference of two methods may also stand in the table of differences from the reference, where it is adjusted
-    over the methods. It has one verdict: by the larger p, in both places.
-
-    Args:
-        paired: seed → value of two methods → the interval of their difference, None without a seed in common.
+    over the methods. It has one verdict: by the p of what was stated beforehand, else by the larger p, in both places.
     """
-    methods = {one.method: one for one in summary.methods}
-    asked: list[tuple[Question, str, str, Interval]] = []
-    for question in QUESTIONS:
+    questions = [Question(one.question, one.measure, _against(one.against, one.methods)) for one in stated]
+    asked: list[tuple[Question, str, str, Interval, float | None]] = []
+    notes = []
+    for question in questions or QUESTIONS:
         for name, other in question.pairs:
-            values = [_by_seed(methods.get(one), question.measure) for one in (name, other)]
-            difference = paired(*values) if all(values) else None
-            if difference is not None:
-                asked.append((question, name, other, difference))
-    tested = [one for one in asked if one[3].p is not None]
+            found = ask(name, other, question.measure)
+            if found.difference is not None:
+                asked.append((question, name, other, found.difference, found.level))
+            elif found.reason:
+                notes.append(f"{_pair(summary, name, other)} at the same learning: {found.reason}.")
+    tested = [(question, name, other, one.p) for question, name, other, one, _ in asked if one.p is not None]
     known = _adjusted_differences(summary)
-    for (question, name, other, _), p in zip(
-        tested, holm([difference.p for *_, difference in tested if difference.p is not None]), strict=True
-    ):
+    for (question, name, other, _), p in zip(tested, holm([one for *_, one in tested]), strict=True):
         key = (frozenset((name, other)), question.measure)
-        known[key] = max(p, known.get(key, 0.0))
-    titles = {one.name: one.title.lower() for one in summary.measures}
-    shares = summary.measures_are_shares
+        known[key] = p if stated else max(p, known.get(key, 0.0))
+    better = {one.name: one.higher_is_better for one in summary.measures} | {MATCHED: False}
     comparisons = []
-    for question, name, other, before in asked:
-        difference = judged(before, known.get((frozenset((name, other)), question.measure)))
-        told = (
-            f"{methods[name].name} against {methods[other].name}, {titles[question.measure]}: "
-            f"{numbers.amount(difference, shares)}, {WORDS[verdict(difference)]}"
-        )
+    for question, name, other, before, level in asked:
+        p_adjusted = known.get((frozenset((name, other)), question.measure))
+        difference = judged(before, p_adjusted, higher_is_better=better[question.measure])
         comparisons.append(
             Comparison(
                 question=question.text, method=name, other=other, measure=question.measure, difference=difference,
-                answer=told,
+                answer=f"{_pair(summary, name, other)}, {title_of(summary, question.measure).lower()}: "
+                f"{numbers.amount(difference, summary.measures_are_shares)}, {WORDS[said(difference)]}",
+                smallest_found=_smallest(difference, len(tested)), level=level,
             )
         )  # fmt: skip
-    found = tuple(_rejudged(one, summary, known) for one in summary.methods)
-    return summary.model_copy(update={"comparisons": tuple(comparisons), "methods": found})
+    methods = tuple(_rejudged(one, summary, known) for one in summary.methods)
+    return summary.model_copy(
+        update={"comparisons": tuple(comparisons), "methods": methods, "stated": bool(stated), "notes": tuple(notes)}
+    )
+
+
+def said(difference: Interval) -> Verdict:
+    """The verdict that it was given."""
+    return difference.verdict or verdict(difference)
+
+
+def title_of(summary: Summary, measure: str) -> str:
+    """A measure in words."""
+    titles = {one.name: one.title for one in summary.measures} | {MATCHED: "Lost at the same learning"}
+    return titles[measure]
+
+
+def _pair(summary: Summary, name: str, other: str) -> str:
+    titles = {one.method: one.name for one in summary.methods}
+    return f"{titles[name]} against {titles[other]}"
+
+
+def _smallest(difference: Interval, num_tested: int) -> float | None:
+    if difference.low is None or difference.high is None or difference.low == difference.high:
+        return None
+    deviation = deviation_of((difference.high - difference.low) / 2, difference.num)
+    return smallest_found(deviation, difference.num, ALPHA / num_tested)
 
 
 Adjusted = dict[tuple[frozenset[str], str], float]  # two methods and a measure → p
@@ -162,22 +208,20 @@ def _rejudged(method: MethodSummary, summary: Summary, known: Adjusted) -> Metho
     return method.model_copy(update={"differences": differences, "measures": measures})
 
 
-def _by_seed(method: MethodSummary | None, measure: str) -> dict[int, float]:
-    """Measures that a method has only for some seeds cannot be told by seed, and there are none such."""
-    if method is None or measure not in method.single:
-        return {}
-    return dict(zip(method.seeds, method.single[measure], strict=True))
-
-
-def told(summary: Summary) -> Summary:
-    """A summary that was compared, with its headline, answers and notes."""
-    answers = (_forgets(summary), *_compared(summary), _saves(summary))
+def told(summary: Summary, ask: Ask) -> Summary:
+    """A summary that was compared, with its headline, the one caveat that counts most, answers and notes."""
+    enough = max(len(one.seeds) for one in summary.methods) >= MIN_VALUES
+    answers = (*((_forgets(summary), *_compared(summary)) if enough else ()), _saves(summary))
+    edges = [_on_edge(summary, one) for one in (summary.tuning.methods if summary.tuning else ()) if one.edge]
+    ours = _headlined(summary)
+    kept = _asked(summary, ask, ours.method, FORGETS) if ours else None
     return summary.model_copy(
         update={
-            "headline": _headline(summary),
+            "headline": _headline(summary, ask, kept),
             "cost": _cost(summary),
+            "caveat": _caveat(summary, kept, enough=enough),
             "answers": tuple(one for one in answers if one is not None),
-            "notes": (*_on_reference(summary), *_on_numbers(summary)),
+            "notes": (*_on_reference(summary), *_on_numbers(summary), *edges, *summary.notes),
         }
     )
 
@@ -185,28 +229,64 @@ def told(summary: Summary) -> Summary:
 def sentences(summary: Summary) -> list[str]:
     """All that a summary says, for a list; an earlier version has all of it in its notes."""
     answers = [f"{one.question} {one.text}" for one in summary.answers]
-    return [*filter(None, (summary.headline, summary.cost)), *answers, *summary.notes]
+    return [*filter(None, (summary.headline, summary.cost, summary.caveat)), *answers, *summary.notes]
 
 
-def _headline(summary: Summary) -> str:
+def _asked(summary: Summary, ask: Ask, name: str, measure: str) -> Interval | None:
+    """A method against training everything, as it was compared; where that was not stated, by its own interval."""
+    for one in summary.comparisons:
+        if (one.method, one.other, one.measure) == (name, SEQUENTIAL, measure):
+            return one.difference
+    own = ask(name, SEQUENTIAL, measure).difference
+    return own and judged(own, higher_is_better=measure != MATCHED)
+
+
+def _headline(summary: Summary, ask: Ask, kept: Interval | None) -> str:
     """Whether a core set forgets less than training everything, learns less, and how much of the model it trains."""
-    asked = {(one.method, one.other, one.measure): one.difference for one in summary.comparisons}
-    methods, shares = {one.method: one for one in summary.methods}, summary.measures_are_shares
-    ours, full = _headlined(summary), methods.get(SEQUENTIAL)
-    kept = asked.get((ours.method, SEQUENTIAL, FORGETS)) if ours else None
+    shares = summary.measures_are_shares
+    ours, full = _headlined(summary), next((one for one in summary.methods if one.method == SEQUENTIAL), None)
     if ours is None or full is None or kept is None:
         return ""
-    more = {"better": "less than", "worse": "more than", "equal": "as much as"}.get(verdict(kept))
+    more = {"better": "less than", "worse": "more than", "equal": "as much as"}.get(said(kept))
     if more:
         text = f"{ours.name} forgets {more} {full.name}"
     else:
-        text = f"Whether {ours.name} forgets less than {full.name} is open, {WORDS[verdict(kept)]}"
+        text = f"Whether {ours.name} forgets less than {full.name} is open{_in_words(kept)}"
     text += f": backward transfer {numbers.amount(kept, shares)}."
-    if learned := asked.get((ours.method, SEQUENTIAL, LEARNS)):
-        text += f" Difference in learning: {numbers.amount(learned, shares)}, {WORDS[verdict(learned)]}."
+    for measure, words in ((MATCHED, "Difference in loss at the same learning"), (LEARNS, "Difference in learning")):
+        if one := _asked(summary, ask, ours.method, measure):
+            text += f" {words}: {numbers.amount(one, shares)}{_in_words(one)}."
     if "trained" in ours.costs and "trained" in full.costs:
         text += f" It trains {ours.costs['trained'].mean / full.costs['trained'].mean:.2%} of the parameters."
     return text
+
+
+def _in_words(difference: Interval) -> str:
+    """Its verdict; that there is none where seeds are too few, the caveat says."""
+    return "" if said(difference) == "unknown" else f", {WORDS[said(difference)]}"
+
+
+def _caveat(summary: Summary, kept: Interval | None, *, enough: bool) -> str:
+    """What a reader of the headline alone must know."""
+    if not enough:
+        most = max(len(one.seeds) for one in summary.methods)
+        return f"{_no_interval(most)}, so nothing here can be told from chance; give three seeds or more."
+    ours = _headlined(summary)
+    if summary.tuning is None:
+        return (
+            "A method that learns faster forgets more, and here each method has one learning rate that was not chosen "
+            "by results; tuning: in the run file gives each its best."
+        )
+    for one in summary.tuning.methods:
+        if one.edge and ours and one.method in (ours.method, SEQUENTIAL):
+            return _on_edge(summary, one)
+    if kept is None or (smallest := _smallest(kept, 1)) is None:
+        return ""
+    amount = numbers.amount(numbers.one(smallest), summary.measures_are_shares).removeprefix("+")
+    return (
+        f"{numbers.several(kept.num, 'seed')} find a difference of {amount} in backward transfer with a probability of "
+        "80 %; a smaller one may stay unseen."
+    )
 
 
 def _headlined(summary: Summary) -> MethodSummary | None:
@@ -237,8 +317,7 @@ def _forgets(summary: Summary) -> Answer | None:
         "worse": "Yes: after the last task, earlier ones are solved worse than right after they were learned",
         "better": "No: after the last task, earlier ones are solved better than right after they were learned",
         "equal": "No: after the last task, earlier ones are solved exactly as right after they were learned",
-        "unknown": f"Nothing follows: {_no_interval(lost.num)}",
-    }.get(verdict(lost), "Not measurably: these tasks cannot show whether a method prevents it")
+    }.get(said(lost), "Not measurably: these tasks cannot show whether a method prevents it")
     amount = numbers.amount(lost, summary.measures_are_shares)
     return Answer(question="Does sequential fine-tuning forget here?", text=f"{text} (backward transfer {amount}).")
 
@@ -248,10 +327,6 @@ def _compared(summary: Summary) -> list[Answer]:
     by_question: dict[str, list[Comparison]] = {}
     for one in summary.comparisons:
         by_question.setdefault(one.question, []).append(one)
-    if by_question and all(verdict(one.difference) == "unknown" for one in summary.comparisons):
-        most = max(one.difference.num for one in summary.comparisons)
-        text = f"Nothing yet: {_no_interval(most)}, so none can be told from chance; give three seeds or more."
-        return [Answer(question="What do the differences between methods say?", text=text)]
     return [Answer(question=question, text=_together(summary, found)) for question, found in by_question.items()]
 
 
@@ -263,8 +338,12 @@ def _together(summary: Summary, comparisons: Sequence[Comparison]) -> str:
     groups: dict[Verdict, list[str]] = {}
     for one in comparisons:
         name = names[one.method] + (f" against {names[one.other]}" if with_other else "")
-        groups.setdefault(verdict(one.difference), []).append(name)
+        groups.setdefault(said(one.difference), []).append(name)
     phrases = [f"{WORDS[kind]} for {numbers.listed(groups[kind])}" for kind in WORDS if kind in groups]
+    unseen = [one.smallest_found for one in comparisons if said(one.difference) == "undecided" and one.smallest_found]
+    if unseen:
+        amount = numbers.amount(numbers.one(max(unseen)), summary.measures_are_shares).removeprefix("+")
+        phrases[-1] += f" (differences of {amount} would have been found)"
     if len(phrases) > 1:
         return f"Not all alike: {'; '.join(phrases)}."
     yes = {"better": "Yes: ", "worse": "No: "}.get(next(iter(groups)), "")
@@ -304,7 +383,7 @@ def _saves(summary: Summary) -> Answer | None:
             continue
         kind = time_verdict(here, there)
         share = f"{abs(1 - here.mean / there.mean):.0%} {'less' if here.mean <= there.mean else 'more'}"
-        doubt = {"unknown": f"{share}, but {WORDS[kind]} to be sure", "undecided": "no difference found"}
+        doubt = {"undecided": "no difference found"}
         parts.append(
             f"{carried.name} {numbers.seconds(here)}, match and carrying included, "
             f"{own.name} {numbers.seconds(there)} ({doubt.get(kind, share)})"
@@ -320,7 +399,7 @@ def _on_reference(summary: Summary) -> list[str]:
     methods = {one.method: one for one in summary.methods}
     reference = methods[summary.reference].name
     known = [(one.name, one.differences["average"]) for one in summary.methods if "average" in one.differences]
-    if not known or all(verdict(found) == "unknown" for _, found in known):
+    if not known or all(said(found) == "unknown" for _, found in known):
         return []
     told = {
         "better": f"On average higher than {reference}",
@@ -332,7 +411,7 @@ def _on_reference(summary: Summary) -> list[str]:
     for kind, words in told.items():
         apart = [
             f"{name} ({numbers.amount(found, summary.measures_are_shares)})"
-            for name, found in known if verdict(found) == kind
+            for name, found in known if said(found) == kind
         ]  # fmt: skip
         if apart:
             notes.append(f"{words}: {', '.join(apart)}.")
@@ -355,7 +434,6 @@ def _on_numbers(summary: Summary) -> list[str]:
     if any(not record.higher_is_better for record in taught):
         notes.append("In the measures the sign of losses is flipped, so that more is better.")
     if len(every) < MIN_VALUES:
-        notes.append("Fewer than three seeds: there are no intervals, and differences may be chance.")
         return notes
     if len(every) < FEW_SEEDS:
         notes.append(f"{len(every)} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more.")
@@ -364,3 +442,9 @@ def _on_numbers(summary: Summary) -> list[str]:
         "examples, random sets) would change. They do not hold what other test examples would change."
     )
     return notes
+
+
+def _on_edge(summary: Summary, tuned: TunedMethod) -> str:
+    name = next(one.name for one in summary.methods if one.method == tuned.method)
+    further = {"lowest": "lower", "highest": "higher", None: ""}[tuned.edge]
+    return f"The learning rate of {name}, {tuned.chosen:g}, is the {tuned.edge} tried: a {further} one may be better."

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.records import read_artefact
+from trace_transfer.reporting.front import best_rate
 from trace_transfer.reporting.records import StepFile
-from trace_transfer.reporting.summarising import best_rate, final_average
+from trace_transfer.reporting.summarising import final_average
 
 if TYPE_CHECKING:
     from trace_transfer.study.run_file import Cell, Study
