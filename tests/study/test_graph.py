@@ -46,6 +46,15 @@ def test_what_is_shared(directory):
     }  # fmt: skip
 
 
+def test_scores_at_the_base_need_no_warm_start(directory):
+    counts = Counter(steps(directory, methods=["trace-snr", "trace-snr-rows"], source=None).values())
+    assert counts == {"identify": 2, "train": 2, "baseline": 1, "evaluate": 2}
+    changes = {"methods": ["trace-snr"], "source": None}
+    other = section("identify", gradient_examples=2) | changes
+    before, after = (steps(directory, **one) for one in (changes, other))
+    assert Counter(after[address] for address in after.keys() - before) == {"identify": 1, "train": 1, "evaluate": 1}
+
+
 def test_order_of_steps(directory):
     seen = set()
     for step in build_graph(load_run(write_file(directory, methods=METHODS))).steps:

@@ -290,6 +290,21 @@ def test_learning_rates_are_chosen_on_other_seeds(copied):
         prune_steps(graph, out)
 
 
+def test_scores_at_the_base_are_those_of_identify(copied, tmp_path):
+    from trace_transfer import api
+
+    write_file(copied.parent, methods=["trace-snr-rows"], source=None)
+    assert run(copied) == {"identify": 1, "train": 1, "evaluate": 1}
+    (tmp_path / "tasks.yaml").write_text(
+        "tasks:\n" + "".join(f"- {{name: {task}, data: {copied.parent}/{task}.train.jsonl}}\n" for task in TASKS)
+    )
+    cores = api.identify(copied.parent / "qwen3", tmp_path / "tasks.yaml", out=tmp_path / "found", method="snr",
+                         unit="rows", ratio=0.2, max_length=64)  # fmt: skip
+    for core in cores:
+        ours: CoreFile = read_any(cell(copied, "trace-snr-rows")["identify"] / f"{core.task}.core.json", CoreFile)
+        assert ours.parameters == core.parameters
+
+
 def test_several_at_a_time(copied, finished):
     for method in METHODS:
         for kind in ("train", "evaluate"):

@@ -25,8 +25,8 @@ from trace_transfer.reporting.records import (
 
 ALPHA, FEW_SEEDS = 0.05, 5
 SEQUENTIAL, FORGETS, LEARNS = "sequential", "backward_transfer", "learning"
-MASKED = ("trace-lf", "trace-cs", "transfer-lf", "transfer-cs", "transfer-lf-core", "transfer-cs-core")
-CARRIED = MASKED[2:]
+CARRIED = ("transfer-lf", "transfer-cs", "transfer-lf-core", "transfer-cs-core")
+MASKED = ("trace-lf", "trace-cs", "trace-lf-rows", "trace-snr", "trace-snr-rows", *CARRIED)
 # Method → the same scores, of core sets that are identified on the target itself.
 TWINS = {name: f"trace-{name.split('-')[1]}" for name in CARRIED}
 

@@ -97,7 +97,7 @@ def _devices(graph: RunGraph) -> list[tuple[str, str]]:
     """Where the steps compute, by the sections that say so; an evaluation's device is looked at with the rest of it."""
     found = []
     for cell, steps in graph.cells:
-        if "identify" in steps and cell.identify.score.needs_fisher:
+        if "identify" in steps and (cell.identify.score.needs_fisher or cell.identify.score.at_base):
             found.append(("identify", cell.identify.compute.device))
         if "match" in steps:
             found.append(("map", cell.map.device))

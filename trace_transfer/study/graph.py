@@ -1,6 +1,6 @@
 """Cells → the graph of their steps, each shared by all cells that need the same.
 
-warm-start (of each task) → evidence → identify ─┐
+warm-start (of each task) → evidence → identify ─┐   (scores at the base need no warm start: identify alone)
 match (source, target) ──────────────────────────┴→ map ─→ train → evaluate
 baseline (the base's scores) ─────────────────────────────────────┘  └→ represent
 """
@@ -104,7 +104,9 @@ class _Builder:
         steps: dict[str, Step] = {}
         model = {"source": self.run.source, "target": self.run.target}.get(cell.method.needs)
         cores = None
-        if model is not None:
+        if model is not None and cell.identify.score.at_base:
+            cores = steps["identify"] = self._identify_at_base(cell, model)
+        elif model is not None:
             starts = {f"warm-start:{name}": self._warm_start(cell, model, name) for name in self.tasks}
             evidence = self._evidence(cell, model, starts)
             cores = self._identify(cell, model, starts, evidence)
@@ -152,6 +154,15 @@ class _Builder:
         needs = {**starts, "evidence": evidence}
         arguments = self._identifying(cell, model, *self.tasks)
         return self._add("identify", decided, self._of_model("model", model), needs, arguments)
+
+    def _identify_at_base(self, cell: Cell, model: str) -> Step:
+        """Without warm starts: of the examples themselves."""
+        start = cell.identify.warm_start
+        read = {"max_length": start.max_length, "too_long": start.too_long, "replicates": start.replicates}
+        decided = {**_plain(cell.identify.score.deciding()), **read, "seed": start.train.seed}
+        decided["tasks"] = self._task_list()
+        arguments = self._identifying(cell, model, *self.tasks)
+        return self._add("identify", decided, self._of_model("model", model), {}, arguments)
 
     def _identifying(self, cell: Cell, model: str, *tasks: str) -> dict[str, Any]:
         return {"model": model, "tasks": self._specs(tasks), "given": _plain(cell.given["identify"])}

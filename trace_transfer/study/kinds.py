@@ -20,7 +20,9 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
 from trace_transfer.identification.deltas import DeltaPlan, plan_deltas
 from trace_transfer.identification.identifying import (
+    IdentifyPlan,
     plan_identify,
+    run_identify,
     run_warm_starts_of,
     score_inputs,
     write_core_sets,
@@ -62,11 +64,7 @@ def prepare(ticket: Ticket) -> None:
 
 def warm_start(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Fine-tune a model for an epoch on one task, and keep what changed."""
-    plan = plan_identify(
-        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=IdentifySettings.of(**ticket.given),
-        rules=ticket.rules, out=ticket.directory, with_scores=False,
-    )  # fmt: skip
-    run_warm_starts_of(plan, reporter)
+    run_warm_starts_of(_identify_plan(ticket, with_scores=False), reporter)
 
 
 def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
@@ -75,7 +73,13 @@ def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
 
 
 def identify(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
-    """Core sets of the score inputs."""
+    """Core sets of the score inputs, or of scores at the base."""
+    if "evidence" not in ticket.needs:
+        found = run_identify(_identify_plan(ticket), reporter)
+        assert found is not None  # one process does it
+        for warning in found.warnings:
+            reporter.note(warning)
+        return
     plan, settings, inputs = _score_inputs(ticket, ticket.before("evidence"), Silent())  # all is there: reads it
     seed = settings.warm_start.train.seed
     for warning in write_core_sets(plan, inputs, settings.score, seed, ticket.directory).warnings:
@@ -161,6 +165,13 @@ KINDS: Mapping[str, Kind] = {
     "evaluate": evaluate,
     "represent": represent,
 }
+
+
+def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> IdentifyPlan:
+    return plan_identify(
+        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=IdentifySettings.of(**ticket.given),
+        rules=ticket.rules, out=ticket.directory, with_scores=with_scores,
+    )  # fmt: skip
 
 
 def _score_inputs(ticket: Ticket, place: Path, reporter: Reporter) -> tuple[DeltaPlan, IdentifySettings, Any]:

@@ -45,10 +45,13 @@ class RunMethod:
         return self.train.get("method") in DRAWN or self.map.get("match") == "shuffled"
 
 
-def _trace(score: str) -> RunMethod:
+def _trace(score: str, unit: str | None = None) -> RunMethod:
+    """Of the run's own unit if none is given."""
+    by, of = score.upper(), f" of {unit}" if unit else ""
     return RunMethod(
-        f"trace-{score}", f"TRACE-{score.upper()}", f"core sets identified on the target itself, by {score.upper()}",
-        "target", {"method": score}, {}, {"method": "trace"},
+        "-".join(filter(None, ("trace", score, unit))), f"TRACE-{by}" + (f", {unit}" if unit else ""),
+        f"core sets{of} identified on the target itself, by {by}" + (", no warm start" if score == "snr" else ""),
+        "target", {"method": score, **({"unit": unit} if unit else {})}, {}, {"method": "trace"},
     )  # fmt: skip
 
 
@@ -80,6 +83,9 @@ METHODS: dict[str, RunMethod] = {
                   "others", "none", train={"method": "dmt"}),
         _trace("lf"),
         _trace("cs"),
+        _trace("lf", "rows"),
+        _trace("snr"),
+        _trace("snr", "rows"),
         _transfer("lf", "scores"),
         _transfer("cs", "scores"),
         _transfer("lf", "core"),
