@@ -298,9 +298,9 @@ def test_scores_at_the_base_are_those_of_identify(copied, tmp_path):
     (tmp_path / "tasks.yaml").write_text(
         "tasks:\n" + "".join(f"- {{name: {task}, data: {copied.parent}/{task}.train.jsonl}}\n" for task in TASKS)
     )
-    cores = api.identify(copied.parent / "qwen3", tmp_path / "tasks.yaml", out=tmp_path / "found", method="snr",
+    found = api.identify(copied.parent / "qwen3", tmp_path / "tasks.yaml", out=tmp_path / "found", method="snr",
                          unit="rows", ratio=0.2, max_length=64)  # fmt: skip
-    for core in cores:
+    for core in found.cores:
         ours: CoreFile = read_any(cell(copied, "trace-snr-rows")["identify"] / f"{core.task}.core.json", CoreFile)
         assert ours.parameters == core.parameters
 

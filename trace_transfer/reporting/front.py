@@ -61,8 +61,10 @@ class Front:
                 learned_S, lost_S = (
                     (1 - weight) * rows[low] + weight * rows[low + 1] for rows in (self.learned_RS, self.lost_RS)
                 )
-                return np.asarray(lost_S - slope * (learned_S - level))
-        return self.lost_RS[0]  # the lowest rate learns most: it is the whole line
+                moved_S: Values = lost_S - slope * (learned_S - level)
+                return moved_S
+        lowest_S: Values = self.lost_RS[0]  # the lowest rate learns most: it is the whole line
+        return lowest_S
 
 
 @dataclass(frozen=True)
