@@ -87,15 +87,6 @@ def test_several_programs_of_one_problem(monkeypatch):
     assert rates == pytest.approx({"pass@1": 1 / 2, "pass@2": 5 / 6, "pass@4": 1, "killed": 1 / 4})
 
 
-@needs_landlock
-@pytest.mark.parametrize(
-    "body",
-    ["import sys\n    sys.exit(0)", "import os\n    os._exit(0)", "raise SystemExit", "global check\n    return 0"],
-)
-def test_leaving_early_is_no_solution(body):
-    assert pass_rates([test_of(RECORDS[1])], [[f"{RECORDS[1]['prompt']}    {body}\n"]], [1])["pass@1"] == 0
-
-
 @pytest.mark.slow
 @needs_landlock
 def test_all_canonical_solutions_pass():

@@ -59,7 +59,7 @@ class Size:
 
 
 FULL = Size(streaming.FULL, 256, 128, 96, 300)
-SMALL = Size(streaming.SMALL | {"num_hidden_layers": 3}, 20, 16, 8, 12)
+SMALL = Size(streaming.SMALL | {"num_hidden_layers": 3}, 20, 16, 20, 12)
 
 
 class Peak:

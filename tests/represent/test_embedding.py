@@ -48,22 +48,6 @@ def test_silhouette_is_its_definition(seed, sizes):
     assert silhouette(points, tasks) == pytest.approx(silhouette_by_hand(points, tasks), abs=1e-9)
 
 
-def test_silhouette_of_tasks_far_apart_and_of_one_cloud():
-    far, tasks = draw(0, apart=100)
-    assert silhouette(far, tasks) > 0.9
-    assert abs(silhouette(*draw(0, sizes=(200, 200), apart=0))) < 0.02
-    swapped = tasks.copy()
-    swapped[: sum(tasks == 0)] = np.arange(sum(tasks == 0)) % 2
-    assert silhouette(far, swapped) < silhouette(far, tasks) - 0.2
-
-
-def test_turning_moving_and_scaling_change_no_silhouette():
-    points, tasks = draw(1)
-    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
-    assert silhouette(3 * points @ turn + 5, tasks) == pytest.approx(silhouette(points, tasks), abs=1e-9)
-    assert silhouette(points * [50, 1, 1, 1, 1, 1], tasks) != pytest.approx(silhouette(points, tasks), abs=1e-3)
-
-
 def test_a_large_common_part_of_float32_embeddings_hides_nothing():
     points, tasks = draw(3)
     moved = (points + 300).astype(np.float32)

@@ -198,8 +198,7 @@ def test_patches_belong_to_a_label_and_follow_each_other(tiny, tasks, patched, t
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
-    [(float("nan"), r"NaN or Inf in 1 tensor(.|\n)*model.norm.weight"), (0.0, "same")],
+    ("value", "message"), [(float("nan"), r"NaN or Inf in 1 tensor(.|\n)*model.norm.weight"), (0.0, "same")]
 )
 def test_embeddings_that_say_nothing_are_refused(copy_of, tasks, tmp_path, value, message):
     broken = copy_of("llama")

@@ -5,7 +5,7 @@ import torch
 
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.represent.representing import batches, embed_texts, num_batches
+from trace_transfer.represent.representing import embed_texts, num_batches
 
 LENGTHS = (9, 1, 23, 4, 4, 17, 2)
 IDS = [torch.randint(1, 300, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in LENGTHS]
@@ -38,22 +38,9 @@ def test_batches_give_what_single_texts_give(model, pool):
     assert len(seen) == num_batches(IDS, 3) == 3
 
 
-def test_mean_and_last_are_the_same_for_one_token_only(model):
-    mean, last = (embed_texts(model, IDS, pool=pool, batch_size=7) for pool in ("mean", "last"))
-    same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(mean, last, strict=True)]
-    assert same == [length == 1 for length in LENGTHS]
-
-
 def test_the_embedding_is_what_the_head_reads(tiny):
     model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).eval()
     last = embed_texts(model, IDS[:1], pool="last", batch_size=1)
     with torch.no_grad():
         logits = model(torch.tensor(IDS[:1]), use_cache=False).logits[0, -1]
         assert torch.allclose(model.get_output_embeddings()(last[0]), logits, atol=1e-5)
-
-
-def test_every_text_is_in_one_batch_with_its_like():
-    found = list(batches(IDS, 3))
-    assert sorted(text for batch in found for text in batch) == list(range(len(IDS)))
-    lengths = [LENGTHS[text] for batch in found for text in batch]
-    assert lengths == sorted(lengths)

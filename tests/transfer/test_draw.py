@@ -208,17 +208,3 @@ def test_picture(shape: tuple[int, int], tmp_path: Path) -> None:
     assert (border == 255).all(), "something is cut off at the edge"
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "fewer.png").read_bytes()
-
-
-def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "heatmap.html"
-    page.write_text("old", "utf-8")
-
-    def cut_short(path: Path, text: str, encoding: str) -> None:
-        path.write_bytes(text[:10].encode(encoding))
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_text", cut_short)
-    with pytest.raises(OSError, match="no space left"):
-        write_html(page, heatmap((4, 30)))
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("heatmap.html", b"old")]

@@ -37,16 +37,9 @@ def streamed(directory, family, plan, *, attention=None, checkpoint=None, batch_
         config._attn_implementation = attention
     found = []
     read_layers(
-        config,
-        checkpoint or open_checkpoint(ModelSource.parse(directory)),
-        LAYER_PATHS[family],
-        plan.source,
-        plan.texts_R,
-        consume or found.append,
-        name=family,
-        batch_size=batch_size,
-        **options,
-    )
+        config, checkpoint or open_checkpoint(ModelSource.parse(directory)), LAYER_PATHS[family], plan.source,
+        plan.texts_R, consume or found.append, name=family, batch_size=batch_size, **options,
+    )  # fmt: skip
     return found
 
 
@@ -91,30 +84,12 @@ def test_one_text_at_a_time(tiny, family):
         assert torch.equal(rows.update, update.float())
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
-@pytest.mark.parametrize("batch_size", [1, 3, 1000])
-def test_the_batch_size_changes_nothing(tiny, family, batch_size):
-    """So padding takes no part: with another batch size a text has another number of padding tokens."""
-    plan = plan_for(family, "example")
-    one, other = (streamed(tiny(family), family, plan, batch_size=size) for size in (4, batch_size))
-    assert_same(other, [(rows.stream.double(), rows.update.double()) for rows in one], **TOLERANCE)
-
-
 def test_special_tokens_take_no_part_in_a_mean(tiny):
     """A row is the mean over its span, and no span touches a special token (id 0)."""
     plan = plan_for("llama", "example")
     for text, (first, last) in zip(plan.texts_R.tolist(), plan.source.spans_R2.tolist(), strict=True):
         assert plan.source.ids[text][0] == 0
         assert 0 not in plan.source.ids[text][first:last]
-
-
-def test_lower_precision_is_near(tiny):
-    plan = plan_for("llama", "boundary")
-    exact = streamed(tiny("llama"), "llama", plan)
-    half = streamed(tiny("llama"), "llama", plan, dtype=torch.bfloat16)
-    for a, b in zip(exact, half, strict=True):
-        # bf16 keeps 8 bits: 0.4 % an operation, some per cent of the stream after several layers.
-        assert (a.stream - b.stream).norm() < 0.1 * a.stream.norm()
 
 
 def bytes_on_disk(directory) -> dict[str, int]:
@@ -165,12 +140,9 @@ def test_no_more_than_two_layers_are_in_memory(tiny, family):
     between = []
     plan = plan_for(family, "boundary")
     streamed(
-        directory,
-        family,
-        plan,
-        checkpoint=checkpoint,
+        directory, family, plan, checkpoint=checkpoint,
         consume=lambda _: between.append(real_elements(checkpoint.model)),
-    )
+    )  # fmt: skip
     num_layers = len(between)
     of_layer = [
         sum(torch.Size(s).numel() for n, s in inventory.shapes.items() if n.startswith(f"{LAYER_PATHS[family]}.{i}."))

@@ -46,25 +46,17 @@ def core_file(source, scores, ratio=0.1, unit="tensors", **rows):
         for name, shape in source.anatomy.inventory.shapes.items()
     ]
     return CoreFile(
-        task="math",
-        model=source.identity,
-        method={"name": "made-up", "ratio": ratio, "unit": unit},
+        task="math", model=source.identity, method={"name": "made-up", "ratio": ratio, "unit": unit},
         parameters=select(entries, ratio, unit),
-    )
+    )  # fmt: skip
 
 
 def carried(core, source, target, pairs=None, how="core", ratio=None, similarity=None):
     pairs = pairs or depth_pairs((source.anatomy.num_layers, target.anatomy.num_layers), by_target=False)
     return carry(
-        core,
-        build_correspondence(source.anatomy, target.anatomy, pairs),
-        similarity or {},
-        how=how,
-        ratio=ratio,
-        target=target,
-        core_sha256="0" * 64,
-        layer_match_sha256="1" * 64,
-    )
+        core, build_correspondence(source.anatomy, target.anatomy, pairs), similarity or {}, how=how, ratio=ratio,
+        target=target, core_sha256="0" * 64, layer_match_sha256="1" * 64,
+    )  # fmt: skip
 
 
 def core_of(result):

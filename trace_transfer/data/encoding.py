@@ -29,8 +29,8 @@ from trace_transfer.data.rendering import (
     require_prompt,
 )
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
-from trace_transfer.errors import ModelError, UserError, listing
-from trace_transfer.families.model_handle import OpenModel, load_tokenizer
+from trace_transfer.errors import UserError, listing
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, require_vocabulary
 
 TOO_LONG = ("cut", "leave-out")
 SPECIAL = "conversations in which a text holds a special token, and is read as that token"
@@ -71,12 +71,8 @@ def encode_tasks(
         prepare_task(spec, directory, tokenizer, max_length=max_length, too_long=too_long, seed=seed) for spec in specs
     )
     config = base.config.get_text_config()
-    largest = max(max(example.input_ids) for task in data for example in task.examples)
-    if largest >= config.vocab_size:
-        raise ModelError(
-            f"{base.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {config.vocab_size} "
-            "tokens: the tokenizer belongs to another model"
-        )
+    texts = (example.input_ids for task in data for example in task.examples)
+    require_vocabulary(base.source.name, texts, config)
     positions = getattr(config, "max_position_embeddings", None)
     longest = {task.task: max(len(example.input_ids) for example in task.examples) for task in data}
     if positions and (beyond := [f"{task}: {length} tokens" for task, length in longest.items() if length > positions]):

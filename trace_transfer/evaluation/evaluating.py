@@ -28,13 +28,8 @@ from trace_transfer.evaluation.backends import (
     spread,
 )
 from trace_transfer.evaluation.exact_match import prepare_exact_match
-from trace_transfer.evaluation.harness import (
-    is_installed,
-    missing_harness,
-    permission_problems,
-    prepare_harness,
-    prepare_humaneval,
-)
+from trace_transfer.evaluation.harness import is_installed, missing_harness, prepare_harness
+from trace_transfer.evaluation.humaneval import permission_problems, prepare_humaneval
 from trace_transfer.evaluation.losses import prepare_loss
 from trace_transfer.evaluation.multiple_choice import prepare_choices
 from trace_transfer.evaluation.outcome import EvaluationError, Prepared
@@ -76,7 +71,7 @@ def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, conf
         UserError: whatever would stop one of them: data, columns, tasks, metrics, templates, permission; of all
             evaluations at once.
     """
-    reading = Reading.of(suite.directory, tokenizer, config)
+    reading = Reading(suite.directory, tokenizer, config)
     prepared: list[Prepared] = []
     missing = missing_backend(settings)
     problems = argument_problems(settings) if missing is None else [missing]

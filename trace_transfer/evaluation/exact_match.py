@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from trace_transfer.data.encoding import encode_prompts
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr
 from trace_transfer.evaluation.reading import (
     Reading,
-    read_prompts,
+    read_limited,
     require_prompts,
     require_room,
     shortened,
@@ -26,6 +27,7 @@ from trace_transfer.evaluation.reading import (
 )
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec
+from trace_transfer.families.model_handle import require_vocabulary
 
 MAX_NEW_TOKENS = 256
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)")
@@ -66,24 +68,27 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading, settings: Evalua
     """Read the records and encode their prompts.
 
     Raises:
-        TaskError: as `read_prompts`; nothing before an answer, or no room for a prompt.
+        TaskError: as `read_limited`; nothing before an answer, or no room for a prompt.
     """
     longest = reading.longest(settings)
     most = spec.max_new_tokens or settings.max_new_tokens or min(MAX_NEW_TOKENS, longest // 2)
     require_room(spec, longest, most)
-    read = read_prompts(spec, reading, settings)
-    found = read.prompts
-    require_prompts(spec, found.ids, read.numbers)
+    records, sha256 = read_limited(spec, reading, settings)
+    numbers = tuple(record.number for record in records.records)
+    found = encode_prompts(spec, records.records, reading.tokenizer)  # of answers that need not be such as are trained
+    require_vocabulary("the model", found.ids, reading.config)
+    require_prompts(spec, found.ids, numbers)
     prompts, num_cut = shortened(found.ids, longest - most, special_ids(reading.tokenizer))
     stop = [*reading.tokenizer.convert_ids_to_tokens(sorted(found.stop_ids)), *found.stop_texts]
     told = {
         "protocol": "greedy answer to the prompt of training", "template": found.template,
         "limit": settings.limit_of(spec.limit), "max_length": longest, "max_new_tokens": most, "num_cut": num_cut,
-        "stop": stop, "notes": list(read.notes) or None,
+        "stop": stop, "notes": [*records.notes, *found.notes] or None,
     }  # fmt: skip
+    answers = tuple(record.messages[-1].content for record in records.records)
     return ExactMatchEvaluation(
-        spec, spec.first_metric, spec.higher_is_better, len(prompts), read.sha256, told, read.numbers, tuple(prompts),
-        read.answers, found.stop_ids, found.stop_texts, most,
+        spec, spec.first_metric, spec.higher_is_better, len(prompts), sha256, told, numbers, tuple(prompts), answers,
+        found.stop_ids, found.stop_texts, most,
     )  # fmt: skip
 
 

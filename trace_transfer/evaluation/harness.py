@@ -171,16 +171,6 @@ def missing_harness(names: Sequence[str]) -> str:
     )
 
 
-def permission_problems(settings: EvaluateSettings) -> list[str]:
-    """What keeps programs that the model writes from being run."""
-    if settings.allow_code_execution:
-        return []
-    return [
-        "it runs programs that the model writes; give --allow-code-execution (allow_code_execution: true) if that is "
-        "what you want. They run in a child process without network and with limits on time, memory and files"
-    ]
-
-
 def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
     """A stock task or group, or one described by a YAML file of the harness' kind, with its data.
 
@@ -194,21 +184,6 @@ def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
     if "group" in bare:
         return _prepare_group(spec, path, str(bare["group"]), reading, settings)
     return prepare_config(spec, task_config(spec, path, bare), reading, settings)
-
-
-def prepare_humaneval(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
-    """HumanEval, whose programs run walled in; raises as `prepare_harness`."""
-    if problems := permission_problems(settings):
-        raise UserError(f"{spec.label}: " + "; ".join(problems))
-    if not is_installed():
-        raise UserError(missing_harness([spec.name]))
-    from trace_transfer.evaluation.humaneval import harness_config
-    from trace_transfer.evaluation.sandbox.programs import require_isolation
-
-    require_isolation()
-    data = None if spec.data is None else locate(spec.data, reading.directory)
-    config = harness_config(data, instruct=spec.template == "chat")
-    return prepare_config(spec, config, reading, settings, guarded=True, has_data=True)
 
 
 def prepare_config(

@@ -15,8 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trace_transfer.data.tasks_file import locate
 from trace_transfer.errors import UserError, listing
-from trace_transfer.evaluation.sandbox.programs import Limits, run_programs
+from trace_transfer.evaluation.harness import HarnessEvaluation, is_installed, missing_harness, prepare_config
+from trace_transfer.evaluation.reading import Reading
+from trace_transfer.evaluation.sandbox.programs import Limits, require_isolation, run_programs
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.text_formats import MalformedTextError, json_lines, read_text
 
 if TYPE_CHECKING:
@@ -31,6 +36,28 @@ STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 # The official checker gives 3 s by the clock; these are 3 s of processor time, the same on an idle machine and on a
 # busy one. It limits neither memory nor files.
 LIMITS = Limits(cpu_seconds=3)
+
+
+def permission_problems(settings: EvaluateSettings) -> list[str]:
+    """What keeps programs that the model writes from being run."""
+    if settings.allow_code_execution:
+        return []
+    return [
+        "it runs programs that the model writes; give --allow-code-execution (allow_code_execution: true) if that is "
+        "what you want. They run in a child process without network and with limits on time, memory and files"
+    ]
+
+
+def prepare_humaneval(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
+    """HumanEval, whose programs run walled in; raises as `prepare_harness`."""
+    if problems := permission_problems(settings):
+        raise UserError(f"{spec.label}: " + "; ".join(problems))
+    if not is_installed():
+        raise UserError(missing_harness([spec.name]))
+    require_isolation()
+    data = None if spec.data is None else locate(spec.data, reading.directory)
+    config = harness_config(data, instruct=spec.template == "chat")
+    return prepare_config(spec, config, reading, settings, guarded=True, has_data=True)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -69,9 +96,7 @@ def harness_config(data_file: Path | None = None, *, instruct: bool = False) -> 
         "generation_kwargs": {"until": list(STOP), "max_gen_toks": 1024, "do_sample": False},
         "repeats": 1,
         "num_fewshot": 0,
-        "filter_list": [
-            {"name": "create_test", "filter": [{"function": "custom", "filter_fn": complete_prompts}]},
-        ],
+        "filter_list": [{"name": "create_test", "filter": [{"function": "custom", "filter_fn": complete_prompts}]}],
         "metadata": {"version": 1.0},
     }
     if instruct:
@@ -83,7 +108,7 @@ def harness_config(data_file: Path | None = None, *, instruct: bool = False) -> 
             ),
             "gen_prefix": "Here is the completed function:\n```python\n{{ prompt }}\n",
             "filter_list": [
-                {"name": "create_test", "filter": [{"function": "custom", "filter_fn": complete_prompts_in_block}]},
+                {"name": "create_test", "filter": [{"function": "custom", "filter_fn": complete_prompts_in_block}]}
             ],
             "metadata": {"version": 4.0},
         }

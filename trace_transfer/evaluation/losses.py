@@ -10,7 +10,7 @@ from trace_transfer.data.examples import IGNORED, TaskData
 from trace_transfer.data.tasks_file import TaskError
 from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, ratio_and_stderr
-from trace_transfer.evaluation.reading import Reading, read_examples
+from trace_transfer.evaluation.reading import Reading, encode, number_of, read_limited
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 
@@ -41,19 +41,21 @@ class LossEvaluation(Prepared):
 
 
 def prepare_loss(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> LossEvaluation:
-    """Read and encode the records, exactly as training does; raises as `read_examples`."""
+    """Read and encode the records, exactly as training does; raises as `read_limited` and `encode`."""
     if settings.backend != "hf" and spec.first_metric == "token-accuracy":
         raise TaskError(
             f"{spec.label}: token-accuracy needs the likeliest token at every place, which --backend "
             f"{settings.backend} does not give; use --backend hf"
         )
-    read = read_examples(spec, reading, settings, max_length=reading.longest(settings))
+    longest = reading.longest(settings)
+    records, sha256 = read_limited(spec, reading, settings)
+    data = encode(spec, records, reading, longest)
     told = {
-        "protocol": "mean over the tokens of the answers, encoded as in training", "template": read.data.template,
-        "limit": settings.limit_of(spec.limit), "max_length": reading.longest(settings), "num_cut": read.data.num_cut,
-        "notes": list(read.data.notes) or None,
+        "protocol": "mean over the tokens of the answers, encoded as in training", "template": data.template,
+        "limit": settings.limit_of(spec.limit), "max_length": longest, "num_cut": data.num_cut,
+        "notes": list(data.notes) or None,
     }  # fmt: skip
+    numbers = tuple(map(number_of, data.examples))
     return LossEvaluation(
-        spec, spec.first_metric, spec.higher_is_better, len(read.data.examples), read.sha256, told, read.data,
-        read.numbers,
-    )  # fmt: skip
+        spec, spec.first_metric, spec.higher_is_better, len(data.examples), sha256, told, data, numbers
+    )

@@ -30,7 +30,6 @@ from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_an
 from trace_transfer.evaluation.reading import (
     Reading,
     encode,
-    last_question,
     number_of,
     require_prompts,
     shortened,
@@ -104,15 +103,16 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading, settings: EvaluateSe
         for choice in record.choices
     )
     data = encode(spec, Records(spec.name, CHOICE_FIELDS[0], len(records), conversations), reading)
-    questions = [last_question(example) for example in data.examples]
-    require_prompts(spec, [one.prompt_ids for one in questions], list(map(number_of, data.examples)))
+    ends = [example.content or (0, 0) for example in data.examples]  # of what was not cut there is one
+    asked = [example.input_ids[:start] for example, (start, _) in zip(data.examples, ends, strict=True)]
+    require_prompts(spec, asked, list(map(number_of, data.examples)))
     special, longest = special_ids(reading.tokenizer), reading.longest(settings)
     examples, num_cut = [], 0
-    for example, question in zip(data.examples, questions, strict=True):
-        answer = question.answer_ids
+    for example, whole, (start, end) in zip(data.examples, asked, ends, strict=True):
+        answer = example.input_ids[start:end]  # without what the template puts first, and without the end of the turn
         if len(answer) >= longest:
             raise TaskError(f"{spec.label}: {example.id}: a choice of {len(answer)} tokens, of {longest} at most")
-        (prompt,), cut = shortened([question.prompt_ids], longest - len(answer), special)
+        (prompt,), cut = shortened([whole], longest - len(answer), special)
         num_cut += cut
         examples.append(Example(example.id, (*prompt, *answer), (*[IGNORED] * len(prompt), *answer)))
     told = {

@@ -48,10 +48,9 @@ class EvaluateSettings(Settings):
     attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
     seed: Seed = setting(1234, "Seed of few-shot examples and of sampled answers.")
     allow_code_execution: bool = setting(
-        False,
-        "Run the programs that the model writes (humaneval), in a sandbox without network, with limits.",
+        False, "Run the programs that the model writes (humaneval), in a sandbox without network, with limits.",
         common=True,
-    )
+    )  # fmt: skip
     save_samples: bool = setting(True, "Keep every prompt and answer.", group="Output")
 
     def contradictions(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,3 +175,17 @@ def _remedy(source: ModelSource) -> str:
     if source.directory is None:
         return "check the name, which files there are, and your connection"
     return "copy the files of the model it was made from"
+
+
+def require_vocabulary(name: str, texts: Iterable[Sequence[int]], config: Any) -> None:
+    """Refuse token ids that a model has no row for.
+
+    Raises:
+        ModelError: the tokenizer belongs to another model.
+    """
+    largest, size = max((max(ids) for ids in texts if ids), default=0), config.get_text_config().vocab_size
+    if largest >= size:
+        raise ModelError(
+            f"{name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the tokenizer "
+            "belongs to another model"
+        )

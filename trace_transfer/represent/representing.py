@@ -20,17 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trace_transfer.data.encoding import encode_task
+from trace_transfer.data.probe import token_matrix
 from trace_transfer.data.records import Record, Records, read_records
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
-from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import FamilyRegistry, load_families
-from trace_transfer.files import (
-    refuse_inputs,
-    remove_leftovers,
-    sha256_text,
-    write_text,
-)
+from trace_transfer.files import refuse_inputs, remove_leftovers, sha256_text, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
@@ -214,11 +210,7 @@ def _plan_model(
         for example in encode_task(as_written(spec), one, tokenizer, max_length=UNCUT).examples
     ]
     ids = tuple(text[:max_length] for text in whole)
-    if (largest := max(map(max, ids))) >= config.vocab_size:
-        raise ModelError(
-            f"{state.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {config.vocab_size} "
-            "tokens: the tokenizer belongs to another model"
-        )
+    require_vocabulary(state.source.name, ids, config)
     positions, longest = getattr(config, "max_position_embeddings", None), max(map(len, ids))
     if positions and longest > positions:
         raise ModelError(
@@ -308,13 +300,11 @@ def _coordinates(plan: RepresentPlan, embeddings: Sequence[Tensor], reporter: Re
 
 def _represented(planned: PlannedModel, found_ND: NDArray[np.float32], task_N: NDArray[np.int64]) -> RepresentedModel:
     return RepresentedModel(
-        label=planned.label,
-        model=planned.opened.identity,
-        fingerprint=planned.state.fingerprint,
+        label=planned.label, model=planned.opened.identity, fingerprint=planned.state.fingerprint,
         silhouette=maths.silhouette(found_ND, task_N),
         distances=tuple(map(tuple, maths.centroid_distances(found_ND, task_N).tolist())),
         spread=tuple(maths.spread(found_ND, task_N).tolist()),
-    )
+    )  # fmt: skip
 
 
 def _data_sha256(records: Records) -> str:
@@ -350,8 +340,9 @@ def embed_texts(
     """
     embeddings_ND = torch.empty(len(ids), model.config.get_text_config().hidden_size)
     for texts in batches(ids, batch_size):
-        ids_bt, mask_bt = _padded([ids[text] for text in texts])
-        ids_bt, mask_bt = ids_bt.to(model.device), mask_bt.to(model.device)
+        ids_bt = token_matrix([ids[text] for text in texts]).to(model.device)
+        lengths_b = torch.tensor([len(ids[text]) for text in texts], device=model.device)
+        mask_bt = (torch.arange(ids_bt.shape[1], device=model.device) < lengths_b[:, None]).long()
         hidden_btD = model.base_model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).last_hidden_state
         embeddings_ND[texts] = (_mean if pool == "mean" else _last)(hidden_btD, mask_bt).float().cpu()
         advance()
@@ -367,17 +358,6 @@ def batches(ids: Ids, batch_size: int) -> Iterator[list[int]]:
 
 def num_batches(ids: Ids, batch_size: int) -> int:
     return -(-len(ids) // batch_size)
-
-
-def _padded(ids: Ids) -> tuple[Tensor, Tensor]:
-    """Ids and mask [b, t], padded on the right: left padding gives NaN with eager attention."""
-    longest = max(map(len, ids))
-    ids_bt = torch.zeros(len(ids), longest, dtype=torch.int64)
-    mask_bt = torch.zeros_like(ids_bt)
-    for row, text in enumerate(ids):
-        ids_bt[row, : len(text)] = torch.tensor(text)
-        mask_bt[row, : len(text)] = 1
-    return ids_bt, mask_bt
 
 
 def _mean(hidden_btD: Tensor, mask_bt: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ class RepresentSettings(Settings):
     GROUP: ClassVar[str] = "Embeddings"
 
     pool: Literal["mean", "last"] = setting(
-        "mean",
-        "Embedding of a text: the final hidden state, as the mean over its tokens or of the last token.",
+        "mean", "Embedding of a text: the final hidden state, as the mean over its tokens or of the last token.",
         common=True,
-    )
+    )  # fmt: skip
     max_examples: Annotated[int, Ge(3), Le(LARGEST)] | None = setting(
         200, "Texts drawn from each task, at most. tasks.yaml may ask for fewer.", common=True
     )

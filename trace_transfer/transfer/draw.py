@@ -83,14 +83,11 @@ def view_of(
     """What is shown of a layer match; `by_target` says that target layers chose their source layers."""
     runner_ups = [(pair, pair.runner_up) for pair in pairs if pair.runner_up is not None]
     return View(
-        name=name,
-        similarity=similarity,
-        pairs=tuple((pair.source, pair.target) for pair in pairs),
+        name=name, similarity=similarity, pairs=tuple((pair.source, pair.target) for pair in pairs),
         runner_ups=tuple((other, p.target) if by_target else (p.source, other) for p, other in runner_ups),
-        margins={(p.source, p.target): p.margin for p in pairs if p.margin is not None},
-        used=used,
+        margins={(p.source, p.target): p.margin for p in pairs if p.margin is not None}, used=used,
         ambiguous=frozenset((pair.source, pair.target) for pair in pairs if pair.is_ambiguous),
-    )
+    )  # fmt: skip
 
 
 def write_png(path: Path, heatmap: Heatmap) -> None:

@@ -21,9 +21,9 @@ import torch
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
-from trace_transfer.errors import ArtefactError, ModelError, UserError, listing
+from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.correspondence import Correspondence, build_correspondence
-from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import (
     check_directory,
@@ -103,16 +103,12 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     opened = _open_cores(cores, source, target)
     probe = load_probe(settings.probe)
     rows = plan_rows(
-        probe,
-        load_tokenizer(source.source),
-        load_tokenizer(target.source),
-        kind=settings.rows,
-        num_minibatches=1 if settings.rows == "example" else settings.minibatches,
-        max_length=settings.max_length,
+        probe, load_tokenizer(source.source), load_tokenizer(target.source), kind=settings.rows,
+        num_minibatches=1 if settings.rows == "example" else settings.minibatches, max_length=settings.max_length,
         seed=settings.seed,
-    )
+    )  # fmt: skip
     for model, reading in ((source, rows.source), (target, rows.target)):
-        _require_own_tokenizer(model, reading)
+        require_vocabulary(model.source.name, reading.ids, model.config)
     device = resolve_device(settings.device)
     for model in (source, target):
         require_attention(model.config, settings.attention)
@@ -128,15 +124,6 @@ def _open_cores(cores: Sequence[str | Path], source: OpenModel, target: OpenMode
         )
     check_cores_fit([(str(path), core) for path, core in opened], source, target)
     return opened
-
-
-def _require_own_tokenizer(model: OpenModel, reading: Reading) -> None:
-    largest, size = max(max(ids) for ids in reading.ids if ids), model.config.get_text_config().vocab_size
-    if largest >= size:
-        raise ModelError(
-            f"{model.source.name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the "
-            "tokenizer belongs to another model"
-        )
 
 
 @dataclass(frozen=True)
@@ -284,13 +271,9 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
         for name in names:
             splits = settings.splits if name == settings.representation else 0
             matches[name] = match_layers(
-                source.stacks[name],
-                target.stacks[name],
-                similarity=settings.similarity,
-                policy=settings.match,
-                num_splits=splits,
-                seed=settings.seed,
-            )
+                source.stacks[name], target.stacks[name], similarity=settings.similarity, policy=settings.match,
+                num_splits=splits, seed=settings.seed,
+            )  # fmt: skip
             advance()
     match = matches[settings.representation]
     massive = [
@@ -381,12 +364,9 @@ class _Carrying:
         """Write the correspondence and the carried core files; returns the files."""
         payload: dict[str, Any] = self.correspondence.to_payload()
         listed = CorrespondenceFile(
-            source=self.source.identity,
-            target=self.target.identity,
-            layer_match_sha256=self.match_sha256,
-            libraries=library_versions(),
-            **payload,
-        )
+            source=self.source.identity, target=self.target.identity, layer_match_sha256=self.match_sha256,
+            libraries=library_versions(), **payload,
+        )  # fmt: skip
         contents = {CORRESPONDENCE: listed, **{core_name(one.core): one.core for one in carried}}
         for name, content in contents.items():
             write_text(directory / name, to_json(content))

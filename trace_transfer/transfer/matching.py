@@ -183,13 +183,10 @@ def _rate(pair: tuple[int, int], matrix_ST: Matrix, by_target: bool, split: Spli
     known = not np.isnan(others).all() and not np.isnan(value)
     runner_up = int(np.nanargmax(others)) if known else None
     return LayerPair(
-        source=s,
-        target=t,
-        similarity=None if np.isnan(value) else float(value),
-        margin=float(value - others[runner_up]) if runner_up is not None else None,
-        runner_up=runner_up,
+        source=s, target=t, similarity=None if np.isnan(value) else float(value),
+        margin=float(value - others[runner_up]) if runner_up is not None else None, runner_up=runner_up,
         flip_rate=split.flip_rates.get(t if by_target else s) if split else None,
-    )
+    )  # fmt: skip
 
 
 def _warnings(

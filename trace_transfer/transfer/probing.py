@@ -117,18 +117,9 @@ def read_grams(
             advance()
 
         read_layers(
-            model.config,
-            checkpoint,
-            model.anatomy.layer_path,
-            reading,
-            plan.texts_R,
-            consume,
-            name=model.name,
-            batch_size=settings.batch_size,
-            device=settings.device,
-            dtype=settings.dtype,
-            attention=settings.attention,
-        )
+            model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
+            batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype, attention=settings.attention,
+        )  # fmt: skip
     if file is not None:
         try:
             write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})

@@ -103,7 +103,6 @@ class MapSettings(Settings):
     attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
     seed: Seed = setting(0, "Seed of the rows drawn and of a shuffled match.")
     cache: Path | None = setting(
-        cache_directory,
-        "Directory that keeps activations of each model, so that another --match takes seconds.",
+        cache_directory, "Directory that keeps activations of each model, so that another --match takes seconds.",
         group="Output",
-    )
+    )  # fmt: skip

@@ -120,20 +120,13 @@ def carry(
             f"core set of task '{core.task}': nothing of it has a counterpart in the target:\n{reasons}"
         )
     transfer = Transfer(
-        model=core.model,
-        core_sha256=core_sha256,
-        layer_match_sha256=layer_match_sha256,
-        rules=(correspondence.source.family, correspondence.target.family),
-        carry=how,
-    )
+        model=core.model, core_sha256=core_sha256, layer_match_sha256=layer_match_sha256,
+        rules=(correspondence.source.family, correspondence.target.family), carry=how,
+    )  # fmt: skip
     translated = CoreFile(
-        task=core.task,
-        model=target.identity,
-        method=core.method.model_copy(update={"ratio": ratio}),
-        parameters=tensors,
-        transferred_from=transfer,
-        libraries=library_versions(),
-    )
+        task=core.task, model=target.identity, method=core.method.model_copy(update={"ratio": ratio}),
+        parameters=tensors, transferred_from=transfer, libraries=library_versions(),
+    )  # fmt: skip
     return Carried(translated, core, dropped)
 
 
@@ -145,17 +138,10 @@ def _entry(units: Sequence[Unit], correspondence: Correspondence, scored: Mappin
     told = [source for source in sources if scored[source].core or not core]
     names = dict.fromkeys(s.label for s in sorted(told, key=lambda s: (-scored[s].score, s.label)))
     return CoreTensor(
-        name=unit.name,
-        shape=unit.shape,
-        rows=unit.rows,
-        columns=unit.columns,
-        depth=unit.depth,
-        component="+".join(dict.fromkeys(one.component for one in units)),
-        layer=unit.layer,
-        score=max((scored[source].score for source in sources), default=None),
-        core=core,
-        sources=tuple(names) or None,
-    )
+        name=unit.name, shape=unit.shape, rows=unit.rows, columns=unit.columns, depth=unit.depth,
+        component="+".join(dict.fromkeys(one.component for one in units)), layer=unit.layer,
+        score=max((scored[source].score for source in sources), default=None), core=core, sources=tuple(names) or None,
+    )  # fmt: skip
 
 
 def _best_similarity(

@@ -122,12 +122,7 @@ def program_filter(pid: int, machine: str) -> bytes:
         "tgkill": _one_of(0, (pid,)),
         "prlimit64": _null(2),
     }
-    instructions = [
-        (LOAD, 0, 0, ARCHITECTURE),
-        (EQUAL, 1, 0, ARCHITECTURES[machine]),
-        KILL,
-        (LOAD, 0, 0, NUMBER),
-    ]
+    instructions = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, ARCHITECTURES[machine]), KILL, (LOAD, 0, 0, NUMBER)]
     for name, numbers in (ALLOWED | RESTRICTED).items():
         number, rule = numbers[column], rules[name]
         if number is not None:
