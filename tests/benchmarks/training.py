@@ -153,6 +153,7 @@ def trl(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, fl
     ordered = [one for step in plan(data, TrainSettings(batch_size=batch)).batches() for one in step.examples]
     rows = {"input_ids": [one.input_ids for one in ordered], "labels": [one.labels for one in ordered]}
     model = clock.noting(base.load)(torch.float32)
+    model.is_quantized = False  # its file was
     if way in ("masked", *TOGETHER):
         mask = masks(base.inventory.shapes)[way]
         for name, parameter in model.named_parameters():

@@ -136,7 +136,7 @@ def in_a_trainer(
         output_dir=str(out), per_device_train_batch_size=BATCH if parallel == "one" else 1, num_train_epochs=1,
         learning_rate=RATE, weight_decay=DECAY, max_grad_norm=NORM, lr_scheduler_type="constant", logging_steps=1,
         train_sampling_strategy="sequential", report_to="none", optim="adamw_torch", disable_tqdm=True,
-        bf16=False, **{"gradient_checkpointing": False, "save_strategy": "no", **options, **more},
+        **{"bf16": False, "gradient_checkpointing": False, "save_strategy": "no", **options, **more},
     )  # fmt: skip
     rows = batches().flatten(0, 1).tolist()
     data = Dataset.from_dict({"input_ids": rows, "labels": rows})

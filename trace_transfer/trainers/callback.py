@@ -14,6 +14,12 @@ from trace_transfer.patch.patches import SUFFIX
 from trace_transfer.trainers.frozen import CoreTraining, freeze_except, require_no_fsdp1
 
 
+def _keeps_full_states(args: Any) -> bool:
+    """Whether checkpoints hold optimizer states by the names of whole tensors; FULL_STATE_DICT is the default."""
+    kind = args.fsdp_config.get("state_dict_type", "FULL_STATE_DICT")
+    return str(kind) == "FULL_STATE_DICT" and args.save_strategy != "no" and not args.save_only_model
+
+
 class CoreCallback(TrainerCallback):
     """Trains a core set alone: `SFTTrainer(model, ..., callbacks=[tt.CoreCallback("math.core.json")])`.
 
@@ -37,6 +43,11 @@ class CoreCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:
         self.trained = freeze_except(model, self.core, base=self.base)
+        if args.fsdp and self.trained.mask.sliced and _keeps_full_states(args):
+            raise UserError(
+                "rows are core, and FSDP's checkpoints are FULL_STATE_DICT, from which torch cannot resume rows; say "
+                "`state_dict_type: SHARDED_STATE_DICT` in `fsdp_config`, or `save_only_model: true`"
+            )
         loads_on_meta = args.fsdp and str(args.fsdp_config.get("cpu_ram_efficient_loading")).lower() == "true"
         if args.fsdp and not loads_on_meta and (tied := self.trained.tied_parts):
             raise UserError(
