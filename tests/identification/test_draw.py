@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.core_files import write_core
-from tests.transfer.test_draw import CHROMIUM, OFFLINE, Elements, needs_chromium, plots_in, rendered
+from tests.transfer.test_draw import Elements, needs_chromium, plots_in, rendered
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.families.model_handle import open_model
@@ -324,34 +323,6 @@ def test_page_refers_to_nothing_outside_and_is_the_same_again(tmp_path: Path) ->
     assert "no score" in own
 
 
-def screenshot(page: Path, folder: Path) -> tuple[Path, list[str]]:
-    """What a window of 1280 × 800 shows, and what the page complained of."""
-    picture = folder / "shot.png"
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        "--window-size=1280,800", f"--user-data-dir={folder / 'profile'}", f"--host-resolver-rules={OFFLINE}",
-        "--virtual-time-budget=8000", "--enable-logging=stderr", f"--screenshot={picture}", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return picture, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@needs_chromium
-def test_page_in_a_window(tmp_path: Path) -> None:
-    from PIL import Image
-
-    page = tmp_path / "importance.html"
-    write_importance_html(page, several(64))
-    picture, complaints = screenshot(page, tmp_path)
-    assert complaints == []
-    with Image.open(picture) as image:
-        colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    viridis = {(68, 1, 84), (253, 231, 37)}
-    shown = {tuple(colour) for colour in np.unique(colours, axis=0).tolist()}
-    assert viridis <= shown, "the least and the largest score have the ends of the scale"
-
-
 @needs_chromium
 def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
     page = tmp_path / "importance.html"
@@ -366,25 +337,6 @@ def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
     after = rendered(page, tmp_path, click)
     assert re.findall(r'data-choice="(\w+)" aria-pressed="true"', after) == ["1"]
     assert ">rank</text>" in after and ">score</text>" not in after
-
-
-@needs_chromium
-def test_pointing_at_a_cell(tmp_path: Path) -> None:
-    page = tmp_path / "importance.html"
-    write_importance_html(page, [llama(num_layers=24)])
-    low, high = importance_of([llama(num_layers=24)]).extent
-    hover = f"""
-        const point = () => {{
-          const area = document.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
-          area.dispatchEvent(new MouseEvent("mousemove", {{clientX: box.left + box.width * 1.5 / 7, bubbles: true,
-            clientY: box.bottom - box.height * {(5 - low) / (high - low)}}}));
-        }};
-        setTimeout(point, 1500);"""
-    label = re.search(r'<g class="hovertext".*?</g>', rendered(page, tmp_path, hover), flags=re.DOTALL)
-    assert label is not None
-    lines = re.findall(r"<tspan[^>]*>([^<]+)</tspan>", label[0])
-    assert lines[:2] == ["layer 5, A-K (attention key)", "model.layers.5.self_attn.k_proj.weight"]
-    assert re.fullmatch(r"score 0\.\d+, rank \d+ of 218, not core", lines[2])
 
 
 @needs_chromium
@@ -433,23 +385,3 @@ def test_picture(tmp_path: Path, num_layers: int) -> None:
     assert (grey[:, [0, -1]] == 255).all() and (grey[[0, -1]] == 255).all(), "something is cut off at the edge"
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "fewer.png").read_bytes()
-
-
-def test_picture_of_every_family(scored: Make, tmp_path: Path) -> None:
-    for family in ("gemma3_text", "gpt2", "olmo2"):
-        write_importance_png(tmp_path / f"{family}.png", [scored(family)])
-        assert (tmp_path / f"{family}.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "importance.html"
-    page.write_text("old", "utf-8")
-
-    def cut_short(path: Path, text: str, encoding: str) -> None:
-        path.write_bytes(text[:10].encode(encoding))
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_text", cut_short)
-    with pytest.raises(OSError, match="no space left"):
-        write_importance_html(page, [llama()])
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("importance.html", b"old")]
