@@ -138,17 +138,16 @@ def best_parameters(
     Args:
         within: task → where they are chosen from.
     """
-    method, shares = METHODS[settings.method].of_parameters, inputs.statistics()
+    method = METHODS[settings.method].of_parameters
     assert method is not None  # refused before
     order = {entry.name: number for number, entry in enumerate(inputs.entries)}
     part_P = takes_part(inputs.entries, settings)
     count = int(settings.ratio * sum(entry.num_elements for entry in inputs.entries) + ROUNDING)
     best = [BestPlaces(max(1, count)) for _ in inputs.tasks]
-    chosen = shares.of_entries(part_P)
-    needs_others = inputs.text_P is not None or len(inputs.tasks) > 1
-    means = [
-        mean_noise(chosen.others_P(task), chosen.numel_P) if needs_others else 0.0 for task in range(len(inputs.tasks))
-    ]
+    statistics = inputs.statistics().of_entries(part_P)
+    means = [0.0] * len(inputs.tasks)
+    if inputs.text_P is not None or len(inputs.tasks) > 1:
+        means = [mean_noise(statistics.others_P(task), statistics.numel_P) for task in range(len(inputs.tasks))]
     with reporter.task("choosing parameters", len(gradients.layers)) as advance:
         gradients.advance = advance
         for moments in gradients.tensors():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.distributed import Ranks
@@ -57,7 +58,7 @@ def freeze_except(
 ) -> CoreTraining:
     """Freeze a model but for a core set, before an optimizer is made and before DDP, FSDP or DeepSpeed get it.
 
-    Of a tensor of which rows are core, the rows alone have a gradient and optimizer state. State dicts, checkpoints and
+    Of a tensor that is core in part, that part alone has a gradient and optimizer state. State dicts, checkpoints and
     `save_pretrained` have whole tensors under their ordinary names all the time. As a context manager, the model is
     ordinary again at the end.
 
@@ -158,7 +159,8 @@ class CoreTraining:
             dtype, digest = self._frozen[name]
             now = converted(outside(value, part), dtype)
             if now is None or _digest(now) != digest:
-                problems.append(f"{name}: {'rows that are not core' if part else 'not core'}, and moved")
+                where = "parameters" if isinstance(part, Chosen) else "rows"
+                problems.append(f"{name}: {f'{where} that are not core' if part else 'not core'}, and moved")
             elif parameter.requires_grad and part is None and not self._merged:
                 problems.append(f"{name}: not core, and requires a gradient")
         if self._any(bool(problems)):
@@ -289,7 +291,7 @@ def require_no_fsdp1(model: nn.Module) -> None:
 
 
 def _require_no_optimizer(model: nn.Module, mask: Mask) -> None:
-    """Of a tensor of which rows are core, an optimizer made before would have the whole one, and never the rows."""
+    """Of a tensor that is core in part, an optimizer made before would have the whole one, and never the part."""
     sliced = {id(parameter): name for name, parameter in model.named_parameters() if name in mask.sliced}
     if not sliced:
         return
@@ -299,7 +301,7 @@ def _require_no_optimizer(model: nn.Module, mask: Mask) -> None:
             if held:
                 raise WrappedModelError(
                     f"an optimizer ({type(found).__name__}) was made before the model was frozen: it has the whole of "
-                    f"{held[0]}, of which rows are core, and would never train them; freeze first, or `del` it"
+                    f"{held[0]}, which is core in part, and would never train that; freeze first, or `del` it"
                 )
 
 
