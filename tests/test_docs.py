@@ -203,6 +203,7 @@ def test_settings_files_are_read(page, here):
     from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.families.registry import load_families
     from trace_transfer.study.run_file import load_run
+    from trace_transfer.text_formats import read_yaml
     from trace_transfer.training.settings import load_stream
 
     readers = {
@@ -211,6 +212,7 @@ def test_settings_files_are_read(page, here):
         "stream.yaml": load_stream,
         "mine.yaml": load_suite,
         "my_family.yaml": load_families,
+        "train.yaml": lambda file: StreamSettings.of(**read_yaml(file)),
     }
     for name in write_settings(here, page):
         assert readers[name](here / name)

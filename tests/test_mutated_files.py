@@ -187,7 +187,7 @@ def steps(directory: Path) -> dict[str, Kind]:
         found = checkpointing.find(training)
         assert found is not None
         checkpointing.require_same(found, found.identity)
-        found.require_whole(["a.weight"], ["master", "exp_avg"])
+        found.require_whole({"a.weight": ["master", "exp_avg"]})
 
     (training / "loss.csv").write_text(to_csv(history))
     return {

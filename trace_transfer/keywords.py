@@ -132,6 +132,10 @@ class StreamKeywords(TypedDict, total=False):
     max_length: int  # 1024
     too_long: Literal["cut", "leave-out"]  # "cut"
     order: str | Sequence[str]  # ()
+    eval_share: float | None  # None
+    eval_every: int | None  # None
+    patience: int | None  # None
+    keep_best: bool  # False
     save_dtype: Literal["stored", "float32"]  # "stored"
     lora_rank: int  # 8
     lora_alpha: float  # 16.0

@@ -8,6 +8,8 @@ reading.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from inspect import cleandoc
 from typing import Any
 
@@ -28,7 +30,7 @@ TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
 
 
 def schema_of(file: str) -> Schema:
-    """The schema of `run`, `tasks`, `stream`, `suite` or `rules`."""
+    """The schema of `run`, `tasks`, `stream`, `suite`, `rules`, or of a command's settings."""
     return {"$schema": DIALECT, **SCHEMAS[file](), "title": f"trace-transfer: {file}"}
 
 
@@ -97,10 +99,11 @@ def _rules() -> Schema:
     return found
 
 
-SCHEMAS = {
+SCHEMAS: dict[str, Callable[[], Schema]] = {
     "run": _run,
     "tasks": lambda: _object({"tasks": _list(_described(TaskSpec))}, ("tasks",)),
     "stream": lambda: _object({"tasks": _list(_described(StreamTask))}, ("tasks",)),
     "suite": lambda: _object({"evaluations": _list(_described(EvaluationSpec))}, ("evaluations",)),
     "rules": _rules,
+    **{name: partial(settings_schema, kind) for name, kind in SECTIONS.items()},
 }

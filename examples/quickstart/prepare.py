@@ -46,10 +46,13 @@ def write_from_gguf(folder: Path, file: str, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from trace_transfer.engine.distributed import quiet
+
     read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     unquantised = AutoModelForCausalLM.from_config(_without_quantisation(read.config), dtype=torch.float32)
     unquantised.load_state_dict(read.state_dict())
-    unquantised.save_pretrained(directory)
+    with quiet():  # accelerate imports DeepSpeed, which tells what machine this is
+        unquantised.save_pretrained(directory)
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
 
 

@@ -41,7 +41,9 @@ def run(
     """Train; returns the result and the trained values. Options of `train` by name, all others are settings."""
     values: dict[str, torch.Tensor] = {}
     passed = {
-        key: options.pop(key) for key in ("mask", "describe", "stop", "reporter", "label", "finish") if key in options
+        key: options.pop(key)
+        for key in ("mask", "describe", "held_out", "stop", "reporter", "label", "finish")
+        if key in options
     }
     result = train(
         BaseModel(ModelSource.parse(model)), data or make_task(), settings(**options), directory=directory,

@@ -123,18 +123,19 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_a_checkpoint_that_lacks_values_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpointing, "SHARD_BYTES", 1)
     path = checkpointing.write(tmp_path, IDENTITY, STEPS, 1.0, states())
-    kinds = ("master", "exp_avg", "exp_avg_sq")
+    two = dict.fromkeys(["a.weight", "b/c.bias"], ("master", "exp_avg", "exp_avg_sq"))
+    three = {**two, "z": two["a.weight"]}
     saved = checkpointing.find(tmp_path)
-    saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+    saved.require_whole(three)
     with pytest.raises(TrainingError, match="z/master: is of nothing that is trained"):
-        saved.require_whole(["a.weight", "b/c.bias"], kinds)
+        saved.require_whole(two)
     whole = (path / "00001.safetensors").read_bytes()
     (path / "00001.safetensors").write_bytes(whole[:-1])
     with pytest.raises(TrainingError, match=r"00001\.safetensors: damaged"):
-        saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+        saved.require_whole(three)
     (path / "00001.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"(?s)b/c.bias/exp_avg: is not there.*b/c.bias/master: is not there"):
-        saved.require_whole(["a.weight", "b/c.bias", "z"], kinds)
+        saved.require_whole(three)
 
 
 LOGGED = [Step(1, 1 / 3, 1e-5, 2.5, 100, 40), Step(2, math.pi, 3.3333333333333335e-06, 1e-300, 7, 1)]

@@ -41,13 +41,21 @@ ARGS = {
 }
 ROUGH = {"muon": 1e-5, "adamw_8bit": 1e-4, "lion_8bit": 1e-4}  # of losses: bfloat16, 8 bits
 NEEDS = {"adamw_8bit": "bitsandbytes", "lion_8bit": "bitsandbytes"}
+FAST = {("adamw_torch", 2), ("adamw_torch_fused", 0), ("sgd", 3), ("adafactor", 0), ("muon", 0), ("adamw_8bit", 0)}
 WAYS = [
-    pytest.param(name, zero, precision, marks=[pytest.mark.slow] if precision != "float32" else [])
+    (name, zero, precision)
     for name in ARGS
     for zero, precision in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "float32"))
     if not (zero and OPTIMIZERS[name].whole)
 ]
-IN_FLOAT32 = [way.values[:2] for way in WAYS if not way.marks]
+
+
+def marked(ways):
+    """Each optimizer in one way; the others are slow."""
+    return [
+        pytest.param(*way, marks=[] if way[:2] in FAST and "bfloat16" not in way else [pytest.mark.slow])
+        for way in ways
+    ]  # fmt: skip
 
 
 def by_hand(name, leaves):
@@ -78,7 +86,7 @@ def described(model):
     return anatomy.describe
 
 
-@pytest.mark.parametrize(("name", "zero"), IN_FLOAT32)
+@pytest.mark.parametrize(("name", "zero"), marked([way[:2] for way in WAYS if "float32" in way]))
 def test_what_its_library_does(tiny, tmp_path, name, zero):
     """With rows, a rate and a decay for some tensors, clipped."""
     pytest.importorskip(NEEDS.get(name, "torch"))
@@ -93,7 +101,7 @@ def test_what_its_library_does(tiny, tmp_path, name, zero):
     assert (moved > (1e-4 if name == "muon" else 1e-5)).double().mean() < (0.02 if name in NEEDS else 1e-3), moved.max()
 
 
-@pytest.mark.parametrize(("name", "zero", "precision"), WAYS)
+@pytest.mark.parametrize(("name", "zero", "precision"), marked(WAYS))
 def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, name, zero, precision):
     pytest.importorskip(NEEDS.get(name, "torch"))
     model = tiny("llama")
@@ -112,7 +120,7 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, name, zero, p
 
 
 @pytest.mark.parametrize("name", ARGS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_its_state_is_what_is_told_of_it(tiny, name, precision):
     """So that memory is counted, and a checkpoint has all of it."""
     pytest.importorskip(NEEDS.get(name, "torch"))
@@ -182,10 +190,24 @@ def test_what_contradicts(given, told):
     [
         ({"learning_rate_of": {"atention": 1e-4}}, r"mean no tensor(.|\n)*- atention\n(.|\n)* attention.query, "),
         ({"no_decay": ("model.layers.9.*",)}, r"mean no tensor(.|\n)*- model.layers.9.\*\n"),
-        ({"learning_rate_of": {"norm": 1e-4, "model.norm.*": 1e-5}}, "norm.weight: 0.0001 by 'norm', 1e-05 by 'model"),
+        (
+            {"learning_rate_of": {"*.norm.*": 1e-4, "model.norm.*": 1e-5}},
+            "norm.weight: 0.0001 by '.*norm.*', 1e-05 by 'm",
+        ),
     ],
 )
 def test_keys_that_mean_nothing_or_one_tensor_twice(tiny, given, told):
     anatomy = anatomy_of(BaseModel(ModelSource.parse(tiny("llama"))).inventory, load_families())
     with pytest.raises(UserError, match=told):
         require_known(TrainSettings(**given), anatomy)
+    require_known(TrainSettings(no_decay=("bias", "norm", "mlp.router")), anatomy)  # of other models
+
+
+def test_the_closest_key_wins():
+    keys = ["attention", "attention.query", "bias", "model.layers.0.*", "model.layers.0.self_attn.q_proj.bias"]
+    given = {key: 10.0**-number for number, key in enumerate(keys)}
+    for number, name in enumerate(["k", "q", "q.bias", "model.layers.0.q.bias", *keys[4:]]):
+        component = "attention.key" if number == 0 else "attention.query"
+        chosen = TrainSettings(learning_rate_of=given)
+        found = treatments({name: (2,)}, chosen, lambda name, component=component: (name, (component,)))
+        assert found[name].learning_rate == given[keys[number]]

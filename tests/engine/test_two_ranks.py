@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.engine.made_up import make_task, settings
-from tests.engine.two_ranks import CASES, RESUMED, TRAINED
+from tests.engine.made_up import make_task, run, settings
+from tests.engine.two_ranks import CASES, HELD_OUT, RESUMED, TRAINED
 from tests.reference.train_loop import train_slowly
 from trace_transfer.engine.batches import plan
+from trace_transfer.engine.held_out import read_csv
 
 ROOT = Path(__file__).parents[2]
 STAGES = {
@@ -85,6 +86,16 @@ def test_resumed_is_the_same_to_the_bit(results, out, case):
     assert resumed.keys() == undisturbed.keys()
     assert [name for name in resumed if not torch.equal(resumed[name], undisturbed[name])] == []
     assert (out / f"{case}-resumed" / "loss.csv").read_text() == (out / case / "loss.csv").read_text()
+    evaluations = read_csv(out / f"{case}-resumed" / "eval.csv")
+    assert [one.step for one in evaluations] == [2, 4, 6]
+
+
+def test_evaluated_as_by_one_process(model, out, tmp_path):
+    """Of float32 without ZeRO; the weights differ by what the order of sums rounds."""
+    alone, _ = run(model, tmp_path, epochs=2, held_out=HELD_OUT)
+    for one, two in zip(alone.evaluations, read_csv(out / "zero0-resumed" / "eval.csv"), strict=True):
+        assert (one.step, one.supervised) == (two.step, two.supervised)
+        assert one.losses == pytest.approx(two.losses, rel=1e-5)
 
 
 def test_masked_with_a_rank_that_has_nothing_to_do(out, model):

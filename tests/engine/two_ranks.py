@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tests.engine.made_up import make_task, run
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine import checkpointing, engine
+from trace_transfer.engine.held_out import HeldOut, read_csv
 from trace_transfer.errors import TrainingError
 
 CASES = {
@@ -27,7 +28,13 @@ CASES = {
     "zero2": {"zero": 2},
     "zero3": {"zero": 3, "gradient_checkpointing": True},
 }
-RESUMED = ("zero0", "zero1", "zero3")
+GROUPS = {"learning_rate_of": {"*.mlp.*": 1e-2}, "no_decay": ("*norm*",), "weight_decay": 1.0}
+OPTIMIZERS = {
+    "muon": {"zero": 0, "optimizer": "muon", **GROUPS},
+    "sgd": {"zero": 2, "optimizer": "sgd", "optimizer_args": {"momentum": 0.9}, **GROUPS},
+}
+RESUMED = ("zero0", "zero1", "zero3", *OPTIMIZERS)
+HELD_OUT = HeldOut((make_task(5, seed=11, name="law"), make_task(4, seed=12, name="math")), every=2)
 TRAINED = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
 
 
@@ -63,22 +70,24 @@ def main(model: Path, out: Path) -> None:
 
     engine.PERSISTENT = 0  # or nothing of a tiny model would be partitioned
     engine.Engine.__init__ = build_and_look
-    for name, options in CASES.items():
+    for name, options in (CASES | OPTIMIZERS).items():
         results[name] = {}
         result, values = run(model, out / name, epochs=2, **options)
         results[name] |= {"losses": result.losses, "tokens": result.tokens}
         gc.freeze()  # DeepSpeed collects garbage many times while it is built, and all libraries are loaded now
         keep(out, name, values)
-    for case in RESUMED:
-        name = f"{case}-resumed"
+    for case in RESUMED:  # with evaluations, which change no bit
+        name, options = f"{case}-resumed", {"epochs": 2, "held_out": HELD_OUT, **(CASES | OPTIMIZERS)[case]}
         results[name] = {}
         checkpointing.write = write_and_stop
         try:
-            run(model, out / name, epochs=2, checkpoint_minutes=0, **CASES[case])
+            run(model, out / name, checkpoint_minutes=0, **options)
         except TrainingError as error:
             results[name]["stopped"] = str(error)
         checkpointing.write = WRITE
-        keep(out, name, run(model, out / name, epochs=2, **CASES[case])[1])
+        result, values = run(model, out / name, **options)
+        assert result.evaluations == read_csv(out / name / "eval.csv")  # on both ranks
+        keep(out, name, values)
     name = "masked"
     results[name] = {}
     data = make_task(9)  # the last step has a single micro-batch for two ranks

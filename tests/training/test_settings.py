@@ -90,7 +90,7 @@ tasks:
 def test_any_tasks_file_is_a_stream(tmp_path):
     file = write_tasks(tmp_path)
     plain = [task.model_dump() for task in load_tasks(file)]
-    assert [task.model_dump(exclude={"core"}) for task in load_stream(file)] == plain
+    assert [task.model_dump(exclude={"core", "eval_data", "eval_split"}) for task in load_stream(file)] == plain
     assert {task.core for task in load_stream(file)} == {None}
 
 
@@ -104,7 +104,7 @@ tasks:
   - {name: food, data: maths.jsonl, core: ""}
 """
     keys = "name, data, fields, subset, split, revision, max_examples, template, system, "
-    keys += "ignore, mismatch, chat_template_kwargs, core"
+    keys += "ignore, mismatch, chat_template_kwargs, core, eval_data, eval_split"
     assert refused(write(text)).replace(str(write(text).parent), "HERE").split("\n  - ") == [
         "stream.yaml: 7 problems:",
         f"task 'law': unknown key 'cores', allowed: {keys}; did you mean 'core'?",

@@ -129,13 +129,14 @@ def report_command(run: Path, out: Path | None) -> None:
         click.echo(str(file))
 
 
-FILES = ("run", "tasks", "stream", "suite", "rules")
+FILES = ("run", "tasks", "stream", "suite", "rules", "identify", "map", "train", "evaluate", "represent")
 
 
 @click.command("schema")
 @click.argument("file", type=click.Choice(FILES))
 def schema_command(file: str) -> None:
-    """Print the JSON Schema of run.yaml, tasks.yaml, stream.yaml, a suite or a rules file, for editors.
+    """Print the JSON Schema of a YAML file, for editors: run.yaml, tasks.yaml, stream.yaml, a suite, a rules file, or
+    the --config of a command.
 
     An editor with a YAML language server then completes keys and explains them, if the file begins with
     `# yaml-language-server: $schema=run.schema.json`.

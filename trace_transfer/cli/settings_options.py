@@ -11,15 +11,20 @@ from click.core import ParameterSource
 
 from trace_transfer.cli.help import Option
 from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped
-from trace_transfer.settings import LARGEST, Settings, Single, bare, choices, limits_of, singles, words
+from trace_transfer.errors import UserError
+from trace_transfer.settings import LARGEST, Settings, SettingsError, Single, bare, choices, limits_of, singles, words
 
 Chosen = TypeVar("Chosen", bound=Settings)
 
 
 def setting_options(kind: type[Settings], *, without: Collection[str] = ()) -> Decorator:
-    """An option for each setting of a class and its parts, but those `without`."""
+    """An option for each setting of a class and its parts, but those `without`; and `--config`, a file of them."""
 
     def add(command: Any) -> Any:
+        command = click.option(
+            "--config", type=FILE, metavar="FILE", cls=Option, group="Data", common=True,
+            help="Settings as YAML, with the keys of the same section in run.yaml. Options that are given win.",
+        )(command)  # fmt: skip
         for one in reversed(list(singles(kind))):
             if one.name not in without:
                 command = _option(one)(command)
@@ -39,13 +44,35 @@ def profile_option(kind: type[Settings], why: str) -> Decorator:
 def given_settings(
     kind: type[Chosen], ctx: click.Context, options: Mapping[str, Any], profile: str = "default", **more: Any
 ) -> Chosen:
-    """Settings of a profile, or the defaults, with the options on top that were given explicitly, and `more`."""
-    given = {
-        name: value for name, value in options.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    """Settings of a profile, or the defaults; on top of them those of `--config`, the options given, and `more`.
+
+    Raises:
+        SettingsError: whatever cannot be used, and where it stands; all at once.
+    """
+    names = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    given = {name: value for name, value in options.items() if name in names and name != "config"} | more
     if given.get("max_grad_norm") == 0:
         given["max_grad_norm"] = None
-    return kind.of(profile, **given, **more)
+    if "profile" in names:
+        given["profile"] = profile
+    read = _read(options.get("config"))
+    try:
+        return kind.of(**{"profile": profile, **read, **given})
+    except SettingsError as error:
+        by_file = read.keys() - given.keys()
+        raise SettingsError(
+            f"{options['config']}: {one}" if one.partition(":")[0].partition("[")[0] in by_file else one
+            for one in error.problems
+        ) from None
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    from trace_transfer.text_formats import kind_of, read_yaml
+
+    found = {} if file is None else read_yaml(file)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: found {kind_of(found)}, expected settings: epochs: 3")
+    return {str(key): value for key, value in found.items()}
 
 
 _NUMBERS = {int: "N", float: "X"}

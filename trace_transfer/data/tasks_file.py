@@ -210,7 +210,7 @@ class TaskSpec(Strict):
         data = item.get("data")
         return {"data": data} if isinstance(data, str) and _suffix(data) in FORMATS else {}
 
-    @field_validator("data")
+    @field_validator("data", "eval_data", check_fields=False)
     @classmethod
     def _file_or_hub_name(cls, value: str) -> str:
         suffix = _suffix(value)

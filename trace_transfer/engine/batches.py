@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import TrainingError, listing
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,12 @@ class GlobalBatch:
     """
 
     micro_batches: tuple[tuple[Example, ...], ...]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], micro_batch_size: int) -> GlobalBatch:
+        """Examples of like length together, the longest first; ties in their order."""
+        by_length = sorted(examples, key=lambda example: -len(example.input_ids))
+        return cls(tuple(map(tuple, _cut(by_length, micro_batch_size))))
 
     @property
     def examples(self) -> Iterator[Example]:
@@ -81,18 +90,12 @@ class Plan:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
             for number, chosen in enumerate(_cut(order.tolist(), self.batch_size)):
                 if epoch * self.steps_per_epoch + number >= start:
-                    yield self._batch(chosen)
-
-    def _batch(self, chosen: Sequence[int]) -> GlobalBatch:
-        by_length = sorted(chosen, key=lambda index: -len(self.examples[index].input_ids))  # stable: ties by order
-        return GlobalBatch(
-            tuple(tuple(self.examples[i] for i in micro) for micro in _cut(by_length, self.micro_batch_size))
-        )
+                    yield GlobalBatch.of([self.examples[index] for index in chosen], self.micro_batch_size)
 
 
-def _cut(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Pieces of a size; the last one may be smaller."""
-    return (indices[start : start + size] for start in range(0, len(indices), size))
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def plan(data: TaskData, settings: TrainSettings) -> Plan:

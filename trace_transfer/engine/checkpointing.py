@@ -4,12 +4,14 @@
     DIRECTORY/checkpoint/step-00000120/
         checkpoint.json                 format, version, what is trained on what, how many steps are done
         loss.csv                        those steps
+        eval.csv                        evaluations on held-out examples, if there were any
         00000.safetensors, …            per tensor NAME: NAME/master and the optimizer's state, as NAME/exp_avg
 
 Of a tensor with some trained rows or columns, a checkpoint holds those rows or columns.
 
-A checkpoint is written under another name and renamed; after that the oldest are renamed and removed. So every
-checkpoint that has its name is whole, whatever kills the run. Nothing is pickled.
+A checkpoint is written under another name and renamed; after that the oldest are renamed and removed, but for the one
+that the newest calls the best. So every checkpoint that has its name is whole, whatever kills the run. Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from trace_transfer.engine import held_out
+from trace_transfer.engine.held_out import Evaluation
 from trace_transfer.errors import TrainingError, listing
 from trace_transfer.files import PART, DiskFullError, is_disk_full, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
@@ -149,6 +153,7 @@ class _Record(BaseModel):
     identity: dict[str, Any]
     step: int = Field(ge=0, strict=True)
     seconds: float = Field(ge=0)
+    best: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ class Saved:
     identity: Identity
     steps: tuple[Step, ...]
     seconds: float
+    evaluations: tuple[Evaluation, ...] = ()
 
     def read(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every trained tensor that has it, one at a time: `master`, `exp_avg` …"""
@@ -218,7 +224,10 @@ def find(directory: Path) -> Saved | None:
     path = paths[-1]
     try:
         record = read_fields(path / RECORD, _Record, TrainingError)
-        return Saved(path, record.identity, tuple(read_csv(path / FILE, record.step)), record.seconds)
+        if record.best and not _place(directory, record.best).is_dir():
+            raise TrainingError(f"{_place(directory, record.best)}, the best so far, is not there")
+        steps, evaluations = read_csv(path / FILE, record.step), held_out.read_csv(path / held_out.FILE)
+        return Saved(path, record.identity, tuple(steps), record.seconds, evaluations)
     except TrainingError as error:
         reason = str(error).removeprefix(f"{path}/")
         raise TrainingError(f"{path}: not a checkpoint of this program ({reason}); remove it to begin again") from error
@@ -245,25 +254,31 @@ def require_same(saved: Saved, identity: Identity) -> None:
 
 
 def write(
-    directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States, keep: int = 1
-) -> Path:
+    directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States, keep: int = 1,
+    evaluations: Sequence[Evaluation] = (), best: int | None = None,
+) -> Path:  # fmt: skip
     """Write a checkpoint and remove the oldest but for the newest `keep`.
+
+    Args:
+        best: the step of one that stays; maybe this.
 
     Raises:
         TrainingError: it cannot be written (a full disk); the one before is as it was.
     """
     folder = directory / FOLDER
     before = _paths(directory)
-    final = folder / f"step-{len(steps):08}"
+    final = _place(directory, len(steps))
     record = {
         "format": FORMAT, "version": VERSION, "identity": identity, "step": len(steps), "seconds": seconds,
-        "libraries": library_versions(),
+        **({"best": best} if best else {}), "libraries": library_versions(),
     }  # fmt: skip
     try:
         remove_leftovers(directory, max(keep, 1))
         with new_directory(final) as temporary:
             _write_shards(temporary, states)
             write_text(temporary / FILE, to_csv(steps))
+            if evaluations:
+                write_text(temporary / held_out.FILE, held_out.to_csv(evaluations))
             write_text(temporary / RECORD, json.dumps(record, indent=2) + "\n")
     except Exception as error:
         if reason := _reason(error):
@@ -293,8 +308,23 @@ def remove_leftovers(directory: Path, keep: int = 1) -> None:
     _remove_oldest(directory, keep)
 
 
+def trained_at(directory: Path, step: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of all that was trained, as it was after a step of which there is a checkpoint."""
+    return Saved(_place(directory, step), {}, (), 0.0).read("master")
+
+
 def _remove_oldest(directory: Path, keep: int) -> None:
-    for path in _paths(directory)[:-keep]:
+    paths = _paths(directory)
+    oldest = paths[:-keep]
+    if not oldest:
+        return
+    try:
+        best = read_fields(paths[-1] / RECORD, _Record, TrainingError).best
+    except TrainingError:
+        return  # told when it is read
+    for path in oldest:
+        if best and path == _place(directory, best):
+            continue
         hidden = path.with_name(f".{path.name}{PART}")  # half removed it must not look whole
         with suppress(OSError):
             path.rename(hidden)
@@ -317,6 +347,10 @@ def _write_shards(directory: Path, states: States) -> None:
 
 def _write_shard(directory: Path, number: int, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(directory / f"{number:05}.safetensors", tensors, {"format": FORMAT, "version": str(VERSION)})
+
+
+def _place(directory: Path, step: int) -> Path:
+    return directory / FOLDER / f"step-{step:08}"
 
 
 def _paths(directory: Path) -> list[Path]:

@@ -105,7 +105,6 @@ class Engine:
             found["attention_mask"] = torch.ones_like(batch.input_ids_bt)
         return {name: value.to(self.device) for name, value in found.items()} | {"use_cache": False}
 
-    @torch.no_grad()
     def require_packing(self, examples: Sequence[Example]) -> None:
         """See that in a row behind another, a text has the logits that it has alone.
 
@@ -123,9 +122,8 @@ class Engine:
             found: Tensor = self.deepspeed(**inputs).logits[0, -len(second.input_ids) :]
             return found
 
-        self.deepspeed.eval()
-        alone_tv, behind_tv = logits([second]), logits([first, second])
-        self.deepspeed.train()
+        with self.evaluating():
+            alone_tv, behind_tv = logits([second]), logits([first, second])
         apart = float((alone_tv.double() - behind_tv.double()).norm() / alone_tv.double().norm())
         if not apart <= TRIAL_TOLERANCE.get(alone_tv.dtype, COARSE_TOLERANCE):
             raise UserError(
@@ -133,6 +131,14 @@ class Engine:
                 f"row, a text's logits differ by {apart:.1%} (its layers read across texts, or take no positions); "
                 "train it without --packing"
             )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout and without gradients."""
+        self.deepspeed.eval()
+        with torch.no_grad():
+            yield
+        self.deepspeed.train()
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradient; the step's is the mean over ranks of the sums over micro-batches."""

@@ -1,7 +1,8 @@
 """The training loop: warm start, masked stage and baselines run it with other masks, data and starting points.
 
 Reads: a starting point's weights and a task's examples; a checkpoint in `DIRECTORY/checkpoint/`, if there is one.
-Writes: `DIRECTORY/loss.csv` and checkpoints, which are removed once the trained weights have been handed over.
+Writes: `DIRECTORY/loss.csv`, `eval.csv` where there are held-out examples, and checkpoints, which are removed once the
+trained weights have been handed over.
 
 At the end every frozen weight in use is compared with the starting point's: the tuned model is written from base and
 the trained values, so that only here a frozen weight that moved would be seen.
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import TaskData
-from trace_transfer.engine import checkpointing
+from trace_transfer.engine import checkpointing, held_out
 from trace_transfer.engine.batches import GlobalBatch, Plan, plan
 from trace_transfer.engine.checkpointing import Log, Step
 from trace_transfer.engine.deepspeed_json import contradictions
@@ -38,6 +39,7 @@ from trace_transfer.engine.engine import (
     shapes_of,
 )
 from trace_transfer.engine.estimates import peak_flops, utilisation
+from trace_transfer.engine.held_out import Evaluation, HeldOut, best
 from trace_transfer.engine.loading import StartingPoint
 from trace_transfer.engine.optimizers import Describe, treatments
 from trace_transfer.engine.optimizing import problems, schedule
@@ -45,7 +47,7 @@ from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import outside, put, require_fitting, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
-from trace_transfer.files import prepare_directory, remove_leftovers
+from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.models.running import attend
 from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.progress import Reporter, Silent
@@ -80,6 +82,7 @@ def train(
     finish: Callable[[Values], None],
     mask: Mask | None = None,
     describe: Describe | None = None,
+    held_out: HeldOut | None = None,
     work: float | None = None,
     stop: StopSignal | None = None,
     reporter: Reporter | None = None,
@@ -95,6 +98,7 @@ def train(
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
         mask: what is trained, None is all. Everything else stays bit-identical.
         describe: a trained tensor's own name in the model and its components, where settings ask for them.
+        held_out: examples that the training is evaluated on as it goes.
         work: operations per token (`hardware.flops_per_token`), to tell the share of the device's peak.
         stop: looked at after each step, on all ranks; asked for on one, all of them stop.
         label: for messages; default is the task's name.
@@ -109,8 +113,8 @@ def train(
     """
     with open_ranks() as ranks:
         asked = _Asked(
-            start, data, settings, plan(data, settings), directory, mask, describe, work, stop or StopSignal(),
-            reporter or Silent(), label or data.task, ranks,
+            start, data, settings, plan(data, settings), directory, mask, describe, held_out, work,
+            stop or StopSignal(), reporter or Silent(), label or data.task, ranks,
         )  # fmt: skip
         cuda = [ranks.device] if ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
@@ -131,6 +135,7 @@ class _Asked:
     directory: Path
     mask: Mask | None
     describe: Describe | None
+    held_out: HeldOut | None
     work: float | None
     stop: StopSignal
     reporter: Reporter
@@ -175,9 +180,13 @@ def _train(asked: _Asked, finish: Callable[[Values], None]) -> TrainResult:
         run = Run(asked, engine, identity, saved)
         run.all_steps()
         require_frozen_in_use(engine, start, dtype, ranks, asked.label)
-        values = engine.values()
         told = f"{directory}: the first rank could not keep the trained values; it says why"
-        ranks.first_alone(lambda: finish(values), told, values)
+        if run.kept is None:
+            values = engine.values()
+            ranks.first_alone(lambda: finish(values), told, values)
+        else:
+            step = run.kept
+            ranks.first_alone(lambda: finish(checkpointing.trained_at(directory, step)), told)
         if ranks.is_first:
             checkpointing.remove(directory)
         return run.result()
@@ -202,6 +211,7 @@ def _identity(asked: _Asked, precision: str, mask: Mask, shapes: Mapping[str, tu
             "num_elements": mask.numel(shapes),
             "sha256": mask.sha256,
         },
+        **({"held_out": asked.held_out.identity()} if asked.held_out else {}),
     }
 
 
@@ -227,6 +237,8 @@ class TrainResult:
         supervised: tokens that were learned from.
         losses: of each step, mean cross-entropy in nats before the step.
         seconds: of wall clock in the loop, those before an interruption included.
+        evaluations: on held-out examples.
+        kept: the step whose weights were handed over; None for the last.
     """
 
     steps: int
@@ -234,6 +246,8 @@ class TrainResult:
     supervised: int
     losses: tuple[float, ...]
     seconds: float
+    evaluations: tuple[Evaluation, ...] = ()
+    kept: int | None = None
 
 
 @dataclass
@@ -249,13 +263,26 @@ class Run:
         self.ranks, self.settings, self.plan = self.asked.ranks, self.asked.settings, self.asked.plan
         self.steps = list(self.saved.steps) if self.saved else []
         self.log = Log(self.asked.directory, self.steps) if self.ranks.is_first else None
+        self.held_out, self.evaluations = self.asked.held_out, list(self.saved.evaluations) if self.saved else []
+        self.held = self.held_out.batches(self.plan) if self.held_out else {}
         self.tokens = 0  # of this run
         self.share = schedule(self.settings, self.plan.num_steps)
+        self.paused = 0.0  # by evaluations
         self.before = self.saved.seconds if self.saved else 0.0
         self.began = self.written = time.monotonic()
         self.last_checkpoint = self.saved.path if self.saved else None
         name = torch.cuda.get_device_name(self.ranks.device) if self.ranks.device.type == "cuda" else "cpu"
         self.peak = peak_flops(name, self.identity["settings"]["precision"])
+
+    @property
+    def kept(self) -> int | None:
+        """The step whose weights are kept; None for the last."""
+        return self.held_out.kept(self.evaluations) if self.held_out else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to be gained from more steps."""
+        return self.held_out is not None and self.held_out.is_over(self.evaluations)
 
     @property
     def seconds(self) -> float:
@@ -268,6 +295,8 @@ class Run:
             supervised=sum(step.supervised for step in self.steps),
             losses=tuple(step.loss for step in self.steps),
             seconds=self.seconds,
+            evaluations=tuple(self.evaluations),
+            kept=self.kept,
         )
 
     def all_steps(self) -> None:
@@ -283,6 +312,8 @@ class Run:
             for _ in range(done):
                 advance()
             for number, batch in enumerate(self.plan.batches(done), start=done):
+                if self.is_over:
+                    break
                 step = self.one_step(number, batch)
                 self.steps.append(step)
                 self.tokens += step.tokens
@@ -291,18 +322,26 @@ class Run:
                 trackers.log(
                     step.step, {"loss": step.loss, "learning_rate": step.learning_rate, "norm": step.grad_norm}
                 )
+                best_so_far = self.evaluate(step.step, trackers)
                 due = time.monotonic() - self.written >= 60 * self.settings.checkpoint_minutes
                 advance(self.status())
                 due_anywhere, stopping = self.agreed(self.ranks.is_first and due)
-                if due_anywhere or stopping:
+                if due_anywhere or stopping or best_so_far:
                     self.checkpoint()
                 if stopping:
                     self.stop_here(number + 1)
         if self.ranks.is_first and len(self.steps) > done:
-            first, last = self.steps[0].loss, self.steps[-1].loss
+            first, last, count = self.steps[0].loss, self.steps[-1].loss, len(self.steps)
+            steps = f"{count} of {total}" if count < total else f"{total}"
             self.asked.reporter.note(
-                f"{self.asked.label}: {total} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}"
+                f"{self.asked.label}: {steps} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}"
             )
+            if lowest := best(self.evaluations):
+                ended = "; it did not become lower, so that training ended early" if count < total else ""
+                self.asked.reporter.note(
+                    f"{self.asked.label}: lowest held-out loss {lowest.loss:.3f} after step {lowest.step}{ended}"
+                    + ("; its weights are kept" if self.kept else "")
+                )
 
     def trackers(self) -> Trackers:
         """Where losses go beside `loss.csv`."""
@@ -332,10 +371,25 @@ class Run:
 
     def status(self) -> str:
         """How it goes: the last loss, and the speed since this run began."""
-        rate = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        rate = self.tokens / max(time.monotonic() - self.began - self.paused, 1e-9)
         share = utilisation(self.asked.work, rate, self.peak, self.ranks.size) if self.asked.work else None
         of_peak = f" · {share:.0%} of peak" if share is not None else ""
-        return f"loss {self.steps[-1].loss:.3f} · {_short(rate)} tokens/s{of_peak}"
+        held_out = f" · held-out {self.evaluations[-1].loss:.3f}" if self.evaluations else ""
+        return f"loss {self.steps[-1].loss:.3f}{held_out} · {_short(rate)} tokens/s{of_peak}"
+
+    def evaluate(self, step: int, trackers: Trackers) -> bool:
+        """Evaluate, if it is due after this step; whether its weights are now to be kept. Collective."""
+        if self.held_out is None or not self.held_out.is_due(step, self.plan):
+            return False
+        began = time.monotonic()
+        found = held_out.evaluate(self.engine, self.ranks, self.held, step)
+        self.evaluations.append(found)
+        if self.ranks.is_first:
+            write_text(self.asked.directory / held_out.FILE, held_out.to_csv(self.evaluations))
+        several = {f"eval_loss/{task}": loss for task, loss in found.losses.items() if len(found.losses) > 1}
+        trackers.log(step, {"eval_loss": found.loss, **several})
+        self.paused += time.monotonic() - began
+        return self.kept == step
 
     def one_step(self, number: int, batch: GlobalBatch) -> Step:
         # Dropout, where a model has it, must not depend on what was drawn before an interruption.
@@ -374,8 +428,9 @@ class Run:
 
         def write() -> Path:
             return checkpointing.write(
-                directory, self.identity, self.steps, self.seconds, states, self.settings.keep_checkpoints
-            )
+                directory, self.identity, self.steps, self.seconds, states, self.settings.keep_checkpoints,
+                self.evaluations, self.kept,
+            )  # fmt: skip
 
         told = f"{directory}: rank 0 could not write a checkpoint"
         self.last_checkpoint = self.ranks.first_alone(write, told, states) or self.last_checkpoint

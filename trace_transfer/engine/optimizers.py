@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trace_transfer.errors import UserError, listing
+from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.settings import unknown_problems
 
 if TYPE_CHECKING:
@@ -160,15 +161,16 @@ def treatments(
         describe: asked where settings name components or tensors, and for an optimizer of matrices.
 
     Raises:
-        UserError: two patterns give one tensor two learning rates; all are named.
+        UserError: two keys that mean a tensor equally closely give it two learning rates; all are named.
     """
     chosen, problems, found = OPTIMIZERS[settings.optimizer], [], {}
     for name, shape in shapes.items():
-        rates = {key: rate for key, rate in settings.learning_rate_of.items() if named(key, *describe(name))}
+        ranks = {key: rank(key, *describe(name)) for key in settings.learning_rate_of}
+        rates = {key: settings.learning_rate_of[key] for key in ranks if 0 < ranks[key] == max(ranks.values())}
         if len(set(rates.values())) > 1:
             told = ", ".join(f"{rate:g} by '{key}'" for key, rate in rates.items())
             problems.append(f"{name}: {told}")
-        decays = not any(named(key, *describe(name)) for key in settings.no_decay)
+        decays = not any(rank(key, *describe(name)) for key in settings.no_decay)
         taken = chosen.rest is None or (len(shape) == 2 and not _outside(describe(name)[1]))
         found[name] = Treatment(
             settings.optimizer if taken else str(chosen.rest),
@@ -184,27 +186,35 @@ def _outside(components: Collection[str]) -> bool:
     return any(one.partition(".")[0] in ("embedding", "head") for one in components)
 
 
-def named(key: str, name: str, components: Collection[str]) -> bool:
-    """Whether a key of the settings means a tensor: by its component or the beginning of one (`attention`), as `bias`,
-    or by a pattern of its whole name (`model.layers.0.*`). A fused tensor needs to be meant in all its components."""
+def rank(key: str, name: str, components: Collection[str]) -> int:
+    """How closely a key of the settings means a tensor, 0 for not at all.
+
+    From 1 on: by the beginning of its component (`attention`), by its component (of a fused tensor all), as `bias`, by
+    a pattern of its whole name (`model.layers.0.*`), by the name itself.
+    """
+    if fnmatchcase(name, key):
+        return 5 if name == key else 4
     if key == BIAS and name.endswith((f".{BIAS}", f"_{BIAS}")):
-        return True
-    by_component = bool(components) and all(one == key or one.startswith(f"{key}.") for one in components)
-    return by_component or fnmatchcase(name, key)
+        return 3
+    if components and all(one == key or one.startswith(f"{key}.") for one in components):
+        return 2 if key in components else 1
+    return 0
 
 
 def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
-    """Refuse keys that mean no tensor of a model, or one tensor twice.
+    """Refuse keys that mean no tensor of a model and no component of any, or one tensor twice.
 
     Raises:
         UserError: names them, and the components that there are.
     """
     described = {name: anatomy.describe(name) for name in anatomy.inventory.shapes}
+    components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
+    known = [*described.values(), (f".{BIAS}", ()), *(("", (one,)) for one in components)]
     keys = dict.fromkeys((*settings.learning_rate_of, *settings.no_decay))
-    if unknown := [key for key in keys if not any(named(key, *one) for one in described.values())]:
+    if unknown := [key for key in keys if not any(rank(key, *one) for one in known)]:
         raise UserError(
             "learning_rate_of, no_decay: these mean no tensor of this model:\n" + listing(unknown)
             + "\nA key is bias, a tensor's name, a pattern of names with *, or a component: "
-            + ", ".join(sorted(anatomy.components))
+            + ", ".join(sorted(components))
         )  # fmt: skip
     treatments(anatomy.inventory.shapes, settings, described.__getitem__)

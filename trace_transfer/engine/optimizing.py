@@ -15,6 +15,7 @@ from trace_transfer.engine.distributed import quiet
 from trace_transfer.engine.optimizers import OPTIMIZERS, Treatment
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import first_line
+from trace_transfer.launching import place_among_ranks
 
 
 def build(
@@ -61,7 +62,9 @@ class _Several(torch.optim.Optimizer):
 
 def problems(settings: TrainSettings) -> list[str]:
     """What stands in the way of optimizer and schedule here: each is made and used for a step."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # torch's own work on a GPU, and would only begin its context there.
+    on_gpu = "bitsandbytes" in OPTIMIZERS[settings.optimizer].place and torch.cuda.is_available()
+    device = torch.device("cuda", place_among_ranks().local_rank) if on_gpu else torch.device("cpu")
     matrix = nn.Parameter(torch.ones(64, 64, device=device))
     matrix.grad = torch.ones_like(matrix)
     treated = {"matrix": Treatment(settings.optimizer, settings.learning_rate, settings.weight_decay)}

@@ -9,12 +9,21 @@ from pydantic import Field
 from trace_transfer.records import TASK, ModelIdentity, Strict
 
 
+class EvaluationRecord(Strict):
+    """The loss on held-out records after a step, of each task and over all their supervised tokens."""
+
+    step: int
+    losses: dict[str, float]
+    loss: float
+
+
 class StageRecord(Strict):
     """One finished stage.
 
     `tasks` are those whose examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what
     was trained, `data_sha256` of all token ids and labels. `losses` are of each step, mean cross-entropy in nats before
-    the step.
+    the step. `evaluations` are on the held-out records, `kept_step` the step whose weights the patch has, if not the
+    last.
     """
 
     label: str = Field(pattern=TASK)
@@ -31,6 +40,9 @@ class StageRecord(Strict):
     tokens: int
     supervised: int
     losses: tuple[float, ...]
+    held_out_sha256: str | None = None
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    kept_step: int | None = None
 
 
 class StreamFile(Strict):

@@ -5,18 +5,19 @@
         data: gsm8k.jsonl
         fields: {prompt: question, completion: answer}
         core: cores/math.core.json      # beside this file; as identified on this model, or carried over to it by `map`
+        eval_data: gsm8k.held_out.jsonl # evaluated on while it trains; or `eval_split: validation` of a hub data set
 
-`stream.yaml` is a `tasks.yaml` with one more key, so that any `tasks.yaml` is a stream for a method without core sets.
+`stream.yaml` is a `tasks.yaml` with more keys, so that any `tasks.yaml` is a stream for a method without core sets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from annotated_types import Gt
-from pydantic import InstanceOf
+from annotated_types import Gt, Lt
+from pydantic import InstanceOf, model_validator
 
 from trace_transfer.data.tasks_file import TaskSpec, load_list, locate
 from trace_transfer.engine.settings import TrainSettings
@@ -60,7 +61,7 @@ class StreamSettings(Settings):
     """Everything about a stream of tasks but the model, the tasks and the output directory."""
 
     GROUP: ClassVar[str] = "Baselines and controls"
-    LATER: ClassVar[frozenset[str]] = frozenset({"draw"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"draw", "eval_share", "eval_every", "patience", "keep_best"})
 
     method: MethodName = setting(
         "trace",
@@ -73,6 +74,21 @@ class StreamSettings(Settings):
     too_long: TooLong = setting("cut", WHEN_TOO_LONG, group="Data")
     order: Texts = setting(
         (), "Order of the tasks. Default: that of the file.", metavar="TASK,…", group="Data", common=True,
+    )  # fmt: skip
+    eval_share: Annotated[float, Gt(0), Lt(1)] | None = setting(
+        None, "Hold out this share of the records of each task, and evaluate on them during training. Tasks with "
+        "eval_data or eval_split in stream.yaml keep theirs.", group="Evaluation", metavar="SHARE",
+    )  # fmt: skip
+    eval_every: Count | None = setting(
+        None, "Steps between evaluations on held-out records. Default: an epoch.", group="Evaluation"
+    )
+    patience: Count | None = setting(
+        None, "Stop training on a task after this many evaluations without a lower loss (early_stopping_patience of "
+        "transformers).", group="Evaluation",
+    )  # fmt: skip
+    keep_best: bool = setting(
+        False, "Keep the weights of the evaluation with the lowest loss, not the last (load_best_model_at_end of "
+        "transformers).", group="Evaluation",
     )  # fmt: skip
     save_dtype: Literal["stored", "float32"] = setting(
         "stored", "Save trained tensors in the number format of the base or in float32.", group="Output"
@@ -111,14 +127,36 @@ class StreamTask(TaskSpec):
 
     Attributes:
         core: its core file, relative to the stream's file; None where the method needs none.
+        eval_data: held-out records of the same fields, on which it is evaluated while it trains: as `data`.
+        eval_split: split of the hub data set that they are.
     """
 
     core: str | None = None
+    eval_data: str | None = None
+    eval_split: str | None = None
+
+    @property
+    def held_out(self) -> StreamTask | None:
+        """The task with its held-out records in place of its own."""
+        if self.eval_data is None and self.eval_split is None:
+            return None
+        other: dict[str, Any] = {"data": self.eval_data or self.data, "max_examples": None}
+        if self.eval_data not in (None, self.data):
+            other |= {"subset": None, "revision": None, "split": None}
+        return self.model_copy(update=other | ({"split": self.eval_split} if self.eval_split else {}))
+
+    @model_validator(mode="after")
+    def _split_of_the_hub(self) -> Self:
+        if self.eval_split and self.held_out and self.held_out.builder:
+            raise ValueError(f"eval_split: only for hub data sets; {self.held_out.data} is a local file")
+        return self
 
     @classmethod
     def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
-        core = item.get("core")
-        return {**super().local_files(item), **({"core": core} if isinstance(core, str) else {})}
+        found, core, other = dict(super().local_files(item)), item.get("core"), item.get("eval_data")
+        if isinstance(other, str):
+            found |= dict.fromkeys(["eval_data"] * len(super().local_files({"data": other})), other)
+        return {**found, **({"core": core} if isinstance(core, str) else {})}
 
 
 def load_stream(path: Path | str) -> tuple[StreamTask, ...]:

@@ -39,10 +39,14 @@ def _draw_plan(plan: StreamPlan, disk: int, more: Sequence[str], page: Page) -> 
         f"of {train.batch_size} = {train.micro_batch_size} x {plan.num_ranks} "
         f"{'process' if plan.num_ranks == 1 else 'processes'} x "
         f"{train.batch_size // (train.micro_batch_size * plan.num_ranks)} accumulated; {plan.precision}, "
-        f"ZeRO {train.zero}"
+        f"ZeRO {train.zero}, {train.optimizer}"
         + (f", {train.offload} offloaded" if train.offload != "none" else "")
         + (", gradient checkpointing" if train.gradient_checkpointing else ""),
     )
+    for number, stage in enumerate(plan.stages):
+        if held := plan.held_out(number):
+            examples = sum(len(data.examples) for data in held.tasks)
+            page.line(f"{stage.label}: evaluated on {examples:,} held-out examples")
     if plan.finished:
         page.line(f"finished before: {', '.join(stage.label for stage in plan.finished)}")
     estimates = [plan.estimate(number) for number in range(len(plan.stages))]
@@ -103,6 +107,13 @@ def draw_stream(record: StreamFile, page: Page) -> None:
             for stage in record.stages
         ),
     )  # fmt: skip
+    for stage in record.stages:
+        if stage.evaluations:
+            lowest = min(stage.evaluations, key=lambda one: one.loss)
+            page.line(
+                f"{stage.label}: held-out loss {stage.evaluations[0].loss:.3f} → {stage.evaluations[-1].loss:.3f}, "
+                f"lowest {lowest.loss:.3f} after step {lowest.step:,}" + ("; kept" if stage.kept_step else "")
+            )
     if not record.complete:
         page.line(f"{len(record.stages)} of {record.num_stages} stages are finished; the same command goes on")
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import encode_tasks
+from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.adapters import AdaptedModel
 from trace_transfer.engine.engine import resolve_precision
 from trace_transfer.engine.estimates import Estimate, Workload, estimate, flops_per_token
+from trace_transfer.engine.held_out import HeldOut
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import require_usable
 from trace_transfer.engine.optimizers import Described, require_known
@@ -33,6 +35,7 @@ from trace_transfer.patch.model_state import ModelState, patch_entries
 from trace_transfer.publish.model_card import CoreOrigin
 from trace_transfer.records import read_artefact
 from trace_transfer.settings import side_by_side
+from trace_transfer.training.held_out import hold_out
 from trace_transfer.training.methods import Stage, read_cores, stages_of
 from trace_transfer.training.records import StageRecord, StreamFile
 from trace_transfer.training.settings import StreamSettings, StreamTask, core_file, load_stream
@@ -44,7 +47,8 @@ RECORD, FOLDER, MODEL = "stream.json", "stages", "model"
 class StreamPlan:
     """All that can be known, and refused, before a weight is loaded.
 
-    `origins` says where each task's core set came from, `datasets` which of the hub's data sets are trained on.
+    `origins` says where each task's core set came from, `datasets` which of the hub's data sets are trained on, `held`
+    what is held out of each task.
     """
 
     base: OpenModel
@@ -58,6 +62,12 @@ class StreamPlan:
     out: Path
     origins: Mapping[str, CoreOrigin] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
+    held: Mapping[str, TaskData] = field(default_factory=dict)
+
+    def held_out(self, number: int) -> HeldOut | None:
+        """What a stage is evaluated on: what is held out of its tasks."""
+        settings, tasks = self.settings, tuple(self.held[t] for t in self.stages[number].tasks if t in self.held)
+        return HeldOut(tasks, settings.eval_every, settings.patience, settings.keep_best) if tasks else None
 
     def directory(self, number: int) -> Path:
         """Of one stage, counted from 0, alone."""
@@ -137,6 +147,7 @@ def plan_stream(
     refuse_inputs([Path(out), Path(out) / MODEL, Path(out) / RECORD], [base, stream])
     cores = read_cores(tasks, directory) if settings.needs_core else {}
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
+    data, held = hold_out(opened, tasks, data, directory, settings)
     stages = stages_of(settings, data, cores, opened.anatomy)
     weights = open_checkpoint(opened.source)
     origins = {task.name: CoreOrigin.of(cores[task.name], file) for task, file in _core_files(tasks, directory, cores)}
@@ -153,6 +164,7 @@ def plan_stream(
         Path(out),
         origins=origins,
         datasets=datasets,
+        held=held,
     )
     if settings.method == "lora":
         adapters = adapted(plan, 0, BaseModel(opened.source), None).mask
@@ -204,6 +216,8 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
             (f"stage {number}: data", then.data_sha256[:12], now.data.sha256[:12]),
             (f"stage {number}: core set", then.mask_sha256[:12], now.known_mask.sha256[:12]),
         ]
+        held = plan.held_out(number - 1)
+        pairs.append((f"stage {number}: held-out records", then.held_out_sha256, held.sha256 if held else None))
     problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
     if record.base_fingerprint != plan.fingerprint:
         name = f"weights of {plan.base.source.name}"
@@ -243,7 +257,7 @@ def needed_space(plan: StreamPlan) -> int:
         else:
             for entry in patch_entries(base, plan.mask(number), plan.settings.save_dtype):
                 patches += sum(spec.num_bytes for spec in entry.specs.values())
-    return patches + checkpoint * (plan.settings.train.keep_checkpoints + 1) + model
+    return patches + checkpoint * (plan.settings.train.keep_checkpoints + 1 + plan.settings.keep_best) + model
 
 
 def require_space(plan: StreamPlan) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine import checkpointing
+from trace_transfer.engine import checkpointing, held_out
 from trace_transfer.engine.adapters import AdaptedModel, adapted_weights, merged_values
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import train
@@ -32,7 +32,7 @@ from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import CARD, Trained, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.stopping import StopSignal
-from trace_transfer.training.records import StageRecord, StreamFile
+from trace_transfer.training.records import EvaluationRecord, StageRecord, StreamFile
 from trace_transfer.training.stream_plan import RECORD, StreamPlan, adapted, require_space
 
 Values = Iterator[tuple[str, Tensor]]
@@ -106,7 +106,8 @@ def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) 
 
     train(
         start, stage.data, settings.train, directory=plan.directory(number), finish=finish, mask=stage.mask,
-        describe=plan.describe, work=plan.work(number), stop=stop, reporter=reporter, label=stage.label,
+        describe=plan.describe, held_out=plan.held_out(number), work=plan.work(number), stop=stop, reporter=reporter,
+        label=stage.label,
     )  # fmt: skip
 
 
@@ -123,6 +124,7 @@ def _record(plan: StreamPlan, number: int) -> None:
     """Say that a stage is finished, before its checkpoint is removed."""
     stage, file = plan.stages[number], plan.patch(number)
     steps = checkpointing.read_csv(plan.directory(number) / checkpointing.FILE)
+    held, evaluations = plan.held_out(number), held_out.read_csv(plan.directory(number) / held_out.FILE)
     done = read_artefact(plan.out / RECORD, StreamFile).stages if (plan.out / RECORD).is_file() else ()
     patch = Patch.open(file)
     made = StageRecord(
@@ -132,6 +134,8 @@ def _record(plan: StreamPlan, number: int) -> None:
         num_elements=patch.num_elements, data_sha256=stage.data.sha256,
         num_examples=len(stage.data.examples), num_steps=len(steps), tokens=sum(step.tokens for step in steps),
         supervised=sum(step.supervised for step in steps), losses=tuple(step.loss for step in steps),
+        held_out_sha256=held.sha256 if held else None, kept_step=held.kept(evaluations) if held else None,
+        evaluations=tuple(EvaluationRecord(step=e.step, losses=dict(e.losses), loss=e.loss) for e in evaluations),
     )  # fmt: skip
     _write_record(plan, (*done[:number], made), complete=False)
 
