@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM
 from tests.stream_files import core_sets, write_stream
 from tests.tuned_models import weights
 from trace_transfer.cli import main
+from trace_transfer.engine.optimizers import treatments
 from trace_transfer.formats import read_any
+from trace_transfer.training.settings import StreamSettings
+from trace_transfer.training.stream_plan import plan_stream
 
 TASKS = {"math": 8, "code": 6, "law": 6}
 
@@ -219,3 +222,14 @@ def test_what_is_left_can_be_inspected(train, file, words):
     assert shown.exit_code == 0, shown.stderr
     for word in words:
         assert word in shown.stdout
+
+
+def test_adapters_are_optimised_as_the_weights_beside_them(model, stream, tmp_path):
+    settings = StreamSettings.of(method="lora", batch_size=4, learning_rate_of={"mlp.up": 1e-3})
+    plan = plan_stream(model, stream, settings=settings, rules=(), out=tmp_path)
+    shapes = plan.adapters.shapes
+    for name, one in treatments(shapes, settings.train, plan.describe).items():
+        assert (one.learning_rate == 1e-3) == (".up_proj." in name)
+    found = plan.estimate(0)
+    elements = sum(a * b for a, b in shapes.values())
+    assert (found.num_parameters, found.num_elements, found.checkpoint) == (len(shapes), elements, 12 * elements)

@@ -34,7 +34,8 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})/?$")
 # Settings of a training that a reader wants to see, in this order; the others are in `stream.json`.
 SHOWN = (
-    "method", "epochs", "learning_rate", "batch_size", "max_length", "weight_decay", "warmup", "precision", "seed",
+    "method", "epochs", "learning_rate", "learning_rate_of", "schedule", "optimizer", "optimizer_args", "batch_size",
+    "max_length", "weight_decay", "no_decay", "warmup", "patience", "keep_best", "precision", "seed",
     "save_dtype", "lora_rank", "lora_alpha",
 )  # fmt: skip
 
