@@ -218,14 +218,16 @@ class Engine:
     def set_steps(self, count: int) -> None:
         """Say how many steps the optimizer has taken; if any, its state is made and waits to be set."""
         optimizer = self.deepspeed.basic_optimizer
-        if count == 0:
-            optimizer.state.clear()  # the first step makes it
-        elif self.stage == 0:
-            self._step_nowhere(optimizer)
+        kinds = {kind for kinds in self.kinds.values() for kind in kinds}
+        if self.stage == 0:
+            if count:
+                self._step_nowhere(optimizer)
             for state in optimizer.state.values():
+                for kind in state.keys() & kinds:
+                    state[kind].zero_()
                 if "step" in state:
                     state["step"] = state["step"] * 0 + count  # a tensor, or a number
-        else:
+        elif count:
             flat = getattr(
                 self.deepspeed.optimizer, "fp32_partitioned_groups_flat", None
             )  # ZeRO 3 lends them to a step

@@ -85,7 +85,7 @@ _ADAMW8 = Optimizer("bitsandbytes.optim.AdamW8bit", _8bit(2), ("betas", "eps", "
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw_torch": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad")),
     "adamw_torch_fused": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad"), {"fused": True}),
-    "sgd": Optimizer("torch.optim.SGD", _sgd, ("momentum", "dampening", "nesterov")),
+    "sgd": Optimizer("torch.optim.SGD", _sgd, ("momentum", "nesterov")),
     "adafactor": Optimizer(
         "transformers.Adafactor", _adafactor, ("eps", "clip_threshold", "decay_rate", "beta1", "scale_parameter"),
         {"relative_step": False, "scale_parameter": False}, whole=_MATRIX,
