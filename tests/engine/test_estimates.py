@@ -106,9 +106,13 @@ def test_logits_and_copies():
 
 
 def held_on_cpu() -> int:
-    """Bytes of all tensors that Python can reach, but for those on the meta device, which all claim one place."""
+    """Bytes of all tensors, but for those on the meta device, which all claim one place.
+
+    Python knows a gradient only if somebody has asked for it: so all are asked for.
+    """
     gc.collect()
     tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter) and one.is_cpu]
+    tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
