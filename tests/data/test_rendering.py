@@ -17,90 +17,33 @@ SHOT = turns(("u", "1?"), ("c", "one"), ("u", "2?"), ("a", "two"))  # the first 
 FIRST = turns(("a", "Yes?"), ("u", "Hi"), ("a", "Ho"))
 THOUGHT = turns(("u", "Two?"), ("a", "<think>\nhm\n</think>\n\n2"), ("u", "Three?"), ("a", "<think>ha</think>3"))
 
+USER, BOT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
+HELP = f"<|im_start|>system\nHelp.{END}\n"
+
+
+def pieces_of(marked: str) -> list[tuple[str, bool]]:
+    """A text in pieces, and whether each is learned: ⟦what is⟧ stands between brackets."""
+    return [(text, place % 2 == 1) for place, text in enumerate(re.split("[⟦⟧]", marked)) if text]
+
+
 # Template, messages, text in pieces: (text, whether it is learned).
-HELP = "<|im_start|>system\nHelp.<|im_end|>\n"
-CHATML_CASES = [
-    (
-        ONE,
-        [
-            (HELP + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
-            ("Ho<|im_end|>", True),
-            ("\n", False),
-        ],
-    ),
-    (
-        TWO,
-        [
-            ("<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n", False),
-            ("2<|im_end|>", True),
-            ("\n<|im_start|>user\nThree?<|im_end|>\n<|im_start|>assistant\n", False),
-            ("3<|im_end|>", True),
-            ("\n", False),
-        ],
-    ),
-    (
-        SHOT,
-        [
-            (HELP + "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\none<|im_end|>\n", False),
-            ("<|im_start|>user\n2?<|im_end|>\n<|im_start|>assistant\n", False),
-            ("two<|im_end|>", True),
-            ("\n", False),
-        ],
-    ),
-    (
-        FIRST,
-        [
-            (HELP + "<|im_start|>assistant\n", False),
-            ("Yes?<|im_end|>", True),
-            ("\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
-            ("Ho<|im_end|>", True),
-            ("\n", False),
-        ],
-    ),
-]
-OTHER_CASES = [
-    (templates.LLAMA2, turns(("u", " Hi "), ("a", " Ho\n")), [("<s>[INST] Hi [/INST]", False), (" Ho </s>", True)]),
-    (
-        templates.LLAMA2,
-        TWO_ANSWERS,
-        [
-            ("<s>[INST] Two? [/INST]", False),
-            (" 2 </s>", True),
-            ("<s>[INST] Three? [/INST]", False),
-            (" 3 </s>", True),
-        ],
-    ),
-    (
-        templates.THINKING,
-        ONE,
-        [
-            ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
-            ("<think>\n\n</think>\n\nHo<|im_end|>", True),
-            ("\n", False),
-        ],
-    ),
-    (
-        templates.HEADED,
-        TWO_ANSWERS,
-        [
-            ("USER: Two?\nASSISTANT:", False),
-            (" 2</s>", True),
-            ("\nUSER: Three?\nASSISTANT:", False),
-            (" 3</s>", True),
-            ("\n", False),
-        ],
-    ),
-    (
-        templates.DATED,
-        ONE,
-        [
-            (f"\nToday is 26 Jul 2024.\n{HELP}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
-            ("Ho<|im_end|>", True),
-            ("\n", False),
-        ],
-    ),
-]
-CASES = [(templates.CHATML, *case) for case in CHATML_CASES] + OTHER_CASES
+CASES = [
+    (template, messages, pieces_of(marked))
+    for template, messages, marked in (
+        (templates.CHATML, ONE, f"{HELP}{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
+        (
+            templates.CHATML, TWO,
+            f"<|im_start|>system\nBrief.{END}\n{USER}Two?{END}\n{BOT}⟦2{END}⟧\n{USER}Three?{END}\n{BOT}⟦3{END}⟧\n",
+        ),
+        (templates.CHATML, SHOT, f"{HELP}{USER}1?{END}\n{BOT}one{END}\n{USER}2?{END}\n{BOT}⟦two{END}⟧\n"),
+        (templates.CHATML, FIRST, f"{HELP}{BOT}⟦Yes?{END}⟧\n{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
+        (templates.LLAMA2, turns(("u", " Hi "), ("a", " Ho\n")), "<s>[INST] Hi [/INST]⟦ Ho </s>⟧"),
+        (templates.LLAMA2, TWO_ANSWERS, "<s>[INST] Two? [/INST]⟦ 2 </s>⟧<s>[INST] Three? [/INST]⟦ 3 </s>⟧"),
+        (templates.THINKING, ONE, f"{USER}Hi{END}\n{BOT}⟦<think>\n\n</think>\n\nHo{END}⟧\n"),
+        (templates.HEADED, TWO_ANSWERS, "USER: Two?\nASSISTANT:⟦ 2</s>⟧\nUSER: Three?\nASSISTANT:⟦ 3</s>⟧\n"),
+        (templates.DATED, ONE, f"\nToday is 26 Jul 2024.\n{HELP}{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
+    )
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("template, messages, pieces", CASES)

@@ -54,10 +54,10 @@ TIED, UNTIED, WIDE = {"tie_word_embeddings": True}, {"tie_word_embeddings": Fals
 NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 8, **UNTIED}
 OLD_FALCON = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "vocab_size": 50304}
 
-# Model → model_type, fields of its config, tensors, parts, and its size as published: billions, or every element.
+# Model → model_type, fields of its config, tensors, parts, and its size as published: billions, or every element. One
+# for each way in which a family differs from LLaMA.
 PUBLISHED = {
     "gemma-2b": ("gemma", llama_like(2048, 16384, 18, 8, 1, 256000, head_dim=256), 164, 164, "2.51"),
-    "vaultgemma-1b": ("vaultgemma", llama_like(1152, 6912, 26, 4, 4, 256000, head_dim=256), 236, 236, "1.04"),
     "phi-2": ("phi", llama_like(2560, 10240, 32, 32, 32, 51200), 453, 453, "2.78"),
     "falcon-40b": ("falcon", falcon(8192, 60, 128, **NEW_FALCON), 484, 604, "41.8"),
     "falcon-11b": (
@@ -67,19 +67,11 @@ PUBLISHED = {
     "mpt-7b": ("mpt", {"d_model": 4096, "n_layers": 32, "n_heads": 32, "vocab_size": 50432}, 194, 258, "6.65"),
     "bloom": ("bloom", bloom(14336, 70, 112), 845, 1125, "176,247,271,424"),
     "opt-350m": ("opt", opt(1024, 24, 16, 512, before=False), 388, 388, "0.331"),
-    "starcoder2-3b": ("starcoder2", llama_like(3072, 12288, 30, 24, 2, 49152), 483, 483, "3.03"),
     "starcoder": ("gpt_bigcode", gpt(6144, 40, 48, 49152, n_positions=8192), 484, 644, "15.5"),
     "c4ai-command-r-plus": (
         "cohere", llama_like(12288, 33792, 64, 96, 8, 256000, use_qk_norm=True), 642, 642, "104"
     ),
-    "c4ai-command-r7b-12-2024": ("cohere2", llama_like(4096, 14336, 32, 32, 8, 256000), 258, 258, "8.03"),
     "glm-4-9b-chat-hf": ("glm", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 443, 483, "9.40"),
-    "GLM-4-9B-0414": ("glm4", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 523, 563, "9.40"),
-    "granite-3.0-8b-base": ("granite", llama_like(4096, 12800, 40, 32, 8, 49155, **TIED), 362, 362, "8.17"),
-    "internlm3-8b": ("internlm3", llama_like(4096, 10240, 48, 32, 2, 128512), 435, 435, "8.80"),
-    "SmolLM3-3B": ("smollm3", llama_like(2048, 11008, 36, 16, 4, 128256), 326, 326, "3.08"),
-    "OLMo-1B-hf": ("olmo", llama_like(2048, 8192, 16, 16, 16, 50304, **TIED), 113, 113, "1.18"),
-    "Olmo-3-32B": ("olmo3", llama_like(5120, 27648, 64, 40, 8, 100278), 707, 707, "32.2"),
     "Minitron-4B": ("nemotron", llama_like(3072, 9216, 32, 24, 8, 256000, **WIDE), 324, 324, "4.19"),
     "stablelm-2-1_6b": ("stablelm", llama_like(2048, 5632, 24, 32, 32, 100352, use_qkv_bias=True), 340, 340, "1.64"),
     "stablelm-2-12b": (
@@ -87,13 +79,7 @@ PUBLISHED = {
         1964, 1964, "12.1",
     ),
     "EXAONE-4.0-32B": ("exaone4", llama_like(5120, 27392, 64, 40, 8, 102400, **WIDE), 707, 707, "32.0"),
-    "Ministral-8B": ("ministral", llama_like(4096, 12288, 36, 32, 8, 131072, **WIDE), 327, 327, "8.02"),
-    "Seed-OSS-36B": ("seed_oss", llama_like(5120, 27648, 64, 80, 8, 155136, **WIDE), 771, 771, "36.2"),
-    "helium-1-preview-2b": ("helium", llama_like(2560, 7040, 24, 20, 20, 48000), 219, 219, "2.17"),
-    "AFM-4.5B": ("arcee", llama_like(2560, 18432, 36, 20, 4, 128004, **WIDE), 291, 291, "4.62"),
     "Apertus-8B": ("apertus", llama_like(4096, 21504, 32, 32, 8, 131072), 387, 387, "8.05"),
-    "ERNIE-4.5-0.3B": ("ernie4_5", llama_like(1024, 3072, 18, 16, 2, 103424, **WIDE), 164, 164, "0.361"),
-    "cwm": ("cwm", llama_like(6144, 21504, 64, 48, 8, 128256, **WIDE), 579, 579, "32.6"),
     "Hunyuan-7B": ("hunyuan_v1_dense", llama_like(4096, 14336, 32, 32, 8, 128167, **WIDE, **TIED), 354, 354, "7.5"),
     "gpt-j-6b": ("gptj", gpt(4096, 28, 16, 50400), 285, 285, "6.05"),
     "codegen-350M": ("codegen", gpt(1024, 20, 16, 51200), 165, 205, "0.357"),

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, data_file, describe
-from trace_transfer.errors import first_line
+from trace_transfer.models.sources import hub_silence
 from trace_transfer.text_formats import MalformedTextError, json_lines, parse_json, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-HUB_TIMEOUT = 10  # s
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def _literal(file: Path) -> str:
 def _read_hub(spec: TaskSpec) -> Dataset:
     from datasets import load_dataset
 
-    split, silence = spec.split or "train", hub_silence(spec.data)
+    split, silence = spec.split or "train", hub_silence(spec.data, dataset=True)
     try:
         with _offline() if silence else nullcontext():
             return load_dataset(
@@ -175,26 +173,6 @@ def _read_hub(spec: TaskSpec) -> Dataset:
             f"{spec.label}: split '{split}' could not be had from the hub: {cause}. Check the name, "
             "subset: and split:, your connection and, for a gated data set, `hf auth login`"
         ) from error
-
-
-def hub_silence(name: str) -> str | None:
-    """Ask the hub once for a data set, since its client would try a dead connection for half a minute.
-
-    Returns:
-        Why there is no answer; None if there is one, whatever it says, or if nothing is to be asked.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if constants.HF_HUB_OFFLINE or Path(name).is_dir() or "/" not in name:
-        return None
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=HUB_TIMEOUT)
-    except HfHubHTTPError:
-        return None  # what is wrong with the name is told better by `datasets`
-    except Exception as error:  # of whatever carries the connection
-        return first_line(error)
-    return None
 
 
 @contextmanager

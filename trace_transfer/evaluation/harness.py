@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.data.encoding import template_of
-from trace_transfer.data.reading import hub_silence, read_rows
+from trace_transfer.data.reading import read_rows
 from trace_transfer.data.records import Message
 from trace_transfer.data.rendering import ChatTemplate, RenderingError
 from trace_transfer.data.tasks_file import TaskError, locate, suggestion
@@ -32,6 +32,7 @@ from trace_transfer.evaluation.reading import Reading, require_room
 from trace_transfer.evaluation.records import Member
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec
+from trace_transfer.models.sources import hub_silence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -366,7 +367,7 @@ def _require_hub(spec: EvaluationSpec, config: Mapping[str, Any]) -> None:
     Raises:
         TaskError: it does not answer.
     """
-    if silence := hub_silence(str(config.get("dataset_path"))):
+    if silence := hub_silence(str(config.get("dataset_path")), dataset=True):
         raise TaskError(_from_hub(spec, config, f"{silence}; HF_HUB_OFFLINE=1 reads its cache"))
 
 

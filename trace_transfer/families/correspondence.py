@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import networkx as nx
-
 from trace_transfer.errors import RulesError, listing
 from trace_transfer.families.anatomy import Anatomy, Place, Unit
 from trace_transfer.models.sources import AXES
@@ -30,34 +28,32 @@ UNMATCHED, UNREACHED_LAYER = "its layer is not matched", "no source layer is mat
 
 @dataclass(frozen=True)
 class Correspondence:
-    """The graph; its nodes are `("source", unit)` and `("target", unit)`, its edges have `rule`.
+    """The graph: source unit → target unit → rule, each in its model's order.
 
     `dropped` and `unreached` give the reason for each source and target unit without an edge.
     """
 
     source: Anatomy
     target: Anatomy
-    graph: nx.DiGraph
+    edges: Mapping[Unit, Mapping[Unit, str]]
     dropped: Mapping[Unit, str]
     unreached: Mapping[Unit, str]
 
     def targets_of(self, unit: Unit) -> list[tuple[Unit, str]]:
         """Where a source unit carries over to, with the rule of each, in the target's model order."""
-        edges = self.graph.out_edges(("source", unit), data="rule")
-        return sorted(((node[1], rule) for _, node, rule in edges), key=lambda edge: self._target_order[edge[0]])
+        return list(self.edges[unit].items())
 
     def sources_of(self, unit: Unit) -> list[tuple[Unit, str]]:
         """What carries over to a target unit, with the rule of each, in the source's model order."""
-        edges = self.graph.in_edges(("target", unit), data="rule")
-        return sorted(((node[1], rule) for node, _, rule in edges), key=lambda edge: self._source_order[edge[0]])
+        return self._sources.get(unit, [])
 
     @cached_property
-    def _source_order(self) -> Mapping[Unit, int]:
-        return {unit: index for index, unit in enumerate(self.source.units)}
-
-    @cached_property
-    def _target_order(self) -> Mapping[Unit, int]:
-        return {unit: index for index, unit in enumerate(self.target.units)}
+    def _sources(self) -> Mapping[Unit, list[tuple[Unit, str]]]:
+        found: dict[Unit, list[tuple[Unit, str]]] = {}
+        for unit, targets in self.edges.items():
+            for target, rule in targets.items():
+                found.setdefault(target, []).append((unit, rule))
+        return found
 
     def to_payload(self) -> dict[str, Any]:
         """The contents of correspondence.json: every source tensor (or part of one), and what nothing reaches.
@@ -120,24 +116,24 @@ def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple
     unexpanded = source.unexpanded | target.unexpanded
     there = _Side(target, pairs, UNMATCHED)
     back = _Side(source, [(second, first) for first, second in pairs], UNREACHED_LAYER)
-    graph = nx.DiGraph()
-    graph.add_nodes_from(("source", unit) for unit in source.units)
-    graph.add_nodes_from(("target", unit) for unit in target.units)
+    order = {unit: index for index, unit in enumerate(target.units)}
+    edges: dict[Unit, dict[Unit, str]] = {}
     for unit in source.units:
-        for found in there.candidates(unit):
+        rules = {}
+        for found in sorted(there.candidates(unit), key=order.__getitem__):
             expanded = unit.principal and not found.principal
             same = found.principal if unit.principal else found.role == unit.role and not found.principal
             if same or (expanded and unit.component not in unexpanded):
-                rule = f"{unit.rule} → {found.rule}{' (expand)' if expanded else ''}"
-                graph.add_edge(("source", unit), ("target", found), rule=rule)
-    lonely = [node for node, degree in graph.degree() if not degree]
+                rules[found] = f"{unit.rule} → {found.rule}{' (expand)' if expanded else ''}"
+        edges[unit] = rules
     dropped = {
         unit: there.why_none(unit) + " and is not expanded" * (unit.principal and bool(there.candidates(unit)))
-        for side, unit in lonely
-        if side == "source"
+        for unit, targets in edges.items()
+        if not targets
     }
-    unreached = {unit: back.why_none(unit, unexpanded) for side, unit in lonely if side == "target"}
-    return Correspondence(source, target, graph, dropped, unreached)
+    reached = {unit for targets in edges.values() for unit in targets}
+    unreached = {unit: back.why_none(unit, unexpanded) for unit in target.units if unit not in reached}
+    return Correspondence(source, target, edges, dropped, unreached)
 
 
 def _check_pairs(source: Anatomy, target: Anatomy, pairs: Sequence[tuple[int, int]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -165,20 +164,20 @@ def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _known_config(source: ModelSource) -> PretrainedConfig:
+    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoConfig
 
-    answers = False
     try:
-        if source.directory is None:
-            _require_hub(source)
-        answers = True
+        here = source.directory or try_to_load_from_cache(source.repo, CONFIG_NAME, revision=source.revision)
+        if not isinstance(here, (Path, str)) and (silence := hub_silence(source.repo, source.revision)):
+            raise ModelError(_config_failure(source, silence))
         config = _read_config(AutoConfig, source)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        if answers and source.directory is None:
+        if source.directory is None:
             _refuse_adapter_on_hub(source)
-        raise ModelError(_config_failure(source, error)) from error
+        raise ModelError(_config_failure(source, first_line(error))) from error
     _require_causal_lm(config, source)
     num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:  # they are built one by one
@@ -205,15 +204,25 @@ def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
     return config
 
 
-def _require_hub(source: ModelSource) -> None:
-    """Ask the hub once, unless the config is cached: its client would try a dead connection for half a minute."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+def hub_silence(repo: str, revision: str | None = None, *, dataset: bool = False) -> str | None:
+    """Ask the hub once for a model or a data set: its client would try a dead connection for half a minute.
+
+    Returns:
+        Why there is no answer; None if there is one, whatever it says, or if nothing is to be asked.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(try_to_load_from_cache(source.repo, "config.json", revision=source.revision), str):
-        return
-    with suppress(HfHubHTTPError):  # an answer; what is wrong with the name is told better by transformers
-        get_hf_file_metadata(hf_hub_url(source.repo, "config.json", revision=source.revision), timeout=HUB_TIMEOUT)
+    if constants.HF_HUB_OFFLINE or (dataset and ("/" not in repo or Path(repo).is_dir())):
+        return None
+    file, kind = ("README.md", "dataset") if dataset else (CONFIG_NAME, None)
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, file, repo_type=kind, revision=revision), timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return None  # an answer: what is wrong with the name is told better by who reads it
+    except Exception as error:  # of whatever carries the connection
+        return first_line(error)
+    return None
 
 
 def download(source: ModelSource) -> Path:
@@ -245,15 +254,15 @@ def _refuse_adapter_on_hub(source: ModelSource) -> None:
     raise ModelError(f"{source.name}: {adapter_told(read_leniently(Path(file)), ADAPTER_CONFIG)}")
 
 
-def _config_failure(source: ModelSource, error: Exception) -> str:
+def _config_failure(source: ModelSource, why: str) -> str:
     if source.directory is None:
         return (
-            f"{source.name}: no such directory, and its config could not be had from the hub ({first_line(error)}). "
+            f"{source.name}: no such directory, and its config could not be had from the hub ({why}). "
             "Check the name, your connection and, for a gated model, `hf auth login`"
         )
     if source.gguf is not None and (damage := gguf_damage(source.directory / source.gguf)):
         return f"{source.name}: {damage}"
-    return f"{source.name}: its config cannot be read: {first_line(error)}"
+    return f"{source.name}: its config cannot be read: {why}"
 
 
 def gguf_damage(file: Path) -> str | None:
