@@ -129,7 +129,7 @@ def changed_parameters(change):
     [
         (lambda m, t: m.pop("format"), r"no 'format' in its metadata, expected trace-transfer/patch"),
         (lambda m, t: m.update(format="pt"), r"format 'pt', expected trace-transfer/patch"),
-        (lambda m, t: m.update(version="2"), r"not those of a patch:\n  - version: Input should be '1'"),
+        (lambda m, t: m.update(version="2"), r"1 problem:\n  - version: Input should be '1'"),
         (lambda m, t: (m.pop("task"), m.update(names_sha256="x")), r"- task: Field.*- names_sha256: String should"),
         (lambda m, t: m.update(parameters="[{"), r"- parameters: Invalid JSON"),
         (lambda m, t: t.pop("after/c.bias"), r"1 things do not fit its metadata:\n  - after/c.bias: missing"),

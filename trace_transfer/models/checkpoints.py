@@ -1,4 +1,4 @@
-"""Weights on disk, brought into a meta-device model a few parameters at a time.
+"""Weights on disk, brought into a meta-device model a few tensors at a time.
 
 Reads: safetensors shards (with their index) or a GGUF file. Names on disk are not the names at run time for every
 model (a prefix is dropped, experts are fused), so what is read goes through the same conversion that transformers
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,42 +46,44 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1 << 14
 
 
-class Checkpoint(Protocol):
+class Checkpoint(ABC):
     """Weights of one model. `bytes_read` counts what was read from disk so far, `num_bytes` what lies there."""
 
     bytes_read: int
 
     @property
+    @abstractmethod
     def files(self) -> list[Path]: ...
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what its files hold, remembered: as `content.weights_sha256` says."""
-        ...
+        return weights_sha256(self.files)
 
     @property
+    @abstractmethod
     def config_sha256(self) -> str:
         """Of what the config beside them says; of a GGUF file it is in the file."""
-        ...
 
+    @abstractmethod
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         """Bring the tensors whose run-time name is wanted from disk into the model."""
-        ...
 
+    @abstractmethod
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of one two-dimensional tensor, [len(index), width]."""
-        ...
 
+    @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
         """Work out the names for a model, so that several threads may then read at once."""
-        ...
 
+    @abstractmethod
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements."""
-        ...
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:
@@ -124,7 +127,7 @@ def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> Non
 
 
 @dataclass
-class SafetensorsCheckpoint:
+class SafetensorsCheckpoint(Checkpoint):
     """A directory of safetensors shards."""
 
     directory: Path
@@ -141,14 +144,6 @@ class SafetensorsCheckpoint:
     @property
     def files(self) -> list[Path]:
         return sorted(set(self.keys.values()))
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
-
-    @property
-    def fingerprint(self) -> str:
-        return weights_sha256(self.files)
 
     @property
     def config_sha256(self) -> str:
@@ -403,7 +398,7 @@ def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, T
     return specs | {name: TensorSpec(base.dtype(name), shape) for name, shape in base.buffers.items()}
 
 
-class GgufCheckpoint:
+class GgufCheckpoint(Checkpoint):
     """One GGUF file. Quantised tensors are de-quantised when they are loaded, one at a time."""
 
     def __init__(self, file: Path) -> None:
@@ -421,14 +416,6 @@ class GgufCheckpoint:
     @property
     def files(self) -> list[Path]:
         return [self.file]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.file.stat().st_size
-
-    @property
-    def fingerprint(self) -> str:
-        return weights_sha256(self.files)
 
     @property
     def config_sha256(self) -> str:

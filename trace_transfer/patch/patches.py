@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 import torch
-from pydantic import Field, Json, ValidationError, model_validator
+from pydantic import Field, Json, model_validator
 from torch import Tensor
 
 from trace_transfer.core_sets.chosen import Chosen, decoded, encoded
@@ -36,7 +36,7 @@ from trace_transfer.models.tensors import (
     read_tensor,
     writing_tensors,
 )
-from trace_transfer.records import TASK, Name, Range, Strict
+from trace_transfer.records import TASK, Name, Range, Strict, checked
 
 FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"
@@ -165,14 +165,7 @@ class Patch:
         if found != FORMAT:
             what = f"format {found!r}" if found else "no 'format' in its metadata"
             raise ArtefactError(f"{file}: {what}, expected {FORMAT}")
-        try:
-            header = _Header.model_validate(metadata)
-        except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, one['loc'])) or '(metadata)'}: {one['msg'].removeprefix('Value error, ')}"
-                for one in error.errors()
-            ]
-            raise ArtefactError(f"{file}: its metadata are not those of a patch:\n" + listing(problems)) from error
+        header = checked(file, metadata, _Header, ArtefactError)
         entries, problems = _entries(file, header.parameters, specs)
         if problems:
             raise ArtefactError(f"{file}: {len(problems)} things do not fit its metadata:\n" + listing(problems))
