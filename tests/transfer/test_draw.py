@@ -111,17 +111,6 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_page_refers_to_nothing_outside(written: tuple[Heatmap, Path]) -> None:
-    text = written[1].read_text("utf-8")
-    elements = Elements(text).found
-    assert {tag for tag, _ in elements} & {"link", "img", "iframe", "object", "base"} == set()
-    assert [attributes for _, attributes in elements if {"src", "href", "srcset"} & set(attributes)] == []
-    assert elements[0] == ("html", {"lang": "en"})
-    own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"https?:|@import|url\(", own)
-    assert "<title>Layer match: small-135M → large-8B</title>" in own
-
-
 def num_marks(view: View) -> int:
     """Of an ambiguous pair a ring and its rim are drawn."""
     return len(view.pairs) + len(view.ambiguous) + len(view.other_runner_ups)

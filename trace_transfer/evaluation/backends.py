@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.data.examples import IGNORED, Example
 from trace_transfer.data.rendering import with_fixed_date
 from trace_transfer.errors import UserError, first_line
-from trace_transfer.evaluation.batching import AnswerScores, finite_logits, generate, score_answers
+from trace_transfer.evaluation.batching import AnswerScores, Ending, finite_logits, generate, score_answers
 from trace_transfer.evaluation.settings import SPREADING, EvaluateSettings
 from trace_transfer.settings import unknown_problems
 
@@ -53,10 +53,7 @@ class Backend(ABC):
         """Of the supervised tokens of each example; `advance` is called once for each."""
 
     @abstractmethod
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int],
-        stop_texts: Sequence[str], advance: Callable[[], None],
-    ) -> list[str]:  # fmt: skip
+    def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
         """The likeliest answer after each prompt, without special tokens; texts behind a stop text may follow it."""
 
     @abstractmethod
@@ -75,13 +72,10 @@ class ModelInMemory(Backend):
     def score(self, examples: Sequence[Example], advance: Callable[[], None]) -> list[AnswerScores]:
         return score_answers(self.model, examples, self.settings.examples_at_once, advance)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int],
-        stop_texts: Sequence[str], advance: Callable[[], None],
-    ) -> list[str]:  # fmt: skip
+    def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
         written = generate(
-            self.model, prompts, batch_size=self.settings.examples_at_once, max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids, stop_texts=stop_texts, tokenizer=self.tokenizer, advance=advance,
+            self.model, prompts, ending, batch_size=self.settings.examples_at_once, tokenizer=self.tokenizer,
+            advance=advance,
         )  # fmt: skip
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
 
@@ -149,15 +143,12 @@ class Engine(Backend):
             advance()
         return [AnswerScores(total, count, None) for total, count in zip(totals, counts, strict=True)]
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int],
-        stop_texts: Sequence[str], advance: Callable[[], None],
-    ) -> list[str]:  # fmt: skip
+    def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
         from lm_eval.api.instance import Instance
 
         how = {
-            "until": list(stop_texts), "max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0,
-            "stop_token_ids": sorted(stop_ids), "skip_special_tokens": True,
+            "until": list(ending.stop_texts), "max_gen_toks": ending.max_new_tokens, "do_sample": False,
+            "temperature": 0.0, "stop_token_ids": sorted(ending.stop_ids), "skip_special_tokens": True,
         }  # fmt: skip
         requests = [Instance("generate_until", {}, (str(number), how), number) for number in range(len(prompts))]
         # The harness' classes take texts and encode them. Ours are encoded: the texts are their numbers.

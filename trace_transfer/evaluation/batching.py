@@ -112,29 +112,34 @@ def score_answers(
     return found  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Where an answer ends: after so many tokens, at one of these, which is not part of it, or behind one of these
+    texts, which is left in."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    stop_texts: tuple[str, ...]
+
+
 def generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, batch_size: int | Literal["auto"],
-    max_new_tokens: int, stop_ids: Iterable[int], stop_texts: Sequence[str], tokenizer: object,
-    advance: Callable[[], None],
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], ending: Ending, *, batch_size: int | Literal["auto"],
+    tokenizer: object, advance: Callable[[], None],
 ) -> list[tuple[int, ...]]:  # fmt: skip
     """What the model finds likeliest, token after token, after each prompt; `advance` is called once for each.
 
     Greedy, whatever the model's own settings for generation say (a penalty for repetition would count as knowledge).
-
-    Args:
-        stop_ids: tokens that end an answer; they are not part of it.
-        stop_texts: texts after which it goes on no further; they are left in.
 
     Raises:
         NumericalError: logits that are NaN or infinite.
     """
     from transformers import GenerationConfig
 
-    ends = sorted(set(stop_ids))
+    ends = sorted(ending.stop_ids)
     found: list[tuple[int, ...]] = [()] * len(prompts)
     config = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens, pad_token_id=PAD,
-        eos_token_id=ends or None, stop_strings=list(stop_texts) or None,
+        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=ending.max_new_tokens, pad_token_id=PAD,
+        eos_token_id=ends or None, stop_strings=list(ending.stop_texts) or None,
     )  # fmt: skip
 
     def step(indices: list[int]) -> None:
@@ -148,7 +153,7 @@ def generate(
         written_bt = model.generate(  # type: ignore[operator]  # whatever is not declared is a Tensor to torch
             input_ids=ids_bt.to(model.device), attention_mask=mask_bt.to(model.device),
             logits_processor=[finite_logits],
-            **({"tokenizer": tokenizer} if stop_texts else {}),
+            **({"tokenizer": tokenizer} if ending.stop_texts else {}),
         )[:, width:].tolist()  # fmt: skip
         for index, written in zip(indices, written_bt, strict=True):
             stop = next((place for place, token in enumerate(written) if token in ends), len(written))

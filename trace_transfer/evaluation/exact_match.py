@@ -16,6 +16,7 @@ from typing import Any
 from trace_transfer.data.encoding import encode_prompts
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.evaluation.backends import Backend
+from trace_transfer.evaluation.batching import Ending
 from trace_transfer.evaluation.outcome import Outcome, Prepared, Sample, mean_and_stderr
 from trace_transfer.evaluation.reading import (
     Reading,
@@ -40,22 +41,16 @@ class ExactMatchEvaluation(Prepared):
     numbers: tuple[int, ...]
     prompts: tuple[tuple[int, ...], ...]
     targets: tuple[str, ...]
-    stop_ids: frozenset[int]
-    stop_texts: tuple[str, ...]
-    max_new_tokens: int
+    ending: Ending
 
     def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
         return (tokenizer.decode(self.prompts[0]), False), (self.targets[0], True)
 
     def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
-        stop_texts = (*self.spec.until, *self.stop_texts)
-        written = backend.generate(
-            self.prompts, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, stop_texts=stop_texts,
-            advance=advance,
-        )  # fmt: skip
+        written = backend.generate(self.prompts, self.ending, advance)
         samples, decode = [], backend.tokenizer.decode
         for number, prompt, text, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
-            output = cut_at(text, stop_texts)
+            output = cut_at(text, self.ending.stop_texts)
             right = matches(output, target, self.spec)
             said = output.rpartition(THOUGHT_ENDS)[2]
             compared = {"extracted": extracted(said, self.spec.extract)} if self.spec.extract else {}
@@ -88,7 +83,7 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading, settings: Evalua
     answers = tuple(record.messages[-1].content for record in records.records)
     return ExactMatchEvaluation(
         spec, spec.first_metric, spec.higher_is_better, len(prompts), sha256, told, numbers, tuple(prompts), answers,
-        found.stop_ids, found.stop_texts, most,
+        Ending(most, found.stop_ids, (*spec.until, *found.stop_texts)),
     )  # fmt: skip
 
 

@@ -203,8 +203,6 @@ def test_an_error_is_shown_by_its_last_lines():
     assert outcome.reason == "ended with code 1"
     assert outcome.stderr.endswith("AssertionError: not equal")
     assert len(outcome.stderr.splitlines()) == programs.MAX_LINES
-    assert run_to_end("import sys\nsys.exit(0)").status == "failed"
-    assert run_to_end("import os\nos._exit(0)").reason == "ended with code 0 before the end of its test"
 
 
 @needs_landlock
