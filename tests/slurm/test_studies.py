@@ -11,25 +11,54 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import RESOURCES, SLURM, wait_for
-from tests.study.run_directories import run_content
+from tests.slurm.conftest import RESOURCES, SLURM, OnCluster, wait_for
+from tests.study.run_directories import run_content, write_file, write_run
 from tests.study.test_interruption import results
 
 MIN_JOB_AGE = 3600  # that `names` sees all jobs
 NUM_STEPS = 11
-LONG = {**run_content()["train"], "epochs": 600}  # a minute and more
+LONG = {**run_content()["train"], "epochs": 1000}  # two minutes
 
 
-def undisturbed(study):
-    """What the study leaves is what a run here leaves, at the same place: files say where they were made."""
-    kept = study.out.with_name("kept")
-    study.out.rename(kept)
-    study.run()
-    found = results(study.out)
-    shutil.rmtree(study.out)
-    kept.rename(study.out)
-    ours = results(study.out)
-    assert {name for name in {*ours, *found} if ours.get(name) != found.get(name)} == set()
+def undisturbed(one):
+    """What a run here leaves, at the same place: files say where they were made."""
+    kept = one.out.with_name("kept")
+    if one.out.is_dir():
+        one.out.rename(kept)
+    one.run()
+    found = results(one.out)
+    shutil.rmtree(one.out)
+    if kept.is_dir():
+        kept.rename(one.out)
+    return found
+
+
+def differing(ours, theirs):
+    return {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+
+
+@pytest.fixture(scope="module")
+def long_study(cluster, tiny, tmp_path_factory):
+    """`long_study(**resources)`: three steps of which the first, a training, takes minutes; and what it leaves here."""
+    directory = tmp_path_factory.mktemp("long")
+    values = {"methods": ["sequential"], "source": None, "train": LONG, "resources": RESOURCES}
+    one = OnCluster(cluster, write_run(directory, tiny, **values), directory / "out")
+    expected = undisturbed(one)
+
+    def anew(**resources):
+        shutil.rmtree(one.out, ignore_errors=True)
+        one.log.unlink(missing_ok=True)
+        write_file(directory, **{**values, "resources": {**RESOURCES, **resources}})
+        return one, expected
+
+    return anew
+
+
+def training(one):
+    """The command that looks after it, once it trains on its first or second task."""
+    process = one.start(*SLURM)
+    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    return process
 
 
 def test_begun_anywhere_and_finished_anywhere(study):
@@ -54,7 +83,7 @@ def test_begun_anywhere_and_finished_anywhere(study):
     for name, text in done.items():
         assert (one.out / "steps" / name / "step.json").read_text() == text or "removed" in text
     assert "0 steps to run, 11 up to date" in one.run("--dry-run")
-    undisturbed(one)
+    assert differing(results(one.out), undisturbed(one)) == set()
 
 
 def test_the_command_is_killed_at_five_drawn_moments(study):
@@ -72,73 +101,68 @@ def test_the_command_is_killed_at_five_drawn_moments(study):
     names = one.names()
     assert len(names) == len(set(names)) == NUM_STEPS
     assert sorted(names) == sorted(f"{Path(step).name}.{names[0][-6:]}" for step in one.jobs())
-    undisturbed(one)
+    assert differing(results(one.out), undisturbed(one)) == set()
 
 
-def test_a_step_that_is_cancelled(study):
+def test_a_step_that_is_cancelled(long_study):
     """It is told, what needs it is cancelled, and the same command goes on from what it saved."""
-    one = study(methods=["sequential"], source=None, train=LONG)
-    process = one.start(*SLURM)
-    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    one, expected = long_study()
+    process = training(one)
     one.cluster.ask("scancel", one.job("train"))
     assert process.wait(120) == 1
-    assert f"train (sequential, seed 0): its job {one.job('train')} ended as CANCELLED; " in one.said
-    assert "log.txt" in one.said and "evaluate" not in one.said.rpartition("error: ")[2]
+    told = f"train (sequential, seed 0): its job {one.job('train')} ended as CANCELLED; see "
+    assert told in one.said and "log.txt" in one.said
+    assert "evaluate" not in one.said.partition("\nerror: ")[2]
     assert one.state(one.job("evaluate")) == "CANCELLED"
     assert "stopped: stopped by SIGTERM after step" in one.log_of("train")
     one.run(*SLURM)
-    undisturbed(one)
+    assert differing(results(one.out), expected) == set()
 
 
-def test_time_runs_out(study):
+def test_time_runs_out(long_study):
     """It saves before, is requeued, and ends with the same bits; what waits for it goes on waiting."""
-    long = {**LONG, "epochs": 4000}
-    resources = {**RESOURCES, "train": {"hours": 2 / 60}}
-    one = study(methods=["sequential"], source=None, train=long, resources=resources)
-    one.run(*SLURM)
-    log, job = one.log_of("train"), one.jobs()
+    one, expected = long_study(train={"hours": 2 / 60})
+    assert "3 jobs submitted" in one.run(*SLURM)
+    log = one.log_of("train")
     assert log.count(" begins, process ") >= 2 and "stopped by SIGTERM after step" in log
-    assert len(one.names()) == 3 == len(job)
-    undisturbed(one)
+    assert one.state(one.job("train")) == "COMPLETED"
+    assert differing(results(one.out), expected) == set()
 
 
-def test_preempted(study):
+def test_preempted(long_study):
     """A job of a more important partition takes the node: the step saves, and goes on afterwards."""
-    one = study(methods=["sequential"], source=None, train=LONG)
-    process = one.start(*SLURM)
-    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+    one, expected = long_study()
+    process = training(one)
     one.cluster.ask("sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 5")
     assert process.wait(900) == 0, one.said
     log = one.log_of("train")
     assert log.count(" begins, process ") == 2 and "stopped by SIGTERM after step" in log
-    undisturbed(one)
+    assert differing(results(one.out), expected) == set()
 
 
-def test_its_node_goes_down(study):
-    one = study(methods=["sequential"], source=None, train=LONG)
-    process = one.start(*SLURM)
-    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+def test_its_node_goes_down(long_study):
+    """All that it ran is lost, and begun again from the last checkpoint."""
+    one, expected = long_study()
+    process = training(one)
     one.cluster.crash_node("node1")
     one.cluster.start_node("node1")
     assert process.wait(900) == 0, one.said
     assert one.log_of("train").count(" begins, process ") == 2
-    assert len(one.names()) == 3
-    undisturbed(one)
+    assert differing(results(one.out), expected) == set()
 
 
-def test_slurmd_is_started_again(study):
-    """Jobs outlive it."""
-    one = study(methods=["sequential"], source=None, train=LONG)
-    process = one.start(*SLURM)
-    wait_for(lambda: "training on" in one.log_of("train"), "a training")
+def test_slurm_is_started_again(long_study):
+    """Jobs outlive its daemons, and the command the time without an answer."""
+    one, expected = long_study()
+    process = training(one)
     one.cluster.stop_daemon("slurmd-node1")
     one.cluster.stop_daemon("slurmctld")
-    time.sleep(8)
+    wait_for(lambda: "squeue: " in one.said, "no answer")
     one.cluster.start_controller()
     one.cluster.start_node("node1")
     assert process.wait(600) == 0, one.said
     assert one.log_of("train").count(" begins, process ") == 1
-    assert "squeue: " in one.said  # that it does not answer
+    assert differing(results(one.out), expected) == set()
 
 
 def test_a_step_that_fails(study):
@@ -211,14 +235,16 @@ def test_several_nodes(study):
 
 
 def test_a_hundred_short_steps(study, capsys):
-    """Time of the steps themselves, of the queue, and of everything."""
+    """Prints what a step costs beside its work, and what the scheduler takes for as many empty jobs."""
     one = study(methods=["sequential"], source=None, seeds=list(range(50)))
     began = time.monotonic()
+    for _ in range(101):
+        one.cluster.ask("sbatch", "--job-name=empty", "--output=/dev/null", "--wrap=true")
+    wait_for(lambda: "empty" not in one.cluster.ask("squeue", "-h", "-o", "%j"), "empty jobs", 600)
+    empty, began = time.monotonic() - began, time.monotonic()
     one.run(*SLURM)
     whole = time.monotonic() - began
     costs = [json.loads(file.read_text())["cost"]["seconds"] for file in one.out.glob("steps/*/step.json")]
     assert len(costs) == 101
     with capsys.disabled():
-        print(
-            f"\n101 steps in {whole:.0f} s: {sum(costs):.0f} s of work, {(whole - sum(costs)) / 101:.1f} s more a step"
-        )
+        print(f"\n101 empty jobs: {empty:.0f} s; 101 steps: {whole:.0f} s, of which {sum(costs):.0f} s are their work")
