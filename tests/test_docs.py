@@ -47,6 +47,7 @@ ONLY_PARSED = {
     "--push-to-hub": "sends to the hub; tests of publishing do, to a server of their own",
     "me/core-sets:": "is on the hub",
     "llama3_to_qwen/": "at full size; tests/test_llama3_to_qwen.py plans it",
+    "--cancel": "needs SLURM; tests/slurm have one",
     "trace-transfer report": "a run's directory; tests/cli/test_report.py writes one",
 }
 # What stands for something in a command that is a template.

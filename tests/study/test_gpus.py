@@ -106,6 +106,7 @@ def handed(monkeypatch, tiny, tmp_path):
         (["train", "evaluate"], 2, 2, (), {}, [[("train", ()), ("evaluate", ())], []]),
         (["train", "baseline", "evaluate"], 3, 1, ("0", "1", "2"), {"default": {"gpus": 0}, "train": {"gpus": 2}},
          [[("train", ("0", "1")), ("baseline", ()), ("evaluate", ())], [], []]),
+        (["evaluate"], 1, 1, ("0", "1"), {}, [[("evaluate", None)]]),  # alone, it has the machine to itself
         (["train", "evaluate"], 1, 1, ("0", "1"), {"train": {"gpus": 2}},  # so do they one after another
          [[("train", ("0", "1"))], [("evaluate", ("0",))]]),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +41,9 @@ JOBS, IDS = "jobs", "jobs.json"
 LOOK_EVERY = 3.0  # s between questions to the scheduler
 PATIENCE = 30.0  # s in which what a job wrote may become visible here
 REQUEUES = 50  # times that a step may save and go on before it is given up
-GONE = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-)
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Job:
 
     @property
     def alive(self) -> bool:
-        return self.state not in GONE
+        return self.state not in ENDED
 
 
 class Jobs:
@@ -102,7 +94,7 @@ class Jobs:
         Raises:
             TraceTransferError: the scheduler does not answer.
         """
-        said = asked("squeue", "--noheader", "--states=all", f"--user={getuser()}", "--format=%i|%j|%T|%r")
+        said = asked("squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%i|%j|%T|%r")
         jobs = [Job(*line.strip().split("|", 3)) for line in said.splitlines() if line.count("|") >= 3]
         mine = [job for job in jobs if job.name.endswith(f".{self.mark}")]
         return {job.name: job for job in sorted(mine, key=lambda one: (one.alive, int(one.id)))}

@@ -464,8 +464,10 @@ class _Reader:
         return found
 
     def _resources(self) -> dict[str, Resources]:
-        """Of each kind that has its own, and the default."""
+        """Of each kind that has its own, and the default; none where the file says nothing."""
         given = self.keys.resources
+        if given == {}:
+            return {}
         if not isinstance(given, Mapping) or not all(isinstance(one, Mapping) for one in given.values()):
             self.problems.append(f"resources: found {given!r}, expected kind: {{gpus: …, hours: …}}")
             return {}

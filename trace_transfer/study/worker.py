@@ -133,7 +133,7 @@ def work(ticket: Ticket, record: dict[str, Any], share: Share, listener: Listene
     """Do a step, as the target of a process; the last event sent says how it ended, as one of `ENDS`."""
     _end_with_parent()
     gc.freeze()  # what the imported libraries hold stays: a look at all of it takes half a second, twice a training
-    if share.gpus:
+    if share.gpus is not None:
         os.environ[VISIBLE] = ",".join(share.gpus)
     directory = ticket.directory
     with (directory / LOG).open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
