@@ -101,7 +101,7 @@ class OneNode:
         return {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf")}
 
     def start(self) -> None:
-        if subprocess.run(["pgrep", "-x", "slurmctld"], capture_output=True, check=False).returncode == 0:
+        if self.works("pgrep", "-x", "slurmctld"):
             raise RuntimeError("another slurmctld runs on this machine")
         (self.state / "ctld").mkdir(parents=True)
         self.state.chmod(0o755)
@@ -147,6 +147,10 @@ class OneNode:
                     if mine or name.startswith(f"slurmstepd: [{job}.".encode()):
                         os.kill(int(place.name), signal.SIGKILL)
 
+    def works(self, *command: str) -> bool:
+        """Whether a command ends well."""
+        return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
+
     def ask(self, *command: str) -> str:
         """What a command of SLURM prints."""
         found = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
@@ -186,35 +190,34 @@ class OneNode:
 
     def _munge(self) -> None:
         """The daemon that SLURM's parts know each other by, with a key of its own, unless one runs already."""
-        if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
+        if self.works("munge", "-n"):
             return
         for place in ("/run/munge", "/var/log/munge", "/var/lib/munge", "/etc/munge"):
             Path(place).mkdir(exist_ok=True)
             subprocess.run(["chown", "-R", "munge:", place], check=True)
         self._begin("munged", ["runuser", "-u", "munge", "--", "munged", "--foreground"])
-        self.wait(lambda: subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0, "munged")
+        self.wait(lambda: self.works("munge", "-n"), "munged")
 
     def _database(self) -> None:
-        place, socket_file = self.state / "mariadb", self.state / "mariadb.sock"
+        place = self.state / "mariadb"
         subprocess.run(["mariadb-install-db", f"--datadir={place}", "--user=mysql", "--skip-test-db"], check=True,
                        capture_output=True)  # fmt: skip
         port = PORT + 4
         self._begin("mariadbd", [
             "mariadbd", "--no-defaults", f"--datadir={place}", "--user=mysql", f"--port={port}",
-            "--bind-address=127.0.0.1", f"--socket={socket_file}", f"--pid-file={place}/pid",
+            "--bind-address=127.0.0.1", f"--socket={place}/sock", f"--pid-file={place}/pid",
         ])  # fmt: skip
         user = "'slurm'@'%' IDENTIFIED BY 'slurm'"
         sql = f"CREATE DATABASE slurm_acct_db; GRANT ALL ON slurm_acct_db.* TO {user};"
-        client = ["mariadb", "--no-defaults", f"--socket={socket_file}", "-uroot"]
-        self.wait(lambda: subprocess.run([*client, "-e", "SELECT 1"], capture_output=True, check=False).returncode == 0,
-                  "mariadbd")  # fmt: skip
+        client = ["mariadb", "--no-defaults", f"--socket={place}/sock", "-uroot"]
+        self.wait(lambda: self.works(*client, "-e", "SELECT 1"), "mariadbd")
         subprocess.run([*client, "-e", sql], check=True)
         conf = self.state / "slurmdbd.conf"
         conf.touch(mode=0o600)
         conf.write_text(SLURMDBD_CONF.format(state=self.state, port=PORT + 3, mariadb_port=port))
         self._begin("slurmdbd", ["slurmdbd", "-D"])
-        self.wait(lambda: "one" in self.ask("sacctmgr", "-n", "list", "cluster", "format=cluster")
-                  or not self.ask("sacctmgr", "-i", "add", "cluster", "one"), "slurmdbd")  # fmt: skip
+        self.wait(lambda: self.works("sacctmgr", "-n", "list", "cluster"), "slurmdbd")
+        assert self.works("sacctmgr", "-i", "add", "cluster", "one")
 
 
 @contextmanager

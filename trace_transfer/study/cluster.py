@@ -45,6 +45,8 @@ ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"
 )  # fmt: skip
 
+WITHOUT = "Log in where jobs are submitted, or leave out --executor slurm: the study goes on here with what is finished"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -138,9 +140,6 @@ def slurm_here() -> bool:
     return shutil.which("squeue") is not None
 
 
-WITHOUT = "Log in where jobs are submitted, or leave out --executor slurm: the study goes on here with what is finished"
-
-
 def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | None, str]]:
     """For `--status`: every step that is not finished with its job, and what it says or how it failed."""
     jobs, found = Jobs(out), list[tuple[Step, Job | None, str]]()
@@ -198,28 +197,31 @@ class Slurm(Scheduler):
         """Submit what has no job."""
         if not self.waiting or self.stop.requested:
             return
-        known, before = self.jobs.known(), self.jobs.ids.copy()
+        known, new = self.jobs.known(), dict[str, str]()
         try:
             for step in list(self.waiting):
                 with interruption_held_back():
-                    self._take(step, known.get(self.jobs.name(step)))
+                    self._take(step, known.get(self.jobs.name(step)), new)
         except UserError:  # refused by the scheduler, as the others of this kind would be
-            if new := [one.job for one in self.running if before.get(one.step.directory) != one.job]:
-                asked("scancel", *new)
-                self.running = [one for one in self.running if one.job not in new]
+            if new:
+                asked("scancel", *new.values())
+            self.running = [one for one in self.running if one.step.address not in new]
             raise
-        new = [one.job for one in self.running if before.get(one.step.directory) != one.job]
-        told = f"{several(len(new), 'job')} submitted ({new[0]} to {new[-1]})" if new else "nothing submitted"
+        ids = list(new.values())
+        told = f"{several(len(new), 'job')} submitted ({ids[0]} to {ids[-1]})" if new else "nothing submitted"
         more = f", {several(len(self.running) - len(new), 'job')} of before" if len(self.running) > len(new) else ""
         self.display.note(f"{told}{more}; Ctrl-C leaves them running")
 
-    def _take(self, step: Step, job: Job | None) -> None:
-        """Find a step's job, or make one."""
+    def _take(self, step: Step, job: Job | None, new: dict[str, str]) -> None:
+        """Find a step's job, or make one, which is noted in `new`."""
         label, earlier = self.graph.label(step), self.jobs.ids.get(step.directory)
         self.waiting.remove(step)
         if is_finished(step, self.out):  # meanwhile
             self.done(step)
             return
+        if job is not None and job.alive and any(needed.address in new for needed in step.needs.values()):
+            asked("scancel", job.id)  # it waits for one that has ended badly
+            job = None
         if job is not None and job.alive:
             if earlier != job.id:  # the command was killed before it could note it, perhaps before all was there
                 self._complete(step, job.id)
@@ -227,7 +229,7 @@ class Slurm(Scheduler):
         else:
             if earlier is not None and (message := self.jobs.ended(earlier)[1]):
                 self.display.note(f"{label}: submitted again; job {earlier} ended: {message}")
-            found = self._submit(step)
+            found = new[step.address] = self._submit(step)
         self.jobs.note(step, found)
         self.running.append(_Submitted(step, label, found))
 
