@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import prepare_directory, sha256_text, write_text
+from trace_transfer.progress import tell
 from trace_transfer.reporting.numbers import several
 from trace_transfer.stopping import interruption_held_back
 from trace_transfer.study.job import Ended, StepJob
@@ -135,19 +135,17 @@ def asked(*command: str) -> str:
     return done.stdout
 
 
-def slurm_here() -> bool:
-    """Whether jobs are submitted and looked at from this machine."""
-    return shutil.which("squeue") is not None
-
-
 def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | None, str]]:
     """For `--status`: every step that is not finished with its job, and what it says or how it failed."""
-    jobs, found = Jobs(out), list[tuple[Step, Job | None, str]]()
-    known = jobs.known() if slurm_here() else {}
+    jobs, known, found = Jobs(out), dict[str, Job](), list[tuple[Step, Job | None, str]]()
+    try:
+        known = jobs.known()
+    except TraceTransferError as error:  # what is on the disk can be told all the same
+        tell(str(error))
     for step in (one.step for one in status if one.record is None):
         job, number = known.get(jobs.name(step)), jobs.ids.get(step.directory, "")
         if job is None and number:
-            job = Job(number, jobs.name(step), jobs.past(number) if slurm_here() else "")
+            job = Job(number, jobs.name(step), jobs.past(number))
         said = job.reason if job is not None and job.reason != "None" else ""
         if job is not None and job.state == "RUNNING":
             said = next(iter(last_lines(out / step.directory / LOG)[-1:]), "")
