@@ -65,7 +65,7 @@ def described(path: str, command: click.Command, level: int) -> Iterator[str]:
 def row(option: click.Option, ctx: click.Context) -> tuple[str, ...]:
     name, _ = option.get_help_record(ctx) or ("", "")
     default = option.get_help_extra(ctx).get("default", "required" if option.required else NOTHING)
-    return f"`{cell(name)}`", cell(str(default)), cell(option.help or "")
+    return f"`{name}`", cell(str(default)), cell(option.help or "")
 
 
 # ---- YAML files
