@@ -475,7 +475,7 @@ def test_a_run_that_is_not_complete_is_reported_and_says_so(run: Path) -> None:
     written = write_report(run)
     assert set(written.unfinished) == {str(place.relative_to(run)) for place in places}
     page, text = (file.read_text("utf-8") for file in written.files)
-    told = r"This run is not complete: 2 steps are not finished .* 1 of 12 trained models are left out"
+    told = r"This run is not complete: 2 steps are not finished .* 1 of 12 trained models are missing"
     for found in (page, text):
         assert re.search(told, found)
         assert all(place.name in found for place in places)

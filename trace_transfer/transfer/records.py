@@ -10,7 +10,9 @@ from trace_transfer.records import ModelIdentity, Name, Range, Strict
 from trace_transfer.transfer.policies import POLICIES
 
 OFTEN = 0.25  # half of the texts choose another layer more often than this: the pair is ambiguous
-UNSTABLE = 0.5  # fewer layers than this keep their partner on other texts: the match is mostly chance
+UNSTABLE = (
+    0.5  # fewer layers keep their partner on other texts, or more pairs are ambiguous: the match is mostly chance
+)
 
 
 class ProbeRecord(Strict):
@@ -101,17 +103,16 @@ class LayerMatch(Strict):
         """One line: whether the match can be used, and why."""
         if self.stability is None:
             return "untested: too few texts, or no --splits, to test the match on other texts"
-        word = "usable"
+        word, ambiguous = "usable", sum(pair.is_ambiguous for pair in self.pairs)
         if self.policy in POLICIES and POLICIES[self.policy].control:
             word = "a control"
-        elif self.stability.same < UNSTABLE:
+        elif self.stability.same < UNSTABLE or ambiguous > UNSTABLE * len(self.pairs):
             word = "unstable"
         elif self.depth and self.depth.is_as_good:
             word = "no better than matching by depth"
         told = [f"{self.stability.same:.0%} of the layers keep their partner on other texts"]
         if self.depth and self.depth.held_out_gain:
             told.append(f"CKA {self.depth.held_out_gain[0]:+.3f} over matching by depth")
-        ambiguous = sum(pair.is_ambiguous for pair in self.pairs)
         return f"{word}: " + ", ".join([*told, f"{ambiguous} of {len(self.pairs)} pairs ambiguous"])
 
 
