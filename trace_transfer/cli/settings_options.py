@@ -23,7 +23,7 @@ def setting_options(kind: type[Settings], *, without: Collection[str] = ()) -> D
     def add(command: Any) -> Any:
         command = click.option(
             "--config", type=FILE, metavar="FILE", cls=Option, group="Data", common=True,
-            help="Settings as YAML, with the keys of the same section in run.yaml. Options that are given win.",
+            help="Settings as YAML. The keys are those of the same section in run.yaml. Options that are given win.",
         )(command)  # fmt: skip
         for one in reversed(list(singles(kind))):
             if one.name not in without:

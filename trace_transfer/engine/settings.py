@@ -41,7 +41,7 @@ class TrainSettings(Settings):
         dict, "Another peak for some tensors. WHAT is a component (attention, mlp.down, norm, embedding …), bias, or a "
         "pattern of names ('model.layers.0.*'). May be repeated.", metavar="WHAT=RATE",
     )  # fmt: skip
-    batch_size: Count = setting(32, "Examples per step, over all processes.", common=True)
+    batch_size: Count = setting(32, "Examples per step. This is the sum over all processes.", common=True)
     micro_batch_size: Count = setting(4, "Examples per forward pass and process.", group="Hardware", common=True)
     warmup: Annotated[float, Ge(0), Lt(1)] = setting(0.1, "Share of the steps in which the learning rate rises.")
     schedule: Literal[

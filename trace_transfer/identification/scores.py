@@ -294,7 +294,7 @@ class ScoreSettings(Settings):
         "lf", "How tensors are scored. " + "; ".join(f"{name}: {one.about}" for name, one in METHODS.items()) + ".",
         common=True,
     )  # fmt: skip
-    ratio: Share = setting(0.05, "Share of the model that a core set may have.", common=True)
+    ratio: Share = setting(0.05, "Share of the model in a core set.", common=True)
     unit: Unit = setting(
         "tensors",
         "What the ratio counts. tensors: named tensors, as in the paper; elements: the parameters in them; rows: "
