@@ -293,15 +293,18 @@ def test_learning_rates_are_chosen_on_other_seeds(copied):
 def test_scores_at_the_base_are_those_of_identify(copied, tmp_path):
     from trace_transfer import api
 
-    write_file(copied.parent, methods=["trace-snr-rows"], source=None)
-    assert run(copied) == {"identify": 1, "train": 1, "evaluate": 1}
+    methods = ["trace-snr-parameters", "random-within-rows"]
+    write_file(copied.parent, methods=methods, source=None)
+    assert run(copied) == {"identify": 2, "train": 2, "evaluate": 2}
+    trained = [read_any(cell(copied, one)["train"] / "step.json", StepFile).cost.trained for one in methods]
+    assert trained[0] == pytest.approx(trained[1], rel=0.1)
     (tmp_path / "tasks.yaml").write_text(
         "tasks:\n" + "".join(f"- {{name: {task}, data: {copied.parent}/{task}.train.jsonl}}\n" for task in TASKS)
     )
     found = api.identify(copied.parent / "qwen3", tmp_path / "tasks.yaml", out=tmp_path / "found", method="snr",
                          unit="rows", ratio=0.2, max_length=64)  # fmt: skip
     for core in found.cores:
-        ours: CoreFile = read_any(cell(copied, "trace-snr-rows")["identify"] / f"{core.task}.core.json", CoreFile)
+        ours: CoreFile = read_any(cell(copied, "random-within-rows")["identify"] / f"{core.task}.core.json", CoreFile)
         assert ours.parameters == core.parameters
 
 

@@ -34,7 +34,10 @@ NEEDED = ("train", "evaluate")
 # Two scores are of the same thing only where all of these are the same.
 SAME = ("kind", "metric", "higher_is_better", "num_examples", "data_sha256", "settings")
 # Methods that take a carried core set for its size, and train others.
-SIZE_ONLY = ("random", "first", "last")
+SIZE_ONLY = (
+    "random", "first", "last", "random-tensors", "random-rows", "random-parameters", "random-within-rows",
+    "random-within-parameters", "norms-random", "head-norms-random",
+)  # fmt: skip
 
 Role = Literal["source", "target", "carried"]
 

@@ -26,7 +26,8 @@ from trace_transfer.reporting.records import (
 ALPHA, FEW_SEEDS = 0.05, 5
 SEQUENTIAL, FORGETS, LEARNS = "sequential", "backward_transfer", "learning"
 CARRIED = ("transfer-lf", "transfer-cs", "transfer-lf-core", "transfer-cs-core")
-MASKED = ("trace-lf", "trace-cs", "trace-lf-rows", "trace-snr", "trace-snr-rows", *CARRIED)
+NATIVE = ("trace-lf", "trace-cs", "trace-lf-rows", "trace-snr", "trace-snr-rows", "trace-snr-parameters")
+MASKED = (*NATIVE, *CARRIED)
 # Method → the same scores, of core sets that are identified on the target itself.
 TWINS = {name: f"trace-{name.split('-')[1]}" for name in CARRIED}
 
@@ -82,6 +83,13 @@ QUESTIONS = (
     Question("Do core sets end higher than replaying earlier tasks?", "average",
              _against("dmt", MASKED[:1] + CARRIED[:1])),
     Question("Is a core set better than a random set?", "average", _against("random", MASKED)),
+    Question("Is a core set better than a random set of its own kind?", "average",
+             (("trace-lf", "random-tensors"), ("trace-lf-rows", "random-rows"), ("trace-snr-rows", "random-rows"),
+              ("trace-snr-parameters", "random-parameters"))),
+    Question("Does it matter which rows or parameters of a tensor are trained?", "average",
+             (("trace-snr-rows", "random-within-rows"), ("trace-snr-parameters", "random-within-parameters"))),
+    Question("Is a core set better than norms, or head and norms, and random tensors?", "average",
+             (*_against("norms-random", MASKED), *_against("head-norms-random", MASKED))),
     Question("Is a core set better than whole layers?", "average",
              (*_against("first", MASKED[:1] + CARRIED[:1]), *_against("last", MASKED[:1] + CARRIED[:1]))),
     Question("Is matching layers by CKA better than a map in proportion to depth?", "average",

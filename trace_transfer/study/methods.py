@@ -18,7 +18,7 @@ from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 Needs = Literal["none", "source", "target"]
-DRAWN = ("random", "shuffled")  # methods of `train`
+DRAWN = ("random", "random-within", "norms-random", "head-norms-random", "shuffled")  # methods of `train`
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ def _control(name: str, title: str, what: str, *, match: str | None = None, trai
     return RunMethod(name, title, f"{what} (control)", "source", {"method": "lf"}, chosen, {"method": train})
 
 
+def _own_control(name: str, title: str, what: str, like: RunMethod, train: str) -> RunMethod:
+    """Of the size, or the shares of tensors, of a core set that the target's own scores choose."""
+    return RunMethod(name, title, f"{what} {like.title}'s (control)", "target", like.identify, {}, {"method": train})
+
+
 METHODS: dict[str, RunMethod] = {
     method.name: method
     for method in (
@@ -86,6 +91,7 @@ METHODS: dict[str, RunMethod] = {
         _trace("lf", "rows"),
         _trace("snr"),
         _trace("snr", "rows"),
+        _trace("snr", "parameters"),
         _transfer("lf", "scores"),
         _transfer("cs", "scores"),
         _transfer("lf", "core"),
@@ -95,6 +101,18 @@ METHODS: dict[str, RunMethod] = {
                  match="shuffled"),
         _control("depth-map", "Proportional layer map", "Transfer-LF with layers matched by relative depth alone",
                  match="depth"),
+        _own_control("random-tensors", "Random tensors", "random tensors, as many as", _trace("lf"), "random"),
+        _own_control("random-rows", "Random rows", "random rows, as many as", _trace("snr", "rows"), "random"),
+        _own_control("random-parameters", "Random parameters", "random parameters, as many as",
+                     _trace("snr", "parameters"), "random"),
+        _own_control("random-within-rows", "Random rows inside", "of each tensor as many random rows as",
+                     _trace("snr", "rows"), "random-within"),
+        _own_control("random-within-parameters", "Random parameters inside", "of each tensor as many parameters as",
+                     _trace("snr", "parameters"), "random-within"),
+        _own_control("norms-random", "Norms and random", "all norms and random tensors, together of the size of",
+                     _trace("lf"), "norms-random"),
+        _own_control("head-norms-random", "Head, norms and random",
+                     "head, all norms and random tensors, together of the size of", _trace("lf"), "head-norms-random"),
         _control("first", "First layers", "the first layers whole, as many as Transfer-LF's size", train="first"),
         _control("last", "Last layers", "the last layers whole, as many as Transfer-LF's size", train="last"),
     )
