@@ -107,7 +107,7 @@ class OneNode:
         self.state.chmod(0o755)
         values = {
             "state": self.state, "port": PORT, "ports": (PORT + 1, PORT + 2),
-            "nodes": self.nodes, "cpus": max(1, (os.cpu_count() or 1) // 2), "min_job_age": self.min_job_age,
+            "nodes": self.nodes, "cpus": max(2, (os.cpu_count() or 1) // 2), "min_job_age": self.min_job_age,
         }  # fmt: skip
         conf = SLURM_CONF.format(**values) + (ACCOUNTING.format(port=PORT + 3) if self.accounting else NO_ACCOUNTING)
         (self.state / "slurm.conf").write_text(conf)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from tests.documents import ROOT, blocks
 from tests.stream_files import write_stream
+from tests.task_files import write_tasks
 from tests.tuned_models import weights
 from trace_transfer.cli import main
 from trace_transfer.core_sets.core_file import CoreFile
@@ -26,6 +27,7 @@ def place(tiny, tmp_path_factory):
     directory = tmp_path_factory.mktemp("scripts")
     model = tiny("qwen2", num_hidden_layers=2)
     write_stream(directory, model, 2)
+    write_tasks(directory)
     (directory / "model").symlink_to(model)
     for command in (f"train {model} --stream {directory}/stream.yaml --zero 0",
                     f"identify {model} --tasks {directory}/tasks.yaml"):  # fmt: skip
