@@ -21,7 +21,12 @@ from tests.benchmarks.table import is_small, show
 
 FULL = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 8192}
 SMALL = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 2048}
-LENGTHS = {"full": (128, 512, 1024), "small": (32, 128)}
+WIDE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 1, "vocab_size": 8192}
+MODELS = {"full": FULL, "wide": WIDE, "small": SMALL}
+RUNS = {
+    "full": (("full", 128), ("full", 512), ("full", 1024), ("wide", 1024)),
+    "small": (("small", 32), ("small", 128)),
+}
 NUM_TEXTS = 4
 ORDINARY, LOOP, OPACUS = "ordinary forward and backward", "one-example loop", "Opacus, ghost clipping"
 WHOLE, STREAMED, TRIAL = "ours", "ours, layer-streamed", "ours: the trial, once per run"
@@ -32,7 +37,7 @@ ROUNDS = 2  # through all ways, one after another: a shared machine is not equal
 def build(size: str):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"full": FULL, "small": SMALL}[size]
+    sizes = MODELS[size]
     heads = sizes["hidden_size"] // 64
     config = LlamaConfig(**sizes, num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2048)
     return LlamaForCausalLM(config).eval()
@@ -178,13 +183,13 @@ def row(way: str, found: dict[str, dict[str, float]]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    size = "small" if is_small(__doc__) else "full"
+    runs = RUNS["small" if is_small(__doc__) else "full"]
     ways = [way for way in WAYS if way != OPACUS or importlib.util.find_spec("opacus")]
-    for length in LENGTHS[size]:
+    for size, length in runs:
         rounds = [{way: in_child(way, size, length) for way in ways} for _ in range(ROUNDS)]
         found = {way: {key: min(one[way][key] for one in rounds) for key in ("seconds", "own")} for way in ways}
         show(
-            f"Fisher information, LLaMA {FULL if size == 'full' else SMALL}, {NUM_TEXTS} texts of {length} tokens",
+            f"Fisher information, LLaMA {MODELS[size]}, {NUM_TEXTS} texts of {length} tokens",
             [row(way, found) for way in ways],
             ("", "cpu seconds", "/ ordinary", "/ Opacus", "peak MB", "/ ordinary"),
         )

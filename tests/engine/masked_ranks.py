@@ -24,7 +24,7 @@ from trace_transfer.engine import engine, loop
 from trace_transfer.engine.engine import gathered
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import Run, TrainResult
-from trace_transfer.engine.slices import taken
+from trace_transfer.engine.slices import outside, taken
 from trace_transfer.errors import ModelError, TrainingError
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
@@ -51,7 +51,7 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def frozen_that_moved(built: engine.Engine, expected: dict[str, torch.Tensor], mask: Mask) -> list[str]:
-    """Tensors that are not trained as a whole, and differ from what the training began with."""
+    """Tensors that are not trained as a whole, and differ outside of their part from what the training began with."""
     moved, seen = [], set()
     for name, parameter in built.deepspeed.module.named_parameters():
         name = name.replace("parametrizations.", "").removesuffix(".original")
@@ -59,7 +59,8 @@ def frozen_that_moved(built: engine.Engine, expected: dict[str, torch.Tensor], m
             continue
         seen.add(name)
         with gathered(parameter):
-            if not same_bits(parameter.detach(), expected[name]):
+            part = mask.parts.get(name)
+            if not same_bits(outside(parameter.detach(), part), outside(expected[name], part)):
                 moved.append(name)
     whole = {name for name, part in mask.parts.items() if part is None}
     assert seen == expected.keys() - whole, seen ^ (expected.keys() - whole)

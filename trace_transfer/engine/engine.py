@@ -61,7 +61,7 @@ class Engine:
         known = dict(model.named_parameters())
         self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
         self.sliced = mask.sliced
-        self.parameters = freeze(model, mask, gathered)
+        self.parameters = freeze(model, mask, gathered, resident=settings.zero < 3)
         config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
         give_loss(getattr(model, "get_base_model", lambda: model)(), partitioned=settings.zero == 3)  # peft's wrapper

@@ -2,8 +2,8 @@
 frozen one.
 
 It is put there on each use. So gradient, clipping, weight decay, momentum and optimizer state exist for the slice
-alone, whatever DeepSpeed, FSDP or DDP do with tensors, and no other element can move: nothing ever writes to the
-frozen one. State dicts have whole tensors under their ordinary names all the same.
+alone, whatever DeepSpeed, FSDP or DDP do with tensors, and no other element can move: nothing ever writes to those of
+the frozen one. State dicts have whole tensors under their ordinary names all the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.utils.parametrize import cached, register_parametrization, remove_
 from torch.utils.hooks import RemovableHandle
 
 from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, MaskError, Part
+from trace_transfer.core_sets.masks import Mask, MaskError, Part, Slice
 from trace_transfer.errors import listing
 from trace_transfer.models.sources import numel
 
@@ -103,7 +103,10 @@ def places_of(model: nn.Module) -> dict[str, Places]:
 
 
 def freeze(
-    model: nn.Module, mask: Mask, gathered: Callable[[nn.Parameter], AbstractContextManager[object]]
+    model: nn.Module,
+    mask: Mask,
+    gathered: Callable[[nn.Parameter], AbstractContextManager[object]],
+    resident: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Freeze everything but a mask's parts; name → what is trained of that tensor, in the model's order.
 
@@ -120,17 +123,19 @@ def freeze(
         if part is not None:
             with gathered(parameter):
                 trained = nn.Parameter(taken(parameter.detach(), part))
-            splice(places[name], part, trained)
+            splice(places[name], part, trained, resident)
         trained.requires_grad_(True)
         found[name] = trained
     return found
 
 
-def splice(places: Places, part: Part, values: nn.Parameter) -> None:
+def splice(places: Places, part: Part, values: nn.Parameter, resident: bool = False) -> None:
     """Let a frozen tensor be used with other values in some rows (columns, depth), in every module that holds it.
 
     Args:
         values: of those rows; a parameter of its own, from then on part of the model.
+        resident: both are whole in memory all the time. Then a linear layer writes the values over the frozen rows and
+            takes the gradient of these rows alone, where it would copy the tensor and take the gradient of all of it.
     """
     spliced, first = Spliced(part, values), None
     for module, attribute in places:
@@ -140,6 +145,9 @@ def splice(places: Places, part: Part, values: nn.Parameter) -> None:
         first = chains[attribute] = first or chains[attribute]  # one for all that are tied, whatever is loaded later
         if first.original.dim() > 2:
             _compute_once(module)
+        if resident and attribute == "weight" and type(module).forward is nn.Linear.forward and isinstance(part, Slice):
+            kind: Any = type(module)  # of this module alone: a parametrization made it
+            kind.forward = _linear
         _tell_status(module, attribute)
         spliced.hooks += [
             module.register_state_dict_post_hook(partial(_join, attribute)),
@@ -242,6 +250,37 @@ def _tell_status(module: nn.Module, attribute: str) -> None:
         return whole
 
     setattr(kind, attribute, property(read, made.fset))
+
+
+def _linear(self: Any, x: Tensor) -> Tensor:
+    """The forward pass of a linear layer some of whose rows or columns are trained."""
+    chain = self.parametrizations.weight
+    frozen, spliced = chain.original, chain[0]
+    frozen.data.index_copy_(spliced.part.dim, spliced.index, spliced.values.data)
+    apply: Any = _LinearInPart.apply  # which torch does not type
+    found: Tensor = apply(x, frozen, self.bias, spliced.values, spliced.index, spliced.part.dim)
+    return found
+
+
+class _LinearInPart(torch.autograd.Function):
+    """x W' + b, of which W has a gradient in some rows or columns alone; they are in W already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, index: Tensor, dim: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, index)
+        ctx.dim = dim
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (g,) = upstream
+        x, weight, index = ctx.saved_tensors
+        wants_x, _, wants_bias, *_ = ctx.needs_input_grad
+        g_no, x_ni = g.flatten(end_dim=-2), x.flatten(end_dim=-2)
+        values = g_no[:, index].T @ x_ni if ctx.dim == 0 else g_no.T @ x_ni[:, index]
+        return g @ weight if wants_x else None, None, g_no.sum(dim=0) if wants_bias else None, values, None, None
 
 
 class Spliced(nn.Module):
