@@ -76,14 +76,16 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 
 _NUMBERS = {int: "N", float: "X"}
+LONGEST = 60  # characters of all choices in a line of help
 
 
 def _option(setting: Single) -> Decorator:
     name, field, default, owner = setting
     kind, _ = bare(field.annotation)
     flag = f"--{name.replace('_', '-')}"
+    long = name.upper() if len("|".join(map(str, choices(field.annotation)))) > LONGEST else None  # its help names them
     extra: dict[str, Any] = {
-        "help": field.description, "metavar": setting.told("metavar") or _NUMBERS.get(kind), "cls": Option,
+        "help": field.description, "metavar": setting.told("metavar") or _NUMBERS.get(kind) or long, "cls": Option,
         "group": setting.told("group") or owner.GROUP, "common": bool(setting.told("common")),
     }  # fmt: skip
     if name in _READERS:  # a text or a file that stands for the value
