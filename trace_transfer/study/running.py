@@ -53,6 +53,7 @@ class _Running:
     gpus: tuple[str, ...] | None
     label: str
     ended: tuple[str, str] = ("", "")
+    told: bool = False  # to stop: once, as a second signal may find it after it has saved, and kill it
 
 
 class Scheduler:
@@ -215,7 +216,8 @@ class Here(Scheduler):
 
     def hand_on(self) -> None:
         for one in self.running:
-            if one.process.is_alive():
+            if one.process.is_alive() and not one.told:
+                one.told = True
                 with suppress(ProcessLookupError):
                     os.kill(one.process.pid, signal.SIGTERM)
         time.sleep(LOOK_EVERY)
