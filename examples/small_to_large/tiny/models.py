@@ -85,18 +85,23 @@ def train(name: str, documents: list[str], directory: Path) -> None:
     tokenizer.save_pretrained(directory)  # comes last and says that the rest is there
 
 
-@click.command()
-@click.argument("names", nargs=-1, type=click.Choice(sorted(SHAPES)))
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "models", show_default=False)
-def main(names: tuple[str, ...], out: Path) -> None:
-    """Train those of the four models that are not there yet, or those that are named."""
+def train_missing(names: tuple[str, ...], out: Path) -> None:
+    """Train those of the models that are not there yet."""
     import torch
 
     torch.set_num_threads(1)  # the same sums in the same order on every machine
     documents = corpus()
-    for name in names or SHAPES:
+    for name in names:
         if not (out / name / "tokenizer.json").is_file():
             train(name, documents, out / name)
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(sorted(SHAPES)))
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "models", show_default=False)
+def main(names: tuple[str, ...], out: Path) -> None:
+    """Train those of the four models that are not there yet, or of those that are named."""
+    train_missing(names or tuple(SHAPES), out)
 
 
 if __name__ == "__main__":

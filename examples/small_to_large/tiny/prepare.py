@@ -1,0 +1,97 @@
+"""Writes the run files of the study: two directions × two sets of tasks, else alike; and trains the models.
+
+    python -m examples.small_to_large.tiny.prepare               # half an hour on one core, once
+    trace-transfer run examples/small_to_large/tiny/llama_to_qwen3.words.yaml
+
+What is compared was decided before the first run, on other seeds: see README.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+
+import click
+
+from examples.small_to_large.tiny.models import HERE, SHAPES, train_missing
+from examples.small_to_large.tiny.tasks import DIALECTS, WORDS
+from examples.small_to_large.tiny.tasks import main as write_tasks
+
+DIRECTIONS = {"llama_to_qwen3": ("llama-small", "qwen3-large"), "qwen3_to_llama": ("qwen3-small", "llama-large")}
+SETS = {"words": WORDS, "dialects": DIALECTS}
+TASK = "  - {{name: {0}, data: data/{0}.train.jsonl, template: plain, max_examples: 96}}\n"
+EVALUATION = "  - {{name: {0}, kind: loss, data: data/{0}.test.jsonl, template: plain}}\n"
+RUN = Template("""\
+# Written by examples.small_to_large.tiny.prepare; the four run files differ in the models and in the tasks alone.
+name: $name
+source: models/$source
+target: models/$target
+out: ../../../runs/tiny/$name
+
+tasks:
+$tasks
+evaluations: # nats per token of the right answer
+$evaluations
+methods:
+  # Everything trains, at rates around a smaller one.
+  - &all {name: sequential, like: sequential, train: {learning_rate: 1.0e-3}}
+  - {<<: *all, name: joint, like: joint}
+  - {<<: *all, name: dmt, like: dmt}
+  - lora
+  # Tensors, as many as 5 % of the parameters allow.
+  - trace-lf
+  - transfer-lf
+  - depth-map
+  - shuffled-map
+  - random
+  # Rows, and single parameters: scores of the target's own.
+  - {name: rows-lf, like: trace-lf, title: Rows by LF, identify: {unit: rows}}
+  - {name: rows-snr, like: trace-snr, title: Rows by SNR, identify: {unit: rows}}
+  - {name: rows-random, like: random, title: Random rows, identify: {unit: rows}}
+  - {name: parameters-snr, like: trace-snr, title: Parameters by SNR, identify: {unit: parameters}}
+  - {name: parameters-random, like: random, title: Random parameters, identify: {unit: parameters}}
+draws: 2
+seeds: $seeds
+orders: vary
+tuning: {factors: [0.25, 0.5, 1, 2], seeds: [100, 101, 102, 103]}
+comparisons: # stated beforehand; p is adjusted over them
+  - {methods: [trace-lf, transfer-lf], against: random}
+  - {methods: [transfer-lf], against: depth-map}
+  - {methods: [transfer-lf], against: shuffled-map}
+  - {methods: [transfer-lf], against: trace-lf}
+  - {methods: [rows-lf, rows-snr], against: rows-random}
+  - {methods: [parameters-snr], against: parameters-random}
+  - {methods: [trace-lf, transfer-lf, rows-lf, rows-snr, parameters-snr], against: sequential}
+
+identify: {unit: elements, ratio: 0.05, batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 128}
+train: {epochs: 1, batch_size: 8, micro_batch_size: 8, learning_rate: 4.0e-3, max_length: 128, zero: 0,
+        checkpoint_minutes: 60}
+evaluate: {max_length: 128}
+keep: none
+jobs: 2
+""")
+
+
+def run_file(direction: str, tasks: str) -> str:
+    """The text of a run file."""
+    source, target = DIRECTIONS[direction]
+    return RUN.substitute(
+        name=f"{direction}.{tasks}", source=source, target=target, seeds=list(range(20)),
+        tasks="".join(TASK.format(name) for name in SETS[tasks]),
+        evaluations="".join(EVALUATION.format(name) for name in SETS[tasks]),
+    )  # fmt: skip
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "models", show_default=False)
+def main(out: Path) -> None:
+    """Write the run files, the tasks and the models that are not there yet."""
+    for direction in DIRECTIONS:
+        for tasks in SETS:
+            (HERE / f"{direction}.{tasks}.yaml").write_text(run_file(direction, tasks), "utf-8")
+    write_tasks()
+    train_missing(tuple(SHAPES), out)
+
+
+if __name__ == "__main__":
+    main()
