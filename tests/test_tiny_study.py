@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.small_to_large.tiny import corpus, tasks
+from examples.small_to_large.tiny import corpus, prepare, tasks
 from examples.small_to_large.tiny.models import SHAPES, config_of
 
 
@@ -36,8 +36,9 @@ def test_held_out_files_and_words(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     for i in range(40):
+        name = chr(97 + i // 6) * 4 + chr(97 + i % 6) * 3
         (package / f"m{i}.py").write_text(
-            f'"""The name of this module is {chr(97 + i // 6) * 4 + chr(97 + i % 6) * 3}, and it has no other."""\n'
+            f'"""This module is called {name}, and it has no other name than this one."""\n'
         )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(corpus, "PACKAGES", ("talk",))
@@ -55,3 +56,23 @@ def test_a_target_is_another_family_and_at_least_four_times_larger(small, large)
     sizes = [AutoModelForCausalLM.from_config(config_of(*SHAPES[name])).num_parameters() for name in (small, large)]
     assert sizes[1] >= 4 * sizes[0]
     assert SHAPES[small][0] != SHAPES[large][0] and SHAPES[small][1] != SHAPES[large][1]
+
+
+@pytest.mark.parametrize("direction", prepare.DIRECTIONS)
+@pytest.mark.parametrize("tasks", prepare.SETS)
+def test_run_files_are_those_that_prepare_writes(direction, tasks):
+    text = prepare.run_file(direction, tasks)
+    assert (prepare.HERE / f"{direction}.{tasks}.yaml").read_text("utf-8") == text
+
+
+def test_run_files_can_be_read(tmp_path):
+    from trace_transfer.study.run_file import load_run
+
+    file = tmp_path / "run.yaml"
+    file.write_text(prepare.run_file("llama_to_qwen3", "words").replace("data/", f"{tasks.DATA}/"), "utf-8")
+    for name in prepare.DIRECTIONS["llama_to_qwen3"]:
+        config_of(*SHAPES[name]).save_pretrained(tmp_path / "models" / name)
+    run = load_run(file)
+    assert len(run.seeds) >= 20 and run.tuning is not None and not set(run.tuning.seeds) & set(run.seeds)
+    stated = {name for one in run.comparisons for name in (*one.methods, one.against)}
+    assert stated <= {method.name for method in run.methods}
