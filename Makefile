@@ -52,7 +52,9 @@ slurm: install
 	-apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 	$(RUN)/python -m pytest -m slurm tests/slurm
 
+# The finished report lies in docs/ without its plotting library, which plotly brings.
 docs: install
+	$(VENV)/bin/python -c 'import plotly, shutil, pathlib; shutil.copy(pathlib.Path(plotly.__file__).parent / "package_data/plotly.min.js", "docs/howto")'
 	$(RUN)/python -m zensical build --strict --clean
 
 # Opacus is raced against, nothing more; its dependencies would bring another torch.

@@ -261,7 +261,7 @@ def _headline(summary: Summary, ask: Ask, kept: Interval | None) -> str:
     else:
         text = f"Whether {ours.name} forgets less than {full.name} is open{_in_words(kept)}"
     text += f": backward transfer {numbers.amount(kept, shares)}."
-    for measure, words in ((MATCHED, "Difference in loss at the same learning"), (LEARNS, "Difference in learning")):
+    for measure, words in ((MATCHED, "Difference in what is lost at the same learning"), (LEARNS, "Difference in learning")):
         if one := _asked(summary, ask, ours.method, measure):
             text += f" {words}: {numbers.amount(one, shares)}{_in_words(one)}."
     if "trained" in ours.costs and "trained" in full.costs:
