@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-INTERRUPTED = "interrupted; nothing half-written was left, and the same command goes on from what is finished\n"
+from trace_transfer.cli import INTERRUPTED
 
 
 class Server:
@@ -101,7 +101,7 @@ class RepeatedRuns:
 
     def check_interrupted(self, done: dict) -> None:
         assert (done["returncode"], done["stdout"]) == (130, ""), done["stderr"]
-        assert done["stderr"].endswith(INTERRUPTED) and "Traceback" not in done["stderr"]
+        assert done["stderr"].endswith(f"{INTERRUPTED}\n") and "Traceback" not in done["stderr"]
         assert not [file for directory in self.watch for file in directory.rglob(".*.part")]
         self.check_nothing_is_half()
 

@@ -244,5 +244,5 @@ def test_leftovers_in_the_cache_are_removed_when_they_are_old(runs, cache):
 def test_the_progress_is_on_stderr_and_the_result_on_stdout(runs):
     done = runs.run()
     assert re.search(r"reading llama: step 4 of 4", done["stderr"])
-    assert done["stdout"].count("heatmap.html") == 1
+    assert "heatmap.html" in done["stdout"]
     assert "reading" not in done["stdout"]

@@ -56,7 +56,7 @@ def test_nothing_to_train_is_refused(tiny):
     with open_ranks() as ranks:
         model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32)
         with pytest.raises(MaskError, match="no tensor of the model is to be trained"):
-            engine.Engine(model, settings(), ranks, Mask({}))
+            engine.Engine(model, settings(), ranks, Mask({}), None)
 
 
 def test_a_fresh_process_prints_nothing_and_compiles_nothing(tiny, tmp_path):

@@ -261,9 +261,9 @@ def _headline(summary: Summary, ask: Ask, kept: Interval | None) -> str:
     else:
         text = f"Whether {ours.name} forgets less than {full.name} is open{_in_words(kept)}"
     text += f": backward transfer {numbers.amount(kept, shares)}."
-    for measure, words in ((MATCHED, "Difference in what is lost at the same learning"), (LEARNS, "Difference in learning")):
+    for measure, what in ((MATCHED, "what is lost at the same learning"), (LEARNS, "learning")):
         if one := _asked(summary, ask, ours.method, measure):
-            text += f" {words}: {numbers.amount(one, shares)}{_in_words(one)}."
+            text += f" Difference in {what}: {numbers.amount(one, shares)}{_in_words(one)}."
     if "trained" in ours.costs and "trained" in full.costs:
         text += f" It trains {ours.costs['trained'].mean / full.costs['trained'].mean:.2%} of the parameters."
     return text
