@@ -166,7 +166,7 @@ def test_single_parameters_train_alone_and_are_proved(tiny, tasks, of_parameters
     assert counts["core moved"].elements + counts["core unmoved"].elements == len(union)
     assert counts["core moved"].elements > 0.9 * len(union)
     assert verify(base, tmp_path / "out/model", core=[cores / f"{task}.core.json" for task in SIZES]).ok
-    with pytest.raises(FrozenMovedError):
+    with pytest.raises(FrozenMovedError, match="moved"):
         verify(base, tmp_path / "out/model", core=[cores / "math.core.json"])
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     trained = tt.freeze_except(model, cores / "math.core.json")

@@ -5,8 +5,8 @@ the end-of-text token behind each answer:
 
     {system}\\n\\n{prompt}\\n\\n{answer}{eos}            further turns follow directly after {eos}
 
-What is trained is what will be generated: an answer starts where the prompt of its generation ends, with what the model
-must say first, and ends with the end of its turn. The template is asked for both.
+Training sees what generation gives: an answer starts where its generation prompt ends, has what the template makes the
+model say first, and stops with the end of its turn.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from trace_transfer.identification.scoring import check_settings
 from trace_transfer.launching import excess_of, num_gpus
 from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
+from trace_transfer.study.cells import Cell
 from trace_transfer.study.graph import RunGraph, build_graph
-from trace_transfer.study.run_file import Cell
 
 
 def excess_here(graph: RunGraph) -> str | None:

@@ -22,7 +22,8 @@ from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.reporting.records import TUNING
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.study.run_file import Cell, Study, cells_of
+from trace_transfer.study.cells import Cell, cells_of
+from trace_transfer.study.run_file import Study
 from trace_transfer.study.steps import Step
 from trace_transfer.study.tuning import chosen_rates
 

@@ -11,6 +11,7 @@ import platform
 import shutil
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class _Running:
     told: bool = False  # to stop: once, as a second signal may find it after it has saved, and kill it
 
 
-class Scheduler:
+class Scheduler(ABC):
     """Follows every step to its end. Who does them is for those that are made of it: `Here`, and `cluster.Slurm`."""
 
     going_on = "stopped by SIGTERM with {steps} to do; the same command goes on"
@@ -74,24 +75,25 @@ class Scheduler:
         self.failed: list[tuple[str, str, str]] = []
 
     @classmethod
+    @abstractmethod
     def require(cls) -> None:
         """Refuse a machine from which it cannot be done."""
 
+    @abstractmethod
     def start(self) -> None:
         """Begin with what can be begun: from `waiting` to `running`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def listen(self) -> None:
         """Show how far the steps are, and see who is done; waits a little."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hand_on(self) -> None:
         """Tell the steps at work that they are to stop."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self) -> None:
         """Whatever came: nobody looks any more at what is still at work."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Until nothing waits; raises as `run_graph`."""
@@ -143,6 +145,10 @@ class Here(Scheduler):
     """Steps on this machine, as many at a time as the run says, each begun once all that it needs is finished."""
 
     running: list[_Running]
+
+    @classmethod
+    def require(cls) -> None:
+        """Nothing: where this runs, steps can."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

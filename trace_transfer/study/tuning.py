@@ -18,7 +18,8 @@ from trace_transfer.reporting.records import StepFile
 from trace_transfer.reporting.summarising import final_average
 
 if TYPE_CHECKING:
-    from trace_transfer.study.run_file import Cell, Study
+    from trace_transfer.study.cells import Cell
+    from trace_transfer.study.run_file import Study
     from trace_transfer.study.steps import Step
 
 

@@ -90,10 +90,10 @@ def train_missing(names: tuple[str, ...], out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)  # the same sums in the same order on every machine
-    documents = corpus()
-    for name in names:
-        if not (out / name / "tokenizer.json").is_file():
-            train(name, documents, out / name)
+    missing = [name for name in names if not (out / name / "tokenizer.json").is_file()]
+    documents = corpus() if missing else []
+    for name in missing:
+        train(name, documents, out / name)
 
 
 @click.command()
