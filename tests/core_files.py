@@ -17,10 +17,12 @@ def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) 
     """Write a core file in which the later tensors of a model score higher; returns the file."""
     opened = open_model(model, load_families())
     shapes = opened.anatomy.inventory.shapes
-    parameters = [
-        CoreTensor(name=name, shape=shape, score=(index + 1) / len(shapes))
-        for index, (name, shape) in enumerate(shapes.items())
-    ]
+    parameters = []
+    for index, (name, shape) in enumerate(shapes.items()):
+        units = opened.anatomy.units_of(name)
+        component = "+".join(dict.fromkeys(unit.component for unit in units))
+        score = (index + 1) / len(shapes)
+        parameters.append(CoreTensor(name=name, shape=shape, score=score, component=component, layer=units[0].layer))
     core = CoreFile(
         task=task,
         model=opened.identity,

@@ -188,6 +188,16 @@ def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file.write_text(json.dumps(data), encoding="utf-8")
 
 
+def leave(file: Path, content: bytes | Callable[[dict[str, Any]], object]) -> None:
+    """Change a file of a step, or add one, as if the step had left it so."""
+    if callable(content):
+        edit(file, content)
+    else:
+        file.write_bytes(content)
+    hashed = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    edit(file.with_name("step.json"), lambda step: step["files"].update(hashed))
+
+
 def _story_of(tasks: tuple[str, ...]) -> Scores:
     return lambda method, seed, order: story(method, seed, order, tasks)
 

@@ -59,7 +59,7 @@ def test_no_command_prints_a_name_raw(arguments, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("columns", [80, 100, 160])
 def test_tables_break_between_words_and_never_spill(columns):
-    headings = [("method", "left"), *((f"evaluation {n}, exact_match", "right") for n in range(8)), ("file", "left")]
+    headings = ["method", *(f"evaluation {n}, exact_match" for n in range(8)), "file"]
     row = ("transfer-lf by core", *["41.2 [38.0, 44.4]"] * 8, "model.layers.0.self_attn.q_proj.weight")
     text = drawn(lambda page: page.table(headings, [row]), columns)
     lines = text.splitlines()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import accumulate
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -31,16 +30,15 @@ NO_VALUE = "#c4c4c4"
 INK = "#1a1a1a"
 MUTED = "#767676"  # read on white and on dark
 RIM = "#404040"  # of hollow marks; their place in the legend is seen on a dark page, too
-DARK = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e8e8e8")  # of matplotlib
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 LEFT, RIGHT, TOP, BOTTOM = 76, 100, 40, 60  # px around the panels
-HEADING, BESIDE = 34, 56  # px of a heading above a panel, between rows of panels in a PNG
+HEADING = 34  # px of a heading above a panel
 TICK_WIDTH, TICK_HEIGHT, CHARACTER = 24, 17, 8.2  # px of a tick's label, of a character
-LEGEND_LINE, LEGEND_LENGTH = 20, 32  # px of a line, characters of a name in it
-SUBTITLE_LINE = 17  # px
+LEGEND_LINE, LEGEND_LENGTH, LEGEND_COLUMNS = 22, 32, 5  # px of a line, characters of a name, entries beside each other
+LINE, LEAST_TEXT = 17, 620  # px of a line of text, of the width that texts above have at least
 LEAST, PHONE = 0.5, 340  # of its width, and px, to which a plot may shrink; below it is scrolled
-PX_PER_INCH, POINTS_PER_PX = 100, 0.72
-DPI = 150
+PX_PER_INCH, POINTS_PER_PX, DPI = 100, 0.72, 150
+SAVED: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.25}  # texts stand outside of the panels' area
 SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "triangle-down": "v"}
 
 
@@ -64,39 +62,45 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Points:
-    """Marks of one kind, [points, 2]; `sizes` in px, of each or of all; a `hollow` mark is a ring with a dark rim."""
+class Marks:
+    """Points [points, 2] of one kind, the line through them, or both.
+
+    Attributes:
+        sizes: px of each point or of all; 0 draws a line alone.
+        dash: of the line, in plotly's words; "" draws points alone.
+        hollow: points are rings with a dark rim.
+        filled: the line is faint inside.
+        bars: `x` or `y` → how far intervals reach below and above, [points, 2]; in the plot alone.
+        shown: False leaves it to the legend at first.
+    """
 
     name: str
     places: NDArray[np.floating]
-    sizes: Sequence[float] | float
-    symbol: str = "circle"
     colour: str = "white"
+    sizes: Sequence[float] | float = 0
+    symbol: str = "circle"
     edge: str = INK
+    dash: str = ""
     texts: Sequence[str] = ()
     opacity: float = 1.0
     hollow: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line [points, 2]; a filled one is faint inside."""
-
-    name: str
-    places: NDArray[np.floating]
-    colour: str
-    dashed: bool = False
     filled: bool = False
+    bars: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    shown: bool = True
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From where to where, its title and labels; without `ticks` it counts layers."""
+    """From where to where (None: as the marks need), its title and labels; without `ticks` it counts layers."""
 
-    start: float
-    stop: float
+    start: float | None = None
+    stop: float | None = None
     title: str = ""
     ticks: Mapping[float, str] | None = None
+
+    @property
+    def length(self) -> float:
+        return 1.0 if self.start is None or self.stop is None else self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,18 @@ class Panel:
     width: float
     height: float
     cells: Sequence[Cells] = ()
-    lines: Sequence[Line] = ()
-    points: Sequence[Points] = ()
+    marks: Sequence[Marks] = ()
     title: str = ""
     gap: float = 0
     beside: Mapping[float, str] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the labels of the columns have no room beside each other."""
+        labels = self.x.ticks or {}
+        room = self.width / max(self.x.length, len(labels) if self.x.start is None else 1)
+        return max(map(len, labels.values()), default=0) * CHARACTER > room
 
 
 @dataclass(frozen=True)
@@ -127,39 +137,31 @@ class Row:
     columns: int = 100
 
     @property
-    def lines(self) -> list[Sequence[Panel]]:
-        """The panels, line by line."""
-        return [self.panels[start : start + self.columns] for start in range(0, len(self.panels), self.columns)]
-
-    @property
     def heading(self) -> float:
         lines = max((panel.title.count("\n") + 1 for panel in self.panels if panel.title), default=0)
         return HEADING / 2 * (lines + 1) if lines else 0
 
     @property
     def below(self) -> float:
-        """Room for the labels of the columns, upright where they have none beside each other."""
+        """Room for the labels of the columns."""
         if not any(panel.x.title or panel.x.ticks for panel in self.panels):
             return BOTTOM / 3
         longest = max((len(text) for panel in self.panels for text in (panel.x.ticks or {}).values()), default=0)
-        return max(BOTTOM, longest * CHARACTER + 18) if any(map(_is_upright, self.panels)) else BOTTOM
+        return max(BOTTOM, longest * CHARACTER + 36) if any(panel.is_upright for panel in self.panels) else BOTTOM
 
     @property
-    def size(self) -> tuple[float, float]:
-        """Width and height of all panels, headings included."""
-        widths = [sum(panel.width + panel.gap for panel in line) for line in self.lines]
-        heights = [max(panel.height for panel in line) + self.heading for line in self.lines]
-        return max(widths), sum(heights) + self.below * (len(heights) - 1 if any(p.x.title for p in self.panels) else 0)
-
-    @property
-    def places(self) -> list[tuple[float, float]]:
-        """Left and top of each panel, from the upper left of all."""
-        found, top = [], 0.0
-        for line in self.lines:
-            lefts = accumulate((panel.width + panel.gap for panel in line), initial=0.0)
-            found += [(left + panel.gap, top + self.heading) for left, panel in zip(lefts, line, strict=False)]
-            top += max(panel.height for panel in line) + self.heading
-        return found
+    def layout(self) -> tuple[list[tuple[float, float]], float, float]:
+        """Left and top of each panel, from the upper left of all; width and height of all, headings included."""
+        places, width, height = [], 0.0, 0.0
+        for start in range(0, len(self.panels), self.columns):
+            left, line = 0.0, self.panels[start : start + self.columns]
+            height += self.heading + (self.below if start and any(panel.x.title for panel in line) else 0)
+            for panel in line:
+                places.append((left + panel.gap, height))
+                left += panel.gap + panel.width
+            width = max(width, left)
+            height += max(panel.height for panel in line)
+        return places, width, height
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,6 @@ class Figure:
     rows: Sequence[Row]
     note: str = ""
     no_value: str = ""
-
-
-def _is_upright(panel: Panel) -> bool:
-    labels = panel.x.ticks or {}
-    room = panel.width / max(panel.x.stop - panel.x.start, 1)
-    return max(map(len, labels.values()), default=0) * CHARACTER > room
 
 
 def colour_range(similarity: NDArray[np.float64]) -> tuple[float, float]:
@@ -210,38 +206,34 @@ def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
     Args:
         ranks: with buttons that colour the cells by rank instead.
     """
-    width, height = row.size
+    places, width, height = row.layout
     axes: dict[str, Any] = {}
     traces: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     told: set[str] = set()
-    for number, (panel, (left, top)) in enumerate(zip(row.panels, row.places, strict=True), 1):
-        mark, under = ("" if number == 1 else str(number)), f"y{'' if number == 1 else number}"
+    for number, (panel, (left, top)) in enumerate(zip(row.panels, places, strict=True), 1):
+        mark = "" if number == 1 else str(number)
         spans = [left / width, (left + panel.width) / width], [1 - (top + panel.height) / height, 1 - top / height]
-        for letter, axis, span, anchor in (("x", panel.x, spans[0], under), ("y", panel.y, spans[1], f"x{mark}")):
+        for letter, axis, span, anchor in (("x", panel.x, spans[0], "y"), ("y", panel.y, spans[1], "x")):
             axes[f"{letter}axis{mark}"] = {
-                **_axis(axis), "domain": [_short(end) for end in span], "anchor": anchor,
-                **({"tickangle": -90 if _is_upright(panel) else 0} if letter == "x" else {}),
+                **_axis(axis), "domain": [_short(end) for end in span], "anchor": f"{anchor}{mark}",
+                **({"tickangle": -90 if panel.is_upright else 0} if letter == "x" else {}),
                 **({"showticklabels": False, "ticks": ""} if letter == "y" and left > 0 and axis.ticks else {}),
                 **({} if panel.cells else {"showline": True, "mirror": True, "linecolor": NO_VALUE}),
             }  # fmt: skip
-        place = {"xaxis": f"x{mark}", "yaxis": under}
-        traces += [{**trace, **place} for trace in _traces(row, panel, told)]
-        annotations += [{**one, **{f"{a}ref": f"{a}{mark} domain" for a in "xy"}} for one in _texts(panel)]
-        annotations += [
-            {"text": escape(text), "x": 1, "xref": f"x{mark} domain", "xanchor": "left", "y": at, "yref": under,
-             "showarrow": False, "font": {"size": 12}}
-            for at, text in panel.beside.items()
-        ]  # fmt: skip
-    heat = next((trace for trace in traces if trace.get("zmin") is not None), None)
+        found = [*_heatmaps(row, panel), *(trace for marks in panel.marks for trace in _scatters(marks, told))]
+        traces += [{**trace, "xaxis": f"x{mark}", "yaxis": f"y{mark}"} for trace in found]
+        annotations += _annotations(panel, mark)
+    heat = next((trace for trace in traces if "zmin" in trace), None)
     if heat is not None:
         heat |= {"showscale": True, "colorbar": {"title": {"text": row.scale_title, "side": "top"}, "thickness": 14,
                                                  "x": 1, "xpad": 46 if any(p.beside for p in row.panels) else 10,
                                                  "outlinewidth": 0}}  # fmt: skip
+    top = TOP + LEGEND_LINE * max(-(-len(told) // LEGEND_COLUMNS) - 1, 0)
     layout = {
         "template": {}, "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "paper_bgcolor": "white", "plot_bgcolor": "white", "hovermode": "closest",
-        "margin": {"l": LEFT, "r": RIGHT, "t": TOP, "b": row.below},
+        "margin": {"l": LEFT, "r": RIGHT, "t": top, "b": row.below},
         "hoverlabel": {"bgcolor": "white", "bordercolor": INK, "font": {"size": 13, "color": INK}, "align": "left"},
         "legend": {"orientation": "h", "x": 0, "y": 1 + 6 / height, "yanchor": "bottom"}, "showlegend": bool(told),
         "annotations": annotations, **axes, **({"updatemenus": _by_rank(row, traces)} if ranks else {}),
@@ -249,85 +241,92 @@ def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
     whole = int(width + LEFT + RIGHT)
     spec = {"data": traces, "layout": layout}
     return Plot(
-        title or row.name, spec, int(height + TOP + row.below), whole, min(max(int(whole * LEAST), PHONE), whole)
+        title or row.name, spec, int(height + top + row.below), whole, min(max(int(whole * LEAST), PHONE), whole)
     )
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "range": [axis.start, axis.stop], "minallowed": axis.start, "maxallowed": axis.stop, "showgrid": False,
-        "zeroline": False, "ticks": "outside", "ticklen": 3,
-    }  # fmt: skip
+    found: dict[str, Any] = {"showgrid": axis.start is None, "zeroline": False, "ticks": "outside", "ticklen": 3}
+    if axis.start is not None:
+        found |= {"range": [axis.start, axis.stop], "minallowed": axis.start, "maxallowed": axis.stop}
     if axis.title:
         found["title"] = {"text": escape(axis.title, quote=False), "standoff": 8}
     if axis.ticks is not None:
         return {**found, "tickvals": list(axis.ticks), "ticktext": list(map(escape, axis.ticks.values()))}
-    return {**found, "dtick": 1} if axis.stop - axis.start <= 12 else found
+    return {**found, "dtick": 1} if axis.start is not None and axis.length <= 12 else found
 
 
-def _texts(panel: Panel) -> list[dict[str, Any]]:
-    """The heading of a panel, and what stands in it."""
+def _annotations(panel: Panel, mark: str) -> list[dict[str, Any]]:
+    """The heading of a panel, what stands in it, and labels at its right end."""
+    inside = {"xref": f"x{mark} domain", "yref": f"y{mark} domain", "x": 0.5, "showarrow": False}
     found: list[dict[str, Any]] = []
     if panel.title:
-        first, *more = map(escape, panel.title.split("\n"))
-        text = "<br>".join([f"<b>{first}</b>", *more])
-        found.append({"text": text, "showarrow": False, "x": 0.5, "y": 1, "yanchor": "bottom", "yshift": 4})
+        found.append({**inside, "text": _lines(panel.title), "y": 1, "yanchor": "bottom", "yshift": 4})
     if panel.note:
-        found.append({"text": escape(panel.note), "showarrow": False, "x": 0.5, "y": 0.5, "font": {"color": "#555555"}})
-    return found
+        found.append({**inside, "text": escape(panel.note), "y": 0.5, "font": {"color": "#555555"}})
+    return found + [
+        {**inside, "text": escape(text), "x": 1, "xanchor": "left", "y": at, "yref": f"y{mark}", "font": {"size": 12}}
+        for at, text in panel.beside.items()
+    ]
 
 
-def _traces(row: Row, panel: Panel, told: set[str]) -> list[dict[str, Any]]:
-    """Cells below, then lines, then points; a name that was not told before stands in the legend."""
+def _heatmaps(row: Row, panel: Panel) -> list[dict[str, Any]]:
     from plotly.colors import get_colorscale
 
     traces: list[dict[str, Any]] = []
     for cells in panel.cells:
-        edges = {name: _edges(*span, count) for name, span, count in
-                 zip("xy", (cells.x, cells.y), cells.values.shape[::-1], strict=True)}  # fmt: skip
+        across, up = (edges.tolist() for edges in _edges(cells))
+        place = {"type": "heatmap", "x": list(map(_short, across)), "y": list(map(_short, up)), "showscale": False}
         bare = np.isnan(cells.values) & cells.there
         if bare.any():
             grey = [[0 if one else None for one in line] for line in bare.tolist()]
-            traces.append({"type": "heatmap", "z": grey, "colorscale": [[0, NO_VALUE], [1, NO_VALUE]],
-                           "showscale": False, "hoverinfo": "skip", **edges})  # fmt: skip
+            scale = [[0, NO_VALUE], [1, NO_VALUE]]
+            traces.append({**place, "z": grey, "colorscale": scale, "hoverinfo": "skip"})
         low, high = row.scale or (0.0, 1.0)
-        texts = [["<br>".join(escape(part, quote=False) for part in text.split("\n")) for text in line]
-                 for line in cells.texts]  # fmt: skip
+        texts = [[escape(text, quote=False).replace("\n", "<br>") for text in line] for line in cells.texts]
         traces.append(
-            {"type": "heatmap", "z": _numbers(cells.values), "text": texts, "hovertemplate": "%{text}<extra></extra>",
-             "colorscale": get_colorscale(COLOURS), "zmin": low, "zmax": high, "showscale": False,
-             "customdata": None if cells.ranks is None else _numbers(cells.ranks), **edges}
+            {**place, "z": _numbers(cells.values), "text": texts, "hovertemplate": "%{text}<extra></extra>",
+             "colorscale": get_colorscale(COLOURS), "zmin": low, "zmax": high,
+             "customdata": None if cells.ranks is None else _numbers(cells.ranks)}
         )  # fmt: skip
-    for line in panel.lines:
-        look: dict[str, Any] = {"color": line.colour, "width": 1.5, "dash": "5px,5px" if line.dashed else "solid"}
-        drawn = {**_xy(line.places), "mode": "lines", "hoverinfo": "skip"}
-        if line.dashed:  # upon a dark line, to be seen on any colour and in the legend
-            traces.append({**_named(line.name, told), **drawn, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}})
-        fill = {"fill": "toself", "fillcolor": _faint(line.colour)} if line.filled else {}
-        traces.append({**_named(line.name, told), **drawn, "line": look, **fill})
-    for points in panel.points:
-        sizes = points.sizes if isinstance(points.sizes, float | int) else list(points.sizes)
-        outline = {"color": points.edge, "width": 1}
-        hover = {"text": [_lines(text) for text in points.texts], "hovertemplate": "%{text}<extra></extra>"}
-        drawn = {**_xy(points.places), "mode": "markers", **(hover if points.texts else {"hoverinfo": "skip"})}
-        mark: dict[str, Any] = {"symbol": points.symbol, "size": sizes, "opacity": points.opacity}
-        if points.hollow:
-            mark["symbol"] += "-open"
-            rim = {**mark, "color": RIM, "line": {"width": 4}}
-            traces.append({**_named(points.name, told), **drawn, "marker": rim})
-            outline = {"width": 2}
-        mark |= {"color": points.colour, "line": outline}
-        traces.append({**_named(points.name, told), **drawn, "marker": mark})
     return traces
 
 
-def _named(name: str, told: set[str]) -> dict[str, Any]:
-    new = bool(name) and name not in told
-    told |= {name} if name else set()
-    return {"type": "scatter", "name": escape(name), "legendgroup": name, "showlegend": new}
+def _scatters(marks: Marks, told: set[str]) -> list[dict[str, Any]]:
+    """A name that was not told before stands in the legend."""
+    colour, sizes = marks.colour, marks.sizes if isinstance(marks.sizes, float | int) else list(marks.sizes)
+    hover = {"text": list(map(_lines, marks.texts)), "hovertemplate": "%{text}<extra></extra>"}
+    drawn: dict[str, Any] = {
+        "type": "scatter", "name": escape(marks.name), "legendgroup": marks.name, "showlegend": marks.name not in told,
+        "mode": "+".join(["lines"] * bool(marks.dash) + ["markers"] * bool(sizes)),
+        **{letter: [_short(one) for one in marks.places[:, column].tolist()] for column, letter in enumerate("xy")},
+        **(hover if marks.texts else {"hoverinfo": "skip"}), **({} if marks.shown else {"visible": "legendonly"}),
+    }  # fmt: skip
+    told.add(marks.name)
+    for letter, bars in marks.bars.items():
+        below, above = ([_short(one) for one in bars[:, side].tolist()] for side in (0, 1))
+        drawn[f"error_{letter}"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "array": above,
+                                    "arrayminus": below}  # fmt: skip
+    mark: dict[str, Any] = {"symbol": marks.symbol, "size": sizes, "opacity": marks.opacity, "color": colour}
+    mark["line"] = {"color": marks.edge, "width": 1}
+    traces = []
+    if marks.dash:
+        drawn["line"] = {"color": colour, "width": 1.5, "dash": marks.dash}
+        if colour == "white":  # upon a dark line, to be seen on any colour and in the legend
+            traces.append({**drawn, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}})
+    if marks.filled:
+        red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+        drawn |= {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.08)"}
+    if marks.hollow:
+        mark |= {"symbol": f"{marks.symbol}-open", "line": {"width": 2}}
+        traces.append({**drawn, "marker": {**mark, "color": RIM, "line": {"width": 4}}})
+    if sizes:
+        drawn["marker"] = mark
+    return [*traces, {**drawn, "showlegend": drawn["showlegend"] and not traces}]
 
 
 def _lines(text: str) -> str:
+    """The first line is bold."""
     first, *more = (escape(line, quote=False) for line in text.split("\n"))
     return "<br>".join([f"<b>{first}</b>", *more])
 
@@ -345,25 +344,18 @@ def _by_rank(row: Row, traces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
              "yanchor": "bottom", "showactive": True, "pad": {"b": 4}, "font": {"size": 12}}]  # fmt: skip
 
 
-def _edges(start: float, stop: float, count: int) -> list[float]:
-    return [_short(edge) for edge in np.linspace(start, stop, count + 1).tolist()]
+def _edges(cells: Cells) -> list[NDArray[np.float64]]:
+    """Of the columns and of the rows."""
+    counts = cells.values.shape[::-1]
+    return [np.linspace(*span, count + 1) for span, count in zip((cells.x, cells.y), counts, strict=True)]
 
 
 def _numbers(values: NDArray[np.float64]) -> list[list[float | None]]:
     return [[_short(value) if np.isfinite(value) else None for value in line] for line in values.tolist()]
 
 
-def _xy(places: NDArray[np.floating]) -> dict[str, list[float]]:
-    return {letter: [_short(float(one)) for one in places[:, column]] for column, letter in enumerate("xy")}
-
-
 def _short(number: float) -> float:
-    return float(f"{number:.5g}")
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.08)"
+    return float(f"{number:.6g}")
 
 
 # ---- the page and the picture
@@ -383,58 +375,44 @@ def write_png(path: Path, figure: Figure) -> None:
     """All rows below each other, 150 dpi."""
     drawing = picture(figure)
     with replacing(path) as temporary:
-        drawing.savefig(temporary, format="png")
+        drawing.savefig(temporary, format="png", **SAVED)
 
 
 def picture(figure: Figure, paper: str = "white") -> Drawing:
-    """Drawn without pyplot and so without any global state; all texts are text, never formulas."""
+    """Drawn without pyplot and so without any global state; all texts are text, never formulas. Save with `SAVED`."""
     from matplotlib.figure import Figure as Drawing
 
-    sizes = [row.size for row in figure.rows]
-    named = len(figure.rows) > 1
-    left = LEFT + (20 if named else 0)
-    width = max(left + max(wide for wide, _ in sizes) + RIGHT, 620)
-    columns, lines = _legend_size(figure, width)
-    middle: dict[str, Any] = {"x": (left + (width - left - RIGHT) / 2) / width, "ha": "center", "parse_math": False}
-    room = width - 2 * abs(middle["x"] * width - width / 2) - 20
-    subtitle = wrap(figure.subtitle, int(room / 10.0 * 1.4), max_lines=2, placeholder=" …")
-    above = 82 + SUBTITLE_LINE * max(len(subtitle) - 1, 0)
-    below = 36 + LEGEND_LINE * lines + (20 if figure.note else 0)
-    height = above + sum(high + row.below for row, (_, high) in zip(figure.rows, sizes, strict=True)) + below
+    layouts = [row.layout for row in figure.rows]
+    width = max(wide for _, wide, _ in layouts)
+    height = sum(high + row.below for row, (_, _, high) in zip(figure.rows, layouts, strict=True))
     drawing = Drawing(figsize=(width / PX_PER_INCH, height / PX_PER_INCH), dpi=DPI, facecolor=paper)
+
+    def at(across: float, down: float) -> tuple[float, float]:
+        return across / width, 1 - down / height
+
     told: dict[str, Any] = {}
-    top = float(above)
-    for row, (wide, high) in zip(figure.rows, sizes, strict=True):
-        start = left + (width - left - wide - RIGHT) / 2
-        for panel, (across, down) in zip(row.panels, row.places, strict=True):
-            box = (start + across) / width, 1 - (top + down + panel.height) / height
-            axes = drawing.add_axes((*box, panel.width / width, panel.height / height), facecolor=paper)
-            _draw(axes, row, panel, told, first=across - panel.gap <= 0)
+    top = 0.0
+    for row, (places, wide, high) in zip(figure.rows, layouts, strict=True):
+        for panel, (across, down) in zip(row.panels, places, strict=True):
+            box = *at(across, top + down + panel.height), panel.width / width, panel.height / height
+            _draw(drawing.add_axes(box, facecolor=paper), row, panel, told, first=across <= panel.gap)
         if row.scale:
-            right = start + wide + (46 if any(panel.beside for panel in row.panels) else 12)
-            bar = right / width, 1 - (top + high) / height, 13 / width, (high - row.heading) / height
-            _colour_bar(drawing, row, bar)
-        if named:
+            right = wide + (46 if any(panel.beside for panel in row.panels) else 12)
+            _colour_bar(drawing, row, (*at(right, top + high), 13 / width, (high - row.heading) / height))
+        if len(figure.rows) > 1:
             name = shortened(row.name, int(0.8 * high / CHARACTER))
-            look: dict[str, Any] = {
-                "rotation": 90,
-                "fontsize": 11,
-                "fontweight": "bold",
-                "va": "center",
-                "ha": "center",
-            }
-            drawing.text(14 / width, 1 - (top + high / 2) / height, name, parse_math=False, **look)
+            drawing.text(*at(-LEFT, top + high / 2), name, rotation=90, fontsize=11, fontweight="bold", va="center",
+                         ha="center", parse_math=False)  # fmt: skip
         top += high + row.below
-    for text, down, size in (
-        (figure.title, 32, 13.0),
-        *((line, 57 + SUBTITLE_LINE * number, 10.0) for number, line in enumerate(subtitle)),
-        (figure.note, height - 26 - LEGEND_LINE * lines, 8.5),
-    ):
-        if text:
-            style: dict[str, Any] = {"fontweight": "bold"} if text == figure.title else {"color": MUTED}
-            line = shortened(text, int(room / size * (1.05 if text == figure.title else 1.4)))
-            drawing.text(s=line, y=1 - down / height, fontsize=size, **style, **middle)
-    _legend(drawing, figure, told, columns, (middle["x"], 6 / height))
+    room = max(width, LEAST_TEXT)
+    subtitle = wrap(figure.subtitle, int(room / 7), max_lines=2, placeholder=" …")
+    above = [(line, -24 - LINE * number, 10.0) for number, line in enumerate(reversed(subtitle))]
+    for text, down, size in (*above, (figure.note, height + 4, 8.5)):
+        line = shortened(text, int(room / size * 1.4))
+        drawing.text(*at(width / 2, down), line, fontsize=size, color=MUTED, ha="center", parse_math=False)
+    drawing.text(*at(width / 2, -32 - LINE * len(subtitle)), shortened(figure.title, int(room / 13)), fontsize=13,
+                 fontweight="bold", ha="center", parse_math=False)  # fmt: skip
+    _legend(drawing, figure, told, room, at(width / 2, height + (14 if figure.note else -8)))
     return drawing
 
 
@@ -444,37 +422,32 @@ def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bo
     low, high = row.scale or (0.0, 1.0)
     colours = matplotlib.colormaps[COLOURS]
     for cells in panel.cells:
-        edges = [np.array(_edges(*span, count)) for span, count in
-                 zip((cells.x, cells.y), cells.values.shape[::-1], strict=True)]  # fmt: skip
         bare = np.where(np.isnan(cells.values) & cells.there, 0.0, np.nan)
         grey = matplotlib.colors.ListedColormap([NO_VALUE])
-        axes.pcolormesh(*edges, np.ma.masked_invalid(bare), cmap=grey, rasterized=True)
+        axes.pcolormesh(*_edges(cells), np.ma.masked_invalid(bare), cmap=grey, rasterized=True)
         values = np.ma.masked_invalid(cells.values)
-        axes.pcolormesh(*edges, values, cmap=colours, vmin=low, vmax=high, rasterized=True)
-    for line in panel.lines:
-        if line.filled:
-            axes.fill(line.places[:, 0], line.places[:, 1], facecolor=line.colour, alpha=0.08)
-        style = (0, (4, 4)) if line.dashed else "-"
-        across, up = line.places[:, 0], line.places[:, 1]
-        under = axes.plot(across, up, color="black", alpha=0.5, linewidth=1.6) if line.dashed else []
-        drawn = [*under, *axes.plot(across, up, color=line.colour, linewidth=1, linestyle=style)]
-        told.setdefault(line.name, drawn[0])
-    for points in panel.points:
-        sizes = np.square(np.asarray(points.sizes, dtype=np.float64) * POINTS_PER_PX)
-        at: dict[str, Any] = {
-            "x": points.places[:, 0],
-            "y": points.places[:, 1],
-            "s": sizes,
-            "marker": SYMBOLS[points.symbol],
-        }
-        if points.hollow:
-            rim = axes.scatter(**at, facecolors="none", edgecolors=RIM, linewidths=2.6, zorder=3)
-            axes.scatter(**at, facecolors="none", edgecolors=points.colour, linewidths=1.4, zorder=3)
-            told[points.name] = rim
-            continue
-        told[points.name] = axes.scatter(
-            **at, color=points.colour, edgecolors=points.edge, linewidths=0.6, alpha=points.opacity, zorder=3
-        )
+        axes.pcolormesh(*_edges(cells), values, cmap=colours, vmin=low, vmax=high, rasterized=True)
+    for marks in panel.marks:
+        drawn: list[Any] = []
+        across, up = marks.places[:, 0], marks.places[:, 1]
+        if marks.filled:
+            axes.fill(across, up, facecolor=marks.colour, alpha=0.08)
+        if marks.dash:
+            if marks.colour == "white":
+                drawn += axes.plot(across, up, color="black", alpha=0.5, linewidth=1.6)
+            style = "-" if marks.dash == "solid" else (0, (4, 4))
+            drawn += axes.plot(across, up, color=marks.colour, linewidth=1, linestyle=style)
+        if np.any(marks.sizes):
+            sizes = np.square(np.asarray(marks.sizes, dtype=np.float64) * POINTS_PER_PX)
+            look: dict[str, Any] = {"s": sizes, "marker": SYMBOLS[marks.symbol], "zorder": 3}
+            if marks.hollow:
+                rings = ((RIM, 2.6), (marks.colour, 1.4))
+                drawn += [axes.scatter(across, up, facecolors="none", edgecolors=colour, linewidths=wide, **look)
+                          for colour, wide in rings]  # fmt: skip
+            else:
+                drawn.append(axes.scatter(across, up, color=marks.colour, edgecolors=marks.edge, linewidths=0.6,
+                                          alpha=marks.opacity, **look))  # fmt: skip
+        told.setdefault(marks.name, drawn[0])
     _label(axes, panel, first=first)
 
 
@@ -483,31 +456,29 @@ def _label(axes: Axes, panel: Panel, *, first: bool) -> None:
 
     axes.set_xlim(panel.x.start, panel.x.stop)
     axes.set_ylim(panel.y.start, panel.y.stop)
-    text: dict[str, Any] = {"fontsize": 10, "parse_math": False}
+    plain: dict[str, Any] = {"parse_math": False}
     for axis, ticks, size, needed in (
         (axes.xaxis, panel.x, panel.width, TICK_WIDTH), (axes.yaxis, panel.y, panel.height, TICK_HEIGHT)
     ):  # fmt: skip
         if ticks.ticks is None:
-            axis.set_major_locator(MultipleLocator(tick_step(size / (ticks.stop - ticks.start), needed)))
+            axis.set_major_locator(MultipleLocator(tick_step(size / ticks.length, needed)))
         else:
-            axis.set_ticks(list(ticks.ticks), list(ticks.ticks.values()), parse_math=False)
-        axis.set_label_text(ticks.title if axis is axes.xaxis or first else "", **text)
+            axis.set_ticks(list(ticks.ticks), list(ticks.ticks.values()), **plain)
+        axis.set_label_text(ticks.title if axis is axes.xaxis or first else "", fontsize=10, **plain)
     axes.tick_params(labelsize=9, length=3)
-    axes.tick_params(axis="x", rotation=90 if _is_upright(panel) else 0)
+    axes.tick_params(axis="x", rotation=90 if panel.is_upright else 0)
     if not first and panel.y.ticks is not None:
         axes.tick_params(axis="y", length=0, labelleft=False)
     for spine in axes.spines.values():
         spine.set_visible(not panel.cells)
         spine.set_color(NO_VALUE)
     for at, label in panel.beside.items():
-        axes.text(panel.x.stop, at, f" {label}", va="center", fontsize=9, parse_math=False)
-    if panel.note:
-        axes.text(0.5, 0.5, panel.note, transform=axes.transAxes, ha="center", color="#555555", fontsize=9.5,
-                  parse_math=False)  # fmt: skip
-    for number, line in enumerate(reversed(panel.title.split("\n")) if panel.title else ()):
+        axes.text(axes.get_xlim()[1], at, f" {label}", va="center", fontsize=9, **plain)
+    inside: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", **plain}
+    axes.text(0.5, 0.5, panel.note, color="#555555", fontsize=9.5, **inside)
+    for number, line in enumerate(reversed(panel.title.split("\n"))):
         weight = "bold" if number == panel.title.count("\n") else "normal"
-        axes.text(0.5, 1 + (6 + 17 * number) / panel.height, line, transform=axes.transAxes, ha="center", fontsize=10,
-                  fontweight=weight, parse_math=False)  # fmt: skip
+        axes.text(0.5, 1 + (6 + LINE * number) / panel.height, line, fontsize=10, fontweight=weight, **inside)
 
 
 def _colour_bar(drawing: Drawing, row: Row, box: tuple[float, float, float, float]) -> None:
@@ -521,24 +492,14 @@ def _colour_bar(drawing: Drawing, row: Row, box: tuple[float, float, float, floa
     bar.ax.set_title(row.scale_title, fontsize=9.5, loc="left")
 
 
-def _legend_size(figure: Figure, width: float) -> tuple[int, int]:
-    """Columns and lines of the legend, which has room beside each other for the longest name."""
-    panels = [panel for row in figure.rows for panel in row.panels]
-    lines = {line.name for panel in panels for line in panel.lines}
-    points = {mark.name for panel in panels for mark in panel.points}
-    names = {shortened(name, LEGEND_LENGTH) for name in (*lines, *points, figure.no_value) if name}
-    widest = max(map(len, names), default=0) * 0.9 * CHARACTER + 48
-    columns = max(min(int((width - 20) / widest), len(names)), 1)
-    return columns, -(-len(names) // columns)
-
-
-def _legend(drawing: Drawing, figure: Figure, told: Mapping[str, Any], columns: int, at: tuple[float, float]) -> None:
+def _legend(drawing: Drawing, figure: Figure, told: Mapping[str, Any], room: float, at: tuple[float, float]) -> None:
     from matplotlib.lines import Line2D
 
-    marks = {name: mark for name, mark in told.items() if name}
+    marks = dict(told)
     bare = any((np.isnan(c.values) & c.there).any() for row in figure.rows for p in row.panels for c in p.cells)
     if bare and figure.no_value:
         marks[figure.no_value] = Line2D([], [], marker="s", color=NO_VALUE, linestyle="none", markersize=8)
     names = [shortened(name, LEGEND_LENGTH).replace("$", r"\$") for name in marks]  # a legend would read a formula
-    drawing.legend(handles=list(marks.values()), labels=names, loc="lower center", ncols=columns,
-                   fontsize=9.5, frameon=False, bbox_to_anchor=at)  # fmt: skip
+    most = int(room / (max(map(len, names), default=1) * 0.9 * CHARACTER + 48))
+    drawing.legend(handles=list(marks.values()), labels=names, loc="upper center", bbox_to_anchor=at, fontsize=9.5,
+                   frameon=False, ncols=max(min(most, len(names)), 1))  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from trace_transfer.pages import Markdown, escaped
-from trace_transfer.terminal import Page, drawn
+from trace_transfer.terminal import Page, drawn, is_number
 
 NOTHING = "–"
 
@@ -59,38 +59,15 @@ class Table:
 
 def to_text(found: Iterable[Table] | Table, width: int | None = None) -> str:
     """Plain text within a width, that of the terminal if none is given."""
-    return drawn(lambda page: _draw(found, page), width) + "\n"
+    return drawn(lambda page: draw_tables([found] if isinstance(found, Table) else found, page), width) + "\n"
 
 
-def _draw(found: Iterable[Table] | Table, page: Page) -> None:
-    for number, table in enumerate([found] if isinstance(found, Table) else found):
-        if number:
-            page.line()
-        draw_table(table, page)
-
-
-def draw_table(table: Table, page: Page) -> None:
+def draw_tables(found: Iterable[Table], page: Page) -> None:
     """On a page of the terminal, within its width."""
-    if table.title:
-        page.line(table.title, "bold")
-    columns = [
-        (heading, "right" if _is_number(table, column) else "left") for column, heading in enumerate(table.header)
-    ]
-    page.table(columns, _fitting(table, page.width))
-    if table.note:
-        page.line(table.note)
-
-
-def _fitting(table: Table, width: int) -> list[list[str]]:
-    """Cells; in a table that is too wide intervals stand below their means."""
-    rows = [[_shown(cell) for cell in row] for row in table.rows]
-    wanted = [max(map(len, column)) + 1 for column in zip(table.header, *rows, strict=True)]
-    if sum(wanted) <= width:
-        return rows
-    return [
-        [text if isinstance(cell, str) else text.replace(" [", "\n[") for cell, text in zip(row, texts, strict=True)]
-        for row, texts in zip(table.rows, rows, strict=True)
-    ]
+    for number, table in enumerate(found):
+        page.lines([""] * bool(number))
+        page.table(table.header, [list(map(_shown, row)) for row in table.rows], table.title)
+        page.lines(filter(None, [table.note]))
 
 
 def to_markdown(table: Table) -> Markdown:
@@ -130,6 +107,5 @@ def _shown(cell: Cell) -> str:
 
 
 def _is_number(table: Table, column: int) -> bool:
-    """Whether a column holds numbers, or text that begins with one; the first is of names."""
-    cells = [row[column] for row in table.rows]
-    return column > 0 and any(isinstance(cell, Number) or cell.lstrip("+-")[:1].isdigit() for cell in cells)
+    """Whether a column holds numbers; the first is of names."""
+    return column > 0 and any(is_number(_shown(row[column])) for row in table.rows)

@@ -6,10 +6,12 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.style import Style
 from rich.table import Table
@@ -17,10 +19,13 @@ from rich.text import Text
 
 from trace_transfer.printable import printable, unguarded, width
 
+P = ParamSpec("P")
+Shown = str | int | None  # an int as `1,234`, None as `-`
+
 PLAIN = str.maketrans({"→": "->", "↓": "v", "…": "...", "●": "O", "○": "o", "█": "#", "▒": "+", "·": "."})
 GAP = 2  # columns between those of a table
-TOKEN = re.compile(r"[\d.,]+ [kMGT]?B\b|(?:\[[^\]\n]*\]|\S)+")  # a word; an interval and a size are one
-PART = re.compile(r"[^./_-]*[./_-]+|[^./_-]+")  # of a name that is too long
+LONGEST_WORDS = (1000, 30, 12)  # characters before which a word is not broken, as long as columns have room
+NUMBER = re.compile(r"[-+<±]? ?\d[\d.,e+-]*( ?(%|[kMGT]?B|s|min|h))?( of [\d,]+)?( = [\d.]+%)?( ?[\[(].*)?")
 
 
 class _Console(Console):
@@ -48,6 +53,21 @@ def drawn(draw: Callable[[Page], None], columns: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
+def as_text(draw: Callable[Concatenate[Page, P], None]) -> Callable[P, str]:
+    """Makes a function that draws on a page one that gives text as wide as the terminal."""
+
+    @wraps(draw)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return drawn(lambda page: draw(page, *args, **kwargs))
+
+    return text
+
+
+def is_number(cell: str) -> bool:
+    """Whether a text of a table is a number, such as `1.2 [1.0, 1.4]`, `3 of 9` or `2 GB`."""
+    return NUMBER.fullmatch(cell) is not None
+
+
 class Page:
     """A console that takes every text as it is (no markup), in ASCII where it can do no more.
 
@@ -64,10 +84,15 @@ class Page:
 
     def text(self, text: str, style: Style | str = "") -> Text:
         text = printable(text)
-        return Text(text.translate(PLAIN) if self.console.options.ascii_only else text, style)
+        return Text(text.translate(PLAIN) if self.console.options.ascii_only else text, style, overflow="fold")
 
     def line(self, text: str = "", style: str = "") -> None:
-        self.console.print(self.text(text, style), highlight=False)
+        """A line, or a warning where it begins with `!`."""
+        self.console.print(self.text(text, style or "yellow" * text.startswith("! ")), highlight=False)
+
+    def lines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.line(text)
 
     def whole(self, text: str) -> None:
         """A line that is copied, such as a path: never broken."""
@@ -75,8 +100,7 @@ class Page:
 
     def written(self, files: Iterable[object]) -> None:
         """Where the results are."""
-        self.line()
-        self.line("written:")
+        self.lines(("", "written:"))
         for file in files:
             self.whole(f"  {file}")
 
@@ -87,95 +111,68 @@ class Page:
             line.rstrip()
         self.console.print(line, highlight=False, no_wrap=True, overflow="crop")
 
-    def table(self, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
-        """Columns are (heading, "left" or "right").
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[Shown]], title: str = "") -> None:
+        """Numbers stand at the right, intervals below their means where the table is too wide.
 
-        Cells are broken between words, or between the parts of a name. Columns that do not fit beside each other make
-        tables below each other, each with the first column.
+        Columns that do not fit beside each other make tables below each other, each with the first column.
         """
-        headings = [heading for heading, _ in columns]
-        cells = [[self.text(cell).plain for cell in row] for row in (headings, *rows)]
-        for number, (chosen, widths) in enumerate(_tables(list(zip(*cells, strict=True)), self.width)):
-            if number:
-                self.line()
+        if title:
+            self.line(title, "bold")
+        cells = [[self.text(_told(cell)).plain for cell in row] for row in (headings, *rows)]
+        columns = [_Column(*column) for column in zip(*cells, strict=True)]
+        columns[0].right = all(map(is_number, columns[0].cells))
+        if sum(column.wanted + GAP for column in columns) - GAP > self.width:
+            for column in columns:
+                column.cells = [cell.replace(" [", "\n[") if column.right else cell for cell in column.cells]
+        left = columns
+        while left:
+            beside = left
+            while (widths := _widths(beside, self.width)) is None and len(beside) > 2:
+                beside = beside[:-1]
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-            for column, size in zip(chosen, widths, strict=True):
-                side: JustifyMethod = "right" if columns[column][1] == "right" else "left"
-                heading = "\n".join(broken(cells[0][column], size))
-                table.add_column(Text(heading), justify=side, width=size, no_wrap=True, overflow="crop")
-            for row in cells[1:]:
-                shown = ("\n".join(broken(row[c], size)) for c, size in zip(chosen, widths, strict=True))
-                table.add_row(*map(Text, shown))
+            even = [(self.width - GAP) // len(beside)] * len(beside)
+            for column, size in zip(beside, widths or even, strict=True):
+                heading = self.text(column.heading)
+                table.add_column(heading, justify="right" if column.right else "left", width=size, overflow="fold")
+            for row in zip(*(column.cells for column in beside), strict=True):
+                table.add_row(*map(self.text, row))
             self.console.print(table, highlight=False)
+            left = [columns[0], *left[len(beside) :]] if len(left) > len(beside) else []
+            if left:
+                self.line()
 
 
-def _tables(columns: Sequence[Sequence[str]], available: int) -> list[tuple[list[int], list[int]]]:
-    """Which columns stand beside each other, and how wide they are."""
-    left, found = list(range(len(columns))), []
-    while left:
-        chosen = left[:]
-        while (widths := widths_of([columns[one] for one in chosen], available)) is None and len(chosen) > 2:
-            chosen.pop()
-        if widths is None:  # a name without parts: it is cut
-            first = min(_longest(columns[chosen[0]]), available // 2 if len(chosen) > 1 else available)
-            widths = [first, *([available - first - GAP] if len(chosen) > 1 else [])]
-        found.append((chosen, widths))
-        rest = [one for one in left if one not in chosen]
-        left = [0, *rest] if rest else []
-    return found
+class _Column:
+    def __init__(self, heading: str, *cells: str) -> None:
+        self.heading, self.cells = heading, list(cells)
+        self.right = any(map(is_number, cells))
+
+    @property
+    def wanted(self) -> int:
+        return max(cell_len(line) for cell in (self.heading, *self.cells) for line in cell.split("\n"))
+
+    def least(self, longest_word: int) -> int:
+        """A number is never broken."""
+        body = [piece for cell in self.cells for piece in (cell.split("\n") if self.right else cell.split())]
+        longest = max(map(cell_len, (*self.heading.split(), *body)), default=1)
+        return longest if self.right else min(longest, longest_word)
 
 
-def widths_of(columns: Sequence[Sequence[str]], available: int) -> list[int] | None:
-    """Widths at which no word is broken, or no part of a name; None if there are none. Small wishes come first."""
-    wanted = [_longest(column) for column in columns]
-    for pieces in (_words, _parts):
-        widths = [max((cell_len(one) for cell in column for one in pieces(cell)), default=1) for column in columns]
+def _told(cell: Shown) -> str:
+    return "-" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
+
+
+def _widths(columns: Sequence[_Column], available: int) -> list[int] | None:
+    """Widths at which no word is broken that need not be; None if there are none. Small wishes come first."""
+    for longest_word in LONGEST_WORDS:
+        widths = [column.least(longest_word) for column in columns]
         spare = available - sum(widths) - GAP * (len(widths) - 1)
         if spare < 0:
             continue
-        for index in sorted(range(len(widths)), key=lambda index: wanted[index] - widths[index]):
-            growth = max(0, min(spare, wanted[index] - widths[index]))
+        wishes = [column.wanted - width for column, width in zip(columns, widths, strict=True)]
+        for index in sorted(range(len(widths)), key=wishes.__getitem__):
+            growth = max(0, min(spare, wishes[index]))
             widths[index] += growth
             spare -= growth
         return widths
     return None
-
-
-def _longest(column: Sequence[str]) -> int:
-    return max(cell_len(line) for cell in column for line in cell.split("\n"))
-
-
-def _words(cell: str) -> list[str]:
-    return TOKEN.findall(cell)
-
-
-def _parts(cell: str) -> list[str]:
-    return [part for word in _words(cell) for part in _parts_of(word)]
-
-
-def _parts_of(word: str) -> list[str]:
-    """Of a name; a number or an interval is whole."""
-    return PART.findall(word) if any(letter.isalpha() for letter in word) else [word]
-
-
-def broken(cell: str, columns: int) -> list[str]:
-    """A cell as lines of at most so many columns."""
-    lines: list[str] = []
-    for paragraph in cell.split("\n"):
-        if cell_len(paragraph) <= columns:
-            lines.append(paragraph)
-            continue
-        line = ""
-        for word in _words(paragraph):
-            pieces = [word] if cell_len(word) <= columns else _parts_of(word)
-            for number, piece in enumerate(pieces):
-                gap = " " if line and not number else ""
-                if cell_len(line + gap + piece) > columns and line:
-                    lines.append(line)
-                    line, gap = "", ""
-                line += gap + piece
-                while cell_len(line) > columns:
-                    lines.append(line[:columns])
-                    line = line[columns:]
-        lines.append(line)
-    return lines

@@ -17,6 +17,8 @@ from trace_transfer import figures
 from trace_transfer.transfer.draw import Heatmap, figure_of, view_of
 from trace_transfer.transfer.records import LayerMatch
 
+DARK = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e8e8e8")  # of matplotlib
+
 
 def heatmap_of(directory: Path) -> Heatmap:
     match = tt.read(directory / "layer_match.json")
@@ -34,7 +36,7 @@ def number(drawing: Any, heatmap: Heatmap) -> None:
     matched = [pair for pair in view.pairs if pair not in view.ambiguous]
     across, up = view.similarity.shape[1] - 1, view.similarity.shape[0] - 1
     places = [
-        (drawing.transFigure, (0.1, 0.82)),
+        (drawing.transFigure, (0.1, 1.06)),
         (axes.transData, (across * 0.9, 0)),
         *((axes.transData, (pair[0][1], pair[0][0])) for pair in (matched[5:], sorted(view.ambiguous)) if pair),
         (axes.transData, view.other_runner_ups[3][::-1]),
@@ -58,11 +60,11 @@ def draw(directory: Path, picture: Path, numbered: bool) -> None:
     heatmap = heatmap_of(directory)
     picture.parent.mkdir(parents=True, exist_ok=True)
     for ending, dark in ((".png", False), (".dark.png", True)):
-        with matplotlib.rc_context(figures.DARK if dark else {}):
+        with matplotlib.rc_context(DARK if dark else {}):
             drawing = figures.picture(figure_of(heatmap), "none" if dark else "white")
             if numbered:
                 number(drawing, heatmap)
-            drawing.savefig(picture.with_suffix(ending), dpi=100)
+            drawing.savefig(picture.with_suffix(ending), dpi=100, **figures.SAVED)
 
 
 if __name__ == "__main__":

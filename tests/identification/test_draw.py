@@ -13,20 +13,16 @@ from tests.core_files import write_core
 from tests.transfer.test_draw import Elements, needs_chromium, plots_in, rendered
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError
-from trace_transfer.families.model_handle import open_model
-from trace_transfer.families.registry import load_families
 from trace_transfer.formats import read_any
 from trace_transfer.identification.draw import importance_of, write_importance_html, write_importance_png
 from trace_transfer.identification.importance import Cell, Entry, Grid, describe
 
-FAMILIES = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox",
-)  # fmt: skip
-KINDS = (
-    "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)  # fmt: skip
+KINDS = {
+    "input_layernorm.weight": "norm.pre_attention", "self_attn.q_proj.weight": "attention.query",
+    "self_attn.k_proj.weight": "attention.key", "self_attn.v_proj.weight": "attention.value",
+    "self_attn.o_proj.weight": "attention.output", "post_attention_layernorm.weight": "norm.pre_mlp",
+    "mlp.gate_proj.weight": "mlp.gate", "mlp.up_proj.weight": "mlp.up", "mlp.down_proj.weight": "mlp.down",
+}  # fmt: skip
 LEFT = ["A-Q", "A-K", "A-V", "A-O", "M-G", "M-U", "M-D"]
 Make = Callable[..., CoreFile]
 
@@ -46,22 +42,23 @@ def made(
 def llama(task: str = "math", num_layers: int = 4, shift: float = 0.0, **method: object) -> CoreFile:
     """Scores 1.00, 0.99, … from the first layer's first kind on; the best two and layer 2's q_proj are core."""
     parameters: list[dict] = [
-        {"name": "model.embed_tokens.weight", "shape": [50, 8], "score": 3.0},
-        {"name": "model.norm.weight", "shape": [8], "score": 0.5},
-        {"name": "lm_head.weight", "shape": [50, 8]},
+        {"name": "model.embed_tokens.weight", "shape": [50, 8], "score": 3.0, "component": "embedding"},
+        {"name": "model.norm.weight", "shape": [8], "score": 0.5, "component": "norm.final"},
+        {"name": "lm_head.weight", "shape": [50, 8], "component": "head"},
     ]
     for layer in range(num_layers):
-        for index, kind in enumerate(KINDS):
+        for index, (kind, component) in enumerate(KINDS.items()):
             score = 1 - 0.01 * (layer * len(KINDS) + index) / num_layers * 4 + shift
             core = (layer, index) in ((0, 0), (0, 1), (2, 1))
             name, shape = f"model.layers.{layer}.{kind}", [8] if "norm" in kind else [8, 8]
-            parameters.append({"name": name, "shape": shape, "score": score, "core": core})
+            parameters.append({"name": name, "shape": shape, "score": score, "core": core, "component": component,
+                               "layer": layer})  # fmt: skip
     return made(parameters, num_layers, task, **method)
 
 
 @pytest.fixture
 def scored(tiny, tmp_path: Path) -> Make:
-    """The core file of a tiny model, in which the later tensors score higher; whole tensors, no components."""
+    """The core file of a tiny model, in which the later tensors score higher."""
 
     def make(family: str) -> CoreFile:
         return read_any(write_core(tiny(family), tmp_path / f"{family}.core.json"), CoreFile)
@@ -84,11 +81,9 @@ def names_in(cell: Cell) -> list[str]:
     ("family", "projections", "norms", "bands"),
     [
         ("llama", LEFT, ["LN-In", "LN-PA"], ["embed", "head", "final"]),
-        ("qwen3", LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-PA"], ["embed", "head", "final"]),
-        ("gemma3_text", LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-PostA", "LN-PreM", "LN-PostM"], ["embed", "final"]),
+        ("gemma3_text", LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-OutA", "LN-PA", "LN-OutM"], ["embed", "head", "final"]),
         ("phi3", LEFT, ["LN-In", "LN-PA"], ["embed", "head", "final"]),
-        ("gpt2", [label for label in LEFT if label != "M-G"], ["LN-In", "LN-PA"], ["embed", "pos", "final"]),
-        ("olmo2", LEFT, ["Q-Norm", "K-Norm", "LN-PostA", "LN-PostM"], ["embed", "head", "final"]),
+        ("gpt2", [label for label in LEFT if label != "M-G"], ["LN-In", "LN-PA"], ["embed", "pos", "head", "final"]),
     ],
 )
 def test_columns_of_a_family(
@@ -112,19 +107,14 @@ def test_columns_of_a_family(
     ("family", "place", "names"),
     [
         ("llama", (3, "M-D"), ["model.layers.3.mlp.down_proj.weight"]),
-        ("llama", (1, "LN-PA"), ["model.layers.1.post_attention_layernorm.weight"]),
         ("llama", (None, "head"), ["lm_head.weight"]),
-        ("qwen3", (0, "A-Q"), ["model.layers.0.self_attn.q_proj.weight"]),
         ("qwen3", (4, "K-Norm"), ["model.layers.4.self_attn.k_norm.weight"]),
         ("qwen2", (2, "A-V"), ["model.layers.2.self_attn.v_proj.weight", "model.layers.2.self_attn.v_proj.bias"]),
-        ("gemma3_text", (1, "LN-PostA"), ["model.layers.1.post_attention_layernorm.weight"]),
-        ("gemma3_text", (1, "LN-PreM"), ["model.layers.1.pre_feedforward_layernorm.weight"]),
+        ("gemma3_text", (1, "LN-OutA"), ["model.layers.1.post_attention_layernorm.weight"]),
+        ("gemma3_text", (1, "LN-PA"), ["model.layers.1.pre_feedforward_layernorm.weight"]),
         ("phi3", (2, "A-K"), ["model.layers.2.self_attn.qkv_proj.weight"]),
-        ("phi3", (2, "M-U"), ["model.layers.2.mlp.gate_up_proj.weight"]),
         ("gpt2", (0, "A-V"), ["transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn.bias"]),
-        ("gpt2", (2, "LN-In"), ["transformer.h.2.ln_1.weight", "transformer.h.2.ln_1.bias"]),
         ("gpt2", (None, "pos"), ["transformer.wpe.weight"]),
-        ("gpt2", (None, "final"), ["transformer.ln_f.weight", "transformer.ln_f.bias"]),
     ],
 )
 def test_a_cell_shows_its_weight(scored: Make, family: str, place: tuple[int | None, str], names: list[str]) -> None:
@@ -135,53 +125,21 @@ def test_a_cell_shows_its_weight(scored: Make, family: str, place: tuple[int | N
     assert cell.score == scores[names[0]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_components_in_the_file_tell_the_same(tiny, scored: Make, family: str) -> None:
-    opened = open_model(tiny(family), load_families())
-    core = scored(family)
-    told = []
-    for parameter in core.parameters:
-        units = opened.anatomy.units_of(parameter.name)
-        component = "+".join(dict.fromkeys(unit.component for unit in units))
-        told.append(parameter.model_copy(update={"component": component, "layer": units[0].layer}))
-    with_components = core.model_copy(update={"parameters": tuple(told)})
-    first, second = (importance_of([one]).rows[0].present[0] for one in (core, with_components))
-    tied_head = set(cells_by_label(second)) - set(cells_by_label(first))
-    assert tied_head == ({(None, "head")} if opened.anatomy.inventory.tied else set())
-    for key, cell in cells_by_label(first).items():
-        assert (names_in(cell), cell.score) == (
-            names_in(cells_by_label(second)[key]),
-            cells_by_label(second)[key].score,
-        )
-
-
-def test_what_no_rule_knows_is_named_and_not_drawn() -> None:
+def test_what_is_of_no_known_component_is_named_and_not_drawn() -> None:
     core = llama()
     extra = [
         {"name": "model.layers.1.self_attn.q_proj.weight_scale", "shape": [1], "score": 9.0, "core": True},
-        {"name": "xmodel.layers.1.self_attn.q_proj.weight", "shape": [1], "score": 0.0},
-        {"name": "model.layers.9.self_attn.q_proj.weight", "shape": [1], "score": 0.0},
+        {"name": "model.layers.9.a", "shape": [1], "score": 0.0, "component": "attention.query", "layer": 9},
         {"name": "vision.tower", "shape": [1], "score": 0.0, "component": "excluded"},
         {"name": "strange", "shape": [1], "score": 0.0, "component": "mlp.shared", "layer": 1},
     ]
     dumped = [parameter.model_dump(exclude_none=True) for parameter in core.parameters]
     importance = importance_of([made([*dumped, *extra], 4)])
     assert importance.others == (
-        "model.layers.1.self_attn.q_proj.weight_scale*", "xmodel.layers.1.self_attn.q_proj.weight",
-        "model.layers.9.self_attn.q_proj.weight", "vision.tower", "strange",
+        "model.layers.1.self_attn.q_proj.weight_scale*", "model.layers.9.a", "vision.tower", "strange",
     )  # fmt: skip
-    assert (
-        cells_by_label(importance.rows[0].present[0])[1, "A-Q"].entries[0].rank == 13
-    )  # the two that score 9 and 3 first
-
-
-def test_fused_rows_that_cannot_be_told_apart_are_not_guessed() -> None:
-    name = "model.layers.0.self_attn.qkv_proj.weight"
-    three = [{"name": name, "shape": [12, 4], "rows": [[4 * i, 4 * i + 4]], "score": 1.0 + i} for i in range(3)]
-    cells = cells_by_label(importance_of([made(three, 1, family="phi3")]).rows[0].present[0])
-    assert {label: cell.score for (_, label), cell in cells.items()} == {"A-Q": 1.0, "A-K": 2.0, "A-V": 3.0}
-    other = {"name": "model.layers.0.mlp.down_proj.weight", "shape": [4, 4], "score": 1.0}
-    assert importance_of([made([*three[:2], other], 1, family="phi3")]).others == (name,)
+    # The two that score 9 and 3 come first.
+    assert cells_by_label(importance.rows[0].present[0])[1, "A-Q"].entries[0].rank == 13
 
 
 def test_a_cell_of_many_rows_shows_their_mean_and_core_share() -> None:
@@ -254,7 +212,7 @@ def test_core_files_that_do_not_fit_together() -> None:
         importance_of([llama("math"), other, llama("law")], ["a", "b", "c"])
     with pytest.raises(UserError, match=r"give one:\n  - a, b: task math, method lf, 1 epoch"):
         importance_of([llama(epochs=None), llama(epochs=1)], ["a", "b"])
-    with pytest.raises(UserError, match=r"a: no tensor belongs to a component of family 'unheard'.*--rules"):
+    with pytest.raises(UserError, match="a: no tensor is said to be of a known component"):
         importance_of([made([{"name": "x", "shape": [1], "score": 1.0}], 1, family="unheard")], ["a"])
     for wrong in ("three", 0, True):
         with pytest.raises(ArtefactError, match=f"math: method.epochs is {wrong!r}, expected a number of epochs"):
@@ -262,9 +220,9 @@ def test_core_files_that_do_not_fit_together() -> None:
 
 
 def test_no_scores_at_all_and_equal_scores() -> None:
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert importance_of([made([{"name": name, "shape": [2, 2]}], 1)]).rows[0].scale == (0.0, 1.0)
-    low, high = importance_of([made([{"name": name, "shape": [2, 2], "score": 2.0}], 1)]).rows[0].scale
+    tensor = {"name": "model.layers.0.mlp.up_proj.weight", "shape": [2, 2], "component": "mlp.up", "layer": 0}
+    assert importance_of([made([tensor], 1)]).rows[0].scale == (0.0, 1.0)
+    low, high = importance_of([made([{**tensor, "score": 2.0}], 1)]).rows[0].scale
     assert low < 2 < high
 
 
@@ -278,11 +236,11 @@ def several(num_layers: int = 32) -> list[CoreFile]:
 def test_page_holds_all_cells(tmp_path: Path) -> None:
     page = tmp_path / "importance.html"
     cores = several(6)
-    write_importance_html(page, cores)
+    importance = importance_of(cores)
+    write_importance_html(page, importance)
     assert [file.name for file in tmp_path.iterdir()] == ["importance.html"]
     plots = plots_in(page.read_text("utf-8"))
     assert [plot["title"] for plot in plots] == ["math", "code"]
-    importance = importance_of(cores)
     columns = importance.columns_of("projections")
     (grid, _) = importance.rows[1].present
     traces = plots[1]["data"]
@@ -310,8 +268,8 @@ def test_page_holds_all_cells(tmp_path: Path) -> None:
 
 def test_page_refers_to_nothing_outside_and_is_the_same_again(tmp_path: Path) -> None:
     one, two = tmp_path / "one.html", tmp_path / "two.html"
-    write_importance_html(one, several(6))
-    write_importance_html(two, several(6))
+    write_importance_html(one, importance_of(several(6)))
+    write_importance_html(two, importance_of(several(6)))
     assert one.read_bytes() == two.read_bytes()
     text = one.read_text("utf-8")
     elements = Elements(text).found
@@ -326,7 +284,7 @@ def test_page_refers_to_nothing_outside_and_is_the_same_again(tmp_path: Path) ->
 @needs_chromium
 def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
     page = tmp_path / "importance.html"
-    write_importance_html(page, several(24))
+    write_importance_html(page, importance_of(several(24)))
     before = rendered(page, tmp_path)
     assert before.count('<path class="point') == 6
     for text in (">A-Q</text>", ">LN-PA</text>", ">embed</text>", ">2 epochs</tspan>", ">score</text>"):
@@ -344,7 +302,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     name = '<b id="x">&amp;</script><script>document.title="broken"</script> $a$ %{y}'
     core = llama()
     parameters = [p.model_copy(update={"name": name, "component": "mlp.up", "layer": 3}) for p in core.parameters[:1]]
-    parameters += [p.model_copy(update={"name": f"other {name}"}) for p in core.parameters[1:2]]
+    parameters += [p.model_copy(update={"name": f"other {name}", "component": None}) for p in core.parameters[1:2]]
     core = core.model_copy(
         update={
             "model": core.model.model_copy(update={"id": name}),
@@ -353,7 +311,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
         }
     )
     page = tmp_path / "importance.html"
-    write_importance_html(page, [core])
+    write_importance_html(page, importance_of([core]))
     (plot,) = plots_in(page.read_text("utf-8"))
     texts = [text for trace in plot["data"] for line in trace.get("text", []) for text in line]
     assert any("&lt;b id=" in text for text in texts)
@@ -375,7 +333,7 @@ def test_picture(tmp_path: Path, num_layers: int) -> None:
     cores = [c.model_copy(update={"model": c.model.model_copy(update={"id": "a/" + "y$^{$" * 40})}) for c in cores]
     fewer = [cores[0].model_copy(update={"parameters": cores[0].parameters[:-4]}), *cores[1:]]
     for name, given in (("one", cores), ("same", cores), ("fewer", fewer)):
-        write_importance_png(tmp_path / f"{name}.png", given)
+        write_importance_png(tmp_path / f"{name}.png", importance_of(given))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fewer.png", "one.png", "same.png"]
     with Image.open(tmp_path / "one.png") as image:
         image.load()

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.run_files import METHODS, TARGET, TASKS, at_rate, edit, stages_of, story, write_run
-from trace_transfer.errors import ArtefactError, UserError
+from tests.run_files import METHODS, TARGET, TASKS, at_rate, edit, leave, stages_of, story, write_run
+from trace_transfer.errors import ArtefactError
 from trace_transfer.formats import read_any
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
@@ -83,7 +83,6 @@ def test_differences_are_paired_by_seed(summary):
     difference = found.differences["average"]
     assert difference.mean == pytest.approx(np.mean(apart))
     assert (difference.low, difference.high) == pytest.approx(interval(apart))
-    assert (difference.bootstrap_low, difference.bootstrap_high) == pytest.approx(interval(apart, "bootstrap"))
     assert difference.p == pytest.approx(p_value(apart))
     compared = [one for one in summary.methods if one.differences]
     assert len(compared) == len(METHODS) - 1 and not reference.differences
@@ -187,8 +186,7 @@ def test_two_tasks_that_one_evaluation_measures(small):
 
     edit(small / "run.json", merge)
     for file in small.glob("steps/evaluate-*/scores.json"):
-        edit(file, merge)
-        edit(file.parent / "step.json", lambda data: data.update(files={}))
+        leave(file, merge)
     found = summarise(read_run(small))
     assert [record.task for record in found.evaluations] == ["maths, law", "code", None]
     table = story("sequential", 0, ORDERS[0])
@@ -203,7 +201,7 @@ def test_two_seeds_have_no_intervals(tmp_path):
     two = write_run(tmp_path / "two", methods=("sequential", "random"), seeds=(0, 1), files=False)
     found = of(summarise(read_run(two)), "sequential")
     for one in (*found.measures.values(), *found.final.values(), *found.differences.values()):
-        assert one.low is one.high is one.bootstrap_low is one.p is None and one.num == 2
+        assert one.low is one.high is one.p is None and one.num == 2
     assert "2 seeds give no interval" in summarise(read_run(two)).caveat
 
 
@@ -218,8 +216,7 @@ def test_every_problem_is_told_at_once(small):
     third = directory_of(small, "sequential", 2, "evaluate")
     (first / "scores.json").unlink()
     edit(second / "scores.json", lambda data: data["stages"][1]["scores"][0].update(value=0.99))
-    edit(third / "scores.json", lambda data: data["stages"][2]["scores"][1].update(num_examples=20))
-    edit(third / "step.json", lambda data: data.update(files={}))
+    leave(third / "scores.json", lambda data: data["stages"][2]["scores"][1].update(num_examples=20))
     edit(directory_of(small, "trace-lf", 1, "train") / "step.json", lambda data: data.pop("kind"))
     with pytest.raises(ArtefactError, match="4 problems") as caught:
         summarise(read_run(small))
@@ -227,7 +224,7 @@ def test_every_problem_is_told_at_once(small):
     for expected in (
         f"{first.name}/scores.json: missing",
         f"{second.name}/scores.json: was changed after its step was finished",
-        f"{third.name}/scores.json: code-test: num_examples is 20",
+        f"{third.name}/scores.json: code: other evaluations than in {first.name}",
         "step.json: 1 problem",
     ):
         assert expected in text
@@ -236,23 +233,20 @@ def test_every_problem_is_told_at_once(small):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["stages"][0].update(learned=["law"]), "the first stage is to be the base, but learned law"),
-        (lambda d: d["stages"].pop(), "no stage learned the task 'law'"),
-        (lambda d: d["stages"][1].update(learned=["cooking"]), "learned 'cooking', which is no task"),
-        (lambda d: d["stages"][1]["scores"].pop(), "maths: other evaluations: code-test, maths-test; in"),
-        (lambda d: d["stages"][1]["scores"].append(d["stages"][1]["scores"][0]), "an evaluation stands there twice"),
+        (lambda d: d["stages"].pop(), "of other tasks or evaluations than run.json"),
+        (lambda d: d["stages"][1].update(learned=["cooking"]), "of other tasks or evaluations than run.json"),
+        (lambda d: d["of_task"].update(law="trivia"), "of other tasks or evaluations than run.json"),
+        (lambda d: d["stages"][1]["scores"].pop(), "maths: other evaluations than in"),
+        (lambda d: d["stages"][1]["scores"][0].update(settings={"limit": 9}), "maths-test"),
         (lambda d: d["stages"][1]["scores"][0].update(value=float("nan")), "NaN is no finite number"),
-        (lambda d: d["stages"][1]["scores"][0].update(settings={"limit": 9}), "settings is {'limit': 9}, in"),
         (lambda d: d.update(base_fingerprint="another"), "of another base model than"),
-        (lambda d: d["of_task"].update(law="trivia"), "of_task is {"),
     ],
 )  # fmt: skip
 def test_scores_that_cannot_be_compared(tmp_path, change, message):
     """A fixed order, so that the stages are known; the last cell is damaged."""
     run = write_run(tmp_path / "run", methods=("random", "sequential"), seeds=(0,), vary=False, files=False)
     place = directory_of(run, "sequential", 0, "evaluate")
-    edit(place / "scores.json", change)
-    edit(place / "step.json", lambda data: data.update(files={}))
+    leave(place / "scores.json", change)
     with pytest.raises(ArtefactError, match=re.escape(message)) as caught:
         summarise(read_run(run))
     assert place.name in str(caught.value)
@@ -261,24 +255,15 @@ def test_scores_that_cannot_be_compared(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(reference="joint"), "the reference 'joint' has no cells"),
-        (lambda d: d["cells"].append(d["cells"][0]), "sequential, seed 0: there are two such cells"),
-        (lambda d: d["cells"][0].update(method="magic"), "magic, seed 0: no such method"),
-        (lambda d: d["cells"][0]["steps"].pop("train"), "sequential, seed 0: run.json names no step for train"),
-        (lambda d: d["cells"][0].update(order=["maths"]), "its order ['maths'] is not one of the tasks"),
-        (lambda d: d["of_task"].pop("law"), "which evaluation measures the task 'law'"),
-        (lambda d: d.update(cells=[]), "no cells of the main comparison"),
+        (lambda d: d["cells"][0].update(method="magic"), "magic, seed 0: its method, tasks or steps are not those"),
+        (lambda d: d["cells"][0]["steps"].pop("train"), "sequential, seed 0: its method, tasks or steps are not those"),
+        (lambda d: d["of_task"].pop("law"), "which evaluation measures law"),
     ],
 )  # fmt: skip
 def test_a_run_file_that_contradicts_itself(small, change, message):
     edit(small / "run.json", change)
     with pytest.raises(ArtefactError, match=re.escape(message)):
         summarise(read_run(small))
-
-
-def test_no_run(tmp_path):
-    with pytest.raises(UserError, match=r"no run\.json in it"):
-        summarise(read_run(tmp_path))
 
 
 TRIED = (0.25, 0.5, 1.0, 2.0)

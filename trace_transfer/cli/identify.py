@@ -201,8 +201,7 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
 @click.command("plot")
 @shared.files("CORE_FILE")
 @click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory of the heatmaps.")
-@shared.rules_option
-def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> None:
+def plot_command(files: tuple[Path, ...], out: Path) -> None:
     """Draw the scores in core files of one model as heatmaps of layers × modules, by task and warm-start length.
 
     Writes importance.html (interactive, one task at a time) and importance.png (all tasks).
@@ -211,7 +210,6 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
         trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
     from trace_transfer.core_sets.core_file import CoreFile
-    from trace_transfer.families.registry import load_families
     from trace_transfer.files import refuse_inputs
     from trace_transfer.identification.draw import write_importance_html, write_importance_png
     from trace_transfer.identification.importance import importance_of
@@ -220,8 +218,7 @@ def plot_command(files: tuple[Path, ...], out: Path, rules: tuple[str, ...]) -> 
 
     page, picture = out / "importance.html", out / "importance.png"
     refuse_inputs([page, picture], files)
-    registry = load_families([Path(path) for path in rules])
-    importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)), registry)
+    importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)))
     with held(out):
         write_importance_html(page, importance)
         write_importance_png(picture, importance)

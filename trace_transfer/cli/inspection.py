@@ -6,14 +6,15 @@ With colour a heatmap has coloured cells; without (a pipe, NO_COLOR) each cell i
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
+from rich.style import Style
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import MAX_LISTED, ArtefactError
@@ -22,7 +23,6 @@ from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.files import size
 from trace_transfer.formats import read_any as read
-from trace_transfer.identification.draw import draw_importance
 from trace_transfer.identification.importance import label
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 from trace_transfer.identification.show import draw_deltas, draw_fisher, draw_stability, draw_warm_start
@@ -34,12 +34,13 @@ from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.represent.show import draw_representation
-from trace_transfer.tables import to_text
+from trace_transfer.tables import draw_tables
 from trace_transfer.terminal import Page
-from trace_transfer.terminal_pictures import draw_heatmap, model_line, ruler
+from trace_transfer.terminal_pictures import cell_width, coloured, draw_heatmap, model_line, ruler
 from trace_transfer.text_formats import read_tensor_header
 from trace_transfer.training.records import StreamFile
 from trace_transfer.training.show import draw_stream
+from trace_transfer.transfer.draw import read_similarity
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart
 
 DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"
@@ -61,7 +62,7 @@ def draw(path: Path, console: Console) -> None:
         raise ArtefactError(f"{path}: is a directory; {held}")
     page = Page(console)
     if path.suffix == ".safetensors":
-        _draw_tensors(path, page)
+        _draw_tensors(page, path)
         return
     try:
         artefact = read(path)
@@ -70,34 +71,25 @@ def draw(path: Path, console: Console) -> None:
             raise ArtefactError(f"{path}: cannot be drawn; {DRAWABLE}") from error
         raise
     if isinstance(artefact, LayerMatch):
-        _draw_layer_match(artefact, path, page)
+        _draw_layer_match(page, artefact, path)
     else:
-        DRAWN[type(artefact)](artefact, page)
+        DRAWN[type(artefact)](page, artefact)
 
 
 def _drawable(directory: Path) -> list[str]:
     """Names of the files in a directory that look like ours: the first 20, and how many more there are."""
+
+    def ours(file: Path) -> bool:
+        with file.open("rb") as stream:
+            return file.suffix == ".json" and b'"format": "trace-transfer/' in stream.read(BEGINNING)
+
     files = sorted(file for file in directory.iterdir() if file.is_file())
-    names = [file.name for file in files if file.suffix == ".safetensors" or _is_ours(file)]
+    names = [file.name for file in files if file.suffix == ".safetensors" or ours(file)]
     more = [f"{len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
     return names[:MAX_LISTED] + more
 
 
-def _is_ours(file: Path) -> bool:
-    if file.suffix != ".json":
-        return False
-    with file.open("rb") as stream:
-        return b'"format": "trace-transfer/' in stream.read(BEGINNING)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-# A layer match
-
-
-def _draw_layer_match(match: LayerMatch, path: Path, page: Page) -> None:
+def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
     page.line(f"Layer match: {model_line(match.source)} → {model_line(match.target)}", "bold")
     probe = match.probe
     page.line(
@@ -107,20 +99,21 @@ def _draw_layer_match(match: LayerMatch, path: Path, page: Page) -> None:
     page.line()
     beside = path.with_name("similarity.safetensors")
     if beside.is_file():
-        draw_heatmap(_similarity(beside, match), {(p.source, p.target): p.is_ambiguous for p in match.pairs}, page)
+        draw_heatmap(read_similarity(beside, match), {(p.source, p.target): p.is_ambiguous for p in match.pairs}, page)
     else:
         page.line(f"(no heatmap: {beside.name} is not beside {path.name})")
     page.line()
     other = "target" if match.chosen_by == "source" else "source"
-    columns = ("source", "target", "CKA", "margin", f"runner-up {other}", "flip rate")
-    page.table(
-        [(column, "right") for column in columns],
-        (
-            (str(pair.source), str(pair.target), _number(pair.similarity, ".3f"), _number(pair.margin, "+.4f"),
-             _number(pair.runner_up, "d"), _number(pair.flip_rate, ".0%"))
-            for pair in match.pairs
-        ),
-    )  # fmt: skip
+
+    def told(value: float | None, form: str) -> str | None:
+        return None if value is None else format(value, form)
+
+    rows = [
+        (pair.source, pair.target, told(pair.similarity, ".3f"), told(pair.margin, "+.4f"), pair.runner_up,
+         told(pair.flip_rate, ".0%"))
+        for pair in match.pairs
+    ]  # fmt: skip
+    page.table(("source", "target", "CKA", "margin", f"runner-up {other}", "flip rate"), rows)
     page.line()
     for what, layers in (
         ("source layers without a match", match.unmatched_sources),
@@ -140,34 +133,12 @@ def _draw_layer_match(match: LayerMatch, path: Path, page: Page) -> None:
             f"same as relative depth: {match.depth.agreement:.0%} of the layers, {match.depth.within_one:.0%} to "
             f"within one; mean CKA {match.depth.mean_similarity_gain:+.3f} against it"
         )
-    for warning in match.warnings:
-        page.line(f"! {warning}", "yellow")
+    page.lines(f"! {warning}" for warning in match.warnings)
     page.line(match.verdict, "bold")
 
 
-def _similarity(file: Path, match: LayerMatch) -> NDArray[np.float64]:
-    """The matrix of the match, [source layers, target layers]."""
-    from safetensors import SafetensorError, safe_open
-
-    expected = [match.source.num_layers, match.target.num_layers]
-    try:
-        with safe_open(file, framework="np") as tensors:
-            matrix: NDArray[np.float64] = tensors.get_tensor("similarity")
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"{file}: holds no readable tensor 'similarity' ({error}); run the match again") from error
-    if list(matrix.shape) != expected:
-        raise ArtefactError(
-            f"{file}: 'similarity' is {list(matrix.shape)}, but the layer match is of {expected} layers; "
-            "the two files are not of one run"
-        )
-    return matrix.astype(np.float64)
-
-
-# A core set
-
-
-def _draw_core(core: CoreFile, page: Page) -> None:
-    method, chosen = core.method, core.core
+def _draw_core(page: Page, core: CoreFile) -> None:
+    method, chosen, scored = core.method, core.core, [one for one in core.parameters if one.score is not None]
     page.line(f"Core set of {core.task}: {model_line(core.model)}", "bold")
     settings = "".join(f", {name} {value}" for name, value in (method.model_extra or {}).items())
     page.line(f"method {method.name}, ratio {method.ratio:g} of {method.unit}{settings}")
@@ -177,194 +148,160 @@ def _draw_core(core: CoreFile, page: Page) -> None:
         f"{sum(one.num_core for one in chosen):,} of {sum(one.num_elements for one in core.parameters):,} elements "
         f"({core.ratio_of_elements:.2%})"
     )
-    unscored = sum(one.score is None for one in core.parameters)
-    if unscored:
-        page.line(f"{counted} without a score: {unscored:,}")
-    if core.transferred_from:
-        origin = core.transferred_from
+    if len(scored) < len(core.parameters):
+        page.line(f"{counted} without a score: {len(core.parameters) - len(scored):,}")
+    if origin := core.transferred_from:
         page.line(
             f"carried over from {model_line(origin.model)}, carry {origin.carry}, rules {', '.join(origin.rules)}"
         )
     page.line()
-    _draw_grid(core, page)
+    _draw_grid(page, core)
     page.line()
-    if any(one.score is not None for one in core.parameters):
-        draw_importance(core, page)
-        page.line()
-    best = [one for one in core.parameters if one.score is not None][:NUM_SCORES]
-    page.line(f"The {len(best)} best of {len(core.parameters) - unscored:,} scores")
-    page.table(
-        [("", "right"), ("score", "right"), ("", "left"), ("tensor", "left")],
-        ((str(i), f"{one.score:.4g}", "core" if one.core else "", label(one)) for i, one in enumerate(best, 1)),
-    )
+    best = scored[:NUM_SCORES]
+    page.line(f"The {len(best)} best of {len(scored):,} scores")
+    rows = [(i, f"{one.score:.4g}", "core" if one.core else "", label(one)) for i, one in enumerate(best, 1)]
+    page.table(("", "score", "", "tensor"), rows)
 
 
 def _kind(name: str) -> tuple[str, int | None]:
     """A tensor's name below its layer, and the layer; the whole name and None outside the layers."""
     folded = folded_name(name)
     head, hole, kind = folded.partition("{layer}.")
-    if not hole:
-        return folded, None
-    return kind, int(name.split(".")[head.count(".")])
+    return (kind, int(name.split(".")[head.count(".")])) if hole else (folded, None)
 
 
-def _draw_grid(core: CoreFile, page: Page) -> None:
-    """Kinds of tensors down, layers across; a tensor is partly core if some of it is."""
-    cells: dict[str, dict[int | None, list[float]]] = {}
-    for parameter in core.parameters:
-        kind, layer = _kind(parameter.name)
-        cells.setdefault(kind, {}).setdefault(layer, []).append(parameter.num_core / parameter.num_elements)
-    num_layers = max(
-        [core.model.num_layers, *(layer + 1 for row in cells.values() for layer in row if layer is not None)]
-    )
-    names = min(max(map(len, cells)), page.width // 2)
-    available = max(page.width - names - 12, 8)
-    wide = 2 if 2 * num_layers <= available else 1
-    pool = -(-num_layers // available)
+def _draw_grid(page: Page, core: CoreFile) -> None:
+    """Kinds of tensors down, layers across: what is core, and where there are colours the scores."""
+    kinds: dict[str, dict[int | None, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for one in core.parameters:
+        kind, layer = _kind(one.name)
+        kinds[kind][layer].append((one.num_core / one.num_elements, np.nan if one.score is None else one.score))
+    num_layers = max([core.model.num_layers, *(1 + (layer or 0) for row in kinds.values() for layer in row)])
+    names = min(max(map(len, kinds)), page.width // 2)
+    wide, pool = cell_width(num_layers, page.width - names - 12)
     num_cells = -(-num_layers // pool)
+    scores = [one.score for one in core.parameters if one.score is not None] or [0.0]
+    low, span = min(scores), (max(scores) - min(scores)) or 1.0
+
+    def block(found: list[tuple[float, float]]) -> tuple[str, str | Style]:
+        if not found:
+            return " " * wide, ""
+        shares = [share for share, _ in found]
+        mark = "█" if min(shares) == 1 else "▒" if any(shares) else "·"
+        if not page.colour:
+            return mark.ljust(wide) if mark == "·" else mark * wide, ""
+        mark = {"█": "●", "▒": "○", "·": ""}[mark]
+        return mark.ljust(wide), coloured(fmean((score - low) / span for _, score in found))
+
     page.row([(" " * (names + 1) + ruler(num_cells, wide, pool), "")])
-    for kind, row in sorted(cells.items(), key=lambda item: (None in item[1], item[0])):
-        label = kind if len(kind) <= names else f"{kind[: names - 1]}…"
-        found: list[list[float]] = [[] for _ in range(num_cells)]
+    for kind, row in sorted(kinds.items(), key=lambda item: (None in item[1], item[0])):
+        cells: list[list[tuple[float, float]]] = [[] for _ in range(num_cells)]
         for layer, values in row.items():
-            found[(layer or 0) // pool] += values
-        count = f"{sum(share > 0 for values in found for share in values)}/{sum(map(len, found))}"
-        blocks = [_block(values, wide) for values in found]
-        page.row([(f"{label:<{names}} ", ""), *blocks, (f" {count:>9}", "")])
+            cells[(layer or 0) // pool] += values
+        count = f"{sum(share > 0 for cell in cells for share, _ in cell)}/{sum(map(len, cells))}"
+        name = kind if len(kind) <= names else f"{kind[: names - 1]}…"
+        page.row([(f"{name:<{names}} ", ""), *map(block, cells), (f" {count:>9}", "")])
     several = f"; a column is {pool} layers" if pool > 1 else ""
-    page.line(f"columns: layers, outside of them the first{several}; █ core, ▒ partly core, · not core")
+    key = "█ core, ▒ partly core, · not core"
+    if page.colour:
+        key = f"● core, ○ partly core; score {low:.3g} dark … {low + span:.3g} bright, grey none"
+    page.line(f"columns: layers, outside of them the first{several}; {key}")
 
 
-def _block(values: list[float], wide: int) -> tuple[str, str]:
-    if not values:
-        return " " * wide, ""
-    if not any(values):
-        return "·".ljust(wide), "dim"
-    return ("█" if min(values) == 1 else "▒") * wide, "cyan"
-
-
-# A correspondence
-
-
-def _draw_correspondence(file: CorrespondenceFile, page: Page) -> None:
+def _draw_correspondence(page: Page, file: CorrespondenceFile) -> None:
     page.line(f"Correspondence: {model_line(file.source)} → {model_line(file.target)}", "bold")
     told = {"parameters": "tensors", "unreached_targets": "unreached targets"}
     page.line(", ".join(f"{count:,} {told.get(name, name)}" for name, count in file.counts.items()))
     page.line()
-    folded = Counter(
-        (_folded(entry), tuple(dict.fromkeys(map(_folded, entry.targets))))
+
+    def folded(entry: ListedPart) -> str:
+        return _kind(entry.name)[0] + (" (part)" if entry.is_part else "")
+
+    kinds = Counter(
+        (folded(entry), "\n".join(dict.fromkeys(map(folded, entry.targets))))
         for entry in file.parameters
         if entry.targets
     )
-    shown = list(folded.items())[:NUM_FOLDED]
-    rows = [(source, "\n".join(targets), f"{count:,}") for (source, targets), count in shown]
-    page.table([("source", "left"), ("target", "left"), ("count", "right")], rows)
-    if len(folded) > len(shown):
-        page.line(f"… and {len(folded) - len(shown)} more kinds")
+    page.table(("source", "target", "count"), [(*both, count) for both, count in list(kinds.items())[:NUM_FOLDED]])
+    if len(kinds) > NUM_FOLDED:
+        page.line(f"… and {len(kinds) - NUM_FOLDED} more kinds")
     for what, reasons in (
-        ("dropped source tensors", [entry.dropped for entry in file.parameters if entry.dropped]),
-        ("target tensors that nothing reaches", [entry.reason for entry in file.unreached_targets]),
+        ("dropped source tensors", Counter(entry.dropped for entry in file.parameters if entry.dropped)),
+        ("target tensors that nothing reaches", Counter(entry.reason for entry in file.unreached_targets)),
     ):
-        page.line()
-        page.line(f"{what}: {len(reasons):,}")
+        page.lines(("", f"{what}: {reasons.total():,}"))
         if reasons:
-            common = Counter(reasons).most_common()
-            page.table([("count", "right"), ("reason", "left")], ((f"{n:,}", reason) for reason, n in common))
+            page.table(("count", "reason"), [(count, reason) for reason, count in reasons.most_common()])
 
 
-def _folded(entry: ListedPart) -> str:
-    return _kind(entry.name)[0] + (" (part)" if entry.is_part else "")
-
-
-# A safetensors file
-
-
-def _draw_tensors(path: Path, page: Page) -> None:
+def _draw_tensors(page: Page, path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        size = path.stat().st_size
+        num_bytes = path.stat().st_size
         with safe_open(path, framework="np") as tensors:
             metadata = tensors.metadata() or {}
         _, header = read_tensor_header(path, ArtefactError)
-        found = {name: (str(entry["dtype"]), entry["shape"]) for name, entry in header.items()}
+        rows = [(name, str(e["dtype"]), " x ".join(map(str, e["shape"])) or "scalar") for name, e in header.items()]
+        elements = sum(int(np.prod(entry["shape"], dtype=object)) for entry in header.values())
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ArtefactError(f"{path}: not a safetensors file, or cut short ({error})") from error
-    elements = sum(int(np.prod(shape, dtype=object)) for _, shape in found.values())
-    page.line(f"{path.name}: {len(found):,} tensors, {elements:,} elements, {size:,} bytes", "bold")
-    for name, value in sorted(metadata.items()):
-        page.line(f"{name}: {value}".replace("\n", " "))
+    page.line(f"{path.name}: {len(rows):,} tensors, {elements:,} elements, {num_bytes:,} bytes", "bold")
+    page.lines(f"{name}: {value}".replace("\n", " ") for name, value in sorted(metadata.items()))
     page.line()
-    rows = [(name, dtype, " x ".join(map(str, shape)) or "scalar") for name, (dtype, shape) in found.items()]
-    page.table([("tensor", "left"), ("dtype", "left"), ("shape", "right")], rows)
+    page.table(("tensor", "dtype", "shape"), rows)
 
 
-def draw_scores(file: ScoreMatrix, page: Page) -> None:
+def _draw_scores(page: Page, file: ScoreMatrix) -> None:
     """A row for each state of the stream, a column for each evaluation."""
-    page.line(f"Scores along a stream: {model_line(file.model)}", "bold")
     first = {score.name: score for score in file.stages[0].scores}
-    page.table(
-        [("after", "left"), *((f"{name} ({score.metric})", "right") for name, score in first.items())],
-        (
-            (stage.label, *(_value({score.name: score.value for score in stage.scores}, name) for name in first))
-            for stage in file.stages
-        ),
-    )
-    for task, name in file.of_task.items():
-        if task != name:
-            page.line(f"task {task} is measured by {name}")
+    rows = []
+    for stage in file.stages:
+        values = {score.name: f"{score.value:.4f}" for score in stage.scores}
+        rows.append((stage.label, *map(values.get, first)))
+    headings = ("after", *(f"{name} ({score.metric})" for name, score in first.items()))
+    page.table(headings, rows, f"Scores along a stream: {model_line(file.model)}")
+    page.lines(f"task {task} is measured by {name}" for task, name in file.of_task.items() if task != name)
 
 
-def _value(scores: dict[str, float], name: str) -> str:
-    return f"{scores[name]:.4f}" if name in scores else "-"
-
-
-def draw_step(file: StepFile, page: Page) -> None:
+def _draw_step(page: Page, file: StepFile) -> None:
     """What a step was made of, what it wrote, and what it took."""
     page.line(f"Step {file.kind} {file.address[:12]}", "bold")
     page.line(
         f"{file.cost.seconds:,.1f} s, {file.cost.cpu_seconds:,.1f} s of processors, "
         f"{size(file.cost.peak_bytes)} of memory, {size(file.cost.bytes)} of files"
     )
-    for what, of_it, values in (
-        ("setting", "value", {name: str(value) for name, value in file.settings.items()}),
-        ("input", "", {name: value[:12] for name, value in file.inputs.items()}),
-        ("file", "sha256", {name: value[:12] for name, value in file.files.items()}),
+    for what, of_it, rows in (
+        ("setting", "value", [(name, str(value)) for name, value in file.settings.items()]),
+        ("input", "", [(name, value[:12]) for name, value in file.inputs.items()]),
+        ("file", "sha256", [(name, value[:12]) for name, value in file.files.items()]),
     ):
-        if values:
+        if rows:
             page.line()
-            page.table([(what, "left"), (of_it, "left")], values.items())
+            page.table((what, of_it), rows)
 
 
-def draw_run(file: RunFile, page: Page) -> None:
+def _draw_run(page: Page, file: RunFile) -> None:
     """The models that were trained, each with the directory of its training."""
-    page.line(f"Run {file.name}: {file.source or '-'} → {file.target}, tasks {', '.join(file.tasks)}", "bold")
-    page.table(
-        [("method", "left"), ("seed", "right"), ("sweep", "left"), ("order", "left"), ("trained in", "left")],
-        (
-            (
-                cell.method, str(cell.seed), "" if cell.axis is None else f"{cell.axis} {cell.value}",
-                ", ".join(cell.order), cell.steps.get("train", "-"),
-            )
-            for cell in file.cells
-        ),
-    )  # fmt: skip
+    rows = [
+        (one.method, str(one.seed), "" if one.axis is None else f"{one.axis} {one.value}", ", ".join(one.order),
+         one.steps.get("train"))
+        for one in file.cells
+    ]  # fmt: skip
+    title = f"Run {file.name}: {file.source or '-'} → {file.target}, tasks {', '.join(file.tasks)}"
+    page.table(("method", "seed", "sweep", "order", "trained in"), rows, title)
 
 
-def draw_summary(file: Summary, page: Page) -> None:
+def _draw_summary(page: Page, file: Summary) -> None:
     """The short tables of the report, and what they say."""
-    for table in short_tables(file):
-        for line in to_text(table).splitlines():
-            page.line(line)
-        page.line()
-    for sentence in sentences(file):
-        page.line(f"- {sentence}")
+    draw_tables(short_tables(file), page)
+    page.lines(("", *(f"- {sentence}" for sentence in sentences(file))))
 
 
 # What is drawn from itself alone; a layer match looks at the matrix beside it.
-DRAWN: dict[type[Strict], Callable[[Any, Page], None]] = {
+DRAWN: dict[type[Strict], Callable[[Page, Any], None]] = {
     CoreFile: _draw_core,
     CorrespondenceFile: _draw_correspondence,
     WarmStartFile: draw_warm_start,
@@ -374,9 +311,9 @@ DRAWN: dict[type[Strict], Callable[[Any, Page], None]] = {
     StreamFile: draw_stream,
     Verification: draw_verification,
     EvaluationFile: draw_evaluation,
-    ScoreMatrix: draw_scores,
+    ScoreMatrix: _draw_scores,
     RepresentationFile: draw_representation,
-    StepFile: draw_step,
-    RunFile: draw_run,
-    Summary: draw_summary,
+    StepFile: _draw_step,
+    RunFile: _draw_run,
+    Summary: _draw_summary,
 }

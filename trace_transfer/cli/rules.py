@@ -44,8 +44,8 @@ def list_families(rules_path: Path | None) -> None:
     for name, family in sorted(registry.families.items()):
         kinds = [kind for kind in family.model_types if registry.by_model_type.get(kind) is family]
         of = ", ".join(kinds) or "none left"
-        rows.append((name, of, str(family.num_components), display_path(family.location.path)))
-    headings = (("family", "left"), ("model types", "left"), ("components", "right"), ("file", "left"))
+        rows.append((name, of, family.num_components, display_path(family.location.path)))
+    headings = ("family", "model types", "components", "file")
     _page().table(headings, rows)
 
 
@@ -139,9 +139,8 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     ]
     lines = lines_of(correspondence, every_layer)
     page = _page()
-    page.table([(title, "left") for title in (*titles, "rule or reason")], list(_rows(lines)))
-    for line in ("", *totals(correspondence)):
-        page.line(line)
+    page.table((*titles, "rule or reason"), list(_rows(lines)))
+    page.lines(("", *totals(correspondence)))
     page.line(
         f"(layers matched by relative depth, as many as --match {policy} of map matches; a real layer match changes "
         "which layers meet, another --match the counts, neither the rules)"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trace_transfer.core_sets import overlap
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.terminal import Page, drawn
+from trace_transfer.terminal import Page, as_text
 
 
 def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
@@ -25,38 +25,27 @@ def jaccard(one: CoreFile, other: CoreFile) -> tuple[float, float]:
     return tensors, common / (sum(first.values()) + sum(second.values()) - common)
 
 
-def render_core_sets(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> str:
-    """Core sets as text as wide as the terminal."""
-    return drawn(lambda page: _draw(cores, warnings, files, page))
-
-
-def _draw(cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path], page: Page) -> None:
+@as_text
+def render_core_sets(page: Page, cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> None:
+    """How large each is and what they have in common, warnings, and where the files are."""
     methods = list(dict.fromkeys(core.method.name for core in cores))
     counted = "tensors, parts" if any(core.method.unit == "rows" for core in cores) else "tensors"
-    headings = ["task", *(["method"] if len(methods) > 1 else []), counted, "elements", "best"]
-    page.line(f"core sets ({', '.join(methods)})", "bold")
-    rows = []
-    for core in cores:
-        cells = {
-            "task": core.task,
-            "method": core.method.name,
-            counted: f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}",
-            "elements": f"{core.ratio_of_elements:.2%}",
-            "best": core.core[0].name if core.core else "none",
-        }
-        rows.append([cells[heading] for heading in headings])
-    page.table([(one, "right" if one in (counted, "elements") else "left") for one in headings], rows)
-    comparable = [pair for pair in combinations(cores, 2) if pair[0].model.names_sha256 == pair[1].model.names_sha256]
-    if comparable:
+    several = len(methods) > 1
+    rows = [
+        (core.task, *[core.method.name] * several,
+         f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}", f"{core.ratio_of_elements:.2%}",
+         core.core[0].name if core.core else "none")
+        for core in cores
+    ]  # fmt: skip
+    headings = ("task", *["method"] * several, counted, "elements", "best")
+    page.table(headings, rows, f"core sets ({', '.join(methods)})")
+    shared = [
+        (f"{one.task}, {other.task}", *(f"{share:.2f}" for share in jaccard(one, other)))
+        for one, other in combinations(cores, 2)
+        if one.model.names_sha256 == other.model.names_sha256
+    ]
+    if shared:
         page.line()
-        page.line("in common (Jaccard)", "bold")
-        page.table(
-            [("tasks", "left"), (counted, "right"), ("elements", "right")],
-            (
-                (f"{one.task}, {other.task}", *(f"{share:.2f}" for share in jaccard(one, other)))
-                for one, other in comparable
-            ),
-        )
-    for warning in warnings:
-        page.line(f"! {warning}")
+        page.table(("tasks", counted, "elements"), shared, "in common (Jaccard)")
+    page.lines(f"! {warning}" for warning in warnings)
     page.written(files)

@@ -2,21 +2,19 @@
 
 Columns are the paper's (figures 6, A.1 and A.2): projections in one panel, norms in the other. What is outside the
 layers stands in bands below layer 0 and above the last layer, as in the model. A core file says component and layer of
-each tensor. Where it does not (made by an earlier version or another tool), the members of the model's family are
-compared with the tensor's whole name.
+each tensor; a tensor of which it does not is named and not drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.families.language import NUMBER, Family, default_role
-from trace_transfer.families.registry import FamilyRegistry, load_families
+from trace_transfer.families.language import default_role
 from trace_transfer.models.sources import AXES
 from trace_transfer.records import ModelIdentity
 
@@ -36,7 +34,6 @@ class Column(NamedTuple):
     level: int = 0
 
 
-PRE_MLP = Column("LN-PA", NORMS, "norm before the MLP (LLaMA's post-attention layernorm)")
 # (component, whether it is the norm of a projection's output) → column, from left to right.
 COLUMNS: dict[tuple[str, bool], Column] = {
     ("attention.query", False): Column("A-Q", PROJECTIONS, "attention query"),
@@ -50,12 +47,10 @@ COLUMNS: dict[tuple[str, bool], Column] = {
     ("norm.pre_attention", False): Column("LN-In", NORMS, "norm before attention"),
     ("attention.query", True): Column("Q-Norm", NORMS, "norm of the queries"),
     ("attention.key", True): Column("K-Norm", NORMS, "norm of the keys"),
-    ("norm.post_attention", False): Column("LN-PostA", NORMS, "norm of what attention adds"),
-    ("norm.pre_mlp", False): PRE_MLP,
-    ("norm.post_mlp", False): Column("LN-PostM", NORMS, "norm of what the MLP adds"),
+    ("norm.post_attention", False): Column("LN-OutA", NORMS, "norm of what attention adds"),
+    ("norm.pre_mlp", False): Column("LN-PA", NORMS, "norm before the MLP (LLaMA's post-attention layernorm)"),
+    ("norm.post_mlp", False): Column("LN-OutM", NORMS, "norm of what the MLP adds"),
 }
-# LN-PA would be taken for LN-PostA beside it.
-CLEARER = {PRE_MLP: Column("LN-PreM", NORMS, "norm before the MLP")}
 BANDS: dict[str, Column] = {
     "embedding": Column("embed", PROJECTIONS, "token embedding", -2),
     "embedding.position": Column("pos", PROJECTIONS, "position embedding", -1),
@@ -216,25 +211,19 @@ class Importance:
         return min([-0.5, *edges]), max([self.num_layers - 0.5, *edges])
 
     @property
-    def has_gaps(self) -> bool:
-        """Whether any cell has no score."""
-        return any(cell.score is None for cell in self._cells)
-
-    @property
-    def has_parts(self) -> bool:
-        """Whether any cell is core in part."""
-        return any(0 < cell.mark < 1 for cell in self._cells)
-
-    @property
-    def _cells(self) -> list[Cell]:
-        return [cell for row in self.rows for grid in row.present for cell in grid.cells.values()]
-
-    @property
     def others(self) -> tuple[str, ...]:
         """Names of tensors that stand in no column, each once; a core one has a star."""
-        stars = {p.name: True for row in self.rows for grid in row.present for p in grid.others if p.core}
-        names = dict.fromkeys(p.name for row in self.rows for grid in row.present for p in grid.others)
-        return tuple(name + ("*" if name in stars else "") for name in names)
+        found = [one for row in self.rows for grid in row.present for one in grid.others]
+        stars = {one.name for one in found if one.core}
+        return tuple(name + "*" * (name in stars) for name in dict.fromkeys(one.name for one in found))
+
+    @property
+    def note(self) -> str:
+        """The tensors that no column or band is for, or nothing."""
+        names = self.others
+        shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        star = "; * core" if any(name.endswith("*") for name in names) else ""
+        return f"Not drawn, being of no known component: {len(names):,} ({shown}{star})" if names else ""
 
 
 def epochs_title(epochs: float) -> str:
@@ -247,16 +236,6 @@ def describe(grid: Grid, layer: int | None, column: Column) -> list[str]:
     where = f"{column.meaning}" if layer is None else f"layer {layer}, {column.label} ({column.meaning})"
     cell = grid.cells.get((layer, column))
     return [where, *(cell.description(grid.num_ranked) if cell else ["no such tensor"])]
-
-
-def others_note(importance: Importance) -> str:
-    """The tensors that no column or band is for, or nothing."""
-    names = importance.others
-    if not names:
-        return ""
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    star = "; * core" if any(name.endswith("*") for name in names) else ""
-    return f"Not drawn, being of no known component: {len(names):,} ({shown}{star})"
 
 
 def label(tensor: CoreTensor) -> str:
@@ -283,14 +262,11 @@ def epochs_of(core: CoreFile) -> float:
     return found
 
 
-def importance_of(
-    cores: Sequence[CoreFile], names: Sequence[str] | None = None, registry: FamilyRegistry | None = None
-) -> Importance:
+def importance_of(cores: Sequence[CoreFile], names: Sequence[str] | None = None) -> Importance:
     """Arrange core files of one model: a row per task (and method, if there are several), by warm-start length.
 
     Args:
         names: what messages call the core files, such as their paths; by default their tasks.
-        registry: the families that the model may be of; by default the shipped ones.
 
     Raises:
         UserError: no core file, files of several models, two for one task, method and length, or no tensor in them
@@ -298,34 +274,24 @@ def importance_of(
     """
     names = names or [core.task for core in cores]
     _check(cores, names)
-    family = _family(cores[0], registry)
-    grids = [_grid(core, family) for core in cores]
+    grids = [_grid(core) for core in cores]
     used = {column for grid in grids for _, column in grid.cells}
     if not used:
         raise UserError(
-            f"{', '.join(names)}: no tensor belongs to a component of family '{cores[0].model.family}', so nothing "
-            "can be drawn; give the family's rules file with --rules"
+            f"{', '.join(names)}: no tensor is said to be of a known component, so nothing can be drawn; "
+            "`trace-transfer import` says so of the tensors of a model"
         )
-    if {COLUMNS["norm.post_attention", False], PRE_MLP} <= used:
-        grids = [_renamed(grid) for grid in grids]
-        used = {CLEARER.get(column, column) for column in used}
-    known_columns = [CLEARER.get(c, c) if CLEARER.get(c) in used else c for c in COLUMNS.values()]
     epochs = tuple(sorted({grid.epochs for grid in grids}))
-    ids = list(dict.fromkeys(core.model.id for core in cores))
+    ids = dict.fromkeys(core.model.id for core in cores)
     return Importance(
         model=cores[0].model,
-        model_name=", ".join(_short(one) for one in ids),
+        model_name=", ".join(one.rstrip("/").rpartition("/")[2] or one for one in ids),
         rows=tuple(_rows(grids, epochs)),
         epochs=epochs,
-        columns=tuple(column for column in known_columns if column in used),
+        columns=tuple(column for column in COLUMNS.values() if column in used),
         bands=tuple(band for band in BANDS.values() if band in used),
         subtitle="; ".join(dict.fromkeys(_method(core) for core in cores)),
     )
-
-
-def _short(model_id: str) -> str:
-    """The last part of a path or hub name."""
-    return model_id.rstrip("/").rpartition("/")[2] or model_id
 
 
 def _method(core: CoreFile) -> str:
@@ -343,18 +309,22 @@ def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
     for index, core in enumerate(cores):
         models.setdefault(core.model.names_sha256, []).append(index)
         places.setdefault((core.task, core.method.name, epochs_of(core)), []).append(index)
+
+    def named(found: Sequence[int]) -> str:
+        return ", ".join(names[index] for index in found)
+
     if len(models) > 1:
+        kinds = ((found, cores[found[0]].model) for found in models.values())
         problems = [
-            f"{', '.join(names[index] for index in found)}: {cores[found[0]].model.id} "
-            f"({cores[found[0]].model.family}, {cores[found[0]].model.num_layers} layers, names {sha[:8]})"
-            for sha, found in models.items()
+            f"{named(found)}: {one.id} ({one.family}, {one.num_layers} layers, names {one.names_sha256[:8]})"
+            for found, one in kinds
         ]
         raise UserError(
             f"the core files are of {len(models)} models, but one figure is of one; draw them one by one:\n"
             f"{listing(problems)}"
         )
     problems = [
-        f"{', '.join(names[index] for index in found)}: task {task}, method {method}, {epochs_title(epochs)}"
+        f"{named(found)}: task {task}, method {method}, {epochs_title(epochs)}"
         for (task, method, epochs), found in places.items()
         if len(found) > 1
     ]
@@ -362,95 +332,29 @@ def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
         raise UserError(f"several core files of one task, method and warm-start length; give one:\n{listing(problems)}")
 
 
-def _family(core: CoreFile, registry: FamilyRegistry | None) -> Family | None:
-    """The model's family, by its name or else by its `model_type`, where a tensor does not say what it is."""
-    if all(tensor.component is not None for tensor in core.parameters):
-        return None
-    families = registry or load_families()
-    return families.families.get(core.model.family) or families.by_model_type.get(core.model.model_type)
-
-
-def _grid(core: CoreFile, family: Family | None) -> Grid:
+def _grid(core: CoreFile) -> Grid:
     cells: dict[tuple[int | None, Column], list[Entry]] = {}
     others: list[CoreTensor] = []
-    parts = _parts(core)
     rank = 0
     for tensor in sorted(core.parameters, key=lambda one: (one.score is None, -(one.score or 0.0))):
         rank += tensor.score is not None
-        role = default_role(tensor.name)
-        places = _places(tensor, family, parts)
-        found = {(layer, _column(component, role)): None for layer, component in places}
-        drawn = [(layer, column) for layer, column in found if column and _fits(layer, column, core.model.num_layers)]
-        if not drawn:
+        places = dict.fromkeys(_places(tensor, core.model.num_layers))
+        if not places:
             others.append(tensor)
-        for place in drawn:
+        for place in places:
             cells.setdefault(place, []).append(Entry(tensor, None if tensor.score is None else rank))
     sorted_cells = {key: Cell(tuple(sorted(entries, key=lambda e: e.is_bias))) for key, entries in cells.items()}
     return Grid(core, epochs_of(core), sorted_cells, tuple(others), rank)
 
 
-def _parts(core: CoreFile) -> dict[str, list[CoreTensor]]:
-    """Fused tensor → its parts, in the order in which they stand in it."""
-    found: dict[str, list[CoreTensor]] = {}
-    for tensor in core.parameters:
-        if any(tensor.place[1:]):
-            found.setdefault(tensor.name, []).append(tensor)
-    return {name: sorted(parts, key=_start) for name, parts in found.items()}
-
-
-def _start(tensor: CoreTensor) -> int:
-    return next((ranges[0][0] for ranges in tensor.place[1:] if ranges), 0)
-
-
-def _places(
-    tensor: CoreTensor, family: Family | None, parts: dict[str, list[CoreTensor]]
-) -> list[tuple[int | None, str]]:
-    """Layer and component: several if the tensor is fused or tied, none if that is not known."""
-    if tensor.component is not None:
-        return [(tensor.layer, component) for component in tensor.component.split("+")]
-    claims = _claims(tensor.name, family) if family else {}
-    mine = parts.get(tensor.name, [])
-    if tensor not in mine or len(claims) == 1:
-        return [place for places in claims.values() for place in places]
-    # Parts stand in the tensor in the order in which the rules name them.
-    return list(claims.values())[mine.index(tensor)] if len(claims) == len(mine) else []
-
-
-def _claims(name: str, family: Family) -> dict[str, list[tuple[int | None, str]]]:
-    """Part of a tensor → the components that it is, by the tensor's whole name, in the order of the rules."""
-    layer: int | None = None
-    path, components = name, family.outside
-    if name.startswith(prefix := f"{family.layer_path}."):
-        number, _, path = name.removeprefix(prefix).partition(".")
-        if not number.isdecimal() or number != str(int(number)):
-            return {}
-        layer, components = int(number), family.components
-    numbered = ".".join(NUMBER if segment.isdecimal() else segment for segment in path.split("."))
-    for pattern in (path, numbered):
-        found: dict[str, list[tuple[int | None, str]]] = {}
-        for component in components.values():
-            for member in component.members:
-                if member.pattern == pattern:
-                    found.setdefault(str(member.part), []).append((layer, component.name))
-        if found:
-            return found
-    return {}
-
-
-def _column(component: str, role: str) -> Column | None:
-    if component in BANDS:
-        return BANDS[component]
-    return COLUMNS.get((component, role == NORM and not component.startswith("norm.")))
-
-
-def _fits(layer: int | None, column: Column, num_layers: int) -> bool:
-    """A column needs a layer that the model has, a band needs none."""
-    return layer is None if column.level else layer is not None and 0 <= layer < num_layers
-
-
-def _renamed(grid: Grid) -> Grid:
-    cells = {(layer, CLEARER.get(column, column)): cell for (layer, column), cell in grid.cells.items()}
-    return replace(grid, cells=cells)
+def _places(tensor: CoreTensor, num_layers: int) -> Iterator[tuple[int | None, Column]]:
+    """Layer and column, several if the tensor is fused or tied; a band has no layer, a column one of the model's."""
+    for component in (tensor.component or "").split("+"):
+        is_norm = default_role(tensor.name) == NORM and not component.startswith("norm.")
+        if component in BANDS and tensor.layer is None:
+            yield None, BANDS[component]
+        elif (component, is_norm) in COLUMNS and tensor.layer is not None and tensor.layer < num_layers:
+            yield tensor.layer, COLUMNS[component, is_norm]
 
 
 def _rows(grids: Sequence[Grid], epochs: Sequence[float]) -> Iterator[Row]:

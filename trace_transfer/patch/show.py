@@ -9,59 +9,45 @@ from typing import TYPE_CHECKING
 from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.models.sources import AXES
-from trace_transfer.patch.records import Verification, VerifiedTensor
-from trace_transfer.terminal import Page, drawn
+from trace_transfer.patch.records import Verification
+from trace_transfer.terminal import Page, as_text
 
 if TYPE_CHECKING:
     from trace_transfer.patch.patches import Patch, PatchEntry
     from trace_transfer.patch.patching import Difference, TaskModels
 
 
-def render_patch(patch: Patch) -> str:
-    """A patch as text as wide as the terminal."""
-    return drawn(lambda page: _draw_patch(patch, page))
-
-
-def _draw_patch(patch: Patch, page: Page) -> None:
+@as_text
+def render_patch(page: Page, patch: Patch) -> None:
+    """Which tensors it holds, and how much of each."""
     page.line(str(patch.path), "bold")
     page.line(
         f"task {patch.task}, method {patch.method}: {len(patch.entries)} tensors, {patch.num_elements:,} elements, "
         f"{patch.path.stat().st_size:,} bytes"
     )
-    page.line(f"of a model with names_sha256 {patch.names_sha256[:12]}…")
-    page.line()
-    page.table(
-        [("tensor", "left"), ("part", "left"), ("elements", "right"), ("before", "left"), ("after", "left")],
-        ((e.name, _part(e), f"{e.num_elements:,}", _dtype(e.before_dtype), _dtype(e.after_dtype))
-         for e in patch.entries),
-    )  # fmt: skip
+    page.lines((f"of a model with names_sha256 {patch.names_sha256[:12]}…", ""))
+    rows = [
+        (one.name, _part(one), one.num_elements, _dtype(one.before_dtype), _dtype(one.after_dtype))
+        for one in patch.entries
+    ]
+    page.table(("tensor", "part", "elements", "before", "after"), rows)
 
 
-def render_differences(found: Sequence[Difference], num_tensors: int) -> str:
-    """What differs between two models, as text as wide as the terminal."""
-    return drawn(lambda page: _draw_differences(found, num_tensors, page))
-
-
-def _draw_differences(found: Sequence[Difference], num_tensors: int, page: Page) -> None:
+@as_text
+def render_differences(page: Page, found: Sequence[Difference], num_tensors: int) -> None:
+    """What differs between two models."""
     page.line(f"{len(found)} of {num_tensors} tensors differ")
     if found:
         page.line()
-        page.table(
-            [("tensor", "left"), ("elements that differ", "right"), ("types", "left")],
-            ((d.entry.name, f"{d.count:,} of {d.entry.num_elements:,}", _types(d.entry)) for d in found),
-        )
+        rows = [(one.entry.name, f"{one.count:,} of {one.entry.num_elements:,}", _types(one.entry)) for one in found]
+        page.table(("tensor", "elements that differ", "types"), rows)
 
 
-def render_task_models(found: TaskModels) -> str:
-    """The models that were written, and how mergekit merges them, as text as wide as the terminal."""
-    return drawn(lambda page: _draw_task_models(found, page))
-
-
-def _draw_task_models(found: TaskModels, page: Page) -> None:
-    page.table(
-        [("task", "left"), ("model", "left"), ("elements", "right"), ("moved by an earlier task", "right")],
-        ((m.task, str(m.directory), f"{m.num_elements:,}", f"{m.num_moved_before:,}") for m in found.models),
-    )
+@as_text
+def render_task_models(page: Page, found: TaskModels) -> None:
+    """The models that were written, and how mergekit merges them."""
+    rows = [(one.task, str(one.directory), one.num_elements, one.num_moved_before) for one in found.models]
+    page.table(("task", "model", "elements", "moved by an earlier task"), rows)
     page.line()
     if any(model.num_moved_before for model in found.models):
         page.line("Of elements that an earlier task had moved, a model has what its own task added to them.")
@@ -73,8 +59,7 @@ def _dtype(dtype: object) -> str:
 
 
 def _types(entry: PatchEntry) -> str:
-    same = entry.before_dtype == entry.after_dtype
-    return _dtype(entry.after_dtype) if same else f"{_dtype(entry.before_dtype)} → {_dtype(entry.after_dtype)}"
+    return " → ".join(dict.fromkeys(map(_dtype, (entry.before_dtype, entry.after_dtype))))
 
 
 def _part(entry: PatchEntry) -> str:
@@ -86,37 +71,25 @@ def _part(entry: PatchEntry) -> str:
     return f"{count} of {entry.shape[entry.part.dim]} {AXES[entry.part.dim]}"
 
 
-def render_verification(verification: Verification) -> str:
-    """The result as text as wide as the terminal."""
-    return drawn(lambda page: draw_verification(verification, page))
-
-
-def draw_verification(verification: Verification, page: Page) -> None:
-    """Draw the result within a page's width."""
+def draw_verification(page: Page, verification: Verification) -> None:
+    """What moved, and whether that was frozen."""
     page.line("Compared bit for bit:", "bold")
-    page.line(f"  base   {verification.base}")
-    page.line(f"  tuned  {verification.tuned}")
-    page.line()
-    page.table(
-        [("", "left"), ("tensors", "right"), ("elements", "right")],
-        ((kind, f"{count.parameters:,}", f"{count.elements:,}") for kind, count in verification.counts.items()),
-    )
+    page.lines((f"  base   {verification.base}", f"  tuned  {verification.tuned}", ""))
+    rows = [(kind, count.parameters, count.elements) for kind, count in verification.counts.items()]
+    page.table(("", "tensors", "elements"), rows)
     page.line()
     changed = [p for p in verification.parameters if p.base_dtype != p.tuned_dtype]
     if changed:
         page.line(f"{len(changed)} tensors are of another type in both and were compared by value")
-    _names(f"! {len(verification.unmoved)} core tensors did not move:", verification.unmoved, page)
+    for told, tensors in (
+        ("core tensors did not move", verification.unmoved), ("frozen tensors MOVED", verification.broken)
+    ):  # fmt: skip
+        if tensors:
+            page.lines((f"! {len(tensors)} {told}:", *(f"  {one.name}" for one in tensors[:MAX_LISTED])))
+        if len(tensors) > MAX_LISTED:
+            page.line(f"  … and {len(tensors) - MAX_LISTED} more (--json lists all)")
     if verification.ok:
         page.line("no frozen tensor moved")
-    else:
-        _names(f"! {len(verification.broken)} frozen tensors MOVED:", verification.broken, page)
 
 
-def _names(heading: str, tensors: tuple[VerifiedTensor, ...], page: Page) -> None:
-    if not tensors:
-        return
-    page.line(heading, "yellow")
-    for tensor in tensors[:MAX_LISTED]:
-        page.line(f"  {tensor.name}")
-    if len(tensors) > MAX_LISTED:
-        page.line(f"  … and {len(tensors) - MAX_LISTED} more (--json lists all)")
+render_verification = as_text(draw_verification)

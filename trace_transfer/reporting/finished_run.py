@@ -7,10 +7,8 @@ Cells that are not finished are left out and named; everything that is wrong is 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +25,10 @@ from trace_transfer.reporting.continual import first_stages
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import CellRecord, RunFile, StepFile
 from trace_transfer.represent.records import RepresentationFile
+from trace_transfer.transfer.draw import read_similarity
 from trace_transfer.transfer.records import LayerMatch
 
 RUN, STEP, SCORES, CORE = "run.json", "step.json", "scores.json", ".core.json"
-NEEDED = ("train", "evaluate")
 # Two scores are of the same thing only where all of these are the same.
 SAME = ("kind", "metric", "higher_is_better", "num_examples", "data_sha256", "settings")
 # Methods that take a carried core set for its size, and train others.
@@ -138,7 +136,7 @@ class FinishedRun:
         """Evaluations that measure a task, in the order of the tasks, each once."""
         return tuple(dict.fromkeys(self.record.of_task[task] for task in self.record.tasks))
 
-    @cached_property
+    @property
     def main(self) -> tuple[CellRecord, ...]:
         """Cells of the main comparison."""
         return tuple(cell for cell in self.record.cells if cell.axis is None)
@@ -182,36 +180,27 @@ def read_run(directory: str | Path) -> FinishedRun:
         )
     whole: RunFile = read_artefact(directory / RUN, RunFile)
     reader = _Reader(directory, whole)
-    reader.check_run()
     records = tuple(cell for cell in whole.cells if reader.is_finished(cell))
-    run = whole.model_copy(update={"cells": records, "reference": _reference(whole, records)})
+    main = [cell.method for cell in records if cell.axis is None]
+    reference = whole.reference if whole.reference in main or not main else main[0]
+    run = whole.model_copy(update={"cells": records, "reference": reference})
     cells = tuple(cell for record in records if (cell := reader.cell(record)) is not None)
-    found = _found(reader, run)
+    found = reader.found(run)
     if reader.problems:
         raise ArtefactError(
             f"{directory}: {several(len(reader.problems), 'problem')}; run it again to make what is missing or was "
             "changed:\n" + listing(list(reader.problems))
         )
-    if not any(cell.axis is None for cell in records):
+    if not main:
         raise UserError(
             f"{directory}: nothing of the main comparison is finished, so there is nothing to report; "
             f"{several(len(reader.unfinished), 'step')} missing:\n" + listing(list(reader.unfinished))
         )
+    evaluations = cells[0].matrix.stages[0].scores
     return FinishedRun(
-        directory.resolve(), run, reader.columns, cells, reader.finished, found, tuple(reader.unfinished),
+        directory.resolve(), run, evaluations, cells, reader.finished, found, tuple(reader.unfinished),
         len(whole.cells) - len(records),
     )  # fmt: skip
-
-
-def label_of(record: CellRecord) -> str:
-    """A cell in a message."""
-    return f"{record.method}, seed {record.seed}" + (f", {record.axis} {record.value}" if record.axis else "")
-
-
-def _reference(run: RunFile, finished: tuple[CellRecord, ...]) -> str:
-    """The run's own, or the first method that is finished."""
-    there = [cell.method for cell in finished if cell.axis is None]
-    return run.reference if run.reference in there or not there else there[0]
 
 
 class _Reader:
@@ -221,37 +210,12 @@ class _Reader:
         self.directory, self.run = directory, run
         self.problems: dict[str, None] = {}
         self.unfinished: dict[str, None] = {}
-        self.columns: tuple[Score, ...] = ()
-        self.first_matrix: tuple[str, ScoreMatrix] | None = None
+        self.first: tuple[str, ScoreMatrix] | None = None
         self._steps: dict[str, StepFile | None] = {}
         self._by_address = {path.name.rpartition("-")[2]: path.name for path in directory.glob("steps/*")}
 
     def note(self, problem: str) -> None:
         self.problems[problem] = None
-
-    def check_run(self) -> None:
-        """Note what `run.json` itself contradicts."""
-        known, seen = [method.name for method in self.run.methods], set()
-        for record in self.run.cells:
-            told = f"{RUN}: {label_of(record)}"
-            key = json.dumps([record.method, record.seed, record.draw, record.axis, record.value])
-            if key in seen:
-                self.note(f"{told}: there are two such cells")
-            seen.add(key)
-            if record.method not in known:
-                self.note(f"{told}: no such method; it has {', '.join(known)}")
-            if sorted(record.order) != sorted(self.run.tasks):
-                self.note(f"{told}: its order {list(record.order)} is not one of the tasks")
-            if lacks := [name for name in NEEDED if name not in record.steps]:
-                self.note(f"{told}: {RUN} names no step for {' and '.join(lacks)}")
-        main = [record.method for record in self.run.cells if record.axis is None]
-        if not main:
-            self.note(f"{RUN}: no cells of the main comparison (without an axis)")
-        elif self.run.reference not in main:
-            self.note(f"{RUN}: the reference '{self.run.reference}' has no cells; others: {', '.join(set(main))}")
-        for task in self.run.tasks:
-            if task not in self.run.of_task:
-                self.note(f"{RUN}: of_task does not say which evaluation measures the task '{task}'")
 
     @property
     def finished(self) -> dict[str, StepFile]:
@@ -301,16 +265,19 @@ class _Reader:
 
     def cell(self, record: CellRecord) -> FinishedCell | None:
         """A finished cell with its scores; None if something is wrong with it."""
-        steps = tuple(self._needed(record))
-        place = record.steps.get("evaluate", "")
-        where = f"{place}/{SCORES}"
-        listed = SCORES in self.names(place)
-        matrix: ScoreMatrix | None = self.file(place, SCORES, ScoreMatrix) if listed else self._read(where, ScoreMatrix)
-        if matrix is None or not self._check_matrix(where, matrix):
+        place = record.steps["evaluate"]
+        if SCORES not in self.names(place):
+            self.note(f"{place}/{SCORES}: missing")
+        matrix: ScoreMatrix | None = self.file(place, SCORES, ScoreMatrix)
+        if matrix is None or not self._is_comparable(f"{place}/{SCORES}", matrix):
             return None
-        names = [score.name for score in self.columns]
-        values_SE = np.array([[_by_name(stage.scores)[name].value for name in names] for stage in matrix.stages])
-        return FinishedCell(record, matrix, values_SE, self._first(matrix), steps)
+        names = [score.name for score in matrix.stages[0].scores]
+        values = [{score.name: score.value for score in stage.scores} for stage in matrix.stages]
+        values_SE = np.array([[one[name] for name in names] for one in values])
+        taught = list(dict.fromkeys(self.run.of_task[task] for task in self.run.tasks))
+        learned = [{taught.index(self.run.of_task[task]) for task in stage.learned} for stage in matrix.stages[1:]]
+        first = dict(zip(taught, first_stages(learned, len(taught)).tolist(), strict=True))
+        return FinishedCell(record, matrix, values_SE, first, tuple(self._needed(record)))
 
     def _needed(self, record: CellRecord) -> Iterator[StepFile]:
         """The steps that a cell names and, by their addresses, those that these were made of."""
@@ -324,151 +291,84 @@ class _Reader:
                 found = (self._by_address.get(address[:12]) for address in step.inputs.values())
                 waiting += [f"steps/{name}" for name in found if name is not None]
 
-    def _check_matrix(self, where: str, matrix: ScoreMatrix) -> bool:
+    def _is_comparable(self, where: str, matrix: ScoreMatrix) -> bool:
+        """Whether it is of the run's tasks, and has the same evaluations of the same base as the first cell's."""
+        self.first = self.first or (where, matrix)
+        first_where, first = self.first
         before = len(self.problems)
-        if len(matrix.stages) < 2:
-            self.note(f"{where}: no stage after the base")
-        if matrix.stages[0].learned:
-            self.note(f"{where}: the first stage is to be the base, but learned {', '.join(matrix.stages[0].learned)}")
-        if matrix.of_task != self.run.of_task:
-            self.note(f"{where}: of_task is {matrix.of_task}, in {RUN} {self.run.of_task}")
-        learned = {task for stage in matrix.stages for task in stage.learned}
-        for task in self.run.tasks:
-            if task not in learned:
-                self.note(f"{where}: no stage learned the task '{task}'")
-        for task in sorted(learned - set(self.run.tasks)):
-            self.note(f"{where}: learned '{task}', which is no task of the run")
-        if self.first_matrix is None:
-            self.first_matrix, self.columns = (where, matrix), matrix.stages[0].scores
-            for task, name in self.run.of_task.items():
-                if name not in _by_name(self.columns):
-                    self.note(f"{where}: no evaluation '{name}', which measures the task '{task}'")
-        self._compare(where, matrix, *self.first_matrix)
-        return len(self.problems) == before
-
-    def _compare(self, where: str, matrix: ScoreMatrix, first_where: str, first: ScoreMatrix) -> None:
-        """Against the first cell's base: the same evaluations of the same base model."""
+        learned = {task for stage in matrix.stages[1:] for task in stage.learned}
+        expected = _evaluations(first.stages[0].scores)
+        of_task = self.run.of_task
+        if learned != {*self.run.tasks} or matrix.of_task != of_task or not {*of_task.values()} <= expected.keys():
+            self.note(f"{where}: of other tasks or evaluations than {RUN}")
         if (matrix.base_fingerprint, matrix.model.names_sha256) != (first.base_fingerprint, first.model.names_sha256):
             self.note(f"{where}: of another base model than {first_where}")
-        expected = _by_name(self.columns)
         for stage in matrix.stages:
-            found = _by_name(stage.scores)
-            if len(found) < len(stage.scores):
-                self.note(f"{where}: {stage.label}: an evaluation stands there twice")
-            if found.keys() != expected.keys():
-                names = f"{', '.join(sorted(found))}; in {first_where}: {', '.join(sorted(expected))}"
-                self.note(f"{where}: {stage.label}: other evaluations: {names}")
-                continue
-            for name, score in found.items():
-                for key in SAME:
-                    ours, theirs = getattr(score, key), getattr(expected[name], key)
-                    if ours != theirs:
-                        self.note(f"{where}: {name}: {key} is {ours!r}, in {first_where}: {theirs!r}")
+            found = _evaluations(stage.scores)
+            if others := [name for name in expected | found if expected.get(name) != found.get(name)]:
+                self.note(f"{where}: {stage.label}: other evaluations than in {first_where}: {', '.join(others)}")
+        return len(self.problems) == before
 
-    def _first(self, matrix: ScoreMatrix) -> dict[str, int]:
-        names = list(dict.fromkeys(self.run.of_task[task] for task in self.run.tasks))
-        learned = [{names.index(self.run.of_task[task]) for task in stage.learned} for stage in matrix.stages[1:]]
-        return dict(zip(names, first_stages(learned, len(names)).tolist(), strict=True))
+    def found(self, run: RunFile) -> Found:
+        """What the steps of the finished cells found, and the representation of the run."""
+        uses: dict[str, list[CellRecord]] = {}
+        for cell in run.cells:
+            for place in dict.fromkeys(cell.steps.values()):
+                uses.setdefault(place, []).append(cell)
+        needs = {method.name: method.needs for method in run.methods}
+        found = Found()
+        for place, cells in uses.items():
+            step = self.step(place)
+            kind = "" if step is None else step.kind
+            if kind == "evaluate" and self.first is not None:
+                found.models.setdefault("target", self.first[1].model)
+            elif kind == "train":
+                if (verification := self.file(place, "verification.json", Verification)) is not None:
+                    found.verified.append((tuple(cells), verification))
+            elif kind == "identify":
+                self._cores(place, tuple(cells), "target" if needs[cells[0].method] == "target" else "source", found)
+            elif kind in ("match", "map"):
+                self._cores(place, tuple(cells), "carried", found)
+                self._match(place, tuple(cells), found)
+        where = run.settings.get("represent_step")
+        if not isinstance(where, str):
+            return found
+        if self.step(where) is None:
+            self.unfinished[where] = None
+        file: RepresentationFile | None = self.file(where, "representation.json", RepresentationFile)
+        picture = self.checked(where, "representation.png")
+        return replace(
+            found,
+            representation=None if file is None else (where, file),
+            representation_png=None if picture is None else picture.read_bytes(),
+        )
 
+    def _match(self, place: str, uses: tuple[CellRecord, ...], found: Found) -> None:
+        match: LayerMatch | None = self.file(place, "layer_match.json", LayerMatch)
+        file = self.checked(place, "similarity.safetensors")
+        if match is None or file is None:
+            return
+        try:
+            similarity = read_similarity(file, match)
+        except ArtefactError as error:
+            self.note(str(error))
+            return
+        found.matches.append(MatchFound(place, uses, match, similarity, self._picture(place, "heatmap.png")))
+        found.models.setdefault("source", match.source)
 
-def _by_name(scores: tuple[Score, ...]) -> dict[str, Score]:
-    return {score.name: score for score in scores}
+    def _cores(self, place: str, uses: tuple[CellRecord, ...], role: Role, found: Found) -> None:
+        """Core files in the order of the tasks."""
+        picture = self._picture(place, "importance.png")
+        for task in self.run.tasks:
+            core: CoreFile | None = self.file(place, f"{task}{CORE}", CoreFile)
+            if core is not None:
+                found.cores.append(CoreFound(place, role, uses, core, picture))
+                if role == "source":
+                    found.models.setdefault("source", core.model)
 
-
-def _found(reader: _Reader, run: RunFile) -> Found:
-    """What the steps of the finished cells found, and the representation of the run."""
-    uses: dict[str, list[CellRecord]] = {}
-    for cell in run.cells:
-        for place in dict.fromkeys(cell.steps.values()):
-            uses.setdefault(place, []).append(cell)
-    found = Found()
-    for place, cells in uses.items():
-        step = reader.step(place)
-        if step is not None and step.kind in READERS:
-            READERS[step.kind](reader, place, tuple(cells), run, found)
-    where = run.settings.get("represent_step")
-    if not isinstance(where, str):
-        return found
-    if reader.step(where) is None:
-        reader.unfinished[where] = None
-        return found
-    file: RepresentationFile | None = reader.file(where, "representation.json", RepresentationFile)
-    picture = reader.checked(where, "representation.png")
-    return replace(
-        found,
-        representation=None if file is None else (where, file),
-        representation_png=None if picture is None else picture.read_bytes(),
-    )
-
-
-def _evaluate(reader: _Reader, place: str, uses: tuple[CellRecord, ...], run: RunFile, found: Found) -> None:
-    if reader.first_matrix is not None:
-        found.models.setdefault("target", reader.first_matrix[1].model)
-
-
-def _train(reader: _Reader, place: str, uses: tuple[CellRecord, ...], run: RunFile, found: Found) -> None:
-    verification: Verification | None = reader.file(place, "verification.json", Verification)
-    if verification is not None:
-        found.verified.append((uses, verification))
-
-
-def _identify(reader: _Reader, place: str, uses: tuple[CellRecord, ...], run: RunFile, found: Found) -> None:
-    needs = {method.name: method.needs for method in run.methods}
-    role: Role = "target" if needs.get(uses[0].method) == "target" else "source"
-    _cores(reader, place, uses, role, run, found)
-
-
-def _map(reader: _Reader, place: str, uses: tuple[CellRecord, ...], run: RunFile, found: Found) -> None:
-    _cores(reader, place, uses, "carried", run, found)
-    _match(reader, place, uses, run, found)
+    def _picture(self, place: str, name: str) -> str | None:
+        return None if self.checked(place, name) is None else f"{place}/{name}"
 
 
-def _match(reader: _Reader, place: str, uses: tuple[CellRecord, ...], run: RunFile, found: Found) -> None:
-    name = "similarity.safetensors"
-    match: LayerMatch | None = reader.file(place, "layer_match.json", LayerMatch)
-    file = reader.checked(place, name)
-    if match is None or file is None:
-        return
-    similarity = _similarity(file)
-    expected = (match.source.num_layers, match.target.num_layers)
-    if similarity is None or similarity.shape != expected:
-        reader.note(f"{place}/{name}: no tensor 'similarity' of shape {list(expected)}")
-        return
-    found.matches.append(MatchFound(place, uses, match, similarity, _picture(reader, place, "heatmap.png")))
-    found.models.setdefault("source", match.source)
-
-
-def _similarity(file: Path) -> NDArray[np.float64] | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="np") as tensors:
-            return np.asarray(tensors.get_tensor("similarity"), dtype=np.float64)
-    except (SafetensorError, OSError):
-        return None
-
-
-def _picture(reader: _Reader, place: str, name: str) -> str | None:
-    return None if reader.checked(place, name) is None else f"{place}/{name}"
-
-
-def _cores(reader: _Reader, place: str, uses: tuple[CellRecord, ...], role: Role, run: RunFile, found: Found) -> None:
-    """Core files in the order of the tasks, others behind them."""
-    there = {name for name in reader.names(place) if name.endswith(CORE) and "/" not in name}
-    wanted = [f"{task}{CORE}" for task in run.tasks if f"{task}{CORE}" in there]
-    picture = _picture(reader, place, "importance.png")
-    for name in (*wanted, *sorted(there.difference(wanted))):
-        core: CoreFile | None = reader.file(place, name, CoreFile)
-        if core is not None:
-            found.cores.append(CoreFound(place, role, uses, core, picture))
-            if role == "source":
-                found.models.setdefault("source", core.model)
-
-
-READERS: dict[str, Callable[[_Reader, str, tuple[CellRecord, ...], RunFile, Found], None]] = {
-    "evaluate": _evaluate,
-    "train": _train,
-    "identify": _identify,
-    "match": _match,
-    "map": _map,
-}
+def _evaluations(scores: tuple[Score, ...]) -> dict[str, list[Any]]:
+    return {score.name: [getattr(score, key) for key in SAME] for score in scores}

@@ -2,71 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from trace_transfer.files import SIZES
 from trace_transfer.reporting.records import Interval
+from trace_transfer.tables import Number
 
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 COUNTS = ((1e9, "billion"), (1e6, "million"))
+Units = Sequence[tuple[float, str]]
 
 
-def value(number: float, share: bool = False) -> str:
-    """`41.2` of a share, in percent; `0.412`, `12.3` of others."""
-    number = number * 100 if share else number
-    text = f"{abs(number):,.{1 if share or abs(number) >= 10 else 3}f}"
-    return ("-" if number < 0 and text.strip("0.,") else "") + text
+def single(number: float) -> Interval:
+    """A number without an interval."""
+    return Interval(mean=number, num=1)
 
 
-def signed(number: float, share: bool = False) -> str:
-    """`+3.1`, `-0.210`, `0.000`."""
-    text = value(number, share)
-    return f"+{text}" if number > 0 and text.strip("0.,") else text
+def number(found: Interval | float, share: bool, *, signed: bool = False) -> Number:
+    """A share in percent with one digit, other metrics in their own unit with three."""
+    found = found if isinstance(found, Interval) else single(found)
+    scale, digits = (100.0, 1) if share else (1.0, 3)
+    low, high = (None if end is None else end * scale for end in (found.low, found.high))
+    return Number(found.mean * scale, low, high, digits, signed)
 
 
-def interval(found: Interval, write: Callable[[float], str] = value) -> str:
-    """`0.412 [0.380, 0.444]`; the mean alone where there is no interval."""
-    if found.low is None or found.high is None:
-        return write(found.mean)
-    return f"{write(found.mean)} [{write(found.low)}, {write(found.high)}]"
+def amount(found: Interval | float, share: bool) -> str:
+    """`+3.1 points [+1.0, +5.2]`: a difference, of shares in percentage points; a number alone has no sign."""
+    mean, *ends = number(found, share, signed=isinstance(found, Interval)).text.split(" ", 1)
+    return " ".join([mean, *["points"] * share, *ends])
 
 
-def amount(found: Interval, share: bool) -> str:
-    """`+3.1 points [+1.0, +5.2]`: of shares in percentage points."""
-    mean, *ends = interval(found, lambda number: signed(number, share)).split(" ", 1)
-    return " ".join([mean, *(["points"] if share else []), *ends])
+def measured(found: Interval, scale: float) -> Number:
+    """Three significant digits, without an interval where all were the same."""
+    ends = (None, None) if found.low == found.high else (found.low, found.high)
+    low, high = (None if end is None else end / scale for end in ends)
+    return Number(found.mean / scale, low, high, digits=3, significant=True)
 
 
-def _measured(found: Interval, units: Sequence[tuple[float, str]]) -> str:
-    size, unit = next(((size, unit) for size, unit in units if abs(found.mean) >= size), units[-1])
-
-    def write(number: float) -> str:
-        return f"{number / size:.3g}" if abs(number) < 1000 * size else f"{number / size:,.0f}"
-
-    ends = (found.low, found.high)
-    told = found if ends != (found.mean, found.mean) else Interval(mean=found.mean, num=found.num)
-    return f"{interval(told, write)} {unit}"
+def unit_of(most: float, units: Units) -> tuple[float, str]:
+    """The largest unit of which there is one."""
+    return next((unit for unit in units if most >= unit[0]), units[-1])
 
 
-def seconds(found: Interval) -> str:
-    """`2.5 [2.4, 2.7] min`, in the unit of the mean."""
-    return _measured(found, TIMES)
+def seconds(found: Interval, units: Units = TIMES) -> str:
+    """`2.50 [2.40, 2.70] min`, in the unit of the mean."""
+    scale, unit = unit_of(found.mean, units)
+    return f"{measured(found, scale).text} {unit}"
 
 
-def size(found: Interval) -> str:
+def size(num_bytes: float) -> str:
     """Bytes in decimal units."""
-    return _measured(found, SIZES)
+    return seconds(single(num_bytes), SIZES)
 
 
 def count(number: float) -> str:
     """`134.5 million`, `12,345`."""
     unit = next(((size, word) for size, word in COUNTS if number >= size), None)
     return f"{number:,.0f}" if unit is None else f"{number / unit[0]:,.1f} {unit[1]}"
-
-
-def one(number: float) -> Interval:
-    """A single number as the writers above take it."""
-    return Interval(mean=number, num=1)
 
 
 def several(number: int, word: str, plural: str | None = None) -> str:
@@ -76,4 +68,4 @@ def several(number: int, word: str, plural: str | None = None) -> str:
 
 def listed(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -124,6 +124,22 @@ class RunFile(Strict):
     machine: dict[str, str] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        methods = {one.name for one in self.methods}
+        for cell in self.cells:
+            if (
+                cell.method not in methods
+                or {*cell.order} != {*self.tasks}
+                or not {"train", "evaluate"} <= {*cell.steps}
+            ):
+                raise ValueError(
+                    f"{cell.method}, seed {cell.seed}: its method, tasks or steps are not those of the run"
+                )
+        if lacking := [task for task in self.tasks if task not in self.of_task]:
+            raise ValueError(f"of_task does not say which evaluation measures {', '.join(lacking)}")
+        return self
+
 
 # Metrics whose values are shares in [0, 1], by the beginnings of their names; tables show them in percent.
 SHARES = ("acc", "exact_match", "pass@", "f1", "balanced_acc")
@@ -133,23 +149,18 @@ Verdict = Literal["better", "worse", "chance", "undecided", "equal", "unknown"]
 
 
 class Interval(Strict):
-    """A mean over cells (seeds) and its 95 % interval; None where fewer than three cells give none.
+    """A mean over cells (seeds) and its 95 % interval (Student's t); None where fewer than three cells give none.
 
     Attributes:
-        low, high: Student's t, which holds the truth as often as it says with a few values.
-        bootstrap_low, bootstrap_high: of differences the paired bootstrap, else the bootstrap: with five values it
-            holds the truth in about 84 % of cases instead of 95 %.
         p, p_adjusted: of differences, two-sided, by the paired t test; adjusted (Holm) for all differences of the same
             measure in the same table, and where one answers a question for all questions, too: the larger of both.
-        verdict: of differences and backward transfer, what they say; None in files of earlier versions.
+        verdict: of differences and backward transfer, what they say.
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
     num: int = Field(ge=1)
-    bootstrap_low: float | None = None
-    bootstrap_high: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
     verdict: Verdict | None = None

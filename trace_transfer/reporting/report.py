@@ -7,12 +7,11 @@ run's steps found, and the figures at their places.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any, TypeVar
@@ -30,8 +29,9 @@ from trace_transfer.printable import printable
 from trace_transfer.records import ModelIdentity
 from trace_transfer.reporting import numbers, plots, summary_tables
 from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchFound, Role, read_run
-from trace_transfer.reporting.records import Interval, MatrixSummary, Summary
+from trace_transfer.reporting.records import Summary
 from trace_transfer.reporting.summarising import summarise
+from trace_transfer.represent.draw import table_of
 from trace_transfer.tables import NOTHING, Cell, Table, to_markdown
 from trace_transfer.transfer import draw as match_figure
 
@@ -44,7 +44,6 @@ ROLES: dict[Role, str] = {
     "target": "identified on the target",
     "carried": "carried to the target",
 }
-PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
 
 Used = TypeVar("Used", MatchFound, CoreFound)
 
@@ -100,11 +99,17 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
         "plot-importance": importance,
         **{name: [_importance_plot(found, f"{task}, by length of the warm start")]
            for name, (task, found) in lengths.items()},
-        "plot-costs": [plots.costs(summary)],
     }  # fmt: skip
     known = {name: [plot for plot in some if plot is not None] for name, some in drawn.items()}
     shown = {name: some for name, some in known.items() if some}
-    representation = _representation(run, to_run)
+    representation, held_pictures = None, {}
+    if run.found.representation is not None:
+        where, file = run.found.representation
+        path, png = f"{to_run}{where}/representation.png", run.found.representation_png
+        held_pictures = {path: png} if png is not None and len(png) <= MOST_PICTURE else {}
+        representation = {"path": path, "there": png is not None, "shown": path in held_pictures,
+                          "table": table_of(file)}  # fmt: skip
+    pictures = {one.directory: one.picture for one in cores if one.picture}
     text = document(
         "report.md.j2",
         run=run,
@@ -112,13 +117,13 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
         summary_tables=summary_tables,
         figures=shown,
         match_pictures=[picture(match_title(one.match.policy), to_run + one.picture) for one in matches if one.picture],
-        importance_pictures=[picture(f"importance: {name}", to_run + path) for name, path in _pictures(cores).items()],
+        importance_pictures=[picture(f"importance: {name}", to_run + path) for name, path in pictures.items()],
         table=to_markdown,
         sized=_sized,
         several=numbers.several,
         count=numbers.count,
-        seconds=lambda number: numbers.seconds(Interval(mean=number, num=1)),
-        size=lambda number: numbers.size(Interval(mean=number, num=1)),
+        seconds=lambda number: numbers.seconds(numbers.single(number)),
+        size=numbers.size,
         again=again(run),
         settings=settings(run.record.settings),
         matches=matches,
@@ -131,8 +136,6 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
         num_broken=sum(not one.ok for _, one in run.found.verified),
         representation=representation,
     )
-    png = run.found.representation_png
-    held_pictures = {representation["path"]: png} if representation and representation["shown"] and png else {}
     return text, Figures(shown, _shades(summary), held_pictures)
 
 
@@ -142,31 +145,27 @@ def _sized(model: ModelIdentity | None) -> str:
     return f"({model.family}, {model.num_layers} layers, {numbers.count(model.num_elements)} parameters)"
 
 
-def _pictures(cores: Sequence[CoreFound]) -> dict[str, str]:
-    return {one.directory: one.picture for one in cores if one.picture}
-
-
 def _shades(summary: Summary) -> dict[str, Shades]:
     """Of each score matrix; column by column from the worst to the best score of any method."""
     better = {one.name: one.higher_is_better for one in summary.evaluations}
-    ends: dict[str, list[float]] = {}
+    columns: dict[str, list[float]] = {}
     for matrix in summary.matrices:
         for name, column in zip(matrix.evaluations, zip(*matrix.means, strict=True), strict=True):
-            ends.setdefault(name, []).extend(column)
+            columns.setdefault(name, []).extend(column)
 
     def shade(name: str, value: float) -> float:
-        low, high = min(ends[name]), max(ends[name])
+        low, high = min(columns[name]), max(columns[name])
         share = (value - low) / (high - low) if high > low else 0.0
         return share if better[name] else 1 - share
 
-    def shades(matrix: MatrixSummary) -> Shades:
-        return {
+    return {
+        f"matrix_{matrix.method}": {
             (row, column): shade(name, value)
             for row, values in enumerate(matrix.means)
             for column, (name, value) in enumerate(zip(matrix.evaluations, values, strict=True), 1)
         }
-
-    return {f"matrix_{matrix.method}": shades(matrix) for matrix in summary.matrices}
+        for matrix in summary.matrices
+    }
 
 
 def match_title(policy: str) -> str:
@@ -213,10 +212,10 @@ def _layers(found: Sequence[MatchFound]) -> Table:
         rows.append(
             (match_title(match.policy), match.representation, match.similarity,
              f"{len({pair.target for pair in match.pairs})} of {match.target.num_layers}",
-             numbers.value(margins[len(margins) // 2]) if margins else NOTHING,
+             f"{margins[len(margins) // 2]:.3f}" if margins else NOTHING,
              f"{match.stability.same:.2f} / {match.stability.within_one:.2f}" if match.stability else NOTHING,
              f"{match.depth.agreement:.2f}" if match.depth else NOTHING,
-             numbers.signed(match.depth.mean_similarity_gain) if match.depth else NOTHING, code(one.directory))
+             f"{match.depth.mean_similarity_gain:+.3f}" if match.depth else NOTHING, code(one.directory))
         )  # fmt: skip
     headings = ("match", "representation", "similarity", "target layers used", "median margin", "stability",
                 "agreement with depth", "CKA gained over depth", "step")  # fmt: skip
@@ -295,15 +294,10 @@ Overlaps = dict[tuple[str, ...], list[tuple[float, float, float]]]
 
 def _between_tasks(run: FinishedRun) -> Table:
     pairs: Overlaps = {}
-    by_place: dict[str, list[CoreFound]] = {}
-    for found in _of_main(run.found.cores):
-        by_place.setdefault(found.directory, []).append(found)
-    for cores in by_place.values():
-        for number, one in enumerate(cores):
-            for other in cores[number + 1 :]:
-                what = ROLES[one.role] + (f", {_used_by(run, one)}" if one.role == "carried" else "")
-                key = (f"{one.core.task}, {other.core.task}", what, one.score)
-                pairs.setdefault(key, []).append(_overlap(one, other))
+    for one, other in combinations(_of_main(run.found.cores), 2):
+        if one.directory == other.directory:
+            what = ROLES[one.role] + (f", {_used_by(run, one)}" if one.role == "carried" else "")
+            pairs.setdefault((f"{one.core.task}, {other.core.task}", what, one.score), []).append(_overlap(one, other))
     return _overlaps("Between tasks", ("tasks", "core sets", "score"), pairs)
 
 
@@ -324,94 +318,52 @@ def _carried_and_identified(run: FinishedRun) -> Table:
 
 
 def _overlaps(title: str, headings: tuple[str, ...], pairs: Overlaps) -> Table:
-    rows = tuple((*key, *_ranges(values)) for key, values in pairs.items())
-    return Table("overlaps", title, (*headings, "tensors", "parameters", "tensors by chance"), rows)
+    """Mean over seeds, and from the least to the largest."""
+    rows = []
+    for key, values in pairs.items():
+        cells = []
+        for column in zip(*values, strict=True):
+            ends = dict.fromkeys(f"{end(column):.2f}" for end in (min, max))
+            cells.append(f"{fmean(column):.2f}" + (f" ({'–'.join(ends)})" if len(ends) > 1 else ""))
+        rows.append((*key, *cells))
+    return Table("overlaps", title, (*headings, "tensors", "parameters", "tensors by chance"), tuple(rows))
 
 
 def _overlap(one: CoreFound, other: CoreFound) -> tuple[float, float, float]:
     """In tensors, in parameters, and in tensors by chance: p q / (p + q − p q) of shares p and q."""
     shares = [one.core.ratio_of_tensors, other.core.ratio_of_tensors]
-    chance = overlap.jaccard_by_chance(harmonic_mean(shares)) if all(shares) else math.nan
+    chance = overlap.jaccard_by_chance(harmonic_mean(shares)) if all(shares) else 0.0
     return (*jaccard(one.core, other.core), chance)
-
-
-def _ranges(values: Sequence[tuple[float, float, float]]) -> Iterator[str]:
-    """Mean over seeds, and from the least to the largest."""
-    for column in zip(*values, strict=True):
-        known = [value for value in column if not math.isnan(value)]
-        ends = [f"{end(known):.2f}" for end in (min, max)] if known else []
-        span = f" ({'–'.join(ends)})" if len(set(ends)) > 1 else ""
-        yield f"{fmean(known):.2f}{span}" if known else NOTHING
 
 
 def _moved(run: FinishedRun) -> Table:
     """Of each method what moved in its models, mean over them."""
-    by_method = {
-        method.name: [one for uses, one in run.found.verified
-                      if any(cell.axis is None and cell.method == method.name for cell in uses)]
-        for method in run.record.methods
-    }  # fmt: skip
     rows, kinds = [], list(run.found.verified[0][1].counts) if run.found.verified else []
-    for method, models in by_method.items():
-        if not models:
-            continue
+    for method in dict.fromkeys(cell.method for cell in run.main):
+        models = [one for uses, one in run.found.verified
+                  if any(cell.axis is None and cell.method == method for cell in uses)]  # fmt: skip
         cells = [run.title(method), f"{len(models)}"]
-        for kind in kinds:
-            tensors, parameters = (
-                fmean(getattr(one.counts[kind], what) for one in models) for what in ("parameters", "elements")
-            )
+        for kind in kinds if models else ():
+            tensors = fmean(one.counts[kind].parameters for one in models)
+            parameters = fmean(one.counts[kind].elements for one in models)
             cell = f"{tensors:,.0f} ({parameters:,.0f})"
             cells.append(Markdown(f"**{cell}**") if kind == "frozen MOVED" and parameters else cell)
-        rows.append(tuple(cells))
+        if models:
+            rows.append(tuple(cells))
     return Table("moved", "Tensors (parameters), mean over the models", ("method", "models", *kinds), tuple(rows))
 
 
-def _representation(run: FinishedRun, to_run: str) -> dict[str, Any] | None:
-    """The embeddings of the tasks' texts in the last layer (the paper's figure 3)."""
-    if run.found.representation is None:
-        return None
-    where, file = run.found.representation
-    pairs = [(i, j) for i in range(len(file.tasks)) for j in range(i + 1, len(file.tasks))]
-    rows = tuple(
-        (model.label, f"{model.silhouette:.3f}", *(numbers.value(model.distances[i][j]) for i, j in pairs),
-         *map(numbers.value, model.spread))
-        for model in file.models
-    )  # fmt: skip
-    headings = ("model", "silhouette", *(f"distance {file.tasks[i]}, {file.tasks[j]}" for i, j in pairs),
-                *(f"spread of {task}" for task in file.tasks))  # fmt: skip
-    note = (
-        "Not of their t-SNE: silhouette (−1 to 1, more is apart), Euclidean distances between the tasks' centroids, "
-        "mean distance of a task's texts from its own."
-    )
-    png = run.found.representation_png
-    return {
-        "path": f"{to_run}{where}/representation.png",
-        "there": png is not None,
-        "shown": png is not None and len(png) <= MOST_PICTURE,
-        "table": Table("representations", "Of the embeddings themselves", headings, rows, note),
-    }
-
-
 def again(run: FinishedRun) -> str:
-    """Commands for a shell, from the directory of the run file; of a run of an earlier version that is not known."""
-    known = run.record.settings.get("run_file")
-    file = Path(os.path.normpath(run.directory / str(known or run.record.settings.get("file", "run.yaml"))))
-    lines = ["cd " + _argument(str(file.parent))] if known else ["# in the directory of the run file"]
-    out = os.path.relpath(run.directory, file.parent) if known else str(run.directory)
-    lines.append(f"trace-transfer run {_argument(file.name)} --out {_argument(out)}")
-    return "\n".join([*lines, f"trace-transfer report {_argument(out)}"])
+    """Commands for a shell, from the directory of the run file."""
+    file = Path(os.path.normpath(run.directory / str(run.record.settings.get("run_file", "run.yaml"))))
+    out = _argument(os.path.relpath(run.directory, file.parent))
+    commands = ("cd " + _argument(str(file.parent)), f"trace-transfer run {_argument(file.name)} --out {out}")
+    return "\n".join((*commands, f"trace-transfer report {out}"))
 
 
 def _argument(path: str) -> str:
-    """A path as a shell takes it, whatever is in it; never for an option."""
-    path = f"./{path}" if path.startswith("-") else path
-    return shlex.quote(path) if path == printable(path) and "\n" not in path else _ansi_quoted(path)
-
-
-def _ansi_quoted(path: str) -> str:
-    """bash's and zsh's `$'…'`, in bytes, so that nothing that a terminal would obey is pasted."""
-    told = "".join(chr(byte) if byte < 128 and chr(byte) in PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(path))
-    return f"$'{told}'"
+    """A path as a shell takes it, never for an option."""
+    return shlex.quote(printable(f"./{path}" if path.startswith("-") else path))
 
 
 def settings(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

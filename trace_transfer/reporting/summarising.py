@@ -58,13 +58,14 @@ Values = Mapping[int, float]  # seed → value
 def summarise(run: FinishedRun) -> Summary:
     """The numbers of a run's report, and what they say."""
     main = _by_method(cell for cell in run.cells if cell.record.axis is None)
-    methods = _methods(run, main)
+    methods, fronts = _methods(run, main), _fronts(run)
+    names = [score.name for score in run.evaluations]
+    bases = np.array([cell.values_SE[0] for cell in run.cells])
     summary = Summary(
         name=run.record.name,
         reference=run.record.reference,
         evaluations=_evaluations(run),
-        base={score.name: float(np.mean([_base(run, cell, score.name) for cell in run.cells]))
-              for score in run.evaluations},
+        base={name: float(np.mean(each)) for name, each in zip(names, bases.T.tolist(), strict=True)},
         measures=tuple(
             Measure(name=one.name, title=one.title, formula=one.formula, source=one.source,
                     higher_is_better=one.higher_is_better)
@@ -74,11 +75,9 @@ def summarise(run: FinishedRun) -> Summary:
         curves=tuple(curve for cells in main.values() for curve in _curves(run, cells)),
         matrices=tuple(_matrix(run, cells) for cells in main.values()),
         sweeps=_sweeps(run),
+        tuning=_tuning(run, fronts),
         libraries=library_versions(),
     )  # fmt: skip
-    fronts = _fronts(run)
-    summary = summary.model_copy(update={"tuning": _tuning(run, fronts)})
-
     values = {one.method: {name: dict(zip(one.seeds, each, strict=True)) for name, each in one.single.items()}
               for one in methods}  # fmt: skip
 
@@ -89,7 +88,13 @@ def summarise(run: FinishedRun) -> Summary:
         return Found(paired(ours, theirs) if ours and theirs else None)
 
     summary = told(compare(summary, ask, run.record.comparisons), ask)
-    return summary.model_copy(update={"notes": (*summary.notes, *_differing_bases(run))})
+    differing = (
+        f"The base model's score on {name} differs between cells by up to {spread:.4g}: the evaluation does not "
+        "give the same number twice."
+        for name, spread in zip(names, np.ptp(bases, axis=0), strict=True)
+        if spread > 0
+    )
+    return summary.model_copy(update={"notes": (*summary.notes, *differing)})
 
 
 def _at_same_learning(
@@ -117,14 +122,10 @@ def paired(ones: Values, others: Values) -> Interval | None:
     return interval_of(differences).model_copy(update={"p": p_value(differences)}) if shared else None
 
 
-def interval_of(values: Sequence[float], *, bootstrap: bool = True) -> Interval:
-    """Mean, Student's interval and the bootstrap's."""
+def interval_of(values: Sequence[float]) -> Interval:
+    """Mean and Student's interval."""
     low, high = interval(values) or (None, None)
-    resampled = (interval(values, "bootstrap") if bootstrap else None) or (None, None)
-    return Interval(
-        mean=float(np.mean(values)), low=low, high=high, num=len(values), bootstrap_low=resampled[0],
-        bootstrap_high=resampled[1],
-    )  # fmt: skip
+    return Interval(mean=float(np.mean(values)), low=low, high=high, num=len(values))
 
 
 def by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
@@ -144,34 +145,41 @@ def _by_method(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
 
 def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> tuple[MethodSummary, ...]:
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
-    reference = by_method.get(run.record.reference)
-    found = [_method(run, cells, reference) for cells in by_method.values()]
-    found = _adjusted(found, "differences", {one.name: one.higher_is_better for one in MEASURES})
-    found = _adjusted(found, "final_differences", {one.name: one.higher_is_better for one in run.evaluations})
-    return tuple(found)
-
-
-def _method(run: FinishedRun, cells: list[FinishedCell], reference: list[FinishedCell] | None) -> MethodSummary:
-    record = next(method for method in run.record.methods if method.name == cells[0].record.method)
-    measures, finals = _measures(run, cells), _finals(run, cells)
-    differences: dict[str, dict[str, Interval]] = {"differences": {}, "final_differences": {}}
-    if reference is not None and record.name != run.record.reference:
-        for field, ours, theirs in (
-            ("differences", measures, _measures(run, reference)),
-            ("final_differences", finals, _finals(run, reference)),
-        ):
-            pairs = {name: paired(ours[name], theirs[name]) for name in ours if name in theirs}
-            differences[field] = {name: found for name, found in pairs.items() if found is not None}
-    return MethodSummary(
-        method=record.name, title=record.title, what=record.what, needs=record.needs,
-        seeds=tuple(dict.fromkeys(cell.record.seed for cell in cells)),
-        measures={name: interval_of(list(values.values())) for name, values in measures.items()},
-        final={name: interval_of(list(values.values())) for name, values in finals.items()},
-        costs=_costs(cells),
-        single={name: tuple(values.values()) for name, values in measures.items()},
-        single_final={name: tuple(values.values()) for name, values in finals.items()},
-        **differences,
+    measures = {name: _measures(run, cells) for name, cells in by_method.items()}
+    finals = {name: _finals(run, cells) for name, cells in by_method.items()}
+    better = {one.name: one.higher_is_better for one in (*MEASURES, *run.evaluations)}
+    differences = _differences(measures, run.record.reference, better)
+    final_differences = _differences(finals, run.record.reference, better)
+    records = {record.name: record for record in run.record.methods}
+    return tuple(
+        MethodSummary(
+            method=name, title=records[name].title, what=records[name].what, needs=records[name].needs,
+            seeds=tuple(dict.fromkeys(cell.record.seed for cell in cells)),
+            measures={one: interval_of(list(values.values())) for one, values in measures[name].items()},
+            final={one: interval_of(list(values.values())) for one, values in finals[name].items()},
+            differences=differences[name], final_differences=final_differences[name], costs=_costs(cells),
+            single={one: tuple(values.values()) for one, values in measures[name].items()},
+            single_final={one: tuple(values.values()) for one, values in finals[name].items()},
+        )
+        for name, cells in by_method.items()
     )  # fmt: skip
+
+
+def _differences(
+    values: Mapping[str, Mapping[str, Values]], reference: str, better: Mapping[str, bool]
+) -> dict[str, dict[str, Interval]]:
+    """Method → measure → its difference from the reference; p is adjusted over the methods, measure by measure."""
+    found: dict[str, dict[str, Interval]] = {method: {} for method in values}
+    theirs = values.get(reference, {})
+    for name in theirs:
+        pairs = {method: paired(own[name], theirs[name]) for method, own in values.items()
+                 if name in own and method != reference}  # fmt: skip
+        known = {method: one for method, one in pairs.items() if one is not None}
+        tested = {method: one.p for method, one in known.items() if one.p is not None}
+        adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+        for method, one in known.items():
+            found[method][name] = judged(one, adjusted.get(method), higher_is_better=better[name])
+    return found
 
 
 def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
@@ -181,15 +189,12 @@ def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     signs = np.array([1.0 if run.evaluations[column].higher_is_better else -1.0 for column in columns])
     found: dict[str, Values] = {}
     for one in MEASURES:
-        values = [
-            (
-                cell.record.seed,
-                one.of(cell.values_SE[:, columns] * signs, np.array([cell.first[n] for n in run.taught])),
-            )
-            for cell in cells
-        ]
-        if known := [(seed, value) for seed, value in values if value is not None]:
-            found[one.name] = by_seed(known)
+        values = []
+        for cell in cells:
+            value = one.of(cell.values_SE[:, columns] * signs, np.array([cell.first[name] for name in run.taught]))
+            values += [] if value is None else [(cell.record.seed, value)]
+        if values:
+            found[one.name] = by_seed(values)
     return found
 
 
@@ -198,18 +203,6 @@ def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
         score.name: by_seed((cell.record.seed, float(cell.values_SE[-1, column])) for cell in cells)
         for column, score in enumerate(run.evaluations)
     }
-
-
-def _adjusted(methods: list[MethodSummary], field: str, better: Mapping[str, bool]) -> list[MethodSummary]:
-    """p values of the same measure, adjusted over all methods; and what each difference says by it."""
-    found: dict[str, dict[str, Interval]] = {one.method: dict(getattr(one, field)) for one in methods}
-    for name in dict.fromkeys(name for differences in found.values() for name in differences):
-        known = {method: own[name] for method, own in found.items() if name in own}
-        tested = {method: one.p for method, one in known.items() if one.p is not None}
-        adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-        for method, one in known.items():
-            found[method][name] = judged(one, adjusted.get(method), higher_is_better=better[name])
-    return [one.model_copy(update={field: found[one.method]}) for one in methods]
 
 
 def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
@@ -234,7 +227,7 @@ def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
         own["seconds"] = own["identify_seconds"] + own["map_seconds"] + own["train_seconds"]
         for name, value in own.items():
             each.setdefault(name, []).append(value)
-    return {name: interval_of(values, bootstrap=False) for name, values in each.items()}
+    return {name: interval_of(values) for name, values in each.items()}
 
 
 def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
@@ -250,7 +243,7 @@ def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
         yield Curve(
             method=cells[0].record.method, task=task, evaluation=evaluation,
             points=tuple(
-                interval_of(list(by_seed(points[later]).values()), bootstrap=False) for later in sorted(points)
+                interval_of(list(by_seed(points[later]).values())) for later in sorted(points)
             ),
         )  # fmt: skip
 
@@ -347,26 +340,11 @@ def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | No
             averages = [value for seed, value in measures["average"].items() if seed in tuning.seeds]
             if averages:
                 learned = front.learned_RS[number].tolist() if front else list(measures["learning"].values())
-                lost = interval_of(front.lost_RS[number].tolist(), bootstrap=False) if front else None
-                points.append(RatePoint(rate=rate, average=interval_of(averages, bootstrap=False),
-                                        learned=interval_of(learned, bootstrap=False), lost=lost))  # fmt: skip
+                lost = interval_of(front.lost_RS[number].tolist()) if front else None
+                points.append(RatePoint(rate=rate, average=interval_of(averages),
+                                        learned=interval_of(learned), lost=lost))  # fmt: skip
         edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
         chosen = tuning.chosen[method]
         found.append(TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))
     seeds = tuple(dict.fromkeys(seed for front in fronts.values() for seed in front.seeds))
     return TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found)) if tuning else None
-
-
-def _base(run: FinishedRun, cell: FinishedCell, name: str) -> float:
-    return float(cell.values_SE[0, [score.name for score in run.evaluations].index(name)])
-
-
-def _differing_bases(run: FinishedRun) -> tuple[str, ...]:
-    bases = np.array([cell.values_SE[0] for cell in run.cells])
-    apart = np.ptp(bases, axis=0)
-    return tuple(
-        f"The base model's score on {score.name} differs between cells by up to {spread:.4g}: the evaluation does not "
-        "give the same number twice."
-        for score, spread in zip(run.evaluations, apart, strict=True)
-        if spread > 0
-    )

@@ -10,18 +10,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from trace_transfer.files import SIZES
-from trace_transfer.reporting.numbers import TIMES
-from trace_transfer.reporting.records import (
-    Comparison,
-    EvaluationRecord,
-    Interval,
-    MethodSummary,
-    Summary,
-    SweepSummary,
-)
+from trace_transfer.reporting.numbers import TIMES, Units, measured, number, single, unit_of
+from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary
 from trace_transfer.reporting.verdicts import WORDS, title_of
-from trace_transfer.tables import NOTHING, Cell, Number, Table
+from trace_transfer.tables import NOTHING, Cell, Table
 
+SHORT = ("scores", "measures", "differences", "questions", "times", "sizes")  # tables that fit a terminal
 STATED = ", which the run file stated beforehand"
 AXES = {
     "ratio": ("r", "Effect of the ratio r"),
@@ -31,146 +25,126 @@ AXES = {
     "match": ("layer match", "Effect of how layers are matched"),
     "seed": ("seed", "Effect of the seed"),
 }
+TIME_COLUMNS: dict[str, tuple[str, Units]] = {
+    "identify": ("identify_seconds", TIMES),
+    "map": ("map_seconds", TIMES),
+    "train": ("train_seconds", TIMES),
+    "these three": ("seconds", TIMES),
+    "processor time of these": ("cpu_seconds", TIMES),
+    "evaluate": ("evaluate_seconds", TIMES),
+}
+SIZE_COLUMNS: dict[str, tuple[str, Units]] = {
+    "trained parameters": ("trained", ((1.0, ""),)),
+    "peak memory, identify": ("identify_peak_bytes", SIZES),
+    "peak memory, train": ("peak_bytes", SIZES),
+    "files of training": ("bytes", SIZES),
+}
+Rows = list[tuple[Cell, ...]]
 
 
 def tables(summary: Summary) -> tuple[Table, ...]:
     """All tables that the summary has rows for, in the order in which a reader wants them."""
     every = (
-        scores(summary),
-        measures(summary),
-        differences(summary),
-        questions(summary),
-        times(summary),
-        sizes(summary),
-        tuning(summary),
-        curves(summary),
-        *matrices(summary),
-        *(sweep(summary, one) for one in summary.sweeps),
+        scores(summary), measures(summary), differences(summary), questions(summary), times(summary), sizes(summary),
+        tuning(summary), curves(summary), *matrices(summary), *(sweep(summary, one) for one in summary.sweeps),
         details(summary),
-    )
+    )  # fmt: skip
     return tuple(table for table in every if table.rows)
 
 
 def short_tables(summary: Summary) -> tuple[Table, ...]:
     """Those that fit a terminal."""
-    every = (
-        scores(summary),
-        measures(summary),
-        differences(summary),
-        questions(summary),
-        times(summary),
-        sizes(summary),
-    )
-    return tuple(table for table in every if table.rows)
+    return tuple(table for table in tables(summary) if table.name in SHORT)
 
 
 def scores(summary: Summary) -> Table:
     """Final scores: methods by evaluations and their average, the form of the paper's Tables 1, 3 and 4."""
-    taught = [record for record in summary.evaluations if record.task is not None]
-    rows: list[tuple[Cell, ...]] = [("Base model", NOTHING, *_base_cells(summary))]
+    rows: Rows = [("Base model", NOTHING, *_base_cells(summary))]
     rows += [(one.name, str(len(one.seeds)), *_final_cells(summary, one)) for one in summary.methods]
-    untaught = [record.name for record in summary.evaluations if record.task is None]
-    return Table(
-        "scores",
-        "Scores after the last task",
-        ("method", "seeds", *_final_header(summary)),
-        tuple(rows),
-        "The average is of what measures a task"
-        + (f", without {', '.join(untaught)}" if untaught else "")
-        + ("." if all(one.higher_is_better for one in taught) else ", with the sign of losses flipped."),
-    )
+    untaught = ", ".join(record.name for record in summary.evaluations if record.task is None)
+    losses = any(record.task is not None and not record.higher_is_better for record in summary.evaluations)
+    note = "The average is of what measures a task" + (f", without {untaught}" if untaught else "")
+    note += ", with the sign of losses flipped." if losses else "."
+    header = ("method", "seeds", *_final_header(summary))
+    return Table("scores", "Scores after the last task", header, tuple(rows), note)
 
 
 def measures(summary: Summary, *, note: bool = True) -> Table:
     """Continual-learning measures of each method; the note says what they are."""
-    of_base = {"average": Interval(mean=base_average(summary), num=1)}
-    rows = [("Base model", *(_of(summary, name, of_base) for name in _names(summary)))]
-    rows += [(one.name, *(_of(summary, name, one.measures) for name in _names(summary))) for one in summary.methods]
+    rows = [("Base model", *_measured(summary, {"average": single(base_average(summary))}))]
+    rows += [(one.name, *_measured(summary, one.measures)) for one in summary.methods]
     told = " ".join(f"{one.title}: {one.formula} ({one.source})." for one in summary.measures) if note else ""
-    header = _measure_header(summary, "method")
-    return Table("measures", "What was learned and what was kept", header, tuple(rows), told)
+    return Table("measures", "What was learned and what was kept", _measure_header(summary), tuple(rows), told)
 
 
 def differences(summary: Summary) -> Table:
     """Each method minus the reference."""
+    rows: Rows = [
+        (one.name, *_measured(summary, one.differences, signed=True)) for one in summary.methods if one.differences
+    ]
     base, average = base_average(summary), _method(summary, summary.reference).measures["average"]
     low, high = (None if end is None else base - end for end in (average.high, average.low))
     below = {"average": Interval(mean=base - average.mean, low=low, high=high, num=average.num)}
-    every = [(one.name, one.differences) for one in summary.methods if one.differences]
-    rows = [
-        (title, *(_of(summary, name, found, signed=True) for name in _names(summary)))
-        for title, found in ([("Base model", below), *every] if every else [])
-    ]
+    rows = [("Base model", *_measured(summary, below, signed=True)), *rows] if rows else []
     return Table(
-        "differences",
-        f"Difference from {_title(summary, summary.reference)}",
-        _measure_header(summary, "method", difference=True),
-        tuple(rows),
+        "differences", f"Difference from {_title(summary, summary.reference)}",
+        _measure_header(summary, difference=True), tuple(rows),
         "Method minus reference, paired by seed; whether one may be chance says its verdict, in the table of all "
         "differences in full.",
-    )
+    )  # fmt: skip
 
 
 def details(summary: Summary) -> Table:
-    """Each difference in full: both intervals, n and p."""
-    rows: list[tuple[Cell, ...]] = []
+    """Each difference in full."""
     records = {record.name: record for record in summary.evaluations}
+    rows: Rows = []
     for one in summary.methods:
-        for name, found in one.differences.items():
-            scale, digits = (100.0, 2) if summary.measures_are_shares else (1.0, 4)
-            rows.append((one.name, title_of(summary, name), *_detail(found, scale, digits)))
-        for name, found in one.final_differences.items():
-            scale, digits = (100.0, 2) if records[name].share else (1.0, 4)
-            rows.append((one.name, name, *_detail(found, scale, digits)))
+        every = [(title_of(summary, name), summary.measures_are_shares, found)
+                 for name, found in one.differences.items()]  # fmt: skip
+        every += [(name, records[name].share, found) for name, found in one.final_differences.items()]
+        for name, share, found in every:
+            told = (_p(found.p), _p(found.p_adjusted), WORDS.get(found.verdict, NOTHING))
+            rows.append((one.name, name, str(found.num), number(found, share, signed=True), *told))
     return Table(
-        "differences_detail",
-        f"Differences from {_title(summary, summary.reference)} in full",
-        ("method", "of", "n", "mean", "t low", "t high", "bootstrap low", "bootstrap high", "p", "p (Holm)", "verdict"),
-        tuple(rows),
-        "Percentage points of shares, else the metric's unit. Student's t and paired bootstrap (BCa) intervals, 95 %; "
-        "p of the paired t test, adjusted over the methods, and over all questions where it answers one. With five "
-        "seeds a bootstrap interval holds the truth in about 84 % of cases, Student's in 95 %.",
-    )
-
-
-def _detail(found: Interval, scale: float, digits: int) -> tuple[Cell, ...]:
-    each = (found.mean, found.low, found.high, found.bootstrap_low, found.bootstrap_high)
-    numbers = (NOTHING if one is None else Number(one * scale, digits=digits, signed=True) for one in each)
-    return (str(found.num), *numbers, _p(found.p), _p(found.p_adjusted), _verdict(found))
+        "differences_detail", f"Differences from {_title(summary, summary.reference)} in full",
+        ("method", "of", "n", "difference", "p", "p (Holm)", "verdict"), tuple(rows),
+        "Percentage points of shares, else the metric's unit; p of the paired t test, adjusted over the methods, and "
+        "over all questions where it answers one.",
+    )  # fmt: skip
 
 
 def questions(summary: Summary) -> Table:
     """What the run was asked, and the differences that answer it."""
+    shares = summary.measures_are_shares
     rows = [
         (one.question, f"{_title(summary, one.method)} − {_title(summary, one.other)}",
-         title_of(summary, one.measure).lower(),
-         _of(summary, one.measure, {one.measure: one.difference}, signed=True), _p(one.difference.p_adjusted),
-         _smallest(summary, one), _verdict(one.difference))
+         title_of(summary, one.measure).lower(), number(one.difference, shares, signed=True),
+         _p(one.difference.p_adjusted), NOTHING if one.smallest_found is None else number(one.smallest_found, shares),
+         WORDS.get(one.difference.verdict, NOTHING))
         for one in summary.comparisons
     ]  # fmt: skip
-    unit = ", points" if summary.measures_are_shares else ""
+    unit = ", points" if shares else ""
     return Table(
-        "questions",
-        "What the methods say about each other",
+        "questions", "What the methods say about each other",
         ("question", "pair", "measure", f"difference{unit}", "p (Holm)", f"smallest found{unit}", "verdict"),
         tuple(rows),
         f"Paired by seed; p of the paired t test, adjusted over all rows{STATED if summary.stated else ''}. Smallest "
         "found: the difference that so many seeds find with a probability of 80 %, by how much their pairs deviate and "
         "with Holm's strictest threshold.",
-    )
+    )  # fmt: skip
 
 
 def tuning(summary: Summary) -> Table:
     """What each learning rate came to, and which were chosen."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: Rows = []
+    shares = summary.measures_are_shares
     for one in summary.tuning.methods if summary.tuning else ():
         for point in one.points:
             chosen = f"chosen{f' ({one.edge} tried)' if one.edge else ''}" if point.rate == one.chosen else NOTHING
-            found = {"average": point.average, "learning": point.learned}
-            lost = {"forgetting": point.lost} if point.lost else {}
-            cells = (_of(summary, name, found | lost) for name in ("average", "learning", "forgetting"))
+            lost = number(point.lost, shares) if point.lost else NOTHING
+            cells = (number(point.average, shares), number(point.learned, shares, signed=True), lost)
             rows.append((_title(summary, one.method), f"{point.rate:g}", *cells, chosen))
-    units = (", %", ", points", ", points") if summary.measures_are_shares else ("", "", "")
+    units = (", %", ", points", ", points") if shares else ("", "", "")
     header = (f"{name}{unit}" for name, unit in zip(("average", "learned", "lost"), units, strict=True))
     return Table(
         "tuning", "Learning rates", ("method", "learning rate", *header, ""), tuple(rows),
@@ -179,48 +153,32 @@ def tuning(summary: Summary) -> Table:
     )  # fmt: skip
 
 
-def _smallest(summary: Summary, one: Comparison) -> Cell:
-    if one.smallest_found is None:
-        return NOTHING
-    return _of(summary, "forgetting", {"forgetting": Interval(mean=one.smallest_found, num=one.difference.num)})
-
-
 def times(summary: Summary) -> Table:
     """What each method took, by what for."""
-    columns = [("identify", "identify_seconds"), ("map", "map_seconds"), ("train", "train_seconds"),
-               ("these three", "seconds"), ("processor time of these", "cpu_seconds"),
-               ("evaluate", "evaluate_seconds")]  # fmt: skip
     where = [NOTHING if one.needs == "none" else one.needs for one in summary.methods]
-    header, cells = _cost_columns(summary, [(words, name, TIMES) for words, name in columns])
-    rows = zip((one.name for one in summary.methods), where, *cells, strict=True)
+    header, cells = _cost_columns(summary, TIME_COLUMNS)
+    rows = tuple(zip((one.name for one in summary.methods), where, *cells, strict=True))
     note = "A step that several models share is counted in full for each: what the method would cost alone."
-    return Table("times", "Time", ("method", "identified on", *header), tuple(rows), note)
+    return Table("times", "Time", ("method", "identified on", *header), rows, note)
 
 
 def sizes(summary: Summary) -> Table:
     """Memory, files and trained elements of each method."""
-    columns = [
-        ("trained parameters", "trained", ((1.0, ""),)),
-        ("peak memory, identify", "identify_peak_bytes", SIZES),
-        ("peak memory, train", "peak_bytes", SIZES),
-        ("files of training", "bytes", SIZES),
-    ]
-    header, cells = _cost_columns(summary, columns)
-    rows = zip((one.name for one in summary.methods), *cells, strict=True)
+    header, cells = _cost_columns(summary, SIZE_COLUMNS)
+    rows = tuple(zip((one.name for one in summary.methods), *cells, strict=True))
     note = "Memory is the largest resident memory of a step's process."
-    return Table("sizes", "Memory and files", ("method", *header), tuple(rows), note)
+    return Table("sizes", "Memory and files", ("method", *header), rows, note)
 
 
-def _cost_columns(
-    summary: Summary, columns: Sequence[tuple[str, str, Sequence[tuple[float, str]]]]
-) -> tuple[list[str], list[list[Cell]]]:
+def _cost_columns(summary: Summary, columns: Mapping[str, tuple[str, Units]]) -> tuple[list[str], list[list[Cell]]]:
     """Headings and cells; the unit of a column is that of its largest value."""
-    header, cells = [], []
-    for words, name, units in columns:
-        most = max((one.costs[name].mean for one in summary.methods if name in one.costs), default=0.0)
-        scale, unit = next((found for found in units if most >= found[0]), units[-1])
+    header: list[str] = []
+    cells: list[list[Cell]] = []
+    for words, (name, units) in columns.items():
+        found = [one.costs.get(name) for one in summary.methods]
+        scale, unit = unit_of(max((one.mean for one in found if one), default=0.0), units)
         header.append(f"{words}, {unit}" if unit else words)
-        cells.append([_cost(one.costs.get(name), scale) for one in summary.methods])
+        cells.append([measured(one, scale) if one else NOTHING for one in found])
     return header, cells
 
 
@@ -228,59 +186,50 @@ def curves(summary: Summary) -> Table:
     """Score of each task 0, 1, 2, … stages after it was learned."""
     most = max((len(curve.points) for curve in summary.curves), default=0)
     records = {record.name: record for record in summary.evaluations}
-    rows: list[tuple[Cell, ...]] = []
+    rows: Rows = []
     for curve in summary.curves:
         record = records[curve.evaluation]
-        points = [_interval(record, point) for point in curve.points]
-        unit = _unit(record)
-        task = f"{curve.task}{', ' + unit if unit else ''}"
+        points = [number(point, record.share) for point in curve.points]
+        task = f"{curve.task}, {_unit(record)}"
         rows.append((_title(summary, curve.method), task, *points, *[NOTHING] * (most - len(points))))
     return Table(
-        "curves",
-        "Scores of each task 0, 1, 2, … stages after it was learned",
-        ("method", "task", *map(str, range(most))),
-        tuple(rows),
+        "curves", "Scores of each task 0, 1, 2, … stages after it was learned",
+        ("method", "task", *map(str, range(most))), tuple(rows),
         "Where orders differ, a later stage is of fewer models: those that learned the task early enough.",
-    )
+    )  # fmt: skip
 
 
 def matrices(summary: Summary) -> tuple[Table, ...]:
     """For each method the scores after each stage."""
     records = {record.name: record for record in summary.evaluations}
-    return tuple(
-        Table(
-            f"matrix_{matrix.method}",
-            f"{_title(summary, matrix.method)}: scores after each stage",
-            ("after", *(_headed(records[name]) for name in matrix.evaluations)),
-            tuple(
-                (label, *(_score(records[name], value) for name, value in zip(matrix.evaluations, row, strict=True)))
-                for label, row in zip(matrix.stages, matrix.means, strict=True)
-            ),
-            f"Mean of {matrix.num} {'model' if matrix.num == 1 else 'models'} with the order "
-            f"{' → '.join(matrix.order)}.",
-        )
-        for matrix in summary.matrices
-    )
+    found = []
+    for matrix in summary.matrices:
+        of = [records[name] for name in matrix.evaluations]
+        rows: Rows = [
+            (label, *(number(value, record.share) for record, value in zip(of, row, strict=True)))
+            for label, row in zip(matrix.stages, matrix.means, strict=True)
+        ]
+        title = f"{_title(summary, matrix.method)}: scores after each stage"
+        models = f"{matrix.num} {'model' if matrix.num == 1 else 'models'}"
+        note = f"Mean of {models} with the order {' → '.join(matrix.order)}."
+        found.append(Table(f"matrix_{matrix.method}", title, ("after", *map(_headed, of)), tuple(rows), note))
+    return tuple(found)
 
 
 def sweep(summary: Summary, sweep: SweepSummary) -> Table:
     """A table in the form of the paper's."""
     axis, title = AXES.get(sweep.axis, (sweep.axis, f"Effect of {sweep.axis}"))
-    swept = list(dict.fromkeys(one.method for point in sweep.points for one in point.methods))
-    found = {(one.method, point.label): one for point in sweep.points for one in point.methods}
     reference = _method(summary, summary.reference)
-    rows: list[tuple[Cell, ...]] = [
+    rows: Rows = [
         ("Base model", NOTHING, *_base_cells(summary)),
         (f"{reference.name} (main comparison)", NOTHING, *_final_cells(summary, reference)),
     ]
     notes = []
-    for method in swept:
-        of_method = [
-            (point.label, found[method, point.label]) for point in sweep.points if (method, point.label) in found
-        ]
-        rows += [(one.name, label, *_final_cells(summary, one)) for label, one in of_method]
-        if sweep.axis == "order" and len(of_method) > 1:
-            notes.append(_spread(summary, [one for _, one in of_method]))
+    for method in dict.fromkeys(one.method for point in sweep.points for one in point.methods):
+        found = [(point.label, one) for point in sweep.points for one in point.methods if one.method == method]
+        rows += [(one.name, label, *_final_cells(summary, one)) for label, one in found]
+        if sweep.axis == "order" and len(found) > 1:
+            notes.append(_spread(summary, [one for _, one in found]))
     if sweep.paper:
         notes.append(f"In the form of {sweep.paper} of the paper.")
     return Table(f"sweep_{sweep.axis}", title, ("method", axis, *_final_header(summary)), tuple(rows), " ".join(notes))
@@ -288,23 +237,13 @@ def sweep(summary: Summary, sweep: SweepSummary) -> Table:
 
 def _spread(summary: Summary, points: Sequence[MethodSummary]) -> str:
     """Mean ± standard deviation over orders, and the range, as the paper tells it (section 5.3)."""
-    scale, digits = (100.0, 1) if summary.measures_are_shares else (1.0, 3)
-    values = [one.measures["average"].mean * scale for one in points]
+    values = [one.measures["average"].mean for one in points]
+    found = (statistics.fmean(values), statistics.stdev(values), min(values), max(values))
+    mean, deviation, least, most = (number(one, summary.measures_are_shares).text for one in found)
     return (
-        f"{points[0].name}: average over {len(values)} orders {statistics.fmean(values):.{digits}f} ± "
-        f"{statistics.stdev(values):.{digits}f} (standard deviation), from {min(values):.{digits}f} to "
-        f"{max(values):.{digits}f}."
+        f"{points[0].name}: average over {len(values)} orders {mean} ± {deviation} (standard deviation), from {least} "
+        f"to {most}."
     )
-
-
-def _final_header(summary: Summary) -> tuple[str, ...]:
-    unit = ", %" if summary.measures_are_shares else ""
-    return (*(_headed(record) for record in summary.evaluations), f"average{unit}")
-
-
-def _final_cells(summary: Summary, method: MethodSummary) -> tuple[Cell, ...]:
-    finals = (_interval(record, method.final[record.name]) for record in summary.evaluations)
-    return (*finals, _of(summary, "average", method.measures))
 
 
 def base_average(summary: Summary) -> float:
@@ -313,13 +252,26 @@ def base_average(summary: Summary) -> float:
     return statistics.fmean(summary.base[one.name] * (1 if one.higher_is_better else -1) for one in taught)
 
 
+def _final_header(summary: Summary) -> tuple[str, ...]:
+    return (*map(_headed, summary.evaluations), "average, %" if summary.measures_are_shares else "average")
+
+
+def _final_cells(summary: Summary, method: MethodSummary) -> tuple[Cell, ...]:
+    finals = (number(method.final[record.name], record.share) for record in summary.evaluations)
+    return (*finals, number(method.measures["average"], summary.measures_are_shares))
+
+
 def _base_cells(summary: Summary) -> tuple[Cell, ...]:
-    own = (_score(record, summary.base[record.name]) for record in summary.evaluations)
-    return (*own, _of(summary, "average", {"average": Interval(mean=base_average(summary), num=1)}))
+    own = (number(summary.base[record.name], record.share) for record in summary.evaluations)
+    return (*own, number(base_average(summary), summary.measures_are_shares))
 
 
 def _method(summary: Summary, name: str) -> MethodSummary:
     return next(one for one in summary.methods if one.method == name)
+
+
+def _title(summary: Summary, method: str) -> str:
+    return next((one.name for one in summary.methods if one.method == method), method)
 
 
 def _unit(record: EvaluationRecord) -> str:
@@ -330,57 +282,23 @@ def _headed(record: EvaluationRecord) -> str:
     return f"{record.name}, {_unit(record)}" + ("" if record.higher_is_better else " (less is better)")
 
 
-def _score(record: EvaluationRecord, value: float) -> Number:
-    return Number(value * 100, digits=1) if record.share else Number(value, digits=3)
+def _measure_header(summary: Summary, *, difference: bool = False) -> tuple[str, ...]:
+    header = ["method"]
+    for one in summary.measures:
+        unit = ", %" if one.name == "average" and not difference else ", points"
+        less = "" if one.higher_is_better else " (less is better)"
+        header.append(f"{one.title.lower()}{unit if summary.measures_are_shares else ''}{less}")
+    return tuple(header)
 
 
-def _interval(record: EvaluationRecord, found: Interval) -> Number:
-    scale, digits = (100.0, 1) if record.share else (1.0, 3)
-    return _scaled(found, scale, digits, signed=False)
-
-
-def _scaled(found: Interval, scale: float, digits: int, *, signed: bool) -> Number:
-    low, high = (None if one is None else one * scale for one in (found.low, found.high))
-    return Number(found.mean * scale, low, high, digits, signed)
-
-
-def _names(summary: Summary) -> list[str]:
-    return [measure.name for measure in summary.measures]
-
-
-def _measure_header(summary: Summary, first: str, *, difference: bool = False) -> tuple[str, ...]:
-    def headed(name: str, title: str, higher_is_better: bool) -> str:
-        unit = ("%" if name == "average" and not difference else "points") if summary.measures_are_shares else ""
-        return title.lower() + (f", {unit}" if unit else "") + ("" if higher_is_better else " (less is better)")
-
-    return (first, *(headed(one.name, one.title, one.higher_is_better) for one in summary.measures))
-
-
-def _of(summary: Summary, name: str, found: Mapping[str, Interval], *, signed: bool = False) -> Cell:
-    """A measure's cell; all but the average and forgetting are written with their sign."""
-    if name not in found:
-        return NOTHING
-    scale, digits = (100.0, 1) if summary.measures_are_shares else (1.0, 3)
-    return _scaled(found[name], scale, digits, signed=signed or name not in ("average", "forgetting"))
-
-
-def _cost(found: Interval | None, scale: float) -> Cell:
-    """Three significant digits, without an interval where all were the same."""
-    if found is None:
-        return NOTHING
-    if found.low is None or found.high is None or found.low == found.high:
-        return Number(found.mean / scale, digits=3, significant=True)
-    return Number(found.mean / scale, found.low / scale, found.high / scale, digits=3, significant=True)
+def _measured(summary: Summary, found: Mapping[str, Interval], *, signed: bool = False) -> tuple[Cell, ...]:
+    """A cell of each measure; all but the average and forgetting are written with their sign."""
+    return tuple(
+        number(found[one.name], summary.measures_are_shares,
+               signed=signed or one.name not in ("average", "forgetting")) if one.name in found else NOTHING
+        for one in summary.measures
+    )  # fmt: skip
 
 
 def _p(value: float | None) -> str:
     return NOTHING if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _verdict(found: Interval) -> str:
-    """In words; files of earlier versions have none."""
-    return NOTHING if found.verdict is None else WORDS[found.verdict]
-
-
-def _title(summary: Summary, method: str) -> str:
-    return next((one.name for one in summary.methods if one.method == method), method)

@@ -6,11 +6,11 @@ found, the interval beside the answer says how large a difference it still allow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trace_transfer.reporting import numbers
-from trace_transfer.reporting.intervals import MIN_VALUES, deviation_of, holm, smallest_found
+from trace_transfer.reporting.intervals import MIN_VALUES, holm, smallest_found
 from trace_transfer.reporting.records import (
     MATCHED,
     Answer,
@@ -30,9 +30,7 @@ NATIVE = ("trace-lf", "trace-cs", "trace-lf-rows", "trace-snr", "trace-snr-rows"
 MASKED = (*NATIVE, *CARRIED)
 # Method → the same scores, of core sets that are identified on the target itself.
 TWINS = {name: f"trace-{name.split('-')[1]}" for name in CARRIED}
-
-
-WORDS: dict[Verdict, str] = {
+WORDS: dict[Verdict | None, str] = {
     "better": "better",
     "worse": "worse",
     "chance": "may be chance",
@@ -56,49 +54,41 @@ class Found:
 
 
 Ask = Callable[[str, str, str], Found]  # method, other, measure
+Pairs = tuple[tuple[str, str], ...]  # method and other; those that a run lacks are left out
 
 
-@dataclass(frozen=True)
-class Question:
-    """`pairs` are (method, other) by name; those that a run lacks are left out."""
-
-    text: str
-    measure: str
-    pairs: tuple[tuple[str, str], ...]
-
-
-def _against(other: str, methods: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def _against(other: str, methods: tuple[str, ...]) -> Pairs:
     return tuple((method, other) for method in methods)
 
 
-QUESTIONS = (
-    Question("Does training the core sets alone lose less than training everything?", FORGETS,
+QUESTIONS: tuple[tuple[str, str, Pairs], ...] = (  # question, measure, pairs
+    ("Does training the core sets alone lose less than training everything?", FORGETS,
              _against(SEQUENTIAL, MASKED)),
-    Question("Does it lose less where both learn as much?", MATCHED, _against(SEQUENTIAL, MASKED)),
-    Question("Do core sets learn as much as training everything?", LEARNS, _against(SEQUENTIAL, MASKED)),
-    Question("Do core sets end higher than training everything?", "average", _against(SEQUENTIAL, MASKED)),
-    Question("Do core sets end higher than adapters?", "average", _against("lora", MASKED)),
-    Question("Do core sets end higher than training all tasks at once?", "average",
+    ("Does it lose less where both learn as much?", MATCHED, _against(SEQUENTIAL, MASKED)),
+    ("Do core sets learn as much as training everything?", LEARNS, _against(SEQUENTIAL, MASKED)),
+    ("Do core sets end higher than training everything?", "average", _against(SEQUENTIAL, MASKED)),
+    ("Do core sets end higher than adapters?", "average", _against("lora", MASKED)),
+    ("Do core sets end higher than training all tasks at once?", "average",
              _against("joint", MASKED[:1] + CARRIED[:1])),
-    Question("Do core sets end higher than replaying earlier tasks?", "average",
+    ("Do core sets end higher than replaying earlier tasks?", "average",
              _against("dmt", MASKED[:1] + CARRIED[:1])),
-    Question("Is a core set better than a random set?", "average", _against("random", MASKED)),
-    Question("Is a core set better than a random set of its own kind?", "average",
+    ("Is a core set better than a random set?", "average", _against("random", MASKED)),
+    ("Is a core set better than a random set of its own kind?", "average",
              (("trace-lf", "random-tensors"), ("trace-lf-rows", "random-rows"), ("trace-snr-rows", "random-rows"),
               ("trace-snr-parameters", "random-parameters"))),
-    Question("Does it matter which rows or parameters of a tensor are trained?", "average",
+    ("Does it matter which rows or parameters of a tensor are trained?", "average",
              (("trace-snr-rows", "random-within-rows"), ("trace-snr-parameters", "random-within-parameters"))),
-    Question("Is a core set better than norms, or head and norms, and random tensors?", "average",
+    ("Is a core set better than norms, or head and norms, and random tensors?", "average",
              (*_against("norms-random", MASKED), *_against("head-norms-random", MASKED))),
-    Question("Is a core set better than whole layers?", "average",
+    ("Is a core set better than whole layers?", "average",
              (*_against("first", MASKED[:1] + CARRIED[:1]), *_against("last", MASKED[:1] + CARRIED[:1]))),
-    Question("Is matching layers by CKA better than a map in proportion to depth?", "average",
+    ("Is matching layers by CKA better than a map in proportion to depth?", "average",
              _against("depth-map", CARRIED[:1])),
-    Question("Is matching layers by CKA better than a shuffled map?", "average",
+    ("Is matching layers by CKA better than a shuffled map?", "average",
              _against("shuffled-map", CARRIED[:1])),
-    Question("Does a carried core set match one that was identified on the target?", "average",
+    ("Does a carried core set match one that was identified on the target?", "average",
              tuple(TWINS.items())),
-    Question("Is carrying scores better than carrying the set?", "average",
+    ("Is carrying scores better than carrying the set?", "average",
              (("transfer-lf", "transfer-lf-core"), ("transfer-cs", "transfer-cs-core"))),
 )  # fmt: skip
 
@@ -135,49 +125,58 @@ def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summar
     The difference of two methods may also stand in the table of differences from the reference, where it is adjusted
     over the methods. It has one verdict: by the p of what was stated beforehand, else by the larger p, in both places.
     """
-    questions = [Question(one.question, one.measure, _against(one.against, one.methods)) for one in stated]
-    asked: list[tuple[Question, str, str, Interval, float | None]] = []
+    questions = [(one.question, one.measure, _against(one.against, one.methods)) for one in stated] or QUESTIONS
+    asked: list[Comparison] = []
     notes = []
-    for question in questions or QUESTIONS:
-        for name, other in question.pairs:
-            found = ask(name, other, question.measure)
+    for question, measure, pairs in questions:
+        for name, other in pairs:
+            found = ask(name, other, measure)
             if found.difference is not None:
-                asked.append((question, name, other, found.difference, found.level))
+                asked.append(Comparison(question=question, method=name, other=other, measure=measure, answer="",
+                                        difference=found.difference, level=found.level))  # fmt: skip
             elif found.reason:
                 notes.append(f"{_pair(summary, name, other)} at the same learning: {found.reason}.")
-    tested = [(question, name, other, one.p) for question, name, other, one, _ in asked if one.p is not None]
-    known = _adjusted_differences(summary)
-    for (question, name, other, _), p in zip(tested, holm([one for *_, one in tested]), strict=True):
-        key = (frozenset((name, other)), question.measure)
+    tested = [one for one in asked if one.difference.p is not None]
+    # Two methods and a measure → p.
+    known = {
+        (frozenset((one.method, summary.reference)), name): found.p_adjusted
+        for one in summary.methods
+        for name, found in one.differences.items()
+        if found.p_adjusted is not None
+    }
+    for one, p in zip(tested, holm([one.difference.p or 0.0 for one in tested]), strict=True):
+        key = (frozenset((one.method, one.other)), one.measure)
         known[key] = p if stated else max(p, known.get(key, 0.0))
     better = {one.name: one.higher_is_better for one in summary.measures} | {MATCHED: False}
+
+    def again(found: Interval, name: str, other: str, measure: str) -> Interval:
+        p_adjusted = known.get((frozenset((name, other)), measure))
+        return judged(found, p_adjusted, higher_is_better=better[measure])
+
     comparisons = []
-    for question, name, other, before, level in asked:
-        p_adjusted = known.get((frozenset((name, other)), question.measure))
-        difference = judged(before, p_adjusted, higher_is_better=better[question.measure])
-        comparisons.append(
-            Comparison(
-                question=question.text, method=name, other=other, measure=question.measure, difference=difference,
-                answer=f"{_pair(summary, name, other)}, {title_of(summary, question.measure).lower()}: "
-                f"{numbers.amount(difference, summary.measures_are_shares)}, {WORDS[said(difference)]}",
-                smallest_found=_smallest(difference, len(tested)), level=level,
-            )
-        )  # fmt: skip
-    methods = tuple(_rejudged(one, summary, known) for one in summary.methods)
+    for one in asked:
+        difference = again(one.difference, one.method, one.other, one.measure)
+        answer = (
+            f"{_pair(summary, one.method, one.other)}, {title_of(summary, one.measure).lower()}: "
+            f"{numbers.amount(difference, summary.measures_are_shares)}, {WORDS[difference.verdict]}"
+        )
+        smallest = _smallest(difference, len(tested))
+        update = {"difference": difference, "answer": answer, "smallest_found": smallest}
+        comparisons.append(one.model_copy(update=update))
+    methods = []
+    for method in summary.methods:
+        own = {name: again(one, method.method, summary.reference, name) for name, one in method.differences.items()}
+        measures = {name: judged(one) if name == FORGETS else one for name, one in method.measures.items()}
+        methods.append(method.model_copy(update={"differences": own, "measures": measures}))
     return summary.model_copy(
-        update={"comparisons": tuple(comparisons), "methods": methods, "stated": bool(stated), "notes": tuple(notes)}
-    )
-
-
-def said(difference: Interval) -> Verdict:
-    """The verdict that it was given."""
-    return difference.verdict or verdict(difference)
+        update={"comparisons": tuple(comparisons), "methods": tuple(methods), "stated": bool(stated),
+                "notes": tuple(notes)}
+    )  # fmt: skip
 
 
 def title_of(summary: Summary, measure: str) -> str:
     """A measure in words."""
-    titles = {one.name: one.title for one in summary.measures} | {MATCHED: "Lost at the same learning"}
-    return titles[measure]
+    return ({one.name: one.title for one in summary.measures} | {MATCHED: "Lost at the same learning"})[measure]
 
 
 def _pair(summary: Summary, name: str, other: str) -> str:
@@ -188,46 +187,24 @@ def _pair(summary: Summary, name: str, other: str) -> str:
 def _smallest(difference: Interval, num_tested: int) -> float | None:
     if difference.low is None or difference.high is None or difference.low == difference.high:
         return None
-    deviation = deviation_of((difference.high - difference.low) / 2, difference.num)
-    return smallest_found(deviation, difference.num, ALPHA / num_tested)
-
-
-Adjusted = dict[tuple[frozenset[str], str], float]  # two methods and a measure → p
-
-
-def _adjusted_differences(summary: Summary) -> Adjusted:
-    return {
-        (frozenset((one.method, summary.reference)), name): found.p_adjusted
-        for one in summary.methods
-        for name, found in one.differences.items()
-        if found.p_adjusted is not None
-    }
-
-
-def _rejudged(method: MethodSummary, summary: Summary, known: Adjusted) -> MethodSummary:
-    """Differences from the reference by the p that the questions know; and whether the method forgets."""
-    better = {one.name: one.higher_is_better for one in summary.measures}
-    pair = frozenset((method.method, summary.reference))
-    differences = {
-        name: judged(found, known.get((pair, name)), higher_is_better=better[name])
-        for name, found in method.differences.items()
-    }
-    measures = {name: judged(one) if name == FORGETS else one for name, one in method.measures.items()}
-    return method.model_copy(update={"differences": differences, "measures": measures})
+    return smallest_found((difference.high - difference.low) / 2, difference.num, ALPHA / num_tested)
 
 
 def told(summary: Summary, ask: Ask) -> Summary:
     """A summary that was compared, with its headline, the one caveat that counts most, answers and notes."""
+    methods = {one.method: one for one in summary.methods}
     enough = max(len(one.seeds) for one in summary.methods) >= MIN_VALUES
-    answers = (*((_forgets(summary), *_compared(summary)) if enough else ()), _saves(summary))
+    # What the headline is about: carried core sets, where there are any, and training everything.
+    ours = next((methods[name] for name in (*CARRIED, *MASKED) if name in methods), None)
+    full = methods.get(SEQUENTIAL)
+    kept = _asked(summary, ask, ours, FORGETS) if ours else None
+    answers = [*(_forgets(summary, full), *_compared(summary)) * enough, _saves(methods)]
     edges = [_on_edge(summary, one) for one in (summary.tuning.methods if summary.tuning else ()) if one.edge]
-    ours = _headlined(summary)
-    kept = _asked(summary, ask, ours.method, FORGETS) if ours else None
     return summary.model_copy(
         update={
-            "headline": _headline(summary, ask, kept),
-            "cost": _cost(summary),
-            "caveat": _caveat(summary, kept, enough=enough),
+            "headline": _headline(summary, ask, ours, full, kept) if ours and full and kept else "",
+            "cost": _cost(ours, full) if ours and full else "",
+            "caveat": _caveat(summary, ours, kept, enough=enough),
             "answers": tuple(one for one in answers if one is not None),
             "notes": (*_on_reference(summary), *_on_numbers(summary), *edges, *summary.notes),
         }
@@ -235,34 +212,30 @@ def told(summary: Summary, ask: Ask) -> Summary:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """All that a summary says, for a list; an earlier version has all of it in its notes."""
+    """All that a summary says, for a list."""
     answers = [f"{one.question} {one.text}" for one in summary.answers]
     return [*filter(None, (summary.headline, summary.cost, summary.caveat)), *answers, *summary.notes]
 
 
-def _asked(summary: Summary, ask: Ask, name: str, measure: str) -> Interval | None:
+def _asked(summary: Summary, ask: Ask, ours: MethodSummary, measure: str) -> Interval | None:
     """A method against training everything, as it was compared; where that was not stated, by its own interval."""
     for one in summary.comparisons:
-        if (one.method, one.other, one.measure) == (name, SEQUENTIAL, measure):
+        if (one.method, one.other, one.measure) == (ours.method, SEQUENTIAL, measure):
             return one.difference
-    own = ask(name, SEQUENTIAL, measure).difference
+    own = ask(ours.method, SEQUENTIAL, measure).difference
     return own and judged(own, higher_is_better=measure != MATCHED)
 
 
-def _headline(summary: Summary, ask: Ask, kept: Interval | None) -> str:
+def _headline(summary: Summary, ask: Ask, ours: MethodSummary, full: MethodSummary, kept: Interval) -> str:
     """Whether a core set forgets less than training everything, learns less, and how much of the model it trains."""
     shares = summary.measures_are_shares
-    ours, full = _headlined(summary), next((one for one in summary.methods if one.method == SEQUENTIAL), None)
-    if ours is None or full is None or kept is None:
-        return ""
-    more = {"better": "less than", "worse": "more than", "equal": "as much as"}.get(said(kept))
+    more = {"better": "less than", "worse": "more than", "equal": "as much as"}.get(kept.verdict or "")
+    text = f"Whether {ours.name} forgets less than {full.name} is open{_in_words(kept)}"
     if more:
         text = f"{ours.name} forgets {more} {full.name}"
-    else:
-        text = f"Whether {ours.name} forgets less than {full.name} is open{_in_words(kept)}"
     text += f": backward transfer {numbers.amount(kept, shares)}."
     for measure, what in ((MATCHED, "what is lost at the same learning"), (LEARNS, "learning")):
-        if one := _asked(summary, ask, ours.method, measure):
+        if one := _asked(summary, ask, ours, measure):
             text += f" Difference in {what}: {numbers.amount(one, shares)}{_in_words(one)}."
     if "trained" in ours.costs and "trained" in full.costs:
         text += f" It trains {ours.costs['trained'].mean / full.costs['trained'].mean:.2%} of the parameters."
@@ -271,15 +244,15 @@ def _headline(summary: Summary, ask: Ask, kept: Interval | None) -> str:
 
 def _in_words(difference: Interval) -> str:
     """Its verdict; that there is none where seeds are too few, the caveat says."""
-    return "" if said(difference) == "unknown" else f", {WORDS[said(difference)]}"
+    return "" if difference.verdict == "unknown" else f", {WORDS[difference.verdict]}"
 
 
-def _caveat(summary: Summary, kept: Interval | None, *, enough: bool) -> str:
+def _caveat(summary: Summary, ours: MethodSummary | None, kept: Interval | None, *, enough: bool) -> str:
     """What a reader of the headline alone must know."""
     if not enough:
         most = max(len(one.seeds) for one in summary.methods)
-        return f"{_no_interval(most)}, so nothing here can be told from chance; give three seeds or more."
-    ours = _headlined(summary)
+        told = f"{numbers.several(most, 'seed')} {'gives' if most == 1 else 'give'} no interval"
+        return f"{told}, so nothing here can be told from chance; give three seeds or more."
     if summary.tuning is None:
         return (
             "A method that learns faster forgets more, and here each method has one learning rate that was not chosen "
@@ -290,139 +263,105 @@ def _caveat(summary: Summary, kept: Interval | None, *, enough: bool) -> str:
             return _on_edge(summary, one)
     if kept is None or (smallest := _smallest(kept, 1)) is None:
         return ""
-    amount = numbers.amount(numbers.one(smallest), summary.measures_are_shares).removeprefix("+")
     return (
-        f"{numbers.several(kept.num, 'seed')} find a difference of {amount} in backward transfer with a probability of "
-        "80 %; a smaller one may stay unseen."
+        f"{numbers.several(kept.num, 'seed')} find a difference of "
+        f"{numbers.amount(smallest, summary.measures_are_shares)} in backward transfer with a probability of 80 %; a "
+        "smaller one may stay unseen."
     )
 
 
-def _headlined(summary: Summary) -> MethodSummary | None:
-    """The core sets that the headline is about: carried ones, where there are any."""
-    return next((one for name in (*CARRIED, *MASKED) for one in summary.methods if one.method == name), None)
-
-
-def _cost(summary: Summary) -> str:
-    """The time of the method that the headline is about, and of training everything."""
-    ours = _headlined(summary)
-    full = next((one for one in summary.methods if one.method == SEQUENTIAL), None)
-    if ours is None or full is None or "seconds" not in ours.costs or "seconds" not in full.costs:
+def _cost(ours: MethodSummary, full: MethodSummary) -> str:
+    """The time of both methods."""
+    if "seconds" not in ours.costs or "seconds" not in full.costs:
         return ""
     text = f"From task data to the last model it takes {numbers.seconds(ours.costs['seconds'])}"
     if found := finding(ours):
-        text += f", {numbers.seconds(found)} of them to find its core sets"
+        text += f", {numbers.seconds(numbers.single(found))} of them to find its core sets"
     return f"{text}; {full.name} takes {numbers.seconds(full.costs['seconds'])}."
 
 
-def _forgets(summary: Summary) -> Answer | None:
+def _forgets(summary: Summary, full: MethodSummary | None) -> Answer | None:
     """Without forgetting there is nothing to prevent. Told by backward transfer: forgetting's maximum, over noisy
     scores, is above 0 also where nothing is lost."""
-    plain = next((one for one in summary.methods if one.method == SEQUENTIAL), None)
-    lost = plain.measures.get(FORGETS) if plain else None
-    if plain is None or lost is None:
+    lost = full.measures.get(FORGETS) if full else None
+    if lost is None:
         return None
-    text = {
-        "worse": "Yes: after the last task, earlier ones are solved worse than right after they were learned",
-        "better": "No: after the last task, earlier ones are solved better than right after they were learned",
-        "equal": "No: after the last task, earlier ones are solved exactly as right after they were learned",
-    }.get(said(lost), "Not measurably: these tasks cannot show whether a method prevents it")
+    compared = {"worse": "Yes: {}worse than", "better": "No: {}better than", "equal": "No: {}exactly as"}
+    text = "Not measurably: these tasks cannot show whether a method prevents it"
+    if lost.verdict in compared:
+        solved = compared[lost.verdict].format("after the last task, earlier ones are solved ")
+        text = f"{solved} right after they were learned"
     amount = numbers.amount(lost, summary.measures_are_shares)
     return Answer(question="Does sequential fine-tuning forget here?", text=f"{text} (backward transfer {amount}).")
 
 
-def _compared(summary: Summary) -> list[Answer]:
-    """The answer to each question in a sentence."""
-    by_question: dict[str, list[Comparison]] = {}
-    for one in summary.comparisons:
-        by_question.setdefault(one.question, []).append(one)
-    return [Answer(question=question, text=_together(summary, found)) for question, found in by_question.items()]
-
-
-def _together(summary: Summary, comparisons: Sequence[Comparison]) -> str:
-    """All alike, or which are what."""
+def _compared(summary: Summary) -> Iterator[Answer]:
+    """The answer to each question in a sentence: all alike, or which are what."""
     names = {one.method: one.name for one in summary.methods}
-    pairs = {(one.method, one.other) for one in comparisons}
-    with_other = len(pairs) > len({method for method, _ in pairs})
-    groups: dict[Verdict, list[str]] = {}
-    for one in comparisons:
-        name = names[one.method] + (f" against {names[one.other]}" if with_other else "")
-        groups.setdefault(said(one.difference), []).append(name)
-    phrases = [f"{WORDS[kind]} for {numbers.listed(groups[kind])}" for kind in WORDS if kind in groups]
-    unseen = [one.smallest_found for one in comparisons if said(one.difference) == "undecided" and one.smallest_found]
-    if unseen:
-        amount = numbers.amount(numbers.one(max(unseen)), summary.measures_are_shares).removeprefix("+")
-        phrases[-1] += f" (differences of {amount} would have been found)"
-    if len(phrases) > 1:
-        return f"Not all alike: {'; '.join(phrases)}."
-    yes = {"better": "Yes: ", "worse": "No: "}.get(next(iter(groups)), "")
-    return yes + (phrases[0] if yes else phrases[0][0].upper() + phrases[0][1:]) + "."
+    for question in dict.fromkeys(one.question for one in summary.comparisons):
+        found = [one for one in summary.comparisons if one.question == question]
+        pairs = {(one.method, one.other) for one in found}
+        with_other = len(pairs) > len({method for method, _ in pairs})
+        groups: dict[Verdict | None, list[str]] = {}
+        for one in found:
+            name = names[one.method] + (f" against {names[one.other]}" if with_other else "")
+            groups.setdefault(one.difference.verdict, []).append(name)
+        phrases = [f"{WORDS[kind]} for {numbers.listed(groups[kind])}" for kind in WORDS if kind in groups]
+        unseen = [one.smallest_found for one in found if one.difference.verdict == "undecided" and one.smallest_found]
+        if unseen:
+            amount = numbers.amount(max(unseen), summary.measures_are_shares)
+            phrases[-1] += f" (differences of {amount} would have been found)"
+        text = f"Not all alike: {'; '.join(phrases)}."
+        if len(phrases) == 1:
+            yes = {"better": "Yes: ", "worse": "No: "}.get(next(iter(groups)) or "", "")
+            text = yes + (phrases[0] if yes else phrases[0][0].upper() + phrases[0][1:]) + "."
+        yield Answer(question=question, text=text)
 
 
-def _no_interval(number: int) -> str:
-    return f"{numbers.several(number, 'seed')} {'gives' if number == 1 else 'give'} no interval"
-
-
-def finding(method: MethodSummary) -> Interval | None:
+def finding(method: MethodSummary) -> float | None:
     """Seconds from task data to core sets on the target: identification, and match and carrying where there are."""
-    identify, mapped = method.costs.get("identify_seconds"), method.costs.get("map_seconds")
-    if identify is None or mapped is None or not mapped.mean:
-        return identify
-    low = high = None
-    if not (identify.low is None or identify.high is None or mapped.low is None or mapped.high is None):
-        # The sums of the ends enclose the interval of the sum: nothing is claimed too much.
-        low, high = identify.low + mapped.low, identify.high + mapped.high
-    return Interval(mean=identify.mean + mapped.mean, low=low, high=high, num=identify.num)
+    parts = [method.costs[name].mean for name in ("identify_seconds", "map_seconds") if name in method.costs]
+    return sum(parts) or None
 
 
-def time_verdict(ours: Interval, theirs: Interval) -> Verdict:
-    """Of two times that are not paired: `better` is less, by intervals that do not touch."""
-    if ours.low is None or ours.high is None or theirs.low is None or theirs.high is None:
-        return "unknown"
-    return "better" if ours.high < theirs.low else "worse" if ours.low > theirs.high else "undecided"
-
-
-def _saves(summary: Summary) -> Answer | None:
+def _saves(methods: dict[str, MethodSummary]) -> Answer | None:
     """What finding core sets takes on the source and on the target; times vary from run to run."""
-    methods, parts = {one.method: one for one in summary.methods}, []
+    parts = []
     for name, twin in TWINS.items():
-        carried, own = methods.get(name), methods.get(twin)
-        here, there = finding(carried) if carried else None, finding(own) if own else None
-        if carried is None or own is None or here is None or there is None or there.mean <= 0:
+        if name not in methods or twin not in methods:
             continue
-        kind = time_verdict(here, there)
-        share = f"{abs(1 - here.mean / there.mean):.0%} {'less' if here.mean <= there.mean else 'more'}"
-        doubt = {"undecided": "no difference found"}
-        parts.append(
-            f"{carried.name} {numbers.seconds(here)}, match and carrying included, "
-            f"{own.name} {numbers.seconds(there)} ({doubt.get(kind, share)})"
-        )
+        here, there = finding(methods[name]), finding(methods[twin])
+        if here and there:
+            times = [numbers.seconds(numbers.single(one)) for one in (here, there)]
+            share = f"{abs(1 - here / there):.0%} {'less' if here <= there else 'more'}"
+            told = f"{methods[name].name} {times[0]}, match and carrying included"
+            parts.append(f"{told}, {methods[twin].name} {times[1]} ({share})")
     if not parts:
         return None
     question = "What does carrying save over finding core sets on the target?"
-    return Answer(question=question, text=f"Finding them takes: {'; '.join(parts)}.", varies=True)
+    return Answer(question=question, text=f"Finding them takes, on average: {'; '.join(parts)}.", varies=True)
 
 
 def _on_reference(summary: Summary) -> list[str]:
     """Who differs from the reference, on average."""
-    methods = {one.method: one for one in summary.methods}
-    reference = methods[summary.reference].name
+    reference = next(one.name for one in summary.methods if one.method == summary.reference)
     known = [(one.name, one.differences["average"]) for one in summary.methods if "average" in one.differences]
-    if not known or all(said(found) == "unknown" for _, found in known):
+    if all(found.verdict == "unknown" for _, found in known):
         return []
-    told = {
+    words: dict[Verdict, str] = {
         "better": f"On average higher than {reference}",
         "worse": f"On average lower than {reference}",
         "chance": f"Different from {reference} by their own intervals, but perhaps by chance among all that was asked "
         f"(Holm, p of {ALPHA} or more)",
-    }  # fmt: skip
+    }
     notes = []
-    for kind, words in told.items():
+    for kind, text in words.items():
         apart = [
             f"{name} ({numbers.amount(found, summary.measures_are_shares)})"
-            for name, found in known if said(found) == kind
+            for name, found in known if found.verdict == kind
         ]  # fmt: skip
         if apart:
-            notes.append(f"{words}: {', '.join(apart)}.")
+            notes.append(f"{text}: {', '.join(apart)}.")
     return notes or [f"No method differs from {reference} on average by more than its interval."]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer import figures
-from trace_transfer.figures import Axis, Figure, Line, Panel, Points, Row, shortened
+from trace_transfer.figures import Axis, Figure, Marks, Panel, Row, shortened
 from trace_transfer.represent.embedding import covariance_ellipse, mean_distance
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.tables import Table, to_markdown
@@ -69,11 +69,6 @@ class Representation:
     coordinates: Sequence[Points2]
     texts: Sequence[Mapping[str, str]]
 
-    def __post_init__(self) -> None:
-        total, shapes = sum(self.file.num_texts), [points.shape for points in self.coordinates]
-        if len(shapes) != len(self.file.models) or {*shapes} != {(total, 2)} or len(self.texts) != total:
-            raise ValueError(f"expected {total} texts and points of each model, found {len(self.texts)}, {shapes}")
-
     @property
     def unified(self) -> bool:
         """Whether all panels share one t-SNE space."""
@@ -121,45 +116,44 @@ def figure(representation: Representation) -> Figure:
     size = 8.0 if sum(file.num_texts) <= 150 else 6.5 if sum(file.num_texts) <= 500 else 5.0
     panels = []
     for index, (model, points) in enumerate(zip(file.models, representation.coordinates, strict=True)):
-        marks = []
+        marks = _ellipses(representation, points)
         if representation.unified and count > 1:
             others = np.concatenate([one for other, one in enumerate(representation.coordinates) if other != index])
-            marks.append(Points("other models", others, 0.7 * size, colour=OTHERS, edge=OTHERS))
+            marks.append(Marks("other models", others, OTHERS, 0.7 * size, edge=OTHERS))
         for task, name in enumerate(file.tasks):
             part = representation.of_task(task)
             texts = ["\n".join([one["id"], *wrap(one["words"], HOVER_WIDTH)]) for one in representation.texts[part]]
             symbol, colour = SYMBOLS[task % len(SYMBOLS)], COLOURS[task % len(COLOURS)]
-            marks.append(Points(name, points[part], size, symbol, colour, edge="white", texts=texts, opacity=0.85))
+            marks.append(Marks(name, points[part], colour, size, symbol, "white", texts=texts, opacity=0.85))
         title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{_told(model)}"
         x, y = (Axis(*ends, ticks={}) for ends in ranges[index])
         gap = GAP if index % columns else 0
-        panels.append(Panel(x, y, side, side, (), _ellipses(representation, points), marks, title, gap))
+        panels.append(Panel(x, y, side, side, (), marks, title, gap))
     return Figure(representation.title, representation.subtitle, [Row("", panels, columns=columns)])
 
 
-def _ellipses(representation: Representation, points: Points2) -> list[Line]:
+def _ellipses(representation: Representation, points: Points2) -> list[Marks]:
     return [
-        Line("95 % ellipses", covariance_ellipse(points[representation.of_task(task)], SHARE).outline(),
-             COLOURS[task % len(COLOURS)], filled=True)
+        Marks("95 % ellipses", covariance_ellipse(points[representation.of_task(task)], SHARE).outline(),
+              COLOURS[task % len(COLOURS)], dash="solid", filled=True)
         for task in range(len(representation.file.tasks))
     ]  # fmt: skip
 
 
-def _ranges(representation: Representation) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Of each panel, of equal length in both coordinates; the same for all in a unified space."""
-    boxes = []
-    for points in representation.coordinates:
-        shown = np.concatenate([points, *(line.places for line in _ellipses(representation, points))])
-        boxes.append((shown.min(axis=0), shown.max(axis=0)))
+def _ranges(representation: Representation) -> list[list[tuple[float, float]]]:
+    """Of each panel in both coordinates, of equal length; the same for all in a unified space."""
+    shown = [
+        np.concatenate([points, *(line.places for line in _ellipses(representation, points))])
+        for points in representation.coordinates
+    ]
     if representation.unified:
-        low = np.min([low for low, _ in boxes], axis=0)
-        boxes = [(low, np.max([high for _, high in boxes], axis=0))] * len(boxes)
-    return [_square(low, high) for low, high in boxes]
-
-
-def _square(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[tuple[float, float], tuple[float, float]]:
-    middle, half = (low + high) / 2, float((high - low).max()) * (0.5 + MARGIN) or 1.0
-    return ((float(middle[0] - half), float(middle[0] + half)), (float(middle[1] - half), float(middle[1] + half)))
+        shown = [np.concatenate(shown)] * len(shown)
+    found = []
+    for points in shown:
+        low, high = points.min(axis=0), points.max(axis=0)
+        half = float((high - low).max()) * (0.5 + MARGIN) or 1.0
+        found.append([(middle - half, middle + half) for middle in ((low + high) / 2).tolist()])
+    return found
 
 
 def _told(model: RepresentedModel) -> str:

@@ -8,27 +8,23 @@ from typing import TYPE_CHECKING
 from trace_transfer.data.show import example_lines
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.files import size
-from trace_transfer.terminal import Page, drawn
+from trace_transfer.terminal import Page, as_text
 from trace_transfer.terminal_pictures import model_line
 from trace_transfer.training.records import StreamFile
 
 if TYPE_CHECKING:
-    from trace_transfer.engine.estimates import Estimate
     from trace_transfer.training.stream_plan import StreamPlan
     from trace_transfer.training.streaming import Streamed
 
 
-def render_stream_plan(plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> str:
-    """What will train, on what, with how much memory, time and disk: text as wide as the terminal.
+@as_text
+def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> None:
+    """What will train, on what, with how much memory, time and disk.
 
     Args:
         disk: bytes wanted in all (`needed_space`).
         more: notes beside those of the plan.
     """
-    return drawn(lambda page: _draw_plan(plan, disk, more, page))
-
-
-def _draw_plan(plan: StreamPlan, disk: int, more: Sequence[str], page: Page) -> None:
     train, base = plan.settings.train, plan.base.identity
     page.line(
         f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} elements; method "
@@ -50,63 +46,39 @@ def _draw_plan(plan: StreamPlan, disk: int, more: Sequence[str], page: Page) -> 
     if plan.finished:
         page.line(f"finished before: {', '.join(stage.label for stage in plan.finished)}")
     estimates = [plan.estimate(number) for number in range(len(plan.stages))]
+    offloaded = any(one.host for one in estimates)
+    trained, memory = [], []
+    for stage, one in zip(plan.stages, estimates, strict=True):
+        # Of all epochs, as in the record of what was trained.
+        tokens = train.epochs * sum(len(example.input_ids) for example in stage.data.examples)
+        trained.append((stage.label, len(stage.data.examples), tokens, one.num_steps, one.num_parameters,
+                        one.num_elements, f"{one.share:.2%}"))  # fmt: skip
+        sizes = (one.parameters, one.gradients, one.optimizer, one.activations, one.buffers, *[one.host] * offloaded)
+        memory.append((stage.label, *map(size, (*sizes, one.checkpoint, one.patch))))
     page.line()
-    _draw_training(plan, estimates, page)
+    page.table(("stage", "examples", "tokens", "steps", "tensors", "elements", "share"), trained, "What trains")
     page.line()
-    _draw_memory(plan, estimates, page)
+    headings = ("stage", "parameters", "gradients", "optimizer", "activations", "buffers", *["on CPU"] * offloaded)
+    page.table((*headings, "checkpoint", "patch"), memory, "Memory of each process, and files (estimates)")
     page.line()
     notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
-    for note in dict.fromkeys((*notes, *(note for estimate in estimates for note in estimate.notes))):
-        page.line(f"- {note}")
+    notes += [note for estimate in estimates for note in estimate.notes]
+    page.lines(f"- {note}" for note in dict.fromkeys(notes))
     page.line(f"disk: about {size(disk)} for all of it, the tuned model included")
-    for text in example_lines(stage.data for stage in plan.stages):
-        page.line(text)
+    page.lines(example_lines(stage.data for stage in plan.stages))
 
 
-def _draw_training(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
-    """Tokens and steps are those of all epochs, as in the record of what was trained."""
-    epochs = plan.settings.train.epochs
-    page.line("What trains", "bold")
-    page.table(
-        _columns("stage", "examples", "tokens", "steps", "tensors", "elements", "share"),
-        (
-            (stage.label, f"{len(stage.data.examples):,}",
-             f"{epochs * sum(len(one.input_ids) for one in stage.data.examples):,}", f"{estimate.num_steps:,}",
-             f"{estimate.num_parameters:,}", f"{estimate.num_elements:,}", f"{estimate.share:.2%}")
-            for stage, estimate in zip(plan.stages, estimates, strict=True)
-        ),
-    )  # fmt: skip
-
-
-def _draw_memory(plan: StreamPlan, estimates: list[Estimate], page: Page) -> None:
-    offloaded = any(one.host for one in estimates)
-    page.line("Memory of each process, and files (estimates)", "bold")
-    headings = ["stage", "parameters", "gradients", "optimizer", "activations", "buffers"]
-    rows = []
-    for stage, one in zip(plan.stages, estimates, strict=True):
-        memory = [one.parameters, one.gradients, one.optimizer, one.activations, one.buffers]
-        sizes = [*memory, *([one.host] if offloaded else []), one.checkpoint, one.patch]
-        rows.append((stage.label, *map(size, sizes)))
-    page.table(_columns(*headings, *(["on CPU"] if offloaded else []), "checkpoint", "patch"), rows)
-
-
-def _columns(first: str, *others: str) -> list[tuple[str, str]]:
-    return [(first, "left"), *((heading, "right") for heading in others)]
-
-
-def draw_stream(record: StreamFile, page: Page) -> None:
-    """The finished stages of a stream, within a page's width."""
-    page.line(f"Stages ({record.settings['method']}) of {model_line(record.model)}", "bold")
+def draw_stream(page: Page, record: StreamFile) -> None:
+    """The finished stages of a stream."""
     total = record.model.num_elements
-    page.table(
-        _columns("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share"),
-        (
-            (stage.label, f"{stage.num_examples:,}", f"{stage.num_steps:,}", f"{stage.tokens:,}",
-             f"{stage.losses[0]:.3f} → {stage.losses[-1]:.3f}", f"{stage.num_parameters:,}",
-             f"{stage.num_elements:,}", f"{stage.num_elements / total:.2%}")
-            for stage in record.stages
-        ),
-    )  # fmt: skip
+    rows = [
+        (stage.label, stage.num_examples, stage.num_steps, stage.tokens,
+         f"{stage.losses[0]:.3f} → {stage.losses[-1]:.3f}", stage.num_parameters, stage.num_elements,
+         f"{stage.num_elements / total:.2%}")
+        for stage in record.stages
+    ]  # fmt: skip
+    title = f"Stages ({record.settings['method']}) of {model_line(record.model)}"
+    page.table(("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share"), rows, title)
     for stage in record.stages:
         if stage.evaluations:
             lowest = min(stage.evaluations, key=lambda one: one.loss)
@@ -118,19 +90,15 @@ def draw_stream(record: StreamFile, page: Page) -> None:
         page.line(f"{len(record.stages)} of {record.num_stages} stages are finished; the same command goes on")
 
 
-def render_streamed(done: Streamed) -> str:
-    """Stages, proof and files as text as wide as the terminal."""
-    return drawn(lambda page: _draw_streamed(done, page))
-
-
-def _draw_streamed(done: Streamed, page: Page) -> None:
-    draw_stream(done.record, page)
-    total, found = done.record.model.num_elements, done.verification
-    page.line()
-    frozen = sum(tensor.frozen for tensor in found.parameters)
-    page.line(f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's")
-    if found.unmoved:
-        page.line(f"! {len(found.unmoved)} trained tensors did not move:")
-        for tensor in found.unmoved[:MAX_LISTED]:
-            page.line(f"  {tensor.name}")
+@as_text
+def render_streamed(page: Page, done: Streamed) -> None:
+    """Stages, proof and files."""
+    draw_stream(page, done.record)
+    unmoved = done.verification.unmoved
+    frozen = sum(tensor.frozen for tensor in done.verification.parameters)
+    total = done.record.model.num_elements
+    page.lines(("", f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's"))
+    if unmoved:
+        page.line(f"! {len(unmoved)} trained tensors did not move:")
+        page.lines(f"  {tensor.name}" for tensor in unmoved[:MAX_LISTED])
     page.written(done.files)

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer import figures
-from trace_transfer.figures import Axis, Cells, Figure, Line, Pair, Panel, Points, Row, colour_range, shortened
+from trace_transfer.errors import ArtefactError
+from trace_transfer.figures import Axis, Cells, Figure, Marks, Pair, Panel, Row, colour_range, shortened
 from trace_transfer.pages import escaped
-from trace_transfer.transfer.records import LayerPair
+from trace_transfer.transfer.records import LayerMatch, LayerPair
 
 WIDTH, HEIGHT, SMALLEST_WIDTH, SMALLEST_HEIGHT, LARGEST_CELL = 1010, 490, 400, 190, 80  # px of all cells, of a cell
-TITLE_LENGTH = 56  # characters of both names
+TITLE_LENGTH = 28  # characters of each name
 DESCRIPTIONS = {"stream": "stream: the state after each layer", "update": "update: what each layer adds"}
 CAPTION = (
     "Each cell compares one layer of {source} (row) with one layer of {target} (column) on the same texts. CKA is 1 "
@@ -33,12 +34,10 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class View:
-    """One similarity matrix and the pairs chosen in it.
+    """One similarity matrix [source layers, target layers] and the pairs chosen in it.
 
-    `name` is the representation ("update" or "stream"); `similarity` is float64 [source layers, target layers], NaN for
-    a degenerate layer; `pairs` are the chosen (source, target), possibly many-to-many; `runner_ups` are the best
-    alternatives to them; `margins` are those of the chosen pairs; `used` is true for what the match was made with;
-    `ambiguous` are the chosen pairs that other texts often choose otherwise.
+    `similarity` is NaN for a degenerate layer; `pairs` are the chosen (source, target), possibly many-to-many; the
+    match was made with the `used` view; `ambiguous` are the chosen pairs that other texts often choose otherwise.
     """
 
     name: str
@@ -65,15 +64,8 @@ class Heatmap:
     subtitle: str
     verdict: str = ""
 
-    def __post_init__(self) -> None:
-        shapes = {view.similarity.shape for view in self.views}
-        if len(shapes) != 1 or sum(view.used for view in self.views) != 1:
-            found = [(view.name, view.similarity.shape, view.used) for view in self.views]
-            raise ValueError(f"a heatmap needs views of one shape, one of them used; found {found}")
-
     @property
     def used(self) -> View:
-        """The view that the match was made with."""
         return next(view for view in self.views if view.used)
 
 
@@ -90,6 +82,28 @@ def view_of(
     )  # fmt: skip
 
 
+def read_similarity(file: Path, match: LayerMatch) -> NDArray[np.float64]:
+    """The matrix of a match, from the file beside it.
+
+    Raises:
+        ArtefactError: the file has none, or one of other models.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    expected = [match.source.num_layers, match.target.num_layers]
+    try:
+        with safe_open(file, framework="np") as tensors:
+            matrix: NDArray[np.float64] = tensors.get_tensor("similarity")
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"{file}: holds no readable tensor 'similarity' ({error}); run the match again") from error
+    if list(matrix.shape) != expected:
+        raise ArtefactError(
+            f"{file}: 'similarity' is {list(matrix.shape)}, but the layer match is of {expected} layers; "
+            "the two files are not of one run"
+        )
+    return matrix.astype(np.float64)
+
+
 def write_png(path: Path, heatmap: Heatmap) -> None:
     """Draw the used view as a PNG."""
     figures.write_png(path, figure_of(heatmap))
@@ -97,32 +111,23 @@ def write_png(path: Path, heatmap: Heatmap) -> None:
 
 def figure_of(heatmap: Heatmap) -> Figure:
     """The used view as a figure."""
-    view = heatmap.used
-    subtitle = ", ".join(filter(None, (heatmap.subtitle, view.name)))
-    title, lines = _title(heatmap, TITLE_LENGTH), _below_title(heatmap, subtitle)
-    return Figure(title, *lines[:1], [row(heatmap, view)], *lines[1:], no_value="no value")
+    subtitle = ", ".join(filter(None, (heatmap.subtitle, heatmap.used.name)))
+    return _figure(heatmap, [heatmap.used], subtitle, TITLE_LENGTH)
 
 
 def write_html(path: Path, heatmap: Heatmap) -> None:
     """Write the interactive page: all views, of which the used one is shown first."""
     views = sorted(heatmap.views, key=lambda view: not view.used)
-    lines = _below_title(heatmap, heatmap.subtitle)
-    figure = Figure(_title(heatmap), *lines[:1], [row(heatmap, view) for view in views], *lines[1:])
     caption = CAPTION.format(source=escaped(heatmap.source_name), target=escaped(heatmap.target_name))
-    figures.write_html(path, figure, caption)
+    figures.write_html(path, _figure(heatmap, views, heatmap.subtitle), caption)
 
 
-def _below_title(heatmap: Heatmap, subtitle: str) -> tuple[str, str]:
-    """What stands below the title and what below the figure: the verdict comes first."""
-    return (heatmap.verdict, subtitle) if heatmap.verdict else (subtitle, "")
-
-
-def _title(heatmap: Heatmap, length: int = 10_000) -> str:
-    """With both names shortened to `length` characters together, the longer one first."""
-    source, target = heatmap.source_name, heatmap.target_name
-    source = shortened(source, max(length // 2, length - len(target)))
-    target = shortened(target, max(length // 2, length - len(source)))
-    return f"Layer match: {source} → {target}"
+def _figure(heatmap: Heatmap, views: Sequence[View], subtitle: str, length: int = 10_000) -> Figure:
+    """The verdict comes first; names have at most that many characters."""
+    above, *below = filter(None, (heatmap.verdict, subtitle))
+    names = (shortened(name, length) for name in (heatmap.source_name, heatmap.target_name))
+    rows = [row(heatmap, view) for view in views]
+    return Figure(f"Layer match: {' → '.join(names)}", above, rows, "".join(below), no_value="no value")
 
 
 def row(heatmap: Heatmap, view: View) -> Row:
@@ -133,17 +138,17 @@ def row(heatmap: Heatmap, view: View) -> Row:
     size = min(max(min(width / num_target, height / num_source) * 0.5, 5), 12)
     ends = (-0.5, num_target - 0.5), (-0.5, num_source - 0.5)
     cells = Cells(view.similarity, _texts(view), np.ones(view.similarity.shape, bool), *ends)
+    sure = [pair for pair in view.pairs if pair not in view.ambiguous]
     marks = [
-        Points("runner-up", _places(view.other_runner_ups), 0.9 * size, symbol="diamond", opacity=0.6),
-        Points("matched pair", _places([pair for pair in view.pairs if pair not in view.ambiguous]), size),
-        Points("ambiguous pair", _places(sorted(view.ambiguous)), size, hollow=True),
+        Marks("equal depth", np.array([[0, 0], [num_target - 1, num_source - 1]], float), dash="5px,5px"),
+        Marks("runner-up", _places(view.other_runner_ups), sizes=0.9 * size, symbol="diamond", opacity=0.6),
+        Marks("matched pair", _places(sure), sizes=size),
+        Marks("ambiguous pair", _places(sorted(view.ambiguous)), sizes=size, hollow=True),
     ]
-    depth = np.array([[0, 0], [num_target - 1, num_source - 1]], float)
     panel = Panel(
         Axis(*ends[0], _axis_title("target", heatmap.target_name, int(width / figures.CHARACTER))),
         Axis(*ends[1], _axis_title("source", heatmap.source_name, int(height / figures.CHARACTER))),
-        width, height, [cells], [Line("equal depth", depth, "#ffffff", dashed=True)],
-        [points for points in marks if len(points.places)],
+        width, height, [cells], [one for one in marks if len(one.places)],
     )  # fmt: skip
     name = DESCRIPTIONS.get(view.name, view.name)
     if len(heatmap.views) > 1 and view.used:
