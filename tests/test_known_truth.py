@@ -68,10 +68,7 @@ def texts(tmp_path_factory):
 
 def found_layers(result, truth):
     """How many source layers got their true partner."""
-    pairs = {(p.source, p.target) for p in result.match.pairs}
-    if result.match.by_target:
-        return sum((s, t) in pairs for s, t in enumerate(truth))
-    return sum(dict(pairs).get(s) == t for s, t in enumerate(truth))
+    return len({(p.source, p.target) for p in result.match.pairs} & set(enumerate(truth)))
 
 
 def true_margin(result, truth):
@@ -92,10 +89,10 @@ def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
 @pytest.mark.slow
 def test_thirty_layers_default_update_and_paper(smollm2, texts, tmp_path, capsys):
     truth = disguise(smollm2, tmp_path / "copy", family="qwen2", insert=3, seed=0)
+    ways = {"default": {}, "update": {"representation": "update"}, "paper": {"profile": "paper"}}
     results = {
-        "default": map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "default"),
-        "update": map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "update", representation="update"),
-        "paper": map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / "paper", profile="paper"),
+        name: map_models(smollm2, tmp_path / "copy", probe=texts, out=tmp_path / name, **given)
+        for name, given in ways.items()
     }
     margin = {name: true_margin(result, truth) for name, result in results.items()}
     with capsys.disabled():

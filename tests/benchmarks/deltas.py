@@ -5,17 +5,13 @@ from the page cache first, so that the disk is read; warm: they are in it.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.streaming import watched, write_checkpoint
-from tests.benchmarks.table import is_small, show
+from tests.benchmarks.streaming import write_checkpoint
+from tests.benchmarks.table import in_child, is_small, race, seconds, show, watched
 
 FULL = {"num_hidden_layers": 12, "hidden_size": 1536, "intermediate_size": 6144, "vocab_size": 65536}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 384, "intermediate_size": 1024, "vocab_size": 8000}
@@ -78,20 +74,14 @@ def evict(folder: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measured(way: str, folder: Path, cold: bool) -> dict[str, float]:
+def measured(way: str, place: str, cache: str) -> dict[str, float]:
+    folder = Path(place)
     opened(folder)  # imports are not what is measured
-    if cold:
+    if cache == "cold":
         evict(folder)
     with watched() as peak:
-        start = time.perf_counter()
-        WAYS[way](folder)
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "own": peak.own}
-
-
-def in_child(way: str, folder: Path, cold: bool) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.deltas", "--child", way, str(folder), "cold" if cold else "warm"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        wall = seconds(lambda: WAYS[way](folder))
+    return {"seconds": wall, "own": peak.own}
 
 
 def main() -> None:
@@ -103,12 +93,12 @@ def main() -> None:
             (folder / name).mkdir()
             write_checkpoint(folder / name, sizes, seed)
         on_disk = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
-        for cold in (True, False):
-            found = {way: [in_child(way, folder, cold) for _ in range(times)] for way, times in TIMES.items()}
+        for cache in ("cold", "warm"):
+            found = {way: [in_child("deltas", way, folder, cache) for _ in range(n)] for way, n in TIMES.items()}
             middle = {way: median(one["seconds"] for one in runs) for way, runs in found.items()}
             rows += [
                 (
-                    f"{way}, {'cold' if cold else 'warm'}", f"{middle[way]:.2f}", f"{on_disk / middle[way] / 1e9:.2f}",
+                    f"{way}, {cache}", f"{middle[way]:.2f}", f"{on_disk / middle[way] / 1e9:.2f}",
                     f"{middle['bare read'] / middle[way]:.2f}", f"{max(one['own'] for one in runs) / 1e6:,.0f} MB",
                 )
                 for way, runs in found.items()
@@ -122,7 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(measured(sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "cold")))
-    else:
-        main()
+    race(main, measured)

@@ -3,26 +3,19 @@
 A random Qwen2 of 1.5 billion parameters (the shape of Qwen2.5-1.5B) is written to a temporary directory, shard by shard
 and never whole in memory. Three children follow: the pass with the Gram consumer, an ordinary `from_pretrained` with
 one forward pass, and the pass's matrix products alone. Memory is counted above what the imports take; `own` leaves
-out pages of mapped files, which the kernel can drop at any time. A fourth child makes the disk as slow as the machine
-computes, and compares the pass with reading alone and with computing alone.
+out pages of mapped files, which the kernel can drop at any time.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tests.benchmarks.table import is_small, show
+from tests.benchmarks.table import in_child, is_small, race, show, watched
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 
 NUM_TEXTS, NUM_TOKENS, BATCH_SIZE = 32, 64, 16
@@ -66,70 +59,17 @@ def draw_ids(vocab_size: int) -> torch.Tensor:
     return torch.randint(0, vocab_size, (NUM_TEXTS, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-@dataclass
-class Memory:
-    """Peaks in bytes above the start: `resident` with pages of mapped files, `own` without them."""
-
-    resident: int = 0
-    own: int = 0
-
-
-class watched:  # noqa: N801 (used like a function)
-    """Sample this process's memory while a block runs."""
-
-    def __enter__(self) -> Memory:
-        self.start, self.peak, self.running = self._now(), Memory(), True
-        self.thread = threading.Thread(target=self._sample, daemon=True)
-        self.thread.start()
-        return self.peak
-
-    def __exit__(self, *_: object) -> None:
-        self.running = False
-        self.thread.join()
-        # Not ru_maxrss: a child inherits that from the process that started it.
-        self.peak.resident = self._now()["VmHWM"] - self.start["VmRSS"]
-
-    def _sample(self) -> None:
-        while self.running:
-            now = self._now()
-            self.peak.own = max(self.peak.own, now["RssAnon"] - self.start["RssAnon"])
-            time.sleep(0.002)
-
-    @staticmethod
-    def _now() -> dict[str, int]:
-        lines = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
-        return {name: int(value.split()[0]) * 1024 for name, _, value in lines if name in ("VmRSS", "VmHWM", "RssAnon")}
-
-
 def streamed(directory: Path) -> dict[str, float]:
     """Ours: every layer's rows packed into Gram matrices, one weight after another."""
-    from transformers import AutoModelForCausalLM  # noqa: F401 (imports are not counted)
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401 (imports are not counted)
     from transformers.core_model_loading import convert_and_load_state_dict_in_model  # noqa: F401
     from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
-
-    import trace_transfer.transfer.probing  # noqa: F401
-
-    checkpoint = SafetensorsCheckpoint(directory)
-    with watched() as peak:
-        wall = one_pass(directory, checkpoint)
-    return {
-        "seconds": wall,
-        "resident": peak.resident,
-        "own": peak.own,
-        "read": checkpoint.bytes_read,
-        "on_disk": checkpoint.num_bytes,
-    }
-
-
-def one_pass(directory: Path, checkpoint: SafetensorsCheckpoint) -> float:
-    """Seconds of `read_layers` with Gram matrices of all layers."""
-    from transformers import AutoConfig
 
     from trace_transfer.data.probe import Reading
     from trace_transfer.transfer.probing import LayerRows, read_layers
     from trace_transfer.transfer.similarity import pack_layer, packed_length
 
-    config = AutoConfig.from_pretrained(directory)
+    checkpoint, config = SafetensorsCheckpoint(directory), AutoConfig.from_pretrained(directory)
     places = torch.linspace(1, NUM_TOKENS - 1, NUM_MINIBATCHES).long().repeat_interleave(NUM_TEXTS)
     texts_R = torch.arange(NUM_TEXTS).repeat(NUM_MINIBATCHES)
     ids = tuple(map(tuple, draw_ids(config.vocab_size).tolist()))
@@ -141,58 +81,15 @@ def one_pass(directory: Path, checkpoint: SafetensorsCheckpoint) -> float:
         pack_layer(rows.update, sizes, packed_LP[rows.layer])
 
     start = time.perf_counter()
-    read_layers(config, checkpoint, "model.layers", reading, texts_R, consume, name="random", batch_size=BATCH_SIZE)
-    return time.perf_counter() - start
-
-
-class SlowDisk(SafetensorsCheckpoint):
-    """A checkpoint whose bytes come at a rate."""
-
-    rate = math.inf
-
-    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        for key, tensor in super()._read(keys):
-            time.sleep(tensor.nbytes / self.rate)
-            yield key, tensor
-
-
-class OneAfterTheOther:
-    """In the place of the thread that reads: reads when it is told to, and counts the seconds."""
-
-    seconds = 0.0
-
-    def __init__(self, max_workers: int) -> None: ...
-
-    def __enter__(self) -> OneAfterTheOther:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def submit(self, function: Callable[..., None], *given: object) -> OneAfterTheOther:
-        start = time.perf_counter()
-        function(*given)
-        OneAfterTheOther.seconds += time.perf_counter() - start
-        return self
-
-    def result(self) -> None: ...
-
-
-def overlap(directory: Path) -> dict[str, float]:
-    """Reading alone, computing alone, and both at once, from a disk for which the first two take as long."""
-    from unittest.mock import patch
-
-    def apart(rate: float) -> tuple[float, float]:
-        checkpoint, OneAfterTheOther.seconds = SlowDisk(directory), 0.0
-        checkpoint.rate = rate
-        with patch("trace_transfer.transfer.probing.ThreadPoolExecutor", OneAfterTheOther):
-            whole = one_pass(directory, checkpoint)
-        return OneAfterTheOther.seconds, whole - OneAfterTheOther.seconds
-
-    reading, computing = apart(math.inf)
-    checkpoint = SlowDisk(directory)
-    checkpoint.rate = checkpoint.num_bytes / max(computing - reading, 1e-9)
-    reading, computing = apart(checkpoint.rate)
-    return {"seconds": one_pass(directory, checkpoint), "reading": reading, "computing": computing}
+    with watched() as peak:
+        read_layers(config, checkpoint, "model.layers", reading, texts_R, consume, name="random", batch_size=BATCH_SIZE)
+    return {
+        "seconds": time.perf_counter() - start,
+        "resident": peak.resident,
+        "own": peak.own,
+        "read": checkpoint.bytes_read,
+        "on_disk": checkpoint.num_bytes,
+    }
 
 
 @torch.no_grad()
@@ -224,13 +121,11 @@ def products(directory: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start}
 
 
-WAYS = {"streamed": streamed, "ordinary": ordinary, "products": products, "overlap": overlap}
+WAYS = {"streamed": streamed, "ordinary": ordinary, "products": products}
 
 
-def in_child(way: str, directory: Path) -> dict[str, float]:
-    """Run one way in a process of its own and read its numbers."""
-    command = [sys.executable, "-m", "tests.benchmarks.streaming", "--child", way, str(directory)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def measured(way: str, directory: str) -> dict[str, float]:
+    return WAYS[way](Path(directory))
 
 
 def main() -> None:
@@ -238,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         write_checkpoint(directory, sizes)
-        ours, whole, bare, both = (in_child(way, directory) for way in WAYS)
+        ours, whole, bare = (in_child("streaming", way, directory) for way in WAYS)
     on_disk = ours["on_disk"]
 
     def row(name: str, found: dict[str, float]) -> tuple[str, ...]:
@@ -259,15 +154,7 @@ def main() -> None:
     )
     print(f"bytes read: {ours['read']:,.0f} of {on_disk:,.0f} ({ours['read'] / on_disk:.1%}); goal: each at most once")
     print("memory in parentheses: share of the weights on disk; goal for layer by layer: below a quarter")
-    longer = max(both["reading"], both["computing"])
-    print(
-        f"slow disk: reading alone {both['reading']:.1f} s, computing alone {both['computing']:.1f} s, the pass "
-        f"{both['seconds']:.1f} s: {both['seconds'] / longer:.3f} x the longer; goal 1.05"
-    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(WAYS[sys.argv[2]](Path(sys.argv[3]))))
-    else:
-        main()
+    race(main, measured)

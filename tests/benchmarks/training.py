@@ -9,8 +9,6 @@ memory above that of the loaded model (pages of its own).
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.table import is_small, show
+from tests.benchmarks.table import in_child, is_small, race, show, watched
 
 WAYS = {
     "full": "full", "lora": "LoRA, rank 8", "masked": "core set of 5 %", "rows": "5 % of the rows",
@@ -176,11 +174,10 @@ def trl(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, fl
     return {"loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)}
 
 
-def measure(way: str, size: str) -> None:
-    """Train a little in one way and print what it took, as JSON."""
+def measured(way: str, size: str) -> dict[str, float]:
+    """Train a little in one way: what it took."""
     import torch
 
-    from tests.benchmarks.streaming import watched
     from trace_transfer.engine.batches import plan
     from trace_transfer.engine.loading import BaseModel
     from trace_transfer.engine.settings import TrainSettings
@@ -197,27 +194,17 @@ def measure(way: str, size: str) -> None:
     assert len(clock.moments) == len(steps)
     found["seconds"] = (clock.moments[-1] - clock.moments[0]) / supervised
     found["memory"] = memory.own + before - clock.loaded
-    print(json.dumps(found))
+    return found
 
 
 def memory_now() -> int:
     """Bytes of the process's own pages."""
-    from tests.benchmarks.streaming import watched
-
-    return watched._now()["RssAnon"]
-
-
-def run(way: str, size: str) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.training", "measure", way, size]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return watched.now()["RssAnon"]
 
 
 def main() -> None:
     size = "small" if is_small(__doc__.splitlines()[0]) else "full"
-    found = {way: run(way, size) for way in WAYS}
+    found = {way: in_child("training", way, size) for way in WAYS}
 
     def row(way: str) -> list[str]:
         one = found[way]
@@ -235,7 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["measure"]:
-        measure(" ".join(sys.argv[2:-1]), sys.argv[-1])
-    else:
-        main()
+    race(main, measured)

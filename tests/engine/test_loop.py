@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.engine.made_up import make_task, run, settings
-from tests.reference.train_loop import train_slowly
+from tests.reference.masked_loop import train_masked_slowly
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine import checkpointing
@@ -51,7 +51,7 @@ class Notes:
 
 def twin(model, data, **options):
     chosen = settings(**options)
-    return train_slowly(model, [list(batch.examples) for batch in plan(data, chosen).batches()], chosen)
+    return train_masked_slowly(model, [list(batch.examples) for batch in plan(data, chosen).batches()], chosen)
 
 
 def differing(values, others):
@@ -151,7 +151,7 @@ def test_only_what_is_trainable_moves(tiny, tmp_path, monkeypatch, zero):
         assert differing(frozen, {name: value for name, value in base.items() if name not in MASK}) == []
     chosen = settings(weight_decay=0.1)
     steps = [list(batch.examples) for batch in plan(make_task(), chosen).batches()]
-    _, _, weights = train_slowly(tiny("llama"), steps, chosen, MASK.__contains__)
+    _, _, weights = train_masked_slowly(tiny("llama"), steps, chosen, Mask(dict.fromkeys(MASK)))
     for name in MASK:
         torch.testing.assert_close(values[name], weights[name], rtol=0, atol=1e-5, msg=name)
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.engine.made_up import make_task, run, settings
 from tests.engine.two_ranks import CASES, HELD_OUT, RESUMED, TRAINED
-from tests.reference.train_loop import train_slowly
+from tests.reference.masked_loop import train_masked_slowly
+from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.batches import plan
 from trace_transfer.engine.held_out import read_csv
 
@@ -50,7 +51,7 @@ def results(out) -> dict:
 @pytest.fixture(scope="module")
 def slow(model):
     steps = plan(make_task(), settings(epochs=2))
-    return train_slowly(model, [list(batch.examples) for batch in steps.batches()], settings(epochs=2))
+    return train_masked_slowly(model, [list(batch.examples) for batch in steps.batches()], settings(epochs=2))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,7 +102,7 @@ def test_evaluated_as_by_one_process(model, out, tmp_path):
 def test_masked_with_a_rank_that_has_nothing_to_do(out, model):
     chosen = settings(weight_decay=0.1)
     steps = [list(batch.examples) for batch in plan(make_task(9), chosen).batches()]
-    _, _, weights = train_slowly(model, steps, chosen, TRAINED.__contains__)
+    _, _, weights = train_masked_slowly(model, steps, chosen, Mask(dict.fromkeys(TRAINED)))
     values = load_file(out / "masked.safetensors")
     assert values.keys() == set(TRAINED)
     for name, value in values.items():

@@ -254,7 +254,7 @@ def main() -> None:
             f"{read / seconds / 1e9:.2f} GB/s, {read / seconds / machine['copying']:.0%} of copying alone"
         )
         print(f"CKA in bfloat16: differs by {cka_error(directory, size, device):.1e} at most")
-        of = fisher(directory, size, device, dtype)
+        of = fisher(directory, size, device, torch.float32)
         print(
             f"Fisher information of 16 texts: {of['fisher']:.2f} s, {of['fisher'] / of['ordinary']:.2f} of a backward "
             f"pass; {of['fisher bytes'] / 1e9:.2f} GB above the model, {of['fisher bytes'] / of['ordinary bytes']:.2f}"

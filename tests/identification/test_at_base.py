@@ -62,7 +62,7 @@ def by_loop(tiny, tasks):
     """Task → tensor → mean gradient and mean squared gradient, by the loop."""
     opened = open_model(tiny("qwen2"), load_families())
     model = AutoModelForCausalLM.from_pretrained(tiny("qwen2"), dtype=torch.float64)
-    data = {task.task: draw(task, 3, 0) for task in read_tasks(opened, tasks, 1024, "cut", 0)}
+    data = {task.task: draw(task.examples, 3, 0) for task in read_tasks(opened, tasks, 1024, "cut", 0)}
     return {task: gradients_by_loop(model, [[example] for example in examples]) for task, examples in data.items()}
 
 

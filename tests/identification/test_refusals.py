@@ -1,127 +1,155 @@
-"""What goes wrong in `identify`, through the real command: one message, exit code 2, no traceback, nothing lost."""
+"""What goes wrong in `identify`, through the real commands: one message, exit code 2, no traceback, nothing lost."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
 import torch
-from click.testing import CliRunner
 
+from tests.commands import done, refused, run
 from tests.task_files import write_tasks
-from trace_transfer.cli import main
+from tests.tuned_models import tuned_copy
 from trace_transfer.files import DiskFullError
-from trace_transfer.formats import read_any
 from trace_transfer.identification import deltas
-from trace_transfer.identification.records import WarmStartFile
+
+SIZES = {"math": 8, "code": 8}
+FAST = ("--batch-size", 4)
 
 
 @pytest.fixture
 def tasks(tmp_path):
-    return write_tasks(tmp_path / "tasks", {"math": 8, "code": 8})
-
-
-class Identifying:
-    """The command on a tiny model, one thing of it wrong."""
-
-    def __init__(self, model, tasks, out):
-        self.arguments = ["identify", model, "--tasks", tasks, "--batch-size", 4, "--out", out]
-        self.out = out
-
-    def run(self, *more):
-        return CliRunner().invoke(main, [str(one) for one in (*self.arguments, *more)])
-
-    def refused(self, *more) -> str:
-        result = self.run(*more)
-        assert result.exit_code == 2, result.output
-        assert isinstance(result.exception, SystemExit)
-        assert result.stdout == ""
-        assert "Traceback" not in result.stderr
-        assert result.stderr.lower().count("error: ") == 1
-        assert not self.out.is_dir() or not list(self.out.rglob("*.part"))
-        return " ".join(result.stderr.partition("rror: ")[2].split())
+    return write_tasks(tmp_path / "tasks", SIZES)
 
 
 @pytest.fixture
-def identifying(tiny, tasks, tmp_path) -> Identifying:
-    return Identifying(tiny("llama"), tasks, tmp_path / "out")
+def command(tiny, tasks, tmp_path):
+    return ("identify", tiny("llama"), "--tasks", tasks, *FAST, "--out", tmp_path / "out")
 
 
-def nothing_was_written(identifying):
-    return not identifying.out.exists()
+def message(*arguments):
+    return " ".join(refused(*arguments).split())
 
 
-# ---- tasks
+# ---- before anything is begun
+
+WRONG = {
+    "a single task": (
+        ["--method", "cs", "--tasks", "{alone}"],
+        "cs compares tasks and needs at least 2",
+    ),
+    "no replicates": (["--method", "cs", "--cosine", "corrected"], "of two replicates of every task: --replicates 2"),
+    "no component": (["--exclude", "query"], "no such components"),
+    "no task of that name": (["--tuned", "maths={base}"], "that --tuned names: maths (it has math, code)"),
+    "a short model": (["{short}"], "longer than the 16 tokens which llama was made for; give --max-length 16"),
+    "a tracker": (["--track", "tensorbord"], "tensorbord: no tracker of this name; did you mean tensorboard?"),
+    "DeepSpeed": (["--deepspeed", "{zero3}", "--dry-run"], "zero_optimization.stage: 3 there, 0 by --zero"),
+    "no GPU": (["--device", "cuda"], "--device cuda: not available here ("),
+    "no GPU, dry": (["--device", "cuda", "--dry-run"], "--device cuda: not available here ("),
+}
 
 
-def test_a_single_task_with_cs(identifying, tasks):
-    tasks.write_text("tasks:\n- {name: math, data: math.jsonl}\n")
-    assert "cs compares tasks and needs at least 2, found 1: math" in identifying.refused("--method", "cs")
-    assert nothing_was_written(identifying)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_identified_is_told_and_nothing_is_written(wrong, tiny, command, tmp_path):
+    if "GPU" in wrong and torch.cuda.is_available():
+        pytest.skip("there is one")
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}}')
+    short = tiny("llama", max_position_embeddings=16)
+    places = {"base": tiny("llama"), "short": short, "zero3": tmp_path / "ds.json", "alone": tmp_path / "alone.yaml"}
+    places["alone"].write_text("tasks:\n- {name: math, data: tasks/math.jsonl}\n")
+    more, told = WRONG[wrong]
+    more = [text.format(**places) for text in more]
+    arguments = (command[0], *more, *command[2:]) if "short" in wrong else (*command, *more)
+    assert told in message(*arguments)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_of_another_model(identifying, copy_of, tasks, tmp_path):
+def test_a_tokenizer_of_another_model(copy_of, command):
     from tests.tiny_models import build_tokenizer
 
     model = copy_of("llama", vocab_size=300)
     build_tokenizer("prose").save_pretrained(model)
-    message = Identifying(model, tasks, tmp_path / "out").refused()
-    assert "the tokenizer belongs to another model" in message
+    assert "the tokenizer belongs to another model" in message("identify", model, *command[2:])
 
 
-def test_examples_longer_than_the_model_can_read(identifying, tiny, tasks, tmp_path):
-    short = tiny("llama", max_position_embeddings=16)
-    message = Identifying(short, tasks, tmp_path / "out").refused()
-    assert "longer than the 16 tokens which llama was made for; give --max-length 16" in message
-    assert "math: " in message
+def test_an_output_that_is_the_model(copy_of, command):
+    model = copy_of("llama")
+    files = sorted(model.iterdir())
+    assert f"{model}: is an input as well; name another --out" in message("identify", model, *command[2:-1], model)
+    assert sorted(model.iterdir()) == files
+
+
+def test_what_cannot_be_scored(tiny, tasks, tmp_path):
+    base, wider = tiny("llama"), tiny("llama", intermediate_size=64)
+    out = ("--out", tmp_path / "out")
+    assert "holds no finished warm start" in message("score", base, "--method", "l2", *out)
+    tuned = ("--tuned", f"law={tuned_copy(base, tmp_path / 'law', 1)}", "--tuned", f"math={base}")
+    assert "lf needs each task's examples" in message("score", base, *tuned, *out)
+    assert "lacks tasks to be scored: - law" in message("score", base, *tuned, "--tasks", tasks, *out)
+    others = ("--tuned", f"math={tiny('qwen2')}", "--tuned", f"law={wider}")
+    told = message("score", base, *others, "--method", "cs", *out)
+    assert "looks like another model: qwen2 with 5 layers (62 tensors), the base is llama with 4 (39)" in told
+    assert "law: model.layers.0.mlp.gate_proj.weight is [64, 48], in the base [80, 48]" in told
+    assert "math: model.layers" not in told
+
+
+# ---- what was there before
+
+
+def test_what_was_finished_is_kept_and_used_for_nothing_else(tiny, tasks, tmp_path):
+    base, out = tiny("llama"), tmp_path / "out"
+    done("warm-start", base, "--tasks", tasks, *FAST, "--out", out)
+    finished = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    told = message("warm-start", base, "--tasks", tasks, *FAST, "--epochs", 2, "--learning-rate", 1e30, "--out", out)
+    assert "holds warm starts that were made otherwise" in told
+    assert "math: epochs 1 there, 2 now" in told and "math: learning_rate 2e-05 there, 1e+30 now" in told
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == finished
+    write_tasks(tmp_path / "tasks", {**SIZES, "code": 5})
+    told = message("score", base, "--tasks", tasks, "--out", out)
+    assert "code: other examples in" in told and "math: other" not in told
+    shard = out / "warm_start" / "math" / "delta-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    told = message("score", base, "--tasks", tasks, "--out", out)
+    assert "delta-00001.safetensors: missing, cut short or damaged" in told
 
 
 # ---- training
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_examples(identifying):
-    message = identifying.refused("--learning-rate", 1e30, "--warmup", 0, "--max-grad-norm", 0)
-    assert "task 'math', step 2 of 2" in message
-    assert "NaN or infinite" in message
-    assert "math:" in message
-    assert "--learning-rate" in message or "smaller learning rate" in message
-    assert not list(identifying.out.rglob("warm_start.json"))
+def test_a_loss_that_is_not_finite_stops_with_step_and_examples(command, tmp_path):
+    told = message(*command, "--learning-rate", 1e30, "--warmup", 0, "--max-grad-norm", 0)
+    assert "task 'math', step 2 of 2" in told and "NaN or infinite" in told and "math:" in told
+    assert not list((tmp_path / "out").rglob("warm_start.json"))
 
 
-def test_what_was_finished_before_is_kept(identifying):
-    assert identifying.run().exit_code == 0
-    finished = {file: file.read_bytes() for file in identifying.out.rglob("warm_start.json")}
-    message = identifying.refused("--learning-rate", 1e30)
-    assert "holds warm starts that were made otherwise" in message
-    assert {file: file.read_bytes() for file in identifying.out.rglob("warm_start.json")} == finished
+def test_a_disk_without_room_is_refused_before_training(command, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    told = message(*command)
+    assert "1,000 bytes are free, but the deltas of 2 warm starts need" in told
+    assert "--delta-dtype bfloat16 needs half" in told
 
 
-# ---- a full disk
-
-
-def test_a_full_disk_while_deltas_are_written(identifying, monkeypatch):
+def test_a_full_disk_while_deltas_are_written(command, tmp_path, monkeypatch):
     """From the second file on."""
     real, written = deltas.write_tensors, []
 
     def full(path, *rest):
-        if len(written) == 1:
+        if written:
             raise DiskFullError.writing(path)
         written.append(path)
         real(path, *rest)
 
     monkeypatch.setattr(deltas, "write_tensors", full)
-    message = identifying.refused()
-    assert "the disk is full" in message
-    assert "what was written before is whole" in message
+    told = message(*command)
+    assert "the disk is full" in told and "what was written before is whole" in told
     monkeypatch.undo()
-    (kept,) = identifying.out.rglob("warm_start.json")
-    assert read_any(kept, WarmStartFile).task == "math"
-    again = identifying.run()
-    assert again.exit_code == 0, again.output
-    assert "math: warm-started before" in again.stderr
+    assert [file.parent.name for file in (tmp_path / "out").rglob("warm_start.json")] == ["math"]
+    assert "math: warm-started before" in done(*command).stderr
 
 
 @pytest.mark.parametrize("size", ["400k", pytest.param("700k", marks=pytest.mark.slow), "1000k"])
-def test_a_disk_that_is_really_full(tiny, tasks, tmp_path, size):
+def test_a_disk_that_is_really_full(command, tmp_path, size):
     """A file system of its own that is too small, with checkpoints on it; afterwards there is room, and it goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -131,37 +159,13 @@ def test_a_disk_that_is_really_full(tiny, tasks, tmp_path, size):
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
-        identifying = Identifying(tiny("llama"), tasks, disk / "out")
-        message = identifying.refused("--checkpoint-minutes", 0)
-        assert "full" in message or "bytes are free" in message
-        for file in identifying.out.rglob("*.json"):
+        command = (*command[:-1], disk / "out", "--checkpoint-minutes", 0)
+        told = message(*command)
+        assert "full" in told or "bytes are free" in told
+        for file in (disk / "out").rglob("*.json"):
             assert json.loads(file.read_text())
         subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
-        again = identifying.run("--checkpoint-minutes", 0)
+        again = run(*command)
         assert again.exit_code == 0, again.output
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-@pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_a_device_that_is_not_there_is_refused_before_the_warm_starts(identifying, more):
-    assert "--device cuda: not available here (" in identifying.refused("--device", "cuda", *more)
-    assert nothing_was_written(identifying)
-
-
-def test_settings_of_a_training_that_cannot_be_used(identifying, tmp_path):
-    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}}')
-    message = identifying.refused("--deepspeed", tmp_path / "ds.json", "--dry-run")
-    assert "zero_optimization.stage: 3 there, 0 by --zero" in message
-    assert "tensorbord: no tracker of this name; did you mean tensorboard?" in identifying.refused(
-        "--track", "tensorbord"
-    )
-    assert nothing_was_written(identifying)
-
-
-def test_an_output_that_is_the_model(tasks, copy_of):
-    model = copy_of("llama")
-    files = sorted(model.iterdir())
-    assert f"{model}: is an input as well; name another --out" in Identifying(model, tasks, model).refused()
-    assert sorted(model.iterdir()) == files

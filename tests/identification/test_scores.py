@@ -1,22 +1,21 @@
-"""Every scoring method: one contract over the registry, and both profiles against what was written out by hand."""
+"""Every scoring method: one contract over the registry; each against its formula."""
 
 import math
 import statistics as plain
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.reference.authors_scores import authors_cs, authors_lf, paper_cs, paper_lf
 from trace_transfer.core_sets.core_file import CoreTensor
 from trace_transfer.core_sets.selection import select
 from trace_transfer.identification.scores import (
     METHODS,
-    NORMALISATIONS,
     RELIABILITY_FLOOR,
+    Normalisation,
     Scores,
     ScoreSettings,
     Statistics,
@@ -30,6 +29,7 @@ from trace_transfer.identification.scores import (
 )
 from trace_transfer.settings import choices
 
+NORMALISATIONS = get_args(Normalisation)
 KINDS = ("attention.query", "mlp.up", "attention.query", "norm.final")
 
 
@@ -77,7 +77,6 @@ def scored(name, statistics, task, options) -> Scores:
 
 def test_the_registry_is_what_can_be_chosen():
     assert choices(ScoreSettings.model_fields["method"].annotation) == tuple(METHODS)
-    assert choices(ScoreSettings.model_fields["normalise"].annotation) == tuple(NORMALISATIONS)
     for name, method in METHODS.items():
         assert set(method.ignores) <= ScoreSettings.names()
         assert method.score.__doc__
@@ -175,26 +174,21 @@ def test_nothing_is_large_or_small_relative_to_a_base_of_zeros():
 
 
 @pytest.mark.parametrize("how", NORMALISATIONS)
-@pytest.mark.parametrize("seed", range(3))
-def test_lf_at_the_ends_of_alpha_selects_as_its_one_term(how, seed):
-    """However it is normalised: a normalisation keeps the order."""
-    statistics = draw(num_entries=40, seed=seed)
+def test_lf_is_the_weighted_sum_of_its_terms(how):
+    """At the ends of alpha it selects as its one term does: a normalisation keeps the order."""
+    statistics = draw(num_entries=40)
+    options = ScoreSettings(alpha=0.3, normalise=how, normalise_within="kind")
+    found = lf(statistics, 0, options)
+    one, other = found.terms["l2_norm_score"], found.terms["fisher_norm_score"]
+    assert found.score_P == pytest.approx(0.3 * one + 0.7 * other, rel=1e-12)
+    assert np.array_equal(one, normalise(l2(statistics, 0, options).score_P, how, statistics.kinds_P))
+    assert np.array_equal(found.terms["fisher_info"], fisher(statistics, 0, options).score_P)
     for ratio in (0.05, 0.3, 0.7):
         of_fisher = core(fisher(statistics, 1, ScoreSettings()), ratio)
         of_l2 = core(l2(statistics, 1, ScoreSettings()), ratio)
         assert core(lf(statistics, 1, ScoreSettings(alpha=0.0, normalise=how)), ratio) == of_fisher
         assert core(lf(statistics, 1, ScoreSettings(alpha=1.0, normalise=how)), ratio) == of_l2
         assert of_fisher != of_l2
-
-
-def test_lf_is_the_weighted_sum_of_its_terms():
-    statistics = draw()
-    for options in (ScoreSettings(alpha=0.3, normalise=how, normalise_within="kind") for how in NORMALISATIONS):
-        found = lf(statistics, 0, options)
-        one, other = found.terms["l2_norm_score"], found.terms["fisher_norm_score"]
-        assert found.score_P == pytest.approx(0.3 * one + 0.7 * other, rel=1e-12)
-        assert np.array_equal(one, normalise(l2(statistics, 0, options).score_P, options.normalise, statistics.kinds_P))
-        assert np.array_equal(found.terms["fisher_info"], fisher(statistics, 0, options).score_P)
 
 
 def test_lf_without_fisher_is_l2_alone():
@@ -255,77 +249,6 @@ def test_what_is_not_reproduced_is_not_corrected_but_left_out():
         cs(replace(statistics, reliability_PK=None), 0, ScoreSettings(cosine="corrected"))
 
 
-# ---- both profiles, against tests/reference/authors_scores.py
-
-SHAPES = {"embed": (20, 6), "q": (6, 6), "q_bias": (6,), "up": (12, 6), "down": (6, 12), "norm": (6,), "still": (6,)}
-SHAPES |= {f"layer{index}": (3 + index, 4) for index in range(23)}
-TASKS = ("math", "code", "law")
-
-
-def models(seed=0, still=("still",)):
-    """A base, a fine-tuned model for each task, and gradients of five examples; `still` did not move at all."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def tensors(scale):
-        return {name: torch.randn(shape, generator=generator) * scale for name, shape in SHAPES.items()}
-
-    base, common = tensors(1.0), tensors(1e-3)
-    tuned = {}
-    for task in TASKS:
-        moved = tensors(1e-3)
-        tuned[task] = {n: base[n] + (0 if n in still else moved[n] + common[n]) for n in SHAPES}
-    return base, tuned, [tensors(1e-2) for _ in range(5)]
-
-
-def statistics_of(base, tuned, gradients):
-    deltas = [torch.stack([(tuned[t][n].double() - base[n].double()).flatten() for t in TASKS]) for n in SHAPES]
-    squares = [sum(g[n].double().square().sum().item() for g in gradients) / len(gradients) for n in SHAPES]
-    return Statistics(
-        np.stack([(d @ d.T).numpy() for d in deltas]),
-        np.array([d.shape[1] for d in deltas]),
-        base_norms_P=np.ones(len(SHAPES)),
-        kinds_P=np.array(list(SHAPES)),
-        tasks_K=TASKS,
-        fisher_PK=np.array(squares)[:, None].repeat(len(TASKS), axis=1),
-    )
-
-
-def assert_as_written_out(found, expected, ratio):
-    for index, name in enumerate(SHAPES):
-        score = expected.scores[name]
-        assert found.score_P[index] == pytest.approx(math.nan if score is None else score, rel=1e-10, nan_ok=True)
-        terms = found.terms_of(index)
-        assert {key: terms[key] for key in expected.terms[name]} == pytest.approx(expected.terms[name], rel=1e-10)
-    assert [list(SHAPES)[index] for index in core(found, ratio)] == expected.core
-
-
-@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 1.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_profiles_of_lf_are_what_was_written_out(ratio, seed):
-    base, tuned, gradients = models(seed)
-    statistics = statistics_of(base, tuned, gradients)
-    cores = []
-    for profile, reference in (("paper", paper_lf), ("authors-code", authors_lf)):
-        options = ScoreSettings.of(profile)
-        for index, task in enumerate(TASKS):
-            expected = reference(base, tuned[task], gradients, ratio)
-            assert_as_written_out(lf(statistics, index, options), expected, ratio)
-        cores.append(expected.core)
-    assert cores[0] != cores[1]
-
-
-@pytest.mark.parametrize("ratio", [0.01, 0.05, 0.15, 0.2, 1.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_profiles_of_cs_are_what_was_written_out(ratio, seed):
-    base, tuned, gradients = models(seed)
-    tuned["code"]["layer3"] = base["layer3"].clone()  # one task alone did not move it
-    statistics = statistics_of(base, tuned, gradients)
-    for profile, reference in (("paper", paper_cs), ("authors-code", authors_cs)):
-        options = ScoreSettings.of(profile)
-        for index, task in enumerate(TASKS):
-            assert_as_written_out(cs(statistics, index, options), reference(base, tuned, task, ratio), ratio)
-
-
 # ---- normalisations
 
 VALUES = [3.0, -1.0, 3.0, 8.0, 0.5]
@@ -345,21 +268,6 @@ def by_hand(values, how):
 @given(values=st.lists(st.integers(-1000, 1000), min_size=2, max_size=30).filter(lambda v: len(set(v)) > 1))
 def test_normalisations_against_plain_python(how, values):
     assert normalise(np.array(values, float), how) == pytest.approx(by_hand(values, how), rel=1e-12, abs=1e-12)
-
-
-def test_equal_values_share_a_rank():
-    assert normalise(np.array(VALUES), "rank").tolist() == [0.625, 0.0, 0.625, 1.0, 0.25]
-
-
-@pytest.mark.parametrize("how", NORMALISATIONS)
-@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), data=st.data())
-def test_order_is_kept_and_follows_the_entries(how, values, data):
-    found = normalise(np.array(values), how)
-    assert np.isfinite(found).all()
-    order = np.argsort(values, kind="stable")
-    assert (np.diff(found[order]) >= 0).all()
-    shuffled = data.draw(st.permutations(range(len(values))))
-    assert normalise(np.array(values)[shuffled], how) == pytest.approx(found[shuffled], rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("how", NORMALISATIONS)

@@ -23,16 +23,13 @@ def test_every_setting_has_a_default_that_it_may_have_and_a_sentence(kind):
 
 
 def test_single_names_find_their_part():
+    names = [one.name for one in singles(IdentifySettings)]
+    assert len(names) == len(set(names))  # none is of two parts
     chosen = IdentifySettings.of(epochs=2, replicates=2, alpha=0.3, tokens_at_once=100)
     assert chosen.warm_start.train.epochs == 2
     assert chosen.warm_start.replicates == 2
     assert chosen.score.alpha == 0.3
     assert chosen.compute == Compute(tokens_at_once=100)
-
-
-def test_no_name_is_of_two_parts():
-    names = [one.name for one in singles(IdentifySettings)]
-    assert len(names) == len(set(names))
 
 
 def test_profiles_yield_to_what_is_given():
@@ -47,11 +44,9 @@ def test_profiles_yield_to_what_is_given():
     ("given", "told"),
     [
         ({"epoch": 2}, "epoch: no such setting; did you mean epochs"),
-        ({"epochs": 0}, "epochs: 0 is not in"),
         ({"replicates": 3}, r"replicates: 3 is not in \[1, 2\]"),
         ({"too_long": "drop"}, "too_long: 'drop' is none of cut, leave-out"),
         ({"method": "lff"}, "method: 'lff' is none of lf, cs, l2, fisher, snr, fisher-base; did you mean lf"),
-        ({"alpha": 2.0}, "alpha: 2.0 is not in"),
         ({"ratio": 0.0}, "ratio: 0.0 is not in"),
     ],
 )

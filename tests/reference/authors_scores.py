@@ -34,10 +34,7 @@ def difference(base: Tensors, tuned: Tensors, name: str) -> list[float]:
 
 
 def sum_of_squares(values: list[float]) -> float:
-    total = 0.0
-    for value in values:
-        total += value * value
-    return total
+    return sum(value * value for value in values)
 
 
 def from_zero_to_one(values: dict[str, float]) -> dict[str, float]:
@@ -53,11 +50,9 @@ def combined(l2: dict[str, float], fisher: dict[str, float], count: int, alpha: 
     for name in l2:
         scores[name] = alpha * l2_score[name] + (1 - alpha) * fisher_score[name]
         terms[name] = {
-            "l2_delta": l2[name],
-            "fisher_info": fisher[name],
-            "l2_norm_score": l2_score[name],
-            "fisher_norm_score": fisher_score[name],
-        }
+            "l2_delta": l2[name], "fisher_info": fisher[name],
+            "l2_norm_score": l2_score[name], "fisher_norm_score": fisher_score[name],
+        }  # fmt: skip
     order = sorted(scores, key=lambda name: -scores[name])  # stable: the model's order where scores are equal
     return Reference(scores, order[:count], terms)
 
@@ -69,10 +64,8 @@ def paper_lf(
     l2, fisher = {}, {}
     for name in base:
         l2[name] = math.sqrt(sum_of_squares(difference(base, tuned, name)))
-        total = 0.0
-        for gradients in per_example_grads:
-            total += sum_of_squares(numbers(gradients[name]))
-        fisher[name] = total / len(per_example_grads)
+        squares = [sum_of_squares(numbers(gradients[name])) for gradients in per_example_grads]
+        fisher[name] = sum(squares) / len(squares)
     return combined(l2, fisher, max(1, math.floor(ratio * len(base))), alpha)
 
 
@@ -84,22 +77,15 @@ def authors_lf(
     for name in base:
         delta = difference(base, tuned, name)
         l2[name] = math.sqrt(sum_of_squares(delta)) / math.sqrt(len(delta))
-        total = 0.0
-        for gradients in batch_grads:
-            total += sum_of_squares(numbers(gradients[name])) / len(delta)
-        fisher[name] = total / len(batch_grads)
+        means = [sum_of_squares(numbers(gradients[name])) / len(delta) for gradients in batch_grads]
+        fisher[name] = sum(means) / len(means)
     return combined(l2, fisher, int(ratio * len(base)), alpha)
 
 
 def cosine(one: list[float], other: list[float]) -> float | None:
     """None where one of the two is zero."""
     length = math.sqrt(sum_of_squares(one)) * math.sqrt(sum_of_squares(other))
-    if length == 0:
-        return None
-    product = 0.0
-    for a, b in zip(one, other, strict=True):
-        product += a * b
-    return product / length
+    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else None
 
 
 def paper_cs(base: Tensors, tuned_by_task: Mapping[str, Tensors], task: str, ratio: float) -> Reference:
@@ -121,11 +107,8 @@ def authors_cs(base: Tensors, tuned_by_task: Mapping[str, Tensors], task: str, r
     similarity = {}
     for name in base:
         mine = difference(base, tuned_by_task[task], name)
-        total = 0.0
-        for other, tuned in tuned_by_task.items():
-            if other != task:
-                total += cosine(mine, difference(base, tuned, name)) or 0.0
-        similarity[name] = total / (len(tuned_by_task) - 1)
+        found = [cosine(mine, difference(base, t, name)) or 0.0 for other, t in tuned_by_task.items() if other != task]
+        similarity[name] = sum(found) / len(found)
     order = sorted(similarity, key=lambda name: similarity[name])
     scores: dict[str, float | None] = {name: 1 - value for name, value in similarity.items()}
     terms = {name: {"mean_cosine": value} for name, value in similarity.items()}

@@ -1,4 +1,4 @@
-"""Masked fine-tuning in plain torch: a leaf for each trained part, whole weights put together row by row from it.
+"""Fine-tuning in plain torch, one example at a time: a leaf for each trained part, whole weights put together from it.
 
 Training the whole tensor and putting the frozen rows back after each step is not the same: their gradients count for
 the clipping.
@@ -41,11 +41,13 @@ def put_together(frozen: torch.Tensor, part: Part | None, values: torch.Tensor) 
 
 
 def train_masked_slowly(
-    directory, steps: Sequence[Sequence[Example]], settings: TrainSettings, mask: Mask, make=None
+    directory, steps: Sequence[Sequence[Example]], settings: TrainSettings, mask: Mask | None = None, make=None
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses, gradient norms before clipping, and the final values of the trained parts.
 
     Args:
+        steps: the examples of each step, in any order.
+        mask: None for all.
         make: leaves by name → optimizers, each group with its highest rate; AdamW if not given.
     """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
@@ -54,6 +56,7 @@ def train_masked_slowly(
         other: next(name for name, own in model.named_parameters() if own is parameter)
         for other, parameter in model.named_parameters(remove_duplicate=False)
     }
+    mask = mask or Mask(dict.fromkeys(frozen))
     leaves = {name: trained_part(frozen[name], part).clone().requires_grad_(True) for name, part in mask.parts.items()}
     rate, decay = settings.learning_rate, settings.weight_decay
     optimizers = make(leaves) if make else [torch.optim.AdamW(leaves.values(), lr=rate, weight_decay=decay)]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -41,8 +42,7 @@ ROWS = ("boundary", "word", "example")
 Stacks = dict[tuple[str, str, str], GramStack]  # (rows, representation, transform)
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One way to match layers."""
 
     rows: str
@@ -57,10 +57,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        for name in PROFILES:
-            if self == Variant.of(MapSettings.of(name)):
-                return f"**{name}**"
-        return ""
+        return next((f"**{name}**" for name in PROFILES if self == Variant.of(MapSettings.of(name))), "")
 
 
 def read_pair(source: OpenModel, target: OpenModel, probe: ProbeSet, max_length: int = 128) -> tuple[Stacks, Stacks]:
@@ -79,70 +76,42 @@ def read_pair(source: OpenModel, target: OpenModel, probe: ProbeSet, max_length:
 
 
 def _read(model: OpenModel, plans: dict[str, RowPlan], readings: dict[str, Reading]) -> Stacks:
-    ids = readings["boundary"].ids
-    spans = torch.cat([readings[kind].spans_R2 for kind in ROWS])
+    reading = Reading(readings["boundary"].ids, torch.cat([readings[kind].spans_R2 for kind in ROWS]))
     texts = torch.cat([plans[kind].texts_R for kind in ROWS])
     counts = [len(plans[kind].texts_R) for kind in ROWS]
     packed = {
-        (kind, name, transform): torch.empty(model.anatomy.num_layers, sum(map(packed_length, plans[kind].sizes)))
-        for kind in ROWS
-        for name in REPRESENTATIONS
-        for transform in TRANSFORMS
+        key: torch.empty(model.anatomy.num_layers, sum(map(packed_length, plans[key[0]].sizes)))
+        for key in product(ROWS, REPRESENTATIONS, TRANSFORMS)
     }
     with Terminal().task(f"reading {model.name}", model.anatomy.num_layers) as advance:
 
         def consume(rows: LayerRows) -> None:
-            for name in REPRESENTATIONS:
-                for kind, part in zip(ROWS, getattr(rows, name).split(counts), strict=True):
-                    for transform, function in TRANSFORMS.items():
-                        pack_layer(function(part), plans[kind].sizes, packed[kind, name, transform][rows.layer])
+            parts = {name: dict(zip(ROWS, getattr(rows, name).split(counts), strict=True)) for name in REPRESENTATIONS}
+            for (kind, name, transform), values in packed.items():
+                pack_layer(TRANSFORMS[transform](parts[name][kind]), plans[kind].sizes, values[rows.layer])
             advance()
 
-        read_layers(
-            model.config,
-            open_checkpoint(model.source),
-            model.anatomy.layer_path,
-            Reading(ids, spans),
-            texts,
-            consume,
-            name=model.name,
-        )
+        weights, path = open_checkpoint(model.source), model.anatomy.layer_path
+        read_layers(model.config, weights, path, reading, texts, consume, name=model.name)
     return {key: GramStack(values, plans[key[0]].minibatch_texts) for key, values in packed.items()}
 
 
 def variants(similarities: tuple[str, ...] = ("cka-debiased",)) -> Iterator[Variant]:
-    for rows in ROWS:
-        for representation in REPRESENTATIONS:
-            for transform in TRANSFORMS:
-                for similarity in similarities:
-                    for policy in (name for name, one in POLICIES.items() if one.control is None):
-                        yield Variant(rows, representation, transform, similarity, policy)
+    policies = [name for name, one in POLICIES.items() if one.control is None]
+    yield from map(Variant._make, product(ROWS, REPRESENTATIONS, TRANSFORMS, similarities, policies))
     yield Variant.of(MapSettings.of("paper"))
 
 
-@dataclass(frozen=True)
-class Truth:
-    """How a variant did on one disguised copy."""
-
-    found: int
-    total: int
-    margin: float
-
-
-def score_truth(variant: Variant, source: Stacks, target: Stacks, truth: list[int]) -> Truth:
-    """Layers whose true partner was chosen, and the median margin of the choices."""
-    key = (variant.rows, variant.representation, variant.transform)
-    match = match_layers(source[key], target[key], similarity=variant.similarity, policy=variant.policy, num_splits=0)
-    pairs = set(match.as_pairs)
-    if match.by_target:
-        chosen = {t: s for s, t in pairs}
-        found = sum(chosen[t] == s for s, t in enumerate(truth))
-    else:
-        chosen = dict(pairs)
-        found = sum(chosen.get(s) == t for s, t in enumerate(truth))
-    true_pairs = set(enumerate(truth))
-    margins = [p.margin for p in match.pairs if p.margin is not None and (p.source, p.target) in true_pairs]
-    return Truth(found, len(truth), float(np.median(margins)) if margins else float("nan"))
+def score_truth(variant: Variant, source: Stacks, target: Stacks, truth: list[int]) -> tuple[int, float]:
+    """How many layers' true partner was chosen, and the median margin of these choices."""
+    match = match_layers(
+        source[variant[:3]], target[variant[:3]], similarity=variant.similarity, policy=variant.policy, num_splits=0
+    )
+    chosen = {t: s for s, t in match.as_pairs} if match.by_target else dict(match.as_pairs)
+    true = set(enumerate(truth))
+    found = sum(chosen[t] == s if match.by_target else chosen.get(s) == t for s, t in true)
+    margins = [p.margin for p in match.pairs if p.margin is not None and (p.source, p.target) in true]
+    return found, float(np.median(margins)) if margins else float("nan")
 
 
 @click.group()
@@ -159,7 +128,7 @@ def truth(model: str, seeds: int, texts: int, insert: int) -> None:
     """Disguised copies of MODEL, a directory of a LLaMA model: how many layers does each variant find?"""
     registry, probe = load_families(), shortened(texts)
     original = open_model(model, registry)
-    results: dict[Variant, list[Truth]] = {}
+    results: dict[Variant, list[tuple[int, float]]] = {}
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as directory:
             known = disguise(Path(model), Path(directory) / "copy", insert=insert, seed=seed)
@@ -171,8 +140,8 @@ def truth(model: str, seeds: int, texts: int, insert: int) -> None:
     print("| rows | representation | transform | similarity | policy | layers found | median margin | |")
     print("|---|---|---|---|---|---|---|---|")
     for variant, scores in results.items():
-        found = " ".join(str(s.found) for s in scores) + f" of {scores[0].total}"
-        print(f"| {_cells(variant)} | {found} | {np.mean([s.margin for s in scores]):.4f} | {variant.label} |")
+        found = " ".join(str(count) for count, _ in scores) + f" of {original.anatomy.num_layers}"
+        print(f"| {' | '.join(variant)} | {found} | {np.mean([m for _, m in scores]):.4f} | {variant.label} |")
 
 
 @main.command()
@@ -194,21 +163,17 @@ def pair(source: str, target: str, texts: int, splits: int, similarities: tuple[
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     halves_of: dict[tuple[str, ...], Halves] = {}
     for variant in variants(similarities):
-        key = (variant.rows, variant.representation, variant.transform)
-        measure = SIMILARITIES[variant.similarity]
-        halves = halves_of.get((*key, variant.similarity))
-        if halves is None:
-            halves = split_halves(stacks[0][key], stacks[1][key], measure, num_splits=splits, seed=0)
-            halves_of[(*key, variant.similarity)] = halves
-        match = match_layers(
-            stacks[0][key], stacks[1][key], similarity=variant.similarity, policy=variant.policy, num_splits=0
-        )
-        split = split_half_stability(halves, POLICIES[variant.policy], match.as_pairs, match.by_target)
+        both = stacks[0][variant[:3]], stacks[1][variant[:3]]
+        if variant[:4] not in halves_of:
+            measure = SIMILARITIES[variant.similarity]
+            halves_of[variant[:4]] = split_halves(*both, measure, num_splits=splits, seed=0)
+        match = match_layers(*both, similarity=variant.similarity, policy=variant.policy, num_splits=0)
+        split = split_half_stability(halves_of[variant[:4]], POLICIES[variant.policy], match.as_pairs, match.by_target)
         used = match.similarity.shape[1] - len(match.unmatched_targets)
         margin = np.median([p.margin for p in match.pairs])
         mean, deviation = split.gain_over_depth
         print(
-            f"| {_cells(variant)} | {used} of {match.similarity.shape[1]} | {margin:+.4f} | {split.same:.3f} | "
+            f"| {' | '.join(variant)} | {used} of {match.similarity.shape[1]} | {margin:+.4f} | {split.same:.3f} | "
             f"{split.within_one:.3f} | {match.depth.within_one:.2f} | {mean:+.3f} ± {deviation:.3f} | "
             f"{variant.label} |",
             flush=True,
@@ -218,10 +183,6 @@ def pair(source: str, target: str, texts: int, splits: int, similarities: tuple[
 def shortened(texts: int) -> ProbeSet:
     probe = load_probe()
     return ProbeSet(f"first {texts} of {probe.name}", probe.texts[:texts])
-
-
-def _cells(variant: Variant) -> str:
-    return " | ".join((variant.rows, variant.representation, variant.transform, variant.similarity, variant.policy))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Shapes: P entries, U units of a tensor, N sets (tasks times replicates, perhaps 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from trace_transfer.identification.deltas import gram_of
 from trace_transfer.identification.fisher.information import draw
 from trace_transfer.identification.gradients import BaseGradients, Moments
 from trace_transfer.identification.scores import METHODS, ScoreSettings, mean_noise
-from trace_transfer.identification.scoring import ScoreInputs, takes_part
+from trace_transfer.identification.scoring import ScoreInputs, masks_within, takes_part
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import parts_of
 from trace_transfer.models.checkpoints import open_checkpoint
@@ -39,77 +39,57 @@ Array = NDArray[np.float64]
 AT_ONCE = 1 << 22  # elements whose inner products are taken in float64 at once
 
 
-@dataclass(frozen=True)
-class BaseSets:
-    """The sets of examples whose gradients are taken.
+def at_base(
+    base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings, splits: Mapping[str, Split],
+    reporter: Reporter,
+) -> tuple[ScoreInputs, list[dict[str, Chosen]] | None]:  # fmt: skip
+    """Inner products of gradients and Fisher information, entry by entry; and where single parameters are chosen, those
+    of each task."""
+    score, num_layers = settings.score, base.anatomy.num_layers
+    sets, groups = _sets(base, tasks, settings)
+    num = sum(map(len, groups))
+    if len(sets) > num:
+        reporter.note(f"{score.method}: against generic text, the shipped probe set")
+    with reporter.task("running the base forward", num_layers) as advance:
+        device = resolve_device(settings.compute.device)
+        gradients = BaseGradients(base, open_checkpoint(base.source), sets, device, advance)
+    with reporter.task("gradients at the base", num_layers) as gradients.advance:
+        reduced = {one.name: _reduced(one, splits.get(one.name)) for one in gradients.tensors()}
+    shapes = base.anatomy.inventory.shapes
+    gram_PNN, norms_P, fisher_PN = (np.concatenate(parts) for parts in zip(*(reduced[n] for n in shapes), strict=True))
+    inputs = ScoreInputs(
+        tasks=tuple(task.task for task in tasks), deltas_of_K=tuple(groups),
+        entries=tuple(chain(*(entries_of(base.anatomy, n, shape, splits.get(n)) for n, shape in shapes.items()))),
+        gram_PNN=gram_PNN[:, :num, :num], base_norms_P=norms_P, fisher_PN=fisher_PN[:, :num],
+        text_P=fisher_PN[:, num] if len(sets) > num else None,
+    )  # fmt: skip
+    if score.unit != "parameters":
+        return inputs, None
+    within = masks_within(score, inputs.tasks, base.identity)
+    with reporter.task("choosing parameters", num_layers) as gradients.advance:
+        return inputs, _best_parameters(gradients, inputs, score, within)
 
-    Attributes:
-        groups: for each task its sets, one for each replicate.
-        text: whether the last set is generic text.
-    """
 
-    tasks: tuple[str, ...]
-    groups: tuple[tuple[int, ...], ...]
-    examples: tuple[tuple[Example, ...], ...]
-    text: bool
-
-
-def sets_of(base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings) -> BaseSets:
-    """Draw each task's examples, and texts of the probe set where they stand for other tasks."""
+def _sets(
+    base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings
+) -> tuple[list[tuple[Example, ...]], list[tuple[int, ...]]]:
+    """Draw each task's examples, and texts of the probe set where they stand for other tasks; and which sets are those
+    of each task, one for each replicate."""
     start, score = settings.warm_start, settings.score
     seed, count = start.train.seed, score.gradient_examples
-    examples: list[tuple[Example, ...]] = []
+    sets: list[tuple[Example, ...]] = []
     groups = []
     for task in tasks:
-        parts = [draw(part, count, seed) for _, part in parts_of(task, start.replicates, seed)]
-        groups.append(tuple(range(len(examples), len(examples) + len(parts))))
-        examples += parts
-    reads = "against" not in METHODS[score.method].ignores
-    text = reads and (score.against == "text" or (score.against == "auto" and len(tasks) == 1))
-    if text:
-        examples.append(_texts(base, count, start.max_length, seed))
-    return BaseSets(tuple(task.task for task in tasks), tuple(groups), tuple(examples), text)
-
-
-def _texts(base: OpenModel, count: int, max_length: int, seed: int) -> tuple[Example, ...]:
-    """Texts of the shipped probe set, every token learned."""
-    tokenizer, examples = load_tokenizer(base.source), []
-    for number, text in enumerate(load_probe().texts):
-        ids = tuple(tokenizer(text)["input_ids"][:max_length])
-        if len(ids) > 1:
-            examples.append(Example(f"probe set:{number}", ids, ids))
-    whole = TaskData("text", tuple(examples), len(examples), 0, 0, "", "")
-    return draw(whole, count, seed)
-
-
-def base_gradients(base: OpenModel, sets: BaseSets, settings: IdentifySettings, reporter: Reporter) -> BaseGradients:
-    """The model, run forward on all sets."""
-    weights, device = open_checkpoint(base.source), resolve_device(settings.compute.device)
-    with reporter.task("running the base forward", base.anatomy.num_layers) as advance:
-        return BaseGradients(base, weights, sets.examples, device, advance)
-
-
-def inputs_at_base(
-    base: OpenModel, gradients: BaseGradients, sets: BaseSets, splits: Mapping[str, Split] | None, reporter: Reporter
-) -> ScoreInputs:
-    """Inner products of gradients and Fisher information, entry by entry."""
-    reduced = {}
-    with reporter.task("gradients at the base", base.anatomy.num_layers) as advance:
-        gradients.advance = advance
-        for moments in gradients.tensors():
-            reduced[moments.name] = _reduced(moments, (splits or {}).get(moments.name))
-    shapes = base.anatomy.inventory.shapes
-    entries = [
-        entry
-        for name, shape in shapes.items()
-        for entry in entries_of(base.anatomy, name, shape, (splits or {}).get(name))
-    ]
-    gram_PNN, norms_P, fisher_PN = (np.concatenate(parts) for parts in zip(*(reduced[n] for n in shapes), strict=True))
-    num = sum(map(len, sets.groups))
-    return ScoreInputs(
-        tasks=sets.tasks, deltas_of_K=sets.groups, entries=tuple(entries), gram_PNN=gram_PNN[:, :num, :num],
-        base_norms_P=norms_P, fisher_PN=fisher_PN[:, :num], text_P=fisher_PN[:, num] if sets.text else None,
-    )  # fmt: skip
+        parts = [draw(part.examples, count, seed) for _, part in parts_of(task, start.replicates, seed)]
+        groups.append(tuple(range(len(sets), len(sets) + len(parts))))
+        sets += parts
+    alone = score.against == "auto" and len(tasks) == 1
+    if "against" not in METHODS[score.method].ignores and (score.against == "text" or alone):
+        tokenizer = load_tokenizer(base.source)
+        texts = [tuple(tokenizer(one)["input_ids"][: start.max_length]) for one in load_probe().texts]
+        whole = [Example(f"probe set:{number}", ids, ids) for number, ids in enumerate(texts) if len(ids) > 1]
+        sets.append(draw(whole, count, seed))  # every token of them is learned
+    return sets, groups
 
 
 def _reduced(moments: Moments, split: Split | None) -> tuple[Array, Array, Array]:
@@ -129,15 +109,11 @@ def _reduced(moments: Moments, split: Split | None) -> tuple[Array, Array, Array
     return gram_UNN.numpy(), norms_U.numpy(), fisher_UN.numpy()
 
 
-def best_parameters(
-    gradients: BaseGradients, inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask],
-    reporter: Reporter,
-) -> list[dict[str, Chosen]]:  # fmt: skip
-    """Of each task the best single parameters, as many as the ratio says; one without any gradient has no score.
-
-    Args:
-        within: task → where they are chosen from.
-    """
+def _best_parameters(
+    gradients: BaseGradients, inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]
+) -> list[dict[str, Chosen]]:
+    """Of each task the best single parameters within its mask, as many as the ratio says; one without any gradient has
+    no score."""
     method = METHODS[settings.method].of_parameters
     assert method is not None  # refused before
     order = {entry.name: number for number, entry in enumerate(inputs.entries)}
@@ -148,20 +124,18 @@ def best_parameters(
     means = [0.0] * len(inputs.tasks)
     if inputs.text_P is not None or len(inputs.tasks) > 1:
         means = [mean_noise(statistics.others_P(task), statistics.numel_P) for task in range(len(inputs.tasks))]
-    with reporter.task("choosing parameters", len(gradients.layers)) as advance:
-        gradients.advance = advance
-        for moments in gradients.tensors():
-            if not part_P[order[moments.name]]:
-                continue
-            own_K = [moments.square[list(group)].mean(dim=0) for group in inputs.deltas_of_K]
-            for task, group in enumerate(inputs.deltas_of_K):
-                signal = moments.mean[list(group)].mean(dim=0).square()
-                rest = [moments.square[-1]] if inputs.text_P is not None else [*own_K[:task], *own_K[task + 1 :]]
-                others = torch.stack(rest or [torch.zeros_like(signal)]).mean(dim=0)
-                scores = method(signal, own_K[task], others, means[task])
-                if within:
-                    scores = scores * _cells(within[inputs.tasks[task]], moments)
-                best[task].add(order[moments.name], scores.flatten().cpu())
+    for moments in gradients.tensors():
+        if not part_P[order[moments.name]]:
+            continue
+        own_K = [moments.square[list(group)].mean(dim=0) for group in inputs.deltas_of_K]
+        for task, group in enumerate(inputs.deltas_of_K):
+            signal = moments.mean[list(group)].mean(dim=0).square()
+            rest = [moments.square[-1]] if inputs.text_P is not None else [*own_K[:task], *own_K[task + 1 :]]
+            others = torch.stack(rest or [torch.zeros_like(signal)]).mean(dim=0)
+            scores = method(signal, own_K[task], others, means[task])
+            if within:
+                scores = scores * _cells(within[inputs.tasks[task]], moments)
+            best[task].add(order[moments.name], scores.flatten().cpu())
     names = [entry.name for entry in inputs.entries]
     return [{names[number]: Chosen(places) for number, places in one.result().items()} for one in best]
 
@@ -195,21 +169,19 @@ class BestPlaces:
     def _raise(self) -> None:
         """Forget what is below the lowest that can still be chosen."""
         every = torch.cat([values for _, values, _ in self._kept])
-        if len(every) <= self.count:
-            return
-        self.least = float(every.kthvalue(len(every) - self.count + 1).values)
-        kept = [(number, values >= self.least, values, places) for number, values, places in self._kept]
-        self._kept = [(number, values[high], places[high]) for number, high, values, places in kept]
+        if len(every) > self.count:
+            self.least = float(every.kthvalue(len(every) - self.count + 1).values)
+            kept = [(number, values >= self.least, values, places) for number, values, places in self._kept]
+            self._kept = [(number, values[high], places[high]) for number, high, values, places in kept]
 
     def result(self) -> dict[int, NDArray[np.int64]]:
         """Vector → its places, sorted."""
         self._raise()
-        above = sum(int((values > self.least).sum()) for _, values, _ in self._kept)
-        room, found = self.count - above, {}
+        room, found = self.count - sum(int((values > self.least).sum()) for _, values, _ in self._kept), {}
         for number, values, places in sorted(self._kept, key=lambda one: one[0]):
-            equal = (values == self.least).nonzero().flatten()[: max(room, 0)]
-            room -= len(equal)
             chosen = values > self.least
+            equal = (values == self.least).nonzero().flatten()[:room]
+            room -= len(equal)
             chosen[equal] = True
             if chosen.any():
                 found[number] = places[chosen].to(torch.int64).numpy()

@@ -1,11 +1,9 @@
 """Deltas: tuned minus base. As warm starts leave them on disk, and reduced to what scores need of them.
 
 On disk: one directory of safetensors shards per warm start, written and read a tensor at a time, each delta under its
-tensor's name at run time, in float32 or bfloat16.
-
-Reduced: norms, cosines (through a K x K Gram matrix) and the number of parameters that did not move, tensor by tensor;
-and the same Gram matrices of heads and neurons, where they are asked for. One read of every shard, memory for a few
-chunks. Writes `deltas.json`, and `deltas.units.safetensors` beside it.
+tensor's name at run time, in float32 or bfloat16. Reduced: norms, cosines (through a K x K Gram matrix) and the number
+of parameters that did not move, tensor by tensor, and Gram matrices of heads and neurons; one read of every shard,
+memory for a few chunks. Writes `deltas.json`, and `deltas.units.safetensors` beside it.
 
 Shapes: P tensors, K deltas, E parameters of a chunk, S slices of it, U units of a tensor.
 """
@@ -17,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +40,7 @@ from trace_transfer.identification.scores import cosines_of
 from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import build_meta_model
-from trace_transfer.models.tensors import all_finite, read_rows, require_finite, write_tensors
+from trace_transfer.models.tensors import all_finite, read_rows, read_tensor, write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact
 
@@ -58,11 +55,7 @@ DELTAS = "deltas.json"
 
 @dataclass
 class ShardWriter:
-    """Writes deltas as they come, in numbered safetensors files; at most one shard is in memory.
-
-    Attributes:
-        shards: each file with its SHA-256.
-    """
+    """Writes deltas as they come, in numbered files, told with their SHA-256; at most one shard is in memory."""
 
     directory: Path
     dtype: torch.dtype = torch.float32
@@ -86,80 +79,58 @@ class ShardWriter:
             self.shards[file.name] = sha256_file(file)
             self._waiting = {}
 
-
-def fingerprint_of(shards: Mapping[str, str]) -> str:
-    """One sum for all shards."""
-    return sha256_text("\n".join(f"{name} {sha256}" for name, sha256 in sorted(shards.items())))
+    @property
+    def fingerprint(self) -> str:
+        """One sum for all shards."""
+        return sha256_text("\n".join(f"{name} {sha256}" for name, sha256 in sorted(self.shards.items())))
 
 
 @dataclass(frozen=True)
 class DeltaStore:
-    """The deltas of one finished warm start."""
+    """The deltas of one finished warm start, read as a checkpoint's weights are; `files` has each tensor's shard."""
 
     directory: Path
     record: WarmStartFile
+    files: Mapping[str, Path]
 
     @classmethod
     def open(cls, directory: Path) -> DeltaStore:
-        """Open a warm start's directory, headers only.
-
-        Raises:
-            ArtefactError: its `warm_start.json` is missing or damaged.
-            ModelError: shards are missing, damaged or do not hold the tensors of the model.
-        """
-        store = cls(directory, read_artefact(directory / RECORD, WarmStartFile))
-        if len(store._files) != store.record.model.num_parameters:
-            raise ModelError(
-                f"{directory}: holds deltas of {len(store._files)} tensors, expected "
-                f"{store.record.model.num_parameters}; remove the directory and run the warm start again"
-            )
-        return store
-
-    @cached_property
-    def _files(self) -> Mapping[str, Path]:
+        """Open a warm start's directory, headers only; all that is damaged or missing is told."""
         from safetensors import SafetensorError, safe_open
 
-        found: dict[str, Path] = {}
+        record: WarmStartFile = read_artefact(directory / RECORD, WarmStartFile)
+        files: dict[str, Path] = {}
         problems = []
-        for name in self.record.shards:
-            file = self.directory / name
+        for file in (directory / name for name in record.shards):
             try:
                 with safe_open(file, framework="pt") as shard:
-                    found.update(dict.fromkeys(shard.keys(), file))
-            except FileNotFoundError:
-                problems.append(f"{name}: missing")
+                    files.update(dict.fromkeys(shard.keys(), file))
             except (SafetensorError, OSError) as error:
-                problems.append(f"{name}: cut short or damaged ({error})")
+                problems.append(f"{file.name}: missing, cut short or damaged ({error})")
         if problems:
             raise ModelError(
-                f"{self.directory}: deltas that cannot be read; remove the directory and run the warm start again:\n"
+                f"{directory}: deltas that cannot be read; remove the directory and run the warm start again:\n"
                 + listing(problems)
             )
-        return found
+        return cls(directory, record, files)
 
-    def chunks(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """One delta, flattened, some rows at a time, cut where `SafetensorsCheckpoint.chunks` cuts the base.
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Names are those at run time."""
 
-        Raises:
-            ModelError: it is missing or of another shape.
-        """
-        if name not in self._files:
+    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """One delta, flattened, some rows at a time, cut where the base's chunks are."""
+        if name not in self.files:
             raise ModelError(f"{self.directory}: lacks the delta of {name}")
-        yield from read_rows(self._files[name], name, shape, str(self.directory))
+        yield from read_rows(self.files[name], name, shape, str(self.directory))
 
     def tensor(self, name: str) -> Tensor:
         """One whole delta."""
-        from safetensors import safe_open
-
-        with safe_open(self._files[name], framework="pt") as shard:
-            value: Tensor = shard.get_tensor(name)
-        require_finite(str(self.directory), {name: value})
-        return value
+        return read_tensor(self.files[name], name)
 
 
 # ---- reduced
 
-SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+SIXTEEN_BIT = {torch.bfloat16, torch.float16}
 SLICE = 1024  # elements that are summed in float32; sums of slices are added in float64
 TINY = 1e-30  # below it squares in float32 lose digits, or vanish
 MOST_THREADS = 8  # some wait for the disk while the others compute
@@ -182,18 +153,9 @@ class DeltaPlan:
     base_weights: Checkpoint
     sources: tuple[DeltaSource, ...]
 
-    @property
-    def fingerprints(self) -> tuple[tuple[str, str], ...]:
-        """What must be the same for an earlier result to be used again."""
-        return (("", self.base_weights.fingerprint), *((s.tuned.label, s.tuned.fingerprint) for s in self.sources))
-
 
 def plan_deltas(base: OpenModel, tuned: Mapping[str, OpenModel], stores: Sequence[DeltaStore] = ()) -> DeltaPlan:
     """Open all weights and refuse what does not fit together.
-
-    Args:
-        tuned: task → tuned model.
-        stores: deltas of finished warm starts.
 
     Raises:
         UserError: no delta at all, or a GGUF file (its quantisation is larger than the updates).
@@ -201,25 +163,19 @@ def plan_deltas(base: OpenModel, tuned: Mapping[str, OpenModel], stores: Sequenc
     """
     if not tuned and not stores:
         raise UserError("no fine-tuned model was given: name at least one, as --tuned TASK=MODEL")
-    problems = [problem for task, model in tuned.items() for problem in _misfits(base, task, model)]
-    if problems:
+    if problems := [problem for task, model in tuned.items() for problem in _misfits(base, task, model)]:
         raise ModelError(f"fine-tuned models that are not of {base.source.name}:\n" + listing(problems))
-    base_weights = open_checkpoint(base.source) if not tuned else open_safetensors(base)
+    base_weights = _open_safetensors(base) if tuned else open_checkpoint(base.source)
     sources = [_stored(base, base_weights, store) for store in stores]
     for task, model in tuned.items():
-        weights = open_safetensors(model)
-        sixteen_bit = bool(weights.dtypes & set(SIXTEEN_BIT))
+        weights = _open_safetensors(model)
+        sixteen_bit = bool(weights.dtypes & SIXTEEN_BIT)
         record = TunedModel(task=task, id=model.source.repo, fingerprint=weights.fingerprint, sixteen_bit=sixteen_bit)
         sources.append(DeltaSource(record, weights, model))
     return DeltaPlan(base, base_weights, tuple(sources))
 
 
-def open_safetensors(model: OpenModel) -> SafetensorsCheckpoint:
-    """A model's weights, which must not be quantised.
-
-    Raises:
-        UserError: they are in a GGUF file.
-    """
+def _open_safetensors(model: OpenModel) -> SafetensorsCheckpoint:
     checkpoint = open_checkpoint(model.source)
     if not isinstance(checkpoint, SafetensorsCheckpoint):
         raise UserError(
@@ -237,14 +193,12 @@ def _misfits(base: OpenModel, task: str, model: OpenModel) -> list[str]:
             f"{task}: {model.source.name} looks like another model: {there.family} with {there.num_layers} layers "
             f"({len(theirs)} tensors), the base is {here.family} with {here.num_layers} ({len(shapes)})"
         ]
-    problems = [f"{task}: lacks {name}" for name in shapes if name not in theirs]
-    problems += [f"{task}: has {name}, which the base has not" for name in theirs if name not in shapes]
-    problems += [
-        f"{task}: {name} is {list(theirs[name])}, in the base {list(shape)}"
-        for name, shape in shapes.items()
-        if name in theirs and theirs[name] != shape
+    pairs = ((name, theirs.get(name), shapes.get(name)) for name in {**shapes, **theirs})
+    return [
+        f"{task}: {name} is {list(one) if one else 'missing'}, in the base {list(other) if other else 'missing'}"
+        for name, one, other in pairs
+        if one != other
     ]
-    return problems
 
 
 def _stored(base: OpenModel, base_weights: Checkpoint, store: DeltaStore) -> DeltaSource:
@@ -253,12 +207,9 @@ def _stored(base: OpenModel, base_weights: Checkpoint, store: DeltaStore) -> Del
         why = difference(f"weights of {base.source.name}", record.base_fingerprint, base_weights.fingerprint)
         raise ModelError(f"{store.directory}: a warm start of {record.model.id}, and {why}")
     tuned = TunedModel(
-        task=record.task,
-        replicate=record.replicate,
-        id=record.model.id,
-        fingerprint=record.fingerprint,
+        task=record.task, replicate=record.replicate, id=record.model.id, fingerprint=record.fingerprint,
         sixteen_bit=record.delta_dtype == "bfloat16",
-    )
+    )  # fmt: skip
     return DeltaSource(tuned, store)
 
 
@@ -271,60 +222,44 @@ class Deltas:
 
 
 def deltas_of(plan: DeltaPlan, splits: Mapping[str, Split] | None, out: Path, reporter: Reporter) -> Deltas:
-    """`read_deltas`, kept in `out`, or what an earlier run on the same weights left there.
+    """`read_deltas`, kept in `out`, or what an earlier run on the same weights left there."""
+    expected = [(one.tuned.label, one.tuned.fingerprint) for one in plan.sources]
 
-    Raises:
-        ModelError: as `read_deltas`.
-    """
-    known = kept_result(out / DELTAS, DeltaFile, splits is not None)
-    if known is not None:
-        found, units = known
-        theirs = (("", found.base_fingerprint), *((one.label, one.fingerprint) for one in found.tuned))
-        if theirs == plan.fingerprints and (found.units or splits is None):
-            reporter.note(f"{out / DELTAS}: these deltas were compared before")
-            return Deltas(found, units)
+    def same(found: DeltaFile) -> bool:
+        fingerprints = [(one.label, one.fingerprint) for one in found.tuned]
+        return (found.base_fingerprint, fingerprints) == (plan.base_weights.fingerprint, expected)
+
+    if known := kept_result(out / DELTAS, DeltaFile, splits is not None, same):
+        reporter.note(f"{out / DELTAS}: these deltas were compared before")
+        return Deltas(*known)
     deltas = read_deltas(plan, reporter, splits)
     keep_result(out / DELTAS, deltas.file, None if splits is None else deltas.units)
     return deltas
 
 
 def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split] | None = None) -> Deltas:
-    """Norms and cosines of all tensors' deltas, and Gram matrices of the units of those in `splits`.
-
-    Raises:
-        ModelError: a tensor is missing on disk, of another shape there, or not finite.
-    """
-    model = build_meta_model(plan.base.config)
-    shapes = plan.base.anatomy.inventory.shapes
-    plan.base_weights.prepare(model)
-    for source in plan.sources:
-        if isinstance(source.weights, SafetensorsCheckpoint):
-            source.weights.prepare(model)
+    """Norms and cosines of all tensors' deltas, and Gram matrices of the units of those in `splits`."""
+    model, shapes = build_meta_model(plan.base.config), plan.base.anatomy.inventory.shapes
+    for weights in (plan.base_weights, *(source.weights for source in plan.sources)):
+        weights.prepare(model)
     tensors: list[DeltaTensor] = []
     units: dict[str, Tensor] = {}
-    num_threads = min(MOST_THREADS, max(2, os.cpu_count() or 1))
     with (
         reporter.task("comparing with the base", len(shapes)) as advance,
         _one_thread_each(),
-        ThreadPoolExecutor(num_threads) as threads,
+        ThreadPoolExecutor(min(MOST_THREADS, max(2, os.cpu_count() or 1))) as threads,
     ):
         read = threads.map(lambda name: _read_one(plan, model, name, (splits or {}).get(name)), shapes)
-        for (name, shape), sums in zip(shapes.items(), read, strict=True):
-            if not np.isfinite(sums.gram_KK).all() or not np.isfinite(sums.base_square):
-                tasks = ", ".join(source.tuned.label for source in plan.sources)
-                raise ModelError(f"NaN or Inf in {name} of the base or of {tasks}")
-            tensors.append(_tensor(name, shape, sums))
-            if sums.units is not None:
-                units[name] = sums.units
+        for tensor, of_units in read:
+            tensors.append(tensor)
+            if of_units is not None:
+                units[tensor.name] = of_units
             advance()
     file = DeltaFile(
-        model=plan.base.identity,
-        base_fingerprint=plan.base_weights.fingerprint,
-        tuned=tuple(source.tuned for source in plan.sources),
-        parameters=tuple(tensors),
-        units=splits is not None,
+        model=plan.base.identity, base_fingerprint=plan.base_weights.fingerprint,
+        tuned=tuple(source.tuned for source in plan.sources), parameters=tuple(tensors), units=splits is not None,
         libraries=library_versions(),
-    )
+    )  # fmt: skip
     return Deltas(file, units)
 
 
@@ -339,56 +274,35 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """What one tensor's deltas were reduced to: Gram matrix, those of its units, |base|², parameters not moved."""
-
-    gram_KK: np.ndarray
-    units: Tensor | None
-    base_square: float
-    unchanged: list[int]
-
-
-def _read_one(plan: DeltaPlan, model: PreTrainedModel, name: str, split: Split | None) -> _Sums:
-    shape = plan.base.anatomy.inventory.shapes[name]
-    base_chunks = plan.base_weights.chunks(model, name, shape)
-    others = [
-        source.weights.chunks(name, shape)
-        if isinstance(source.weights, DeltaStore)
-        else source.weights.chunks(model, name, shape)
-        for source in plan.sources
-    ]
-    is_delta = [isinstance(source.weights, DeltaStore) for source in plan.sources]
-    num = len(plan.sources)
+def _read_one(
+    plan: DeltaPlan, model: PreTrainedModel, name: str, split: Split | None
+) -> tuple[DeltaTensor, Tensor | None]:
+    """One tensor's deltas, reduced; norms and cosines instead of inner products: what people read, and as exact."""
+    shape, num = plan.base.anatomy.inventory.shapes[name], len(plan.sources)
+    all_weights = (plan.base_weights, *(source.weights for source in plan.sources))
+    is_delta_K = [isinstance(weights, DeltaStore) for weights in all_weights[1:]]
     gram_KK = torch.zeros(num, num, dtype=torch.float64)
-    units = _UnitGrams(split, shape) if split is not None else None
-    unchanged, base_square = [0] * num, 0.0
-    for base_E, *values in zip(base_chunks, *others, strict=True):
-        delta_KE = _differences(base_E, values, is_delta)
-        moved_KE = delta_KE.numpy() != 0
-        unchanged = [
-            count + len(base_E) - int(np.count_nonzero(row)) for count, row in zip(unchanged, moved_KE, strict=True)
-        ]
+    unchanged_K, base_square = np.zeros(num, dtype=int), 0.0
+    units: list[Tensor] = []
+    for chunks in zip(*(weights.chunks(model, name, shape) for weights in all_weights), strict=True):
+        base_E, delta_KE = chunks[0].float(), torch.empty(num, len(chunks[0]))
+        for row_E, values_E, is_delta in zip(delta_KE, chunks[1:], is_delta_K, strict=True):
+            row_E.copy_(values_E)  # widened before it is subtracted, which loses nothing but the last bit
+            if not is_delta:
+                row_E.sub_(base_E)
+        unchanged_K += [len(base_E) - np.count_nonzero(moved_E) for moved_E in delta_KE.numpy() != 0]
         gram_KK += gram_of(delta_KE)
-        base_square += float(gram_of(base_E.to(delta_KE.dtype)[None]))
-        if units is not None:
-            units.add(torch.cat([delta_KE, base_E[None].to(delta_KE.dtype)]))
-    return _Sums(gram_KK.numpy(), None if units is None else units.result(), base_square, unchanged)
-
-
-def _differences(base_E: Tensor, values: Sequence[Tensor], is_delta: Sequence[bool]) -> Tensor:
-    """Deltas of one chunk [K, E], in float32, or in float64 where something is stored in float64.
-
-    bf16 next to float32 needs no care: each is widened before it is subtracted, which loses nothing but the last bit.
-    """
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in (base_E, *values)) else torch.float32
-    reference_E = base_E.to(wide)
-    delta_KE = torch.empty(len(values), len(base_E), dtype=wide)
-    for row_E, values_E, delta in zip(delta_KE, values, is_delta, strict=True):
-        row_E.copy_(values_E)
-        if not delta:
-            row_E.sub_(reference_E)
-    return delta_KE
+        base_square += float(gram_of(base_E[None]))
+        if split is not None:
+            _add_units(units, torch.cat([delta_KE, base_E[None]]), split, shape)
+    pairs = cosines_of(gram_KK.numpy()[None])[0][np.tril_indices(num, -1)]
+    tensor = DeltaTensor(
+        name=name, shape=shape, base_norm=float(np.sqrt(base_square)),
+        norms=tuple(np.sqrt(np.diagonal(gram_KK)).tolist()),
+        cosines=tuple(None if np.isnan(value) else float(value) for value in pairs),
+        unchanged=tuple(unchanged_K.tolist()),
+    )  # fmt: skip
+    return tensor, None if split is None else torch.cat(units).unflatten(0, (-1, split.size)).sum(dim=1)
 
 
 def gram_of(rows_KE: Tensor) -> Tensor:
@@ -406,39 +320,15 @@ def gram_of(rows_KE: Tensor) -> Tensor:
     return gram_KK
 
 
-@dataclass
-class _UnitGrams:
-    """Gram matrices of one tensor's units, added up chunk by chunk (a chunk is some whole rows)."""
-
-    split: Split
-    shape: tuple[int, ...]
-    parts: list[Tensor] = field(default_factory=list)
-
-    def add(self, rows_NE: Tensor) -> None:
-        rows_NRC = rows_NE.double().unflatten(1, (-1, prod(self.shape[1:])))  # of experts (three dimensions) C is all
-        along = rows_NRC.permute(1, 0, 2) if self.split.dim == 0 else rows_NRC.permute(2, 0, 1)
-        grams = along @ along.transpose(1, 2)  # of each row [R, N, N], or of each column [C, N, N]
-        if self.split.dim == 0:
-            self.parts.append(grams)
-        else:
-            self.parts = [grams + self.parts[0]] if self.parts else [grams]
-
-    def result(self) -> Tensor:
-        units_UNN: Tensor = torch.cat(self.parts).unflatten(0, (-1, self.split.size)).sum(dim=1)
-        return units_UNN
-
-
-def _tensor(name: str, shape: tuple[int, ...], sums: _Sums) -> DeltaTensor:
-    """Norms and cosines instead of inner products: what people read, and as exact."""
-    pairs = cosines_of(sums.gram_KK[None])[0][np.tril_indices(len(sums.gram_KK), -1)]
-    return DeltaTensor(
-        name=name,
-        shape=shape,
-        base_norm=float(np.sqrt(sums.base_square)),
-        norms=tuple(np.sqrt(np.diagonal(sums.gram_KK)).tolist()),
-        cosines=tuple(None if np.isnan(value) else float(value) for value in pairs),
-        unchanged=tuple(sums.unchanged),
-    )
+def _add_units(parts: list[Tensor], rows_NE: Tensor, split: Split, shape: tuple[int, ...]) -> None:
+    """Gram matrices of the rows or columns of a chunk (some whole rows): of rows more, of columns added up."""
+    rows_NRC = rows_NE.double().unflatten(1, (-1, prod(shape[1:])))  # of experts (three dimensions) C is all
+    along = rows_NRC.permute(1, 0, 2) if split.dim == 0 else rows_NRC.permute(2, 0, 1)
+    grams = along @ along.transpose(1, 2)  # of each row [R, N, N], or of each column [C, N, N]
+    if split.dim == 0 or not parts:
+        parts.append(grams)
+    else:
+        parts[0] = grams + parts[0]
 
 
 def grams_of(file: DeltaFile) -> NDArray[np.float64]:

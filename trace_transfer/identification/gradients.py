@@ -13,23 +13,25 @@ Shapes: N sets, t tokens of an example, d width, u rows of an embedding that an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from trace_transfer.data.examples import Example
 from trace_transfer.errors import ModelError, NumericalError, listing
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.identification.fisher.passes import MicroBatch, loss_of, prepare, run_model
+from trace_transfer.identification.fisher.batches import MicroBatch, loss_of, prepare, run_model
 from trace_transfer.models.checkpoints import Checkpoint, release
 from trace_transfer.models.running import layers_of, replaced_forwards
 from trace_transfer.models.sources import build_meta_model
 
+ENTERED = ""  # beside names of tensors: what entered a layer, or the head
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -54,10 +56,7 @@ class BaseGradients:
         self, base: OpenModel, weights: Checkpoint, sets: Sequence[Sequence[Example]], device: str,
         advance: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Run forward.
-
-        Args:
-            advance: called once for each layer, here and in `tensors`.
+        """Run forward; `advance` is called once for each layer, here and in `tensors`.
 
         Raises:
             ModelError: weights are missing, or the model is not a stack of layers that hand on hidden states alone.
@@ -69,53 +68,48 @@ class BaseGradients:
                 setattr(module, name, buffer.to(self.device))
         self.tied = base.anatomy.inventory.tied
         self.layers = layers_of(self.model, base.anatomy.layer_path)
-        self.prefixes = [f"{base.anatomy.layer_path}.{index}." for index in range(len(self.layers))]
+        names = [name for name, _ in self.model.named_parameters()]
+        prefixes = [f"{base.anatomy.layer_path}.{index}." for index in range(len(self.layers))]
+        self.of_layer = [[name for name in names if name.startswith(prefix)] for prefix in prefixes]
+        self.outside = [name for name in names if not name.startswith(tuple(prefixes))]
+        if [len(own) for own in self.of_layer] != [sum(1 for _ in layer.parameters()) for layer in self.layers]:
+            raise ModelError(f"{self.name}: layers share tensors, whose gradients are not known layer by layer")
         self.sizes = [len(one) for one in sets]
         self.set_of = [index for index, one in enumerate(sets) for _ in one]
         self.batches = [prepare([(example,)], self.device) for one in sets for example in one]
-        below = tuple(self.prefixes)
-        self.outside = [name for name, _ in self.model.named_parameters() if not name.startswith(below)]
-        for prefix, layer in zip(self.prefixes, self.layers, strict=True):
-            own = sum(1 for _ in layer.parameters())
-            if own != sum(name.startswith(prefix) for name, _ in self.model.named_parameters()):
-                raise ModelError(f"{self.name}: layers share tensors, whose gradients are not known layer by layer")
         self._rest: tuple[Any, ...] | None = None  # what layers return beside hidden states; None: those alone
         self._forward()
 
     def tensors(self) -> Iterator[Moments]:
-        """Run backward.
-
-        Raises:
-            NumericalError: a gradient is NaN or Inf.
-        """
+        """Run backward."""
         sums = _Sums(self.sizes)
-        above, tied_rows = self._through_head(sums)
+        own = dict(self.model.named_parameters())
         embedding = self.model.get_input_embeddings().weight
-        tied = next(name for name, one in self.model.named_parameters() if one is embedding)
-        yield from self._finished(sums, [name for name in sums.names if name != tied])
+        tied = next(name for name in self.outside if own[name] is embedding)
+        above, tied_rows = self._through_head(sums, tied)
+        for name in [name for name in sums.mean if name != tied]:
+            yield sums.finish(name, own[name].detach())
         for index in reversed(range(len(self.layers))):
-            parameters = self._bring_in(self.prefixes[index])
+            parameters = self._bring_in(self.of_layer[index])
             for number, gradient in enumerate(above):
                 leaf = self.inputs[index][number].to(self.device).requires_grad_()
                 with torch.enable_grad():
                     out = self._called(index, number, leaf)
-                    found = torch.autograd.grad(
-                        out, [leaf, *parameters.values()], gradient.to(self.device), allow_unused=True
-                    )
-                above[number] = _present(found[0], leaf).cpu()
-                for name, one in zip(parameters, found[1:], strict=True):
-                    sums.add(name, self.set_of[number], one)
-            yield from self._finished(sums, list(parameters))
+                found = self._backward(sums, number, out, gradient.to(self.device), {**parameters, ENTERED: leaf})
+                above[number] = found[ENTERED].cpu()
+            for name, parameter in parameters.items():
+                yield sums.finish(name, parameter.detach())
             release(self.layers[index])
             self.advance()
         self._through_embedding(sums, above, tied, tied_rows)
-        yield from self._finished(sums, [name for name in self.outside if name not in sums.told])
+        for name in [name for name in self.outside if name not in sums.told]:
+            yield sums.finish(name, own[name].detach())
 
     # ---- forward
 
     @torch.no_grad()
     def _forward(self) -> None:
-        self.parameters = self._bring_in(lambda name: name in self.outside)
+        self.parameters = self._bring_in(self.outside)
         self.calls: list[list[Call]] = []
         self.inputs: list[list[Tensor]] = [[]]
         for batch in self.batches:
@@ -123,28 +117,25 @@ class BaseGradients:
             self.inputs[0].append(hidden.detach().cpu())
             self.calls.append(calls)
         for index, layer in enumerate(self.layers):
-            self._bring_in(self.prefixes[index], trained=False)
+            self._bring_in(self.of_layer[index], trained=False)
             entered = self.inputs[index]
             self.inputs.append([self._called(index, n, one.to(self.device)).cpu() for n, one in enumerate(entered)])
             release(layer)
             self.advance()
 
-    def _bring_in(self, wanted: str | Callable[[str], bool], trained: bool = True) -> dict[str, nn.Parameter]:
-        """Load the tensors below a prefix, or those that are wanted; tied ones stay one tensor."""
-        chosen = wanted if callable(wanted) else lambda name: name.startswith(wanted)
-        self.weights.load(self.model, lambda name: chosen(self.tied.get(name, name)), self.device, torch.float32)
+    def _bring_in(self, wanted: Collection[str], trained: bool = True) -> dict[str, Tensor]:
+        """Load some tensors; tied ones stay one tensor."""
+        self.weights.load(self.model, lambda name: self.tied.get(name, name) in wanted, self.device, torch.float32)
         for alias, owner in self.tied.items():
-            if chosen(owner):
+            if owner in wanted:
                 both = [self.model.get_parameter(name) for name in (owner, alias)]
                 one = next((one for one in both if not one.is_meta), both[0])
                 for name in (owner, alias):
                     module, _, attribute = name.rpartition(".")
                     setattr(self.model.get_submodule(module), attribute, one)
-        found = {name: one for name, one in self.model.named_parameters() if chosen(name)}
+        found = {name: one.requires_grad_(trained) for name, one in self.model.named_parameters() if name in wanted}
         if missing := [name for name, one in found.items() if one.is_meta]:
             raise ModelError(f"{self.name}: the weights lack tensors:\n" + listing(missing))
-        for one in found.values():
-            one.requires_grad_(trained)
         return found
 
     @torch.enable_grad()
@@ -173,37 +164,41 @@ class BaseGradients:
         args, kwargs = self.calls[number][index]
         out: Any = self.layers[index](hidden, *args, **kwargs)
         if isinstance(out, tuple):
-            self._rest = out[1:]
-            return out[0]  # type: ignore[no-any-return]
+            out, *rest = out
+            self._rest = tuple(rest)
         return out  # type: ignore[no-any-return]
 
-    # ---- backward, outside of the layers
+    # ---- backward
 
-    def _through_head(self, sums: _Sums) -> tuple[list[Tensor], list[Tensor]]:
+    def _backward(
+        self, sums: _Sums, number: int, out: Tensor, gradient: Tensor | None, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """One example's gradients of those tensors that it reaches, added to its set's sums."""
+        all_found = torch.autograd.grad(out, list(inputs.values()), gradient, allow_unused=True)
+        found = {name: one for name, one in zip(inputs, all_found, strict=True) if one is not None}
+        for name, one in found.items():
+            if name != ENTERED:
+                sums.add(name, self.set_of[number], one)
+        return found
+
+    def _through_head(self, sums: _Sums, tied: str) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of what leaves the last layer; and of a tied embedding, those of the rows that each example
         uses, which its own gradient is added to before it is squared."""
         gradients, rows = [], []
-        embedding = self.model.get_input_embeddings().weight
 
-        def returning(leaf: Tensor | None = None) -> Any:
-            def forward(hidden: Tensor, *_: Any, **__: Any) -> Any:
-                out = hidden if leaf is None else leaf
-                return out if self._rest is None else (out, *self._rest)
-
-            return forward
+        def returning(hidden: Tensor, *_: Any, leaf: Tensor | None = None, **__: Any) -> Any:
+            out = hidden if leaf is None else leaf
+            return out if self._rest is None else (out, *self._rest)
 
         for number, batch in enumerate(self.batches):
             leaf = self.inputs[-1][number].to(self.device).requires_grad_()
-            forwards = [*[returning()] * (len(self.layers) - 1), returning(leaf)]
+            forwards = [*[returning] * (len(self.layers) - 1), partial(returning, leaf=leaf)]
             with torch.enable_grad(), replaced_forwards(self.layers, forwards):
                 loss = loss_of(self.model, batch)
-            found = torch.autograd.grad(loss, [leaf, *self.parameters.values()], allow_unused=True)
-            gradients.append(_present(found[0], leaf).cpu())
-            for (name, parameter), one in zip(self.parameters.items(), found[1:], strict=True):
-                if one is not None:
-                    sums.add(name, self.set_of[number], one)
-                    if parameter is embedding:
-                        rows.append(one[batch.input_ids_bt.unique()].clone())
+            found = self._backward(sums, number, loss, None, {**self.parameters, ENTERED: leaf})
+            gradients.append(found[ENTERED].cpu())
+            if tied in found:
+                rows.append(found[tied][batch.input_ids_bt.unique()].clone())
         return gradients, rows
 
     def _through_embedding(
@@ -214,23 +209,12 @@ class BaseGradients:
             hidden, _ = self._recorded(batch)
             if not hidden.requires_grad:
                 continue
-            below = torch.autograd.grad(
-                hidden, list(self.parameters.values()), gradient.to(self.device), allow_unused=True
-            )
-            for name, one in zip(self.parameters, below, strict=True):
-                if one is None:
-                    continue
-                if name in sums.told:
-                    raise ModelError(f"{self.name}: {name} is used above and below the layers")
-                sums.add(name, self.set_of[number], one)
-                if name == tied and tied_rows:  # (a + b)² = a² + b² + 2 a b
-                    ids = batch.input_ids_bt.unique()
-                    sums.square[name][self.set_of[number], ids] += 2 * one[ids] * tied_rows[number]
-
-    def _finished(self, sums: _Sums, names: Sequence[str]) -> Iterator[Moments]:
-        own = dict(self.model.named_parameters())
-        for name in names:
-            yield sums.finish(name, own[name].detach())
+            found = self._backward(sums, number, hidden, gradient.to(self.device), self.parameters)
+            if told := [name for name in found if name in sums.told]:
+                raise ModelError(f"{self.name}: {told[0]} is used above and below the layers")
+            if tied_rows:  # (a + b)² = a² + b² + 2 a b
+                ids = batch.input_ids_bt.unique()
+                sums.square[tied][self.set_of[number], ids] += 2 * found[tied][ids] * tied_rows[number]
 
 
 class _Sums:
@@ -242,14 +226,8 @@ class _Sums:
         self.square: dict[str, Tensor] = {}
         self.told: set[str] = set()
 
-    @property
-    def names(self) -> list[str]:
-        return list(self.mean)
-
-    def add(self, name: str, index: int, gradient: Tensor | None) -> None:
+    def add(self, name: str, index: int, gradient: Tensor) -> None:
         """Add one example's gradient to a set's sums."""
-        if gradient is None:
-            return
         for sums in (self.mean, self.square):
             if name not in sums:
                 sums[name] = gradient.new_zeros(len(self.sizes), *gradient.shape)
@@ -257,11 +235,7 @@ class _Sums:
         self.square[name][index].addcmul_(gradient, gradient)
 
     def finish(self, name: str, value: Tensor) -> Moments:
-        """The means of a tensor; zeros where no gradient reached it.
-
-        Raises:
-            NumericalError: NaN or Inf.
-        """
+        """The means of a tensor; zeros where no gradient reached it."""
         self.told.add(name)
         zeros = torch.zeros(len(self.sizes), *value.shape, device=value.device)
         mean, square = (sums.pop(name, zeros) for sums in (self.mean, self.square))
@@ -269,7 +243,3 @@ class _Sums:
             raise NumericalError(f"the gradient of {name} is NaN or Inf, though every loss is finite")
         counts = torch.tensor(self.sizes, dtype=mean.dtype, device=mean.device).view(-1, *[1] * value.dim())
         return Moments(name, value, mean / counts, square / counts)
-
-
-def _present(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient

@@ -1,8 +1,8 @@
 """`identify`: from a base model and task data to one core file per task; `warm-start` and `score` are its two halves.
 
-Reads: a base model, `tasks.yaml` and its data, or tuned models. Writes into one directory: `warm_start/TASK/` (the
-deltas), `deltas.json`, `fisher/TASK/`, `TASK.core.json`, `importance.html`, `importance.png` and, with replicates,
-`stability.json`. Each is written whole, and what is there already is not made again.
+Writes into one directory: `warm_start/TASK/` (the deltas), `deltas.json`, `fisher/TASK/`, `TASK.core.json`,
+`importance.html`, `importance.png` and, with replicates, `stability.json`. Each is written whole, and what is there
+already is not made again.
 """
 
 from __future__ import annotations
@@ -77,44 +77,31 @@ class IdentifyPlan:
     out: Path
     with_scores: bool
 
-    @property
-    def seed(self) -> int:
-        return self.settings.warm_start.train.seed
-
 
 def plan_identify(
-    base: str | Path,
-    tasks: str | Path,
-    *,
-    tuned: Mapping[str, str | Path],
-    settings: IdentifySettings,
-    rules: Sequence[str],
-    out: str | Path,
-    with_scores: bool = True,
-) -> IdentifyPlan:
+    base: str | Path, tasks: str | Path, *, tuned: Mapping[str, str | Path], settings: IdentifySettings,
+    rules: Sequence[str], out: str | Path, with_scores: bool = True,
+) -> IdentifyPlan:  # fmt: skip
     """Open the models, read and encode all tasks, look what is finished; trains nothing and writes nothing.
 
     Args:
         tuned: tasks that have a tuned model already, and so need no warm start.
         with_scores: False for `warm-start` alone, which needs no more than the training.
-
-    Raises:
-        UserError: whatever is wrong with them, or with the device; `out` is one of the models.
     """
     opened, models = _open(base, tuned, rules, out)
-    start = settings.warm_start
+    start, score = settings.warm_start, settings.score
     data = read_tasks(opened, tasks, start.max_length, start.too_long, start.train.seed)
     names = [task.task for task in data]
     if unknown := [task for task in tuned if task not in names]:
         raise UserError(f"{tasks}: lacks tasks that --tuned names: {', '.join(unknown)} (it has {', '.join(names)})")
+    at_base = with_scores and score.at_base
+    if at_base and tuned:
+        raise UserError(f"{score.method} is taken at the base: leave --tuned out ({', '.join(tuned)})")
     if with_scores:
         _check(settings, names, 1 if models else start.replicates)
-        masks_within(settings.score, names, opened.identity)  # refuses what does not fit
+        masks_within(score, names, opened.identity)  # refuses what does not fit
     if models:
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
-    at_base = with_scores and settings.score.at_base
-    if at_base and tuned:
-        raise UserError(f"{settings.score.method} is taken at the base: leave --tuned out ({', '.join(tuned)})")
     untrained = [] if at_base else [task for task in data if task.task not in tuned]
     starts = plan_warm_starts(opened, untrained, start, Path(out))
     return IdentifyPlan(opened, data, models, starts, settings, Path(out), with_scores)
@@ -143,64 +130,57 @@ def run_warm_starts_of(plan: IdentifyPlan, reporter: Reporter) -> tuple[DeltaSto
 
 def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
     """Carry the plan out. Under a launcher of several processes all take part in the warm starts, and the first goes
-    on alone: the others get None.
-
-    Raises:
-        UserError: another process is at work there, a loss that is not finite, a full disk; what was finished stays,
-            and the same command goes on.
-    """
+    on alone: the others get None. After an error what was finished stays, and the same command goes on."""
+    settings = plan.settings
     with held(plan.out, shared=True):
-        if plan.settings.score.at_base:
-            return _at_base(plan.base, plan.tasks, plan.settings, plan.out, reporter) if is_first_rank() else None
+        if settings.score.at_base:
+            return _run_at_base(plan, reporter) if is_first_rank() else None
         stores = run_warm_starts(plan.warm_starts, reporter)
         if not is_first_rank():
             return None
         data = {start.label: start.data for start in plan.warm_starts.starts}
         data |= {task.task: task for task in plan.tasks if task.task in plan.tuned}
         deltas = plan_deltas(plan.base, plan.tuned, stores)
-        return _score(deltas, data, plan.settings, plan.seed, plan.out, reporter)
+        return _score(deltas, data, settings, settings.warm_start.train.seed, plan.out, reporter)
+
+
+def _run_at_base(plan: IdentifyPlan, reporter: Reporter) -> Identified:
+    """Core sets without any warm start, all written."""
+    from trace_transfer.identification.at_base import at_base
+
+    remove_leftovers(plan.out)
+    splits = _splits(plan.base, plan.settings.score) or {}
+    inputs, chosen = at_base(plan.base, plan.tasks, plan.settings, splits, reporter)
+    made_with = {"seed": plan.settings.warm_start.train.seed}
+    return _write(inputs, plan.settings.score, plan.base.identity, made_with, plan.out, chosen)
 
 
 def run_score(
-    base: str | Path,
-    *,
-    tuned: Mapping[str, str | Path],
-    tasks: str | Path | None,
-    settings: IdentifySettings,
-    rules: Sequence[str],
-    out: str | Path,
-    reporter: Reporter,
-) -> Identified:
+    base: str | Path, *, tuned: Mapping[str, str | Path], tasks: str | Path | None, settings: IdentifySettings,
+    rules: Sequence[str], out: str | Path, reporter: Reporter,
+) -> Identified:  # fmt: skip
     """The second half: score the warm starts in `out`, or tuned models.
 
     Args:
         tasks: `tasks.yaml`, needed by methods with Fisher information.
         settings: its warm start says how tuned models' tasks are read; warm starts have recorded how theirs were.
-
-    Raises:
-        UserError: models that do not fit together, tasks missing, a single task with `cs`, an output that cannot be
-            written or is one of the models, a device that is not there.
     """
+    method, start, seed, data = settings.score.method, settings.warm_start, settings.warm_start.train.seed, None
+    if tasks is None and (settings.score.at_base or settings.score.needs_fisher):
+        other = ", or --method l2 or cs" if method == "lf" else ""
+        raise UserError(f"{method} needs each task's examples: give --tasks tasks.yaml{other}")
     if settings.score.at_base:
-        if tasks is None:
-            raise UserError(f"{settings.score.method} needs each task's examples: give --tasks tasks.yaml")
-        plan_at_base = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
-        found = run_identify(plan_at_base, reporter)
+        assert tasks is not None
+        found = run_identify(plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out), reporter)
         assert found is not None  # `score` has one process
         return found
     opened, models = _open(base, tuned, rules, out)
     stores = () if models else finished_stores(Path(out))
     plan = plan_deltas(opened, models, stores)
     names = list(dict.fromkeys(source.tuned.task for source in plan.sources))
-    _check(settings, names, max((source.tuned.replicate or 1 for source in plan.sources), default=1))
-    start, seed, data = settings.warm_start, settings.warm_start.train.seed, None
+    _check(settings, names, max(source.tuned.replicate or 1 for source in plan.sources))
     if settings.score.needs_fisher:
-        if tasks is None:
-            method = settings.score.method
-            raise UserError(
-                f"{method} needs each task's examples for its Fisher information: give --tasks tasks.yaml"
-                + (", or --method l2 or cs" if method == "lf" else "")
-            )
+        assert tasks is not None
         if stores:
             data = data_of_stores(opened, stores, tasks)
         else:
@@ -226,23 +206,19 @@ def score_inputs(
     plan: DeltaPlan, data: Mapping[str, TaskData] | None, settings: IdentifySettings, seed: int, out: Path,
     reporter: Reporter,
 ) -> ScoreInputs:  # fmt: skip
-    """Read deltas and, if the method needs it, Fisher information; what lies in `out` already is taken as it is.
-
-    Args:
-        data: label of a delta (`math`, `math/1`) → its examples, for Fisher information.
-    """
-    score, fisher, base = settings.score, None, plan.base
-    splits = _splits(base, score)
+    """Read deltas and, if the method needs it, Fisher information of their `data` (by label: `math`, `math/1`); what
+    lies in `out` already is taken as it is."""
+    fisher, splits = None, _splits(plan.base, settings.score)
     deltas = deltas_of(plan, splits, out, reporter)
     files = [out / DELTAS, *([beside(out / DELTAS)] if splits is not None else [])]
-    if score.needs_fisher:
+    if settings.score.needs_fisher:
         examples = data or {}
         fisher = [
             fisher_of(plan, one, examples[one.tuned.label], settings, seed, splits, out, reporter)
             for one in plan.sources
         ]
         files += [fisher_file(out, source) for source in plan.sources]
-    return gather(base.anatomy, deltas, fisher, splits, files)
+    return gather(plan.base.anatomy, deltas, fisher, splits, files)
 
 
 def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
@@ -252,28 +228,14 @@ def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
     return splits_of(base.anatomy, base.config, transposed.__contains__)
 
 
-def _at_base(
-    base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings, out: Path, reporter: Reporter
-) -> Identified:
-    """Core sets without any warm start, all written."""
-    from trace_transfer.identification.at_base import base_gradients, best_parameters, inputs_at_base, sets_of
-
-    remove_leftovers(out)
-    sets = sets_of(base, tasks, settings)
-    if sets.text:
-        reporter.note(f"{settings.score.method}: against generic text, the shipped probe set")
-    gradients = base_gradients(base, sets, settings, reporter)
-    inputs = inputs_at_base(base, gradients, sets, _splits(base, settings.score), reporter)
-    chosen = None
-    if settings.score.unit == "parameters":
-        within = masks_within(settings.score, sets.tasks, base.identity)
-        chosen = best_parameters(gradients, inputs, settings.score, within, reporter)
-    return _write(inputs, settings.score, base.identity, {"seed": settings.warm_start.train.seed}, out, chosen)
-
-
 def write_core_sets(plan: DeltaPlan, inputs: ScoreInputs, settings: ScoreSettings, seed: int, out: Path) -> Identified:
     """From score inputs to core files, stability and importance heatmaps, all written into `out`."""
-    return _write(inputs, settings, plan.base.identity, {"epochs": _epochs(plan), "seed": seed}, out)
+    epochs = {
+        source.weights.record.settings.get("epochs") if isinstance(source.weights, DeltaStore) else None
+        for source in plan.sources
+    }  # None of models that were tuned elsewhere
+    made_with = {"epochs": epochs.pop() if len(epochs) == 1 else None, "seed": seed}
+    return _write(inputs, settings, plan.base.identity, made_with, out)
 
 
 def _write(
@@ -296,12 +258,3 @@ def _write(
         files.append(out / name)
         write(files[-1], importance)
     return Identified(cores, report, tuple(warnings_of(inputs, cores, settings)), tuple(files))
-
-
-def _epochs(plan: DeltaPlan) -> int | None:
-    """Length of the warm starts; None where any model was tuned elsewhere."""
-    found = {
-        source.weights.record.settings.get("epochs") if isinstance(source.weights, DeltaStore) else None
-        for source in plan.sources
-    }
-    return found.pop() if len(found) == 1 else None

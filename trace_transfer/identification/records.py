@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -104,13 +104,10 @@ class DeltaFile(Strict):
 
     @model_validator(mode="after")
     def _of_each_delta(self) -> Self:
-        expected = len(self.tuned), len(self.tuned) * (len(self.tuned) - 1) // 2, len(self.tuned)
+        num = len(self.tuned)
         for one in self.parameters:
-            if (found := (len(one.norms), len(one.cosines), len(one.unchanged))) != expected:
-                raise ValueError(
-                    f"{one.name}: numbers of norms, cosines and unchanged are {found}, of {len(self.tuned)} models "
-                    f"expected {expected}"
-                )
+            if (len(one.norms), len(one.cosines), len(one.unchanged)) != (num, num * (num - 1) // 2, num):
+                raise ValueError(f"{one.name}: its norms, cosines and unchanged are not those of {num} models")
         return self
 
 
@@ -191,15 +188,19 @@ def keep_result(file: Path, record: Strict, tensors: Mapping[str, Tensor] | None
     write_text(file, to_json(record))
 
 
-def kept_result(file: Path, kind: type[Record], with_tensors: bool) -> tuple[Record, dict[str, Tensor]] | None:
-    """What an earlier run left, with the tensors beside it. None where that is missing, damaged or of another version:
-    it is then made again."""
+def kept_result(
+    file: Path, kind: type[Record], with_units: bool, same: Callable[[Record], bool]
+) -> tuple[Record, dict[str, Tensor]] | None:
+    """What an earlier run left of the same, with the tensors of heads and neurons beside it. None where that is
+    missing, damaged, of another version or of something else: it is then made again."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         record: Record = read_artefact(file, kind)
-        return record, load_file(beside(file)) if with_tensors else {}
+        if not same(record) or (with_units and not getattr(record, "units", False)):
+            return None
+        return record, load_file(beside(file)) if with_units else {}
     except (ArtefactError, OSError, SafetensorError):
         return None
 

@@ -38,10 +38,7 @@ class Statistics:
     Attributes:
         gram_PKK: inner products of the tasks' deltas (tuned minus base), entry by entry; for a method at the base those
             of the tasks' mean gradients there.
-        numel_P: number of parameters.
-        base_norms_P: norm of the base's values.
         kinds_P: component of each entry.
-        tasks_K: names.
         fisher_PK: squared gradient of each task's loss, summed over the entry's parameters.
         text_P: the same on generic text, where it stands for what other tasks need.
         reliability_PK: share of each delta's squared norm that a replicate reproduces: <first, second> / |delta|², with
@@ -59,17 +56,12 @@ class Statistics:
 
     def others_P(self, task: int) -> Vector:
         """Fisher information of what a task should leave alone, the mean over each entry's parameters: that of generic
-        text where it was taken, or the mean over the other tasks.
-
-        Raises:
-            ValueError: there is neither.
-        """
-        others = [k for k in range(len(self.tasks_K)) if k != task]
+        text where it was taken, or the mean over the other tasks."""
         if self.text_P is not None:
             return self.text_P / self.numel_P
-        if self.fisher_PK is None or not others:
+        if self.fisher_PK is None or len(self.tasks_K) < 2:
             raise ValueError("this method needs Fisher information of other tasks or of generic text")
-        mean_P: Vector = self.fisher_PK[:, others].mean(axis=1) / self.numel_P
+        mean_P: Vector = np.delete(self.fisher_PK, task, axis=1).mean(axis=1) / self.numel_P
         return mean_P
 
     def of_entries(self, chosen: NDArray[Any]) -> Statistics:
@@ -95,25 +87,21 @@ class Scores:
 
 
 def lf(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
-    """alpha · L2 + (1 − alpha) · Fisher, both normalised over the entries (eq. 5).
+    """alpha · L2 + (1 − alpha) · Fisher, both normalised over the entries (eq. 5); terms as in the authors' list.
 
     A term of weight zero is left out: its NaN then costs no score, and with alpha = 1 no Fisher information is needed.
     """
-    raw = {"l2_delta": l2(statistics, task, settings).score_P}
+    parts = [(l2(statistics, task, settings), "l2_norm_score", settings.alpha)]
     if settings.alpha < 1 or statistics.fisher_PK is not None:
-        raw["fisher_info"] = fisher(statistics, task, settings).score_P
-    weights = {"l2_delta": settings.alpha, "fisher_info": 1.0 - settings.alpha}
-    kinds_P = statistics.kinds_P if settings.normalise_within == "kind" else None
-    terms, score_P = dict(raw), np.zeros(len(statistics.numel_P))
-    for name, values_P in raw.items():
-        normalised_P = normalise(values_P, settings.normalise, kinds_P)
-        terms[_NORMALISED[name]] = normalised_P
-        if weights[name] > 0:
-            score_P += weights[name] * normalised_P
+        parts.append((fisher(statistics, task, settings), "fisher_norm_score", 1.0 - settings.alpha))
+    terms = {name: values_P for raw, _, _ in parts for name, values_P in raw.terms.items()}
+    score_P = np.zeros(len(statistics.numel_P))
+    for raw, name, weight in parts:
+        kinds_P = statistics.kinds_P if settings.normalise_within == "kind" else None
+        terms[name] = normalise(raw.score_P, settings.normalise, kinds_P)
+        if weight > 0:
+            score_P += weight * terms[name]
     return Scores(score_P, terms)
-
-
-_NORMALISED = {"l2_delta": "l2_norm_score", "fisher_info": "fisher_norm_score"}  # as the authors' list has them
 
 
 def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
@@ -127,30 +115,21 @@ def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     `corrected` divides the cosine by √(reliability of one · of the other), which undoes what noise takes from it
     (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine, and is
     treated as above whatever `zero_delta` is.
-
-    Raises:
-        ValueError: `corrected` without reliabilities.
     """
     others = [k for k in range(len(statistics.tasks_K)) if k != task]
     cosines_PJ = cosines_of(statistics.gram_PKK)[:, task, others]
     if settings.zero_delta == "cosine-0":
         cosines_PJ = np.nan_to_num(cosines_PJ, nan=0.0)
     if settings.cosine == "corrected":
-        cosines_PJ = _corrected(cosines_PJ, statistics.reliability_PK, task, others)
+        if statistics.reliability_PK is None:
+            raise ValueError("corrected cosines need two replicates of each task")
+        reliable_PK = np.where(statistics.reliability_PK > RELIABILITY_FLOOR, statistics.reliability_PK, np.nan)
+        cosines_PJ = np.clip(cosines_PJ / np.sqrt(reliable_PK[:, [task]] * reliable_PK[:, others]), -1.0, 1.0)
     known_PJ = ~np.isnan(cosines_PJ)
     with np.errstate(invalid="ignore"):
         mean_P = np.where(known_PJ, cosines_PJ, 0.0).sum(axis=1) / known_PJ.sum(axis=1)
     terms = {f"cosine with {statistics.tasks_K[k]}": cosines_PJ[:, column] for column, k in enumerate(others)}
     return Scores(1.0 - mean_P, {"mean_cosine": mean_P, **terms})
-
-
-def _corrected(cosines_PJ: Vector, reliability_PK: Vector | None, task: int, others: list[int]) -> Vector:
-    """Cosines without the noise of the deltas, cut to [-1, 1]; NaN where a reliability is too low or unknown."""
-    if reliability_PK is None:
-        raise ValueError("corrected cosines need two replicates of each task")
-    reliable_PK = np.where(reliability_PK > RELIABILITY_FLOOR, reliability_PK, np.nan)
-    clipped_PJ: Vector = np.clip(cosines_PJ / np.sqrt(reliable_PK[:, [task]] * reliable_PK[:, others]), -1.0, 1.0)
-    return clipped_PJ
 
 
 def l2(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
@@ -168,11 +147,7 @@ def l2(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
 
 
 def fisher(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
-    """Fisher information (eq. 4): the squared gradient, its sum over the entry's parameters or (authors' code) mean.
-
-    Raises:
-        ValueError: it was not computed.
-    """
+    """Fisher information (eq. 4): the squared gradient, its sum over the entry's parameters or (authors' code) mean."""
     if statistics.fisher_PK is None:
         raise ValueError("this method needs Fisher information, which was not computed")
     values_P = statistics.fisher_PK[:, task]
@@ -185,8 +160,7 @@ def snr(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     """Signal to noise at the base: g² / (H + 0.01 · mean H), g² and H the means over an entry's parameters.
 
     g is the task's mean gradient, H the Fisher information of the other tasks (or of generic text): how fast the task's
-    loss falls, for what it costs the others by the penalty of elastic weight consolidation (Kirkpatrick et al., 2017,
-    arXiv 1612.00796).
+    loss falls, for what it costs the others by elastic weight consolidation (Kirkpatrick 2017, arXiv 1612.00796).
     """
     signal_P = statistics.gram_PKK[:, task, task] / statistics.numel_P
     noise_P = statistics.others_P(task)
@@ -257,7 +231,7 @@ METHODS: dict[str, Method] = {
 def all_scores(statistics: Statistics, settings: ScoreSettings, takes_part_P: NDArray[np.bool_]) -> list[Scores]:
     """The scores of each task; NaN for the entries that take no part, which have no influence on the others' either."""
     method = METHODS[settings.method].score
-    chosen = statistics if takes_part_P.all() else statistics.of_entries(takes_part_P)
+    chosen = statistics.of_entries(takes_part_P)
 
     def spread(values: Vector) -> Vector:
         whole_P = np.full(len(takes_part_P), np.nan)
@@ -270,6 +244,7 @@ def all_scores(statistics: Statistics, settings: ScoreSettings, takes_part_P: ND
 
 # ---- settings
 
+Normalisation = Literal["min-max", "rank", "z-score"]
 if TYPE_CHECKING:
     MethodName = str
 else:
@@ -321,9 +296,7 @@ class ScoreSettings(Settings):
     against: Literal["auto", "tasks", "text"] = setting(
         "auto", "snr: weigh against what the other tasks need, or generic text (the probe set). auto: tasks, if any."
     )
-    normalise: Literal["min-max", "rank", "z-score"] = setting(
-        "min-max", "Scaling of L2 and Fisher before they are added."
-    )
+    normalise: Normalisation = setting("min-max", "Scaling of L2 and Fisher before they are added.")
     normalise_within: Literal["all", "kind"] = setting(
         "all", "Scale over all tensors, or over each kind of tensor (all q_proj, all norms …) by itself."
     )
@@ -374,31 +347,21 @@ def cosines_of(gram_PKK: Vector) -> Vector:
     return clipped_PKK
 
 
-def min_max(values: Vector) -> Vector:
-    """(v − min) / (max − min), in [0, 1]."""
+def _normalised(values: Vector, how: str) -> Vector:
+    if how == "rank":  # equal values share the mean of their ranks
+        from scipy.stats import rankdata
+
+        ranks: Vector = rankdata(values)
+        return (ranks - 1.0) / (len(values) - 1.0)
     lowest = float(values.min())
-    return (values - lowest) / (float(values.max()) - lowest)
-
-
-def rank(values: Vector) -> Vector:
-    """Ranks from 0 for the smallest to 1 for the largest; equal values share the mean of their ranks."""
-    from scipy.stats import rankdata
-
-    ranks: Vector = rankdata(values)
-    return (ranks - 1.0) / (len(values) - 1.0)
-
-
-def z_score(values: Vector) -> Vector:
-    """(v − mean) / standard deviation, that of the population (ddof 0)."""
-    unit = min_max(values)  # the same z-scores, and the squares of tiny values do not vanish
-    return (unit - float(unit.mean())) / float(unit.std())
-
-
-NORMALISATIONS: dict[str, Callable[[Vector], Vector]] = {"min-max": min_max, "rank": rank, "z-score": z_score}
+    unit = (values - lowest) / (float(values.max()) - lowest)
+    # Of these the z-scores are the same, and the squares of tiny values do not vanish; of the population (ddof 0).
+    return (unit - float(unit.mean())) / float(unit.std()) if how == "z-score" else unit
 
 
 def normalise(values_P: Vector, how: str, kinds_P: Sequence[str] | NDArray[np.str_] | None = None) -> Vector:
-    """Normalise by one of `NORMALISATIONS`, over all entries or over those of one kind at a time.
+    """min-max: in [0, 1]; rank: from 0 for the smallest to 1 for the largest; z-score. Over all entries or over those
+    of one kind at a time.
 
     NaN takes no part and stays. Equal values say nothing about importance and become zeros.
     """
@@ -407,5 +370,5 @@ def normalise(values_P: Vector, how: str, kinds_P: Sequence[str] | NDArray[np.st
     for kind in np.unique(kinds[known_P]):
         members_P = known_P & (kinds == kind)
         values = values_P[members_P]
-        result_P[members_P] = NORMALISATIONS[how](values) if values.min() < values.max() else 0.0
+        result_P[members_P] = _normalised(values, how) if values.min() < values.max() else 0.0
     return result_P

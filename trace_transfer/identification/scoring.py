@@ -1,8 +1,5 @@
 """From deltas, gradients and Fisher information to core sets: what scores are made of, the top r, what to be warned of.
 
-Reads: `Deltas`, `Fisher`; of methods at the base `at_base` makes the inputs. Gives: one `CoreFile` per task, the
-stability of core sets over replicates, warnings.
-
 An entry is a tensor, or with `unit: rows` a head or neuron of it. Shapes: P entries, N deltas (tasks times replicates),
 K tasks.
 """
@@ -20,7 +17,7 @@ from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.core_sets.overlap import Reproducibility, counted, jaccard_by_chance, reproducibility
+from trace_transfer.core_sets.overlap import counted, jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Anatomy, Split
@@ -28,14 +25,7 @@ from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENT
 from trace_transfer.identification.deltas import Deltas, grams_of
 from trace_transfer.identification.fisher.information import Fisher
 from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, TaskStability
-from trace_transfer.identification.scores import (
-    METHODS,
-    Scores,
-    ScoreSettings,
-    Statistics,
-    all_scores,
-    cosines_of,
-)
+from trace_transfer.identification.scores import METHODS, Scores, ScoreSettings, Statistics, all_scores, cosines_of
 from trace_transfer.models.sources import numel
 from trace_transfer.records import ModelIdentity, library_versions, read_artefact
 
@@ -80,17 +70,19 @@ class ScoreInputs:
 
     def statistics(self) -> Statistics:
         """Of each task's mean delta over its replicates, and its mean Fisher information."""
-        fisher_PK = None
-        if self.fisher_PN is not None:
-            fisher_PK = np.stack([self.fisher_PN[:, list(group)].mean(axis=1) for group in self.deltas_of_K], axis=1)
-        gram_PKK = averaged(self.gram_PNN, self.deltas_of_K)
-        return self._statistics(gram_PKK, fisher_PK, self._reliability(gram_PKK))
+        gram_PKK, reliability_PK = averaged(self.gram_PNN, self.deltas_of_K), None
+        if self.num_replicates > 1:
+            # How much of the squared mean delta two replicates agree on: <first, second> / |mean|². With it
+            # cos(k, j) / √(rel_k rel_j) is <k, j> / √(<k1, k2> <j1, j2>), in which noise has no expectation.
+            agreed_PK = np.stack([self.gram_PNN[:, group[0], group[1]] for group in self.deltas_of_K], axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                reliability_PK = agreed_PK / np.diagonal(gram_PKK, axis1=1, axis2=2)
+        return self._statistics(gram_PKK, self.deltas_of_K, reliability_PK)
 
     def replicate(self, index: int) -> Statistics:
         """Of one replicate of each task: nothing in it depends on the others'."""
         chosen = [group[index] for group in self.deltas_of_K]
-        fisher_PK = None if self.fisher_PN is None else self.fisher_PN[:, chosen]
-        return self._statistics(self.gram_PNN[:, chosen][:, :, chosen], fisher_PK, None)
+        return self._statistics(self.gram_PNN[:, chosen][:, :, chosen], [[one] for one in chosen], None)
 
     def replicate_cosines(self) -> dict[str, float]:
         """Task → median over entries of the cosine of its two replicates' deltas."""
@@ -98,35 +90,20 @@ class ScoreInputs:
         pairs = {task: group for task, group in zip(self.tasks, self.deltas_of_K, strict=True) if len(group) == 2}
         return {task: float(np.nanmedian(cosines_PNN[:, one, other])) for task, (one, other) in pairs.items()}
 
-    def _reliability(self, means_PKK: Array) -> Array | None:
-        """How much of the squared mean delta two replicates agree on: <first, second> / |mean|².
-
-        With it cos(k, j) / √(rel_k rel_j) is <k, j> / √(<k1, k2> <j1, j2>), in which noise has no expectation.
-        """
-        if self.num_replicates < 2:
-            return None
-        agreed_PK = np.stack([self.gram_PNN[:, group[0], group[1]] for group in self.deltas_of_K], axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return agreed_PK / np.diagonal(means_PKK, axis1=1, axis2=2)
-
-    def _statistics(self, gram_PKK: Array, fisher_PK: Array | None, reliability_PK: Array | None) -> Statistics:
+    def _statistics(self, gram_PKK: Array, groups: Sequence[Sequence[int]], reliability_PK: Array | None) -> Statistics:
+        fisher_PK = None
+        if self.fisher_PN is not None:
+            fisher_PK = np.stack([self.fisher_PN[:, list(group)].mean(axis=1) for group in groups], axis=1)
         return Statistics(
-            gram_PKK=gram_PKK,
-            numel_P=np.array([entry.num_elements for entry in self.entries]),
-            base_norms_P=self.base_norms_P,
-            kinds_P=np.array([entry.component for entry in self.entries]),
-            tasks_K=self.tasks,
-            fisher_PK=fisher_PK,
-            text_P=self.text_P,
-            reliability_PK=reliability_PK,
-        )
+            gram_PKK=gram_PKK, numel_P=np.array([entry.num_elements for entry in self.entries]),
+            base_norms_P=self.base_norms_P, kinds_P=np.array([entry.component for entry in self.entries]),
+            tasks_K=self.tasks, fisher_PK=fisher_PK, text_P=self.text_P, reliability_PK=reliability_PK,
+        )  # fmt: skip
 
 
 def averaged(gram_PNN: Array, groups: Sequence[Sequence[int]]) -> Array:
-    """Gram matrices of the mean delta of each group of deltas, [P, groups, groups].
-
-    <mean_i a_i, mean_j b_j> = mean_ij <a_i, b_j>: the mean of replicates needs no second reading.
-    """
+    """Gram matrices of the mean delta of each group, [P, groups, groups]: of mean_i a_i and mean_j b_j it is
+    mean_ij <a_i, b_j>, so that the mean of replicates needs no second reading."""
     blocks = [[gram_PNN[:, list(one)][:, :, list(other)].mean(axis=(1, 2)) for other in groups] for one in groups]
     return np.array(blocks).transpose(2, 0, 1)
 
@@ -135,12 +112,7 @@ def gather(
     anatomy: Anatomy, deltas: Deltas, fisher: Sequence[Fisher] | None, splits: Mapping[str, Split] | None,
     files: Sequence[Path] = (),
 ) -> ScoreInputs:  # fmt: skip
-    """Bring everything into one order.
-
-    Args:
-        fisher: one for each delta, in their order; None where the method needs none.
-        splits: how tensors are cut into rows; None for whole tensors.
-    """
+    """Bring everything into one order: of whole tensors, or of rows where there are `splits`."""
     tuned = deltas.file.tuned
     tasks = tuple(dict.fromkeys(one.task for one in tuned))
     whole_PNN = grams_of(deltas.file)
@@ -162,25 +134,17 @@ def gather(
     return ScoreInputs(
         tasks=tasks,
         deltas_of_K=tuple(tuple(index for index, one in enumerate(tuned) if one.task == task) for task in tasks),
-        entries=tuple(entries),
-        gram_PNN=np.concatenate(grams),
-        base_norms_P=np.concatenate(base_norms),
-        fisher_PN=np.concatenate(values) if fisher is not None else None,
-        deltas=deltas.file,
-        fallback=tuple(sorted({name for one in fisher or () for name in one.file.fallback})),
-        files=tuple(files),
-    )
+        entries=tuple(entries), gram_PNN=np.concatenate(grams), base_norms_P=np.concatenate(base_norms),
+        fisher_PN=np.concatenate(values) if fisher is not None else None, deltas=deltas.file,
+        fallback=tuple(sorted({name for one in fisher or () for name in one.file.fallback})), files=tuple(files),
+    )  # fmt: skip
 
 
 # ---- core sets
 
 
 def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates: int) -> None:
-    """Refuse what cannot be computed from so many tasks and replicates, before anything is read.
-
-    Raises:
-        UserError: too few tasks for the method, corrected cosines without replicates, or an unknown component.
-    """
+    """Refuse what cannot be computed from so many tasks and replicates, before anything is read."""
     needed = METHODS[settings.method].num_tasks
     if len(tasks) < needed:
         raise UserError(
@@ -200,14 +164,12 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
 
 
 def masks_within(settings: ScoreSettings, tasks: Sequence[str], model: ModelIdentity) -> dict[str, Mask]:
-    """Each task's core set in the directory that it is to be chosen from; nothing if there is none.
-
-    Raises:
-        ArtefactError: a task's core file is missing, or of another model.
-    """
-    found = {}
-    for task in tasks if settings.within is not None else ():
-        file = Path(settings.within or "") / f"{task}.core.json"
+    """Each task's core set in the directory that it is to be chosen from; nothing if there is none."""
+    found: dict[str, Mask] = {}
+    if settings.within is None:
+        return found
+    for task in tasks:
+        file = settings.within / f"{task}.core.json"
         core: CoreFile = read_artefact(file, CoreFile)
         if core.model.names_sha256 != model.names_sha256:
             raise ArtefactError(f"{file}: is of {core.model.id}, another model than {model.id}; carry it over with map")
@@ -218,11 +180,8 @@ def masks_within(settings: ScoreSettings, tasks: Sequence[str], model: ModelIden
 def core_files(
     inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any]
 ) -> tuple[CoreFile, ...]:
-    """One core file per task; entries that cannot be scored are listed without a score.
-
-    Args:
-        made_with: what else decided the scores, for the file: epochs, replicates, seed.
-    """
+    """One core file per task; entries that cannot be scored are listed without a score, and `made_with` what else
+    decided the scores: epochs, replicates, seed."""
     chosen = settings.deciding() if settings.at_base else settings.recorded()
     method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
     if settings.unit == "parameters":
@@ -256,35 +215,29 @@ def _scored(entry: CoreTensor, scores: Scores, index: int) -> CoreTensor:
 
 def takes_part(entries: Sequence[CoreTensor], settings: ScoreSettings, within: Mask | None = None) -> NDArray[np.bool_]:
     """Which entries are scored; of those only what lies wholly in a mask, if one is given."""
-    part_P = np.array([_takes_part(entry, settings) for entry in entries])
+
+    def excluded(entry: CoreTensor) -> bool:
+        parts = [f"{part}." for part in (entry.component or "").split("+")]
+        named = all(part.startswith(tuple(f"{name}." for name in settings.exclude)) for part in parts)
+        return named or (BIAS in settings.exclude and entry.name.endswith((f".{BIAS}", f"_{BIAS}")))
+
+    part_P = np.array([not excluded(entry) and entry.num_elements >= settings.min_elements for entry in entries])
     return part_P if within is None else part_P & covered(entries, within)
 
 
 def covered(entries: Sequence[CoreTensor], mask: Mask) -> NDArray[np.bool_]:
     """Which entries lie wholly in a mask."""
-    inside: dict[str, NDArray[np.bool_]] = {}
-    for entry in entries:
-        if isinstance(part := mask.parts.get(entry.name), Slice) and entry.name not in inside:
-            inside[entry.name] = np.zeros(entry.shape[part.dim], dtype=bool)
-            inside[entry.name][part.indices] = True
+    slices = {name: part for name, part in mask.parts.items() if isinstance(part, Slice)}
+    inside = {name: frozenset(part.indices) for name, part in slices.items()}
 
     def lies(entry: CoreTensor) -> bool:
-        part = mask.parts.get(entry.name)
-        if not isinstance(part, Slice):
-            return part is None and mask.trains(entry.name)
-        ranges = entry.place[1:][part.dim] or ((0, entry.shape[part.dim]),)
-        return all(bool(inside[entry.name][start:stop].all()) for start, stop in ranges)
+        if entry.name not in slices:
+            return mask.trains(entry.name) and mask.parts[entry.name] is None
+        dim = slices[entry.name].dim
+        ranges = entry.place[1:][dim] or ((0, entry.shape[dim]),)
+        return all(inside[entry.name].issuperset(range(start, stop)) for start, stop in ranges)
 
     return np.array([lies(entry) for entry in entries])
-
-
-def _takes_part(entry: CoreTensor, settings: ScoreSettings) -> bool:
-    named = [
-        any(part == name or part.startswith(f"{name}.") for name in settings.exclude)
-        for part in (entry.component or "").split("+")
-    ]
-    excluded = all(named) or (BIAS in settings.exclude and entry.name.endswith((f".{BIAS}", f"_{BIAS}")))
-    return not excluded and entry.num_elements >= settings.min_elements
 
 
 def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity) -> StabilityFile:
@@ -294,18 +247,13 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity
     replicate's sets are made from that replicate of every task alone.
     """
     possible = {"lf": inputs.fisher_PN is not None, "cs": len(inputs.tasks) > 1, "l2": True}
-    if settings.at_base:
-        possible = {}
-    names = dict.fromkeys([settings.method, *(name for name, fits in possible.items() if fits)])
+    others = [] if settings.at_base else [name for name, fits in possible.items() if fits]
+    within = masks_within(settings, inputs.tasks, model)
     return StabilityFile(
         model=model,
         methods=tuple(
-            _method_stability(
-                inputs,
-                settings.model_copy(update={"method": name, "cosine": "plain"}),
-                masks_within(settings, inputs.tasks, model),
-            )
-            for name in names
+            _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"}), within)
+            for name in dict.fromkeys([settings.method, *others])
         ),
         reliability=inputs.replicate_cosines(),
         libraries=library_versions(),
@@ -314,40 +262,28 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity
 
 def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]) -> MethodStability:
     first, second = (
-        [_sizes(tensors) for tensors in _core_sets(inputs, inputs.replicate(index), settings, within)]
-        for index in (0, 1)
+        [{p.place: p.num_elements for p in tensors if p.core} for tensors in found]
+        for found in (_core_sets(inputs, inputs.replicate(index), settings, within) for index in (0, 1))
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)
     counts = reproducibility({task: (counted(one), counted(other)) for task, (one, other) in sets.items()})
     deciding = counts if settings.unit == "tensors" else sizes
-    return MethodStability(
-        method=settings.method,
-        ratio=settings.ratio,
-        unit=settings.unit,
-        chance=jaccard_by_chance(settings.ratio),
-        tasks=tuple(_task_stability(task, counts[task], sizes[task], deciding[task]) for task in inputs.tasks),
-    )
 
+    def known(value: float) -> float | None:
+        return None if math.isnan(value) else value  # with a single task there is none to compare with
 
-def _task_stability(
-    task: str, counts: Reproducibility, sizes: Reproducibility, deciding: Reproducibility
-) -> TaskStability:
-    alone = math.isnan(counts.between)  # no other task to compare with
-    return TaskStability(
-        task=task,
-        within_tensors=counts.within,
-        within_elements=sizes.within,
-        between_tensors=None if alone else counts.between,
-        between_elements=None if alone else sizes.between,
-        highest_between=None if alone else deciding.highest_between,
-        clear=None if alone else deciding.clearly_higher,
-    )
-
-
-def _sizes(tensors: Sequence[CoreTensor]) -> dict[tuple[Any, ...], int]:
-    """Of the core set."""
-    return {p.place: p.num_elements for p in tensors if p.core}
+    tasks = tuple(
+        TaskStability(
+            task=task, within_tensors=counts[task].within, within_elements=sizes[task].within,
+            between_tensors=known(counts[task].between), between_elements=known(sizes[task].between),
+            highest_between=known(deciding[task].highest_between),
+            clear=None if math.isnan(counts[task].between) else deciding[task].clearly_higher,
+        )
+        for task in inputs.tasks
+    )  # fmt: skip
+    chance = jaccard_by_chance(settings.ratio)
+    return MethodStability(method=settings.method, ratio=settings.ratio, unit=settings.unit, chance=chance, tasks=tasks)
 
 
 def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:

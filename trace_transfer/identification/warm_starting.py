@@ -1,17 +1,17 @@
 """Warm starts: one epoch of full fine-tuning from the base for each task; the delta is kept.
 
-Reads: a base model, the examples of each task. Writes a directory for each warm start: the delta in safetensors shards,
-`loss.csv`, and last `warm_start.json`, which says that all is there. Until then `checkpoint/` holds what is needed to
-go on after an interruption.
+Writes a directory for each: the delta in safetensors shards, `loss.csv`, and last `warm_start.json`, which says that
+all is there. Until then `checkpoint/` holds what is needed to go on after an interruption.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +19,17 @@ from torch import Tensor
 from trace_transfer.data.encoding import halves, read_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.loop import TrainResult, require_usable, train
+from trace_transfer.engine.loop import require_usable, train
 from trace_transfer.engine.optimizers import require_known
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
-from trace_transfer.identification.deltas import RECORD, DeltaStore, ShardWriter, fingerprint_of
+from trace_transfer.identification.deltas import RECORD, DeltaStore, ShardWriter
 from trace_transfer.identification.records import DataRecord, WarmStartFile, label_of
 from trace_transfer.identification.settings import WarmStartSettings
 from trace_transfer.launching import is_first_rank, place_among_ranks
-from trace_transfer.models.checkpoints import Checkpoint, OpenedBase, open_checkpoint, specs_of
-from trace_transfer.models.content import difference
+from trace_transfer.models.checkpoints import OpenedBase, specs_of
 from trace_transfer.models.model_directory import ModelWriter
-from trace_transfer.models.sources import build_meta_model, numel
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
@@ -60,7 +58,7 @@ class WarmStartPlan:
     """All warm starts of a run, and which of them are finished."""
 
     base: OpenModel
-    weights: Checkpoint
+    opened: OpenedBase
     settings: WarmStartSettings
     starts: tuple[WarmStart, ...]
     finished: frozenset[str]
@@ -78,11 +76,8 @@ def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[i
 def plan_warm_starts(
     base: OpenModel, tasks: Sequence[TaskData], settings: WarmStartSettings, out: Path
 ) -> WarmStartPlan:
-    """Lay out all warm starts and look which are finished; reads headers only, writes nothing.
-
-    Raises:
-        UserError: settings that cannot be used; `out` holds warm starts made otherwise: tells what differs.
-    """
+    """Lay out all warm starts and look which are finished; reads headers only, writes nothing. Refuses settings that
+    cannot be used, and an `out` that holds warm starts made otherwise."""
     require_usable(settings.train, place_among_ranks().size)
     require_known(settings.train, base.anatomy)
     starts = tuple(
@@ -90,53 +85,45 @@ def plan_warm_starts(
         for order, task in enumerate(tasks)
         for replicate, data in parts_of(task, settings.replicates, settings.train.seed)
     )
-    weights = open_checkpoint(base.source)
-    problems, finished = [], set()
-    for start in starts:
-        if not (start.directory / RECORD).is_file():
-            continue
-        record: WarmStartFile = read_artefact(start.directory / RECORD, WarmStartFile)
-        differences = _differences(record, start, base, weights, settings)
-        problems += [f"{start.label}: {one}" for one in differences]
-        if not differences:
-            finished.add(start.label)
-    if problems:
+    plan = WarmStartPlan(base, OpenedBase(base.source), settings, starts, frozenset(), out)
+    differences = {
+        start.label: _differences(read_artefact(start.directory / RECORD, WarmStartFile), start, plan)
+        for start in starts
+        if (start.directory / RECORD).is_file()
+    }
+    if problems := [f"{label}: {one}" for label, found in differences.items() for one in found]:
         raise UserError(
             f"{out / FOLDER}: holds warm starts that were made otherwise; name another --out, or remove them:\n"
             + listing(problems)
         )
-    return WarmStartPlan(base, weights, settings, starts, frozenset(finished), out)
+    return replace(plan, finished=frozenset(differences))
 
 
-def _differences(
-    record: WarmStartFile, start: WarmStart, base: OpenModel, weights: Checkpoint, settings: WarmStartSettings
-) -> list[str]:
+def _differences(record: WarmStartFile, start: WarmStart, plan: WarmStartPlan) -> list[str]:
     """What a finished warm start was made with, where that is not what is asked for now."""
-    pairs: list[tuple[str, object, object]] = [
-        ("model", record.model.names_sha256[:12], base.identity.names_sha256[:12]),
+    name, weights, settings = plan.base.source.name, plan.opened.weights, plan.settings
+    config = record.config_sha256 or weights.config_sha256  # None of earlier versions
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"config of {name}", config[:12], weights.config_sha256[:12]),
+        (f"weights of {name}", record.base_fingerprint[:12], weights.fingerprint[:12]),
+        ("model", record.model.names_sha256[:12], plan.base.identity.names_sha256[:12]),
         ("data", record.data.sha256[:12], start.data.sha256[:12]),
         ("delta_dtype", record.delta_dtype, settings.delta_dtype),
+        *side_by_side(record.settings, settings.recorded()),
     ]
-    pairs += side_by_side(record.settings, settings.recorded())
-    told = [f"{name} {then} there, {now} now" for name, then, now in pairs if then != now]
-    if record.base_fingerprint != weights.fingerprint:
-        told.insert(0, difference(f"weights of {base.source.name}", record.base_fingerprint, weights.fingerprint))
-    if record.config_sha256 not in (None, weights.config_sha256):  # None of earlier versions
-        told.insert(0, difference(f"config of {base.source.name}", record.config_sha256, weights.config_sha256))
-    return told
+    return [f"{what} {then} there, {now} now" for what, then, now in pairs if then != now]
 
 
 def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:
     """Make those that are not finished, one after another, each from the base. The first of several processes gets the
-    deltas, the others nothing.
-
-    Raises:
-        UserError: a loss that is not finite (with step and examples), or too little room on the disk; what was finished
-            stays.
-        StopRequested: SIGTERM came; the training at work has saved where it is.
-    """
-    if plan.starts:
-        _require_space(plan)
+    deltas, the others nothing. After an error or SIGTERM what was finished stays."""
+    missing = len(plan.starts) - len(plan.finished)
+    needed = missing * BYTES[plan.settings.delta_dtype] * plan.base.identity.num_elements
+    if missing and (free := shutil.disk_usage(plan.out).free) < needed:
+        raise UserError(
+            f"{plan.out}: {free:,} bytes are free, but the deltas of {missing} warm starts need {needed:,}; make room, "
+            "or name another --out (--delta-dtype bfloat16 needs half of float32)"
+        )
     with stop_on_sigterm() as stop:
         for start in plan.starts:
             if start.label in plan.finished:
@@ -150,38 +137,25 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     return tuple(DeltaStore.open(start.directory) for start in plan.starts)
 
 
-def _require_space(plan: WarmStartPlan) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    width = BYTES[plan.settings.delta_dtype]
-    missing = len(plan.starts) - len(plan.finished)
-    needed = missing * width * plan.base.identity.num_elements
-    free = shutil.disk_usage(plan.out).free
-    if free < needed:
-        raise UserError(
-            f"{plan.out}: {free:,} bytes are free, but the deltas of {missing} warm starts need {needed:,}; make room, "
-            "or name another --out" + (" (--delta-dtype bfloat16 needs half)" if width == 4 else "")
-        )
-
-
 def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop: StopSignal) -> None:
-    directory = prepare_directory(start.directory)
+    directory, opened = prepare_directory(start.directory), plan.opened
     if is_first_rank():
         remove_leftovers(directory)
-    base, writer = _base_values(plan), ShardWriter(directory, getattr(torch, plan.settings.delta_dtype))
+    writer = ShardWriter(directory, getattr(torch, plan.settings.delta_dtype))
     with ExitStack() as stack:
         models = None
         if plan.settings.keep_models:
-            opened = OpenedBase(plan.base.source)
             specs = specs_of(opened, dict.fromkeys(opened.inventory.shapes, torch.float32))
-            models = stack.enter_context(
-                ModelWriter(
-                    opened.source, opened.config, specs, directory / MODEL, model=opened.meta_model, replace=True
-                )
+            models = ModelWriter(
+                opened.source, opened.config, specs, directory / MODEL, model=opened.meta_model, replace=True
             )
+            stack.enter_context(models)
 
         def keep(values: Iterator[tuple[str, Tensor]]) -> None:
             for name, value in values:
-                writer.add(name, value - base(name))
+                # The base's tensors are read again one at a time: a second copy is never whole in memory.
+                before = torch.cat([chunk.float() for chunk in opened.chunks(name)])
+                writer.add(name, value - before.view(value.shape))
                 if models is not None:
                     models.add(name, value)
             writer.flush()  # the last checkpoint goes when this returns: then all must be on the disk
@@ -194,62 +168,26 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop:
             BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep, stop=stop,
             describe=plan.base.anatomy.describe, reporter=reporter, label=start.label,
         )  # fmt: skip
-    if is_first_rank():
-        _finish(plan, start, writer.shards, result)
-
-
-def _base_values(plan: WarmStartPlan) -> Callable[[str], Tensor]:
-    """Reads the base's tensors again one at a time: a second copy is never whole in memory."""
-    model = build_meta_model(plan.base.config)
-
-    def value(name: str) -> Tensor:
-        shape = plan.base.anatomy.inventory.shapes[name]
-        flat, start = torch.empty(numel(shape)), 0
-        for chunk in plan.weights.chunks(model, name, shape):
-            flat[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        return flat.view(shape)
-
-    return value
-
-
-def _finish(plan: WarmStartPlan, start: WarmStart, shards: dict[str, str], result: TrainResult) -> None:
-    data = start.data
+    if not is_first_rank():
+        return
+    data, examples = start.data, start.data.examples
+    of_data = DataRecord(
+        sha256=data.sha256, num_records=data.num_records, num_examples=len(examples), num_cut=data.num_cut,
+        num_left_out=data.num_left_out, num_tokens=sum(len(one.input_ids) for one in examples),
+        num_supervised=sum(one.num_supervised for one in examples), template=data.template,
+        max_length=plan.settings.max_length,
+    )  # fmt: skip
     record = WarmStartFile(
-        task=data.task,
-        order=start.order,
-        replicate=start.replicate,
-        model=plan.base.identity,
-        base_fingerprint=plan.weights.fingerprint,
-        config_sha256=plan.weights.config_sha256,
-        data=DataRecord(
-            sha256=data.sha256,
-            num_records=data.num_records,
-            num_examples=len(data.examples),
-            num_cut=data.num_cut,
-            num_left_out=data.num_left_out,
-            num_tokens=sum(len(example.input_ids) for example in data.examples),
-            num_supervised=sum(example.num_supervised for example in data.examples),
-            template=data.template,
-            max_length=plan.settings.max_length,
-        ),
-        settings=plan.settings.recorded(),
-        delta_dtype=plan.settings.delta_dtype,
-        shards=shards,
-        fingerprint=fingerprint_of(shards),
-        num_steps=result.steps,
-        losses=result.losses,
-        libraries=library_versions(),
-    )
+        task=data.task, order=start.order, replicate=start.replicate, model=plan.base.identity,
+        base_fingerprint=opened.weights.fingerprint, config_sha256=opened.weights.config_sha256, data=of_data,
+        settings=plan.settings.recorded(), delta_dtype=plan.settings.delta_dtype, shards=writer.shards,
+        fingerprint=writer.fingerprint, num_steps=result.steps, losses=result.losses, libraries=library_versions(),
+    )  # fmt: skip
     write_text(start.directory / RECORD, to_json(record))
 
 
 def finished_stores(out: Path) -> tuple[DeltaStore, ...]:
-    """The finished warm starts in a run's directory, in the order of `tasks.yaml`.
-
-    Raises:
-        ArtefactError: there are none.
-    """
+    """The finished warm starts in a run's directory, in the order of `tasks.yaml`."""
     found = [*(out / FOLDER).glob(f"*/{RECORD}"), *(out / FOLDER).glob(f"*/*/{RECORD}")]
     if not found:
         raise ArtefactError(
@@ -257,15 +195,11 @@ def finished_stores(out: Path) -> tuple[DeltaStore, ...]:
             "give fine-tuned models with --tuned"
         )
     stores = [DeltaStore.open(file.parent) for file in found]
-    return tuple(sorted(stores, key=lambda s: (s.record.order, s.record.task, s.record.replicate or 0)))
+    return tuple(sorted(stores, key=lambda one: (one.record.order, one.record.task, one.record.replicate or 0)))
 
 
 def data_of_stores(base: OpenModel, stores: Sequence[DeltaStore], tasks: str | Path) -> dict[str, TaskData]:
-    """The examples that warm starts were made with, encoded again; label (`math`, `math/1`) → examples.
-
-    Raises:
-        UserError: they are others now.
-    """
+    """The examples that warm starts were made with, encoded again; label (`math`, `math/1`) → examples."""
     made_with = stores[0].record.settings
     whole = read_tasks(base, tasks, made_with["max_length"], made_with["too_long"], made_with["seed"])
     parts = {
@@ -273,13 +207,13 @@ def data_of_stores(base: OpenModel, stores: Sequence[DeltaStore], tasks: str | P
         for task in whole
         for replicate, data in parts_of(task, made_with["replicates"], made_with["seed"])
     }
-    problems = []
-    for record in (store.record for store in stores):
-        label = label_of(record.task, record.replicate)
-        if label not in parts:
-            problems.append(f"{label}: not in {tasks}")
-        elif parts[label].sha256 != record.data.sha256:
-            problems.append(f"{label}: other examples in {tasks} than it was warm-started with")
+    labels = [(label_of(store.record.task, store.record.replicate), store.record.data.sha256) for store in stores]
+    problems = [f"{label}: not in {tasks}" for label, _ in labels if label not in parts]
+    problems += [
+        f"{label}: other examples in {tasks} than it was warm-started with"
+        for label, sha256 in labels
+        if label in parts and parts[label].sha256 != sha256
+    ]
     if problems:
         raise UserError("tasks and warm starts do not belong together:\n" + listing(problems))
     return parts
