@@ -94,10 +94,8 @@ def test_snr_of_tensors_and_rows_is_the_formula_of_their_means(tiny, tasks, tmp_
         assert ours == pytest.approx(expected, rel=1e-3, abs=1e-5)  # float32: gradients that cancel
 
 
-def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, tasks, tmp_path):
-    one = tmp_path / "one.yaml"
-    one.write_text("tasks:\n- {name: math, data: math.jsonl}\n", "utf-8")
-    (tmp_path / "math.jsonl").write_bytes((tasks.parent / "math.jsonl").read_bytes())
+def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, tmp_path):
+    one = write_tasks(tmp_path, {"math": 4})
     told = run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", "--out", tmp_path / "out")
     assert "against generic text" in told.stderr
     dry = run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", "--out", tmp_path / "dry", "--dry-run")
@@ -183,13 +181,13 @@ def test_single_parameters_train_alone_and_are_proved(tiny, tasks, of_parameters
 
 
 def test_what_cannot_be_done_with_single_parameters_is_said(tiny, tasks, of_parameters, tmp_path):
-    _, cores = of_parameters
-    core = cores / "math.core.json"
-    refused = run("identify", tiny("qwen2"), "--tasks", tasks, "--unit", "parameters", "--out", tmp_path)
-    assert "single parameters are scored by snr, fisher-base" in refused.stderr
-    assert "single parameters" in run("export", core, "--to", "axolotl", "--model", tiny("qwen2")).stderr
-    carried = run("map", "--src", tiny("qwen2"), "--dst", tiny("llama"), "--core", core, "--out", tmp_path / "map")
-    assert "single parameters" in carried.stderr
+    model, core = tiny("qwen2"), of_parameters[1] / "math.core.json"
+    for command, told in (
+        (("identify", model, "--tasks", tasks, "--unit", "parameters"), "scored by snr, fisher-base"),
+        (("export", core, "--to", "axolotl", "--model", model), "single parameters"),
+        (("map", "--src", model, "--dst", tiny("llama"), "--core", core), "single parameters"),
+    ):
+        assert told in run(*command, "--out", tmp_path / "out").stderr
 
 
 @pytest.mark.parametrize("unit", ["tensors", "rows", "parameters"])
