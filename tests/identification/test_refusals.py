@@ -1,13 +1,11 @@
 """What goes wrong in `identify`, through the real commands: one message, exit code 2, no traceback, nothing lost."""
 
-import json
 import shutil
-import subprocess
 
 import pytest
 import torch
 
-from tests.commands import done, refused, run
+from tests.commands import done, refused
 from tests.task_files import write_tasks
 from tests.tuned_models import tuned_copy
 from trace_transfer.files import DiskFullError
@@ -146,26 +144,3 @@ def test_a_full_disk_while_deltas_are_written(command, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert [file.parent.name for file in (tmp_path / "out").rglob("warm_start.json")] == ["math"]
     assert "math: warm-started before" in done(*command).stderr
-
-
-@pytest.mark.parametrize("size", ["400k", pytest.param("700k", marks=pytest.mark.slow), "1000k"])
-def test_a_disk_that_is_really_full(command, tmp_path, size):
-    """A file system of its own that is too small, with checkpoints on it; afterwards there is room, and it goes on."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
-        command = (*command[:-1], disk / "out", "--checkpoint-minutes", 0)
-        told = message(*command)
-        assert "full" in told or "bytes are free" in told
-        for file in (disk / "out").rglob("*.json"):
-            assert json.loads(file.read_text())
-        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
-        again = run(*command)
-        assert again.exit_code == 0, again.output
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

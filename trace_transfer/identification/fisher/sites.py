@@ -79,23 +79,18 @@ class Pass:
     """
 
     totals: Totals
-    batch: MicroBatch | None = None
+    batch: MicroBatch = field(init=False)
     ids: dict[str, Tensor] = field(default_factory=dict)
     head_rows: dict[str, Tensor] = field(default_factory=dict)
     num_taken: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def running(self) -> MicroBatch:
-        assert self.batch is not None  # set before the forward pass begins
-        return self.batch
-
     def by_group(self, values: Tensor) -> Tensor:
         """[…, d] → [k, t, d]."""
-        return values.reshape(self.running.num_groups, -1, values.shape[-1])
+        return values.reshape(self.batch.num_groups, -1, values.shape[-1])
 
     def by_example(self, values: Tensor) -> bool:
         """Whether a tensor has one row per example, or all tokens of one example after those of another."""
-        num_rows, num_tokens = self.running.input_ids_bt.shape
+        num_rows, num_tokens = self.batch.input_ids_bt.shape
         return values.dim() > 1 and values.shape[0] == (num_rows * num_tokens if values.dim() == 2 else num_rows)
 
 
@@ -107,7 +102,10 @@ class Site:
     path: str
     module: Any
     names: tuple[str, ...]
-    take: Callable[[Site, Tensor, Tensor, Pass], None]
+    take: Take
+
+
+Take = Callable[[Site, Tensor, Tensor, Pass], None]
 
 
 def linear(site: Site, x: Tensor, g: Tensor, run: Pass) -> None:
@@ -155,7 +153,7 @@ def embedding(site: Site, ids: Tensor, g_btd: Tensor, run: Pass) -> None:
 
 
 def _row_keys(ids: Tensor, site: Site, run: Pass) -> tuple[Tensor, Tensor]:
-    ids_kt = ids.expand(len(run.running.input_ids_bt), -1).reshape(run.running.num_groups, -1)
+    ids_kt = ids.expand(len(run.batch.input_ids_bt), -1).reshape(run.batch.num_groups, -1)
     return forms.row_keys(ids_kt, site.module.weight.shape[0])
 
 
@@ -165,7 +163,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites = []
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        take = None
+        take: Take | None = None
         if isinstance(module, nn.Linear | Conv1D):
             take = linear
         elif isinstance(module, nn.Embedding):
@@ -200,14 +198,14 @@ def _hook(site: Site, run: Pass, module: nn.Module, args: tuple[Any, ...], kwarg
     """What is called in another way than its form expects is not taken, and so not counted."""
     if not torch.is_grad_enabled() or len(args) != 1 or kwargs or not isinstance(output, Tensor):
         return None
-    (x,) = args
+    (x,), out = args, output
     if site.take is embedding:
-        num_rows = len(run.running.input_ids_bt)
+        num_rows = len(run.batch.input_ids_bt)
         if x.shape[0] not in (1, num_rows):
             return None
         run.ids[site.names[0]] = x
         # Positions that all examples share: each needs its own gradient.
-        output = output.expand(num_rows, *output.shape[1:]).requires_grad_()
+        out = output.expand(num_rows, *output.shape[1:]).requires_grad_()
     elif not (output.requires_grad and run.by_example(x)):
         return None
     held = [x.detach()]  # given away with the first gradient: the graph holds this function longer than needed
@@ -215,7 +213,7 @@ def _hook(site: Site, run: Pass, module: nn.Module, args: tuple[Any, ...], kwarg
     def receive(gradient: Tensor) -> None:
         with torch.no_grad():
             site.take(site, held.pop(), gradient, run)
-        run.num_taken[site.path] += run.running.num_groups
+        run.num_taken[site.path] += run.batch.num_groups
 
-    output.register_hook(receive)
-    return output
+    out.register_hook(receive)
+    return out
