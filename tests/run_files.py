@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,7 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method, Tra
 from trace_transfer.evaluation.records import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.records import Verification, VerifiedTensor
 from trace_transfer.records import ModelIdentity, to_json
-from trace_transfer.reporting.records import (
-    TUNING,
-    CellRecord,
-    Cost,
-    MethodRecord,
-    RunFile,
-    Stated,
-    StepFile,
-    Tuning,
-)
+from trace_transfer.reporting.records import TUNING, CellRecord, Cost, MethodRecord, RunFile, Stated, StepFile, Tuning
 from trace_transfer.training.records import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability
 
@@ -117,22 +109,12 @@ def at_rate(table: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
 
 
 def write_run(
-    directory: Path,
-    *,
-    tasks: tuple[str, ...] = TASKS,
-    methods: Sequence[str] = tuple(METHODS),
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    reference: str = "random",
-    vary: bool = True,
-    metrics: Mapping[str, str] | None = None,
-    scores: Scores | None = None,
-    sweeps: Mapping[str, tuple[Sequence[str], Sequence[Any]]] | None = None,
-    untaught: Sequence[str] = (),
-    files: bool = True,
-    tuning: Tuning | None = None,
-    draws: int = 1,
-    comparisons: Sequence[Stated] = (),
-) -> Path:
+    directory: Path, *, tasks: tuple[str, ...] = TASKS, methods: Sequence[str] = tuple(METHODS),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4), reference: str = "random", vary: bool = True,
+    metrics: Mapping[str, str] | None = None, scores: Scores | None = None,
+    sweeps: Mapping[str, tuple[Sequence[str], Sequence[Any]]] | None = None, untaught: Sequence[str] = (),
+    files: bool = True, tuning: Tuning | None = None, draws: int = 1, comparisons: Sequence[Stated] = (),
+) -> Path:  # fmt: skip
     """Write a whole run; returns its directory.
 
     Args:
@@ -146,7 +128,10 @@ def write_run(
         draws: of `random` for each seed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    maker = _Maker(directory, tasks, tuple(untaught), dict(metrics or {}), scores or _story_of(tasks), files)
+    maker = _Maker(
+        directory, tasks, tuple(untaught), dict(metrics or {}),
+        scores or (lambda method, seed, order: story(method, seed, order, tasks)), files,
+    )  # fmt: skip
     cells = []
     orders = list(itertools.permutations(tasks))
     for number, seed in enumerate(seeds):
@@ -162,21 +147,14 @@ def write_run(
             for seed in seeds:
                 order = tuple(value) if axis == "order" else tuple(tasks)
                 cells += [maker.cell(name, seed, order, axis, value, 100 * (place + 1)) for name in swept]
+    words = {name: dict(zip(("title", "what", "needs"), METHODS[name], strict=False)) for name in methods}
     run = RunFile(
-        name="made_up",
+        name="made_up", source=SOURCE.id, target=TARGET.id, tasks=tasks, reference=reference, cells=tuple(cells),
         settings={"source": SOURCE.id, "target": TARGET.id, "seeds": list(seeds), "orders": "vary" if vary else "file"},
-        source=SOURCE.id,
-        target=TARGET.id,
-        tasks=tasks,
         of_task={task: f"{task}-test" for task in tasks},
-        methods=tuple(MethodRecord(name=name, **_words(name)) for name in methods),
-        reference=reference,
-        cells=tuple(cells),
-        tuning=tuning,
-        comparisons=tuple(comparisons),
-        machine=MACHINE,
-        libraries=LIBRARIES,
-    )
+        methods=tuple(MethodRecord(name=name, **words[name]) for name in methods), tuning=tuning,
+        comparisons=tuple(comparisons), machine=MACHINE, libraries=LIBRARIES,
+    )  # fmt: skip
     (directory / "run.json").write_text(to_json(run), encoding="utf-8")
     return directory
 
@@ -198,25 +176,17 @@ def leave(file: Path, content: bytes | Callable[[dict[str, Any]], object]) -> No
     edit(file.with_name("step.json"), lambda step: step["files"].update(hashed))
 
 
-def _story_of(tasks: tuple[str, ...]) -> Scores:
-    return lambda method, seed, order: story(method, seed, order, tasks)
-
-
-def _words(method: str) -> dict[str, str]:
-    title, what, needs, *_ = METHODS[method]
-    return {"title": title, "what": what, "needs": needs}
-
-
+@dataclass
 class _Maker:
     """Writes each step once."""
 
-    def __init__(
-        self, directory: Path, tasks: tuple[str, ...], untaught: tuple[str, ...], metrics: dict[str, str],
-        scores: Scores, files: bool,
-    ) -> None:  # fmt: skip
-        self.directory, self.tasks, self.untaught, self.metrics = directory, tasks, untaught, metrics
-        self.scores, self.files = scores, files
-        self.made: dict[tuple[object, ...], str] = {}
+    directory: Path
+    tasks: tuple[str, ...]
+    untaught: tuple[str, ...]
+    metrics: dict[str, str]
+    scores: Scores
+    files: bool
+    made: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def cell(
         self, method: str, seed: int, order: tuple[str, ...], axis: str | None = None, value: Any = None,
@@ -247,17 +217,13 @@ class _Maker:
             self._evaluate(directory, inputs, shift)
         elif self.files:
             {"identify": self._identify, "map": self._map, "train": self._train}[kind](directory, inputs)
-        files = {
-            str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(directory.rglob("*"))
-            if file.is_file()
-        }
+        written = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+        files = {str(f.relative_to(directory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in written}
         cost = Cost(
-            seconds=seconds,
-            peak_bytes={"train": 2_000_000_000, "identify": 1_500_000_000}.get(kind, 800_000_000),
-            bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
+            seconds=seconds, peak_bytes={"train": 2_000_000_000, "identify": 1_500_000_000}.get(kind, 800_000_000),
+            bytes=sum(file.stat().st_size for file in written),
             trained=self._trained(inputs[0]) if kind == "train" else None,
-        )
+        )  # fmt: skip
         made = StepFile(kind=kind, address=address, settings={}, inputs={}, files=files, cost=cost, libraries=LIBRARIES)
         (directory / "step.json").write_text(to_json(made), encoding="utf-8")
         return name
@@ -273,18 +239,14 @@ class _Maker:
         stages = [("base", ()), *stages_of(method, order)]
         assert len(table) == len(stages), f"{method} has {len(stages)} stages, {len(table)} rows of scores were given"
         of_task = {task: f"{task}-test" for task in self.tasks}
-        scored = [
-            ScoredStage(
-                label=label,
-                learned=learned,
-                scores=tuple(
-                    [self._score(of_task[task], self.metrics.get(task, "exact_match"), float(value))
-                     for task, value in zip(self.tasks, row, strict=True)]
-                    + [self._score(name, "exact_match", 0.3) for name in self.untaught]
-                ),
-            )
-            for (label, learned), row in zip(stages, table, strict=True)
-        ]  # fmt: skip
+        scored = []
+        for (label, learned), row in zip(stages, table, strict=True):
+            found = [
+                self._score(of_task[task], self.metrics.get(task, "exact_match"), float(value))
+                for task, value in zip(self.tasks, row, strict=True)
+            ]
+            found += [self._score(name, "exact_match", 0.3) for name in self.untaught]
+            scored.append(ScoredStage(label=label, learned=learned, scores=tuple(found)))
         matrix = ScoreMatrix(
             model=TARGET, base_fingerprint=digest("base"), of_task=of_task, stages=tuple(scored),
             settings={"limit": 50}, libraries=LIBRARIES,

@@ -84,32 +84,20 @@ def test_instructions_parse():
         assert shlex.split(docker)[-3:] == shlex.split(line)[-3:]
 
 
-def test_a_job_with_eight_gpus():
-    job = yaml.safe_load((HERE / "job.yaml").read_text())
-    schema = json.loads(KUBERNETES.read_text())
-    jsonschema.validate(job, schema)
+def test_a_job_and_a_task():
+    job, task = (yaml.safe_load((HERE / name).read_text()) for name in ("job.yaml", "sky.yaml"))
+    jsonschema.validate(job, json.loads(KUBERNETES.read_text()))
+    jsonschema.validate(task, json.loads(SKYPILOT.read_text()))
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
     assert pod["terminationGracePeriodSeconds"] > 60
-    help_of(container["args"])
-    container["imagePullpolicy"] = "Always"
-    with pytest.raises(jsonschema.ValidationError, match="imagePullpolicy"):
-        jsonschema.validate(job, schema)
-
-
-def test_a_task_of_skypilot():
-    task = yaml.safe_load((HERE / "sky.yaml").read_text())
-    schema = json.loads(SKYPILOT.read_text())
-    jsonschema.validate(task, schema)
     (command,) = [line for line in task["run"].splitlines() if "trace-transfer" in line]
-    help_of(command.split()[1:])
+    for name, file in (container["args"], command.split()[1:]):  # what is started is a command that there is
+        assert CliRunner().invoke(cli.main, [name, "--help"]).exit_code == 0 and file == "run.yaml"
+    container["imagePullpolicy"] = "Always"  # the schemas find what is misspelt
+    with pytest.raises(jsonschema.ValidationError, match="imagePullpolicy"):
+        jsonschema.validate(job, json.loads(KUBERNETES.read_text()))
     with pytest.raises(jsonschema.ValidationError, match="accelerator'"):
-        jsonschema.validate({**task, "resources": {"accelerator": "H100:8"}}, schema)
-
-
-def help_of(arguments):
-    """What is started is a command that there is."""
-    name, file = arguments
-    assert CliRunner().invoke(cli.main, [name, "--help"]).exit_code == 0 and file == "run.yaml"
+        jsonschema.validate({**task, "resources": {"accelerator": "H100:8"}}, json.loads(SKYPILOT.read_text()))

@@ -100,17 +100,15 @@ def test_everyone_knows_who_it_is(tmp_path):
         assert (one["MINE"], one["OMP_NUM_THREADS"]) == ("1", threads)
 
 
-def test_by_default_it_is_this_program(capfd, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert run_processes(2, ["--version"]) == 0
-    out, err = capfd.readouterr()
-    assert out.startswith("trace-transfer, version") and out.count("\n") == 1
-    assert err == ""
-
-
-def test_only_the_first_one_speaks(capfd):
+def test_only_the_first_one_speaks_and_nothing_is_kept_of_a_good_end(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run("print(rank)\nprint(-rank, file=sys.stderr)") == 0
     assert capfd.readouterr() == ("0\n", "0\n")
+    monkeypatch.chdir(ROOT)
+    assert run_processes(2, ["--version"]) == 0  # by default it is this program
+    out, err = capfd.readouterr()
+    assert out.startswith("trace-transfer, version") and out.count("\n") == 1 and err == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_they_meet_as_ranks_of_torch(tmp_path):
@@ -126,77 +124,53 @@ torch.distributed.destroy_process_group()
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0", "3.0"]
 
 
-def test_one_that_fails_ends_all_and_is_heard(capfd):
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+KEPT = "; what it said is in "
+
+
+@pytest.mark.parametrize(
+    "code, ended, said",
+    [
+        ("if rank == 1: sys.exit('no such thing')\ntime.sleep(60)", 1,
+         ["rank 1 said:", "no such thing", f"rank 1 ended with exit code 1{KEPT}"]),
+        (f"if rank == 1: {KILL}\ntime.sleep(60)", 137, ["rank 1 ended with signal 9 (was it out of memory?)"]),
+        # The cause is told beside what followed from it.
+        ("print(['lost', 'the cause'][rank], file=sys.stderr)\ntime.sleep(0.3 - 0.3 * rank)\nsys.exit(1 + rank)", 1,
+         ["lost", "rank 1 said:", "the cause", f"rank 1 ended with exit code 2{KEPT}"]),
+        # A traceback of rank 0, which fails because rank 1 was killed, does not bury the cause.
+        (f"{KILL} if rank else time.sleep(0.5)\nsys.exit('peer is gone')", 1,
+         ["peer is gone", "rank 1 ended with signal 9 (was it out of memory?)"]),
+        # One that will not stop is killed.
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(0.5)\nif rank == 0: sys.exit(3)\ntime.sleep(60)", 3,
+         ["rank 0 ended with exit code 3"]),
+    ],
+)  # fmt: skip
+def test_one_that_fails_ends_all_and_is_heard(capfd, code, ended, said):
     start = time.monotonic()
-    assert run("if rank == 1: sys.exit('no such thing')\ntime.sleep(60)", grace=3.0) == 1
+    assert run(code, grace=0.5) == ended
     assert time.monotonic() - start < 10
-    err = capfd.readouterr().err
-    said, _, file = err.strip().rpartition("; what it said is in ")
-    assert said == "rank 1 said:\nno such thing\nrank 1 ended with exit code 1"
-    assert Path(file).read_text() == "no such thing\n"
+    found, kept, file = capfd.readouterr().err.strip().partition(KEPT)
+    assert (found + kept).splitlines() == said
+    assert not kept or Path(file).read_text().strip() == said[-2]
 
 
-def test_one_that_was_killed_is_named(capfd):
-    assert run("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)", grace=0.5) == 137
-    assert capfd.readouterr().err == "rank 1 ended with signal 9 (was it out of memory?)\n"
-
-
-def test_the_cause_is_told_beside_what_followed_from_it(capfd):
-    code = """
-print(['connection lost', 'the cause'][rank], file=sys.stderr)
-time.sleep(0.3 - 0.3 * rank)
-sys.exit(1 + rank)
-"""
-    assert run(code) == 1
-    lines = capfd.readouterr().err.splitlines()
-    assert lines[:-1] == ["connection lost", "rank 1 said:", "the cause"]
-    assert lines[-1].startswith("rank 1 ended with exit code 2; what it said is in ")
-
-
-def test_a_traceback_of_the_first_one_does_not_bury_the_cause(capfd):
-    """Rank 0 fails because rank 1 was killed: the last line speaks of rank 1."""
-    code = "os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(0.5)\nraise RuntimeError('peer is gone')"
-    assert run(code) == 1
-    lines = capfd.readouterr().err.splitlines()
-    assert "RuntimeError: peer is gone" in lines
-    assert lines[-1] == "rank 1 ended with signal 9 (was it out of memory?)"
-
-
-def test_nothing_is_kept_of_a_launch_that_ended_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert run("print(rank)") == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_one_that_will_not_stop_is_killed(capfd):
-    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(0.5)\nif rank == 0: sys.exit(3)\ntime.sleep(60)"
-    start = time.monotonic()
-    assert run(code, grace=0.5) == 3
-    assert time.monotonic() - start < 10
-
-
-def test_sigterm_leaves_them_the_time_they_need(launched, tmp_path):
-    code = SLEEP_OR_SAVE.replace("    (place / f'saved", "    time.sleep(1.0)\n    (place / f'saved")
-    process = launched(code, grace=0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    assert len(list(tmp_path.glob("saved-*"))) == 2
-
-
-def test_ctrl_c(launched, tmp_path):
-    process = launched(
-        SLEEP_OR_SAVE.replace("time.sleep(60)", "try: time.sleep(60)\nexcept KeyboardInterrupt: exit(130)")
-    )
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert process.communicate() == ("", "")
-
-
-def test_ctrl_c_on_one_that_will_not_hear(launched, tmp_path):
-    process = launched("signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SLEEP_OR_SAVE, grace=0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert list(tmp_path.glob("saved-*")) == []
+@pytest.mark.parametrize(
+    "code, grace, number, ended, saved",
+    [
+        # SIGTERM leaves them the time that they need.
+        (SLEEP_OR_SAVE.replace("    (place / f'saved", "    time.sleep(1.0)\n    (place / f'saved"), 0.1,
+         signal.SIGTERM, 0, 2),
+        (SLEEP_OR_SAVE.replace("time.sleep(60)", "try: time.sleep(60)\nexcept KeyboardInterrupt: exit(130)"), 5.0,
+         signal.SIGINT, 130, 0),
+        # Ctrl-C on one that will not hear.
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SLEEP_OR_SAVE, 0.5, signal.SIGINT, 130, 0),
+    ],
+)  # fmt: skip
+def test_signals_are_handed_on(launched, tmp_path, code, grace, number, ended, saved):
+    process = launched(code, grace)
+    process.send_signal(number)
+    assert process.wait(20) == ended and process.communicate() == ("", "")
+    assert len(list(tmp_path.glob("saved-*"))) == saved
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
@@ -208,35 +182,26 @@ def test_none_outlives_a_launcher_that_is_killed(launched, tmp_path):
     wait_for(lambda: all(map(gone, pids)))
 
 
+WHO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
 def test_more_than_the_machine_has(monkeypatch):
-    monkeypatch.setattr(launching, "num_gpus", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
-    check_processes(3)
-    assert excess_of(3) is None
-    assert excess_of(4) == "one needs a core each, and this process may use 3"  # what a plan says, for another machine
-    with pytest.raises(UserError, match=r"--processes 4: one needs a core each, and this process may use 3"):
-        check_processes(4)
-    monkeypatch.setattr(launching, "num_gpus", lambda: 2)
-    check_processes(2)
-    with pytest.raises(UserError, match=r"--processes 3: one needs a GPU each, and this machine has 2"):
-        check_processes(3)
+    for gpus, most, told in (
+        (0, 3, "one needs a core each, and this process may use 3"),
+        (2, 2, "one needs a GPU each, and this machine has 2"),
+    ):
+        monkeypatch.setattr(launching, "num_gpus", lambda gpus=gpus: gpus)
+        check_processes(most)
+        assert excess_of(most) is None and excess_of(most + 1) == told
+        with pytest.raises(UserError, match=f"--processes {most + 1}: {told}"):
+            check_processes(most + 1)
     with pytest.raises(UserError, match=r"--processes 0: at least 1"):
         check_processes(0)
     for name, value in (WHO | {"RANK": "1"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(as 1 of 2\)"):
         check_processes(2)
-
-
-WHO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-
-
-def test_who_this_process_is():
-    assert place_among_ranks({}) == Place(0, 1, 0, launched=False)
-    assert (
-        place_among_ranks({"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}) == Place()
-    )  # some clusters always set them
-    assert place_among_ranks(WHO | {"RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Place(1, 2, 1, True)
 
 
 TASK = {
@@ -246,8 +211,11 @@ TASK = {
 BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "123456"}
 
 
-def test_a_task_of_srun(monkeypatch):
+def test_who_this_process_is():
     """As `srun env` shows it (SLURM 22.05). In a batch script and in a shell of one task there is none."""
+    assert place_among_ranks({}) == Place(0, 1, 0, launched=False)
+    assert place_among_ranks({"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}) == Place()  # some clusters set them
+    assert place_among_ranks(WHO | {"RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Place(1, 2, 1, True)
     assert place_among_ranks(TASK) == Place(9, 16, 1, launched=True)
     found = launcher_variables(TASK)
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("gpu03", str(20000 + 123458 % 20000))
@@ -257,23 +225,19 @@ def test_a_task_of_srun(monkeypatch):
     assert place_among_ranks(TASK | WHO) == Place(0, 2, 0, launched=True)
     for nodes, first in (("n1", "n1"), ("a,b", "a"), ("rack[1-2]node[07,9]", "rack1node07"), ("x[2]", "x2")):
         assert launcher_variables(TASK | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
-    for name, value in TASK.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(as 9 of 16\)"):
-        check_processes(2)
 
 
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        ({"RANK": "2"}, "RANK is 2, expected less than WORLD_SIZE, which is 2"),
-        ({"RANK": "-1"}, "RANK is -1, expected 0 or more"),
+        ({"RANK": "2"}, "RANK is 2, expected a whole number from 0 to 1 (WORLD_SIZE is 2)"),
         ({"RANK": None}, "RANK is not set, and WORLD_SIZE is"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, expected 1 or more"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, expected a whole number from 1 to "),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two, expected a whole number from 1 to "),
         ({"WORLD_SIZE": None}, "WORLD_SIZE is not set, and RANK is"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, expected less than WORLD_SIZE, which is 2"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, expected a whole number from 0 to 1 (WORLD_SIZE is 2)"),
         ({"MASTER_PORT": None}, "MASTER_PORT is not set, and RANK and WORLD_SIZE are"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT is 65536, expected 65535 or less"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is 65536, expected a whole number from 1 to 65535"),
     ],
 )
 def test_what_a_launcher_cannot_have_meant(changes, problem):
@@ -289,8 +253,7 @@ def test_a_command_refuses_it_before_anything(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     option = "--stream" if command == "train" else "--tasks"
     done = CliRunner().invoke(main, [command, "no-model", option, "none.yaml", "--out", str(tmp_path / "out")])
-    assert done.exit_code == 2
-    assert "RANK is 5, expected less than WORLD_SIZE, which is 2" in done.stderr
+    assert done.exit_code == 2 and "RANK is 5, expected a whole number from 0 to 1" in done.stderr
     assert "MASTER_ADDR is not set" in done.stderr and not (tmp_path / "out").exists()
 
 

@@ -30,6 +30,10 @@ with held(sys.argv[1]):
 """
 
 
+def refuse(*_) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
 @pytest.fixture(params=["with flock", "without"])
 def flock(request, monkeypatch) -> str:
     """A file system that has such locks, and one that has none (Lustre as it is mounted commonly)."""
@@ -38,22 +42,16 @@ def flock(request, monkeypatch) -> str:
     return request.param
 
 
-def refuse(*_) -> None:
-    raise OSError(errno.ENOSYS, "Function not implemented")
-
-
 @pytest.fixture
 def other(flock):
     """`other(directory)`: another process that holds it."""
     processes = []
 
-    def start(directory: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(directory), flock], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        processes.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
+    def start(directory: Path, code: str = HOLD) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(directory), flock]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1]
 
     yield start
     for process in processes:
@@ -68,21 +66,13 @@ def test_nothing_is_left_and_it_can_be_held_again(flock, tmp_path):
         assert list(directory.iterdir()) == []
 
 
-def test_the_second_is_told_who_is_there(other, tmp_path):
+def test_the_second_is_told_who_is_there_and_a_killed_process_holds_nothing(other, tmp_path):
     process = other(tmp_path)
     who = rf"process {process.pid} on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
-    start = time.monotonic()
-    refused = pytest.raises(
-        UserError, match=rf"another process is at work here \({who}\); wait for it, stop it, or name"
-    )
-    with refused, held(tmp_path):
+    told, start = rf"another process is at work here \({who}\); wait for it, stop it, or name", time.monotonic()
+    with pytest.raises(UserError, match=told), held(tmp_path):
         pass
-    assert time.monotonic() - start < 5
-    assert (tmp_path / LOCK).is_file()  # still theirs
-
-
-def test_a_killed_process_holds_nothing(other, tmp_path):
-    process = other(tmp_path)
+    assert time.monotonic() - start < 5 and (tmp_path / LOCK).is_file()  # still theirs
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (tmp_path / LOCK).is_file()
@@ -91,24 +81,19 @@ def test_a_killed_process_holds_nothing(other, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_killed_on_another_machine(tmp_path, monkeypatch):
-    """Whether it still runs cannot be known from here: the message says what to remove."""
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    (tmp_path / LOCK).write_text("12345\nnode-17\n")
-    refused = pytest.raises(UserError, match=rf"process 12345 on node-17.*where that process is gone, remove .*{LOCK}")
-    with refused, held(tmp_path):
-        pass
-    (tmp_path / LOCK).unlink()
-    with held(tmp_path):
-        pass
-
-
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
-def test_whatever_a_file_system_calls_it(number, tmp_path, monkeypatch):
+def test_where_the_file_system_has_no_locks(number, tmp_path, monkeypatch):
+    """Whether a process of another machine still runs cannot be known from here: the message says what to remove."""
+
     def refuses(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuses)
+    (tmp_path / LOCK).write_text("12345\nnode-17\n")
+    told = rf"process 12345 on node-17.*where that process is gone, remove .*{LOCK}"
+    with pytest.raises(UserError, match=told), held(tmp_path):
+        pass
+    (tmp_path / LOCK).unlink()
     with held(tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"{os.getpid()}\n{socket.gethostname()}")
 
@@ -157,12 +142,10 @@ def test_a_lock_that_may_not_be_opened(flock, tmp_path):
         pass
 
 
-def test_what_runs_in_a_process_that_was_forked_holds_nothing(flock, tmp_path):
+def test_what_runs_in_a_process_that_was_forked_holds_nothing(other, tmp_path):
     """A child that outlives the holder (a worker that loads data) does not keep the lock."""
-    code = HOLD.replace('print("held", flush=True)', "child = os.fork()\n    if child: print(child, flush=True)")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), flock], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    forks = 'child = os.fork()\n    if child: print("held", child, sep="\\n", flush=True)'
+    process = other(tmp_path, HOLD.replace('print("held", flush=True)', forks))
     child = int(process.stdout.readline())
     try:
         process.kill()
@@ -171,4 +154,3 @@ def test_what_runs_in_a_process_that_was_forked_holds_nothing(flock, tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
-        process.stdout.close()

@@ -169,7 +169,7 @@ def steps(directory: Path) -> dict[str, Kind]:
     """What a step leaves for the next look at it, and a training for the next start."""
     step = directory / "step"
     step.mkdir()
-    ticket = Ticket("map", str(step), "cache", {"seed": 0}, {"cores": "elsewhere"}, {"rules": ["a.yaml"], "model": "m"})
+    ticket = Ticket("map", "f" * 64, str(step), "cache", {"seed": 0}, {}, {"cores": "elsewhere"}, {"rules": ["a.yaml"]})
     ticket.write()
     (step / ".time.json").write_text('{"seconds": 1.5, "cpu_seconds": 2.0}')
     (step / "scores.json").write_text("{}")

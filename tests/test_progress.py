@@ -5,7 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
-from trace_transfer.progress import Lines, passed
+from trace_transfer.progress import Counted, Lines, passed
 from trace_transfer.study.show import Display
 
 
@@ -54,13 +54,12 @@ def test_a_run_in_a_file_says_what_it_does():
     with display.running(12, 3):
         display.begin("a", "train (sequential, seed 0)")
         display.begin("b", "evaluate (random)")
-        display.show("a", "train (sequential, seed 0)", ("task", 1, "training on math", 8))
-        display.show("a", "train (sequential, seed 0)", ("advance", 1, "loss 2.5"))
-        display.show("b", "evaluate (random)", ("said", "training on code: step 3 of 8"))
+        display.show("a", "at", Counted("training on math", 8, 1, "loss 2.5"))
+        display.show("b", "at", "training on code: step 3 of 8")
         display.look()
-        display.show("a", "train (sequential, seed 0)", ("end", 1))
-        display.end("a", "train (sequential, seed 0)", True)
-        display.end("b", "evaluate (random)", False)
+        display.show("a", "at", None)
+        display.end("a", True)
+        display.end("b", False)
     assert display.lines == [
         "12 steps to run, 3 were up to date",
         "train (sequential, seed 0): begins",

@@ -175,12 +175,12 @@ def map_models(
         >>> found.match.pairs[0], found.carried[0].core.ratio_of_tensors
     """
     from trace_transfer.progress import Silent
-    from trace_transfer.publish.hub import local_files
+    from trace_transfer.publish.hub import local_file
     from trace_transfer.transfer.mapping import plan_map, run_map
     from trace_transfer.transfer.settings import MapSettings
 
     chosen = MapSettings.of(profile, **settings)
-    return run_map(plan_map(src, dst, local_files(listed(core)), chosen), out, chosen, reporter or Silent())
+    return run_map(plan_map(src, dst, [*map(local_file, listed(core))], chosen), out, chosen, reporter or Silent())
 
 
 @checked("training.settings.StreamSettings")

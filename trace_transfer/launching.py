@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trace_transfer.errors import UserError, listing
 from trace_transfer.stopping import handling
@@ -34,12 +35,11 @@ SHOWN = 4000  # characters of what a rank that failed said last
 FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
 KILLED = tuple(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))  # not for another's end
-LOWEST = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
-LAST_PORT = 65535
+LARGEST, LAST_PORT = 2**31 - 1, 65535
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 SLURM_PORTS = 20000  # the first of as many, from which a job takes one
 PROGRAM = (sys.executable, "-m", "trace_transfer")
-VARIABLES = (*LOWEST, "MASTER_ADDR")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 
@@ -55,10 +55,8 @@ class Place:
 
 
 def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them, for several tasks of srun: from
-    SLURM's own variables. Empty elsewhere: in a batch script SLURM_NTASKS says how many tasks srun may start there, and
-    torchrun, started by srun on each node, sets RANK itself.
-    """
+    """What torchrun would set, for several tasks of srun, from SLURM's variables. Empty elsewhere: in a batch script
+    SLURM_NTASKS is how many tasks srun may start, and torchrun, started by srun on each node, sets RANK itself."""
     found = {ours: environment.get(theirs, "") for ours, theirs in SLURM.items()}
     if found["WORLD_SIZE"] in ("", "1") or "RANK" in environment or "WORLD_SIZE" in environment:
         return {}
@@ -76,35 +74,30 @@ def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
     WORLD_SIZE, or several tasks of srun, there is none.
 
     Raises:
-        UserError: variables are missing, are no numbers, or contradict each other: processes would wait for others that
-            never come. All problems at once.
+        UserError: variables are missing, no numbers, or contradict each other: others would be waited for that never
+            come. All problems at once.
     """
     environment = os.environ if environment is None else environment
     environment = {**environment, **launcher_variables(environment)}
-    numbers, problems = {}, []
-    launched = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
-    for name, lowest in LOWEST.items():
-        if name not in environment or not (launched or name == "LOCAL_RANK"):  # some clusters always set MASTER_PORT
-            continue
-        try:
-            numbers[name] = int(environment[name])
-        except ValueError:
-            problems.append(f"{name} is {environment[name]!r}, expected a whole number")
-        else:
-            if numbers[name] < lowest:
-                problems.append(f"{name} is {numbers[name]}, expected {lowest} or more")
-            elif name == "MASTER_PORT" and numbers[name] > LAST_PORT:
-                problems.append(f"{name} is {numbers[name]}, expected {LAST_PORT} or less")
+    launched, problems = [name for name in ("RANK", "WORLD_SIZE") if name in environment], list[str]()
+
+    def number(name: str, lowest: int, highest: int) -> int:
+        text = environment.get(name, "").strip()
+        if not text or not (launched or name == "LOCAL_RANK"):  # some clusters always set MASTER_PORT
+            return lowest
+        if re.fullmatch(r"-?\d+", text) and lowest <= int(text) <= highest:
+            return int(text)
+        of = f" (WORLD_SIZE is {environment['WORLD_SIZE']})" if name.endswith("RANK") and highest < LARGEST else ""
+        problems.append(f"{name} is {text}, expected a whole number from {lowest} to {highest}{of}")
+        return lowest
+
+    size = number("WORLD_SIZE", 1, LARGEST)
+    most = size - 1 if "WORLD_SIZE" in environment else LARGEST
+    rank, local = number("RANK", 0, most), number("LOCAL_RANK", 0, most)
+    number("MASTER_PORT", 1, LAST_PORT)
     if launched:
         given = f"{' and '.join(launched)} {'are' if launched[1:] else 'is'}"
         problems += [f"{name} is not set, and {given}" for name in NEEDED if not environment.get(name, "").strip()]
-    rank, size, local = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1), numbers.get("LOCAL_RANK", 0)
-    if launched and size > 0:
-        problems += [
-            f"{name} is {number}, expected less than WORLD_SIZE, which is {size}"
-            for name, number in (("RANK", rank), ("LOCAL_RANK", local))
-            if "WORLD_SIZE" in numbers and number >= size
-        ]
     if problems:
         there = [name for name in VARIABLES if name in environment]
         raise UserError(
@@ -120,11 +113,7 @@ def is_first_rank() -> bool:
 
 
 def check_processes(count: int) -> None:
-    """Refuse more processes than this machine has room for: one a GPU, or one a core where there is no GPU.
-
-    Raises:
-        UserError: naming how many there are and how many were asked for; or a launcher started this process already.
-    """
+    """Refuse more processes than this machine has room for: one a GPU, or one a core where there is no GPU."""
     if count < 1:
         raise UserError(f"--processes {count}: at least 1 is needed")
     if (place := place_among_ranks()).launched:
@@ -138,38 +127,29 @@ def check_processes(count: int) -> None:
 
 def excess_of(count: int) -> str | None:
     """Why this machine has no room for so many processes; None if it has."""
-    gpus, num_cores = num_gpus(), _num_cores()
+    gpus, cores = num_gpus(), num_cores()
     if gpus and count > gpus:
         return f"one needs a GPU each, and this machine has {gpus}"
-    return f"one needs a core each, and this process may use {num_cores}" if count > num_cores else None
+    return f"one needs a core each, and this process may use {cores}" if count > cores else None
 
 
 def run_processes(
-    count: int,
-    arguments: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-    *,
-    command: Sequence[str] = PROGRAM,
-    grace: float = GRACE,
-) -> int:
+    count: int, arguments: Sequence[str], environment: Mapping[str, str] | None = None, *,
+    command: Sequence[str] = PROGRAM, grace: float = GRACE,
+) -> int:  # fmt: skip
     """Start this program `count` times with the same arguments and wait for all of them.
 
-    Rank 0 has this process's stdout and stderr. What the others say is shown if they fail for a reason of their own,
-    and kept then; the last line says which rank failed first, how, and where its output is. SIGTERM, SIGHUP and Ctrl-C
-    are handed on to all. Once one fails, the others are told to stop (SIGTERM), and killed after `grace` seconds, so
-    that nobody waits for ever. After SIGTERM from outside they take their time, as saving can be long. When this
-    process is killed, they are, too (Linux).
-
-    Args:
-        environment: what they see beside the variables that tell who they are; default is this process's.
-        command: what is started, for tests.
+    Rank 0 has this process's stdout and stderr. What the others say is shown and kept if they fail for a reason of
+    their own. Signals are handed on to all. Once one fails, the others are told to stop, and killed after `grace`
+    seconds; after SIGTERM from outside they take their time, as saving can be long. When this process is killed, they
+    are, too (Linux).
 
     Returns:
         0 if all ended with 0, 130 after Ctrl-C; otherwise rank 0's exit code, or that of the first other rank that
         failed of itself. 128 + n for one that signal n ended.
     """
     environment = {**(os.environ if environment is None else environment)}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // count)))
     environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = str(_free_port())
     ranks: list[_Rank] = []
@@ -178,30 +158,21 @@ def run_processes(
     with handling(FORWARDED, lambda number, frame: signals.append(number)):
         try:
             for number in range(count):
-                said = logs / f"rank-{number}.txt" if number else None
+                said = logs / f"rank-{number}.txt"
                 own = {**environment, "RANK": str(number), "LOCAL_RANK": str(number)}
-                ranks.append(_Rank(number, _start([*command, *arguments], own, said), said))
-            ended, interrupted = _wait(ranks, signals, grace)
-            return _report(ranks, ended, interrupted)
+                with said.open("wb") as file:
+                    process = _start([*command, *arguments], own, file if number else None)
+                ranks.append(_Rank(number, process, said))
+            return _report(ranks, *_wait(ranks, signals, grace))
         finally:  # whatever happens here, nobody is left behind
             _kill(ranks)
             with suppress(OSError):  # something is kept there
                 logs.rmdir()
 
 
-def run_on_nodes(
-    nodes: int,
-    count: int,
-    arguments: Sequence[str],
-    *,
-    command: Sequence[str] = PROGRAM,
-) -> int:
+def run_on_nodes(nodes: int, count: int, arguments: Sequence[str], *, command: Sequence[str] = PROGRAM) -> int:
     """Start this program `count` times on each node of the SLURM job that this process is the batch script of, with
-    srun, and wait for all of them. srun kills at SIGTERM, and hands SIGUSR2 on, which says the same here.
-
-    Returns:
-        The highest exit code.
-    """
+    srun; the highest exit code. srun kills at SIGTERM, and hands SIGUSR2 on, which says the same here."""
     cores = max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", count)) // count)
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes * count}", f"--ntasks-per-node={count}",
             f"--cpus-per-task={cores}", "--kill-on-bad-exit=1", "--quiet"]  # fmt: skip
@@ -217,12 +188,12 @@ def run_on_nodes(
 
 @dataclass
 class _Rank:
-    """One process. `said` is the file of its output, where that is not this process's own; `told`: it was stopped from
-    here, so that its end tells nothing."""
+    """One process. `said` is the file of its output, empty for the first one, which has this process's own; `told`: it
+    was stopped from here, so that its end tells nothing."""
 
     number: int
     process: subprocess.Popen[bytes]
-    said: Path | None
+    said: Path
     code: int | None = None
     told: bool = False
 
@@ -233,12 +204,11 @@ class _Rank:
 
     @property
     def text(self) -> str:
-        return self.said.read_text("utf-8", "replace").strip() if self.said is not None else ""
+        return self.said.read_text("utf-8", "replace").strip()
 
 
 def _wait(ranks: Sequence[_Rank], signals: list[int], grace: float) -> tuple[list[_Rank], bool]:
-    """Hand signals on, and stop the others once one fails; returns the ranks in the order of their ends, and whether
-    Ctrl-C came."""
+    """Hand signals on, and stop the others once one fails; the ranks in the order of their ends, and if Ctrl-C came."""
     ended: list[_Rank] = []
     interrupted, stop_at, kill_at = False, inf, inf
     while True:
@@ -280,26 +250,23 @@ def _report(ranks: Sequence[_Rank], ended: Sequence[_Rank], interrupted: bool) -
     """The exit code of all, once what explains it has been said: in the last line, who failed first."""
     interrupted = interrupted and any(rank.code for rank in ranks)
     failed = [] if interrupted else [rank for rank in ranks if rank.failed]
-    spoken = {failed[0].code} if failed and failed[0].number == 0 else set()
-    for rank in failed:
-        if rank.code not in spoken and rank.text:
-            print(f"rank {rank.number} said:\n{rank.text[-SHOWN:]}", file=sys.stderr)
-        spoken.add(rank.code)
     causes = sorted((rank for rank in ended if rank in failed), key=lambda rank: rank.code not in KILLED)
     if causes and not causes[0].code == ranks[0].code == USERS_MISTAKE:  # which rank 0 has told of everybody
         first, code = causes[0], causes[0].code or 0
+        if first.text and not (ranks[0].failed and ranks[0].code == code):  # which has said the same
+            print(f"rank {first.number} said:\n{first.text[-SHOWN:]}", file=sys.stderr)
         how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
         hint = " (was it out of memory?)" if code == 128 + signal.SIGKILL else ""
         kept = f"; what it said is in {first.said}" if first.text else ""
         print(f"rank {first.number} ended with {how}{hint}{kept}", file=sys.stderr)
     for rank in ranks:
-        if rank.said is not None and (rank not in failed or not rank.text):
+        if rank not in failed or not rank.text:
             rank.said.unlink()
     codes = [rank.code for rank in (*failed, *ranks) if rank.code]
     return INTERRUPTED if interrupted else next(iter(codes), 0)
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str], said: Path | None) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], environment: Mapping[str, str], output: Any) -> subprocess.Popen[bytes]:
     """In a process group of its own, so that Ctrl-C reaches it once, from here."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -310,15 +277,10 @@ def _start(command: Sequence[str], environment: Mapping[str, str], said: Path | 
             if os.getppid() != parent:  # it was gone before this was said
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    output = said.open("wb") if said is not None else None
-    try:
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
-            preexec_fn=end_with_parent,
-        )  # fmt: skip
-    finally:
-        if output is not None:
-            output.close()
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
+        preexec_fn=end_with_parent,
+    )  # fmt: skip
 
 
 def _free_port() -> int:
@@ -327,7 +289,7 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 

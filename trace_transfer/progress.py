@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 EVERY = 10.0  # s between two lines
 
 
-class Advance(Protocol):
-    """Called after each step."""
-
-    def __call__(self, status: str = "") -> None:
-        """One step is done; `status` is a few words on how it goes, to be seen until the next one."""
-        ...
+Advance: TypeAlias = Callable[..., None]  # after each step; takes a few words on how it goes, seen until the next one
 
 
 class Reporter(Protocol):
@@ -60,9 +55,6 @@ class Counted:
     status: str = ""
     begun: float = field(default_factory=time.monotonic)
 
-    def advance(self, status: str = "") -> None:
-        self.done, self.status = self.done + 1, status
-
     @property
     def text(self) -> str:
         said = f", {self.status}" if self.status else ""
@@ -74,33 +66,49 @@ def passed(since: float) -> str:
     return str(timedelta(seconds=int(time.monotonic() - since)))
 
 
-class Lines:
-    """A line of text every few seconds, whether a step was done or not, and one at the end of each task.
+@contextmanager
+def repeatedly(every: float, call: Callable[[], object]) -> Iterator[None]:
+    """Call it every so many seconds while the block lasts, in another thread."""
+    ended = threading.Event()
 
-    Args:
-        write: takes a line without its end; from another thread, too.
-        every: seconds.
-    """
+    def go_on() -> None:
+        while not ended.wait(every):
+            call()
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class Lines:
+    """A line of text every few seconds, whether a step was done or not, and one at the end of each task; `write` gets
+    it without its end, from another thread, too."""
 
     def __init__(self, write: Callable[[str], None], every: float = EVERY) -> None:
         self.write, self.every = write, every
 
+    def moved(self, counted: Counted | None) -> None:
+        """For those who show more than lines: a task that begins or is a step further; None at its end."""
+
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
-        counted, ended = Counted(description, total), threading.Event()
+        counted = Counted(description, total)
 
-        def tell() -> None:
-            while not ended.wait(self.every):
-                self.write(counted.text)
+        def advance(status: str = "") -> None:
+            counted.done, counted.status = counted.done + 1, status
+            self.moved(counted)
 
-        thread = threading.Thread(target=tell, daemon=True)
-        thread.start()
+        self.moved(counted)
         try:
-            yield counted.advance
+            with repeatedly(self.every, lambda: self.write(counted.text)):
+                yield advance
         finally:
-            ended.set()
-            thread.join()
             self.write(counted.text)
+            self.moved(None)
 
     def note(self, message: str) -> None:
         self.write(message)
@@ -113,18 +121,11 @@ def shows_bars(console: Console) -> bool:
 
 def bars(console: Console, *, left: bool = False) -> Progress:
     """Where bars are shown, each with what it counts, its time (and the time `left`) and its status."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as of
 
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    columns += [TextColumn("left"), TimeRemainingColumn()] if left else []
-    return Progress(*columns, TextColumn("{task.fields[status]}", style="dim", markup=False), console=console)
+    columns = [of.TextColumn("{task.description}", markup=False), of.BarColumn(), of.MofNCompleteColumn()]
+    columns += [of.TimeElapsedColumn(), *([of.TextColumn("left"), of.TimeRemainingColumn()] if left else [])]
+    return of.Progress(*columns, of.TextColumn("{task.fields[status]}", style="dim", markup=False), console=console)
 
 
 class Terminal:
@@ -154,11 +155,10 @@ _LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", def
 
 def tell(message: str) -> None:
     """Say what is no error, and yet to be known: to the listener of `telling`, otherwise as a Python warning."""
-    listener = _LISTENER.get()
-    if listener is None:
-        warnings.warn(message, stacklevel=2)
-    else:
+    if listener := _LISTENER.get():
         listener(message)
+    else:
+        warnings.warn(message, stacklevel=2)
 
 
 @contextmanager

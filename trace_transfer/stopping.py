@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -41,11 +42,7 @@ class StopSignal:
     requested: bool = False
 
     def check(self, what: str) -> None:
-        """Stop here, if that was asked for.
-
-        Raises:
-            StopRequested: it was; `what` says how far the run came.
-        """
+        """Stop here (StopRequested), if that was asked for; `what` says how far the run came."""
         if self.requested:
             raise StopRequested(f"stopped by SIGTERM {what}; the same command goes on from there")
 
@@ -64,35 +61,30 @@ def stop_on_sigterm() -> Iterator[StopSignal]:
 
 
 def endable(call: Callable[[], None], what: str) -> None:
-    """Do what may wait for ever inside a library, where no signal is heard, so that SIGTERM and Ctrl-C end it.
-
-    It is done in a thread, which is left alone when a signal comes, and ends with this process.
+    """Do what may wait for ever inside a library, where no signal is heard, so that SIGTERM (StopRequested) and Ctrl-C
+    end it: in a thread, which is left alone when a signal comes, and ends with this process.
 
     Args:
         what: it is waited for, for the message: "while …".
-
-    Raises:
-        StopRequested: SIGTERM came.
     """
     if threading.current_thread() is not threading.main_thread():
         call()
         return
-    errors: list[BaseException] = []
+    done: Future[None] = Future()
 
     def work() -> None:
         try:
             call()
+            done.set_result(None)
         except BaseException as error:
-            errors.append(error)
+            done.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    threading.Thread(target=work, daemon=True).start()
     with stop_on_sigterm() as stop:
-        thread.start()
-        while thread.is_alive():
-            thread.join(LOOK_EVERY)
+        while not done.done():
+            wait([done], LOOK_EVERY)
             stop.check(what)
-    for error in errors:
-        raise error
+    done.result()
 
 
 @contextmanager

@@ -10,20 +10,19 @@ import pytest
 
 from tests.run_files import TARGET
 from tests.transfer.test_draw import Elements, needs_chromium, plots_in, rendered
-from trace_transfer.figures import plot
+from trace_transfer.figures import plot, write_png
 from trace_transfer.represent.draw import (
     COLOURS,
     SYMBOLS,
     Representation,
     figure,
     number,
+    render_representation,
     table_of,
     write_html,
-    write_png,
 )
 from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
-from trace_transfer.represent.show import render_representation
 
 NASTY = "</script><b>&amp; $x^2$ {braces}"
 
@@ -83,20 +82,14 @@ def test_one_space_has_one_scale_and_separate_ones_their_own():
             assert inside.all()
 
 
-def test_panels_are_square_and_do_not_overlap():
-    for count in range(1, 8):
-        row = figure(drawn([f"m{i}" for i in range(count)])).rows[0]
-        made = plot(row)
-        assert all(panel.width == panel.height for panel in row.panels)
-        names = ["", *map(str, range(2, count + 1))]
-        boxes = [
-            tuple(end for letter in "xy" for end in made.spec["layout"][f"{letter}axis{name}"]["domain"])
-            for name in names
-        ]
-        for index, (left, right, bottom, top) in enumerate(boxes):
-            assert -1e-4 <= left < right <= 1 + 1e-4 and -1e-4 <= bottom < top <= 1
-            for other in boxes[:index]:
-                assert left >= other[1] or right <= other[0] or top <= other[2]
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_panels_do_not_overlap(count):
+    layout = plot(figure(drawn([f"m{i}" for i in range(count)])).rows[0]).spec["layout"]
+    names = ["", *range(2, count + 1)]
+    boxes = [(*layout[f"xaxis{name}"]["domain"], *layout[f"yaxis{name}"]["domain"]) for name in names]
+    for index, (left, right, bottom, top) in enumerate(boxes):
+        assert -1e-4 <= left < right <= 1 + 1e-4 and -1e-4 <= bottom < top <= 1
+        assert all(left >= other[1] or right <= other[0] or top <= other[2] for other in boxes[:index])
 
 
 def test_the_page_holds_the_numbers_and_refers_to_nothing_outside(tmp_path: Path):
@@ -112,22 +105,23 @@ def test_the_page_holds_the_numbers_and_refers_to_nothing_outside(tmp_path: Path
     table = table_of(shown.file)
     assert table.header[:4] == ("model", "silhouette", "S", "math – code")
     assert table.rows[0][1] == f"{shown.file.models[0].silhouette:.3f}"
-    for cell in table.rows[1][1:]:
-        assert f">{cell}</td>" in own
-    assert "grey dots are the same texts" in own
+    assert all(f">{cell}</td>" in own for cell in table.rows[1][1:])
     points = next(trace for trace in plots_in(text)[0]["data"] if trace["name"] == "math")
     assert points["text"][0].startswith("<b>math:0</b><br>&lt;/script&gt;&lt;b&gt;&amp;amp;")
+    told = render_representation(drawn().file, [Path("a.html")])  # the terminal has the same table
+    assert "t-SNE: one space for all models" in told and "a.html" in told
+    assert all(cell in told for row in table_of(drawn().file).rows for cell in row)
 
 
 def test_the_page_says_how_panels_compare(tmp_path: Path):
     for shown, expected, absent in (
         (drawn(("one",)), "Each dot is one text", "panels share one space"),
         (drawn(unified=False), "a space of its own", "panels share one space"),
-        (drawn(), "panels share one space", "not of one kind"),
+        (drawn(), "grey dots are the same texts", "not of one kind"),
     ):
         write_html(tmp_path / "page.html", shown)
-        assert expected in own_text(tmp_path / "page.html")
-        assert absent not in own_text(tmp_path / "page.html")
+        own = own_text(tmp_path / "page.html")
+        assert expected in own and absent not in own
 
 
 @needs_chromium
@@ -153,20 +147,12 @@ def test_the_picture(tmp_path: Path, labels):
     from matplotlib.image import imread
 
     shown = drawn(labels, tasks=(*"abcdefg", "a$x^2$"))
-    write_png(tmp_path / "picture.png", shown)
-    write_png(tmp_path / "same.png", shown)
+    write_png(tmp_path / "picture.png", figure(shown))
+    write_png(tmp_path / "same.png", figure(shown))
     pixels = imread(tmp_path / "picture.png")[..., :3]
     assert pixels.shape[1] >= 850
     assert (pixels[:, [0, -1]] == 1).all() and (pixels[[0, -1]] == 1).all(), "something is cut off at the edge"
     assert (tmp_path / "picture.png").read_bytes() == (tmp_path / "same.png").read_bytes()
-
-
-def test_the_terminal_has_the_same_table():
-    file = drawn().file
-    told = render_representation(file, [Path("a.html")])
-    for row in table_of(file).rows:
-        assert all(cell in told for cell in row)
-    assert "t-SNE: one space for all models" in told and "a.html" in told
 
 
 def test_many_tasks_look_different_and_are_told_in_short():

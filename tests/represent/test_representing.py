@@ -17,7 +17,7 @@ from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.patches import StateError
 from trace_transfer.progress import Silent
-from trace_transfer.represent.draw import METADATA_TEXTS, Representation
+from trace_transfer.represent.draw import METADATA_TEXTS
 from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.represent.representing import (
@@ -69,7 +69,7 @@ def test_files_say_what_the_embeddings_say(tiny, tasks, patched, tmp_path):
     assert base.model == after.model
     assert not torch.allclose(tensors["base.embeddings"], tensors["after math.embeddings"], atol=1e-2)
     with safe_open(out / "embeddings.safetensors", "pt") as opened:
-        texts = json.loads(opened.metadata()["texts"])
+        texts = json.loads(opened.metadata()[METADATA_TEXTS])
     assert texts[0] == {"id": "math:0", "words": "What is math 0?"}
     assert [text["id"].split(":")[0] for text in texts] == ["math"] * 10 + ["code"] * 8 + ["law"] * 12
 
@@ -121,15 +121,6 @@ def test_max_examples_and_max_length(tiny, tasks, tmp_path):
     assert other.records != plan.records
 
 
-def test_a_view_is_made_of_what_is_in_the_files(tiny, tasks, tmp_path):
-    file = represent({"a": tiny("llama"), "b": tiny("qwen3")}, tasks, tmp_path)
-    with safe_open(tmp_path / "embeddings.safetensors", framework="numpy") as tensors:
-        texts = json.loads(tensors.metadata()[METADATA_TEXTS])
-        view = Representation(file, [tensors.get_tensor(f"{label}.tsne") for label in "ab"], texts)
-    assert view.unified and "one t-SNE space of all models" in view.subtitle
-    assert view.texts[12]["id"] == "code:2"
-
-
 def refuse_to_load(monkeypatch):
     monkeypatch.setattr("trace_transfer.engine.loading.load_model", lambda *a, **k: pytest.fail("weights were read"))
 
@@ -147,30 +138,31 @@ def test_one_task_and_too_few_texts_are_refused(tiny, tmp_path, monkeypatch):
     assert plan_representation(model, few, RepresentSettings(perplexity=9)).num_texts == (5, 5)
 
 
-def test_models_that_lack_a_tokenizer_are_named_together(tiny, copy_of, tasks, monkeypatch):
+def test_models_that_cannot_read_the_texts(tiny, copy_of, tasks, monkeypatch):
+    """Those that lack a tokenizer are named together; nothing is loaded."""
     refuse_to_load(monkeypatch)
-    bare = {
-        family: copy_of(family) for family in ("llama", "gpt2", "qwen2")
-    }  # transformers makes some up out of nothing
+    bare = {family: copy_of(family) for family in ("llama", "gpt2", "qwen2")}  # transformers makes some up of nothing
     for directory in bare.values():
         for file in directory.glob("tokenizer*"):
             file.unlink()
     with pytest.raises(ModelError, match="models that cannot be looked at") as refused:
         plan_representation({"good": tiny("llama"), **bare}, tasks, SMALL)
-    for family in bare:
-        assert f"\n  - {family}: " in str(refused.value)
-    assert "tokenizer" in str(refused.value)
-    assert "good" not in str(refused.value)
+    assert all(f"\n  - {family}: " in str(refused.value) for family in bare)
+    assert "tokenizer" in str(refused.value) and "good" not in str(refused.value)
 
 
 def test_a_tokenizer_of_another_model_and_texts_too_long_for_it(tiny, copy_of, tasks, monkeypatch):
     refuse_to_load(monkeypatch)
     other = copy_of("llama", vocab_size=40)
-    with pytest.raises(ModelError, match="the tokenizer belongs to another model"):
+    for model, told in (
+        (other, "the tokenizer belongs to another model"),
+        (tiny("gpt2", n_positions=8), r"was made for 8 tokens.*--max-length 8"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            plan_representation({"m": model}, tasks, SMALL)
+    next(other.glob("*.safetensors")).unlink()
+    with pytest.raises(TraceTransferError, match="missing"):
         plan_representation({"m": other}, tasks, SMALL)
-    short = tiny("gpt2", n_positions=8)
-    with pytest.raises(ModelError, match=r"was made for 8 tokens.*--max-length 8"):
-        plan_representation({"m": short}, tasks, SMALL)
 
 
 def test_labels(tiny, tasks):
@@ -212,8 +204,15 @@ def test_embeddings_that_say_nothing_are_refused(copy_of, tasks, tmp_path, value
     assert not (tmp_path / "out" / "representation.json").exists()
 
 
-def test_missing_weights_are_refused_in_the_plan(copy_of, tasks):
-    broken = copy_of("llama")
-    next(broken.glob("*.safetensors")).unlink()
-    with pytest.raises(TraceTransferError, match="missing"):
-        plan_representation({"m": broken}, tasks, SMALL)
+def test_settings_are_strict():
+    with pytest.raises(UserError, match="settings that cannot be used") as refused:
+        RepresentSettings(pool="means", max_examples=2, perplexity=float("nan"), seed=-1)
+    for expected in (
+        "pool: 'means' is none of mean, last; did you mean mean?",
+        "max_examples: 2 is not in [3, ",
+        "perplexity: nan is not 1 or more",
+        "seed: -1 is not in [0, ",
+    ):
+        assert expected in str(refused.value)
+    recorded = RepresentSettings(max_examples=None, rules=("a.yaml",)).recorded()
+    assert json.loads(json.dumps(recorded)) == recorded

@@ -13,7 +13,7 @@ import pytest
 
 from tests.slurm.conftest import RESOURCES, SLURM, OnCluster, wait_for
 from tests.study.run_directories import run_content, write_file, write_run
-from tests.study.test_interruption import results
+from tests.study.test_interruption import differing, results
 
 MIN_JOB_AGE = 3600  # that `names` sees all jobs
 NUM_STEPS = 11
@@ -31,10 +31,6 @@ def undisturbed(one):
     if kept.is_dir():
         kept.rename(one.out)
     return found
-
-
-def differing(ours, theirs):
-    return {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
 
 
 @pytest.fixture(scope="module")
@@ -129,39 +125,35 @@ def test_time_runs_out(long_study):
     assert differing(results(one.out), expected) == set()
 
 
-def test_preempted(long_study):
+def preempt(one):
     """A job of a more important partition takes the node: the step saves, and goes on afterwards."""
-    one, expected = long_study()
-    process = training(one)
     one.cluster.ask("sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 5")
-    assert process.wait(900) == 0, one.said
-    log = one.log_of("train")
-    assert log.count(" begins, process ") == 2 and "stopped by SIGTERM after step" in log
-    assert differing(results(one.out), expected) == set()
 
 
-def test_its_node_goes_down(long_study):
-    """All that it ran is lost, and begun again from the last checkpoint."""
-    one, expected = long_study()
-    process = training(one)
+def crash(one):
+    """All that the node ran is lost, and begun again from the last checkpoint."""
     one.cluster.crash_node("node1")
     one.cluster.start_node("node1")
-    assert process.wait(900) == 0, one.said
-    assert one.log_of("train").count(" begins, process ") == 2
-    assert differing(results(one.out), expected) == set()
 
 
-def test_slurm_is_started_again(long_study):
-    """Jobs outlive its daemons, and the command the time without an answer."""
-    one, expected = long_study()
-    process = training(one)
+def restart(one):
+    """Jobs outlive SLURM's daemons, and the command the time without an answer."""
     one.cluster.stop_daemon("slurmd-node1")
     one.cluster.stop_daemon("slurmctld")
     wait_for(lambda: "squeue: " in one.said, "no answer")
     one.cluster.start_controller()
     one.cluster.start_node("node1")
-    assert process.wait(600) == 0, one.said
-    assert one.log_of("train").count(" begins, process ") == 1
+
+
+@pytest.mark.parametrize("disturb, begins", [(preempt, 2), (crash, 2), (restart, 1)])
+def test_disturbed(long_study, disturb, begins):
+    one, expected = long_study()
+    process = training(one)
+    disturb(one)
+    assert process.wait(900) == 0, one.said
+    log = one.log_of("train")
+    assert log.count(" begins, process ") == begins
+    assert ("stopped by SIGTERM after step" in log) == (disturb is preempt)
     assert differing(results(one.out), expected) == set()
 
 
@@ -190,20 +182,16 @@ def test_two_studies_at_once(study):
     assert {*one.jobs()} == {*other.jobs()}
 
 
-def test_more_gpus_than_there_are(study):
-    """In the scheduler's own words, and nothing is left in the queue."""
-    resources = {**RESOURCES, "train": {"gpus": 3}}
-    one = study(resources=resources)
+def test_gpus_that_are_not_there(study):
+    """In the scheduler's own words, and nothing is left in the queue. The node has two by SLURM's word, of which CUDA
+    sees none: a training is not done on its cores."""
+    one = study(resources={**RESOURCES, "train": {"gpus": 3}})
     said = one.run(*SLURM, code=2)
     assert "train (sequential, seed 0): sbatch refuses resources.train: " in said
     assert "Requested node configuration is not available" in said
     assert set(map(one.state, one.jobs().values())) <= {"CANCELLED", ""}
-
-
-def test_gpus_that_cuda_does_not_see(study):
-    """The node has two by SLURM's word; a training is not done on its cores."""
     resources = {**RESOURCES, "train": {"gpus": 2}}
-    said = study(methods=["sequential"], source=None, resources=resources).run(*SLURM, code=1)
+    said = study("two", methods=["sequential"], source=None, resources=resources).run(*SLURM, code=1)
     assert "train (sequential, seed 0): it has 2 GPUs on " in said and "CUDA sees 0 of them" in said
 
 
@@ -232,19 +220,3 @@ def test_several_nodes(study):
         (file,) = each.out.glob("steps/evaluate-*/scores.json")
         values.append([score["value"] for stage in json.loads(file.read_text())["stages"] for score in stage["scores"]])
     assert values[0] == pytest.approx(values[1], rel=1e-4)
-
-
-def test_a_hundred_short_steps(study, capsys):
-    """Prints what a step costs beside its work, and what the scheduler takes for as many empty jobs."""
-    one = study(methods=["sequential"], source=None, seeds=list(range(50)))
-    began = time.monotonic()
-    for _ in range(101):
-        one.cluster.ask("sbatch", "--job-name=empty", "--output=/dev/null", "--wrap=true")
-    wait_for(lambda: "empty" not in one.cluster.ask("squeue", "-h", "-o", "%j"), "empty jobs", 600)
-    empty, began = time.monotonic() - began, time.monotonic()
-    one.run(*SLURM)
-    whole = time.monotonic() - began
-    costs = [json.loads(file.read_text())["cost"]["seconds"] for file in one.out.glob("steps/*/step.json")]
-    assert len(costs) == 101
-    with capsys.disabled():
-        print(f"\n101 empty jobs: {empty:.0f} s; 101 steps: {whole:.0f} s, of which {sum(costs):.0f} s are their work")

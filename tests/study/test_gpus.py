@@ -11,39 +11,32 @@ from tests.study.run_directories import write_run
 from trace_transfer.errors import UserError
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
-from trace_transfer.study.resources import Resources
+from trace_transfer.study.checking import check_plan
+from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.running import GpuPool, Here, visible_gpus
+from trace_transfer.study.running import Here, visible_gpus
 from trace_transfer.study.status import StepStatus
-from trace_transfer.study.steps import Step
+from trace_transfer.study.steps import Resources, Step
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, MIG-1ab2"
 
 
 @pytest.mark.parametrize(
-    "environment, count, found",
+    "named, count, found",
     [
-        ({}, 3, ("0", "1", "2")),
-        ({}, 0, ()),
-        ({"CUDA_VISIBLE_DEVICES": "5,3"}, 2, ("5", "3")),
-        ({"CUDA_VISIBLE_DEVICES": "1,-1,2"}, 1, ("1",)),  # CUDA stops at the first that is none
-        ({"CUDA_VISIBLE_DEVICES": UUIDS}, 2, ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-1ab2")),
-        ({"CUDA_VISIBLE_DEVICES": ""}, 0, ()),
+        (None, 3, ("0", "1", "2")),
+        ("5,3", 2, ("5", "3")),
+        ("1,-1,2", 1, ("1",)),  # CUDA stops at the first that is none
+        (UUIDS, 2, ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-1ab2")),
+        ("", 0, ()),
     ],
 )
-def test_what_the_user_left_visible_under_his_names(environment, count, found):
-    assert visible_gpus(environment, count) == found
-
-
-def test_none_is_handed_out_twice():
-    pool = GpuPool(("0", "1", "2", "3"))
-    first, second = pool.take(2), pool.take(1)
-    assert (first, second, pool.take(2)) == (("0", "1"), ("2",), None)
-    pool.give_back(first)
-    assert (pool.take(3), pool.free) == (("0", "1", "3"), [])
-    with pytest.raises(UserError, match="resources or processes: a step wants 5 GPUs, and 4 are here"):
-        pool.take(5)
-    assert [GpuPool(()).take(count) for count in (1, 8)] == [(), ()]  # a machine without GPUs has room for all
+def test_what_the_user_left_visible_under_his_names(monkeypatch, named, count, found):
+    monkeypatch.setattr(running, "num_gpus", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == found
 
 
 class Pipe:
@@ -70,7 +63,7 @@ def handed(monkeypatch, tiny, tmp_path):
         steps = [Step(kind, {"number": number}) for number, kind in enumerate(kinds)]
         asked = {kind: Resources(**values) for kind, values in resources.items()}
         study = replace(load_run(file), jobs=jobs, processes=processes, resources=asked)
-        graph = SimpleNamespace(run=study, steps=())
+        graph = SimpleNamespace(run=study, steps=(), label=lambda step: step.kind)
         display = SimpleNamespace(begin=lambda *_: None, end=lambda *_: None)
         monkeypatch.setattr(running, "visible_gpus", lambda: gpus)
         monkeypatch.setattr(running, "context", lambda: None)
@@ -81,7 +74,7 @@ def handed(monkeypatch, tiny, tmp_path):
         def begin(step, gpus):
             rounds[-1].append((step.kind, gpus))
             process = SimpleNamespace(join=lambda: None, exitcode=0)
-            return running._Running(step, process, Pipe(), gpus, step.kind, ended=("done", ""))
+            return running._Running(step, process, Pipe(), gpus, ended=("done", ""))
 
         monkeypatch.setattr(scheduler, "_begin", begin)
         monkeypatch.setattr(scheduler, "_let_go", lambda *_: None)
@@ -116,14 +109,15 @@ def test_who_gets_which(handed, kinds, jobs, processes, gpus, resources, rounds)
 
 
 def test_more_processes_than_gpus_are_refused_in_the_plan(tiny, tmp_path, monkeypatch):
-    from trace_transfer.study.checking import check_plan
-    from trace_transfer.study.graph import build_graph
-
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    file = write_run(tmp_path, tiny, methods=["sequential"], processes=3)
-    with pytest.raises(UserError, match=r"processes: 3: one needs a GPU each, and this machine has 2"):
-        check_plan(build_graph(load_run(file)))
-    file = write_run(tmp_path, tiny, methods=["sequential"], resources={"evaluate": {"gpus": 4}})
-    with pytest.raises(UserError, match=r"resources.evaluate: 4: one needs a GPU each, and this machine has 2"):
-        check_plan(build_graph(load_run(file)))
-    check_plan(build_graph(load_run(file)), elsewhere=True)
+    for changes, told in (
+        ({"processes": 3}, "processes: 3: one needs a GPU each, and this machine has 2"),
+        (
+            {"resources": {"evaluate": {"gpus": 4}}},
+            "resources.evaluate: 4: one needs a GPU each, and this machine has 2",
+        ),
+    ):
+        graph = build_graph(load_run(write_run(tmp_path, tiny, methods=["sequential"], **changes)))
+        with pytest.raises(UserError, match=told):
+            check_plan(graph)
+    check_plan(graph, elsewhere=True)

@@ -12,7 +12,7 @@ from tests.tuned_models import damage
 from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.status import _differences
+from trace_transfer.study.status import differences
 
 METHODS = ["sequential", "lora", "trace-lf", "transfer-lf", "transfer-cs", "transfer-lf-core", "depth-map"]
 
@@ -39,6 +39,10 @@ def section(name, **values):
 
 
 def test_what_is_shared(directory):
+    seen = set()
+    for step in build_graph(load_run(write_file(directory, methods=METHODS))).steps:
+        assert all(needed.address in seen for needed in step.needs.values())
+        seen.add(step.address)
     counts = Counter(steps(directory).values())
     # Two models, two tasks; LF and CS share warm starts, CS needs no Fisher; two ways of matching, four of carrying.
     assert counts == {
@@ -53,13 +57,6 @@ def test_scores_at_the_base_need_no_warm_start(directory):
     other = section("identify", gradient_examples=2) | changes
     before, after = (steps(directory, **one) for one in (changes, other))
     assert Counter(after[address] for address in after.keys() - before) == {"identify": 1, "train": 1, "evaluate": 1}
-
-
-def test_order_of_steps(directory):
-    seen = set()
-    for step in build_graph(load_run(write_file(directory, methods=METHODS))).steps:
-        assert all(needed.address in seen for needed in step.needs.values())
-        seen.add(step.address)
 
 
 @pytest.mark.parametrize(
@@ -92,31 +89,27 @@ def test_one_setting(directory, changes, expected):
     assert changed(directory, **changes) == expected
 
 
-def test_changed_data(directory):
-    before = steps(directory)
-    file = directory / "code.train.jsonl"
-    file.write_text(file.read_text() + json.dumps({"prompt": "one more?", "completion": "yes"}) + "\n")
-    after = steps(directory)
-    kinds = Counter(kind for address, kind in after.items() if address not in before)
-    assert kinds == {"warm-start": 2, "evidence": 3, "identify": 3, "map": 4, "train": 7, "evaluate": 7}
-    file = directory / "math.test.jsonl"
-    file.write_text(file.read_text() * 2)
-    kinds = Counter(kind for address, kind in steps(directory).items() if address not in after)
-    assert kinds == {"baseline": 1, "evaluate": 7}
+ADDED = json.dumps({"prompt": "one more?", "completion": "yes"}) + "\n"
 
 
-def test_changed_tokenizer(directory):
+@pytest.mark.parametrize(
+    ("file", "more", "expected"),
+    [
+        ("code.train.jsonl", ADDED,
+         {"warm-start": 2, "evidence": 3, "identify": 3, "map": 4, "train": 7, "evaluate": 7}),
+        ("math.test.jsonl", ADDED, {"baseline": 1, "evaluate": 7}),
+        ("qwen3/tokenizer_config.json", " ", {}),  # nothing that counts
+        ("qwen3/README.md", "another", {}),
+        ("qwen3/tokenizer.json", " ",  # all but what is found on the source
+         {"warm-start": 2, "evidence": 1, "identify": 1, "match": 2, "map": 4, "train": 7, "baseline": 1,
+          "evaluate": 7}),
+    ],
+)  # fmt: skip
+def test_changed_files(directory, file, more, expected):
     before = steps(directory)
-    config = directory / "qwen3" / "tokenizer_config.json"
-    config.write_text(config.read_text() + " ")
-    (directory / "qwen3" / "README.md").write_text("another")
-    assert steps(directory) == before  # nothing that counts
-    tokenizer = directory / "qwen3" / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text() + " ")
-    kinds = Counter(kind for address, kind in steps(directory).items() if address not in before)
-    assert kinds == {  # all but what is found on the source
-        "warm-start": 2, "evidence": 1, "identify": 1, "match": 2, "map": 4, "train": 7, "baseline": 1, "evaluate": 7
-    }  # fmt: skip
+    with (directory / file).open("a") as stream:
+        stream.write(more)
+    assert Counter(kind for address, kind in steps(directory).items() if address not in before) == expected
 
 
 def test_a_copied_model_makes_no_step_stale(directory):
@@ -129,29 +122,23 @@ def test_a_copied_model_makes_no_step_stale(directory):
     assert steps(directory) == before
 
 
-@pytest.mark.parametrize(
-    ("file", "told"),
-    [
-        ("model.safetensors", r"the weights of target differ: were sha \w{12}, are \w{12}"),
-        ("config.json", r"the config of target differ: were sha \w{12}, are \w{12}"),
-        ("tokenizer.json", r"the tokenizer of target differ: were sha \w{12}, are \w{12}"),
-    ],
-)
-def test_what_of_a_model_differs_is_told(directory, file, told):
-    graph = build_graph(load_run(write_file(directory, methods=METHODS)))
-    (step, *_) = [one for one in graph.steps if one.kind == "baseline"]
+@pytest.mark.parametrize("what", ["weights", "config", "tokenizer"])
+def test_what_of_a_model_differs_is_told(directory, what):
+    def baseline():
+        graph = build_graph(load_run(write_file(directory, methods=METHODS)))
+        return next(one for one in graph.steps if one.kind == "baseline")
+
+    step, model = baseline(), directory / "qwen3"
     record = StepFile(
         kind=step.kind, address=step.address, settings=step.settings, inputs=step.all_inputs, files={},
         cost=Cost(seconds=1, peak_bytes=1, bytes=1),
     )  # fmt: skip
-    changed = directory / "qwen3" / file
-    if file == "config.json":
-        changed.write_text(json.dumps({**json.loads(changed.read_text()), "rms_norm_eps": 0.1}))
-    elif file == "tokenizer.json":
-        changed.write_text(changed.read_text() + " ")
+    if what == "weights":
+        damage(model, "model.norm.weight", 2.0)
+    elif what == "config":
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
     else:
-        damage(changed.parent, "model.norm.weight", 2.0)
-    after = build_graph(load_run(write_file(directory, methods=METHODS)))
-    (now, *_) = [one for one in after.steps if one.kind == "baseline"]
-    (found,) = _differences(record, now)
-    assert re.fullmatch(told, found)
+        (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text() + " ")
+    (found,) = differences(record, baseline())
+    assert re.fullmatch(rf"the {what} of target differ: were sha \w{{12}}, are \w{{12}}", found)

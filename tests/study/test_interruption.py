@@ -21,9 +21,8 @@ COMMAND = [sys.executable, "-m", "trace_transfer", "run"]
 
 def start(file: Path, out: Path) -> subprocess.Popen:
     with (out.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [*COMMAND, str(file), "--out", str(out)], stdout=log, stderr=log, start_new_session=True
-        )
+        command = [*COMMAND, str(file), "--out", str(out)]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def finish(file: Path, out: Path) -> None:
@@ -45,20 +44,20 @@ def results(out: Path) -> dict[str, object]:
         content = without_times(json.loads(file.read_text()))
         if file.name == "step.json":
             timed = ("scores.json", "evaluation.json")
-            content["files"] = {n: h for n, h in content["files"].items() if not n.endswith(timed)}
-            content["files"] = {n: h for n, h in content["files"].items() if "finished/" not in n}
+            content["files"] = {
+                name: digest for name, digest in content["files"].items()
+                if not name.endswith(timed) and "finished/" not in name
+            }  # fmt: skip
         if not file.name.startswith("."):
             found[str(file.relative_to(out))] = content
     found["run"] = json.loads((out / "run.json").read_text())
     found["summary"] = without_times(json.loads((out / "summary.json").read_text()))
-    found["report"] = report_without_times(out)
+    found["report"] = [without_varying((out / name).read_text("utf-8")) for name in ("report.html", "report.md")]
     return found
 
 
-def report_without_times(out: Path) -> tuple[list[str], str]:
-    """The text of the page, and the Markdown, without what is marked as varying."""
-    page, markdown = (out / "report.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
-    return without_varying(page), without_varying(markdown)
+def differing(ours: dict[str, object], theirs: dict[str, object]) -> set[str]:
+    return {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
 
 
 def processes_of(group: int) -> list[str]:
@@ -76,10 +75,10 @@ def ended(process: subprocess.Popen, log: Path) -> int:
         pytest.fail(f"a run goes on after it was told to stop: {left}\n{log.read_text()[-2000:]}")
 
 
-def begun(out: Path, kind: str) -> None:
-    """Wait until a step is being done."""
-    deadline = time.monotonic() + 120
-    while not list(out.glob(f"steps/{kind}-*/ticket.json")):
+def begun(out: Path, file: str) -> None:
+    """Wait until a step has a file."""
+    deadline = time.monotonic() + 300
+    while not list(out.glob(f"steps/{file}")):
         assert time.monotonic() < deadline, (out.parent / "log.txt").read_text()[-2000:]
         time.sleep(0.05)
 
@@ -90,7 +89,7 @@ def test_killed_once(tiny, tmp_path):
     endless = {**run_content()["train"], "epochs": 100_000}
     out = tmp_path / "out"
     process = start(write_file(file.parent, methods=["sequential"], source=None, train=endless), out)
-    begun(out, "train")
+    begun(out, "train-*/ticket.json")
     time.sleep(1.0)
     process.kill()
     process.wait()
@@ -128,8 +127,7 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
     print(f"stopped {len(stopped)} times, {whole:.0f} s undisturbed")
     finish(file, out)
     assert len(stopped) >= 5
-    ours, theirs = results(out), results(undisturbed)
-    assert {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} == set()
+    assert differing(results(out), results(undisturbed)) == set()
 
 
 def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
@@ -137,7 +135,7 @@ def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
     for number, codes, said in ((signal.SIGINT, (130,), "interrupted"), (signal.SIGTERM, (0,), "stopped by SIGTERM")):
         out = tmp_path / f"out-{int(number)}"
         process = start(file, out)
-        begun(out, "*")
+        begun(out, "*/ticket.json")
         time.sleep(0.5)
         os.kill(process.pid, number)
         code, log = ended(process, tmp_path / "log.txt"), (tmp_path / "log.txt").read_text()
@@ -151,11 +149,7 @@ def test_several_processes_are_told_to_stop(tiny, tmp_path):
     file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None, processes=2, train=long)
     out = tmp_path / "out"
     process = start(file, out)
-    begun(out, "train")
-    deadline = time.monotonic() + 300
-    while not list(out.glob("steps/train-*/stages/1-*/loss.csv")):
-        assert time.monotonic() < deadline, [(log.name, log.read_text()) for log in out.glob("steps/train-*/log.txt")]
-        time.sleep(0.05)
+    begun(out, "train-*/stages/1-*/loss.csv")
     process.send_signal(signal.SIGTERM)
     assert ended(process, tmp_path / "log.txt") == 0
     assert not list(out.glob("steps/train-*/step.json"))
@@ -165,5 +159,4 @@ def test_several_processes_are_told_to_stop(tiny, tmp_path):
     disturbed = results(out)
     shutil.rmtree(out)
     finish(file, out)
-    undisturbed = results(out)
-    assert {name for name in {*disturbed, *undisturbed} if disturbed.get(name) != undisturbed.get(name)} == set()
+    assert differing(disturbed, results(out)) == set()

@@ -59,16 +59,34 @@ def cell(file: Path, method: str):
     return {name: file.parent / "out" / place for name, place in steps.items()}
 
 
-def test_scores_are_of_base_and_every_stage(finished):
+def test_a_finished_run(finished):
+    """Scores of base and every stage, what each step cost, its log; large files of full training are let go."""
+    total = sum(value.numel() for value in weights(finished.parent / "qwen3").values())
+    trained = {}
     for method in METHODS:
         steps = cell(finished, method)
         matrix: ScoreMatrix = read_any(steps["evaluate"] / "scores.json", ScoreMatrix)
-        assert [stage.label for stage in matrix.stages] == ["base", *TASKS]
-        assert [stage.learned for stage in matrix.stages] == [(), ("math",), ("code",)]
+        assert [(stage.label, stage.learned) for stage in matrix.stages] == [
+            ("base", ()), ("math", ("math",)), ("code", ("code",))
+        ]  # fmt: skip
         base: EvaluationFile = read_any(steps["baseline"] / "evaluation.json", EvaluationFile)
         assert matrix.stages[0].scores == base.scores and matrix.of_task == {"math": "math", "code": "code"}
         values = [[score.value for score in stage.scores] for stage in matrix.stages]
         assert len({tuple(row) for row in values}) == 3  # each stage changed something
+        record: StepFile = read_any(steps["train"] / "step.json", StepFile)
+        assert record.cost.seconds > 0 and record.cost.peak_bytes > 1e8 and record.cost.bytes > 0
+        trained[method] = record.cost.trained
+    assert trained["sequential"] == total and 0 < trained["transfer-lf"] < total / 2
+    directory = cell(finished, "sequential")["train"]
+    removed = read_any(directory / "step.json", StepFile).removed
+    assert {Path(name).parts[0] for name in removed} >= {f"{task}.patch.safetensors" for task in TASKS}
+    assert not list(directory.glob("*.patch.safetensors")) and not (directory / "model").exists()
+    assert len(list(cell(finished, "transfer-lf")["train"].glob("*.patch.safetensors"))) == 2
+    for log in (finished.parent / "out" / "steps").glob("*/log.txt"):
+        lines = log.read_text().splitlines()
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines), log
+        assert lines[0].partition(" begins, process ")[0].endswith(log.parent.name) and lines[-1].endswith(" done")
+    assert re.search(r"training on math: step 2 of 2, 0:00:\d\d, loss \d", (directory / "log.txt").read_text())
 
 
 def test_scores_are_those_of_the_tuned_model(finished, tmp_path):
@@ -126,25 +144,6 @@ def test_it_does_what_the_commands_do(finished, tmp_path):
     assert moved == {p.name for task in TASKS for p in read_any(steps["map"] / f"{task}.core.json", CoreFile).core}
 
 
-def test_costs(finished):
-    total = sum(value.numel() for value in weights(finished.parent / "qwen3").values())
-    trained = {}
-    for method in METHODS:
-        record: StepFile = read_any(cell(finished, method)["train"] / "step.json", StepFile)
-        assert record.cost.seconds > 0 and record.cost.peak_bytes > 1e8 and record.cost.bytes > 0
-        trained[method] = record.cost.trained
-    assert trained["sequential"] == total
-    assert 0 < trained["transfer-lf"] < total / 2
-
-
-def test_large_files_of_full_training_are_let_go(finished):
-    directory = cell(finished, "sequential")["train"]
-    record: StepFile = read_any(directory / "step.json", StepFile)
-    assert {Path(name).parts[0] for name in record.removed} >= {f"{task}.patch.safetensors" for task in TASKS}
-    assert not list(directory.glob("*.patch.safetensors")) and not (directory / "model").exists()
-    assert len(list(cell(finished, "transfer-lf")["train"].glob("*.patch.safetensors"))) == 2
-
-
 def test_nothing_is_run_twice(copied):
     def files():
         found = sorted((copied.parent / "out").rglob("*"))
@@ -173,9 +172,6 @@ def test_one_setting_reruns_what_depends_on_it(copied):
 def test_what_was_removed_is_made_again_when_it_is_needed(copied):
     write_file(copied.parent, methods=["sequential"], evaluate={"max_length": 64, "limit": 2, "save_samples": False})
     assert run(copied) == {"train": 1, "baseline": 1, "evaluate": 1}
-
-
-def test_keep_all(copied):
     write_file(copied.parent, methods=["transfer-lf"], keep="all")
     shutil.rmtree(cell(copied, "transfer-lf")["train"])
     assert run(copied) == {"train": 1}
@@ -199,52 +195,33 @@ def test_files_edited_by_hand(copied):
     assert run(copied) == {}
 
 
-def test_another_run_in_the_same_place(copied):
+def test_who_may_run_here(copied, monkeypatch):
+    """Not a second process, a launcher's ranks or another run; what a killed stage left is not of the step."""
+    out = copied.parent / "out"
+    (cell(copied, "sequential")["train"] / LOCK).write_text("12345\nnode-17\n")
+    (cell(copied, "sequential")["evaluate"] / "1-math" / LOCK).touch()
+    graph = build_graph(load_run(copied))
+    status = read_status(graph, out)
+    assert all(one.record is not None for one in status)
+
+    def run_it():
+        return run_to_the_end(graph, status, Display(), StopSignal())
+
+    with held(out):
+        for call in (run_it, lambda: prune_steps(graph, out), lambda: write_report(out)):
+            with pytest.raises(UserError, match="another process is at work here"):
+                call()
+    before = sorted(out.rglob("*"))
+    assert run_it().record.name == "small"
+    assert not [path for path in {*out.rglob("*")} - {*before} if "lock" in path.name]
     write_file(copied.parent, name="other", methods=METHODS)
     with pytest.raises(UserError, match="holds the results of another run, 'small'"):
         run(copied)
-
-
-def test_two_at_once(copied):
-    out = copied.parent / "out"
-    graph = build_graph(load_run(copied))
-    status = read_status(graph, out)
-    with held(out):
-        with pytest.raises(UserError, match="another process is at work here"):
-            run_to_the_end(graph, status, Display(), StopSignal())
-        with pytest.raises(UserError, match="another process is at work here"):
-            prune_steps(graph, out)
-        with pytest.raises(UserError, match="another process is at work here"):
-            write_report(out)
-    before = sorted(out.rglob("*"))
-    assert run_to_the_end(graph, status, Display(), StopSignal()).record.name == "small"
-    assert not [path for path in {*out.rglob("*")} - {*before} if "lock" in path.name]
-
-
-def test_what_a_killed_stage_left_is_not_of_the_step(copied):
-    out = copied.parent / "out"
-    train = cell(copied, "sequential")["train"]
-    (train / LOCK).write_text("12345\nnode-17\n")
-    (cell(copied, "sequential")["evaluate"] / "1-math" / LOCK).touch()
-    assert all(one.record is not None for one in read_status(build_graph(load_run(copied)), out))
-
-
-def test_a_run_that_a_launcher_started_several_times(copied, monkeypatch):
     who = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in who.items():
         monkeypatch.setenv(name, value)
-    graph = build_graph(load_run(copied))
     with pytest.raises(UserError, match=r"a launcher started 2 processes of this run, .* say processes: 2 in"):
-        run_to_the_end(graph, read_status(graph, graph.run.out), Display(), StopSignal())
-
-
-def test_every_step_has_a_log(finished):
-    for log in (finished.parent / "out" / "steps").glob("*/log.txt"):
-        lines = log.read_text().splitlines()
-        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines), log
-        assert lines[0].partition(" begins, process ")[0].endswith(log.parent.name) and lines[-1].endswith(" done")
-    train = (cell(finished, "sequential")["train"] / "log.txt").read_text()
-    assert re.search(r"training on math: step 2 of 2, 0:00:\d\d, loss \d", train)
+        run_it()
 
 
 def test_a_step_that_fails(copied):

@@ -119,9 +119,9 @@ def represent_command(
     settings = given_settings(RepresentSettings, ctx, options)
 
     from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.represent.draw import render_plan, render_representation
     from trace_transfer.represent.representing import FILES, name_models, open_states, plan_representation
     from trace_transfer.represent.representing import run_representation as run
-    from trace_transfer.represent.show import render_plan, render_representation
 
     quiet_libraries()
     states = open_states(name_models(models, labelled), [(name, Path(file)) for name, file in patches])

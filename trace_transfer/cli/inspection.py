@@ -32,8 +32,8 @@ from trace_transfer.records import Strict
 from trace_transfer.reporting.records import RunFile, StepFile, Summary
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
+from trace_transfer.represent.draw import draw_representation
 from trace_transfer.represent.records import RepresentationFile
-from trace_transfer.represent.show import draw_representation
 from trace_transfer.tables import draw_tables
 from trace_transfer.terminal import Page
 from trace_transfer.terminal_pictures import cell_width, coloured, draw_heatmap, model_line, ruler

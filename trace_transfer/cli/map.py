@@ -64,12 +64,12 @@ def map_command(
 
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.publish.hub import local_files
+    from trace_transfer.publish.hub import local_file
     from trace_transfer.transfer.mapping import check_out, estimate, plan_map, run_map
     from trace_transfer.transfer.show import render_estimate, render_summary
 
     quiet_libraries()
-    plan = plan_map(src, dst, local_files(core), settings)
+    plan = plan_map(src, dst, [*map(local_file, core)], settings)
     if dry_run:
         check_out(plan, out, settings)  # as `run_map` does
         click.echo(render_estimate(plan, estimate(plan, settings)))

@@ -21,7 +21,6 @@ from trace_transfer.records import library_versions, read_artefact
 from trace_transfer.transfer.records import LayerMatch
 
 if TYPE_CHECKING:
-    from trace_transfer.core_sets.core_file import Transfer
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.records import Verification
     from trace_transfer.training.records import StageRecord
@@ -47,14 +46,13 @@ class Base:
     Attributes:
         name: for people; a directory's last part, no path.
         hub: its name on the hub, if it is known to be from there; `commit` its revision there.
-        licence: the fields of its own card that say so.
         unread: what its files hold that the model built from its config lacks.
     """
 
     name: str
     hub: str | None
     commit: str | None
-    licence: Mapping[str, str]
+    licence: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
     @classmethod
@@ -73,10 +71,8 @@ def _licence(card: Path) -> dict[str, str]:
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
-    if not card.is_file():
-        return {}
     try:
-        data = ModelCard.load(card, ignore_metadata_errors=True).data
+        data = ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
     except (ValueError, YAMLError):
         return {}
     return {name: value for name in LICENCE if isinstance(value := getattr(data, name, None), str)}
@@ -84,45 +80,31 @@ def _licence(card: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CoreOrigin:
-    """Where a core set came from; `policy` is that of the layer match, if that still lies beside the core file."""
+    """Where a core set came from, and the hash of its file; `policy` is that of the layer match, if that still lies
+    beside the core file."""
 
-    task: str
-    score: str
-    ratio: float
-    unit: str
-    tensors: float
-    elements: float
+    core: CoreFile
     sha256: str
-    transfer: Transfer | None = None
     policy: str | None = None
 
     @classmethod
     def of(cls, core: CoreFile, file: Path) -> CoreOrigin:
-        return cls(
-            core.task, core.method.name, core.method.ratio, core.method.unit, core.ratio_of_tensors,
-            core.ratio_of_elements, sha256_file(file), core.transferred_from, _policy(core, file.parent / MATCH),
-        )  # fmt: skip
+        match, carried = file.with_name(MATCH), core.transferred_from
+        same = carried is not None and match.is_file() and sha256_file(match) == carried.layer_match_sha256
+        return cls(core, sha256_file(file), read_artefact(match, LayerMatch).policy if same else None)
 
     @property
     def told(self) -> str:
-        came = "made for this base"
-        if (transfer := self.transfer) is not None:
-            policy = f", layers matched by `{self.policy}`" if self.policy else ""
-            came = f"carried over from `{_last(transfer.model.id)}` ({transfer.model.family}; {transfer.carry}{policy})"
+        core, came = self.core, "made for this base"
+        if (transfer := core.transferred_from) is not None:
+            policy, name = f", layers matched by `{self.policy}`" if self.policy else "", transfer.model.id
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+                name = Path(name).name or name  # without the directories it lies in
+            came = f"carried over from `{name}` ({transfer.model.family}; {transfer.carry}{policy})"
         return (
-            f"score `{self.score}`, ratio {self.ratio:g} of {self.unit}: {self.tensors:.2%} of the entries, "
-            f"{self.elements:.3%} of the elements; {came}"
+            f"score `{core.method.name}`, ratio {core.method.ratio:g} of {core.method.unit}: "
+            f"{core.ratio_of_tensors:.2%} of the entries, {core.ratio_of_elements:.3%} of the elements; {came}"
         )
-
-
-def _policy(core: CoreFile, match: Path) -> str | None:
-    """Of the very match that a core set was carried along."""
-    if core.transferred_from is None or not match.is_file():
-        return None
-    if sha256_file(match) != core.transferred_from.layer_match_sha256:
-        return None
-    found: LayerMatch = read_artefact(match, LayerMatch)
-    return found.policy
 
 
 @dataclass(frozen=True)
@@ -148,18 +130,18 @@ class Trained:
 def trained_card(made: Trained) -> str:
     """The card of a stream's last model."""
     base, method = Base.of(made.base), str(made.settings["method"])
-    settings = {name: made.settings[name] for name in SHOWN if made.settings.get(name) is not None}
-    if method != "lora":
-        settings = {name: value for name, value in settings.items() if not name.startswith("lora")}
+    settings = {
+        name: value for name in SHOWN if (value := made.settings.get(name)) is not None
+        and (method == "lora" or not name.startswith("lora"))
+    }  # fmt: skip
     facts = {
         "tasks": list(dict.fromkeys(task for stage in made.stages for task in stage.tasks)),
         "stages": made.stages, "method": method, "origins": made.origins, "settings": settings,
         "proof": made.verification, "undo": shlex.join(stage.patch for stage in made.stages),
         "files": {stage.patch: stage.patch_sha256 for stage in made.stages},
-        **_sizes(made.names_sha256, made.shapes),
     }  # fmt: skip
     tags = [TAG, "continual-learning", *(["trace"] if method == "trace" else [])]
-    return _card("trained", base, _tuned(base, made.datasets), tags, facts)
+    return _tuned_card("trained", base, tags, made.names_sha256, made.shapes, facts, made.datasets)
 
 
 def patched_card(state: ModelState) -> dict[str, str]:
@@ -170,39 +152,31 @@ def patched_card(state: ModelState) -> dict[str, str]:
         "applied": applied, "patches": state.patches, "num_touched": len(state.patched),
         "undo": shlex.join(patch.path.name for patch in applied),
         "files": {patch.path.name: patch.sha256 for patch in state.patches},
-        **_sizes(state.names_sha256, state.shapes),
     }  # fmt: skip
-    front = _tuned(base) if applied else _tuned(None)
-    return {CARD: _card("patched", base, front, [TAG], facts)}
+    return {CARD: _tuned_card("patched", base, [TAG], state.names_sha256, state.shapes, facts, is_base=not applied)}
 
 
 def cores_card(cores: Sequence[tuple[CoreFile, Path]], source: ModelSource) -> str:
-    """The card of core files: which model they are of, how large they are, and how to use them.
-
-    Args:
-        source: the model that they are of. Its licence is not theirs, and is not told.
-    """
+    """The card of core files: which model they are of (its licence is not theirs), how large they are, their use."""
     hub = source.repo if source.directory is None else None
     rows = [(f"`{file.name}`", len(core.core), CoreOrigin.of(core, file).told) for core, file in cores]
-    base = Base(source.display_name, hub, source.revision, {})
     front = {"base_model": hub} if hub else {}
-    return _card("cores", base, front, [TAG, "core-set"], {"model": cores[0][0].model, "rows": rows})
+    facts = {"model": cores[0][0].model, "rows": rows}
+    return _card("cores", Base(source.display_name, hub, source.revision), front, [TAG, "core-set"], facts)
 
 
-def _sizes(names_sha256: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    return {
-        "names_sha256": names_sha256, "num_parameters": len(shapes), "num_elements": sum(map(numel, shapes.values())),
-    }  # fmt: skip
-
-
-def _tuned(base: Base | None, datasets: Sequence[str] = ()) -> dict[str, Any]:
-    """The front matter of a tuned model; None where it is a base again."""
-    known: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if base is not None and base.hub:
-        known |= {"base_model": base.hub, "base_model_relation": "finetune"}
-    if datasets:
-        known["datasets"] = list(datasets)
-    return {**known, **(base.licence if base is not None else {})}
+def _tuned_card(
+    kind: str, base: Base, tags: list[str], names_sha256: str, shapes: Mapping[str, tuple[int, ...]],
+    facts: Mapping[str, Any], datasets: Sequence[str] = (), is_base: bool = False,
+) -> str:  # fmt: skip
+    """Of a model; `is_base` where it is a base again."""
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if base.hub and not is_base:
+        front |= {"base_model": base.hub, "base_model_relation": "finetune"}
+    front |= {"datasets": list(datasets)} if datasets else {}
+    front |= {} if is_base else base.licence
+    sizes = {"num_parameters": len(shapes), "num_elements": sum(map(numel, shapes.values()))}
+    return _card(kind, base, front, tags, {**facts, **sizes, "names_sha256": names_sha256})
 
 
 def _card(kind: str, base: Base, front: Mapping[str, Any], tags: list[str], facts: Mapping[str, Any]) -> str:
@@ -214,8 +188,3 @@ def _card(kind: str, base: Base, front: Mapping[str, Any], tags: list[str], fact
         libraries=library_versions(), **facts,
     )  # fmt: skip
     return f"{card}\n"
-
-
-def _last(name: str) -> str:
-    """A model's name without the directories it lies in."""
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else Path(name).name or name

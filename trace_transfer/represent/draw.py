@@ -1,4 +1,4 @@
-"""How models represent the texts of several tasks: a panel of t-SNE coordinates per model; page and picture.
+"""How models represent the texts of several tasks: a panel of t-SNE coordinates per model; page, picture and text.
 
 Shapes: N texts (task by task), K tasks.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,11 @@ from trace_transfer import figures
 from trace_transfer.figures import Axis, Figure, Marks, Panel, Row, shortened
 from trace_transfer.represent.embedding import covariance_ellipse, mean_distance
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
-from trace_transfer.tables import Table, to_markdown
+from trace_transfer.tables import Table, draw_tables, to_markdown
+from trace_transfer.terminal import Page, as_text
+
+if TYPE_CHECKING:
+    from trace_transfer.represent.representing import RepresentPlan
 
 METADATA_TEXTS = "texts"  # in embeddings.safetensors: JSON, id and first words of each text
 # Okabe and Ito's colours, told apart by the colour-blind, without those too light for a white page; with the symbols
@@ -25,7 +31,6 @@ METADATA_TEXTS = "texts"  # in embeddings.safetensors: JSON, id and first words 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4423")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down")
 OTHERS = "#d3d3d3"  # texts as the other models represent them
-SHARE = 0.95
 MARGIN = 0.06  # of the range around the outermost points
 MOST_PAIRS = 6  # distances between tasks that a table lists; of more only the least and the largest
 WIDTH, LARGEST_PANEL, GAP = 1120, 460, 16  # px of all panels, of the side of one, between them
@@ -95,65 +100,52 @@ class Representation:
 
 def write_html(path: Path, representation: Representation) -> None:
     """Write the interactive page."""
-    kinds = {model.model.names_sha256 for model in representation.file.models}
-    compare = UNIFIED + (OTHER_KINDS if len(kinds) > 1 else "") if representation.unified else SEPARATE
+    compare = UNIFIED + ("" if representation.file.one_kind else OTHER_KINDS) if representation.unified else SEPARATE
     caption = CAPTION.format(compare=compare if len(representation.file.models) > 1 else "")
     more = f"{to_markdown(table_of(representation.file))}\n\n{TOLD}"
     figures.write_html(path, figure(representation), caption, more)
 
 
-def write_png(path: Path, representation: Representation) -> None:
-    """Draw the picture, 150 dpi."""
-    figures.write_png(path, figure(representation))
-
-
 def figure(representation: Representation) -> Figure:
     """A panel for each model; the others' texts below, then the ellipses, then the points."""
-    file, count = representation.file, len(representation.file.models)
+    file, count, unified = representation.file, len(representation.file.models), representation.unified
     columns = count if count <= 3 else 2 if count == 4 else 3
     side = min((WIDTH - (columns - 1) * GAP) / columns, LARGEST_PANEL)
-    ranges = _ranges(representation)
     size = 8.0 if sum(file.num_texts) <= 150 else 6.5 if sum(file.num_texts) <= 500 else 5.0
+    parts = [representation.of_task(task) for task in range(len(file.tasks))]
+    looks = [(SYMBOLS[task % len(SYMBOLS)], COLOURS[task % len(COLOURS)]) for task in range(len(file.tasks))]
+    ellipses = [
+        [
+            Marks("95 % ellipses", covariance_ellipse(points[part]), colour, dash="solid", filled=True)
+            for part, (_, colour) in zip(parts, looks, strict=True)
+        ]
+        for points in representation.coordinates
+    ]
+    shown = [
+        np.concatenate([points, *(line.places for line in lines)])
+        for points, lines in zip(representation.coordinates, ellipses, strict=True)
+    ]
     panels = []
     for index, (model, points) in enumerate(zip(file.models, representation.coordinates, strict=True)):
-        marks = _ellipses(representation, points)
-        if representation.unified and count > 1:
+        marks = list(ellipses[index])
+        if unified and count > 1:
             others = np.concatenate([one for other, one in enumerate(representation.coordinates) if other != index])
             marks.append(Marks("other models", others, OTHERS, 0.7 * size, edge=OTHERS))
-        for task, name in enumerate(file.tasks):
-            part = representation.of_task(task)
+        for name, part, (symbol, colour) in zip(file.tasks, parts, looks, strict=True):
             texts = ["\n".join([one["id"], *wrap(one["words"], HOVER_WIDTH)]) for one in representation.texts[part]]
-            symbol, colour = SYMBOLS[task % len(SYMBOLS)], COLOURS[task % len(COLOURS)]
             marks.append(Marks(name, points[part], colour, size, symbol, "white", texts=texts, opacity=0.85))
         title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{_told(model)}"
-        x, y = (Axis(*ends, ticks={}) for ends in ranges[index])
+        x, y = _square(np.concatenate(shown) if unified else shown[index])
         gap = GAP if index % columns else 0
         panels.append(Panel(x, y, side, side, (), marks, title, gap))
     return Figure(representation.title, representation.subtitle, [Row("", panels, columns=columns)])
 
 
-def _ellipses(representation: Representation, points: Points2) -> list[Marks]:
-    return [
-        Marks("95 % ellipses", covariance_ellipse(points[representation.of_task(task)], SHARE).outline(),
-              COLOURS[task % len(COLOURS)], dash="solid", filled=True)
-        for task in range(len(representation.file.tasks))
-    ]  # fmt: skip
-
-
-def _ranges(representation: Representation) -> list[list[tuple[float, float]]]:
-    """Of each panel in both coordinates, of equal length; the same for all in a unified space."""
-    shown = [
-        np.concatenate([points, *(line.places for line in _ellipses(representation, points))])
-        for points in representation.coordinates
-    ]
-    if representation.unified:
-        shown = [np.concatenate(shown)] * len(shown)
-    found = []
-    for points in shown:
-        low, high = points.min(axis=0), points.max(axis=0)
-        half = float((high - low).max()) * (0.5 + MARGIN) or 1.0
-        found.append([(middle - half, middle + half) for middle in ((low + high) / 2).tolist()])
-    return found
+def _square(places_N2: NDArray[np.floating]) -> list[Axis]:
+    """Axes of equal length around all of these."""
+    low, high = places_N2.min(axis=0), places_N2.max(axis=0)
+    half = float((high - low).max()) * (0.5 + MARGIN) or 1.0
+    return [Axis(float(middle - half), float(middle + half), ticks={}) for middle in (low + high) / 2]
 
 
 def _told(model: RepresentedModel) -> str:
@@ -169,17 +161,58 @@ def number(value: float) -> str:
 
 def table_of(file: RepresentationFile) -> Table:
     """A row per model: silhouette, S, distances between tasks (of many the extremes), spread of each."""
-    tasks = file.tasks
-    pairs = [(a, b) for a in range(len(tasks)) for b in range(a + 1, len(tasks))]
-    few = len(pairs) <= MOST_PAIRS
-    between = [f"{tasks[a]} – {tasks[b]}" for a, b in pairs] if few else ["nearest tasks", "farthest tasks"]
+    names = {(a, b): f"{file.tasks[a]} – {file.tasks[b]}" for a, b in combinations(range(len(file.tasks)), 2)}
+    few = len(names) <= MOST_PAIRS
     rows = []
     for model in file.models:
-        distances = {pair: model.distances[pair[0]][pair[1]] for pair in pairs}
-        chosen = pairs if few else [least(distances, key=distances.__getitem__) for least in (min, max)]
-        names = ["" if few else f" ({tasks[a]} – {tasks[b]})" for a, b in chosen]
-        told = [number(distances[pair]) + name for pair, name in zip(chosen, names, strict=True)]
+        distances = {(a, b): model.distances[a][b] for a, b in names}
+        told = [number(distance) for distance in distances.values()]
+        if not few:
+            ends = (least(distances, key=distances.__getitem__) for least in (min, max))
+            told = [f"{number(distances[pair])} ({names[pair]})" for pair in ends]
         mean = number(mean_distance(np.array(model.distances)))
         rows.append((model.label, f"{model.silhouette:.3f}", mean, *told, *map(number, model.spread)))
-    headings = ("model", "silhouette", "S", *between, *(f"spread of {task}" for task in tasks))
+    between = names.values() if few else ("nearest tasks", "farthest tasks")
+    headings = ("model", "silhouette", "S", *between, *(f"spread of {task}" for task in file.tasks))
     return Table("representation", "", headings, tuple(rows))
+
+
+@as_text
+def render_plan(page: Page, plan: RepresentPlan) -> None:
+    """What will be read."""
+    page.line(f"texts: {_counts(plan.tasks, plan.num_texts)}", "bold")
+    rows = []
+    for one in plan.models:
+        lengths = [len(text) for text in one.ids]
+        rows.append((one.label, one.opened.name, one.opened.anatomy.family, one.width, len(one.state.patches),
+                     sum(lengths), max(lengths), one.num_cut))  # fmt: skip
+    page.table(("label", "model", "family", "width", "patches", "tokens", "longest", "cut"), rows)
+    space = "one space for all models" if plan.unified else "models of different widths: a space for each"
+    page.line(f"t-SNE: {space}; perplexity {plan.settings.perplexity:g}")
+
+
+@as_text
+def render_representation(page: Page, file: RepresentationFile, files: Sequence[Path]) -> None:
+    """What was found, and where the files are."""
+    draw_representation(page, file)
+    page.written(files)
+
+
+def draw_representation(page: Page, file: RepresentationFile) -> None:
+    """How well each model keeps the tasks apart, and how the pictures compare."""
+    page.line(f"Last-layer embeddings of texts: {_counts(file.tasks, file.num_texts)}", "bold")
+    draw_tables([table_of(file)], page)
+    page.line("S: mean distance between the tasks' centroids, which the columns after it are of")
+    if len(file.models) > 1:
+        kinds = "" if file.one_kind else ", which are of different kinds: they lie apart"
+        together = f"one space for all models{kinds}"
+        apart = "a space for each model, since they are not equally wide; panels do not compare"
+        page.line(f"t-SNE: {together if file.settings.get('space') == 'unified' else apart}")
+    for label, count in file.settings.get("num_cut", {}).items():
+        if count:
+            length = file.settings.get("max_length")
+            page.line(f"! {label}: {count} of {sum(file.num_texts)} texts were cut at {length} tokens")
+
+
+def _counts(tasks: Sequence[str], counts: Sequence[int]) -> str:
+    return ", ".join(f"{task} {count}" for task, count in zip(tasks, counts, strict=True))

@@ -5,8 +5,6 @@ Shapes: N texts, D dimensions, K tasks. `task_N` holds for each text the number 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,14 +37,14 @@ def centroid_distances(embeddings_ND: NDArray[np.floating], task_N: Labels) -> M
     return distances_KK
 
 
-def spread(embeddings_ND: NDArray[np.floating], task_N: Labels) -> NDArray[np.float64]:
+def spread(embeddings_ND: NDArray[np.floating], task_N: Labels) -> Matrix:
     """Mean distance of each task's texts from its centroid, [K]."""
     centres_KD = centroids(embeddings_ND, task_N)
     distance_N = np.linalg.norm(np.asarray(embeddings_ND, np.float64) - centres_KD[task_N], axis=-1)
     return np.array([distance_N[task_N == task].mean() for task in range(len(centres_KD))])
 
 
-def mean_distance(distances_KK: NDArray[np.float64]) -> float:
+def mean_distance(distances_KK: Matrix) -> float:
     """Mean over all pairs of tasks (S of the paper's figure 3); two tasks at least."""
     return float(distances_KK[np.triu_indices(len(distances_KK), 1)].mean())
 
@@ -63,34 +61,17 @@ def tsne(points_ND: NDArray[np.floating], *, perplexity: float, seed: int) -> ND
     return np.asarray(reduced.fit_transform(np.asarray(points_ND, np.float32)), np.float32)
 
 
-@dataclass(frozen=True)
-class Ellipse:
-    """`half_axes`: the longer and the shorter; `angle` of the longer from the first coordinate, radians."""
-
-    centre: tuple[float, float]
-    half_axes: tuple[float, float]
-    angle: float
-
-    def outline(self, num_points: int = 73) -> Matrix:
-        """A closed line [num_points, 2]."""
-        turn = np.linspace(0, 2 * np.pi, num_points)
-        long_N, short_N = self.half_axes[0] * np.cos(turn), self.half_axes[1] * np.sin(turn)
-        cosine, sine = np.cos(self.angle), np.sin(self.angle)
-        line_N2: Matrix = np.stack([cosine * long_N - sine * short_N, sine * long_N + cosine * short_N], axis=1)
-        line_N2 += np.array(self.centre)
-        return line_N2
-
-
-def covariance_ellipse(points_N2: NDArray[np.floating], share: float = 0.95) -> Ellipse:
-    """Where that share of a normal distribution with the points' mean and covariance lies; 2 points at least.
+def covariance_ellipse(points_N2: NDArray[np.floating], share: float = 0.95, num_points: int = 73) -> Matrix:
+    """A closed line [num_points, 2] around that share of a normal distribution with the points' mean and covariance.
 
     Its half axes are sqrt(eigenvalue x quantile), the quantile that of chi-squared with two degrees of freedom, which
-    is -2 ln(1 - share).
+    is -2 ln(1 - share). Two points at least.
     """
     points_N2 = np.asarray(points_N2, np.float64)
     values, vectors = np.linalg.eigh(np.cov(points_N2.T))
-    quantile = -2 * np.log1p(-share)
-    short, long = np.sqrt(np.maximum(values, 0) * quantile)
-    centre = points_N2.mean(axis=0)
-    angle = float(np.arctan2(vectors[1, 1], vectors[0, 1]))
-    return Ellipse((float(centre[0]), float(centre[1])), (float(long), float(short)), angle)
+    short, long = np.sqrt(np.maximum(values, 0) * -2 * np.log1p(-share))
+    along, turn = vectors[:, 1], np.linspace(0, 2 * np.pi, num_points)
+    across = np.array([-along[1], along[0]])
+    around_N2 = np.outer(long * np.cos(turn), along) + np.outer(short * np.sin(turn), across)
+    line_N2: Matrix = around_N2 + points_N2.mean(axis=0)
+    return line_N2

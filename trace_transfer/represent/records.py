@@ -37,14 +37,17 @@ class RepresentationFile(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def one_kind(self) -> bool:
+        """Whether all models have the same tensors."""
+        return len({model.model.names_sha256 for model in self.models}) == 1
+
     @model_validator(mode="after")
     def _of_each_task(self) -> Self:
-        count = len(self.tasks)
-        lengths = {"num_texts": len(self.num_texts), "data_sha256": len(self.data_sha256)}
+        of: dict[str, Any] = {"num_texts": self.num_texts, "data_sha256": self.data_sha256}
         for model in self.models:
-            lengths[f"spread of {model.label}"] = len(model.spread)
-            lengths[f"distances of {model.label}"] = len(model.distances)
-            lengths |= {f"distances[{i}] of {model.label}": len(row) for i, row in enumerate(model.distances)}
-        if wrong := [f"{length} {name}" for name, length in lengths.items() if length != count]:
-            raise ValueError(f"{', '.join(wrong)} for {count} tasks")
+            of |= {f"spread of {model.label}": model.spread, f"distances of {model.label}": model.distances}
+            of |= {f"distances[{number}] of {model.label}": row for number, row in enumerate(model.distances)}
+        if wrong := [f"{len(found)} {name}" for name, found in of.items() if len(found) != len(self.tasks)]:
+            raise ValueError(f"{', '.join(wrong)} for {len(self.tasks)} tasks")
         return self

@@ -8,7 +8,7 @@ model `LABEL.embeddings` [texts, width] and `LABEL.tsne` [texts, 2], float32; te
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trace_transfer import figures
 from trace_transfer.data.encoding import encode_task
 from trace_transfer.data.probe import token_matrix
-from trace_transfer.data.records import Record, Records, read_records
+from trace_transfer.data.records import Records, read_records
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
-from trace_transfer.families.registry import FamilyRegistry, load_families
+from trace_transfer.families.registry import load_families
 from trace_transfer.files import refuse_inputs, remove_leftovers, sha256_text, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import return_freed_memory
@@ -34,10 +35,11 @@ from trace_transfer.models.sources import ModelSource
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.patch.patches import Patch
+from trace_transfer.printable import is_name
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, to_json
 from trace_transfer.represent import embedding as maths
-from trace_transfer.represent.draw import METADATA_TEXTS, Representation, write_html, write_png
+from trace_transfer.represent.draw import METADATA_TEXTS, Representation, figure, write_html
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 
@@ -88,27 +90,9 @@ class RepresentPlan:
         """Whether all models share one t-SNE space: they must be equally wide."""
         return len({model.width for model in self.models}) == 1
 
-    @property
-    def task_N(self) -> NDArray[np.int64]:
-        return np.repeat(np.arange(len(self.records)), self.num_texts)
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """The settings, and what was decided of them."""
-        return {
-            **self.settings.recorded(),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "space": "unified" if self.unified else "separate",
-            "num_cut": {model.label: model.num_cut for model in self.models},
-        }
-
 
 def name_models(models: Sequence[str], labelled: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Label → model, of models under their own short names and of `(label, model)` pairs, in this order.
-
-    Raises:
-        UserError: two of one label.
-    """
+    """Label → model, of models under their own short names and of `(label, model)` pairs, in this order."""
     pairs = [(ModelSource.parse(model).display_name, model) for model in models] + list(labelled)
     labels = [label for label, _ in pairs]
     if twice := [f"{label}: {model}" for label, model in pairs if labels.count(label) > 1]:
@@ -117,12 +101,7 @@ def name_models(models: Sequence[str], labelled: Sequence[tuple[str, str]]) -> d
 
 
 def open_states(models: Mapping[str, str | Path], patches: Sequence[tuple[str, Path]]) -> dict[str, ModelState]:
-    """Each model with the patches of its label, in the order given.
-
-    Raises:
-        UserError: a patch of a label that no model has.
-        ArtefactError: a patch that is none, or of another model.
-    """
+    """Each model with the patches of its label, in the order given."""
     if strange := [f"{label}={file}" for label, file in patches if label not in models]:
         raise UserError(f"patches of no model; the labels are {', '.join(models)}:\n" + listing(strange))
     return {
@@ -134,10 +113,7 @@ def open_states(models: Mapping[str, str | Path], patches: Sequence[tuple[str, P
 def plan_representation(
     models: Mapping[str, ModelState | str | Path], tasks_file: str | Path, settings: RepresentSettings
 ) -> RepresentPlan:
-    """Open the models, read the texts and encode them; reads no weights.
-
-    Args:
-        models: label → model; labels name panels and tensors.
+    """Open the models (by their labels), read the texts and encode them; reads no weights.
 
     Raises:
         UserError: no model, a blank label, one task only, too few texts for the perplexity; whatever is wrong with
@@ -145,19 +121,29 @@ def plan_representation(
     """
     if not models:
         raise UserError("no model to look at; name one or more")
-    if blank := [label for label in models if not label.strip() or not label.isprintable()]:
+    if blank := [label for label in models if not label.strip() or not is_name(label)]:
         raise UserError("labels must be one printable line:\n" + listing(list(map(repr, blank))))
-    specs = [_limited(spec, settings.max_examples) for spec in load_tasks(tasks_file)]
+    specs = []
+    for spec in load_tasks(tasks_file):  # one text for each record, as the template writes it: nothing is generated
+        limits = [limit for limit in (spec.max_examples, settings.max_examples) if limit is not None]
+        specs.append(spec.model_copy(update={"max_examples": min(limits, default=None), "mismatch": "keep"}))
     if len(specs) < 2:
         raise UserError(f"{tasks_file}: one task, {specs[0].name}; how tasks are kept apart needs two at least")
     records = tuple(read_records(spec, Path(tasks_file).parent, seed=settings.seed) for spec in specs)
-    _require_texts(records, settings.perplexity)
+    if few := [f"{one.task}: {len(one.records)}" for one in records if len(one.records) < LEAST_TEXTS]:
+        raise TaskError(f"each task needs {LEAST_TEXTS} texts at least; too few are in:\n" + listing(few))
+    if (total := sum(len(one.records) for one in records)) <= settings.perplexity:
+        raise UserError(
+            f"{total} texts are too few for t-SNE of perplexity {settings.perplexity:g}, which needs more texts than "
+            f"that; raise --max-examples, or give --perplexity {max(1, total // 4)}"
+        )
     registry = load_families([Path(path) for path in settings.rules])
     planned, problems = [], []
     for label, model in models.items():
         state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
         try:
-            planned.append(_plan_model(label, state, registry, specs, records, settings.max_length))
+            opened = open_model(state.source.name, registry)
+            planned.append(_plan_model(label, state, opened, specs, records, settings.max_length))
         except ModelError as problem:
             problems.append(f"{label}: {problem}")
     if problems:
@@ -168,54 +154,27 @@ def plan_representation(
     return RepresentPlan(tuple(planned), records, settings, device, resolve_dtype(settings.dtype, device))
 
 
-def as_written(spec: TaskSpec) -> TaskSpec:
-    """One text for each record, as the template writes it: nothing is trained or generated here."""
-    return spec.model_copy(update={"mismatch": "keep"})
-
-
-def _limited(spec: TaskSpec, max_examples: int | None) -> TaskSpec:
-    limits = [limit for limit in (spec.max_examples, max_examples) if limit is not None]
-    return spec.model_copy(update={"max_examples": min(limits, default=None)})
-
-
-def _require_texts(records: Sequence[Records], perplexity: float) -> None:
-    few = [f"{one.task}: {len(one.records)}" for one in records if len(one.records) < LEAST_TEXTS]
-    if few:
-        raise TaskError(f"each task needs {LEAST_TEXTS} texts at least; too few are in:\n" + listing(few))
-    total = sum(len(one.records) for one in records)
-    if total <= perplexity:
-        raise UserError(
-            f"{total} texts are too few for t-SNE of perplexity {perplexity:g}, which needs more texts than that; "
-            f"raise --max-examples, or give --perplexity {max(1, total // 4)}"
-        )
-
-
 def _plan_model(
-    label: str,
-    state: ModelState,
-    registry: FamilyRegistry,
-    specs: Sequence[TaskSpec],
-    records: Sequence[Records],
+    label: str, state: ModelState, opened: OpenModel, specs: Sequence[TaskSpec], records: Sequence[Records],
     max_length: int,
-) -> PlannedModel:
-    opened = open_model(state.source.name, registry)
+) -> PlannedModel:  # fmt: skip
+    name, config = state.source.name, opened.config.get_text_config()
     if state.source.directory is not None:
         state.base.weights  # noqa: B018 (opens headers: missing or damaged files are refused now)
-    tokenizer, config = load_tokenizer(state.source), opened.config.get_text_config()
+    tokenizer = load_tokenizer(state.source)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of nothing for some families
-        raise ModelError(f"{state.source.name}: has no tokenizer: the one made without its files knows no words")
+        raise ModelError(f"{name}: has no tokenizer: the one made without its files knows no words")
     whole = [
         example.input_ids
         for spec, one in zip(specs, records, strict=True)
-        for example in encode_task(as_written(spec), one, tokenizer, max_length=UNCUT).examples
+        for example in encode_task(spec, one, tokenizer, max_length=UNCUT).examples
     ]
     ids = tuple(text[:max_length] for text in whole)
-    require_vocabulary(state.source.name, ids, config)
+    require_vocabulary(name, ids, config)
     positions, longest = getattr(config, "max_position_embeddings", None), max(map(len, ids))
     if positions and longest > positions:
         raise ModelError(
-            f"{state.source.name}: was made for {positions} tokens, the longest text has {longest}; give --max-length "
-            f"{positions}"
+            f"{name}: was made for {positions} tokens, the longest text has {longest}; give --max-length {positions}"
         )
     return PlannedModel(label, opened, state, ids, sum(len(text) > max_length for text in whole))
 
@@ -235,49 +194,58 @@ def run_representation(plan: RepresentPlan, out: str | Path, reporter: Reporter)
 
 def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> RepresentationFile:
     remove_leftovers(directory)
-    embeddings = [_embeddings(plan, model, reporter) for model in plan.models]
+    texts, lines = [], []
+    for records in plan.records:
+        for record in records.records:
+            message = next((m for m in record.messages if m.role == "user"), record.messages[0])
+            words = " ".join(message.content.split())
+            words = words if len(words) <= WORDS else words[:WORDS].rstrip() + " …"
+            texts.append({"id": f"{records.task}:{record.number}", "words": words})
+        lines.append([[[m.role, m.content, m.is_answer] for m in record.messages] for record in records.records])
+    embeddings = [_embeddings(plan, model, [text["id"] for text in texts], reporter) for model in plan.models]
     coordinates = _coordinates(plan, embeddings, reporter)
-    file = RepresentationFile(
-        tasks=plan.tasks,
-        num_texts=plan.num_texts,
-        data_sha256=tuple(map(_data_sha256, plan.records)),
-        models=tuple(
-            _represented(model, found.numpy(), plan.task_N)
-            for model, found in zip(plan.models, embeddings, strict=True)
-        ),
-        settings=plan.recorded,
-        libraries={**library_versions(), "scikit-learn": version("scikit-learn")},
-    )
-    texts = [
-        {"id": f"{one.task}:{record.number}", "words": _first_words(record)}
-        for one in plan.records
-        for record in one.records
-    ]
+    task_N = np.repeat(np.arange(len(plan.records)), plan.num_texts)
     tensors: dict[str, Tensor] = {}
-    for model, found, points in zip(plan.models, embeddings, coordinates, strict=True):
-        tensors[f"{model.label}.embeddings"] = found
-        tensors[f"{model.label}.tsne"] = torch.from_numpy(points)
+    found = []
+    for model, tensor, points in zip(plan.models, embeddings, coordinates, strict=True):
+        tensors |= {f"{model.label}.embeddings": tensor, f"{model.label}.tsne": torch.from_numpy(points)}
+        found.append(
+            RepresentedModel(
+                label=model.label, model=model.opened.identity, fingerprint=model.state.fingerprint,
+                silhouette=maths.silhouette(tensor.numpy(), task_N),
+                distances=tuple(map(tuple, maths.centroid_distances(tensor.numpy(), task_N).tolist())),
+                spread=tuple(maths.spread(tensor.numpy(), task_N).tolist()),
+            )
+        )  # fmt: skip
+    settings: dict[str, Any] = {
+        **plan.settings.recorded(), "dtype": str(plan.dtype).removeprefix("torch."),
+        "space": "unified" if plan.unified else "separate",
+        "num_cut": {model.label: model.num_cut for model in plan.models},
+    }  # fmt: skip
+    file = RepresentationFile(
+        tasks=plan.tasks, num_texts=plan.num_texts, models=tuple(found), settings=settings,
+        data_sha256=tuple(sha256_text(json.dumps(one)) for one in lines),
+        libraries={**library_versions(), "scikit-learn": version("scikit-learn")},
+    )  # fmt: skip
     metadata = {"format": "trace-transfer/embeddings", "version": "1", METADATA_TEXTS: json.dumps(texts)}
     write_tensors(directory / FILES[0], tensors, metadata)
     view = Representation(file, coordinates, texts)
     write_html(directory / FILES[1], view)
-    write_png(directory / FILES[2], view)
+    figures.write_png(directory / FILES[2], figure(view))
     write_text(directory / FILES[3], to_json(file))
     return file
 
 
-def _embeddings(plan: RepresentPlan, planned: PlannedModel, reporter: Reporter) -> Tensor:
+def _embeddings(plan: RepresentPlan, planned: PlannedModel, names: Sequence[str], reporter: Reporter) -> Tensor:
     planned.state.check(reporter)
     model = attend(PatchedModel(planned.state).load(plan.dtype), plan.settings.attention)
     model = on_device(model, plan.device).eval()
     size = plan.settings.batch_size
-    with reporter.task(f"reading texts with {planned.label}", num_batches(planned.ids, size)) as advance:
+    with reporter.task(f"reading texts with {planned.label}", -(-len(planned.ids) // size)) as advance:
         found_ND = embed_texts(model, planned.ids, pool=plan.settings.pool, batch_size=size, advance=advance)
     del model
     return_freed_memory()
-    bad = (~torch.isfinite(found_ND).all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        names = [f"{one.task}:{record.number}" for one in plan.records for record in one.records]
+    if bad := (~torch.isfinite(found_ND).all(dim=1)).nonzero().flatten().tolist():
         raise NumericalError(
             f"{planned.label}: NaN or Inf in the embeddings of {len(bad)} of {len(found_ND)} texts; try --dtype "
             "float32:\n" + listing([names[text] for text in bad])
@@ -298,73 +266,33 @@ def _coordinates(plan: RepresentPlan, embeddings: Sequence[Tensor], reporter: Re
     return np.split(found[0], len(embeddings)) if plan.unified else found
 
 
-def _represented(planned: PlannedModel, found_ND: NDArray[np.float32], task_N: NDArray[np.int64]) -> RepresentedModel:
-    return RepresentedModel(
-        label=planned.label, model=planned.opened.identity, fingerprint=planned.state.fingerprint,
-        silhouette=maths.silhouette(found_ND, task_N),
-        distances=tuple(map(tuple, maths.centroid_distances(found_ND, task_N).tolist())),
-        spread=tuple(maths.spread(found_ND, task_N).tolist()),
-    )  # fmt: skip
-
-
-def _data_sha256(records: Records) -> str:
-    """Of what the texts say, whichever model reads them."""
-    lines = [[[m.role, m.content, m.is_answer] for m in record.messages] for record in records.records]
-    return sha256_text(json.dumps(lines))
-
-
-def _first_words(record: Record) -> str:
-    """What the user says first, on one line."""
-    message = next((m for m in record.messages if m.role == "user"), record.messages[0])
-    line = " ".join(message.content.split())
-    return line if len(line) <= WORDS else line[:WORDS].rstrip() + " …"
-
-
-# ---- texts → one vector each: the final hidden states of a model, after its final norm, mean or last
-# Shapes: N texts, b of a batch, t tokens of its longest, D hidden size.
-
-Ids = Sequence[Sequence[int]]
-
-
 @torch.no_grad()
 def embed_texts(
-    model: PreTrainedModel, ids: Ids, *, pool: str, batch_size: int, advance: Callable[[], object] = lambda: None
-) -> Tensor:
-    """Embeddings of texts in their order, float32 [N, D] on the CPU.
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pool: str, batch_size: int,
+    advance: Callable[[], object] = lambda: None,
+) -> Tensor:  # fmt: skip
+    """The final hidden states of texts, after the final norm, in their order: float32 [texts, hidden size] on the CPU.
+
+    Shapes: b texts of a batch, t tokens of its longest, D hidden size.
 
     Args:
         model: a causal language model; what it is called with stays on its device.
         ids: of each text its token ids, at least one.
         pool: `mean` over all tokens of a text, or its `last`.
-        advance: called after each of the `num_batches`.
+        advance: called after each batch.
     """
-    embeddings_ND = torch.empty(len(ids), model.config.get_text_config().hidden_size)
-    for texts in batches(ids, batch_size):
+    found_ND = torch.empty(len(ids), model.config.get_text_config().hidden_size)
+    order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # texts of like length together: least padding
+    for start in range(0, len(order), batch_size):
+        texts = order[start : start + batch_size]
         ids_bt = token_matrix([ids[text] for text in texts]).to(model.device)
         lengths_b = torch.tensor([len(ids[text]) for text in texts], device=model.device)
         mask_bt = (torch.arange(ids_bt.shape[1], device=model.device) < lengths_b[:, None]).long()
         hidden_btD = model.base_model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).last_hidden_state
-        embeddings_ND[texts] = (_mean if pool == "mean" else _last)(hidden_btD, mask_bt).float().cpu()
+        if pool == "last":
+            pooled_bD = hidden_btD[torch.arange(len(texts), device=model.device), lengths_b - 1]
+        else:  # in float64: a mean over a thousand bfloat16 states would otherwise depend on the padding
+            pooled_bD = torch.einsum("btd,bt->bd", hidden_btD.double(), mask_bt.double()) / lengths_b[:, None]
+        found_ND[texts] = pooled_bD.float().cpu()
         advance()
-    return embeddings_ND
-
-
-def batches(ids: Ids, batch_size: int) -> Iterator[list[int]]:
-    """Texts of like length together, shortest first: least padding."""
-    order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def num_batches(ids: Ids, batch_size: int) -> int:
-    return -(-len(ids) // batch_size)
-
-
-def _mean(hidden_btD: Tensor, mask_bt: Tensor) -> Tensor:
-    # Summed in float64: a mean over a thousand bfloat16 states would otherwise depend on the padding.
-    total_bD = torch.einsum("btd,bt->bd", hidden_btD.double(), mask_bt.double())
-    return total_bD / mask_bt.sum(dim=1, keepdim=True)
-
-
-def _last(hidden_btD: Tensor, mask_bt: Tensor) -> Tensor:
-    return hidden_btD[torch.arange(len(hidden_btD), device=hidden_btD.device), mask_bt.sum(dim=1) - 1]
+    return found_ND

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class Cell:
 
 def cells_of(run: Study, chosen: Mapping[str, float] | None = None) -> tuple[Cell, ...]:
     """All cells: the comparison first, seed after seed, so that a run that is stopped has whole seeds; then the sweeps,
-    and those of which the learning rates are chosen.
+    and those of the tuning.
 
     Args:
         chosen: method → its learning rate, of those that are known; with a tuning the others are not compared yet.
@@ -65,13 +65,13 @@ def cells_of(run: Study, chosen: Mapping[str, float] | None = None) -> tuple[Cel
     Raises:
         SettingsError: settings of some cells cannot be used; each problem once, with its section.
     """
-    known = chosen or {}
+    known, tuning = chosen or {}, run.tuning
     main = [
-        cell
+        _cell(run, method, seed, number, draw, known.get(method.name))
         for number, seed in enumerate(run.seeds)
         for method in run.methods
-        if run.tuning is None or method.name in known
-        for cell in _cells(run, method, seed, run.order(number), known.get(method.name))
+        if tuning is None or method.name in known
+        for draw in range(run.draws if method.drawn else 1)
     ]
     swept = [
         _changed(cell, sweep.axis, sweep.path, value)
@@ -82,34 +82,29 @@ def cells_of(run: Study, chosen: Mapping[str, float] | None = None) -> tuple[Cel
         for cell in main
         if (cell.method.name, cell.seed) == (method, seed)
     ]
-    cells = (*main, *swept, *_tuning_cells(run))
-    _check(cells)
+    tuned = [] if tuning is None else [
+        replace(_cell(run, method, seed, number, draw, rate), axis=TUNING, value=rate)
+        for seeds in (tuning.seeds, run.seeds if tuning.everywhere else ())
+        for number, seed in enumerate(seeds)
+        for method in run.methods
+        for rate in tuning.of[method.name]
+        for draw in range(run.draws if method.drawn else 1)
+    ]  # fmt: skip
+    cells, problems = (*main, *swept, *tuned), dict[str, None]()
+    for cell in cells:
+        for section in CHANGEABLE:
+            try:
+                getattr(cell, section)
+            except SettingsError as error:
+                problems |= dict.fromkeys(f"{section}.{problem}" for problem in error.problems)
+    if problems:
+        raise SettingsError(problems)
     return cells
 
 
-def _tuning_cells(run: Study) -> list[Cell]:
-    if run.tuning is None:
-        return []
-    seeds = [*enumerate(run.tuning.seeds), *(enumerate(run.seeds) if run.tuning.everywhere else ())]
-    return [
-        replace(cell, axis=TUNING, value=rate)
-        for number, seed in seeds
-        for method in run.methods
-        for rate in run.tuning.of[method.name]
-        for cell in _cells(run, method, seed, run.order(number), rate)
-    ]
-
-
-def _cells(run: Study, method: RunMethod, seed: int, order: tuple[str, ...], rate: float | None) -> Iterator[Cell]:
-    """One cell, or one for each draw."""
-    for draw in range(run.draws if method.drawn else 1):
-        yield _cell(run, method, seed, order, rate, draw)
-
-
-def _cell(
-    run: Study, method: RunMethod, seed: int, order: tuple[str, ...], rate: float | None = None, draw: int = 0
-) -> Cell:
-    sections = run.sections
+def _cell(run: Study, method: RunMethod, seed: int, number: int, draw: int, rate: float | None) -> Cell:
+    """Of the seed of that number in the list."""
+    sections, order = run.sections, run.order(number)
     identify = {**sections["identify"], **method.identify, "seed": seed}
     # Which texts are read is not a matter of the seed; which layers are shuffled is.
     shuffled = method.map.get("match", sections["map"].get("match")) == "shuffled"
@@ -124,25 +119,10 @@ def _cell(
 
 def _changed(cell: Cell, axis: str, path: str, value: Any) -> Cell:
     """The same with another value of one setting."""
-    section, _, key = path.partition(".")
+    changes: dict[str, Any] = {path: value} if path in ("seed", "order") else {}
+    places = {"seed": ("identify.seed", "train.seed"), "order": ("train.order",)}.get(path, (path,))
     given = {name: dict(values) for name, values in cell.given.items()}
-    if path == "seed":
-        given["identify"]["seed"] = given["train"]["seed"] = value
-        return replace(cell, axis=axis, value=value, seed=value, given=given)
-    if path == "order":
-        given["train"]["order"] = value
-        return replace(cell, axis=axis, value=value, order=value, given=given)
-    given[section][key] = value
-    return replace(cell, axis=axis, value=value, given=given)
-
-
-def _check(cells: tuple[Cell, ...]) -> None:
-    problems: dict[str, None] = {}
-    for cell in cells:
-        for section in CHANGEABLE:
-            try:
-                getattr(cell, section)
-            except SettingsError as error:
-                problems |= dict.fromkeys(f"{section}.{problem}" for problem in error.problems)
-    if problems:
-        raise SettingsError(problems)
+    for place in places:
+        section, _, key = place.partition(".")
+        given[section][key] = value
+    return replace(cell, axis=axis, value=value, given=given, **changes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from trace_transfer.identification.scoring import check_settings
 from trace_transfer.launching import excess_of, num_gpus
 from trace_transfer.models.running import resolve_device
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.study.cells import Cell
 from trace_transfer.study.graph import RunGraph, build_graph
 
 
@@ -44,74 +44,50 @@ def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[T
     Raises:
         UserError: everything that any step would refuse for its data or settings, at once.
     """
-    run, problems = graph.run, []
+    run, problems, models = graph.run, dict[str, None](), dict[str, OpenModel]()
     if graph.waiting:  # all that comes after the tuning is looked at now
         graph = build_graph(replace(run, tuning=None))
-    read: dict[str, tuple[TaskData, ...]] = {}
-    registry = load_families([Path(path) for path in run.rules])
-    models: dict[str, OpenModel] = {}
-    for what, name in (("source", run.source), ("target", run.target)):
+
+    @contextmanager
+    def noting(where: str = "") -> Iterator[None]:
         try:
+            yield
+        except UserError as error:
+            problems[where + str(error)] = None
+
+    registry = load_families([Path(path) for path in run.rules])
+    for what, name in (("source", run.source), ("target", run.target)):
+        with noting(f"{what}: "):
             if name is not None:
                 models[what] = open_model(name, registry)
-        except UserError as error:
-            problems.append(f"{what}: {error}")
-    checked = set()
-    for cell, _ in graph.cells:
-        for what, max_length, too_long, seed in _readings(cell):
-            if what in models and (what, max_length, too_long) not in checked:
-                checked.add((what, max_length, too_long))
-                try:
-                    specs = [task.spec for task in run.tasks]
-                    data = encode_tasks(models[what], specs, run.directory, max_length, too_long, seed)
-                    read.setdefault(what, data)
-                except UserError as error:
-                    problems.append(f"tasks, for the {what}: {error}")
-        if cell.method.needs != "none":
-            try:
-                check_settings(cell.identify.score, run.task_names, cell.identify.warm_start.replicates)
-            except UserError as error:
-                problems.append(f"{cell.method.name}: {error}")
-    if "target" in models:
-        try:
-            plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
-        except UserError as error:
-            problems.append(str(error))
-    if not elsewhere and (excess := excess_here(graph)):
-        problems.append(excess)
-    for section, device in () if elsewhere else _devices(graph):
-        try:
-            if run.jobs > 1 and re.fullmatch(r"cuda:[1-9]\d*", device):
-                raise UserError(
-                    f"device {device}: with jobs: {run.jobs} each step is given a GPU and sees no other: cuda"
-                )
-            resolve_device(device)
-        except UserError as error:
-            problems.append(f"{section}: {error}")
-    if problems:
-        raise UserError(f"{run.file}: cannot be run:\n" + listing(list(dict.fromkeys(problems))))
-    return read
-
-
-def _devices(graph: RunGraph) -> list[tuple[str, str]]:
-    """Where the steps compute, by the sections that say so; an evaluation's device is looked at with the rest of it."""
-    found = []
+    specs, read = [task.spec for task in run.tasks], dict[str, tuple[TaskData, ...]]()
+    readings: dict[tuple[str, int, str], int] = {}  # which model reads the tasks in which way: with the first seed
+    devices: dict[tuple[str, str], None] = {}  # where the steps compute, by the sections that say so
     for cell, steps in graph.cells:
-        if "identify" in steps and (cell.identify.score.needs_fisher or cell.identify.score.at_base):
-            found.append(("identify", cell.identify.compute.device))
+        train, start, score = cell.train, cell.identify.warm_start, cell.identify.score
+        readings.setdefault(("target", train.max_length, train.too_long), train.train.seed)
+        if cell.method.needs != "none":
+            readings.setdefault((cell.method.needs, start.max_length, start.too_long), start.train.seed)
+            with noting(f"{cell.method.name}: "):
+                check_settings(score, run.task_names, start.replicates)
+            if score.needs_fisher or score.at_base:
+                devices["identify", cell.identify.compute.device] = None
         if "match" in steps:
-            found.append(("map", cell.map.device))
+            devices["map", cell.map.device] = None
     if graph.represent is not None:
-        found.append(("represent", RepresentSettings(**graph.run.sections["represent"]).device))
-    return list(dict.fromkeys(found))
-
-
-def _readings(cell: Cell) -> list[tuple[str, int, str, int]]:
-    """Which model reads the tasks in which way."""
-    train = cell.train
-    found: list[tuple[str, int, str, int]] = []
-    found.append(("target", train.max_length, train.too_long, train.train.seed))
-    if cell.method.needs != "none":
-        start = cell.identify.warm_start
-        found.append((cell.method.needs, start.max_length, start.too_long, start.train.seed))
-    return found
+        devices["represent", RepresentSettings(**run.sections["represent"]).device] = None
+    for (what, max_length, too_long), seed in readings.items():
+        with noting(f"tasks, for the {what}: "):
+            if what in models:
+                read.setdefault(what, encode_tasks(models[what], specs, run.directory, max_length, too_long, seed))
+    with noting():  # of the evaluation's device, too
+        if "target" in models:
+            plan_evaluation(run.target, run.suite, EvaluateSettings.of(**run.sections["evaluate"]))
+    if not elsewhere:
+        problems |= dict.fromkeys(filter(None, [excess_here(graph)]))
+        for section, device in devices:
+            with noting(f"{section}: "):
+                resolve_device(device)
+    if problems:
+        raise UserError(f"{run.file}: cannot be run:\n" + listing(list(problems)))
+    return read

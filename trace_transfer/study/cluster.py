@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +26,10 @@ from trace_transfer.files import prepare_directory, sha256_text, write_text
 from trace_transfer.progress import tell
 from trace_transfer.reporting.numbers import several
 from trace_transfer.stopping import interruption_held_back
-from trace_transfer.study.job import Ended, StepJob
 from trace_transfer.study.running import Here, Scheduler
 from trace_transfer.study.status import LOG, is_finished
-from trace_transfer.study.steps import LAUNCHED, Step, order_of
-from trace_transfer.study.worker import Share, last_lines
+from trace_transfer.study.steps import LAUNCHED, Step
+from trace_transfer.study.worker import Ended, Share, StepJob, last_lines
 from trace_transfer.text_formats import read_json_object
 
 if TYPE_CHECKING:
@@ -91,11 +90,7 @@ class Jobs:
         return self.directory / f"{job}_0_log.out"
 
     def known(self) -> dict[str, Job]:
-        """Name → the newest job of that name; of those that have ended SLURM remembers the last minutes.
-
-        Raises:
-            TraceTransferError: the scheduler does not answer.
-        """
+        """Name → the newest job of that name; of those that have ended SLURM remembers the last minutes."""
         said = asked("squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%i|%j|%T|%r")
         jobs = [Job(*line.strip().split("|", 3)) for line in said.splitlines() if line.count("|") >= 3]
         mine = [job for job in jobs if job.name.endswith(f".{self.mark}")]
@@ -108,22 +103,9 @@ class Jobs:
             return said.split()[0] if said.split() else ""
         return ""
 
-    def cancel(self, steps: Iterable[Step]) -> list[Job]:
-        """End those that wait or run; returns them."""
-        known = self.known()
-        found = [job for step in steps if (job := known.get(self.name(step))) is not None and job.alive]
-        if found:
-            asked("scancel", *(job.id for job in found))
-        return found
-
 
 def asked(*command: str) -> str:
-    """What a command of SLURM prints.
-
-    Raises:
-        UserError: there is none here.
-        TraceTransferError: it failed, with its own words.
-    """
+    """What a command of SLURM prints; UserError where there is none, TraceTransferError with its words if it failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError:
@@ -143,21 +125,27 @@ def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | N
     except TraceTransferError as error:  # what is on the disk can be told all the same
         tell(str(error))
     for step in (one.step for one in status if one.record is None):
-        job, number = known.get(jobs.name(step)), jobs.ids.get(step.directory, "")
+        job, number, said = known.get(jobs.name(step)), jobs.ids.get(step.directory, ""), ""
         if job is None and number:
             job = Job(number, jobs.name(step), jobs.past(number))
-        said = job.reason if job is not None and job.reason != "None" else ""
         if job is not None and job.state == "RUNNING":
             said = next(iter(last_lines(out / step.directory / LOG)[-1:]), "")
-        elif job is not None and not job.alive:
+        elif job is not None and job.alive:
+            said = job.reason.removeprefix("None")
+        elif job is not None:
             said = jobs.ended(job.id)[1] or str(jobs.log(job.id))
         found.append((step, job, said))
     return found
 
 
 def cancel_jobs(graph: RunGraph, out: Path) -> list[Job]:
-    """For `--cancel`: the jobs of this run that were ended."""
-    return Jobs(out).cancel(graph.steps)
+    """For `--cancel`: the jobs of this run that wait or run, which are ended."""
+    jobs = Jobs(out)
+    known = jobs.known()
+    found = [job for step in graph.steps if (job := known.get(jobs.name(step))) is not None and job.alive]
+    if found:
+        asked("scancel", *(job.id for job in found))
+    return found
 
 
 @dataclass
@@ -232,21 +220,15 @@ class Slurm(Scheduler):
         self.running.append(_Submitted(step, label, found))
 
     def _submit(self, step: Step) -> str:
-        """The id of a new job.
-
-        Raises:
-            UserError: the scheduler refuses it, in its own words.
-        """
+        """The id of a new job; a UserError in the scheduler's own words where it is refused."""
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError
 
         options = self.graph.run.resources_of(step.kind).submitted(step.kind in LAUNCHED)
         by_address = {one.step.address: one.job for one in self.running}
         if after := [by_address[one.address] for one in step.needs.values() if one.address in by_address]:
-            options["additional_parameters"] |= {
-                "dependency": f"afterok:{':'.join(after)}",
-                "kill-on-invalid-dep": "yes",
-            }
+            needs = {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+            options["additional_parameters"] |= needs
         # The batch script becomes the program, so that SLURM's signals reach it.
         executor = SlurmExecutor(
             self.jobs.directory, max_num_timeout=REQUEUES, python=f"exec {shlex.quote(sys.executable)}"
@@ -274,7 +256,7 @@ class Slurm(Scheduler):
         resources, launched = self.graph.run.resources_of(step.kind), step.kind in LAUNCHED
         processes = (resources.gpus or self.graph.run.processes) if launched else 1
         share = Share(processes, resources.nodes if launched else 1, num_gpus=resources.gpus or 0)
-        return StepJob(*order_of(step, self.out), share, self.jobs.directory, resources.signal_s)
+        return StepJob(step.ticket(self.out), share, self.jobs.directory, resources.signal_s)
 
     def listen(self) -> None:
         if (early := self.looked + LOOK_EVERY - time.monotonic()) > 0 and not self.stop.requested:
@@ -293,6 +275,7 @@ class Slurm(Scheduler):
             job = known.get(self.jobs.name(one.step))
             if is_finished(one.step, self.out):
                 self._end(one, well=True)
+                self.running.remove(one)
                 self.done(one.step)
             elif job is not None and job.alive and job.id == one.job:
                 self._show(one, job)
@@ -306,19 +289,20 @@ class Slurm(Scheduler):
                 self._end(one, well=False)
             return
         if not one.shown:
-            one.shown = True
-            self.display.begin(one.step.address, f"{one.label}, job {one.job}")
+            self._begin(one)
         for line in last_lines(self.out / one.step.directory / LOG)[-1:]:
-            self.display.show(one.step.address, one.label, ("said", line))
+            self.display.show(one.step.address, "at", line)
 
     def _end(self, one: _Submitted, *, well: bool) -> None:
         if well and not one.shown:  # it was quicker than we look
-            self.display.begin(one.step.address, f"{one.label}, job {one.job}")
-        if well or one.shown:
-            self.display.end(one.step.address, one.label, well)
+            self._begin(one)
+        if one.shown:
+            self.display.end(one.step.address, well)
         one.shown = False
-        if well:
-            self.running.remove(one)
+
+    def _begin(self, one: _Submitted) -> None:
+        one.shown = True
+        self.display.begin(one.step.address, f"{one.label}, job {one.job}")
 
     def _gone(self, one: _Submitted, state: str) -> None:
         """A job that has ended and left no record."""

@@ -15,17 +15,20 @@ from typing import Any
 
 import networkx as nx
 
+from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.reporting.records import TUNING
+from trace_transfer.records import read_artefact
+from trace_transfer.reporting.front import best_rate
+from trace_transfer.reporting.records import TUNING, StepFile
+from trace_transfer.reporting.summarising import final_average
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.study.cells import Cell, cells_of
 from trace_transfer.study.run_file import Study
 from trace_transfer.study.steps import Step
-from trace_transfer.study.tuning import chosen_rates
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 NO_WEIGHTS = "no weights here"
@@ -79,13 +82,37 @@ def build_graph(run: Study) -> RunGraph:
     Raises:
         UserError: settings or models that cannot be used.
     """
-    builder, chosen = _Builder(run), {}
+    builder = _Builder(run)
+    chosen: dict[str, float] = {}
     if run.tuning is not None:
-        chosen = chosen_rates(run, [(cell, builder.cell(cell)) for cell in cells_of(run) if cell.axis == TUNING])
+        tuned = [(cell, builder.cell(cell)) for cell in cells_of(run) if cell.axis == TUNING]
+        chosen = _chosen_rates(run, [one for one in tuned if one[0].seed in run.tuning.seeds])
         builder.graph = nx.DiGraph()
     cells = tuple((cell, builder.cell(cell)) for cell in cells_of(run, chosen))
     represent = builder.represent(cells)
     return RunGraph(run, builder.graph, cells, represent, chosen)
+
+
+def _chosen_rates(run: Study, cells: list[tuple[Cell, dict[str, Step]]]) -> dict[str, float]:
+    """Method → the rate whose models end best on average, of the methods whose models are all trained and scored.
+
+    The choice is part of no step: models at the chosen rate are steps like any others, so that a rate that is added
+    makes only what it changes.
+    """
+    found: dict[str, dict[float, list[float]]] = {}
+    missing = set()
+    for cell, steps in cells:
+        record, scores = (run.out / steps["evaluate"].directory / name for name in ("step.json", "scores.json"))
+        if not record.is_file() or not scores.is_file():
+            missing.add(cell.method.name)
+            continue
+        step: StepFile = read_artefact(record, StepFile)
+        if step.files.get(scores.name) != sha256_file(scores):  # it is to be made again
+            missing.add(cell.method.name)
+            continue
+        end = final_average(read_artefact(scores, ScoreMatrix), run.of_task)
+        found.setdefault(cell.method.name, {}).setdefault(cell.value, []).append(end)
+    return {method: best_rate(rates) for method, rates in found.items() if method not in missing}
 
 
 class _Builder:
@@ -94,10 +121,15 @@ class _Builder:
     def __init__(self, run: Study) -> None:
         self.run, self.graph = run, nx.DiGraph()
         self.contents: dict[str, dict[str, str]] = {}
-        self.tasks = {
-            task.name: {**task.spec.model_dump(mode="json", exclude_unset=True), "sha256": self._data(task)}
-            for task in run.tasks
-        }
+        self.tasks: dict[str, dict[str, Any]] = {}  # what decides of each task …
+        self.specs: dict[str, dict[str, Any]] = {}  # … and where its data lie
+        for task in run.tasks:
+            said = task.spec.model_dump(mode="json", exclude_unset=True)
+            file = run.directory.absolute() / Path(task.data).expanduser()
+            local = task.builder is not None
+            told = sha256_file(file) if local else f"{task.data}@{task.revision or 'main'}"
+            self.tasks[task.name] = {**said, "sha256": told}
+            self.specs[task.name] = {**said, **({"data": str(file)} if local else {})}
         self.rules = {f"rules {number}": _hash_of(Path(path)) for number, path in enumerate(run.rules)}
 
     def cell(self, cell: Cell) -> dict[str, Step]:
@@ -105,20 +137,19 @@ class _Builder:
         steps: dict[str, Step] = {}
         model = {"source": self.run.source, "target": self.run.target}.get(cell.method.needs)
         cores = None
-        if model is not None and cell.identify.score.at_base:
-            cores = steps["identify"] = self._identify_at_base(cell, model)
-        elif model is not None:
-            starts = {f"warm-start:{name}": self._warm_start(cell, model, name) for name in self.tasks}
-            evidence = self._evidence(cell, model, starts)
-            cores = self._identify(cell, model, starts, evidence)
-            steps |= {**starts, "evidence": evidence, "identify": cores}
+        if model is not None:
+            steps |= self._identify(cell, model)
+            cores = steps["identify"]
         if cell.method.needs == "source":
-            steps["match"] = self._match(cell)
             assert cores is not None  # identified on the source, just above
-            cores = steps["map"] = self._map(cell, steps["match"], cores)
+            steps["match"] = self._match(cell)
+            cores = steps["map"] = self._add(
+                "map", {"carry": cell.map.carry, "ratio": cell.map.ratio}, {},
+                {"match": steps["match"], "identify": cores},
+                source=self.run.source, target=self.run.target, tasks=list(self.tasks),
+            )  # fmt: skip
         steps["train"] = self._train(cell, cores)
-        steps["baseline"] = self._baseline()
-        steps["evaluate"] = self._evaluate(steps["train"], steps["baseline"])
+        steps |= self._evaluate(steps["train"])
         return steps
 
     def represent(self, cells: tuple[tuple[Cell, Mapping[str, Step]], ...]) -> Step | None:
@@ -126,123 +157,82 @@ class _Builder:
         first = {cell.method.name: steps["train"] for cell, steps in reversed(cells) if cell.axis is None}
         if not self.run.represent or any(name not in first for name in self.run.represent):
             return None
-        needs = {name: first[name] for name in self.run.represent}
         given = dict(self.run.sections["represent"])
-        decided = {**_plain(RepresentSettings(**given).recorded()), "tasks": self._task_list()}
-        arguments = {"model": self.run.target, "tasks": self._specs(self.tasks), "given": given}
-        return self._add("represent", decided, self._of_model("target", self.run.target), needs, arguments)
-
-    def _warm_start(self, cell: Cell, model: str, task: str) -> Step:
-        settings = cell.identify.warm_start
-        decided = {**_plain(settings.recorded()), "delta_dtype": settings.delta_dtype, "task": self.tasks[task]}
-        decided["cache_prefix"] = "off"  # as earlier versions recorded it, so that their steps keep their addresses
+        decided = {**plain(RepresentSettings(**given).recorded()), "tasks": list(self.tasks.values())}
+        needs = {name: first[name] for name in self.run.represent}
         return self._add(
-            "warm-start", decided, self._of_model("model", model), {}, self._identifying(cell, model, task)
-        )
+            "represent", decided, self._of_model("target", self.run.target), needs,
+            model=self.run.target, tasks=list(self.specs.values()), given=given,
+        )  # fmt: skip
 
-    def _evidence(self, cell: Cell, model: str, starts: Mapping[str, Step]) -> Step:
-        score = cell.identify.score
+    def _identify(self, cell: Cell, model: str) -> dict[str, Step]:
+        """Core sets of one model: with a warm start of each task, or of the examples themselves."""
+        score, start, inputs = cell.identify.score, cell.identify.warm_start, self._of_model("model", model)
+        asked = {"model": model, "given": plain(cell.given["identify"])}
+        every = {**asked, "tasks": list(self.specs.values())}
+        if score.at_base:
+            decided = {
+                **plain(score.deciding()), "max_length": start.max_length, "too_long": start.too_long,
+                "replicates": start.replicates, "seed": start.train.seed, "tasks": list(self.tasks.values()),
+            }  # fmt: skip
+            return {"identify": self._add("identify", decided, inputs, {}, **every)}
+        steps = {}
+        for name, task in self.tasks.items():
+            # cache_prefix: as earlier versions recorded it, so that their steps keep their addresses
+            decided = {**plain(start.recorded()), "delta_dtype": start.delta_dtype, "task": task, "cache_prefix": "off"}
+            alone = {**asked, "tasks": [self.specs[name]]}
+            steps[f"warm-start:{name}"] = self._add("warm-start", decided, inputs, {}, **alone)
         decided = {name: getattr(score, name) for name in _COLLECTED} if score.needs_fisher else {}
         decided |= {"fisher_needed": score.needs_fisher, "rows": score.unit == "rows"}
-        return self._add(
-            "evidence", decided, self._of_model("model", model), starts, self._identifying(cell, model, *self.tasks)
-        )
-
-    def _identify(self, cell: Cell, model: str, starts: Mapping[str, Step], evidence: Step) -> Step:
+        steps["evidence"] = self._add("evidence", decided, inputs, dict(steps), **every)
         # With replicates the methods are compared with each other, so that all settings decide something.
-        score, alone = cell.identify.score, cell.identify.warm_start.replicates == 1
-        decided = _plain(score.deciding() if alone else score.recorded())
-        needs = {**starts, "evidence": evidence}
-        arguments = self._identifying(cell, model, *self.tasks)
-        return self._add("identify", decided, self._of_model("model", model), needs, arguments)
-
-    def _identify_at_base(self, cell: Cell, model: str) -> Step:
-        """Without warm starts: of the examples themselves."""
-        start = cell.identify.warm_start
-        read = {"max_length": start.max_length, "too_long": start.too_long, "replicates": start.replicates}
-        decided = {**_plain(cell.identify.score.deciding()), **read, "seed": start.train.seed}
-        decided["tasks"] = self._task_list()
-        arguments = self._identifying(cell, model, *self.tasks)
-        return self._add("identify", decided, self._of_model("model", model), {}, arguments)
-
-    def _identifying(self, cell: Cell, model: str, *tasks: str) -> dict[str, Any]:
-        return {"model": model, "tasks": self._specs(tasks), "given": _plain(cell.given["identify"])}
+        decided = plain(score.deciding() if start.replicates == 1 else score.recorded())
+        steps["identify"] = self._add("identify", decided, inputs, dict(steps), **every)
+        return steps
 
     def _match(self, cell: Cell) -> Step:
         settings = cell.map
-        decided = {
-            name: value
-            for name, value in _plain(settings.recorded()).items()
-            if name not in ("carry", "ratio", "cache", "rules", "device", "batch_size", "probe")
-        }
+        left = ("carry", "ratio", "cache", "rules", "device", "batch_size", "probe")
+        decided = {name: value for name, value in plain(settings.recorded()).items() if name not in left}
         if settings.probe is not None:
             probe = Path(settings.probe)
             decided["probe"] = _hash_of(probe) if probe.exists() else settings.probe
         inputs = self._of_model("source", self.run.source) | self._of_model("target", self.run.target)
-        given = {name: value for name, value in _plain(cell.given["map"]).items() if name not in ("carry", "ratio")}
-        return self._add(
-            "match", decided, inputs, {}, {"source": self.run.source, "target": self.run.target, "given": given}
-        )
-
-    def _map(self, cell: Cell, match: Step, cores: Step) -> Step:
-        settings = cell.map
-        return self._add(
-            "map", {"carry": settings.carry, "ratio": settings.ratio}, {}, {"match": match, "identify": cores},
-            {"source": self.run.source, "target": self.run.target, "tasks": list(self.tasks)},
-        )  # fmt: skip
+        given = {name: value for name, value in plain(cell.given["map"]).items() if name not in ("carry", "ratio")}
+        return self._add("match", decided, inputs, {}, source=self.run.source, target=self.run.target, given=given)
 
     def _train(self, cell: Cell, cores: Step | None) -> Step:
         covers_all = cell.method.needs == "none"
         keeps = {"all": True, "core": not covers_all and cell.axis != TUNING, "none": False}[self.run.keep]
-        decided = {**_plain(cell.train.recorded()), "tasks": self._task_list(), "cache_prefix": "auto"}  # as above
+        decided = {**plain(cell.train.recorded()), "cache_prefix": "auto"}  # as above
+        decided["tasks"] = list(self.tasks.values())
         return self._add(
-            "train", decided, self._of_model("target", self.run.target), {"cores": cores} if cores else {},
-            {"model": self.run.target, "tasks": self._specs(self.tasks), "given": _plain(cell.given["train"]),
-             "keep_model": self.run.keep == "all"},
-            keeps,
+            "train", decided, self._of_model("target", self.run.target), {"cores": cores} if cores else {}, keeps,
+            model=self.run.target, tasks=list(self.specs.values()), given=plain(cell.given["train"]),
+            keep_model=self.run.keep == "all",
         )  # fmt: skip
 
-    def _baseline(self) -> Step:
-        return self._add("baseline", self._suite(), self._of_model("target", self.run.target), {}, self._evaluating())
-
-    def _evaluate(self, train: Step, baseline: Step) -> Step:
-        decided = {**self._suite(), "of_task": self.run.of_task}
-        return self._add("evaluate", decided, {}, {"train": train, "baseline": baseline}, self._evaluating())
-
-    def _evaluating(self) -> dict[str, Any]:
-        given = dict(self.run.sections["evaluate"])
-        specs = [spec.model_dump(mode="json", exclude_unset=True) for spec in self.run.suite.specs]
-        directory = str(self.run.suite.directory.absolute())
-        return {"model": self.run.target, "given": given, "suite": self.run.suite.name, "specs": specs,
-                "directory": directory}  # fmt: skip
-
-    def _suite(self) -> dict[str, Any]:
-        found = []
-        for spec in self.run.suite.specs:
-            item = spec.model_dump(mode="json", exclude_unset=True)
-            for key, name in spec.local_files(item).items():
-                item[f"{key}_sha256"] = _hash_of(self.run.suite.directory / Path(name).expanduser())
-            found.append({key: value for key, value in item.items() if key not in ("data", "shots_data")})
-        return {"evaluations": found, **_plain(EvaluateSettings.of(**self.run.sections["evaluate"]).deciding())}
-
-    def _task_list(self) -> list[dict[str, Any]]:
-        return list(self.tasks.values())
-
-    def _specs(self, tasks: Any) -> list[dict[str, Any]]:
-        """Tasks with the place of their data."""
-        directory = self.run.directory.absolute()
-        by_name = {task.name: task.spec for task in self.run.tasks}
-        return [
-            {**spec.model_dump(mode="json", exclude_unset=True),
-             **({"data": str(directory / Path(spec.data).expanduser())} if spec.builder else {})}
-            for spec in (by_name[name] for name in tasks)
-        ]  # fmt: skip
-
-    def _data(self, task: Any) -> str:
-        """Hash of a local file; the name and revision of a hub data set."""
-        if task.builder is None:
-            return f"{task.data}@{task.revision or 'main'}"
-        return sha256_file(self.run.directory / Path(task.data).expanduser())
+    def _evaluate(self, train: Step) -> dict[str, Step]:
+        """Of the base, which all share, and of each stage of a training."""
+        suite, given = self.run.suite, dict(self.run.sections["evaluate"])
+        specs, found = [spec.model_dump(mode="json", exclude_unset=True) for spec in suite.specs], []
+        for spec, item in zip(suite.specs, specs, strict=True):
+            hashes = {
+                f"{key}_sha256": _hash_of(suite.directory / Path(name).expanduser())
+                for key, name in spec.local_files(item).items()
+            }
+            found.append({key: value for key, value in {**item, **hashes}.items() if key not in ("data", "shots_data")})
+        decided = {"evaluations": found, **plain(EvaluateSettings.of(**given).deciding())}
+        arguments: dict[str, Any] = {
+            "model": self.run.target, "given": given, "suite": suite.name, "specs": specs,
+            "directory": str(suite.directory.absolute()),
+        }  # fmt: skip
+        base = self._add("baseline", decided, self._of_model("target", self.run.target), {}, **arguments)
+        decided = {**decided, "of_task": self.run.of_task}
+        return {
+            "baseline": base,
+            "evaluate": self._add("evaluate", decided, {}, {"train": train, "baseline": base}, **arguments),
+        }
 
     def _of_model(self, what: str, name: str | None) -> dict[str, str]:
         assert name is not None
@@ -252,10 +242,10 @@ class _Builder:
 
     def _add(
         self, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], needs: Mapping[str, Step],
-        arguments: Mapping[str, Any], keeps: bool = True,
+        keeps: bool = True, **arguments: Any,
     ) -> Step:  # fmt: skip
         rules = {"rules": [str(Path(path).absolute()) for path in self.run.rules]}
-        step = Step(kind, settings, dict(inputs), dict(needs), {**rules, **arguments}, keeps)
+        step = Step(kind, settings, inputs, needs, {**rules, **arguments}, keeps)
         if step.address in self.graph:
             known: Step = self.graph.nodes[step.address]["step"]
             return known
@@ -285,6 +275,6 @@ def _hash_of(path: Path) -> str:
     return sha256_text("\n".join(f"{file.relative_to(path)} {sha256_file(file)}" for file in files))
 
 
-def _plain(values: Any) -> Any:
+def plain(values: Any) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(values, default=str))

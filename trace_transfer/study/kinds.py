@@ -46,20 +46,22 @@ from trace_transfer.transfer.mapping import carry_along, plan_map, run_map
 from trace_transfer.transfer.settings import MapSettings
 
 TASKS, SCORES, BASELINE = "tasks.yaml", "scores.json", "evaluation.json"
-
-
 Kind = Callable[[Ticket, Reporter, StopSignal], None]
 
 
 def prepare(ticket: Ticket) -> None:
     """Write the files that a step's stages read, before any process begins with it."""
-    specs = ticket.arguments.get("tasks", ())
-    if ticket.kind in ("warm-start", "evidence", "identify", "represent"):
-        _write_tasks(ticket, specs)
-    elif ticket.kind == "train":
-        core = ticket.before("cores") if "cores" in ticket.needs else None
-        items = [{**spec, **({"core": str(core / f"{spec['name']}.core.json")} if core else {})} for spec in specs]
-        _write_tasks(ticket, items)
+    if ticket.kind not in ("warm-start", "evidence", "identify", "represent", "train"):
+        return
+    cores, items = ticket.before("cores") if ticket.kind == "train" and "cores" in ticket.needs else None, []
+    for spec in ticket.arguments["tasks"]:
+        item = {**spec, **({"core": str(cores / f"{spec['name']}.core.json")} if cores else {})}
+        for key in ("data", "core"):  # relative to the file, so that the run's directory can be moved with its data
+            if Path(str(item.get(key, ""))).is_absolute():
+                item[key] = os.path.relpath(item[key], ticket.directory.resolve())
+        items.append(item)
+    text = yaml.safe_dump({"tasks": items}, sort_keys=False, allow_unicode=True)
+    write_text(ticket.directory / TASKS, text)
 
 
 def warm_start(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
@@ -155,16 +157,9 @@ def represent(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
 
 
 KINDS: Mapping[str, Kind] = {
-    "warm-start": warm_start,
-    "evidence": evidence,
-    "identify": identify,
-    "match": match,
-    "map": carry,
-    "train": train,
-    "baseline": baseline,
-    "evaluate": evaluate,
-    "represent": represent,
-}
+    "warm-start": warm_start, "evidence": evidence, "identify": identify, "match": match, "map": carry, "train": train,
+    "baseline": baseline, "evaluate": evaluate, "represent": represent,
+}  # fmt: skip
 
 
 def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> IdentifyPlan:
@@ -190,14 +185,3 @@ def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> 
     settings = EvaluateSettings.of(**ticket.given)
     plan = plan_evaluation(state, suite, settings)
     return evaluate_model(plan, out, reporter, replace=True)  # a step's own: of a training that was done anew
-
-
-def _write_tasks(ticket: Ticket, specs: Any) -> None:
-    """`tasks.yaml` with paths relative to it, so that the run's directory can be moved with its data."""
-
-    def relative(item: Mapping[str, Any]) -> dict[str, Any]:
-        paths = {key: item[key] for key in ("data", "core") if Path(str(item.get(key, ""))).is_absolute()}
-        return {**item, **{key: os.path.relpath(path, ticket.directory.resolve()) for key, path in paths.items()}}
-
-    text = yaml.safe_dump({"tasks": [relative(spec) for spec in specs]}, sort_keys=False, allow_unicode=True)
-    write_text(ticket.directory / TASKS, text)

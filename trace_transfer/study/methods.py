@@ -5,7 +5,7 @@ Another comparison is another entry here, or an item with `like:` in a run file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.settings import Settings, SettingsError, Single, choice, singles, unknown_problems
+from trace_transfer.settings import Settings, SettingsError, choice, singles, unknown_problems
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
@@ -45,79 +45,62 @@ class RunMethod:
         return self.train.get("method") in DRAWN or self.map.get("match") == "shuffled"
 
 
-def _trace(score: str, unit: str | None = None) -> RunMethod:
-    """Of the run's own unit if none is given."""
-    by, of = score.upper(), f" of {unit}" if unit else ""
-    return RunMethod(
-        "-".join(filter(None, ("trace", score, unit))), f"TRACE-{by}" + (f", {unit}" if unit else ""),
-        f"core sets{of} identified on the target itself, by {by}" + (", no warm start" if score == "snr" else ""),
-        "target", {"method": score, **({"unit": unit} if unit else {})}, {}, {"method": "trace"},
-    )  # fmt: skip
+def _methods() -> Iterator[RunMethod]:
+    """All, in the order in which they are listed."""
+    for name, title, what in (
+        ("sequential", "Sequential", "everything, task after task"),
+        ("joint", "Joint", "everything, all tasks mixed: no order, nothing to forget"),
+        ("lora", "Sequential LoRA", "adapters on all layers, task after task"),
+        ("dmt", "DMT", "everything: all tasks but the last mixed, then that one with a few examples of the others"),
+    ):
+        yield RunMethod(name, title, what, "none", train={"method": "full" if name == "sequential" else name})
+
+    own: dict[tuple[str, str], RunMethod] = {}  # score, unit (the run's own if none is given) → method
+    for score, unit in (("lf", ""), ("cs", ""), ("lf", "rows"), ("snr", ""), ("snr", "rows"), ("snr", "parameters")):
+        by, start = score.upper(), ", no warm start" if score == "snr" else ""
+        method = own[score, unit] = RunMethod(
+            f"trace-{score}" + (f"-{unit}" if unit else ""), f"TRACE-{by}" + (f", {unit}" if unit else ""),
+            "core sets" + (f" of {unit}" if unit else "") + f" identified on the target itself, by {by}{start}",
+            "target", {"method": score, **({"unit": unit} if unit else {})}, {}, {"method": "trace"},
+        )  # fmt: skip
+        yield method
+
+    def carried(name: str, title: str, what: str, score: str, train: str = "trace", **how: str) -> RunMethod:
+        return RunMethod(name, title, what, "source", {"method": score}, {"carry": "scores"} | how, {"method": train})
+
+    found = "core sets identified on the source by"
+    for score, by in (("lf", "LF"), ("cs", "CS")):
+        told = f"{found} {by}, carried to the target by their scores and selected anew there"
+        yield carried(f"transfer-{score}", f"Transfer-{by}", told, score)
+    for score, by in (("lf", "LF"), ("cs", "CS")):
+        told = f"{found} {by}, carried to the target as sets (the paper's way)"
+        yield carried(f"transfer-{score}-core", f"Transfer-{by} by core", told, score, carry="core")
+
+    yield carried("random", "Random set", "a random set of the size of Transfer-LF's (control)", "lf", "random")
+    yield carried("shuffled-map", "Shuffled layer map",
+                  "Transfer-LF with the layers of the target shuffled (control)", "lf", match="shuffled")  # fmt: skip
+    yield carried("depth-map", "Proportional layer map",
+                  "Transfer-LF with layers matched by relative depth alone (control)", "lf", match="depth")  # fmt: skip
+    lf, rows, parameters = own["lf", ""], own["snr", "rows"], own["snr", "parameters"]
+    for name, title, what, like, train in (
+        ("random-tensors", "Random tensors", "random tensors, as many as", lf, "random"),
+        ("random-rows", "Random rows", "random rows, as many as", rows, "random"),
+        ("random-parameters", "Random parameters", "random parameters, as many as", parameters, "random"),
+        ("random-within-rows", "Random rows inside", "of each tensor as many random rows as", rows, "random-within"),
+        ("random-within-parameters", "Random parameters inside", "of each tensor as many parameters as", parameters,
+         "random-within"),
+        ("norms-random", "Norms and random", "all norms and random tensors, together of the size of", lf,
+         "norms-random"),
+        ("head-norms-random", "Head, norms and random", "head, all norms and random tensors, together of the size of",
+         lf, "head-norms-random"),
+    ):  # fmt: skip
+        yield RunMethod(name, title, f"{what} {like.title}'s (control)", "target", like.identify, {}, {"method": train})
+    for name in ("first", "last"):
+        what = f"the {name} layers whole, as many as Transfer-LF's size (control)"
+        yield carried(name, f"{name.capitalize()} layers", what, "lf", name)
 
 
-def _transfer(score: str, carry: str) -> RunMethod:
-    by_core = carry == "core"
-    return RunMethod(
-        f"transfer-{score}" + ("-core" if by_core else ""),
-        f"Transfer-{score.upper()}" + (" by core" if by_core else ""),
-        f"core sets identified on the source by {score.upper()}, carried to the target "
-        + ("as sets (the paper's way)" if by_core else "by their scores and selected anew there"),
-        "source", {"method": score}, {"carry": carry}, {"method": "trace"},
-    )  # fmt: skip
-
-
-def _control(name: str, title: str, what: str, *, match: str | None = None, train: str = "trace") -> RunMethod:
-    chosen = {"carry": "scores", **({"match": match} if match else {})}
-    return RunMethod(name, title, f"{what} (control)", "source", {"method": "lf"}, chosen, {"method": train})
-
-
-def _own_control(name: str, title: str, what: str, like: RunMethod, train: str) -> RunMethod:
-    """Of the size, or the shares of tensors, of a core set that the target's own scores choose."""
-    return RunMethod(name, title, f"{what} {like.title}'s (control)", "target", like.identify, {}, {"method": train})
-
-
-METHODS: dict[str, RunMethod] = {
-    method.name: method
-    for method in (
-        RunMethod("sequential", "Sequential", "everything, task after task", "none", train={"method": "full"}),
-        RunMethod("joint", "Joint", "everything, all tasks mixed: no order, nothing to forget", "none",
-                  train={"method": "joint"}),
-        RunMethod("lora", "Sequential LoRA", "adapters on all layers, task after task", "none",
-                  train={"method": "lora"}),
-        RunMethod("dmt", "DMT", "everything: all tasks but the last mixed, then that one with a few examples of the "
-                  "others", "none", train={"method": "dmt"}),
-        _trace("lf"),
-        _trace("cs"),
-        _trace("lf", "rows"),
-        _trace("snr"),
-        _trace("snr", "rows"),
-        _trace("snr", "parameters"),
-        _transfer("lf", "scores"),
-        _transfer("cs", "scores"),
-        _transfer("lf", "core"),
-        _transfer("cs", "core"),
-        _control("random", "Random set", "a random set of the size of Transfer-LF's", train="random"),
-        _control("shuffled-map", "Shuffled layer map", "Transfer-LF with the layers of the target shuffled",
-                 match="shuffled"),
-        _control("depth-map", "Proportional layer map", "Transfer-LF with layers matched by relative depth alone",
-                 match="depth"),
-        _own_control("random-tensors", "Random tensors", "random tensors, as many as", _trace("lf"), "random"),
-        _own_control("random-rows", "Random rows", "random rows, as many as", _trace("snr", "rows"), "random"),
-        _own_control("random-parameters", "Random parameters", "random parameters, as many as",
-                     _trace("snr", "parameters"), "random"),
-        _own_control("random-within-rows", "Random rows inside", "of each tensor as many random rows as",
-                     _trace("snr", "rows"), "random-within"),
-        _own_control("random-within-parameters", "Random parameters inside", "of each tensor as many parameters as",
-                     _trace("snr", "parameters"), "random-within"),
-        _own_control("norms-random", "Norms and random", "all norms and random tensors, together of the size of",
-                     _trace("lf"), "norms-random"),
-        _own_control("head-norms-random", "Head, norms and random",
-                     "head, all norms and random tensors, together of the size of", _trace("lf"), "head-norms-random"),
-        _control("first", "First layers", "the first layers whole, as many as Transfer-LF's size", train="first"),
-        _control("last", "Last layers", "the last layers whole, as many as Transfer-LF's size", train="last"),
-    )
-}  # fmt: skip
-
+METHODS: dict[str, RunMethod] = {method.name: method for method in _methods()}
 CHANGEABLE = ("identify", "map", "train")  # sections that methods and sweeps change
 # Short names of axes that the paper sweeps → the setting that they stand for.
 AXES = {
@@ -147,7 +130,7 @@ SECTIONS: dict[str, type[Settings]] = {
 
 
 def section_values(section: str, given: Mapping[str, Any], taken: bool = True) -> tuple[dict[str, Any], list[str]]:
-    """Settings in the types that they have, and what is wrong with the others.
+    """Settings in the types that they have, and what is wrong with them whatever the other settings are.
 
     Args:
         taken: whether settings that the methods and cells decide are refused.
@@ -163,38 +146,29 @@ def section_values(section: str, given: Mapping[str, Any], taken: bool = True) -
             values[name] = value
             problems += choice("profile", value, profiles)
         elif name in known:
-            values[name] = _value(known[name], value, problems)
+            try:
+                values[name] = getattr(known[name].owner(**{name: value}), name)
+            except SettingsError as error:
+                problems += error.alone
+                values[name] = value
     return values, problems
-
-
-def _value(setting: Single, value: Any, problems: list[str]) -> Any:
-    """A value as its setting takes it; a line for one that is wrong whatever the other settings are."""
-    try:
-        return getattr(setting.owner(**{setting.name: value}), setting.name)
-    except SettingsError as error:
-        problems += error.alone
-        return value
 
 
 def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any], list[str]]:
     """The values of an axis, in the type of its setting."""
-    if path == "order":
-        every = [list(order) for order in permutations(tasks)]
-        given = every if given == "all" else given
-        wrong = [f"{one!r} is not an order of {', '.join(tasks)}" for one in given or [] if one not in every]
-        return [tuple(one) for one in given or []], wrong or ([] if given else ["expected `all`, or a list of orders"])
+    every = list(permutations(tasks))
+    if path == "order" and given == "all":
+        return list(every), []
     if not isinstance(given, list) or not given:
-        return [], [f"found {given!r}, expected a list of values"]
+        return [], [f"found {given!r}, expected a list of values" + (", or `all`" if path == "order" else "")]
+    if path == "order":
+        wrong = [f"{one!r} is not an order of {', '.join(tasks)}" for one in given if one not in map(list, every)]
+        return [tuple(one) for one in given if isinstance(one, list)], wrong
     if path == "seed":
         return given, [f"{one!r} is not a whole number from 0 on" for one in given if type(one) is not int or one < 0]
     section, _, key = path.partition(".")
-    values: list[Any] = []
-    problems: list[str] = []
-    for one in given:
-        found, wrong = section_values(section, {key: one}, taken=False)
-        values += found.values()
-        problems += wrong
-    return values, problems
+    found = [section_values(section, {key: one}, taken=False) for one in given]
+    return [one for values, _ in found for one in values.values()], [one for _, wrong in found for one in wrong]
 
 
 def takes_part(method: RunMethod, path: str) -> bool:

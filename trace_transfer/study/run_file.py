@@ -1,50 +1,31 @@
 """`run.yaml` → everything that a run is made of, with every problem of the file found in one go, each with its path.
 
-    name: study
-    source: models/small                # core sets are identified here …
-    target: models/large                # … and carried to here; a directory, a GGUF file or a hub name
-    tasks:
-      - {name: math, data: math.train.jsonl, evaluate: math}
-      - {name: law, data: law.train.jsonl, evaluate: law}
-    evaluations:                        # or `suite: paper`
-      - {name: math, kind: exact-match, data: math.test.jsonl}
-      - {name: law, kind: multiple-choice, data: law.test.jsonl}
-    methods: [sequential, trace-lf, transfer-lf, random]
-    seeds: [0, 1, 2]
-    orders: vary                        # seed number k trains the k-th permutation of the tasks; or `file`
-    draws: 2                            # of each random control for each seed, whose mean is compared
-    tuning: {factors: [0.25, 0.5, 1, 2], seeds: [100, 101, 102]}  # each method's learning rate, chosen on other seeds
-    comparisons:                        # stated beforehand: p is adjusted over these
-      - {methods: [trace-lf, transfer-lf], against: random}
-    identify: {ratio: 0.05, unit: elements}
-    train: {epochs: 1, batch_size: 8}
-    sweeps: {ratio: [0.01, 0.05, 0.2]}
-
 Paths are relative to the file. Reads the file's text and whether the files that it names are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Gt
 from pydantic import Field
 
-from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate, parse_yaml, suggestion
+from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate, parse_yaml
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
 from trace_transfer.files import check_directory
 from trace_transfer.printable import is_name
 from trace_transfer.records import TASK, Name
+from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import MeasureName, Stated
 from trace_transfer.represent.settings import RepresentSettings
-from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting, validated
+from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting, texts, validated
 from trace_transfer.study.cells import cells_of
 from trace_transfer.study.methods import (
     AXES,
@@ -56,12 +37,13 @@ from trace_transfer.study.methods import (
     section_values,
     takes_part,
 )
-from trace_transfer.study.resources import DEFAULT, Resources, merged
-from trace_transfer.study.steps import LAUNCHED, VERSIONS
+from trace_transfer.study.steps import LAUNCHED, VERSIONS, Resources
 from trace_transfer.training.settings import paper_training
 
+DEFAULT = "default"  # resources of all kinds of steps
 DEFAULT_RATE = paper_training().learning_rate
 Rate = Annotated[float, Gt(0)]
+Seeds = Annotated[tuple[Seed, ...], "a list of whole numbers"]
 MEASURED: dict[MeasureName, str] = {
     "average": "Does it end higher",
     "backward_transfer": "Does it lose less",
@@ -73,7 +55,7 @@ MEASURED: dict[MeasureName, str] = {
 
 
 class RunFileError(UserError):
-    """A run file cannot be used; lists every problem, each with its path in the file."""
+    """A run file cannot be used; lists every problem."""
 
 
 # ---- the keys of the file
@@ -87,25 +69,33 @@ class RunKeys(Settings):
     target: Name | None = setting(None, "The model that all methods train.")
     out: Name | None = setting(None, "Directory for the results; runs/NAME if not given.")
     rules: Texts = setting((), "Your own rules, files or directories, beside or over the shipped.")
-    tasks: Any = setting(None, "The tasks in the order of the stream.")
-    evaluations: Any = setting(None, "What is measured after each task.")
+    tasks: list[Any] = setting(list, "The tasks in the order of the stream.", min_length=1)
+    evaluations: list[Any] = setting(list, "What is measured after each task.", min_length=1)
     suite: str | None = setting(None, "In place of `evaluations`: the name of a shipped suite, or a file.")
-    methods: Any = setting(None, "What is compared.")
+    methods: list[Any] = setting(list, "What is compared.", min_length=1)
     reference: str | None = setting(None, "The method with which the others are compared; the first if not given.")
-    seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] = setting((0,), "One run of each.", min_length=1)
+    seeds: Seeds = setting((0,), "One run of each.", min_length=1)
     orders: Literal["file", "vary"] = setting("file", "vary: seed number k trains the k-th permutation of the tasks.")
     draws: Count = setting(1, "Random sets and shuffled layers of each seed; their mean is compared.")
-    tuning: Any = setting(None, "Learning rates of which each method gets its best, chosen on seeds of their own.")
-    comparisons: Any = setting(None, "What is asked, stated beforehand; a fixed list of questions if not given.")
-    identify: Any = setting(None, "Settings of `identify`.")
-    map: Any = setting(None, "Settings of `map`.")
-    train: Any = setting(None, "Settings of `train`.")
-    evaluate: Any = setting(None, "Settings of `evaluate`.")
-    represent: Any = setting(None, "Settings of `represent`, which is left out without them; `methods` chooses some.")
-    sweeps: Any = setting(None, "Axis → the values that it takes.")
+    tuning: Mapping[str, Any] = setting(
+        dict, "Learning rates of which each method gets its best, chosen on seeds of their own."
+    )
+    comparisons: list[Any] = setting(
+        list, "What is asked, stated beforehand; a fixed list of questions if not given.", min_length=1
+    )
+    identify: Mapping[str, Any] = setting(dict, "Settings of `identify`.")
+    map: Mapping[str, Any] = setting(dict, "Settings of `map`.")
+    train: Mapping[str, Any] = setting(dict, "Settings of `train`.")
+    evaluate: Mapping[str, Any] = setting(dict, "Settings of `evaluate`.")
+    represent: Mapping[str, Any] = setting(
+        dict, "Settings of `represent`, which is left out without them; `methods` chooses some."
+    )
+    sweeps: Mapping[str, Any] = setting(dict, "Axis → the values that it takes.")
     jobs: Count = setting(1, "Steps at a time.")
     processes: Count = setting(1, "Processes that share each training.")
-    resources: Any = setting(dict, "Kind of step, or `default` → the GPUs, hours, partition … that it has.")
+    resources: Mapping[str, Mapping[str, Any]] = setting(
+        dict, "Kind of step, or `default` → the GPUs, hours, partition … that it has."
+    )
     keep: Literal["core", "all", "none"] = setting(
         "core", "Patches that outlive their scoring: those of core sets, all (and the models), or none."
     )
@@ -118,9 +108,9 @@ class MethodKeys(Settings):
     like: str | None = setting(None, "The method that it is made from.")
     title: Name | None = setting(None, "In tables; the name if not given.")
     what: Name | None = setting(None, "In the legend.")
-    identify: Any = setting(dict, "Settings of `identify`.")
-    map: Any = setting(dict, "Settings of `map`.")
-    train: Any = setting(dict, "Settings of `train`.")
+    identify: Mapping[str, Any] = setting(dict, "Settings of `identify`.")
+    map: Mapping[str, Any] = setting(dict, "Settings of `map`.")
+    train: Mapping[str, Any] = setting(dict, "Settings of `train`.")
 
 
 class SweepKeys(Settings):
@@ -128,7 +118,7 @@ class SweepKeys(Settings):
 
     values: Any = setting(None, "Values that the setting takes.")
     methods: Texts | None = setting(None, "Only these methods; all that the axis changes if not given.")
-    seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] | None = setting(None, "Only these seeds.")
+    seeds: Seeds | None = setting(None, "Only these seeds.")
 
 
 class TuningKeys(Settings):
@@ -138,9 +128,7 @@ class TuningKeys(Settings):
         (0.25, 0.5, 1.0, 2.0), "Of each method's own learning rate.", min_length=2
     )
     rates: Mapping[str, Any] = setting(dict, "Method → its learning rates, in place of the factors.")
-    seeds: Annotated[tuple[Seed, ...], "a list of whole numbers"] = setting(
-        (), "On which rates are chosen; none of the reported ones.", min_length=1
-    )
+    seeds: Seeds = setting((), "On which rates are chosen; none of the reported ones.", min_length=1)
     front: Literal["tuning", "all"] = setting(
         "tuning", "Seeds that train every rate: those of the tuning, or the reported ones, too."
     )
@@ -172,8 +160,7 @@ class RunTask(TaskSpec):
         return spec if self._directory is None else spec.beside(self._directory)
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """One axis: `path` is the setting that takes each of the values, in these methods and with these seeds."""
 
     axis: str
@@ -183,13 +170,8 @@ class Sweep:
     seeds: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates of each method, in order, and who trains them.
-
-    Attributes:
-        everywhere: whether the reported seeds train all of them, too.
-    """
+class Rates(NamedTuple):
+    """Learning rates of each method, in order, and who trains them; `everywhere`: the reported seeds, too."""
 
     of: Mapping[str, tuple[float, ...]]
     seeds: tuple[int, ...]
@@ -272,10 +254,7 @@ class Study:
 
 
 def load_run(path: Path | str, out: Path | None = None) -> Study:
-    """Read a run file.
-
-    Args:
-        out: where results go, in place of what the file says.
+    """Read a run file; `out` is where results go, in place of what the file says.
 
     Raises:
         RunFileError: everything that is wrong with it, at once.
@@ -289,8 +268,7 @@ def load_run(path: Path | str, out: Path | None = None) -> Study:
     reader = _Reader(file, content)
     run = reader.read(out)
     if run is None or reader.problems:
-        count = f"{len(reader.problems)} problem" + ("" if len(reader.problems) == 1 else "s")
-        raise RunFileError(f"{file}: {count}:\n" + listing(reader.problems))
+        raise RunFileError(f"{file}: {several(len(reader.problems), 'problem')}:\n" + listing(reader.problems))
     return run
 
 
@@ -298,9 +276,13 @@ class _Reader:
     """Notes what is wrong with a file instead of stopping at the first problem; `keys` has what can be used."""
 
     def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
-        self.file, self.content = file, content
-        self.problems: list[str] = []
-        self.keys = self._keys(RunKeys, content)
+        self.file, self.content, self.problems = file, content, list[str]()
+        said = {key: value for key, value in content.items() if value is not None or key not in RunKeys.model_fields}
+        self.keys = self._keys(RunKeys, said)
+        for key, what in (("target", "a directory, a GGUF file or a hub name"), ("tasks", "a list"),
+                          ("methods", "a list")):  # fmt: skip
+            if key not in said:
+                self.problems.append(f"{key}: is missing; expected {what}")
 
     def _keys(self, kind: type[Any], given: Mapping[str, Any], where: str = "") -> Any:
         try:
@@ -317,33 +299,50 @@ class _Reader:
         target, source = self._model("target"), self._model("source")
         before = len(self.problems)
         tasks, suite, methods = self._tasks(), self._suite(), self._methods()
-        whole = len(self.problems) == before and bool(tasks and methods)
+        whole = len(self.problems) == before and tasks and methods and suite and target
         sections = {section: self._section(section) for section in SECTIONS}
-        for key, values in (("seeds", keys.seeds), ("methods", [method.name for method in methods])):
+        names = [method.name for method in methods]
+        for key, values in (("seeds", keys.seeds), ("methods", names)):
             twice = [one for one in dict.fromkeys(values) if values.count(one) > 1]
             self.problems += [f"{key}: {one!r} stands there twice" for one in twice]
-        self._check_evaluations(tasks, suite)
-        place, rules = self._out(out, name), tuple(str(locate(one, self.file.parent)) for one in keys.rules)
-        if not (whole and target and suite):  # what stands on methods and tasks cannot be looked at
+        if suite is not None:
+            for task in tasks:
+                self._among(suite.names, task.evaluate or task.name, f"tasks: task '{task.name}': evaluate")
+        place = out or self._out(name)
+        if not whole or target is None or suite is None:  # what stands on methods and tasks cannot be looked at
             return None
-        represented = self._represented(methods)
+        reference = self._among(names, keys.reference or names[0], "reference")
+        represented = self._among(names, texts(keys.represent.get("methods", names)), "represent.methods")
         run = Study(
-            self.file, name, target, source, place, tasks, suite, methods, self._reference(methods), keys.seeds,
-            keys.orders, sections, rules=rules, represent=represented, jobs=keys.jobs, processes=keys.processes,
+            self.file, name, target, source, place, tasks, suite, methods, reference, keys.seeds, keys.orders, sections,
+            rules=tuple(str(locate(one, self.file.parent)) for one in keys.rules),
+            represent=represented if "represent" in self.content else (), jobs=keys.jobs, processes=keys.processes,
             keep=keys.keep, draws=keys.draws, resources=self._resources(),
         )  # fmt: skip
-        run = replace(run, sweeps=self._sweeps(run), tuning=self._tuning(run))
+        sweeps = [self._sweep(run, axis, item) for axis, item in keys.sweeps.items()]
+        run = replace(run, sweeps=tuple(filter(None, sweeps)), tuning=self._tuning(run))
         run = replace(run, comparisons=self._comparisons(run))
-        if not self.problems:
-            self._try_settings(run)
+        if not self.problems:  # settings that contradict each other are found here rather than when their step comes
+            try:
+                cells_of(replace(run, tuning=None))
+                EvaluateSettings.of(**run.sections["evaluate"])
+                RepresentSettings(**run.sections["represent"])
+            except SettingsError as error:
+                self.problems += error.problems
+            except UserError as error:
+                self.problems.append(str(error))
         return run
+
+    def _among(self, known: Collection[Any], found: Any, where: str) -> Any:
+        """What was found, or a problem for each (of a list) that is not known."""
+        for one in found if isinstance(found, (list, tuple)) else [found]:
+            self.problems += choice(where, one, known)
+        return found
 
     def _model(self, key: str) -> str | None:
         """A path relative to the file, if there is one, else as it stands: it may be a hub name."""
         value: str | None = getattr(self.keys, key)
         if value is None:
-            if key == "target" and self.content.get(key) is None:
-                self.problems.append(f"{key}: is missing; expected a directory, a GGUF file or a hub name")
             return None
         beside = locate(value, self.file.parent)
         if beside.exists():
@@ -352,92 +351,61 @@ class _Reader:
             self.problems.append(f"{key}: {beside}: no such file or directory, and no hub name owner/name")
         return value
 
-    def _items(self, key: str) -> list[Any]:
-        value = getattr(self.keys, key)
-        if isinstance(value, list) and value:
-            return value
-        self.problems.append(f"{key}: " + ("is missing" if value is None else f"found {value!r}") + "; expected a list")
-        return []
-
     def _tasks(self) -> tuple[RunTask, ...]:
-        specs, problems = checked_items(self._items("tasks"), RunTask, self.file.parent)
+        specs, problems = checked_items(self.keys.tasks, RunTask, self.file.parent)
         self.problems += [f"tasks: {problem}" for problem in problems]
-        lower = [spec.name.lower() for spec in specs]
-        self.problems += [
-            f"tasks: '{spec.name}': on some disks its files would be those of another task: only case differs"
-            for spec in specs
-            if lower.count(spec.name.lower()) > 1 and [s.name for s in specs].count(spec.name) == 1
-        ]
         return specs
 
     def _suite(self) -> Suite | None:
-        if (self.keys.suite is None) == (self.keys.evaluations is None):
+        named = self.keys.suite
+        if (named is None) == ("evaluations" not in self.content):
             self.problems.append("evaluations: give either evaluations: (a list) or suite: (a name or a file)")
             return None
         try:
-            if self.keys.suite is None:
-                return Suite.of(self._items("evaluations"), self.file.parent, self.file.stem, where="evaluations")
-            beside = locate(self.keys.suite, self.file.parent)
-            return load_suite(beside if beside.is_file() else self.keys.suite)
+            if named is None:
+                return Suite.of(self.keys.evaluations, self.file.parent, self.file.stem, where="evaluations")
+            beside = locate(named, self.file.parent)
+            return load_suite(beside if beside.is_file() else named)
         except UserError as error:
-            self.problems.append(str(error) if self.keys.suite is None else f"suite: {error}")
+            self.problems.append(str(error) if named is None else f"suite: {error}")
             return None
-
-    def _check_evaluations(self, tasks: Sequence[RunTask], suite: Suite | None) -> None:
-        known = [spec.name for spec in suite.specs] if suite else []
-        named = [(task.name, task.evaluate or task.name) for task in tasks if suite]
-        self.problems += [
-            f"tasks: task '{task}': evaluate: no evaluation '{name}', {suggestion(name, known)}"
-            for task, name in named
-            if name not in known
-        ]
 
     def _methods(self) -> tuple[RunMethod, ...]:
         found: list[RunMethod] = []
-        for number, item in enumerate(self._items("methods"), start=1):
-            where = f"methods: item {number}"
-            if isinstance(item, str) and item in METHODS:
+        for number, item in enumerate(self.keys.methods, start=1):
+            if isinstance(item, Mapping):
+                found += self._own_method(item, f"methods: item {number}: ")
+            elif self._among(METHODS, item, "methods") in list(METHODS):
                 found.append(METHODS[item])
-            elif isinstance(item, Mapping):
-                method = self._own_method(item, f"{where}: ")
-                found += [method] if method else []
-            elif isinstance(item, str):
-                self.problems.append(f"methods: no method '{item}', {suggestion(item, METHODS)}")
-            else:
-                self.problems.append(f"{where}: found {item!r}, expected a name, or name: and like:")
         need = [method.name for method in found if method.needs == "source"]
         if need and self.content.get("source") is None:
             self.problems.append(f"source: is missing; {', '.join(need)} identify on it")
         return tuple(found)
 
-    def _own_method(self, item: Mapping[str, Any], where: str) -> RunMethod | None:
+    def _own_method(self, item: Mapping[str, Any], where: str) -> list[RunMethod]:
         before = len(self.problems)
         keys = self._keys(MethodKeys, item, where)
-        if keys.name is None or keys.like is None:
-            self.problems.append(f"{where}needs name: and like:, {suggestion(str(keys.like), METHODS, 'one of')}")
-        else:
-            self.problems += [where + problem for problem in choice("like", keys.like, METHODS)]
+        if keys.name is None:
+            self.problems.append(f"{where}name: is missing")
+        self._among(METHODS, keys.like, f"{where}like")
         parts = {part: self._values(part, getattr(keys, part), where, taken=False) for part in CHANGEABLE}
         if len(self.problems) > before:
-            return None
+            return []
         base = METHODS[keys.like]
-        same = keys.name == base.name
-        title = keys.title or (base.title if same else keys.name)
-        what = keys.what or (base.what if same else f"{base.what}, with other settings")
+        title, what = keys.name, f"{base.what}, with other settings"
+        if keys.name == base.name:
+            title, what = base.title, base.what
         sections: dict[str, Any] = {part: {**getattr(base, part), **values} for part, values in parts.items()}
-        return replace(base, name=keys.name, title=title, what=what, **sections)
+        return [replace(base, name=keys.name, title=keys.title or title, what=keys.what or what, **sections)]
 
     def _values(self, section: str, given: Any, where: str = "", taken: bool = True) -> dict[str, Any]:
-        if not isinstance(given, Mapping):
-            self.problems.append(f"{where}{section}: found {given!r}, expected settings, name: value")
-            return {}
         values, problems = section_values(section, given, taken)
         self.problems += [f"{where}{section}.{problem}" for problem in problems]
         return values
 
     def _section(self, section: str) -> dict[str, Any]:
-        given = getattr(self.keys, section) or {}
-        if section == "represent" and isinstance(given, Mapping):
+        given = getattr(self.keys, section)
+        if section == "represent":
             given = {key: value for key, value in given.items() if key != "methods"}
         values = self._values(section, given)
         if section == "map" and isinstance(values.get("probe"), str):
@@ -445,9 +413,7 @@ class _Reader:
             values["probe"] = str(beside) if beside.exists() else values["probe"]
         return values
 
-    def _out(self, given: Path | None, name: str) -> Path:
-        if given is not None:
-            return given
+    def _out(self, name: str) -> Path:
         place = locate(self.keys.out, self.file.parent) if self.keys.out else Path("runs") / name
         try:
             return check_directory(place)
@@ -455,120 +421,68 @@ class _Reader:
             self.problems.append(f"out: {error}")
             return place
 
-    def _reference(self, methods: Sequence[RunMethod]) -> str:
-        names = [method.name for method in methods]
-        found: str = self.keys.reference or names[0]
-        if found not in names:
-            self.problems.append(f"reference: no method '{found}' in this run, {suggestion(found, names)}")
-        return found
-
     def _resources(self) -> dict[str, Resources]:
         """Of each kind that has its own, and the default; none where the file says nothing."""
-        given = self.keys.resources
-        if given == {}:
+        given: Mapping[str, Mapping[str, Any]] = self.keys.resources
+        if not given:
             return {}
-        if not isinstance(given, Mapping) or not all(isinstance(one, Mapping) for one in given.values()):
-            self.problems.append(f"resources: found {given!r}, expected kind: {{gpus: …, hours: …}}")
-            return {}
-        known = (DEFAULT, *VERSIONS)
-        unknown = [str(kind) for kind in given if kind not in known]
-        self.problems += [f"resources: no kind of step '{kind}', {suggestion(kind, known)}" for kind in unknown]
+        self._among((DEFAULT, *VERSIONS), list(given), "resources")
         default = given.get(DEFAULT, {})
         found = {DEFAULT: self._keys(Resources, default, f"resources.{DEFAULT}.")}
-        for kind, own in given.items():
-            if kind in VERSIONS:
-                self._keys(Resources, own, f"resources.{kind}.")
-                with suppress(SettingsError):  # told above
-                    found[kind] = Resources(**merged(default, own))
+        for kind in given.keys() & VERSIONS.keys():
+            self._keys(Resources, given[kind], f"resources.{kind}.")
+            both = {**default, **given[kind]}
+            with suppress(SettingsError, TypeError):  # told above
+                both["sbatch"] = {**default.get("sbatch", {}), **given[kind].get("sbatch", {})}
+                found[kind] = Resources(**both)
         return found
-
-    def _represented(self, methods: Sequence[RunMethod]) -> tuple[str, ...]:
-        given = self.keys.represent or {}
-        if "represent" not in self.content or not isinstance(given, Mapping):  # which `_section` tells
-            return ()
-        names = [method.name for method in methods]
-        wanted = given.get("methods", names)
-        if not isinstance(wanted, list) or any(name not in names for name in wanted):
-            self.problems.append(f"represent.methods: found {wanted!r}, expected some of {', '.join(names)}")
-            return ()
-        return tuple(wanted)
-
-    def _sweeps(self, run: Study) -> tuple[Sweep, ...]:
-        given = self.keys.sweeps or {}
-        if not isinstance(given, Mapping):
-            self.problems.append(f"sweeps: found {given!r}, expected axis: [values]")
-            return ()
-        return tuple(sweep for axis, item in given.items() if (sweep := self._sweep(run, axis, item)) is not None)
 
     def _sweep(self, run: Study, axis: str, item: Any) -> Sweep | None:
         where, path = f"sweeps.{axis}", AXES.get(axis, axis)
         section, _, key = path.partition(".")
         if path not in ("seed", "order") and (section not in CHANGEABLE or key not in SECTIONS[section].names()):
-            self.problems.append(f"{where}: no such axis; {suggestion(axis, AXES)}, or a setting such as train.epochs")
+            self.problems += choice("sweeps", axis, (*AXES, "or a setting such as train.epochs"))
             return None
         keys = self._keys(SweepKeys, item if isinstance(item, Mapping) else {"values": item}, f"{where}.")
         values, problems = axis_values(path, keys.values, run.task_names)
         self.problems += [f"{where}: {problem}" for problem in problems]
-        chosen = []
-        for what, wanted, able in (
-            ("methods", keys.methods, [method.name for method in run.methods if takes_part(method, path)]),
-            ("seeds", keys.seeds, list(run.seeds)),
-        ):
-            wanted = able if wanted is None else wanted
-            if not wanted or any(one not in able for one in wanted):
-                some = ", ".join(map(str, able)) or "none: the axis changes nothing here"
-                self.problems.append(f"{where}.{what}: found {list(wanted)!r}, expected some of {some}")
-            chosen.append(tuple(wanted))
-        return Sweep(axis, path, tuple(values), *chosen)
+        able = [method.name for method in run.methods if takes_part(method, path)]
+        if not able:
+            self.problems.append(f"{where}: changes nothing: it is a setting of none of the methods")
+        methods = self._among(able, able if keys.methods is None else keys.methods, f"{where}.methods")
+        seeds = self._among(run.seeds, run.seeds if keys.seeds is None else keys.seeds, f"{where}.seeds")
+        return Sweep(axis, path, tuple(values), tuple(methods), tuple(seeds))
 
     def _tuning(self, run: Study) -> Rates | None:
-        given = self.keys.tuning
-        if given is None:
+        if self.content.get("tuning") is None:
             return None
-        if not isinstance(given, Mapping):
-            self.problems.append(f"tuning: found {given!r}, expected seeds: and factors: or rates:")
-            return None
-        keys = self._keys(TuningKeys, {"seeds": (), **given}, "tuning.")
-        names = [method.name for method in run.methods]
-        self.problems += [problem for name in keys.rates for problem in choice("tuning.rates", name, names)]
-        both = [seed for seed in keys.seeds if seed in run.seeds]
-        if both or len(set(keys.seeds)) < len(keys.seeds):
+        keys = self._keys(TuningKeys, {"seeds": (), **self.keys.tuning}, "tuning.")
+        self._among([method.name for method in run.methods], list(keys.rates), "tuning.rates")
+        if {*keys.seeds} & {*run.seeds} or len(set(keys.seeds)) < len(keys.seeds):
             self.problems.append(
                 f"tuning.seeds: found {list(keys.seeds)}, expected each once and none of seeds: {list(run.seeds)}: a "
                 "rate that was chosen on a reported seed would look better than it is"
             )
         found: dict[str, tuple[float, ...]] = {}
         for method in run.methods:
+            where = f"tuning.rates.{method.name}"
             own = {**run.sections["train"], **method.train}.get("learning_rate", DEFAULT_RATE)
             rates = keys.rates.get(method.name, [float(f"{own * factor:.12g}") for factor in keys.factors])
-            wrong: list[str] = []
-            rates = validated(f"tuning.rates.{method.name}", rates, tuple[Rate, ...], wrong) or ()
-            self.problems += wrong or ([] if len(set(rates)) > 1 else [f"tuning.rates.{method.name}: give two or more"])
-            found[method.name] = tuple(sorted(set(rates)))
+            rates = validated(where, rates, tuple[Rate, ...], self.problems) or ()
+            if len(found.setdefault(method.name, tuple(sorted(set(rates))))) == 1:
+                self.problems.append(f"{where}: give two or more")
         return Rates(found, keys.seeds, keys.front == "all")
 
     def _comparisons(self, run: Study) -> tuple[Stated, ...]:
-        found, names = [], [method.name for method in run.methods]
-        for number, item in enumerate(self._items("comparisons") if "comparisons" in self.content else (), start=1):
+        found, titles = [], {method.name: method.title for method in run.methods}
+        for number, item in enumerate(self.keys.comparisons, start=1):
             where = f"comparisons: item {number}: "
             keys = self._keys(ComparisonKeys, {"methods": (), **item} if isinstance(item, Mapping) else {}, where)
-            for key, named in (*(("methods", name) for name in keys.methods), ("against", keys.against)):
-                self.problems += [where + problem for problem in choice(key, named, names)]
+            self._among(titles, keys.methods, f"{where}methods")
+            self._among(titles, keys.against, f"{where}against")
             if keys.measure == "matched_forgetting" and run.tuning is None:
                 self.problems.append(f"{where}measure: {keys.measure} is told from several rates; give tuning:")
-            if keys.against in names:
-                title = next(method.title for method in run.methods if method.name == keys.against)
-                words = keys.question or f"{MEASURED[keys.measure]} than {title}?"
+            if keys.against in titles:
+                words = keys.question or f"{MEASURED[keys.measure]} than {titles[keys.against]}?"
                 found.append(Stated(question=words, methods=keys.methods, against=keys.against, measure=keys.measure))
         return tuple(found)
-
-    def _try_settings(self, run: Study) -> None:
-        """Settings that contradict each other are found here rather than when their step comes."""
-        try:
-            cells_of(replace(run, tuning=None))
-            EvaluateSettings.of(**run.sections["evaluate"])
-            RepresentSettings(**run.sections["represent"])
-        except SettingsError as error:
-            self.problems += error.problems
-        except UserError as error:
-            self.problems.append(str(error))

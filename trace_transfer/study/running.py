@@ -12,16 +12,16 @@ import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
-from trace_transfer.launching import place_among_ranks
+from trace_transfer.launching import num_cores, num_gpus, place_among_ranks
 from trace_transfer.locking import held
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.finished_run import read_run
@@ -32,29 +32,16 @@ from trace_transfer.reporting.summarising import summarise
 from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.stopping import StopRequested, StopSignal, interruption_held_back
 from trace_transfer.study.checking import check_plan
-from trace_transfer.study.graph import RunGraph, build_graph
+from trace_transfer.study.graph import RunGraph, build_graph, plain
 from trace_transfer.study.show import Display
 from trace_transfer.study.status import LOG, RECORD, StepStatus, read_status
-from trace_transfer.study.steps import Step, order_of
+from trace_transfer.study.steps import Step
 from trace_transfer.study.worker import ENDS, VISIBLE, Share, clear, context, work
 from trace_transfer.tables import to_csv
 
-RUN = "run.json"
+RUN, SUMMARY, TABLES = "run.json", "summary.json", "tables"
 LARGE = ("*.patch.safetensors", "*.adapter")  # what `keep:` lets go of, once it has been scored
 LOOK_EVERY = 0.25  # s
-
-
-@dataclass
-class _Running:
-    """A step that a process works on."""
-
-    step: Step
-    process: Any
-    events: Any
-    gpus: tuple[str, ...] | None
-    label: str
-    ended: tuple[str, str] = ("", "")
-    told: bool = False  # to stop: once, as a second signal may find it after it has saved, and kill it
 
 
 class Scheduler(ABC):
@@ -75,9 +62,9 @@ class Scheduler(ABC):
         self.failed: list[tuple[str, str, str]] = []
 
     @classmethod
-    @abstractmethod
     def require(cls) -> None:
         """Refuse a machine from which it cannot be done."""
+        return None
 
     @abstractmethod
     def start(self) -> None:
@@ -141,20 +128,27 @@ class Scheduler(ABC):
             shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
+@dataclass
+class _Running:
+    """A step that a process works on."""
+
+    step: Step
+    process: Any
+    events: Any
+    gpus: tuple[str, ...] | None
+    ended: tuple[str, str] = ("", "")
+    told: bool = False  # to stop: once, as a second signal may find it after it has saved, and kill it
+
+
 class Here(Scheduler):
     """Steps on this machine, as many at a time as the run says, each begun once all that it needs is finished."""
 
     running: list[_Running]
 
-    @classmethod
-    def require(cls) -> None:
-        """Nothing: where this runs, steps can."""
-
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.jobs, visible = self.graph.run.jobs, visible_gpus() if self.waiting else ()
-        self.on_gpus = bool(visible)
-        self.gpus = GpuPool(visible) if self.jobs > 1 or self.graph.run.resources else None
+        self.jobs, self.gpus = self.graph.run.jobs, visible_gpus() if self.waiting else ()
+        self.shared = self.jobs > 1 or bool(self.graph.run.resources)
         self.context = context() if self.waiting else None
 
     def start(self) -> None:
@@ -164,26 +158,26 @@ class Here(Scheduler):
             if len(self.running) >= self.jobs:
                 return
             if all(needed.address in self.finished for needed in step.needs.values()):
-                gpus = self.gpus.take(self.graph.run.gpus_of(step.kind)) if self.gpus else None
-                if self.gpus and gpus is None:
+                taken = [gpu for one in self.running for gpu in one.gpus or ()]
+                free = [gpu for gpu in self.gpus if gpu not in taken]
+                count = self.graph.run.gpus_of(step.kind) if self.gpus else 0
+                if self.shared and count > len(free):
                     return  # those behind it wait, too, so that many small ones do not keep it from ever beginning
                 self.waiting.remove(step)
                 with interruption_held_back():
-                    self.running.append(self._begin(step, gpus))
-                self.display.begin(step.address, self.running[-1].label)
+                    self.running.append(self._begin(step, tuple(free[:count]) if self.shared else None))
+                self.display.begin(step.address, self.graph.label(step))
 
     def _begin(self, step: Step, gpus: tuple[str, ...] | None) -> _Running:
-        ticket, record = order_of(step, self.out)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = self.graph.run.processes_of(step.kind, gpus=self.on_gpus)
-        threads = max(1, cores // (self.jobs * processes)) if self.jobs > 1 else None
+        processes = self.graph.run.processes_of(step.kind, gpus=bool(self.gpus))
+        threads = max(1, num_cores() // (self.jobs * processes)) if self.jobs > 1 else None
         assert self.context is not None  # there was something to do
         receiving, sending = self.context.Pipe(duplex=False)
         share = Share(processes, threads=threads, gpus=gpus)
-        process = self.context.Process(target=work, args=(ticket, record, share, sending))
+        process = self.context.Process(target=work, args=(step.ticket(self.out), share, sending))
         process.start()
         sending.close()
-        return _Running(step, process, receiving, gpus, self.graph.label(step))
+        return _Running(step, process, receiving, gpus)
 
     def listen(self) -> None:
         by_events = {one.events: one for one in self.running}
@@ -195,18 +189,16 @@ class Here(Scheduler):
                 one.process.join()
                 one.events.close()
                 self.running.remove(one)
-                if self.gpus and one.gpus:
-                    self.gpus.give_back(one.gpus)
                 self._ended(one)
                 continue
             if event[0] in ENDS:
                 one.ended = event
             else:
-                self.display.show(one.step.address, one.label, event)
+                self.display.show(one.step.address, *event)
 
     def _ended(self, one: _Running) -> None:
         how, message = one.ended
-        self.display.end(one.step.address, one.label, how == "done")
+        self.display.end(one.step.address, how == "done")
         if how == "done":
             self.done(one.step)
         elif how == "stopped" or (not how and self.stop.requested and one.process.exitcode == -signal.SIGTERM):
@@ -215,10 +207,8 @@ class Here(Scheduler):
             raise KeyboardInterrupt
         else:
             log = self.out / one.step.directory / LOG
-            killed = (
-                f"its process ended with exit code {one.process.exitcode} (out of memory, or killed); {log} says more"
-            )
-            self.failed.append((one.label, how, message or killed))
+            killed = f"its process ended with exit code {one.process.exitcode} (out of memory, or killed)"
+            self.failed.append((self.graph.label(one.step), how, message or f"{killed}; {log} says more"))
 
     def hand_on(self) -> None:
         for one in self.running:
@@ -234,47 +224,78 @@ class Here(Scheduler):
             one.process.join()
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """The names by which a process may ask for each GPU that this one sees."""
+    count, named = num_gpus(), os.environ.get(VISIBLE)
+    if named is None:
+        return tuple(map(str, range(count)))
+    return tuple(name.strip() for name in named.split(","))[:count]  # CUDA stops at the first that is none
+
+
+class Finished(NamedTuple):
+    """A run that is done: `run.json`, its numbers, and the files for people."""
+
+    record: RunFile
+    summary: Summary
+    files: tuple[Path, ...]
+
+
+def run_to_the_end(
+    graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal,
+    scheduler: type[Scheduler] = Here,
+) -> Finished:  # fmt: skip
+    """Check everything if anything is to be run, run it, and write what it says; raises as `run_graph`."""
+    if (place := place_among_ranks()).size > 1:
+        raise UserError(
+            f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
+            f"and say processes: {place.size} in {graph.run.file}"
+        )
+    scheduler.require()
+    out, anew = graph.run.out, any(one.record is None for one in status)
+    if anew:
+        check_plan(graph, elsewhere=scheduler is not Here)
+    with held(out):
+        record = run_graph(graph, status, out, display, stop, scheduler)
+        run = read_run(out)
+        summary = summarise(run)
+        files = (out / HTML, out / MARKDOWN, out / SUMMARY)
+        if anew or not all(file.is_file() for file in files):
+            directory = prepare_directory(out / TABLES)
+            for number, table in enumerate(tables(summary), start=1):
+                name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
+                write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
+            write_pages(run, summary, out)
+            write_text(out / SUMMARY, to_json(summary))
+        return Finished(record, summary, files)
+
+
 def run_graph(
     graph: RunGraph, status: Sequence[StepStatus], out: Path, display: Display, stop: StopSignal,
     scheduler: type[Scheduler] = Here,
 ) -> RunFile:  # fmt: skip
     """Run what is to be run, and write `run.json`, in a directory that is held.
 
-    Args:
-        scheduler: who does the steps.
-
     Raises:
         StopRequested: SIGTERM came, and all steps at work have saved what they had.
-        UserError, TraceTransferError: a step failed, told with its cells; those beside it were finished first.
+        UserError, TraceTransferError: the directory holds another run's results; a step failed, told with its cells,
+            and those beside it were finished first.
     """
-    claim(graph, out)
+    if (out / RUN).is_file() and (before := read_artefact(out / RUN, RunFile).name) != graph.run.name:
+        raise UserError(
+            f"{out}: holds the results of another run, '{before}', and this one is '{graph.run.name}': two outputs in "
+            "one place; name another --out, or give this run that name if it is the same"
+        )
     remove_leftovers(out)
     scheduler(graph, status, out, display, stop).run()
     while graph.waiting:  # for learning rates, which what was just finished decides
         graph = build_graph(graph.run)
         scheduler(graph, read_status(graph, out), out, display, stop).run()
-    record = run_record(graph, out)
-    _write_if_other(out / RUN, to_json(record))
+    record = _run_record(graph)
+    write_text(out / RUN, to_json(record))
     return record
 
 
-def claim(graph: RunGraph, out: Path) -> None:
-    """Refuse a directory in which another run has its results.
-
-    Raises:
-        UserError: the name of that run, or what else lies there.
-    """
-    if not (out / RUN).is_file():
-        return
-    before: RunFile = read_artefact(out / RUN, RunFile)
-    if before.name != graph.run.name:
-        raise UserError(
-            f"{out}: holds the results of another run, '{before.name}', and this one is '{graph.run.name}': two "
-            "outputs in one place; name another --out, or give this run that name if it is the same"
-        )
-
-
-def run_record(graph: RunGraph, out: Path) -> RunFile:
+def _run_record(graph: RunGraph) -> RunFile:
     """`run.json`: what a report needs to find."""
     run = graph.run
     cells = [
@@ -295,9 +316,8 @@ def run_record(graph: RunGraph, out: Path) -> RunFile:
         settings["represent_step"] = graph.represent.directory
     tuning = run.tuning and Tuning(seeds=run.tuning.seeds, rates=dict(run.tuning.of), chosen=dict(graph.chosen))
     return RunFile(
-        name=run.name, settings=_jsonable(settings), source=run.shown(run.source), target=run.shown(run.target),
-        tasks=run.task_names,
-        of_task=run.of_task, methods=tuple(methods), reference=run.reference, cells=tuple(cells),
+        name=run.name, settings=plain(settings), source=run.shown(run.source), target=run.shown(run.target),
+        tasks=run.task_names, of_task=run.of_task, methods=tuple(methods), reference=run.reference, cells=tuple(cells),
         tuning=tuning, comparisons=run.comparisons, machine=machine(), libraries=library_versions(),
     )  # fmt: skip
 
@@ -314,119 +334,3 @@ def machine() -> dict[str, str]:
     if torch.cuda.is_available():
         found["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return found
-
-
-def _write_if_other(file: Path, text: str) -> None:
-    if not file.is_file() or file.read_text("utf-8") != text:
-        write_text(file, text)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-@dataclass
-class GpuPool:
-    """GPUs that nobody has; on a machine without any, steps need none."""
-
-    gpus: tuple[str, ...]
-    free: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.free = list(self.gpus)
-
-    def take(self, count: int) -> tuple[str, ...] | None:
-        """So many, or None where that many are not free now.
-
-        Raises:
-            UserError: there are not that many at all.
-        """
-        if not self.gpus:
-            return ()
-        if count > len(self.gpus):
-            raise UserError(f"resources or processes: a step wants {count} GPUs, and {len(self.gpus)} are here")
-        if count > len(self.free):
-            return None
-        taken, self.free = self.free[:count], self.free[count:]
-        return tuple(taken)
-
-    def give_back(self, gpus: tuple[str, ...]) -> None:
-        """In the order in which they were at first, so that a run on some of them keeps to these."""
-        self.free = [gpu for gpu in self.gpus if gpu in self.free or gpu in gpus]
-
-
-def visible_gpus(environment: Mapping[str, str] | None = None, count: int | None = None) -> tuple[str, ...]:
-    """The names by which a process may ask for each GPU that this one sees.
-
-    Args:
-        count: how many it sees; the driver is asked if not given.
-    """
-    if count is None:
-        import torch
-
-        count = torch.cuda.device_count()
-    named = (os.environ if environment is None else environment).get(VISIBLE)
-    if named is None:
-        return tuple(map(str, range(count)))
-    return tuple(name.strip() for name in named.split(","))[:count]  # CUDA stops at the first that is none
-
-
-SUMMARY, TABLES = "summary.json", "tables"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that is done: `run.json`, its numbers, and the files for people."""
-
-    record: RunFile
-    summary: Summary
-    files: tuple[Path, ...]
-
-
-def run_to_the_end(
-    graph: RunGraph, status: Sequence[StepStatus], display: Display, stop: StopSignal,
-    scheduler: type[Scheduler] = Here,
-) -> Finished:  # fmt: skip
-    """Check everything if anything is to be run, run it, and write what it says; raises as `running.run_graph`.
-
-    Raises:
-        UserError: another process is at work there, or a launcher started this one as one of several.
-    """
-    if (place := place_among_ranks()).size > 1:
-        raise UserError(
-            f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
-            f"and say processes: {place.size} in {graph.run.file}"
-        )
-    scheduler.require()
-    out, anew = graph.run.out, any(one.record is None for one in status)
-    if anew:
-        check_plan(graph, elsewhere=scheduler is not Here)
-    with held(out):
-        record = run_graph(graph, status, out, display, stop, scheduler)
-        return Finished(record, *finish(out, anew=anew))
-
-
-def finish(out: Path, *, anew: bool) -> tuple[Summary, tuple[Path, ...]]:
-    """Write summary, tables and report; what is there already is left if nothing was run.
-
-    Args:
-        anew: whether any step was run.
-
-    Returns:
-        The summary, and the files for people.
-    """
-    run = read_run(out)
-    summary = summarise(run)
-    files = (out / HTML, out / MARKDOWN, out / SUMMARY)
-    if anew or not all(file.is_file() for file in files):
-        directory = prepare_directory(out / TABLES)
-        for number, table in enumerate(tables(summary), start=1):
-            name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
-            write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
-        write_pages(run, summary, out)
-        write_text(out / SUMMARY, to_json(summary))
-    return summary, files

@@ -1,11 +1,16 @@
-"""What a run will do, and why: a line for each step that is to be run, and a count of those that are up to date."""
+"""What a run will do, and why; how far it is; what its jobs do; what it found."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from trace_transfer.data.show import example_lines
+from trace_transfer.progress import EVERY, Counted, bars, passed, shows_bars
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import TUNING
 from trace_transfer.reporting.summary_tables import short_tables
@@ -23,26 +28,11 @@ if TYPE_CHECKING:
     from trace_transfer.study.status import StepStatus
 
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-
-from trace_transfer.data.show import example_lines
-from trace_transfer.progress import EVERY, Counted, bars, passed, shows_bars
-
-
 def render_run_plan(
     graph: RunGraph, status: Sequence[StepStatus], read: Mapping[str, Sequence[TaskData]] | None = None, *,
     jobs: bool = False,
 ) -> str:  # fmt: skip
-    """For `--dry-run`.
-
-    Args:
-        read: `source` or `target` → the tasks as its model reads them.
-        jobs: whether each step will be a job of a cluster's scheduler.
-    """
+    """For `--dry-run`, with the tasks as `source` and `target` read them; `jobs`: each step will be a cluster's job."""
     run = graph.run
     counts = Counter("tuning" if cell.axis == TUNING else "sweep" if cell.axis else "main" for cell, _ in graph.cells)
     lines = [
@@ -109,29 +99,23 @@ def render_run(summary: Summary, files: Sequence[Path]) -> str:
 
 @dataclass
 class _AtWork:
-    """A step that runs: the tasks that it reports, their bars, and what it said of itself."""
+    """A step that runs: its bar, and the task that it reports, or what it said of itself."""
 
     label: str
-    begun: float
     bar: Any = None
-    tasks: dict[int, Counted] = field(default_factory=dict)
-    bars: dict[int, Any] = field(default_factory=dict)
-    said: str = ""
+    at: Counted | str | None = None
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def text(self) -> str:
         """What it does now, in a line."""
-        now = list(self.tasks.values())[-1].text if self.tasks else self.said or f"at work, {passed(self.begun)}"
+        now = self.at.text if isinstance(self.at, Counted) else self.at or f"at work, {passed(self.begun)}"
         return f"{self.label}: {now}"
 
 
 class Display:
-    """On a terminal bars: one for the run, one below it for each task that a step reports. Elsewhere lines: one when a
-    step begins and ends, and one for each at work every few seconds.
-
-    Args:
-        every: seconds between lines.
-    """
+    """On a terminal bars: one for the run, one below it for each step at work. Elsewhere lines: one when a step begins
+    and ends, and one for each at work every few seconds."""
 
     def __init__(self, every: float = EVERY) -> None:
         from trace_transfer.terminal import console
@@ -140,16 +124,17 @@ class Display:
         self.progress: Any = None
         self.run: Any = None
         self.at_work: dict[str, _AtWork] = {}
-        self.counts = (0, 0)  # steps that are done, of how many
+        self.num_done = self.num_steps = 0
         self.told = time.monotonic()
 
     @contextmanager
-    def running(self, num_steps: int, num_done: int) -> Iterator[None]:
-        """While steps are run; `num_done` were up to date."""
-        self.counts, said = (0, num_steps), f"{num_done} were up to date" if num_done else ""
+    def running(self, num_steps: int, num_before: int) -> Iterator[None]:
+        """While steps are run; `num_before` were up to date."""
+        self.num_done, self.num_steps = 0, num_steps
+        said = f"{num_before} were up to date" if num_before else ""
         if not num_steps or not shows_bars(self.console):
             if num_steps:
-                self._print(f"{several(num_steps, 'step')} to run" + (f", {said}" if said else ""))
+                self.note(f"{several(num_steps, 'step')} to run" + (f", {said}" if said else ""))
             yield
             return
         with bars(self.console) as self.progress:
@@ -157,59 +142,40 @@ class Display:
             yield
 
     def begin(self, address: str, label: str) -> None:
-        self.at_work[address] = step = _AtWork(label, time.monotonic())
+        self.at_work[address] = step = _AtWork(label)
         if self.progress is not None:
             step.bar = self.progress.add_task(f"  {label}", total=None, status="")
         else:
-            self._print(f"{label}: begins")
+            self.note(f"{label}: begins")
 
-    def show(self, address: str, label: str, event: tuple[Any, ...]) -> None:
-        """What a step reports: ("task", number, description, total), ("advance", number, status), ("end", number),
-        ("note", message), or ("said", line) where other processes do it."""
-        what, *rest = event
+    def show(self, address: str, what: str, told: Any) -> None:
+        """What a step reports: a "note", or where it is "at": a task, a line of other processes, or None."""
         step = self.at_work[address]
         if what == "note":
-            self._print(f"{label}: {rest[0]}")
-        elif what == "said":
-            step.said = rest[0]
-            if self.progress is not None:
-                self.progress.update(step.bar, status=step.said)
-        elif what == "task":
-            number, description, total = rest
-            step.tasks[number] = Counted(description, total)
-            if self.progress is not None:
-                step.bars[number] = self.progress.add_task(f"    {description}", total=total, status="")
-        elif what == "advance":
-            step.tasks[rest[0]].advance(rest[1])
-            if self.progress is not None:
-                self.progress.update(step.bars[rest[0]], advance=1, status=rest[1])
-        elif what == "end":
-            del step.tasks[rest[0]]
-            if self.progress is not None:
-                self.progress.remove_task(step.bars.pop(rest[0]))
+            self.note(f"{step.label}: {told}")
+            return
+        step.at = told
+        if self.progress is not None and isinstance(told, Counted):
+            status = ", ".join(filter(None, (told.description, told.status)))
+            self.progress.update(step.bar, total=told.total, completed=told.done, status=status)
+        elif self.progress is not None:
+            self.progress.update(step.bar, status=told or "")
 
     def look(self) -> None:
         """Say what goes on, if that was not said for a while; called again and again."""
         if self.progress is None and time.monotonic() - self.told >= self.every:
             self.told = time.monotonic()
             for step in self.at_work.values():
-                self._print(step.text)
+                self.note(step.text)
 
-    def end(self, address: str, label: str, well: bool) -> None:
+    def end(self, address: str, well: bool) -> None:
         step = self.at_work.pop(address)
-        self.counts = (self.counts[0] + well, self.counts[1])
+        self.num_done += well
         if self.progress is not None:
-            for bar in (step.bar, *step.bars.values()):
-                self.progress.remove_task(bar)
-            self.progress.update(self.run, completed=self.counts[0])
-            if well:
-                self._print(f"{label}: done", style="dim")
-        elif well:
-            self._print(f"{label}: done, {passed(step.begun)} ({self.counts[0]} of {self.counts[1]} steps)")
+            self.progress.remove_task(step.bar)
+            self.progress.update(self.run, completed=self.num_done)
+        if well:
+            self.note(f"{step.label}: done, {passed(step.begun)} ({self.num_done} of {self.num_steps} steps)")
 
     def note(self, text: str) -> None:
-        """Say something of the run as a whole."""
-        self._print(text)
-
-    def _print(self, text: str, **style: Any) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True, **style)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from trace_transfer.locking import held
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.records import StepFile
+from trace_transfer.settings import side_by_side
 from trace_transfer.study.steps import TICKET, Step
 from trace_transfer.text_formats import read_json_object
 
@@ -51,14 +52,18 @@ def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[S
     changed: list[str] = []
     past = _past(graph, out)
     for step in graph.steps:
-        stale = (out / step.directory / RECORD).is_file()
-        record, reason = _record(step, out) if stale else (None, _begun(out / step.directory))
-        if record is not None and (problems := changes(out / step.directory, record)):
+        directory = out / step.directory
+        was_finished, record, reason = (directory / RECORD).is_file(), None, ""
+        if was_finished:
+            record, reason = _record(step, out)
+        elif (directory / TICKET).is_file():
+            reason = "begun and not finished: goes on"
+        if record is not None and (problems := changes(directory, record)):
             changed += [f"{step.directory}/{problem}" for problem in problems]
             record, reason = None, f"changed by hand: {', '.join(problems[:SHOWN])}"
-        found[step.address] = StepStatus(
-            step, record, reason or ("" if record else _why(step, past)), stale and record is None
-        )  # fmt: skip
+        if record is None:
+            reason = reason or _why(step, past.get(step.kind, ()))
+        found[step.address] = StepStatus(step, record, reason, was_finished and record is None)
     if changed and not rebuild:
         raise UserError(
             f"{out}: files of finished steps are not as these made them; put them back, or give --rebuild to run their "
@@ -69,55 +74,50 @@ def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[S
         waiting = [other for other in graph.dependants(step) if found[other.address].record is None]
         if status.record is not None and status.record.removed and waiting:
             reason = f"its large files were removed (keep: …), and {waiting[0].kind} needs them"
-            found[step.address] = StepStatus(step, None, reason, stale=True)
-    return tuple(found[step.address] for step in graph.steps)
+            found[step.address] = replace(status, record=None, reason=reason, stale=True)
+    return tuple(found.values())
 
 
 def changes(directory: Path, record: StepFile) -> list[str]:
     """Files that are not as the step made them. A file is hashed unless size and times are those of the last look."""
-    there = {str(file.relative_to(directory)): file for file in step_files(directory)}
+    there, problems = files_of(directory), []
     expected = {name: digest for name, digest in record.files.items() if name not in record.removed}
-    seen, problems = _seen(directory), []
+    try:
+        seen = read_json_object(directory / SEEN)
+    except UserError:
+        seen = {}
     for name, digest in expected.items():
         if name not in there:
             problems.append(f"{name}: missing")
         elif seen.get(name) != (mark := _mark(there[name])):
             if sha256_file(there[name]) != digest:
                 problems.append(f"{name}: its hash is another")
-            else:
-                seen[name] = mark
+            seen[name] = mark
     problems += [f"{name}: not there when the step was finished" for name in there if name not in expected]
     if not problems:
         remember(directory, seen)
     return problems
 
 
-def step_files(directory: Path) -> list[Path]:
-    """What a step wrote, but for its record and what helps to run it."""
-    return sorted(
-        file
-        for file in directory.rglob("*")
+def files_of(directory: Path) -> dict[str, Path]:
+    """What a step wrote, by relative names, but for its record and what helps to run it."""
+    return {
+        str(file.relative_to(directory)): file
+        for file in sorted(directory.rglob("*"))
         if file.is_file()
         and not (file.parent == directory and file.name in OWN)
         and not (file.name.startswith(".") and file.suffix == PART)
         and not file.name.startswith(COMMANDS_LOCK)  # of a stage that was killed
-    )
+    }
 
 
 def remember(directory: Path, seen: Mapping[str, Any] | None = None) -> None:
     """Note size and times of files whose hashes are known, so that the next look is quick."""
     if seen is None:
-        seen = {str(file.relative_to(directory)): _mark(file) for file in step_files(directory)}
+        seen = {name: _mark(file) for name, file in files_of(directory).items()}
     text = json.dumps(seen)
     if not (directory / SEEN).is_file() or (directory / SEEN).read_text("utf-8") != text:
         write_text(directory / SEEN, text)
-
-
-def _seen(directory: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(directory / SEEN)
-    except UserError:
-        return {}
 
 
 def _mark(file: Path) -> list[int]:
@@ -128,10 +128,6 @@ def _mark(file: Path) -> list[int]:
 def is_finished(step: Step, out: Path) -> bool:
     """Whether its record is there; its files are not looked at."""
     return (out / step.directory / RECORD).is_file() and _record(step, out)[0] is not None
-
-
-def _begun(directory: Path) -> str:
-    return "begun and not finished: goes on" if (directory / TICKET).is_file() else ""
 
 
 def _record(step: Step, out: Path) -> tuple[StepFile | None, str]:
@@ -156,41 +152,31 @@ def _past(graph: RunGraph, out: Path) -> dict[str, list[StepFile]]:
     return found
 
 
-def _why(step: Step, past: Mapping[str, Sequence[StepFile]]) -> str:
+def _why(step: Step, past: Sequence[StepFile]) -> str:
     """What differs from the nearest that was done before."""
-    nearest = min(
-        (_differences(record, step) for record in past.get(step.kind, ())), key=len, default=None
-    )  # fmt: skip
-    if nearest is None:
-        return "not run yet"
+    nearest = min((differences(record, step) for record in past), key=len, default=["not run yet"])
     return "; ".join(nearest[:SHOWN]) + (f"; {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else "")
 
 
-def _differences(record: StepFile, step: Step) -> list[str]:
+def differences(record: StepFile, step: Step) -> list[str]:
+    """What makes a step another one than that of a record, a line for each setting and input."""
     then, now = _flat(record.settings), _flat(step.settings)
-    told = [
-        f"{key}: {then.get(key)} → {now.get(key)}" for key in sorted({*then, *now}) if then.get(key) != now.get(key)
-    ]
+    told = [f"{key}: {old} → {new}" for key, old, new in side_by_side(then, now) if old != new]
     inputs = step.all_inputs
-    steps = {name for name, digest in inputs.items() if name in step.needs}
     for name in sorted({*inputs, *record.inputs}):
-        if inputs.get(name) != record.inputs.get(name):
-            changed = difference(name, record.inputs.get(name), inputs.get(name))
-            told.append(f"{name} is another" if name in steps else changed)
+        if (old := record.inputs.get(name)) != (new := inputs.get(name)):
+            told.append(f"{name} is another" if name in step.needs else difference(name, old, new))
     return told
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, list) and any(isinstance(one, (Mapping, list)) for one in value):
-        items = (
-            (one.get("name", number) if isinstance(one, Mapping) else number, one) for number, one in enumerate(value)
-        )
-    else:
+    """Mappings within each other, and lists of them, as one: `tasks.math.sha256`."""
+    if isinstance(value, list) and any(isinstance(one, (Mapping, list)) for one in value):
+        value = {one.get("name", i) if isinstance(one, Mapping) else i: one for i, one in enumerate(value)}
+    if not isinstance(value, Mapping):
         return {prefix: value}
     found: dict[str, Any] = {}
-    for key, one in items:
+    for key, one in value.items():
         found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
     return found
 
@@ -208,13 +194,9 @@ def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
             f"{graph.run.file}: the learning rates of {', '.join(graph.waiting)} are not chosen yet, so what is not "
             "needed is not known; run it first"
         )
-    needed = {step.directory for step in graph.steps}
+    needed = {out / step.directory for step in graph.steps}
     with held(out):
-        unneeded = [
-            place
-            for place in sorted((out / "steps").iterdir())
-            if place.is_dir() and f"steps/{place.name}" not in needed
-        ]
+        unneeded = [place for place in sorted((out / "steps").iterdir()) if place.is_dir() and place not in needed]
         for place in unneeded:
             shutil.rmtree(place)
     return tuple(place.name for place in unneeded)

@@ -2,7 +2,7 @@
 
 A process of its own gives its memory back, can be measured, and cannot leave anything behind in the next step. All are
 forked from one server that has the libraries imported; where a GPU is, each is started anew, as CUDA does not survive
-a fork.
+a fork. A job of a cluster's scheduler (`StepJob`, pickled by submitit) begins such a process, too.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple
 
 from pydantic import NonNegativeFloat
 
 from trace_transfer.errors import ArtefactError, TraceTransferError, UserError
 from trace_transfer.files import remove_leftovers, sha256_file, write_text
+from trace_transfer.launching import USERS_MISTAKE, check_processes, is_first_rank, run_on_nodes, run_processes
 from trace_transfer.locking import held
 from trace_transfer.printable import guard
-from trace_transfer.progress import Advance, Lines, Silent, quiet_libraries
+from trace_transfer.progress import Counted, Lines, Silent, Terminal, quiet_libraries, repeatedly
 from trace_transfer.records import library_versions, read_artefact, read_fields, to_json
 from trace_transfer.reporting.records import Cost, StepFile
-from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, remember, step_files
+from trace_transfer.stopping import StopRequested, stop_on_sigterm
+from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, files_of, remember
 from trace_transfer.study.steps import LAUNCHED, TICKET, Ticket
 from trace_transfer.training.records import StreamFile
 
@@ -48,63 +50,46 @@ READ_BACK = 8192  # bytes at the end of a log in which its last line lies
 NOTE_TIME = 5.0  # s between notes of the time that a step has taken, so that a kill loses no more
 TAIL = 12  # lines of a log that are shown when a step fails in a way that nobody foresaw
 PATIENCE = 30.0  # s in which a process that an interrupted run left may end, before its step is begun again
+SHARE = 0.8  # of the time from the signal to a job's end, in which it must have saved
+STOPPED_BY_SLURM = 900  # s in which whoever stopped a job ends it
 
 
 def context() -> Any:
     """How processes are begun; the same one for a whole run."""
-    if _has_gpu():
+    if shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["trace_transfer.study.kinds", "transformers.modeling_utils", "peft"])  # seconds, each
-    first = found.Process(target=_nothing)  # waits until the libraries are imported, while Ctrl-C can still come
+    first = found.Process(target=int)  # waits until the libraries are imported, while Ctrl-C can still come
     first.start()
     first.join()
     return found
 
 
-def _nothing() -> None:
-    """A process that ends at once."""
+class Piped(Lines):
+    """Reports progress to the log, and to the process that shows it (`listener`, a pipe or what a job leaves)."""
 
+    def __init__(self, listener: Any, log: IO[str]) -> None:
+        super().__init__(self.log_line)
+        self.listener, self.log = listener, log
 
-class Piped:
-    """Reports progress to the process that shows it, and to the step's log."""
+    def log_line(self, text: str) -> None:
+        with suppress(OSError):  # the step itself will say that the disk is full
+            self.log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def __init__(self, listener: Listener, log: IO[str]) -> None:
-        self.listener, self.number = listener, 0
-        self.log, self.lines = log, Lines(self.write)
-
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Advance]:
-        self.number += 1
-        number = self.number
-
-        def advance(status: str = "") -> None:
-            written(status)
-            self.send("advance", number, status)
-
-        self.send("task", number, description, total)
-        try:
-            with self.lines.task(description, total) as written:
-                yield advance
-        finally:
-            self.send("end", number)
+    def moved(self, counted: Counted | None) -> None:
+        self.send("at", counted)
 
     def note(self, message: str) -> None:
         self.write(message)
         self.send("note", message)
-
-    def write(self, text: str) -> None:
-        """A line in the log."""
-        with suppress(OSError):  # the step itself will say that the disk is full
-            self.log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     def send(self, *event: Any) -> None:
         with suppress(OSError):  # nobody looks any more; this process ends with its parent
             self.listener.send(event)
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """What a step has of its machine.
 
     Attributes:
@@ -121,37 +106,37 @@ class Share:
     num_gpus: int = 0
 
 
-class Listener(Protocol):
-    """Where events of a step go: a pipe, or what a job leaves."""
-
-    def send(self, event: Any) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def work(ticket: Ticket, record: dict[str, Any], share: Share, listener: Listener) -> None:
+def work(ticket: Ticket, share: Share, listener: Any) -> None:
     """Do a step, as the target of a process; the last event sent says how it ended, as one of `ENDS`."""
     _end_with_parent()
     gc.freeze()  # what the imported libraries hold stays: a look at all of it takes half a second, twice a training
     if share.gpus is not None:
         os.environ[VISIBLE] = ",".join(share.gpus)
-    directory = ticket.directory
-    with (directory / LOG).open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
+    log_file = ticket.directory / LOG
+    with log_file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout, sys.stderr = (
             guard(os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False)) for number in (1, 2)
         )
         reporter = Piped(listener, guard(log))
-        reporter.write(f"{directory.name} begins, process {os.getpid()}")
-        ended: tuple[str, str]
+        reporter.write(f"{ticket.directory.name} begins, process {os.getpid()}")
+        ended = ("done", "")
         try:
-            _do(ticket, record, share, reporter)
-            ended = ("done", "")
+            _do(ticket, share, reporter)
         except KeyboardInterrupt:
             ended = ("interrupted", "")
+        except StopRequested as stopped:
+            ended = ("stopped", str(stopped))
+        except UserError as error:
+            ended = ("user error", str(error))
+        except (TraceTransferError, OSError) as error:
+            ended = ("error", str(error))
         except BaseException as error:
-            ended = _told(error, directory / LOG)
+            traceback.print_exc()
+            sys.stderr.flush()
+            tail = log_file.read_text("utf-8", "replace").splitlines()[-TAIL:]
+            ended = ("error", "\n  ".join([f"{type(error).__name__}: {error}; the end of {log_file}:", *tail]))
         reporter.write(": ".join(filter(None, ended)))
         reporter.send(*ended)
     listener.close()
@@ -159,9 +144,6 @@ def work(ticket: Ticket, record: dict[str, Any], share: Share, listener: Listene
 
 def run_ticket(file: Path) -> None:
     """A step in this process, for ranks of a launcher; leaves no record, and `DONE` if it was not stopped."""
-    from trace_transfer.launching import is_first_rank
-    from trace_transfer.progress import Terminal
-    from trace_transfer.stopping import stop_on_sigterm
     from trace_transfer.study.kinds import KINDS
 
     quiet_libraries()
@@ -172,11 +154,9 @@ def run_ticket(file: Path) -> None:
         write_text(ticket.directory / DONE, "")
 
 
-def _do(ticket: Ticket, record: dict[str, Any], share: Share, reporter: Piped) -> None:
+def _do(ticket: Ticket, share: Share, reporter: Piped) -> None:
     import torch
 
-    from trace_transfer.launching import USERS_MISTAKE, check_processes, run_on_nodes, run_processes
-    from trace_transfer.stopping import StopRequested, stop_on_sigterm
     from trace_transfer.study.kinds import KINDS, prepare
 
     quiet_libraries()
@@ -193,25 +173,40 @@ def _do(ticket: Ticket, record: dict[str, Any], share: Share, reporter: Piped) -
         file = ticket.write()
         prepare(ticket)
         if share.processes * share.nodes > 1 and ticket.kind in LAUNCHED:
-            check_processes(share.processes)
-            (directory / DONE).unlink(missing_ok=True)
-            with _followed(directory / LOG, reporter) as said:
-                arguments = ["step", str(file)]
-                if share.nodes > 1:
-                    code = run_on_nodes(share.nodes, share.processes, arguments)
-                else:
-                    code = run_processes(share.processes, arguments)
-            words = [line for line in said() if not line.startswith(("srun: ", "slurmstepd"))] or [""]
-            if code == USERS_MISTAKE:
-                raise UserError("\n".join(words).rpartition("error: ")[2])
-            if code:
-                raise TraceTransferError(f"{words[-1]}; {directory / LOG} says more")
-            if not (directory / DONE).is_file():
-                raise StopRequested(words[-1])
-            (directory / DONE).unlink()
+            _launch(directory, file, share, reporter)
         else:
             KINDS[ticket.kind](ticket, reporter, stop)
-        _finish(ticket, record, times())
+        _finish(ticket, times())
+
+
+def _launch(directory: Path, ticket: Path, share: Share, reporter: Piped) -> None:
+    """Have several processes do a step; the last line that they put into the log is sent to whoever shows it."""
+    check_processes(share.processes)
+    (directory / DONE).unlink(missing_ok=True)
+    log, shown = directory / LOG, ""
+    start = log.stat().st_size
+
+    def follow() -> None:
+        nonlocal shown
+        for line in last_lines(log, start)[-1:]:
+            if line != shown:
+                reporter.send("at", line)
+                shown = line
+
+    with repeatedly(LOOK_EVERY, follow):
+        arguments = ["step", str(ticket)]
+        if share.nodes > 1:
+            code = run_on_nodes(share.nodes, share.processes, arguments)
+        else:
+            code = run_processes(share.processes, arguments)
+    words = [line for line in last_lines(log, start) if not line.startswith(("srun: ", "slurmstepd"))] or [""]
+    if code == USERS_MISTAKE:
+        raise UserError("\n".join(words).rpartition("error: ")[2])
+    if code:
+        raise TraceTransferError(f"{words[-1]}; {log} says more")
+    if not (directory / DONE).is_file():
+        raise StopRequested(words[-1])
+    (directory / DONE).unlink()
 
 
 def last_lines(log: Path, start: int = 0) -> list[str]:
@@ -225,38 +220,13 @@ def last_lines(log: Path, start: int = 0) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-@contextmanager
-def _followed(log: Path, reporter: Piped) -> Iterator[Callable[[], list[str]]]:
-    """While it lasts the last line that other processes have put into the log is sent to whoever shows it; gives the
-    last lines when it is called."""
-    start, ended = log.stat().st_size, threading.Event()
-
-    def said() -> list[str]:
-        return last_lines(log, start) or [""]
-
-    def follow() -> None:
-        shown = ""
-        while not ended.wait(LOOK_EVERY):
-            if (line := said()[-1]) != shown:
-                reporter.send("said", line)
-                shown = line
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield said
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _finish(ticket: Any, record: dict[str, Any], times: Times) -> None:
+def _finish(ticket: Ticket, times: Times) -> None:
     """Hash what the step wrote, and say that it is finished."""
-    directory = ticket.directory
-    files = {str(file.relative_to(directory)): file for file in step_files(directory)}
+    directory, files = ticket.directory, files_of(ticket.directory)
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     made = StepFile(
-        **record, files={name: sha256_file(file) for name, file in files.items()},
+        kind=ticket.kind, address=ticket.address, settings=dict(ticket.settings), inputs=dict(ticket.inputs),
+        files={name: sha256_file(file) for name, file in files.items()},
         cost=Cost(
             **asdict(times), peak_bytes=max(usage) * 1024,
             bytes=sum(file.stat().st_size for file in files.values()), trained=_trained(directory),
@@ -303,17 +273,6 @@ class Times:
     seconds: NonNegativeFloat = 0.0
     cpu_seconds: NonNegativeFloat = 0.0
 
-    @classmethod
-    def now(cls) -> Times:
-        spent = os.times()
-        return cls(time.monotonic(), spent.user + spent.system + spent.children_user + spent.children_system)
-
-    def since(self, start: Times, before: Times) -> Times:
-        return Times(
-            round(before.seconds + self.seconds - start.seconds, 3),
-            round(before.cpu_seconds + self.cpu_seconds - start.cpu_seconds, 3),
-        )
-
 
 def read_times(directory: Path) -> Times:
     """What a step had taken when it was last worked on; nothing where that cannot be read."""
@@ -326,47 +285,22 @@ def read_times(directory: Path) -> Times:
 @contextmanager
 def _timed(directory: Path) -> Iterator[Callable[[], Times]]:
     """Tells what a step has taken since it was first begun, however often it was stopped."""
-    before = read_times(directory)
-    start, done = Times.now(), threading.Event()
+    before, start = read_times(directory), os.times()
 
     def so_far() -> Times:
-        return Times.now().since(start, before)
+        *processors, clock = (now - then for now, then in zip(os.times(), start, strict=True))
+        return Times(round(before.seconds + clock, 3), round(before.cpu_seconds + sum(processors), 3))
 
     def note() -> None:
-        while not done.wait(NOTE_TIME):
-            _note_time(directory, so_far())
+        with suppress(OSError, TraceTransferError):  # the step itself will say that the disk is full
+            write_text(directory / TIME, json.dumps(asdict(so_far())))
 
-    thread = threading.Thread(target=note, daemon=True)
-    thread.start()
     try:
-        yield so_far
+        with repeatedly(NOTE_TIME, note):
+            yield so_far
     except BaseException:
-        done.set()
-        thread.join()
-        _note_time(directory, so_far())
+        note()
         raise
-    done.set()
-    thread.join()
-
-
-def _note_time(directory: Path, times: Times) -> None:
-    with suppress(OSError, TraceTransferError):  # the step itself will say that the disk is full
-        write_text(directory / TIME, json.dumps(asdict(times)))
-
-
-def _told(error: BaseException, log: Path) -> tuple[str, str]:
-    from trace_transfer.stopping import StopRequested
-
-    if isinstance(error, StopRequested):
-        return "stopped", str(error)
-    if isinstance(error, UserError):
-        return "user error", str(error)
-    if isinstance(error, (TraceTransferError, OSError)):
-        return "error", str(error)
-    traceback.print_exception(error, file=sys.stderr)
-    sys.stderr.flush()
-    tail = log.read_text("utf-8", "replace").splitlines()[-TAIL:]
-    return "error", "\n  ".join([f"{type(error).__name__}: {error}; the end of {log}:", *tail])
 
 
 def _end_with_parent() -> None:
@@ -382,5 +316,70 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _has_gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists()
+@dataclass
+class Ended:
+    """Where the end of a job's step is kept for those who look from elsewhere; leaves its other events out."""
+
+    file: Path
+
+    def send(self, event: Any) -> None:
+        if event[0] in ENDS:
+            write_text(self.file, json.dumps(event))
+
+    def close(self) -> None:
+        return None
+
+    def read(self) -> tuple[str, str]:
+        with suppress(OSError, ValueError):
+            how, message = json.loads(self.file.read_text("utf-8"))
+            return how, message
+        return "", ""
+
+
+@dataclass
+class StepJob:
+    """What a job does: its step, in a process of its own as on any machine. Told by SIGUSR2 that its time ends, it lets
+    that process save, and is requeued (submitit calls `checkpoint`)."""
+
+    ticket: Ticket
+    share: Share
+    jobs: Path
+    signal_s: int
+    process: Any = field(default=None, repr=False)
+
+    def __call__(self) -> None:
+        ended = self.ended
+        ended.file.unlink(missing_ok=True)
+        # Not forked from a server: SLURM's SIGTERM reaches every process of a job, and would end that one.
+        spawned = multiprocessing.get_context("spawn")
+        self.process = spawned.Process(target=work, args=(self.ticket, self.share, ended))
+        self.process.start()
+        self.process.join()
+        how, message = ended.read()
+        if how == "stopped" or (not how and self.process.exitcode == -signal.SIGTERM):
+            time.sleep(STOPPED_BY_SLURM)  # cancelled, or to be requeued: an end before SLURM's own would be a failure
+        if how != "done":
+            raise TraceTransferError(f"{how}: {message}" if how else f"exit code {self.process.exitcode}")
+
+    def checkpoint(self) -> Any:
+        """Let the step save; what is begun again later, or None if nothing was saved and more time is needed."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            if self.process.is_alive():
+                os.kill(self.process.pid, signal.SIGTERM)
+                self.process.join(SHARE * self.signal_s)
+            how, _ = self.ended.read()
+            if not how and self.process.exitcode != -signal.SIGTERM:
+                self.process.kill()
+                kind = self.ticket.kind
+                time_up = f"a {kind} cannot be stopped half-way; resources.{kind}.hours: more"
+                self.ended.send(("user error", f"its time is up, and it has saved nothing: {time_up}"))
+                return None
+            if how not in ("done", "stopped", ""):
+                return None
+        return DelayedSubmission(StepJob(self.ticket, self.share, self.jobs, self.signal_s))
+
+    @property
+    def ended(self) -> Ended:
+        return Ended(self.jobs / f"{os.environ['SLURM_JOB_ID']}_ended.json")
