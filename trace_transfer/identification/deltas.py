@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +29,7 @@ from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import sha256_file, sha256_text
-from trace_transfer.identification.records import (
-    DeltaFile,
-    DeltaTensor,
-    TunedModel,
-    WarmStartFile,
-    keep_result,
-    kept_result,
-)
+from trace_transfer.identification.records import DeltaFile, DeltaTensor, Kept, TunedModel, WarmStartFile, made_once
 from trace_transfer.identification.scores import cosines_of
 from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.content import difference
@@ -213,12 +207,8 @@ def _stored(base: OpenModel, base_weights: Checkpoint, store: DeltaStore) -> Del
     return DeltaSource(tuned, store)
 
 
-@dataclass(frozen=True)
-class Deltas:
-    """The file, and for each tensor with units their Gram matrices, the base last: float64 [U, K + 1, K + 1]."""
-
-    file: DeltaFile
-    units: Mapping[str, Tensor]
+# For each tensor with units their Gram matrices, the base last: float64 [U, K + 1, K + 1].
+Deltas = Kept[DeltaFile]
 
 
 def deltas_of(plan: DeltaPlan, splits: Mapping[str, Split] | None, out: Path, reporter: Reporter) -> Deltas:
@@ -229,12 +219,8 @@ def deltas_of(plan: DeltaPlan, splits: Mapping[str, Split] | None, out: Path, re
         fingerprints = [(one.label, one.fingerprint) for one in found.tuned]
         return (found.base_fingerprint, fingerprints) == (plan.base_weights.fingerprint, expected)
 
-    if known := kept_result(out / DELTAS, DeltaFile, splits is not None, same):
-        reporter.note(f"{out / DELTAS}: these deltas were compared before")
-        return Deltas(*known)
-    deltas = read_deltas(plan, reporter, splits)
-    keep_result(out / DELTAS, deltas.file, None if splits is None else deltas.units)
-    return deltas
+    make = partial(read_deltas, plan, reporter, splits)
+    return made_once(out / DELTAS, DeltaFile, splits is not None, same, make, reporter)
 
 
 def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split] | None = None) -> Deltas:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from trace_transfer.errors import ArtefactError
-from trace_transfer.files import write_text
+from trace_transfer.files import prepare_directory, write_text
+from trace_transfer.progress import Reporter
 from trace_transfer.records import TASK, ModelIdentity, Name, Strict, read_artefact, to_json
 
 if TYPE_CHECKING:
@@ -178,31 +181,38 @@ class StabilityFile(Strict):
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
-def keep_result(file: Path, record: Strict, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Write a result, and before it the tensors beside it: `fisher.json` and `fisher.units.safetensors`."""
-    if tensors is not None:
-        from trace_transfer.models.tensors import write_tensors  # here, as it needs torch
+@dataclass(frozen=True)
+class Kept(Generic[Record]):
+    """A result, and the tensors of heads and neurons that lie beside it."""
 
-        what = f"trace-transfer/{file.stem.rstrip('s')}-units"
-        write_tensors(beside(file), tensors, {"format": what, "version": "1"})
-    write_text(file, to_json(record))
+    file: Record
+    units: Mapping[str, Tensor]
 
 
-def kept_result(
-    file: Path, kind: type[Record], with_units: bool, same: Callable[[Record], bool]
-) -> tuple[Record, dict[str, Tensor]] | None:
-    """What an earlier run left of the same, with the tensors of heads and neurons beside it. None where that is
-    missing, damaged, of another version or of something else: it is then made again."""
+def made_once(
+    place: Path, kind: type[Record], with_units: bool, same: Callable[[Record], bool], make: Callable[[], Kept[Record]],
+    reporter: Reporter,
+) -> Kept[Record]:  # fmt: skip
+    """A result as an earlier run left it; or made and kept, where that is missing, damaged, of another version or not
+    the same."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        record: Record = read_artefact(file, kind)
-        if not same(record) or (with_units and not getattr(record, "units", False)):
-            return None
-        return record, load_file(beside(file)) if with_units else {}
-    except (ArtefactError, OSError, SafetensorError):
-        return None
+    from trace_transfer.models.tensors import write_tensors  # here, as it needs torch
+
+    with suppress(ArtefactError, OSError, SafetensorError):
+        record: Record = read_artefact(place, kind)
+        if same(record) and (not with_units or getattr(record, "units", False)):
+            kept = Kept(record, load_file(beside(place)) if with_units else {})
+            reporter.note(f"{place}: made before")
+            return kept
+    made = make()
+    prepare_directory(place.parent)
+    if with_units:
+        what = f"trace-transfer/{place.stem.rstrip('s')}-units"
+        write_tensors(beside(place), made.units, {"format": what, "version": "1"})
+    write_text(place, to_json(made.file))
+    return made
 
 
 def beside(file: Path) -> Path:

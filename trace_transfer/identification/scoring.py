@@ -23,8 +23,14 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Anatomy, Split
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.identification.deltas import Deltas, grams_of
-from trace_transfer.identification.fisher.information import Fisher
-from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, TaskStability
+from trace_transfer.identification.records import (
+    DeltaFile,
+    FisherFile,
+    Kept,
+    MethodStability,
+    StabilityFile,
+    TaskStability,
+)
 from trace_transfer.identification.scores import METHODS, Scores, ScoreSettings, Statistics, all_scores, cosines_of
 from trace_transfer.models.sources import numel
 from trace_transfer.records import ModelIdentity, library_versions, read_artefact
@@ -109,7 +115,7 @@ def averaged(gram_PNN: Array, groups: Sequence[Sequence[int]]) -> Array:
 
 
 def gather(
-    anatomy: Anatomy, deltas: Deltas, fisher: Sequence[Fisher] | None, splits: Mapping[str, Split] | None,
+    anatomy: Anatomy, deltas: Deltas, fisher: Sequence[Kept[FisherFile]] | None, splits: Mapping[str, Split] | None,
     files: Sequence[Path] = (),
 ) -> ScoreInputs:  # fmt: skip
     """Bring everything into one order: of whole tensors, or of rows where there are `splits`."""

@@ -25,7 +25,7 @@ from trace_transfer.engine.loading import load_model
 from trace_transfer.errors import NumericalError, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text
+from trace_transfer.files import remove_leftovers, sha256_text
 from trace_transfer.identification.deltas import DeltaPlan, DeltaSource, DeltaStore
 from trace_transfer.identification.fisher.batches import (
     Group,
@@ -36,7 +36,7 @@ from trace_transfer.identification.fisher.batches import (
     prepare,
 )
 from trace_transfer.identification.fisher.sites import Pass, Site, Totals, captured, find_sites, without
-from trace_transfer.identification.records import FisherFile, FisherTensor, keep_result, kept_result
+from trace_transfer.identification.records import FisherFile, FisherTensor, Kept, made_once
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.models.running import attend, layers_of, on_device, replaced_forwards, resolve_device
 from trace_transfer.progress import Reporter
@@ -204,14 +204,6 @@ FOLDER, FILE = "fisher", "fisher.json"
 EXAMPLES_OF_A_BATCH = 2  # the authors' code
 
 
-@dataclass(frozen=True)
-class Fisher:
-    """Fisher information of one task or replicate; `units` has that of the units of each tensor that has any."""
-
-    file: FisherFile
-    units: Mapping[str, Tensor]
-
-
 def draw(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
     """`count` examples in a drawn order, or all of them if there are fewer."""
     return tuple(random.Random(seed).sample(examples, min(count, len(examples))))
@@ -224,7 +216,7 @@ def fisher_file(out: Path, source: DeltaSource) -> Path:
 def fisher_of(
     plan: DeltaPlan, source: DeltaSource, data: TaskData, settings: IdentifySettings, seed: int,
     splits: Mapping[str, Split] | None, out: Path, reporter: Reporter,
-) -> Fisher:  # fmt: skip
+) -> Kept[FisherFile]:  # fmt: skip
     """Take it, or what an earlier run left of the same."""
     score, compute, tuned, file = settings.score, settings.compute, source.tuned, fisher_file(out, source)
     examples = draw(data.examples, score.fisher_examples, seed)
@@ -240,21 +232,22 @@ def fisher_of(
     def asked(record: FisherFile) -> dict[str, Any]:
         return record.model_dump(exclude={"num", "parameters", "fallback", "libraries", "units"})
 
-    if known := kept_result(file, FisherFile, splits is not None, lambda found: asked(found) == asked(expected)):
-        reporter.note(f"{tuned.label}: Fisher information read before, {file}")
-        return Fisher(*known)
-    model = attend(_model(plan.base, source, score.fisher_at, compute.device), settings.warm_start.train.attention)
-    of_a_batch = EXAMPLES_OF_A_BATCH if score.fisher == "batch" else 1
-    with reporter.task(f"Fisher of {tuned.label}", -(-len(examples) // of_a_batch)) as advance:
-        found = fisher_information(
-            model, examples, layer_path=plan.base.anatomy.layer_path, batch_of=of_a_batch,
-            tokens_at_once=compute.tokens_at_once, streamed=compute.layer_streamed, splits=splits, advance=advance,
-        )  # fmt: skip
-    tensors = tuple(FisherTensor(name=name, value=value) for name, value in found.values.items())
-    record = expected.model_copy(update={"num": found.num, "parameters": tensors, "fallback": found.fallback})
-    prepare_directory(file.parent)
-    keep_result(file, record, None if splits is None else found.units)
-    return Fisher(record, found.units)
+    def make() -> Kept[FisherFile]:
+        model = attend(_model(plan.base, source, score.fisher_at, compute.device), settings.warm_start.train.attention)
+        of_a_batch = EXAMPLES_OF_A_BATCH if score.fisher == "batch" else 1
+        with reporter.task(f"Fisher of {tuned.label}", -(-len(examples) // of_a_batch)) as advance:
+            found = fisher_information(
+                model, examples, layer_path=plan.base.anatomy.layer_path, batch_of=of_a_batch,
+                tokens_at_once=compute.tokens_at_once, streamed=compute.layer_streamed, splits=splits, advance=advance,
+            )  # fmt: skip
+        tensors = tuple(FisherTensor(name=name, value=value) for name, value in found.values.items())
+        update = {"num": found.num, "parameters": tensors, "fallback": found.fallback}
+        return Kept(expected.model_copy(update=update), found.units)
+
+    def same(found: FisherFile) -> bool:
+        return asked(found) == asked(expected)
+
+    return made_once(file, FisherFile, splits is not None, same, make, reporter)
 
 
 def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> PreTrainedModel:
