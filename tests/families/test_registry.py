@@ -19,7 +19,7 @@ components:
   attention.key: [self_attn.k_proj.weight, self_attn.k_proj_2.weight]
   attention.value: []
   attention.output: {member: [self_attn.o_proj.weight]}
-  attention.key: [self_attn.k_proj.weight]
+
   mlp.gate: self_attn.o_proj.weight
   mlp.up:
     - {name: mlp.up.weight, rows: [0, hidden_size / 2]}
@@ -53,12 +53,12 @@ def assert_told(problems: list[str], expected: list[tuple[int, str]]) -> None:
 
 def test_all_problems_of_a_file_at_once(tmp_path):
     problems = problems_of(write(tmp_path, BROKEN))
-    assert problems[-1] == "… and 4 more"
+    assert problems[-1] == "… and 3 more"
     assert_told(problems, [
         (3, "unknown key 'layres'; did you mean 'layer'?"), (5, "'attention.querry'; did you mean 'attention.query'?"),
         (6, "attention.key: 'self_attn.k_proj.weight' (line 6) and 'self_attn.k_proj_2.weight' have the same role"),
         (7, "attention.value: the list is empty"), (8, "'members:' is missing"), (8, "did you mean 'members'?"),
-        (9, "'attention.key' stands here a second time (first at line 6)"), (10, "mlp.gate: found 'self_attn.o_proj"),
+        (10, "mlp.gate: found 'self_attn.o_proj"),
         (12, "(divide integers with //)"), (13, "mlp.up: rows: found a list, expected [from, to] or {every: n, "),
         (15, "'from:' is missing"), (15, "unknown key 'form'; did you mean 'from'?"), (16, "'rows:' and 'columns:'"),
         (17, "mlp.down: 'name:' is missing"), (18, "holds {layer}; names under 'components:' start below 'layer:'"),
@@ -81,6 +81,7 @@ def test_all_problems_of_a_file_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("a: 1\na: 2", "mine.yaml:2: not valid YAML: the key 'a' stands here a second time (is a '-' missing?)"),
         ("a: [x", "mine.yaml:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("a:\n  - [x.bias?]", "mine.yaml:2: not valid YAML: expected ',' or ']', but got '?'; a name with '?' or "
          "'{layer}' inside [ ] or { } needs quotes"),

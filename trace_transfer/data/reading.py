@@ -100,8 +100,7 @@ def _read_json(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
         records = parse_json(text) if text.lstrip().startswith("[") else list(_objects(text))
     except MalformedTextError as error:
         raise TaskError(
-            f"{spec.label}: {file} cannot be read as {kind}: line {error.line}: {error.problem}; expected one object a "
-            "line, or a list of objects"
+            f"{spec.label}: {file} cannot be read as {kind}: {error}; expected one object a line, or a list of objects"
         ) from error
     except TaskError as error:
         said = str(error).removeprefix(f"{file}: ").removeprefix("cannot be read: ")
@@ -117,7 +116,7 @@ def _read_json(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
 def _objects(text: str) -> Iterator[Any]:
     for number, value in json_lines(text):
         if isinstance(value, MalformedTextError):
-            raise MalformedTextError(number, value.column, value.problem)
+            raise MalformedTextError(value.problem, number)
         yield value
 
 

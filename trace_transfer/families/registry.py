@@ -89,7 +89,7 @@ class _Reader:
             root = compose_yaml(read_text(self.path, RulesError, MAX_YAML_BYTES))
         except MalformedTextError as error:
             hint = _QUOTE_HINT if "'?'" in error.problem or "'{'" in error.problem else ""
-            self._complain(error.line, f"not valid YAML: {error.problem}{hint}")
+            self._complain(error.line or 1, f"not valid YAML: {error.problem}{hint}")
             return None
         except RulesError as error:
             self._complain(1, str(error).removeprefix(f"{self.path}: "))
@@ -128,14 +128,7 @@ class _Reader:
         table = Table()
         table.places = {}
         for key, value in node.value if isinstance(node, MappingNode) else ():
-            name, place = key.value, self._place(key)
-            if not isinstance(key, ScalarNode):
-                self._complain(place.line, f"found {_describe(self._plain(key))} as a key, expected a word")
-            elif name in table:
-                first = table.places[name].line
-                self._complain(place.line, f"'{name}' stands here a second time (first at line {first})")
-            else:
-                table[name], table.places[name] = self._plain(value), place
+            table[key.value], table.places[key.value] = self._plain(value), self._place(key)
         return table
 
     def _tell(self, error: Any, table: Table, first: Location) -> None:
