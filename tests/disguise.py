@@ -2,11 +2,8 @@
 
 Reads a Hugging Face directory of a `LlamaForCausalLM`; writes one of another family (wider, rotated, permuted, with a
 few near-identity layers put in) that computes the same function, and `truth.json`: {"match": [target layer of each
-source layer], "inserted": [target layers that no source layer became]}.
-
-Every step but two keeps the function exactly, up to rounding. The two: an inserted layer moves the residual stream by
-`insert_scale` of its norm, and the value biases of qwen2 are random (relative size `bias_scale`). With `insert=0` and
-`bias_scale=0` the logits are equal. Stored in bfloat16 they are equal to bfloat16's rounding only.
+source layer], "inserted": [target layers that no source layer became]}. With `insert=0` and `bias_scale=0` the logits
+are equal up to rounding.
 
 Shapes: V vocabulary, d source width, D target width, H query heads, K key/value heads, G = H / K, e head size.
 """
@@ -27,35 +24,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
-    "qwen2": {"use_sliding_window": False},
+    "qwen2": {"use_sliding_window": False},  # it has biases, too
 }
-FAMILIES_WITH_BIAS = {"qwen2"}
-
 KEPT_FIELDS = (
     "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
     "max_position_embeddings", "rope_parameters", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-
 WIDTH_STEP = 16
 
 
 def disguise(
-    source_dir: str | Path,
-    out_dir: str | Path,
-    *,
-    family: str = "qwen2",
-    width_factor: float = 1.25,
-    insert: int = 3,
-    insert_scale: float = 1e-2,
-    bias_scale: float = 1e-2,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> list[int]:
+    source_dir: str | Path, out_dir: str | Path, *, family: str = "qwen2", width_factor: float = 1.25, insert: int = 3,
+    insert_scale: float = 1e-2, bias_scale: float = 1e-2, seed: int = 0,
+) -> list[int]:  # fmt: skip
     """Write a disguised copy of the model in `source_dir` and return the target layer of each source layer.
 
     `insert_scale` is the norm of an inserted layer's update over the norm of the stream, `bias_scale` the size of a
@@ -66,18 +47,22 @@ def disguise(
     assert source_config.model_type == "llama" and family in FAMILIES
     config = _target_config(source_config, family, width_factor, insert)
     generator = torch.Generator().manual_seed(seed)
-    match, inserted = _layer_places(source_config.num_hidden_layers, insert, generator)
+    total = config.num_hidden_layers  # inserted anywhere but first and last
+    inserted = sorted((1 + torch.randperm(max(total - 2, 0), generator=generator)[:insert]).tolist())
+    match = [layer for layer in range(total) if layer not in inserted]
     basis_Dd = _orthonormal(config.hidden_size, source_config.hidden_size, generator)
 
     source = AutoModelForCausalLM.from_pretrained(source_dir, dtype=torch.float32).state_dict()
     gain = math.sqrt(source_config.hidden_size / config.hidden_size)
     weights = _outer_weights(source, basis_Dd, gain)
-    for place in range(config.num_hidden_layers):
+    for place in range(total):
         if place in inserted:
             layer = _random_layer(config, generator)
         else:
-            layer = _copied_layer(_of_layer(source, match.index(place)), config, basis_Dd, generator)
-        if family in FAMILIES_WITH_BIAS:
+            prefix = f"model.layers.{match.index(place)}."
+            own = {name.removeprefix(prefix): one.double() for name, one in source.items() if name.startswith(prefix)}
+            layer = _copied_layer(own, config, basis_Dd, generator)
+        if family == "qwen2":
             layer |= _biases(layer, bias_scale, generator)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             layer[f"{norm}.weight"] = torch.full((config.hidden_size,), gain)
@@ -86,7 +71,11 @@ def disguise(
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.load_state_dict(weights, strict=True)
     _scale_inserted(model, inserted, insert_scale, generator)
-    _write(model.to(dtype), source_dir, out_dir, {"match": match, "inserted": inserted})
+    model.save_pretrained(out_dir)
+    for file in source_dir.glob("*"):
+        if file.suffix != ".safetensors" and not (out_dir / file.name).exists():  # the tokenizer
+            shutil.copyfile(file, out_dir / file.name)
+    (out_dir / "truth.json").write_text(json.dumps({"match": match, "inserted": inserted}) + "\n", encoding="utf-8")
     return match
 
 
@@ -107,22 +96,9 @@ def _target_config(source: PreTrainedConfig, family: str, width_factor: float, i
     )
 
 
-def _layer_places(num_layers: int, insert: int, generator: Generator) -> tuple[list[int], list[int]]:
-    """Where the source's layers stand in the copy, and where the inserted ones do: anywhere but first and last."""
-    total = num_layers + insert
-    inserted = sorted((1 + torch.randperm(max(total - 2, 0), generator=generator)[:insert]).tolist())
-    return [layer for layer in range(total) if layer not in inserted], inserted
-
-
 def _orthonormal(rows: int, columns: int, generator: Generator) -> Tensor:
     """A random matrix of shape (rows, columns) with orthonormal columns, float64."""
     return torch.linalg.qr(torch.randn(rows, columns, dtype=torch.float64, generator=generator)).Q
-
-
-def _of_layer(state: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-    """One layer's weights, by their names within the layer, in float64."""
-    prefix = f"model.layers.{layer}."
-    return {name.removeprefix(prefix): weight.double() for name, weight in state.items() if name.startswith(prefix)}
 
 
 def _outer_weights(state: dict[str, Tensor], basis_Dd: Tensor, gain: float) -> dict[str, Tensor]:
@@ -181,14 +157,11 @@ def _random_layer(config: PreTrainedConfig, generator: Generator) -> dict[str, T
     width, neurons = config.hidden_size, config.intermediate_size
     query_width, kv_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     sizes = {
-        "self_attn.q_proj.weight": (query_width, width),
-        "self_attn.k_proj.weight": (kv_width, width),
-        "self_attn.v_proj.weight": (kv_width, width),
-        "self_attn.o_proj.weight": (width, query_width),
-        "mlp.gate_proj.weight": (neurons, width),
-        "mlp.up_proj.weight": (neurons, width),
+        "self_attn.q_proj.weight": (query_width, width), "self_attn.k_proj.weight": (kv_width, width),
+        "self_attn.v_proj.weight": (kv_width, width), "self_attn.o_proj.weight": (width, query_width),
+        "mlp.gate_proj.weight": (neurons, width), "mlp.up_proj.weight": (neurons, width),
         "mlp.down_proj.weight": (width, neurons),
-    }
+    }  # fmt: skip
     return {name: torch.randn(size, generator=generator) / math.sqrt(size[1]) for name, size in sizes.items()}
 
 
@@ -237,12 +210,3 @@ def _scale_inserted(model: PreTrainedModel, inserted: list[int], insert_scale: f
         model.model(torch.randint(model.config.vocab_size, (4, 32), generator=generator), use_cache=False)
     for handle in handles:
         handle.remove()
-
-
-def _write(model: PreTrainedModel, source_dir: Path, out_dir: Path, truth: dict[str, list[int]]) -> None:
-    """Write the model, the source's tokenizer files as they are, and `truth.json`."""
-    model.save_pretrained(out_dir)
-    for name in TOKENIZER_FILES:
-        if (source_dir / name).is_file():
-            shutil.copyfile(source_dir / name, out_dir / name)
-    (out_dir / "truth.json").write_text(json.dumps(truth) + "\n", encoding="utf-8")

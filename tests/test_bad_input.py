@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -65,30 +64,29 @@ def test_the_right_input_is_not_refused(mapping, tmp_path):
 # ---- models
 
 
-def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of):
+def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of, tmp_path):
     directory = copy_of("gpt2")
     (file := sorted(directory.glob("*.safetensors"))[0]).unlink()
     message = mapping.refused(dst=directory)
     assert message.endswith(f"weight files cannot be used, have them downloaded again:\n  - {file.name}: missing")
     assert "reading" not in mapping.run(dst=directory).stderr
     assert mapping.run("--dry-run", dst=directory).exit_code == 2
-
-
-def test_a_directory_that_is_none(mapping, tmp_path):
     assert mapping.refused(src=tmp_path / "none") == f"{tmp_path / 'none'}: no such file or directory"
     (tmp_path / "empty").mkdir()
-    assert "the directory has no config.json (and no GGUF file); is it a model?" in mapping.refused(
-        src=tmp_path / "empty"
-    )
+    assert "no config.json (and no GGUF file); is it a model?" in mapping.refused(src=tmp_path / "empty")
 
 
-@pytest.mark.parametrize("value", ["nan", "-inf"])
-def test_nan_in_the_weights(mapping, copy_of, value):
+def test_nan_in_the_weights(mapping, copy_of):
+    """In a process of its own: one message, no traceback."""
     directory = copy_of("gpt2")
-    damage(directory, "transformer.h.1.mlp.c_fc.weight", float(value))
-    told = mapping.refused(dst=directory)
-    assert "gpt2: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n" in told
-    assert told.endswith("\n  - transformer.h.1.mlp.c_fc.weight")
+    damage(directory, "transformer.h.1.mlp.c_fc.weight", float("nan"))
+    done = command(*mapping.arguments(dst=directory))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.rpartition("error: ")[2] == (
+        f"{directory}: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n"
+        "  - transformer.h.1.mlp.c_fc.weight\n"
+    )
+    assert list(mapping.out.iterdir()) == []
 
 
 def test_a_tokenizer_of_another_model(mapping, copy_of):
@@ -105,40 +103,28 @@ def test_a_tokenizer_of_another_model(mapping, copy_of):
     )
 
 
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trace_transfer", *arguments],
+        capture_output=True, text=True, env={**os.environ, **environment}, timeout=120,
+    )  # fmt: skip
+
+
 def test_a_hub_that_cannot_be_reached(mapping):
     """In a process of its own, which is not told to be offline: no half minute of retries."""
     start = time.perf_counter()
     done = command(*mapping.arguments(src="nobody/nothing"), HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
     assert time.perf_counter() - start < 20
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
-        "error: nobody/nothing: no such directory, and its config could not be had from the hub ("
-    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    told = "error: nobody/nothing: no such directory, and its config could not be had from the hub ("
+    assert done.stderr.startswith(told)
 
 
 # ---- core files
 
 
-def changed(file: Path, **fields: object) -> Path:
-    content = {**json.loads(file.read_text()), **fields}
-    file.write_text(json.dumps({name: value for name, value in content.items() if value != "absent"}))
-    return file
-
-
-def test_a_core_file_of_another_model(mapping, tiny, tmp_path):
-    core = write_core(tiny("qwen2"), tmp_path / "math.core.json")
-    message = mapping.refused("--core", core)
-    assert message.startswith(f"{core}: made for another model: ")
-    hashes = [json.loads(core.read_text())["model"]["names_sha256"]]
-    hashes += [json.loads(write_core(mapping.source, core).read_text())["model"]["names_sha256"]]
-    for value in hashes:
-        assert f"names_sha256 {value[:12]}…" in message
-
-
-def test_source_and_target_swapped(mapping, tiny, tmp_path):
-    """All core files that do not fit are named, and which of them are of the target."""
+def test_core_files_of_another_model(mapping, tiny, tmp_path):
+    """All that do not fit are named, and which of them are of the target."""
     swapped = write_core(mapping.target, tmp_path / "math.core.json")
     message = mapping.refused("--core", swapped)
     assert message.startswith(f"{swapped}: made for another model: ")
@@ -147,29 +133,15 @@ def test_source_and_target_swapped(mapping, tiny, tmp_path):
     both = mapping.refused("--core", swapped, "--core", other)
     assert both.startswith(f"core files that are not of --src:\n  - {swapped}: made for another model: ")
     assert both.count("are --src and --dst swapped?") == 1 and f"  - {other}: made for another model: " in both
-
-
-def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
-    core = write_core(mapping.source, tmp_path / "math.core.json")
-    parameters = json.loads(core.read_text())["parameters"]
-    parameters[0]["name"] = "model.layers.77.mlp.up_proj.weight"
-    message = mapping.refused("--core", changed(core, parameters=parameters))
-    assert "tensors that " in message
-    assert "does not have:\n  - model.layers.77.mlp.up_proj.weight" in message
+    assert f"names_sha256 {json.loads(other.read_text())['model']['names_sha256'][:12]}…" in both
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"format": "trace-transfer/layer-match"}, "format 'trace-transfer/layer-match', expected trace-transfer/core"),
-        ({"format": "absent"}, "no 'format', expected trace-transfer/core"),
         ({"taks": "math"}, "1 problem:\n  - taks: Extra inputs are not permitted"),
         ({"task": "../../etc/passwd"}, "1 problem:\n  - task: String should match pattern"),
-        ({"parameters": [{"name": "a", "shape": [2, "x"], "sc": 1}]}, "2 problems:\n  - parameters.0.shape.1 (a): "),
-        (
-            {"parameters": [{"name": "a", "shape": [2], "score": float("nan")}]},
-            "not valid JSON: NaN is no finite number",
-        ),
         (
             {"parameters": [{"name": "a", "shape": [2], "core": "yes"}, {"name": "b", "shape": [-2], "core": 1}]},
             "3 problems:\n  - parameters.0.core (a): Input should be a valid boolean; found 'yes'\n"
@@ -186,24 +158,15 @@ def test_a_core_file_with_names_of_another_model(mapping, tmp_path):
         ),
         (
             {"parameters": [{"name": f"p{number}", "shape": [10**9]} for number in range(99)]},
-            "contradicts itself:\n      - 99 tensors are listed, and model.num_parameters says that there are 39\n"
-            "      - the listed tensors have 99,000,000,000 elements by their shapes, and model.num_elements says",
+            "contradicts itself:\n      - 99 tensors are listed, and model.num_parameters says that there are 39\n",
         ),
+        ({"parameters": [{"name": "model.layers.77.x", "shape": [1]}]}, "does not have:\n  - model.layers.77.x"),
     ],
 )
 def test_a_core_file_that_is_wrong(mapping, tmp_path, fields, message):
-    core = changed(write_core(mapping.source, tmp_path / "math.core.json"), **fields)
-    found = mapping.refused("--core", core)
-    assert found.startswith(f"{core}:")
-    assert message in found
-
-
-@pytest.mark.parametrize("content", [b"{", b"\x00\xff", b"[]", b""])
-def test_a_core_file_that_is_none(mapping, tmp_path, content):
-    core = tmp_path / "math.core.json"
-    core.write_bytes(content)
-    said = mapping.refused("--core", core).removeprefix(f"{core}:")
-    assert re.match(r"(1:)? (not valid JSON|not UTF-8|binary|found .*, expected a JSON object)", said)
+    core = write_core(mapping.source, tmp_path / "math.core.json")
+    core.write_text(json.dumps({**json.loads(core.read_text()), **fields}))
+    assert message in mapping.refused("--core", core)
 
 
 def test_two_core_files_of_one_task(mapping, tmp_path):
@@ -212,50 +175,28 @@ def test_two_core_files_of_one_task(mapping, tmp_path):
     assert message == f"core files of the same task would overwrite each other:\n  - {one}\n  - {two}"
 
 
-# ---- probe sets
+# ---- probe sets and rules
 
 
 def test_a_probe_set(mapping, tmp_path):
     file = tmp_path / "p.txt"
     file.write_bytes(b"\x7fELF\x02\x00\x00")
     assert mapping.refused(probe=file).startswith(f"{file}: binary (a NUL byte at 5); a probe set is a text or JSONL")
-
-
-def test_texts_too_short_for_a_row(mapping, tmp_path):
-    file = tmp_path / "short.txt"
     file.write_text("a\nb\nc\nd\ne\n")
     assert "texts have a usable 'boundary' row, at least 4 are needed; give more or longer" in mapping.refused(
         probe=file
     )
 
 
-# ---- rules
-
-
-def rules(tmp_path: Path, old: str, new: str) -> Path:
-    text = (shipped_rules() / "qwen3.yaml").read_text(encoding="utf-8")
-    assert old in text
-    file = tmp_path / "mine.yaml"
-    file.write_text(text.replace(old, new, 1), encoding="utf-8")
-    return file
-
-
 def test_a_rules_file(mapping, tmp_path):
-    message = mapping.refused("--rules", rules(tmp_path, "self_attn.q_norm.weight", "self_attn.qnorm.weight"))
+    text = (shipped_rules() / "qwen3.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.replace("self_attn.q_norm.weight", "self_attn.qnorm.weight", 1), "utf-8")
+    message = mapping.refused("--rules", tmp_path / "mine.yaml")
     for part in ("mine.yaml:", "matches no tensor (close: 'self_attn.q_norm.weight')", ".q_norm.weight' is in no"):
         assert part in message
 
 
 # ---- output and options
-
-
-def test_a_file_in_the_way_of_the_output(mapping, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("precious")
-    assert mapping.refused(out=file) == f"{file}: is a file, expected a directory; name another --out"
-    below = file / "below"
-    assert mapping.refused(out=below).startswith(f"{below}: {file} is a file, expected a directory; name another ")
-    assert file.read_text() == "precious"
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
@@ -317,37 +258,16 @@ def test_a_device_that_is_not_there(mapping):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--ratio", "0", "'--ratio': 0: expected more than 0 and at most 1 (5 % is 0.05)"),
         ("--ratio", "5", "'--ratio': 5: expected more than 0 and at most 1 (5 % is 0.05)"),
-        ("--ratio", "nan", "ratio: nan is not in (0, 1]"),
+        ("--ratio", "nan", "ratio: found nan, expected"),
         ("--match", "best", "'--match': 'best' is not one of "),
         ("--batch-size", "0", "'--batch-size': 0 is not in the range x>=1"),
-        ("--seed", "99999999999999999999", "seed: 99999999999999999999 is not in [0, 2147483647]"),
+        (
+            "--seed",
+            "99999999999999999999",
+            "seed: found 99999999999999999999, expected less",
+        ),
     ],
 )
 def test_an_option(mapping, option, value, message):
     assert message in mapping.refused(option, value)
-
-
-# ---- in a process of its own
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trace_transfer", *arguments],
-        capture_output=True, text=True, env={**os.environ, **environment}, timeout=120,
-    )  # fmt: skip
-
-
-def test_the_real_process_shows_one_message(mapping, copy_of):
-    directory = copy_of("gpt2")
-    damage(directory, "transformer.h.1.mlp.c_fc.weight", float("nan"))
-    done = command(*mapping.arguments(dst=directory))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.rpartition("error: ")[2] == (
-        f"{directory}: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n"
-        "  - transformer.h.1.mlp.c_fc.weight\n"
-    )
-    assert "Traceback" not in done.stderr
-    assert list(mapping.out.iterdir()) == []

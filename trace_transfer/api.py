@@ -11,7 +11,7 @@ one may be given by itself. Arguments that cannot be used are told at once, in a
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from trace_transfer.arguments import Model, Named, PathLike, Paths, Texts, checked, listed
+from trace_transfer.arguments import AnyPath, Named, Paths, Texts, checked, listed
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @checked("identification.settings.IdentifySettings")
 def identify(
-    base: Model,
-    tasks: PathLike,
+    base: AnyPath,
+    tasks: AnyPath,
     *,
     tuned: Named | None = None,
-    out: PathLike = "runs/identify",
+    out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default",
     rules: Paths = (),
     reporter: "Reporter | None" = None,
@@ -74,11 +74,11 @@ def identify(
 
 @checked("identification.settings.IdentifySettings")
 def score(
-    base: Model,
+    base: AnyPath,
     tuned: Named | None = None,
     *,
-    tasks: PathLike | None = None,
-    out: PathLike = "runs/identify",
+    tasks: AnyPath | None = None,
+    out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default",
     rules: Paths = (),
     reporter: "Reporter | None" = None,
@@ -118,7 +118,7 @@ def select(
     *files: Paths,
     ratio: float | None = None,
     unit: Literal["tensors", "elements", "rows"] | None = None,
-    out: PathLike | None = None,
+    out: AnyPath | None = None,
 ) -> "tuple[CoreFile, ...]":
     """Select the top `ratio` anew from the scores in core files; no weights are read.
 
@@ -147,11 +147,11 @@ def select(
 
 @checked("transfer.settings.MapSettings")
 def map_models(
-    src: Model,
-    dst: Model,
+    src: AnyPath,
+    dst: AnyPath,
     *,
     core: Paths = (),
-    out: PathLike = "runs/map",
+    out: AnyPath = "runs/map",
     profile: Literal["default", "paper"] = "default",
     reporter: "Reporter | None" = None,
     **settings: "Unpack[MapKeywords]",
@@ -185,10 +185,10 @@ def map_models(
 
 @checked("training.settings.StreamSettings")
 def train(
-    base: Model,
-    stream: PathLike,
+    base: AnyPath,
+    stream: AnyPath,
     *,
-    out: PathLike = "runs/train",
+    out: AnyPath = "runs/train",
     rules: Paths = (),
     reporter: "Reporter | None" = None,
     **settings: "Unpack[StreamKeywords]",
@@ -226,13 +226,13 @@ def train(
 
 @checked("evaluation.settings.EvaluateSettings")
 def evaluate(
-    model: Model,
+    model: AnyPath,
     *,
-    suite: PathLike = "paper",
+    suite: AnyPath = "paper",
     only: Texts = (),
     data: Named | None = None,
     patch: Paths = (),
-    out: PathLike = "runs/evaluate",
+    out: AnyPath = "runs/evaluate",
     reporter: "Reporter | None" = None,
     **settings: "Unpack[EvaluateKeywords]",
 ) -> "EvaluationFile":
@@ -273,8 +273,8 @@ def evaluate(
 
 @checked()
 def verify(
-    base: Model,
-    tuned: Model,
+    base: AnyPath,
+    tuned: AnyPath,
     *,
     core: Paths = (),
     patch: Paths = (),
@@ -313,7 +313,7 @@ def verify(
 
 @checked()
 def run(
-    file: PathLike, *, out: PathLike | None = None, jobs: int | None = None,
+    file: AnyPath, *, out: AnyPath | None = None, jobs: int | None = None,
     executor: Literal["local", "slurm"] = "local", rebuild: bool = False,
 ) -> "RunFile":  # fmt: skip
     """Run everything that a run file says and that is not up to date, and make the report.
@@ -355,7 +355,7 @@ def run(
 
 
 @checked()
-def report(run: PathLike, *, out: PathLike | None = None) -> "Reported":
+def report(run: AnyPath, *, out: AnyPath | None = None) -> "Reported":
     """Write what a run found as one self-contained page, report.html, and as report.md.
 
     Args:
@@ -377,11 +377,11 @@ def report(run: PathLike, *, out: PathLike | None = None) -> "Reported":
 
 
 @overload
-def read(file: PathLike) -> Any: ...
+def read(file: AnyPath) -> Any: ...
 @overload
-def read(file: PathLike, kind: "type[Artefact]") -> "Artefact": ...
+def read(file: AnyPath, kind: "type[Artefact]") -> "Artefact": ...
 @checked()
-def read(file: PathLike, kind: "type[Any] | None" = None) -> Any:
+def read(file: AnyPath, kind: "type[Any] | None" = None) -> Any:
     """Read a JSON file that this package wrote: a core file, a layer match, scores, a run; all of it is checked.
 
     Args:

@@ -9,41 +9,26 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from os import PathLike
+from typing import Any, TypeVar, cast
 
 from trace_transfer import keywords
 
-# The words are for messages: `settings.expected` reads them.
-PathLike = Annotated[str | Path, "a path"]
-Model = Annotated[str | Path, "a directory, a GGUF file or a hub name"]
-Paths = PathLike | Iterable[PathLike]  # one, or several
-Named = Mapping[str, PathLike]
+AnyPath = str | PathLike[str]
+Paths = AnyPath | Iterable[AnyPath]  # one, or several
+Named = Mapping[str, AnyPath]
 Texts = str | Sequence[str]
-
-# What a function gets for each of them: pydantic makes it. Other annotations are types of Python, or taken as they are.
-_TEXT = Annotated[str, "a path"]
-_MODEL = Annotated[str, "a directory, a GGUF file or a hub name"]
-_SEVERAL = Annotated[tuple[_TEXT, ...], "a path, or a list of paths"]
-_NAMED = Annotated[Mapping[str, _TEXT], "a mapping name → path"]
-_HINTS: dict[Any, Any] = {
-    PathLike: _TEXT, PathLike | None: _TEXT | None, Model: _MODEL, Paths: _SEVERAL, Named: _NAMED,
-    Named | None: _NAMED | None, Texts: tuple[str, ...],
-}  # fmt: skip
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def checked(settings: str = "") -> Callable[[Function], Function]:
-    """Check the arguments of a function, and its settings, before it is called.
+    """Check the arguments of a function, and its settings, before it is called, with a `SettingsError` for all.
 
     It is then called with `str` for a path, a tuple of them for several, and Python's numbers.
 
     Args:
         settings: module and class of its `**settings` (and `profile`), below `trace_transfer`, which is imported when
             the function is called; empty where it has none.
-
-    Raises:
-        SettingsError: of each call that cannot be used, with all that is wrong.
     """
 
     def of(function: Function) -> Function:
@@ -89,14 +74,15 @@ def listed(values: Any) -> tuple[str, ...]:
 
 
 def _checked(parameter: inspect.Parameter, value: Any, problems: list[str]) -> Any:
-    from trace_transfer.settings import validated
+    from trace_transfer import settings
 
     name, hint = parameter.name, parameter.annotation
     if isinstance(hint, str) or name == "profile":  # a reporter, a class, settings: checked by who takes them
         return value
+    hint = settings.Texts if hint in (Paths, Texts) else hint
     if parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-        return validated(name, value, _HINTS.get(hint, hint), problems)
-    found = [path for one in value for path in validated(name, one, _HINTS[hint], problems) or ()]
+        return settings.validated(name, value, hint, problems)
+    found = [path for one in value for path in settings.validated(name, one, hint, problems) or ()]
     problems += [] if found or problems else [f"{name}: none given; expected one or more"]
     return tuple(found)
 

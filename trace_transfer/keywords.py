@@ -1,4 +1,4 @@
-"""The settings as keywords of the Python functions, for editors and type checkers; the defaults are beside them.
+"""The settings as keywords of the Python functions, for editors and type checkers.
 
 Made of the classes of settings by `python -m tests.golden.make_keywords`; not to be edited.
 """
@@ -8,156 +8,131 @@ from os import PathLike
 from typing import Any, Literal, TypedDict
 
 
-class IdentifyKeywords(TypedDict, total=False):
-    """Of `IdentifySettings`."""
-
-    epochs: int  # 1
-    learning_rate: float  # 2e-05
-    learning_rate_of: Mapping[str, Any]  # {}
-    batch_size: int  # 32
-    micro_batch_size: int  # 4
-    warmup: float  # 0.1
+class TrainKeywords(TypedDict, total=False):
+    epochs: int
+    learning_rate: float
+    learning_rate_of: Mapping[str, Any]
+    batch_size: int
+    micro_batch_size: int
+    warmup: float
     schedule: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
         "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"
-    ]  # "cosine"  # fmt: skip
-    schedule_args: Mapping[str, Any]  # {}
+    ]  # fmt: skip
+    schedule_args: Mapping[str, Any]
     optimizer: Literal[
         "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "muon", "adamw_8bit", "adamw_bnb_8bit",
         "paged_adamw_8bit", "lion_8bit"
-    ]  # "adamw_torch"  # fmt: skip
-    optimizer_args: Mapping[str, Any]  # {}
-    weight_decay: float  # 0.0
-    no_decay: str | Sequence[str]  # ()
-    max_grad_norm: float | None  # 1.0
-    precision: Literal["auto", "float32", "bfloat16"]  # "auto"
-    zero: int  # 0
-    offload: Literal["none", "optimizer", "parameters"]  # "none"
-    gradient_checkpointing: bool  # False
-    attention: str  # "auto"
-    packing: bool  # False
-    seed: int  # 0
-    checkpoint_minutes: float  # 5.0
-    keep_checkpoints: int  # 1
-    track: str | Sequence[str]  # ()
-    deepspeed: Mapping[str, Any]  # {}
-    max_length: int  # 1024
-    too_long: Literal["cut", "leave-out"]  # "cut"
-    replicates: int  # 1
-    delta_dtype: Literal["float32", "bfloat16"]  # "float32"
-    keep_models: bool  # False
-    method: Literal["lf", "cs", "l2", "fisher", "snr", "fisher-base"]  # "lf"
-    ratio: float  # 0.05
-    unit: Literal["tensors", "elements", "rows", "parameters"]  # "tensors"
-    alpha: float  # 0.5
-    l2: Literal["rms", "norm", "relative"]  # "rms"
-    fisher: Literal["example", "batch"]  # "example"
-    fisher_size: Literal["mean", "sum"]  # "mean"
-    fisher_at: Literal["tuned", "base"]  # "tuned"
-    fisher_examples: int  # 300
-    gradient_examples: int  # 32
-    against: Literal["auto", "tasks", "text"]  # "auto"
-    normalise: Literal["min-max", "rank", "z-score"]  # "min-max"
-    normalise_within: Literal["all", "kind"]  # "all"
-    zero_delta: Literal["unscored", "cosine-0"]  # "unscored"
-    cosine: Literal["plain", "corrected"]  # "plain"
-    exclude: str | Sequence[str]  # ()
-    within: str | PathLike[str] | None  # None
-    min_elements: int  # 1
-    device: str  # "auto"
-    tokens_at_once: int  # 4096
-    layer_streamed: bool  # False
+    ]  # fmt: skip
+    optimizer_args: Mapping[str, Any]
+    weight_decay: float
+    no_decay: str | Sequence[str]
+    max_grad_norm: float | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    zero: int
+    offload: Literal["none", "optimizer", "parameters"]
+    gradient_checkpointing: bool
+    attention: str
+    packing: bool
+    seed: int
+    checkpoint_minutes: float
+    keep_checkpoints: int
+    track: str | Sequence[str]
+    deepspeed: Mapping[str, Any]
+
+
+class WarmStartKeywords(TrainKeywords, total=False):
+    max_length: int
+    too_long: Literal["cut", "leave-out"]
+    replicates: int
+    delta_dtype: Literal["float32", "bfloat16"]
+    keep_models: bool
+
+
+class ScoreKeywords(TypedDict, total=False):
+    method: Literal["lf", "cs", "l2", "fisher", "snr", "fisher-base"]
+    ratio: float
+    unit: Literal["tensors", "elements", "rows", "parameters"]
+    alpha: float
+    l2: Literal["rms", "norm", "relative"]
+    fisher: Literal["example", "batch"]
+    fisher_size: Literal["mean", "sum"]
+    fisher_at: Literal["tuned", "base"]
+    fisher_examples: int
+    gradient_examples: int
+    against: Literal["auto", "tasks", "text"]
+    normalise: Literal["min-max", "rank", "z-score"]
+    normalise_within: Literal["all", "kind"]
+    zero_delta: Literal["unscored", "cosine-0"]
+    cosine: Literal["plain", "corrected"]
+    exclude: str | Sequence[str]
+    within: str | PathLike[str] | None
+    min_elements: int
+
+
+class ComputeKeywords(TypedDict, total=False):
+    device: str
+    tokens_at_once: int
+    layer_streamed: bool
+
+
+class IdentifyKeywords(WarmStartKeywords, ScoreKeywords, ComputeKeywords, total=False):
+    pass
 
 
 class MapKeywords(TypedDict, total=False):
-    """Of `MapSettings`."""
-
-    probe: str | None  # None
-    rows: Literal["boundary", "word", "example"]  # "boundary"
-    similarity: Literal["cka-debiased", "cka", "cka-rbf"]  # "cka-debiased"
-    representation: Literal["stream", "update"]  # "stream"
-    transform: Literal["unit", "none"]  # "unit"
-    match: Literal["argmax", "one-to-one", "monotone", "coverage", "depth", "shuffled"]  # "coverage"
-    carry: Literal["scores", "core"]  # "scores"
-    ratio: float | None  # None
-    rules: str | Sequence[str]  # ()
-    max_length: int  # 128
-    minibatches: int  # 8
-    splits: int  # 10
-    batch_size: int  # 16
-    device: str  # "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # "auto"
-    attention: str  # "auto"
-    seed: int  # 0
+    probe: str | None
+    rows: Literal["boundary", "word", "example"]
+    similarity: Literal["cka-debiased", "cka", "cka-rbf"]
+    representation: Literal["stream", "update"]
+    transform: Literal["unit", "none"]
+    match: Literal["argmax", "one-to-one", "monotone", "coverage", "depth", "shuffled"]
+    carry: Literal["scores", "core"]
+    ratio: float | None
+    rules: str | Sequence[str]
+    max_length: int
+    minibatches: int
+    splits: int
+    batch_size: int
+    device: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    attention: str
+    seed: int
     cache: str | PathLike[str] | None
 
 
-class StreamKeywords(TypedDict, total=False):
-    """Of `StreamSettings`."""
-
+class StreamKeywords(TrainKeywords, total=False):
     method: Literal[
         "trace", "full", "joint", "lora", "dmt", "random", "random-within", "norms-random", "head-norms-random",
         "shuffled", "first", "last"
-    ]  # "trace"  # fmt: skip
-    epochs: int  # 3
-    learning_rate: float  # 2e-05
-    learning_rate_of: Mapping[str, Any]  # {}
-    batch_size: int  # 256
-    micro_batch_size: int  # 4
-    warmup: float  # 0.1
-    schedule: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-        "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"
-    ]  # "cosine"  # fmt: skip
-    schedule_args: Mapping[str, Any]  # {}
-    optimizer: Literal[
-        "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "muon", "adamw_8bit", "adamw_bnb_8bit",
-        "paged_adamw_8bit", "lion_8bit"
-    ]  # "adamw_torch"  # fmt: skip
-    optimizer_args: Mapping[str, Any]  # {}
-    weight_decay: float  # 0.0
-    no_decay: str | Sequence[str]  # ()
-    max_grad_norm: float | None  # 1.0
-    precision: Literal["auto", "float32", "bfloat16"]  # "auto"
-    zero: int  # 3
-    offload: Literal["none", "optimizer", "parameters"]  # "none"
-    gradient_checkpointing: bool  # False
-    attention: str  # "auto"
-    packing: bool  # False
-    seed: int  # 0
-    checkpoint_minutes: float  # 5.0
-    keep_checkpoints: int  # 1
-    track: str | Sequence[str]  # ()
-    deepspeed: Mapping[str, Any]  # {}
-    max_length: int  # 1024
-    too_long: Literal["cut", "leave-out"]  # "cut"
-    order: str | Sequence[str]  # ()
-    eval_share: float | None  # None
-    eval_every: int | None  # None
-    patience: int | None  # None
-    keep_best: bool  # False
-    save_dtype: Literal["stored", "float32"]  # "stored"
-    lora_rank: int  # 8
-    lora_alpha: float  # 16.0
-    adapter: Literal["carry", "merge"]  # "carry"
-    special: str | None  # None
-    replay_share: float  # 0.00390625
-    control_unit: Literal["tensors", "elements"]  # "tensors"
-    draw: int  # 0
+    ]  # fmt: skip
+    max_length: int
+    too_long: Literal["cut", "leave-out"]
+    order: str | Sequence[str]
+    eval_share: float | None
+    eval_every: int | None
+    patience: int | None
+    keep_best: bool
+    save_dtype: Literal["stored", "float32"]
+    lora_rank: int
+    lora_alpha: float
+    adapter: Literal["carry", "merge"]
+    special: str | None
+    replay_share: float
+    control_unit: Literal["tensors", "elements"]
+    draw: int
 
 
 class EvaluateKeywords(TypedDict, total=False):
-    """Of `EvaluateSettings`."""
-
-    backend: Literal["hf", "vllm", "sglang"]  # "hf"
-    backend_arguments: Mapping[str, Any]  # {}
-    batch_size: int | Literal["auto"] | None  # None
-    limit: int | None  # None
-    max_length: int | None  # None
-    max_new_tokens: int | None  # None
-    device: str  # "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # "auto"
-    attention: str  # "auto"
-    seed: int  # 1234
-    allow_code_execution: bool  # False
-    save_samples: bool  # True
+    backend: Literal["hf", "vllm", "sglang"]
+    backend_arguments: Mapping[str, Any]
+    batch_size: int | Literal["auto"] | None
+    limit: int | None
+    max_length: int | None
+    max_new_tokens: int | None
+    device: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    attention: str
+    seed: int
+    allow_code_execution: bool
+    save_samples: bool

@@ -13,12 +13,12 @@ from functools import partial
 from inspect import cleandoc
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from trace_transfer.data.tasks_file import TaskSpec
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS, FamilyFile
-from trace_transfer.settings import Settings, bare, singles
+from trace_transfer.settings import Settings, settings_schema
 from trace_transfer.study.methods import AXES, CHANGEABLE, METHODS, SECTIONS
 from trace_transfer.study.run_file import ComparisonKeys, MethodKeys, RunKeys, RunTask, SweepKeys, TuningKeys
 from trace_transfer.training.settings import StreamTask
@@ -26,7 +26,6 @@ from trace_transfer.training.settings import StreamTask
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
-TEXTS: Schema = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
 
 
 def schema_of(file: str) -> Schema:
@@ -55,39 +54,30 @@ def _described(kind: type[BaseModel]) -> Schema:
     return found
 
 
-def settings_schema(kind: type[Settings]) -> Schema:
+def _section(kind: type[Settings]) -> Schema:
     """Settings as the flat section of a file."""
-    properties: Schema = {}
-    for one in singles(kind):
-        schema = TypeAdapter(one.field.rebuild_annotation()).json_schema()
-        if bare(one.field.annotation)[0] == tuple[str, ...]:
-            schema = TEXTS
-        properties[one.name] = {**schema, "description": one.field.description}
-        if isinstance(one.default, (str, int, float)):
-            properties[one.name]["default"] = one.default
-    if len(kind.PROFILES) > 1:
-        properties["profile"] = {"enum": list(kind.PROFILES)}
-    return _object(properties)
+    profiles = {"profile": {"enum": list(kind.PROFILES)}} if len(kind.PROFILES) > 1 else {}
+    return _object({**settings_schema(kind), **profiles})
 
 
 def _run() -> Schema:
-    sections = {name: settings_schema(kind) for name, kind in SECTIONS.items()}
+    sections = {name: _section(kind) for name, kind in SECTIONS.items()}
     sections["represent"]["properties"]["methods"] = _list(TEXT)
-    own = settings_schema(MethodKeys)["properties"] | {"like": {"enum": list(METHODS)}}
+    own = settings_schema(MethodKeys) | {"like": {"enum": list(METHODS)}}
     own |= {name: sections[name] for name in CHANGEABLE}
     axis = {"anyOf": [{"type": "array"}, {"const": "all"}]}
-    details = _object(settings_schema(SweepKeys)["properties"] | {"values": axis}, ("values",))
+    details = _object(settings_schema(SweepKeys) | {"values": axis}, ("values",))
     sweep: Schema = {"anyOf": [axis, details]}
     in_lists: Schema = {
         **sections,
         "tasks": _list(_described(RunTask)),
         "evaluations": _list(_described(EvaluationSpec)),
         "methods": _list({"anyOf": [{"enum": list(METHODS)}, _object(own, ("name", "like"))]}),
-        "tuning": settings_schema(TuningKeys),
-        "comparisons": _list(settings_schema(ComparisonKeys)),
+        "tuning": _section(TuningKeys),
+        "comparisons": _list(_section(ComparisonKeys)),
         "sweeps": {"type": "object", "properties": dict.fromkeys(AXES, sweep), "additionalProperties": sweep},
     }
-    keys = settings_schema(RunKeys)["properties"]
+    keys = settings_schema(RunKeys)
     return _object({key: {**keys[key], **in_lists.get(key, {})} for key in keys}, ("target", "tasks", "methods"))
 
 
@@ -105,5 +95,5 @@ SCHEMAS: dict[str, Callable[[], Schema]] = {
     "stream": lambda: _object({"tasks": _list(_described(StreamTask))}, ("tasks",)),
     "suite": lambda: _object({"evaluations": _list(_described(EvaluationSpec))}, ("evaluations",)),
     "rules": _rules,
-    **{name: partial(settings_schema, kind) for name, kind in SECTIONS.items()},
+    **{name: partial(_section, kind) for name, kind in SECTIONS.items()},
 }

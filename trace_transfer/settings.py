@@ -8,18 +8,17 @@ same flat list. What cannot be used is told at once, in one `SettingsError`.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
-from pathlib import Path
+from re import findall
 from reprlib import Repr
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from trace_transfer.errors import UserError, listing
 
@@ -58,58 +57,29 @@ def refuse(problems: Iterable[str]) -> None:
         raise SettingsError(found)
 
 
-# ---- values: what means the same in Python is taken, and nothing else
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of numpy as Python's: its truth values are no `bool`, and neither they nor its integers are JSON."""
-    numpy = sys.modules.get("numpy")
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
-
-
-def _whole(value: Any) -> Any:
-    value = _plain(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3
-
-
-def _text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _path(value: Any) -> Any:
-    return Path(value) if isinstance(value, (str, os.PathLike)) else value
+def plain(value: Any) -> Any:
+    """A path as its text, several values as a list; pydantic makes the rest of what means the same."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, AbstractSet)):
+        found = [plain(one) for one in value]
+        return sorted(found) if isinstance(value, AbstractSet) else found
+    return value
 
 
 def texts(value: Any) -> Any:
     """Several texts, or one: `"norm"` is not n, o, r, m."""
     if isinstance(value, (str, os.PathLike)):
-        return (_text(value),)
-    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
-        return value
-    texts = [_text(one) for one in value]
-    return tuple(sorted(texts) if isinstance(value, AbstractSet) else texts)
+        return [plain(value)]
+    return plain(list(value)) if isinstance(value, Iterator) else plain(value)
 
-
-def _normal(value: Any, hint: Any) -> Any:
-    kind, _ = bare(hint)
-    convert = _NORMAL.get(get_origin(kind) or kind)
-    return convert(value) if convert else value
-
-
-def _named(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {key: list(one) if isinstance(one, tuple) else _plain(_text(one)) for key, one in value.items()}
-
-
-_NORMAL: dict[Any, Callable[[Any], Any]] = {
-    int: _whole, float: _plain, bool: _plain, str: _text, Path: _path, tuple: texts, Mapping: _named,
-}  # fmt: skip
 
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 Seed = Annotated[int, Ge(0), Le(LARGEST)]
 Share = Annotated[float, Gt(0), Le(1)]
-Texts = tuple[str, ...]
+Texts = Annotated[tuple[str, ...], BeforeValidator(texts, json_schema_input_type=str | list[str])]
 
 
 def setting(
@@ -132,25 +102,22 @@ def setting(
 
 
 class Settings(BaseModel):
-    """Frozen, strict, and flat to people."""
+    """Frozen, and flat to people."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     PROFILES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}  # what each sets; what is given stays
     UNRECORDED: ClassVar[frozenset[str]] = frozenset()  # what changes no result
     LATER: ClassVar[frozenset[str]] = frozenset()  # recorded where not the default: records of before compare equal
     GROUP: ClassVar[str] = "Options"  # where help lists the options
 
     def __init__(self, **given: Any) -> None:
-        fields = type(self).model_fields
-        given = {
-            name: _normal(value, fields[name].annotation) if name in fields else value for name, value in given.items()
-        }
+        given = {name: plain(value) for name, value in given.items()}
         try:
             super().__init__(**given)
         except ValidationError as error:
-            problems = _problems(error, fields)
-            wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
+            wrong = {str(one["loc"][0]) for one in error.errors()}
             usable = type(self).model_construct(**{name: given[name] for name in given if name not in wrong})
+            problems = _problems(error, given, type(self).model_fields)
             raise SettingsError(problems, usable.contradictions(), usable=usable) from None
         if contradictions := self.contradictions():
             raise SettingsError((), contradictions)
@@ -188,19 +155,13 @@ class Settings(BaseModel):
             elif name in self.LATER and value == field.get_default(call_default_factory=True):
                 continue
             elif name not in self.UNRECORDED:
-                found[name] = _json(value)
+                found[name] = to_jsonable_python(value)
         return found | parts
 
 
 def side_by_side(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, object, object]]:
     """Recorded settings by name, as they were and as they are, without those that are no more."""
     return [(name, then.get(name), now.get(name)) for name in sorted((then.keys() | now.keys()) - PAST)]
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
 class Single(NamedTuple):
@@ -274,113 +235,44 @@ def unknown_problems(given: Iterable[str], known: Iterable[str], tell: Iterable[
 def validated(name: str, value: Any, hint: Any, problems: list[str]) -> Any:
     """A value as one of a type hint, or None and a line for what is wrong with it."""
     try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(_normal(value, hint))
+        return TypeAdapter(hint).validate_python(plain(value))
     except ValidationError as error:
-        problems += _problems(error, {name: FieldInfo.from_annotation(hint)}, name)
+        problems += _problems(error, plain(value), (), name)
         return None
 
 
-def _problems(error: ValidationError, fields: Mapping[str, FieldInfo], name: str | None = None) -> list[str]:
+def _problems(error: ValidationError, given: Any, known: Iterable[str], name: str = "") -> list[str]:
     """pydantic's errors in our words, one for each field."""
-    first: dict[str, Any] = {}
+    found: dict[str, list[str]] = {}
     for one in error.errors():
-        first.setdefault(name or str(one["loc"][0]), one)
-    found: list[str] = []
-    for field, one in first.items():
-        if one["type"] == "extra_forbidden":
-            found += unknown_problems([field], fields)
-            continue
-        hint, limits, where = fields[field].annotation, tuple(fields[field].metadata), field
-        items, inner = one["loc"][0 if name else 1 :], get_args(bare(hint)[0])
-        if items and inner:  # of a list, or of a mapping; else which part of a union was tried
-            is_key = items[-1] == "[key]"
-            hint, limits = inner[0 if is_key or get_origin(bare(hint)[0]) is tuple else 1], ()
-            where = f"a key of {field}" if is_key else f"{field}[{items[0]!r}]"
-        found += problem_with(where, one["input"], one["type"], hint, limits)
-    return found
+        field, where, value = name or str(one["loc"][0]), name, given
+        for step in one["loc"]:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):  # pydantic's name of a part of a union
+                break
+            where += f"[{step!r}]" if where else str(step)
+        told = unknown_problems([field], known) if one["type"] == "extra_forbidden" else problem_with(where, one)
+        found.setdefault(field, told)
+    return [problem for told in found.values() for problem in told]
 
 
-_OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+def problem_with(where: str, error: Any) -> list[str]:
+    """What is wrong with a value, by one of pydantic's errors."""
+    if error["type"] == "literal_error" and (allowed := findall("'([^']*)'", error["ctx"]["expected"])):
+        return choice(where, error["input"], allowed)
+    expected = error["msg"].removeprefix("Input should be ")
+    if expected != error["msg"]:
+        return [f"{where}: found {shown(error['input'])}, expected {expected}"]
+    return [f"{where}: {expected.removeprefix('Value error, ')}; found {shown(error['input'])}"]
 
 
-def problem_with(name: str, value: Any, kind: str, hint: Any, limits: Sequence[Any]) -> list[str]:
-    """What is wrong with a value of a type hint, for one of pydantic's kinds of error."""
-    if (allowed := choices(hint)) and isinstance(value, type(allowed[0])):
-        return choice(name, value, allowed)
-    if kind in _OUT_OF_BOUNDS:
-        return [f"{name}: {value} is not {bounds(hint, limits)}"]
-    return [f"{name}: found {shown(value)}, expected {expected(hint, limits)}"]
-
-
-def bounds(hint: Any, limits: Sequence[Any] = ()) -> str:
-    """The limits of a number in words: `in [1, 2147483647]`, `above 0`."""
-    low, high = limits_of(hint, limits)
-    if high is None:
-        word = getattr(low, "gt", None)
-        return f"above {word}" if word is not None else f"{getattr(low, 'ge', 0)} or more"
-    left = f"({low.gt}" if isinstance(low, Gt) else f"[{getattr(low, 'ge', '')}"
-    return f"in {left}, " + (f"{high.lt})" if isinstance(high, Lt) else f"{high.le}]")
-
-
-def limits_of(hint: Any, limits: Sequence[Any] = ()) -> tuple[Any, Any]:
-    """The lower and the upper limit of a number, as `annotated_types` has them; the outermost of each wins."""
-    found = [*_metadata(hint), *limits]
-    lows = [one for one in found if isinstance(one, (Gt, Ge))]
-    highs = [one for one in found if isinstance(one, (Lt, Le))]
-    return (lows[-1] if lows else None), (highs[-1] if highs else None)
-
-
-def _metadata(hint: Any) -> list[Any]:
-    if get_origin(hint) is Annotated:
-        return [*_metadata(get_args(hint)[0]), *hint.__metadata__]
-    return [one for inner in get_args(hint) for one in _metadata(inner)]
-
-
-def bare(hint: Any) -> tuple[Any, bool]:
-    """A type hint without what annotates it, and whether None is one of its values."""
-    if get_origin(hint) is Annotated:
-        return bare(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        inner = [one for one in get_args(hint) if one is not type(None)]
-        return bare(inner[0])[0], len(inner) < len(get_args(hint))
-    return hint, False
-
-
-def choices(hint: Any) -> tuple[Any, ...]:
-    """The values that a field may have, where they are few and named; of a tuple those of its items."""
-    kind, _ = bare(hint)
-    if get_origin(kind) is tuple:
-        return choices(get_args(kind)[0])
-    return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def words(hint: Any) -> tuple[str, ...]:
-    """Those that may stand in the place of a number, such as `auto`."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
-    return tuple(word for one in members if get_origin(one) is Literal for word in get_args(one))
-
-
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "a text",
-    tuple: "a text, or a list of texts",
-    Path: "a path",
-    Mapping: "a mapping",
-}
-
-
-def expected(hint: Any, limits: Sequence[Any] = ()) -> str:
-    """A type hint in words."""
-    kind, optional = bare(hint)
-    if allowed := choices(hint):
-        kind = tuple if get_origin(kind) is tuple else type(allowed[0])
-    kind = get_origin(kind) or kind
-    own = [one for one in (*_metadata(hint), *limits) if isinstance(one, str)]  # words that an annotation has
-    word = (
-        (own[-1] if own else None)
-        or _WORDS.get(kind)
-        or f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
-    )
-    return ", or ".join([word, *([] if allowed else words(hint)), *(["None"] if optional else [])])
+def settings_schema(kind: type[Settings]) -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each setting, of which options, keywords and the schemas of files are made."""
+    properties: dict[str, dict[str, Any]] = {}
+    for one in singles(kind):
+        schema = TypeAdapter(one.field.rebuild_annotation()).json_schema()
+        properties[one.name] = {**schema, "description": one.field.description}
+        if isinstance(one.default, (str, int, float)):
+            properties[one.name]["default"] = one.default
+    return properties

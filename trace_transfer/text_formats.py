@@ -275,7 +275,7 @@ def _loader() -> Any:
             if self.depth > MAX_DEPTH:  # a scalar is no level
                 raise _at(event, _TOO_DEEP)
             self.depth += 1
-            node: Any = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            node: Any = super().compose_node(parent, index)
             self.depth -= 1
             if isinstance(event, yaml.AliasEvent):
                 if node not in self.sizes:
@@ -289,7 +289,7 @@ def _loader() -> Any:
             return node
 
         def compose_scalar_node(self, anchor: Any) -> Any:
-            node: Any = super().compose_scalar_node(anchor)  # type: ignore[no-untyped-call]
+            node: Any = super().compose_scalar_node(anchor)
             try:
                 _check(self.construct_object(node) if node.tag != _TAG + "merge" else None)
             except ValueError as error:
@@ -297,7 +297,7 @@ def _loader() -> Any:
             return node
 
         def compose_mapping_node(self, anchor: Any) -> Any:
-            node: Any = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+            node: Any = super().compose_mapping_node(anchor)
             keys = set()
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode):

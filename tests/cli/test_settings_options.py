@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
+from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.errors import UserError
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.training.settings import StreamSettings
@@ -14,17 +14,14 @@ from trace_transfer.training.settings import StreamSettings
 
 @click.command()
 @setting_options(StreamSettings)
-@click.pass_context
-def train(ctx, /, **options):
-    click.echo(json.dumps(given_settings(StreamSettings, ctx, options).recorded()))
+def train(settings):
+    click.echo(json.dumps(settings.recorded()))
 
 
 @click.command()
-@profile_option(IdentifySettings, "x")
-@setting_options(IdentifySettings)
-@click.pass_context
-def identify(ctx, /, profile, **options):
-    click.echo(json.dumps(given_settings(IdentifySettings, ctx, options, profile).recorded()))
+@setting_options(IdentifySettings, profiles="x")
+def identify(settings):
+    click.echo(json.dumps(settings.recorded()))
 
 
 def called(command, *arguments):
@@ -60,9 +57,9 @@ def test_all_that_is_wrong_is_told_with_where_it_stands(tmp_path):
         called(train, "--config", file, "--lora-rank", 4, "--warmup", 2.0)
     assert str(caught.value).split("\n  - ")[1:] == [
         f"{file}: epohcs: no such setting; did you mean epochs?",
-        f"{file}: learning_rate_of['mlp']: found 'fast', expected a number",
-        f"{file}: batch_size: found 'many', expected a whole number",
-        "warmup: 2.0 is not in [0, 1)",
+        f"{file}: learning_rate_of['mlp']: found 'fast', expected a valid number, unable to parse string as a number",
+        f"{file}: batch_size: found 'many', expected a valid integer, unable to parse string as an integer",
+        "warmup: found 2.0, expected less than 1",
         f"{file}: special: 'math' is for method dmt only",
     ]
     file.write_text("- epochs\n")

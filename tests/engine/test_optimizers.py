@@ -179,7 +179,7 @@ def test_a_single_step_moves_something():
         ({"optimizer_args": {"beta": [0.9, 0.9]}}, r"beta: no such setting; did you mean betas\? \(of optimizer adamw"),
         ({"schedule_args": {"num_cycle": 2}}, r"num_cycle: no such setting; did you mean num_cycles\?"),
         ({"optimizer": "adamw"}, "optimizer: 'adamw' is none of .*; did you mean adamw_"),
-        ({"learning_rate_of": {"mlp": 0}}, r"learning_rate_of\['mlp'\]: 0 is not above 0"),
+        ({"learning_rate_of": {"mlp": 0}}, r"learning_rate_of\['mlp'\]: found 0, expected greater than 0"),
     ],
 )
 def test_what_contradicts(given, told):

@@ -69,8 +69,8 @@ evaluations:
         "evaluation 'd': normalise: unknown 'capital', allowed: space, case, punctuation, number",
         "evaluation 'e': data: the extension '.txt' of 'a.txt' is unknown",
         "evaluation 'f': unknown key 'limt'",
-        "evaluation 'f': shots: -1 is not 0 or more",
-        "evaluation 'h': count_from: 2 is not in [0, 1]",
+        "evaluation 'f': shots: found -1, expected greater than or equal to 0",
+        "evaluation 'h': count_from: found 2, expected less than or equal to 1",
         "evaluation 7 of the list: 'name:' is missing",
         "evaluation 'i': data: 'owner/name': expected a local .json, .jsonl, .csv, .parquet file, or none",
     ):

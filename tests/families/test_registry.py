@@ -64,7 +64,7 @@ def test_all_problems_of_a_file_at_once(tmp_path):
         (17, "mlp.down: 'name:' is missing"), (18, "holds {layer}; names under 'components:' start below 'layer:'"),
         (19, "'mlp.*.weight' is not a whole tensor name"), (20, "'head'; it belongs under 'outside:'"),
         (21, "norm.pre_mlp: expand: found 3 (int), expected true or false"), (23, "found 7 (int), expected a text"),
-        (25, "'2x' cannot be used as a name"),
+        (25, "'2x' cannot be used as a name"), (26, "sizes: q: 'a b' is not an arithmetic expression"),
     ])  # fmt: skip
     text = "family: my family\nmodel_types: llama\nlayer: model.layers\n" + BROKEN[BROKEN.index("sizes:") :]
     assert_told(problems_of(write(tmp_path, text)), [

@@ -27,7 +27,6 @@ from trace_transfer.identification.scores import (
     lf,
     normalise,
 )
-from trace_transfer.settings import choices
 
 NORMALISATIONS = get_args(Normalisation)
 KINDS = ("attention.query", "mlp.up", "attention.query", "norm.final")
@@ -76,7 +75,7 @@ def scored(name, statistics, task, options) -> Scores:
 
 
 def test_the_registry_is_what_can_be_chosen():
-    assert choices(ScoreSettings.model_fields["method"].annotation) == tuple(METHODS)
+    assert get_args(ScoreSettings.model_fields["method"].annotation) == tuple(METHODS)
     for name, method in METHODS.items():
         assert set(method.ignores) <= ScoreSettings.names()
         assert method.score.__doc__

@@ -108,7 +108,7 @@ tasks:
     assert refused(write(text)).replace(str(write(text).parent), "HERE").split("\n  - ") == [
         "stream.yaml: 7 problems:",
         f"task 'law': unknown key 'cores', allowed: {keys}; did you mean 'core'?",
-        "task 'code': core: found 7, expected a text, or None",
+        "task 'code': core: found 7, expected a valid string",
         "task 'math': 2 tasks have this name",
         "task 'math': core: gone.core.json: no such file",
         "task 'math': data: gone.jsonl: no such file",

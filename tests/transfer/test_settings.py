@@ -24,9 +24,9 @@ def test_all_problems_at_once_with_what_was_meant():
     for expected in (
         "rows: 'words' is none of boundary, word, example; did you mean word?",
         "match: 'hungarian' is none of argmax, one-to-one, monotone, coverage, depth, shuffled",
-        "ratio: 1.5 is not in (0, 1]",
-        "batch_size: 0 is not in [1, ",
-        "max_length: 3 is not in [8, ",
+        "ratio: found 1.5, expected less than or equal to 1",
+        "batch_size: found 0, expected",
+        "max_length: found 3, expected greater than or equal to 8",
     ):
         assert expected in message
 

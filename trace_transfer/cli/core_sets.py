@@ -13,13 +13,10 @@ from trace_transfer.core_sets.exporting import FORMATS
 @click.command("export")
 @shared.files("CORE")
 @click.option(
-    "--to", required=True, type=shared.FoldedChoice(tuple(FORMATS)),
+    "--to", required=True, type=click.Choice(tuple(FORMATS), case_sensitive=False),
     help="The trainer or format: " + "; ".join(f"{name}: {one.about}" for name, one in FORMATS.items()) + ".",
 )  # fmt: skip
-@click.option(
-    "--out", type=shared.OutPath(file=True, dash=True), metavar="FILE",
-    help="File to write. Default: print it.",
-)  # fmt: skip
+@click.option("--out", type=shared.OUT_FILE, metavar="FILE", help="File to write. Default: print it.")
 @click.option(
     "--model", metavar="MODEL",
     help="Model of the core files, if it is not found under the name in them. Only its config is read.",
@@ -50,14 +47,14 @@ def export_command(
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.progress import quiet_libraries
 
-    printed = out is None or str(out) == "-"
-    if out is not None and not printed:
+    out = None if str(out) == "-" else out
+    if out is not None:
         refuse_inputs([out], [*files, *([model] if model else [])])
     if to == "peft" or model is not None:  # nothing else needs transformers
         quiet_libraries()
     done = export_core(files, to, model=model, rank=rank or 8, alpha=alpha or 16.0)
     summary = f"{', '.join(done.core.tasks)} for {to}: {done.core.summary}"
-    if out is None or printed:
+    if out is None:
         click.echo(done.text, nl=False)
         click.echo(summary, err=True)
         return

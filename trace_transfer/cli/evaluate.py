@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.help import Command
-from trace_transfer.cli.settings_options import given_settings, setting_options
+from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.represent.settings import RepresentSettings
 
@@ -24,21 +23,20 @@ from trace_transfer.represent.settings import RepresentSettings
     "--only", multiple=True, metavar="NAME", group="Evaluation", common=True,
     help="Run only this evaluation. May be repeated.",
 )  # fmt: skip
-@shared.option(
-    "--data", multiple=True, callback=shared.mapped, metavar="NAME=FILE", group="Data", common=True,
+@shared.many(
+    "--data", callback=shared.mapped, metavar="NAME=FILE",
     help="Local file for an evaluation. NAME.shots=FILE gives its few-shot examples; may be repeated.",
 )  # fmt: skip
-@shared.option(
-    "--patch", "patches", multiple=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
+@shared.many(
+    "--patch", "patches", type=shared.FILE, metavar="FILE",
     help="Apply a patch to the model first. May be repeated, in the order of the stream.",
 )  # fmt: skip
 @shared.out_option("runs/evaluate")
 @setting_options(EvaluateSettings)
 @shared.dry_run_option("Print what would be run; load no weights, write nothing.")
-@click.pass_context
 def evaluate_command(
-    ctx: click.Context, /, model: str, suite_name: str, only: tuple[str, ...], data: dict[str, str],
-    patches: tuple[Path, ...], out: Path, dry_run: bool, **options: Any,
+    settings: EvaluateSettings, model: str, suite_name: str, only: tuple[str, ...], data: dict[str, str],
+    patches: tuple[Path, ...], out: Path, dry_run: bool,
 ) -> None:  # fmt: skip
     """Score MODEL on the paper's benchmarks, or on your own data.
 
@@ -51,8 +49,6 @@ def evaluate_command(
         trace-transfer evaluate models/small --suite mine.yaml \\
             --patch runs/math.patch.safetensors
     """
-    settings = given_settings(EvaluateSettings, ctx, options)
-
     from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, require_same_weights
     from trace_transfer.evaluation.show import render_evaluation, render_evaluation_plan
     from trace_transfer.evaluation.suite_file import load_suite
@@ -81,29 +77,21 @@ def evaluate_command(
     "--tasks", required=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
     help="tasks.yaml with at least two tasks.",
 )  # fmt: skip
-@shared.option(
-    "--label", "labelled", multiple=True, callback=shared.paired, metavar="NAME=MODEL", group="Data", common=True,
+@shared.many(
+    "--label", "labelled", callback=shared.paired, metavar="NAME=MODEL",
     help="A model with a name for the figure. May be repeated; a MODEL is named by the last part of its path.",
 )  # fmt: skip
-@shared.option(
-    "--patch", "patches", multiple=True, callback=shared.paired, metavar="NAME=FILE", group="Data", common=True,
+@shared.many(
+    "--patch", "patches", callback=shared.paired, metavar="NAME=FILE",
     help="Apply a patch to the model of that name. May be repeated, in the order of the stream.",
 )  # fmt: skip
 @shared.out_option("runs/represent")
 @setting_options(RepresentSettings)
 @shared.dry_run_option("Print models, widths, texts and tokens; read no weights, write nothing.")
-@click.pass_context
 def represent_command(
-    ctx: click.Context,
-    /,
-    models: tuple[str, ...],
-    tasks: Path,
-    labelled: tuple[tuple[str, str], ...],
-    patches: tuple[tuple[str, str], ...],
-    out: Path,
-    dry_run: bool,
-    **options: Any,
-) -> None:
+    settings: RepresentSettings, models: tuple[str, ...], tasks: Path, labelled: tuple[tuple[str, str], ...],
+    patches: tuple[tuple[str, str], ...], out: Path, dry_run: bool,
+) -> None:  # fmt: skip
     """Draw how well MODELs separate the texts of several tasks in their last layer, side by side.
 
     Writes representation.html and representation.png (t-SNE with 95 % ellipses), representation.json (silhouette,
@@ -116,8 +104,6 @@ def represent_command(
             --label base=Qwen/Qwen2.5-14B --label math=Qwen/Qwen2.5-14B \\
             --patch math=runs/trace/math.patch.safetensors
     """
-    settings = given_settings(RepresentSettings, ctx, options)
-
     from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.represent.draw import render_plan, render_representation
     from trace_transfer.represent.representing import FILES, name_models, open_states, plan_representation

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.help import Command
-from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
+from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
 from trace_transfer.launching import place_among_ranks
 
+if TYPE_CHECKING:
+    from trace_transfer.publish.hub import Destination
+
 SCORING = {*ScoreSettings.names(), *Compute.names()}
 TRAINING = WarmStartSettings.names() - {"seed", "max_length", "too_long"}  # which scoring does not need
-WHY = "paper: as the equations say; authors-code: as the published code does"
-PROFILES = profile_option(IdentifySettings, WHY)
+PROFILES = "paper: as the equations say; authors-code: as the published code does"
 PLAN = shared.dry_run_option("Print tasks, steps, memory and disk space; train nothing, write nothing.")
 
 
 def tuned_option(why: str) -> shared.Decorator:
-    return shared.option(
-        "--tuned", multiple=True, callback=shared.mapped, metavar="TASK=MODEL", help=why, group="Data", common=True
-    )
+    return shared.many("--tuned", callback=shared.mapped, metavar="TASK=MODEL", help=why)
 
 
 def _carry_next(base: str, files: Iterable[Path], unit: str = "tensors") -> None:
@@ -43,15 +43,13 @@ def _carry_next(base: str, files: Iterable[Path], unit: str = "tensors") -> None
 @shared.tasks_option
 @tuned_option("Use this fine-tuned model instead of a warm start. May be repeated.")
 @shared.out_option("runs/identify")
-@PROFILES
-@setting_options(IdentifySettings)
+@setting_options(IdentifySettings, profiles=PROFILES)
 @shared.rules_option
 @shared.push_options("the core files, with a card,")
 @PLAN
-@click.pass_context
 def identify_command(
-    ctx: click.Context, /, base: str, tasks: Path, tuned: dict[str, str], out: Path, rules: tuple[str, ...],
-    push_to_hub: str | None, private: bool, dry_run: bool, profile: str, **options: Any,
+    settings: IdentifySettings, base: str, tasks: Path, tuned: dict[str, str], out: Path, rules: tuple[str, ...],
+    to: Destination | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Find the core set of each task: the few parameters of BASE that it needs.
 
@@ -63,10 +61,8 @@ def identify_command(
         trace-transfer identify HuggingFaceTB/SmolLM2-135M \\
             --tasks tasks.yaml --ratio 0.05 --out runs/smollm2
     """
-    settings = given_settings(IdentifySettings, ctx, options, profile)
-    to = shared.asked_destination(push_to_hub, private) if place_among_ranks().rank == 0 else None
-
     from trace_transfer.identification.identifying import plan_identify, run_identify
+    from trace_transfer.identification.show import render_identified, render_plan
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
 
@@ -74,14 +70,10 @@ def identify_command(
     hash_weights([base, *tuned.values()], Terminal())
     plan = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
     if dry_run:
-        from trace_transfer.identification.show import render_plan
-
         click.echo(render_plan(plan))
         return
     found = run_identify(plan, Terminal())
     if found is not None:
-        from trace_transfer.identification.show import render_identified
-
         click.echo(render_identified(found))
         _carry_next(base, found.files, settings.score.unit)
         if to is not None:
@@ -97,9 +89,8 @@ def identify_command(
 @setting_options(IdentifySettings, without=SCORING)
 @shared.rules_option
 @PLAN
-@click.pass_context
 def warm_start_command(
-    ctx: click.Context, /, base: str, tasks: Path, out: Path, rules: tuple[str, ...], dry_run: bool, **options: Any
+    settings: IdentifySettings, base: str, tasks: Path, out: Path, rules: tuple[str, ...], dry_run: bool
 ) -> None:
     """Fine-tune BASE for one epoch on each task, each time from BASE, and keep the deltas.
 
@@ -112,9 +103,6 @@ def warm_start_command(
         torchrun --nproc-per-node 8 -m trace_transfer warm-start \\
             meta-llama/Meta-Llama-3-8B --zero 3 --tasks tasks.yaml
     """
-    settings = given_settings(IdentifySettings, ctx, options)
-    first = place_among_ranks().rank == 0
-
     from trace_transfer.identification.identifying import plan_identify, run_warm_starts_of
     from trace_transfer.identification.show import render_plan, render_warm_starts
     from trace_transfer.progress import Terminal, quiet_libraries
@@ -125,7 +113,7 @@ def warm_start_command(
         click.echo(render_plan(plan))
         return
     stores = run_warm_starts_of(plan, Terminal())
-    if first:
+    if place_among_ranks().rank == 0:
         click.echo(render_warm_starts(stores))
         shared.say_next((), "score", base, "--tasks", tasks, "--out", out)
 
@@ -141,14 +129,11 @@ def warm_start_command(
     help="tasks.yaml: the examples for the Fisher information. Methods lf and fisher need it.",
 )  # fmt: skip
 @shared.out_option("runs/identify")
-@PROFILES
-@setting_options(IdentifySettings, without=TRAINING)
+@setting_options(IdentifySettings, profiles=PROFILES, without=TRAINING)
 @shared.rules_option
-@click.pass_context
 def score_command(
-    ctx: click.Context, /, base: str, tuned: dict[str, str], tasks: Path | None, out: Path, rules: tuple[str, ...],
-    profile: str, **options: Any,
-) -> None:  # fmt: skip
+    settings: IdentifySettings, base: str, tuned: dict[str, str], tasks: Path | None, out: Path, rules: tuple[str, ...]
+) -> None:
     """Score the tensors of BASE by how warm-started or fine-tuned models differ from it, and select core sets.
 
     Writes TASK.core.json for each task and importance.html, and their sources: deltas.json (norms, cosines) and
@@ -160,8 +145,6 @@ def score_command(
         trace-transfer score meta-llama/Meta-Llama-3-8B --method cs \\
             --tuned math=out/math --tuned code=out/code
     """
-    settings = given_settings(IdentifySettings, ctx, options, profile)
-
     from trace_transfer.identification.identifying import run_score
     from trace_transfer.identification.show import render_identified
     from trace_transfer.progress import Terminal, quiet_libraries

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.help import Command
-from trace_transfer.cli.settings_options import given_settings, profile_option, setting_options
+from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.transfer.settings import MapSettings
+
+if TYPE_CHECKING:
+    from trace_transfer.publish.hub import Destination
 
 
 @click.command("map", cls=Command)
@@ -25,29 +28,16 @@ from trace_transfer.transfer.settings import MapSettings
     "Without core files only layers are matched.",
 )  # fmt: skip
 @shared.out_option("runs/map")
-@profile_option(
-    MapSettings,
-    "paper: biased CKA, one row per text, rows as they are, argmax, core set carried by name",
+@setting_options(
+    MapSettings, profiles="paper: biased CKA, one row per text, rows as they are, argmax, core set carried by name"
 )
-@setting_options(MapSettings)
 @shared.option("--no-cache", is_flag=True, help="Keep no activations.", group="Output")
 @shared.push_options("the translated core files and the layer match, with a card,")
 @shared.dry_run_option("Print tensors, memory and time; read no weights, write nothing.")
-@click.pass_context
 def map_command(
-    ctx: click.Context,
-    /,
-    src: str,
-    dst: str,
-    core: tuple[str, ...],
-    out: Path,
-    profile: str,
-    no_cache: bool,
-    push_to_hub: str | None,
-    private: bool,
+    settings: MapSettings, src: str, dst: str, core: tuple[str, ...], out: Path, no_cache: bool, to: Destination | None,
     dry_run: bool,
-    **options: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Match the layers of two models by CKA and carry core sets from SRC to DST.
 
     Writes heatmap.html and heatmap.png, layer_match.json, correspondence.json, and the translated TASK.core.json for
@@ -57,18 +47,17 @@ def map_command(
         trace-transfer map --src meta-llama/Meta-Llama-3-8B \\
             --dst Qwen/Qwen3-32B --core math.core.json --out runs/carried
     """
-    settings = given_settings(MapSettings, ctx, options, profile, **({"cache": None} if no_cache else {}))
-    to = shared.asked_destination(push_to_hub, private)
     if to is not None and not core:
         raise click.UsageError("--push-to-hub sends core files, and none is carried; give --core")
 
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries
-    from trace_transfer.publish.hub import local_file
+    from trace_transfer.publish.hub import local_file, publish_cores
     from trace_transfer.transfer.mapping import check_out, estimate, plan_map, run_map
     from trace_transfer.transfer.show import render_estimate, render_summary
 
     quiet_libraries()
+    settings = settings.model_copy(update={"cache": None}) if no_cache else settings
     plan = plan_map(src, dst, [*map(local_file, core)], settings)
     if dry_run:
         check_out(plan, out, settings)  # as `run_map` does
@@ -83,6 +72,4 @@ def map_command(
     else:
         shared.say_next(result.files, "identify", src, "--tasks", "tasks.yaml", "--out", "runs/found")
     if to is not None:
-        from trace_transfer.publish.hub import publish_cores
-
         click.echo(f"sent: {publish_cores(to, result.files, plan.target.source)}")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from trace_transfer.cli.help import Option
+from trace_transfer.launching import place_among_ranks
 
 if TYPE_CHECKING:
     from trace_transfer.publish.hub import Destination
@@ -23,21 +23,14 @@ FILE = click.Path(path_type=Path)
 class OutPath(click.Path):
     """Where results go, as a path; what cannot be made or written is refused before anything is begun."""
 
-    def __init__(self, *, file: bool = False, dash: bool = False) -> None:
-        super().__init__(path_type=Path)
-        self.is_file, self.dash = file, dash
+    def __init__(self, *, file: bool = False) -> None:
+        super().__init__(path_type=Path, allow_dash=file)
+        self.is_file = file
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from trace_transfer.files import check_directory, check_file
 
         option = max(param.opts, key=len) if param is not None else "--out"
-        what = "file" if self.is_file else "directory"
-        if value == "-" and self.dash:
-            return Path("-")
-        if value == "-":
-            self.fail(f"'-': expected a {what}; ./- is one of that name", param, ctx)
-        if str(value) == "":
-            self.fail(f"'' is no name of a {what}", param, ctx)
         return check_file(value, option) if self.is_file else check_directory(value, hint=f"; name another {option}")
 
 
@@ -62,29 +55,12 @@ class Ratio(click.FloatRange):
 RATIO = Ratio()
 
 
-def folded(name: str) -> str:
-    """A name without what people write differently: capitals, hyphens, underscores, blanks."""
-    return "".join(character for character in name.casefold() if character.isalnum())
-
-
-class FoldedChoice(click.Choice[str]):
-    """One of some names, however it is spelt: `llamafactory` is `llama-factory`; a similar name is suggested."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        known = {folded(choice): choice for choice in self.choices}
-        if (found := known.get(folded(str(value)))) is not None:
-            return found
-        close = get_close_matches(folded(str(value)), known, 1)
-        hint = f" Did you mean {known[close[0]]!r}?" if close else ""
-        self.fail(f"{value!r} is not one of {', '.join(map(repr, self.choices))}.{hint}", param, ctx)
-
-
 def paired(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """`NAME=VALUE` options as pairs."""
     found = []
     for value in values:
-        name, separator, rest = value.partition("=")
-        if not separator or not name.strip() or not rest:
+        name, _, rest = value.partition("=")
+        if not name.strip() or not rest:
             raise click.BadParameter(f"{value!r} is not {parameter.metavar}")
         found.append((name.strip(), rest))
     return tuple(found)
@@ -92,16 +68,29 @@ def paired(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 
 def mapped(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """`NAME=VALUE` options as a mapping; a name may be given once."""
-    pairs = paired(ctx, parameter, values)
-    names = [name for name, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise click.BadParameter(f"{twice!r} is given twice")
-    return dict(pairs)
+    found: dict[str, str] = {}
+    for name, value in paired(ctx, parameter, values):
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice")
+        found[name] = value
+    return found
 
 
 def files(metavar: str, variable: str = "files") -> Decorator:
     """One file or several, as arguments."""
     return click.argument(variable, nargs=-1, required=True, type=FILE, metavar=f"{metavar}...")
+
+
+option = partial(click.option, cls=Option)  # takes `group` and `common`, too
+many = partial(option, multiple=True, group="Data", common=True)
+rules_option = option(
+    "--rules", multiple=True, metavar="PATH", group="Data",
+    help="Your own rules, a file or a directory; they add families or replace shipped ones.",
+)  # fmt: skip
+tasks_option = option(
+    "--tasks", required=True, type=FILE, metavar="FILE", group="Data", common=True,
+    help="tasks.yaml: the tasks and their data.",
+)  # fmt: skip
 
 
 def out_option(default: str) -> Decorator:
@@ -115,17 +104,6 @@ def dry_run_option(what: str) -> Decorator:
     return option("--dry-run", is_flag=True, help=what, group="Output", common=True)
 
 
-option = partial(click.option, cls=Option)  # takes `group` and `common`, too
-rules_option = option(
-    "--rules", multiple=True, metavar="PATH", group="Data",
-    help="Your own rules, a file or a directory; they add families or replace shipped ones.",
-)  # fmt: skip
-tasks_option = option(
-    "--tasks", required=True, type=FILE, metavar="FILE", group="Data", common=True,
-    help="tasks.yaml: the tasks and their data.",
-)  # fmt: skip
-
-
 def say_next(files: Iterable[object], *command: object) -> None:
     """The end of a command: the page to open, and the command that follows."""
     for file in files:
@@ -136,29 +114,30 @@ def say_next(files: Iterable[object], *command: object) -> None:
 
 
 def push_options(what: str) -> Decorator:
-    """`--push-to-hub` and `--private` of a command that can send `what`."""
+    """`--push-to-hub` and `--private` of a command that can send `what`: it gets `to`, the place, or None for nowhere.
 
-    def add(command: Any) -> Any:
-        private = option("--private", is_flag=True, group="Hub", help="Make a new repository private.")
+    That one may write there is checked before anything is done, by the first of several processes.
+    """
+
+    def add(function: Any) -> Any:
+        @wraps(function)
+        def command(*, push_to_hub: str | None, private: bool, **given: Any) -> Any:
+            return function(to=_destination(push_to_hub, private), **given)
+
+        command = option("--private", is_flag=True, group="Hub", help="Make a new repository private.")(command)
         return option(
             "--push-to-hub", metavar="OWNER/NAME", group="Hub",
             help=f"Send {what} to this repository of the hub, which is created if it does not exist. Login and "
             "permission are checked before anything else.",
-        )(private(command))  # fmt: skip
+        )(command)  # fmt: skip
 
     return add
 
 
-def asked_destination(push_to_hub: str | None, private: bool) -> Destination | None:
-    """Where to send what will be made; None for nowhere.
-
-    Raises:
-        HubError: one cannot write there.
-        click.UsageError: `--private` without a repository.
-    """
-    if push_to_hub is None:
-        if private:
-            raise click.UsageError("--private: says how the repository of --push-to-hub is made; give that, too")
+def _destination(push_to_hub: str | None, private: bool) -> Destination | None:
+    if push_to_hub is None and private:
+        raise click.UsageError("--private: says how the repository of --push-to-hub is made; give that, too")
+    if push_to_hub is None or place_among_ranks().rank != 0:
         return None
     from trace_transfer.publish.hub import destination
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.patch.records import METHODS
 
+if TYPE_CHECKING:
+    from trace_transfer.publish.hub import Destination
+
 PATCHES = shared.files("PATCH", "patches")
-OUT = click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="New directory of the model.")
+OUT = click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="New directory of what is written.")
 
 
 @click.group("patch")
@@ -26,9 +30,7 @@ def patch_command() -> None:
 @PATCHES
 @OUT
 @shared.push_options("the model and the PATCHes")
-def apply_patches(
-    model: str, patches: tuple[Path, ...], out: Path, push_to_hub: str | None, private: bool
-) -> None:  # fmt: skip
+def apply_patches(model: str, patches: tuple[Path, ...], out: Path, to: Destination | None) -> None:
     """Apply PATCHes to MODEL, in the order of the stream, and write the result.
 
     MODEL must hold the values that the first patch replaces.
@@ -37,7 +39,6 @@ def apply_patches(
         trace-transfer patch apply Qwen/Qwen2.5-14B \\
             runs/math.patch.safetensors --out qwen-math
     """
-    to = shared.asked_destination(push_to_hub, private)
     _move(model, patches, out, revert=False)
     if to is not None:
         from trace_transfer.publish.hub import publish_patched
@@ -76,7 +77,7 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
 @patch_command.command("task-models")
 @click.argument("base", metavar="BASE")
 @PATCHES
-@click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="New directory of the models.")
+@OUT
 @click.option(
     "--merge-method", type=click.Choice(tuple(METHODS)), default="task_arithmetic", show_default=True,
     help="merge_method in the file for mergekit; edit weights and densities there.",

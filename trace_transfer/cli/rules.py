@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trace_transfer.cli.options import OUT_FILE
+from trace_transfer.cli.options import OUT_FILE, rules_option
 from trace_transfer.errors import RulesError
 
 if TYPE_CHECKING:
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 ENDLESS = 10_000  # columns
 
-RULES_OPTION = click.option(
-    "--rules",
-    "rules_path",
-    type=click.Path(exists=True, path_type=Path),
-    help="Your own rules file, or a directory of them: adds families, or replaces shipped ones.",
-)
-
 
 @click.group("rules")
 def rules_command() -> None:
@@ -33,13 +26,13 @@ def rules_command() -> None:
 
 
 @rules_command.command("list")
-@RULES_OPTION
-def list_families(rules_path: Path | None) -> None:
+@rules_option
+def list_families(rules: tuple[str, ...]) -> None:
     """List the families that have rules."""
     from trace_transfer.families.language import display_path
     from trace_transfer.families.registry import load_families
 
-    registry = load_families(rules_path)
+    registry = load_families([Path(path) for path in rules])
     rows = []
     for name, family in sorted(registry.families.items()):
         kinds = [kind for kind in family.model_types if registry.by_model_type.get(kind) is family]
@@ -51,9 +44,9 @@ def list_families(rules_path: Path | None) -> None:
 
 @rules_command.command()
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@RULES_OPTION
+@rules_option
 @click.option("--model", help="Check against this model (a directory, GGUF file or hub name; only its config is read).")
-def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -> None:
+def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) -> None:
     """Check rules files: their text, then each pattern against the real tensor names of a model.
 
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
@@ -64,7 +57,7 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
     from trace_transfer.progress import quiet_libraries
 
     quiet_libraries()
-    registry = load_families([*paths, *([rules_path] if rules_path else [])])
+    registry = load_families([*paths, *map(Path, rules)])
     problems = []
     for planned in planned_checks(registry, [file for path in paths for file in rules_files(path)], model):
         try:
@@ -84,10 +77,10 @@ def check(paths: tuple[Path, ...], rules_path: Path | None, model: str | None) -
 @click.option("--out", type=OUT_FILE, help="File to write; default: MODEL_TYPE.yaml.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--anyway", is_flag=True, help="Draft even if there are rules for this model.")
-@RULES_OPTION
+@rules_option
 @click.pass_context
 def draft(
-    context: click.Context, model: str, out: Path | None, force: bool, anyway: bool, rules_path: Path | None
+    context: click.Context, model: str, out: Path | None, force: bool, anyway: bool, rules: tuple[str, ...]
 ) -> None:
     """Write a first rules file for a model of an unknown architecture, and check it.
 
@@ -100,7 +93,7 @@ def draft(
     from trace_transfer.progress import quiet_libraries
 
     quiet_libraries()
-    written = write_draft(model, load_families(rules_path), out, force, anyway)
+    written = write_draft(model, load_families([Path(path) for path in rules]), out, force, anyway)
     click.echo(written.summary)
     click.echo(written.verdict)
     context.exit(0 if written.fits else 1)
@@ -109,9 +102,9 @@ def draft(
 @rules_command.command()
 @click.option("--src", required=True, help="Source model: a directory, GGUF file or hub name; only its config is read.")
 @click.option("--dst", required=True, help="Target model, likewise.")
-@RULES_OPTION
+@rules_option
 @click.option("--all", "every_layer", is_flag=True, help="Every tensor of every layer, not one layer for all.")
-def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> None:
+def explain(src: str, dst: str, rules: tuple[str, ...], every_layer: bool) -> None:
     """Show what each tensor of SRC carries over to in DST, and by which rule.
 
     The layer match is not known here; for the totals layers of the same relative depth are matched, each layer of the
@@ -127,7 +120,7 @@ def explain(src: str, dst: str, rules_path: Path | None, every_layer: bool) -> N
     from trace_transfer.transfer.policies import POLICIES, depth_pairs
     from trace_transfer.transfer.settings import MapSettings
 
-    registry = load_families(rules_path)
+    registry = load_families([Path(path) for path in rules])
     source, target = (anatomy_of(read_names(ModelSource.parse(name)), registry) for name in (src, dst))
     policy, shape = MapSettings().match, (source.num_layers, target.num_layers)
     pairs = depth_pairs(shape, by_target=POLICIES[policy].target_chooses(shape))

@@ -13,18 +13,11 @@ from trace_transfer.cli.options import FILE, OUT_DIRECTORY, say_next
 @click.command("run")
 @click.argument("file", metavar="RUN.YAML", type=FILE)
 @click.option("--out", type=OUT_DIRECTORY, help="Directory of the results. Default: that of the file.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Steps at the same time. Default: that of the file, or 1.")
 @click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help="Number of steps that run at the same time. Default: that of the file, or 1.",
-)
-@click.option(
-    "--executor",
-    type=click.Choice(("local", "slurm")),
-    default="local",
-    show_default=True,
+    "--executor", type=click.Choice(("local", "slurm")), default="local", show_default=True,
     help="Run the steps on this machine, or each as a job of SLURM.",
-)
+)  # fmt: skip
 @click.option("--status", "looks", is_flag=True, help="Only print the jobs of the steps that are not finished.")
 @click.option("--cancel", is_flag=True, help="Only cancel the jobs of this study.")
 @click.option("--dry-run", is_flag=True, help="Print which steps would run, and why; run nothing, write nothing.")

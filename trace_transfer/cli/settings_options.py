@@ -1,120 +1,116 @@
-"""An option for each setting of a command, made of its description: default, limits and help."""
+"""An option for each setting of a command, made of its JSON Schema and description: default, limits and help."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from trace_transfer.cli.help import Option
-from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped
+from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped, option
 from trace_transfer.errors import UserError
-from trace_transfer.settings import LARGEST, Settings, SettingsError, Single, bare, choices, limits_of, singles, words
+from trace_transfer.settings import LARGEST, Settings, SettingsError, Single, settings_schema, singles
 
-Chosen = TypeVar("Chosen", bound=Settings)
+_NUMBERS = {"integer": "N", "number": "X"}
+LONGEST = 60  # characters of all choices in a line of help
 
 
-def setting_options(kind: type[Settings], *, without: Collection[str] = ()) -> Decorator:
-    """An option for each setting of a class and its parts, but those `without`; and `--config`, a file of them."""
+def setting_options(kind: type[Settings], *, profiles: str = "", without: Collection[str] = ()) -> Decorator:
+    """An option for each setting of a class and its parts; the command gets `settings` in the place of all of them.
 
-    def add(command: Any) -> Any:
-        command = click.option(
-            "--config", type=FILE, metavar="FILE", cls=Option, group="Data", common=True,
+    Args:
+        profiles: what the profiles of the class are, for a command that has `--profile`.
+        without: settings that the command does not need.
+    """
+    schemas = settings_schema(kind)
+    known = [one for one in singles(kind) if one.name not in without]
+
+    def add(function: Any) -> Any:
+        @click.pass_context
+        @wraps(function)
+        def command(ctx: click.Context, /, config: Path | None, **given: Any) -> Any:
+            names = {one.name for one in known} | ({"profile"} if profiles else set())
+            values = {name: value for name, value in given.items() if name in names}
+            others = {name: value for name, value in given.items() if name not in names}
+            return function(settings=_settings(kind, ctx, config, values), **others)
+
+        for one in reversed(known):
+            command = _option(one, schemas[one.name])(command)
+        command = option(
+            "--config", type=FILE, metavar="FILE", group="Data", common=True,
             help="Settings as YAML. The keys are those of the same section in run.yaml. Options that are given win.",
         )(command)  # fmt: skip
-        for one in reversed(list(singles(kind))):
-            if one.name not in without:
-                command = _option(one)(command)
+        if profiles:
+            command = option(
+                "--profile", type=click.Choice(tuple(kind.PROFILES)), default="default", group=kind.GROUP, common=True,
+                help=f"Whose defaults the other options have. {profiles}. Options that are given win.",
+            )(command)  # fmt: skip
         return command
 
     return add
 
 
-def profile_option(kind: type[Settings], why: str) -> Decorator:
-    return click.option(
-        "--profile", type=click.Choice(tuple(kind.PROFILES)), default="default",
-        help=f"Whose defaults the other options have. {why}. Options that are given win.",
-        cls=Option, group=kind.GROUP, common=True,
-    )  # fmt: skip
+def _settings(kind: type[Settings], ctx: click.Context, config: Path | None, values: Mapping[str, Any]) -> Settings:
+    """Defaults, over them the settings of `--config`, over them the options that were given."""
+    from trace_transfer.text_formats import kind_of, read_yaml
 
-
-def given_settings(
-    kind: type[Chosen], ctx: click.Context, options: Mapping[str, Any], profile: str = "default", **more: Any
-) -> Chosen:
-    """Settings of a profile, or the defaults; on top of them those of `--config`, the options given, and `more`.
-
-    Raises:
-        SettingsError: whatever cannot be used, and where it stands; all at once.
-    """
-    names = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
-    given = {name: value for name, value in options.items() if name in names and name != "config"} | more
+    given = {name: one for name, one in values.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     if given.get("max_grad_norm") == 0:
         given["max_grad_norm"] = None
-    if "profile" in names:
-        given["profile"] = profile
-    read = _read(options.get("config"))
+    read = {} if config is None else read_yaml(config)
+    if not isinstance(read, dict):
+        raise UserError(f"{config}: found {kind_of(read)}, expected settings: epochs: 3")
     try:
-        return kind.of(**{"profile": profile, **read, **given})
+        return kind.of(**{**read, **given})
     except SettingsError as error:
         by_file = read.keys() - given.keys()
         raise SettingsError(
-            f"{options['config']}: {one}" if one.partition(":")[0].partition("[")[0] in by_file else one
-            for one in error.problems
+            f"{config}: {one}" if one.partition(":")[0].partition("[")[0] in by_file else one for one in error.problems
         ) from None
 
 
-def _read(file: Path | None) -> dict[str, Any]:
-    from trace_transfer.text_formats import kind_of, read_yaml
-
-    found = {} if file is None else read_yaml(file)
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: found {kind_of(found)}, expected settings: epochs: 3")
-    return {str(key): value for key, value in found.items()}
-
-
-_NUMBERS = {int: "N", float: "X"}
-LONGEST = 60  # characters of all choices in a line of help
-
-
-def _option(setting: Single) -> Decorator:
+def _option(setting: Single, schema: Mapping[str, Any]) -> Decorator:
     name, field, default, owner = setting
-    kind, _ = bare(field.annotation)
-    flag = f"--{name.replace('_', '-')}"
-    long = name.upper() if len("|".join(map(str, choices(field.annotation)))) > LONGEST else None  # its help names them
+    first, *others = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    kind, flag = first["type"], f"--{name.replace('_', '-')}"
+    long = name.upper() if len("|".join(first.get("enum", ()))) > LONGEST else None  # its help names them
     extra: dict[str, Any] = {
-        "help": field.description, "metavar": setting.told("metavar") or _NUMBERS.get(kind) or long, "cls": Option,
+        "help": field.description, "metavar": setting.told("metavar") or _NUMBERS.get(kind) or long,
         "group": setting.told("group") or owner.GROUP, "common": bool(setting.told("common")),
     }  # fmt: skip
     if name in _READERS:  # a text or a file that stands for the value
         read_type, callback = _READERS[name]
-        return click.option(flag, type=read_type, callback=callback, **extra)
-    if kind is bool:
+        return option(flag, type=read_type, callback=callback, **extra)
+    if kind == "boolean":
         declaration = f"{flag}/--no-{name.rpartition('_')[2]}" if default else flag
-        return click.option(declaration, is_flag=True, default=default, **extra)
-    if get_origin(kind) is Mapping:
-        return click.option(flag, multiple=True, callback=_values, **extra)
-    if get_origin(kind) is tuple:
-        allowed = choices(field.annotation)
-        return click.option(flag, multiple=True, type=click.Choice(allowed) if allowed else None, **extra)
-    return click.option(flag, type=_type(field), default=default, show_default=default is not None, **extra)
+        return option(declaration, is_flag=True, default=default, **extra)
+    if kind == "object":
+        return option(flag, multiple=True, callback=_values, **extra)
+    if others and others[0]["type"] == "array":
+        return option(flag, multiple=True, **extra)
+    words = tuple(one["const"] for one in others)
+    return option(flag, type=_type(first, words), default=default, show_default=default is not None, **extra)
 
 
-def _type(field: Any) -> Any:
+def _type(schema: Mapping[str, Any], words: tuple[str, ...]) -> Any:
     """What click is to make of the text: it refuses what can be refused by looking at it alone."""
-    kind, _ = bare(field.annotation)
-    if allowed := choices(field.annotation):
-        return click.Choice(allowed)
-    low, high = limits_of(field.annotation, field.metadata)
-    if kind is int:
-        most = getattr(high, "le", None)
-        number = click.IntRange(getattr(low, "ge", None), None if most == LARGEST else most)
-        return _NumberOr(number, words(field.annotation)) if words(field.annotation) else number
-    if kind is float:
-        return RATIO if getattr(low, "gt", None) == 0 and getattr(high, "le", None) == 1 else click.FLOAT
-    return click.Path(path_type=Path, file_okay=False) if kind is Path else click.STRING
+    match schema:
+        case {"enum": allowed}:
+            return click.Choice(allowed)
+        case {"type": "integer"}:
+            most = schema.get("maximum")
+            number = click.IntRange(schema.get("minimum"), None if most == LARGEST else most)
+            return _NumberOr(number, words) if words else number
+        case {"exclusiveMinimum": 0, "maximum": 1}:
+            return RATIO
+        case {"type": "number"}:
+            return click.FLOAT
+        case {"format": "path"}:
+            return click.Path(path_type=Path, file_okay=False)
+    return click.STRING
 
 
 class _NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.5

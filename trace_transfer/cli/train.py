@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.cli.help import Command
-from trace_transfer.cli.settings_options import given_settings, setting_options
+from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.launching import place_among_ranks
 from trace_transfer.training.settings import StreamSettings
+
+if TYPE_CHECKING:
+    from trace_transfer.publish.hub import Destination
 
 
 @click.command("train", cls=Command)
@@ -30,10 +33,9 @@ from trace_transfer.training.settings import StreamSettings
     help="Processes on this machine, one for each GPU.",
 )  # fmt: skip
 @shared.dry_run_option("Print what would be trained, steps, memory and disk space; train nothing, write nothing.")
-@click.pass_context
 def train_command(
-    ctx: click.Context, /, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
-    push_to_hub: str | None, private: bool, dry_run: bool, **options: Any,
+    settings: StreamSettings, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
+    to: Destination | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Fine-tune BASE on one task after another, with only the core set of each task trained.
 
@@ -46,9 +48,7 @@ def train_command(
         deepspeed --hostfile hosts --module trace_transfer \\
             train Qwen/Qwen2.5-14B --stream stream.yaml --out runs/qwen
     """
-    settings = given_settings(StreamSettings, ctx, options)
     place = place_among_ranks()
-    to = shared.asked_destination(push_to_hub, private) if place.rank == 0 else None
     if place.launched and processes not in (None, place.size):
         raise click.UsageError(
             f"--processes {processes}: a launcher started {place.size} of them already; leave it out"
@@ -57,7 +57,7 @@ def train_command(
         from trace_transfer.launching import check_processes, run_processes
 
         check_processes(processes)
-        ctx.exit(run_processes(processes, sys.argv[1:]))
+        sys.exit(run_processes(processes, sys.argv[1:]))
 
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.progress import Terminal, quiet_libraries

@@ -353,7 +353,4 @@ def _problem(error: Any, fields: Mapping[str, FieldInfo]) -> str:
         return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"found {kind_of(given)}, expected a mapping with name: and data:"
-    if location in fields:
-        hint, limits = fields[location].annotation, tuple(fields[location].metadata)
-        return "; ".join(problem_with(location, given, error["type"], hint, limits))
-    return f"{location}: found {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"
+    return "; ".join(problem_with(location, error))

@@ -43,7 +43,7 @@ from trace_transfer.training.settings import paper_training
 DEFAULT = "default"  # resources of all kinds of steps
 DEFAULT_RATE = paper_training().learning_rate
 Rate = Annotated[float, Gt(0)]
-Seeds = Annotated[tuple[Seed, ...], "a list of whole numbers"]
+Seeds = tuple[Seed, ...]
 MEASURED: dict[MeasureName, str] = {
     "average": "Does it end higher",
     "backward_transfer": "Does it lose less",
@@ -104,7 +104,7 @@ class RunKeys(Settings):
 class MethodKeys(Settings):
     """A method of one's own: another one with other settings."""
 
-    name: Annotated[str, Field(pattern=TASK), "letters, digits and . _ -"] | None = setting(None, "Of the method.")
+    name: Annotated[str, Field(pattern=TASK)] | None = setting(None, "Of the method.")
     like: str | None = setting(None, "The method that it is made from.")
     title: Name | None = setting(None, "In tables; the name if not given.")
     what: Name | None = setting(None, "In the legend.")
@@ -124,9 +124,7 @@ class SweepKeys(Settings):
 class TuningKeys(Settings):
     """Each method gets the learning rate whose models end best on average, on seeds that are not reported."""
 
-    factors: Annotated[tuple[Rate, ...], "a list of numbers"] = setting(
-        (0.25, 0.5, 1.0, 2.0), "Of each method's own learning rate.", min_length=2
-    )
+    factors: tuple[Rate, ...] = setting((0.25, 0.5, 1.0, 2.0), "Of each method's own learning rate.", min_length=2)
     rates: Mapping[str, Any] = setting(dict, "Method → its learning rates, in place of the factors.")
     seeds: Seeds = setting((), "On which rates are chosen; none of the reported ones.", min_length=1)
     front: Literal["tuning", "all"] = setting(
