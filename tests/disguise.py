@@ -104,10 +104,9 @@ def _orthonormal(rows: int, columns: int, generator: Generator) -> Tensor:
 def _outer_weights(state: dict[str, Tensor], basis_Dd: Tensor, gain: float) -> dict[str, Tensor]:
     """Embedding (V, D), final norm (D,) and head (V, D): the stream x becomes Qx, with Q the basis and Q'Q = 1.
 
-    RMSNorm commutes with this. The norm of Qx is that of x, so its mean square over D numbers is d/D times that of x
-    over d; with eps also times d/D the normalised stream is sqrt(D/d) too large, which norm weights of
-    `gain` = sqrt(d/D) undo. The source's own norm weights do not commute with Q: they go into the columns of the linear
-    maps that read the norm. Those maps W become W Q', those that write to the stream Q W.
+    The mean square of Qx over D numbers is d/D times that of x over d: norm weights of `gain` = sqrt(d/D) undo this.
+    The source's own norm weights go into the columns of the maps W that read the norm. These become W Q', those that
+    write to the stream Q W.
     """
     head = state["lm_head.weight"].double() * state["model.norm.weight"].double()
     return {
@@ -122,9 +121,8 @@ def _copied_layer(
 ) -> dict[str, Tensor]:
     """One layer in the new basis, its heads and neurons in another order and its values rotated.
 
-    The order of groups, of the query heads in a group and of the neurons is free: their results are summed by `o_proj`
-    and `down_proj`, whose columns move along. Values go straight through the attention's averages into `o_proj`, so an
-    orthogonal (e, e) matrix per key/value head may stand before them, and its transpose after.
+    The results of heads and neurons are summed by `o_proj` and `down_proj`, whose columns move along. Values go
+    straight into `o_proj`: an orthogonal (e, e) matrix per key/value head may stand before, its transpose after.
     """
     H, K, e, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim, basis_Dd.shape[1]
     G = H // K
@@ -166,11 +164,7 @@ def _random_layer(config: PreTrainedConfig, generator: Generator) -> dict[str, T
 
 
 def _biases(layer: dict[str, Tensor], bias_scale: float, generator: Generator) -> dict[str, Tensor]:
-    """Zero biases of queries and keys, where rotary positions let no constant cancel, and random ones of the values.
-
-    A value bias passes through the attention unchanged, as its weights sum to 1, so it adds one constant vector to the
-    stream: `bias_scale` times the size of a value, small but not nothing.
-    """
+    """Zero biases of queries and keys; random ones of the values, `bias_scale` times the size of a value."""
     value = layer["self_attn.v_proj.weight"]
     value_size = value.norm() / math.sqrt(len(value))  # root mean square for a stream of root mean square 1
     return {
@@ -184,9 +178,8 @@ def _biases(layer: dict[str, Tensor], bias_scale: float, generator: Generator) -
 def _scale_inserted(model: PreTrainedModel, inserted: list[int], insert_scale: float, generator: Generator) -> None:
     """Shrink `o_proj` and `down_proj` of the inserted layers in one forward pass over random tokens.
 
-    How large the stream is differs from depth to depth, so it is measured: each half of a layer adds
-    insert_scale / sqrt 2 of the stream's norm at the median token, and random directions are orthogonal, so the layer
-    adds insert_scale. The pass goes on with the scaled output, so the next inserted layer sees what it will see.
+    Each half of a layer adds insert_scale / sqrt 2 of the stream's norm at the median token, and random directions are
+    orthogonal, so the layer adds insert_scale. The next inserted layer sees the scaled output.
     """
     stream_norms: dict[nn.Linear, Tensor] = {}
     handles = []

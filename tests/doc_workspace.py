@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from transformers import AutoModelForCausalLM
 
 import trace_transfer as tt
 from tests.documents import ROOT, blocks
@@ -22,19 +23,11 @@ from tests.tiny_gguf import write_gguf
 from trace_transfer.records import to_json
 
 MODELS = (
-    "HuggingFaceTB/SmolLM2-135M",
-    "meta-llama/Meta-Llama-3-8B",
-    "Qwen/Qwen2.5-14B",
-    "Qwen/Qwen3-32B",
-    "my/model",
-    "MODEL",
-    "SMOLLM2_DIRECTORY",
-    "QWEN_DIRECTORY",
-    "examples/quickstart/models/glassllm",
-    "examples/quickstart/models/smollm2",
-    "runs/llama3_to_qwen/models/Meta-Llama-3-8B",
+    "HuggingFaceTB/SmolLM2-135M", "meta-llama/Meta-Llama-3-8B", "Qwen/Qwen2.5-14B", "Qwen/Qwen3-32B", "my/model",
+    "MODEL", "SMOLLM2_DIRECTORY", "QWEN_DIRECTORY", "examples/quickstart/models/glassllm",
+    "examples/quickstart/models/smollm2", "runs/llama3_to_qwen/models/Meta-Llama-3-8B",
     "runs/llama3_to_qwen/models/Qwen3-32B",
-)
+)  # fmt: skip
 FOUND = ("runs/small", "runs/twice", "runs/one", "runs/two", "runs/identify", "runs/smollm2", "runs/tutorial/found")
 CARRIED = ("runs/llama-to-qwen", "runs/llama-to-qwen3", "runs/carried", "runs/tutorial/carried")
 TRAINED = ("runs/qwen-14b", "runs/laptop", "runs/tutorial/trained")
@@ -47,7 +40,8 @@ def make_workspace(directory: Path, tiny: Callable[..., Path]) -> Path:
     model = tiny("llama", max_position_embeddings=4096, num_hidden_layers=2)
     for name in MODELS:
         _copy(model, directory / name)
-    _write_model_file(model, directory / "models" / "large.gguf")
+    (directory / "models").mkdir()
+    write_gguf(AutoModelForCausalLM.from_pretrained(model), directory / "models" / "large.gguf")
     _copy(ROOT / "examples", directory / "examples", ignore=shutil.ignore_patterns("models", "__pycache__"))
     tasks = write_tasks(directory)
     _write_data(directory)
@@ -124,31 +118,26 @@ def _copy(source: Path, target: Path, **options: object) -> Path:
     return Path(shutil.copytree(source, target, dirs_exist_ok=True, **options))  # type: ignore[arg-type]
 
 
-def _write_model_file(model: Path, file: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(AutoModelForCausalLM.from_pretrained(model), file)
-
-
 def _write_data(directory: Path) -> None:
     """Data in every shape that the pages speak of."""
     import datasets
 
-    def lines(name: str, records: Iterable[dict[str, object]]) -> None:
-        write_records(directory / name, records)
-
     asked = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}."} for i in range(6)]
     choices = [{"prompt": f"Is {i} even?", "choices": ["yes", "no"], "answer": i % 2} for i in range(4)]
     for name in ("math.train.jsonl", "law.train.jsonl", "math.test.jsonl"):
-        lines(name, asked)
-    lines("law.test.jsonl", choices)
-    lines("data/math.jsonl", [{"question": one["prompt"], "answer": one["completion"]} for one in asked])
-    lines("instructions.jsonl", [{"instruction": "Add.", "input": f"{i}, {i}", "output": f"{2 * i}"} for i in range(6)])
+        write_records(directory / name, asked)
+    write_records(directory / "law.test.jsonl", choices)
+    write_records(
+        directory / "data/math.jsonl", [{"question": one["prompt"], "answer": one["completion"]} for one in asked]
+    )
+    write_records(
+        directory / "instructions.jsonl",
+        [{"instruction": "Add.", "input": f"{i}, {i}", "output": f"{2 * i}"} for i in range(6)],
+    )
     messages = [
         [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one["completion"]}]
         for one in asked
     ]
     datasets.Dataset.from_dict({"messages": messages}).to_parquet(directory / "law.parquet")
     for name in ("gsm8k.train.jsonl", "gsm8k.test.jsonl"):
-        lines(name, json.loads(json.dumps(GSM8K * 3)))
+        write_records(directory / name, json.loads(json.dumps(GSM8K * 3)))

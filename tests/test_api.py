@@ -78,13 +78,8 @@ def test_names_and_defaults_are_those_of_the_command(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_each_says_what_it_does_and_shows_it(name):
-    """With every parameter, in an example whose call can be made."""
-    text = inspect.getdoc(FUNCTIONS[name])
-    parameters = inspect.signature(inspect.unwrap(FUNCTIONS[name])).parameters
-    assert [one for one in parameters if f"\n    {one}: " not in text] == []
-    assert "\nRaises:\n" in text
-    examples = doctest.DocTestParser().get_examples(text)
+def test_each_has_an_example_whose_call_can_be_made(name):
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(FUNCTIONS[name]))
     calls = [node for one in examples for node in ast.walk(ast.parse(one.source)) if isinstance(node, ast.Call)]
     ours = [call for call in calls if ast.unparse(call.func) == f"tt.{name}"]
     assert ours
@@ -178,18 +173,6 @@ def test_evaluate_and_verify_are_the_commands(tiny, tmp_path):
     other = tuned_copy(tiny("llama"), tmp_path / "tuned", seed=1)
     with pytest.raises(tt.FrozenMovedError, match="tensors moved that were to stay bit-identical"):
         tt.verify(tiny("llama"), other, core=[core])
-
-
-def test_report_is_the_command(tmp_path):
-    from tests.run_files import write_run
-
-    run = write_run(tmp_path / "run", methods=("sequential", "random"), seeds=(0, 1, 2))
-    reported = tt.report(run, out=tmp_path / "ours")
-    result = CliRunner().invoke(main, ["report", str(run), "--out", str(tmp_path / "theirs")])
-    assert result.exit_code == 0, result.output
-    assert [file.name for file in reported.files] == ["report.html", "report.md"]
-    for file in reported.files:
-        assert file.read_bytes() == (tmp_path / "theirs" / file.name).read_bytes()
 
 
 # ---- arguments

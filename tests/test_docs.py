@@ -88,10 +88,6 @@ def how(command: Command) -> str:
     return "planned" if any(parameter.name == "dry_run" for parameter in inner.params) else "done"
 
 
-def named(command: Command) -> str:
-    return f"{how(command)} {command}"
-
-
 @pytest.fixture(scope="module")
 def workspace(tiny, tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("docs") / "workspace", tiny)
@@ -116,7 +112,7 @@ def expanded(arguments: list[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("command", OURS, ids=named)
+@pytest.mark.parametrize("command", OURS, ids=lambda command: f"{how(command)} {command}")
 def test_a_command_does_what_its_page_says(command, here):
     write_settings(here, command.page)
     arguments = expanded(arguments_of(command))
@@ -152,20 +148,9 @@ def _pairs(words: list[str]) -> list[tuple[str, str]]:
     return list(zip(words[::2], words[1::2], strict=True))
 
 
-def test_most_commands_are_given():
-    levels = [how(command) for command in OURS]
-    assert len(OURS) > 80
-    assert levels.count("done") >= 30
-    assert levels.count("planned") >= 35
-
-
 def test_every_command_of_the_program_is_on_some_page():
     used = {resolved(arguments_of(command))[1].split()[0] for command in OURS if "--version" not in command.text}
     assert sorted(set(COMMANDS) - used) == ["warm-start"]  # a half of `identify`
-
-
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
@@ -178,7 +163,8 @@ def test_commands_of_other_programs_name_what_there_is(command):
         case ["pip", "install", what]:
             assert re.fullmatch(r"\.|(\.|trace-transfer)\[\w+\]", what), what
             extras = re.findall(r"\[(\w+)\]", what)
-            assert set(extras) <= set(project()["optional-dependencies"])
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert set(extras) <= set(project["optional-dependencies"])
         case ["python", "-m", module, *rest]:
             assert find_spec(module), module
             told = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -208,13 +194,9 @@ def test_settings_files_are_read(page, here):
     from trace_transfer.training.settings import load_stream
 
     readers = {
-        "run.yaml": load_run,
-        "tasks.yaml": load_tasks,
-        "stream.yaml": load_stream,
-        "mine.yaml": load_suite,
-        "my_family.yaml": load_families,
-        "train.yaml": lambda file: StreamSettings.of(**read_yaml(file)),
-    }
+        "run.yaml": load_run, "tasks.yaml": load_tasks, "stream.yaml": load_stream, "mine.yaml": load_suite,
+        "my_family.yaml": load_families, "train.yaml": lambda file: StreamSettings.of(**read_yaml(file)),
+    }  # fmt: skip
     for name in write_settings(here, page):
         assert readers[name](here / name)
 
@@ -223,12 +205,9 @@ def test_settings_files_are_read(page, here):
 
 
 SETTINGS = {
-    "identify": IdentifySettings,
-    "score": IdentifySettings,
-    "map_models": MapSettings,
-    "train": StreamSettings,
+    "identify": IdentifySettings, "score": IdentifySettings, "map_models": MapSettings, "train": StreamSettings,
     "evaluate": EvaluateSettings,
-}
+}  # fmt: skip
 
 
 def calls_in(text: str) -> list[tuple[str, ast.Call]]:
@@ -277,11 +256,6 @@ def run_notebook(directory: Path) -> list[str]:
     notebook = nbformat.read(directory / "carry.ipynb", 4)
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(directory)}})
     client.execute()
-    return printed(notebook)
-
-
-def printed(notebook) -> list[str]:
-    """What each cell with code printed."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return ["".join(one.text for one in cell.outputs if one.get("name") == "stdout") for cell in cells]
 
@@ -296,34 +270,6 @@ def test_the_notebook_in_small(here):
     assert "before {'sums': " in said[7] and "after  {'sums': " in said[7]
 
 
-@pytest.mark.slow
-def test_the_notebook(tmp_path):
-    """With the real models; the numbers that it was saved with do not change but for rounding."""
-    import nbformat
-
-    from examples.quickstart.prepare import prepare
-
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("models"))
-    prepare(tmp_path / "examples" / "quickstart" / "models")
-    said = run_notebook(tmp_path / "examples" / "notebook")
-    saved = nbformat.read(ROOT / "examples" / "notebook" / "carry.ipynb", 4)
-    shown = printed(saved)
-    assert said[1] == shown[1]
-    assert said[3].splitlines()[0] == shown[3].splitlines()[0]
-    assert said[6].splitlines()[-1] == shown[6].splitlines()[-1]
-
-
-def test_the_notebook_was_run_to_its_end():
-    import nbformat
-
-    notebook = nbformat.read(ROOT / "examples" / "notebook" / "carry.ipynb", 4)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert [one.get("name") for cell in cells for one in cell.outputs if one.get("name") == "stderr"] == []
-    used = {call for cell in cells for call, _ in calls_in(cell.source)}
-    assert used == {"identify", "map_models", "read", "train", "evaluate"}
-
-
 # ---- the citation
 
 
@@ -332,12 +278,9 @@ def test_the_citation_names_the_paper_and_this_version():
 
     content = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert content["version"] == tt.__version__
-    assert content["license"] == project()["license"]
     paper = content["preferred-citation"]
     assert paper["title"] in " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert "2605.31025" in paper["url"] and "2605.31025" in (ROOT / "README.md").read_text("utf-8")
-    assert len(paper["authors"]) == 10
-    assert all({"family-names", "given-names"} <= set(author) for author in paper["authors"])
 
 
 # ---- the site
@@ -359,12 +302,8 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
             shutil.copy(source, tmp_path / name)
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "griffe" not in done.stderr and "arning" not in done.stdout + done.stderr, done.stderr
     pages = {
@@ -379,12 +318,6 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     reference = pages[Path("reference/commands.html")]
     assert all(f"trace-transfer {name}" in reference for name in COMMANDS)
     assert re.search(r"^ +--tasks tasks.yaml --ratio", re.sub("<[^>]+>", "", reference), re.MULTILINE)
-    assert all(
-        f"<code>{key}</code>" in pages[Path("reference/yaml.html")] for key in ("max_examples", "extract", "seeds")
-    )
-    for index in ("search.js", "search.json"):  # from the disk, and over HTTP
-        words = (tmp_path / "site" / index).read_text("utf-8").lower()
-        assert all(term in words for term in ("catastrophic forgetting", "continual learning", "sparse fine-tuning"))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -14,16 +13,13 @@ from safetensors.torch import save_file
 
 from tests.core_files import write_core
 from tests.run_files import edit, write_run
-from tests.study import run_directories
 from tests.tiny_models import TEXTS
 from trace_transfer.cli import main
-from trace_transfer.errors import UserError
 from trace_transfer.printable import OBEYED
-from trace_transfer.study.run_file import load_run
 
 MARKUP = "[bold]x[red]<img src=x onerror=alert(1)>&amp;`|*_{}${y}"
 LONG = "m" * 200
-OBEYING = ["a\nb", "a\tb", "a\x1b[2Jb", "a\u202eb", "a\x9bb", "a\u2066b", "a\rb"]
+OBEYING = ["a\nb", "a\x1b[2Jb", "a\u202eb"]
 
 
 def call(*arguments):
@@ -88,17 +84,6 @@ def test_names_in_files_are_one_line(tiny, tmp_path, name):
     assert result.exit_code == 2 and "methods.0.title" in result.stderr and not OBEYED.search(result.stderr)
 
 
-@pytest.mark.parametrize("key", ["name", "title", "what", "method"])
-def test_a_run_file_is_told_at_once(tiny, tmp_path, key):
-    method = {"name": "mine", "like": "sequential", "title": "t", "what": "w"}
-    changes = (
-        {"name": "a\nb"} if key == "name" else {"methods": [{**method, "name" if key == "method" else key: "a\nb"}]}
-    )
-    file = run_directories.write_run(tmp_path, tiny, **changes)
-    with pytest.raises(UserError, match=rf"{'name' if key == 'method' else key}: .*a\\nb"):
-        load_run(file)
-
-
 @pytest.mark.parametrize("name", [MARKUP, LONG])
 def test_markup_is_shown_as_it_is_by_commands(tiny, tmp_path, monkeypatch, name):
     """Directories of such names, through `map` with its page, `select`, `plot`, `inspect` and `rules explain`."""
@@ -139,17 +124,3 @@ def test_markup_is_shown_as_it_is_in_the_report(tmp_path):
     assert "<img src=x" not in outside.replace("\\<img", "") and "\\<img src=x" in outside
     assert not OBEYED.search(markdown)
     assert MARKUP[:20] in done("inspect", run / "run.json")
-
-
-def test_markup_in_names_of_tensors(tiny, tmp_path):
-    save_file({MARKUP: torch.ones(2), LONG: torch.ones(2)}, tmp_path / "x.safetensors", {"by": MARKUP})
-    text = done("inspect", tmp_path / "x.safetensors")
-    assert "[bold]x[red]" in text and f"by: {MARKUP}" in text
-    core = write_core(tiny("llama"), tmp_path / "math.core.json")
-    content = json.loads(core.read_text())
-    for parameter in content["parameters"]:
-        parameter["name"] = parameter["name"].replace("mlp.up_proj", f"mlp.{MARKUP}")
-    core.write_text(json.dumps(content))
-    done("inspect", core)
-    done("plot", core, "--out", tmp_path / "plots")
-    assert is_safe((tmp_path / "plots" / "importance.html").read_text("utf-8"))

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import networkx as nx
-import pytest
 
 import trace_transfer
 
@@ -66,79 +65,45 @@ def graph(**options: bool) -> nx.DiGraph:
     return found
 
 
-def importers_of(library: str) -> set[str]:
+def importers_of(*libraries: str) -> set[str]:
     return {
         name
         for name, tree in MODULES.items()
-        if any(found.partition(".")[0] == library for found in imports(tree, at_run_time=False))
+        if any(found.partition(".")[0] in libraries for found in imports(tree, at_run_time=False))
     }
 
 
-def test_no_circles_not_even_inside_functions():
-    assert list(nx.simple_cycles(graph())) == []
+def test_imports_go_down_without_a_circle():
+    assert list(nx.simple_cycles(graph())) == []  # not even inside functions
+    assert sorted((a, b) for a, b in graph().edges if place_of(a) < place_of(b)) == []
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == set(ORDER) - {"api"}
+    # Python puts a submodule in the place of what its package has under that name, once it is imported.
+    assert {file.stem for file in PACKAGE.iterdir()} & set(trace_transfer.__all__) == set()
 
 
-def test_a_folder_imports_only_those_below_it():
-    upwards = sorted((a, b) for a, b in graph().edges if place_of(a) < place_of(b))
-    assert upwards == []
-
-
-def test_every_folder_has_a_place():
-    folders = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
-    assert folders == set(ORDER) - {"api"}
-
-
-def test_no_module_hides_a_function():
-    """Python puts a submodule in the place of what its package has under that name, once it is imported."""
-    names = {file.stem for file in PACKAGE.iterdir()}
-    assert names & set(trace_transfer.__all__) == set()
-
-
-def test_click_is_in_the_command_line_only():
+def test_libraries_stay_in_their_folders_and_nothing_executes_what_it_loads():
     assert {name for name in importers_of("click") if not name.startswith("trace_transfer.cli")} == set()
-
-
-def test_deepspeed_is_where_training_is():
     assert {name for name in importers_of("deepspeed") if not name.startswith("trace_transfer.engine")} == set()
-
-
-@pytest.mark.parametrize("module", ["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"])
-def test_no_pickles(module):
-    assert importers_of(module) == set()
-
-
-@pytest.mark.parametrize("call", ["torch.load", "trust_remote_code=True"])
-def test_nothing_executes_what_it_loads(call):
+    assert importers_of("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve") == set()
     for name, tree in MODULES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) != call, name
-                assert call not in [ast.unparse(keyword) for keyword in node.keywords], name
-
-
-def heavy_modules() -> list[str]:
-    """Modules that name torch or transformers outside of functions."""
-    return sorted(
-        name
-        for name, tree in MODULES.items()
-        if {found.partition(".")[0] for found in imports(tree, inside_functions=False)} & {"torch", "transformers"}
-    )
+                assert ast.unparse(node.func) != "torch.load", name
+                assert "trust_remote_code=True" not in [ast.unparse(keyword) for keyword in node.keywords], name
 
 
 def test_what_works_without_torch():
     """Rules, files, settings and the command line answer at once."""
-    found, heavy = graph(inside_functions=False), set(heavy_modules())
+    found = graph(inside_functions=False)
+    heavy = {
+        name
+        for name, tree in MODULES.items()
+        if {one.partition(".")[0] for one in imports(tree, inside_functions=False)} & {"torch", "transformers"}
+    }
     light = sorted(name for name in found if not (nx.descendants(found, name) | {name}) & heavy)
     light.remove("trace_transfer.__main__")  # runs when it is imported
-    for needed in (
-        "families.registry",
-        "families.application",
-        "families.correspondence",
-        "core_sets.core_file",
-        "identification.settings",
-        "transfer.draw",
-        "models.sources",
-    ):
+    for needed in ("families.registry", "families.correspondence", "core_sets.core_file", "identification.settings",
+                   "transfer.draw", "models.sources"):  # fmt: skip
         assert f"trace_transfer.{needed}" in light
     assert [name for name in MODULES if name.startswith("trace_transfer.cli") and name not in light] == []
     code = f"import sys, {', '.join(light)}; print(*{{'torch', 'transformers', 'deepspeed'}} & {{*sys.modules}})"

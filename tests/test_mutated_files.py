@@ -20,11 +20,10 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from tests.cli.test_inspection import correspondence
-from tests.core_files import write_core
 from tests.evaluation_files import write_suite
 from tests.mutations import mutated
 from tests.patch_files import make_patch, mask_of, state_of
-from tests.run_files import SOURCE, TARGET, edit, write_run
+from tests.run_files import edit, write_run
 from tests.stream_files import write_stream
 from tests.study import run_directories
 from trace_transfer.cli import main
@@ -39,24 +38,18 @@ from trace_transfer.engine.checkpointing import Step, read_csv, to_csv
 from trace_transfer.engine.deepspeed_json import contradictions, merged, read_deepspeed_json
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
-from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.suite_file import load_suite
 from trace_transfer.families.model_handle import load_tokenizer, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import sha256_file
-from trace_transfer.identification import records as identified
 from trace_transfer.models.checkpoints import OpenedBase
-from trace_transfer.models.model_directory import copy_companions
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.patches import Patch
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
-from trace_transfer.reporting.records import StepFile
 from trace_transfer.reporting.summarising import summarise
-from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.study.kinds import Ticket
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.status import changes, remember
 from trace_transfer.study.worker import read_times
 from trace_transfer.training.settings import load_stream
 
@@ -80,66 +73,20 @@ def command(*arguments: object) -> None:
         raise result.exception
 
 
-def inspected(file: Path) -> Kind:
-    form = "safetensors" if file.suffix == ".safetensors" else "json"
-    return Kind(file, form, lambda: command("inspect", file))
+def form_of(file: Path) -> str:
+    return "safetensors" if file.suffix == ".safetensors" else "json"
 
 
 def artefacts(directory: Path) -> dict[str, Kind]:
-    """All files of our formats, drawn."""
+    """Files of our formats, drawn; `read_artefact` reads all of them."""
     run = write_run(directory / "run", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
     (run / "summary.json").write_text(to_json(summarise(read_run(run))))
-    found = {name: next(run.rglob(name)) for name in
-             ("run.json", "summary.json", "scores.json", "stream.json", "verification.json", "layer_match.json",
-              "similarity.safetensors", "maths.core.json", "maths.patch.safetensors")}  # fmt: skip
-    found["step.json"] = found["stream.json"].with_name("step.json")
-    found["correspondence.json"] = correspondence(directory)
-    stability = identified.TaskStability(task="maths", within_tensors=0.5, within_elements=0.5, between_tensors=0.1)
-    data = identified.DataRecord(
-        sha256="0", num_records=3, num_examples=3, num_cut=0, num_left_out=0, num_tokens=30, num_supervised=9,
-        template="plain", max_length=64,
-    )  # fmt: skip
-    tuned = [identified.TunedModel(task=task, id=task, fingerprint="f", sixteen_bit=False) for task in ("maths", "law")]
-    score = Score(
-        name="sums", kind="loss", metric="loss", value=1.25, higher_is_better=False, num_examples=4, seconds=1.0
-    )
-    seen = RepresentedModel(
-        label="base", model=SOURCE, fingerprint="f", silhouette=0.5, distances=((0.0, 2.5), (2.5, 0.0)),
-        spread=(1.0, 1.0),
-    )  # fmt: skip
-    made = {
-        "warm_start.json": identified.WarmStartFile(
-            task="maths", order=0, model=SOURCE, base_fingerprint="f", data=data, settings={"seed": 0},
-            delta_dtype="float32", shards={"delta-1.safetensors": "0"}, fingerprint="f", num_steps=2, losses=(2.0, 1.0),
-        ),
-        "deltas.json": identified.DeltaFile(
-            model=SOURCE, base_fingerprint="f", tuned=tuple(tuned),
-            parameters=(
-                identified.DeltaTensor(
-                    name="model.norm.weight", shape=(8,), base_norm=1.0, norms=(0.5, 0.25), cosines=(0.1,),
-                    unchanged=(0, 1),
-                ),
-            ),
-        ),
-        "fisher.json": identified.FisherFile(
-            task="maths", model=SOURCE, at="tuned", fingerprint="f", per="example", num=3, data_sha256="0",
-            parameters=(identified.FisherTensor(name="model.norm.weight", value=0.5),),
-        ),
-        "stability.json": identified.StabilityFile(
-            model=SOURCE, reliability={"maths": 0.9},
-            methods=(
-                identified.MethodStability(method="lf", ratio=0.1, unit="tensors", chance=0.05, tasks=(stability,)),
-            ),
-        ),
-        "evaluation.json": EvaluationFile(model=TARGET, fingerprint="f", suite="mine", scores=(score,)),
-        "representation.json": RepresentationFile(
-            tasks=("maths", "law"), num_texts=(3, 4), data_sha256=("", ""), models=(seen,)
-        ),
-    }  # fmt: skip
-    for name, content in made.items():
-        found[name] = directory / name
-        found[name].write_text(to_json(content))
-    return {f"inspect {name}": inspected(file) for name, file in found.items()}
+    names = ("run.json", "summary.json", "scores.json", "stream.json", "step.json", "verification.json",
+             "layer_match.json", "similarity.safetensors", "maths.core.json", "maths.patch.safetensors")  # fmt: skip
+    files = [next(run.rglob(name)) for name in names] + [correspondence(directory)]
+    return {
+        f"inspect {file.name}": Kind(file, form_of(file), lambda file=file: command("inspect", file)) for file in files
+    }
 
 
 def finished_runs(directory: Path) -> dict[str, Kind]:
@@ -161,7 +108,7 @@ def finished_runs(directory: Path) -> dict[str, Kind]:
                 if before is not None:
                     step.write_bytes(before)
 
-        kinds[f"report's {name}"] = Kind(file, "safetensors" if file.suffix == ".safetensors" else "json", read)
+        kinds[f"report's {name}"] = Kind(file, form_of(file), read)
     return kinds
 
 
@@ -172,12 +119,6 @@ def steps(directory: Path) -> dict[str, Kind]:
     ticket = Ticket("map", "f" * 64, str(step), "cache", {"seed": 0}, {}, {"cores": "elsewhere"}, {"rules": ["a.yaml"]})
     ticket.write()
     (step / ".time.json").write_text('{"seconds": 1.5, "cpu_seconds": 2.0}')
-    (step / "scores.json").write_text("{}")
-    record = StepFile(
-        kind="map", address="0" * 64, settings={}, inputs={}, files={"scores.json": "1" * 64},
-        cost={"seconds": 1, "peak_bytes": 1, "bytes": 1},
-    )  # fmt: skip
-    remember(step)
     training = directory / "training"
     states = [("a.weight", {kind: torch.ones(3) for kind in ("master", "exp_avg")})]
     history = [Step(1, 2.0, 1e-5, 1.0, 10, 5), Step(2, 1.5, 1e-5, 1.0, 12, 6)]
@@ -193,7 +134,6 @@ def steps(directory: Path) -> dict[str, Kind]:
     return {
         "ticket.json": Kind(step / "ticket.json", "json", lambda: Ticket.read(step / "ticket.json")),
         "time.json": Kind(step / ".time.json", "json", lambda: read_times(step), forgiving=True),
-        "seen.json": Kind(step / ".seen.json", "json", lambda: changes(step, record), forgiving=True),
         "checkpoint.json": Kind(checkpoint / "checkpoint.json", "json", resume),
         "checkpoint's loss.csv": Kind(checkpoint / "loss.csv", "text", resume),
         "checkpoint's tensors": Kind(next(checkpoint.glob("*.safetensors")), "safetensors", resume),
@@ -211,9 +151,6 @@ def models(directory: Path, tiny: Any) -> dict[str, Kind]:
         base = OpenedBase(source)
         for name in list(base.inventory.shapes)[:3]:
             list(base.chunks(name))
-
-    def copied() -> None:
-        copy_companions(model, shutil.rmtree(directory / "copy", ignore_errors=True) or directory / "copy")
 
     def tokenizer() -> None:
         load_tokenizer(source)("The sum of 2 and 2")
@@ -236,21 +173,15 @@ def models(directory: Path, tiny: Any) -> dict[str, Kind]:
         for name in list(after.patches[0].by_name)[:3]:
             after.value(name)
 
-    (model / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": [0, 1], "do_sample": false}')
     return {
         "config.json": Kind(model / "config.json", "json", weights),
         "index.json": Kind(model / "model.safetensors.index.json", "json", weights),
         "shard": Kind(sorted(model.glob("*.safetensors"))[0], "safetensors", weights),
         "tokenizer.json": Kind(model / "tokenizer.json", "json", tokenizer),
         "tokenizer_config.json": Kind(model / "tokenizer_config.json", "json", tokenizer),
-        "generation_config.json": Kind(model / "generation_config.json", "json", copied, forgiving=True),
         "adapter_config.json": Kind(adapter / "adapter_config.json", "json", adapted),
         "adapter's tensors": Kind(adapter / "adapter_model.safetensors", "safetensors", adapted),
         "patch": Kind(patch, "safetensors", applied),
-        "core of a model": Kind(
-            write_core(model, directory / "math.core.json"), "json",
-            lambda: command("select", directory / "math.core.json", "--ratio", "0.5", "--out", directory / "selected"),
-        ),
     }  # fmt: skip
 
 
@@ -295,7 +226,7 @@ def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
     (directory / "stream" / "law.csv").write_text('prompt,completion\n"a, b",c\nd,"e\nf"\n')
     probe = directory / "probe.jsonl"
     probe.write_text("".join(json.dumps({"text": f"The text of number {n} is here."}) + "\n" for n in range(9)))
-    texts = {
+    return {
         "run.yaml": Kind(run, "yaml", lambda: load_run(run)),
         "stream.yaml": Kind(stream, "yaml", lambda: load_stream(stream)),
         "tasks.yaml": Kind(directory / "stream" / "data.yaml", "yaml", data_read),
@@ -309,16 +240,6 @@ def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
         "data.json": Kind(directory / "stream" / "code.json", "json", data_read),
         "data.csv": Kind(directory / "stream" / "law.csv", "text", data_read),
     }
-    whole = {
-        "run --dry-run": Kind(run, "yaml", lambda: command("run", run, "--dry-run")),
-        "train --dry-run": Kind(
-            stream, "yaml", lambda: command("train", tiny("llama"), "--stream", stream, "--dry-run")
-        ),
-        "evaluate --dry-run": Kind(
-            suite, "yaml", lambda: command("evaluate", tiny("llama"), "--suite", suite, "--dry-run")
-        ),
-    }
-    return texts | whole
 
 
 @pytest.fixture(scope="module")
@@ -371,11 +292,11 @@ def try_all(kinds: dict[str, Kind], seeds: range) -> Counter[str]:
 
 def test_a_few_mutations_of_every_kind(kinds):
     counts = try_all(kinds, range(10))
-    assert counts["read"] > 50 and counts["refused"] > 250
+    assert counts["read"] > 40 and counts["refused"] > 200
 
 
 @pytest.mark.slow
 def test_thousands_of_mutations(kinds):
     counts = try_all(kinds, range(1000, 1075))
     print(dict(counts))
-    assert counts["read"] > 500 and counts["refused"] > 2500
+    assert counts["read"] > 300 and counts["refused"] > 1800

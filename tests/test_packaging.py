@@ -27,7 +27,7 @@ def unpacked(tmp_path_factory):
         str(out),
         ".",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = out.glob("trace_transfer-*.whl")
     zipfile.ZipFile(wheel).extractall(out / "unpacked")
@@ -37,12 +37,8 @@ def unpacked(tmp_path_factory):
 def run(unpacked, *arguments):
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=unpacked.parent,
-        env={**os.environ, "PYTHONPATH": str(unpacked)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        cwd=unpacked.parent, env={**os.environ, "PYTHONPATH": str(unpacked)}, capture_output=True, text=True,
+    )  # fmt: skip
 
 
 def test_rules_list_shows_every_family_of_the_repository(unpacked):

@@ -4,14 +4,16 @@ import trace_transfer as tt
 found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"], out="runs/l3-q3")
 
 Each does what the command of its name does, through the same functions, and returns what it found as a typed, frozen
-object instead of printing it. `map` is `map_models` here, because Python has a `map`. Where several files are taken,
-one may be given by itself. Arguments that cannot be used are told at once, in a `UserError`, before anything is done.
+object instead of printing it. Everywhere: a model is a directory, a GGUF file or a hub name (`owner/name`,
+`owner/name@revision`); where several files are taken, one may be given by itself; `out` is the directory for the
+results, `rules` are your own rules, and `reporter` shows progress, which is silent by default. Arguments that cannot be
+used are told at once, in a `UserError`, before anything is done.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from trace_transfer.arguments import AnyPath, Named, Paths, Texts, checked, listed
+from trace_transfer.arguments import AnyPath, Count, Named, Paths, Texts, checked, listed
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
@@ -31,33 +33,20 @@ if TYPE_CHECKING:
 
 @checked("identification.settings.IdentifySettings")
 def identify(
-    base: AnyPath,
-    tasks: AnyPath,
-    *,
-    tuned: Named | None = None,
-    out: AnyPath = "runs/identify",
-    profile: Literal["default", "paper", "authors-code"] = "default",
-    rules: Paths = (),
-    reporter: "Reporter | None" = None,
-    **settings: "Unpack[IdentifyKeywords]",
-) -> "Identified | None":
+    base: AnyPath, tasks: AnyPath, *, tuned: Named | None = None, out: AnyPath = "runs/identify",
+    profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
+    reporter: "Reporter | None" = None, **settings: "Unpack[IdentifyKeywords]",
+) -> "Identified | None":  # fmt: skip
     """Find the tensors of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
+    None is returned in all processes but the first of several.
+
     Args:
-        base: the model: a directory, a GGUF file or a hub name (`owner/name`, `owner/name@revision`).
-        tasks: `tasks.yaml`.
         tuned: task → a model fine-tuned from `base` on it, which then needs no warm start.
-        out: directory for the results.
-        profile: `default`, `paper` or `authors-code`.
-        rules: your own rules, files or directories.
-        reporter: shows progress; nothing is shown by default.
         settings: fields of `TrainSettings`, `WarmStartSettings`, `ScoreSettings` and `Compute`.
 
-    Returns:
-        The core sets; None in all processes but the first of several.
-
     Raises:
-        UserError: something given cannot be used, a loss is not finite, the disk is full; what was finished stays.
+        UserError: a loss is not finite, the disk is full; what was finished stays.
 
     Examples:
         >>> found = tt.identify("HuggingFaceTB/SmolLM2-135M", "tasks.yaml", out="runs/smollm2", ratio=0.05)
@@ -74,30 +63,19 @@ def identify(
 
 @checked("identification.settings.IdentifySettings")
 def score(
-    base: AnyPath,
-    tuned: Named | None = None,
-    *,
-    tasks: AnyPath | None = None,
-    out: AnyPath = "runs/identify",
-    profile: Literal["default", "paper", "authors-code"] = "default",
-    rules: Paths = (),
-    reporter: "Reporter | None" = None,
-    **settings: "Unpack[IdentifyKeywords]",
-) -> "Identified":
+    base: AnyPath, tuned: Named | None = None, *, tasks: AnyPath | None = None, out: AnyPath = "runs/identify",
+    profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
+    reporter: "Reporter | None" = None, **settings: "Unpack[IdentifyKeywords]",
+) -> "Identified":  # fmt: skip
     """Score the tensors of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
     Args:
-        base: the model, as in `identify`.
         tuned: task → a model fine-tuned from `base` on it; None for the warm starts in `out`.
         tasks: `tasks.yaml`, for methods with Fisher information.
-        out: directory for the results.
-        profile: `default`, `paper` or `authors-code`.
-        rules: your own rules, files or directories.
-        reporter: shows progress; nothing is shown by default.
         settings: fields of `ScoreSettings` and `Compute`, and of `WarmStartSettings` for how tasks are read.
 
     Raises:
-        UserError: models that do not fit together, a single task with `cs`, an output that cannot be written.
+        UserError: models that do not fit together, a single task with `cs`.
 
     Examples:
         >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
@@ -115,11 +93,9 @@ def score(
 
 @checked()
 def select(
-    *files: Paths,
-    ratio: float | None = None,
-    unit: Literal["tensors", "elements", "rows"] | None = None,
+    *files: Paths, ratio: float | None = None, unit: Literal["tensors", "elements", "rows"] | None = None,
     out: AnyPath | None = None,
-) -> "tuple[CoreFile, ...]":
+) -> "tuple[CoreFile, ...]":  # fmt: skip
     """Select the top `ratio` anew from the scores in core files; no weights are read.
 
     Args:
@@ -127,9 +103,6 @@ def select(
         ratio: the new core share, in (0, 1]; None for the one before.
         unit: what it counts, `tensors`, `elements` or `rows`; None for what it counted before.
         out: directory for the new files; None writes none.
-
-    Returns:
-        One for each file, in their order: a tuple of a single file, too.
 
     Raises:
         ArtefactError: one is not a core file.
@@ -147,28 +120,16 @@ def select(
 
 @checked("transfer.settings.MapSettings")
 def map_models(
-    src: AnyPath,
-    dst: AnyPath,
-    *,
-    core: Paths = (),
-    out: AnyPath = "runs/map",
-    profile: Literal["default", "paper"] = "default",
-    reporter: "Reporter | None" = None,
+    src: AnyPath, dst: AnyPath, *, core: Paths = (), out: AnyPath = "runs/map",
+    profile: Literal["default", "paper"] = "default", reporter: "Reporter | None" = None,
     **settings: "Unpack[MapKeywords]",
-) -> "MapResult":
+) -> "MapResult":  # fmt: skip
     """Match the layers of two models and carry core sets from the one to the other.
 
     Args:
-        src: the source: a directory, a GGUF file or a hub name (`owner/name`, `owner/name@revision`).
-        dst: the target, likewise.
         core: core files of the source model; `owner/name:FILE` is one on the hub.
-        out: directory for the results.
         profile: `default`, or `paper` for the choices of the paper (section 5.5).
-        reporter: shows progress; nothing is shown by default.
         settings: fields of `MapSettings`, over those of the profile.
-
-    Raises:
-        UserError: something given cannot be used; nothing half-written is left.
 
     Examples:
         >>> found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"])
@@ -185,29 +146,17 @@ def map_models(
 
 @checked("training.settings.StreamSettings")
 def train(
-    base: AnyPath,
-    stream: AnyPath,
-    *,
-    out: AnyPath = "runs/train",
-    rules: Paths = (),
-    reporter: "Reporter | None" = None,
-    **settings: "Unpack[StreamKeywords]",
-) -> "Streamed | None":
+    base: AnyPath, stream: AnyPath, *, out: AnyPath = "runs/train", rules: Paths = (),
+    reporter: "Reporter | None" = None, **settings: "Unpack[StreamKeywords]",
+) -> "Streamed | None":  # fmt: skip
     """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
 
     Args:
-        base: the model, as in `identify`.
         stream: `stream.yaml`: the tasks in order, with their data and core files.
-        out: directory for the results.
-        rules: your own rules, files or directories.
-        reporter: shows progress; nothing is shown by default.
         settings: fields of `StreamSettings` and `TrainSettings`; the defaults are the paper's (A.4).
 
-    Returns:
-        What was trained, the proof that nothing else moved, and the files; None in all processes but the first.
-
     Raises:
-        UserError: something given cannot be used, a loss is not finite, the disk is full; what was finished stays.
+        UserError: a loss is not finite, the disk is full; what was finished stays.
         FrozenMovedError: something outside the core sets moved.
 
     Examples:
@@ -226,30 +175,18 @@ def train(
 
 @checked("evaluation.settings.EvaluateSettings")
 def evaluate(
-    model: AnyPath,
-    *,
-    suite: AnyPath = "paper",
-    only: Texts = (),
-    data: Named | None = None,
-    patch: Paths = (),
-    out: AnyPath = "runs/evaluate",
-    reporter: "Reporter | None" = None,
-    **settings: "Unpack[EvaluateKeywords]",
-) -> "EvaluationFile":
+    model: AnyPath, *, suite: AnyPath = "paper", only: Texts = (), data: Named | None = None, patch: Paths = (),
+    out: AnyPath = "runs/evaluate", reporter: "Reporter | None" = None, **settings: "Unpack[EvaluateKeywords]",
+) -> "EvaluationFile":  # fmt: skip
     """Score a model on the paper's benchmarks, or on your own data.
 
     Args:
-        model: as in `identify`.
         suite: `paper`, `paper-authors`, or a file of your own evaluations.
         only: names of evaluations; all of the suite by default.
         data: name of an evaluation → a local file for it; `NAME.shots` for the examples that it shows.
         patch: patches that are put into the model first, in the order of the stream.
-        out: directory for the results.
-        reporter: shows progress; nothing is shown by default.
-        settings: fields of `EvaluateSettings`.
 
     Raises:
-        UserError: something given cannot be used; of all evaluations at once, before any weights are loaded.
         EvaluationError: an evaluation failed; those before it stay.
 
     Examples:
@@ -273,24 +210,13 @@ def evaluate(
 
 @checked()
 def verify(
-    base: AnyPath,
-    tuned: AnyPath,
-    *,
-    core: Paths = (),
-    patch: Paths = (),
-    reporter: "Reporter | None" = None,
-) -> "Verification":
+    base: AnyPath, tuned: AnyPath, *, core: Paths = (), patch: Paths = (), reporter: "Reporter | None" = None,
+) -> "Verification":  # fmt: skip
     """Compare two models bit for bit, and prove that nothing moved but what core files or patches say.
 
     Args:
-        base: the model before.
-        tuned: the model after.
         core: core files of what was to be trained.
         patch: patches whose tensors were to be trained.
-        reporter: shows progress; nothing is shown by default.
-
-    Returns:
-        For every tensor how much of it moved, core and frozen apart.
 
     Raises:
         UserError: neither is given, or the files are of other models.
@@ -313,20 +239,16 @@ def verify(
 
 @checked()
 def run(
-    file: AnyPath, *, out: AnyPath | None = None, jobs: int | None = None,
+    file: AnyPath, *, out: AnyPath | None = None, jobs: Count | None = None,
     executor: Literal["local", "slurm"] = "local", rebuild: bool = False,
 ) -> "RunFile":  # fmt: skip
     """Run everything that a run file says and that is not up to date, and make the report.
 
     Args:
-        file: `run.yaml`.
         out: directory for the results, in place of the file's.
         jobs: steps at a time, in place of the file's.
         executor: who does the steps: this machine, or a cluster's SLURM, with a job for each.
         rebuild: run steps again whose files were changed by hand, instead of refusing.
-
-    Returns:
-        What `run.json` says: the cells with the directories of their steps.
 
     Raises:
         UserError: everything that is wrong with the file, its data and models; files changed by hand.
@@ -338,7 +260,6 @@ def run(
     """
     from dataclasses import replace
 
-    from trace_transfer.settings import refuse
     from trace_transfer.stopping import StopSignal
     from trace_transfer.study.cluster import SCHEDULERS
     from trace_transfer.study.graph import build_graph
@@ -347,7 +268,6 @@ def run(
     from trace_transfer.study.show import Display
     from trace_transfer.study.status import read_status
 
-    refuse([f"jobs: {jobs} is not 1 or more"] if jobs is not None and jobs < 1 else [])
     read = load_run(file, None if out is None else Path(out))
     graph = build_graph(replace(read, jobs=read.jobs if jobs is None else jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
@@ -359,14 +279,9 @@ def report(run: AnyPath, *, out: AnyPath | None = None) -> "Reported":
     """Write what a run found as one self-contained page, report.html, and as report.md.
 
     Args:
-        run: the directory of the run.
         out: directory for the report; the run's by default.
 
-    Returns:
-        The files, and the steps that are not finished and so not in them.
-
-    Raises:
-        UserError: it is no run's directory, its files are missing or were changed, or nothing of it is finished.
+    Returns the files, and the steps that are not finished and so not in them.
 
     Examples:
         >>> tt.report("runs/study").files

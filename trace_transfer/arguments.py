@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
 from os import PathLike
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
+
+from annotated_types import Ge
 
 from trace_transfer import keywords
 
@@ -18,6 +20,7 @@ AnyPath = str | PathLike[str]
 Paths = AnyPath | Iterable[AnyPath]  # one, or several
 Named = Mapping[str, AnyPath]
 Texts = str | Sequence[str]
+Count = Annotated[int, Ge(1)]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -78,17 +78,11 @@ def unguarded(stream: TextIO) -> TextIO:
 
 @contextmanager
 def guarded_streams() -> Iterator[None]:
-    """While it lasts all that is printed, logged or warned is printable.
-
-    After an error that nobody foresaw the streams stay guarded, since Python prints its traceback later.
-    """
+    """While it lasts all that is printed, logged or warned is printable; so is the traceback of what nobody foresaw."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = guard(sys.stdout), guard(sys.stderr)
     try:
         yield
-    except Exception:
-        raise
-    except BaseException:
-        sys.stdout, sys.stderr = before
-        raise
-    sys.stdout, sys.stderr = before
+    finally:
+        if not isinstance(sys.exc_info()[1], Exception):  # Python prints its traceback later
+            sys.stdout, sys.stderr = before

@@ -46,14 +46,6 @@ def test_options_and_their_values_are_completed():
     assert completed("trace-transfer train --zero 3 --method t") == ["trace"]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_a_script(shell):
-    done = asked(f"{shell}_source")
-    assert done.returncode == 0, done.stderr
-    assert f"{shell}_complete" in done.stdout and "trace-transfer" in done.stdout
-    assert any(f"_TRACE_TRANSFER_COMPLETE={shell}_source trace-transfer" in one.text for one in commands(PAGE))
-
-
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes_with_the_script(tmp_path):
     """The whole way: the page's line in a shell that finds the program, then a word and its completions."""

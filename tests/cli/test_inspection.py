@@ -11,18 +11,16 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from tests.run_files import SOURCE, write_run
+from tests.run_files import write_run
 from trace_transfer.cli.inspection import draw
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
-from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise
-from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 
-WIDTHS = [60, 80, 200]
+WIDTHS = [60, 200]
 KINDS = ("input_layernorm.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight")
 
 
@@ -162,7 +160,7 @@ def test_layer_match_in_a_pipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("shape", [(4, 30), (30, 24), (32, 64), (80, 94)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 30), (80, 94)], ids=str)
 def test_heatmap_fits_any_width(tmp_path: Path, shape: tuple[int, int], width: int) -> None:
     num_source, num_target = shape
     lines = shown(layer_match(tmp_path, *shape), width)
@@ -171,14 +169,6 @@ def test_heatmap_fits_any_width(tmp_path: Path, shape: tuple[int, int], width: i
     rows = cells_of(lines, -(-num_source // 2) if pooled else num_source)
     assert all("O" in row or "[]" in row for row in rows)
     assert sum(len(line.split()) == 6 and line.split()[2] == "0.900" for line in lines) == num_source
-
-
-def test_layer_match_without_its_matrix(tmp_path: Path) -> None:
-    path = layer_match(tmp_path, 4, 10)
-    (tmp_path / "similarity.safetensors").unlink()
-    lines = shown(path)
-    assert "(no heatmap: similarity.safetensors is not beside layer_match.json)" in lines
-    assert "target layers without a match: 1-3, 5 (4)" in lines
 
 
 def test_layer_match_with_a_matrix_of_another_run(tmp_path: Path) -> None:
@@ -250,46 +240,25 @@ def test_safetensors(tmp_path: Path) -> None:
     assert "scale I64 scalar" in table
 
 
-def test_ascii_console_gets_ascii(tmp_path: Path) -> None:
-    for path in (layer_match(tmp_path, 4, 10), core_file(tmp_path), correspondence(tmp_path)):
-        file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-        draw(path, Console(file=file, width=80, color_system=None))
-        file.flush()
-        assert b"->" in file.buffer.getvalue() or b"##" in file.buffer.getvalue()
-
-
-def test_files_that_cannot_be_drawn(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO())
-    other = tmp_path / "other.json"
-    other.write_text('{"format": "something"}', "utf-8")
-    with pytest.raises(ArtefactError, match="format 'something', expected trace-transfer/core or trace-transfer/layer"):
-        draw(other, console)
-    with pytest.raises(ArtefactError, match="cannot be read: No such file"):
-        draw(tmp_path / "none.json", console)
-    with pytest.raises(ArtefactError, match="cannot be read: "):
-        draw(tmp_path / "none.safetensors", console)
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"\x00" * 5)
-    with pytest.raises(ArtefactError, match="not a safetensors file, or cut short"):
-        draw(broken, console)
-
-
-def test_a_directory_tells_what_in_it_can_be_drawn(tmp_path: Path) -> None:
+def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(ArtefactError, match="is a directory; nothing in it can be drawn; inspect draws the JSON files"):
         draw(tmp_path, console)
+    other, broken = tmp_path / "other.json", tmp_path / "broken.safetensors"
+    other.write_text('{"format": "something"}', "utf-8")
+    broken.write_bytes(b"\x00" * 5)
     core_file(tmp_path)
     layer_match(tmp_path, 4, 4)
-    (tmp_path / "config.json").write_text("{}", "utf-8")
-    (tmp_path / "folder.json").mkdir()
-    names = sorted(file.name for file in tmp_path.iterdir() if file.name not in ("config.json", "folder.json"))
-    held = re.escape(f"{tmp_path}: is a directory; it holds {', '.join(names)}: name one of them")
-    with pytest.raises(ArtefactError, match=f"^{held}$"):
-        draw(tmp_path, console)
-    for number in range(30):
-        (tmp_path / f"a{number:02}.safetensors").touch()
-    with pytest.raises(ArtefactError, match=f"a19.safetensors, {10 + len(names)} more: name one of them"):
-        draw(tmp_path, console)
+    names = "broken.safetensors, layer_match.json, math.core.json, similarity.safetensors"
+    for path, told in (
+        (other, "format 'something', expected trace-transfer/core or trace-transfer/layer"),
+        (tmp_path / "none.json", "cannot be read: No such file"),
+        (tmp_path / "none.safetensors", "cannot be read: "),
+        (broken, "not a safetensors file, or cut short"),
+        (tmp_path, re.escape(f"{tmp_path}: is a directory; it holds {names}: name one of them")),
+    ):
+        with pytest.raises(ArtefactError, match=told):
+            draw(path, console)
 
 
 def test_files_of_a_run(tmp_path: Path) -> None:
@@ -302,24 +271,3 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     for name, text in told.items():
         assert text in "\n".join(shown(run / name, 200))
     assert "0.1" in "\n".join(shown(scores))
-
-
-def test_scores_of_a_model_and_embeddings(tmp_path: Path) -> None:
-    score = Score(
-        name="sums", kind="loss", metric="loss", value=1.25, higher_is_better=False, num_examples=4, seconds=1.0
-    )
-    file = tmp_path / "evaluation.json"
-    file.write_text(to_json(EvaluationFile(model=SOURCE, fingerprint="f", suite="mine", scores=(score,))), "utf-8")
-    assert "1.2500" in "\n".join(shown(file)) and "lower is better" in "\n".join(shown(file))
-    one = RepresentedModel(
-        label="base",
-        model=SOURCE,
-        fingerprint="f",
-        silhouette=0.5,
-        distances=((0.0, 2.5), (2.5, 0.0)),
-        spread=(1.0, 1.0),
-    )
-    content = RepresentationFile(tasks=("a", "b"), num_texts=(3, 4), data_sha256=("", ""), models=(one,))
-    file.with_name("representation.json").write_text(to_json(content), "utf-8")
-    text = "\n".join(shown(file.with_name("representation.json")))
-    assert "a – b" in text and "2.5" in text and "a 3, b 4" in text

@@ -59,17 +59,11 @@ def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
         "map", "--src", tiny("llama"), "--dst", tiny("gpt2"), "--probe", probe, "--out", tmp_path / "out", "--no-cache"
     )
     assert done.returncode == 0, done.stderr
-    assert "torch" in modules
-    assert "deepspeed" not in modules
-    assert "datasets" not in modules
+    assert "torch" in modules and not {"deepspeed", "datasets"} & modules
     assert done.stdout.lstrip().startswith("llama (4 layers) → gpt2 (3 layers)")
-    last, following = done.stdout.splitlines()[-2:]
-    assert last == f"open: {tmp_path / 'out' / 'heatmap.html'}"
-    assert following.startswith("next: trace-transfer identify ")
-    assert "reading llama" in done.stderr
-    assert "reading" not in done.stdout
-    assert "warn" not in done.stderr.lower()
-    assert "\x1b" not in done.stdout + done.stderr
+    assert f"\nopen: {tmp_path / 'out' / 'heatmap.html'}\nnext: trace-transfer identify " in done.stdout
+    assert "reading llama" in done.stderr and "reading" not in done.stdout
+    assert "warn" not in done.stderr.lower() and "\x1b" not in done.stdout + done.stderr
 
 
 # ---- options
@@ -98,14 +92,6 @@ def test_everything_has_help(name, command):
     long = run(*name.split(), "--help-all") if "--help-all" in short.stdout else short
     options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
     assert [one.opts for one in options if one.opts[0] not in long.stdout] == []
-
-
-@pytest.mark.parametrize(("typed", "meant"), [("mpa", "map"), ("rule", "rules"), ("inspct", "inspect")])
-def test_a_command_mistyped(typed, meant):
-    result = run(typed)
-    assert result.exit_code == 2
-    assert f"No such command '{typed}'. Did you mean '{meant}'?" in result.stderr
-    assert result.stdout == ""
 
 
 def test_a_closed_pipe_is_no_failure():
@@ -188,15 +174,3 @@ def test_a_dry_run_reads_and_writes_nothing(tiny, probe, tmp_path, monkeypatch):
     for part in ("nothing is read or written (--dry-run)", "gemma2", "phi3", "largest layer", "rows in 8 minibatches"):
         assert part in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("pair", [("gpt2", "gpt_neox"), ("gemma3_text", "qwen2"), ("qwen2", "phi3")])
-def test_every_kind_of_family_can_be_mapped(tiny, probe, tmp_path, pair):
-    source, target = (tiny(name) for name in pair)
-    core = write_core(source, tmp_path / "math.core.json", ratio=0.3)
-    result = run(
-        "map", "--src", source, "--dst", target, "--core", core, "--probe", probe, "--out", tmp_path / "out",
-        "--no-cache", "--profile", "paper",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "core sets" in result.stdout

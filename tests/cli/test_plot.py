@@ -4,26 +4,18 @@ import json
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from tests import commands
 from tests.core_files import write_core
 
 run = partial(commands.run, "plot")
 
 
-def of_epochs(file: Path, target: Path, epochs: int) -> Path:
-    """A copy of a core file with another warm-start length."""
-    data = json.loads(file.read_text("utf-8"))
-    data["method"]["epochs"] = epochs
-    target.write_text(json.dumps(data), "utf-8")
-    return target
-
-
 def test_writes_a_page_and_a_picture_and_prints_their_names(tiny, tmp_path: Path) -> None:
     math = write_core(tiny("qwen3"), tmp_path / "math.core.json")
     code = write_core(tiny("qwen3"), tmp_path / "code.core.json", task="code")
-    longer = of_epochs(math, tmp_path / "longer.core.json", 3)
+    data = json.loads(math.read_text("utf-8"))
+    data["method"]["epochs"] = 3
+    (longer := tmp_path / "longer.core.json").write_text(json.dumps(data), "utf-8")
     result = run(math, code, longer, "--out", tmp_path / "a" / "b")
     assert result.exit_code == 0, result.output
     page, picture = tmp_path / "a" / "b" / "importance.html", tmp_path / "a" / "b" / "importance.png"
@@ -38,30 +30,16 @@ def test_writes_a_page_and_a_picture_and_prints_their_names(tiny, tmp_path: Path
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_refuses_two_models_and_names_the_files(tiny, tmp_path: Path) -> None:
-    math = write_core(tiny("qwen3"), tmp_path / "math.core.json")
-    code = write_core(tiny("llama"), tmp_path / "code.core.json", task="code")
-    result = run(math, code, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert "of 2 models, but one figure is of one" in result.stderr
-    assert f"- {math}: " in result.stderr and f"- {code}: " in result.stderr
-    assert "(qwen3, 5 layers, " in result.stderr and "(llama, 4 layers, " in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("same", ["math.core.json", "again.core.json"])
-def test_refuses_one_task_twice(tiny, tmp_path: Path, same: str) -> None:
+def test_refuses_two_models_one_task_twice_and_what_is_no_core_file(tiny, tmp_path: Path) -> None:
     math = write_core(tiny("llama"), tmp_path / "math.core.json")
-    other = write_core(tiny("llama"), tmp_path / same, ratio=0.2)
-    result = run(math, other, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert f"{math}, {other}: task math, method lf, 1 epoch" in result.stderr
-
-
-def test_refuses_what_is_no_core_file(tmp_path: Path) -> None:
-    other = tmp_path / "other.json"
-    other.write_text('{"format": "something"}', "utf-8")
-    result = run(other, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert f"error: {other}: format 'something', expected trace-transfer/core" in result.stderr
-    assert run("--out", tmp_path / "out").exit_code == 2
+    code = write_core(tiny("qwen3"), tmp_path / "code.core.json", task="code")
+    again = write_core(tiny("llama"), tmp_path / "again.core.json", ratio=0.2)
+    (other := tmp_path / "other.json").write_text('{"format": "something"}', "utf-8")
+    for files, message in (
+        ((math, code), "of 2 models, but one figure is of one"),
+        ((math, again), f"{math}, {again}: task math, method lf, 1 epoch"),
+        ((other,), f"error: {other}: format 'something', expected trace-transfer/core"),
+    ):
+        result = run(*files, "--out", tmp_path / "out")
+        assert result.exit_code == 2 and message in result.stderr
+    assert not (tmp_path / "out").exists()

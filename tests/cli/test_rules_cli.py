@@ -66,15 +66,6 @@ def test_check_shipped():
     assert deepseek.endswith(" fits deepseek_v3: 909 tensors → 1211 units, 61 layers of 2 kinds (3 + 58)")
 
 
-def test_check_one_file_against_one_model():
-    path = str(shipped_rules() / "qwen3.yaml")
-    assert good("check", path, "--model", QWEN3) == (
-        f"OK qwen3.yaml (qwen3) fits {QWEN3}: 707 tensors → 707 units, 64 layers\n"
-    )
-    message = refused("check", path, "--model", LLAMA)
-    assert message == f"none of the files to check is for model_type 'llama' (of {LLAMA}):\n  - qwen3.yaml is for qwen3"
-
-
 def test_check_reports_all_problems(typo, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text("family: other\nmodel_types: [ohter]\nextends: llama\n", encoding="utf-8")

@@ -61,7 +61,7 @@ def test_the_second_is_refused(command, arguments, tmp_path):
 
 
 def test_a_stream_that_is_trained_twice_at_once(arguments, tmp_path):
-    """As processes, from the beginning to the end; a third one goes on after the first was killed."""
+    """As processes; the lock of one that was killed is free."""
     out = tmp_path / "out"
     options = ["--batch-size", "4", "--epochs", "40", "--out", str(out)]
     command = [sys.executable, "-m", "trace_transfer", "train", *map(str, arguments["train"]), *options]

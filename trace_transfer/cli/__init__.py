@@ -91,27 +91,22 @@ class Commands(click.Group):
             try:
                 return super().invoke(ctx)
             except (KeyboardInterrupt, Exception) as error:
-                if isinstance(error, KeyboardInterrupt) or was_interrupted():
-                    click.echo(INTERRUPTED, err=True)
-                    ctx.exit(130)
-                self.report(ctx, error)
-
-    def report(self, ctx: click.Context, error: BaseException) -> None:
-        """One message and an exit code for an error that is ours or the system's; raises any other."""
-        try:
-            raise error
-        except StopRequested as stopped:
-            click.echo(str(stopped), err=True)
-            ctx.exit(0)
-        except TraceTransferError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2 if isinstance(error, UserError) else 1)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
-        except OSError as error:  # a full disk, a file that vanished
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+                match error:
+                    case _ if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                        told, code = INTERRUPTED, 130
+                    case StopRequested():
+                        told, code = str(error), 0
+                    case TraceTransferError():
+                        told, code = f"error: {error}", 2 if isinstance(error, UserError) else 1
+                    case BrokenPipeError():
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                        ctx.exit(0)
+                    case OSError():  # a full disk, a file that vanished
+                        told, code = f"error: {error}", 1
+                    case _:
+                        raise
+                click.echo(told, err=True)
+                ctx.exit(code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PIPED})
