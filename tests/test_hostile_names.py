@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from tests import commands
+from tests.commands import run
 from tests.core_files import write_core
 from tests.run_files import edit, write_run
 from tests.tiny_models import TEXTS
-from trace_transfer.cli import main
 from trace_transfer.printable import OBEYED
 
 MARKUP = "[bold]x[red]<img src=x onerror=alert(1)>&amp;`|*_{}${y}"
@@ -22,13 +22,8 @@ LONG = "m" * 200
 OBEYING = ["a\nb", "a\x1b[2Jb", "a\u202eb"]
 
 
-def call(*arguments):
-    return CliRunner().invoke(main, [str(one) for one in arguments])
-
-
 def done(*arguments) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
+    result = commands.done(*arguments)
     assert not OBEYED.search(result.stdout) and not OBEYED.search(result.stderr)
     return result.stdout
 
@@ -63,7 +58,7 @@ def is_safe(text: str) -> bool:
 @pytest.mark.parametrize("name", OBEYING)
 def test_a_model_of_such_a_name_is_refused(tiny, tmp_path, name):
     model = shutil.copytree(tiny("llama"), tmp_path / name)
-    result = call("rules", "explain", "--src", model, "--dst", tiny("llama"))
+    result = run("rules", "explain", "--src", model, "--dst", tiny("llama"))
     assert result.exit_code == 2 and "a name with line breaks or control characters" in result.stderr
     assert result.stderr.count("\n") == 1 and not OBEYED.search(result.stderr)
 
@@ -73,14 +68,14 @@ def test_names_in_files_are_one_line(tiny, tmp_path, name):
     """Tensors, methods, titles, the run: told with the file, before they stand in a table or a page."""
     core = write_core(tiny("llama"), tmp_path / "math.core.json")
     edit(core, lambda content: content["parameters"][0].update(name=name))
-    result = call("inspect", core)
+    result = run("inspect", core)
     assert result.exit_code == 2 and "expected one line" in result.stderr and not OBEYED.search(result.stderr)
     save_file({name: torch.ones(2)}, tmp_path / "x.safetensors")
-    result = call("inspect", tmp_path / "x.safetensors")
+    result = run("inspect", tmp_path / "x.safetensors")
     assert result.exit_code == 2 and "a tensor is called" in result.stderr and not OBEYED.search(result.stderr)
-    run = write_run(tmp_path / "run", seeds=(0,), methods=("sequential", "random"))
-    edit(run / "run.json", lambda content: content["methods"][0].update(title=name))
-    result = call("report", run)
+    study = write_run(tmp_path / "run", seeds=(0,), methods=("sequential", "random"))
+    edit(study / "run.json", lambda content: content["methods"][0].update(title=name))
+    result = run("report", study)
     assert result.exit_code == 2 and "methods.0.title" in result.stderr and not OBEYED.search(result.stderr)
 
 
@@ -107,7 +102,7 @@ def test_markup_is_shown_as_it_is_by_commands(tiny, tmp_path, monkeypatch, name)
 
 
 def test_markup_is_shown_as_it_is_in_the_report(tmp_path):
-    run = write_run(tmp_path / "run", seeds=(0, 1, 2), methods=("sequential", "transfer-lf", "random"))
+    study = write_run(tmp_path / "run", seeds=(0, 1, 2), methods=("sequential", "transfer-lf", "random"))
 
     def rename(content):
         content |= {"name": MARKUP, "source": MARKUP, "target": MARKUP}
@@ -115,12 +110,12 @@ def test_markup_is_shown_as_it_is_in_the_report(tmp_path):
         content["methods"][1]["title"] = LONG
         content["machine"] = {"processor": MARKUP}
 
-    edit(run / "run.json", rename)
-    done("report", run)
-    html, markdown = (run / "report.html").read_text("utf-8"), (run / "report.md").read_text("utf-8")
+    edit(study / "run.json", rename)
+    done("report", study)
+    html, markdown = (study / "report.html").read_text("utf-8"), (study / "report.md").read_text("utf-8")
     assert is_safe(html)
     assert any(MARKUP in text for text in Page(html).texts)
     outside = re.sub(r"`[^`\n]*`", "", markdown)
     assert "<img src=x" not in outside.replace("\\<img", "") and "\\<img src=x" in outside
     assert not OBEYED.search(markdown)
-    assert MARKUP[:20] in done("inspect", run / "run.json")
+    assert MARKUP[:20] in done("inspect", study / "run.json")

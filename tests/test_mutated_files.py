@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from tests.cli.test_inspection import correspondence
+from tests.commands import run
 from tests.evaluation_files import write_suite
 from tests.mutations import mutated
 from tests.patch_files import make_patch, mask_of, state_of
-from tests.run_files import edit, write_run
+from tests.run_files import write_run
 from tests.stream_files import write_stream
 from tests.study import run_directories
-from trace_transfer.cli import main
 from trace_transfer.core_sets.authors_list import read_authors_list
 from trace_transfer.core_sets.axolotl import read_patterns
 from trace_transfer.data.probe import load_probe
@@ -41,7 +40,6 @@ from trace_transfer.errors import UserError
 from trace_transfer.evaluation.suite_file import load_suite
 from trace_transfer.families.model_handle import load_tokenizer, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.files import sha256_file
 from trace_transfer.models.checkpoints import OpenedBase
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.patches import Patch
@@ -66,7 +64,7 @@ class Kind(NamedTuple):
 
 
 def command(*arguments: object) -> None:
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    result = run(*arguments)
     if result.exit_code == 2 and isinstance(result.exception, SystemExit):
         raise UserError(result.stderr)
     if result.exception is not None:
@@ -79,37 +77,21 @@ def form_of(file: Path) -> str:
 
 def artefacts(directory: Path) -> dict[str, Kind]:
     """Files of our formats, drawn; `read_artefact` reads all of them."""
-    run = write_run(directory / "run", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
-    (run / "summary.json").write_text(to_json(summarise(read_run(run))))
+    study = write_run(directory / "run", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
+    (study / "summary.json").write_text(to_json(summarise(read_run(study))))
     names = ("run.json", "summary.json", "scores.json", "stream.json", "step.json", "verification.json",
              "layer_match.json", "similarity.safetensors", "maths.core.json", "maths.patch.safetensors")  # fmt: skip
-    files = [next(run.rglob(name)) for name in names] + [correspondence(directory)]
+    files = [next(study.rglob(name)) for name in names] + [correspondence(directory)]
     return {
         f"inspect {file.name}": Kind(file, form_of(file), lambda file=file: command("inspect", file)) for file in files
     }
 
 
 def finished_runs(directory: Path) -> dict[str, Kind]:
-    """The files of a run that its report is made of; the hashes of what steps made are those of the mutated files."""
-    run = write_run(directory / "finished", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
-    kinds = {}
-    for name in ("run.json", "step.json", "scores.json", "layer_match.json", "similarity.safetensors",
-                 "maths.core.json", "verification.json"):  # fmt: skip
-        file = next(run.rglob(name))
-
-        def read(file: Path = file) -> None:
-            step = file.with_name("step.json")
-            before = step.read_bytes() if file.name not in ("run.json", "step.json") else None
-            if before is not None:
-                edit(step, lambda record: record["files"].update({file.name: sha256_file(file)}))
-            try:
-                summarise(read_run(run))
-            finally:
-                if before is not None:
-                    step.write_bytes(before)
-
-        kinds[f"report's {name}"] = Kind(file, form_of(file), read)
-    return kinds
+    """The files of a run that say of what its report is made."""
+    study = write_run(directory / "finished", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
+    files = (study / "run.json", next(study.rglob("step.json")))
+    return {f"report's {file.name}": Kind(file, "json", lambda: summarise(read_run(study))) for file in files}
 
 
 def steps(directory: Path) -> dict[str, Kind]:
@@ -187,7 +169,7 @@ def models(directory: Path, tiny: Any) -> dict[str, Kind]:
 
 def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
     """What users write."""
-    run = run_directories.write_run(directory / "study", tiny, sweeps={"ratio": [0.1, 0.2]}, represent={"seed": 1})
+    file = run_directories.write_run(directory / "study", tiny, sweeps={"ratio": [0.1, 0.2]}, represent={"seed": 1})
     stream = write_stream(directory / "stream", tiny("llama"), 4)
     suite = write_suite(directory / "suite")
     rules = directory / "mine.yaml"
@@ -227,7 +209,7 @@ def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
     probe = directory / "probe.jsonl"
     probe.write_text("".join(json.dumps({"text": f"The text of number {n} is here."}) + "\n" for n in range(9)))
     return {
-        "run.yaml": Kind(run, "yaml", lambda: load_run(run)),
+        "run.yaml": Kind(file, "yaml", lambda: load_run(file)),
         "stream.yaml": Kind(stream, "yaml", lambda: load_stream(stream)),
         "tasks.yaml": Kind(directory / "stream" / "data.yaml", "yaml", data_read),
         "suite": Kind(suite, "yaml", lambda: load_suite(suite)),

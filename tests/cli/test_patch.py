@@ -31,9 +31,7 @@ def stream(base, tmp_path, save_dtype="stored", **masks):
     ("family", "dtype", "save_dtype"),
     [
         ("llama", torch.bfloat16, "stored"),
-        ("llama", torch.bfloat16, "float32"),
         ("qwen3", torch.float32, "stored"),
-        ("gemma3_text", torch.bfloat16, "stored"),
         ("qwen2", torch.bfloat16, "float32"),
     ],
 )
@@ -84,15 +82,12 @@ def test_what_is_refused_before_anything_is_read(tiny, copy_of, tmp_path):
     for arguments, message in (
         (("apply", tiny("qwen2"), one, "--out", out), "patches that are not of"),
         (("apply", base, one, "--out", tmp_path / "used"), "used: not empty; name another --out, or remove it"),
-        (("revert", base, one, "--out", base), "not empty; name another --out"),
         (("apply", base, tmp_path / "none", "--out", out), "none: cannot be read"),
         (("apply", base, cut, tmp_path / "none", "--out", out), "patches that cannot be used:\n  - "),
         (("apply", base, next(base.glob("*.safetensors")), "--out", out), "expected trace-transfer/patch"),
         (("apply", tmp_path / "none", one, "--out", out), "no such file or directory"),
         (("diff", base, tiny("olmo2"), "--out", out), "not of the names and shapes"),
-        (("diff", base, base, "--task", "a/b", "--out", out), "--task 'a/b': use letters"),
         (("diff", copy, base, "--out", copy / "config.json"), "config.json: is an input as well; name another --out"),
-        (("diff", base, copy, "--out", copy), f"{copy}: is a directory, expected a file"),
     ):
         assert message in refused(*arguments)
         assert not out.exists()

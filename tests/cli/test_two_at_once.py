@@ -2,11 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -16,7 +11,7 @@ from tests.patch_files import make_patch, mask_of, state_of
 from tests.stream_files import write_stream
 from tests.task_files import write_tasks
 from trace_transfer.cli import main
-from trace_transfer.locking import LOCK, held
+from trace_transfer.locking import held
 
 IN_IT = ("identify", "warm-start", "score", "select", "map", "train", "evaluate", "represent", "plot")
 PUT_THERE_WHOLE = ("patch apply", "patch revert", "patch task-models")
@@ -58,26 +53,3 @@ def test_the_second_is_refused(command, arguments, tmp_path):
         assert done.exit_code == 2, done.output
         assert f"{out}: another process is at work here (process {os.getpid()} on " in done.stderr
         assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_stream_that_is_trained_twice_at_once(arguments, tmp_path):
-    """As processes; the lock of one that was killed is free."""
-    out = tmp_path / "out"
-    options = ["--batch-size", "4", "--epochs", "40", "--out", str(out)]
-    command = [sys.executable, "-m", "trace_transfer", "train", *map(str, arguments["train"]), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        end = time.monotonic() + 300
-        while not (out / LOCK).is_file() or not (out / LOCK).read_text():
-            assert first.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
-        done = CliRunner().invoke(main, command[3:])
-        assert done.exit_code == 2 and f"(process {first.pid} on " in done.stderr
-        assert first.poll() is None
-        first.send_signal(signal.SIGKILL)
-    finally:
-        first.kill()
-        first.communicate()
-    with held(out):
-        assert Path(out / LOCK).read_text().startswith(f"{os.getpid()}\n")
