@@ -51,12 +51,6 @@ class SettingsError(UserError):
         super().__init__(f"{what}:\n" + listing(self.problems))
 
 
-def refuse(problems: Iterable[str]) -> None:
-    """Raise one error for all problems, if there are any."""
-    if found := list(problems):
-        raise SettingsError(found)
-
-
 def plain(value: Any) -> Any:
     """A path as its text, several values as a list; pydantic makes the rest of what means the same."""
     if isinstance(value, os.PathLike):
@@ -65,7 +59,7 @@ def plain(value: Any) -> Any:
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, AbstractSet)):
         found = [plain(one) for one in value]
-        return sorted(found) if isinstance(value, AbstractSet) else found
+        return sorted(found, key=str) if isinstance(value, AbstractSet) else found
     return value
 
 
@@ -136,7 +130,8 @@ class Settings(BaseModel):
         problems = choice("profile", profile, cls.PROFILES) + unknown_problems(given, cls.names())
         base = cls.PROFILES.get(profile, {})
         found: Self = _made(cls, {**base, **{name: given[name] for name in given if name in cls.names()}}, problems)
-        refuse(problems)
+        if problems:
+            raise SettingsError(problems)
         return found
 
     @classmethod
