@@ -9,14 +9,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
-from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from annotated_types import Ge
 
 from trace_transfer import keywords
 
-AnyPath = str | PathLike[str]
+AnyPath = str | Path
 Paths = AnyPath | Iterable[AnyPath]  # one, or several
 Named = Mapping[str, AnyPath]
 Texts = str | Sequence[str]
