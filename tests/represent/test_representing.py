@@ -209,9 +209,9 @@ def test_settings_are_strict():
         RepresentSettings(pool="means", max_examples=2, perplexity=float("nan"), seed=-1)
     for expected in (
         "pool: 'means' is none of mean, last; did you mean mean?",
-        "max_examples: 2 is not in [3, ",
-        "perplexity: nan is not 1 or more",
-        "seed: -1 is not in [0, ",
+        "max_examples: found 2, expected greater than or equal to 3",
+        "perplexity: found nan, expected",
+        "seed: found -1, expected",
     ):
         assert expected in str(refused.value)
     recorded = RepresentSettings(max_examples=None, rules=("a.yaml",)).recorded()
