@@ -34,7 +34,7 @@ from trace_transfer.data.tasks_file import load_tasks
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.adapters import merged_values
 from trace_transfer.engine.checkpointing import Step, read_csv, to_csv
-from trace_transfer.engine.deepspeed_json import contradictions, merged, read_deepspeed_json
+from trace_transfer.engine.deepspeed_json import contradictions, merged
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation.suite_file import load_suite
@@ -49,6 +49,7 @@ from trace_transfer.reporting.summarising import summarise
 from trace_transfer.study.kinds import Ticket
 from trace_transfer.study.run_file import load_run
 from trace_transfer.study.worker import read_times
+from trace_transfer.text_formats import read_json_object
 from trace_transfer.training.settings import load_stream
 
 SLOWEST = 10.0  # seconds, for any one file
@@ -109,7 +110,7 @@ def steps(directory: Path) -> dict[str, Kind]:
     def resume() -> None:
         found = checkpointing.find(training)
         assert found is not None
-        checkpointing.require_same(found, found.identity)
+        found.require_same(found.identity)
         found.require_whole({"a.weight": ["master", "exp_avg"]})
 
     (training / "loss.csv").write_text(to_csv(history))
@@ -189,7 +190,7 @@ def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
     axolotl.write_text(yaml.safe_dump({"unfrozen_parameters": ["^model.norm.weight$", "^model.layers.0.x$[0:4]"]}))
 
     def deepspeed_read() -> None:
-        given = read_deepspeed_json(deepspeed)
+        given = read_json_object(deepspeed)
         if problems := contradictions(given, TrainSettings(zero=2), 1, "float32"):
             raise UserError(f"{deepspeed}: {problems}")
         merged({"zero_optimization": {}}, given)

@@ -1,15 +1,19 @@
-"""Made-up tasks and trainings on them, for tests in this process and in others."""
+"""Made-up tasks and masks, and trainings on them, for tests in this process and in others."""
 
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.engine.loading import BaseModel
+from trace_transfer.engine.batches import plan
+from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import TrainResult, train
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.sources import Inventory, ModelSource
 
 SETTINGS = {"learning_rate": 3e-3, "batch_size": 8, "micro_batch_size": 3, "checkpoint_minutes": 60.0}
 
@@ -31,12 +35,46 @@ def make_task(num_examples: int = 21, seed: int = 0, name: str = "made-up", voca
     return TaskData(name, tuple(examples), num_examples, 0, 0, "plain", digest)
 
 
+def make_mask(inventory: Inventory, number: int) -> Mask:
+    """Rows of the embedding (for number 2 single parameters) and of a matrix, columns of another, single parameters of
+    a third, a part of a vector, and two whole tensors.
+
+    Sizes that two ranks do not divide; other tensors or places for each number from 0 to 3.
+    """
+    shapes = inventory.shapes
+    embedding = next(iter(shapes))
+    inner = [name for name in shapes if name != embedding]
+    matrices = [name for name in inner if len(shapes[name]) == 2]
+    vectors = [name for name in inner if len(shapes[name]) == 1]
+    rows = Slice(0, ((3 + number, 17), (101, 102), (300, 400)))
+    return Mask(
+        {
+            embedding: Chosen(np.arange(5, 4000, 7)) if number == 2 else rows,
+            matrices[12]: Chosen(np.array([0, 1, 50, 51 + number, 200, 777])),
+            matrices[number]: Slice(0, ((1, 2), (5, 9))),
+            matrices[number + 4]: Slice(1, ((0, 3), (30, 31 + number))),
+            vectors[number]: Slice(0, ((2, 5),)),
+            vectors[number + 4]: None,
+            matrices[number + 8]: None,
+        }
+    )
+
+
 def settings(**changes: object) -> TrainSettings:
     return TrainSettings(**{**SETTINGS, **changes})
 
 
+def base_of(model: Path) -> BaseModel:
+    return BaseModel(ModelSource.parse(model))
+
+
+def steps_of(data: TaskData, chosen: TrainSettings) -> list[list[Example]]:
+    """The examples of each step, for a slow twin."""
+    return [list(batch.examples) for batch in plan(data, chosen).batches()]
+
+
 def run(
-    model: Path, directory: Path, data: TaskData | None = None, **options: object
+    start: Path | StartingPoint, directory: Path, data: TaskData | None = None, **options: object
 ) -> tuple[TrainResult, dict[str, torch.Tensor]]:
     """Train; returns the result and the trained values. Options of `train` by name, all others are settings."""
     values: dict[str, torch.Tensor] = {}
@@ -46,7 +84,7 @@ def run(
         if key in options
     }
     result = train(
-        BaseModel(ModelSource.parse(model)), data or make_task(), settings(**options), directory=directory,
-        **{"finish": values.update, **passed},
+        base_of(start) if isinstance(start, Path) else start, data or make_task(), settings(**options),
+        directory=directory, **{"finish": values.update, **passed},
     )  # fmt: skip
     return result, values

@@ -3,9 +3,7 @@ from collections import Counter
 import pytest
 
 from tests.engine.made_up import make_task, settings
-from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.engine.batches import plan
-from trace_transfer.errors import TrainingError
 
 
 def ids_of(batch):
@@ -45,13 +43,3 @@ def test_ranks_share_a_batch_and_have_as_much_to_do(num_ranks):
         found = {number: examples for share in shares for number, examples in share if number is not None}
         assert [found[number] for number in range(len(batch.micro_batches))] == list(batch.micro_batches)
         assert all(len(examples) == 1 for share in shares for number, examples in share if number is None)
-
-
-def test_examples_that_teach_nothing_are_refused_by_name():
-    mute = Example("made-up:empty", (1, 2, 3), (1, IGNORED, IGNORED))
-    data = make_task(3)
-    data = TaskData("t", (*data.examples, mute), 4, 0, 0, "plain", "")
-    with pytest.raises(TrainingError, match=r"'t': 1 of 4 examples have no token to learn from(.|\n)*made-up:empty: 3"):
-        plan(data, settings())
-    with pytest.raises(TrainingError, match="'t' has no examples"):
-        plan(TaskData("t", (), 0, 0, 0, "plain", ""), settings())

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from trace_transfer.engine import checkpointing
-from trace_transfer.engine.checkpointing import Log, Step, from_csv, to_csv
+from trace_transfer.engine.checkpointing import Step, add_step, evaluations_csv, read_csv, read_evaluations, to_csv
+from trace_transfer.engine.held_out import Evaluation
 from trace_transfer.errors import TrainingError
 from trace_transfer.files import DiskFullError
 
@@ -32,7 +33,7 @@ def test_comes_back_as_it_was(tmp_path, monkeypatch, shard_bytes):
     path = checkpointing.write(tmp_path, IDENTITY, STEPS, 12.5, states())
     saved = checkpointing.find(tmp_path)
     assert (saved.path, saved.steps, saved.seconds) == (path, tuple(STEPS), 12.5)
-    checkpointing.require_same(saved, IDENTITY)
+    saved.require_same(IDENTITY)
     for kind in ("master", "exp_avg", "exp_avg_sq"):
         found, expected = dict(saved.read(kind)), {name: kinds[kind] for name, kinds in states()}
         assert found.keys() == expected.keys()
@@ -40,53 +41,34 @@ def test_comes_back_as_it_was(tmp_path, monkeypatch, shard_bytes):
     assert len(list(path.glob("*.safetensors"))) == (1 if shard_bytes > 1000 else 3)
 
 
-def test_the_newest_stays_and_leftovers_go(tmp_path):
-    checkpointing.write(tmp_path, IDENTITY, STEPS[:1], 1.0, states())
-    checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states(1))
-    assert names(tmp_path) == ["step-00000002"]
-    (tmp_path / "checkpoint" / "step-00000001").mkdir()  # half removed
-    (tmp_path / "checkpoint" / ".step-00000003.part").mkdir()  # half written
-    assert len(checkpointing.find(tmp_path).steps) == 2
+def test_the_newest_and_the_best_stay_and_leftovers_go(tmp_path):
+    for count in range(1, 6):
+        (tmp_path / "checkpoint" / f".step-0000000{count}.part").mkdir(parents=True)  # half written, or half removed
+        steps = [Step(number + 1, 2.0, 1e-5, 1.0, 10, 5) for number in range(count)]
+        checkpointing.write(tmp_path, IDENTITY, steps, 1.0, states(count), 2, best=2 if count > 1 else None)
+    assert names(tmp_path) == [f"step-0000000{count}" for count in (2, 4, 5)]
+    (tmp_path / "checkpoint" / "step-00000001").mkdir()  # not yet removed
+    (tmp_path / "checkpoint" / ".step-00000003.part").mkdir()
+    assert len(checkpointing.find(tmp_path).steps) == 5
     checkpointing.remove_leftovers(tmp_path)
-    assert names(tmp_path) == ["step-00000002"]
+    assert names(tmp_path) == [f"step-0000000{count}" for count in (1, 2, 4, 5)]
     checkpointing.remove(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_some_are_kept(tmp_path):
-    for count in range(1, 5):
-        steps = [Step(number + 1, 2.0, 1e-5, 1.0, 10, 5) for number in range(count)]
-        checkpointing.write(tmp_path, IDENTITY, steps, 1.0, states(count), 3)
-    assert names(tmp_path) == [f"step-0000000{count}" for count in (2, 3, 4)]
-    (tmp_path / "checkpoint" / ".step-00000001.part").mkdir()  # half removed
-    checkpointing.remove_leftovers(tmp_path, 2)
-    assert names(tmp_path) == ["step-00000003", "step-00000004"]
-    assert len(checkpointing.find(tmp_path).steps) == 4
 
 
 def test_everything_that_differs_is_said(tmp_path):
     checkpointing.write(tmp_path, IDENTITY, STEPS, 2.0, states())
     other = {"task": "law", "settings": {"seed": 1, "max_grad_norm": None}, "num_steps": 3}
     with pytest.raises(TrainingError, match="a training of 2 steps was stopped here") as caught:
-        checkpointing.require_same(checkpointing.find(tmp_path), other)
+        checkpointing.find(tmp_path).require_same(other)
     message = str(caught.value)
     assert "a training of 2 steps was stopped here" in message
     assert "  - settings.seed: 0 in the checkpoint, 1 now\n  - task: 'math' in the checkpoint, 'law' now" in message
     assert message.count("  - ") == 2
 
 
-def test_what_earlier_versions_recorded_beside_it_does_not_matter(tmp_path):
-    now = {"task": "math", "settings": {"epochs": 3}}
-    checkpointing.write(tmp_path, {**now, "prefix": 2, "settings": {"epochs": 3, "cache_prefix": "auto"}}, [], 0.0, [])
-    checkpointing.require_same(checkpointing.find(tmp_path), now)
-
-
 @pytest.mark.parametrize(
-    "failure",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        DiskFullError("as `write_tensors` says it"),
-    ],
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), DiskFullError("as `write_tensors` says it")]
 )
 def test_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch, failure):
     def fill(path, *_):
@@ -139,28 +121,39 @@ def test_a_checkpoint_that_lacks_values_is_refused(tmp_path, monkeypatch):
 
 
 LOGGED = [Step(1, 1 / 3, 1e-5, 2.5, 100, 40), Step(2, math.pi, 3.3333333333333335e-06, 1e-300, 7, 1)]
+EVALUATED = [Evaluation(2, {"law": 1 / 3, "math": 2.0}, {"law": 5, "math": 7}), Evaluation(4, {"law": 1.5}, {"law": 5})]
 
 
-def test_numbers_come_back_to_the_bit():
-    assert from_csv(to_csv(LOGGED)) == LOGGED
-    assert to_csv(LOGGED).splitlines()[0] == "step,loss,learning_rate,grad_norm,tokens,supervised"
-    with pytest.raises(ValueError, match="expected the columns step, loss"):
-        from_csv("a,b\n1,2\n")
+def test_numbers_come_back_to_the_bit(tmp_path):
+    file = tmp_path / "loss.csv"
+    file.write_text(to_csv(LOGGED[:1]))
+    add_step(tmp_path, LOGGED[1])
+    assert read_csv(file, 2) == LOGGED
+    assert file.read_text().splitlines()[0] == "step,loss,learning_rate,grad_norm,tokens,supervised"
+    (tmp_path / "eval.csv").write_text(evaluations_csv(EVALUATED))
+    assert list(read_evaluations(tmp_path / "eval.csv")) == EVALUATED
+    assert (tmp_path / "eval.csv").read_text().splitlines()[:2] == ["step,task,loss,supervised", f"2,law,{1 / 3},5"]
+    assert read_evaluations(tmp_path / "none.csv") == ()
 
 
-def test_a_log_begins_with_what_is_known(tmp_path):
-    (tmp_path / "loss.csv").write_text("whatever a killed run lef")
-    log = Log(tmp_path, LOGGED[:1])
-    log.add(LOGGED[1])
-    assert (tmp_path / "loss.csv").read_text() == to_csv(LOGGED)
-    assert log.steps == LOGGED
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a,b\n1,2\n", "expected the columns step, loss"), (to_csv(LOGGED)[:-3], "and whole lines"),
+        (to_csv(LOGGED).replace("2,3.14", "2,nan"), r"csv:3: '2,nan"), (to_csv(LOGGED[1:]), "has 1 steps, expected 1"),
+        (to_csv(LOGGED).replace(",40", ""), r"csv:2: '1,0.333.*expected step, loss"),
+    ],
+)  # fmt: skip
+def test_a_damaged_table(tmp_path, text, told):
+    (tmp_path / "loss.csv").write_text(text)
+    with pytest.raises(TrainingError, match=told):
+        read_csv(tmp_path / "loss.csv")
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def fail(self, *_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    log = Log(tmp_path, [])
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(TrainingError, match=r"loss.csv: cannot be written: No space left on device; make room"):
-        log.add(LOGGED[0])
+        add_step(tmp_path, LOGGED[0])

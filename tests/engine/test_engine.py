@@ -9,14 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.made_up import make_task, run, settings
-from trace_transfer.core_sets.masks import Mask, MaskError
-from trace_transfer.engine import engine
+from tests.engine.made_up import base_of, make_task, settings
 from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import open_engine
-from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.models.sources import ModelSource
 
 ROOT = Path(__file__).parents[2]
 OPTIMIZERS = {
@@ -32,7 +28,7 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
     hook = sys.excepthook
     for _ in range(3):
         with open_ranks() as ranks:
-            model = BaseModel(ModelSource.parse(tiny("llama"))).load(getattr(torch, precision))
+            model = base_of(tiny("llama")).load(getattr(torch, precision))
             with open_engine(model, settings(zero=zero), ranks) as built:
                 assert type(built.deepspeed).__name__ == "DeepSpeedEngine"
                 assert built.deepspeed.zero_optimization_stage() == zero
@@ -52,13 +48,6 @@ def test_is_deepspeed_and_is_gone_afterwards(tiny, zero, precision):
     assert "LOCAL_RANK" not in os.environ
 
 
-def test_nothing_to_train_is_refused(tiny):
-    with open_ranks() as ranks:
-        model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32)
-        with pytest.raises(MaskError, match="no tensor of the model is to be trained"):
-            engine.Engine(model, settings(), ranks, Mask({}), None)
-
-
 def test_a_fresh_process_prints_nothing_and_compiles_nothing(tiny, tmp_path):
     code = f"""
 from pathlib import Path
@@ -72,20 +61,14 @@ for zero, precision in ((1, "bfloat16"), (3, "float32")):
     assert not (tmp_path / "extensions").exists()
 
 
-def test_what_deepspeed_says_is_silenced_under_capture_too(tiny, tmp_path, capsys):
-    run(tiny("llama"), tmp_path, zero=1, precision="bfloat16")
-    assert capsys.readouterr() == ("", "")
-
-
 def test_zero_3_lets_gathered_weights_go_and_torch_is_as_it_was(tiny):
     """torch's own `linear` keeps each weight for the backward pass: then all of the model is whole on each rank."""
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
     before = torch.nn.functional.linear
     for zero in (0, 3):
-        start = BaseModel(ModelSource.parse(tiny("llama")))
         with open_ranks() as ranks:
-            model = start.load(torch.float32)
+            model = base_of(tiny("llama")).load(torch.float32)
             with open_engine(model, TrainSettings(zero=zero, micro_batch_size=1), ranks):
                 assert (torch.nn.functional.linear is zero3_linear_wrap) == (zero == 3)
             assert torch.nn.functional.linear is before

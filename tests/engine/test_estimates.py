@@ -8,9 +8,10 @@ import torch
 from tests.engine.made_up import make_task, settings
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import open_engine
-from trace_transfer.engine.estimates import Workload, activations, estimate
+from trace_transfer.engine.estimates import activations, estimate
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
@@ -32,18 +33,14 @@ def mask_of(anatomy, *components: str, layers: tuple[int | None, ...]) -> Mask:
     return Mask({u.name: None for u in anatomy.units if u.component in components and u.layer in layers})
 
 
-def masks(anatomy) -> dict[str, Mask]:
-    return {
-        "full": Mask.everything(anatomy.inventory.shapes),
-        "down": mask_of(anatomy, "mlp.down", layers=(1,)),
-        "attention": mask_of(anatomy, "attention.query", "attention.value", layers=(2,)),
-        "scattered": mask_of(anatomy, "mlp.up", "attention.output", layers=(1, 2)),
-        "norms": mask_of(anatomy, "norm.pre_mlp", "norm.post_mlp", "norm.final", layers=(1, 2, None)),
-        "head": mask_of(anatomy, "head", layers=(None,)),
-    }
+def texts(number: int, length: int, supervised: int) -> TaskData:
+    """Of one length, of which the last so many tokens are learned from."""
+    ids = tuple(range(1, length + 1))
+    labels = (-100,) * (length - supervised) + ids[length - supervised :]
+    return TaskData("t", tuple(Example(f"t:{n}", ids, labels) for n in range(number)), number, 0, 0, "plain", "")
 
 
-def kept_by_autograd(model, ids_bt, mask_bt) -> int:
+def kept_by_autograd(model, ids_bt) -> int:
     """Bytes of all storages, but for parameters, that autograd holds for the backward pass."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held: dict[int, torch.Tensor] = {}
@@ -53,9 +50,8 @@ def kept_by_autograd(model, ids_bt, mask_bt) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits_btv = model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
-        logits_nv = logits_btv[mask_bt.bool()].float()
-        torch.nn.functional.cross_entropy(logits_nv, torch.zeros(len(logits_nv), dtype=torch.int64))
+        logits = model(input_ids=ids_bt, use_cache=False).logits.float().flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
     return sum(t.untyped_storage().nbytes() for place, t in held.items() if place not in parameters)
 
 
@@ -64,45 +60,36 @@ def kept_by_autograd(model, ids_bt, mask_bt) -> int:
 def test_activations_are_about_what_autograd_keeps(family, precision):
     """Of a mask, each layer from the lowest trained one on counts as if it were trained whole."""
     model, anatomy = opened(family)
-    model = model.to(getattr(torch, precision))
-    ids_bt = torch.ones(3, 32, dtype=torch.int64)
-    mask_bt = torch.ones_like(ids_bt)
-    mask_bt[0, 20:] = 0
-    supervised, itemsize = int(mask_bt.sum()), BYTES[precision]
-    logits = 512 * supervised * {4: 8, 2: 10}[itemsize]
-    for kind, mask in masks(anatomy).items():
+    model, itemsize = model.to(getattr(torch, precision)), BYTES[precision]
+    masks = {
+        "full": Mask.everything(anatomy.inventory.shapes),
+        "down": mask_of(anatomy, "mlp.down", layers=(1,)),
+        "attention": mask_of(anatomy, "attention.query", "attention.value", layers=(2,)),
+        "norms": mask_of(anatomy, "norm.pre_mlp", "norm.post_mlp", "norm.final", layers=(1, 2, None)),
+        "head": mask_of(anatomy, "head", layers=(None,)),
+    }
+    for kind, mask in masks.items():
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(mask.trains(name))
-        counted = kept_by_autograd(model, ids_bt, mask_bt) - 4 * supervised * 512
-        found = activations(anatomy, mask, num_texts=3, length=32, supervised=supervised, itemsize=itemsize) - logits
+        counted = kept_by_autograd(model, torch.ones(3, 32, dtype=torch.int64)) - 512 * 96 * 4
+        found = activations(anatomy, mask, settings(), texts(3, 32, 1), itemsize) - 3 * 512 * {4: 8, 2: 10}[itemsize]
         if kind == "head" and not anatomy.inventory.tied:
             assert found == 0  # only what enters the head is kept
         else:
             assert 0.8 <= found / counted <= (1.35 if kind == "full" else 3), (kind, found / counted)
 
 
-def test_nothing_is_kept_below_the_mask_and_checkpointing_keeps_inputs():
+def test_what_activations_depend_on():
     _, anatomy = opened("llama", num_hidden_layers=12)
-    shape = {"num_texts": 2, "length": 64, "supervised": 8, "itemsize": 2}
 
-    def kept(*layers: int, **options: object) -> float:
-        return activations(anatomy, mask_of(anatomy, "mlp.down", layers=layers), **shape, **options)
+    def kept(layer: int, supervised: int = 4, **options: object) -> float:
+        mask = mask_of(anatomy, "mlp.down", layers=(layer,))
+        return activations(anatomy, mask, settings(**options), texts(2, 64, supervised), 2)
 
-    assert kept(11) < kept(6) < kept(0)
-    layer = kept(5) - kept(6)
-    assert kept(2) - kept(6) == pytest.approx(4 * layer)
-    inputs = 2 * 48 * 128  # bytes × hidden size × tokens
-    assert kept(5, checkpointing=True) - kept(6, checkpointing=True) == pytest.approx(inputs)
-    assert kept(0, checkpointing=True) < kept(0) / 3
-
-
-def test_logits_and_copies():
-    _, anatomy = opened("llama")
-    one = {"num_texts": 2, "length": 10, "itemsize": 2}
-    mask, whole = Mask({DOWN: Slice(0, ((0, 5),))}), Mask({DOWN: None})
-    found = activations(anatomy, mask, supervised=7, **one)
-    assert found - activations(anatomy, mask, supervised=0, **one) == 512 * 7 * (4 + 4 + 2)
-    assert found - activations(anatomy, whole, supervised=7, **one) == 2 * numel(anatomy.inventory.shapes[DOWN])
+    assert kept(2) - kept(6) == 4 * (kept(5) - kept(6)) > 0
+    inputs = {"gradient_checkpointing": True}
+    assert kept(5, **inputs) - kept(6, **inputs) == 2 * 48 * 128  # bytes × hidden size × tokens
+    assert kept(5, 7) - kept(5, 0) == 512 * 14 * (4 + 4 + 2)  # logits
 
 
 def held_on_cpu() -> int:
@@ -116,11 +103,18 @@ def held_on_cpu() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def by_hand(mask: Mask, anatomy, zero: int, precision: str, num_ranks: int = 1, **options: object):
+    return estimate(
+        anatomy, mask, settings(zero=zero, **options), make_task(21), num_ranks=num_ranks, precision=precision,
+        describe=anatomy.describe, saved_itemsize=4,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["full", "part", "slice"])
 @pytest.mark.parametrize(("zero", "precision"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
     place = tiny("llama", hidden_size=96, intermediate_size=384)
-    before, chosen = held_on_cpu(), settings(zero=zero)
+    before = held_on_cpu()
     with open_ranks() as ranks:
         model = BaseModel(ModelSource.parse(place)).load(getattr(torch, precision))
         anatomy = anatomy_of(inventory_of(model), REGISTRY)
@@ -130,9 +124,8 @@ def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
             "part": Mask({name: None for name in shapes if "down_proj" in name}),
             "slice": Mask({DOWN: Slice(0, ((0, 40), (50, 60)))}),
         }[kind]
-        work = Workload.of(make_task(), 3)
-        found = estimate(anatomy, mask, chosen, work, num_ranks=1, precision=precision, describe=anatomy.describe)
-        with open_engine(model, chosen, ranks, mask) as built:
+        found = by_hand(mask, anatomy, zero, precision)
+        with open_engine(model, settings(zero=zero), ranks, mask) as built:
             for _ in range(2):  # the first has no moments yet
                 built.backward(built.loss(make_task().examples[:1]), True)
                 held = held_on_cpu() - before
@@ -140,69 +133,39 @@ def test_memory_is_what_deepspeed_holds(tiny, zero, precision, kind):
         del model, built
     collect_garbage()
     expected = found.parameters + found.gradients + found.optimizer
-    if (zero, precision) == (0, "bfloat16"):
-        expected -= 4 * found.num_elements  # are there in a step alone
     lowest = expected + found.buffers if zero == 3 else expected  # there they are kept all the time
     assert 0.99 * lowest <= held <= 1.01 * (expected + found.buffers)
 
 
-def by_hand(zero: int, precision: str, num_ranks: int, mask: Mask, anatomy, **options: object):
-    chosen = settings(zero=zero, **options)
-    return estimate(
-        anatomy, mask, chosen, Workload.of(make_task(), 3), num_ranks=num_ranks, precision=precision,
-        describe=anatomy.describe,
-    )  # fmt: skip
-
-
-def test_what_ranks_share():
+def test_what_ranks_share_and_what_lies_on_the_host():
     """Measured with two ranks on DeepSpeed 0.19.8: 8·T from ZeRO 2 on, beside the parameters."""
     _, anatomy = opened("llama")
-    mask = masks(anatomy)["scattered"]
+    mask = mask_of(anatomy, "mlp.up", "attention.output", layers=(1, 2))
     trained, whole = mask.numel(anatomy.inventory.shapes), anatomy.inventory.num_elements
     for zero, gradients, optimizer in ((1, 6, 3), (2, 1, 3), (3, 1, 3)):
-        found = by_hand(zero, "bfloat16", 4, mask, anatomy)
+        found = by_hand(mask, anatomy, zero, "bfloat16", 4)
         assert (found.gradients, found.optimizer) == (gradients * trained, optimizer * trained)
         assert found.parameters == 2 * whole  # with ZeRO 3, too: all of a tiny model's are small ones
     json = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": "auto"}}
-    found = by_hand(3, "bfloat16", 4, mask, anatomy, deepspeed=json)
+    found = by_hand(mask, anatomy, 3, "bfloat16", 4, deepspeed=json)
     assert found.parameters == pytest.approx(whole / 2, rel=1e-3)
     assert found.buffers == 4 * trained + 2 * whole
     json["zero_optimization"] |= {"stage3_max_live_parameters": 1000, "reduce_bucket_size": 50}
     largest = max(map(numel, anatomy.inventory.shapes.values()))
-    assert by_hand(3, "bfloat16", 4, mask, anatomy, deepspeed=json).buffers == 4 * 50 + 2 * largest
-
-
-def test_offloading_moves_it_to_the_host():
-    _, anatomy = opened("llama")
-    mask = Mask.everything(anatomy.inventory.shapes)
-    plain = by_hand(3, "float32", 2, mask, anatomy)
-    optimizer = by_hand(3, "float32", 2, mask, anatomy, offload="optimizer")
+    assert by_hand(mask, anatomy, 3, "bfloat16", 4, deepspeed=json).buffers == 4 * 50 + 2 * largest
+    plain, optimizer, both = (
+        by_hand(mask, anatomy, 3, "float32", 2, offload=offload) for offload in ("none", "optimizer", "parameters")
+    )
     assert (plain.host, optimizer.optimizer, optimizer.gradients) == (0, 0, 0)
     assert optimizer.host == plain.optimizer + plain.gradients
-    both = by_hand(3, "float32", 2, mask, anatomy, offload="parameters")
     assert (both.host, both.parameters) == (optimizer.host + plain.parameters, 0)
 
 
 def test_steps_and_files():
     _, anatomy = opened("llama")
-    shapes = anatomy.inventory.shapes
     mask = Mask({DOWN: Slice(0, ((0, 5),)), "model.norm.weight": None})
-    data = make_task(21)
-    work = Workload.of(data, 3)
-    assert work == Workload(
-        21,
-        sum(len(example.input_ids) for example in data.examples),
-        max(len(example.input_ids) for example in data.examples),
-        sum(sorted(example.num_supervised for example in data.examples)[-3:]),
-    )
-    found = estimate(
-        anatomy, mask, settings(epochs=2, batch_size=8), work, num_ranks=1, precision="bfloat16", saved_itemsize=4,
-        describe=anatomy.describe,
-    )  # fmt: skip
-    trained, whole = 5 * 80 + 48, anatomy.inventory.num_elements
+    found = by_hand(mask, anatomy, 0, "bfloat16", epochs=2, batch_size=8)
+    trained = 5 * 80 + 48
     assert (found.num_parameters, found.num_elements, found.num_steps) == (2, trained, 6)
-    assert found.share == trained / whole
-    assert found.checkpoint == 12 * trained
-    assert found.patch == (2 + 4) * trained
-    assert found.model == 2 * whole + 2 * (numel(shapes[DOWN]) + 48)
-    assert found.total == found.parameters + found.gradients + found.optimizer + found.activations + found.buffers
+    assert found.share == trained / anatomy.inventory.num_elements
+    assert (found.checkpoint, found.patch) == (12 * trained, (2 + 4) * trained)

@@ -5,15 +5,15 @@ import itertools
 import pytest
 import torch
 
-from tests.engine.made_up import make_task, run
+from tests.engine.made_up import base_of, make_task, run
 from tests.engine.test_loop import WHOLE, Notes, differing
 from trace_transfer.data.examples import collate, losses
 from trace_transfer.engine import checkpointing, held_out
-from trace_transfer.engine.held_out import Evaluation, HeldOut, read_csv
-from trace_transfer.engine.loading import BaseModel
+from trace_transfer.engine.checkpointing import read_evaluations
+from trace_transfer.engine.engine import Engine
+from trace_transfer.engine.held_out import Evaluation, HeldOut
 from trace_transfer.engine.loop import Run
 from trace_transfer.errors import TrainingError
-from trace_transfer.models.sources import ModelSource
 from trace_transfer.stopping import StopRequested, StopSignal
 
 OTHERS = (make_task(7, seed=11, name="law"), make_task(5, seed=12, name="math"))
@@ -21,7 +21,7 @@ OTHERS = (make_task(7, seed=11, name="law"), make_task(5, seed=12, name="math"))
 
 def slowly(model, values, data):
     """The mean over supervised tokens, an example at a time, in plain torch."""
-    loaded = BaseModel(ModelSource.parse(model)).load(torch.float32).eval()
+    loaded = base_of(model).load(torch.float32).eval()
     with torch.no_grad():
         for name, value in values.items():
             loaded.get_parameter(name).copy_(value)
@@ -45,7 +45,7 @@ def test_it_changes_no_bit_and_is_exact(tiny, tmp_path, family, zero):
     assert [one.step for one in found.evaluations] == [2, 4, 5]
     for data in OTHERS:
         assert found.evaluations[-1].losses[data.task] == pytest.approx(slowly(model, values, data), rel=1e-6)
-    assert read_csv(tmp_path / "looked/eval.csv") == found.evaluations
+    assert read_evaluations(tmp_path / "looked/eval.csv") == found.evaluations
     assert f"loss {found.losses[-1]:.3f} · held-out {found.evaluations[-1].loss:.3f} · " in reporter.status
     assert (found.kept, plain.evaluations) == (None, ())
 
@@ -54,8 +54,8 @@ def pretended(monkeypatch, course):
     """Evaluations that find these losses, one after the other, whatever the weights are."""
     real = held_out.evaluate
 
-    def find(engine, ranks, batches, step):
-        found = real(engine, ranks, batches, step)
+    def find(*given):
+        found, step = real(*given), given[-1]
         return Evaluation(step, dict.fromkeys(found.losses, course[step]), found.supervised)
 
     monkeypatch.setattr(held_out, "evaluate", find)
@@ -95,9 +95,9 @@ def test_the_weights_that_are_kept_are_those_of_that_step(tiny, tmp_path, monkey
     pretended(monkeypatch, {1: 3.0, 2: 1.0, 3: 2.0})
     find = held_out.evaluate
 
-    def look(engine, ranks, batches, step):
-        seen[step] = dict(engine.values())
-        return find(engine, ranks, batches, step)
+    def look(engine, *given):
+        seen[given[-1]] = dict(engine.values())
+        return find(engine, *given)
 
     monkeypatch.setattr(held_out, "evaluate", look)
     result, values = run(tiny("llama"), tmp_path, held_out=HeldOut(OTHERS, 1, None, True))
@@ -119,13 +119,7 @@ def test_other_held_out_examples_or_no_best_are_not_gone_on_from(tiny, tmp_path)
 
 
 def test_a_loss_that_is_no_number_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trace_transfer.engine.engine.Engine.loss", nan_when_evaluating())
+    real = Engine.loss
+    monkeypatch.setattr(Engine, "loss", lambda *a: real(*a) * (1.0 if torch.is_grad_enabled() else float("nan")))
     with pytest.raises(TrainingError, match="step 1: the loss on the held-out examples of task 'law' is NaN"):
         run(tiny("llama"), tmp_path, held_out=HeldOut(OTHERS, 1))
-
-
-def nan_when_evaluating():
-    from trace_transfer.engine.engine import Engine
-
-    real = Engine.loss
-    return lambda self, *a: real(self, *a) * (1.0 if torch.is_grad_enabled() else float("nan"))

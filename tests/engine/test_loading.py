@@ -1,34 +1,27 @@
-import json
 from contextlib import ExitStack
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from tests.engine.made_up import settings
+from tests.engine.made_up import base_of, settings
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import FAMILIES as TINY
 from tests.tiny_models import REPRESENTATIVES, build_config, build_model, save_model
+from tests.tuned_models import damage
 from trace_transfer.engine.distributed import collect_garbage, open_ranks
 from trace_transfer.engine.engine import configuration, fill_partitioned, gathered, shapes_of
-from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError
-from trace_transfer.models.sources import ModelSource
 
 FAMILIES = ("llama", "qwen2", "gemma3_text", "phi3", "gpt2", "gpt_neox")
 
 
-def base(directory) -> BaseModel:
-    return BaseModel(ModelSource.parse(directory))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounded_weights_and_the_exact_ones(tiny, family, capfd):
-    start = base(tiny(family))
+    start = base_of(tiny(family))
     exact, rounded = start.load(torch.float32), start.load(torch.bfloat16)
     assert {name: tuple(p.shape) for name, p in exact.named_parameters()} == dict(start.inventory.shapes)
     assert exact.config.use_cache is False
-    found = dict(start.exact(start.inventory.shapes))
+    found = dict(start.values(start.inventory.shapes, torch.float32))
     assert found.keys() == start.inventory.shapes.keys()
     for (name, parameter), low in zip(exact.named_parameters(), rounded.parameters(), strict=True):
         assert torch.equal(found[name], parameter), name
@@ -37,12 +30,11 @@ def test_rounded_weights_and_the_exact_ones(tiny, family, capfd):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"),
-    [*((one, torch.float32) for one in REPRESENTATIVES), *((one, torch.bfloat16) for one in TINY)],
+    ("family", "dtype"), [*((one, torch.float32) for one in REPRESENTATIVES), *((one, torch.bfloat16) for one in TINY)]
 )
 def test_partitioned_is_the_same_model(tiny, family, dtype):
     """Tensors, buffers and what it computes, to the bit."""
-    start = base(tiny(family))
+    start = base_of(tiny(family))
     whole, model = start.load(dtype).eval(), start.skeleton(dtype).eval()
     if family == "qwen3_moe":  # its experts are 20 wide, and grouped products take rows of whole 16 bytes only
         for one in (whole, model):
@@ -90,7 +82,7 @@ def test_one_at_a_time_is_the_same_model(tmp_path, family, dtype):
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_()
-    start = base(save_model(model, tmp_path / family, None))
+    start = base_of(save_model(model, tmp_path / family, None))
     whole, skeleton = start.load(dtype), start.skeleton(dtype)
     for name, value in start.values(start.inventory.shapes, dtype):
         assert value.dtype == dtype, name
@@ -100,44 +92,22 @@ def test_one_at_a_time_is_the_same_model(tmp_path, family, dtype):
         assert torch.equal(skeleton.get_buffer(name), buffer), name
 
 
-def test_partitioned_lacks_nothing_silently(copy_of):
-    directory = copy_of("llama")
-    take_away(directory, "model.layers.1.mlp.up_proj.weight")
-    start = base(directory)
-    with (
-        open_ranks() as ranks,
-        pytest.raises(ModelError, match=r"weights lack 1 tensor of the model: model\.layers\.1\.mlp\.up"),
-    ):
+def test_missing_weights_are_never_made_up(copy_of):
+    directory, name = copy_of("llama"), "model.layers.1.mlp.up_proj.weight"
+    damage(directory, name, None)
+    start, told = base_of(directory), rf"weights lack 1 tensor of the model: {name}"
+    with pytest.raises(ModelError, match=told):
+        start.load(torch.float32)
+    with open_ranks() as ranks, pytest.raises(ModelError, match=told):
         config = configuration(settings(zero=3), ranks, torch.float32, 1000)
         model = start.skeleton(torch.float32)
         fill_partitioned(model, start.values(start.inventory.shapes, torch.float32), config, ranks)
 
 
-def take_away(directory, name: str) -> None:
-    index = directory / "model.safetensors.index.json"
-    file = directory / json.loads(index.read_text())["weight_map"][name]
-    tensors = load_file(file)
-    del tensors[name]
-    save_file(tensors, file, {"format": "pt"})
-
-
-def test_what_nothing_was_rounded_of_is_not_read_again(tiny):
-    start = base(tiny("llama", dtype=torch.bfloat16))
-    assert dict(start.exact(["model.norm.weight"])) == {}
-
-
-def test_missing_weights_are_never_made_up(copy_of):
-    directory = copy_of("llama")
-    name = "model.layers.1.mlp.up_proj.weight"
-    take_away(directory, name)
-    with pytest.raises(ModelError, match=rf"the weights lack 1 tensor of the model: {name}"):
-        base(directory).load(torch.float32)
-
-
 def test_gguf(tmp_path):
     model = build_model(build_config("llama"))
-    start = base(write_gguf(model, tmp_path / "tiny.gguf"))
-    loaded, exact = start.load(torch.float32), dict(start.exact(start.inventory.shapes))
+    start = base_of(write_gguf(model, tmp_path / "tiny.gguf"))
+    loaded, exact = start.load(torch.float32), dict(start.values(start.inventory.shapes, torch.float32))
     for name, parameter in model.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter), name
         assert torch.equal(exact[name], parameter), name

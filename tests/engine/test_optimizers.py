@@ -6,21 +6,18 @@ import pytest
 import torch
 import transformers
 
-from tests.engine.made_up import make_task, run, settings
+from tests.engine.made_up import base_of, make_task, run, settings, steps_of
 from tests.engine.test_loop import differing, stop_after
 from tests.reference.masked_loop import train_masked_slowly
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.engine.batches import plan
 from trace_transfer.engine.distributed import open_ranks
 from trace_transfer.engine.engine import open_engine
-from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.optimizers import OPTIMIZERS, SCHEDULES, require_known, treatments
-from trace_transfer.engine.optimizing import num_warmup_steps, schedule
+from trace_transfer.engine.optimizing import schedule
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import TrainingError, UserError
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
-from trace_transfer.models.sources import ModelSource
 
 DOWN, UP = "model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.up_proj.weight"
 EMBEDDING, NORM, QUERY = "model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
@@ -82,7 +79,7 @@ def by_hand(name, leaves):
 
 
 def described(model):
-    anatomy = anatomy_of(BaseModel(ModelSource.parse(model)).inventory, load_families())
+    anatomy = anatomy_of(base_of(model).inventory, load_families())
     return anatomy.describe
 
 
@@ -92,8 +89,9 @@ def test_what_its_library_does(tiny, tmp_path, name, zero):
     pytest.importorskip(NEEDS.get(name, "torch"))
     model, options = tiny("llama"), {**OPTIONS, "optimizer": name, "optimizer_args": ARGS[name]}
     chosen = settings(**options)
-    steps = [list(batch.examples) for batch in plan(make_task(), chosen).batches()]
-    losses, _, expected = train_masked_slowly(model, steps, chosen, MASK, lambda leaves: by_hand(name, leaves))
+    losses, _, expected = train_masked_slowly(
+        model, steps_of(make_task(), chosen), chosen, MASK, lambda leaves: by_hand(name, leaves)
+    )
     result, values = run(model, tmp_path, mask=MASK, describe=described(model), zero=zero, **options)
     assert result.losses == pytest.approx(losses, rel=ROUGH.get(name, 1e-6))
     moved = torch.cat([(values[one] - expected[one]).abs().flatten() for one in expected])
@@ -127,7 +125,7 @@ def test_its_state_is_what_is_told_of_it(tiny, name, precision):
     place = tiny("llama")
     chosen = settings(**OPTIONS, optimizer=name, optimizer_args=ARGS[name])
     with open_ranks() as ranks:
-        start = BaseModel(ModelSource.parse(place))
+        start = base_of(place)
         trained = MASK.trained_shapes(start.inventory.shapes)
         treated = treatments(trained, chosen, described(place))
         with open_engine(start.load(getattr(torch, precision)), chosen, ranks, MASK, treated) as built:
@@ -167,7 +165,6 @@ def test_rates_are_those_of_transformers(name, num_steps, warmup):
 
 
 def test_a_single_step_moves_something():
-    assert num_warmup_steps(1, 0.5) == 0
     assert schedule(settings(warmup=0.5), 1)(0) == 1.0
 
 
@@ -199,7 +196,7 @@ def test_what_contradicts(given, told):
     ],
 )
 def test_keys_that_mean_nothing_or_one_tensor_twice(tiny, given, told):
-    anatomy = anatomy_of(BaseModel(ModelSource.parse(tiny("llama"))).inventory, load_families())
+    anatomy = anatomy_of(base_of(tiny("llama")).inventory, load_families())
     with pytest.raises(UserError, match=told):
         require_known(TrainSettings(**given), anatomy)
     require_known(TrainSettings(no_decay=("bias", "norm", "mlp.router")), anatomy)  # of other models

@@ -1,28 +1,38 @@
-"""Started twice by a launcher: trains in several ways, one after the other, and writes what came out.
+"""Started twice by a launcher: trains in many ways, one after the other, and writes what became of each tensor.
 
-    torchrun --nproc_per_node 2 -m tests.engine.two_ranks MODEL OUT
+    torchrun --nproc_per_node 2 -m tests.engine.two_ranks OUT FAMILY=MODEL …
 
-Writes, from the first rank, `OUT/results.json` and `OUT/NAME.safetensors`.
+Writes `OUT/results-RANK.json` and, from the first rank, `OUT/NAME.safetensors`: what each training trained.
 """
 
 import gc
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tests.engine.made_up import make_task, run
+from tests.engine.made_up import base_of, make_mask, make_task, run
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine import checkpointing, engine
-from trace_transfer.engine.held_out import HeldOut, read_csv
-from trace_transfer.errors import TrainingError
+from trace_transfer.engine.checkpointing import read_evaluations
+from trace_transfer.engine.engine import gathered
+from trace_transfer.engine.held_out import HeldOut
+from trace_transfer.engine.loading import BaseModel, StartingPoint
+from trace_transfer.engine.loop import Run, TrainResult
+from trace_transfer.engine.slices import outside, taken
+from trace_transfer.errors import ModelError, TrainingError
+from trace_transfer.models.sources import ModelSource
+from trace_transfer.patch.model_state import ModelState, PatchedModel, record_patch
+from trace_transfer.patch.patches import Patch
+from trace_transfer.stopping import StopRequested, StopSignal
 
-CASES = {
+WHOLE = {  # full fine-tuning of a tied model
     "zero0": {"zero": 0},
     "zero1": {"zero": 1, "precision": "bfloat16"},
     "zero2": {"zero": 2},
@@ -37,70 +47,258 @@ RESUMED = ("zero0", "zero1", "zero3", *OPTIMIZERS)
 HELD_OUT = HeldOut((make_task(5, seed=11, name="law"), make_task(4, seed=12, name="math")), every=2)
 TRAINED = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
 
-
-def seen(built: engine.Engine) -> dict[str, object]:
-    """What DeepSpeed says of itself, and how much of the model this rank holds."""
-    basic = type(built.deepspeed.basic_optimizer)
-    return {
-        "engine": type(built.deepspeed).__name__,
-        "stage": int(built.deepspeed.zero_optimization_stage()),
-        "optimizer": type(built.deepspeed.optimizer).__name__,
-        "basic": f"{basic.__module__}.{basic.__name__}",
-        "held": sum(parameter.numel() for parameter in built.deepspeed.module.parameters()),
-    }
-
-
-def write_and_stop(directory, identity, done, *rest):
-    """As `checkpointing.write`, but after the third step the training fails."""
-    path = WRITE(directory, identity, done, *rest)
-    if len(done) == 3:
-        raise TrainingError("stopped here")
-    return path
+PRECISIONS = {"llama": ("float32", "bfloat16"), "qwen2": ("float32",)}  # untied; tied and with biases
+MATRIX = [(family, zero, one) for family, several in PRECISIONS.items() for zero in range(4) for one in several]
+OFFLOADS = {  # name → settings; each is stopped after its first step and gone on from
+    f"offload-{offload}-zero{zero}-{precision}": {"zero": zero, "precision": precision, "offload": offload}
+    for offload, zero, precision in (
+        ("optimizer", 2, "float32"), ("optimizer", 3, "bfloat16"), ("parameters", 3, "bfloat16"),
+    )
+}  # fmt: skip
+OPTIONS = {
+    "learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.05, "warmup": 0.0, "batch_size": 4,
+    "micro_batch_size": 2,
+}  # fmt: skip
+RANK = int(os.environ.get("RANK", "0"))
 
 
-WRITE, BUILD = checkpointing.write, engine.Engine.__init__
+@contextmanager
+def instead(owner, name, made):
+    """Another function in place of one, made of it."""
+    before = getattr(owner, name)
+    setattr(owner, name, made(before))
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
-def main(model: Path, out: Path) -> None:
-    results: dict[str, dict[str, object]] = {}
+@contextmanager
+def looked_at(look):
+    """Engines are looked at before they are closed."""
+    with instead(engine.Engine, "close", lambda close: lambda self: (look(self), close(self))[1]):
+        yield
 
-    def build_and_look(self, *arguments):
-        BUILD(self, *arguments)
-        results[name]["deepspeed"] = seen(self)
 
-    engine.PERSISTENT = 0  # or nothing of a tiny model would be partitioned
-    engine.Engine.__init__ = build_and_look
-    for name, options in (CASES | OPTIMIZERS).items():
-        results[name] = {}
-        result, values = run(model, out / name, epochs=2, **options)
-        results[name] |= {"losses": result.losses, "tokens": result.tokens}
-        gc.freeze()  # DeepSpeed collects garbage many times while it is built, and all libraries are loaded now
-        keep(out, name, values)
-    for case in RESUMED:  # with evaluations, which change no bit
-        name, options = f"{case}-resumed", {"epochs": 2, "held_out": HELD_OUT, **(CASES | OPTIMIZERS)[case]}
-        results[name] = {}
-        checkpointing.write = write_and_stop
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    as_integers = {2: torch.int16, 4: torch.int32}[first.element_size()]
+    return first.dtype == second.dtype and torch.equal(first.view(as_integers), second.view(as_integers))
+
+
+def train(start: StartingPoint, out: Path, name: str, **options) -> tuple[TrainResult, dict[str, torch.Tensor]]:
+    """Train; what the first rank got is read by all of them."""
+    file = out / f"{name}.safetensors"
+    options = {"data": make_task(7), "finish": lambda values: save_file(dict(values), file), **options}
+    result, _ = run(start, out / name, **options)
+    gc.freeze()  # DeepSpeed collects garbage many times while it is built
+    return result, load_file(file)
+
+
+def frozen_that_moved(built: engine.Engine, expected: dict[str, torch.Tensor], mask: Mask) -> list[str]:
+    """Tensors that are not trained as a whole, and differ outside of their part from what the training began with."""
+    moved, seen = [], set()
+    for name, parameter in built.deepspeed.module.named_parameters():
+        name = name.replace("parametrizations.", "").removesuffix(".original")
+        if name.endswith(".values") or mask.parts.get(name, "frozen") is None:
+            continue
+        seen.add(name)
+        with gathered(parameter):
+            part = mask.parts.get(name)
+            if not same_bits(outside(parameter.detach(), part), outside(expected[name], part)):
+                moved.append(name)
+    whole = {name for name, part in mask.parts.items() if part is None}
+    assert seen == expected.keys() - whole, seen ^ (expected.keys() - whole)
+    return moved
+
+
+def core_that_stayed(values: dict[str, torch.Tensor], start: dict[str, torch.Tensor], mask: Mask) -> list[str]:
+    """Parts of which not every row (or column, in a slice of columns) moved."""
+    stayed = []
+    for name, value in values.items():
+        part = mask.parts[name]
+        moved = (value != taken(start[name], part)).movedim(part.dim if part else 0, 0)
+        if not moved.reshape(len(moved), -1).any(1).all():
+            stayed.append(name)
+    return stayed
+
+
+def masked_twice(model: Path, out: Path, zero: int, precision: str) -> list[dict[str, object]]:
+    """Two tasks one after another, each with a mask and an engine of its own."""
+    state, found = ModelState(ModelSource.parse(model)), []
+    for number in range(2):
+        start, name = PatchedModel(state), f"{model.name}-{zero}-{precision}-{number}"
+        mask, patch = make_mask(start.base.inventory, 2 * number), out / f"{name}.patch.safetensors"
+        exact = {n: p.detach() for n, p in start.load(torch.float32).named_parameters()}
+        expected = {n: value.to(getattr(torch, precision)) for n, value in exact.items()}
+        moved: list[str] = []
+
+        def keep(values, name=name, state=state, mask=mask, patch=patch):
+            values = dict(values)
+            save_file(values, out / f"{name}.safetensors")
+            record_patch(patch, state, mask, values.items(), task="made-up", method="trace")
+
+        with looked_at(lambda built, *a: moved.extend(frozen_that_moved(built, expected, mask))):  # noqa: B023
+            result, values = train(
+                start, out, name, finish=keep, mask=mask, data=make_task(7, seed=number), zero=zero,
+                precision=precision, **OPTIONS,
+            )  # fmt: skip
+        stayed = core_that_stayed(values, exact, mask)
+        found.append({"losses": result.losses, "moved": moved, "stayed": stayed, "core": sorted(mask.parts)})
+        state = state.apply(Patch.open(patch))
+    return found
+
+
+def stopped_and_gone_on(base: BaseModel, out: Path, name: str, options: dict[str, object]) -> dict[str, object]:
+    """A training, and the same one told on the last rank to stop after its first step, and run again."""
+    seen: dict[str, object] = {}
+    options = {**OPTIONS, **options, "mask": make_mask(base.inventory, 0)}
+
+    def look(built):
+        offloaded = [built.deepspeed.zero_use_cpu_optimizer(), built.deepspeed.zero_cpu_offload()]
+        seen["offloaded"] = [*offloaded, built.deepspeed.zero_offload_param() is not None]
+        seen["basic"] = type(built.deepspeed.basic_optimizer).__name__
+
+    with looked_at(look):
+        _, whole = train(base, out, f"{name}-whole", **options)
+    stop, said = StopSignal(), "nothing"
+
+    def ask_and_step(one_step):
+        def step(self, number, batch):
+            stop.requested = RANK == 1 and number == 0
+            return one_step(self, number, batch)
+
+        return step
+
+    with instead(Run, "one_step", ask_and_step):
         try:
-            run(model, out / name, checkpoint_minutes=0, **options)
-        except TrainingError as error:
-            results[name]["stopped"] = str(error)
-        checkpointing.write = WRITE
-        result, values = run(model, out / name, **options)
-        assert result.evaluations == read_csv(out / name / "eval.csv")  # on both ranks
-        keep(out, name, values)
-    name = "masked"
-    results[name] = {}
-    data = make_task(9)  # the last step has a single micro-batch for two ranks
-    keep(out, name, run(model, out / name, data, zero=3, mask=Mask(dict.fromkeys(TRAINED)), weight_decay=0.1)[1])
-    if os.environ["RANK"] == "0":
-        (out / "results.json").write_text(json.dumps(results))
+            train(base, out, name, stop=stop, **options)
+        except StopRequested as stopped:
+            said = str(stopped)
+    left = sorted(path.name for path in (out / name / "checkpoint").iterdir())
+    _, again = train(base, out, name, **options)
+    different = [key for key in whole if not same_bits(whole[key], again[key])]
+    return {**seen, "said": said, "left": left, "different": different}
 
 
-def keep(out: Path, name: str, values: dict[str, torch.Tensor]) -> None:
-    if values:  # on the first rank
-        save_file(values, out / f"{name}.safetensors")
+def failing(base: BaseModel, out: Path) -> dict[str, str]:
+    """The first rank cannot keep what was trained; it cannot read the third tensor."""
+    said = {}
+
+    def fail(values):
+        next(values)
+        raise OSError("no room for the patch")
+
+    def fail_to_read(read):
+        def values(self, names, dtype):
+            for number, pair in enumerate(read(self, names, dtype)):
+                if number == 2:
+                    raise ModelError("the disk went away")
+                yield pair
+
+        return values
+
+    try:
+        run(base, out / "failing", make_task(3), finish=fail, **OPTIONS)
+    except (OSError, TrainingError) as error:
+        said["finish"] = str(error)
+    try:
+        with instead(BaseModel, "values", fail_to_read):
+            run(base, out / "unread", make_task(3), zero=3, **OPTIONS)
+    except ModelError as error:
+        said["read"] = str(error)
+    return said
+
+
+def elements_alive() -> int:
+    """Of all float tensors in this process that have memory, but those before the last `gc.freeze`."""
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.is_floating_point() and not thing.is_meta:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes() // thing.element_size()
+    return sum(storages.values())
+
+
+def peak_of_loading(base: BaseModel, out: Path, zero: int) -> int:
+    """Most elements that this rank held while the model was loaded, looked at before each one was partitioned."""
+    import deepspeed  # by now without its noise
+
+    peak = [0]
+
+    def counting(act):
+        def count(*given):
+            peak[0] = max(peak[0], elements_alive())
+            found = act(*given)
+            peak[0] = max(peak[0], 0 if found is None else elements_alive())
+            return found
+
+        return count
+
+    gc.collect()
+    gc.freeze()
+    with instead(deepspeed.zero.Init, "_zero_init_param", counting), instead(BaseModel, "load", counting):
+        train(base, out, f"peak-{zero}", mask=make_mask(base.inventory, 0), data=make_task(3), zero=zero, **OPTIONS)
+    return peak[0]
+
+
+def whole(base: BaseModel, out: Path, results: dict[str, object]) -> None:
+    """Full fine-tuning, undisturbed and stopped after the third step; the second with evaluations."""
+
+    def look(built):
+        basic = type(built.deepspeed.basic_optimizer)
+        results[f"{name} deepspeed"] = {
+            "engine": type(built.deepspeed).__name__,
+            "stage": int(built.deepspeed.zero_optimization_stage()),
+            "optimizer": type(built.deepspeed.optimizer).__name__,
+            "basic": f"{basic.__module__}.{basic.__name__}",
+            "held": sum(parameter.numel() for parameter in built.deepspeed.module.parameters()),
+        }
+
+    def write_and_stop(write):
+        def stopping(directory, identity, done, *rest):
+            path = write(directory, identity, done, *rest)
+            if len(done) == 3:
+                raise TrainingError("stopped here")
+            return path
+
+        return stopping
+
+    for name, options in (WHOLE | OPTIMIZERS).items():
+        with looked_at(look):
+            result, _ = train(base, out, name, data=make_task(), epochs=2, **options)
+        results[name] = {"losses": result.losses, "tokens": result.tokens}
+    for case in RESUMED:
+        name = f"{case}-resumed"
+        options = {"data": make_task(), "epochs": 2, "held_out": HELD_OUT, **(WHOLE | OPTIMIZERS)[case]}
+        with instead(checkpointing, "write", write_and_stop):
+            try:
+                run(base, out / name, checkpoint_minutes=0, **options)
+            except TrainingError as error:
+                results[name] = str(error)
+        result, _ = train(base, out, name, **options)
+        assert result.evaluations == read_evaluations(out / name / "eval.csv")  # on both ranks
+    mask = Mask(dict.fromkeys(TRAINED))  # the last step has a single micro-batch for two ranks
+    train(base, out, "masked", data=make_task(9), zero=3, mask=mask, weight_decay=0.1)
+
+
+def main(out: Path, models: dict[str, Path]) -> None:
+    results: dict[str, object] = {}
+    engine.PERSISTENT = 0  # or nothing of a tiny model would be partitioned
+    whole(base_of(models["tied"]), out, results)
+    for family, zero, precision in MATRIX:
+        results[f"{family}-{zero}-{precision}"] = masked_twice(models[family], out, zero, precision)
+    for zero in (2, 3):
+        base = base_of(models["qwen2"])
+        options = {"mask": make_mask(base.inventory, 0), "gradient_checkpointing": True, **OPTIONS}
+        train(base, out, f"qwen2-{zero}-recomputed", zero=zero, precision="float32", **options)
+    base = base_of(models["llama"])
+    for name, options in OFFLOADS.items():
+        results[name] = stopped_and_gone_on(base, out, name, options)
+    results["failing"] = failing(base, out)
+    results["peak"] = [peak_of_loading(base, out, zero) for zero in (2, 3)]
+    (out / f"results-{RANK}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), {name: Path(path) for name, _, path in (one.partition("=") for one in sys.argv[2:])})

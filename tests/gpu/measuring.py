@@ -1,8 +1,7 @@
-"""Speed on one device: reading a model, CKA, Fisher information, training. `python -m tests.gpu.measuring`.
+"""Speed on one device: reading a model, CKA, training. `python -m tests.gpu.measuring`.
 
 Weights are random, of the shape of Qwen2.5-1.5B, and written to a temporary directory. `--device cpu --small` sees that
-it works. Shares of the peak are of the vendor's data sheet where it is known, and of what a large matrix product (or a
-copy from pinned memory) reaches here elsewhere.
+it works.
 """
 
 from __future__ import annotations
@@ -26,12 +25,9 @@ from tests.benchmarks import streaming
 from tests.benchmarks.table import show
 from tests.stream_files import write_core_set
 from tests.tiny_models import build_tokenizer
-from trace_transfer.data.examples import Example
 from trace_transfer.data.probe import Reading
-from trace_transfer.engine.estimates import flops_per_token, peak_flops
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.identification.fisher.information import fisher_information
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.stream_plan import plan_stream
@@ -62,35 +58,25 @@ FULL = Size(streaming.FULL, 256, 128, 96, 300)
 SMALL = Size(streaming.SMALL | {"num_hidden_layers": 3}, 20, 16, 20, 12)
 
 
-class Peak:
+@contextmanager
+def peak_of(device: str) -> Iterator[list[int]]:
     """Bytes that a block needed above what was there before: of the GPU's memory, of this process's elsewhere."""
-
-    def __init__(self, device: str) -> None:
-        self.is_gpu, self.bytes = device.startswith("cuda"), 0
-
-    def __enter__(self) -> Peak:
-        if self.is_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        else:
-            self.watched = streaming.watched()
-            self.memory = self.watched.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_gpu:
-            torch.cuda.synchronize()
-            self.bytes = torch.cuda.max_memory_allocated() - self.start
-        else:
-            self.watched.__exit__()
-            self.bytes = self.memory.own
+    found: list[int] = []
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        yield found
+        torch.cuda.synchronize()
+        found.append(torch.cuda.max_memory_allocated() - start)
+    else:
+        with streaming.watched() as memory:
+            yield found
+        found.append(memory.own)
 
 
 def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
     """Operations per second, and bytes per second from the host's memory to the device's."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
-    known = peak_flops(name, "bfloat16" if dtype == torch.bfloat16 else "float32")
     block = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
     there = torch.empty_like(block, device=device)
     there.copy_(block)
@@ -99,7 +85,7 @@ def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     side = 8192 if device.startswith("cuda") else 512
-    return {"flops": known or measure_speed(device, dtype, side), "copying": len(block) / (time.perf_counter() - start)}
+    return {"flops": measure_speed(device, dtype, side), "copying": len(block) / (time.perf_counter() - start)}
 
 
 def reading_of(size: Size) -> tuple[Reading, torch.Tensor, list[int]]:
@@ -134,34 +120,6 @@ def cka_error(directory: Path, size: Size, device: str) -> float:
     """The largest difference of a similarity when the model is run in bfloat16."""
     exact, half = (gram_stack(directory, size, device, dtype)[0] for dtype in (torch.float32, torch.bfloat16))
     return float((debiased_cka(exact, exact).values - debiased_cka(half, half).values).abs().max())
-
-
-def fisher(directory: Path, size: Size, device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds and bytes of Fisher information, beside those of an ordinary backward pass over the same texts."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
-    ids = reading_of(size)[0].ids[:16]
-    examples = [Example(f"text:{number}", one, one) for number, one in enumerate(ids)]
-    ids_bt, found = torch.tensor(ids, device=device), {}
-
-    def ordinary() -> None:
-        model(input_ids=ids_bt, labels=ids_bt, use_cache=False).loss.backward()
-        model.zero_grad(set_to_none=True)
-
-    def ours() -> None:
-        fisher_information(model, examples, layer_path="model.layers")
-
-    for name, work in (("ordinary", ordinary), ("fisher", ours)):
-        work()  # what is built once
-        with Peak(device) as peak:
-            start = time.perf_counter()
-            work()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            found[name] = time.perf_counter() - start
-        found[f"{name} bytes"] = peak.bytes
-    return found
 
 
 def write_training(directory: Path, model: Path, size: Size, rows: bool) -> Path:
@@ -206,14 +164,13 @@ def training(model: Path, place: Path, size: Size, way: tuple[str, str, bool, in
     )
     plan, clock = plan_stream(model, stream, settings=settings, rules=(), out=place / "out"), Clock()
     planned = plan.estimate(0)
-    with Peak(device) as peak:
+    with peak_of(device) as peak:
         done = run_stream(plan, clock, StopSignal())
     assert done is not None and done.verification.ok
     gaps = [after - before for before, after in zip(clock.moments[1:], clock.moments[2:], strict=False)]
     tokens = sum(len(one.input_ids) for one in plan.stages[0].data.examples) / planned.num_steps
-    work = flops_per_token(plan.base.anatomy, plan.mask(0), plan.workload(0).mean_length)
-    speed = tokens / median(gaps or [1.0])
-    return {"tokens": speed, "flops": work * speed, "bytes": peak.bytes, "planned": planned.total}
+    total = planned.parameters + planned.gradients + planned.optimizer + planned.activations + planned.buffers
+    return {"tokens": tokens / median(gaps or [1.0]), "bytes": peak[0], "planned": total}
 
 
 def in_child(way: int, arguments: argparse.Namespace, directory: Path) -> dict[str, float]:
@@ -254,19 +211,14 @@ def main() -> None:
             f"{read / seconds / 1e9:.2f} GB/s, {read / seconds / machine['copying']:.0%} of copying alone"
         )
         print(f"CKA in bfloat16: differs by {cka_error(directory, size, device):.1e} at most")
-        of = fisher(directory, size, device, torch.float32)
-        print(
-            f"Fisher information of 16 texts: {of['fisher']:.2f} s, {of['fisher'] / of['ordinary']:.2f} of a backward "
-            f"pass; {of['fisher bytes'] / 1e9:.2f} GB above the model, {of['fisher bytes'] / of['ordinary bytes']:.2f}"
-        )
         rows = []
         for number, (label, _, _, zero) in enumerate(TRAININGS):
             one = in_child(number, arguments, directory)
             rows.append((
-                label, str(zero), f"{one['tokens']:,.0f}", f"{one['flops'] / machine['flops']:.1%}",
-                f"{one['bytes'] / 1e9:.2f} GB", f"{one['planned'] / 1e9:.2f} GB",
+                label, str(zero), f"{one['tokens']:,.0f}", f"{one['bytes'] / 1e9:.2f} GB",
+                f"{one['planned'] / 1e9:.2f} GB",
             ))  # fmt: skip
-    show("training", rows, ("", "ZeRO", "tokens/s", "of peak", "peak memory", "planned"))
+    show("training", rows, ("", "ZeRO", "tokens/s", "peak memory", "planned"))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_every_reader_has_the_values_of_transformers(models, family):
         base = OpenedBase(source)
         assert not hasattr(base.config, "quantization_config")
     assert len(told) == 1 and "its weights are quantised (" in told[0]
-    loaded = {dtype: load_model(source, base.inventory, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    loaded = {dtype: load_model(source, dtype) for dtype in (torch.bfloat16, torch.float32)}
     streamed = base.meta_model
     open_checkpoint(source).load(streamed, lambda name: True, "cpu", torch.float32)
     start = BaseModel(source)

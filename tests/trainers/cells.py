@@ -33,10 +33,10 @@ def batches() -> torch.Tensor:
     return torch.randint(0, 300, (STEPS, BATCH, LENGTH), generator=torch.Generator().manual_seed(3))
 
 
-def load(directory: Path) -> Any:
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).train()
 
 
 def deepspeed_config(stage: int) -> dict[str, Any]:

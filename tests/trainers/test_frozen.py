@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
 
 import trace_transfer as tt
 from tests.core_files import core_of
+from tests.trainers.cells import load
+from tests.tuned_models import weights
 from trace_transfer.cli import main
 from trace_transfer.trainers.frozen import WrappedModelError
 
@@ -30,16 +31,8 @@ CORES = {
 }  # fmt: skip
 
 
-def loaded(directory, dtype=torch.float32):
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).train()
-
-
 def core(tiny, tmp_path, family):
     return core_of(tiny(family), tmp_path / "math.core.json", CORES[family])
-
-
-def stored(directory):
-    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def steps(model, number=2, forward=None):
@@ -63,7 +56,7 @@ def state_of(model):
 @pytest.mark.parametrize("family", CORES)
 def test_names_are_ordinary_at_any_moment(tiny, tmp_path, family):
     """Saved, loaded, copied and merged: the same values under the same names, tied ones once."""
-    model, ordinary = loaded(tiny(family)), loaded(tiny(family))
+    model, ordinary = load(tiny(family)), load(tiny(family))
     before = state_of(ordinary)
     trained = tt.freeze_except(model, core(tiny, tmp_path, family))
     assert {name: value.tolist() for name, value in model.state_dict().items()} == {
@@ -76,11 +69,11 @@ def test_names_are_ordinary_at_any_moment(tiny, tmp_path, family):
     tied = set(ordinary.state_dict()) - {name for name, _ in ordinary.named_parameters()}
     assert changed - tied == set(CORES[family])
     model.save_pretrained(tmp_path / "saved")
-    assert stored(tmp_path / "saved").keys() == stored(tiny(family)).keys()
-    again = loaded(tmp_path / "saved")
+    assert weights(tmp_path / "saved").keys() == weights(tiny(family)).keys()
+    again = load(tmp_path / "saved")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
     assert again.config.architectures == ordinary.config.architectures
-    fresh = loaded(tiny(family))
+    fresh = load(tiny(family))
     with tt.freeze_except(fresh, core(tiny, tmp_path, family)) as other:
         fresh.load_state_dict(state)
         assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in state.items())
@@ -103,7 +96,7 @@ def test_names_are_ordinary_at_any_moment(tiny, tmp_path, family):
 
 
 def test_rows_alone_have_gradients_and_state(tiny, tmp_path, capsys):
-    model = loaded(tiny("llama"))
+    model = load(tiny("llama"))
     trained = tt.freeze_except(model, core(tiny, tmp_path, "llama"))
     sizes = sorted(tuple(p.shape) for p in model.parameters() if p.requires_grad)
     assert sizes == [(12, 48), (24,), (80, 48), (227, 48)]
@@ -111,10 +104,9 @@ def test_rows_alone_have_gradients_and_state(tiny, tmp_path, capsys):
     assert sorted(tuple(p.grad.shape) for p in model.parameters() if p.grad is not None) == sizes
     trained.print_trainable_parameters()
     count = 12 * 48 + 24 + 80 * 48 + 227 * 48
-    total = sum(p.numel() for p in loaded(tiny("llama")).parameters())
+    total = sum(p.numel() for p in load(tiny("llama")).parameters())
     said = f"trainable params: {count:,} || all params: {total:,} || trainable%: {100 * count / total:.4f}\n"
     assert capsys.readouterr().out == said
-    assert repr(trained) == f"<CoreTraining math: 4 of 39 tensors (3 in part), {count:,} of {total:,} parameters>"
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # a new name, which older transformers do not know
@@ -122,7 +114,7 @@ def test_rows_alone_have_gradients_and_state(tiny, tmp_path, capsys):
 def test_gradient_checkpointing_changes_no_bit(tiny, tmp_path, family):
     found = []
     for reentrant in (None, False, True):
-        model = loaded(tiny(family))
+        model = load(tiny(family))
         if reentrant is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
         if reentrant:
@@ -136,13 +128,13 @@ def test_gradient_checkpointing_changes_no_bit(tiny, tmp_path, family):
 
 @pytest.mark.filterwarnings("ignore")  # of torch about itself
 def test_compiled_it_trains_as_well(tiny, tmp_path):
-    plain, compiled = loaded(tiny("llama")), loaded(tiny("llama"))
+    plain, compiled = load(tiny("llama")), load(tiny("llama"))
     tt.freeze_except(plain, core(tiny, tmp_path, "llama"))
     trained = tt.freeze_except(compiled, core(tiny, tmp_path, "llama"))
     torch._dynamo.reset()
     graphs = torch.compile(compiled, backend="aot_eager", fullgraph=True)
     assert steps(compiled, forward=graphs) == pytest.approx(steps(plain), rel=1e-6)
-    assert set(graphs.state_dict()) == {f"_orig_mod.{name}" for name in loaded(tiny("llama")).state_dict()}
+    assert set(graphs.state_dict()) == {f"_orig_mod.{name}" for name in load(tiny("llama")).state_dict()}
     trained.verify()
 
 
@@ -151,17 +143,17 @@ def test_the_patch_makes_the_trained_model_of_the_base(tiny, tmp_path, dtype):
     """A base in bfloat16, trained as it is or in float32."""
     base = tiny("llama", dtype=torch.bfloat16)
     file = core_of(base, tmp_path / "math.core.json", CORES["llama"])
-    model, patch = loaded(base, dtype), tmp_path / "math.patch.safetensors"
+    model, patch = load(base, dtype), tmp_path / "math.patch.safetensors"
     with tt.freeze_except(model, file) as trained:
         steps(model)
         trained.save_patch(patch)
     ran = CliRunner().invoke(main, ["patch", "apply", str(base), str(patch), "--out", str(tmp_path / "tuned")])
     assert ran.exit_code == 0, ran.output
-    tuned = loaded(tmp_path / "tuned", dtype).state_dict()
+    tuned = load(tmp_path / "tuned", dtype).state_dict()
     assert all(torch.equal(value, tuned[name]) for name, value in model.state_dict().items())
     arguments = ["verify", str(base), str(tmp_path / "tuned"), "--core", str(file), "--patch", str(patch)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
-    with tt.freeze_except(loaded(base), file) as trained:
+    with tt.freeze_except(load(base), file) as trained:
         steps(trained.model)
         trained.save_patch(tmp_path / "small.patch.safetensors", dtype=torch.bfloat16)
     smaller = (tmp_path / "small.patch.safetensors").stat().st_size / patch.stat().st_size
@@ -172,7 +164,7 @@ def test_a_stream_of_tasks(tiny, tmp_path):
     """Tasks one after another in one's own loop, the same rows among them; their patches chain."""
     base = tiny("llama", dtype=torch.bfloat16)
     rows = {"code": ((2, 90),), "law": ((60, 180),)}
-    model, patches = loaded(base), []
+    model, patches = load(base), []
     for task, ranges in rows.items():
         chosen = {"model.embed_tokens.weight": ranges, f"model.layers.{len(patches)}.mlp.up_proj.weight": None}
         file = core_of(base, tmp_path / f"{task}.core.json", chosen, task=task)
@@ -185,12 +177,12 @@ def test_a_stream_of_tasks(tiny, tmp_path):
     arguments = ["patch", "apply", str(base), *map(str, patches), "--out", str(tmp_path / "tuned")]
     ran = CliRunner().invoke(main, arguments)
     assert ran.exit_code == 0, ran.output
-    tuned = loaded(tmp_path / "tuned").state_dict()
+    tuned = load(tmp_path / "tuned").state_dict()
     assert all(torch.equal(value, tuned[name]) for name, value in model.state_dict().items())
 
 
 def test_what_moved_is_named(tiny, tmp_path):
-    model = loaded(tiny("llama"))
+    model = load(tiny("llama"))
     trained = tt.freeze_except(model, core(tiny, tmp_path, "llama"))
     model.get_parameter("lm_head.weight").requires_grad_(True)
     with pytest.raises(tt.FrozenMovedError, match=r"\n  - lm_head.weight: not core, and requires a gradient$"):
@@ -208,12 +200,16 @@ def test_what_moved_is_named(tiny, tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("ignore")  # of peft about itself
 def test_what_cannot_be_frozen_is_refused(tiny, tmp_path):
     file = core(tiny, tmp_path, "llama")
+    adapted = get_peft_model(load(tiny("llama")), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(WrappedModelError, match=r"PeftModel.*adapters of PEFT train other tensors"):
+        tt.freeze_except(adapted, file)
     with pytest.raises(tt.UserError, match=r"is of .*llama \(llama, 39 tensors, .* the model is a Qwen2ForC"):
-        tt.freeze_except(loaded(tiny("qwen2")), file)
-    model = loaded(tiny("llama"))
-    with pytest.raises(WrappedModelError, match=r"OptimizedModule.*before torch.compile gets it"):
+        tt.freeze_except(load(tiny("qwen2")), file)
+    model = load(tiny("llama"))
+    with pytest.raises(WrappedModelError, match=r"OptimizedModule.*before OptimizedModule gets it"):
         tt.freeze_except(torch.compile(model), file)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(WrappedModelError, match=r"optimizer \(SGD\) was made before .* whole of model\.embed"):
@@ -240,11 +236,11 @@ def test_what_ddp_or_fsdp_have_is_refused(tiny, tmp_path, group):
     from torch.nn.parallel import DistributedDataParallel
 
     file, mesh = core(tiny, tmp_path, "llama"), torch.distributed.init_device_mesh("cpu", (1,))
-    with pytest.raises(WrappedModelError, match=r"wrapped \(DistributedDataParallel\): freeze the model before DDP"):
-        tt.freeze_except(DistributedDataParallel(loaded(tiny("llama"))), file)
+    with pytest.raises(WrappedModelError, match=r"wrapped \(DistributedDataParallel\): freeze it before Dist"):
+        tt.freeze_except(DistributedDataParallel(load(tiny("llama"))), file)
     with pytest.raises(WrappedModelError, match=r"sharded .fully_shard.: freeze it before"):
-        tt.freeze_except(fully_shard(loaded(tiny("llama")), mesh=mesh), file)
-    trained = tt.freeze_except(loaded(tiny("llama")), file)
+        tt.freeze_except(fully_shard(load(tiny("llama")), mesh=mesh), file)
+    trained = tt.freeze_except(load(tiny("llama")), file)
     for layer in trained.model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(trained.model, mesh=mesh)
@@ -260,18 +256,9 @@ def test_what_ddp_or_fsdp_have_is_refused(tiny, tmp_path, group):
         trained.verify()
 
 
-@pytest.mark.filterwarnings("ignore")  # of peft about itself
-def test_adapters_are_refused(tiny, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(loaded(tiny("llama")), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(WrappedModelError, match=r"PeftModel.*adapters of PEFT train other tensors"):
-        tt.freeze_except(adapted, core(tiny, tmp_path, "llama"))
-
-
 def test_a_core_file_from_the_hub(tiny, tmp_path, monkeypatch):
     file = core(tiny, tmp_path, "llama")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name, revision: {"math.core.json": file}[name])
-    assert tt.freeze_except(loaded(tiny("llama")), "owner/name:math.core.json").task == "math"
-    assert tt.freeze_except(loaded(tiny("llama")), tt.read(file)).task == "math"
+    assert tt.freeze_except(load(tiny("llama")), "owner/name:math.core.json").task == "math"
+    assert tt.freeze_except(load(tiny("llama")), tt.read(file)).task == "math"
     assert json.loads(file.read_text())["task"] == "math"

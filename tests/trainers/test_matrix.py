@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.core_files import core_of
 from tests.reference.frozen_loop import outside_of, train_frozen_slowly
 from tests.trainers.cells import CELLS, DECAY, NORM, PARALLEL, RATE, STEPS, TRAINERS, batches, cell, load
+from tests.tuned_models import weights
 from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import write_core
 from trace_transfer.core_sets.masks import Slice
@@ -48,6 +49,7 @@ def parts_of(kind):
 
 
 TIED = {"tie_word_embeddings": True}
+OPTIONS = {"learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": NORM}
 
 
 def cores_of(model, directory):
@@ -66,9 +68,8 @@ def cores(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tiny):
-    options = {"learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": NORM}
     kinds = dict.fromkeys(kind for _, kind in CELLS)
-    return {kind: train_frozen_slowly(tiny("llama"), batches(), parts_of(kind), **options) for kind in kinds}
+    return {kind: train_frozen_slowly(tiny("llama"), batches(), parts_of(kind), **OPTIONS) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +97,9 @@ def check(result, out, kind, base, slow):
     losses, expected = slow[kind]
     assert "error" not in result, result["error"]
     assert result["losses"] == pytest.approx(losses, rel=1e-5)
-    found = load_file(out / "model.safetensors")
-    before = {name: value for file in base.glob("*.safetensors") for name, value in load_file(file).items()}
+    found, before = load_file(out / "model.safetensors"), weights(base)
     assert found.keys() == before.keys() == expected.keys()
-    parts = parts_of(kind)
+    parts = {name: part for name, part in parts_of(kind).items() if name in found}
     for name, value in found.items():
         still = outside_of(value, parts[name]) if name in parts else torch.ones(value.shape, dtype=torch.bool)
         assert torch.equal(value[still], before[name][still]), name
@@ -134,15 +134,8 @@ def test_two_processes(tiny, launched, slow, parallel, trainer, kind):
 def test_rows_of_an_embedding_that_is_the_head(tiny, launched, parallel, trainer):
     out, results = launched(parallel, **TIED)
     parts = {name: part for name, part in parts_of("rows").items() if name != "lm_head.weight"}
-    options = {"learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": NORM}
-    losses, expected = train_frozen_slowly(tiny("llama", **TIED), batches(), parts, **options)
-    found = results[f"{trainer}-rows"]
-    assert "error" not in found, found["error"]
-    assert found["losses"] == pytest.approx(losses, rel=1e-5)
-    weights = load_file(out / f"{trainer}-rows" / "model.safetensors")
-    assert weights.keys() == expected.keys()
-    for name, value in weights.items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-4, msg=name)
+    slow = {"rows": train_frozen_slowly(tiny("llama", **TIED), batches(), parts, **OPTIONS)}
+    check(results[f"{trainer}-rows"], out / f"{trainer}-rows", "rows", tiny("llama", **TIED), slow)
 
 
 @pytest.mark.slow

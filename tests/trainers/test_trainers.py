@@ -1,21 +1,17 @@
-"""What trainers do beside training: checkpoints, resuming, plugins; and the same losses as `train`."""
+"""What trainers do beside training: checkpoints, resuming, plugins."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import trace_transfer as tt
 from tests.core_files import core_of
-from tests.engine.made_up import make_task, run, settings
 from tests.reference.frozen_loop import train_frozen_slowly
-from tests.trainers.cells import BATCH, DECAY, NORM, RATE, STEPS, batches, in_a_trainer
-from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.data.examples import IGNORED
-from trace_transfer.engine.batches import plan
+from tests.trainers.cells import BATCH, DECAY, NORM, RATE, STEPS, batches, in_a_trainer, load
+from trace_transfer.core_sets.masks import Slice
 
 CHOSEN = {
     "model.embed_tokens.weight": ((3, 140), (200, 290)),
@@ -28,10 +24,6 @@ FAMILY = "qwen2"  # its head is the embedding
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and axolotl about themselves
 
 
-def loaded(directory):
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-
-
 @pytest.fixture
 def core(tiny, tmp_path):
     return core_of(tiny(FAMILY), tmp_path / "math.core.json", CHOSEN)
@@ -40,14 +32,14 @@ def core(tiny, tmp_path):
 def test_resumed_it_ends_with_the_same_bits(tiny, core, tmp_path):
     """From a checkpoint in the middle, which is an ordinary model."""
     saving = {"save_strategy": "steps", "save_steps": 2}
-    _, losses, _ = in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path / "once", sft=False, **saving)
+    _, losses, _ = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / "once", sft=False, **saving)
     checkpoint = tmp_path / "once" / "checkpoint-2"
-    ordinary = loaded(checkpoint).state_dict()
+    ordinary = load(checkpoint).state_dict()
     stored = load_file(checkpoint / "model.safetensors")
     assert stored.keys() == load_file(tmp_path / "once" / "model.safetensors").keys()
     assert "lm_head.weight" not in stored and all(torch.equal(value, ordinary[name]) for name, value in stored.items())
     again = {"resume_from_checkpoint": str(checkpoint)}
-    trained, resumed, _ = in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path / "again", sft=False, **again)
+    trained, resumed, _ = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / "again", sft=False, **again)
     assert resumed == losses and len(losses) == STEPS
     once, other = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "again"))
     assert all(torch.equal(value, other[name]) for name, value in once.items())
@@ -56,14 +48,14 @@ def test_resumed_it_ends_with_the_same_bits(tiny, core, tmp_path):
 
 def test_gradient_checkpointing_in_a_trainer(tiny, core, tmp_path):
     found = [
-        in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path / str(on), sft=True, gradient_checkpointing=on)[1]
+        in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / str(on), sft=True, gradient_checkpointing=on)[1]
         for on in (False, True)
     ]
     assert found[0] == found[1]
 
 
 def test_a_callback_that_comes_too_late_is_refused(tiny, core, tmp_path):
-    trainer = Trainer(loaded(tiny(FAMILY)), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    trainer = Trainer(load(tiny(FAMILY)), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     trainer.train_dataset = [{"input_ids": row, "labels": row} for row in batches().flatten(0, 1)]
     trainer.add_callback(tt.CoreCallback(core))
     with pytest.raises(tt.UserError, match="give it when the trainer is made"):
@@ -74,16 +66,13 @@ def test_a_callback_that_comes_too_late_is_refused(tiny, core, tmp_path):
     ("chosen", "told"),
     [
         ({"save_strategy": "no"}, r"model\.embed_tokens\.weight: rows of it are core, and it is tied"),
-        (
-            {"save_strategy": "steps"},
-            "FULL_STATE_DICT, from which torch cannot resume rows; say",
-        ),
+        ({"save_strategy": "steps"}, "FULL_STATE_DICT, from which torch cannot resume rows; say"),
     ],
 )
 def test_rows_that_fsdp_cannot_train_or_resume_are_refused(tiny, core, chosen, told):
     arguments = SimpleNamespace(fsdp=True, fsdp_config={}, save_only_model=False, **chosen)
     with pytest.raises(tt.UserError, match=told):
-        tt.CoreCallback(core).on_init_end(arguments, None, None, model=loaded(tiny(FAMILY)))
+        tt.CoreCallback(core).on_init_end(arguments, None, None, model=load(tiny(FAMILY)))
 
 
 @pytest.mark.parametrize("sft", [False, True])
@@ -94,10 +83,10 @@ def test_under_bfloat16_autocast(tiny, core, tmp_path, sft):
         slow, values = train_frozen_slowly(
             tiny(FAMILY), batches(), parts, learning_rate=RATE, weight_decay=DECAY, max_grad_norm=NORM
         )
-    trained, losses, _ = in_a_trainer(loaded(tiny(FAMILY)), core, "one", tmp_path, sft=sft, bf16=True)
+    trained, losses, _ = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path, sft=sft, bf16=True)
     trained.verify()
     assert losses == pytest.approx(slow, rel=2e-3)
-    before, after = loaded(tiny(FAMILY)).state_dict(), trained.model.state_dict()
+    before, after = load(tiny(FAMILY)).state_dict(), trained.model.state_dict()
     assert {value.dtype for value in after.values()} == {torch.float32}
     for name in CHOSEN:
         moved, expected = (after[name] - before[name]).flatten(), (values[name] - before[name]).flatten()
@@ -115,7 +104,7 @@ def test_the_plugin_for_axolotl(tiny, core, tmp_path):
     _, configuration = merge_input_args()
     assert configuration.model_fields["trace_core"].is_required()
     cfg = DictDefault({"trace_core": str(core), "base_model": str(tiny(FAMILY))})
-    model = loaded(tiny(FAMILY))
+    model = load(tiny(FAMILY))
     arguments = TrainingArguments(
         str(tmp_path / "out"), use_cpu=True, report_to="none", per_device_train_batch_size=BATCH, max_steps=2,
         learning_rate=1e-2, weight_decay=0.1,
@@ -123,45 +112,9 @@ def test_the_plugin_for_axolotl(tiny, core, tmp_path):
     rows = [{"input_ids": row, "labels": row} for row in batches().flatten(0, 1)]
     callbacks = manager.add_callbacks_pre_trainer(cfg, model)
     Trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
-    before, after = loaded(tiny(FAMILY)).state_dict(), model.state_dict()
+    before, after = load(tiny(FAMILY)).state_dict(), model.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])} - {"lm_head.weight"}
     assert moved == set(CHOSEN)
     changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(dim=1).nonzero()
     assert set(changed.flatten().tolist()) <= {*range(3, 140), *range(200, 290)}
     assert (tmp_path / "out" / "math.patch.safetensors").is_file()
-
-
-@pytest.mark.parametrize("family", ["llama", FAMILY])
-def test_the_same_losses_as_train(tiny, tmp_path, family):
-    """One's own loop with the settings of `train`, beside `train`."""
-    chosen = settings(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3)
-    core = core_of(tiny(family), tmp_path / "math.core.json", CHOSEN)
-    mask = Mask({name: None if rows is None else Slice(0, rows) for name, rows in CHOSEN.items()})
-    result, values = run(
-        tiny(family), tmp_path / "train", mask=mask, learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.3
-    )
-    model, steps = loaded(tiny(family)).train(), list(plan(make_task(), chosen).batches())
-    losses, warmup = [], math.ceil(chosen.warmup * len(steps))
-    with tt.freeze_except(model, core) as trained:
-        leaves = [p for p in model.parameters() if p.requires_grad]
-        adamw = torch.optim.AdamW(leaves, lr=0.0, weight_decay=0.1)
-        for number, batch in enumerate(steps):
-            adamw.zero_grad()
-            supervised = sum(label != IGNORED for one in batch.examples for label in one.labels[1:])
-            losses.append(0.0)
-            for one in batch.examples:
-                ids, labels = torch.tensor([one.input_ids]), torch.tensor([one.labels])
-                counts = {"labels": labels, "num_items_in_batch": supervised}
-                loss = model(input_ids=ids, use_cache=False, **counts).loss
-                loss.backward()
-                losses[-1] += float(loss.detach())
-            torch.nn.utils.clip_grad_norm_(leaves, 0.3)
-            share = 0.5 * (1 + math.cos(math.pi * (number - warmup) / (len(steps) - warmup)))
-            adamw.param_groups[0]["lr"] = 1e-3 * (number / warmup if number < warmup else share)
-            adamw.step()
-        trained.verify()
-    assert losses == pytest.approx(result.losses, rel=1e-6)
-    for name, part in mask.parts.items():
-        found = model.get_parameter(name).detach()
-        found = found if part is None else found[part.indices]
-        torch.testing.assert_close(found, values[name], rtol=0, atol=1e-5, msg=name)

@@ -1,36 +1,29 @@
 """What each method trains on what: plans alone, on configs."""
 
 import math
-from pathlib import Path
 
 import pytest
 
 from tests.core_files import write_core
 from tests.engine.made_up import make_task
 from tests.task_files import write_tasks
-from tests.tiny_models import build_config
+from tests.training.on_configs import opened
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import encode_tasks, read_tasks
 from trace_transfer.data.tasks_file import load_tasks
-from trace_transfer.errors import ArtefactError
-from trace_transfer.families.application import anatomy_of
+from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.models.sources import ModelSource, numel, read_inventory
+from trace_transfer.models.sources import numel
 from trace_transfer.training import settings as settings_of_streams
-from trace_transfer.training.methods import LAYOUTS, Size, StreamError, mixed, read_cores, some_of, stages_of
+from trace_transfer.training.methods import LAYOUTS, mixed, read_cores, some_of, stages_of
 from trace_transfer.training.settings import NEED_CORE, StreamSettings, load_stream, paper_training
 
 SIZES = {"math": 30, "code": 20, "law": 300}
 FINER = {"random-within", "norms-random", "head-norms-random"}  # of other core sets: test_controls
 KNOWN = [name for name in LAYOUTS if name not in FINER]
 ONE_BY_ONE = sorted({*KNOWN} - {"joint", "dmt"})
-
-
-def opened(family: str) -> OpenModel:
-    config = build_config(family)
-    return OpenModel(ModelSource(family, Path(family)), config, anatomy_of(read_inventory(config), load_families()))
 
 
 LLAMA = opened("llama")
@@ -57,7 +50,7 @@ def stages(method: str, tasks=TASKS, cores=CORES, model: OpenModel = LLAMA, **op
 
 
 def refused(method: str, **options) -> list[str]:
-    with pytest.raises(StreamError, match=f"this stream cannot be trained with method {method}:") as caught:
+    with pytest.raises(UserError, match=f"this stream cannot be trained with method {method}:") as caught:
         stages(method, **options)
     return str(caught.value).split("\n  - ")[1:]
 
@@ -74,7 +67,7 @@ def test_every_method_of_the_settings_is_there():
 def test_task_after_task(method):
     found = stages(method)
     assert [stage.data for stage in found] == list(TASKS)
-    assert [stage.label for stage in found] == [stage.task for stage in found] == list(SIZES)
+    assert [stage.label for stage in found] == list(SIZES)
     assert [stage.tasks for stage in found] == [(name,) for name in SIZES]
     found = stages(method, order=("law", "math", "code"))
     assert [stage.data.task for stage in found] == ["law", "math", "code"]
@@ -83,20 +76,16 @@ def test_task_after_task(method):
 
 @pytest.mark.parametrize("method", KNOWN)
 def test_the_masks_and_their_sizes(method):
-    whole = Size(len(SHAPES), sum(map(numel, SHAPES.values())))
     for stage in stages(method):
-        own = Mask.of_core(CORES[stage.task], SHAPES, {}, "f") if method in NEED_CORE else None
-        assert stage.core == (Size(len(own.parts), own.numel(SHAPES)) if own else None)
-        if method == "lora":
-            assert (stage.mask, stage.size) == (None, None)
-            continue
-        assert stage.size == Size(len(stage.mask.parts), stage.mask.numel(SHAPES))
+        own = Mask.of_core(CORES[stage.label], SHAPES, {}, "f") if method in NEED_CORE else None
         if method == "trace":
-            assert stage.mask == own and stage.size == stage.core
+            assert stage.mask == own
+        elif method == "lora":
+            assert stage.mask == Mask({})
         elif method in ("full", "joint", "dmt"):
-            assert stage.mask == Mask.everything(SHAPES) and stage.size == whole
+            assert stage.mask == Mask.everything(SHAPES)
         elif method in ("random", "shuffled"):
-            assert stage.size.tensors == stage.core.tensors and stage.mask != own
+            assert len(stage.mask.parts) == len(own.parts) and stage.mask != own
         else:
             assert {name.split(".")[2] for name in stage.mask.parts} == {"0" if method == "first" else "3"}
         assert stage.notes == ()
@@ -107,20 +96,18 @@ def test_controls_follow_the_seed_and_the_unit():
     assert masks[0] == masks[1] != masks[2]
     assert masks[0] != [stage.mask.sha256 for stage in stages("random", seed=0, draw=1)]
     for stage in stages("random", control_unit="elements"):
-        assert abs(stage.size.elements - stage.core.elements) <= 0.5 * max(numel(SHAPES[n]) for n in stage.mask.parts)
+        own = Mask.of_core(CORES[stage.label], SHAPES, {}, "f").numel(SHAPES)
+        assert abs(stage.mask.numel(SHAPES) - own) <= 0.5 * max(numel(SHAPES[n]) for n in stage.mask.parts)
 
 
 def test_all_tasks_in_one():
     (stage,) = stages("joint", order=("law", "math", "code"))
-    law, math_, code = TASKS[2], TASKS[0], TASKS[1]
     assert (stage.label, stage.data.task, stage.tasks) == ("joint", "joint", ("law", "math", "code"))
-    assert stage.data.examples == law.examples + math_.examples + code.examples
+    assert stage.data.examples == TASKS[2].examples + TASKS[0].examples + TASKS[1].examples
     assert stage.data.num_records == 350
-    sums = {
-        mixed("joint", parts).sha256
-        for parts in (TASKS, TASKS[::-1], TASKS[:2], (TASKS[0], TASKS[1], make_task(300, 7, "law")))
-    }
-    assert len(sums) == 4
+    other = make_task(300, 7, "law")
+    parts = (TASKS, TASKS[::-1], TASKS[:2], (*TASKS[:2], other))
+    assert len({mixed("joint", one).sha256 for one in parts}) == 4
     assert mixed("joint", TASKS).sha256 == mixed("other", TASKS).sha256
 
 
@@ -152,36 +139,35 @@ def test_the_special_task_is_the_last_one_of_the_order():
 
 
 def test_some_of_a_task():
-    half = some_of(TASKS[0], 15, 0)
-    assert len(half.examples) == 15 and half.task == "math" and half.sha256 != TASKS[0].sha256
-    assert half.sha256 != some_of(TASKS[0], 14, 0).sha256
-    assert set(ids(some_of(TASKS[0], 14, 0))) < set(ids(half))
-    texts = {some_of(make_task(30, seed, "math"), 15, 0).sha256 for seed in (0, 1)}
-    assert len(texts) == 2  # the same ids, other texts
+    half, less = some_of(TASKS[0], 15, 0), some_of(TASKS[0], 14, 0)
+    assert len(half.examples) == 15 and half.task == "math" and set(ids(less)) < set(ids(half))
+    others = [some_of(make_task(30, seed, "math"), 15, 0) for seed in (0, 1)]  # the same ids, other texts
+    assert len({one.sha256 for one in (TASKS[0], half, less, *others)}) == 4
 
 
-def test_an_order_that_is_none():
-    assert refused("full", order=("math", "laws", "math")) == [
-        "order: no task 'laws', tasks: math, code, law; did you mean 'law'?",
-        "order: 'math' stands there 2 times",
-        "order: 'code' is missing",
-        "order: 'law' is missing",
-    ]
-
-
-def test_tasks_that_cannot_be_a_stream():
-    assert refused("full", tasks=(*TASKS, TASKS[0])) == ["task 'math': 2 tasks have this name"]
-    for method in ("joint", "dmt"):
-        assert refused(method, tasks=TASKS[:1]) == [
-            "1 task is nothing to be mixed; give more tasks, or use method full"
-        ]
-    assert refused("dmt", special="maths", order=("math", "code")) == [
-        "order: 'law' is missing",
-        "special: no task 'maths', tasks: math, code, law; did you mean 'math'?",
-    ]
-    assert refused("dmt", tasks=(*TASKS, make_task(name="multi-task"))) == [
-        "task 'multi-task': this is the name of the first stage; give the task another one"
-    ]
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        ("full", {"order": ("math", "laws", "math")}, [
+            "order: no task 'laws', tasks: math, code, law; did you mean 'law'?", "order: 'math' stands there 2 times",
+            "order: 'code' is missing", "order: 'law' is missing",
+        ]),
+        ("full", {"tasks": (*TASKS, TASKS[0])}, ["task 'math': 2 tasks have this name"]),
+        ("joint", {"tasks": TASKS[:1]}, ["1 task is nothing to be mixed; give more tasks, or use method full"]),
+        ("dmt", {"special": "maths", "order": ("math", "code")}, [
+            "order: 'law' is missing", "special: no task 'maths', tasks: math, code, law; did you mean 'math'?",
+        ]),
+        ("dmt", {"tasks": (*TASKS, make_task(name="multi-task"))}, [
+            "task 'multi-task': this is the name of the first stage; give the task another one"
+        ]),
+        ("random", {"cores": {**CORES, "math": core_of("math", tuple(SHAPES))}}, [
+            "task 'math': core file: all 39 tensors that have a score are core: any set drawn from them would be the "
+            "same; make the core set smaller with `trace-transfer select --ratio`"
+        ]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_stream(method, options, told):
+    assert refused(method, **options) == told
 
 
 @pytest.mark.parametrize("method", ["trace", "random"])
@@ -209,21 +195,9 @@ def test_core_files_that_give_no_mask(method):
     good = CORES["law"]
     stray = CoreTensor(name="model.layers.9.mlp.up_proj.weight", shape=(80, 48), score=2.0, core=True)
     lying = good.model_copy(update={"parameters": (stray, *good.parameters)})
-    cores = {"math": core_of("math", ()), "code": lying, "law": good}
-    if method != "random":  # which draws others in its place
-        empty, strange = refused(method, cores=cores)
-        assert "task 'math': core file: its core set is empty" in empty
-        assert "task 'code': core file: its core set does not fit" in strange and "layers.9" in strange
-    else:
-        assert len(refused(method, cores=cores)) == 2
-
-
-def test_a_control_that_is_none():
-    everything = core_of("math", tuple(SHAPES))
-    (problem,) = refused("random", cores={**CORES, "math": everything})
-    assert problem.startswith("task 'math': core file: all 39 tensors that have a score are core")
-    (problem,) = refused("shuffled", cores={**CORES, "code": core_of("code", ("model.norm.weight",))})
-    assert problem.startswith("task 'code': core file: with its layers shuffled the core set is the same")
+    empty, strange = refused(method, cores={"math": core_of("math", ()), "code": lying, "law": good})
+    assert "task 'math': core file: its core set is empty" in empty
+    assert "task 'code': core file: its core set does not fit" in strange and "layers.9" in strange
 
 
 def test_a_core_file_of_another_task_is_told_of():
@@ -247,7 +221,7 @@ def test_from_the_file_to_the_stages(tiny, tmp_path):
     )
     found = stages_of(StreamSettings(), data, read_cores(specs, tmp_path), base.anatomy)
     assert [stage.label for stage in found] == ["math", "code", "law"]
-    assert all(stage.size == Size(3, found[0].mask.numel(base.anatomy.inventory.shapes)) for stage in found)
+    assert all(len(stage.mask.parts) == 3 and stage.mask == found[0].mask for stage in found)
     assert read_cores(load_stream(tasks), tmp_path) == {}
 
 

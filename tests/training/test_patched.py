@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from tests.engine.made_up import make_task, settings
 from tests.patch_files import make_patch, mask_of, same_bits, state_of
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.engine.loop import train
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import PatchedModel, record_patch, write_model
+from trace_transfer.patch.model_state import PatchedModel, write_model
 from trace_transfer.progress import Silent
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -36,12 +34,6 @@ def test_it_is_the_written_model(tiny, tmp_path, family, stored, save_dtype):
         found = list(ours.values(names[::-1], dtype))
         assert [name for name, _ in found] == names[::-1]
         assert same_bits(dict(found), expected)
-    exact, true = dict(ours.exact(names)), dict(theirs.load(F32).named_parameters())
-    rounded = [name for name in names if state.dtype(name) != BF16]
-    assert set(rounded) <= set(exact)
-    assert all(value.dtype == F32 and torch.equal(value, true[name]) for name, value in exact.items())
-    if save_dtype == "stored" and stored == BF16:
-        assert exact == {}
 
 
 def test_without_patches_it_is_the_base(tiny):
@@ -49,28 +41,3 @@ def test_without_patches_it_is_the_base(tiny):
     assert ours.fingerprint == base.fingerprint
     assert same_bits(dict(ours.load(BF16).named_parameters()), dict(base.load(BF16).named_parameters()))
     assert all(parameter.is_meta for parameter in ours.skeleton(F32).parameters())
-
-
-def test_a_stage_that_begins_with_patches_or_with_the_written_model(tiny, tmp_path):
-    """The same training, and its patch follows the state that it began with."""
-    state = state_after_two(tiny("llama"), tmp_path)
-    write_model(state, tmp_path / "model", Silent())
-    mask = mask_of(state, seed=2)
-    starts = {"patches": PatchedModel(state), "model": PatchedModel(state_of(tmp_path / "model"))}
-    patches = {
-        name: tmp_path / f"{name}.patch.safetensors" for name in starts
-    }  # fmt: skip
-    for name, start in starts.items():
-
-        def finish(values, name=name, start=start):
-            record_patch(patches[name], start.state, mask, values, task="law", method="trace")
-
-        train(start, make_task(5), settings(), directory=tmp_path / f"{name}-run", finish=finish, mask=mask)
-    assert patches["patches"].read_bytes() == patches["model"].read_bytes()
-    from trace_transfer.patch.patches import Patch
-
-    after = state.apply(Patch.open(patches["patches"]))
-    after.check(Silent())
-    assert after.fingerprint != state.fingerprint
-    moved = [name for name in state.shapes if not torch.equal(after.value(name), state.value(name))]
-    assert set(moved) == set(mask.parts)

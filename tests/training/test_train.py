@@ -19,6 +19,15 @@ from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.stream_plan import plan_stream
 
 TASKS = {"math": 8, "code": 6, "law": 6}
+OPTIONS = ("--epochs", 2, "--learning-rate", 1e-3, "--weight-decay", 0.1, "--zero", 0)
+
+
+def command(model, stream, out, *more, code=0):
+    """Run `train` in batches of 4."""
+    arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--out", out, *more]
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert result.exit_code == code, result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +43,14 @@ def stream(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(model, stream, tmp_path_factory):
     """`train(method, …)`: the output directory, trained once for each set of options."""
-    done = {}
+    made = {}
 
     def run(*options):
-        if options not in done:
-            out = tmp_path_factory.mktemp("out")
-            arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--learning-rate", 1e-3,
-                         "--weight-decay", 0.1, "--zero", 0, "--out", out, *options]  # fmt: skip
-            result = CliRunner().invoke(main, [str(one) for one in arguments])
-            assert result.exit_code == 0, result.stderr
-            done[options] = out, result.stdout
-        return done[options][0]
+        if options not in made:
+            made[options] = tmp_path_factory.mktemp("out")
+            command(model, stream, made[options], *OPTIONS, *options)
+        return made[options]
 
-    run.stdout = lambda *options: done[options][1]
     return run
 
 
@@ -108,33 +112,6 @@ def test_every_method_moves_what_it_says(train, model, method):
     assert [stage.label for stage in read_any(out / "stream.json").stages] == labels
 
 
-def test_full_fine_tuning_is_a_core_set_of_everything(train, model, stream, tmp_path):
-    from trace_transfer.formats import read_any
-    from trace_transfer.records import to_json
-
-    changed = tmp_path / "stream"
-    changed.mkdir()
-    for file in stream.parent.iterdir():
-        (changed / file.name).write_bytes(file.read_bytes())
-    for task in TASKS:
-        core = read_any(changed / f"{task}.core.json")
-        shapes = {p.name: p.shape for p in core.parameters}
-        whole = [
-            core.parameters[0].model_copy(update={"name": n, "shape": s, "rows": None, "score": 1.0, "core": True})
-            for n, s in shapes.items()
-        ]
-        everything = core.model_copy(update={"parameters": tuple(whole)})
-        (changed / f"{task}.core.json").write_text(to_json(everything))
-    out = tmp_path / "out"
-    arguments = ["train", model, "--stream", changed / stream.name, "--batch-size", 4, "--epochs", 2,
-                 "--learning-rate", 1e-3, "--weight-decay", 0.1, "--zero", 0, "--out", out]  # fmt: skip
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
-    assert result.exit_code == 0, result.stderr
-    full = weights(train("--method", "full") / "model")
-    for name, value in weights(out / "model").items():
-        assert torch.equal(value, full[name]), name
-
-
 @pytest.mark.parametrize("adapter", ["carry", "merge"])
 def test_lora_ends_as_peft_merges_it(train, model, adapter):
     out = train("--method", "lora", "--adapter", adapter)
@@ -148,47 +125,29 @@ def test_lora_ends_as_peft_merges_it(train, model, adapter):
     }  # fmt: skip
 
 
-def test_values_can_be_saved_in_float32(train, model, tmp_path, tiny):
+def test_values_can_be_saved_in_float32(tmp_path, tiny):
     half = tiny("llama", num_hidden_layers=2, dtype=torch.bfloat16)
     stream = write_stream(tmp_path / "stream", half, 2)
     for save, expected in (("stored", torch.bfloat16), ("float32", torch.float32)):
-        out = tmp_path / save
-        arguments = ["train", half, "--stream", stream, "--batch-size", 4, "--learning-rate", 1e-3, "--zero", 1,
-                     "--epochs", 1, "--save-dtype", save, "--out", out]  # fmt: skip
-        result = CliRunner().invoke(main, [str(one) for one in arguments])
-        assert result.exit_code == 0, result.stderr
-        found = weights(out / "model")
+        command(half, stream, tmp_path / save, "--zero", 1, "--epochs", 1, "--save-dtype", save)
+        found = weights(tmp_path / save / "model")
         assert {found[name].dtype for name, _ in core_sets(2)["math"]} == {expected}
         assert found["model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
-def test_a_dry_run_says_what_would_train_and_writes_nothing(model, stream, tmp_path):
-    arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--out", tmp_path / "out", "--dry-run"]
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
-    assert result.exit_code == 0, result.stderr
+def test_a_dry_run_says_what_would_train_and_writes_nothing(train, model, stream, tmp_path):
+    planned = command(model, stream, tmp_path / "out", "--epochs", 2, "--dry-run").stdout
     for word in ("math", "tensors", "elements", "optimizer", "activations", "checkpoint", "ZeRO 3", "steps"):
-        assert word in result.stdout, word
-    assert "math:0 as the model reads it" in result.stdout and "⟦It is 0" in result.stdout
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_dry_run_counts_the_tokens_that_are_trained(train, model, stream, tmp_path):
-    arguments = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--out", tmp_path, "--dry-run"]
-    planned = CliRunner().invoke(main, [str(one) for one in arguments]).stdout
+        assert word in planned, word
+    assert "math:0 as the model reads it" in planned and "⟦It is 0" in planned
     for stage in read_any(train("--method", "trace") / "stream.json").stages:
         (row,) = [line.split() for line in planned.splitlines() if line.startswith(f"{stage.label} ") and "%" in line]
         assert row[1:4] == [f"{stage.num_examples:,}", f"{stage.tokens:,}", f"{stage.num_steps:,}"]
-
-
-def test_a_dry_run_for_a_larger_machine(model, stream, tmp_path):
-    arguments = ["train", model, "--stream", stream, "--batch-size", 4096, "--micro-batch-size", 1,
-                 "--out", tmp_path / "out", "--dry-run"]  # fmt: skip
+    larger = ("--batch-size", 4096, "--micro-batch-size", 1, "--dry-run", "--processes")
     for count, refused in ((1, False), (4096, True)):
-        result = CliRunner().invoke(main, [str(one) for one in (*arguments, "--processes", count)])
-        assert result.exit_code == 0, result.stderr
-        told = " ".join(result.stdout.split())
-        assert (f"--processes {count}: one needs a " in told) == refused
-        assert (": here it would be refused" in told) == refused
+        told = " ".join(command(model, stream, tmp_path / "out", *larger, count).stdout.split())
+        assert (f"--processes {count}: one needs a " in told) == (": here it would be refused" in told) == refused
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_record_of_an_earlier_version_is_gone_on_from(train, model, stream, tmp_path):
@@ -197,21 +156,13 @@ def test_the_record_of_an_earlier_version_is_gone_on_from(train, model, stream, 
     record = json.loads((out / "stream.json").read_text())
     record["settings"]["cache_prefix"] = "auto"
     (out / "stream.json").write_text(json.dumps(record))
-    again = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 2, "--learning-rate", 1e-3,
-             "--weight-decay", 0.1, "--zero", 0, "--out", out, "--method", "trace"]  # fmt: skip
-    done = CliRunner().invoke(main, [str(one) for one in again])
-    assert done.exit_code == 0 and "trained before" in done.stderr, done.stderr
-    done = CliRunner().invoke(main, [str(one) for one in (*again, "--cache-prefix", "auto")])
-    assert done.exit_code == 2 and "No such option '--cache-prefix'" in done.stderr
+    assert "trained before" in command(model, stream, out, *OPTIONS).stderr
 
 
 def test_another_run_with_other_settings_is_refused(train, model, stream):
-    out = train("--method", "trace")
-    arguments = ["train", model, "--stream", stream, "--batch-size", 8, "--epochs", 2, "--out", out]
-    result = CliRunner().invoke(main, [str(one) for one in arguments])
-    assert result.exit_code == 2
-    for word in ("holds another stream", "batch_size: 4 there, 8 now", "learning_rate: 0.001 there, 2e-05 now"):
-        assert word in result.stderr
+    told = command(model, stream, train("--method", "trace"), "--epochs", 2, "--seed", 7, code=2).stderr
+    for word in ("holds another stream", "seed: 0 there, 7 now", "learning_rate: 0.001 there, 2e-05 now"):
+        assert word in told
 
 
 @pytest.mark.parametrize(("file", "words"), [

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped, option
 from trace_transfer.errors import UserError
 from trace_transfer.settings import LARGEST, Settings, SettingsError, Single, settings_schema, singles
+from trace_transfer.text_formats import read_json_object
 
 _NUMBERS = {"integer": "N", "number": "X"}
 LONGEST = 60  # characters of all choices in a line of help
@@ -124,9 +125,7 @@ class _NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
 
 
 def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
-    from trace_transfer.engine.deepspeed_json import read_deepspeed_json
-
-    return {} if value is None else read_deepspeed_json(value)
+    return {} if value is None else read_json_object(value)
 
 
 def _values(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:

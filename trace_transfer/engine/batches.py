@@ -15,7 +15,6 @@ import numpy as np
 
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.errors import TrainingError, listing
 
 Item = TypeVar("Item")
 
@@ -99,19 +98,5 @@ def _cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def plan(data: TaskData, settings: TrainSettings) -> Plan:
-    """Lay out a training.
-
-    Raises:
-        TrainingError: there are no examples, or some have no supervised token.
-    """
-    if not data.examples:
-        raise TrainingError(f"task '{data.task}' has no examples to train on")
-    empty = [
-        f"{example.id}: {len(example.input_ids)} tokens" for example in data.examples if not example.num_supervised
-    ]
-    if empty:
-        raise TrainingError(
-            f"task '{data.task}': {len(empty)} of {len(data.examples)} examples have no token to learn from (an empty "
-            "answer, or one that was cut off); leave them out:\n" + listing(empty)
-        )
+    """Lay out a training on examples that each have a token to learn from."""
     return Plan(data.examples, settings.epochs, settings.batch_size, settings.micro_batch_size, settings.seed)

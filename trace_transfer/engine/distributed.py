@@ -114,11 +114,8 @@ class Ranks:
         """Do something on the first rank; its result there, None elsewhere. Collective.
 
         Args:
-            told: what the other ranks raise if it fails there.
+            told: what the other ranks raise (as `TrainingError`) if it fails there.
             collective: what it reads; each item is made by all ranks together.
-
-        Raises:
-            TrainingError: on the other ranks; on the first rank its own error.
         """
         result, problem = None, None
         try:
@@ -193,16 +190,17 @@ def _device_of(place: Place) -> torch.device:
 
 def _meet(place: Place, backend: str) -> None:
     """Be one of a process group; waits for all others, however long they take to come."""
+    if not place.launched:
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        return
+    who = f"rank {place.rank} of {place.size}, at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
     def join() -> None:
-        store = _meeting_point(next(_MEETINGS)) if place.launched else HashStore()
+        # The launcher's store keeps the addresses of the groups before, and a second group of the same name would wait
+        # for them for ever.
+        store = PrefixStore(f"trace-transfer-{next(_MEETINGS)}", _launchers_store())
         torch.distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.size)
 
-    if not place.launched:
-        join()
-        return
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    who = f"rank {place.rank} of {place.size}, at {where}"
     try:
         endable(join, f"while it waited for the other processes ({who})")
     except RuntimeError as error:  # torch has several kinds
@@ -213,15 +211,6 @@ def _meet(place: Place, backend: str) -> None:
 
 
 _MEETINGS = count()  # the same number on all ranks, as they train the same tasks in the same order
-
-
-def _meeting_point(number: int) -> PrefixStore:
-    """Where the ranks of a launcher find each other for the n-th time.
-
-    The launcher's store keeps the addresses of the groups before, and a second group of the same name would wait for
-    them for ever.
-    """
-    return PrefixStore(f"trace-transfer-{number}", _launchers_store())
 
 
 @cache

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Example, collate, packed
+from trace_transfer.engine.deepspeed_json import OFFLOADED, merged
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
 from trace_transfer.engine.optimizers import Treatment, treatments
 from trace_transfer.engine.optimizing import build
@@ -106,11 +107,7 @@ class Engine:
         return {name: value.to(self.device) for name, value in found.items()} | {"use_cache": False}
 
     def require_packing(self, examples: Sequence[Example]) -> None:
-        """See that in a row behind another, a text has the logits that it has alone.
-
-        Raises:
-            UserError: it has not.
-        """
+        """See that in a row behind another, a text has the logits that it has alone; else raise `UserError`."""
         first, second = (
             replace(one, input_ids=one.input_ids[:TRIAL], labels=one.labels[:TRIAL])
             for one in (examples[0], examples[-1])
@@ -176,61 +173,59 @@ class Engine:
         """Name and float32 master weight of all that is trained of each tensor, one at a time, on the CPU."""
         return ((name, self.get(name, MASTER)) for name in self.parameters)
 
+    def _plain_value(self, name: str, kind: str) -> Tensor:
+        master = self._plain[name]
+        found: Tensor = master if kind == MASTER else self.deepspeed.basic_optimizer.state[master][kind]
+        return found
+
     def get(self, name: str, kind: str) -> Tensor:
         """One of the `kinds` of what is trained of a tensor: its master weight, or state of the optimizer; a copy on
         the CPU."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed import utils
 
         if self.stage == 0:
-            master = self._plain[name]
-            found = master if kind == MASTER else self.deepspeed.basic_optimizer.state[master][kind]
+            found = self._plain_value(name, kind)
         elif kind == MASTER:
-            found = safe_get_full_fp32_param(self.parameters[name])
+            found = utils.safe_get_full_fp32_param(self.parameters[name])
         else:
-            found = safe_get_full_optimizer_state(self.parameters[name], kind)
+            found = utils.safe_get_full_optimizer_state(self.parameters[name], kind)
         return found.detach().to("cpu", copy=True)
 
     def set(self, kind: str, values: Iterable[tuple[str, Tensor]]) -> None:
         """Set one of the `kinds`. Masters must round to the weights that the model was built with."""
-        for name, value in values:
-            self._set(name, kind, value.to(self.device))
-
-    def _set(self, name: str, kind: str, value: Tensor) -> None:
         from deepspeed import utils
 
-        parameter = self.parameters[name]
-        if self.stage == 0:
-            master = self._plain[name]
-            found = master if kind == MASTER else self.deepspeed.basic_optimizer.state[master][kind]
-            with torch.no_grad():
-                found.copy_(value)
-        elif self.stage < 3 and kind == MASTER:
-            utils.safe_set_full_fp32_param(parameter, value)
-        elif self.stage < 3:
-            utils.safe_set_full_optimizer_state(parameter, value, kind)
-        else:  # the setter of whole values fails where the ranks do not divide the elements
-            part = _partition(parameter, value)
+        for name, value in values:
+            parameter, value = self.parameters[name], value.to(self.device)
+            if self.stage == 0:
+                with torch.no_grad():
+                    self._plain_value(name, kind).copy_(value)
+                continue
+            reach = "full" if self.stage < 3 else "local"  # of ZeRO 3's the full one fails where ranks do not divide
+            value = value if self.stage < 3 else _partition(parameter, value)
             if kind == MASTER:
-                utils.safe_set_local_fp32_param(parameter, part)
+                getattr(utils, f"safe_set_{reach}_fp32_param")(parameter, value)
             else:
-                utils.safe_set_local_optimizer_state(parameter, part, kind)
+                getattr(utils, f"safe_set_{reach}_optimizer_state")(parameter, value, kind)
 
     def set_steps(self, count: int) -> None:
         """Say how many steps the optimizer has taken; if any, its state is made and waits to be set."""
         optimizer = self.deepspeed.basic_optimizer
         kinds = {kind for kinds in self.kinds.values() for kind in kinds}
         if self.stage == 0:
-            if count:
-                self._step_nowhere(optimizer)
+            if count:  # a step with gradients of 0, at the rate of 0 that it is built with
+                for master in self._plain.values():
+                    master.grad = torch.zeros_like(master)
+                optimizer.step()
+                for master in self._plain.values():
+                    master.grad = None
             for state in optimizer.state.values():
                 for kind in state.keys() & kinds:
                     state[kind].zero_()
                 if "step" in state:
                     state["step"] = state["step"] * 0 + count  # a tensor, or a number
         elif count:
-            flat = getattr(
-                self.deepspeed.optimizer, "fp32_partitioned_groups_flat", None
-            )  # ZeRO 3 lends them to a step
+            flat = getattr(self.deepspeed.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3 lends them
             for master in flat or [p for group in optimizer.param_groups for p in group["params"]]:
                 place = master.device if optimizer.defaults.get("fused") else None
                 optimizer.state[master]["step"] = torch.tensor(float(count), device=place)
@@ -244,14 +239,6 @@ class Engine:
             self.deepspeed.optimizer._hp_optimizer_states_linked = False
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
         self._linked = True
-
-    def _step_nowhere(self, optimizer: torch.optim.Optimizer) -> None:
-        """A step of the optimizer with gradients of 0, at the rate of 0 that it is built with."""
-        for master in self._plain.values():
-            master.grad = torch.zeros_like(master)
-        optimizer.step()
-        for master in self._plain.values():
-            master.grad = None
 
     def close(self) -> None:
         """Free everything that DeepSpeed holds; the engine cannot be used afterwards."""
@@ -274,9 +261,6 @@ def open_engine(
         model: whole on every rank, or for ZeRO 3 as `partitioned.fill_partitioned` leaves it.
         mask: what is trained; None is all. Fixed for the life of the engine.
         treated: how each tensor is optimised; None for what the settings say of a tensor of which no more is known.
-
-    Raises:
-        MaskError: it does not fit the model.
     """
     with _releasing_linear() if settings.zero == 3 else nullcontext():
         engine = Engine(model, settings, ranks, mask, treated)
@@ -313,36 +297,19 @@ def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num
 
     Args:
         num_elements: that are trained.
-
-    Raises:
-        UserError: the user's contradicts ours.
     """
-    config = _config(settings, ranks, dtype, num_elements)
-    if not settings.deepspeed:
-        return config
-    from trace_transfer.engine.deepspeed_json import merged
-
-    return merged(config, settings.deepspeed)
-
-
-def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
     bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
     zero: dict[str, Any] = {
-        "stage": settings.zero,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
+        "stage": settings.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
         "stage3_param_persistence_threshold": PERSISTENT,
-    }
+    }  # fmt: skip
     if settings.zero == 3:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
         if "leaf_module" in DeepSpeedZeroConfig.model_fields:  # not in older ones
             zero["leaf_module"] = {"classes": []}
     memory = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
-    if settings.offload in ("optimizer", "parameters"):
-        zero["offload_optimizer"] = memory
-    if settings.offload == "parameters":
-        zero["offload_param"] = memory
+    zero |= {kind: memory for kind, kinds in OFFLOADED.items() if settings.offload in kinds}
     config = {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": 1,
@@ -357,7 +324,7 @@ def _config(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_eleme
     }
     if dtype == torch.bfloat16 and settings.zero > 0:  # without ZeRO there is no float32 accumulation to be had
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
+    return merged(config, settings.deepspeed)
 
 
 def _partition(parameter: Any, value: Tensor) -> Tensor:
@@ -376,7 +343,6 @@ def fill_partitioned(
 
     Args:
         values: name and value of every tensor in the model's order; asked for on the first rank only.
-        config: DeepSpeed's, for ZeRO 3.
 
     Raises:
         ModelError: the first rank could not read them; on all ranks.
@@ -390,13 +356,10 @@ def fill_partitioned(
         if ranks.is_first:
             try:
                 found, value = next(source)
-                if (found, value.shape) != (name, meta.shape):
-                    raise ModelError(f"{found} {list(value.shape)} was read for {name} {list(meta.shape)}")
-            except (TraceTransferError, OSError, StopIteration) as error:
+                assert (found, value.shape) == (name, meta.shape)
+            except (TraceTransferError, OSError) as error:
                 problem = error
         if ranks.any(problem is not None):
-            if isinstance(problem, StopIteration):
-                problem = ModelError(f"the weights end before {name}")
             raise problem or ModelError(f"the first rank could not read {name}; it says why")
         if value is None:
             value = torch.empty(meta.shape, dtype=meta.dtype)

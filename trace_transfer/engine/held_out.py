@@ -1,20 +1,15 @@
 """Evaluation while a model trains: the loss on examples that it does not learn from, and what that loss decides.
 
 Evaluating changes no bit of the training: dropout is off and draws nothing, and each step begins with a seed of its
-own. `eval.csv` beside `loss.csv` has a line for each evaluation and task; a checkpoint has it, too, so that a training
-that goes on decides the same.
+own. A checkpoint has all evaluations, so that a training that goes on decides the same.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,13 +18,10 @@ from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.batches import GlobalBatch, Plan
 from trace_transfer.errors import TrainingError
 from trace_transfer.files import sha256_text
-from trace_transfer.text_formats import read_text
 
 if TYPE_CHECKING:
     from trace_transfer.engine.distributed import Ranks
     from trace_transfer.engine.engine import Engine
-
-FILE, HEADER = "eval.csv", ("step", "task", "loss", "supervised")
 
 
 @dataclass(frozen=True)
@@ -80,10 +72,6 @@ class HeldOut:
         """What must be the same for a checkpoint to be gone on from."""
         return {"sha256": self.sha256, "every": self.every, "patience": self.patience, "keep_best": self.keep_best}
 
-    def batches(self, plan: Plan) -> dict[str, GlobalBatch]:
-        """Each task's examples in micro-batches of the size of the training's."""
-        return {data.task: GlobalBatch.of(data.examples, plan.micro_batch_size) for data in self.tasks}
-
     def is_due(self, step: int, plan: Plan) -> bool:
         """Whether an evaluation follows a step, counted from 1."""
         return step == plan.num_steps or step % (self.every or plan.steps_per_epoch) == 0
@@ -99,59 +87,22 @@ class HeldOut:
         return lowest.step if lowest else None
 
 
-def evaluate(engine: Engine, ranks: Ranks, batches: Mapping[str, GlobalBatch], step: int) -> Evaluation:
-    """Evaluate; all ranks take part, and get the same.
-
-    Args:
-        batches: of each task.
-
-    Raises:
-        TrainingError: a loss is NaN or infinite.
-    """
-    losses = {}
-    for task, batch in batches.items():
+def evaluate(engine: Engine, ranks: Ranks, tasks: Sequence[TaskData], micro_batch_size: int, step: int) -> Evaluation:
+    """Evaluate; all ranks take part, and get the same."""
+    losses, supervised = {}, {}
+    for data in tasks:
+        batch = GlobalBatch.of(data.examples, micro_batch_size)
         sums = torch.zeros(len(batch.micro_batches), dtype=torch.float64)
         with engine.evaluating():
             for micro, examples in batch.share(ranks.rank, ranks.size):
                 loss = engine.loss(examples).item()
                 if micro is not None:
                     sums[micro] = loss
-        losses[task] = float(ranks.total(sums).sum()) / batch.num_supervised
-        if not math.isfinite(losses[task]):
+        supervised[data.task] = batch.num_supervised
+        losses[data.task] = float(ranks.total(sums).sum()) / batch.num_supervised
+        if not math.isfinite(losses[data.task]):
             raise TrainingError(
-                f"step {step}: the loss on the held-out examples of task '{task}' is NaN or infinite; look at them, or "
-                "try a smaller learning rate"
+                f"step {step}: the loss on the held-out examples of task '{data.task}' is NaN or infinite; look at "
+                "them, or try a smaller learning rate"
             )
-    return Evaluation(step, losses, {task: batch.num_supervised for task, batch in batches.items()})
-
-
-def to_csv(evaluations: Sequence[Evaluation]) -> str:
-    """Numbers are written so that reading gives the same ones back."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    for one in evaluations:
-        writer.writerows((one.step, task, loss, one.supervised[task]) for task, loss in one.losses.items())
-    return text.getvalue()
-
-
-def read_csv(file: Path) -> tuple[Evaluation, ...]:
-    """What `to_csv` wrote; none where there is no such file.
-
-    Raises:
-        TrainingError: it is something else.
-    """
-    if not file.is_file():
-        return ()
-    header, *rows = list(csv.reader(io.StringIO(read_text(file, TrainingError)))) or [[]]
-    try:
-        if tuple(header) != HEADER:
-            raise ValueError(f"expected the columns {', '.join(HEADER)}")
-        lines = [(int(step), task, float(loss), int(supervised)) for step, task, loss, supervised in rows]
-    except ValueError as error:
-        raise TrainingError(f"{file}: damaged ({error})") from error
-    found = []
-    for step, several in groupby(lines, key=lambda line: line[0]):
-        of_step = list(several)
-        found.append(Evaluation(step, {line[1]: line[2] for line in of_step}, {line[1]: line[3] for line in of_step}))
-    return tuple(found)
+    return Evaluation(step, losses, supervised)

@@ -31,7 +31,6 @@ from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
     build_meta_model,
-    inventory_of,
     load_config,
     read_inventory,
     tied_names,
@@ -46,36 +45,26 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class StartingPoint(Protocol):
-    """Weights that a training starts from; which ones decides whether a checkpoint may be gone on from."""
+    """Weights that a training starts from. A checkpoint may be gone on from while names, `fingerprint` (of the weights)
+    and `config_sha256` are the same."""
 
     @property
     def names_sha256(self) -> str: ...
 
     @property
-    def fingerprint(self) -> str:
-        """Changes when the weights change."""
-        ...
+    def fingerprint(self) -> str: ...
 
     @property
-    def config_sha256(self) -> str:
-        """Changes when what the model's config says changes."""
-        ...
+    def config_sha256(self) -> str: ...
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model with its weights, rounded to a type."""
-        ...
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
         """The same model with its tensors on the meta device, and its buffers real."""
-        ...
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Those tensors of `load(dtype)`, in that order, one at a time."""
-        ...
-
-    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Float32 values of those tensors that `load(torch.bfloat16)` may have rounded, one at a time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class BaseModel:
         return self.checkpoint.config_sha256
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        return load_model(self.source, self.inventory, dtype)
+        return load_model(self.source, dtype)
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
         model = build_meta_model(copy.deepcopy(self.config), dtype)
@@ -136,12 +125,8 @@ class BaseModel:
             for owner in known:
                 release(model.get_submodule(owner.rpartition(".")[0]))
 
-    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        if getattr(self.checkpoint, "dtypes", None) != {torch.bfloat16}:
-            yield from self.values(names, torch.float32)
 
-
-def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """A model with its weights on the CPU, without a cache for generation.
 
     Raises:
@@ -176,8 +161,6 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
         for name, found, expected in sorted(info["mismatched_keys"])
     ]
     problems += [f"{name}: {error}" for name, error in dict(info.get("conversion_errors") or {}).items()]
-    if not problems:
-        problems = _differences(inventory_of(model), inventory)
     if problems:
         raise ModelError(f"{source.name}: its weights do not fit its config:\n" + listing(problems))
     if plain is not None and plain.dequantiser is not None:
@@ -185,15 +168,6 @@ def load_model(source: ModelSource, inventory: Inventory, dtype: torch.dtype) ->
     require_finite(f"{source.name} as {dtype_name(dtype)}", dict(model.state_dict()))
     model.config.use_cache = False
     return model
-
-
-def _differences(found: Inventory, expected: Inventory) -> list[str]:
-    names = sorted(found.shapes.keys() | expected.shapes.keys())
-    return [
-        f"{name}: {found.shapes.get(name)} when loaded, {expected.shapes.get(name)} by its config"
-        for name in names
-        if found.shapes.get(name) != expected.shapes.get(name)
-    ]
 
 
 @contextmanager

@@ -33,20 +33,19 @@ def _adamw(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
     return dict.fromkeys(kinds, 4 * math.prod(shape))
 
 
-def _momentum(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
-    return {"momentum_buffer": 4 * math.prod(shape)} if args.get("momentum", 0.95) else {}
+def _momentum(default: float) -> State:
+    def state(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+        return {"momentum_buffer": 4 * math.prod(shape)} if args.get("momentum", default) else {}
 
-
-def _sgd(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
-    return _momentum(shape, {"momentum": args.get("momentum", 0)})
+    return state
 
 
 def _adafactor(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
     found = {"exp_avg": 4 * math.prod(shape)} if args.get("beta1") is not None else {}
     if len(shape) < 2:
         return found | {"exp_avg_sq": 4 * math.prod(shape)}
-    rows, columns = shape[:-1], (*shape[:-2], shape[-1])
-    return found | {"exp_avg_sq_row": 4 * math.prod(rows), "exp_avg_sq_col": 4 * math.prod(columns)}
+    rows, columns = math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
+    return found | {"exp_avg_sq_row": 4 * rows, "exp_avg_sq_col": 4 * columns}
 
 
 def _8bit(num_moments: int) -> State:
@@ -85,13 +84,14 @@ _ADAMW8 = Optimizer("bitsandbytes.optim.AdamW8bit", _8bit(2), ("betas", "eps", "
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw_torch": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad")),
     "adamw_torch_fused": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad"), {"fused": True}),
-    "sgd": Optimizer("torch.optim.SGD", _sgd, ("momentum", "nesterov")),
+    "sgd": Optimizer("torch.optim.SGD", _momentum(0), ("momentum", "nesterov")),
     "adafactor": Optimizer(
         "transformers.Adafactor", _adafactor, ("eps", "clip_threshold", "decay_rate", "beta1", "scale_parameter"),
         {"relative_step": False, "scale_parameter": False}, whole=_MATRIX,
     ),
     "muon": Optimizer(
-        "torch.optim.Muon", _momentum, ("momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
+        "torch.optim.Muon", _momentum(0.95),
+        ("momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
         {"adjust_lr_fn": "match_rms_adamw"}, whole=_MATRIX, rest="adamw_torch",
     ),
     "adamw_8bit": _ADAMW8,
@@ -113,15 +113,13 @@ SCHEDULES: Mapping[str, tuple[str, ...]] = {
 
 def contradictions(settings: TrainSettings) -> list[str]:
     """What is wrong with the names and arguments of optimizer and schedule together with the other settings."""
-    chosen = OPTIMIZERS[settings.optimizer]
-    problems = []
-    for setting, given, known in (
-        ("optimizer_args", settings.optimizer_args, chosen.args),
-        ("schedule_args", settings.schedule_args, SCHEDULES[settings.schedule]),
+    chosen, problems = OPTIMIZERS[settings.optimizer], []
+    for name, given, known in (
+        ("optimizer", settings.optimizer_args, chosen.args),
+        ("schedule", settings.schedule_args, SCHEDULES[settings.schedule]),
     ):
-        name = setting.removesuffix("_args")
         of = f"of {name} {getattr(settings, name)}"
-        problems += [f"{setting}: {one} ({of})" for one in unknown_problems(given, known or ["it has none"])]
+        problems += [f"{name}_args: {one} ({of})" for one in unknown_problems(given, known or ["it has none"])]
     if chosen.whole and settings.zero:
         problems.append(
             f"optimizer: {settings.optimizer} {chosen.whole}, and ZeRO {settings.zero} cuts tensors into flat parts; "
@@ -159,31 +157,24 @@ def treatments(
     Args:
         shapes: name → shape of what is trained of a tensor.
         describe: asked where settings name components or tensors, and for an optimizer of matrices.
-
-    Raises:
-        UserError: two keys that mean a tensor equally closely give it two learning rates; all are named.
     """
     chosen, problems, found = OPTIMIZERS[settings.optimizer], [], {}
     for name, shape in shapes.items():
-        ranks = {key: rank(key, *describe(name)) for key in settings.learning_rate_of}
+        own, components = describe(name)
+        ranks = {key: rank(key, own, components) for key in settings.learning_rate_of}
         rates = {key: settings.learning_rate_of[key] for key in ranks if 0 < ranks[key] == max(ranks.values())}
         if len(set(rates.values())) > 1:
-            told = ", ".join(f"{rate:g} by '{key}'" for key, rate in rates.items())
-            problems.append(f"{name}: {told}")
-        decays = not any(rank(key, *describe(name)) for key in settings.no_decay)
-        taken = chosen.rest is None or (len(shape) == 2 and not _outside(describe(name)[1]))
+            problems.append(f"{name}: " + ", ".join(f"{rate:g} by '{key}'" for key, rate in rates.items()))
+        outside = any(one.partition(".")[0] in ("embedding", "head") for one in components)
+        taken = chosen.rest is None or (len(shape) == 2 and not outside)
         found[name] = Treatment(
             settings.optimizer if taken else str(chosen.rest),
             next(iter(rates.values()), settings.learning_rate),
-            settings.weight_decay if decays else 0.0,
+            0.0 if any(rank(key, own, components) for key in settings.no_decay) else settings.weight_decay,
         )
     if problems:
         raise UserError("learning_rate_of: two rates for one tensor:\n" + listing(problems))
     return found
-
-
-def _outside(components: Collection[str]) -> bool:
-    return any(one.partition(".")[0] in ("embedding", "head") for one in components)
 
 
 def rank(key: str, name: str, components: Collection[str]) -> int:
@@ -202,11 +193,7 @@ def rank(key: str, name: str, components: Collection[str]) -> int:
 
 
 def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
-    """Refuse keys that mean no tensor of a model and no component of any, or one tensor twice.
-
-    Raises:
-        UserError: names them, and the components that there are.
-    """
+    """Refuse keys that mean no tensor of a model and no component of any, or one tensor twice."""
     described = {name: anatomy.describe(name) for name in anatomy.inventory.shapes}
     components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
     known = [*described.values(), (f".{BIAS}", ()), *(("", (one,)) for one in components)]

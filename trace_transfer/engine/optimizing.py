@@ -91,12 +91,7 @@ def schedule(settings: TrainSettings, num_steps: int) -> Callable[[int], float]:
     from transformers import get_scheduler
 
     rate = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)
-    num_warmup = num_warmup_steps(num_steps, settings.warmup)
+    num_warmup = min(math.ceil(settings.warmup * num_steps), num_steps - 1)  # never all: the first step's rate is 0
     made: Any = get_scheduler(settings.schedule, rate, num_warmup, num_steps, dict(settings.schedule_args))
     share: Callable[[int], float] = made.lr_lambdas[0]
     return share
-
-
-def num_warmup_steps(num_steps: int, warmup: float) -> int:
-    """Steps in which the rate rises: `warmup` of all, rounded up, but never all (the first step's rate is 0)."""
-    return min(math.ceil(warmup * num_steps), num_steps - 1)

@@ -29,27 +29,25 @@ Places = list[tuple[nn.Module, str]]
 
 
 def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a mask of another model.
-
-    Raises:
-        MaskError: it is empty, names what the model lacks, or a slice beyond a tensor's shape; lists all of it.
-    """
+    """Refuse a mask of another model."""
     if not mask.parts:
         raise MaskError("no tensor of the model is to be trained: the mask is empty")
     problems = [f"{name}: not a tensor of this model" for name in sorted(mask.parts.keys() - shapes.keys())]
     for name, part in sorted(mask.sliced.items()):
-        shape = shapes.get(name)
-        if shape is None:
-            continue
-        if isinstance(part, Chosen):
-            if not len(part.places) or part.places[0] < 0 or part.places[-1] >= numel(shape):
-                problems.append(f"{name}: {part}, some beyond a tensor of {list(shape)}")
-        elif part.dim >= len(shape):
-            problems.append(f"{name}: a slice of dimension {part.dim} of a tensor of {list(shape)}")
-        elif not part.ranges or min(part.indices, default=-1) < 0 or max(part.indices, default=0) >= shape[part.dim]:
-            problems.append(f"{name}: {list(part.ranges)} in dimension {part.dim} of a tensor of {list(shape)}")
+        if name in shapes and not _fits(part, shapes[name]):
+            told = (
+                f"{part}, some beyond"
+                if isinstance(part, Chosen)
+                else f"{list(part.ranges)} in dimension {part.dim} of"
+            )
+            problems.append(f"{name}: {told} a tensor of {list(shapes[name])}")
     if problems:
         raise MaskError("the mask does not fit the model to be trained:\n" + listing(problems))
+
+
+def _fits(part: Part, shape: tuple[int, ...]) -> bool:
+    sizes, places = (numel(shape),) if isinstance(part, Chosen) else shape, part.indices
+    return part.dim < len(sizes) and len(places) > 0 and places[0] >= 0 and places[-1] < sizes[part.dim]
 
 
 def laid(value: Tensor, part: Part) -> Tensor:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +48,17 @@ class Trackers:
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that accelerate does not know, or that lack their package.
-
-    Raises:
-        UserError: names each.
-    """
+    """Refuse trackers that accelerate does not know, or that lack their package."""
     if not names:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType
 
-    known, problems = [str(name) for name in LOGGER_TYPE_TO_CLASS], []
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
     lacking = {*LoggerType.list()} - {str(name) for name in get_available_trackers()}
-    for name in (ALIASES.get(name, name) for name in names):
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            problems.append(f"{name}: no tracker of this name; {hint}")
-        elif name in lacking:
-            problems.append(f"{name}: its package is not installed: pip install {name}")
+    names = [ALIASES.get(name, name) for name in names]
+    problems = [f"{name}: no tracker of this name; there are {', '.join(known)}" for name in names if name not in known]
+    problems += [f"{name}: its package is not installed: pip install {name}" for name in names if name in lacking]
     if problems:
         raise UserError("--track: these cannot be used:\n" + listing(problems))
 
@@ -103,8 +94,18 @@ def _started(name: str, directory: Path, label: str, first_step: int) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # accelerate's logger asks for it
-    kind, kept = LOGGER_TYPE_TO_CLASS[name], directory / f"{label}.{name}-run"
-    options = _continued(directory, label, first_step, kept).get(name, {})
+    identity, kept = sha256_text(f"{directory.resolve()}\n{label}")[:32], directory / f"{label}.{name}-run"
+    wandb = {"name": label, "id": identity, "resume": "allow", "dir": str(directory)}
+    continued: Mapping[str, Mapping[str, Any]] = {  # those that go on with the run that they had
+        "tensorboard": {"purge_step": first_step if first_step > 1 else None},
+        "wandb": {key: value for key, value in wandb.items() if WANDB_VARIABLES[key] not in os.environ},
+        "comet_ml": {"experiment_key": identity, "mode": "get_or_create"},
+        "mlflow": {"run_name": label, "run_id": kept.read_text("utf-8") if kept.is_file() else None},
+        "trackio": {"name": f"{label}-{identity[:8]}", "resume": "allow"},
+        "swanlab": {"experiment_name": label, "id": identity, "resume": "allow"},
+        "dvclive": {"dir": str(directory / "dvclive" / label), "resume": first_step > 1},
+    }
+    kind, options = LOGGER_TYPE_TO_CLASS[name], continued.get(name, {})
     if kind.requires_logging_directory:
         tracker = kind(label, str(directory / FOLDER), **options)
     else:
@@ -114,22 +115,3 @@ def _started(name: str, directory: Path, label: str, first_step: int) -> Any:
     if name == "mlflow":  # which gives the identity of a run itself
         kept.write_text(tracker.tracker.info.run_id, "utf-8")
     return tracker
-
-
-def _continued(directory: Path, label: str, first_step: int, kept: Path) -> Mapping[str, Mapping[str, Any]]:
-    """What has a tracker go on with the run that it had; one that is not named here begins another run.
-
-    Args:
-        kept: the file in which the identity of an earlier run stands, if there was one.
-    """
-    identity = sha256_text(f"{directory.resolve()}\n{label}")[:32]
-    wandb = {"name": label, "id": identity, "resume": "allow", "dir": str(directory)}
-    return {
-        "tensorboard": {"purge_step": first_step if first_step > 1 else None},
-        "wandb": {name: value for name, value in wandb.items() if WANDB_VARIABLES[name] not in os.environ},
-        "comet_ml": {"experiment_key": identity, "mode": "get_or_create"},
-        "mlflow": {"run_name": label, "run_id": kept.read_text("utf-8") if kept.is_file() else None},
-        "trackio": {"name": f"{label}-{identity[:8]}", "resume": "allow"},
-        "swanlab": {"experiment_name": label, "id": identity, "resume": "allow"},
-        "dvclive": {"dir": str(directory / "dvclive" / label), "resume": first_step > 1},
-    }

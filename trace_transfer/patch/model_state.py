@@ -378,11 +378,3 @@ class PatchedModel:
         for name in wanted:
             value = self.state.value(name) if name in patched else next(others)[1]
             yield name, value.to(dtype)
-
-    def exact(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Float32 values of those tensors that `load(torch.bfloat16)` may have rounded, one at a time, whole."""
-        wanted, patched = list(names), set(self.state.patched)
-        yield from self.base.exact(name for name in wanted if name not in patched)
-        for name in wanted:
-            if name in patched and self.state.dtype(name) != torch.bfloat16:
-                yield name, self.state.value(name).to(torch.float32)

@@ -27,8 +27,7 @@ class CoreCallback(TrainerCallback):
     `TASK.patch.safetensors` into `output_dir`.
 
     Args:
-        core: as `freeze_except` takes it.
-        base: as `freeze_except` takes it.
+        core, base: as `freeze_except` takes them.
         dtype: of the patch, as of `CoreTraining.save_patch`.
 
     Attributes:

@@ -10,8 +10,8 @@ import gc
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ from trace_transfer.engine.slices import Spliced, freeze, ordinary, outside, pla
 from trace_transfer.errors import FrozenMovedError, UserError, listing
 from trace_transfer.launching import is_first_rank
 from trace_transfer.models.checkpoints import OpenedBase
-from trace_transfer.models.sources import Inventory, ModelSource
+from trace_transfer.models.sources import Inventory, ModelSource, inventory_of
 from trace_transfer.models.stored_weights import has_weights
 from trace_transfer.models.tensors import converted
 from trace_transfer.patch.model_state import as_stored
@@ -39,14 +39,7 @@ from trace_transfer.records import read_artefact
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WRAPPERS = {
-    "DataParallel": "freeze the model before DataParallel gets it",
-    "PeftModel": "adapters of PEFT train other tensors beside the model's; give the model without them",
-    "DistributedDataParallel": "freeze the model before DDP gets it",
-    "FullyShardedDataParallel": "freeze the model before FSDP gets it",
-    "DeepSpeedEngine": "freeze the model before DeepSpeed gets it",
-    "OptimizedModule": "freeze the model before torch.compile gets it",
-}
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine", "OptimizedModule")
 
 
 class WrappedModelError(UserError):
@@ -75,8 +68,9 @@ def freeze_except(
         >>> trained.verify()
     """
     _require_unwrapped(model)
-    read, file = (core, f"the core set of {core.task}") if isinstance(core, CoreFile) else (_read(core), str(core))
-    inventory = Inventory(model.config, shapes_of(model), _tied(model))
+    read: CoreFile = core if isinstance(core, CoreFile) else read_artefact(local_file(core), CoreFile)
+    file = f"the core set of {core.task}" if isinstance(core, CoreFile) else str(core)
+    inventory = replace(inventory_of(model), shapes=shapes_of(model))  # those of ZeRO 3 are kept elsewhere
     if inventory.names_sha256 != read.model.names_sha256:
         raise UserError(
             f"{file}: is of {read.model.id} ({read.model.model_type}, {read.model.num_parameters} tensors, "
@@ -111,23 +105,14 @@ class CoreTraining:
             parameter.grad = None  # an optimizer that still has the tensor lets it be
             value = _whole(parameter)
             if self._is_first:  # the others may not even have loaded them
-                self._begin(name, value)
+                part = mask.parts.get(name)
+                if mask.trains(name):
+                    self._before[name] = taken(value, part).clone()
+                if part is not None or not mask.trains(name):
+                    self._frozen[name] = value.dtype, _digest(outside(value, part))
         freeze(model, mask, _gathered)
         if mask.sliced:
             model.__class__ = _saving_whole(self._kind, bool(self.tied_parts))
-
-    def _begin(self, name: str, value: Tensor) -> None:
-        part = self.mask.parts.get(name)
-        if self.mask.trains(name):
-            self._before[name] = taken(value, part).clone()
-        if part is not None or not self.mask.trains(name):
-            self._frozen[name] = value.dtype, _digest(outside(value, part))
-
-    def __repr__(self) -> str:
-        trained, total = self.num_trained, self._inventory.num_elements
-        parts = f" ({len(self.mask.sliced)} in part)" if self.mask.sliced else ""
-        tensors = f"{len(self.mask.parts)} of {len(self._inventory.shapes)} tensors{parts}"
-        return f"<CoreTraining {self.task}: {tensors}, {trained:,} of {total:,} parameters>"
 
     @property
     def num_trained(self) -> int:
@@ -163,7 +148,7 @@ class CoreTraining:
                 problems.append(f"{name}: {f'{where} that are not core' if part else 'not core'}, and moved")
             elif parameter.requires_grad and part is None and not self._merged:
                 problems.append(f"{name}: not core, and requires a gradient")
-        if self._any(bool(problems)):
+        if self._ranks.any(bool(problems)):
             raise FrozenMovedError(
                 f"{self.task}: weights that were to stay frozen are not what they were:\n"
                 + listing(problems or ["the first process names them"])
@@ -180,7 +165,7 @@ class CoreTraining:
             NumericalError: NaN or Inf, or values that `dtype` cannot hold.
             DiskFullError: nothing of the patch is left.
         """
-        changes, problem = [], None
+        changes = []
         for name, parameter, values in self._live():
             if self.mask.trains(name):
                 whole, part = _whole(parameter), self.mask.parts[name]
@@ -189,17 +174,15 @@ class CoreTraining:
                     before = self._as_begun(name, None if part is None else outside(whole, part))
                     types = before.dtype, dtype or after.dtype
                     changes.append((PatchEntry(name, self._inventory.shapes[name], part, *types), before, after))
-        try:
-            if self._is_first:
-                write_patch(
-                    Path(path), task=self.task, method="trace", names_sha256=self._inventory.names_sha256,
-                    entries=[entry for entry, *_ in changes],
-                    values=((entry, before, as_stored(entry, after)) for entry, before, after in changes),
-                )  # fmt: skip
-        except Exception as error:  # of any kind, raised again below: the other processes must hear of it
-            problem = error
-        if self._any(problem is not None):
-            raise problem or UserError(f"{path}: the first process could not write the patch; it says why")
+
+        def write() -> None:
+            write_patch(
+                Path(path), task=self.task, method="trace", names_sha256=self._inventory.names_sha256,
+                entries=[entry for entry, *_ in changes],
+                values=((entry, before, as_stored(entry, after)) for entry, before, after in changes),
+            )  # fmt: skip
+
+        self._ranks.first_alone(write, f"{path}: the first process could not write the patch; it says why")
 
     def _as_begun(self, name: str, others: Tensor | None) -> Tensor:
         """What was there of a trained part, in the type of the base if that holds the whole tensor."""
@@ -230,9 +213,7 @@ class CoreTraining:
     def __enter__(self) -> CoreTraining:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.merge()
 
     def _live(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter | None]]:
@@ -246,46 +227,31 @@ class CoreTraining:
             spliced = spliced_at(module, attribute)
             yield (name, getattr(module, attribute), None) if spliced is None else (name, spliced[0], spliced[1].values)
 
-    def _any(self, mine: bool) -> bool:
-        """Whether it is so in any process."""
+    @property
+    def _ranks(self) -> Ranks:
         group = torch.distributed
         if not group.is_available() or not group.is_initialized():
-            return mine
-        device = next(self.model.parameters()).device
-        return Ranks(group.get_rank(), group.get_world_size(), device).any(mine)
-
-
-def _read(core: Path | str) -> CoreFile:
-    found: CoreFile = read_artefact(local_file(core), CoreFile)
-    return found
-
-
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Alias → name, of tensors that are held under several."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    every = {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
-    return {alias: name for alias, name in every.items() if alias != name}
+            return Ranks(0, 1, torch.device("cpu"))
+        return Ranks(group.get_rank(), group.get_world_size(), next(self.model.parameters()).device)
 
 
 def _require_unwrapped(model: nn.Module) -> None:
     kinds = {kind.__name__ for module in (model, *model.modules()) for kind in type(module).__mro__}
-    for wrapper, hint in WRAPPERS.items():
-        if wrapper in kinds:
-            raise WrappedModelError(f"the model is wrapped ({wrapper}): {hint}")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise WrappedModelError("some of the model is not in memory (device_map): load it whole, or with ZeRO 3")
-    if any(isinstance(module, FSDPModule) for module in model.modules()):
-        raise WrappedModelError("the model is sharded (fully_shard): freeze it before FSDP gets it")
-    if any(isinstance(module, Spliced) for module in model.modules()):
-        raise WrappedModelError("the model is being trained with a core set already: `merge()` that one first")
+    problem = next((f"wrapped ({kind}): freeze it before {kind} gets it" for kind in WRAPPERS if kind in kinds), None)
+    if "PeftModel" in kinds:
+        problem = "wrapped (PeftModel): adapters of PEFT train other tensors beside the model's; give it without them"
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        problem = "not all in memory (device_map): load it whole, or with ZeRO 3"
+    elif any(isinstance(module, FSDPModule) for module in model.modules()):
+        problem = "sharded (fully_shard): freeze it before FSDP gets it"
+    elif any(isinstance(module, Spliced) for module in model.modules()):
+        problem = "being trained with a core set already: `merge()` that one first"
+    if problem:
+        raise WrappedModelError(f"the model is {problem}")
 
 
 def require_no_fsdp1(model: nn.Module) -> None:
-    """FSDP's first version makes one flat tensor of many, frozen and trained alike.
-
-    Raises:
-        WrappedModelError: it has done so.
-    """
+    """Refuse FSDP's first version, which makes one flat tensor of many, frozen and trained alike."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise WrappedModelError("FSDP 1 makes one flat tensor of many: use FSDP 2 (`fsdp_version: 2`, `fully_shard`)")
 
@@ -293,9 +259,7 @@ def require_no_fsdp1(model: nn.Module) -> None:
 def _require_no_optimizer(model: nn.Module, mask: Mask) -> None:
     """Of a tensor that is core in part, an optimizer made before would have the whole one, and never the part."""
     sliced = {id(parameter): name for name, parameter in model.named_parameters() if name in mask.sliced}
-    if not sliced:
-        return
-    for found in gc.get_objects():
+    for found in gc.get_objects() if sliced else ():
         if issubclass(type(found), torch.optim.Optimizer):
             held = [sliced[id(one)] for group in found.param_groups for one in group["params"] if id(one) in sliced]
             if held:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,36 +22,35 @@ def hold_out(
 
     Args:
         data: of the tasks, in their order.
-
-    Raises:
-        UserError: nothing is held out, and settings ask for it; held-out examples that are trained on, all named.
     """
     own = [one for one in (task.held_out for task in tasks) if one is not None]
     train = settings.train
     read = encode_tasks(base, own, directory, settings.max_length, settings.too_long, train.seed) if own else ()
     held = {one.task: one for one in read}
-    left = []
-    for task in data:
-        rest = task
+    left = list(data)
+    for number, task in enumerate(data):
         if task.task not in held and settings.eval_share is not None:
-            rest, held[task.task] = split(task, settings.eval_share, train.seed)
-        left.append(rest)
+            left[number], held[task.task] = split(task, settings.eval_share, train.seed)
     asked = [name for name in ("eval_every", "patience", "keep_best") if getattr(settings, name)]
     if asked and not held:
         raise UserError(
             f"{', '.join(asked)}: nothing is held out to be evaluated on; give eval_share, or name eval_data (or "
             "eval_split) of a task in the stream's file"
         )
-    _require_apart(left, held)
+    trained = {example.input_ids: example.id for task in left for example in task.examples}
+    problems = [
+        f"{example.id} of the held-out records is {trained[example.input_ids]}"
+        for task in held.values()
+        for example in task.examples
+        if example.input_ids in trained
+    ]
+    if problems:
+        raise UserError("held-out records that are trained on; leave them out of either:\n" + listing(problems))
     return tuple(left), held
 
 
 def split(data: TaskData, share: float, seed: int) -> tuple[TaskData, TaskData]:
-    """A task without a seeded share of its records, at least one, and that share. Equal records stay together.
-
-    Raises:
-        UserError: fewer than two different records.
-    """
+    """A task without a seeded share of its records, at least one, and that share. Equal records stay together."""
     records: dict[str, list[Example]] = {}
     for example in data.examples:
         records.setdefault(example.id.partition("/")[0], []).append(example)
@@ -63,24 +62,12 @@ def split(data: TaskData, share: float, seed: int) -> tuple[TaskData, TaskData]:
     firsts = [several[0] for several in contents.values()]
     out = set(chosen(firsts, min(max(1, round(share * len(firsts))), len(firsts) - 1), f"{seed}/held out"))
     held = {record for several in contents.values() if several[0] in out for record in several}
+    sides = ({name: several for name, several in records.items() if (name in held) is side} for side in (False, True))
     left, right = (
-        {name: examples for name, examples in records.items() if (name in held) is side} for side in (False, True)
-    )
-    return _some_of(data, left), _some_of(data, right)
-
-
-def _some_of(data: TaskData, records: Mapping[str, Sequence[Example]]) -> TaskData:
-    examples = tuple(example for several in records.values() for example in several)
-    return replace(data, examples=examples, sha256=sha256_text("\n".join([data.sha256, *records])))
-
-
-def _require_apart(data: Sequence[TaskData], held: Mapping[str, TaskData]) -> None:
-    trained = {example.input_ids: example.id for task in data for example in task.examples}
-    problems = [
-        f"{example.id} of the held-out records is {trained[example.input_ids]}"
-        for task in held.values()
-        for example in task.examples
-        if example.input_ids in trained
-    ]
-    if problems:
-        raise UserError("held-out records that are trained on; leave them out of either:\n" + listing(problems))
+        replace(
+            data, examples=tuple(example for several in side.values() for example in several),
+            sha256=sha256_text("\n".join([data.sha256, *side])),
+        )
+        for side in sides
+    )  # fmt: skip
+    return left, right

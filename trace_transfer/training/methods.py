@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile
@@ -23,28 +24,12 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.files import sha256_text
 from trace_transfer.records import read_artefact
-from trace_transfer.training.controls import CONTROLS
+from trace_transfer.training.controls import CONTROLS, Case
 from trace_transfer.training.settings import StreamSettings, StreamTask, core_file
 
 JOINT, MULTI_TASK = "joint", "multi-task"
 MIXING = ("joint", "dmt")
 ROUNDING = 1e-9  # keeps 0.07 * 100, which is 7.000000000000001, at 7
-
-
-class StreamError(UserError):
-    """A stream cannot be trained with a method; lists every problem of its kind."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Counts of a set of tensors; `tensors` counts a part of one as one."""
-
-    tensors: int
-    elements: int
-
-    @classmethod
-    def of(cls, mask: Mask, anatomy: Anatomy) -> Size:
-        return cls(len(mask.parts), mask.numel(anatomy.inventory.shapes))
 
 
 @dataclass(frozen=True)
@@ -53,31 +38,16 @@ class Stage:
 
     Attributes:
         label: of its patch, its directory and its messages: the task's name, `joint` or `multi-task`.
-        mask: what is trained; None where adapters are.
+        mask: what is trained; empty where adapters are, whose names are known once they are made.
         tasks: names of the tasks whose examples take part.
-        size: of the mask; None where adapters are trained.
-        core: size of the task's core set, where the method needs one; a control's own size is `size`.
         notes: what a user should know before it begins.
     """
 
     label: str
     data: TaskData
-    mask: Mask | None
+    mask: Mask
     tasks: tuple[str, ...]
-    size: Size | None = None
-    core: Size | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def known_mask(self) -> Mask:
-        """The mask; that of adapters is known once they are made."""
-        assert self.mask is not None
-        return self.mask
-
-    @property
-    def task(self) -> str:
-        """The name under which its examples are trained on."""
-        return self.data.task
 
 
 @dataclass(frozen=True)
@@ -89,23 +59,26 @@ class Stream:
     cores: Mapping[str, CoreFile]
     anatomy: Anatomy
 
-    @property
-    def seed(self) -> int:
-        return self.settings.train.seed
 
-    @property
-    def special(self) -> str:
-        """The task that DMT trains last."""
-        return self.settings.special or self.tasks[-1].task
-
-
-MaskOf = Callable[[CoreFile, str], Mask]
 Method = Callable[[Stream], list[Stage]]
 
 
-def trace(stream: Stream) -> list[Stage]:
-    """TRACE (section 3.2): task after task, the core set of each alone."""
-    return _by_core(stream, lambda core, file: _mask_of_core(stream, core, file))
+def by_core(name: str | None, stream: Stream) -> list[Stage]:
+    """Task after task, the core set of each alone (TRACE, section 3.2), or a control of its size: see `controls`."""
+    settings, stages, problems = stream.settings, [], []
+    for data in stream.tasks:
+        core, file = stream.cores[data.task], f"task '{data.task}': core file"
+        notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
+        try:
+            case = Case(core, stream.anatomy, settings.control_seed, settings.control_unit, file)
+            own = case.mask()
+            mask = own if name is None else CONTROLS[name](case)
+        except MaskError as error:
+            problems.append(str(error))
+        else:
+            stages.append(Stage(data.task, data, mask, (data.task,), notes))
+    _refuse(settings, problems)
+    return stages
 
 
 def full(stream: Stream) -> list[Stage]:
@@ -120,7 +93,7 @@ def joint(stream: Stream) -> list[Stage]:
 
 def lora(stream: Stream) -> list[Stage]:
     """Sequential LoRA (Hu et al., 2022, arXiv 2106.09685; TRACE, A.4): task after task, adapters alone."""
-    return [Stage(data.task, data, None, (data.task,)) for data in stream.tasks]
+    return [Stage(data.task, data, Mask({}), (data.task,)) for data in stream.tasks]
 
 
 def dmt(stream: Stream) -> list[Stage]:
@@ -130,33 +103,24 @@ def dmt(stream: Stream) -> list[Stage]:
     There the special abilities come first and general chat comes last; which task is last is an option here. The share
     of each is rounded up, so that of each task at least one example is replayed.
     """
-    special = next(data for data in stream.tasks if data.task == stream.special)
+    settings = stream.settings
+    special = next(data for data in stream.tasks if data.task == (settings.special or stream.tasks[-1].task))
     others = [data for data in stream.tasks if data is not special]
-    share = stream.settings.replay_share
-    replayed = [some_of(data, math.ceil(share * len(data.examples) - ROUNDING), stream.seed) for data in others]
+    counts = [math.ceil(settings.replay_share * len(data.examples) - ROUNDING) for data in others]
+    replayed = [some_of(data, count, settings.train.seed) for data, count in zip(others, counts, strict=True)]
     return [
         _everything(stream, mixed(MULTI_TASK, others), others),
         _everything(stream, mixed(special.task, [special, *replayed]), [special, *others]),
     ]
 
 
-def control(name: str) -> Method:
-    """Task after task, a set of the core set's size that no score chose: see `controls`."""
-
-    def stages(stream: Stream) -> list[Stage]:
-        unit, seed = stream.settings.control_unit, stream.settings.control_seed
-        return _by_core(stream, lambda core, file: CONTROLS[name](core, stream.anatomy, seed, unit, file))
-
-    return stages
-
-
 LAYOUTS: Mapping[str, Method] = {
-    "trace": trace,
+    "trace": partial(by_core, None),
     "full": full,
     "joint": joint,
     "lora": lora,
     "dmt": dmt,
-    **{name: control(name) for name in CONTROLS},
+    **{name: partial(by_core, name) for name in CONTROLS},
 }
 
 
@@ -171,10 +135,10 @@ def stages_of(
         anatomy: of the model to be trained.
 
     Raises:
-        StreamError: an order that is none, two tasks with one name, too few tasks, no such special task; or core files
+        UserError: an order that is none, two tasks with one name, too few tasks, no such special task; or core files
             that are missing, of another model, or give no mask. All of a kind at once.
     """
-    _refuse(settings, _order_problems(settings, tasks) + _task_problems(settings, tasks))
+    _refuse(settings, _task_problems(settings, [data.task for data in tasks]))
     by_name = {data.task: data for data in tasks}
     stream = Stream(settings, tuple(by_name[name] for name in settings.order or by_name), cores, anatomy)
     if settings.needs_core:
@@ -183,16 +147,11 @@ def stages_of(
 
 
 def read_cores(tasks: Sequence[StreamTask], directory: Path) -> dict[str, CoreFile]:
-    """The core files that a stream names, by task; `directory` is that of the stream's file.
-
-    Raises:
-        ArtefactError: some cannot be read; all are named.
-    """
+    """The core files that a stream names, by task; `directory` is that of the stream's file."""
     cores, problems = {}, []
     for task in tasks:
-        file = core_file(task, directory)
         try:
-            if file is not None:
+            if (file := core_file(task, directory)) is not None:
                 cores[task.name] = read_artefact(file, CoreFile)
         except ArtefactError as error:
             problems.append(f"task '{task.name}': {error}")
@@ -226,47 +185,17 @@ def some_of(data: TaskData, count: int, seed: int) -> TaskData:
 
 def _everything(stream: Stream, data: TaskData, parts: Sequence[TaskData]) -> Stage:
     mask = Mask.everything(stream.anatomy.inventory.shapes)
-    return Stage(data.task, data, mask, _names(parts), Size.of(mask, stream.anatomy))
+    return Stage(data.task, data, mask, tuple(part.task for part in parts))
 
 
-def _by_core(stream: Stream, mask_of: MaskOf) -> list[Stage]:
-    """A stage for each task, with the mask that comes of its core file."""
-    stages, problems = [], []
-    for data in stream.tasks:
-        core, file = stream.cores[data.task], f"task '{data.task}': core file"
-        notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
-        try:
-            sets = mask_of(core, file), _mask_of_core(stream, core, file)
-        except MaskError as error:
-            problems.append(str(error))
-        else:
-            size, core_size = (Size.of(mask, stream.anatomy) for mask in sets)
-            stages.append(Stage(data.task, data, sets[0], (data.task,), size, core_size, notes))
-    _refuse(stream.settings, problems)
-    return stages
-
-
-def _mask_of_core(stream: Stream, core: CoreFile, file: str) -> Mask:
-    inventory = stream.anatomy.inventory
-    return Mask.of_core(core, inventory.shapes, inventory.tied, file)
-
-
-def _order_problems(settings: StreamSettings, tasks: Sequence[TaskData]) -> list[str]:
-    names, order = list(dict.fromkeys(data.task for data in tasks)), settings.order
-    if not order:
-        return []
-    return [
-        *(f"order: no task '{name}', {suggestion(name, names, 'tasks')}" for name in order if name not in names),
-        *(f"order: '{name}' stands there {count} times" for name, count in Counter(order).items() if count > 1),
-        *(f"order: '{name}' is missing" for name in names if name not in order),
-    ]
-
-
-def _task_problems(settings: StreamSettings, tasks: Sequence[TaskData]) -> list[str]:
-    names, special = [data.task for data in tasks], settings.special
-    problems = [f"task '{name}': {count} tasks have this name" for name, count in Counter(names).items() if count > 1]
-    if settings.method in MIXING and len(names) < 2:
-        problems.append(f"{len(names)} task is nothing to be mixed; give more tasks, or use method full")
+def _task_problems(settings: StreamSettings, given: Sequence[str]) -> list[str]:
+    names, order, special = list(dict.fromkeys(given)), settings.order, settings.special
+    problems = [f"task '{name}': {count} tasks have this name" for name, count in Counter(given).items() if count > 1]
+    problems += [f"order: no task '{name}', {suggestion(name, names, 'tasks')}" for name in order if name not in names]
+    problems += [f"order: '{name}' stands there {count} times" for name, count in Counter(order).items() if count > 1]
+    problems += [f"order: '{name}' is missing" for name in names if order and name not in order]
+    if settings.method in MIXING and len(given) < 2:
+        problems.append(f"{len(given)} task is nothing to be mixed; give more tasks, or use method full")
     if settings.method == "dmt" and MULTI_TASK in names:
         problems.append(f"task '{MULTI_TASK}': this is the name of the first stage; give the task another one")
     if special is not None and special not in names:
@@ -277,7 +206,7 @@ def _task_problems(settings: StreamSettings, tasks: Sequence[TaskData]) -> list[
 def _core_problems(stream: Stream) -> list[str]:
     """Tasks without a core file, and core files of another model: before any of them is looked into."""
     inventory, problems = stream.anatomy.inventory, []
-    for name in _names(stream.tasks):
+    for name in (data.task for data in stream.tasks):
         core = stream.cores.get(name)
         if core is None:
             problems.append(
@@ -295,10 +224,6 @@ def _core_problems(stream: Stream) -> list[str]:
     return problems
 
 
-def _names(tasks: Sequence[TaskData]) -> tuple[str, ...]:
-    return tuple(data.task for data in tasks)
-
-
 def _refuse(settings: StreamSettings, problems: Sequence[str]) -> None:
     if problems:
-        raise StreamError(f"this stream cannot be trained with method {settings.method}:\n" + listing(problems))
+        raise UserError(f"this stream cannot be trained with method {settings.method}:\n" + listing(problems))

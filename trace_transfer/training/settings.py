@@ -160,12 +160,7 @@ class StreamTask(TaskSpec):
 
 
 def load_stream(path: Path | str) -> tuple[StreamTask, ...]:
-    """Read `stream.yaml`.
-
-    Raises:
-        TaskError: not there, not YAML, no tasks, unknown keys, two tasks with one name, missing data or core files: all
-            that is wrong with the file at once.
-    """
+    """Read `stream.yaml`."""
     return load_list(path, StreamTask)
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine.adapters import AdaptedModel
 from trace_transfer.engine.engine import resolve_precision
-from trace_transfer.engine.estimates import Estimate, Workload, estimate, flops_per_token
+from trace_transfer.engine.estimates import Estimate, estimate
 from trace_transfer.engine.held_out import HeldOut
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import require_usable
@@ -31,14 +30,14 @@ from trace_transfer.launching import place_among_ranks
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import difference
 from trace_transfer.models.tensors import dtype_name
-from trace_transfer.patch.model_state import ModelState, patch_entries
+from trace_transfer.patch.model_state import ModelState
 from trace_transfer.publish.model_card import CoreOrigin
 from trace_transfer.records import read_artefact
 from trace_transfer.settings import side_by_side
 from trace_transfer.training.held_out import hold_out
 from trace_transfer.training.methods import Stage, read_cores, stages_of
 from trace_transfer.training.records import StageRecord, StreamFile
-from trace_transfer.training.settings import StreamSettings, StreamTask, core_file, load_stream
+from trace_transfer.training.settings import StreamSettings, core_file, load_stream
 
 RECORD, FOLDER, MODEL = "stream.json", "stages", "model"
 
@@ -54,15 +53,15 @@ class StreamPlan:
     base: OpenModel
     settings: StreamSettings
     stages: tuple[Stage, ...]
-    finished: tuple[StageRecord, ...]
-    complete: bool
     fingerprint: str
     config_sha256: str
     num_ranks: int
     out: Path
-    origins: Mapping[str, CoreOrigin] = field(default_factory=dict)
-    datasets: tuple[str, ...] = ()
-    held: Mapping[str, TaskData] = field(default_factory=dict)
+    origins: Mapping[str, CoreOrigin]
+    datasets: tuple[str, ...]
+    held: Mapping[str, TaskData]
+    finished: tuple[StageRecord, ...] = ()
+    complete: bool = False
 
     def held_out(self, number: int) -> HeldOut | None:
         """What a stage is evaluated on: what is held out of its tasks."""
@@ -76,44 +75,45 @@ class StreamPlan:
     def patch(self, number: int) -> Path:
         return self.out / f"{self.stages[number].label}.patch.safetensors"
 
+    def adapter(self, number: int) -> Path:
+        return self.out / f"{self.stages[number].label}.adapter"
+
     @property
     def model(self) -> Path:
         """The tuned model's directory."""
         return self.out / MODEL
-
-    def adapter(self, number: int) -> Path:
-        return self.out / f"{self.stages[number].label}.adapter"
 
     @property
     def precision(self) -> str:
         """`float32` or `bfloat16`, as resolved on this machine."""
         return dtype_name(resolve_precision(self.settings.train))
 
+    def adapted(self, number: int, start: StartingPoint, carried: Path | None = None) -> AdaptedModel:
+        """A stage's adapters; each stage that begins new ones draws others."""
+        settings = self.settings
+        return AdaptedModel(start, settings.lora_rank, settings.lora_alpha, settings.train.seed + number, carried)
+
     @cached_property
     def adapters(self) -> AdaptedModel | None:
         """Of the first stage, where adapters are trained."""
-        return adapted(self, 0, BaseModel(self.base.source), None) if self.settings.method == "lora" else None
+        return self.adapted(0, BaseModel(self.base.source)) if self.settings.method == "lora" else None
 
-    def workload(self, number: int) -> Workload:
-        return Workload.of(self.stages[number].data, self.settings.train.micro_batch_size)
+    def trained(self, number: int) -> Mask:
+        """What a stage trains, by the names that it has while it is trained."""
+        return self.adapters.mask if self.adapters else self.stages[number].mask
 
     def mask(self, number: int) -> Mask:
         """What a stage changes, by the names of the base: with adapters, the weights that they are merged into."""
         if self.adapters is None:
-            return self.stages[number].known_mask
-        shapes = self.base.anatomy.inventory.shapes
-        return Mask({name: None for name in self.adapters.adapted if name in shapes})
-
-    def work(self, number: int) -> float:
-        """Operations per token."""
-        return flops_per_token(self.base.anatomy, self.mask(number), self.workload(number).mean_length)
+            return self.stages[number].mask
+        return Mask(dict.fromkeys(map(self.adapters.beside, self.adapters.shapes)))
 
     def estimate(self, number: int) -> Estimate:
         """Memory and disk of a stage."""
         state, mask = ModelState(self.base.source), self.mask(number)
         stored = max(state.dtype(name).itemsize for name in mask.parts)
         return estimate(
-            self.base.anatomy, mask, self.settings.train, self.workload(number), num_ranks=self.num_ranks,
+            self.base.anatomy, mask, self.settings.train, self.stages[number].data, num_ranks=self.num_ranks,
             precision=self.precision, describe=self.describe, stored_itemsize=stored,
             saved_itemsize=4 if self.settings.save_dtype == "float32" else stored,
             adapters=self.adapters.shapes if self.adapters else None,
@@ -138,48 +138,27 @@ def plan_stream(
             replaced.
     """
     num_ranks = place_among_ranks().size if num_ranks is None else num_ranks
+    out, directory = Path(out), Path(stream).parent
     _require_divisible(settings, num_ranks)
     require_usable(settings.train, num_ranks)
     opened = open_model(base, load_families([Path(path) for path in rules]))
     require_known(settings.train, opened.anatomy)
     tasks = load_stream(stream)
-    directory = Path(stream).parent
-    refuse_inputs([Path(out), Path(out) / MODEL, Path(out) / RECORD], [base, stream])
+    refuse_inputs([out, out / MODEL, out / RECORD], [base, stream])
     cores = read_cores(tasks, directory) if settings.needs_core else {}
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
     data, held = hold_out(opened, tasks, data, directory, settings)
     stages = stages_of(settings, data, cores, opened.anatomy)
     weights = open_checkpoint(opened.source)
-    origins = {task.name: CoreOrigin.of(cores[task.name], file) for task, file in _core_files(tasks, directory, cores)}
-    datasets = tuple(sorted({task.data for task in tasks if task.builder is None}))
+    files = {task.name: file for task in tasks if (file := core_file(task, directory)) and task.name in cores}
     plan = StreamPlan(
-        opened,
-        settings,
-        stages,
-        (),
-        False,
-        weights.fingerprint,
-        weights.config_sha256,
-        num_ranks,
-        Path(out),
-        origins=origins,
-        datasets=datasets,
-        held=held,
-    )
-    if settings.method == "lora":
-        adapters = adapted(plan, 0, BaseModel(opened.source), None).mask
-        plan = replace(plan, stages=tuple(replace(stage, mask=adapters) for stage in stages))
-    else:
-        names = {name for stage in stages for name in stage.known_mask.parts}
-        ModelState(opened.source).require_readable(names)  # fused when loaded: could be trained, but not saved
+        opened, settings, stages, weights.fingerprint, weights.config_sha256, num_ranks, out,
+        origins={name: CoreOrigin.of(cores[name], file) for name, file in files.items()},
+        datasets=tuple(sorted({task.data for task in tasks if task.builder is None})), held=held,
+    )  # fmt: skip
+    names = {name for stage in stages for name in stage.mask.parts}
+    ModelState(opened.source).require_readable(names)  # fused when loaded: could be trained, but not saved
     return _with_finished(plan)
-
-
-def _core_files(
-    tasks: Sequence[StreamTask], directory: Path, cores: Mapping[str, CoreFile]
-) -> list[tuple[StreamTask, Path]]:
-    files = ((task, core_file(task, directory)) for task in tasks if task.name in cores)
-    return [(task, file) for task, file in files if file is not None]
 
 
 def _require_divisible(settings: StreamSettings, num_ranks: int) -> None:
@@ -197,40 +176,34 @@ def _require_divisible(settings: StreamSettings, num_ranks: int) -> None:
 
 
 def _with_finished(plan: StreamPlan) -> StreamPlan:
-    """Which stages an earlier run has finished.
-
-    Raises:
-        UserError: it was another stream, tells what differs; or a patch is gone or damaged.
-    """
+    """Which stages an earlier run has finished."""
     if not (plan.out / RECORD).is_file():
         return plan
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
     pairs: list[tuple[str, object, object]] = [
         ("model", record.model.names_sha256[:12], plan.base.identity.names_sha256[:12]),
         ("number of stages", record.num_stages, len(plan.stages)),
+        *side_by_side(record.settings, plan.settings.recorded()),
     ]
-    pairs += side_by_side(record.settings, plan.settings.recorded())
-    for number, (then, now) in enumerate(zip(record.stages, plan.stages, strict=False), start=1):
+    for number, (then, now) in enumerate(zip(record.stages, plan.stages, strict=False)):
+        held, stage = plan.held_out(number), f"stage {number + 1}"
         pairs += [
-            (f"stage {number}", then.label, now.label),
-            (f"stage {number}: data", then.data_sha256[:12], now.data.sha256[:12]),
-            (f"stage {number}: core set", then.mask_sha256[:12], now.known_mask.sha256[:12]),
+            (stage, then.label, now.label),
+            (f"{stage}: data", then.data_sha256[:12], now.data.sha256[:12]),
+            (f"{stage}: core set", then.mask_sha256[:12], plan.trained(number).sha256[:12]),
+            (f"{stage}: held-out records", then.held_out_sha256, held.sha256 if held else None),
         ]
-        held = plan.held_out(number - 1)
-        pairs.append((f"stage {number}: held-out records", then.held_out_sha256, held.sha256 if held else None))
     problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
-    if record.base_fingerprint != plan.fingerprint:
-        name = f"weights of {plan.base.source.name}"
-        problems.insert(0, difference(name, record.base_fingerprint, plan.fingerprint))
-    if record.config_sha256 not in (None, plan.config_sha256):  # None of earlier versions
-        problems.insert(0, difference(f"config of {plan.base.source.name}", record.config_sha256, plan.config_sha256))
+    for what, before, after in (
+        ("weights", record.base_fingerprint, plan.fingerprint), ("config", record.config_sha256, plan.config_sha256),
+    ):  # fmt: skip
+        if before not in (None, after):  # None of earlier versions
+            problems.insert(0, difference(f"{what} of {plan.base.source.name}", before, after))
     if problems:
         raise UserError(f"{plan.out}: holds another stream; name another --out, or remove it:\n" + listing(problems))
-    damaged = [
-        f"{stage.patch}: " + ("damaged" if (plan.out / stage.patch).is_file() else "missing")
-        for stage in record.stages
-        if not (plan.out / stage.patch).is_file() or sha256_file(plan.out / stage.patch) != stage.patch_sha256
-    ]
+    files = [(plan.out / stage.patch, stage.patch_sha256) for stage in record.stages]
+    damaged = [f"{file.name}: missing" for file, _ in files if not file.is_file()]
+    damaged += [f"{file.name}: damaged" for file, sha256 in files if file.is_file() and sha256_file(file) != sha256]
     if damaged:
         raise UserError(
             f"{plan.out}: patches of finished stages cannot be used; remove {RECORD} to train them again:\n"
@@ -239,33 +212,18 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
     return replace(plan, finished=record.stages, complete=record.complete)
 
 
-def adapted(plan: StreamPlan, number: int, start: StartingPoint, carried: Path | None) -> AdaptedModel:
-    """A stage's adapters; each stage that begins new ones draws others."""
-    settings = plan.settings
-    return AdaptedModel(start, settings.lora_rank, settings.lora_alpha, settings.train.seed + number, carried)
-
-
 def needed_space(plan: StreamPlan) -> int:
     """Bytes that the stages still to be trained will write: patches, checkpoints and their successor, the model."""
-    base = ModelState(plan.base.source)
+    base, train = ModelState(plan.base.source), plan.settings.train
     model = sum(base.spec(name).num_bytes for name in base.shapes)
-    patches, checkpoint = 0, 0
-    for number in range(len(plan.finished), len(plan.stages)):
-        checkpoint = max(checkpoint, plan.estimate(number).checkpoint)
-        if plan.adapters is not None:
-            patches += 2 * model
-        else:
-            for entry in patch_entries(base, plan.mask(number), plan.settings.save_dtype):
-                patches += sum(spec.num_bytes for spec in entry.specs.values())
-    return patches + checkpoint * (plan.settings.train.keep_checkpoints + 1 + plan.settings.keep_best) + model
+    left = [plan.estimate(number) for number in range(len(plan.finished), len(plan.stages))]
+    checkpoint = max((one.checkpoint for one in left), default=0)
+    kept = checkpoint * (train.keep_checkpoints + 1 + plan.settings.keep_best)
+    return sum(one.patch for one in left) + kept + model
 
 
 def require_space(plan: StreamPlan) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Raises:
-        UserError: less room than patches, checkpoints and the tuned model need.
-    """
+    """Refuse to begin what the disk cannot hold."""
     needed, free = needed_space(plan), shutil.disk_usage(prepare_directory(plan.out)).free
     if free < needed and not plan.complete:
         raise UserError(

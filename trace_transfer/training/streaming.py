@@ -15,9 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine import checkpointing, held_out
-from trace_transfer.engine.adapters import AdaptedModel, adapted_weights, merged_values
+from trace_transfer.engine import checkpointing
+from trace_transfer.engine.adapters import AdaptedModel, merged_values
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import train
 from trace_transfer.files import remove_leftovers, sha256_file, write_text
@@ -33,7 +32,7 @@ from trace_transfer.publish.model_card import CARD, Trained, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training.records import EvaluationRecord, StageRecord, StreamFile
-from trace_transfer.training.stream_plan import RECORD, StreamPlan, adapted, require_space
+from trace_transfer.training.stream_plan import RECORD, StreamPlan, require_space
 
 Values = Iterator[tuple[str, Tensor]]
 
@@ -86,51 +85,37 @@ def _train(plan: StreamPlan, number: int, reporter: Reporter, stop: StopSignal) 
     start: StartingPoint = PatchedModel(before)
     if settings.method == "lora":
         carried = plan.adapter(number - 1) if settings.adapter == "carry" and number else None
-        start = adapted(plan, number, start if carried is None else BaseModel(plan.base.source), carried)
+        start = plan.adapted(number, start if carried is None else BaseModel(plan.base.source), carried)
 
     def finish(values: Values) -> None:
         if isinstance(start, AdaptedModel):
-            adapter, under = plan.adapter(number), before if settings.adapter == "merge" else state_after(plan, 0)
-            start.write(adapter, values)
-            mask, values = (
-                Mask(dict.fromkeys(adapted_weights(adapter))),
-                merged_values(under.value, adapter, rounded=False),
-            )
-        else:
-            mask = stage.known_mask
+            start.write(plan.adapter(number), values)
+            under = before if settings.adapter == "merge" else state_after(plan, 0)
+            values = merged_values(under.value, plan.adapter(number))
         record_patch(
-            plan.patch(number), before, mask, values, task=stage.label, method=settings.method,
+            plan.patch(number), before, plan.mask(number), values, task=stage.label, method=settings.method,
             save_dtype=settings.save_dtype,
         )  # fmt: skip
         _record(plan, number)
 
     train(
-        start, stage.data, settings.train, directory=plan.directory(number), finish=finish, mask=stage.mask,
-        describe=plan.describe, held_out=plan.held_out(number), work=plan.work(number), stop=stop, reporter=reporter,
-        label=stage.label,
+        start, stage.data, settings.train, directory=plan.directory(number), finish=finish, mask=plan.trained(number),
+        describe=plan.describe, held_out=plan.held_out(number), stop=stop, reporter=reporter, label=stage.label,
     )  # fmt: skip
-
-
-def _card(plan: StreamPlan, record: StreamFile, found: Verification) -> str:
-    inventory = plan.base.anatomy.inventory
-    made = Trained(
-        plan.base.source, inventory.names_sha256, inventory.shapes, record.settings, record.stages, found,
-        plan.origins, plan.datasets,
-    )  # fmt: skip
-    return trained_card(made)
 
 
 def _record(plan: StreamPlan, number: int) -> None:
     """Say that a stage is finished, before its checkpoint is removed."""
     stage, file = plan.stages[number], plan.patch(number)
-    steps = checkpointing.read_csv(plan.directory(number) / checkpointing.FILE)
-    held, evaluations = plan.held_out(number), held_out.read_csv(plan.directory(number) / held_out.FILE)
+    directory, held = plan.directory(number), plan.held_out(number)
+    steps = checkpointing.read_csv(directory / checkpointing.LOSSES)
+    evaluations = checkpointing.read_evaluations(directory / checkpointing.EVALUATIONS)
     done = read_artefact(plan.out / RECORD, StreamFile).stages if (plan.out / RECORD).is_file() else ()
     patch = Patch.open(file)
     made = StageRecord(
         label=stage.label, tasks=stage.tasks, patch=file.name, patch_sha256=sha256_file(file),
         adapter=plan.adapter(number).name if plan.settings.method == "lora" else None,
-        mask_sha256=stage.known_mask.sha256, num_parameters=len(patch.entries),
+        mask_sha256=plan.trained(number).sha256, num_parameters=len(patch.entries),
         num_elements=patch.num_elements, data_sha256=stage.data.sha256,
         num_examples=len(stage.data.examples), num_steps=len(steps), tokens=sum(step.tokens for step in steps),
         supervised=sum(step.supervised for step in steps), losses=tuple(step.loss for step in steps),
@@ -163,7 +148,12 @@ def _finish(plan: StreamPlan, reporter: Reporter) -> Streamed:
     write_text(plan.out / VERIFICATION, to_json(found))
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
     if not (directory / CARD).is_file():
-        write_text(directory / CARD, _card(plan, record, found))
+        inventory = plan.base.anatomy.inventory
+        made = Trained(
+            plan.base.source, inventory.names_sha256, inventory.shapes, record.settings, record.stages, found,
+            plan.origins, plan.datasets,
+        )  # fmt: skip
+        write_text(directory / CARD, trained_card(made))
     record = _write_record(plan, record.stages, complete=True)
     patches = [plan.patch(number) for number in range(len(plan.stages))]
     adapters = [plan.adapter(number) for number in range(len(plan.stages)) if plan.adapter(number).is_dir()]

@@ -253,7 +253,7 @@ def fisher_of(
 def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> PreTrainedModel:
     """The model at which the gradients are taken, in float32."""
     opened = source.opened if at == "tuned" and source.opened is not None else base
-    model = load_model(opened.source, opened.anatomy.inventory, torch.float32)
+    model = load_model(opened.source, torch.float32)
     if at == "tuned" and isinstance(source.weights, DeltaStore):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
