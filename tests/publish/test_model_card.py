@@ -17,7 +17,7 @@ from trace_transfer.core_sets.masks import Mask
 from trace_transfer.files import sha256_file, write_text
 from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.publish.model_card import CARD, Base, CoreOrigin, Trained, cores_card, patched_card, trained_card
+from trace_transfer.publish.model_card import CARD, Base, CoreOrigin, cores_card, patched_card, trained_card
 from trace_transfer.records import to_json
 
 LICENCE = "license: other\nlicense_name: mine\nlicense_link: https://example.org/licence\n"
@@ -97,10 +97,10 @@ def test_a_card_that_is_there_is_left_alone(trained, tmp_path):
     assert read_any(again / "verification.json").ok
 
 
-def made(out, source, **changes):
-    record, shapes = read_any(out / "stream.json"), state_of(out / "model").shapes
-    settings, found = changes.pop("settings", record.settings), read_any(out / "verification.json")
-    return Trained(source, record.model.names_sha256, shapes, settings, record.stages, found, **changes)
+def card_of(out, source, method="trace", **more):
+    record = read_any(out / "stream.json")
+    record = record.model_copy(update={"settings": {**record.settings, "method": method}})
+    return trained_card(source, state_of(out / "model").shapes, record, read_any(out / "verification.json"), **more)
 
 
 def test_a_base_of_the_hub_is_named(trained, tmp_path):
@@ -108,7 +108,7 @@ def test_a_base_of_the_hub_is_named(trained, tmp_path):
     base, _, out = trained
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = shutil.copytree(base, tmp_path / f"models--owner--small-llama/snapshots/{commit}")
-    card = ModelCard(trained_card(made(out, ModelSource.parse(snapshot), datasets=("owner/maths", "owner/code"))))
+    card = ModelCard(card_of(out, ModelSource.parse(snapshot), datasets=("owner/maths", "owner/code")))
     assert card.data.to_dict() == {
         "base_model": "owner/small-llama",
         "base_model_relation": "finetune",
@@ -128,12 +128,12 @@ def test_a_licence_that_is_not_known_is_left_out(tiny, tmp_path):
 
 def test_other_methods(trained):
     _, stream, out = trained
-    source, record = ModelSource.parse(out / "model"), read_any(out / "stream.json")
-    card = ModelCard(trained_card(made(out, source, settings={**record.settings, "method": "lora"})))
+    source = ModelSource.parse(out / "model")
+    card = ModelCard(card_of(out, source, "lora"))
     assert "trace" not in card.data.tags and "- lora rank: 8\n- lora alpha: 16" in card.text
     assert "core set" not in card.text.lower() and "arxiv" not in card.text
     origin = CoreOrigin(read_any(stream.parent / "math.core.json"), "0" * 64)
-    text = trained_card(made(out, source, settings={**record.settings, "method": "random"}, origins={"math": origin}))
+    text = card_of(out, source, "random", origins={"math": origin})
     assert "What was trained is a control, `random`, made from these core sets." in text
 
 

@@ -125,9 +125,6 @@ class OneNode:
     def start_controller(self) -> None:
         self._begin("slurmctld", ["slurmctld", "-D", "-i"])
 
-    def stop_daemon(self, name: str) -> None:
-        self._end(name, signal.SIGTERM)
-
     def start_node(self, node: str, *, apart: Path | None = None) -> None:
         """Start a node's slurmd; `apart` is a directory that it sees empty, as on a disk that is not shared."""
         command = ["slurmd", "-D", "-N", node]
@@ -138,7 +135,7 @@ class OneNode:
 
     def crash_node(self, node: str) -> None:
         """End a node's slurmd and all that it runs at once, as when the power goes."""
-        self._end(f"slurmd-{node}", signal.SIGKILL)
+        self.stop_daemon(f"slurmd-{node}", signal.SIGKILL)
         for job in self.ask("squeue", "-h", "-o", "%i", "-t", "running", "-w", node).split():
             for place in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):
@@ -167,7 +164,7 @@ class OneNode:
     def stop(self) -> None:
         self.ask("scancel", "--full", "--user", "root", "--signal", "KILL")
         for name in list(self.daemons):
-            self._end(name, signal.SIGTERM)
+            self.stop_daemon(name)
         self._hosts([])
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -175,7 +172,7 @@ class OneNode:
         with (self.state / f"{name}.out").open("ab") as said:
             self.daemons[name] = subprocess.Popen(["nice", *command], env=self.environment, stdout=said, stderr=said)
 
-    def _end(self, name: str, number: int) -> None:
+    def stop_daemon(self, name: str, number: int = signal.SIGTERM) -> None:
         daemon = self.daemons.pop(name)
         daemon.send_signal(number)
         try:

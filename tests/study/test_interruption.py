@@ -3,12 +3,12 @@
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,28 +75,30 @@ def ended(process: subprocess.Popen, log: Path) -> int:
         pytest.fail(f"a run goes on after it was told to stop: {left}\n{log.read_text()[-2000:]}")
 
 
-def begun(out: Path, file: str) -> None:
-    """Wait until a step has a file."""
-    deadline = time.monotonic() + 300
-    while not list(out.glob(f"steps/{file}")):
-        assert time.monotonic() < deadline, (out.parent / "log.txt").read_text()[-2000:]
+def log_of(out: Path, kind: str) -> str:
+    return "".join(file.read_text() for file in out.glob(f"steps/{kind}-*/log.txt"))
+
+
+def wait_for(condition: Callable[[], bool], log: Path, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
         time.sleep(0.05)
 
 
-def test_killed_once(tiny, tmp_path):
-    """Nobody is left behind by `kill -9`, however long the step would have gone on, and the run goes on."""
-    file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None)
+def test_stopped_killed_and_finished(tiny, tmp_path):
+    """Each way ends as it should and leaves nobody behind, however long the step would go on; then it goes on."""
     endless = {**run_content()["train"], "epochs": 100_000}
-    out = tmp_path / "out"
-    process = start(write_file(file.parent, methods=["sequential"], source=None, train=endless), out)
-    begun(out, "train-*/ticket.json")
-    time.sleep(1.0)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while processes_of(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_of(process.pid) == []
+    file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None, train=endless)
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    ways = ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "stopped by SIGTERM"), (signal.SIGKILL, -9, ""))
+    for count, (number, code, said) in enumerate(ways, start=1):
+        process = start(file, out)
+        wait_for(lambda count=count: log_of(out, "train").count(" begins, process ") == count, log)
+        time.sleep(1.0)
+        os.kill(process.pid, number)
+        assert ended(process, log) == code and said in log.read_text(), log.read_text()[-2000:]
+        wait_for(lambda process=process: processes_of(process.pid) == [], log, 10)
     assert not (out / "run.json").exists()
     finish(write_file(file.parent, methods=["sequential"], source=None), out)
     assert (out / "report.html").is_file()
@@ -130,18 +132,6 @@ def test_stopped_at_ten_drawn_moments(tiny, tmp_path):
     assert differing(results(out), results(undisturbed)) == set()
 
 
-def test_ctrl_c_and_sigterm_end_as_they_should(tiny, tmp_path):
-    file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None)
-    for number, codes, said in ((signal.SIGINT, (130,), "interrupted"), (signal.SIGTERM, (0,), "stopped by SIGTERM")):
-        out = tmp_path / f"out-{int(number)}"
-        process = start(file, out)
-        begun(out, "*/ticket.json")
-        time.sleep(0.5)
-        os.kill(process.pid, number)
-        code, log = ended(process, tmp_path / "log.txt"), (tmp_path / "log.txt").read_text()
-        assert code in codes and re.search(said, log), (code, log[-2000:])
-
-
 @pytest.mark.slow
 def test_several_processes_are_told_to_stop(tiny, tmp_path):
     """A training that its processes have saved is not taken for one that is finished."""
@@ -149,13 +139,12 @@ def test_several_processes_are_told_to_stop(tiny, tmp_path):
     file = write_run(tmp_path / "run", tiny, methods=["sequential"], source=None, processes=2, train=long)
     out = tmp_path / "out"
     process = start(file, out)
-    begun(out, "train-*/stages/1-*/loss.csv")
+    wait_for(lambda: any(out.glob("steps/train-*/stages/1-*/loss.csv")), tmp_path / "log.txt")
     process.send_signal(signal.SIGTERM)
     assert ended(process, tmp_path / "log.txt") == 0
     assert not list(out.glob("steps/train-*/step.json"))
     finish(file, out)
-    (log,) = out.glob("steps/train-*/log.txt")
-    assert log.read_text().count(" begins, process ") == 2
+    assert log_of(out, "train").count(" begins, process ") == 2
     disturbed = results(out)
     shutil.rmtree(out)
     finish(file, out)

@@ -68,10 +68,9 @@ def run_command(
         return
     status = read_status(graph, run.out, rebuild=rebuild)
     if looks:
-        from trace_transfer.study.cluster import jobs_of
-        from trace_transfer.study.show import render_jobs
+        from trace_transfer.study.cluster import render_jobs
 
-        click.echo(render_jobs(graph, status, jobs_of(status, run.out)))
+        click.echo(render_jobs(graph, status, run.out))
         return
     if dry_run:
         from trace_transfer.study.checking import check_plan, excess_here

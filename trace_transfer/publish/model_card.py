@@ -23,7 +23,7 @@ from trace_transfer.transfer.records import LayerMatch
 if TYPE_CHECKING:
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.records import Verification
-    from trace_transfer.training.records import StageRecord
+    from trace_transfer.training.records import StreamFile
 
 CARD = "README.md"
 TAG = "trace-transfer"
@@ -107,41 +107,29 @@ class CoreOrigin:
         )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `train` knows of the model that it made.
+def trained_card(
+    base_model: ModelSource, shapes: Mapping[str, tuple[int, ...]], stream: StreamFile, proof: Verification,
+    origins: Mapping[str, CoreOrigin] | None = None, datasets: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The card of a stream's last model.
 
-    Attributes:
-        settings: as recorded.
+    Args:
         origins: task → where its core set came from, for methods with core sets.
         datasets: names of the hub's data sets that were trained on.
     """
-
-    base: ModelSource
-    names_sha256: str
-    shapes: Mapping[str, tuple[int, ...]]
-    settings: Mapping[str, Any]
-    stages: Sequence[StageRecord]
-    verification: Verification
-    origins: Mapping[str, CoreOrigin] = field(default_factory=dict)
-    datasets: Sequence[str] = ()
-
-
-def trained_card(made: Trained) -> str:
-    """The card of a stream's last model."""
-    base, method = Base.of(made.base), str(made.settings["method"])
+    base, method, names = Base.of(base_model), str(stream.settings["method"]), stream.model.names_sha256
     settings = {
-        name: value for name in SHOWN if (value := made.settings.get(name)) is not None
+        name: value for name in SHOWN if (value := stream.settings.get(name)) is not None
         and (method == "lora" or not name.startswith("lora"))
     }  # fmt: skip
     facts = {
-        "tasks": list(dict.fromkeys(task for stage in made.stages for task in stage.tasks)),
-        "stages": made.stages, "method": method, "origins": made.origins, "settings": settings,
-        "proof": made.verification, "undo": shlex.join(stage.patch for stage in made.stages),
-        "files": {stage.patch: stage.patch_sha256 for stage in made.stages},
+        "tasks": list(dict.fromkeys(task for stage in stream.stages for task in stage.tasks)),
+        "stages": stream.stages, "method": method, "origins": origins or {}, "settings": settings, "proof": proof,
+        "undo": shlex.join(stage.patch for stage in stream.stages),
+        "files": {stage.patch: stage.patch_sha256 for stage in stream.stages},
     }  # fmt: skip
     tags = [TAG, "continual-learning", *(["trace"] if method == "trace" else [])]
-    return _tuned_card("trained", base, tags, made.names_sha256, made.shapes, facts, made.datasets)
+    return _tuned_card("trained", base, tags, names, shapes, facts, datasets)
 
 
 def patched_card(state: ModelState) -> dict[str, str]:

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
@@ -117,13 +118,14 @@ def asked(*command: str) -> str:
     return done.stdout
 
 
-def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | None, str]]:
-    """For `--status`: every step that is not finished with its job, and what it says or how it failed."""
-    jobs, known, found = Jobs(out), dict[str, Job](), list[tuple[Step, Job | None, str]]()
+def render_jobs(graph: RunGraph, status: Sequence[StepStatus], out: Path) -> str:
+    """For `--status`: a line for each step that is not finished, with its job, and what it says or how it failed."""
+    jobs, known = Jobs(out), dict[str, Job]()
     try:
         known = jobs.known()
     except TraceTransferError as error:  # what is on the disk can be told all the same
         tell(str(error))
+    lines, states = [], Counter[str]()
     for step in (one.step for one in status if one.record is None):
         job, number, said = known.get(jobs.name(step)), jobs.ids.get(step.directory, ""), ""
         if job is None and number:
@@ -134,8 +136,12 @@ def jobs_of(status: Sequence[StepStatus], out: Path) -> list[tuple[Step, Job | N
             said = job.reason.removeprefix("None")
         elif job is not None:
             said = jobs.ended(job.id)[1] or str(jobs.log(job.id))
-        found.append((step, job, said))
-    return found
+        state = "no job" if job is None else job.state.lower() or "unknown"
+        states[state] += 1
+        told = state if job is None else f"job {job.id}, {state}"
+        lines.append(": ".join(filter(None, (graph.label(step), told, said))))
+    counts = [f"{several(len(status), 'step')}: {len(status) - len(lines)} finished"]
+    return "\n".join([*lines, ", ".join(counts + [f"{count} {state}" for state, count in states.items()])])
 
 
 def cancel_jobs(graph: RunGraph, out: Path) -> list[Job]:

@@ -314,7 +314,8 @@ class _Reader:
         run = Study(
             self.file, name, target, source, place, tasks, suite, methods, reference, keys.seeds, keys.orders, sections,
             rules=tuple(str(locate(one, self.file.parent)) for one in keys.rules),
-            represent=represented if "represent" in self.content else (), jobs=keys.jobs, processes=keys.processes,
+            represent=tuple(represented) if "represent" in self.content else (), jobs=keys.jobs,
+            processes=keys.processes,
             keep=keys.keep, draws=keys.draws, resources=self._resources(),
         )  # fmt: skip
         sweeps = [self._sweep(run, axis, item) for axis, item in keys.sweeps.items()]

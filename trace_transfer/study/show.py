@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from trace_transfer.data.examples import TaskData
     from trace_transfer.reporting.records import Summary
-    from trace_transfer.study.cluster import Job
     from trace_transfer.study.graph import RunGraph
     from trace_transfer.study.status import StepStatus
 
@@ -75,19 +74,6 @@ def _job_lines(graph: RunGraph, todo: Sequence[Step]) -> list[str]:
     head = ("kind", "jobs", "without sharing", "GPUs each", "hours at most", "GPU hours at most", "where")
     table = to_text(Table("jobs", "Jobs", tuple(head), tuple(tuple(map(str, row)) for row in rows)))
     return ["", table, f"{several(len(todo), 'job')}, {total:,.0f} GPU hours at most"]
-
-
-def render_jobs(graph: RunGraph, status: Sequence[StepStatus], jobs: Sequence[tuple[Step, Job | None, str]]) -> str:
-    """For `--status`: a line for each step that is not finished, and a count."""
-    states = Counter("no job" if job is None else job.state.lower() or "unknown" for _, job, _ in jobs)
-    lines = [
-        f"{graph.label(step)}: " + (f"job {job.id}, {job.state.lower() or 'unknown'}" if job else "no job")
-        + (f": {said}" if said else "")
-        for step, job, said in jobs
-    ]  # fmt: skip
-    counts = [f"{several(len(status), 'step')}: {len(status) - len(jobs)} finished"]
-    counts += [f"{count} {state}" for state, count in states.items()]
-    return "\n".join([*lines, ", ".join(counts)])
 
 
 def render_run(summary: Summary, files: Sequence[Path]) -> str:

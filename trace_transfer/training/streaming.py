@@ -28,7 +28,7 @@ from trace_transfer.patch.patches import Patch
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.verifying import require_frozen, verify
 from trace_transfer.progress import Reporter
-from trace_transfer.publish.model_card import CARD, Trained, trained_card
+from trace_transfer.publish.model_card import CARD, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training.records import EvaluationRecord, StageRecord, StreamFile
@@ -148,12 +148,9 @@ def _finish(plan: StreamPlan, reporter: Reporter) -> Streamed:
     write_text(plan.out / VERIFICATION, to_json(found))
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
     if not (directory / CARD).is_file():
-        inventory = plan.base.anatomy.inventory
-        made = Trained(
-            plan.base.source, inventory.names_sha256, inventory.shapes, record.settings, record.stages, found,
-            plan.origins, plan.datasets,
-        )  # fmt: skip
-        write_text(directory / CARD, trained_card(made))
+        shapes = plan.base.anatomy.inventory.shapes
+        card = trained_card(plan.base.source, shapes, record, found, plan.origins, plan.datasets)
+        write_text(directory / CARD, card)
     record = _write_record(plan, record.stages, complete=True)
     patches = [plan.patch(number) for number in range(len(plan.stages))]
     adapters = [plan.adapter(number) for number in range(len(plan.stages)) if plan.adapter(number).is_dir()]
