@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from tests.cli.test_inspection import correspondence
 from tests.commands import run
 from tests.evaluation_files import write_suite
 from tests.mutations import mutated
-from tests.patch_files import make_patch, mask_of, state_of
 from tests.run_files import write_run
 from tests.stream_files import write_stream
 from tests.study import run_directories
@@ -32,7 +30,6 @@ from trace_transfer.data.probe import load_probe
 from trace_transfer.data.records import read_records
 from trace_transfer.data.tasks_file import load_tasks
 from trace_transfer.engine import checkpointing
-from trace_transfer.engine.adapters import merged_values
 from trace_transfer.engine.checkpointing import Step, read_csv, to_csv
 from trace_transfer.engine.deepspeed_json import contradictions, merged
 from trace_transfer.engine.settings import TrainSettings
@@ -42,7 +39,6 @@ from trace_transfer.families.model_handle import load_tokenizer, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.checkpoints import OpenedBase
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.patches import Patch
 from trace_transfer.records import to_json
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise
@@ -83,16 +79,10 @@ def artefacts(directory: Path) -> dict[str, Kind]:
     names = ("run.json", "summary.json", "scores.json", "stream.json", "step.json", "verification.json",
              "layer_match.json", "similarity.safetensors", "maths.core.json", "maths.patch.safetensors")  # fmt: skip
     files = [next(study.rglob(name)) for name in names] + [correspondence(directory)]
-    return {
-        f"inspect {file.name}": Kind(file, form_of(file), lambda file=file: command("inspect", file)) for file in files
-    }
-
-
-def finished_runs(directory: Path) -> dict[str, Kind]:
-    """The files of a run that say of what its report is made."""
-    study = write_run(directory / "finished", seeds=(0, 1), methods=("sequential", "transfer-lf", "random"))
-    files = (study / "run.json", next(study.rglob("step.json")))
-    return {f"report's {file.name}": Kind(file, "json", lambda: summarise(read_run(study))) for file in files}
+    found = {f"inspect {one.name}": Kind(one, form_of(one), lambda one=one: command("inspect", one)) for one in files}
+    for file in (study / "run.json", next(study.rglob("step.json"))):  # what a report is made of
+        found[f"report's {file.name}"] = Kind(file, "json", lambda: summarise(read_run(study)))
+    return found
 
 
 def steps(directory: Path) -> dict[str, Kind]:
@@ -125,7 +115,7 @@ def steps(directory: Path) -> dict[str, Kind]:
 
 
 def models(directory: Path, tiny: Any) -> dict[str, Kind]:
-    """The files of a model, with its adapter and a patch of it."""
+    """The files of a model."""
     model = shutil.copytree(tiny("llama"), directory / "model")
     source = ModelSource.parse(model)
 
@@ -138,33 +128,12 @@ def models(directory: Path, tiny: Any) -> dict[str, Kind]:
     def tokenizer() -> None:
         load_tokenizer(source)("The sum of 2 and 2")
 
-    adapter = directory / "adapter"
-    adapter.mkdir()
-    lora = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
-    save_file({lora.format("A"): torch.ones(2, 80), lora.format("B"): torch.ones(48, 2)},
-              adapter / "adapter_model.safetensors")  # fmt: skip
-    told = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "r": 2, "lora_alpha": 4}
-    (adapter / "adapter_config.json").write_text(json.dumps({**told, "fan_in_fan_out": False, "target_modules": ["x"]}))
-    patched = state_of(tiny("llama"))
-    patch = make_patch(patched, directory / "math.patch.safetensors", mask_of(patched), 0).path
-
-    def adapted() -> None:
-        list(merged_values(lambda name: torch.zeros(48, 80), adapter))
-
-    def applied() -> None:
-        after = state_of(tiny("llama"), Patch.open(patch))
-        for name in list(after.patches[0].by_name)[:3]:
-            after.value(name)
-
     return {
         "config.json": Kind(model / "config.json", "json", weights),
         "index.json": Kind(model / "model.safetensors.index.json", "json", weights),
         "shard": Kind(sorted(model.glob("*.safetensors"))[0], "safetensors", weights),
         "tokenizer.json": Kind(model / "tokenizer.json", "json", tokenizer),
         "tokenizer_config.json": Kind(model / "tokenizer_config.json", "json", tokenizer),
-        "adapter_config.json": Kind(adapter / "adapter_config.json", "json", adapted),
-        "adapter's tensors": Kind(adapter / "adapter_model.safetensors", "safetensors", adapted),
-        "patch": Kind(patch, "safetensors", applied),
     }  # fmt: skip
 
 
@@ -176,11 +145,8 @@ def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
     rules = directory / "mine.yaml"
     rules.write_bytes(Path("rules/llama.yaml").read_bytes())
     deepspeed = directory / "deepspeed.json"
-    deepspeed.write_text(json.dumps({
-        "train_batch_size": "auto", "zero_optimization": {"stage": 2, "overlap_comm": True},
-        "bf16": {"enabled": "auto"}, "flops_profiler": {"enabled": False},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
-    }))  # fmt: skip
+    content = {"train_batch_size": "auto", "zero_optimization": {"stage": 2, "overlap_comm": True}}
+    deepspeed.write_text(json.dumps({**content, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}))
     authors = directory / "math.json"
     authors.write_text(json.dumps([
         {"parameter": f"model.layers.{n}.x", "combined_score": 1.0 / n, "l2_delta": 0.1, "fisher_info": 0.1,
@@ -228,10 +194,7 @@ def settings(directory: Path, tiny: Any) -> dict[str, Kind]:
 @pytest.fixture(scope="module")
 def kinds(tiny, tmp_path_factory):
     directory = tmp_path_factory.mktemp("mutated")
-    return (
-        artefacts(directory) | finished_runs(directory) | steps(directory) | models(directory, tiny)
-        | settings(directory, tiny)
-    )  # fmt: skip
+    return artefacts(directory) | steps(directory) | models(directory, tiny) | settings(directory, tiny)
 
 
 def tried(kind: Kind, seed: int) -> str:
@@ -275,11 +238,11 @@ def try_all(kinds: dict[str, Kind], seeds: range) -> Counter[str]:
 
 def test_a_few_mutations_of_every_kind(kinds):
     counts = try_all(kinds, range(10))
-    assert counts["read"] > 40 and counts["refused"] > 200
+    assert counts["read"] > 40 and counts["refused"] > 150
 
 
 @pytest.mark.slow
 def test_thousands_of_mutations(kinds):
     counts = try_all(kinds, range(1000, 1075))
     print(dict(counts))
-    assert counts["read"] > 300 and counts["refused"] > 1800
+    assert counts["read"] > 300 and counts["refused"] > 1200

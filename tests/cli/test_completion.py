@@ -15,14 +15,9 @@ START = "from trace_transfer.cli import main; main(prog_name='trace-transfer')"
 
 
 def asked(instruction: str, words: str = "", current: int = 0, code: str = START) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "_TRACE_TRANSFER_COMPLETE": instruction,
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(current),
-    }
+    asked = {"_TRACE_TRANSFER_COMPLETE": instruction, "COMP_WORDS": words, "COMP_CWORD": str(current)}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, cwd=ROOT
     )
 
 

@@ -66,13 +66,6 @@ def test_an_output_that_is_an_input(tiny, core, tmp_path):
     assert "math.yaml: is an input as well; name another --out" in done.stderr
 
 
-def test_several_files_are_one_set(tiny, core, tmp_path):
-    more = write_core(tiny("llama"), tmp_path / "law.core.json", task="law", ratio=0.3)
-    done = run("export", core, more, "--to", "axolotl")
-    assert "# Core set of tasks math, law for axolotl: 11 of 39 tensors" in done.stdout
-    assert "list of the authors' form is of one task" in run("export", core, more, "--to", "authors").stderr
-
-
 def test_a_model_that_has_moved(copy_of, tmp_path):
     model = copy_of("llama")
     core = write_core(model, tmp_path / "math.core.json")

@@ -204,16 +204,6 @@ def test_core_file(tmp_path: Path) -> None:
     assert table[-1].startswith("15 ")
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("num_layers", [2, 30, 94])
-def test_core_grid_fits_any_width(tmp_path: Path, num_layers: int, width: int) -> None:
-    lines = shown(core_file(tmp_path, num_layers), width)
-    (row,) = [line for line in lines if line.startswith("self_attn.q_proj.weight ")]
-    assert row.endswith(f"{-(-num_layers // 2)}/{num_layers}")
-    pooled = num_layers > width - len("input_layernorm.weight") - 14
-    assert ("█" in row, "▒" in row) == (not pooled, pooled), "every other layer is core: pooled, each column is in part"
-
-
 def test_correspondence(tmp_path: Path) -> None:
     lines = shown(correspondence(tmp_path))
     assert lines[0] == "Correspondence: small (llama, 3 layers) → big (llama, 4 layers)"
