@@ -70,20 +70,20 @@ def _changed(value: Any, rng: random.Random) -> Any:
     places = list(_places(whole))
     owner, key = rng.choice(places[1:] or places)
     found = owner[key]
-    kind = rng.choice(("value", "value", "drop", "nest", "twice", "swap", "key", "more", "text"))
+    kind = rng.choice(("value", "value", "drop", "nest", "swap", "key", "more", "text"))
     if kind == "drop" and owner is not whole:
         del owner[key]
     elif kind == "nest":
-        owner[key] = rng.choice(([found], {"value": found}, {key: found} if isinstance(key, str) else [[found]]))
-    elif kind == "twice" and isinstance(owner, list):
-        owner.insert(key, copy.deepcopy(found))
+        owner[key] = rng.choice(([found], {"value": found}))
     elif kind == "swap":
         other, place = rng.choice(places)
         owner[key] = copy.deepcopy(other[place])
     elif kind == "key" and isinstance(owner, dict):
         owner[rng.choice(("", "x", "name", f"{key}s", "\x1b[1m", "__class__", "version"))] = owner.pop(key)
-    elif kind == "more" and isinstance(found, (dict, list)):
-        found.update(x=rng.choice(VALUES)) if isinstance(found, dict) else found.append(rng.choice(VALUES))
+    elif kind == "more" and isinstance(found, list):
+        found.append(rng.choice(VALUES))
+    elif kind == "more" and isinstance(found, dict):
+        found["x"] = rng.choice(VALUES)
     elif kind == "text":
         owner[key] = str(found)
     else:

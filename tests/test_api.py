@@ -144,18 +144,6 @@ def test_read(tiny, tmp_path):
         tt.read(file, "CoreFile")
 
 
-def test_select_is_the_command(tiny, tmp_path):
-    file = write_core(tiny("llama"), tmp_path / "math.core.json")
-    (core,) = tt.select(file, ratio=0.3, unit="elements", out=tmp_path / "here")
-    arguments = ["select", str(file), "--ratio", "0.3", "--unit", "elements", "--out", str(tmp_path / "there")]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "here" / "math.core.json").read_bytes() == (tmp_path / "there" / "math.core.json").read_bytes()
-    assert core == tt.read(tmp_path / "here" / "math.core.json")
-    assert tt.select(file) == (tt.read(file),)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["here", "math.core.json", "there"]
-
-
 def test_evaluate_and_verify_are_the_commands(tiny, tmp_path):
     write_tasks(tmp_path, {"math": 4})
     suite = tmp_path / "mine.yaml"

@@ -134,9 +134,7 @@ def test_a_damaged_tensor_header(tmp_path, header):
     ("text", "said"),
     [
         ('{"format": []}', "no 'format'"),
-        ('{"format": {"a": 1}}', "format {'a': 1}, expected"),
         ('{"format": "trace-transfer/core"}', "no 'version', expected 1"),
-        ('{"format": "trace-transfer/core", "version": true}', "version True, expected 1"),
         ('{"format": "trace-transfer/core", "version": 2}', "version: Input should be 1"),
     ],
 )

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -47,16 +47,8 @@ class MalformedTextError(UserError):
 
 
 def read_json(file: Path, error: type[TraceTransferError] = UserError) -> Any:
-    """What a JSON file says.
-
-    Raises:
-        UserError: it cannot be read, is not JSON, or beyond the limits; of the kind given.
-    """
-    text = read_text(file, error, MAX_JSON_BYTES)
-    try:
-        return parse_json(text)
-    except MalformedTextError as found:
-        raise error(f"{_place(file, found)}: not valid JSON: {found.problem}") from found
+    """What a JSON file says; an error of the kind given tells why it cannot be read, with the place."""
+    return _read(file, "JSON", parse_json, error, MAX_JSON_BYTES)
 
 
 def read_json_object(file: Path, error: type[TraceTransferError] = UserError) -> dict[str, Any]:
@@ -69,15 +61,16 @@ def read_json_object(file: Path, error: type[TraceTransferError] = UserError) ->
 
 def read_yaml(file: Path, error: type[TraceTransferError] = UserError) -> Any:
     """What a YAML file says, None for an empty one; raises as `read_json`."""
-    text = read_text(file, error, MAX_YAML_BYTES)
+    return _read(file, "YAML", parse_yaml, error, MAX_YAML_BYTES)
+
+
+def _read(file: Path, what: str, parse: Callable[[str], Any], error: type[TraceTransferError], limit: int) -> Any:
+    text = read_text(file, error, limit)
     try:
-        return parse_yaml(text)
+        return parse(text)
     except MalformedTextError as found:
-        raise error(f"{_place(file, found)}: not valid YAML: {found.problem}") from found
-
-
-def _place(file: Path, error: MalformedTextError) -> str:
-    return str(file) if error.line is None else f"{file}:{error.line}"
+        place = str(file) if found.line is None else f"{file}:{found.line}"
+        raise error(f"{place}: not valid {what}: {found.problem}") from found
 
 
 def read_text(file: Path, error: type[TraceTransferError], limit: int = MAX_JSON_BYTES, hint: str = "") -> str:

@@ -78,14 +78,3 @@ def test_no_permission_to_run_code(tiny, tmp_path):
     suite.write_text("evaluations: [{name: code, kind: humaneval}]")
     done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out")
     assert done.exit_code == 2 and "give --allow-code-execution" in done.stderr
-    assert run("nowhere/at/all", "--suite", suite).exit_code == 2
-
-
-def test_a_dry_run_refuses_a_directory_of_another_model(tiny, tmp_path):
-    suite, out = write_suite(tmp_path / "suite"), tmp_path / "out"
-    given = ("--suite", suite, "--out", out, "--only", "nats", "--limit", 1)
-    assert run(tiny("llama"), *given).exit_code == 0
-    for more in ((), ("--dry-run",)):
-        done = run(tiny("gpt2"), *given, *more)
-        assert (done.exit_code, done.stdout) == (2, "")
-        assert f"{out}: holds the scores of {tiny('llama')}, and {tiny('gpt2')} is to be scored now" in done.stderr

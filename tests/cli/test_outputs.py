@@ -11,24 +11,16 @@ from trace_transfer.cli import main
 DIRECTORY = {
     "run": ["run", "none.yaml"],
     "identify": ["identify", "none", "--tasks", "none.yaml"],
-    "warm-start": ["warm-start", "none", "--tasks", "none.yaml"],
-    "score": ["score", "none"],
     "select": ["select", "none.core.json"],
-    "plot": ["plot", "none.core.json"],
     "map": ["map", "--src", "none", "--dst", "none"],
     "train": ["train", "none", "--stream", "none.yaml"],
     "evaluate": ["evaluate", "none"],
-    "represent": ["represent", "none", "--tasks", "none.yaml"],
-    "report": ["report", "none"],
     "patch apply": ["patch", "apply", "none", "none.patch"],
-    "patch revert": ["patch", "revert", "none", "none.patch"],
-    "patch task-models": ["patch", "task-models", "none", "none.patch"],
 }
 FILE = {
     "export": ["export", "none.core.json", "--to", "regex"],
     "import": ["import", "none", "--from", "axolotl", "--model", "none", "--task", "math"],
     "patch diff": ["patch", "diff", "none", "none"],
-    "rules draft": ["rules", "draft", "none"],
     "verify": ["verify", "none", "none"],
 }
 

@@ -6,7 +6,6 @@ from click.testing import CliRunner
 from tests.patch_files import make_patch, mask_of, state_of
 from tests.task_files import write_tasks
 from trace_transfer.cli.evaluate import represent_command
-from trace_transfer.errors import UserError
 
 
 def call(*arguments):
@@ -41,8 +40,3 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypat
     assert "models of different widths: a space for each" in result.stdout
     assert "math 10, code 8, law 12" in result.stdout
     assert not (tmp_path / "out").exists()
-
-
-def test_two_models_of_one_name(tiny, tmp_path):
-    with pytest.raises(UserError, match="models of the same label"):
-        call(tiny("llama"), tiny("llama"), "--tasks", write_tasks(tmp_path))

@@ -91,24 +91,6 @@ def test_explain_piped_breaks_no_line():
     assert "unreached: no source" not in shown
 
 
-def test_explain_experts_and_latents():
-    """Layers of two kinds, what serves two components, and unmatched layers as one line for each kind."""
-    shown = good("explain", "--src", LLAMA, "--dst", DEEPSEEK)
-    lines = [line.split() for line in shown.splitlines()]
-    for layers, targets in {
-        "(layers 0-1)": ["mlp.gate_proj.weight"],
-        "(layers 2-31)": ["mlp.experts.gate_up_proj[:, 0:2048]", "mlp.shared_experts.gate_proj.weight"],
-    }.items():
-        start = next(i for i, line in enumerate(lines) if line[:3] == ["mlp.gate_proj.weight", *layers.split()])
-        found = [lines[start][3:], *lines[start + 1 :]][: len(targets)]
-        assert [line[: len(target.split())] for line, target in zip(found, targets, strict=True)] == [
-            target.split() for target in targets
-        ]
-    assert sum("self_attn.kv_a_layernorm.weight" in line for line in lines) == 2  # of keys and of values
-    assert "mlp.gate.weight (layers 3-60)" in shown.partition("unreached: no source")[2]
-    assert "909 tensors in 1089 parts: 1031 reached, 58 unreached" in shown
-
-
 def test_explain_previews_what_the_default_match_reaches():
     """As many layers of the deeper model as `map` matches, whichever side it is on."""
     for src, dst, reached in ((LLAMA, QWEN3, "707 reached, 0 unreached"), (QWEN3, LLAMA, "579 carried, 128 dropped")):

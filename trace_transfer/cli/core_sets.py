@@ -8,6 +8,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.core_sets.exporting import FORMATS
+from trace_transfer.progress import quiet_libraries
 
 
 @click.command("export")
@@ -45,7 +46,6 @@ def export_command(
 
     from trace_transfer.core_sets.exporting import export_core
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.progress import quiet_libraries
 
     out = None if str(out) == "-" else out
     if out is not None:
@@ -100,7 +100,6 @@ def import_command(
     from trace_transfer.core_sets.importing import import_list, import_patterns
     from trace_transfer.core_sets.show import render_core_sets
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.progress import quiet_libraries
     from trace_transfer.records import to_json
 
     refuse_inputs([out], [file, model])

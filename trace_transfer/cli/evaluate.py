@@ -10,6 +10,7 @@ from trace_transfer.cli import options as shared
 from trace_transfer.cli.help import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.progress import Terminal, quiet_libraries
 from trace_transfer.represent.settings import RepresentSettings
 
 
@@ -56,7 +57,6 @@ def evaluate_command(
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.patches import Patch
-    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
     suite = load_suite(suite_name).with_data(data).only(only)
@@ -104,7 +104,6 @@ def represent_command(
             --label base=Qwen/Qwen2.5-14B --label math=Qwen/Qwen2.5-14B \\
             --patch math=runs/trace/math.patch.safetensors
     """
-    from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.represent.draw import render_plan, render_representation
     from trace_transfer.represent.representing import FILES, name_models, open_states, plan_representation
     from trace_transfer.represent.representing import run_representation as run

@@ -14,6 +14,7 @@ from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
 from trace_transfer.launching import place_among_ranks
+from trace_transfer.progress import Terminal, quiet_libraries
 
 if TYPE_CHECKING:
     from trace_transfer.publish.hub import Destination
@@ -64,7 +65,6 @@ def identify_command(
     from trace_transfer.identification.identifying import plan_identify, run_identify
     from trace_transfer.identification.show import render_identified, render_plan
     from trace_transfer.models.checkpoints import hash_weights
-    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
     hash_weights([base, *tuned.values()], Terminal())
@@ -105,7 +105,6 @@ def warm_start_command(
     """
     from trace_transfer.identification.identifying import plan_identify, run_warm_starts_of
     from trace_transfer.identification.show import render_plan, render_warm_starts
-    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
     plan = plan_identify(base, tasks, tuned={}, settings=settings, rules=rules, out=out, with_scores=False)
@@ -147,7 +146,6 @@ def score_command(
     """
     from trace_transfer.identification.identifying import run_score
     from trace_transfer.identification.show import render_identified
-    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
     found = run_score(base, tuned=tuned, tasks=tasks, settings=settings, rules=rules, out=out, reporter=Terminal())

@@ -9,6 +9,7 @@ import click
 
 from trace_transfer.cli import options as shared
 from trace_transfer.patch.records import METHODS
+from trace_transfer.progress import Terminal, quiet_libraries
 
 if TYPE_CHECKING:
     from trace_transfer.publish.hub import Destination
@@ -64,7 +65,6 @@ def revert_patches(model: str, patches: tuple[Path, ...], out: Path) -> None:
 
 def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> None:
     from trace_transfer.patch.patching import move_model
-    from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.reporting.numbers import several
 
     quiet_libraries()
@@ -95,7 +95,6 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
     """
     from trace_transfer.patch.patching import write_task_models
     from trace_transfer.patch.show import render_task_models
-    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
     click.echo(render_task_models(write_task_models(base, patches, out, Terminal(), merge_method=merge_method)))
@@ -115,7 +114,6 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
     """
     from trace_transfer.patch.patching import diff_models
     from trace_transfer.patch.show import render_differences
-    from trace_transfer.progress import Terminal, quiet_libraries
 
     quiet_libraries()
     found = diff_models(first, second, out, Terminal(), task=task)
@@ -162,7 +160,6 @@ def verify_command(
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.patch.show import render_verification
     from trace_transfer.patch.verifying import require_frozen, verify_models
-    from trace_transfer.progress import Terminal, quiet_libraries
     from trace_transfer.records import to_json
 
     if json_file is not None:

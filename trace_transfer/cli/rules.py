@@ -12,6 +12,7 @@ import click
 
 from trace_transfer.cli.options import OUT_FILE, rules_option
 from trace_transfer.errors import RulesError
+from trace_transfer.progress import quiet_libraries
 
 if TYPE_CHECKING:
     from trace_transfer.families.show import Line
@@ -54,7 +55,6 @@ def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) ->
     """
     from trace_transfer.families.checking import UncheckedError, planned_checks
     from trace_transfer.families.registry import load_families, rules_files
-    from trace_transfer.progress import quiet_libraries
 
     quiet_libraries()
     registry = load_families([*paths, *map(Path, rules)])
@@ -90,7 +90,6 @@ def draft(
     """
     from trace_transfer.families.checking import write_draft
     from trace_transfer.families.registry import load_families
-    from trace_transfer.progress import quiet_libraries
 
     quiet_libraries()
     written = write_draft(model, load_families([Path(path) for path in rules]), out, force, anyway)
