@@ -15,7 +15,7 @@ from tests.run_files import write_run
 from trace_transfer.cli.inspection import draw
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError
-from trace_transfer.records import to_json
+from trace_transfer.records import Strict, to_json
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
@@ -29,36 +29,34 @@ def model(name: str, num_layers: int) -> dict:
     return {"id": name, "family": "llama", "model_type": "llama", "names_sha256": "0" * 64, **counts}
 
 
-def layer_match(folder: Path, num_source: int, num_target: int, matrix: np.ndarray | None = None) -> Path:
+def written(path: Path, kind: type[Strict], **fields: object) -> Path:
+    path.write_text(to_json(kind.model_validate(fields)), "utf-8")
+    return path
+
+
+def layer_match(folder: Path, num_source: int, num_target: int) -> Path:
     """A match of each source layer with the target layer of the same depth, where the matrix is largest."""
     best = [round(source * (num_target - 1) / (num_source - 1)) for source in range(num_source)]
-    if matrix is None:
-        matrix = np.full((num_source, num_target), 0.1)
-        matrix[range(num_source), best] = 0.9
-        matrix[0, -1] = np.nan
+    matrix = np.full((num_source, num_target), 0.1)
+    matrix[range(num_source), best] = 0.9
+    matrix[0, -1] = np.nan
+    save_file({"similarity": matrix}, folder / "similarity.safetensors")
     pairs = [
         {"source": s, "target": t, "similarity": 0.9, "margin": -0.0123, "runner_up": t + 1, "flip_rate": 0.25}
         for s, t in enumerate(best)
     ]
-    match = LayerMatch.model_validate(
-        {
-            "source": model("[bold]small[/bold]", num_source),
-            "target": model("big", num_target),
-            "probe": {
-                "name": "built-in", "sha256": "1" * 64, "num_texts": 512, "rows": "boundary", "num_minibatches": 8,
-                "num_rows": 4000, "max_length": 256, "seed": 0,
-            },
-            "similarity": "cka-debiased", "representation": "update", "transform": "rms", "policy": "argmax",
-            "chosen_by": "source", "pairs": pairs, "unmatched_targets": [1, 2, 3, 5],
-            "stability": {"num_splits": 20, "same": 0.875, "within_one": 1.0},
-            "depth": {"agreement": 0.5, "within_one": 0.75, "mean_similarity_gain": 0.031},
-            "warnings": ["layer 3 of [red]small[/red] hardly differs from layer 4"],
-        }
+    probe = {
+        "name": "built-in", "sha256": "1" * 64, "num_texts": 512, "rows": "boundary", "num_minibatches": 8,
+        "num_rows": 4000, "max_length": 256, "seed": 0,
+    }  # fmt: skip
+    return written(
+        folder / "layer_match.json", LayerMatch, source=model("[bold]small[/bold]", num_source),
+        target=model("big", num_target), probe=probe, similarity="cka-debiased", representation="update",
+        transform="rms", policy="argmax", chosen_by="source", pairs=pairs, unmatched_targets=[1, 2, 3, 5],
+        stability={"num_splits": 20, "same": 0.875, "within_one": 1.0},
+        depth={"agreement": 0.5, "within_one": 0.75, "mean_similarity_gain": 0.031},
+        warnings=["layer 3 of [red]small[/red] hardly differs from layer 4"],
     )  # fmt: skip
-    path = folder / "layer_match.json"
-    path.write_text(to_json(match), "utf-8")
-    save_file({"similarity": matrix}, folder / "similarity.safetensors")
-    return path
 
 
 def core_file(folder: Path, num_layers: int = 4) -> Path:
@@ -79,18 +77,10 @@ def core_file(folder: Path, num_layers: int = 4) -> Path:
         "model": model("small", 2), "core_sha256": "2" * 64, "layer_match_sha256": "3" * 64,
         "rules": ["llama.yaml", "qwen3.yaml"], "carry": "scores",
     }  # fmt: skip
-    core = CoreFile.model_validate(
-        {
-            "task": "math",
-            "model": model("big", num_layers),
-            "method": {"name": "lf", "ratio": 0.05, "alpha": 0.5},
-            "parameters": parameters,
-            "transferred_from": origin,
-        }
-    )
-    path = folder / "math.core.json"
-    path.write_text(to_json(core), "utf-8")
-    return path
+    return written(
+        folder / "math.core.json", CoreFile, task="math", model=model("big", num_layers), parameters=parameters,
+        method={"name": "lf", "ratio": 0.05, "alpha": 0.5}, transferred_from=origin,
+    )  # fmt: skip
 
 
 def correspondence(folder: Path, num_layers: int = 3) -> Path:
@@ -104,19 +94,12 @@ def correspondence(folder: Path, num_layers: int = 3) -> Path:
         entries.append({"name": name, "components": ["attention.query"], "targets": targets})
         dropped = {"components": ["mlp.gate"], "targets": [], "dropped": "gpt2 has no mlp.gate"}
         entries.append({"name": f"model.layers.{layer}.mlp.gate.weight", **dropped})
-    file = CorrespondenceFile.model_validate(
-        {
-            "source": model("small", num_layers),
-            "target": model("big", num_layers + 1),
-            "layer_match_sha256": "4" * 64,
-            "parameters": entries,
-            "unreached_targets": [{"name": "model.layers.0.a", "reason": "no source layer is matched to its layer"}],
-            "counts": {"parameters": 7, "mapped": 4, "dropped": 3, "unreached_targets": 1},
-        }
-    )
-    path = folder / "correspondence.json"
-    path.write_text(to_json(file), "utf-8")
-    return path
+    return written(
+        folder / "correspondence.json", CorrespondenceFile, source=model("small", num_layers),
+        target=model("big", num_layers + 1), layer_match_sha256="4" * 64, parameters=entries,
+        unreached_targets=[{"name": "model.layers.0.a", "reason": "no source layer is matched to its layer"}],
+        counts={"parameters": 7, "mapped": 4, "dropped": 3, "unreached_targets": 1},
+    )  # fmt: skip
 
 
 def shown(path: Path, width: int = 80) -> list[str]:
