@@ -240,7 +240,7 @@ def test_a_device_that_is_not_there(mapping):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--ratio", "5", "'--ratio': 5: expected more than 0 and at most 1 (5 % is 0.05)"),
+        ("--ratio", "5", "'--ratio': 5.0 is not in the range 0<x<=1."),
         ("--ratio", "nan", "ratio: found nan, expected"),
         ("--match", "best", "'--match': 'best' is not one of "),
         ("--batch-size", "0", "'--batch-size': 0 is not in the range x>=1"),

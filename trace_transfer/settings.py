@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
+from functools import cache
 from re import findall
 from reprlib import Repr
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -262,6 +263,7 @@ def problem_with(where: str, error: Any) -> list[str]:
     return [f"{where}: {expected.removeprefix('Value error, ')}; found {shown(error['input'])}"]
 
 
+@cache
 def settings_schema(kind: type[Settings]) -> dict[str, dict[str, Any]]:
     """The JSON Schema of each setting, of which options, keywords and the schemas of files are made."""
     properties: dict[str, dict[str, Any]] = {}

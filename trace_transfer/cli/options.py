@@ -35,24 +35,7 @@ class OutPath(click.Path):
 
 
 OUT_DIRECTORY, OUT_FILE = OutPath(), OutPath(file=True)
-
-
-class Ratio(click.FloatRange):
-    """A share in (0, 1]; who types a percentage is told what it is as a share."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 1, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = click.FLOAT.convert(value, param, ctx)
-        if number <= 0 or number > 1:
-            percent = number if 1 < number <= 100 else 5.0
-            hint = f"{percent:g} % is {percent / 100:g}"
-            self.fail(f"{number:g}: expected more than 0 and at most 1 ({hint})", param, ctx)
-        return number
-
-
-RATIO = Ratio()
+RATIO = click.FloatRange(0, 1, min_open=True)
 
 
 def paired(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

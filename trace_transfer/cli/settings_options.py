@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,8 @@ def _type(schema: Mapping[str, Any], words: tuple[str, ...]) -> Any:
             return click.Choice(allowed)
         case {"type": "integer"}:
             most = schema.get("maximum")
-            number = click.IntRange(schema.get("minimum"), None if most == LARGEST else most)
-            return _NumberOr(number, words) if words else number
+            limits = click.IntRange(schema.get("minimum"), None if most == LARGEST else most)
+            return _number_or(words) if words else limits
         case {"exclusiveMinimum": 0, "maximum": 1}:
             return RATIO
         case {"type": "number"}:
@@ -114,14 +114,12 @@ def _type(schema: Mapping[str, Any], words: tuple[str, ...]) -> Any:
     return click.STRING
 
 
-class _NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.5
-    """A number, or a word in its place."""
+def _number_or(words: tuple[str, ...]) -> Callable[[str], int | str]:
+    def read(text: str) -> int | str:
+        return text if text in words else int(text)
 
-    def __init__(self, number: click.ParamType[Any], words: tuple[str, ...]) -> None:
-        self.number, self.words, self.name = number, words, "|".join(("integer", *words))
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value in self.words else self.number.convert(value, param, ctx)
+    read.__name__ = "|".join(("integer", *words))
+    return read
 
 
 def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
