@@ -255,15 +255,12 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity
     possible = {"lf": inputs.fisher_PN is not None, "cs": len(inputs.tasks) > 1, "l2": True}
     others = [] if settings.at_base else [name for name, fits in possible.items() if fits]
     within = masks_within(settings, inputs.tasks, model)
-    return StabilityFile(
-        model=model,
-        methods=tuple(
-            _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"}), within)
-            for name in dict.fromkeys([settings.method, *others])
-        ),
-        reliability=inputs.replicate_cosines(),
-        libraries=library_versions(),
+    methods = tuple(
+        _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"}), within)
+        for name in dict.fromkeys([settings.method, *others])
     )
+    reliability = inputs.replicate_cosines()
+    return StabilityFile(model=model, methods=methods, reliability=reliability, libraries=library_versions())
 
 
 def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]) -> MethodStability:

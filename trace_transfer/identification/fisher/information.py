@@ -69,16 +69,9 @@ class FisherResult:
 
 
 def fisher_information(
-    model: nn.Module,
-    examples: Sequence[Example],
-    *,
-    layer_path: str,
-    batch_of: int = 1,
-    tokens_at_once: int = 4096,
-    streamed: bool = False,
-    splits: Mapping[str, Split] | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> FisherResult:
+    model: nn.Module, examples: Sequence[Example], *, layer_path: str, batch_of: int = 1, tokens_at_once: int = 4096,
+    streamed: bool = False, splits: Mapping[str, Split] | None = None, advance: Callable[[], None] = lambda: None,
+) -> FisherResult:  # fmt: skip
     """The mean squared gradient norm of every tensor of a causal language model.
 
     The loss of an example is the mean cross-entropy of its supervised tokens. The model is put into evaluation mode,
@@ -244,10 +237,7 @@ def fisher_of(
         update = {"num": found.num, "parameters": tensors, "fallback": found.fallback}
         return Kept(expected.model_copy(update=update), found.units)
 
-    def same(found: FisherFile) -> bool:
-        return asked(found) == asked(expected)
-
-    return made_once(file, FisherFile, splits is not None, same, make, reporter)
+    return made_once(file, FisherFile, splits is not None, lambda one: asked(one) == asked(expected), make, reporter)
 
 
 def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> PreTrainedModel:
