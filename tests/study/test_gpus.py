@@ -11,10 +11,9 @@ from tests.study.run_directories import write_run
 from trace_transfer.errors import UserError
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study import running
-from trace_transfer.study.checking import check_plan
 from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.running import Here, visible_gpus
+from trace_transfer.study.running import Here, check_plan, visible_gpus
 from trace_transfer.study.status import StepStatus
 from trace_transfer.study.steps import Resources, Step
 

@@ -9,9 +9,9 @@ import trace_transfer as tt
 from tests.study.run_directories import run_content, write_file, write_run
 from trace_transfer.errors import UserError
 from trace_transfer.study.cells import cells_of
-from trace_transfer.study.checking import check_plan
 from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import METHODS, load_run
+from trace_transfer.study.running import check_plan
 from trace_transfer.study.show import render_run_plan
 from trace_transfer.study.status import read_status
 

@@ -73,7 +73,7 @@ def run_command(
         click.echo(render_jobs(graph, status, run.out))
         return
     if dry_run:
-        from trace_transfer.study.checking import check_plan, excess_here
+        from trace_transfer.study.running import check_plan, excess_here
         from trace_transfer.study.show import render_run_plan
 
         click.echo(render_run_plan(graph, status, check_plan(graph, elsewhere=True), jobs=executor == "slurm"))
