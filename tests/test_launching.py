@@ -147,8 +147,8 @@ KEPT = "; what it said is in "
 )  # fmt: skip
 def test_one_that_fails_ends_all_and_is_heard(capfd, code, ended, said):
     start = time.monotonic()
-    assert run(code, grace=0.5) == ended
-    assert time.monotonic() - start < 10
+    assert run(code, grace=3.0) == ended
+    assert time.monotonic() - start < 20
     found, kept, file = capfd.readouterr().err.strip().partition(KEPT)
     assert (found + kept).splitlines() == said
     assert not kept or Path(file).read_text().strip() == said[-2]
