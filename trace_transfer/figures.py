@@ -166,13 +166,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a page and a PNG show; `note` is a line below, `no_value` says what grey cells are."""
+    """What a page and a PNG show.
+
+    Attributes:
+        note: a line below; `no_value` says what grey cells are.
+        caption, more: Markdown of the page, below the plot and at its end.
+        ranks: whether cells of the page can be coloured by rank.
+        alone: whether the PNG shows the first row alone.
+    """
 
     title: str
     subtitle: str
     rows: Sequence[Row]
     note: str = ""
     no_value: str = ""
+    caption: str = ""
+    more: str = ""
+    ranks: bool = False
+    alone: bool = False
 
 
 def colour_range(similarity: NDArray[np.float64]) -> tuple[float, float]:
@@ -361,12 +372,12 @@ def _short(number: float) -> float:
 # ---- the page and the picture
 
 
-def write_html(path: Path, figure: Figure, caption: str, more: str = "", *, ranks: bool = False) -> None:
-    """A page of a figure, which needs no network; `more` is Markdown below it."""
-    plots = [plot(row, row.name, ranks=ranks) for row in figure.rows]
+def write_html(path: Path, figure: Figure) -> None:
+    """A page of a figure, which needs no network."""
+    plots = [plot(row, row.name, ranks=figure.ranks) for row in figure.rows]
     text = document(
-        "figure.md.j2", title=figure.title, subtitle=figure.subtitle, caption=Markdown(caption), more=Markdown(more),
-        note=figure.note,
+        "figure.md.j2", title=figure.title, subtitle=figure.subtitle, caption=Markdown(figure.caption),
+        more=Markdown(figure.more), note=figure.note,
     )  # fmt: skip
     write_text(path, page(text, Figures({"figure": plots})))
 
@@ -382,9 +393,10 @@ def picture(figure: Figure, paper: str = "white") -> Drawing:
     """Drawn without pyplot and so without any global state; all texts are text, never formulas. Save with `SAVED`."""
     from matplotlib.figure import Figure as Drawing
 
-    layouts = [row.layout for row in figure.rows]
+    rows = figure.rows[:1] if figure.alone else figure.rows
+    layouts = [row.layout for row in rows]
     width = max(wide for _, wide, _ in layouts)
-    height = sum(high + row.below for row, (_, _, high) in zip(figure.rows, layouts, strict=True))
+    height = sum(high + row.below for row, (_, _, high) in zip(rows, layouts, strict=True))
     drawing = Drawing(figsize=(width / PX_PER_INCH, height / PX_PER_INCH), dpi=DPI, facecolor=paper)
 
     def at(across: float, down: float) -> tuple[float, float]:
@@ -392,14 +404,14 @@ def picture(figure: Figure, paper: str = "white") -> Drawing:
 
     told: dict[str, Any] = {}
     top = 0.0
-    for row, (places, wide, high) in zip(figure.rows, layouts, strict=True):
+    for row, (places, wide, high) in zip(rows, layouts, strict=True):
         for panel, (across, down) in zip(row.panels, places, strict=True):
             box = *at(across, top + down + panel.height), panel.width / width, panel.height / height
             _draw(drawing.add_axes(box, facecolor=paper), row, panel, told, first=across <= panel.gap)
         if row.scale:
             right = wide + (46 if any(panel.beside for panel in row.panels) else 12)
             _colour_bar(drawing, row, (*at(right, top + high), 13 / width, (high - row.heading) / height))
-        if len(figure.rows) > 1:
+        if len(rows) > 1:
             name = shortened(row.name, int(0.8 * high / CHARACTER))
             drawing.text(*at(-LEFT, top + high / 2), name, rotation=90, fontsize=11, fontweight="bold", va="center",
                          ha="center", parse_math=False)  # fmt: skip

@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     import jinja2
-    from markdown_it.tree import SyntaxTreeNode
+    from markdown_it.token import Token
 
 SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
 BEGINNING = re.compile(r"^(\d*)([-+=.)])(?=[\s=-]|$)")  # of a list, a rule or a heading
@@ -120,18 +121,12 @@ class Figures:
 
 def page(text: str, figures: Figures) -> str:
     """A Markdown document as one HTML page: styles, script, plotly.js, numbers and pictures are inside."""
-    from markdown_it import MarkdownIt
-    from markdown_it.tree import SyntaxTreeNode
     from plotly.offline import get_plotlyjs
 
-    # Tags are read so that ours can be let through; the writer shows all others as text.
-    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
-    writer = _Writer(figures)
-    parts = writer.parts(SyntaxTreeNode(tokens).children)
     templates = _templates(False)
     source = {name: templates.get_template(f"page.{name}").render() for name in ("css", "js")}
     return templates.get_template("page.html.j2").render(
-        parts=parts, style=source["css"], script=source["js"], plotly=get_plotlyjs()
+        parts=_parts(text, figures), style=source["css"], script=source["js"], plotly=get_plotlyjs()
     )
 
 
@@ -140,133 +135,101 @@ class Part:
     """A section of a page, or what stands before the first one."""
 
     title: str
-    html: str = ""
+    html: str
 
     @property
     def id(self) -> str:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
-class _Writer:
-    """Writes the nodes of a Markdown document as HTML; nothing but what is written here can stand in a page."""
+def _parts(text: str, figures: Figures) -> list[Part]:
+    """The sections, each with its heading of level 2; tags that are not ours are text, and there are no links."""
+    from markdown_it import MarkdownIt
 
-    def __init__(self, figures: Figures) -> None:
-        self.figures = figures
-        self.shades: Shades | None = None  # of the next table
-
-    def parts(self, nodes: Sequence[SyntaxTreeNode]) -> list[Part]:
-        """The sections, each with its heading of level 2; a paragraph right above a table is its caption."""
-        found, caption = [Part("")], ""
-        for number, node in enumerate(nodes):
-            following = nodes[number + 1].type if number + 1 < len(nodes) else ""
-            if node.type == "heading" and node.tag in ("h1", "h2"):
-                title = _plain(node)
-                if node.tag == "h1":
-                    found[0].title = title
-                else:
-                    found.append(Part(title))
-            if node.type == "paragraph" and following == "table":
-                caption = self.inside(node)
-                continue
-            found[-1].html += self.table(node, caption) if node.type == "table" else self.html(node)
-            caption = ""
-        return found
-
-    def inside(self, node: SyntaxTreeNode) -> str:
-        return "".join(map(self.html, node.children))
-
-    def html(self, node: SyntaxTreeNode) -> str:
-        match node.type:
-            case "text":
-                return escape(node.content, quote=False)
-            case "softbreak":
-                return "\n"
-            case "code_inline":
-                return f"<code>{escape(node.content, quote=False)}</code>"
-            case "fence":
-                return f"<pre><code>{escape(node.content, quote=False)}</code></pre>\n"
-            case "image":
-                return self.image(node)
-            case "html_block" | "html_inline":
-                return self.tags(node.content)
-            case "blockquote":
-                return _quoted(self.inside(node))
-            case "paragraph" if node.hidden:
-                return self.inside(node)
-            case "paragraph":
-                text = self.inside(node).strip()
-                return f"<p>{text}</p>\n" if text else ""
-            case "inline":
-                return self.inside(node)
-            case "strong" | "em" | "heading" | "bullet_list" | "ordered_list" | "list_item":
-                return f"<{node.tag}>{self.inside(node)}</{node.tag}>" + ("\n" if node.block else "")
-            case other:
-                raise ValueError(f"no page is written with a {other} of Markdown")
-
-    def tags(self, text: str) -> str:
-        """Our own tags and places as they are, the rest as text."""
-        if found := SHADED.match(text):
-            self.shades = self.figures.shades[found[1]]
-            return ""
-        if found := FIGURE.match(text):
-            return _figure(found[1], self.figures.plots[found[1]])
-        if text.startswith("<!-- /figure -->"):
-            return "</figure>\n"
-        return "".join(part if TAGS.fullmatch(part) else escape(part, quote=False) for part in TAGS.split(text))
-
-    def image(self, node: SyntaxTreeNode) -> str:
-        png = self.figures.pictures.get(unquote(str(node.attrs["src"])))
-        if png is None:
-            return ""
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        return f'<img alt="{escape(_plain(node))}" src="{source}">'
-
-    def table(self, node: SyntaxTreeNode, caption: str) -> str:
-        """The first cell of a row is its heading; shaded tables stand beside each other where there is room."""
-        shades, self.shades = self.shades, None
-        head, *body = (row for part in node.children for row in part.children)
-        rows = ["<tr>" + "".join(self.cell(cell, "col") for cell in head.children) + "</tr>"]
-        for number, row in enumerate(body):
-            cells = [
-                self.cell(cell, "" if column else "row", (shades or {}).get((number, column)))
-                for column, cell in enumerate(row.children)
-            ]
-            rows.append(f"<tr>{''.join(cells)}</tr>")
-        told = f"<caption>{caption}</caption>\n" if caption else ""
-        beside = "" if shades is None else " beside"
-        return (
-            f'<div class="scroll{beside}" tabindex="0"><table>\n{told}<thead>{rows[0]}</thead>\n<tbody>\n'
-            + "\n".join(rows[1:])
-            + "\n</tbody></table></div>\n"
+    writer = MarkdownIt("commonmark", {"html": True}).enable("table").disable(["link", "autolink", "reference"])
+    for kind, write in (("html_block", _tags), ("html_inline", _tags), ("image", _image), ("raw", _raw)):
+        writer.add_render_rule(
+            kind, lambda self, tokens, index, options, env, write=write: write(tokens[index], figures)
         )
-
-    def cell(self, node: SyntaxTreeNode, scope: str, shade: float | None = None) -> str:
-        attributes = f' scope="{scope}"' if scope else ""
-        if "right" in str(node.attrs.get("style")):
-            attributes += ' class="right"'
-        if shade is not None:
-            attributes += _shade(shade)
-        tag = "th" if scope else "td"
-        return f"<{tag}{attributes}>{self.inside(node)}</{tag}>"
-
-
-def _plain(node: SyntaxTreeNode) -> str:
-    """The text of a node without its marks."""
-    return "".join(one.content for one in node.walk() if one.type in ("text", "code_inline"))
+    tokens = _arranged(writer.parse(text), figures)
+    headings = [index for index, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h2"]
+    parts = []
+    for start, stop in pairwise((0, *headings, len(tokens))):
+        html = writer.renderer.render(tokens[start:stop], writer.options, {}).replace("<p></p>\n", "")
+        html = re.sub(r"(</t[hd]>|<tr>)\n", r"\1", html)
+        html = html.replace("<blockquote>\n<p>[!WARNING]\n", '<blockquote class="warning">\n<p>')
+        title = tokens[start + 1] if tokens[start].type == "heading_open" else None
+        parts.append(Part("".join(one.content for one in (title and title.children) or ()), html))
+    return parts
 
 
-def _quoted(html: str) -> str:
-    """A quotation, or a warning as GitHub writes it."""
-    told = html.replace("<p>[!WARNING]\n", "<p>", 1)
-    kind = "" if told == html else ' class="warning"'
-    return f"<blockquote{kind}>{told}</blockquote>\n"
+def _arranged(tokens: Sequence[Token], figures: Figures) -> list[Token]:
+    """Tables in boxes that scroll: a paragraph right above one is its caption, the first cell of a row its heading;
+    shaded tables stand beside each other where there is room."""
+    from markdown_it.token import Token
+
+    found: list[Token] = []
+    shades: Shades | None = None
+    row = column = 0
+    for token in tokens:
+        kind = token.type
+        if kind == "html_block" and (shaded := SHADED.match(token.content)):
+            shades = figures.shades[shaded[1]]
+            continue
+        if kind == "table_open":
+            caption = found[-2] if found and found[-1].type == "paragraph_close" else None
+            found = found[:-3] if caption else found
+            box = f'<div class="scroll{"" if shades is None else " beside"}" tabindex="0">'
+            found += [Token("raw", "", 0, content=box), token]
+            if caption:
+                ends = [Token("raw", "", 0, content=content) for content in ("<caption>", "</caption>\n")]
+                found += [ends[0], caption, ends[1]]
+            row = -2
+            continue
+        if kind == "tr_open":
+            row, column = row + 1, -1
+        elif kind in ("th_open", "td_open"):
+            column += 1
+            right = "right" in str(token.attrs.get("style"))
+            token.attrs = {"scope": "col"} if kind == "th_open" else {} if column else {"scope": "row"}
+            token.attrs |= {"class": "right"} if right else {}
+            if row >= 0 and (shade := (shades or {}).get((row, column))) is not None:
+                token.attrs["style"] = _shade(shade)
+        if kind in ("td_open", "td_close") and not column:
+            token.tag = "th"
+        found.append(token)
+        if kind == "table_close":
+            found.append(Token("raw", "", 0, content="</div>\n"))
+            shades = None
+    return found
+
+
+def _raw(token: Token, figures: Figures) -> str:
+    return token.content
+
+
+def _tags(token: Token, figures: Figures) -> str:
+    """Our own tags and places as they are, the rest as text."""
+    if found := FIGURE.match(token.content):
+        return _figure(found[1], figures.plots[found[1]])
+    if token.content.startswith("<!-- /figure -->"):
+        return "</figure>\n"
+    return "".join(part if TAGS.fullmatch(part) else escape(part, quote=False) for part in TAGS.split(token.content))
+
+
+def _image(token: Token, figures: Figures) -> str:
+    png = figures.pictures.get(unquote(str(token.attrs["src"])))
+    if png is None:
+        return ""
+    alt = "".join(one.content for one in token.children or ())
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _shade(share: float) -> str:
     """Background and ink of a cell, with enough contrast between them at any share."""
     share = min(max(share, 0.0), 1.0)
     red, green, blue = (round(low + share * (high - low)) for low, high in zip(PALE, DEEP, strict=True))
-    return f' style="background:#{red:02x}{green:02x}{blue:02x};color:{"#fff" if share > 0.5 else "#111"}"'
+    return f"background:#{red:02x}{green:02x}{blue:02x};color:{'#fff' if share > 0.5 else '#111'}"
 
 
 def _figure(name: str, plots: Sequence[Plot]) -> str:

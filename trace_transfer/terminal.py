@@ -25,7 +25,9 @@ Shown = str | int | None  # an int as `1,234`, None as `-`
 PLAIN = str.maketrans({"→": "->", "↓": "v", "…": "...", "●": "O", "○": "o", "█": "#", "▒": "+", "·": "."})
 GAP = 2  # columns between those of a table
 LONGEST_WORDS = (1000, 30, 12)  # characters before which a word is not broken, as long as columns have room
-NUMBER = re.compile(r"[-+<±]? ?\d[\d.,e+-]*( ?(%|[kMGT]?B|s|min|h))?( of [\d,]+)?( = [\d.]+%)?( ?[\[(].*)?")
+NUMBER = re.compile(
+    r"[-+<±]? ?\d[\d.,e+-]*( ?(%|[kMGT]?B|s|min|h))?( → [\d.,e+-]+)?( of [\d,]+)?( = [\d.]+%)?( ?[\[(].*)?"
+)
 
 
 class _Console(Console):

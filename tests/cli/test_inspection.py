@@ -125,21 +125,20 @@ def cells_of(lines: list[str], num_rows: int) -> list[str]:
 def test_layer_match_in_a_pipe(tmp_path: Path) -> None:
     lines = shown(layer_match(tmp_path, 4, 10), 200)
     assert lines[0] == "Layer match: [bold]small[/bold] (llama, 4 layers) → big (llama, 10 layers)"
-    assert lines[1] == "cka-debiased, update, rms, argmax; boundary rows of 512 texts (built-in)"
+    start = lines.index("") + 1
     assert cells_of(lines, 4) == [" " * 18 + "[]", " " * 12 + "[]", " " * 6 + "[]", "[]" + " " * 16 + "??"]
-    assert [line.split()[0] for line in lines[3:7]] == ["3", "2", "1", "0"]
-    assert lines[7] == "  0         5"
-    assert "[] matched pair, ? no value" in lines[9]
+    assert [line.split()[0] for line in lines[start : start + 4]] == ["3", "2", "1", "0"]
+    assert lines[start + 4] == "  0         5"
+    assert "[] matched pair, ? no value" in lines[start + 6]
     table = squeezed(lines)
-    assert "source target CKA margin runner-up target flip rate" in table
-    assert "1 3 0.900 -0.0123 4 25%" in table
-    assert lines[-5:] == [
-        "target layers without a match: 1-3, 5 (4)",
-        "same choice on other texts: 88% of the layers, 100% to within one (20 splits)",
-        "same as relative depth: 50% of the layers, 75% to within one; mean CKA +0.031 against it",
-        "! layer 3 of [red]small[/red] hardly differs from layer 4",
-        "usable: 88% of the layers keep their partner on other texts, 0 of 4 pairs ambiguous",
-    ]
+    for line in (
+        "layer match argmax, cka-debiased, update", "boundary rows of 512 texts (built-in), rms",
+        "unused target layers 4: 1-3, 5", "same choice on other texts 88% of the layers, 100% to within one",
+        "same as relative depth 50%, 75% to within one layer", "source target CKA margin runner-up target flip rate",
+        "1 3 0.900 -0.0123 4 25%", "! layer 3 of [red]small[/red] hardly differs from layer 4",
+    ):  # fmt: skip
+        assert line in table
+    assert lines[-1] == "usable: 88% of the layers keep their partner on other texts, 0 of 4 pairs ambiguous"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -240,7 +239,10 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     (run / "summary.json").write_text(to_json(summarise(read_run(run))), "utf-8")
     told = {"run.json": "sequential", "summary.json": "Sequential fine-tuning"}
     scores = next(run.rglob("scores.json"))
-    told |= {str(scores.relative_to(run)): "maths-test (", str(scores.with_name("step.json").relative_to(run)): "Step "}
+    told |= {
+        str(scores.relative_to(run)): "maths-test (",
+        str(scores.with_name("step.json").relative_to(run)): "address",
+    }
     for name, text in told.items():
         assert text in "\n".join(shown(run / name, 200))
     assert "0.1" in "\n".join(shown(scores))

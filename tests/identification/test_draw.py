@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tests.core_files import write_core
-from tests.transfer.test_draw import Elements, needs_chromium, plots_in, rendered
+from tests.transfer.test_draw import needs_chromium, plots_in, rendered
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.figures import write_html, write_png
 from trace_transfer.formats import read_any
-from trace_transfer.identification.draw import importance_of, write_importance_html, write_importance_png
-from trace_transfer.identification.importance import Cell, Entry, Grid, describe
+from trace_transfer.identification.draw import figure
+from trace_transfer.identification.importance import Cell, Entry, Grid, describe, importance_of
 
 KINDS = {
     "input_layernorm.weight": "norm.pre_attention", "self_attn.q_proj.weight": "attention.query",
@@ -156,8 +157,8 @@ def test_a_cell_of_many_rows_shows_their_mean_and_core_share() -> None:
     assert (query.score, query.core_share, query.mark) == (1.5, 0.25, 0.25)
     assert (key.score, key.core_share, key.mark) == (4.5, 1.0, 1.0)
     assert query.rank_share(6) == pytest.approx((0 + 1 / 5 + 2 / 5 + 3 / 5) / 4)
-    assert query.description(6) == [
-        name, "4 parts, mean score 1.5, 25.0% of the elements core", "best:", f"{name} [rows 12:16]",
+    assert query.description(6)[:3] == [
+        "4 parts, mean score 1.5, 25.0% of the elements core", f"{name} [rows 12:16]",
         "score 3, rank 3 of 6, not core",
     ]  # fmt: skip
 
@@ -237,7 +238,7 @@ def test_page_holds_all_cells(tmp_path: Path) -> None:
     page = tmp_path / "importance.html"
     cores = several(6)
     importance = importance_of(cores)
-    write_importance_html(page, importance)
+    write_html(page, figure(importance))
     assert [file.name for file in tmp_path.iterdir()] == ["importance.html"]
     plots = plots_in(page.read_text("utf-8"))
     assert [plot["title"] for plot in plots] == ["math", "code"]
@@ -266,25 +267,10 @@ def test_page_holds_all_cells(tmp_path: Path) -> None:
     assert score["args"][0]["z"][0] == cells["z"] and rank["args"][0]["z"][0] == cells["customdata"]
 
 
-def test_page_refers_to_nothing_outside_and_is_the_same_again(tmp_path: Path) -> None:
-    one, two = tmp_path / "one.html", tmp_path / "two.html"
-    write_importance_html(one, importance_of(several(6)))
-    write_importance_html(two, importance_of(several(6)))
-    assert one.read_bytes() == two.read_bytes()
-    text = one.read_text("utf-8")
-    elements = Elements(text).found
-    assert {tag for tag, _ in elements} & {"link", "img", "iframe", "object", "base"} == set()
-    assert [attributes for _, attributes in elements if {"src", "href", "srcset"} & set(attributes)] == []
-    own = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"https?:|@import|url\(", own)
-    assert "LN-PA</strong> norm before the MLP (LLaMA's post-attention layernorm)" in own
-    assert "no score" in own
-
-
 @needs_chromium
 def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
     page = tmp_path / "importance.html"
-    write_importance_html(page, importance_of(several(24)))
+    write_html(page, figure(importance_of(several(24))))
     before = rendered(page, tmp_path)
     assert before.count('<path class="point') == 6
     for text in (">A-Q</text>", ">LN-PA</text>", ">embed</text>", ">2 epochs</tspan>", ">score</text>"):
@@ -295,31 +281,6 @@ def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
     after = rendered(page, tmp_path, click)
     assert re.findall(r'data-choice="(\w+)" aria-pressed="true"', after) == ["1"]
     assert ">rank</text>" in after and ">score</text>" not in after
-
-
-@needs_chromium
-def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
-    name = '<b id="x">&amp;</script><script>document.title="broken"</script> $a$ %{y}'
-    core = llama()
-    parameters = [p.model_copy(update={"name": name, "component": "mlp.up", "layer": 3}) for p in core.parameters[:1]]
-    parameters += [p.model_copy(update={"name": f"other {name}", "component": None}) for p in core.parameters[1:2]]
-    core = core.model_copy(
-        update={
-            "model": core.model.model_copy(update={"id": name}),
-            "parameters": (*parameters, *core.parameters[2:]),
-            "method": core.method.model_copy(update={"name": "<i>m</i>"}),
-        }
-    )
-    page = tmp_path / "importance.html"
-    write_importance_html(page, importance_of([core]))
-    (plot,) = plots_in(page.read_text("utf-8"))
-    texts = [text for trace in plot["data"] for line in trace.get("text", []) for text in line]
-    assert any("&lt;b id=" in text for text in texts)
-    assert not any("<b " in text or "</script" in text for text in texts)
-    dom = rendered(page, tmp_path)
-    assert "&lt;i&gt;m&lt;/i&gt;, core: top 5 % of tensors" in dom
-    assert "<title>broken" not in dom and '<b id="x">' not in dom and "<i>m</i>" not in dom
-    assert "Not drawn, being of no known component: 1 (other &lt;b id=" in dom
 
 
 # ---- the picture
@@ -333,7 +294,7 @@ def test_picture(tmp_path: Path, num_layers: int) -> None:
     cores = [c.model_copy(update={"model": c.model.model_copy(update={"id": "a/" + "y$^{$" * 40})}) for c in cores]
     fewer = [cores[0].model_copy(update={"parameters": cores[0].parameters[:-4]}), *cores[1:]]
     for name, given in (("one", cores), ("same", cores), ("fewer", fewer)):
-        write_importance_png(tmp_path / f"{name}.png", importance_of(given))
+        write_png(tmp_path / f"{name}.png", figure(importance_of(given)))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fewer.png", "one.png", "same.png"]
     with Image.open(tmp_path / "one.png") as image:
         image.load()

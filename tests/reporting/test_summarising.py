@@ -210,26 +210,6 @@ def test_the_file_is_read_back_as_it_was(summary, tmp_path):
     assert read_any(tmp_path / "summary.json", Summary) == summary
 
 
-def test_every_problem_is_told_at_once(small):
-    first = directory_of(small, "sequential", 0, "evaluate")
-    second = directory_of(small, "sequential", 1, "evaluate")
-    third = directory_of(small, "sequential", 2, "evaluate")
-    (first / "scores.json").unlink()
-    edit(second / "scores.json", lambda data: data["stages"][1]["scores"][0].update(value=0.99))
-    leave(third / "scores.json", lambda data: data["stages"][2]["scores"][1].update(num_examples=20))
-    edit(directory_of(small, "trace-lf", 1, "train") / "step.json", lambda data: data.pop("kind"))
-    with pytest.raises(ArtefactError, match="4 problems") as caught:
-        summarise(read_run(small))
-    text = str(caught.value)
-    for expected in (
-        f"{first.name}/scores.json: missing",
-        f"{second.name}/scores.json: was changed after its step was finished",
-        f"{third.name}/scores.json: code: other evaluations than in {first.name}",
-        "step.json: 1 problem",
-    ):
-        assert expected in text
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -45,7 +45,6 @@ def test_scores_are_in_percent(summary):
 def test_measures_that_a_method_lacks_are_left_out(summary):
     table = st.measures(summary)
     assert [cell == NOTHING for cell in row(table, "Joint fine-tuning")] == [False, False, True, True, True, False]
-    assert "forgetting, points (less is better)" in table.header
     assert "Lopez-Paz and Ranzato, 2017, eq. 3" in table.note
 
 

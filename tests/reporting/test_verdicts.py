@@ -74,7 +74,6 @@ def test_the_story_is_told(tmp_path):
     assert "one learning rate that was not chosen" in summary.caveat
     (saved,) = (one for one in summary.answers if one.varies)
     assert "Transfer-LF 40.0 s, match and carrying included, TRACE-LF 2.00 min (67% less)" in saved.text
-    assert any(note.startswith("On average higher than Random set: TRACE-LF (+9") for note in summary.notes)
     assert sentences(summary)[0] == summary.headline and len(sentences(summary)) > 10
     asked = {(one.method, one.other) for one in summary.comparisons}
     assert ("transfer-lf", "trace-lf") in asked and ("trace-lf", "lora") not in asked
@@ -100,8 +99,6 @@ def test_a_difference_has_one_verdict_in_every_place(tmp_path):
     # Found among four methods, not among all questions.
     assert 4 * asked.difference.p < 0.05 <= asked.difference.p_adjusted
     assert row == asked.difference and row.verdict == "chance"
-    notes = "\n".join(summary.notes)
-    assert "On average higher" not in notes and re.search(r"by their own intervals, .*: TRACE-LF \(\+", notes)
     (told,) = (one for one in summary.answers if one.question == asked.question)
     assert "TRACE-LF" in told.text.partition("may be chance")[2] and "better" not in told.text
     for table in (questions(summary), details(summary)):
@@ -121,15 +118,11 @@ def test_little_is_said_of_noise(tmp_path):
             return 0.5 + 0.01 * rng.normal(size=(1 + len(stages_of(method, order)), len(TASKS)))
 
         summary = summary_of(tmp_path / str(draw), noise, methods=("sequential", "trace-lf", "random"))
-        notes = "\n".join(summary.notes)
-        claimed += "On average" in notes
         forgot += any(one.text.startswith("Yes: after the last task") for one in summary.answers)
         differences = [one.differences["average"] for one in summary.methods if one.differences]
-        by_chance = [one for one in differences if one.verdict == "chance"]
-        alone += bool(by_chance)
-        assert ("by their own intervals" in notes) == bool(by_chance)
-        none = "No method differs from Random set on average by more than its interval." in notes
-        assert none == all(one.verdict == "undecided" for one in differences)
+        verdicts = {one.verdict for one in differences}
+        claimed += bool(verdicts & {"better", "worse"})
+        alone += "chance" in verdicts
     assert claimed <= 2 and forgot <= 2
     assert alone  # else nothing of this was seen
 

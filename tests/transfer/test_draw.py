@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trace_transfer.transfer.draw import Heatmap, View, write_html, write_png
+from trace_transfer.figures import write_html, write_png
+from trace_transfer.transfer.draw import Heatmap, View, figure_of
 
 SHAPES = [(4, 30), (30, 24), (32, 64), (80, 94)]
 WITH_GAP = (30, 24)
@@ -70,7 +71,7 @@ def rendered(page: Path, folder: Path, script: str = "") -> str:
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Heatmap, Path]:
     drawn = heatmap(request.param)
     page = tmp_path_factory.mktemp("heatmap") / "heatmap.html"
-    write_html(page, drawn)
+    write_html(page, figure_of(drawn))
     return drawn, page
 
 
@@ -138,40 +139,10 @@ def test_page_renders_without_network(written: tuple[Heatmap, Path], tmp_path: P
 
 
 @needs_chromium
-def test_button_shows_the_other_view(tmp_path: Path) -> None:
-    drawn, page = heatmap((32, 64)), tmp_path / "heatmap.html"
-    write_html(page, drawn)
-    dom = rendered(page, tmp_path, "document.querySelector('[data-choice=\"1\"]').click()")
-    other = drawn.views[1]
-    assert dom.count('<path class="point"') == num_marks(other)
-    assert re.findall(r'data-choice="(\w+)" aria-pressed="(\w+)"', dom) == [("0", "false"), ("1", "true")]
-
-
-@needs_chromium
-def test_pointing_at_a_cell_tells_its_values(tmp_path: Path) -> None:
-    drawn, page = heatmap((32, 64)), tmp_path / "heatmap.html"
-    write_html(page, drawn)
-    source, target = drawn.used.pairs[20]
-    hover = f"""
-        const area = document.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
-        const at = {{clientX: box.left + box.width * {(target + 0.5) / 64}, bubbles: true,
-                     clientY: box.bottom - box.height * {(source + 0.5) / 32}}};
-        setTimeout(() => area.dispatchEvent(new MouseEvent("mousemove", at)), 1000);"""
-    label = re.search(r'<g class="hovertext".*?</g>', rendered(page, tmp_path, hover), flags=re.DOTALL)
-    assert label is not None
-    lines = re.findall(r"<tspan[^>]*>([^<]+)</tspan>", label[0])
-    value, margin = drawn.used.similarity[source, target], drawn.used.margins[source, target]
-    assert lines == [
-        f"source layer {source} → target layer {target}",
-        f"CKA {value:.3f}, matched, margin {margin:.3f}, ambiguous",
-    ]
-
-
-@needs_chromium
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     name = '<b id="x">&amp;</script><script>document.title="broken"</script> $a$'
     page = tmp_path / "heatmap.html"
-    write_html(page, heatmap((32, 64), source=name, target="plain"))
+    write_html(page, figure_of(heatmap((32, 64), source=name, target="plain")))
     dom = rendered(page, tmp_path)
     assert '<h1>Layer match: &lt;b id="x"&gt;&amp;amp;&lt;/script&gt;&lt;script&gt;' in dom
     assert "<title>broken" not in dom
@@ -184,10 +155,11 @@ def test_picture(shape: tuple[int, int], tmp_path: Path) -> None:
     from PIL import Image
 
     drawn = heatmap(shape, target="x" * 200 + "$y^{$")
-    write_png(tmp_path / "one.png", drawn)
-    write_png(tmp_path / "same.png", drawn)
+    write_png(tmp_path / "one.png", figure_of(drawn))
+    write_png(tmp_path / "same.png", figure_of(drawn))
     fewer = View("update", drawn.used.similarity, drawn.used.pairs[1:], drawn.used.runner_ups, {}, used=True)
-    write_png(tmp_path / "fewer.png", Heatmap(drawn.source_name, drawn.target_name, (fewer,), drawn.subtitle))
+    other = Heatmap(drawn.source_name, drawn.target_name, (fewer,), drawn.subtitle)
+    write_png(tmp_path / "fewer.png", figure_of(other))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fewer.png", "one.png", "same.png"]
     with Image.open(tmp_path / "one.png") as image:
         image.load()

@@ -70,11 +70,6 @@ def test_verdicts(result, policy, same, gain, flips, verdict):
     assert re.match(verdict, match.verdict), match.verdict
 
 
-def test_fits_a_terminal(result):
-    lines = [line for line in render_summary(result).splitlines() if "/" not in line]
-    assert max(map(len, lines)) <= 100
-
-
 def test_an_estimate_is_of_the_models_and_the_rows(tiny, texts):
     settings = MapSettings(probe=str(texts), batch_size=4, cache=None)
     plan = plan_map(tiny("llama"), tiny("qwen3"), [], settings)

@@ -191,16 +191,17 @@ def plot_command(files: tuple[Path, ...], out: Path) -> None:
         trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
     from trace_transfer.core_sets.core_file import CoreFile
+    from trace_transfer.figures import write_html, write_png
     from trace_transfer.files import refuse_inputs
-    from trace_transfer.identification.draw import write_importance_html, write_importance_png
+    from trace_transfer.identification.draw import figure
     from trace_transfer.identification.importance import importance_of
     from trace_transfer.locking import held
     from trace_transfer.records import read_artefact
 
     page, picture = out / "importance.html", out / "importance.png"
     refuse_inputs([page, picture], files)
-    importance = importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files)))
+    drawing = figure(importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files))))
     with held(out):
-        write_importance_html(page, importance)
-        write_importance_png(picture, importance)
+        write_html(page, drawing)
+        write_png(picture, drawing)
     click.echo(f"{page}\n{picture}")

@@ -20,16 +20,17 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import MAX_LISTED, ArtefactError
 from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
 from trace_transfer.evaluation.show import draw_evaluation
-from trace_transfer.families.anatomy import folded_name, layer_ranges
-from trace_transfer.files import size
+from trace_transfer.families.anatomy import folded_name
+from trace_transfer.figures import shortened
 from trace_transfer.formats import read_any as read
 from trace_transfer.identification.importance import label
-from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
-from trace_transfer.identification.show import draw_deltas, draw_fisher, draw_stability, draw_warm_start
+from trace_transfer.identification.records import DeltaFile, StabilityFile
+from trace_transfer.identification.show import draw_deltas, draw_stability
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.show import draw_verification
 from trace_transfer.records import Strict
-from trace_transfer.reporting.records import RunFile, StepFile, Summary
+from trace_transfer.reporting.records import Summary
+from trace_transfer.reporting.report import settings
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
 from trace_transfer.represent.draw import draw_representation
@@ -42,11 +43,13 @@ from trace_transfer.training.records import StreamFile
 from trace_transfer.training.show import draw_stream
 from trace_transfer.transfer.draw import read_similarity
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart
+from trace_transfer.transfer.show import draw_match
 
 DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"
 BEGINNING = 100  # bytes of a file of ours in which it says its format
 NUM_SCORES = 15
 NUM_FOLDED = 20
+LONGEST = 60  # characters of a value that are shown
 
 
 def draw(path: Path, console: Console) -> None:
@@ -73,7 +76,7 @@ def draw(path: Path, console: Console) -> None:
     if isinstance(artefact, LayerMatch):
         _draw_layer_match(page, artefact, path)
     else:
-        DRAWN[type(artefact)](page, artefact)
+        DRAWN.get(type(artefact), _draw_record)(page, artefact)
 
 
 def _drawable(directory: Path) -> list[str]:
@@ -90,12 +93,8 @@ def _drawable(directory: Path) -> list[str]:
 
 
 def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
-    page.line(f"Layer match: {model_line(match.source)} → {model_line(match.target)}", "bold")
-    probe = match.probe
-    page.line(
-        f"{match.similarity}, {match.representation}, {match.transform}, {match.policy}; "
-        f"{probe.rows} rows of {probe.num_texts} texts ({probe.name})"
-    )
+    draw_match(page, match, f"Layer match: {model_line(match.source)} → {model_line(match.target)}")
+    page.line(f"{match.probe.rows} rows of {match.probe.num_texts} texts ({match.probe.name}), {match.transform}")
     page.line()
     beside = path.with_name("similarity.safetensors")
     if beside.is_file():
@@ -114,26 +113,7 @@ def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
         for pair in match.pairs
     ]  # fmt: skip
     page.table(("source", "target", "CKA", "margin", f"runner-up {other}", "flip rate"), rows)
-    page.line()
-    for what, layers in (
-        ("source layers without a match", match.unmatched_sources),
-        ("target layers without a match", match.unmatched_targets),
-        ("source layers without a value", match.degenerate_sources),
-        ("target layers without a value", match.degenerate_targets),
-    ):
-        if layers:
-            page.line(f"{what}: {layer_ranges(layers)} ({len(layers)})")
-    if match.stability:
-        page.line(
-            f"same choice on other texts: {match.stability.same:.0%} of the layers, {match.stability.within_one:.0%} "
-            f"to within one ({match.stability.num_splits} splits)"
-        )
-    if match.depth:
-        page.line(
-            f"same as relative depth: {match.depth.agreement:.0%} of the layers, {match.depth.within_one:.0%} to "
-            f"within one; mean CKA {match.depth.mean_similarity_gain:+.3f} against it"
-        )
-    page.lines(f"! {warning}" for warning in match.warnings)
+    page.lines(("", *(f"! {warning}" for warning in match.warnings)))
     page.line(match.verdict, "bold")
 
 
@@ -266,32 +246,26 @@ def _draw_scores(page: Page, file: ScoreMatrix) -> None:
     page.lines(f"task {task} is measured by {name}" for task, name in file.of_task.items() if task != name)
 
 
-def _draw_step(page: Page, file: StepFile) -> None:
-    """What a step was made of, what it wrote, and what it took."""
-    page.line(f"Step {file.kind} {file.address[:12]}", "bold")
-    page.line(
-        f"{file.cost.seconds:,.1f} s, {file.cost.cpu_seconds:,.1f} s of processors, "
-        f"{size(file.cost.peak_bytes)} of memory, {size(file.cost.bytes)} of files"
-    )
-    for what, of_it, rows in (
-        ("setting", "value", [(name, str(value)) for name, value in file.settings.items()]),
-        ("input", "", [(name, value[:12]) for name, value in file.inputs.items()]),
-        ("file", "sha256", [(name, value[:12]) for name, value in file.files.items()]),
-    ):
-        if rows:
-            page.line()
-            page.table((what, of_it), rows)
+def _draw_record(page: Page, file: Strict) -> None:
+    """Field by field: what stands in it once, then its lists of records as tables, the largest values first."""
+    plain = file.plain()
+    lists = {
+        name: value for name, value in plain.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    once = {name: value for name, value in plain.items() if name not in lists}
+    page.table(("field", "value"), [(name, shortened(value, LONGEST)) for name, value in settings(once)])
+    for name, records in lists.items():
+        records = sorted(records, key=lambda one: -one.get("value", 0) if isinstance(one.get("value", 0), float) else 0)
+        headings = list(dict.fromkeys(key for one in records for key in one))
+        rows = [[_cell(one.get(key)) for key in headings] for one in records[:NUM_SCORES]]
+        page.line()
+        page.table(headings, rows, f"{name}: {len(rows)} of {len(records):,}")
 
 
-def _draw_run(page: Page, file: RunFile) -> None:
-    """The models that were trained, each with the directory of its training."""
-    rows = [
-        (one.method, str(one.seed), "" if one.axis is None else f"{one.axis} {one.value}", ", ".join(one.order),
-         one.steps.get("train"))
-        for one in file.cells
-    ]  # fmt: skip
-    title = f"Run {file.name}: {file.source or '-'} → {file.target}, tasks {', '.join(file.tasks)}"
-    page.table(("method", "seed", "sweep", "order", "trained in"), rows, title)
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return shortened(", ".join(f"{name} {one}" for name, one in value.items()), LONGEST)
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else shortened(str(value), LONGEST)
 
 
 def _draw_summary(page: Page, file: Summary) -> None:
@@ -300,20 +274,16 @@ def _draw_summary(page: Page, file: Summary) -> None:
     page.lines(("", *(f"- {sentence}" for sentence in sentences(file))))
 
 
-# What is drawn from itself alone; a layer match looks at the matrix beside it.
+# What is not drawn field by field; a layer match looks at the matrix beside it.
 DRAWN: dict[type[Strict], Callable[[Page, Any], None]] = {
     CoreFile: _draw_core,
     CorrespondenceFile: _draw_correspondence,
-    WarmStartFile: draw_warm_start,
     DeltaFile: draw_deltas,
-    FisherFile: draw_fisher,
     StabilityFile: draw_stability,
     StreamFile: draw_stream,
     Verification: draw_verification,
     EvaluationFile: draw_evaluation,
     ScoreMatrix: _draw_scores,
     RepresentationFile: draw_representation,
-    StepFile: _draw_step,
-    RunFile: _draw_run,
     Summary: _draw_summary,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
+from os.path import commonpath
 
 from trace_transfer.families.anatomy import Anatomy, Unit, layer_ranges
 from trace_transfer.families.correspondence import UNMATCHED, UNREACHED_LAYER, Correspondence
@@ -119,24 +119,13 @@ def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str], every_layer: bool) -
     for (name, reason), layers in together.items():
         limited = None not in layers and (name.startswith("all ") or len(layers) < anatomy.num_layers)
         lines.append((f"{name} {_of_layers(layers)}" if limited else name, reason))
-    return lines + _excluded(anatomy)
-
-
-def _excluded(anatomy: Anatomy) -> list[tuple[str, str]]:
     by_reason: dict[str, list[str]] = {}
     for name, reason in anatomy.excluded.items():
-        by_reason.setdefault(reason, []).append(name)
-    lines = []
+        by_reason.setdefault(f"excluded: {reason}", []).append(name)
     for reason, names in by_reason.items():
-        shown = names[0] if len(names) == 1 else f"{_common_module(names)}.… ({len(names)} tensors)"
-        lines.append((shown, f"excluded: {reason}"))
+        module = commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
+        lines.append((names[0] if len(names) == 1 else f"{module}.… ({len(names)} tensors)", reason))
     return lines
-
-
-def _common_module(names: list[str]) -> str:
-    """The longest module path that all names share."""
-    columns = takewhile(lambda column: len(set(column)) == 1, zip(*(name.split(".") for name in names), strict=False))
-    return ".".join(column[0] for column in columns)
 
 
 def _of_layers(layers: Iterable[int | None]) -> str:

@@ -7,7 +7,6 @@ panels, projections and norms, for each warm-start length.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,8 @@ from trace_transfer.identification.importance import (
     Row,
     describe,
     epochs_title,
-    importance_of,
 )
 from trace_transfer.pages import escaped
-
-__all__ = ["Importance", "importance_of", "write_importance_html", "write_importance_png"]
 
 Place = tuple[int | None, Column]  # a layer, and a column; a band has no layer
 
@@ -42,23 +38,13 @@ CAPTION = (
 )
 
 
-def write_importance_html(path: Path, importance: Importance) -> None:
-    """Write the interactive page, one task at a time."""
-    named = (*importance.columns, *importance.bands)
-    key = "; ".join(f"**{escaped(column.label)}** {escaped(column.meaning)}" for column in named)
-    figures.write_html(path, figure(importance), f"{CAPTION}{key}.", ranks=True)
-
-
-def write_importance_png(path: Path, importance: Importance) -> None:
-    """Draw all tasks and warm-start lengths as one PNG."""
-    figures.write_png(path, figure(importance))
-
-
 def figure(importance: Importance) -> figures.Figure:
     """A row for each task."""
     rows = [row(importance, one) for one in importance.rows]
+    named = (*importance.columns, *importance.bands)
+    key = "; ".join(f"**{escaped(column.label)}** {escaped(column.meaning)}" for column in named)
     title = f"Parameter importance: {importance.model_name}"
-    return figures.Figure(title, importance.subtitle, rows, importance.note, no_value="no score")
+    return figures.Figure(title, importance.subtitle, rows, importance.note, "no score", f"{CAPTION}{key}.", ranks=True)
 
 
 def row(importance: Importance, shown: Row) -> figures.Row:

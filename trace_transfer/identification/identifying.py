@@ -21,9 +21,10 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.families.anatomy import Split, splits_of, transposed_names
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
+from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import refuse_inputs, remove_leftovers, write_text
 from trace_transfer.identification.deltas import DELTAS, DeltaPlan, DeltaStore, deltas_of, plan_deltas
-from trace_transfer.identification.draw import write_importance_html, write_importance_png
+from trace_transfer.identification.draw import figure
 from trace_transfer.identification.fisher.information import fisher_file, fisher_of
 from trace_transfer.identification.importance import importance_of
 from trace_transfer.identification.records import StabilityFile, beside
@@ -253,8 +254,8 @@ def _write(
         report = stability(inputs, settings, model)
         files.append(out / STABILITY)
         write_text(files[-1], to_json(report))
-    importance = importance_of(cores)
-    for name, write in (("importance.html", write_importance_html), ("importance.png", write_importance_png)):
-        files.append(out / name)
-        write(files[-1], importance)
+    drawing = figure(importance_of(cores))
+    files += [out / "importance.html", out / "importance.png"]
+    write_html(files[-2], drawing)
+    write_png(files[-1], drawing)
     return Identified(cores, report, tuple(warnings_of(inputs, cores, settings)), tuple(files))

@@ -106,21 +106,14 @@ class Cell:
         return sum(shares) / len(shares) if shares else None
 
     def description(self, num_ranked: int) -> list[str]:
-        """Name, score and rank of the tensors, as lines of text; parts are counted."""
-        lines, shown = [], self.entries
+        """Name, score and rank of the best tensors, as lines of text; parts are counted."""
+        lines, shown = [], sorted(self.entries, key=lambda entry: (entry.is_bias, entry.rank or num_ranked + 1))
         if len(self.principals) > 1:
-            tensors = list(dict.fromkeys(entry.tensor.name for entry in self.principals))
             mean = "no score" if self.score is None else f"mean score {self.score:.4g}"
-            lines = [*tensors[:NUM_DESCRIBED], *(["…"] if len(tensors) > NUM_DESCRIBED else [])]
             lines.append(f"{len(self.principals):,} parts, {mean}, {self.core_share:.1%} of the elements core")
-            best = min(self.principals, key=lambda entry: entry.rank or num_ranked + 1)
-            lines += ["best:", *_described(best, num_ranked)]
-            shown = tuple(entry for entry in self.entries if entry.is_bias and entry not in self.principals)
         for entry in shown[:NUM_DESCRIBED]:
             lines += _described(entry, num_ranked)
-        if len(shown) > NUM_DESCRIBED:
-            lines.append(f"… and {len(shown) - NUM_DESCRIBED:,} more")
-        return lines
+        return lines + [f"… and {len(shown) - NUM_DESCRIBED:,} more"] * (len(shown) > NUM_DESCRIBED)
 
 
 def _described(entry: Entry, num_ranked: int) -> list[str]:
@@ -304,32 +297,21 @@ def _method(core: CoreFile) -> str:
 def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
     if not cores:
         raise UserError("no core file is given; importance heatmaps are drawn of one or more")
-    models: dict[str, list[int]] = {}
-    places: dict[tuple[str, str, float], list[int]] = {}
-    for index, core in enumerate(cores):
-        models.setdefault(core.model.names_sha256, []).append(index)
-        places.setdefault((core.task, core.method.name, epochs_of(core)), []).append(index)
-
-    def named(found: Sequence[int]) -> str:
-        return ", ".join(names[index] for index in found)
-
-    if len(models) > 1:
-        kinds = ((found, cores[found[0]].model) for found in models.values())
-        problems = [
-            f"{named(found)}: {one.id} ({one.family}, {one.num_layers} layers, names {one.names_sha256[:8]})"
-            for found, one in kinds
-        ]
+    models: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
+    for core, name in zip(cores, names, strict=True):
+        one = core.model
+        model = f"{one.id} ({one.family}, {one.num_layers} layers, names {one.names_sha256[:8]})"
+        models.setdefault(model, []).append(name)
+        place = f"task {core.task}, method {core.method.name}, {epochs_title(epochs_of(core))}"
+        places.setdefault(place, []).append(name)
+    if len({core.model.names_sha256 for core in cores}) > 1:
         raise UserError(
             f"the core files are of {len(models)} models, but one figure is of one; draw them one by one:\n"
-            f"{listing(problems)}"
+            + listing([f"{', '.join(found)}: {model}" for model, found in models.items()])
         )
-    problems = [
-        f"{named(found)}: task {task}, method {method}, {epochs_title(epochs)}"
-        for (task, method, epochs), found in places.items()
-        if len(found) > 1
-    ]
-    if problems:
-        raise UserError(f"several core files of one task, method and warm-start length; give one:\n{listing(problems)}")
+    if twice := [f"{', '.join(found)}: {place}" for place, found in places.items() if len(found) > 1]:
+        raise UserError(f"several core files of one task, method and warm-start length; give one:\n{listing(twice)}")
 
 
 def _grid(core: CoreFile) -> Grid:

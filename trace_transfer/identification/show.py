@@ -9,7 +9,7 @@ import numpy as np
 
 from trace_transfer.core_sets.show import render_core_sets
 from trace_transfer.files import size
-from trace_transfer.identification.records import DeltaFile, FisherFile, MethodStability, StabilityFile, WarmStartFile
+from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile
 from trace_transfer.terminal import Page, as_text
 from trace_transfer.terminal_pictures import model_line
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4, "bfloat16": 2}
 STATE_BYTES = 12  # of a trained parameter beside its value: gradient and AdamW's two moments, in float32
 NUM_SHOWN = 15
-BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=*#"
 
 
 def render_identified(found: Identified) -> str:
@@ -92,44 +91,6 @@ def render_warm_starts(page: Page, stores: Sequence[DeltaStore]) -> None:
     headings = ("task", "examples", "tokens", "cut", "left out", "steps", "first loss", "last loss")
     page.table(headings, rows, "warm starts")
     page.written(store.directory for store in stores)
-
-
-def _name(record: WarmStartFile | FisherFile) -> str:
-    return record.task if record.replicate is None else f"{record.task}, replicate {record.replicate}"
-
-
-def draw_warm_start(page: Page, record: WarmStartFile) -> None:
-    """Data, settings and the course of the loss, several steps to a bar where there are more than columns."""
-    page.line(f"Warm start of {_name(record)}: {model_line(record.model)}", "bold")
-    data, losses = record.data, record.losses
-    page.line(
-        f"{data.num_examples:,} of {data.num_records:,} records, {data.num_tokens:,} tokens, {data.num_supervised:,} "
-        f"supervised; {data.num_cut:,} cut at {data.max_length:,} tokens, {data.num_left_out:,} left out; template "
-        f"{data.template}"
-    )
-    page.line(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.settings.items()))
-    page.line(f"delta: {record.delta_dtype}, {len(record.shards)} file" + ("s" if len(record.shards) > 1 else ""))
-    page.line()
-    page.line(f"loss of {record.num_steps:,} steps: {losses[0]:.4g} → {losses[-1]:.4g}")
-    means = np.array([part.mean() for part in np.array_split(np.array(losses), min(len(losses), page.width))])
-    bars = PLAIN_BARS if page.console.options.ascii_only else BARS
-    levels = (means - means.min()) / (np.ptp(means) or 1.0) * (len(bars) - 1)
-    page.row([("".join(bars[round(level)] for level in levels), "cyan")])
-
-
-def draw_fisher(page: Page, file: FisherFile) -> None:
-    """The parameters with the largest Fisher information."""
-    page.line(f"Fisher information on {_name(file)}: {model_line(file.model)}", "bold")
-    what = "examples" if file.per == "example" else "batches"
-    page.line(f"at the {file.at} model, mean over {file.num:,} {what} of the squared gradient norm")
-    if file.fallback:
-        page.line(f"one example at a time, for want of a batched form: {', '.join(file.fallback)}")
-    page.line()
-    total = sum(tensor.value for tensor in file.parameters)
-    largest = sorted(file.parameters, key=lambda tensor: -tensor.value)[:NUM_SHOWN]
-    page.line(f"the largest {len(largest)} of {len(file.parameters)}, sum of all {total:.4g}")
-    rows = [(one.name, f"{one.value:.4g}", f"{one.value / total:.1%}" if total else None) for one in largest]
-    page.table(("tensor", "value", "share"), rows)
 
 
 def draw_deltas(page: Page, deltas: DeltaFile) -> None:

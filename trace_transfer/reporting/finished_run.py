@@ -56,17 +56,10 @@ class FinishedCell:
     first: Mapping[str, int]
     steps: tuple[StepFile, ...]
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(stage.label for stage in self.matrix.stages)
-
 
 @dataclass(frozen=True)
 class MatchFound:
-    """A layer match; `similarity` is float64 [source layers, target layers], NaN for a degenerate layer.
-
-    `picture` is the path of its PNG from the run's directory, if it has one.
-    """
+    """A layer match; `picture` is the path of its PNG from the run's directory, if it has one."""
 
     directory: str
     uses: tuple[CellRecord, ...]
@@ -93,7 +86,6 @@ class CoreFound:
 
     @property
     def score(self) -> str:
-        """The method that scored it: LF, CS."""
         return self.core.method.name.upper()
 
 
@@ -148,10 +140,10 @@ class FinishedRun:
     @property
     def orders(self) -> dict[tuple[str, ...], list[int]]:
         """Orders of the tasks, each with the seeds that train it."""
-        found: dict[tuple[str, ...], dict[int, None]] = {}
-        for cell in self.main:
-            found.setdefault(cell.order, {})[cell.seed] = None
-        return {order: list(seeds) for order, seeds in found.items()}
+        found: dict[tuple[str, ...], list[int]] = {}
+        for order, seed in dict.fromkeys((cell.order, cell.seed) for cell in self.main):
+            found.setdefault(order, []).append(seed)
+        return found
 
     def title(self, method: str) -> str:
         return next((one.title for one in self.record.methods if one.name == method), method)

@@ -17,11 +17,12 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 class Cost(Strict):
-    """What a step took; `cpu_seconds` is the processor time of its processes, which other work does not change much.
+    """What a step took, over all the times that it ran until it was finished.
 
-    `seconds` of wall clock over all the times that it ran until it was finished; `peak_bytes` the largest resident
-    memory of its process; `bytes` of the files that it left; `trained` elements of the target
-    (the most of any stage), where it trained any.
+    Attributes:
+        cpu_seconds: processor time of its processes, which other work does not change much.
+        peak_bytes: the largest resident memory of its process; `bytes` of the files that it left.
+        trained: elements of the target (the most of any stage), where it trained any.
     """
 
     seconds: float = Field(ge=0)
@@ -180,19 +181,13 @@ class MethodSummary(Strict):
     """One method at one setting.
 
     Attributes:
-        title, what: in words, as the run says it.
-        measures: measure → its mean and interval; `average`, `backward_transfer`, `forgetting`, `forward_transfer`,
-            `learning`; those that this method does not have are absent (joint training forgets nothing that it could
-            tell). More is better but for forgetting: of a loss the sign is flipped.
+        measures: measure → its mean and interval; those that this method does not have are absent (joint training
+            forgets nothing that it could tell). More is better but for forgetting: of a loss the sign is flipped.
         final: evaluation → score of the last state, in the evaluation's own metric.
         differences: measure → this method minus the reference, paired by seed; absent for the reference itself.
-        final_differences: the same for each evaluation, in its own metric.
-        costs: `identify_seconds`, `map_seconds`, `train_seconds`, `evaluate_seconds`, `seconds` and `cpu_seconds` (all
-            but the evaluation), `peak_bytes` (of training), `identify_peak_bytes`, `bytes` (what training left),
-            `trained` (elements). A step that several cells share is counted in full for each: what the method would
-            cost alone.
-        single: measure → its value in each cell, in the order of `seeds`.
-        single_final: evaluation → its last score in each cell, in the order of `seeds`.
+        costs: seconds of each part and of all but the evaluation, bytes, elements. A step that several cells share is
+            counted in full for each: what the method would cost alone.
+        single, single_final: measure or evaluation → its value in each cell, in the order of `seeds`.
     """
 
     method: str

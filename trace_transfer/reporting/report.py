@@ -18,15 +18,14 @@ from typing import Any, TypeVar
 
 from trace_transfer import figures as drawing
 from trace_transfer.core_sets import overlap
-from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.show import jaccard
 from trace_transfer.errors import UserError
 from trace_transfer.files import write_text
 from trace_transfer.identification import draw as importance_figure
+from trace_transfer.identification.importance import importance_of
 from trace_transfer.locking import held
 from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
 from trace_transfer.printable import printable
-from trace_transfer.records import ModelIdentity
 from trace_transfer.reporting import numbers, plots, summary_tables
 from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchFound, Role, read_run
 from trace_transfer.reporting.records import Summary
@@ -89,16 +88,14 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> Reported:
 
 def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, Figures]:
     """The Markdown and what its page shows; `to_run` leads from the document to the run's directory."""
-    matches, cores, lengths = _first_matches(run), _first_cores(run), _by_length(run)
-    importance, num_left_out = _importance(run, cores)
+    matches, cores = _first_matches(run), _first_cores(run)
+    importance = _importance(run, cores)
     drawn: dict[str, Sequence[Plot | None]] = {
         "plot-front": [plots.front(summary)],
         "plot-curves": [plots.curves(summary)],
         **{place(f"plot-sweep-{one.axis}"): [plots.sweep(summary, one)] for one in summary.sweeps},
         "plot-layers": [_match_plot(run, one) for one in matches],
         "plot-importance": importance,
-        **{name: [_importance_plot(found, f"{task}, by length of the warm start")]
-           for name, (task, found) in lengths.items()},
     }  # fmt: skip
     known = {name: [plot for plot in some if plot is not None] for name, some in drawn.items()}
     shown = {name: some for name, some in known.items() if some}
@@ -119,7 +116,6 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
         match_pictures=[picture(match_title(one.match.policy), to_run + one.picture) for one in matches if one.picture],
         importance_pictures=[picture(f"importance: {name}", to_run + path) for name, path in pictures.items()],
         table=to_markdown,
-        sized=_sized,
         several=numbers.several,
         count=numbers.count,
         seconds=lambda number: numbers.seconds(numbers.single(number)),
@@ -129,20 +125,13 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
         matches=matches,
         layers=_layers(matches),
         core_sizes=_core_sizes(run, cores),
-        num_left_out=num_left_out,
-        lengths={name: task for name, (task, _) in lengths.items() if name in shown},
+        num_left_out=len(cores) - len(importance),
         overlaps=[one for one in (_between_tasks(run), _carried_and_identified(run)) if one.rows],
         moved=_moved(run),
         num_broken=sum(not one.ok for _, one in run.found.verified),
         representation=representation,
     )
     return text, Figures(shown, _shades(summary), held_pictures)
-
-
-def _sized(model: ModelIdentity | None) -> str:
-    if model is None:
-        return ""
-    return f"({model.family}, {model.num_layers} layers, {numbers.count(model.num_elements)} parameters)"
 
 
 def _shades(summary: Summary) -> dict[str, Shades]:
@@ -195,15 +184,6 @@ def _match_plot(run: FinishedRun, found: MatchFound) -> Plot:
     return drawing.plot(match_figure.row(heatmap, view), match_title(found.match.policy))
 
 
-def _importance_plot(cores: Sequence[CoreFile], title: str) -> Plot | None:
-    """Scores by layer and module, warm-start lengths side by side; None where no tensor is of a known component."""
-    try:
-        importance = importance_figure.importance_of(cores)
-    except UserError:
-        return None
-    return drawing.plot(importance_figure.row(importance, importance.rows[0]), title)
-
-
 def _layers(found: Sequence[MatchFound]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for one in found:
@@ -236,25 +216,21 @@ def _first_cores(run: FinishedRun) -> list[CoreFound]:
     return sorted(shown.values(), key=lambda found: (list(ROLES).index(found.role), order.index(found.core.task)))
 
 
-def _importance(run: FinishedRun, cores: Sequence[CoreFound]) -> tuple[list[Plot], int]:
-    """A figure per core file, as long as they take few bytes together; and how many were left out."""
+def _importance(run: FinishedRun, cores: Sequence[CoreFound]) -> list[Plot]:
+    """Scores by layer and module, a figure per core file, as long as they take few bytes together."""
     drawn: list[Plot] = []
-    taken, num_left_out = 0, 0
-    several_scores = len({found.score for found in cores}) > 1
+    taken = 0
     for found in cores:
-        title = f"{found.core.task}, {ROLES[found.role]}" + (f" by {found.score}" if several_scores else "")
-        kind = (found.core.task, found.role, found.score)
-        if len({one.directory for one in cores if (one.core.task, one.role, one.score) == kind}) > 1:
-            title += f" ({run.title(found.trained_by[0].method)})"
-        plot = _importance_plot([found.core], title)
-        if plot is None:
+        title = f"{found.core.task}, {ROLES[found.role]}, by {found.score}"
+        title += f" ({_used_by(run, found)})" if found.role == "carried" else ""
+        try:
+            importance = importance_of([found.core])
+        except UserError:  # no tensor is of a known component
             continue
-        taken += len(json.dumps(plot.spec))
-        if taken > MOST_FIGURES and drawn:
-            num_left_out += 1
-        else:
-            drawn.append(plot)
-    return drawn, num_left_out
+        if taken < MOST_FIGURES:
+            drawn.append(drawing.plot(importance_figure.row(importance, importance.rows[0]), title))
+            taken += len(json.dumps(drawn[-1].spec))
+    return drawn
 
 
 def _core_sizes(run: FinishedRun, cores: Sequence[CoreFound]) -> Table:
@@ -270,23 +246,6 @@ def _core_sizes(run: FinishedRun, cores: Sequence[CoreFound]) -> Table:
 
 def _used_by(run: FinishedRun, found: CoreFound) -> str:
     return ", ".join(dict.fromkeys(run.title(cell.method) for cell in found.trained_by)) or NOTHING
-
-
-def _by_length(run: FinishedRun) -> dict[str, tuple[str, list[CoreFile]]]:
-    """Place of a figure → task, and its core files of warm starts of several lengths, of one model, score and seed."""
-    groups: dict[tuple[object, ...], dict[float, CoreFound]] = {}
-    for found in run.found.cores:
-        if found.role == "carried":
-            continue
-        length = (found.core.method.model_extra or {}).get("epochs", 1)
-        for seed in {cell.seed for cell in found.uses if cell.axis in (None, "warm_start_epochs")}:
-            groups.setdefault((found.core.task, found.role, found.score, seed), {}).setdefault(length, found)
-    shown: dict[str, tuple[str, list[CoreFile]]] = {}
-    for (task, *_), lengths in groups.items():
-        if len(lengths) > 1:
-            cores = [lengths[key].core for key in sorted(lengths)]
-            shown.setdefault(place(f"plot-importance-{task}"), (str(task), cores))
-    return shown
 
 
 Overlaps = dict[tuple[str, ...], list[tuple[float, float, float]]]

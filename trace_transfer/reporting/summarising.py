@@ -8,10 +8,10 @@ cells have: the run's base setting stands in the main comparison, and is not rep
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from trace_transfer.reporting.records import (
     EvaluationRecord,
     Interval,
     MatrixSummary,
-    Measure,
     MethodSummary,
     RatePoint,
     Summary,
@@ -37,15 +36,9 @@ from trace_transfer.reporting.records import (
     TunedMethod,
     TuningSummary,
 )
+from trace_transfer.reporting.summary_tables import AXES
 from trace_transfer.reporting.verdicts import Found, compare, judged, told
 
-# Axis of a sweep → where the paper has the table or figure of its form.
-PAPER = {
-    "ratio": "Table A.1 and Figure 5",
-    "alpha": "Table A.2 and Figure 7",
-    "warm_start_epochs": "Table 5 and Figure 6",
-    "order": "Table 2",
-}
 # What a step's seconds are counted as.
 COUNTED_AS = {
     "warm-start": "identify", "evidence": "identify", "identify": "identify", "match": "map", "map": "map",
@@ -53,6 +46,7 @@ COUNTED_AS = {
 }  # fmt: skip
 
 Values = Mapping[int, float]  # seed → value
+Key, Value = TypeVar("Key"), TypeVar("Value")
 
 
 def summarise(run: FinishedRun) -> Summary:
@@ -66,11 +60,7 @@ def summarise(run: FinishedRun) -> Summary:
         reference=run.record.reference,
         evaluations=_evaluations(run),
         base={name: float(np.mean(each)) for name, each in zip(names, bases.T.tolist(), strict=True)},
-        measures=tuple(
-            Measure(name=one.name, title=one.title, formula=one.formula, source=one.source,
-                    higher_is_better=one.higher_is_better)
-            for one in MEASURES
-        ),
+        measures=tuple(measure for measure, _ in MEASURES),
         methods=methods,
         curves=tuple(curve for cells in main.values() for curve in _curves(run, cells)),
         matrices=tuple(_matrix(run, cells) for cells in main.values()),
@@ -128,26 +118,28 @@ def interval_of(values: Sequence[float]) -> Interval:
     return Interval(mean=float(np.mean(values)), low=low, high=high, num=len(values))
 
 
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """Key → all its values."""
+    found: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
 def by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
     """Seed → its value, or the mean of its draws."""
-    found: defaultdict[int, list[float]] = defaultdict(list)
-    for seed, value in values:
-        found[seed].append(value)
-    return {seed: fmean(draws) for seed, draws in found.items()}
+    return {seed: fmean(draws) for seed, draws in grouped(values).items()}
 
 
 def _by_method(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
-    found: dict[str, list[FinishedCell]] = {}
-    for cell in cells:
-        found.setdefault(cell.record.method, []).append(cell)
-    return found
+    return grouped((cell.record.method, cell) for cell in cells)
 
 
 def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> tuple[MethodSummary, ...]:
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
     measures = {name: _measures(run, cells) for name, cells in by_method.items()}
     finals = {name: _finals(run, cells) for name, cells in by_method.items()}
-    better = {one.name: one.higher_is_better for one in (*MEASURES, *run.evaluations)}
+    better = {one.name: one.higher_is_better for one in (*(measure for measure, _ in MEASURES), *run.evaluations)}
     differences = _differences(measures, run.record.reference, better)
     final_differences = _differences(finals, run.record.reference, better)
     records = {record.name: record for record in run.record.methods}
@@ -188,13 +180,13 @@ def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     columns = [names.index(name) for name in run.taught]
     signs = np.array([1.0 if run.evaluations[column].higher_is_better else -1.0 for column in columns])
     found: dict[str, Values] = {}
-    for one in MEASURES:
+    for measure, of in MEASURES:
         values = []
         for cell in cells:
-            value = one.of(cell.values_SE[:, columns] * signs, np.array([cell.first[name] for name in run.taught]))
+            value = of(cell.values_SE[:, columns] * signs, np.array([cell.first[name] for name in run.taught]))
             values += [] if value is None else [(cell.record.seed, value)]
         if values:
-            found[one.name] = by_seed(values)
+            found[measure.name] = by_seed(values)
     return found
 
 
@@ -206,79 +198,64 @@ def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
 
 
 def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
-    each: dict[str, list[float]] = {}
+    each: list[tuple[str, float]] = []
     for cell in cells:
-        own: dict[str, float] = {f"{part}_seconds": 0.0 for part in ("identify", "map", "train", "evaluate")}
+        own = dict.fromkeys(("identify_seconds", "map_seconds", "train_seconds", "evaluate_seconds"), 0.0)
         spent: list[float] = []
         for step in cell.steps:
-            part = COUNTED_AS.get(step.kind)
+            part, cost = COUNTED_AS.get(step.kind), step.cost
             if part is None:
                 continue
-            own[f"{part}_seconds"] += step.cost.seconds
-            if part != "evaluate":
-                spent.append(step.cost.cpu_seconds)
+            own[f"{part}_seconds"] += cost.seconds
+            spent += [] if part == "evaluate" else [cost.cpu_seconds]
             if part == "identify":
-                own["identify_peak_bytes"] = max(own.get("identify_peak_bytes", 0), step.cost.peak_bytes)
+                own["identify_peak_bytes"] = max(own.get("identify_peak_bytes", 0), cost.peak_bytes)
             if part == "train":
-                own |= {"peak_bytes": step.cost.peak_bytes, "bytes": step.cost.bytes}
-                own |= {} if step.cost.trained is None else {"trained": step.cost.trained}
+                own |= {"peak_bytes": cost.peak_bytes, "bytes": cost.bytes}
+                own |= {} if cost.trained is None else {"trained": cost.trained}
         if all(spent):  # 0 where a step was made before this was counted
             own["cpu_seconds"] = sum(spent)
         own["seconds"] = own["identify_seconds"] + own["map_seconds"] + own["train_seconds"]
-        for name, value in own.items():
-            each.setdefault(name, []).append(value)
-    return {name: interval_of(values) for name, values in each.items()}
+        each += own.items()
+    return {name: interval_of(values) for name, values in grouped(each).items()}
 
 
 def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
     names = [score.name for score in run.evaluations]
     for task in run.record.tasks:
         evaluation = run.record.of_task[task]
-        points: dict[int, list[tuple[int, float]]] = {}
+        points: list[tuple[int, tuple[int, float]]] = []
         for cell in cells:
             first = next(number for number, stage in enumerate(cell.matrix.stages) if task in stage.learned)
-            stages = np.full(len(names), first)
-            for later, value in enumerate(after_learning(cell.values_SE, stages, names.index(evaluation))):
-                points.setdefault(later, []).append((cell.record.seed, float(value)))
-        yield Curve(
-            method=cells[0].record.method, task=task, evaluation=evaluation,
-            points=tuple(
-                interval_of(list(by_seed(points[later]).values())) for later in sorted(points)
-            ),
-        )  # fmt: skip
+            values = after_learning(cell.values_SE, np.full(len(names), first), names.index(evaluation))
+            points += [(later, (cell.record.seed, value)) for later, value in enumerate(values.tolist())]
+        found = [interval_of(list(by_seed(values).values())) for _, values in sorted(grouped(points).items())]
+        yield Curve(method=cells[0].record.method, task=task, evaluation=evaluation, points=tuple(found))
 
 
 def _matrix(run: FinishedRun, cells: list[FinishedCell]) -> MatrixSummary:
-    shared = Counter((cell.record.order, cell.labels) for cell in cells)
-    (order, labels), num = max(shared.items(), key=lambda item: item[1])  # of equals the first
-    same = [cell.values_SE for cell in cells if (cell.record.order, cell.labels) == (order, labels)]
-    means = np.mean(same, axis=0)
+    labels = [(cell.record.order, tuple(stage.label for stage in cell.matrix.stages)) for cell in cells]
+    (shared, num), *_ = Counter(labels).most_common()  # of equals the first
+    same = [cell.values_SE for cell, of_it in zip(cells, labels, strict=True) if of_it == shared]
     return MatrixSummary(
-        method=cells[0].record.method, order=order, stages=labels,
+        method=cells[0].record.method, order=shared[0], stages=shared[1],
         evaluations=tuple(score.name for score in run.evaluations),
-        means=tuple(tuple(float(value) for value in row) for row in means), num=num,
+        means=tuple(map(tuple, np.mean(same, axis=0).tolist())), num=num,
     )  # fmt: skip
 
 
 def _sweeps(run: FinishedRun) -> tuple[SweepSummary, ...]:
-    axes: dict[str, dict[str, list[FinishedCell]]] = {}
-    for cell in run.cells:
-        if cell.record.axis not in (None, TUNING):
-            axes.setdefault(cell.record.axis, {}).setdefault(json.dumps(cell.record.value), []).append(cell)
-    return tuple(
-        SweepSummary(
-            axis=axis,
-            paper=PAPER.get(axis, ""),
-            points=tuple(
-                SweepPoint(
-                    value=cells[0].record.value, label=_label(axis, cells[0].record.value),
-                    methods=_methods(run, _by_method(cells)),
-                )
-                for cells in values.values()
-            ),
-        )
-        for axis, values in axes.items()
-    )  # fmt: skip
+    swept = grouped((cell.record.axis, cell) for cell in run.cells if cell.record.axis not in (None, TUNING))
+    found = []
+    for axis, of_axis in swept.items():
+        values = grouped((json.dumps(cell.record.value), cell) for cell in of_axis)
+        points = [
+            SweepPoint(value=cells[0].record.value, label=_label(str(axis), cells[0].record.value),
+                       methods=_methods(run, _by_method(cells)))
+            for cells in values.values()
+        ]  # fmt: skip
+        found.append(SweepSummary(axis=str(axis), paper=AXES[axis][2] if axis in AXES else "", points=tuple(points)))
+    return tuple(found)
 
 
 def _label(axis: str, value: Any) -> str:
@@ -291,9 +268,7 @@ def _label(axis: str, value: Any) -> str:
 
 
 def _evaluations(run: FinishedRun) -> tuple[EvaluationRecord, ...]:
-    of: dict[str, list[str]] = {}
-    for task in run.record.tasks:
-        of.setdefault(run.record.of_task[task], []).append(task)
+    of = grouped((run.record.of_task[task], task) for task in run.record.tasks)
     return tuple(
         EvaluationRecord(
             name=score.name, metric=score.metric, higher_is_better=score.higher_is_better,
@@ -305,10 +280,8 @@ def _evaluations(run: FinishedRun) -> tuple[EvaluationRecord, ...]:
 
 def _tuned(run: FinishedRun) -> dict[str, dict[float, list[FinishedCell]]]:
     """Method → rate, lowest first → its models."""
-    found: dict[str, dict[float, list[FinishedCell]]] = {}
-    for cell in sorted((one for one in run.cells if one.record.axis == TUNING), key=lambda one: one.record.value):
-        found.setdefault(cell.record.method, {}).setdefault(cell.record.value, []).append(cell)
-    return found
+    cells = sorted((one for one in run.cells if one.record.axis == TUNING), key=lambda one: one.record.value)
+    return {method: grouped((cell.record.value, cell) for cell in own) for method, own in _by_method(cells).items()}
 
 
 def _fronts(run: FinishedRun) -> dict[str, Front]:

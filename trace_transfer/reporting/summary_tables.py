@@ -17,13 +17,13 @@ from trace_transfer.tables import NOTHING, Cell, Table
 
 SHORT = ("scores", "measures", "differences", "questions", "times", "sizes")  # tables that fit a terminal
 STATED = ", which the run file stated beforehand"
+# Axis of a sweep → its heading, the title of its table, and where the paper has the table or figure of its form.
 AXES = {
-    "ratio": ("r", "Effect of the ratio r"),
-    "alpha": ("α", "Effect of the trade-off α between L2 and Fisher"),
-    "warm_start_epochs": ("warm-start epochs", "Effect of the epochs of the warm start"),
-    "order": ("task order", "Effect of the order of the tasks"),
-    "match": ("layer match", "Effect of how layers are matched"),
-    "seed": ("seed", "Effect of the seed"),
+    "ratio": ("r", "Effect of the ratio r", "Table A.1 and Figure 5"),
+    "alpha": ("α", "Effect of the trade-off α between L2 and Fisher", "Table A.2 and Figure 7"),
+    "warm_start_epochs": ("warm-start epochs", "Effect of the epochs of the warm start", "Table 5 and Figure 6"),
+    "order": ("task order", "Effect of the order of the tasks", "Table 2"),
+    "match": ("layer match", "Effect of how layers are matched", ""),
 }
 TIME_COLUMNS: dict[str, tuple[str, Units]] = {
     "identify": ("identify_seconds", TIMES),
@@ -218,7 +218,7 @@ def matrices(summary: Summary) -> tuple[Table, ...]:
 
 def sweep(summary: Summary, sweep: SweepSummary) -> Table:
     """A table in the form of the paper's."""
-    axis, title = AXES.get(sweep.axis, (sweep.axis, f"Effect of {sweep.axis}"))
+    axis, title, _ = AXES.get(sweep.axis, (sweep.axis, f"Effect of {sweep.axis}", ""))
     reference = _method(summary, summary.reference)
     rows: Rows = [
         ("Base model", NOTHING, *_base_cells(summary)),

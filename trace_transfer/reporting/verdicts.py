@@ -44,8 +44,7 @@ WORDS: dict[Verdict | None, str] = {
 class Found:
     """One method minus another, paired by seed; None where one of them, or a seed in common, is not there.
 
-    Attributes:
-        level: what both learn, of `MATCHED`; `reason` why two methods that are there cannot be compared in it.
+    `level` is what both learn, of `MATCHED`; `reason` why two methods that are there cannot be compared in it.
     """
 
     difference: Interval | None
@@ -206,7 +205,7 @@ def told(summary: Summary, ask: Ask) -> Summary:
             "cost": _cost(ours, full) if ours and full else "",
             "caveat": _caveat(summary, ours, kept, enough=enough),
             "answers": tuple(one for one in answers if one is not None),
-            "notes": (*_on_reference(summary), *_on_numbers(summary), *edges, *summary.notes),
+            "notes": (*_on_numbers(summary), *edges, *summary.notes),
         }
     )
 
@@ -342,53 +341,25 @@ def _saves(methods: dict[str, MethodSummary]) -> Answer | None:
     return Answer(question=question, text=f"Finding them takes, on average: {'; '.join(parts)}.", varies=True)
 
 
-def _on_reference(summary: Summary) -> list[str]:
-    """Who differs from the reference, on average."""
-    reference = next(one.name for one in summary.methods if one.method == summary.reference)
-    known = [(one.name, one.differences["average"]) for one in summary.methods if "average" in one.differences]
-    if all(found.verdict == "unknown" for _, found in known):
-        return []
-    words: dict[Verdict, str] = {
-        "better": f"On average higher than {reference}",
-        "worse": f"On average lower than {reference}",
-        "chance": f"Different from {reference} by their own intervals, but perhaps by chance among all that was asked "
-        f"(Holm, p of {ALPHA} or more)",
-    }
-    notes = []
-    for kind, text in words.items():
-        apart = [
-            f"{name} ({numbers.amount(found, summary.measures_are_shares)})"
-            for name, found in known if found.verdict == kind
-        ]  # fmt: skip
-        if apart:
-            notes.append(f"{text}: {', '.join(apart)}.")
-    return notes or [f"No method differs from {reference} on average by more than its interval."]
-
-
-def _on_numbers(summary: Summary) -> list[str]:
-    notes = []
+def _on_numbers(summary: Summary) -> Iterator[str]:
     seeds = {one.name: set(one.seeds) for one in summary.methods}
     every = set().union(*seeds.values())
     lacking = [f"{name} ({numbers.several(len(own), 'seed')})" for name, own in seeds.items() if own != every]
     if lacking:
-        notes.append(
-            f"Not all methods have all {len(every)} seeds: {', '.join(lacking)}; pairs are of the shared ones."
-        )
+        yield f"Not all methods have all {len(every)} seeds: {', '.join(lacking)}; pairs are of the shared ones."
     taught = [record for record in summary.evaluations if record.task is not None]
     if len({(record.share, record.metric if not record.share else "") for record in taught}) > 1:
         metrics = ", ".join(dict.fromkeys(record.metric for record in taught))
-        notes.append(f"The measures mix metrics of different kinds ({metrics}): read them for each evaluation instead.")
+        yield f"The measures mix metrics of different kinds ({metrics}): read them for each evaluation instead."
     if any(not record.higher_is_better for record in taught):
-        notes.append("In the measures the sign of losses is flipped, so that more is better.")
-    if len(every) < MIN_VALUES:
-        return notes
-    if len(every) < FEW_SEEDS:
-        notes.append(f"{len(every)} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more.")
-    notes.append(
-        "Intervals are Student's 95 % intervals over seeds: what another seed (order of the tasks, order of the "
-        "examples, random sets) would change. They do not hold what other test examples would change."
-    )
-    return notes
+        yield "In the measures the sign of losses is flipped, so that more is better."
+    if MIN_VALUES <= len(every) < FEW_SEEDS:
+        yield f"{len(every)} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more."
+    if len(every) >= MIN_VALUES:
+        yield (
+            "Intervals are Student's 95 % intervals over seeds: what another seed (order of the tasks, order of the "
+            "examples, random sets) would change. They do not hold what other test examples would change."
+        )
 
 
 def _on_edge(summary: Summary, tuned: TunedMethod) -> str:

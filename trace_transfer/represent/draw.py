@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trace_transfer import figures
 from trace_transfer.figures import Axis, Figure, Marks, Panel, Row, shortened
 from trace_transfer.represent.embedding import covariance_ellipse, mean_distance
-from trace_transfer.represent.records import RepresentationFile, RepresentedModel
+from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.tables import Table, draw_tables, to_markdown
 from trace_transfer.terminal import Page, as_text
 
@@ -98,14 +98,6 @@ class Representation:
         return slice(start, start + self.file.num_texts[task])
 
 
-def write_html(path: Path, representation: Representation) -> None:
-    """Write the interactive page."""
-    compare = UNIFIED + ("" if representation.file.one_kind else OTHER_KINDS) if representation.unified else SEPARATE
-    caption = CAPTION.format(compare=compare if len(representation.file.models) > 1 else "")
-    more = f"{to_markdown(table_of(representation.file))}\n\n{TOLD}"
-    figures.write_html(path, figure(representation), caption, more)
-
-
 def figure(representation: Representation) -> Figure:
     """A panel for each model; the others' texts below, then the ellipses, then the points."""
     file, count, unified = representation.file, len(representation.file.models), representation.unified
@@ -134,11 +126,16 @@ def figure(representation: Representation) -> Figure:
         for name, part, (symbol, colour) in zip(file.tasks, parts, looks, strict=True):
             texts = ["\n".join([one["id"], *wrap(one["words"], HOVER_WIDTH)]) for one in representation.texts[part]]
             marks.append(Marks(name, points[part], colour, size, symbol, "white", texts=texts, opacity=0.85))
-        title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{_told(model)}"
+        told = f"silhouette {model.silhouette:.3f}, S {mean_distance(np.array(model.distances)):.4g}"
+        title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{told}"
         x, y = _square(np.concatenate(shown) if unified else shown[index])
         gap = GAP if index % columns else 0
         panels.append(Panel(x, y, side, side, (), marks, title, gap))
-    return Figure(representation.title, representation.subtitle, [Row("", panels, columns=columns)])
+    compare = UNIFIED + ("" if file.one_kind else OTHER_KINDS) if unified else SEPARATE
+    caption = CAPTION.format(compare=compare if count > 1 else "")
+    more = f"{to_markdown(table_of(file))}\n\n{TOLD}"
+    rows = [Row("", panels, columns=columns)]
+    return Figure(representation.title, representation.subtitle, rows, caption=caption, more=more)
 
 
 def _square(places_N2: NDArray[np.floating]) -> list[Axis]:
@@ -148,17 +145,6 @@ def _square(places_N2: NDArray[np.floating]) -> list[Axis]:
     return [Axis(float(middle - half), float(middle + half), ticks={}) for middle in (low + high) / 2]
 
 
-def _told(model: RepresentedModel) -> str:
-    return f"silhouette {model.silhouette:.3f}, S {number(mean_distance(np.array(model.distances)))}"
-
-
-def number(value: float) -> str:
-    """Distances of embeddings are of any size; 0 is as it is."""
-    if value and not 0.1 <= value < 1e5:
-        return f"{value:.2e}"
-    return f"{value:.2f}" if value >= 10 else f"{value:.3f}"
-
-
 def table_of(file: RepresentationFile) -> Table:
     """A row per model: silhouette, S, distances between tasks (of many the extremes), spread of each."""
     names = {(a, b): f"{file.tasks[a]} – {file.tasks[b]}" for a, b in combinations(range(len(file.tasks)), 2)}
@@ -166,12 +152,12 @@ def table_of(file: RepresentationFile) -> Table:
     rows = []
     for model in file.models:
         distances = {(a, b): model.distances[a][b] for a, b in names}
-        told = [number(distance) for distance in distances.values()]
+        told = [f"{distance:.4g}" for distance in distances.values()]
         if not few:
             ends = (least(distances, key=distances.__getitem__) for least in (min, max))
-            told = [f"{number(distances[pair])} ({names[pair]})" for pair in ends]
-        mean = number(mean_distance(np.array(model.distances)))
-        rows.append((model.label, f"{model.silhouette:.3f}", mean, *told, *map(number, model.spread)))
+            told = [f"{distances[pair]:.4g} ({names[pair]})" for pair in ends]
+        mean, *spread = (f"{one:.4g}" for one in (mean_distance(np.array(model.distances)), *model.spread))
+        rows.append((model.label, f"{model.silhouette:.3f}", mean, *told, *spread))
     between = names.values() if few else ("nearest tasks", "farthest tasks")
     headings = ("model", "silhouette", "S", *between, *(f"spread of {task}" for task in file.tasks))
     return Table("representation", "", headings, tuple(rows))

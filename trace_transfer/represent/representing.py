@@ -39,7 +39,7 @@ from trace_transfer.printable import is_name
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, to_json
 from trace_transfer.represent import embedding as maths
-from trace_transfer.represent.draw import METADATA_TEXTS, Representation, figure, write_html
+from trace_transfer.represent.draw import METADATA_TEXTS, Representation, figure
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 
@@ -229,9 +229,9 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
     )  # fmt: skip
     metadata = {"format": "trace-transfer/embeddings", "version": "1", METADATA_TEXTS: json.dumps(texts)}
     write_tensors(directory / FILES[0], tensors, metadata)
-    view = Representation(file, coordinates, texts)
-    write_html(directory / FILES[1], view)
-    figures.write_png(directory / FILES[2], figure(view))
+    drawing = figure(Representation(file, coordinates, texts))
+    figures.write_html(directory / FILES[1], drawing)
+    figures.write_png(directory / FILES[2], drawing)
     write_text(directory / FILES[3], to_json(file))
     return file
 

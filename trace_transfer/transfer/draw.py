@@ -20,7 +20,6 @@ from trace_transfer.pages import escaped
 from trace_transfer.transfer.records import LayerMatch, LayerPair
 
 WIDTH, HEIGHT, SMALLEST_WIDTH, SMALLEST_HEIGHT, LARGEST_CELL = 1010, 490, 400, 190, 80  # px of all cells, of a cell
-TITLE_LENGTH = 28  # characters of each name
 DESCRIPTIONS = {"stream": "stream: the state after each layer", "update": "update: what each layer adds"}
 CAPTION = (
     "Each cell compares one layer of {source} (row) with one layer of {target} (column) on the same texts. CKA is 1 "
@@ -104,30 +103,15 @@ def read_similarity(file: Path, match: LayerMatch) -> NDArray[np.float64]:
     return matrix.astype(np.float64)
 
 
-def write_png(path: Path, heatmap: Heatmap) -> None:
-    """Draw the used view as a PNG."""
-    figures.write_png(path, figure_of(heatmap))
-
-
 def figure_of(heatmap: Heatmap) -> Figure:
-    """The used view as a figure."""
-    subtitle = ", ".join(filter(None, (heatmap.subtitle, heatmap.used.name)))
-    return _figure(heatmap, [heatmap.used], subtitle, TITLE_LENGTH)
-
-
-def write_html(path: Path, heatmap: Heatmap) -> None:
-    """Write the interactive page: all views, of which the used one is shown first."""
+    """All views on the page, of which the used one is shown first, and that one as a picture; the verdict is on top."""
     views = sorted(heatmap.views, key=lambda view: not view.used)
+    above, *below = filter(None, (heatmap.verdict, ", ".join(filter(None, (heatmap.subtitle, views[0].name)))))
     caption = CAPTION.format(source=escaped(heatmap.source_name), target=escaped(heatmap.target_name))
-    figures.write_html(path, _figure(heatmap, views, heatmap.subtitle), caption)
-
-
-def _figure(heatmap: Heatmap, views: Sequence[View], subtitle: str, length: int = 10_000) -> Figure:
-    """The verdict comes first; names have at most that many characters."""
-    above, *below = filter(None, (heatmap.verdict, subtitle))
-    names = (shortened(name, length) for name in (heatmap.source_name, heatmap.target_name))
-    rows = [row(heatmap, view) for view in views]
-    return Figure(f"Layer match: {' → '.join(names)}", above, rows, "".join(below), no_value="no value")
+    return Figure(
+        f"Layer match: {heatmap.source_name} → {heatmap.target_name}", above, [row(heatmap, view) for view in views],
+        "".join(below), "no value", caption, alone=True,
+    )  # fmt: skip
 
 
 def row(heatmap: Heatmap, view: View) -> Row:

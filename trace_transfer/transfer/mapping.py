@@ -25,6 +25,7 @@ from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.correspondence import Correspondence, build_correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
+from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import (
     check_directory,
     found_in,
@@ -43,7 +44,7 @@ from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
-from trace_transfer.transfer.draw import Heatmap, view_of, write_html, write_png
+from trace_transfer.transfer.draw import Heatmap, figure_of, view_of
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
 from trace_transfer.transfer.probing import REPRESENTATIONS, ReadSettings, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, LayerPair, ProbeRecord
@@ -290,10 +291,10 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
     write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
     files = [directory / MATCH, directory / SIMILARITY, *carrying.write(directory, carried)]
-    heatmap = _heatmap(plan, settings, matches, layer_match.verdict)
-    for name, write in zip(HEATMAPS, (write_html, write_png), strict=True):
-        files.append(directory / name)
-        write(files[-1], heatmap)
+    figure = figure_of(_heatmap(plan, settings, matches, layer_match.verdict))
+    files += [directory / name for name in HEATMAPS]
+    write_html(files[-2], figure)
+    write_png(files[-1], figure)
     return MapResult(plan.source, plan.target, match, layer_match, carrying.correspondence, carried, tuple(files))
 
 

@@ -12,52 +12,59 @@ from trace_transfer.terminal import Page, as_text
 
 if TYPE_CHECKING:
     from trace_transfer.transfer.mapping import MapEstimate, MapPlan, MapResult
+    from trace_transfer.transfer.records import LayerMatch
     from trace_transfer.transfer.translation import Carried
 
 
 @as_text
 def render_summary(page: Page, result: MapResult) -> None:
     """The result of `map`."""
-    _draw_match(page, result)
+    match = result.layer_match
+    layers = [one.num_layers for one in (match.source, match.target)]
+    title = f"{result.source.name} ({layers[0]} layers) → {result.target.name} ({layers[1]} layers)"
+    draw_match(page, match, title)
     if result.carried:
         page.line()
         _draw_cores(page, result.carried)
         for carried in result.carried:
             _draw_dropped(page, carried)
-    page.lines(f"! {warning}" for warning in result.layer_match.warnings)
+    page.lines(f"! {warning}" for warning in match.warnings)
     page.written(result.files)
     page.line()
-    page.line(result.layer_match.verdict, "bold")
+    page.line(match.verdict, "bold")
 
 
-def _draw_match(page: Page, result: MapResult) -> None:
-    match, layers = result.match, result.match.similarity.shape
+def draw_match(page: Page, match: LayerMatch, title: str) -> None:
+    """A layer match in short."""
+    layers = match.source.num_layers, match.target.num_layers
     known = [(pair.similarity, pair) for pair in match.pairs if pair.similarity is not None]
-    margins = sorted(pair.margin for _, pair in known if pair.margin is not None)
-    used = layers[1] - len(match.unmatched_targets)
-    rows = [
-        ("pairs", f"{len(match.pairs)}, of {layers[0] - len(match.unmatched_sources)} source and {used} target layers")
-    ]
-    for name, (similarity, pair) in (
-        ("strongest", max(known, key=itemgetter(0))), ("weakest", min(known, key=itemgetter(0)))
-    ):  # fmt: skip
-        rows.append((name, f"{pair.source} → {pair.target}  CKA {similarity:.3f}"))
+    margins = sorted(pair.margin for pair in match.pairs if pair.margin is not None)
+    used = layers[0] - len(match.unmatched_sources), layers[1] - len(match.unmatched_targets)
+    rows = [("pairs", f"{len(match.pairs)}, of {used[0]} source and {used[1]} target layers")]
+    for name, choose in (("strongest", max), ("weakest", min)):
+        if known:
+            similarity, pair = choose(known, key=itemgetter(0))
+            rows.append((name, f"{pair.source} → {pair.target}  CKA {similarity:.3f}"))
     if margins:
         middle = margins[len(margins) // 2]
         rows.append(("margin to the runner-up", f"median {middle:+.4f}, least {margins[0]:+.4f}"))
-    rows.append(("unused target layers", _numbers(match.unmatched_targets)))
-    if match.unmatched_sources:
-        rows.append(("unused source layers", _numbers(match.unmatched_sources)))
+    for name, unused in (
+        ("unused target layers", match.unmatched_targets), ("unused source layers", match.unmatched_sources),
+        ("target layers without a value", match.degenerate_targets),
+        ("source layers without a value", match.degenerate_sources),
+    ):  # fmt: skip
+        if unused or name == "unused target layers":
+            rows.append((name, f"{len(unused)}: {layer_ranges(unused)}" if unused else "none"))
     if match.stability:
         share = f"{match.stability.same:.0%} of the layers, {match.stability.within_one:.0%} to within one"
         rows.append(("same choice on other texts", share))
-    agreement = ", ".join(f"{name} {share:.0%}" for name, share in match.policy_agreement.items())
-    rows.append(("pairs in common with", agreement))
-    depth = f"{match.depth.agreement:.0%}, {match.depth.within_one:.0%} to within one layer"
-    rows.append(("same as relative depth", depth))
-    how = f"{match.policy}, {result.layer_match.similarity}, {result.layer_match.representation}"
-    title = f"{result.source.name} ({layers[0]} layers) → {result.target.name} ({layers[1]} layers)"
-    page.table(("layer match", how), rows, title)
+    if match.policy_agreement:
+        agreement = ", ".join(f"{name} {share:.0%}" for name, share in match.policy_agreement.items())
+        rows.append(("pairs in common with", agreement))
+    if match.depth:
+        depth = f"{match.depth.agreement:.0%}, {match.depth.within_one:.0%} to within one layer"
+        rows.append(("same as relative depth", depth))
+    page.table(("layer match", f"{match.policy}, {match.similarity}, {match.representation}"), rows, title)
 
 
 def _draw_cores(page: Page, carried: tuple[Carried, ...]) -> None:
@@ -79,10 +86,6 @@ def _draw_dropped(page: Page, carried: Carried) -> None:
     for reason, count in Counter(carried.dropped.values()).most_common():
         names = [name for name, why in carried.dropped.items() if why == reason]
         page.line(f"  {', '.join(names[:3])}{', …' if count > 3 else ''}: {reason}")
-
-
-def _numbers(layers: tuple[int, ...]) -> str:
-    return f"{len(layers)}: {layer_ranges(layers)}" if layers else "none"
 
 
 @as_text
