@@ -6,6 +6,7 @@ spread for that of the population, and does not widen for the few degrees of fre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,4 +68,5 @@ def smallest_found(half_width: float, num: int, alpha: float, power: float = 0.8
     """
     beyond = stats.t.isf(alpha / 2, num - 1)
     shift = special.ncfdtrinc(1, num - 1, 1 - power, beyond**2) ** 0.5  # t² is F, as far from central as t squared
-    return float(shift * half_width / stats.t.isf(0.025, num - 1))
+    deviation = half_width * math.sqrt(num) / stats.t.isf((1 - 0.95) / 2, num - 1)
+    return float(shift * deviation / math.sqrt(num))

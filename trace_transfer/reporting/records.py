@@ -128,15 +128,10 @@ class RunFile(Strict):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         methods = {one.name for one in self.methods}
-        for cell in self.cells:
-            if (
-                cell.method not in methods
-                or {*cell.order} != {*self.tasks}
-                or not {"train", "evaluate"} <= {*cell.steps}
-            ):
-                raise ValueError(
-                    f"{cell.method}, seed {cell.seed}: its method, tasks or steps are not those of the run"
-                )
+        for one in self.cells:
+            fits = one.method in methods and {*one.order} == {*self.tasks} and {"train", "evaluate"} <= {*one.steps}
+            if not fits:
+                raise ValueError(f"{one.method}, seed {one.seed}: its method, tasks or steps are not those of the run")
         if lacking := [task for task in self.tasks if task not in self.of_task]:
             raise ValueError(f"of_task does not say which evaluation measures {', '.join(lacking)}")
         return self

@@ -15,7 +15,6 @@ from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodS
 from trace_transfer.reporting.verdicts import WORDS, title_of
 from trace_transfer.tables import NOTHING, Cell, Table
 
-SHORT = ("scores", "measures", "differences", "questions", "times", "sizes")  # tables that fit a terminal
 STATED = ", which the run file stated beforehand"
 # Axis of a sweep → its heading, the title of its table, and where the paper has the table or figure of its form.
 AXES = {
@@ -42,19 +41,19 @@ SIZE_COLUMNS: dict[str, tuple[str, Units]] = {
 Rows = list[tuple[Cell, ...]]
 
 
-def tables(summary: Summary) -> tuple[Table, ...]:
-    """All tables that the summary has rows for, in the order in which a reader wants them."""
+def short_tables(summary: Summary) -> tuple[Table, ...]:
+    """Those that the summary has rows for and that fit a terminal."""
     every = (
-        scores(summary), measures(summary), differences(summary), questions(summary), times(summary), sizes(summary),
-        tuning(summary), curves(summary), *matrices(summary), *(sweep(summary, one) for one in summary.sweeps),
-        details(summary),
+        scores(summary), measures(summary), differences(summary), questions(summary), times(summary), sizes(summary)
     )  # fmt: skip
     return tuple(table for table in every if table.rows)
 
 
-def short_tables(summary: Summary) -> tuple[Table, ...]:
-    """Those that fit a terminal."""
-    return tuple(table for table in tables(summary) if table.name in SHORT)
+def tables(summary: Summary) -> tuple[Table, ...]:
+    """All tables that the summary has rows for, in the order in which a reader wants them."""
+    sweeps = (sweep(summary, one) for one in summary.sweeps)
+    more = (tuning(summary), curves(summary), *matrices(summary), *sweeps, details(summary))
+    return (*short_tables(summary), *(table for table in more if table.rows))
 
 
 def scores(summary: Summary) -> Table:
@@ -258,7 +257,8 @@ def _final_header(summary: Summary) -> tuple[str, ...]:
 
 def _final_cells(summary: Summary, method: MethodSummary) -> tuple[Cell, ...]:
     finals = (number(method.final[record.name], record.share) for record in summary.evaluations)
-    return (*finals, number(method.measures["average"], summary.measures_are_shares))
+    average = method.measures.get("average")
+    return (*finals, number(average, summary.measures_are_shares) if average else NOTHING)
 
 
 def _base_cells(summary: Summary) -> tuple[Cell, ...]:
