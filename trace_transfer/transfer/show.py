@@ -41,10 +41,9 @@ def draw_match(page: Page, match: LayerMatch, title: str) -> None:
     margins = sorted(pair.margin for pair in match.pairs if pair.margin is not None)
     used = layers[0] - len(match.unmatched_sources), layers[1] - len(match.unmatched_targets)
     rows = [("pairs", f"{len(match.pairs)}, of {used[0]} source and {used[1]} target layers")]
-    for name, choose in (("strongest", max), ("weakest", min)):
-        if known:
-            similarity, pair = choose(known, key=itemgetter(0))
-            rows.append((name, f"{pair.source} → {pair.target}  CKA {similarity:.3f}"))
+    if known:
+        ends = ("strongest", max(known, key=itemgetter(0))), ("weakest", min(known, key=itemgetter(0)))
+        rows += [(name, f"{pair.source} → {pair.target}  CKA {cka:.3f}") for name, (cka, pair) in ends]
     if margins:
         middle = margins[len(margins) // 2]
         rows.append(("margin to the runner-up", f"median {middle:+.4f}, least {margins[0]:+.4f}"))
