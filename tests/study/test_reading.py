@@ -158,7 +158,7 @@ def test_tuning_and_comparisons(directory):
         ({"methods": [{"name": "x", "like": "nothing"}]}, "methods: item 1: like: 'nothing' is none of sequential"),
         ({"source": None}, "source: is missing; transfer-lf identify on it"),
         ({"target": "./nowhere"}, "target: .*nowhere: no such file or directory"),
-        ({"tasks": []}, r"tasks: found \[\], expected a list"),
+        ({"tasks": []}, r"tasks: List should have at least 1 item .*; found \[\]"),
         ({"tasks": [{"name": "math", "data": "gone.jsonl"}]}, "tasks: task 'math': data: .*gone.jsonl: no such file"),
         (
             {"tasks": [{"name": "math", "data": "math.train.jsonl", "evaluate": "maths"}]},
@@ -184,7 +184,7 @@ def test_tuning_and_comparisons(directory):
         ({"resources": {"train": {"gpu": 8}}}, r"resources\.train\.gpu: no such setting; did you mean gpus\?"),
         ({"resources": {"default": {"hours": 0}}}, r"resources\.default\.hours: found 0, expected greater than 0"),
         ({"resources": {"map": {"sbatch": {"time": "1:00"}}}}, r"resources\.map\.sbatch: time: is `hours` here"),
-        ({"resources": {"train": 8}}, r"resources\['train'\]: found 8, expected a valid mapping"),
+        ({"resources": {"train": 8}}, r"resources\['train'\]: found 8, expected a valid dictionary"),
     ],
 )
 def test_mistakes(directory, changes, expected):
