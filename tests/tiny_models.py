@@ -101,21 +101,19 @@ FAMILIES: dict[str, dict[str, object]] = {
         **SIZES, "num_hidden_layers": 3, "mlp_bias": True, "tie_word_embeddings": True,
         "residual_multiplier": 0.5, "attention_multiplier": 0.2, "embedding_multiplier": 2.0, "logits_scaling": 3.0,
     },
-    "internlm3": {**SIZES, "num_hidden_layers": 3, "head_dim": 8},
     "smollm3": {**SIZES, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
     "olmo": {**SIZES, "num_hidden_layers": 3, "clip_qkv": 8.0},
     "olmo3": {**SIZES, "sliding_window": 6},
-    "nemotron": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
     "stablelm": {**SIZES, "num_hidden_layers": 3, "use_qkv_bias": True, "use_parallel_residual": True},
     "exaone4": {**SIZES, "head_dim": 12, "sliding_window": 6},
     "ministral": {**SIZES, "head_dim": 12, "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING, SLIDING]},
-    "seed_oss": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
     "helium": {**SIZES, "num_hidden_layers": 3, "head_dim": 8},
-    "arcee": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
     "apertus": {**SIZES, "num_hidden_layers": 3},
-    "ernie4_5": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
     "cwm": {**SIZES, "head_dim": 12, "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING, SLIDING]},
-    "hunyuan_v1_dense": {**SIZES, "num_hidden_layers": 3, "head_dim": 12},
+    **{
+        kind: {**SIZES, "num_hidden_layers": 3, "head_dim": 12}
+        for kind in ("internlm3", "nemotron", "seed_oss", "arcee", "ernie4_5", "hunyuan_v1_dense")
+    },
     "gptj": {**COMMON, "n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 256, "rotary_dim": 8},
     "codegen": {**COMMON, "n_embd": 64, "n_head": 8, "n_layer": 3, "n_positions": 256, "rotary_dim": 4},
 }  # fmt: skip

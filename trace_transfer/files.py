@@ -16,8 +16,6 @@ from pathlib import Path
 from trace_transfer.errors import UserError, listing
 
 PART = ".part"
-LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that Linux takes
-BELOW = 256  # of what is made in an output directory: steps/KIND-ADDRESS/checkpoint/…
 
 
 def sha256_text(text: str) -> str:
@@ -112,11 +110,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def prepare_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:
-    """Make a directory and prove that it can be written, before anything expensive is begun.
-
-    Raises:
-        UserError: it cannot be made or written.
-    """
+    """Make a directory and prove that it can be written, before anything expensive is begun."""
     directory = check_directory(path, what, hint)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -128,68 +122,28 @@ def prepare_directory(path: Path | str, what: str = "output directory", hint: st
 
 
 def check_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:
-    """Refuse a directory that cannot be made or written, and make nothing.
-
-    Raises:
-        UserError: it is no name, or too long; a file, a link to nothing or one that cannot be written is in its way.
-    """
+    """Refuse a directory that cannot be made or written, and make nothing."""
     directory, hint = Path(path), hint or f"; name another {what}"
-    _check_name(str(path), what)
-    for place in (directory, *directory.parents):
-        kind, shown = _kind(place), "" if place == directory else f"{place} "
-        if kind == "directory":
-            break
-        if kind == "file":
-            raise UserError(f"{directory}: {shown}is a file, expected a directory{hint}")
-        longest = len(os.fsencode(place.name)) + (len(PART) + 10 if place == directory else 0)
-        if longest > LONGEST_NAME:
-            raise UserError(f"{directory}: a name in it is too long ({longest} bytes of {LONGEST_NAME}){hint}")
-        if place.is_symlink():
-            raise UserError(f"{directory}: {shown}is a link to nothing, or to itself, expected a directory{hint}")
     try:
+        places = ((place, _kind(place)) for place in (directory, *directory.parents))
+        place, kind = next(found for found in places if found[1])
+        if kind == "file":
+            shown = "" if place == directory else f"{place} "
+            raise UserError(f"{directory}: {shown}is a file, expected a directory{hint}")
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise UserError(f"{directory}: the {what} cannot be written: {place}: {error.strerror}{hint}") from error
+        raise UserError(f"{directory}: the {what} cannot be written: {error.strerror}{hint}") from error
     return directory
 
 
 def check_file(path: Path | str, option: str = "--out") -> Path:
-    """Refuse a file that cannot be written, and write nothing.
-
-    Raises:
-        UserError: it is no name, too long, or a directory; or it cannot be made where it would lie.
-    """
-    file, hint = Path(path), f"; name another with {option}"
-    _check_name(str(path), f"file of {option}")
-    kind = _kind(file)
-    if kind == "directory":
-        raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
-    longest = len(os.fsencode(file.name)) + len(PART) + 10  # under which it is written first
-    if longest > LONGEST_NAME:
-        raise UserError(
-            f"{file}: its name is too long: it is written as one of {longest} bytes of {LONGEST_NAME}{hint}"
-        )
-    if kind is None and file.is_symlink():
-        raise UserError(f"{file}: is a link to nothing, or to itself, expected a file{hint}")
+    """Refuse a file that cannot be written, and write nothing."""
+    file = Path(path)
     check_directory(file.parent, f"directory of {option}")
+    if file.is_dir():
+        raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
     return file
-
-
-def _check_name(name: str, what: str) -> None:
-    """Refuse a path that is none, is not UTF-8, or leaves no room for files below it."""
-    try:
-        length = len(str(Path(name).absolute()).encode())
-    except UnicodeEncodeError as error:
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        raise UserError(f"{shown}: is not UTF-8; name another {what}") from error
-    if not name or "\x00" in name:
-        raise UserError(f"{name!r}: is no name; give the {what}")
-    if length + BELOW > LONGEST_PATH:
-        raise UserError(
-            f"{name[:60]}…: its path has {length:,} bytes; {LONGEST_PATH - BELOW:,} are the most that leave room for "
-            f"what is below it; name another {what}"
-        )
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option: str = "--out") -> None:
@@ -200,20 +154,12 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option:
         inputs: files, and models by their names; those of the hub are not here, and in nobody's way. Of a directory
             its files are inputs, too.
         option: what names the outputs, for the message.
-
-    Raises:
-        UserError: some are the same, under whatever name; all are named.
     """
-    outputs = list(outputs)
-    for output in outputs:
-        _check_name(str(output), f"one with {option}")
-        if output.is_symlink() and _kind(output) is None:
-            raise UserError(f"{output}: is a link to nothing, or to itself; name another {option}")
-    read = {path.resolve() for one in inputs if _kind(path := Path(one).expanduser())}
+    read = {path.resolve() for one in inputs if (path := Path(one).expanduser()).exists()}
     taken: list[Path] = []
     for output in outputs:
         place = output.resolve()
-        in_one = _kind(place) == "file" and place.parent in read  # of a directory that is taken its files are not told
+        in_one = place.is_file() and place.parent in read  # of a directory that is taken its files are not told
         if place in read or (in_one and output.parent not in taken):
             taken.append(output)
     if len(taken) == 1:
@@ -232,9 +178,8 @@ def found_in(directory: Path, pattern: str) -> list[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """`file` or `directory`; None where nothing is, or can be: some names no file system takes."""
-    with suppress(OSError, ValueError):
-        # One look: between two of them another process of the same launch may make the directory.
+    """`file` or `directory`, by one look: another process may make it meanwhile. None where nothing is."""
+    with suppress(FileNotFoundError, NotADirectoryError):
         return "directory" if stat.S_ISDIR(path.stat().st_mode) else "file"
     return None
 

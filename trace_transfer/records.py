@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -65,19 +66,13 @@ def library_versions() -> dict[str, str]:
     """Versions of what made a file."""
     found = {}
     for name in LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def require_task(name: str, what: str = "task") -> str:
-    """The name of a task, as it may stand in a file and in its name.
-
-    Raises:
-        UserError: it may not.
-    """
+    """The name of a task, if it may stand in a file and in its name; a UserError if it may not."""
     if not re.fullmatch(TASK, name):
         raise UserError(f"{what} {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
     return name

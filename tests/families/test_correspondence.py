@@ -162,32 +162,6 @@ def test_a_dense_mlp_meets_all_experts_and_the_shared_one():
     assert back.dropped[router] == "llama has no mlp.router"
 
 
-def test_experts_meet_whatever_their_number_and_wherever_their_parts_lie():
-    graph = between("qwen3_moe", "gpt_oss", [(1, 0)])  # six experts, and four
-    name = "model.layers.1.mlp.experts.down_proj"
-    assert [side.inventory.shapes[name] for side in (graph.source, graph.target)] == [(6, 48, 20), (4, 80, 48)]
-    assert short(carried(graph, "model.layers.1.mlp.experts.gate_up_proj")) == [
-        "mlp.experts.gate_up_proj[:, :, 0:1 of every 2]",
-        "mlp.experts.gate_up_proj_bias[:, 0:1 of every 2]",
-        "mlp.experts.gate_up_proj[:, :, 1:2 of every 2]",
-        "mlp.experts.gate_up_proj_bias[:, 1:2 of every 2]",
-    ]
-    assert short(carried(graph, "model.layers.1.mlp.gate.weight")) == ["mlp.router.weight", "mlp.router.bias"]
-    entries = [e for e in between("gpt_oss", "qwen2_moe", [(0, 0)]).to_payload()["parameters"] if "depth" in e]
-    assert [(entry["components"], entry["depth"][:2]) for entry in entries[:2]] == [
-        (["mlp.gate"], [[0, 1], [2, 3]]),
-        (["mlp.up"], [[1, 2], [3, 4]]),
-    ]
-    assert entries[0]["targets"][0]["columns"] == [[0, 24]]
-
-
-def test_the_router_of_a_layer_meets_none_in_a_dense_one():
-    graph = between("mixtral", "qwen2_moe", [(0, 1)])
-    (router,) = graph.source.units_of("model.layers.0.mlp.gate.weight")
-    assert graph.dropped[router] == "mlp.router is absent from the matched layers of qwen2_moe"
-    assert short(carried(graph, "model.layers.0.mlp.experts.down_proj")) == ["mlp.down_proj.weight"]
-
-
 def test_latent_attention():
     """The latent of keys and values is reached from both, and is one entry of the file with both rules."""
     graph = between("llama", "deepseek_v3")
@@ -219,20 +193,6 @@ def test_latent_attention():
     (target,) = entry["targets"]
     assert target["name"] == attention + "kv_a_layernorm.weight"
     assert target["rule"].count("→") == 2
-
-
-@pytest.mark.parametrize("source", ["llama_bias", "phi3", "qwen2_moe", "deepseek_v2"])
-@pytest.mark.parametrize("target", ["llama_tied", "gpt2", "deepseek_v3"])
-def test_the_file_is_total(source, target):
-    graph = between(source, target, [(0, 1)])
-    payload = graph.to_payload()
-    assert {entry["name"] for entry in payload["parameters"]} == set(graph.source.inventory.shapes)
-    assert all(bool(entry["targets"]) != ("dropped" in entry) for entry in payload["parameters"])
-    to = {target["name"] for entry in payload["parameters"] for target in entry["targets"]}
-    assert to | {entry["name"] for entry in payload["unreached_targets"]} == set(graph.target.inventory.shapes)
-    counts = payload["counts"]
-    assert counts["mapped"] + counts["dropped"] == counts["parameters"] == len(payload["parameters"])
-    assert counts["unreached_targets"] == len(payload["unreached_targets"])
 
 
 def test_layers_that_do_not_exist():

@@ -1,6 +1,5 @@
 """Drafts of rules: leave one family out and compare with what was written by hand; the command."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from transformers import AutoConfig
 
 from tests import commands
 from tests.tiny_models import FAMILIES, build_config
-from trace_transfer.errors import RulesError
 from trace_transfer.families.checking import draft_family
 from trace_transfer.families.registry import load_families, parse_file
 from trace_transfer.models.sources import read_inventory
@@ -50,12 +48,6 @@ def test_leave_one_out(left_out):
     assert known / total >= 0.75 and right / known >= 0.95
 
 
-def test_every_name_is_there_or_left_to_do(left_out):
-    for kind, (*_, draft) in left_out.items():
-        assert all(name in draft.text for name in draft.known), kind
-        assert all(f"#   {one}\n" in draft.text for one in draft.todo), kind
-
-
 @pytest.mark.parametrize(("kind", "name", "hint"), [
     ("qwen3", "self_attn.q_norm.weight", "attention.query? gemma3 has self_attn.q_norm.weight there"),
     ("phi", "self_attn.dense.weight", "attention.output? gpt_neox has attention.dense.weight there"),
@@ -64,13 +56,6 @@ def test_every_name_is_there_or_left_to_do(left_out):
 def test_hints(left_out, kind, name, hint):
     (found,) = [one for one in left_out[kind][3].todo if one.startswith(f"{name} ")]
     assert hint in found
-
-
-def test_no_layers_no_draft():
-    inventory = read_inventory(build_config("llama"))
-    shapes = {name: shape for name, shape in inventory.shapes.items() if ".layers." not in name}
-    with pytest.raises(RulesError, match="none of its tensors stands in a list of layers 0, 1, 2 …"):
-        draft_family(replace(inventory, shapes=shapes), list(REGISTRY.families.values()))
 
 
 # ---------------------------------------------------------------- the command

@@ -13,7 +13,7 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import inventory_of
 
 REGISTRY = load_families()
-EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "olmoe"]
+EXPERTS = ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "granitemoe"]
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-6}  # the norm of a latent is computed in float32
 
@@ -118,15 +118,6 @@ def test_shared_experts_are_asked_by_every_token(model_type):
     assert all(output.abs().max() == 0 for output in given[1:])
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"])
-def test_the_principal_of_a_dense_layer_is_its_mlp(model_type):
-    _, anatomy = opened(model_type)
-    principals = {unit.layer: unit.name for unit in anatomy.units if unit.component == "mlp.down" and unit.principal}
-    dense = {"qwen2_moe": {1}, "qwen3_moe": {0, 2}, "deepseek_v2": {0}, "deepseek_v3": {0, 1}}[model_type]
-    for layer, name in principals.items():
-        assert name.endswith("mlp.down_proj.weight" if layer in dense else "mlp.experts.down_proj"), layer
-
-
 LATENT = {
     "deepseek_v2": {"qk_nope_head_dim": 10, "v_head_dim": 14, "attention_bias": True},  # queries without a latent
     "deepseek_v3": {"qk_nope_head_dim": 10, "v_head_dim": 14, "rope_interleave": False},
@@ -177,19 +168,3 @@ def test_latent_parts_make_query_key_and_value(model_type, monkeypatch):
         source = normalised(cut("attention.query", "latent") @ source, "attention.query")
     queries = (cut("attention.query", "weight") @ source).unflatten(0, (6, -1))
     torch.testing.assert_close(seen[1]["attention.query"], queries, **FLOAT32)
-
-
-def test_sinks_of_gpt_oss_are_one_logit_for_each_query_head():
-    """With a sink that outweighs everything, a head attends to nothing and adds nothing."""
-    model, anatomy = opened("gpt_oss")
-    (sinks,) = [unit for unit in of_layer(anatomy, 1, "attention.query") if unit.role == "sinks"]
-    assert (sinks.shape, sinks.head) == ((6,), 1)
-    attended = []
-    output = model.model.layers[1].self_attn.o_proj
-    output.register_forward_pre_hook(lambda _, args: attended.append(args[0][0].unflatten(-1, (6, -1))))
-    model.get_parameter(sinks.name).data[2] = 1e4
-    with torch.no_grad():
-        model(torch.arange(1, 9)[None])
-    sizes = attended[0].abs().amax(dim=(0, 2))
-    assert sizes[2] == 0
-    assert (sizes[[0, 1, 3, 4, 5]] > 1e-3).all()

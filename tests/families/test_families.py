@@ -1,25 +1,21 @@
-"""The shipped families against transformers: real sizes on the meta device, and the meaning of fused parts."""
+"""The shipped families against transformers: each covers its model, at real sizes, and pairs with each other one."""
 
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.gpt2 import modeling_gpt2
-from transformers.models.gpt_neox import modeling_gpt_neox
-from transformers.models.phi3 import modeling_phi3
+from transformers import AutoConfig, PreTrainedConfig
 
 from trace_transfer.families.application import Anatomy, anatomy_of
 from trace_transfer.families.correspondence import build_correspondence
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.registry import load_families
-from trace_transfer.models.sources import ModelSource, inventory_of, load_config, part_numel, read_inventory
+from trace_transfer.models.sources import ModelSource, load_config, part_numel, read_inventory
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 REGISTRY = load_families()
 MODEL_TYPES = sorted(REGISTRY.by_model_type)
-SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
 
 # What a config can switch on or off in the names of a family: each switch once, where most depends on it.
 VARIANTS = {
@@ -129,13 +125,6 @@ SHARED |= {kind: {"norm.pre_attention", "norm.pre_mlp"} for kind in ONE_NORM}
 TWO_KINDS = {"mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace"}  # settings that make some layers dense
 
 
-def test_layer_path_leads_to_the_list_of_layers():
-    for model_type in ("llama", "gpt2", "gpt_neox"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL, intermediate_size=96))
-        found = anatomy_of(inventory_of(model), REGISTRY)
-        assert len(model.get_submodule(found.layer_path)) == found.num_layers == 2
-
-
 # Directory of the config → tensors at run time, parts of them, elements, and the published number in billions.
 FULL_SIZE = {
     "llama-3-8b": (291, 291, 8_030_261_248, "8.0"),
@@ -181,74 +170,3 @@ def test_gemma3_multimodal_is_gemma3_one_module_deeper():
     assert found.layer_path == "model.language_model.layers"
     assert {name.split(".")[1] for name in found.excluded} == {"vision_tower", "multi_modal_projector"}
     assert "reads images" in found.excluded["model.vision_tower.head.probe"]
-
-
-# ---------------------------------------------------------------- the parts are what they are called
-
-FUSED = {
-    "gpt2": (modeling_gpt2, "transformer.h.0.attn.c_attn", {}),
-    "gpt_neox": (modeling_gpt_neox, "gpt_neox.layers.0.attention.query_key_value", {"intermediate_size": 96}),
-    "phi3": (
-        modeling_phi3,
-        "model.layers.0.self_attn.qkv_proj",
-        {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
-    ),
-}
-
-
-def tiny(model_type: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    settings = {**SMALL, **FUSED[model_type][2], "attn_implementation": "eager", "dtype": torch.float64}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).double().eval()
-    for parameter in model.parameters():  # biases start at zero, which would hide a wrong one
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def cut(model: torch.nn.Module, unit) -> torch.Tensor:
-    """The unit's rows as (rows, inputs), or its entries if it is a bias."""
-    tensor = model.get_parameter(unit.name).detach()
-    tensor, ranges = (tensor.T, unit.columns) if unit.columns else (tensor, unit.rows)
-    return torch.cat([tensor[start:stop] for start, stop in ranges])
-
-
-@pytest.mark.parametrize("model_type", sorted(FUSED))
-def test_fused_parts_make_query_key_and_value(model_type, monkeypatch):
-    """At position 0 rotation is the identity, so what enters attention there is the part times the input."""
-    modelling, fused, _ = FUSED[model_type]
-    seen = []
-    original = modelling.eager_attention_forward
-
-    def spy(module, query, key, value, *args, **kwargs):
-        seen.append({"attention.query": query, "attention.key": key, "attention.value": value})
-        return original(module, query, key, value, *args, **kwargs)
-
-    monkeypatch.setattr(modelling, "eager_attention_forward", spy)
-    model, inputs = tiny(model_type), []
-    model.get_submodule(fused).register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, 0]))
-    with torch.no_grad():
-        model(torch.tensor([[3, 1, 4, 1, 5]]))
-    units = [unit for unit in anatomy_of(inventory_of(model), REGISTRY).units if unit.name.startswith(fused + ".")]
-    assert {unit.component for unit in units} == set(seen[0])
-    for component, heads in seen[0].items():
-        parts = {unit.role: cut(model, unit) for unit in units if unit.component == component}
-        expected = parts["weight"] @ inputs[0] + parts.get("bias", 0)
-        torch.testing.assert_close(heads[0, :, 0].flatten(), expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("model_type", sorted(FUSED))
-def test_without_its_value_part_attention_adds_nothing(model_type):
-    model = tiny(model_type)
-    found = anatomy_of(inventory_of(model), REGISTRY)
-    for unit in found.units:
-        if unit.component == "attention.value":
-            tensor = model.get_parameter(unit.name).data
-            for start, stop in unit.rows or unit.columns:
-                (tensor.T if unit.columns else tensor)[start:stop] = 0
-    (output,) = {u.name for u in found.units if (u.component, u.layer, u.principal) == ("attention.output", 0, True)}
-    attended = []
-    module = model.get_submodule(output.removesuffix(".weight"))
-    module.register_forward_pre_hook(lambda _, args: attended.append(args[0]))
-    with torch.no_grad():
-        model(torch.tensor([[3, 1, 4, 1, 5]]))
-    assert attended[0].abs().max() == 0

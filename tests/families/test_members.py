@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from tests.families.written import LLAMA, PHI3, TINY_LLAMA, TINY_PHI3, mine, misfits, problems_of, write
+from tests.families.written import LLAMA, PHI3, TINY_LLAMA, TINY_PHI3, mine, misfits, write
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.correspondence import build_correspondence
@@ -42,16 +42,6 @@ def test_one_tensor_that_serves_two_components(tmp_path):
     ]
     assert len({unit.place for unit in units}) == 1
     assert sum({unit.place: unit.num_elements for unit in anatomy.units}.values()) == inventory.num_elements
-
-
-def test_sharing_must_be_said_by_both(tmp_path):
-    assert problems_of(write(tmp_path, PARALLEL % (SHARED, "input_layernorm.weight"))) == [
-        "mine.yaml:7: norm.pre_attention: 'input_layernorm.weight' is shared, but no other component has it; say "
-        "'shared: true' there as well",
-        "mine.yaml:12: 'input_layernorm.weight' is in two components: norm.pre_attention (mine.yaml:7) and "
-        "norm.pre_mlp; give both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if it "
-        "serves both",
-    ]
 
 
 def test_shared_parts_tile_once(tmp_path):
@@ -115,12 +105,6 @@ def test_the_size_of_a_head(tmp_path):
     assert misfits(text % "hidden_size - 64", TINY_LLAMA, tmp_path) == [
         "mine.yaml:8: attention.query: 'self_attn.q_proj.weight': head: 'hidden_size - 64' is 0, expected at least 1 "
         "(layers 0-1)"
-    ]
-    broken = (text % "a b").replace("mlp.up_proj.weight,", "{name: mlp.up_proj.weight, head: 3},")
-    assert problems_of(write(tmp_path, broken)) == [
-        "mine.yaml:8: attention.query: head: 'a b' is not an arithmetic expression; allowed are integers, names from "
-        "the config, dots, + - * // and parentheses",
-        "mine.yaml:14: mlp.up: head: only members of 'attention.…' have heads",
     ]
 
 

@@ -27,7 +27,7 @@ def write(directory, family, tokenizer):
 def test_a_directory_without_one(tmp_path, family):
     write(tmp_path, family, "prose")
     (tmp_path / "tokenizer.json").unlink()  # `tokenizer_config.json` stays: it has no words
-    with pytest.raises(ModelError, match=rf"^{tmp_path}: has no tokenizer \(tokenizer\.json or .*; copy the files of"):
+    with pytest.raises(ModelError, match=rf"^{tmp_path}: .*tokenizer.*; copy the files of the model"):
         opened(tmp_path)
 
 
@@ -38,15 +38,7 @@ def test_one_that_makes_nothing_of_a_text(tmp_path, family):
     state = json.loads(file.read_text())
     state["model"] |= {"vocab": {"<s>": 0}, "merges": []}
     file.write_text(json.dumps(state))
-    with pytest.raises(ModelError, match=r"ordinary text becomes no token with its tokenizer\.json .*; copy the files"):
-        opened(tmp_path)
-
-
-def test_files_that_the_class_of_its_type_does_not_read(tmp_path):
-    """A qwen2 directory with a list of words: transformers puts an empty Qwen tokenizer in its place."""
-    build_config("qwen2").save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("the\nquick\n")
-    with pytest.raises(ModelError, match=r"becomes no token with its vocab\.txt \(tokenizer\.json or"):
+    with pytest.raises(ModelError, match=r"ordinary text becomes no token .*; copy the files"):
         opened(tmp_path)
 
 
@@ -57,25 +49,9 @@ def test_a_damaged_file(tmp_path):
         opened(tmp_path)
 
 
-def test_a_gguf_file_without_one(tmp_path, monkeypatch):
-    import tests.tiny_gguf as tiny_gguf
-    from tests.tiny_models import build_model
-
-    monkeypatch.setattr(tiny_gguf, "_write_tokenizer", lambda writer, family: None)
-    file = tiny_gguf.write_gguf(build_model(build_config("llama")), tmp_path / "none.gguf")
-    with pytest.raises(ModelError, match=r"its tokenizer cannot be read: .*; convert the model to GGUF again, with"):
-        opened(file)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_own_is_read_as_it_stands(tmp_path, family):
     write(tmp_path, family, "code")
     own = build_tokenizer("code")
     found = opened(tmp_path)
     assert [found(text)["input_ids"] for text in TEXTS] == [own(text)["input_ids"] for text in TEXTS]
-
-
-def test_vocab_and_merges_alone_are_a_tokenizer(tmp_path):
-    build_config("qwen2").save_pretrained(tmp_path / "model")
-    build_tokenizer("prose").backend_tokenizer.model.save(str(tmp_path / "model"))
-    assert len(opened(tmp_path / "model").encode(TEXTS[0])) > 5

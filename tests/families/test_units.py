@@ -169,22 +169,6 @@ def test_units_tile_their_tensor_and_never_cross_a_component(family, tiny):
             assert elements == {"mlp.gate+mlp.up": torch.Size(shape).numel()}
 
 
-def test_how_each_tensor_is_cut():
-    anatomy, splits = cut(AutoConfig.for_model("qwen3", attention_bias=True, tie_word_embeddings=True, **SMALL))
-    first = "model.layers.0."
-    assert splits.keys() == anatomy.inventory.shapes.keys()
-    for name in (
-        "model.embed_tokens.weight", first + "self_attn.o_proj.bias", first + "self_attn.q_norm.weight",
-        first + "input_layernorm.weight", "model.norm.weight",
-    ):  # fmt: skip
-        assert splits[name] == Split(0, 1)
-    assert splits[first + "self_attn.k_proj.bias"] == Split(0, 128)
-    assert splits[first + "self_attn.o_proj.weight"] == Split(1, 128)
-    assert splits[first + "mlp.up_proj.weight"] == Split(0, 1)
-    assert splits[first + "mlp.down_proj.weight"] == Split(1, 1)
-    assert unit_kinds(anatomy, "model.embed_tokens.weight", None) == ["embedding+head"]
-
-
 def test_gpt2_is_stored_the_other_way_round():
     anatomy, splits = cut(AutoConfig.for_model("gpt2", n_embd=48, n_head=4, n_layer=2, vocab_size=50))
     block = "transformer.h.1."
@@ -196,41 +180,6 @@ def test_gpt2_is_stored_the_other_way_round():
     assert splits[block + "mlp.c_proj.bias"] == splits[block + "ln_1.weight"] == Split(0, 1)
     kinds = unit_kinds(anatomy, block + "attn.c_attn.weight", splits[block + "attn.c_attn.weight"])
     assert kinds == ["attention.query"] * 4 + ["attention.key"] * 4 + ["attention.value"] * 4
-
-
-def test_excluded_tensors_and_the_text_model_inside_a_multimodal_one():
-    config = AutoConfig.for_model("gemma3")
-    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
-    anatomy, splits = cut(config)
-    assert splits["model.language_model.layers.1.self_attn.q_proj.weight"] == Split(0, config.text_config.head_dim)
-    excluded = next(iter(anatomy.excluded))
-    assert unit_kinds(anatomy, excluded, None) == ["excluded"]
-    assert not any(name in splits for name in anatomy.excluded)
-
-
-def test_experts_latents_and_heads_that_the_rules_size():
-    anatomy, splits = cut(build_config("deepseek_v3"))
-    layer = "model.layers.3."
-    found = {name.removeprefix(layer): split for name, split in splits.items() if name.startswith(layer)}
-    assert {name: split for name, split in found.items() if "norm" not in name} == {
-        "self_attn.q_b_proj.weight": Split(0, 20),
-        "self_attn.kv_b_proj.weight": Split(0, 12),
-        "self_attn.o_proj.weight": Split(1, 12),
-        "mlp.experts.gate_up_proj": Split(0, 1),
-        "mlp.experts.down_proj": Split(0, 1),
-        "mlp.gate.weight": Split(0, 1),
-        "mlp.shared_experts.gate_proj.weight": Split(0, 1),
-        "mlp.shared_experts.up_proj.weight": Split(0, 1),
-        "mlp.shared_experts.down_proj.weight": Split(1, 1),
-    }
-    latent = layer + "self_attn.kv_a_proj_with_mqa.weight"
-    assert unit_kinds(anatomy, latent, None) == ["attention.key+attention.value"]
-    kinds = unit_kinds(anatomy, layer + "self_attn.kv_b_proj.weight", Split(0, 12))
-    assert kinds == ["attention.key", "attention.value"] * 6
-    _, splits = cut(build_config("gpt_oss"))
-    found = {name: split for name, split in splits.items() if name.startswith("model.layers.1.")}
-    assert found["model.layers.1.self_attn.sinks"] == Split(0, 1)
-    assert {split for name, split in found.items() if ".mlp." in name} == {Split(0, 1)}
 
 
 def test_heads_of_keys_and_values_of_two_sizes_are_refused():

@@ -1,12 +1,8 @@
 """What a written model has beside its weights: all that the base has, and nothing that is true of the base alone."""
 
-import json
 from pathlib import Path
 
-import pytest
-
-from tests.patch_files import make_patch, mask_of, state_of
-from trace_transfer.models.model_directory import code_that_is_there
+from tests.patch_files import state_of
 from trace_transfer.models.sources import ModelSource, download
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
@@ -62,43 +58,6 @@ def test_and_nothing_else(copy_of, tmp_path):
     assert {file.relative_to(out) for file in out.rglob("*")} - {Path("custom_generate")} == expected
 
 
-@pytest.mark.parametrize("has_code", [True, False])
-def test_auto_map_only_with_its_code(copy_of, tmp_path, has_code):
-    base = base_with(copy_of, ("modeling_mine.py",) if has_code else ())
-    maps = {
-        "config.json": {"AutoModelForCausalLM": "modeling_mine.Mine", "AutoModel": "owner/name--modeling.Mine"},
-        "tokenizer_config.json": {"AutoTokenizer": ["modeling_mine.Slow", None]},
-        "processor_config.json": {"AutoProcessor": "modeling_mine.Processor"},
-    }
-    for name, auto_map in maps.items():
-        values = json.loads((base / name).read_text()) if (base / name).exists() else {"image_size": 3}
-        (base / name).write_text(json.dumps(values | {"auto_map": auto_map}))
-    out = written(base, tmp_path / "out")
-    for name, auto_map in maps.items():
-        values, before = (json.loads((place / name).read_text()) for place in (out, base))
-        kept = {key: value for key, value in auto_map.items() if has_code or "--" in str(value)}
-        assert values.get("auto_map") == (kept or None), name
-        if name != "config.json":
-            assert {**values, "auto_map": 0} == {**before, "auto_map": 0}
-    assert (out / "modeling_mine.py").exists() is has_code
-
-
-@pytest.mark.parametrize(
-    ("auto_map", "kept"),
-    [
-        ({"A": "here.X", "B": "gone.X", "C": "o/n--gone.X"}, {"A": "here.X", "C": "o/n--gone.X"}),
-        ({"A": ["here.X", "gone.X"]}, None),
-        ({"A": [None, "here.X"]}, {"A": [None, "here.X"]}),
-        (["here.X", None], ["here.X", None]),  # of tokenizers, in an old form
-        (["gone.X", None], None),
-        ({"A": "noclass"}, None),
-    ],
-)
-def test_which_code_is_there(tmp_path, auto_map, kept):
-    (tmp_path / "here.py").touch()
-    assert code_that_is_there(auto_map, tmp_path) == kept
-
-
 def test_of_the_hub_the_same_files_are_fetched(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
@@ -115,11 +74,3 @@ def test_of_the_hub_the_same_files_are_fetched(monkeypatch, tmp_path):
     assert fetched >= {*BELONGS, *names}
     assert not fetched & {"pytorch_model.bin", "consolidated.00.pth", "tf_model.h5", "model.onnx", "other.gguf"}
     assert not fetched & {"flax_model.msgpack", "optimizer.pt", ".git/config", "training_args.bin", "picture.png"}
-
-
-def test_a_patched_model_has_them_too(copy_of, tmp_path):
-    base = base_with(copy_of, BELONGS)
-    state = state_of(base)
-    state = state.apply(make_patch(state, tmp_path / "p.patch.safetensors", mask_of(state), 1))
-    write_model(state, tmp_path / "out", Silent())
-    assert all((tmp_path / "out" / name).is_file() for name in BELONGS)

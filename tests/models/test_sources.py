@@ -5,15 +5,13 @@ import json
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, initialization
+from transformers import AutoModelForCausalLM
 
-from tests.tiny_models import FAMILIES, build_config
+from tests.tiny_models import REPRESENTATIVES, build_config
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import (
     ModelSource,
     build_meta_model,
-    inventory_of,
     load_config,
     read_inventory,
 )
@@ -94,22 +92,13 @@ def test_another_kind_of_model(tmp_path, config, what):
         config_of(tmp_path, config)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (
-            "mistral3",
-            r"reads images and texts; .* \('mistral'\)\. Save that as a model of its own(.|\n)*save_pretrained",
-        ),
-        ("qwen2_5_vl", "give the language model that it was trained from"),
-    ],
-)
-def test_a_model_of_images_and_texts(tmp_path, kind, message):
-    with pytest.raises(ModelError, match=message):
+@pytest.mark.parametrize(("kind", "told"), [("mistral3", r"(.|\n)*save_pretrained"), ("qwen2_5_vl", "trained from")])
+def test_a_model_of_images_and_texts(tmp_path, kind, told):
+    with pytest.raises(ModelError, match=rf"is a model of images and texts; .*{told}"):
         config_of(tmp_path, {"model_type": kind})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", REPRESENTATIVES)
 def test_names_and_shapes_are_those_of_the_real_model(family):
     config = build_config(family)
     model = AutoModelForCausalLM.from_config(config)
@@ -143,46 +132,10 @@ def test_a_meta_model_has_real_buffers_only(family):
     assert torch.get_default_dtype() is before
 
 
-def test_whatever_is_made_empty_takes_no_memory(monkeypatch):
-    """However its sizes are given; a buffer that is made so is real in the end, and filled."""
-
-    class Odd(LlamaForCausalLM):
-        def __init__(self, config):
-            super().__init__(config)
-            big = 1 << 17
-            self.sizes = nn.Parameter(torch.empty(big, big))
-            self.typed_sizes = nn.Parameter(torch.empty(big, big, dtype=torch.float64))
-            self.one_tuple = nn.Parameter(torch.empty((big, big)))
-            self.typed_tuple = nn.Parameter(torch.empty((big, big), dtype=torch.float64, device=None))
-            self.keyword = nn.Parameter(torch.empty(size=(big, big)))
-            self.asked_for = torch.empty(3, device="cpu")
-            self.buffer = nn.Buffer(torch.empty(3), persistent=False)
-
-        def _init_weights(self, module):
-            super()._init_weights(module)
-            if module is self:
-                initialization.copy_(self.buffer, torch.arange(3) / 3)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_config", Odd._from_config)
-    model = build_meta_model(build_config("llama"), torch.bfloat16)
-    shapes = inventory_of(model).shapes
-    names = ("sizes", "typed_sizes", "one_tuple", "typed_tuple", "keyword")
-    assert {shapes[name] for name in names} == {(1 << 17, 1 << 17)}
-    assert [model.get_parameter(name).dtype for name in names[:2]] == [torch.bfloat16, torch.float64]
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert not model.asked_for.is_meta
-    assert torch.equal(model.buffer, (torch.arange(3) / 3).bfloat16())
-
-
 def test_a_config_that_no_model_can_be_built_from(tmp_path):
     config = config_of(tmp_path, {"model_type": "dots1"})  # how many experts it has is not said
     with pytest.raises(ModelError, match=rf"^{tmp_path}: no model can be built from its config: empty\(\) takes 1"):
         read_inventory(config)
-
-
-def test_layers_without_end_are_refused_at_once(tmp_path):
-    with pytest.raises(ModelError, match=rf"^{tmp_path}: its config says {2**40} layers, expected 4,096 at most"):
-        config_of(tmp_path, {"model_type": "llama", "num_hidden_layers": 2**40})
 
 
 @pytest.mark.parametrize("family", ["gptj", "codegen"])

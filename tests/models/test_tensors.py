@@ -1,8 +1,6 @@
 """Files written tensor by tensor are those of safetensors itself, or are not there at all."""
 
 import errno
-import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -71,7 +69,7 @@ def test_a_tensor_in_pieces_and_not_contiguous(tmp_path):
         ({"a": torch.zeros(2, 3)}, r"never written: b"),
         ({"a": torch.zeros(3, 2)}, r"a: \[3, 2\] given, \[2, 3\] expected"),
         ({"a": torch.zeros(2, 3, dtype=torch.float64)}, r"a: torch.float64 given, torch.float32 expected"),
-        ({"c": torch.zeros(2, 3)}, r"c: not one of the expected tensors"),
+        ({"c": torch.zeros(2, 3)}, r"c: .*not one of the expected tensors"),
         ({"a": torch.zeros(2, 3), "b": torch.zeros(4), "a ": None}, r"a: written before"),
     ],
 )
@@ -80,17 +78,6 @@ def test_other_tensors_than_were_said(tmp_path, given_, message):
     with pytest.raises(ValueError, match=message), writing_tensors(tmp_path / "f", specs, METADATA) as writer:
         for name, tensor in given_.items():
             writer.add(name.strip(), torch.zeros(2, 3) if tensor is None else tensor)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("rows", [[3], [3, 2]])
-def test_too_few_or_too_many_pieces(tmp_path, rows):
-    specs = {"a": TensorSpec(torch.float32, (4, 2))}
-    with (
-        pytest.raises(ValueError, match=r"a: \d+ bytes or more given, 32 expected"),
-        writing_tensors(tmp_path / "f", specs, METADATA) as writer,
-    ):
-        writer.add_blocks("a", (torch.zeros(count, 2) for count in rows))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,20 +93,6 @@ def test_nothing_is_left_of_what_fails(tmp_path, error):
         raise error
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_text() == "the one before"
-
-
-def test_a_disk_that_is_truly_full(tmp_path, monkeypatch):
-    """/dev/full takes what fits into a buffer, and fails when that is written out."""
-    real = Path.open
-    monkeypatch.setattr(
-        Path, "open",
-        lambda self, mode="r", **options: real(Path("/dev/full") if mode == "wb" else self, mode, **options),
-    )  # fmt: skip
-    with pytest.raises(DiskFullError, match=r"f: the disk is full"):
-        write(tmp_path / "f", {"a": torch.zeros(math.isqrt(1 << 20), 64)})
-    with pytest.raises(DiskFullError, match=r"f: the disk is full"):  # only when it is closed
-        write(tmp_path / "f", {"a": torch.zeros(4)})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_was_cut_short(tmp_path):

@@ -38,7 +38,7 @@ def list_families(rules: tuple[str, ...]) -> None:
     for name, family in sorted(registry.families.items()):
         kinds = [kind for kind in family.model_types if registry.by_model_type.get(kind) is family]
         of = ", ".join(kinds) or "none left"
-        rows.append((name, of, family.num_components, display_path(family.location.path)))
+        rows.append((name, of, len(family.components) + len(family.outside), display_path(family.location.path)))
     headings = ("family", "model types", "components", "file")
     _page().table(headings, rows)
 
@@ -92,10 +92,10 @@ def draft(
     from trace_transfer.families.registry import load_families
 
     quiet_libraries()
-    written = write_draft(model, load_families([Path(path) for path in rules]), out, force, anyway)
-    click.echo(written.summary)
-    click.echo(written.verdict)
-    context.exit(0 if written.fits else 1)
+    summary, verdict, fits = write_draft(model, load_families([Path(path) for path in rules]), out, force, anyway)
+    click.echo(summary)
+    click.echo(verdict)
+    context.exit(0 if fits else 1)
 
 
 @rules_command.command()
@@ -114,13 +114,14 @@ def explain(src: str, dst: str, rules: tuple[str, ...], every_layer: bool) -> No
     from trace_transfer.families.registry import load_families
     from trace_transfer.families.show import explain as lines_of
     from trace_transfer.families.show import totals
-    from trace_transfer.models.known_names import read_names
-    from trace_transfer.models.sources import ModelSource
+    from trace_transfer.models.sources import ModelSource, load_inventory
+    from trace_transfer.progress import quiet_libraries
     from trace_transfer.transfer.policies import POLICIES, depth_pairs
     from trace_transfer.transfer.settings import MapSettings
 
+    quiet_libraries()
     registry = load_families([Path(path) for path in rules])
-    source, target = (anatomy_of(read_names(ModelSource.parse(name)), registry) for name in (src, dst))
+    source, target = (anatomy_of(load_inventory(ModelSource.parse(name)), registry) for name in (src, dst))
     policy, shape = MapSettings().match, (source.num_layers, target.num_layers)
     pairs = depth_pairs(shape, by_target=POLICIES[policy].target_chooses(shape))
     correspondence = build_correspondence(source, target, pairs)

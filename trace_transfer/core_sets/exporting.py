@@ -20,8 +20,8 @@ from trace_transfer.core_sets.core_set import CoreSet, ExportError
 from trace_transfer.core_sets.llama_factory import write_llama_factory
 from trace_transfer.core_sets.patterns import write_ms_swift, write_regex
 from trace_transfer.errors import ArtefactError, ModelError, UserError
-from trace_transfer.models.known_names import read_names
-from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config
+from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, load_inventory
+from trace_transfer.progress import quiet_libraries
 from trace_transfer.records import ModelIdentity, read_artefact
 
 COLUMNS = ("task", "rank", "name", *AXES, "shape", "elements", "component", "layer", "score", "core")
@@ -159,7 +159,8 @@ def _shapes(cores: Mapping[str, CoreFile], model: str | Path | None) -> Mapping[
     listed = {tensor.name: tuple(tensor.shape) for tensor in core.parameters}
     if model is None and _sha256(listed) == core.model.names_sha256:
         return listed
-    shapes = read_names(_source(core.model, model)).shapes
+    quiet_libraries()
+    shapes = load_inventory(_source(core.model, model)).shapes
     _require_same(core.model, shapes, file, model)
     return shapes
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ModelError, listing
@@ -62,8 +63,7 @@ class Unit:
 
     @property
     def ranges(self) -> Ranges | None:
-        """The ranges of that dimension."""
-        return next((ranges for ranges in self.place[1:] if ranges is not None), None)
+        return None if self.dim is None else self.place[1 + self.dim]
 
     @property
     def num_elements(self) -> int:
@@ -73,12 +73,11 @@ class Unit:
     @property
     def part(self) -> str:
         """`[0:576]` for rows, `[:, 0:576]` for columns, `[0:8 of every 24]` for interleaved ones, or nothing."""
-        ranges = self.ranges
-        if ranges is None:
+        if self.ranges is None:
             return ""
-        text = f"{ranges[0][0]}:{ranges[0][1]}"
-        text += f" of every {ranges[1][0] - ranges[0][0]}" if len(ranges) > 1 else ""
-        return f"[{':, ' * (self.dim or 0)}{text}]"
+        (start, stop), *others = self.ranges
+        every = f" of every {others[0][0] - start}" if others else ""
+        return f"[{':, ' * (self.dim or 0)}{start}:{stop}{every}]"
 
     @property
     def label(self) -> str:
@@ -134,21 +133,15 @@ def folded_name(name: str) -> str:
 
 def layer_ranges(layers: Iterable[int]) -> str:
     """`0-31` or `0, 2-4, 7`: distinct layers in order, runs joined."""
-    runs: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    runs = [
+        [layer for _, layer in run] for _, run in groupby(enumerate(sorted(set(layers))), lambda one: one[1] - one[0])
+    ]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-PER_HEAD_OUT = frozenset({"attention.query", "attention.key", "attention.value"})
-PER_HEAD_IN = frozenset({"attention.output"})
-PER_NEURON_OUT = frozenset({"mlp.gate", "mlp.up"})
-PER_NEURON_IN = frozenset({"mlp.down"})
-PER_EXPERT = frozenset({"mlp.router"})
-PER_TOKEN = frozenset({"embedding", "embedding.position", "head"})
+PER_HEAD = ("attention.query", "attention.key", "attention.value")
+PER_NEURON = ("mlp.gate", "mlp.up")
+PER_TOKEN = ("embedding", "embedding.position", "head")
 BIAS, NORM = "bias", "norm"  # roles
 Part = tuple[Ranges | None, Ranges | None]
 
@@ -171,7 +164,8 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
     Raises:
         ModelError: a tensor, or one component's part of it, is not a whole number of units; all are listed.
     """
-    head_dim = _head_dim(config)
+    text = config.get_text_config()
+    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     splits: dict[str, Split] = {}
     problems = []
     for name, shape in anatomy.inventory.shapes.items():
@@ -194,19 +188,13 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
 
 
 def unit_parts(name: str, shape: tuple[int, ...], split: Split | None) -> list[Part]:
-    """(rows, columns) of each unit of a tensor in order, as a core file has them; (None, None) for a whole one.
-
-    Raises:
-        ValueError: the tensor is not a whole number of units.
-    """
+    """(rows, columns) of each unit of a tensor in order, as a core file has them; (None, None) for a whole one."""
     if split is None:
         return [(None, None)]
     if split.dim >= len(shape) or shape[split.dim] % split.size:
         raise ValueError(f"{name}: shape {list(shape)} is not a whole number of units of {split}")
-    starts = range(0, shape[split.dim], split.size)
-    if split.dim == 0:
-        return [(((start, start + split.size),), None) for start in starts]
-    return [(None, ((start, start + split.size),)) for start in starts]
+    ranges = [((start, start + split.size),) for start in range(0, shape[split.dim], split.size)]
+    return [(None, one) if split.dim else (one, None) for one in ranges]
 
 
 def unit_kinds(anatomy: Anatomy, name: str, split: Split | None) -> list[str]:
@@ -232,30 +220,21 @@ def transposed_names(model: nn.Module) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D))
 
 
-def _head_dim(config: Any) -> int:
-    text = config.get_text_config()
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-
-
 def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:
     """By what a unit's tensor is cut; a vector without heads or neurons by entries."""
     single = Split(0, 1) if len(unit.shape) == 1 or unit.component in PER_TOKEN else None
-    per_neuron = unit.component in PER_NEURON_OUT | PER_NEURON_IN
-    if unit.component in PER_EXPERT or (per_neuron and _of_experts(unit)):
+    per_neuron = unit.component in (*PER_NEURON, "mlp.down")
+    of_experts = len(unit.shape) == (2 if unit.role == BIAS else 3)  # the first dimension counts experts
+    if unit.component == "mlp.router" or (per_neuron and of_experts):
         return Split(0, 1)
     size = 1 if per_neuron else head_dim if unit.head is None else unit.head
     if not size or unit.role == NORM:
         return single
-    if unit.component in PER_HEAD_OUT | PER_NEURON_OUT:
+    if unit.component in PER_HEAD + PER_NEURON:
         return Split(1 if transposed and len(unit.shape) > 1 else 0, size)
-    if unit.component in PER_HEAD_IN | PER_NEURON_IN and len(unit.shape) > 1:
+    if unit.component in ("attention.output", "mlp.down") and len(unit.shape) > 1:
         return Split(0 if transposed else 1, size)
     return single
-
-
-def _of_experts(unit: Unit) -> bool:
-    """Whether the first dimension counts experts: weights of all of them have three, their biases two."""
-    return len(unit.shape) == (2 if unit.role == BIAS else 3)
 
 
 def _components(units: tuple[Unit, ...]) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trace_transfer.errors import ModelError, RulesError, first_line, listing
-from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.language import LAYER_COMPONENTS, NUMBER, OUTSIDE_COMPONENTS, Family, Member, display_path
 from trace_transfer.families.registry import FamilyRegistry, load_families
@@ -40,12 +39,7 @@ class PlannedCheck:
     config: PretrainedConfig | None
 
     def run(self) -> str:
-        """Apply the rules and say in one line what they cover.
-
-        Raises:
-            RulesError: they do not fit, or transformers has no such `model_type`.
-            UncheckedError: transformers' default config of it builds no model.
-        """
+        """Apply the rules and say in one line what they cover."""
         if self.config is None:
             raise RulesError(
                 f"{self.family.location}: the installed transformers has no model_type '{self.name}'; correct "
@@ -60,31 +54,14 @@ class PlannedCheck:
             ) from error
         anatomy = apply_family(self.family, inventory)
         excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
-        kinds = _kinds_of_layers(anatomy)
-        several = f" of {len(kinds)} kinds ({' + '.join(map(str, kinds))})" if len(kinds) > 1 else ""
         return (
             f"{self.family.location.path.name} ({self.family.name}) fits {self.name}: {len(inventory.shapes)} "
-            f"tensors → {len(anatomy.units)} units, {anatomy.num_layers} layers{several}{excluded}"
+            f"tensors → {len(anatomy.units)} units, {anatomy.num_layers} layers{excluded}"
         )
 
 
-def _kinds_of_layers(anatomy: Anatomy) -> list[int]:
-    """How many layers there are of each kind, told apart by the rules of their units; the first layer's kind first."""
-    rules: dict[int, list[tuple[str, str]]] = {}
-    for unit in anatomy.units:
-        if unit.layer is not None:
-            rules.setdefault(unit.layer, []).append((unit.component, unit.rule))
-    kinds = Counter(tuple(rules[layer]) for layer in sorted(rules))
-    return list(kinds.values())
-
-
 def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str | None) -> list[PlannedCheck]:
-    """Which families of these files (none: of all) are checked against which configs.
-
-    Raises:
-        RulesError: none of the families is for the model.
-        ModelError: the model has no usable config.
-    """
+    """Which families of these files (none: of all) are checked against which configs."""
     families = [family for family in registry.families.values() if not files or family.location.path in files]
     if model is None:
         return [PlannedCheck(family, kind, _default_config(kind)) for family in families for kind in family.model_types]
@@ -124,27 +101,9 @@ class Draft:
     todo: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class WrittenDraft:
-    """A draft on disk: what came of checking it, and whether it fits."""
-
-    path: Path
-    draft: Draft
-    verdict: str
-    fits: bool
-
-    @property
-    def summary(self) -> str:
-        """How much of it is known and left to do."""
-        return (
-            f"{display_path(self.path)}: nearest family {self.draft.nearest}; {len(self.draft.known)} names as there, "
-            f"{len(self.draft.todo)} left to do"
-        )
-
-
 def write_draft(
     model: str, registry: FamilyRegistry, out: Path | None = None, force: bool = False, anyway: bool = False
-) -> WrittenDraft:
+) -> tuple[str, str, bool]:
     """Draft rules for a model (a directory, GGUF file or hub name), write them and check them.
 
     Args:
@@ -152,25 +111,26 @@ def write_draft(
         force: replace it if it exists.
         anyway: draft even if there are rules for the model's `model_type`.
 
-    Raises:
-        RulesError: the file exists, or rules for the model do; or the model has no list of layers.
-        ModelError: the model has no usable config.
+    Returns:
+        How much of it is known and left to do; what came of checking it; whether it fits.
     """
     config = load_config(ModelSource.parse(model))
     kind = config.model_type
     path = out or Path(f"{kind}.yaml")
     known = registry.by_model_type.get(kind)
     if known is not None and not anyway:
-        found, fits = _verdict(lambda: PlannedCheck(known, model, config))
+        says, fits = _verdict(lambda: PlannedCheck(known, model, config))
         where = display_path(known.location.path)
-        says = f"{where} has rules for model_type '{kind}' already, and they fit: {found}" if fits else found
+        says = f"{where} has rules for model_type '{kind}' already, and they fit: {says}" if fits else says
         raise RulesError(f"{says}\nNothing is drafted; --anyway drafts all the same")
     if path.exists() and not force:
         raise RulesError(f"{path} exists; name another file with --out, or replace it with --force")
     draft = draft_family(read_inventory(config), [one for one in registry.families.values() if one is not known])
     prepare_directory(path.parent)
     write_text(path, draft.text)
-    return WrittenDraft(path, draft, *_verdict(lambda: PlannedCheck(load_families(path).families[kind], model, config)))
+    says, fits = _verdict(lambda: PlannedCheck(load_families(path).families[kind], model, config))
+    counts = f"{len(draft.known)} names as there, {len(draft.todo)} left to do"
+    return f"{display_path(path)}: nearest family {draft.nearest}; {counts}", says, fits
 
 
 def _verdict(planned: Callable[[], PlannedCheck]) -> tuple[str, bool]:
@@ -181,43 +141,36 @@ def _verdict(planned: Callable[[], PlannedCheck]) -> tuple[str, bool]:
 
 
 def draft_family(inventory: Inventory, families: Sequence[Family]) -> Draft:
-    """Copy what the nearest family has of a model's names, and list the others.
-
-    Raises:
-        RulesError: the model has no list of layers.
-    """
-    kind = inventory.model_type
-    path = _layer_path(inventory)
-    names = _Names.of(inventory, path)
-    own = set(names.shapes)
+    """Copy what the nearest family has of a model's names, and list the others."""
+    kind, path = inventory.model_type, _layer_path(inventory)
+    shapes, some = _names(inventory, path)
 
     def likeness(family: Family) -> tuple[float, float, str]:
-        known = set(_known(family))
+        own, known = shapes.keys(), _known(family).keys()
         return len(own & known) / len(own | known), SequenceMatcher(None, kind, family.name).ratio(), family.name
 
-    ranked = sorted(families, key=likeness, reverse=True)
-    known = {name: found for name, found in _known(ranked[0]).items() if name in own}
-    tables = [(title, names.table(known, of)) for title, of in _SECTIONS]
-    hints = [
-        f"{name} {list(names.shapes[name])}{_hint(name, ranked[1:], known)}"
-        for name in names.shapes
-        if name not in known
-    ]
+    nearest, *others = sorted(families, key=likeness, reverse=True)
+    known = {name: found for name, found in _known(nearest).items() if name in shapes}
+    members = [(component, member) for found in known.values() for component, member in found]
+    hints = [f"{name} {list(shape)}{_hint(name, others, known)}" for name, shape in shapes.items() if name not in known]
     text = [
-        f"# {kind}: a draft. What is here has the name that it has in {ranked[0].name}, the nearest family; whether it",
+        f"# {kind}: a draft. What is here has the name that it has in {nearest.name}, the nearest family; whether it",
         "# does the same, the model's code tells.",
         f"family: {kind}", f"model_types: [{kind}]", f"layer: {path}.{{layer}}",
-        *_sizes(ranked[0], known),
     ]  # fmt: skip
-    for title, lines in tables:
+    if nearest.sizes and any(member.part or member.head for _, member in members):
+        sizes = ((size.name, ", ".join(choice.text for choice in size.choices)) for size in nearest.sizes)
+        text += ["sizes:", *(f"  {name}: [{choices}]" for name, choices in sizes)]
+    for title, components in (("components", LAYER_COMPONENTS), ("outside", OUTSIDE_COMPONENTS)):
+        lines = []
+        for component in components:
+            written = [f"    - {_text(one, one.pattern in some)}" for where, one in members if where == component]
+            lines += [f"  {component}:", *written] if written else []
         text += [f"{title}:", *lines] if lines else [f"{title}: {{}}"]
     if hints:
         text += ["# TODO: these are in no component. Add each to one, or exclude it with a reason."]
         text += [f"#   {hint}" for hint in hints]
-    return Draft("\n".join(text) + "\n", ranked[0].name, tuple(known), tuple(hints))
-
-
-_SECTIONS = (("components", LAYER_COMPONENTS), ("outside", OUTSIDE_COMPONENTS))
+    return Draft("\n".join(text) + "\n", nearest.name, tuple(known), tuple(hints))
 
 
 def _layer_path(inventory: Inventory) -> str:
@@ -236,40 +189,19 @@ def _layer_path(inventory: Inventory) -> str:
     return max(paths, key=lambda path: (len(found[path]) == wanted, found[path].total()))
 
 
-@dataclass(frozen=True)
-class _Names:
-    """Names as a rules file has them, with their shapes; `some` are those that not every layer has."""
-
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    some: set[str] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, inventory: Inventory, layer_path: str) -> _Names:
-        names = cls()
-        layers: dict[str, set[str]] = {}
-        shapes = {**inventory.shapes, **{name: inventory.shapes[owner] for name, owner in inventory.tied.items()}}
-        for name, shape in shapes.items():
-            match = re.fullmatch(re.escape(layer_path) + r"\.([0-9]+)\.(.+)", name)
-            pattern = _numbered(match[2]) if match else _numbered(name)
-            names.shapes.setdefault(pattern, shape)
-            if match:
-                layers.setdefault(pattern, set()).add(match[1])
-        most = max(map(len, layers.values()))
-        names.some.update(name for name, found in layers.items() if len(found) < most)
-        return names
-
-    def table(self, known: Known, components: Mapping[str, str]) -> list[str]:
-        """The lines of a section: in each component the family's order."""
-        lines = []
-        for component in components:
-            members = [member for found in known.values() for one, member in found if one == component]
-            lines += [f"  {component}:"] * bool(members)
-            lines += [f"    - {_text(member, member.pattern in self.some)}" for member in members]
-        return lines
-
-
-def _numbered(name: str) -> str:
-    return ".".join(NUMBER if part.isdecimal() else part for part in name.split("."))
+def _names(inventory: Inventory, layer_path: str) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Names as a rules file has them with their shapes, and those that not every layer has."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    layers: dict[str, set[str]] = {}
+    for name in (*inventory.shapes, *inventory.tied):
+        match = re.fullmatch(re.escape(layer_path) + r"\.([0-9]+)\.(.+)", name)
+        parts = (match[2] if match else name).split(".")
+        pattern = ".".join(NUMBER if part.isdecimal() else part for part in parts)
+        shapes.setdefault(pattern, inventory.shapes[inventory.tied.get(name, name)])
+        if match:
+            layers.setdefault(pattern, set()).add(match[1])
+    most = max(map(len, layers.values()))
+    return shapes, {name for name, found in layers.items() if len(found) < most}
 
 
 def _known(family: Family) -> Known:
@@ -292,32 +224,19 @@ def _hint(name: str, others: Sequence[Family], known: Known) -> str:
     return f": one of {', '.join(dict.fromkeys(beside))}? These are beside it" if beside else ""
 
 
-def _sizes(family: Family, known: Known) -> list[str]:
-    """What parts and heads are written with."""
-    if not any(member.part or member.head for found in known.values() for _, member in found):
-        return []
-    texts = [(size.name, ", ".join(choice.text for choice in size.choices)) for size in family.sizes]
-    return ["sizes:", *(f"  {name}: [{choices}]" for name, choices in texts)] if texts else []
-
-
 def _text(member: Member, optional: bool) -> str:
     """A member as a rules file has it."""
-    entry: dict[str, Any] = {"name": member.pattern + "?" * optional}
+    entry: dict[str, str] = {"name": member.pattern + "?" * optional}
     if member.part is not None:
         span = member.part.span
+        start, stop, every = (one and one.text for one in (span.start, span.stop, span.every))
         entry[AXES[member.part.dim]] = (
-            f"[{span.start.text}, {span.stop.text}]"
-            if span.every is None
-            else f"{{every: {span.every.text}, from: {span.start.text}, to: {span.stop.text}}}"
+            f"{{every: {every}, from: {start}, to: {stop}}}" if every else f"[{start}, {stop}]"
         )
-    if member.said_role is not None:
-        entry["role"] = member.said_role
-    if member.shared:
-        entry["shared"] = "true"
-    if member.head is not None:
-        entry["head"] = member.head.text if member.head else "false"
+    head = None if member.head is None else member.head.text if member.head else "false"
+    more = {"role": member.said_role, "shared": "true" if member.shared else None, "head": head}
+    entry |= {key: value for key, value in more.items() if value is not None}
     if "{" in entry["name"] or (optional and len(entry) > 1):
         entry["name"] = f'"{entry["name"]}"'
-    return (
-        entry["name"] if len(entry) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in entry.items()) + "}"
-    )
+    items = ", ".join(f"{key}: {value}" for key, value in entry.items())
+    return entry["name"] if len(entry) == 1 else f"{{{items}}}"

@@ -106,13 +106,14 @@ def _reference(unit: Unit) -> dict[str, Any]:
 
 
 def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple[int, int]]) -> Correspondence:
-    """Connect two models along pairs of (source layer, target layer); a layer may stand in several pairs, or in none.
-
-    Raises:
-        RulesError: a pair names a layer that does not exist.
-    """
+    """Connect two models along pairs of (source layer, target layer); a layer may stand in several, or in none."""
     pairs = list(dict.fromkeys((int(first), int(second)) for first, second in pairs))
-    _check_pairs(source, target, pairs)
+    known = [(first, second) for first in range(source.num_layers) for second in range(target.num_layers)]
+    if wrong := [f"pair {pair}" for pair in pairs if pair not in known]:
+        raise RulesError(
+            f"the layer match names layers that do not exist; the source has layers 0-{source.num_layers - 1}, "
+            f"the target 0-{target.num_layers - 1}:\n{listing(wrong)}"
+        )
     unexpanded = source.unexpanded | target.unexpanded
     there = _Side(target, pairs, UNMATCHED)
     back = _Side(source, [(second, first) for first, second in pairs], UNREACHED_LAYER)
@@ -134,19 +135,6 @@ def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple
     reached = {unit for targets in edges.values() for unit in targets}
     unreached = {unit: back.why_none(unit, unexpanded) for unit in target.units if unit not in reached}
     return Correspondence(source, target, edges, dropped, unreached)
-
-
-def _check_pairs(source: Anatomy, target: Anatomy, pairs: Sequence[tuple[int, int]]) -> None:
-    problems = [
-        f"pair ({first}, {second})"
-        for first, second in pairs
-        if not (0 <= first < source.num_layers and 0 <= second < target.num_layers)
-    ]
-    if problems:
-        raise RulesError(
-            f"the layer match names layers that do not exist; the source has layers 0-{source.num_layers - 1}, "
-            f"the target 0-{target.num_layers - 1}:\n{listing(problems)}"
-        )
 
 
 class _Side:

@@ -37,130 +37,79 @@ class Expression:
     tree: ast.expr = field(compare=False, repr=False)
 
     def evaluate(self, lookup: Callable[[str], int]) -> int:
-        """The value, with every name (dotted as written) resolved by `lookup`.
-
-        Raises:
-            RulesError: `lookup` does not know a name, or there is a division by zero.
-        """
+        """The value, with every name (dotted as written) resolved by `lookup`."""
         try:
-            return _evaluate(self.tree, lookup)
+            return _value(self.tree, lookup)
         except ZeroDivisionError:
             raise RulesError(f"'{self.text}' divides by zero") from None
 
 
 def parse_expression(text: str) -> Expression:
-    """Parse an expression.
-
-    Raises:
-        RulesError: it is not one; says which part of it is not allowed.
-    """
+    """Parse an expression."""
+    try:
+        tree = ast.parse(text.strip()[: MAX_LENGTH + 1], mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise RulesError(f"'{text}' is not an arithmetic expression; {_ALLOWED}") from None
     if len(text) > MAX_LENGTH:
         raise RulesError(f"an expression of {len(text)} characters; at most {MAX_LENGTH} are allowed")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise RulesError(f"'{text}' is not an arithmetic expression; {_ALLOWED}") from None
-    _check(tree, text)
+        _value(tree, lambda name: 1)
+    except _NotAllowedError as error:
+        hint = " (divide integers with //)" if "/" in str(error).replace("//", "") else ""
+        raise RulesError(f"'{text}' holds '{error}', which is not allowed{hint}; {_ALLOWED}") from None
+    except ZeroDivisionError:
+        pass  # with these values
     return Expression(text, tree)
 
 
-def _check(node: ast.expr, text: str) -> None:
+class _NotAllowedError(Exception):
+    """A part of an expression that has no value."""
+
+
+def _value(node: ast.expr, lookup: Callable[[str], int]) -> int:
     match node:
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
-            return
-        case ast.Name() | ast.Attribute():
-            _dotted_name(node, text)
-            return
-        case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
-            _check(left, text)
-            _check(right, text)
-            return
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            _check(operand, text)
-            return
-    found = ast.unparse(node)
-    hint = " (divide integers with //)" if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) else ""
-    raise RulesError(f"'{text}' holds '{found}', which is not allowed{hint}; {_ALLOWED}")
-
-
-def _dotted_name(node: ast.expr, text: str) -> str:
-    if isinstance(node, ast.Name):
-        name = node.id
-    elif isinstance(node, ast.Attribute):
-        name = f"{_dotted_name(node.value, text)}.{node.attr}"
-    else:
-        raise RulesError(f"'{text}' holds '{ast.unparse(node)}' before a dot, which is not a name; {_ALLOWED}")
-    if any(part.startswith("_") for part in name.split(".")):
-        raise RulesError(f"'{text}' holds '{name}'; a name must not start with an underscore")
-    return name
-
-
-def _evaluate(node: ast.expr, lookup: Callable[[str], int]) -> int:
-    match node:
-        case ast.Constant(value=int() as value):
             return value
-        case ast.BinOp(op=op, left=left, right=right):
-            return _OPERATORS[type(op)](_evaluate(left, lookup), _evaluate(right, lookup))
-        case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, lookup)
-    return lookup(_dotted_name(node, ""))
-
-
-class BrokenSizeError(RulesError):
-    """A name stands for a size that could not be worked out, which has been reported already."""
+        case ast.Name() | ast.Attribute():
+            name = ast.unparse(node)
+            if all(part.isidentifier() and not part.startswith("_") for part in name.split(".")):
+                return lookup(name)
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(left, lookup), _value(right, lookup))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, lookup)
+    raise _NotAllowedError(ast.unparse(node))
 
 
 @dataclass(frozen=True)
 class ConfigLookup:
-    """Resolves names: first the sizes worked out so far (None: a broken one), then the config."""
+    """Resolves names: first the sizes worked out so far, then the config."""
 
     config: Any
-    sizes: Mapping[str, int | None] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, name: str) -> int:
-        """The integer of that name.
-
-        Raises:
-            RulesError: there is none, or it is None or not an integer; names close matches.
-            BrokenSizeError: it is a size that could not be worked out.
-        """
-        if name in self.sizes:
-            size = self.sizes[name]
-            if size is None:
-                raise BrokenSizeError(f"the size '{name}' could not be worked out")
-            return size
-        value = self.config
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+        """The integer of that name."""
+        value = self.sizes.get(name)
+        if value is None:
+            value = self.config
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
         if isinstance(value, int):
             return int(value)
         if value is not None:
             raise RulesError(f"'{name}' is {value!r} in the config, not an integer")
-        known = sorted({*self.sizes, *_config_names(self.config)} - {name})
-        close = get_close_matches(name, known, 2, cutoff=0.75)
+        close = get_close_matches(name, {*self.sizes, *vars(self.config)} - {name}, 2, cutoff=0.75)
         hint = f" (close: {', '.join(close)})" if close else ""
-        kind = getattr(self.config, "model_type", "this model")
-        raise RulesError(f"'{name}' is not set in the config of {kind}{hint}")
-
-
-def _config_names(config: Any) -> Sequence[str]:
-    to_dict = getattr(config, "to_dict", None)
-    return list(to_dict() if to_dict else vars(config))
+        raise RulesError(f"'{name}' is not set in the config of {self.config.model_type}{hint}")
 
 
 def first_that_resolves(choices: Sequence[Expression], lookup: Callable[[str], int]) -> int:
-    """The value of the first expression whose names are all set: how a config's missing value gets its default.
-
-    Raises:
-        RulesError: none does; gives the reason for each.
-        BrokenSizeError: one needs a size that could not be worked out.
-    """
+    """The value of the first expression whose names are all set: how a config's missing value gets its default."""
     reasons = []
     for choice in choices:
         try:
             return choice.evaluate(lookup)
-        except BrokenSizeError:
-            raise
         except RulesError as error:
             reasons.append(str(error))
     raise RulesError("; ".join(dict.fromkeys(reasons)))

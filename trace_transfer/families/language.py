@@ -7,24 +7,15 @@ the residual stream and queries, keys or values (latent projections and their no
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import MinLen
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    model_validator,
-)  # fmt: skip
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from trace_transfer.errors import RulesError
@@ -63,8 +54,6 @@ OUTSIDE_COMPONENTS = MappingProxyType(
 NUMBER = "{n}"  # a segment of a member's name that stands for any number
 HOLE = "{layer}"
 PLACE, NAME, PLACES = "\0", "\1", "\2"  # keys that no YAML file has: where something is written, and under which name
-_SEGMENT = re.compile(r"[A-Za-z0-9_]+")
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 if TYPE_CHECKING:
     LayerComponent = str
@@ -95,51 +84,8 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-class MisplacedError(ValueError):
-    """Something is wrong at another line than that of what is being checked."""
-
-    def __init__(self, location: Location, text: str) -> None:
-        super().__init__(text)
-        self.location = location
-
-
-# ---- kinds of text
-
-
-def _word(text: str) -> str:
-    if not _WORD.fullmatch(text):
-        raise ValueError("expected one word of letters, digits and _ . -")
-    return text
-
-
-def _is_path(text: str) -> bool:
-    return all(_SEGMENT.fullmatch(segment) for segment in text.split("."))
-
-
-def _layer(text: str) -> str:
-    if not text.endswith("." + HOLE) or not _is_path(text.removesuffix("." + HOLE)):
-        raise ValueError(f"expected a module path that ends in .{HOLE}")
-    return text
-
-
-def _tensor_name(text: str) -> str:
-    if HOLE in text:
-        raise ValueError(f"'{text}' holds {HOLE}; names under 'components:' start below 'layer:', others have no layer")
-    if not all(segment == NUMBER or _SEGMENT.fullmatch(segment) for segment in text.removesuffix("?").split(".")):
-        raise ValueError(f"'{text}' is not a whole tensor name (letters, digits, _ and dots)")
-    return text
-
-
-def _excluded_name(text: str) -> str:
-    if not _is_path(text.replace(HOLE, "0")):
-        raise ValueError(f"'{text}' is not a whole name; its only hole may be {HOLE}")
-    return text
-
-
-def _size_name(text: str) -> str:
-    if not text.isidentifier() or text.startswith("_"):
-        raise ValueError(f"'{text}' cannot be used as a name in expressions")
-    return text
+def _path(segment: str, end: str = "") -> str:
+    return rf"^{segment}(\.{segment})*{end}$"
 
 
 def _expression(value: Any) -> Expression:
@@ -151,14 +97,16 @@ def _expression(value: Any) -> Expression:
         raise ValueError(str(error)) from error
 
 
-def _head(value: Any) -> Expression | Literal[False]:
-    return False if value is False else _expression(value)
-
-
-Word = Annotated[str, AfterValidator(_word)]
-TensorName = Annotated[str, AfterValidator(_tensor_name)]
-ExcludedName = Annotated[str, AfterValidator(_excluded_name)]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+LayerPath = Annotated[str, Field(pattern=_path(r"\w+", r"\.\{layer\}"))]
+TensorName = Annotated[str, Field(pattern=_path(r"(\w+|\{n\})", r"\??"))]
+ExcludedName = Annotated[str, Field(pattern=_path(r"(\w+|\{layer\})"))]
 Value = Annotated[Expression, PlainValidator(_expression, json_schema_input_type=int | str)]
+No = Literal[False]
+Head = Annotated[
+    Expression | No,
+    PlainValidator(lambda one: one is not False and _expression(one), json_schema_input_type=int | str | No),
+]
 
 
 # ---- what is written
@@ -219,17 +167,13 @@ class Member(_Written):
     columns: SomeOf | None = None
     depth: SomeOf | None = None
     shared: bool = False
-    unless: TensorName | None = None
-    head: Annotated[
-        Expression | Literal[False] | None, PlainValidator(_head, json_schema_input_type=int | str | Literal[False])
-    ] = None
+    unless: Annotated[str, Field(pattern=_path(r"(\w+|\{n\})"))] | None = None
+    head: Head | None = None
 
     @model_validator(mode="after")
     def _is_cut_one_way(self) -> Member:
         if len(cuts := [f"'{axis}:'" for axis in AXES if getattr(self, axis) is not None]) > 1:
             raise ValueError(f"a part has one of 'rows:', 'columns:' and 'depth:'; found {' and '.join(cuts)}")
-        if self.unless is not None and self.unless.endswith("?"):
-            raise ValueError(f"unless: '{self.unless}' ends in '?', which says nothing here")
         return self
 
     @cached_property
@@ -243,11 +187,6 @@ class Member(_Written):
     @cached_property
     def role(self) -> str:
         return self.said_role or default_role(self.pattern)
-
-    @property
-    def conditional(self) -> bool:
-        """Whether a layer may lack it."""
-        return self.optional or self.unless is not None
 
     @cached_property
     def part(self) -> Part | None:
@@ -264,17 +203,28 @@ def default_role(pattern: str) -> str:
     return "norm" if "norm" in module or module.startswith("ln_") else "weight"
 
 
-def _items(key: str | None = None) -> Callable[[Any], Any]:
-    """Items of a list with their lines; an item may be written as the value of one key alone, if one is given."""
+def _items(value: Any, short: str | None = None) -> Any:
+    """Items of a list with their lines; an item may be written as the value of the `short` key alone."""
+    if not isinstance(value, Located):
+        return value
+    items = [one if short is None or isinstance(one, dict) else {short: one} for one in value]
+    places = zip(items, value.places, strict=True)
+    return [{**one, PLACE: place} if isinstance(one, dict) else one for one, place in places]
 
-    def with_lines(value: Any) -> Any:
-        if not isinstance(value, Located):
-            return value
-        items = [one if key is None or isinstance(one, dict) else {key: one} for one in value]
-        places = zip(items, value.places, strict=True)
-        return [{**one, PLACE: place} if isinstance(one, dict) else one for one, place in places]
 
-    return with_lines
+def _entries(value: Any, short: str) -> Any:
+    """Entries of a table with their names and lines; an entry may be written as the value of the `short` key alone."""
+    if not isinstance(value, Table):
+        return value
+    entries = {name: one if isinstance(one, dict) else {short: one} for name, one in value.items() if one is not None}
+    return {**value, **{name: {**one, PLACE: value.places[name], NAME: name} for name, one in entries.items()}}
+
+
+def _sizes(value: Any) -> Any:
+    lists = {name: one if isinstance(one, list) else [one] for name, one in value.items()} if value else value
+    if isinstance(value, Table):
+        value.update(lists)
+    return _entries(value, "choices")
 
 
 class Component(_Written):
@@ -282,7 +232,9 @@ class Component(_Written):
 
     name: SkipJsonSchema[str] = Field(alias=NAME)
     members: Annotated[
-        list[Member], MinLen(1), BeforeValidator(_items("name"), json_schema_input_type=list[str | Member])
+        list[Member],
+        MinLen(1),
+        BeforeValidator(partial(_items, short="name"), json_schema_input_type=list[str | Member]),
     ]
     expand: bool = True
 
@@ -292,13 +244,13 @@ class Component(_Written):
         first: dict[str, Member] = {}
         for member in self.members:
             if member.head is not None and not self.name.startswith("attention."):
-                raise MisplacedError(member.location, "head: only members of 'attention.…' have heads")
+                raise ValueError(f"'{member.pattern}': head: only members of 'attention.…' have heads")
             other = first.setdefault(member.role, member)
-            if other is not member and not (other.conditional or member.conditional):
-                raise MisplacedError(
-                    member.location,
-                    f"'{other.pattern}' (line {other.location.line}) and '{member.pattern}' have the same role "
-                    f"'{member.role}'; tell them apart with {{name: …, role: …}}",
+            may_lack = other.optional or member.optional or other.unless or member.unless
+            if other is not member and not may_lack:
+                raise ValueError(
+                    f"'{other.pattern}' and '{member.pattern}' have the same role '{member.role}'; tell them apart "
+                    "with {name: …, role: …}"
                 )
         return self
 
@@ -324,30 +276,11 @@ class Exclusion(_Written):
 class Size(_Written):
     """A name for a size: the first of the choices whose names the config sets."""
 
-    name: Annotated[str, AfterValidator(_size_name)] = Field(alias=NAME)
+    name: str = Field(alias=NAME, pattern=r"^[A-Za-z]\w*$")
     choices: Annotated[list[Value], MinLen(1)]
 
 
-def _named(key: str) -> Callable[[Any], Any]:
-    """Entries of a table with their names and lines; an entry may be written as the value of one key alone."""
-
-    def with_names(value: Any) -> Any:
-        if not isinstance(value, Table):
-            return value
-        entries = {name: one if isinstance(one, dict) else {key: one} for name, one in value.items() if one is not None}
-        named = {name: {**one, PLACE: value.places[name], NAME: name} for name, one in entries.items()}
-        return {**value, **named}
-
-    return with_names
-
-
-def _sizes(value: Any) -> Any:
-    if not isinstance(value, Table):
-        return value
-    lists = {name: one if isinstance(one, list) else [one] for name, one in value.items()}
-    return {name: {"choices": one, PLACE: value.places[name], NAME: name} for name, one in lists.items()}
-
-
+_components = partial(_entries, short="members")
 Written = Annotated[list[str | Member], MinLen(1)] | Component | None
 Values = int | str | list[int | str]
 
@@ -364,16 +297,16 @@ class FamilyFile(_Written):
     name: Word = Field(alias="family")
     model_types: Annotated[list[Word], MinLen(1)]
     extends: Word | None = None
-    layer: Annotated[str, AfterValidator(_layer)] | None = None
+    layer: LayerPath | None = None
     components: Annotated[
         dict[LayerComponent, Component | None],
-        BeforeValidator(_named("members"), json_schema_input_type=dict[LayerComponent, Written]),
+        BeforeValidator(_components, json_schema_input_type=dict[LayerComponent, Written]),
     ] = Field(default_factory=dict)
     outside: Annotated[
         dict[OutsideComponent, Component | None],
-        BeforeValidator(_named("members"), json_schema_input_type=dict[OutsideComponent, Written]),
+        BeforeValidator(_components, json_schema_input_type=dict[OutsideComponent, Written]),
     ] = Field(default_factory=dict)
-    exclude: Annotated[list[Exclusion], BeforeValidator(_items(), json_schema_input_type=list[Exclusion])] = Field(
+    exclude: Annotated[list[Exclusion], BeforeValidator(_items, json_schema_input_type=list[Exclusion])] = Field(
         default_factory=list
     )
     sizes: Annotated[dict[str, Size], BeforeValidator(_sizes, json_schema_input_type=dict[str, Values])] = Field(
@@ -416,8 +349,4 @@ class Family:
     @property
     def layer_path(self) -> str:
         """The module path of the list of layers: `model.layers`."""
-        return self.layer.removesuffix(".{layer}")
-
-    @property
-    def num_components(self) -> int:
-        return len(self.components) + len(self.outside)
+        return self.layer.removesuffix("." + HOLE)

@@ -12,14 +12,11 @@ from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import FamilyRegistry
-from trace_transfer.models.named_code import refuse_code_in_tokenizer
 from trace_transfer.models.names_on_disk import name_told
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_inventory
 from trace_transfer.progress import tell
 from trace_transfer.records import ModelIdentity
 
-# What a tokenizer is made of. `tokenizer_config.json` is not: it has settings, no words.
-TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "merges.txt")
 # In several scripts, with digits and the letters of sequences, so that a tokenizer of few characters knows some.
 ORDINARY_TEXT = "The quick brown fox, 0123456789; a ACGT; ça va, привет, αβγ, 日本語, नमस्ते."
 
@@ -52,12 +49,7 @@ class OpenModel:
 
 
 def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
-    """Read a model's config and take its tensors apart.
-
-    Raises:
-        ModelError: it is not there or not a causal language model.
-        RulesError: no family, or the family's rules do not fit.
-    """
+    """Read a model's config and take its tensors apart."""
     source = ModelSource.parse(name)
     inventory = load_inventory(source)
     return OpenModel(source, inventory.config, anatomy_of(inventory, registry))
@@ -99,7 +91,7 @@ def names_told(model: OpenModel, names: Sequence[str]) -> NamesTold:
 def load_tokenizer(source: ModelSource) -> Any:
     """A model's fast tokenizer.
 
-    `tokenizer.json`, where there is one, is read as it stands: `AutoTokenizer` would put the class of the `model_type`
+    Of a directory, `tokenizer.json` is read as it stands: `AutoTokenizer` would put the class of the `model_type`
     in its place, whatever the file says (a qwen2 directory with another tokenizer would be read wrongly).
 
     Raises:
@@ -108,29 +100,27 @@ def load_tokenizer(source: ModelSource) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = _read_tokenizer(source)
-        is_fast, makes_tokens = getattr(tokenizer, "is_fast", False), _makes_tokens(tokenizer)
-    except ModelError:
-        raise
+        special = set(tokenizer.all_special_ids)
+        tokens = tokenizer.encode(ORDINARY_TEXT, add_special_tokens=False)
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        if source.gguf is None and source.directory is not None and not _tokenizer_files(source.directory):
-            raise ModelError(_no_tokenizer(source)) from error
         why = first_line(error).rstrip(".")
         raise ModelError(f"{source.name}: its tokenizer cannot be read: {why}; {_remedy(source)}") from error
-    if not is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
-    if not makes_tokens:
-        raise ModelError(_no_tokenizer(source))
+    # Where its files are missing transformers makes a tokenizer all the same for many families (Qwen, GPT-2, Gemma …),
+    # of nothing but special tokens: texts become no tokens, or unknown ones.
+    if special.issuperset(tokens):
+        raise ModelError(
+            f"{source.name}: has no usable tokenizer: an ordinary text becomes no token (tokenizer.json or "
+            f"tokenizer.model, or vocab files, expected); {_remedy(source)}"
+        )
     tokenizer.truncation_side = "right"  # whatever its config says: rows are compared by what was read before them
     return tokenizer
 
 
 def _read_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    if source.gguf is None:
-        where = {"local_files_only": True} if source.directory else {"revision": source.revision}
-        refuse_code_in_tokenizer(source.name, get_tokenizer_config(source.directory or source.repo, **where))
     if source.directory is None:
         return AutoTokenizer.from_pretrained(source.repo, revision=source.revision, trust_remote_code=False)
     if source.gguf is not None:
@@ -140,49 +130,14 @@ def _read_tokenizer(source: ModelSource) -> Any:
     return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
 
 
-def _makes_tokens(tokenizer: Any) -> bool:
-    """Whether an ordinary text becomes a token that is not a special one.
-
-    Where its files are missing transformers makes a tokenizer all the same for many families (Qwen, GPT-2, Gemma …),
-    of nothing but special tokens: texts become no tokens, or unknown ones.
-    """
-    special = set(tokenizer.all_special_ids)
-    return any(token not in special for token in tokenizer.encode(ORDINARY_TEXT, add_special_tokens=False))
-
-
-def _tokenizer_files(directory: Path) -> list[str]:
-    return sorted({file.name for pattern in TOKENIZER_FILES for file in directory.glob(pattern) if file.is_file()})
-
-
-def _no_tokenizer(source: ModelSource) -> str:
-    """What to say of a tokenizer that is not there, or of which nothing came but special tokens."""
-    expected = "tokenizer.json or tokenizer.model, or vocab files, expected"
-    files = [] if source.gguf or source.directory is None else _tokenizer_files(source.directory)
-    if source.gguf is not None:
-        found = "has no usable tokenizer: an ordinary text becomes no token (tokenizer.ggml.tokens expected)"
-    elif source.directory is None:
-        found = f"has no usable tokenizer on the hub: an ordinary text becomes no token ({expected})"
-    elif files:
-        found = f"has no usable tokenizer: an ordinary text becomes no token with its {', '.join(files)} ({expected})"
-    else:
-        found = f"has no tokenizer ({expected})"
-    return f"{source.name}: {found}; {_remedy(source)}"
-
-
 def _remedy(source: ModelSource) -> str:
     if source.gguf is not None:
         return "convert the model to GGUF again, with its tokenizer"
-    if source.directory is None:
-        return "check the name, which files there are, and your connection"
-    return "copy the files of the model it was made from"
+    return "copy the files of the model it was made from" if source.directory else "check the name and your connection"
 
 
 def require_vocabulary(name: str, texts: Iterable[Sequence[int]], config: Any) -> None:
-    """Refuse token ids that a model has no row for.
-
-    Raises:
-        ModelError: the tokenizer belongs to another model.
-    """
+    """Refuse token ids that a model has no row for."""
     largest, size = max((max(ids) for ids in texts if ids), default=0), config.get_text_config().vocab_size
     if largest >= size:
         raise ModelError(

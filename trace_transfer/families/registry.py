@@ -43,14 +43,10 @@ from trace_transfer.families.language import (
 from trace_transfer.models.sources import AXES
 from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, read_text
 
-_TAG = "tag:yaml.org,2002:"
 _QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
-_EXPECTED = {
-    "string_type": "a text", "bool_type": "true or false", "list_type": "a list", "dict_type": "a mapping",
-    "model_type": "a mapping",
-}  # fmt: skip
 SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}
 RULES: dict[str, type[BaseModel]] = {"components": Component, "outside": Component, "exclude": Exclusion}
+SHORT = ("members", "choices", "name", "[key]", *map(chr, range(3)))  # steps that say nothing to a reader
 
 
 @dataclass(frozen=True, order=True)
@@ -94,16 +90,14 @@ class _Reader:
         except RulesError as error:
             self._complain(1, str(error).removeprefix(f"{self.path}: "))
             return None
-        first = self._place(root) if root else Location(self.path, 1)
         table = self._plain(root) if root else None
         if not isinstance(table, Table):
-            self._complain(
-                first.line, f"found {_describe(table)}, expected a mapping with 'family:', 'layer:', 'components:' …"
-            )
+            self._complain(1, f"found {_describe(table)}, expected a mapping with 'family:', 'layer:', 'components:' …")
             return None
         places = dict(table.places)
         for section in SECTIONS:
             places |= written.places if isinstance(written := table.get(section), Table) else {}
+        first = min(places.values(), default=Location(self.path, 1))
         try:
             return FamilyFile.model_validate({**table, PLACE: first, PLACES: places})
         except ValidationError as error:
@@ -132,39 +126,29 @@ class _Reader:
         return table
 
     def _tell(self, error: Any, table: Table, first: Location) -> None:
-        """One problem of pydantic's in our words."""
+        """One problem of pydantic's, at the line of what it is about."""
         value: Any = table
-        place, steps = first, [step for step in error["loc"] if step not in ("[key]", *map(chr, range(3)))]
+        place, steps = first, error["loc"]
         for step in steps:
             inside = isinstance(value, Table) and step in value
             if inside or (isinstance(value, Located) and isinstance(step, int)):
                 place, value = value.places[step], value[step]  # one written short stays where it is
-        # Of a component its section says nothing, nor does what a member, a component or a size is written short for.
-        names = [str(step) for step in steps if step not in ("members", "choices", "name") and isinstance(step, str)]
-        section = names[0] if names and names[0] in SECTIONS else None
-        last, what = str(steps[-1]) if steps else "", names[1:] if section and len(names) > 1 else names
-        within = what[:-1] if what[-1:] == [last] else what
-        before, all_of_it = ("".join(f"{name}: " for name in some) for some in (within, what))
-        kind = error["type"]
-        if kind == "extra_forbidden":
+        names = [str(step) for step in steps if step not in SHORT and isinstance(step, str)]
+        told, cause = error["msg"], error.get("ctx", {}).get("error")
+        if error["type"] == "missing":
+            names, told = names[: len(names) - (steps[-1] == names[-1])], f"'{steps[-1]}:' is missing"
+        if error["type"] == "extra_forbidden":
             rule = Span if set(steps[:-1]) & set(AXES) else Member if "members" in steps else RULES.get(str(steps[0]))
             fields = (rule if rule and len(steps) > 1 else FamilyFile).model_fields.items()
             keys = [one.alias or name for name, one in fields if (one.alias or name).isprintable()]
-            self._complain(place.line, f"{before}unknown key '{last}'; {suggestion(last, keys)}")
-        elif kind == "missing":
-            self._complain(place.line, f"{before}'{last}:' is missing")
-        elif kind == "literal_error" and section:
-            (other,) = SECTIONS.keys() - {section}
-            meant = f"it belongs under '{other}:'" if last in SECTIONS[other] else suggestion(last, SECTIONS[section])
-            self._complain(place.line, f"{section}: unknown component '{last}'; {meant}")
-        elif kind == "too_short":
-            self._complain(place.line, f"{all_of_it}the list is empty")
-        else:
-            cause = error.get("ctx", {}).get("error")
-            told = str(cause or f"expected {_EXPECTED.get(kind, error['msg'])}")
-            found = f"found {_describe(value)}, " if told.startswith("expected") else ""
-            where = getattr(cause, "location", place)
-            self._complain(where.line, all_of_it + found + told)
+            told = f"unknown key; {suggestion(str(steps[-1]), keys)}"
+        elif error["type"] == "literal_error" and names[-1] in LAYER_COMPONENTS.keys() | OUTSIDE_COMPONENTS.keys():
+            told = f"belongs under '{'outside' if names[-1] in OUTSIDE_COMPONENTS else 'components'}:'"
+        elif error["type"] == "literal_error":
+            told = f"unknown component; {suggestion(names[-1], SECTIONS.get(names[0], LAYER_COMPONENTS))}"
+        elif error["type"] not in ("missing", "too_short"):
+            told = f"found {_describe(value)}, {cause or told}" if str(cause or "expected").startswith("exp") else cause
+        self._complain(place.line, ": ".join([*names, str(told)]))
 
 
 def _describe(value: Any) -> str:
@@ -182,11 +166,7 @@ class FamilyRegistry:
     by_model_type: Mapping[str, Family]
 
     def for_model_type(self, model_type: str) -> Family:
-        """The rules for a config's `model_type`.
-
-        Raises:
-            RulesError: no rules file is for it; says how to have one drafted.
-        """
+        """The rules for a config's `model_type`."""
         if model_type in self.by_model_type:
             return self.by_model_type[model_type]
         close = get_close_matches(model_type, self.families, 1, cutoff=0.5)
@@ -238,11 +218,7 @@ def _count(number: int, word: str) -> str:
 
 
 def rules_files(path: Path) -> list[Path]:
-    """The rules files that a path names: itself, or the *.yaml and *.yml in a directory.
-
-    Raises:
-        RulesError: there is none.
-    """
+    """The rules files that a path names: itself, or the *.yaml and *.yml in a directory."""
     if path.is_file():
         return [path]
     found = sorted(p for p in path.glob("*") if p.suffix in (".yaml", ".yml")) if path.is_dir() else []
@@ -302,7 +278,7 @@ class _Resolver:
                     self.problems.append(Problem(one.places[name], text))
             components, outside = {**components, **one.components}, {**outside, **one.outside}
             exclude, sizes = (*exclude, *one.exclude), {**sizes, **one.sizes}
-        family = Family(
+        return Family(
             name=file.name,
             model_types=file.model_types,
             layer=layer or "",
@@ -312,10 +288,6 @@ class _Resolver:
             sizes=tuple(sizes.values()),
             location=file.location,
         )
-        for section in (family.components, family.outside):
-            self._check_whole_members_once(section)
-            self._check_unless(section)
-        return family
 
     def _line_of_descent(self, file: FamilyFile, own: bool) -> list[FamilyFile]:
         """The file, its parent, its parent's parent …; stops with a problem at an unknown parent or in a circle."""
@@ -323,51 +295,12 @@ class _Resolver:
         while (name := line[-1].extends) is not None:
             child = line[-1]
             own = own and name in self.own and name != child.name
-            parents = self.own if own else self.shipped
-            parent = parents.get(name)
-            if parent is None:
+            parent = (self.own if own else self.shipped).get(name)
+            if parent is None or parent in line:
                 known = sorted({*self.own, *self.shipped} - {child.name})
-                text = f"extends: there is no family '{name}'; {suggestion(name, known)}"
-                self.problems.append(Problem(child.places["extends"], text))
-                return line
-            if parent in line:
-                circle = " → ".join([one.name for one in line[line.index(parent) :]] + [parent.name])
-                self.problems.append(Problem(child.places["extends"], f"extends: a circle: {circle}"))
+                what = f"a circle back to '{name}'" if parent else f"there is no family '{name}'"
+                hint = "" if parent else f"; {suggestion(name, known)}"
+                self.problems.append(Problem(child.places["extends"], f"extends: {what}{hint}"))
                 return line
             line.append(parent)
         return line
-
-    def _check_unless(self, section: Mapping[str, Component]) -> None:
-        known = {member.pattern for component in section.values() for member in component.members}
-        for name, component in section.items():
-            for member in component.members:
-                if member.unless is not None and member.unless not in known:
-                    text = f"{name}: unless: '{member.unless}' is no member of a component; "
-                    self.problems.append(Problem(member.location, text + suggestion(member.unless, sorted(known))))
-
-    def _check_whole_members_once(self, section: Mapping[str, Component]) -> None:
-        """A name that is whole in one component must not stand in another one, unless both share it.
-
-        Parts are checked against shapes.
-        """
-        seen: dict[str, tuple[str, Member]] = {}
-        sharing: dict[tuple[str, str], dict[str, Member]] = {}
-        for name, component in section.items():
-            for member in component.members:
-                if member.shared:
-                    sharing.setdefault((member.pattern, str(member.part or "")), {}).setdefault(name, member)
-                other_name, other = seen.setdefault(member.pattern, (name, member))
-                together = member.shared and other.shared and name != other_name
-                if other is not member and not together and (other.part is None or member.part is None):
-                    text = (
-                        f"'{member.pattern}' is in two components: {other_name} ({other.location}) and {name}; give "
-                        "both 'rows:' (or 'columns:', 'depth:') if each has a part of it, or 'shared: true' if it "
-                        "serves both"
-                    )
-                    self.problems.append(Problem(member.location, text))
-        for (pattern, part), found in sharing.items():
-            if len(found) == 1:
-                ((name, member),) = found.items()
-                what = f"'{pattern}'" + (f", {part}," if part else "")
-                text = f"{name}: {what} is shared, but no other component has it; say 'shared: true' there as well"
-                self.problems.append(Problem(member.location, text))

@@ -108,9 +108,6 @@ class DeltaStore:
             )
         return cls(directory, record, files)
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Names are those at run time."""
-
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """One delta, flattened, some rows at a time, cut where the base's chunks are."""
         if name not in self.files:
@@ -226,8 +223,6 @@ def deltas_of(plan: DeltaPlan, splits: Mapping[str, Split] | None, out: Path, re
 def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split] | None = None) -> Deltas:
     """Norms and cosines of all tensors' deltas, and Gram matrices of the units of those in `splits`."""
     model, shapes = build_meta_model(plan.base.config), plan.base.anatomy.inventory.shapes
-    for weights in (plan.base_weights, *(source.weights for source in plan.sources)):
-        weights.prepare(model)
     tensors: list[DeltaTensor] = []
     units: dict[str, Tensor] = {}
     with (

@@ -8,13 +8,13 @@ applies in `from_pretrained`. Nothing here holds more than what was asked for.
 from __future__ import annotations
 
 import ctypes
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models.content import config_file_sha256, weights_sha256
-from trace_transfer.models.dequantising import Dequantiser, dequantiser_of, round_to
+from trace_transfer.models.dequantising import Dequantiser, dequantiser_of
 from trace_transfer.models.door import quantisation_of, quantised_told
 from trace_transfer.models.names_on_disk import Fused, LoadedNames, gguf_names
 from trace_transfer.models.sources import (
@@ -36,14 +36,12 @@ from trace_transfer.models.sources import (
     row_blocks,
     tied_names,
 )
-from trace_transfer.models.stored_weights import StoredWeights, read_config, stored_tensors
-from trace_transfer.models.tensors import DTYPES, TensorSpec, read_rows, require_finite
+from trace_transfer.models.stored_weights import StoredTensor, read_config, read_stored
+from trace_transfer.models.tensors import DTYPES, TensorSpec, read_any, read_rows, require_finite
 from trace_transfer.progress import Reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ROWS_AT_ONCE = 1 << 14
 
 
 class Checkpoint(ABC):
@@ -74,16 +72,21 @@ class Checkpoint(ABC):
         """Bring the tensors whose run-time name is wanted from disk into the model."""
 
     @abstractmethod
+    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
+
+        Raises:
+            ModelError: it is missing, of another shape, or of a type that cannot be compared.
+        """
+
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of one two-dimensional tensor, [len(index), width]."""
-
-    @abstractmethod
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Work out the names for a model, so that several threads may then read at once."""
-
-    @abstractmethod
-    def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements."""
+        shape = tuple(model.get_parameter(name).shape)
+        out = torch.empty(len(index), shape[1], dtype=dtype)
+        for (start, stop), block in zip(row_blocks(shape), self.chunks(model, name, shape), strict=True):
+            mine = ((index >= start) & (index < stop)).nonzero().flatten()
+            out[mine] = block.view(-1, shape[1])[index[mine] - start].to(dtype)
+        return out
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:
@@ -98,11 +101,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
 
 
 def local_directory(source: ModelSource) -> Path:
-    """Where a model's files lie on this machine, fetched from the hub if need be, and found to be usable.
-
-    Raises:
-        ModelError: they are not, or cannot be had.
-    """
+    """Where a model's files lie on this machine, fetched from the hub if need be, and found to be usable."""
     if source.directory is not None:
         if source.gguf is None:
             load_config(source)
@@ -132,102 +131,62 @@ class SafetensorsCheckpoint(Checkpoint):
 
     directory: Path
     bytes_read: int = 0
-    keys: dict[str, Path] = field(init=False)
+    stored: dict[str, StoredTensor] = field(init=False)
     dequantiser: Dequantiser | None = field(init=False)
     _names: LoadedNames | None = field(init=False, default=None)
     _copying: Any = field(init=False, default=None)
+    _lock: Lock = field(init=False, default_factory=Lock)
 
     def __post_init__(self) -> None:
         self.dequantiser = dequantiser_of(read_config(self.directory))
-        self.keys = {key: tensor.file for key, tensor in StoredWeights.read(self.directory).tensors.items()}
+        self.stored = read_stored(self.directory)
 
     @property
     def files(self) -> list[Path]:
-        return sorted(set(self.keys.values()))
+        return sorted({tensor.file for tensor in self.stored.values()})
 
     @property
     def config_sha256(self) -> str:
         return config_file_sha256(self.directory)
 
-    def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
-        from transformers.core_model_loading import convert_and_load_state_dict_in_model
-        from transformers.modeling_utils import LoadStateDictConfig
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Element types on disk."""
+        return {DTYPES[tensor.dtype] for tensor in self.stored.values() if tensor.dtype in DTYPES}
 
+    def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         names = self._names_for(model)
-        on_disk = [key for key, name in names.at_run_time.items() if wanted(name)]
-        quantiser = None if self.dequantiser is None else self.dequantiser.quantiser
-        config = LoadStateDictConfig(
-            dtype=dtype, device_map={"": device}, weight_mapping=names.mapping, hf_quantizer=quantiser
-        )
-        with _quiet_loading():
-            tensors = self._on_device(dict(self._read(on_disk)), torch.device(device))
-            info, _ = convert_and_load_state_dict_in_model(model, tensors, config)
+        on_disk = self._read(key for key, name in names.at_run_time.items() if wanted(name))
+        info = names.load(self._on_device(on_disk, torch.device(device)), device, dtype)
         problems = [f"{name}: {error}" for name, error in info.conversion_errors.items()]
         problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
         if problems:
             raise ModelError(f"{self.directory}: weights do not fit the config:\n" + listing(problems))
         self.settle(model, wanted)
-        require_finite(str(self.directory), {name: value for name, value in _values(model) if wanted(name)})
+        values = (*model.named_parameters(), *model.named_buffers())
+        require_finite(
+            str(self.directory), {name: value for name, value in values if wanted(name) and not value.is_meta}
+        )
 
     def settle(self, model: PreTrainedModel, wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Round what transformers dequantised in a wider type than the model's own, as `chunks` gives it."""
         if self.dequantiser is not None:
             names = self._names_for(model)
-            known = {name for name, _ in model.named_parameters()}
-            made = [name for name in names.keys_of if name in known and wanted(name) and names.fused(name) is not None]
-            round_to(model, made, self.dequantiser.dtype)
-
-    def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
-        from safetensors import safe_open
-
-        if (fused := self._names_for(model).fused(name)) is not None:
-            shape = tuple(model.get_parameter(name).shape)
-            return self._joined(fused, fused.keys, shape)[index].to(dtype)
-        names = tied_names(model, name)  # a tied embedding may have been saved as the head only
-        key = next((key for key, found in self._names_for(model).at_run_time.items() if found in names), None)
-        if key is None:
-            raise ModelError(f"{self.directory}: the weights lack {name}")
-        with safe_open(self.keys[key], framework="pt") as shard:
-            slices = shard.get_slice(key)
-            count, width = slices.get_shape()
-            out = torch.empty(len(index), width, dtype=dtype)
-            for start in range(0, count, ROWS_AT_ONCE):
-                stop = min(start + ROWS_AT_ONCE, count)
-                mine = ((index >= start) & (index < stop)).nonzero().flatten()
-                if len(mine):
-                    block = slices[start:stop]
-                    self.bytes_read += block.nbytes
-                    require_finite(str(self.directory), {name: block})
-                    out[mine] = block[index[mine] - start].to(dtype)
-        return out
-
-    @property
-    def dtypes(self) -> set[torch.dtype]:
-        """Element types on disk."""
-        found = {tensor.dtype for file in self.files for tensor in stored_tensors(file).values()}
-        return {DTYPES[name] for name in found if name in DTYPES}
+            for name, parameter in model.named_parameters():
+                if wanted(name) and not parameter.is_meta and names.fused(name) is not None:
+                    parameter.data = parameter.data.to(self.dequantiser.dtype).to(parameter.dtype)
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
-
-        Of one that is fused from several tensors, no more than the tensors of some rows (experts) are in memory.
-
-        Raises:
-            ModelError: it is missing, of another shape, or of a type that cannot be compared.
-        """
+        """As said above; of a tensor that is fused from several, no more than those of some rows are in memory."""
         names = self._names_for(model)
         if (fused := names.fused(name)) is not None:
             yield from self._fused_chunks(fused, shape)
             return
-        at_run_time = names.at_run_time
-        found = [key for key, known in at_run_time.items() if known == name]
-        if not found:  # a tied embedding may have been saved as the head only
-            aliases = tied_names(model, name)
-            found = [key for key, known in at_run_time.items() if known in aliases][:1]
-        if len(found) != 1:
-            what = "lack" if not found else f"hold {len(found)} tensors for"
-            raise ModelError(f"{self.directory}: the weights {what} {name}")
-        for block in read_rows(self.keys[found[0]], found[0], shape, str(self.directory)):
+        known = [name] if name in names.keys_of else tied_names(model, name)  # may have been saved as the head only
+        key = next((names.keys_of[one][0] for one in known if one in names.keys_of), None)
+        if key is None:
+            raise ModelError(f"{self.directory}: the weights lack {name}")
+        for block in read_rows(self.stored[key].file, key, shape, str(self.directory)):
             self.bytes_read += block.nbytes
             yield block
 
@@ -242,31 +201,26 @@ class SafetensorsCheckpoint(Checkpoint):
             yield block.flatten()
 
     def _joined(self, fused: Fused, keys: Iterable[str], shape: tuple[int, ...]) -> Tensor:
-        tensors = dict(self._read(keys))
+        tensors = self._read(keys)
         kinds = {tensor.dtype for tensor in tensors.values()}
-        problem = None
-        if fused.dequantiser is None and (not kinds <= set(DTYPES.values()) or len(kinds) != 1):
-            found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "none"
-            problem = f"types {found} on disk, expected one of {', '.join(DTYPES)}"
-        else:
-            try:
-                block = fused.joined(tensors)
-            except (RuntimeError, KeyError, StopIteration) as error:  # tensors that do not fit together
-                problem = first_line(error)
-            else:
-                if tuple(block.shape) == shape:
-                    require_finite(str(self.directory), {fused.name: block})
-                    return block
-                problem = f"{list(block.shape)} from {len(tensors)} tensors on disk, expected {list(shape)}"
-        raise ModelError(f"{self.directory}: {fused.name}, which is made of several tensors there: {problem}")
-
-    def prepare(self, model: PreTrainedModel) -> None:
-        self._names_for(model)
+        try:
+            if fused.dequantiser is None and (not kinds <= set(DTYPES.values()) or len(kinds) != 1):
+                found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "none"
+                raise ModelError(f"types {found} on disk, expected one of {', '.join(DTYPES)}")
+            block = fused.joined(tensors)
+            if tuple(block.shape) != shape:
+                raise ModelError(f"{list(block.shape)} from {len(tensors)} tensors on disk, expected {list(shape)}")
+        except (ModelError, RuntimeError, KeyError, StopIteration) as error:  # tensors that do not fit together
+            told = f"{fused.name}, which is made of several tensors there: {first_line(error)}"
+            raise ModelError(f"{self.directory}: {told}") from error
+        require_finite(str(self.directory), {fused.name: block})
+        return block
 
     def _names_for(self, model: PreTrainedModel) -> LoadedNames:
-        if self._names is None or self._names.model is not model:
-            self._names = LoadedNames.of(model, self.keys, self.dequantiser)
-        return self._names
+        with self._lock:  # several threads may read at once
+            if self._names is None or self._names.model is not model:
+                self._names = LoadedNames.of(model, self.stored, self.dequantiser)
+            return self._names
 
     def _on_device(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """To a GPU from pinned memory in a stream of their own, beside what is computed; elsewhere as they are."""
@@ -279,26 +233,11 @@ class SafetensorsCheckpoint(Checkpoint):
         self._copying.synchronize()
         return there
 
-    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by their names on disk, each shard opened once; copies, so that no file stays mapped."""
-        from safetensors import safe_open
-
-        by_file: dict[Path, list[str]] = {}
-        for key in keys:
-            by_file.setdefault(self.keys[key], []).append(key)
-        for file, names in by_file.items():
-            with safe_open(file, framework="pt") as shard:
-                for key in names:
-                    tensor = shard.get_tensor(key)
-                    self.bytes_read += tensor.nbytes
-                    yield key, tensor
-
-
-def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors and buffers that were brought in."""
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if not value.is_meta:
-            yield name, value
+    def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Whole tensors by their names on disk."""
+        tensors = {key: read_any(self.stored[key].file, key) for key in keys}
+        self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
+        return tensors
 
 
 def release(module: nn.Module) -> None:
@@ -315,24 +254,8 @@ def return_freed_memory() -> None:
 
     glibc keeps freed blocks below 32 MB: over the 28 layers of a 1.5 B model it kept 500 MB more than was in use.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' own progress bar, one per layer."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 @dataclass(frozen=True)
@@ -384,16 +307,7 @@ def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, T
 
     Args:
         dtypes: of all tensors; buffers are copied from the base as they are.
-
-    Raises:
-        ModelError: buffers that cannot be read; all are named.
     """
-    bad = list(base.buffers) if base.source.gguf is not None else []
-    if bad:
-        raise ModelError(
-            f"{base.source.name}: has values that are no tensors and that cannot be read from a GGUF file, so that "
-            "no state of it can be written:\n" + listing(bad)
-        )
     specs = {name: TensorSpec(dtypes[name], shape) for name, shape in base.inventory.shapes.items()}
     return specs | {name: TensorSpec(base.dtype(name), shape) for name, shape in base.buffers.items()}
 
@@ -421,55 +335,41 @@ class GgufCheckpoint(Checkpoint):
     def config_sha256(self) -> str:
         return self.fingerprint
 
-    def _names(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
-        """As `gguf_names`; made once per model."""
-        if self._bound is None or self._bound[0] is not model:
-            self._bound = (model, *gguf_names(model, self._reader, self.file))
-        return self._bound[1], self._bound[2]
-
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
-        processor, names = self._names(model)
-        for gguf_name, name in names.items():
-            if not wanted(name) or gguf_name not in self._tensors:
-                continue
-            values = self._values(processor, gguf_name, slice(None))
-            owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
-            expected = tuple(getattr(module, leaf).shape)
-            if tuple(values.shape) != expected:
-                raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(expected)}")
-            setattr(module, leaf, nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False))
-
-    def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
-        processor, names = self._names(model)
-        gguf_name = next((key for key, value in names.items() if value == name and key in self._tensors), None)
-        if gguf_name is None:
-            raise ModelError(f"{self.file}: the weights lack {name}")
-        return self._values(processor, gguf_name, index.numpy()).to(dtype)
-
-    def prepare(self, model: PreTrainedModel) -> None:
-        self._names(model)
+        for name in self._names(model):
+            if wanted(name):
+                owner, _, leaf = name.rpartition(".")
+                module = model.get_submodule(owner)
+                values = self._values(model, name, tuple(getattr(module, leaf).shape))
+                setattr(module, leaf, nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False))
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        processor, names = self._names(model)
-        aliases = {name} | tied_names(model, name)
-        gguf_name = next((key for key, value in names.items() if value in aliases and key in self._tensors), None)
-        if gguf_name is None:
+        found = next((one for one in (name, *tied_names(model, name)) if one in self._names(model)), None)
+        if found is None:
             raise ModelError(f"{self.file}: the weights lack {name}")
-        values = self._values(processor, gguf_name, slice(None))
-        if tuple(values.shape) != shape:
-            raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(shape)}")
+        values = self._values(model, found, shape)
         for start, stop in row_blocks(shape):
             yield values[start:stop].flatten()
 
-    def _values(self, processor: Any, gguf_name: str, rows: Any) -> Tensor:
+    def _names(self, model: PreTrainedModel) -> dict[str, str]:
+        """Names at run time → names in the file, of what is there."""
+        if self._bound is None or self._bound[0] is not model:
+            processor, names = gguf_names(model, self._reader, self.file)
+            there = {name: key for key, name in names.items() if key in self._tensors}
+            self._bound = (model, processor, there)
+        return self._bound[2]
+
+    def _values(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Tensor:
         from gguf import dequantize
 
-        tensor = self._tensors[gguf_name]
-        data = tensor.data[rows]
-        self.bytes_read += data.nbytes
-        weights = dequantize(data, tensor.tensor_type)
-        result = processor.process(weights=weights, name=gguf_name, tensor_key_mapping={}, parsed_parameters={})
-        values = torch.from_numpy(np.ascontiguousarray(result.weights).copy())
-        require_finite(str(self.file), {gguf_name: values})
+        key = self._names(model)[name]
+        assert self._bound is not None
+        tensor = self._tensors[key]
+        self.bytes_read += tensor.data.nbytes
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        found = self._bound[1].process(weights=weights, name=key, tensor_key_mapping={}, parsed_parameters={})
+        values = torch.from_numpy(np.ascontiguousarray(found.weights).copy())
+        require_finite(str(self.file), {key: values})
+        if tuple(values.shape) != shape:
+            raise ModelError(f"{self.file}: {name} has shape {list(values.shape)}, expected {list(shape)}")
         return values

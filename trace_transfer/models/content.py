@@ -1,9 +1,9 @@
 """What files hold, as SHA-256: a model is what its weights, its config and its tokenizer are, wherever it lies.
 
 A file is hashed once, and remembered by its path, size and times in `sums` of the cache directory, so that a second
-look costs nothing; a file that was touched is hashed again. One that the hub's client fetched is named by its SHA-256
-already. The sum of a model's weights is that of its file, as `sha256sum` prints it; of several files, that of their
-sorted sums: whatever they are called, but the same values cut into other files are other weights.
+look costs nothing; a file that was touched is hashed again. The sum of a model's weights is that of its file, as
+`sha256sum` prints it; of several files, that of their sorted sums: whatever they are called, but the same values cut
+into other files are other weights.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError
-from trace_transfer.files import remove_leftovers, sha256_file, sha256_text, write_text
+from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.models.stored_weights import read_leniently
 from trace_transfer.progress import Advance, Reporter, Silent
 
-SUMS, FORMAT = "sums", "trace-transfer/sums 1"
-MOST = 2000  # files that are remembered, the last ones
+SUMS = "sums"
 SETTLED = 2.0  # s; of a younger file another writing may leave the same times
-DAY = 86_400.0
 BLOCK = 1 << 28
 THREADS = 4  # files that are hashed at once
 SHOWN = 1 << 30  # bytes to be hashed before it is worth a bar
@@ -38,11 +35,9 @@ TOKENIZER = (
     "tokenizer*", "*.model", "*.tiktoken", "tekken.json", "vocab*", "merges*", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
-Mark = tuple[int, int, int]  # size, and the times of the last change of content and of status
-Sums = dict[Path, tuple[Mark, str]]
-_seen: Sums = {}  # what this process has hashed, where no file remembers it
+_seen: dict[str, str] = {}  # what this process has hashed, where no file remembers it
 
 
 def cache_directory() -> Path:
@@ -61,30 +56,19 @@ def weights_sha256(files: Iterable[Path], reporter: Reporter | None = None) -> s
 
 def file_sums(files: Sequence[Path], reporter: Reporter) -> list[str]:
     """The SHA-256 of each file, hashed or remembered; a bar where much is to be hashed."""
-    paths = [file.resolve() for file in files]
-    known = _remembered() | _seen
-    found: dict[Path, str] = {}
-    for path, file in zip(paths, files, strict=True):
-        if (digest := _name_of_blob(file) or _known(path, known.get(path))) is not None:
-            found[path] = digest
-    waiting = [path for path in dict.fromkeys(paths) if path not in found]
-    size = sum(path.stat().st_size for path in waiting)
-    if not waiting:
-        return [found[path] for path in paths]
-    fresh: Sums = {}
+    keys = {file: _key(file) for file in files}
+    known = _remembered()
+    waiting = [file for file, key in keys.items() if key not in known]
+    size = sum(file.stat().st_size for file in waiting)
     shown = reporter if size > SHOWN else Silent()
-    with shown.task("hashing weights, once", -(-size // BLOCK)) as advance:
-        begun, marks = time.time(), [_mark(path) for path in waiting]
-        with ThreadPoolExecutor(THREADS) as threads:
-            digests = list(threads.map(lambda path: _hash(path, advance), waiting))
-    for path, mark, digest in zip(waiting, marks, digests, strict=True):
-        found[path] = digest
-        if mark == _mark(path) and begun - max(mark[1:]) / 1e9 > SETTLED:
-            fresh[path] = (mark, digest)
-    _seen.update(fresh)
-    if fresh:
-        _remember(fresh)
-    return [found[path] for path in paths]
+    with shown.task("hashing weights, once", -(-size // BLOCK)) as advance, ThreadPoolExecutor(THREADS) as threads:
+        begun, digests = time.time(), threads.map(lambda file: _hash(file, advance), waiting)
+        for file, digest in zip(waiting, digests, strict=True):
+            known[keys[file]] = digest
+            stat = file.stat()
+            if keys[file] == _key(file) and begun - max(stat.st_mtime, stat.st_ctime) > SETTLED:
+                _remember(keys[file], digest)
+    return [known[keys[file]] for file in files]
 
 
 def difference(what: str, then: str | None, now: str | None) -> str:
@@ -132,8 +116,7 @@ def _without_provenance(value: Any) -> Any:
 
 def _hash(path: Path, advance: Advance) -> str:
     """Of a file that is mostly holes (a stand-in for large weights), of its size and of what lies between them."""
-    digest = hashlib.sha256()
-    room, done = memoryview(bytearray(1 << 22)), 0
+    digest, room, done = hashlib.sha256(), memoryview(bytearray(1 << 22)), 0
     with path.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         extents = _extents(stream.fileno(), size)
@@ -154,64 +137,35 @@ def _hash(path: Path, advance: Advance) -> str:
 
 def _extents(descriptor: int, size: int) -> list[tuple[int, int]]:
     """Where in a file data are, and no holes; all of it where the system cannot say."""
-    if not hasattr(os, "SEEK_DATA"):
-        return [(0, size)]
     found, end = [], 0
     try:
         while end < size:
             start = os.lseek(descriptor, end, os.SEEK_DATA)
             end = os.lseek(descriptor, start, os.SEEK_HOLE)
             found.append((start, end))
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # which says that there are no more
+    except (OSError, AttributeError) as error:
+        if getattr(error, "errno", None) != errno.ENXIO:  # which says that there are no more
             return [(0, size)]
     return found
 
 
-def _mark(path: Path) -> Mark:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+def _key(file: Path) -> str:
+    """Changes when a file is written to, touched or replaced."""
+    path, stat = file.resolve(), file.stat()
+    return sha256_text(f"{path!r} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
-def _known(path: Path, entry: tuple[Mark, str] | None) -> str | None:
-    return entry[1] if entry is not None and entry[0] == _mark(path) else None
+def _remembered() -> dict[str, str]:
+    """Key → digest, as far as the file says so; damaged lines are passed over."""
+    with suppress(OSError, RuntimeError):  # RuntimeError where nobody has a home
+        lines = (cache_directory() / SUMS).read_text("utf-8", "replace").split("\n")
+        return {line[:64]: line[65:] for line in lines if _LINE.fullmatch(line)} | _seen
+    return dict(_seen)
 
 
-def _name_of_blob(file: Path) -> str | None:
-    """The name of a blob in the hub's cache, which is its SHA-256, unless it was written to after it was linked to."""
-    if not file.is_symlink():
-        return None
-    blob = file.resolve()
-    is_blob = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
-    return blob.name if is_blob and blob.stat().st_mtime_ns <= file.lstat().st_mtime_ns else None
-
-
-def _remembered() -> Sums:
-    """What the file says; nothing where there is none, or it is not as it was written."""
-    try:
-        head, _, body = (cache_directory() / SUMS).read_text("utf-8").partition("\n")
-    except (OSError, ValueError, RuntimeError):  # RuntimeError where nobody has a home
-        return {}
-    if head != f"{FORMAT} {sha256_text(body)}":
-        return {}
-    found: Sums = {}
-    for line in body.split("\n")[:-1]:
-        digest, size, changed, status, path = line.split(" ", 4)
-        found[Path(path)] = ((int(size), int(changed), int(status)), digest)
-    return found
-
-
-def _remember(fresh: Sums) -> None:
-    """Add to the file. Of two that write at once the last one's stays whole: what is lost is hashed again."""
-    known = _remembered()
-    for path, entry in fresh.items():
-        if str(path).isprintable():  # neither lines within a name, nor bytes that are no text
-            known.pop(path, None)
-            known[path] = entry
-    lines = [f"{digest} {' '.join(map(str, mark))} {path}\n" for path, (mark, digest) in list(known.items())[-MOST:]]
-    body = "".join(lines)
-    with suppress(OSError, UserError, RuntimeError):  # a cache that cannot be written costs time, nothing else
-        directory = cache_directory()
-        directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(directory, older_than=DAY)
-        write_text(directory / SUMS, f"{FORMAT} {sha256_text(body)}\n{body}")
+def _remember(key: str, digest: str) -> None:
+    _seen[key] = digest
+    with suppress(OSError, RuntimeError):  # a cache that cannot be written costs time, nothing else
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        with (cache_directory() / SUMS).open("a", encoding="utf-8") as stream:
+            stream.write(f"\n{key} {digest}\n")

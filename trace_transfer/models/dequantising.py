@@ -20,12 +20,7 @@ CODES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, "U8": 
 
 @dataclass(frozen=True)
 class Dequantiser:
-    """How a checkpoint is made plain.
-
-    Attributes:
-        settings: the config's `quantization_config`.
-        dtype: that the values are rounded to, the model's by its config.
-    """
+    """How a checkpoint is made plain: by the config's `quantization_config`, rounded to the model's type."""
 
     settings: Mapping[str, Any]
     dtype: torch.dtype
@@ -57,11 +52,3 @@ def dequantiser_of(config: Mapping[str, Any]) -> Dequantiser | None:
     except Exception:  # settings that transformers cannot use; of many kinds
         return None
     return found
-
-
-def round_to(model: Any, names: Any, dtype: torch.dtype) -> None:
-    """Round tensors that were dequantised in a wider type, in place, so that they are those of the model's own."""
-    for name in names:
-        parameter = model.get_parameter(name)
-        if not parameter.is_meta and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype).to(parameter.dtype)

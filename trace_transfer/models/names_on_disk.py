@@ -7,7 +7,6 @@ that transformers itself applies in `from_pretrained` and `save_pretrained`, a t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ModelError, first_line
+from trace_transfer.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trace_transfer.models.dequantising import Dequantiser
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -50,25 +47,22 @@ class Fused:
     @property
     def has_scales(self) -> bool:
         """Whether scales of weights are among its tensors; those of activations are not."""
-        return any(
-            keys and one.rstrip("$").endswith(("weight_scale_inv", "_scales")) for one, keys in self.sources.items()
-        )
+        scales = ("weight_scale_inv", "_scales")
+        return any(keys and one.rstrip("$").endswith(scales) for one, keys in self.sources.items())
 
     def by_row(self, num_rows: int) -> bool:
         """Whether each row (an expert) is made of tensors of its own, so that some rows can be read alone."""
         from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
 
         operations = [one for one in self.converter.operations if not hasattr(one, "hf_quantizer")]
-        if not operations:
+        if not operations or not isinstance(operations[0], MergeModulelist) or operations[0].dim != 0:
             return False
-        first, *others = operations
         apart = all(
             (isinstance(one, Concatenate) and one.dim > 0)
             or (isinstance(one, Transpose) and min(one.dim0, one.dim1) > 0)
-            for one in others
+            for one in operations[1:]
         )
-        stacked = isinstance(first, MergeModulelist) and first.dim == 0
-        return stacked and apart and all(len(keys) == num_rows for keys in self.sources.values() if keys)
+        return apart and all(len(keys) == num_rows for keys in self.sources.values() if keys)
 
     def keys_of_rows(self, start: int, stop: int) -> tuple[str, ...]:
         """The names on disk of some rows, if it is `by_row`."""
@@ -84,22 +78,6 @@ class Fused:
         made: Mapping[str, Tensor] = converter.convert(self.name, model=self.model, config=self.model.config)
         value = made[self.name]
         return value if self.dequantiser is None else value.to(self.dequantiser.dtype)
-
-    def shapes(self, stored: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]] | str:
-        """Shapes of all that the conversion makes of its tensors, or why it cannot; no values are needed.
-
-        Args:
-            stored: by their names on disk, on the meta device.
-        """
-        converter = deepcopy(self.converter)
-        for pattern, keys in self.sources.items():
-            for key in keys:
-                converter.add_tensor(self.name, key, pattern, stored[key])
-        try:
-            made = converter.convert(self.name, model=self.model, config=self.model.config)
-        except (RuntimeError, KeyError, ValueError, IndexError, StopIteration) as error:  # they do not fit together
-            return first_line(error)
-        return {name: tuple((value[0] if isinstance(value, list) else value).shape) for name, value in made.items()}
 
 
 @dataclass(frozen=True)
@@ -160,13 +138,27 @@ class LoadedNames:
         sources = {one: tuple(key for key in keys if self.patterns[key] == one) for one in converter.source_patterns}
         return Fused(self.model, name, converter, sources, self.dequantiser)
 
+    def load(self, tensors: Mapping[str, Tensor], device: Any, dtype: torch.dtype) -> Any:
+        """Bring tensors, by their names on disk, into the model; gives transformers' account of it."""
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+        from transformers.utils import logging
+
+        quantiser = None if self.dequantiser is None else self.dequantiser.quantiser
+        config = LoadStateDictConfig(
+            dtype=dtype, device_map={"": device}, weight_mapping=self.mapping, hf_quantizer=quantiser
+        )
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # one for each layer
+        try:
+            return convert_and_load_state_dict_in_model(self.model, dict(tensors), config)[0]
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
 
 def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, dict[str, str]]:
-    """transformers' tensor processor for a GGUF file, and the file's names → names at run time.
-
-    Raises:
-        ModelError: transformers does not know the names of such a model.
-    """
+    """transformers' tensor processor for a GGUF file, and the file's names → names at run time."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -205,19 +197,6 @@ def name_told(model: PreTrainedModel, name: str) -> tuple[str, str | None] | Non
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a tensor lies on disk.
-
-    Attributes:
-        shapes: of its tensors there, by their names, in the order in which they are written.
-        rows: for each row (an expert) the names of its tensors, where each has its own: then rows can be written alone.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    rows: tuple[tuple[str, ...], ...] | None = None
-
-
-@dataclass(frozen=True)
 class SavedNames:
     """A model's tensors as `save_pretrained` names and cuts them.
 
@@ -233,42 +212,16 @@ class SavedNames:
 
         return bool(get_model_conversion_mapping(self.model, add_legacy=False))
 
-    def layout(self, name: str, shape: tuple[int, ...]) -> Layout:
-        """Where a tensor goes; nothing of its values is needed."""
+    def shapes(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """What a tensor is on disk; nothing of its values is needed."""
         if not self._converts:
-            return Layout({name: shape})
-        shapes = _shapes(self._cut(name, torch.empty(shape, device="meta")))
-        if set(LoadedNames.of(self.model, shapes).at_run_time.values()) != {name}:
-            return Layout({name: shape})
-        if not shape or len(shapes) % shape[0] or len(shapes) == 1:
-            return Layout(shapes)
-        first = _shapes(self._cut(name, torch.empty(1, *shape[1:], device="meta")))
-        rows = tuple(tuple(_numbered(key, row) for key in first) for row in range(shape[0]))
-        if {key: one for row in rows for key, one in zip(row, first.values(), strict=True)} != shapes:
-            return Layout(shapes)
-        return Layout({key: shapes[key] for row in rows for key in row}, rows)
+            return {name: shape}
+        cut = {key: tuple(one.shape) for key, one in self.cut(name, torch.empty(shape, device="meta")).items()}
+        return cut if set(LoadedNames.of(self.model, cut).at_run_time.values()) == {name} else {name: shape}
 
-    def tensors(self, name: str, value: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """A tensor's value as the tensors of its layout."""
-        return {name: value} if list(layout.shapes) == [name] else self._cut(name, value)
-
-    def row(self, name: str, value: Tensor, layout: Layout, row: int) -> dict[str, Tensor]:
-        """One of its `rows`, [1, …], as tensors."""
-        assert layout.rows is not None
-        return dict(zip(layout.rows[row], self._cut(name, value).values(), strict=True))
-
-    def _cut(self, name: str, value: Tensor) -> dict[str, Tensor]:
+    def cut(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """A tensor as it lies on disk."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        cut: dict[str, Tensor] = revert_weight_conversion(self.model, {name: value})
-        return cut
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-
-
-def _numbered(key: str, row: int) -> str:
-    """The name of row 0 (its last number) → that of another row."""
-    last = list(_NUMBER.finditer(key))[-1:]
-    return key[: last[0].start()] + str(row) + key[last[0].end() :] if last and last[0].group() == "0" else key
+        made: dict[str, Tensor] = revert_weight_conversion(self.model, {name: value})
+        return made

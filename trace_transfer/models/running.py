@@ -39,11 +39,7 @@ def replaced_forwards(layers: Sequence[nn.Module], forwards: Sequence[Any]) -> I
 
 
 def resolve_device(name: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU.
-
-    Raises:
-        UserError: the device is not to be had.
-    """
+    """`auto` is the first GPU where there is one, else the CPU."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -61,11 +57,7 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
 
 
 def attend(model: PreTrainedModel, attention: str) -> PreTrainedModel:
-    """Let a model use an implementation of attention that transformers knows; `auto` is transformers' own choice.
-
-    Raises:
-        UserError: it is not installed, or this model has none of that name.
-    """
+    """Let a model use an implementation of attention that transformers knows; `auto` is transformers' own choice."""
     if attention == "auto":
         return model
     before = model.config._attn_implementation

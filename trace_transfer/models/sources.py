@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from trace_transfer.models.door import Findings
 
 HUB_TIMEOUT = 10  # s
-MOST_LAYERS = 4096  # of models that are known, some hundreds
-GGUF_MAGIC = b"GGUF"
 ELEMENTS_AT_ONCE = 1 << 18
 # What belongs to a model beside its weights and its config, and is fetched and copied with it.
 KEPT = (
@@ -56,25 +56,18 @@ class ModelSource:
 
     @classmethod
     def parse(cls, name: str | Path) -> ModelSource:
-        """Tell a directory, a GGUF file and a hub name (`owner/name`, `owner/name@revision`) apart.
-
-        Raises:
-            ModelError: nothing of that name exists and it cannot be a hub name either.
-        """
+        """Tell a directory, a GGUF file and a hub name (`owner/name`, `owner/name@revision`) apart."""
         text = str(name)
         if not is_name(text):
             raise ModelError(f"{text!a}: a name with line breaks or control characters; give the model another")
         path = Path(text).expanduser()
         if text.strip() and path.is_dir():
-            ggufs = sorted(p.name for p in path.glob("*.gguf"))
-            if (path / "config.json").is_file() or not ggufs:
+            ggufs = sorted(file.name for file in path.glob("*.gguf"))
+            if (path / CONFIG_NAME).is_file() or not ggufs:
                 return cls(text, path)
-            if len(ggufs) == 1:
-                return cls(text, path, ggufs[0])
-            raise ModelError(
-                f"{text}: the directory has no config.json and {len(ggufs)} GGUF files ({', '.join(ggufs[:5])}); "
-                "name the one to use"
-            )
+            if len(ggufs) > 1:
+                raise ModelError(f"{text}: has several GGUF files ({', '.join(ggufs[:5])}); name the one to use")
+            return cls(text, path, ggufs[0])
         if path.is_file():
             if path.suffix == ".gguf":
                 return cls(text, path.parent, path.name)
@@ -104,11 +97,11 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ModelError: there is none, it cannot be parsed, it asks for code, its `model_type` is unknown to the installed
             transformers, or the model is not a decoder-only language model; or its files cannot be used
-            (`model_door.examine`).
+            (`door.examine`).
     """
     if source.directory is None:
         return _known_config(source)
-    entered = _enter(source, _state_of(source.directory))
+    entered = _enter(source)
     for note in entered.findings.notes:
         tell(note)
     config: PretrainedConfig = copy.deepcopy(entered.config)
@@ -118,15 +111,13 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 def load_inventory(source: ModelSource) -> Inventory:
     """Config, names and shapes of a model; raises as `load_config`, which has built it where there are weights."""
     config = load_config(source)
-    built = None if source.directory is None else _enter(source, _state_of(source.directory)).inventory
+    built = None if source.directory is None else _enter(source).inventory
     return read_inventory(config) if built is None else replace(built, config=config)
 
 
 def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
     """Stored tensors of a directory that the model made by its config lacks: nobody reads, compares or writes them."""
-    if source.directory is None:
-        return ()
-    return _enter(source, _state_of(source.directory)).findings.superfluous
+    return () if source.directory is None else _enter(source).findings.superfluous
 
 
 @dataclass(frozen=True)
@@ -136,71 +127,66 @@ class _Entered:
     inventory: Inventory | None = None  # of a model that was built to be compared with its weights
 
 
+def _enter(source: ModelSource) -> _Entered:
+    assert source.directory is not None
+    found = [(file.name, file.stat()) for file in sorted(source.directory.iterdir()) if file.is_file()]
+    return _enter_at(source, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
+
+
 @lru_cache(maxsize=64)
-def _enter(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
+def _enter_at(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
     """Config and verdict of a directory, or of a GGUF file in it, while its files have these sizes and times."""
-    from trace_transfer.models.door import Findings, examine, examine_gguf, quantisation_of, refuse_adapter_alone
+    from trace_transfer.models import door
 
     assert source.directory is not None
     if source.gguf is not None:
         config = _known_config(source)
         model = build_meta_model(config)
-        return _Entered(config, examine_gguf(source.directory / source.gguf, model, source.name), inventory_of(model))
-    refuse_adapter_alone(source.directory, source.name)
+        door.examine_gguf(source.directory / source.gguf, model, source.name)
+        return _Entered(config, door.Findings(), inventory_of(model))
     if not (source.directory / CONFIG_NAME).is_file():
+        if (file := source.directory / door.ADAPTER_CONFIG).is_file():
+            raise ModelError(f"{source.name}: {door.adapter_told(read_leniently(file))}")
         raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
     config = _known_config(source)
     if not has_weights(source.directory):
-        method = quantisation_of(config.to_dict())
-        told = f"{source.name}: its config says that its weights are quantised ({method}); such weights are refused"
-        return _Entered(config, Findings(notes=() if method is None else (told,)))
+        return _Entered(config, door.Findings())
     model = build_meta_model(config)
-    return _Entered(config, examine(source.directory, model, source.name), inventory_of(model))
-
-
-def _state_of(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    found = [(file.name, file.stat()) for file in sorted(directory.iterdir()) if file.is_file()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    inventory = inventory_of(model)
+    return _Entered(config, door.examine(source.directory, model, source.name), inventory)
 
 
 def _known_config(source: ModelSource) -> PretrainedConfig:
     from huggingface_hub import try_to_load_from_cache
-    from transformers import AutoConfig
+
+    from trace_transfer.models.dequantising import dequantiser_of
 
     try:
         here = source.directory or try_to_load_from_cache(source.repo, CONFIG_NAME, revision=source.revision)
         if not isinstance(here, (Path, str)) and (silence := hub_silence(source.repo, source.revision)):
             raise ModelError(_config_failure(source, silence))
-        config = _read_config(AutoConfig, source)
+        config = _read_config(source)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        if source.directory is None:
-            _refuse_adapter_on_hub(source)
-        raise ModelError(_config_failure(source, first_line(error))) from error
+        told = _adapter_on_hub(source) if source.directory is None else None
+        raise ModelError(told or _config_failure(source, first_line(error))) from error
     _require_causal_lm(config, source)
-    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:  # they are built one by one
-        raise ModelError(f"{source.name}: its config says {num_layers!r:.40} layers, expected {MOST_LAYERS:,} at most")
-    if getattr(config, "quantization_config", None) is not None:
-        from trace_transfer.models.dequantising import dequantiser_of
-
-        if dequantiser_of(config.to_dict()) is not None:  # whatever is made of it is plain
-            del config.quantization_config
+    if getattr(config, "quantization_config", None) and dequantiser_of(config.to_dict()) is not None:
+        del config.quantization_config  # whatever is made of it is plain
     return config
 
 
-def _read_config(auto_config: Any, source: ModelSource) -> PretrainedConfig:
-    from transformers import PretrainedConfig
+def _read_config(source: ModelSource) -> PretrainedConfig:
+    from transformers import AutoConfig, PretrainedConfig
 
-    config: PretrainedConfig
-    if source.gguf is not None:
-        config = auto_config.from_pretrained(source.directory, gguf_file=source.gguf, trust_remote_code=False)
-        return config
     place: Any = source.directory or source.repo
     where: dict[str, Any] = {"local_files_only": True} if source.directory else {"revision": source.revision}
-    refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
-    config = auto_config.from_pretrained(place, trust_remote_code=False, **where)
+    if source.gguf is not None:
+        where = {"gguf_file": source.gguf}
+    else:
+        refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
+    config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False, **where)
     return config
 
 
@@ -226,11 +212,7 @@ def hub_silence(repo: str, revision: str | None = None, *, dataset: bool = False
 
 
 def download(source: ModelSource) -> Path:
-    """Fetch a hub model's safetensors, config, card and all that belongs to it; returns the local snapshot.
-
-    Raises:
-        ModelError: the hub cannot be reached or refuses.
-    """
+    """Fetch a hub model's safetensors, config, card and all that belongs to it; returns the local snapshot."""
     from huggingface_hub import snapshot_download
 
     patterns = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json", *KEPT, *(f"{folder}/*" for folder in FOLDERS)]
@@ -241,17 +223,16 @@ def download(source: ModelSource) -> Path:
         raise ModelError(f"{source.name}: could not be had from the hub: {first_line(error)}") from error
 
 
-def _refuse_adapter_on_hub(source: ModelSource) -> None:
-    """Refuse a repository that is an adapter and no model, as a directory is."""
+def _adapter_on_hub(source: ModelSource) -> str | None:
+    """What to say of a repository that is an adapter and no model, as of a directory."""
     from huggingface_hub import hf_hub_download
 
     from trace_transfer.models.door import ADAPTER_CONFIG, adapter_told
 
-    try:
+    with suppress(Exception):  # there is none, or the hub has gone: the first error tells more
         file = hf_hub_download(source.repo, ADAPTER_CONFIG, revision=source.revision, etag_timeout=HUB_TIMEOUT)
-    except Exception:  # there is none, or the hub has gone: the first error tells more
-        return
-    raise ModelError(f"{source.name}: {adapter_told(read_leniently(Path(file)), ADAPTER_CONFIG)}")
+        return f"{source.name}: {adapter_told(read_leniently(Path(file)))}"
+    return None
 
 
 def _config_failure(source: ModelSource, why: str) -> str:
@@ -260,24 +241,9 @@ def _config_failure(source: ModelSource, why: str) -> str:
             f"{source.name}: no such directory, and its config could not be had from the hub ({why}). "
             "Check the name, your connection and, for a gated model, `hf auth login`"
         )
-    if source.gguf is not None and (damage := gguf_damage(source.directory / source.gguf)):
-        return f"{source.name}: {damage}"
+    if source.gguf is not None:
+        return f"{source.name}: not a GGUF file, or cut short or damaged ({why}); download it again"
     return f"{source.name}: its config cannot be read: {why}"
-
-
-def gguf_damage(file: Path) -> str | None:
-    """What is wrong with a GGUF file that its reader cannot take apart; None for one that is whole."""
-    from gguf import GGUFReader
-
-    with file.open("rb") as stream:
-        magic = stream.read(4)
-    if magic and not GGUF_MAGIC.startswith(magic):
-        return "not a GGUF file: it does not begin with the letters GGUF"
-    try:
-        GGUFReader(file)
-    except Exception:  # numpy's of many kinds, wherever the bytes end; what they say of arrays helps nobody
-        return f"cut short or damaged ({file.stat().st_size:,} bytes); download it again"
-    return None
 
 
 def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
@@ -285,44 +251,32 @@ def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    kind = config.model_type
-    architectures = ", ".join(map(str, config.architectures or [])) or "none named"
+    kind, do = config.model_type, ""
     if getattr(config, "is_encoder_decoder", False):
         what = "an encoder-decoder model"
     elif kind in MASKED and not getattr(config, "is_decoder", False):
         what = "an encoder-only model"
     elif kind not in CAUSAL and kind in IMAGE_TEXT:
-        raise ModelError(f"{source.name}: {_image_text_told(config, architectures, CAUSAL)}")
+        what, do = "a model of images and texts", "; give the language model in it, or that it was trained from"
+        if config.get_text_config().model_type in CAUSAL:
+            do = SAVE_TEXT_MODEL
     elif kind not in CAUSAL:
         what = "not a language model that transformers can generate with"
     else:
         return
+    architectures = ", ".join(map(str, config.architectures or [])) or "none named"
     raise ModelError(
         f"{source.name}: model_type '{kind}' (architectures: {architectures}) is {what}; "
-        "trace-transfer needs a decoder-only causal language model"
+        f"trace-transfer needs a decoder-only causal language model{do}"
     )
 
 
-def _image_text_told(config: PretrainedConfig, architectures: str, causal: Collection[str]) -> str:
-    """What to do with a model that reads images, too: its language model can be saved alone where it has a class."""
-    text = config.get_text_config().model_type
-    what = (
-        f"model_type '{config.model_type}' (architectures: {architectures}) reads images and texts; trace-transfer "
-        "needs the language model in it"
-    )
-    if text not in causal:
-        return (
-            f"{what}, and transformers has no causal language model of its type '{text}' alone: give the language "
-            "model that it was trained from"
-        )
-    return (
-        f"{what} ('{text}'). Save that as a model of its own, with the tokenizer's files, and give it:\n"
-        '  whole = AutoModelForImageTextToText.from_pretrained("THIS", dtype="auto")\n'
-        "  text = AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype)\n"
-        "  text.model.load_state_dict(whole.model.language_model.state_dict())\n"
-        "  text.lm_head.load_state_dict(whole.lm_head.state_dict())\n"
-        '  text.save_pretrained("TEXT")'
-    )
+SAVE_TEXT_MODEL = """. Save the one in it as a model of its own, with the tokenizer's files, and give it:
+  whole = AutoModelForImageTextToText.from_pretrained("THIS", dtype="auto")
+  text = AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype)
+  text.model.load_state_dict(whole.model.language_model.state_dict())
+  text.lm_head.load_state_dict(whole.lm_head.state_dict())
+  text.save_pretrained("TEXT")"""
 
 
 def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedModel:
@@ -333,24 +287,12 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
     default is torch's.
     """
     import torch
-    from accelerate import init_empty_weights
-    from torch.overrides import TorchFunctionMode
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    class EmptyOnMeta(TorchFunctionMode):
-        """accelerate moves a tensor to the meta device once it is made: the experts of one layer may be 30 GB."""
-
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = dict(kwargs or {})
-            if func is torch.empty and kwargs.get("device") is None:
-                kwargs["device"] = "meta"
-            return func(*args, **kwargs)
-
-    before = torch.get_default_dtype()
-    with init_empty_weights(include_buffers=False), no_init_weights(), EmptyOnMeta():
+    with torch.device("meta"), no_init_weights():
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or before)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.get_default_dtype())
         except Exception as error:  # fields that are missing, or do not fit each other: of many kinds
             name = config.name_or_path or config.model_type
             raise ModelError(f"{name}: no model can be built from its config: {first_line(error)}") from error
@@ -361,17 +303,12 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
 
 
 def _compute_buffers(model: PreTrainedModel) -> None:
-    """Compute buffers as `from_pretrained` does: anew after the model was built, out of its type.
-
-    While a model is built its type is torch's default, and what is made of `arange` without a type of its own is
-    rounded to it: the positions that GPT-J turns by would be off by 0.02 in bf16, in a table that is float32 itself.
-    """
+    """Compute buffers as `from_pretrained` does: after the model was built, out of its type."""
     import torch
 
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:  # made by `torch.empty`, to be filled below
-                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
     parameters: list[Any] = list(model.parameters())  # Any, for a mark that torch's own do not have
     for parameter in parameters:
         parameter._is_hf_initialized = True  # transformers' own mark: leave this one alone
@@ -408,10 +345,7 @@ class Inventory:
 
 def numel(shape: tuple[int, ...]) -> int:
     """Number of elements of a shape; 1 for a scalar."""
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    return math.prod(shape)
 
 
 def part_numel(shape: tuple[int, ...], rows: Ranges | None, columns: Ranges | None, depth: Ranges | None = None) -> int:

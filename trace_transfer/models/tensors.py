@@ -21,8 +21,9 @@ from trace_transfer.models.sources import numel, row_blocks
 from trace_transfer.models.stored_weights import stored_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}  # of places, bitmaps, states
+TYPES = DTYPES | {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "I8": torch.int8, "BOOL": torch.bool}
+TYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
 _WIDEST_FIRST = ("F64", "I64", "F32", "I32", "BF16", "F16", "U8")
 _ALIGNMENT = 8
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -66,11 +67,7 @@ def converted(values: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 def require_finite(owner: str, values: Mapping[str, Tensor]) -> None:
-    """Refuse weights that say nothing, wherever they are read: whatever is computed of them is noise, or NaN.
-
-    Raises:
-        ModelError: NaN or Inf; all names are told.
-    """
+    """Refuse weights that say nothing, wherever they are read: whatever is computed of them is noise, or NaN."""
     if bad := [name for name, value in values.items() if not all_finite(value)]:
         raise ModelError(
             f"{owner}: NaN or Inf in {len(bad)} tensor{'s' if len(bad) > 1 else ''}; the file is damaged, or the "
@@ -96,32 +93,20 @@ class TensorWriter:
 
     stream: BinaryIO
     specs: Mapping[str, TensorSpec]
-    places: Mapping[str, int]
-
-    def __post_init__(self) -> None:
-        self._missing = dict.fromkeys(self.specs)
+    places: dict[str, int]  # of those that are still to come
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write a whole tensor.
-
-        Raises:
-            ValueError: it is not expected, or of another type or shape than was said.
-        """
+        """Write a whole tensor."""
         if name in self.specs and tuple(tensor.shape) != self.specs[name].shape:
             raise ValueError(f"{name}: {list(tensor.shape)} given, {list(self.specs[name].shape)} expected")
         self.add_blocks(name, (tensor,))
 
     def add_blocks(self, name: str, blocks: Iterable[Tensor]) -> None:
-        """Write a tensor given in pieces, in the order of its elements.
-
-        Raises:
-            ValueError: as `add`, or they are too few or too many elements.
-        """
-        if name not in self._missing:
-            raise ValueError(f"{name}: {'written before' if name in self.specs else 'not one of the expected tensors'}")
-        del self._missing[name]
+        """Write a tensor given in pieces, in the order of its elements; raises as `add`."""
+        if name not in self.places:
+            raise ValueError(f"{name}: written before, or not one of the expected tensors")
         spec, written = self.specs[name], 0
-        self.stream.seek(self.places[name])
+        self.stream.seek(self.places.pop(name))
         for block in blocks:
             if block.dtype != spec.dtype:
                 raise ValueError(f"{name}: {block.dtype} given, {spec.dtype} expected")
@@ -131,15 +116,6 @@ class TensorWriter:
             self.stream.write(block.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         if written != spec.num_bytes:
             raise ValueError(f"{name}: {written} bytes or more given, {spec.num_bytes} expected")
-
-    def require_complete(self) -> None:
-        """Refuse a file with gaps.
-
-        Raises:
-            ValueError: tensors were not written.
-        """
-        if self._missing:
-            raise ValueError(f"tensors that were never written: {', '.join(list(self._missing)[:5])}")
 
 
 @contextmanager
@@ -153,9 +129,9 @@ def writing_tensors(path: Path, specs: Mapping[str, TensorSpec], metadata: Mappi
     header, places = _layout(specs, metadata)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(header)
-        writer = TensorWriter(stream, specs, places)
-        yield writer
-        writer.require_complete()
+        yield TensorWriter(stream, specs, places)
+        if places:
+            raise ValueError(f"tensors that were never written: {', '.join(list(places)[:5])}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -207,32 +183,34 @@ def read_blocks(file: Path, key: str, counts: Iterable[int], owner: str | None =
     owner, stored = owner or str(file), stored_tensors(file)[key]
     if stored.dtype not in DTYPES:
         raise ModelError(f"{owner}: {key} is of type {stored.dtype}, expected one of {', '.join(DTYPES)}")
-    dtype, inner = DTYPES[stored.dtype], stored.shape[1:]
-    with file.open("rb", buffering=0) as stream:
-        stream.seek(stored.start)
-        for count in counts:
-            # Of a bytearray, whose pages are used again: memory of torch's would come fresh from the system each time.
-            room = bytearray(count * numel(inner) * dtype.itemsize)
-            if not _fill(stream, memoryview(room)):
-                raise ModelError(f"{file}: cut short within {key}; have it made or downloaded again")
-            block = torch.frombuffer(room, dtype=dtype) if room else torch.empty(0, dtype=dtype)
-            require_finite(owner, {key: block})
-            yield block.view(count, *inner)
+    for block in _blocks(file, key, counts):
+        require_finite(owner, {key: block})
+        yield block
 
 
 def read_tensor(file: Path, key: str) -> Tensor:
-    """One whole tensor, a copy."""
+    """One whole tensor, a copy; raises as `read_blocks`."""
     shape = stored_tensors(file)[key].shape
     (block,) = read_blocks(file, key, shape[:1] or (1,))
     return block.view(shape)
 
 
-def _fill(stream: BinaryIO, room: memoryview) -> bool:
-    """Read until there is no more room; one read takes 2 GB at most. False at the end of the file."""
-    done = 0
-    while done < len(room):
-        count = stream.readinto(room[done:])  # type: ignore[attr-defined]
-        if not count:
-            return False
-        done += count
-    return True
+def read_any(file: Path, key: str) -> Tensor:
+    """As `read_tensor`, of any type, and with any values."""
+    shape = stored_tensors(file)[key].shape
+    (block,) = _blocks(file, key, shape[:1] or (1,))
+    return block.view(shape)
+
+
+def _blocks(file: Path, key: str, counts: Iterable[int]) -> Iterator[Tensor]:
+    stored = stored_tensors(file)[key]
+    dtype, inner = TYPES[stored.dtype], stored.shape[1:]
+    with file.open("rb") as stream:
+        stream.seek(stored.start)
+        for count in counts:
+            # Of a bytearray, whose pages are used again: memory of torch's would come fresh from the system each time.
+            room = bytearray(count * numel(inner) * dtype.itemsize)
+            if stream.readinto(room) != len(room):
+                raise ModelError(f"{file}: cut short within {key}; have it made or downloaded again")
+            block = torch.frombuffer(room, dtype=dtype) if room else torch.empty(0, dtype=dtype)
+            yield block.view(count, *inner)
