@@ -47,15 +47,6 @@ def test_every_expert_is_scored_by_update_and_fisher(tiny, identified):
     assert names <= set(fisher.fallback)
 
 
-def test_the_warm_started_model_is_the_base_and_its_delta(tiny, identified):
-    base, tuned = loaded(tiny("qwen3_moe")), loaded(identified / "warm_start/math/model")
-    deltas = stored(identified / "warm_start/math")
-    assert deltas.keys() == base.keys()
-    for name, value in base.items():
-        torch.testing.assert_close(tuned[name] - value, deltas[name], rtol=0, atol=1e-7)
-    assert stored(identified / "warm_start/math/model").keys() == stored(tiny("qwen3_moe")).keys()
-
-
 def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path):
     core = read_any(identified / "math.core.json")
     gate_up = f"{LAYER['qwen3_moe']}.gate_up_proj"

@@ -1,4 +1,4 @@
-"""The dense families: published sizes, and that each component does what it is called, seen from outside its module.
+"""The dense families: each component does what it is called, seen from outside its module.
 
 What a component does is tested without knowing a family: which module's output enters which other one, and what changes
 where if a part of an output is changed. Queries, keys and values are told apart by causality and by linearity.
@@ -10,83 +10,16 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import AutoConfig
 
 from tests.tiny_models import FAMILIES, build_config, build_model
 from trace_transfer.families.anatomy import Anatomy, Unit
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
-from trace_transfer.models.sources import inventory_of, read_inventory
+from trace_transfer.models.sources import inventory_of
 
 REGISTRY = load_families()
 
-# ---------------------------------------------------------------- published sizes
-
-
-def llama_like(hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, **other: object) -> dict:
-    return {
-        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv, "vocab_size": vocabulary, **other,
-    }  # fmt: skip
-
-
-def falcon(hidden: int, layers: int, heads: int, **other: object) -> dict:
-    return {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 65024,
-            **other}  # fmt: skip
-
-
-def bloom(hidden: int, layers: int, heads: int) -> dict:
-    return {"hidden_size": hidden, "n_layer": layers, "n_head": heads, "vocab_size": 250880}
-
-
-def opt(hidden: int, layers: int, heads: int, embedding: int, before: bool = True) -> dict:
-    return {
-        "hidden_size": hidden, "ffn_dim": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "word_embed_proj_dim": embedding, "do_layer_norm_before": before,
-    }  # fmt: skip
-
-
-def gpt(width: int, layers: int, heads: int, vocabulary: int, **other: object) -> dict:
-    return {"n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": vocabulary, **other}
-
-
-NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 8, "tie_word_embeddings": False}
-OLD_FALCON = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "vocab_size": 50304}
-
-# Model → model_type, fields of its config, tensors, parts, and its size as published: billions, or every element. One
-# for each way in which a family differs from LLaMA.
-PUBLISHED = {
-    "falcon-40b": ("falcon", falcon(8192, 60, 128, **NEW_FALCON), 484, 604, "41.8"),
-    "bloom": ("bloom", bloom(14336, 70, 112), 845, 1125, "176,247,271,424"),
-    "opt-350m": ("opt", opt(1024, 24, 16, 512, before=False), 388, 388, "0.331"),
-    "starcoder": ("gpt_bigcode", gpt(6144, 40, 48, 49152, n_positions=8192), 484, 644, "15.5"),
-    "c4ai-command-r-plus": (
-        "cohere", llama_like(12288, 33792, 64, 96, 8, 256000, use_qk_norm=True), 642, 642, "104"
-    ),
-    "glm-4-9b-chat-hf": ("glm", llama_like(4096, 13696, 40, 32, 2, 151552, attention_bias=True), 443, 483, "9.40"),
-    "stablelm-2-12b": (
-        "stablelm", llama_like(5120, 13824, 40, 32, 8, 100352, qk_layernorm=True, use_parallel_residual=True),
-        1964, 1964, "12.1",
-    ),
-    "gpt-j-6b": ("gptj", gpt(4096, 28, 16, 50400), 285, 285, "6.05"),
-    "codegen-350M": ("codegen", gpt(1024, 20, 16, 51200), 165, 205, "0.357"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_size(name):
-    model_type, fields, parameters, parts, published = PUBLISHED[name]
-    found = anatomy_of(read_inventory(AutoConfig.for_model(model_type, **fields)), REGISTRY)
-    places = {unit.place: unit.num_elements for unit in found.units}
-    assert (len(found.inventory.shapes), len(places)) == (parameters, parts)
-    elements = sum(places.values())
-    assert elements == found.inventory.num_elements
-    digits = len(published.partition(".")[2])
-    assert published == (f"{elements:,}" if "," in published else f"{elements / 1e9:.{digits}f}")
-
-
 EXPERTS = {kind for kind, family in REGISTRY.by_model_type.items() if "mlp.router" in family.components}
-# ---------------------------------------------------------------- what a component is called is what it does
 
 # The tiny models, one of each set of rules: what holds of LLaMA's names holds of all that have these names. And other
 # forms of the families that have several.

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from tests.families.written import LLAMA, PHI3, TINY_LLAMA, TINY_PHI3, mine, misfits, write
+from tests.families.written import LLAMA, TINY_LLAMA, mine, misfits, write
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.correspondence import build_correspondence
@@ -42,21 +42,6 @@ def test_one_tensor_that_serves_two_components(tmp_path):
     ]
     assert len({unit.place for unit in units}) == 1
     assert sum({unit.place: unit.num_elements for unit in anatomy.units}.values()) == inventory.num_elements
-
-
-def test_shared_parts_tile_once(tmp_path):
-    first = "{name: self_attn.qkv_proj.weight, rows: [0, q + kv], shared: true}"
-    text = PHI3.replace("{name: self_attn.qkv_proj.weight, rows: [0, q]}", first)
-    text = text.replace("{name: self_attn.qkv_proj.weight, rows: [q, q + kv]}", first)
-    anatomy = apply_family(load_families(write(tmp_path, text)).families["mine"], read_inventory(TINY_PHI3))
-    units = anatomy.units_of("model.layers.0.self_attn.qkv_proj.weight")
-    assert [(unit.component, unit.rows) for unit in units] == [
-        ("attention.query", ((0, 96),)), ("attention.key", ((0, 96),)), ("attention.value", ((96, 128),)),
-    ]  # fmt: skip
-    assert misfits(text.replace("rows: [q + kv, q + 2*kv]", "rows: [q, q + 2*kv]"), TINY_PHI3, tmp_path) == [
-        "mine.yaml:13: 'model.layers.{layer}.self_attn.qkv_proj.weight' [128, 64] has an overlap [64, 96] of "
-        "attention.query (mine.yaml:13) and attention.value (mine.yaml:17) (layers 0-1)"
-    ]
 
 
 def test_a_member_instead_of_another_one(tmp_path):

@@ -98,14 +98,6 @@ def test_a_file_that_was_changed_is_hashed_again(tmp_path, cache, hashed, how):
     assert (after == before) is (how == "touched")
 
 
-def test_a_file_that_was_written_just_now_is_not_remembered(tmp_path, cache, hashed, monkeypatch):
-    """Another writing may leave the same size and times."""
-    monkeypatch.setattr(content, "SETTLED", 2.0)
-    file = write(tmp_path / "a")
-    assert sums(file) == sums(file)
-    assert hashed == ["a", "a"] and not (cache / "sums").exists()
-
-
 @pytest.mark.parametrize("damage", ["removed", "cut short", "empty", "bytes", "another version", "a directory"])
 def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, cache, hashed, monkeypatch, damage):
     file = write(tmp_path / "a")

@@ -63,7 +63,7 @@ class Unit:
 
     @property
     def ranges(self) -> Ranges | None:
-        return None if self.dim is None else self.place[1 + self.dim]
+        return None if self.dim is None else (self.rows, self.columns, self.depth)[self.dim]
 
     @property
     def num_elements(self) -> int:
