@@ -78,20 +78,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A directory beside it with a temporary name, renamed at the end: there is all of it, or nothing."""
-    temporary = path.with_name(f".{path.name}{PART}")
+def new_directory(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A directory beside it with a temporary name, renamed at the end: there is all of it, or nothing.
+
+    Args:
+        replace: what is there goes when the new one is whole; otherwise only an empty one can be replaced.
+    """
+    temporary, replaced = (path.with_name(f".{path.name}{end}{PART}") for end in ("", ".old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if path.is_dir():
-            path.rmdir()  # only an empty one can be replaced
+        if replace and path.is_dir():
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)
+        elif path.is_dir():
+            path.rmdir()
         temporary.rename(path)
         sync(path.parent)
     except BaseException:
+        if replace and replaced.is_dir() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

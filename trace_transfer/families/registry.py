@@ -36,7 +36,6 @@ from trace_transfer.families.language import (
     Located,
     Location,
     Member,
-    Size,
     Span,
     Table,
 )
@@ -205,16 +204,13 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
     own_families = {name: resolver.resolve(file, own=True) for name, file in own.items()}
     if problems:
         unique = sorted(set(problems))
-        raise RulesError(f"{_count(len(unique), 'problem')} in rules files:\n{listing([str(p) for p in unique])}")
+        count = f"{len(unique)} problem" + ("" if len(unique) == 1 else "s")
+        raise RulesError(f"{count} in rules files:\n{listing([str(one) for one in unique])}")
     by_model_type: dict[str, Family] = {}
     for family in [*shipped_families.values(), *own_families.values()]:
         if family.name not in own_families or family is own_families[family.name]:
             by_model_type.update(dict.fromkeys(family.model_types, family))
     return FamilyRegistry({**shipped_families, **own_families}, by_model_type)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def rules_files(path: Path) -> list[Path]:
@@ -256,6 +252,9 @@ def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, Fam
     return families
 
 
+NOTHING = Family("", (), "", {}, {}, (), (), Location(Path(), 0))
+
+
 @dataclass(frozen=True)
 class _Resolver:
     """Turns `FamilyFile`s into `Family`s: merges parents and checks what only the merged tables show."""
@@ -264,43 +263,30 @@ class _Resolver:
     shipped: Mapping[str, FamilyFile]
     problems: list[Problem]
 
-    def resolve(self, file: FamilyFile, own: bool) -> Family:
-        layer: str | None = None
-        components: dict[str, Component | None] = {}
-        outside: dict[str, Component | None] = {}
-        exclude: tuple[Exclusion, ...] = ()
-        sizes: dict[str, Size] = {}
-        for one in reversed(self._line_of_descent(file, own)):
-            layer = one.layer or layer
-            for name, found in {**one.components, **one.outside}.items():
-                if found is None and name not in components and name not in outside:
-                    text = f"'{name}: null' removes nothing: no family above '{one.name}' has this component"
-                    self.problems.append(Problem(one.places[name], text))
-            components, outside = {**components, **one.components}, {**outside, **one.outside}
-            exclude, sizes = (*exclude, *one.exclude), {**sizes, **one.sizes}
+    def resolve(self, file: FamilyFile, own: bool, below: tuple[FamilyFile, ...] = ()) -> Family:
+        """The family of a file that those `below` extend; `own` if it is the user's."""
+        name, parent = file.extends, NOTHING
+        if name is not None:
+            own = own and name in self.own and name != file.name
+            found = (self.own if own else self.shipped).get(name)
+            if found is not None and found not in (*below, file):
+                parent = self.resolve(found, own, (*below, file))
+            else:
+                hint = suggestion(name, sorted({*self.own, *self.shipped} - {file.name}))
+                what = f"a circle back to '{name}'" if found else f"there is no family '{name}'; {hint}"
+                self.problems.append(Problem(file.places["extends"], f"extends: {what}"))
+        for one, written in (*file.components.items(), *file.outside.items()):
+            if written is None and one not in parent.components and one not in parent.outside:
+                text = f"'{one}: null' removes nothing: no family above '{file.name}' has this component"
+                self.problems.append(Problem(file.places[one], text))
+        components, outside = {**parent.components, **file.components}, {**parent.outside, **file.outside}
         return Family(
             name=file.name,
             model_types=file.model_types,
-            layer=layer or "",
-            components={name: value for name, value in components.items() if value is not None},
-            outside={name: value for name, value in outside.items() if value is not None},
-            exclude=exclude,
-            sizes=tuple(sizes.values()),
+            layer=file.layer or parent.layer,
+            components={name: one for name, one in components.items() if one is not None},
+            outside={name: one for name, one in outside.items() if one is not None},
+            exclude=(*parent.exclude, *file.exclude),
+            sizes=tuple(({size.name: size for size in parent.sizes} | file.sizes).values()),
             location=file.location,
         )
-
-    def _line_of_descent(self, file: FamilyFile, own: bool) -> list[FamilyFile]:
-        """The file, its parent, its parent's parent …; stops with a problem at an unknown parent or in a circle."""
-        line = [file]
-        while (name := line[-1].extends) is not None:
-            child = line[-1]
-            own = own and name in self.own and name != child.name
-            parent = (self.own if own else self.shipped).get(name)
-            if parent is None or parent in line:
-                known = sorted({*self.own, *self.shipped} - {child.name})
-                what = f"a circle back to '{name}'" if parent else f"there is no family '{name}'"
-                hint = "" if parent else f"; {suggestion(name, known)}"
-                self.problems.append(Problem(child.places["extends"], f"extends: {what}{hint}"))
-                return line
-            line.append(parent)
-        return line

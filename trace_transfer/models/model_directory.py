@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import UserError
-from trace_transfer.files import PART, DiskFullError, is_disk_full, prepare_directory, sync
+from trace_transfer.files import DiskFullError, is_disk_full, new_directory, prepare_directory, sync
 from trace_transfer.models.names_on_disk import SavedNames
 from trace_transfer.models.sources import FOLDERS, KEPT, ModelSource, download
 from trace_transfer.models.stored_weights import CONFIG_NAME, INDEX_NAME
@@ -70,7 +70,6 @@ class ModelWriter:
         self.saved, self.texts = SavedNames(model), dict(texts or {})
         self.layouts = {name: self.saved.shapes(name, spec.shape) for name, spec in specs.items()}
         self.directory, self.replace = Path(directory).absolute(), replace
-        self.temporary = self.directory.with_name(f".{self.directory.name}{PART}")
         stored = {
             key: TensorSpec(specs[name].dtype, shape)
             for name, layout in self.layouts.items()
@@ -78,7 +77,8 @@ class ModelWriter:
         }
         self.shards = _shards(stored, SHARD_BYTES if shard_bytes is None else shard_bytes)
         self.places = {name: number for number, shard in enumerate(self.shards) for name in shard}
-        self._open = ExitStack()  # the shard that is written now
+        self._open = ExitStack()  # the directory, and in it the shard that is written now
+        self._shard = ExitStack()
         self._writer: TensorWriter | None = None
         self._number = -1
 
@@ -105,13 +105,11 @@ class ModelWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._open:
+            with self._open:  # which removes it after an error
                 if error is not None:
                     raise error
-            self.finish()
+                self.finish()
         except BaseException as raised:
-            if self._number >= 0:
-                shutil.rmtree(self.temporary, ignore_errors=True)
             if is_disk_full(raised) or isinstance(raised, DiskFullError):
                 # Told of the directory, not of a file in it that nobody will see.
                 raise DiskFullError.writing(self.directory) from raised
@@ -123,11 +121,11 @@ class ModelWriter:
         if number != self._number or self._writer is None:
             if number != self._number + 1:
                 raise ValueError(f"{name}: of shard {number + 1}, expected one of shard {self._number + 2}")
-            self._open.close()
             if number == 0:
                 self._start()
+            self._shard.close()
             place = self.temporary / self._file(number)
-            self._writer = self._open.enter_context(writing_tensors(place, self.shards[number], {"format": "pt"}))
+            self._writer = self._shard.enter_context(writing_tensors(place, self.shards[number], {"format": "pt"}))
             self._number = number
         return self._writer
 
@@ -137,16 +135,15 @@ class ModelWriter:
     def _start(self) -> None:
         require_room(self.directory, self.replace)
         prepare_directory(self.directory.parent)
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self.temporary.mkdir()
-        self._number = 0  # from here on there is something to remove
+        self.temporary = self._open.enter_context(new_directory(self.directory, self.replace))
+        self._open.enter_context(self._shard)
         self._write_companions()
 
     def finish(self) -> None:
         """Bring the directory to its name, if anything was written; leaving the block does so, too."""
         if self._number < 0:
             return
-        self._open.close()
+        self._shard.close()
         if self._number + 1 != len(self.shards):
             raise ValueError(f"{self._number + 1} of {len(self.shards)} shards were written")
         self._write_index()
@@ -155,19 +152,8 @@ class ModelWriter:
             (self.temporary / name).write_text(text, "utf-8")
         for file in self.temporary.rglob("*"):
             sync(file)
-        replaced = self.temporary.with_suffix(f".old{PART}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.replace and self.directory.is_dir():
-            self.directory.rename(replaced)
-        try:
-            self.temporary.rename(self.directory)
-        except BaseException:
-            if replaced.is_dir() and not self.directory.exists():
-                replaced.rename(self.directory)
-            raise
+        self._open.close()
         self._number = -1
-        sync(self.directory.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
 
     def _write_index(self) -> None:
         index = {
