@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         r"the weights lack 18 tensors \(model\.layers\.3\..* and 13 more\) of the model",
     ),
     "one tensor missing": (_tensors(_without(DOWN)), r"the weights lack 1 tensor \(.*down_proj.*\) of the model"),
-    "no head, and not tied": (_tensors(_without(HEAD)), r"lm_head\.weight .*tie_word_embeddings: true"),
+    "no head, and not tied": (_tensors(_without(HEAD)), r"lm_head\.weight\) .*tie_word_embeddings: true"),
     "tied, but two": (
         _configured(tie_word_embeddings=True), r"are two different tensors, but one by config\.json",
     ),
@@ -243,7 +243,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "another name": (
         _rename("weights.safetensors"),
-        r"reads model\.safetensors or .* rename it to model\.safetensors",
+        r"neither model\.safetensors nor .* rename it to model\.safetensors",
     ),
     "code from elsewhere": (
         _configured(attn_implementation="owner/name"), r"asks for code or files .*\n  - attn_implementation: 'owner/",
