@@ -46,7 +46,8 @@ COUNTED_AS = {
 }  # fmt: skip
 
 Values = Mapping[int, float]  # seed → value
-Key, Value = TypeVar("Key"), TypeVar("Value")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def summarise(run: FinishedRun) -> Summary:
@@ -139,7 +140,8 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
     measures = {name: _measures(run, cells) for name, cells in by_method.items()}
     finals = {name: _finals(run, cells) for name, cells in by_method.items()}
-    better = {one.name: one.higher_is_better for one in (*(measure for measure, _ in MEASURES), *run.evaluations)}
+    better = {one.name: one.higher_is_better for one, _ in MEASURES}
+    better |= {one.name: one.higher_is_better for one in run.evaluations}
     differences = _differences(measures, run.record.reference, better)
     final_differences = _differences(finals, run.record.reference, better)
     records = {record.name: record for record in run.record.methods}

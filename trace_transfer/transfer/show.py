@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.files import size
-from trace_transfer.terminal import Page, as_text
+from trace_transfer.terminal import Page, Shown, as_text
 
 if TYPE_CHECKING:
     from trace_transfer.transfer.mapping import MapEstimate, MapPlan, MapResult
@@ -91,7 +91,7 @@ def _draw_dropped(page: Page, carried: Carried) -> None:
 def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
     """What a planned run takes, and the tensors of both models."""
     models, readings = (plan.source, plan.target), (plan.rows.source, plan.rows.target)
-    rows = [
+    rows: list[tuple[Shown, ...]] = [
         ("family", *(model.anatomy.family for model in models)),
         ("layers", *(model.anatomy.num_layers for model in models)),
         ("tensors", *(len(model.anatomy.inventory.shapes) for model in models)),
