@@ -175,5 +175,6 @@ def _buffers(anatomy: Anatomy, settings: TrainSettings, trained: int, num_ranks:
 
 def _size(settings: TrainSettings, name: str, default: int) -> int:
     """A size from the user's DeepSpeed JSON."""
-    value = settings.deepspeed.get("zero_optimization", {}).get(name, default)
+    zero = settings.deepspeed.get("zero_optimization")
+    value = zero.get(name, default) if isinstance(zero, Mapping) else default
     return int(value) if isinstance(value, (int, float)) else default
