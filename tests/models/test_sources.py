@@ -171,6 +171,11 @@ def test_a_config_that_no_model_can_be_built_from(tmp_path):
         read_inventory(config)
 
 
+def test_layers_without_end_are_refused_at_once(tmp_path):
+    with pytest.raises(ModelError, match=rf"^{tmp_path}: its config says {2**40} layers, expected 4,096 at most"):
+        config_of(tmp_path, {"model_type": "llama", "num_hidden_layers": 2**40})
+
+
 @pytest.mark.parametrize("family", ["gptj", "codegen"])
 def test_a_table_of_positions_is_not_rounded(family):
     """Its frequencies would be: they are made of `arange`, in torch's default type, which is then the model's."""

@@ -66,10 +66,10 @@ def _merging(base: str) -> str:
 
 def quantisation_of(config: Mapping[str, Any]) -> str | None:
     """The method that a `config.json` says its weights are quantised by; None for plain weights."""
-    for part in (config, config.get("text_config") or {}):
-        found = part.get("quantization_config") or part.get("compression_config")
-        if found is not None:
-            return str(found.get("quant_method", "by an unknown method"))
+    for part in (config, config.get("text_config")):
+        found = (part.get("quantization_config") or part.get("compression_config")) if isinstance(part, dict) else None
+        if found:
+            return str(found.get("quant_method", "unknown") if isinstance(found, dict) else found)
     return None
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trace_transfer.models.door import Findings
 
 HUB_TIMEOUT = 10  # s
+MOST_LAYERS = 4096  # of models that are known, some hundreds
 ELEMENTS_AT_ONCE = 1 << 18
 # What belongs to a model beside its weights and its config, and is fetched and copied with it.
 KEPT = (
@@ -172,6 +173,9 @@ def _known_config(source: ModelSource) -> PretrainedConfig:
         told = _adapter_on_hub(source) if source.directory is None else None
         raise ModelError(told or _config_failure(source, first_line(error))) from error
     _require_causal_lm(config, source)
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:  # they are built one by one
+        raise ModelError(f"{source.name}: its config says {num_layers!r:.40} layers, expected {MOST_LAYERS:,} at most")
     if getattr(config, "quantization_config", None) and dequantiser_of(config.to_dict()) is not None:
         del config.quantization_config  # whatever is made of it is plain
     return config

@@ -20,6 +20,7 @@ SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = ("bin", "pt", "pth")
+LONGEST_NAME = 255  # bytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,11 @@ def has_weights(directory: Path) -> bool:
 def two_sets(directory: Path) -> bool:
     """Whether there are shards beside a single file, which is the one that is read."""
     index = directory / INDEX_NAME
-    return (directory / SINGLE_NAME).is_file() and index.is_file() and SINGLE_NAME not in index.read_text("utf-8")
+    return (
+        (directory / SINGLE_NAME).is_file()
+        and index.is_file()
+        and SINGLE_NAME not in index.read_text("utf-8", "replace")
+    )
 
 
 def _files(directory: Path) -> list[Path]:
@@ -85,7 +90,7 @@ def _files(directory: Path) -> list[Path]:
         raise ModelError(f"{directory}: {_none(directory)}")
     try:
         names = sorted(set(read_json_object(index, ModelError)["weight_map"].values()))
-        wrong = [name for name in names if Path(name).name != name]
+        wrong = [name for name in names if Path(name).name != name or len(name.encode()) > LONGEST_NAME]
     except (ModelError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
     if wrong or not names:
