@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from html.parser import HTMLParser
 
@@ -99,23 +98,3 @@ def test_markup_is_shown_as_it_is_by_commands(tiny, tmp_path, monkeypatch, name)
     done("plot", out / "math.core.json", "--out", out / "plots")
     for page in out.rglob("*.html"):
         assert is_safe(page.read_text("utf-8")), page
-
-
-def test_markup_is_shown_as_it_is_in_the_report(tmp_path):
-    study = write_run(tmp_path / "run", seeds=(0, 1, 2), methods=("sequential", "transfer-lf", "random"))
-
-    def rename(content):
-        content |= {"name": MARKUP, "source": MARKUP, "target": MARKUP}
-        content["methods"][0] |= {"title": MARKUP, "what": MARKUP}
-        content["methods"][1]["title"] = LONG
-        content["machine"] = {"processor": MARKUP}
-
-    edit(study / "run.json", rename)
-    done("report", study)
-    html, markdown = (study / "report.html").read_text("utf-8"), (study / "report.md").read_text("utf-8")
-    assert is_safe(html)
-    assert any(MARKUP in text for text in Page(html).texts)
-    outside = re.sub(r"`[^`\n]*`", "", markdown)
-    assert "<img src=x" not in outside.replace("\\<img", "") and "\\<img src=x" in outside
-    assert not OBEYED.search(markdown)
-    assert MARKUP[:20] in done("inspect", study / "run.json")

@@ -49,6 +49,7 @@ def modules_after(*arguments: str | Path) -> tuple[subprocess.CompletedProcess[s
 def test_help_imports_nothing_heavy(arguments):
     done, modules = modules_after(*arguments)
     assert done.returncode == (2 if arguments == ["mop"] else 0), done.stderr
+    assert ("Did you mean 'map'?" in done.stderr) == (arguments == ["mop"])
     assert "trace_transfer" in modules
     settings = {"pydantic"} if arguments == ["map", "--help"] else set()  # of which its options are made
     assert sorted(modules & set(HEAVY)) == sorted(settings)

@@ -13,8 +13,8 @@ from tests.task_files import write_tasks
 from trace_transfer.cli import main
 from trace_transfer.locking import held
 
-IN_IT = ("identify", "warm-start", "score", "select", "map", "train", "evaluate", "represent", "plot")
-PUT_THERE_WHOLE = ("patch apply", "patch revert", "patch task-models")
+IN_IT = ("identify", "select", "map", "train", "evaluate", "represent", "plot")
+PUT_THERE_WHOLE = ("patch apply", "patch task-models")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,6 @@ def arguments(tiny, tmp_path_factory):
     (place / "probe.txt").write_text("\n\n".join(f"The answer to question {i} is {i * i}." for i in range(40)))
     return {
         "identify": [model, "--tasks", tasks],
-        "warm-start": [model, "--tasks", tasks],
-        "score": [model, "--tuned", f"math={model}", "--method", "l2"],
         "select": [core, "--ratio", "0.5"],
         "map": ["--src", model, "--dst", model, "--probe", place / "probe.txt", "--no-cache"],
         "train": [model, "--stream", stream],
@@ -39,7 +37,6 @@ def arguments(tiny, tmp_path_factory):
         "represent": [model, "--tasks", tasks, "--perplexity", "6"],
         "plot": [core],
         "patch apply": [model, patch],
-        "patch revert": [model, patch],
         "patch task-models": [model, patch],
     }
 
