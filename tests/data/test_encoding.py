@@ -12,12 +12,12 @@ from tests.data.test_records import turns
 from tests.data.test_rendering import CASES, ONE, TWO, TWO_ANSWERS
 from tests.reference.supervision_by_hand import labels_by_hand
 from tests.tiny_models import TEXTS, build_tokenizer
-from trace_transfer.data.encoding import PARTED, encode_prompts, encode_task, halves, prepare_task, record_of
+from trace_transfer.data.encoding import PARTED, encode_prompts, encode_task, halves, record_of
 from trace_transfer.data.examples import IGNORED, collate
-from trace_transfer.data.records import Message, Record, Records
+from trace_transfer.data.records import Message, Record, Records, read_records
 from trace_transfer.data.rendering import APART
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
-from trace_transfer.evaluation.reading import number_of
+from trace_transfer.evaluation.own_data import number_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.sources import ModelSource
 
@@ -53,7 +53,7 @@ def test_chat_labels(template, messages, pieces):
     assert learned(example, tokenizer).replace(" ", "") == "".join(t for t, yes in pieces if yes).replace(" ", "")
 
 
-@pytest.mark.parametrize("messages", [ONE, TWO, EMOJI])
+@pytest.mark.parametrize("messages", [TWO, EMOJI])
 @pytest.mark.parametrize(
     "build", [chat_tokenizer, lambda template: build_tokenizer("prose"), lambda _: build_tokenizer("code")]
 )
@@ -75,13 +75,6 @@ def test_plain_labels(build, messages):
     )
 
 
-def test_chat_text_has_no_second_beginning():
-    tokenizer = chat_tokenizer(templates.LLAMA2, eos="</s>")
-    (example,) = encode_task(spec(), records(ONE), tokenizer).examples
-    assert (example.input_ids.count(0), example.input_ids.count(1)) == (1, 1)
-    assert example.input_ids[0] == 0 and example.input_ids[-1] == 1
-
-
 def test_metaspace():
     """A token `▁Ho` begins before the answer and ends in it."""
     for template in (None, templates.LLAMA2):
@@ -95,23 +88,11 @@ def test_metaspace():
 
 
 def test_template_that_is_asked_for():
-    tokenizer = chat_tokenizer(templates.CHATML)
-    assert encode_task(spec(template="plain"), records(ONE), tokenizer).template == "plain"
-    assert encode_task(spec(template="chat"), records(ONE), tokenizer).template == "chat"
+    assert encode_task(spec(template="plain"), records(ONE), chat_tokenizer(templates.CHATML)).template == "plain"
     with pytest.raises(
         TaskError, match=r"^task math \(a.jsonl\): template: chat, but the model's tokenizer has no chat"
     ):
         encode_task(spec(template="chat"), records(ONE), chat_tokenizer(None))
-
-
-def test_system_message_where_there_is_none():
-    tokenizer = chat_tokenizer(templates.CHATML)
-    data = encode_task(spec(system="Think."), records(ONE, TWO), tokenizer)
-    texts = [tokenizer.decode(example.input_ids) for example in data.examples]
-    assert texts[0].startswith("<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\nHi")
-    assert texts[1].startswith("<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nTwo")
-    (plain,) = encode_task(spec(system="Think.", template="plain"), records(ONE), tokenizer).examples
-    assert tokenizer.decode(plain.input_ids) == "<s>Think.\n\nHi\n\nHo<|im_end|>"
 
 
 def test_a_template_that_refuses_is_said_for_all_records():
@@ -191,7 +172,11 @@ def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
     tokenizer = load_tokenizer(ModelSource.parse(tiny("llama")))
     (task,) = load_tasks(tmp_path / "tasks.yaml")
     monkeypatch.chdir("/")
-    data = prepare_task(task, tmp_path, tokenizer, max_length=64, seed=3)
+
+    def prepared(seed):
+        return encode_task(task, read_records(task, tmp_path, seed=seed), tokenizer, max_length=64)
+
+    data = prepared(3)
     assert (len(data.examples), data.num_records, data.template) == (5, len(rows), "plain")
     for example in data.examples:
         row = rows[int(example.id.removeprefix("math:"))]
@@ -199,8 +184,8 @@ def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
         assert learned(example, tokenizer) == row["a"] + "<s>"
     batch = collate(data.examples)
     assert (batch.targets_bt != IGNORED).sum(dim=1).tolist() == [example.num_supervised for example in data.examples]
-    assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=3).sha256 == data.sha256
-    assert prepare_task(task, tmp_path, tokenizer, max_length=64, seed=4).sha256 != data.sha256
+    assert prepared(3).sha256 == data.sha256
+    assert prepared(4).sha256 != data.sha256
 
 
 def test_several_examples_of_a_record_stay_together():

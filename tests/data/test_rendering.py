@@ -8,15 +8,13 @@ from tests.data import chat_tokenizers as templates
 from tests.data.chat_tokenizers import chat_tokenizer
 from tests.data.test_records import turns
 from trace_transfer.data.records import Message
-from trace_transfer.data.rendering import ADDED_END, APART, COMPOSED, TRIMMED, RenderingError, render_chat, render_plain
+from trace_transfer.data.rendering import ADDED_END, APART, COMPOSED, RenderingError, render_chat, render_plain
 
 ONE = turns(("u", "Hi"), ("a", "Ho"))
 TWO = turns(("s", "Brief."), ("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))
 TWO_ANSWERS = TWO[1:]
 SHOT = turns(("u", "1?"), ("c", "one"), ("u", "2?"), ("a", "two"))  # the first answer is an example, not learned
 FIRST = turns(("a", "Yes?"), ("u", "Hi"), ("a", "Ho"))
-THOUGHT = turns(("u", "Two?"), ("a", "<think>\nhm\n</think>\n\n2"), ("u", "Three?"), ("a", "<think>ha</think>3"))
-
 USER, BOT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
 HELP = f"<|im_start|>system\nHelp.{END}\n"
 
@@ -30,14 +28,12 @@ def pieces_of(marked: str) -> list[tuple[str, bool]]:
 CASES = [
     (template, messages, pieces_of(marked))
     for template, messages, marked in (
-        (templates.CHATML, ONE, f"{HELP}{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
         (
             templates.CHATML, TWO,
             f"<|im_start|>system\nBrief.{END}\n{USER}Two?{END}\n{BOT}⟦2{END}⟧\n{USER}Three?{END}\n{BOT}⟦3{END}⟧\n",
         ),
         (templates.CHATML, SHOT, f"{HELP}{USER}1?{END}\n{BOT}one{END}\n{USER}2?{END}\n{BOT}⟦two{END}⟧\n"),
         (templates.CHATML, FIRST, f"{HELP}{BOT}⟦Yes?{END}⟧\n{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
-        (templates.LLAMA2, turns(("u", " Hi "), ("a", " Ho\n")), "<s>[INST] Hi [/INST]⟦ Ho </s>⟧"),
         (templates.LLAMA2, TWO_ANSWERS, "<s>[INST] Two? [/INST]⟦ 2 </s>⟧<s>[INST] Three? [/INST]⟦ 3 </s>⟧"),
         (templates.THINKING, ONE, f"{USER}Hi{END}\n{BOT}⟦<think>\n\n</think>\n\nHo{END}⟧\n"),
         (templates.HEADED, TWO_ANSWERS, "USER: Two?\nASSISTANT:⟦ 2</s>⟧\nUSER: Three?\nASSISTANT:⟦ 3</s>⟧\n"),
@@ -46,27 +42,8 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("template, messages, pieces", CASES)
-def test_chat(template, messages, pieces):
-    (rendered,) = render_chat(messages, chat_tokenizer(template)).texts
-    assert rendered.text == "".join(text for text, _ in pieces)
-    assert learned(rendered) == [text for text, is_learned in pieces if is_learned]
-    starts = [sum(len(text) for text, _ in pieces[:place]) for place, (_, yes) in enumerate(pieces) if yes]
-    assert [answer.start for answer in rendered.answers] == starts
-
-
 def learned(rendered) -> list[str]:
     return [rendered.text[answer.start : answer.stop] for answer in rendered.answers]
-
-
-def test_earlier_answers_that_are_written_otherwise():
-    """A thought that only the last turn has: each answer in a text that ends with it."""
-    written = render_chat(THOUGHT, chat_tokenizer(templates.THINKING))
-    first, whole = written.texts
-    assert learned(first) == ["<think>\nhm\n</think>\n\n2<|im_end|>"]
-    assert learned(whole) == ["<think>\nha\n</think>\n\n3<|im_end|>"]
-    assert whole.text.startswith("<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n")
-    assert written.notes == (APART, TRIMMED)
 
 
 def test_an_answer_that_is_not_written_as_it_will_be_generated():
@@ -108,38 +85,16 @@ def test_what_a_template_leaves_out():
     without_system = "{% for m in messages if m.role != 'system' %}" + templates.CHATML.partition("%}")[2]
     with pytest.raises(RenderingError, match="the template leaves out turn 0, the system's"):
         render_chat(TWO, chat_tokenizer(without_system))
-    more = (Message("user", "Hi", more={"id": 3}), Message("assistant", "Ho", True, {"tool_calls": [{"x": 1}]}))
-    with pytest.raises(RenderingError, match=r"turn 1: the template does not write tool_calls \(ignore"):
-        render_chat(more, chat_tokenizer())
-    assert "'id'" in render_chat((more[0], ONE[1]), chat_tokenizer()).notes[0]
-    with pytest.raises(RenderingError, match="does not write tools"):
-        render_chat(ONE, chat_tokenizer(), {"tools": [{"name": "add"}]})
     with pytest.raises(RenderingError, match="chat_template_kwargs: tokenize: not for the template"):
         render_chat(ONE, chat_tokenizer(), {"tokenize": True})
-
-
-def test_answers_that_stand_in_the_prompt_too():
-    messages = turns(("u", "Say Ho Ho"), ("a", "Ho"), ("u", "Ho"), ("a", "Ho"))
-    for template in (templates.CHATML, templates.LLAMA2):
-        (rendered,) = render_chat(messages, chat_tokenizer(template)).texts
-        assert [text.strip()[:2] for text in learned(rendered)] == ["Ho", "Ho"]
-        first, second = (answer.start for answer in rendered.answers)
-        assert (rendered.text[:first].count("Ho"), rendered.text[:second].count("Ho")) == (2, 4)
 
 
 @pytest.mark.parametrize(
     "template, messages, expected",
     [
         (templates.LLAMA2, TWO, "Only user and assistant turns!"),
-        (templates.SHOUTING, ONE, "turn 1: the template does not write an answer as it stands"),
         (templates.SHOUTING, TWO, "turn 2: the template does not write an answer as it stands"),
-        ("{{ messages[0].content + 1 }}", ONE, "can only concatenate str"),
         ("{% if %}", ONE, "Expected an expression"),
-        (
-            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
-            ONE,
-            "turn 1: the template does not write an answer as it stands",
-        ),
     ],
 )
 def test_templates_that_do_not_take_it(template, messages, expected):
@@ -151,8 +106,6 @@ def test_templates_that_do_not_take_it(template, messages, expected):
 def test_plain():
     (rendered,) = render_plain(ONE, "</s>").texts
     assert rendered.text == "Hi\n\nHo</s>" and rendered.answers == ((4, 4, 6, 10),)
-    (rendered,) = render_plain(TWO, "</s>").texts
-    assert rendered.text == "Brief.\n\nTwo?\n\n2</s>Three?\n\n3</s>" and learned(rendered) == ["2</s>", "3</s>"]
     (rendered,) = render_plain(SHOT, "</s>").texts
     assert rendered.text == "1?\n\none</s>2?\n\ntwo</s>" and learned(rendered) == ["two</s>"]
     with pytest.raises(RenderingError, match="turn 1 has tool_calls, which the plain template cannot write"):

@@ -3,7 +3,7 @@
 import pytest
 
 from trace_transfer.data.records import read_records
-from trace_transfer.data.tasks_file import TaskError, load_tasks
+from trace_transfer.data.tasks_file import TaskError, UnusableValueError, load_tasks, parse_source
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ tasks:
   - {name: d, data: maths.jsonl, split: test, template: plane}
   - {name: f, data: maths.jsonl, fields: {promt: q}}
   - {name: g, data: maths.jsonl, fields: {prompt: q, output: a}}
-  - {name: i, data: maths.jsonl, max_examples: "7", system: " "}
+  - {name: i, data: maths.jsonl, max_examples: "7"}
   - {data: maths.jsonl}
   - maths.jsonl
 """
@@ -64,7 +64,7 @@ tasks:
         "task 'a/b': data: the extension '.txt' of 'notes.txt' is unknown; expected a .json",
         "task 'd': template: 'plane' is none of auto, chat, plain", "task 'f': fields: unknown field 'promt', ",
         "task 'g': fields: prompt, output are of different shapes", "task 'i': max_examples: found '7'",
-        "task 'i': system: is blank", "task 8 of the list: 'name:' is missing", "task 9 of the list: found a text",
+        "task 8 of the list: 'name:' is missing", "task 9 of the list: found a text",
     ):  # fmt: skip
         assert any(problem.startswith(told) for problem in found), told
 
@@ -75,7 +75,7 @@ tasks:
         ("", "found nothing; expected a list of tasks under 'tasks:'"),
         ("tasks: []", "tasks: found no tasks; expected"),
         ("- name: math", "found a list; expected"),
-        ("tasks: []\nmodel: x", "unknown keys beside 'tasks:': model"),
+        ("tasks: []\nmodel: x", "found the keys tasks, model; expected a list of tasks"),
         ("tasks:\n  - name: [", "tasks.yaml:2: not valid YAML: expected the node content"),
         ("tasks:\n  - name: a\n    data: a/b\n    name: b\n", "tasks.yaml:4: not valid YAML: the key 'name' stands"),
     ],
@@ -95,3 +95,45 @@ def test_a_file_is_named_as_it_is_found_from_here(write, tmp_path):
     assert hub.label == "task b (owner/name)"
     with pytest.raises(TaskError, match=rf"^task a \({tmp_path}/there/\.\./maths\.jsonl\): no records"):
         read_records(local, file.parent)
+
+
+# ---- columns and formats of them
+
+ROW = {"q": "Why?", "a b": "so", "n": 7, "none": None, "list": ["x", "y"], "chat": [{"content": "hi"}], "half": 0.5}
+
+
+@pytest.mark.parametrize(
+    "text, columns, value",
+    [
+        ("q", ("q",), "Why?"),
+        ("n", ("n",), 7),
+        ("list", ("list",), ["x", "y"]),
+        ("{q}\nA. {a b}", ("q", "a b"), "Why?\nA. so"),
+        ("{n} {half}{none}", ("n", "half", "none"), "7 0.5"),
+        ("{list[-1]}{chat[0][content]}!", ("list", "chat"), "yhi!"),
+        ("{{{q}}}", ("q",), "{Why?}"),
+    ],
+)
+def test_value(text, columns, value):
+    source = parse_source(text)
+    assert source.columns == columns
+    assert source.value(ROW) == value
+
+
+@pytest.mark.parametrize("text", ["{q", "q}", "{}", "{a{b}}"])
+def test_braces_that_do_not_fit(text):
+    with pytest.raises(ValueError, match=r"a brace at character \d has no partner"):
+        parse_source(text)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("{list}", "takes a list from column 'list'"),
+        ("{list[2]}", r"has nothing at list\[2\]"),
+        ("{chat[0][role]}", r"has nothing at chat\[0\]\[role\]"),
+    ],
+)
+def test_values_that_do_not_fit(text, expected):
+    with pytest.raises(UnusableValueError, match=expected):
+        parse_source(text).value(ROW)

@@ -112,12 +112,3 @@ def test_what_is_refused(tiny, tmp_path, group):
     assert "the task 'two' runs programs that the model writes, with nothing around them" in refused()
     (tmp_path / "one.jsonl").unlink()
     assert "the group 'mine' cannot be made of its data: " in refused()
-
-
-@pytest.mark.slow
-def test_mmlu_by_its_name():
-    """57 tasks in four groups, found by their tags; their data are not here."""
-    from lm_eval.tasks import TaskManager
-
-    index = TaskManager().task_index
-    assert len(index["mmlu_stem_tasks"].tags) == 19 and "mmlu_humanities" in index["mmlu"].cfg["task"]

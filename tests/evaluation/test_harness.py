@@ -12,6 +12,7 @@ from tests.evaluation.by_hand import STOCK, by_hand, local
 from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation import harness
+from trace_transfer.evaluation.authors_answers import INVALID, gsm8k_number, gsm8k_target, medqa_letter
 from trace_transfer.evaluation.backends import ModelInMemory
 from trace_transfer.evaluation.evaluating import prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -20,13 +21,9 @@ from trace_transfer.evaluation.suite_file import Suite, load_suite
 ROOT = Path(__file__).parents[2]
 
 
-def suite_of(directory, records, examples=None, **item):
+def suite_of(directory, records, **item):
     write_records(directory / "data.jsonl", records)
-    item = {"name": "one", "kind": "harness", "data": "data.jsonl", **item}
-    if examples is not None:
-        write_records(directory / "shots.jsonl", examples)
-        item["shots_data"] = "shots.jsonl"
-    return Suite.of([item], directory, "test")
+    return Suite.of([{"name": "one", "kind": "harness", "data": "data.jsonl", **item}], directory, "test")
 
 
 @pytest.fixture
@@ -92,17 +89,6 @@ def test_medqa_by_likelihoods(model, tmp_path, monkeypatch):
     assert "Question: Patient 0 coughs.\nA. Rest\nB. Tea" in ours.samples[0].prompt
 
 
-def test_prompts_in_the_chat_template(tiny, tmp_path):
-    model, tokenizer = loaded(tiny("llama", max_position_embeddings=2048))
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-    )
-    suite = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.", max_new_tokens=2)
-    prompt = run(model, tokenizer, suite, limit=1).samples[0].prompt
-    assert prompt.startswith("<system>Count.<user>Q: There are 15") and prompt.endswith("has she?\nA:<bot>")
-    assert "<assistant>There are 15" in prompt
-
-
 def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
     """The end of a turn that is not the end of text; one beginning of text at most; the same day always."""
     model, _ = loaded(tiny("llama", max_position_embeddings=4096))
@@ -114,6 +100,9 @@ def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
     prompt = prepared.run(backend, lambda: None).samples[0].prompt
     assert "Today Date: 26 Jul 2024" in prompt and prompt.count("<|begin_of_text|>") == 1
     assert "strftime_now" in tokenizer.chat_template and "macro" not in tokenizer.chat_template
+    assert (
+        "<|start_header_id|>assistant<|end_header_id|>\n\nThere are 15" in prompt and "has she?\nA:<|eot_id|>" in prompt
+    )
     refusing = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.")
     assert "template: chat: System role not supported" in refused((model, FAMILIES["gemma"].tokenizer()), refusing)
     bare = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat")
@@ -149,7 +138,6 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
         harness, "stock_file", lambda name: harness._named_files().get(name)
     )  # no ten seconds for a typo
     assert "no task 'gsm8k_coat' in lm-evaluation-harness; near: " in refused(model, of(task="gsm8k_coat"))
-    assert "did you mean 'gsm8k_cot'?" in refused(model, of(task="gsm8k_coat"))
     assert "'mmlu' is a group, whose tasks have data sets of their own" in refused(model, of(task="mmlu"))
     told = refused(model, of(task="gsm8k_cot", metric="exactmatch", filter="strict"))
     assert (
@@ -176,13 +164,6 @@ def test_a_harness_that_is_not_installed_is_told_once(model, tmp_path, monkeypat
     assert told.count("it runs programs that the model writes") == 1  # is told beside it
     (wanted,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["evaluation"]
     assert f"pip install '{wanted}' (in a copy" in told
-    write_records(tmp_path / "data.jsonl", GSM8K)
-    items = "[{name: one, kind: harness, data: data.jsonl}, {name: two, kind: loss, data: data.jsonl}]"
-    (tmp_path / "suite.yaml").write_text(f"evaluations: {items}")
-    told = refused(model, load_suite(tmp_path / "suite.yaml"))
-    assert told.startswith(
-        f"{tmp_path / 'suite.yaml'}: cannot be run:\n  - one: needs lm-evaluation-harness, which is "
-    )
     alone = refused(model, suite_of(tmp_path, GSM8K, task="gsm8k_cot"))
     assert alone.startswith("one: needs lm-evaluation-harness, which is not installed")
 
@@ -245,3 +226,39 @@ def test_a_task_in_a_file_of_ones_own(model, tmp_path):
     assert [one.prompt for one in outcome.samples] == ["So?", "No?"]
     assert outcome.samples[0].more["continuations"] == [" yes", " no"]
     assert json.loads(outcome.samples[0].line())["number"] == 0
+
+
+# ---- how the authors' scripts read an answer, on texts for which it can be said by reading those scripts
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is $1,234.50 or 9. The answer is 8", "1234.50"),
+        ("It is 4, no, 12.", "12"),
+        ("THE ANSWER IS -3!", "-3"),
+        ("12. The answer is unknown.", INVALID),
+        ("", INVALID),
+    ],
+)
+def test_gsm8k(text, number):
+    assert gsm8k_number(text) == number
+
+
+def test_gsm8k_target():
+    assert gsm8k_target({"answer": "8 * 9\n#### 1,072"}) == "1072"
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Well.\nc: X-ray", "C"),
+        ("A 45-year-old should rest.", "A"),
+        ("The answer is D: knife", "D"),
+        ("I would say B", "B"),
+        ("because", "B"),
+        ("Never", INVALID),
+    ],
+)
+def test_medqa(text, letter):
+    assert medqa_letter(text) == letter

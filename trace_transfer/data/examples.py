@@ -36,7 +36,6 @@ class Example:
 
     @cached_property
     def num_supervised(self) -> int:
-        """Tokens whose prediction is trained."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
@@ -45,10 +44,8 @@ class TaskData:
     """A task's examples, ready to be trained on.
 
     Attributes:
-        num_records: records in the data, before `max_examples` and anything left out.
-        num_cut: examples that were longer than the maximal length and were cut there.
-        num_left_out: longer ones that were left out.
-        template: `chat` for the model's own chat template, `plain` for the stated plain one.
+        num_records: in the data, before `max_examples` and anything left out.
+        num_cut, num_left_out: examples longer than the maximal length.
         sha256: of all token ids and labels; other data, other sum.
         notes: what was left out or is otherwise than it looks, with counts.
         shown: the first example as text, in pieces: (text, whether it is learned).
@@ -88,11 +85,7 @@ class PackedBatch:
 
 
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
-    """Pad examples on the right and shift their labels.
-
-    Args:
-        pad_id: what stands behind a text; no supervised position sees it.
-    """
+    """Pad examples on the right, where no supervised position sees it, and shift their labels."""
     longest = max(len(example.input_ids) for example in examples)
     shape = (len(examples), longest)
     ids_bt = torch.full(shape, pad_id, dtype=torch.int64)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from trace_transfer.text_formats import MalformedTextError, json_lines, kind_of,
 
 SHIPPED_PROBE = Path(__file__).with_name("probe.jsonl")
 MIN_TEXTS = 4
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,16 @@ def load_probe(path: Path | str | None = None) -> ProbeSet:
     divided by blank lines or, where there is no blank line, one text a line.
 
     Raises:
-        ProbeError: not there, empty, not UTF-8 text, not as described, or fewer than four different texts.
+        ProbeError: not as described, or fewer than four different texts.
     """
     file = SHIPPED_PROBE if path is None else Path(path)
-    name = "shipped" if path is None else str(path)
-    found = _split(file, _read_text(file))
+    found = _split(file, read_text(file, ProbeError, hint="; a probe set is a text or JSONL file"))
     unique = tuple(dict.fromkeys(found))
-    if not found:
-        raise ProbeError(f"{file}: the probe set is empty; give some hundred short texts")
-    if len(unique) == 1 and len(found) > 1:
-        raise ProbeError(f"{file}: all {len(found)} texts of the probe set are the same; they must differ")
     if len(unique) < MIN_TEXTS:
         raise ProbeError(
-            f"{file}: {len(unique)} different texts found, at least {MIN_TEXTS} are needed (64 or more are sensible)"
+            f"{file}: {len(unique)} different texts found, at least {MIN_TEXTS} are needed; give some hundred"
         )
-    return ProbeSet(name, unique, len(found) - len(unique))
-
-
-def _read_text(file: Path) -> str:
-    return read_text(file, ProbeError, hint="; a probe set is a text or JSONL file")
+    return ProbeSet("shipped" if path is None else str(path), unique, len(found) - len(unique))
 
 
 def _split(file: Path, text: str) -> list[str]:
@@ -73,11 +65,10 @@ def _split(file: Path, text: str) -> list[str]:
         return [part.strip() for part in parts if part.strip()]
     texts, problems = [], []
     for number, record in json_lines(text):
+        value = record.get("text") if isinstance(record, dict) else None
         if isinstance(record, MalformedTextError):
             problems.append(f"line {number}: not JSON ({record.problem})")
-            continue
-        value = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(value, str):
+        elif not isinstance(value, str):
             found = ", ".join(record) if isinstance(record, dict) else kind_of(record)
             problems.append(f"line {number}: no string under 'text' (found: {found})")
         elif value.strip():
@@ -109,10 +100,8 @@ class RowPlan:
     """Corresponding rows of two models, minibatch after minibatch; a text has at most one row in a minibatch.
 
     Attributes:
-        kind: boundary, word or example.
         texts_R: int64 [R], the text of each row.
         sizes: number of rows of each minibatch; they sum to R.
-        source, target: what each model reads.
     """
 
     kind: str
@@ -126,24 +115,31 @@ class RowPlan:
         return tuple(torch.split(self.texts_R, list(self.sizes)))
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """One text under one tokenizer: ids, and (start, end) characters of each token, None for special tokens."""
+class _Encoded(NamedTuple):
+    """A text as read by one tokenizer: ids, and (start, end) characters of each token, None for special tokens."""
 
     ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int] | None, ...]
+    offsets: tuple[Span | None, ...]
+
+    def overlapping(self, start: int, end: int) -> Span | None:
+        """Tokens that overlap characters [start, end), or None where the text was cut before their end."""
+        spans = [(i, span) for i, span in enumerate(self.offsets) if span and span[0] < end and span[1] > start]
+        return (spans[0][0], spans[-1][0] + 1) if spans and spans[-1][1][1] >= end else None
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """Character end → token. Tokens that split one character share an end: the last has read all of it.
+
+        The first token of the sequence is left out: it attends to nothing but itself and, where there is no special
+        token before it, carries the massive activations of an attention sink.
+        """
+        return {span[1]: token for token, span in enumerate(self.offsets) if span is not None and token > 0}
 
 
 def plan_rows(
-    probe: ProbeSet,
-    source_tokenizer: Any,
-    target_tokenizer: Any,
-    *,
-    kind: str = "boundary",
-    num_minibatches: int = 8,
-    max_length: int = 128,
-    seed: int = 0,
-) -> RowPlan:
+    probe: ProbeSet, source_tokenizer: Any, target_tokenizer: Any, *, kind: str = "boundary", num_minibatches: int = 8,
+    max_length: int = 128, seed: int = 0,
+) -> RowPlan:  # fmt: skip
     """Choose the rows on which two models are compared.
 
     Of each text `num_minibatches` places are drawn; minibatch m takes the m-th of every text, in reading order, so that
@@ -159,11 +155,10 @@ def plan_rows(
     """
     source = [_encode(source_tokenizer, text, max_length) for text in probe.texts]
     target = [_encode(target_tokenizer, text, max_length) for text in probe.texts]
-    find = {"boundary": _boundary_rows, "word": _word_rows, "example": _example_rows}[kind]
     generator = torch.Generator().manual_seed(seed)
-    minibatches: list[list[tuple[int, tuple[int, int], tuple[int, int]]]] = [[] for _ in range(num_minibatches)]
+    minibatches: list[list[tuple[int, Span, Span]]] = [[] for _ in range(num_minibatches)]
     for index, (text, a, b) in enumerate(zip(probe.texts, source, target, strict=True)):
-        places = find(text, a, b)
+        places = list(_rows(kind, text, a, b))
         order = torch.randperm(len(places), generator=generator)[:num_minibatches].sort().values.tolist()
         for m, place in enumerate(order):
             minibatches[m].append((index, *places[place]))
@@ -187,66 +182,33 @@ def plan_rows(
 def _encode(tokenizer: Any, text: str, max_length: int) -> _Encoded:
     """The text up to `max_length` tokens. A character that the cut splits counts as not read at all."""
     pieces = tokenizer(
-        text,
-        truncation=True,
-        max_length=max_length,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
+        text, truncation=True, max_length=max_length, return_overflowing_tokens=True, return_offsets_mapping=True,
         return_special_tokens_mask=True,
-    )
+    )  # fmt: skip
     offsets, *rest = (
-        tuple(
-            None if special or end <= start else (start, end) for (start, end), special in zip(piece, mask, strict=True)
-        )
-        for piece, mask in zip(pieces["offset_mapping"], pieces["special_tokens_mask"], strict=True)
+        [None if special or end <= start else (start, end) for (start, end), special in zip(*piece, strict=True)]
+        for piece in zip(pieces["offset_mapping"], pieces["special_tokens_mask"], strict=True)
     )
     cut = min((span[0] for piece in rest[:1] for span in piece if span is not None), default=len(text))
-    return _Encoded(
-        tuple(pieces["input_ids"][0]), tuple(None if span is None or span[1] > cut else span for span in offsets)
-    )
+    kept = tuple(None if span is None or span[1] > cut else span for span in offsets)
+    return _Encoded(tuple(pieces["input_ids"][0]), kept)
 
 
-def _token_ends(encoded: _Encoded) -> dict[int, int]:
-    """Character end → token. Tokens that split one character share an end: the last has read all of it.
-
-    The first token of the sequence is left out: it attends to nothing but itself and, where there is no special token
-    before it, carries the massive activations of an attention sink.
-    """
-    return {span[1]: token for token, span in enumerate(encoded.offsets) if span is not None and token > 0}
-
-
-def _boundary_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    ends_a, ends_b = _token_ends(a), _token_ends(b)
-    common = sorted(ends_a.keys() & ends_b.keys())
-    return [((ends_a[end], ends_a[end] + 1), (ends_b[end], ends_b[end] + 1)) for end in common]
-
-
-def _word_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    rows = []
-    for word in re.finditer(r"\S+", text):
-        one, other = (_overlapping(encoded, *word.span()) for encoded in (a, b))
-        if one is not None and other is not None and one[0] > 0 and other[0] > 0:
-            rows.append((one, other))
-    return rows
-
-
-def _overlapping(encoded: _Encoded, start: int, end: int) -> tuple[int, int] | None:
-    """Tokens that overlap characters [start, end), or None where the text was cut before the word's end."""
-    spans = [(i, span) for i, span in enumerate(encoded.offsets) if span and span[0] < end and span[1] > start]
-    if not spans or spans[-1][1][1] < end:
-        return None
-    return spans[0][0], spans[-1][0] + 1
-
-
-def _example_rows(text: str, a: _Encoded, b: _Encoded) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    spans = []
-    for encoded in (a, b):
-        tokens = [i for i, span in enumerate(encoded.offsets) if span is not None]
-        if not tokens:
-            return []
-        spans.append((tokens[0], tokens[-1] + 1))
-    one, other = spans
-    return [(one, other)]
+def _rows(kind: str, text: str, a: _Encoded, b: _Encoded) -> Iterator[tuple[Span, Span]]:
+    """Places of a text at which two models can be compared: tokens of either."""
+    if kind == "boundary":
+        ends_a, ends_b = a.ends, b.ends
+        for end in sorted(ends_a.keys() & ends_b.keys()):
+            yield (ends_a[end], ends_a[end] + 1), (ends_b[end], ends_b[end] + 1)
+    elif kind == "word":
+        for word in re.finditer(r"\S+", text):
+            one, other = a.overlapping(*word.span()), b.overlapping(*word.span())
+            if one is not None and other is not None and one[0] > 0 and other[0] > 0:
+                yield one, other
+    else:
+        whole, others = ([i for i, span in enumerate(encoded.offsets) if span is not None] for encoded in (a, b))
+        if whole and others:
+            yield (whole[0], whole[-1] + 1), (others[0], others[-1] + 1)
 
 
 def token_matrix(ids: Sequence[Sequence[int]], pad: int = 0) -> Tensor:

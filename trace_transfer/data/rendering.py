@@ -11,11 +11,11 @@ model say first, and stops with the end of its turn.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
 from trace_transfer.data.records import Message
@@ -26,6 +26,7 @@ THOUGHT, THOUGHT_ENDS = "<think>", "</think>"
 # Keys of a message whose loss would change what is learned, so that a template must write them.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 DECISIVE = ("tool_calls", "function_call", "name", "refusal")
+MARK = "mark8d1f6b0c52e7"  # stands for the text of a turn, to see where a template writes it
 # Some templates write today's date into the system message: tomorrow the same data would be other data. This is the
 # date that Llama 3's template falls back to, 26 July 2024, in the parts that templates ask for.
 _DATE = {"%d": "26", "%b": "Jul", "%B": "July", "%Y": "2024", "%m": "07", "%y": "24", "%A": "Friday", "%a": "Fri"}
@@ -34,6 +35,10 @@ _FIXED_DATE = (
     + "".join(f" | replace('{part}', '{text}')" for part, text in _DATE.items())
     + " }}{% endmacro +%}"
 )
+APART = "answers made examples of their own, as the template writes them otherwise once the conversation goes on"
+ADDED_END = "answers ended with the tokenizer's end-of-text token, as the template writes no end of a turn"
+COMPOSED = "answers composed behind the prompt of generation, as the template writes them otherwise"
+TRIMMED = "answers of which the template changes the white space"
 
 
 class RenderingError(TaskError):
@@ -66,13 +71,12 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an answer is generated from, what the template puts before its own text, and the end of its turn.
+    """What an answer is generated from, and what the template puts around its own text.
 
     Attributes:
         text: up to where the model goes on.
-        before: the template's own, less than all of what is generated, such as the end of an empty thought.
-        end: of the turn, up to the first token that can end one, without the white space behind it; empty where the
-            template writes none.
+        before: the template's own before the answer, such as the end of an empty thought.
+        end: of the turn, up to the first token that can end one, without the white space behind it; may be empty.
         behind: `end`, and what else stands behind the last turn, such as an end of text that is never generated.
     """
 
@@ -84,25 +88,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Written:
-    """A conversation as texts: the whole, with all answers that stand in it as they will be generated, and the others.
-
-    Attributes:
-        notes: what is to be told of it.
-    """
+    """A conversation as texts, with notes: the whole, with all answers that stand in it as they will be generated, and
+    the others."""
 
     texts: tuple[Rendered, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def render_plain(messages: Sequence[Message], eos: str, context: Mapping[str, Any] | None = None) -> Written:
-    """Write a conversation by the plain template.
-
-    Raises:
-        RenderingError: it has something that only a chat template can write.
-    """
+    """Write a conversation by the plain template; a RenderingError if only a chat template can write it."""
     if context:
         raise RenderingError(f"it has {', '.join(context)}, which the plain template cannot write")
-    notes = [unwritten(key) for key in dict.fromkeys(key for message in messages for key in message.more)]
     text, answers = "", []
     for place, message in enumerate(messages):
         if (lost := sorted(set(message.more) & {*DECISIVE, *THOUGHTS})) or message.role == "tool":
@@ -111,11 +107,10 @@ def render_plain(messages: Sequence[Message], eos: str, context: Mapping[str, An
         if place and messages[place - 1].role != "assistant":
             text += "\n\n"
         start = len(text)
-        text += message.content
-        if message.role == "assistant":
-            text += eos
+        text += message.content + (eos if message.role == "assistant" else "")
         if message.is_answer:
             answers.append(Answer(start, start, len(text) - len(eos), len(text)))
+    notes = [_unwritten(key) for key in dict.fromkeys(key for message in messages for key in message.more)]
     return Written((Rendered(text, tuple(answers)),), tuple(notes))
 
 
@@ -133,11 +128,7 @@ class ChatTemplate:
     context: Mapping[str, Any]
 
     def write(self, messages: Sequence[Message], *, with_prompt: bool = False) -> str:
-        """The text of a conversation.
-
-        Raises:
-            RenderingError: the template refuses it.
-        """
+        """The text of a conversation; a RenderingError if the template refuses it."""
         turns = [{"role": message.role, "content": message.content, **message.more} for message in messages]
         call = self.tokenizer.apply_chat_template
         if taken := sorted(set(self.context) & set(inspect.signature(call).parameters) - {"tools", "documents"}):
@@ -151,16 +142,17 @@ class ChatTemplate:
         except Exception as error:  # a template is a program: it raises what it likes
             raise RenderingError(" ".join(str(error).split()) or type(error).__name__) from error
 
+    def marked(self, messages: Sequence[Message], place: int) -> tuple[str, str, str]:
+        """What is written before the text of a turn, a mark in its place (empty if it is not written), and behind."""
+        marked = [*messages[:place], replace(messages[place], content=MARK), *messages[place + 1 :]]
+        return self.write(marked).partition(MARK)
+
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """What an answer after these turns is generated from.
 
         Where the template has no prompt for an answer, it is what stands before one, with a header if it has one.
-
-        Raises:
-            RenderingError: the template refuses the conversation, or does not write an answer.
         """
-        mark = "answer" + hashlib.sha256(repr(messages).encode()).hexdigest()
-        before, found, behind = self.write([*messages, Message("assistant", mark)]).partition(mark)
+        before, found, behind = self.marked([*messages, Message("assistant", "")], len(messages))
         if not found:
             raise RenderingError("the template does not write an answer as it stands")
         ends = _turn_end(self.tokenizer, behind.rstrip()), behind.rstrip()
@@ -172,6 +164,14 @@ class ChatTemplate:
             prompt = before.rstrip(" ")
         space = before[len(before.rstrip()) :] if prompt == prompt.rstrip() else ""
         return Prompt(prompt, before[len(prompt) :] if before.startswith(prompt) else space, *ends)
+
+    def finished(self, text: str, start: int, content: int, notes: tuple[str, ...]) -> Written:
+        """A text that ends with an answer as a text does, where the template writes no end of a turn."""
+        eos = self.tokenizer.eos_token
+        if eos is None:
+            raise RenderingError("the template writes no end of a turn, and the tokenizer names no end-of-text token")
+        answer = Answer(start, content, len(text), len(text + eos))
+        return Written((Rendered(text + eos, (answer,)),), (*notes, ADDED_END))
 
 
 @lru_cache(maxsize=64)
@@ -188,21 +188,6 @@ def _turn_end(tokenizer: Any, behind: str) -> str:
 def with_fixed_date(template: str) -> str:
     """A template in which it is always the same day."""
     return _FIXED_DATE + template if "strftime_now" in template else template
-
-
-@dataclass(frozen=True)
-class _Own:
-    """An answer in a text that ends with it."""
-
-    text: str
-    answer: Answer
-    notes: tuple[str, ...] = ()
-
-
-APART = "answers made examples of their own, as the template writes them otherwise once the conversation goes on"
-ADDED_END = "answers ended with the tokenizer's end-of-text token, as the template writes no end of a turn"
-COMPOSED = "answers composed behind the prompt of generation, as the template writes them otherwise"
-TRIMMED = "answers of which the template changes the white space"
 
 
 def render_chat(
@@ -230,40 +215,36 @@ def render_chat(
         if not message.is_answer:
             continue
         try:
-            own = _own(template, messages[: place + 1])
+            written = _own(template, messages[: place + 1])
         except RenderingError as problem:
             if mismatch == "refuse":
                 raise RenderingError(f"turn {place}: {problem}") from None
             if mismatch == "keep":
                 inside.append(_by_mark(template, messages, place, whole))
                 continue
-            own = _composed(template, messages[: place + 1])
-        notes += own.notes
+            written = _composed(template, messages[: place + 1])
+        notes += written.notes
+        (own,) = written.texts
         so_far = whole[: inside[-1].stop] if inside else ""  # the last turn may be written anew behind it
-        if whole.startswith(own.text[: own.answer.stop]):
-            inside.append(own.answer)
-        elif place == len(messages) - 1 and own.text.startswith(so_far):
-            inside.append(own.answer)
-            whole = own.text
+        if place == len(messages) - 1 and own.text.startswith(so_far):
+            whole = whole if whole.startswith(own.text[: own.answers[0].stop]) else own.text
+        if whole.startswith(own.text[: own.answers[0].stop]):
+            inside += own.answers
         elif mismatch == "keep":
             inside.append(_by_mark(template, messages, place, whole))
         else:
-            apart.append(Rendered(own.text, (own.answer,)))
+            apart.append(own)
             notes.append(APART)
     texts = [*apart, Rendered(whole, tuple(inside))] if inside else apart
     return Written(tuple(texts), tuple(notes))
 
 
-def _own(template: ChatTemplate, messages: Sequence[Message]) -> _Own:
-    """The last turn as the template writes it at the end of a conversation.
-
-    Raises:
-        RenderingError: the prompt of generation is not what stands before it, or not all of the answer is written.
-    """
+def _own(template: ChatTemplate, messages: Sequence[Message]) -> Written:
+    """The last turn as the template writes it at the end of a conversation."""
     *context, message = messages
     prompt, text = template.prompt(context), template.write(messages)
     if not text.startswith(prompt.text):
-        place = next((at for at, (a, b) in enumerate(zip(text, prompt.text, strict=False)) if a != b), len(text))
+        place = len(_common_beginning(text, prompt.text))
         raise RenderingError(
             f"generation goes on from {_tail(prompt.text)}, and the template writes {_tail(text[: place + 40])} "
             "(mismatch: compose trains the answer behind the prompt of generation)"
@@ -275,33 +256,27 @@ def _own(template: ChatTemplate, messages: Sequence[Message]) -> _Own:
                 f"the template does not write {key} (ignore: [{key}] leaves it out; mismatch: compose writes it "
                 f"between {THOUGHT} and {THOUGHT_ENDS})"
             )
-    start, content = len(prompt.text), len(prompt.text) + len(prompt.before)
-    written, wanted = text[start:], message.content.strip()
-    if wanted not in written:
-        opened = prompt.text.rstrip()[-len(THOUGHT) :] if prompt.text.rstrip().endswith(THOUGHT) else ""
-        if _squeezed(wanted) not in _squeezed(opened + written):
-            raise RenderingError(
-                f"the template writes {_tail(written)} of the answer {_tail(wanted)} (mismatch: compose trains it as "
-                "it stands in the data)"
-            )
-    notes = (TRIMMED,) if message.content not in written else ()
+    start, written, wanted = len(prompt.text), text[len(prompt.text) :], message.content.strip()
+    opened = THOUGHT if prompt.text.rstrip().endswith(THOUGHT) else ""
+    if _squeezed(wanted) not in _squeezed(opened + written):
+        raise RenderingError(
+            f"the template writes {_tail(written)} of the answer {_tail(wanted)} (mismatch: compose trains it as "
+            "it stands in the data)"
+        )
+    notes = () if message.content in written else (TRIMMED,)
     stop = len(text.rstrip())
-    content = content if text[start:].startswith(prompt.before) else start
+    content = start + len(prompt.before) * written.startswith(prompt.before)
     if not prompt.end:
-        own = _with_eos(template, text[: max(stop, start)], start, content)
-        return replace(own, notes=(*notes, *own.notes))
+        return template.finished(text[: max(stop, start)], start, content, notes)
+    answer = Answer(start, content, stop, stop)
     if text[:stop].endswith(prompt.behind):  # calls of tools may end otherwise
         end = max(stop - len(prompt.behind), content)
-        return _Own(text, Answer(start, content, end, end + len(prompt.end)), notes)
-    return _Own(text, Answer(start, content, stop, stop), notes)
+        answer = Answer(start, content, end, end + len(prompt.end))
+    return Written((Rendered(text, (answer,)),), notes)
 
 
-def _composed(template: ChatTemplate, messages: Sequence[Message]) -> _Own:
-    """The prompt of generation, the answer as it stands in the data, and the end of its turn.
-
-    Raises:
-        RenderingError: the prompt opens a thought that the answer does not close, or the answer has more than text.
-    """
+def _composed(template: ChatTemplate, messages: Sequence[Message]) -> Written:
+    """The prompt of generation, the answer as it stands in the data, and the end of its turn."""
     *context, message = messages
     prompt, answer = template.prompt(context), message.content.strip()
     thoughts = [str(message.more[key]) for key in THOUGHTS if key in message.more]
@@ -318,44 +293,31 @@ def _composed(template: ChatTemplate, messages: Sequence[Message]) -> _Own:
         answer = answer.removeprefix(THOUGHT).lstrip("\n")
     start = len(prompt.text)
     space = prompt.before if prompt.before.isspace() else ""
-    content = start + len(space)
-    text = prompt.text + space + answer
+    text, content = prompt.text + space + answer, start + len(space)
     _require_turns(template, messages, text)
     if not prompt.end:
-        return _with_eos(template, text, start, content)
-    return _Own(text + prompt.end, Answer(start, content, len(text), len(text + prompt.end)), (COMPOSED,))
-
-
-def _with_eos(template: ChatTemplate, text: str, start: int, content: int) -> _Own:
-    """Where the template writes no end of a turn, an answer ends as a text does."""
-    eos = template.tokenizer.eos_token
-    if eos is None:
-        raise RenderingError("the template writes no end of a turn, and the tokenizer names no end-of-text token")
-    return _Own(text + eos, Answer(start, content, len(text), len(text + eos)), (ADDED_END,))
+        return template.finished(text, start, content, ())
+    composed = Rendered(text + prompt.end, (Answer(start, content, len(text), len(text + prompt.end)),))
+    return Written((composed,), (COMPOSED,))
 
 
 def _by_mark(template: ChatTemplate, messages: Sequence[Message], place: int, whole: str) -> Answer:
     """Where an answer stands in what the template writes, whatever would be generated."""
-    mark = "answer" + hashlib.sha256(whole.encode()).hexdigest()
-    marked = [*messages[:place], replace(messages[place], content=mark), *messages[place + 1 :]]
-    before, found, behind = template.write(marked).partition(mark)
-    if not found or mark in behind or not (whole.startswith(before) and whole.endswith(behind)):
+    before, found, behind = template.marked(messages, place)
+    if not found or MARK in behind or not (whole.startswith(before) and whole.endswith(behind)):
         raise RenderingError(f"the answer of turn {place} is not found in what the template writes")
     start, end = len(before), len(whole) - len(behind)
-    ending = template.write(marked[: place + 1]).partition(mark)[2]
-    stop = end + len(_common_beginning(ending, behind).rstrip())
-    return Answer(start, start, end, stop)
+    ending = template.marked(messages[: place + 1], place)[2]
+    return Answer(start, start, end, end + len(_common_beginning(ending, behind).rstrip()))
 
 
 def _require_turns(template: ChatTemplate, messages: Sequence[Message], text: str) -> None:
     """Refuse a text without one of the turns that an answer follows; the assistant's may lose their thoughts."""
     squeezed = _squeezed(text)
     for place, message in enumerate(messages):
-        if message.role != "assistant" and _squeezed(message.content) not in squeezed:
-            mark = "turn" + hashlib.sha256(text.encode()).hexdigest()
-            marked = [*messages[:place], replace(message, content=mark), *messages[place + 1 :]]
-            if mark not in template.write(marked):
-                raise RenderingError(f"the template leaves out turn {place}, the {message.role}'s")
+        is_there = message.role == "assistant" or _squeezed(message.content) in squeezed
+        if not is_there and not template.marked(messages, place)[1]:
+            raise RenderingError(f"the template leaves out turn {place}, the {message.role}'s")
 
 
 def _require_keys(template: ChatTemplate, messages: Sequence[Message], whole: str) -> list[str]:
@@ -369,10 +331,10 @@ def _require_keys(template: ChatTemplate, messages: Sequence[Message], whole: st
     for key in sorted(set().union(*told)):
         without = [_without(one, key) if key in keys else one for one, keys in zip(messages, told, strict=True)]
         if template.write(without) == whole:
-            notes.append(unwritten(key))
-    for key in template.context:
-        others = {name: value for name, value in template.context.items() if name != key}
-        if key == "tools" and ChatTemplate(template.tokenizer, others).write(messages) == whole:
+            notes.append(_unwritten(key))
+    if "tools" in template.context:
+        others = {name: value for name, value in template.context.items() if name != "tools"}
+        if ChatTemplate(template.tokenizer, others).write(messages) == whole:
             raise RenderingError("the template does not write tools (ignore: [tools] leaves them out)")
     return notes
 
@@ -383,8 +345,7 @@ def _is_written(template: ChatTemplate, messages: Sequence[Message], place: int,
     try:
         if template.write([*messages[:place], without, *messages[place + 1 :]]) != whole:
             return True
-        until = [*messages[:place], without]
-        return template.write(until) != template.write(messages[: place + 1])
+        return template.write([*messages[:place], without]) != template.write(messages[: place + 1])
     except RenderingError:  # the template asks for it
         return True
 
@@ -402,8 +363,7 @@ def _without(message: Message, key: str) -> Message:
     return replace(message, more={name: value for name, value in message.more.items() if name != key})
 
 
-def unwritten(key: str) -> str:
-    """A note on a key that changes nothing."""
+def _unwritten(key: str) -> str:
     return f"conversations of which the template does not write the messages' key '{key}'"
 
 
@@ -411,10 +371,9 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
+def _common_beginning(one: str, other: str) -> str:
+    return commonprefix([one, other])  # noqa: RUF071, it is no path
+
+
 def _tail(text: str) -> str:
     return f"'…{text[-40:]}'" if len(text) > 40 else f"'{text}'"
-
-
-def _common_beginning(one: str, other: str) -> str:
-    differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[: next(differing, min(len(one), len(other)))]

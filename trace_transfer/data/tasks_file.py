@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -41,12 +42,8 @@ class Place:
     path: tuple[str, ...] = ()
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """What lies there.
-
-        Raises:
-            UnusableValueError: the way leads nowhere.
-        """
-        found = row[self.column]
+        """What lies there; an UnusableValueError if the way leads nowhere."""
+        found: Any = row.get(self.column)
         for step in self.path:
             try:
                 found = found[int(step)] if isinstance(found, list) else found[step]
@@ -54,6 +51,13 @@ class Place:
                 way = self.column + "".join(f"[{step}]" for step in self.path)
                 raise UnusableValueError(f"has nothing at {way}") from None
         return found
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """What lies there as part of a text; an UnusableValueError if it is no text, number or truth value."""
+        value = self.value(row)
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise UnusableValueError(f"takes {describe(value)} from column '{self.column}', expected text or a number")
+        return "" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -68,24 +72,14 @@ class Source:
         return tuple(dict.fromkeys(piece.column for piece in self.pieces if isinstance(piece, Place)))
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """The column's value as it is, or the filled-in text.
-
-        Raises:
-            UnusableValueError: something that is not text, a number or a truth value is to be filled in.
-        """
-        if not self.is_format:
-            (place,) = self.pieces
-            assert isinstance(place, Place)  # a plain column
-            return place.value(row)
-        return "".join(piece if isinstance(piece, str) else _as_text(piece.value(row), piece) for piece in self.pieces)
+        """The column's value as it is, or the filled-in text; raises as `Place.text`."""
+        if not self.is_format and isinstance(self.pieces[0], Place):
+            return self.pieces[0].value(row)
+        return "".join(piece if isinstance(piece, str) else piece.text(row) for piece in self.pieces)
 
 
 def parse_source(text: str) -> Source:
-    """Read one value of `fields:`.
-
-    Raises:
-        ValueError: it is blank, or braces do not fit.
-    """
+    """Read one value of `fields:`; a ValueError if it is blank, or braces do not fit."""
     if not text.strip():
         raise ValueError("a field needs a column's name, or a text with columns in braces")
     if "{" not in text and "}" not in text:
@@ -100,32 +94,20 @@ def parse_source(text: str) -> Source:
         elif match[0] in ("{", "}"):
             raise ValueError(f"'{text}': a brace at character {match.start() + 1} has no partner, or nothing in it")
         else:
-            pieces.append(Place(match[1], tuple(step for step in re.findall(r"\[([^\]]+)\]", match[2]))))
+            pieces.append(Place(match[1], tuple(re.findall(r"\[([^\]]+)\]", match[2]))))
     pieces.append(text[end:])
     return Source(tuple(piece for piece in pieces if piece != ""), is_format=True)
 
 
-def _as_text(value: Any, place: Place) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise UnusableValueError(f"takes {describe(value)} from column '{place.column}', expected text or a number")
-
-
 def describe(value: Any) -> str:
     """What a value is, for messages."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "a mapping"
-    if isinstance(value, str):
-        return "text" if value.strip() else "blank text"
-    if isinstance(value, (int, float)):
-        return f"the number {value}" if not isinstance(value, bool) else f"{value}"
+    if isinstance(value, str) and not value.strip():
+        return "blank text"
     if isinstance(value, datetime.date):
         return f"a date, {value} (as it is stored in the data; in JSON and CSV dates are text)"
-    return f"a {type(value).__name__} ({value})"
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, list, dict, type(None))):
+        return f"{value!r:.60}"
+    return kind_of(value)
 
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
@@ -137,13 +119,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
-_OTHER_FILES = frozenset(
-    f".{kind}"
-    for kind in (
-        "txt", "tsv", "xls", "xlsx", "xml", "yaml", "yml", "md", "zip", "gz", "bz2", "xz", "zst", "tar", "arrow",
-        "feather", "db", "sqlite", "py", "json5",
-    )
-)  # fmt: skip
+_OTHER_FILES = re.compile(r"\.(txt|tsv|xlsx?|xml|ya?ml|md|zip|gz|bz2|xz|zst|tar|arrow|feather|db|sqlite|py|json5)")
 
 
 class TaskError(UserError):
@@ -190,7 +166,6 @@ class TaskSpec(Strict):
 
     @property
     def label(self) -> str:
-        """For messages."""
         return f"task {self.name} ({self.place})"
 
     @property
@@ -214,45 +189,44 @@ class TaskSpec(Strict):
     @classmethod
     def _file_or_hub_name(cls, value: str) -> str:
         suffix = _suffix(value)
-        if suffix in FORMATS or (_HUB_NAME.fullmatch(value) and suffix not in _OTHER_FILES):
+        if suffix in FORMATS or (_HUB_NAME.fullmatch(value) and not _OTHER_FILES.fullmatch(suffix)):
             return value
         found = f"the extension '{suffix}' of '{value}' is unknown" if suffix else f"'{value}' cannot be used"
         raise ValueError(f"{found}; expected a {', '.join(FORMATS)} file or a hub data set owner/name")
 
-    @field_validator("fields")
-    @classmethod
-    def _one_shape(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        known = list(dict.fromkeys(name for names in SHAPES.values() for name in names))
-        if unknown := [name for name in value if name not in known]:
-            raise ValueError("; ".join(f"unknown field '{name}', {suggestion(name, known)}" for name in unknown))
-        if not any(set(value) <= set(names) for names in SHAPES.values()):
-            raise ValueError(f"{', '.join(value)} are of different shapes; the shapes are {'; '.join(SHAPES)}")
-        for text in value.values():
-            parse_source(text)
-        return value
-
-    @field_validator("system")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("is blank; leave it out for no system message")
-        return value
+    @property
+    def shapes(self) -> Mapping[str, tuple[str, ...]]:
+        """Shapes of records with the names of their fields."""
+        return SHAPES
 
     @model_validator(mode="after")
-    def _hub_only(self) -> Self:
+    def _fits_together(self) -> Self:
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+        return self
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, and with keys that do not go together."""
+        known = list(dict.fromkeys(name for names in self.shapes.values() for name in names))
+        unknown = [name for name in self.fields if name not in known]
+        found = [f"fields: unknown field '{name}', {suggestion(name, known)}" for name in unknown]
+        if not unknown and not any(set(self.fields) <= set(names) for names in self.shapes.values()):
+            names, shapes = ", ".join(self.fields), "; ".join(self.shapes)
+            found.append(f"fields: {names} are of different shapes; the shapes are {shapes}")
+        for name, several in self.fields.items():
+            for text in several if isinstance(several, (list, tuple)) else [several]:
+                try:
+                    parse_source(text)
+                except ValueError as error:
+                    found.append(f"fields: {name}: {error}")
         given = [name for name in ("subset", "split", "revision") if getattr(self, name) is not None]
         if self.builder and given:
-            raise ValueError(f"{', '.join(given)}: only for hub data sets; {self.data} is a local file")
-        return self
+            found.append(f"{', '.join(given)}: only for hub data sets; {self.data} is a local file")
+        return found
 
 
 def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
-    """Read `tasks.yaml`; data files are looked for relative to it.
-
-    Raises:
-        TaskError: not there, not YAML, no tasks, unknown keys, two tasks with one name, missing data files: all that
-            is wrong with the file at once.
-    """
+    """Read `tasks.yaml`, relative to which data files are looked for; a TaskError with all that is wrong at once."""
     return load_list(path, TaskSpec)
 
 
@@ -262,11 +236,16 @@ Spec = TypeVar("Spec", bound=TaskSpec)
 def load_list(path: Path | str, kind: type[Spec]) -> tuple[Spec, ...]:
     """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys; raises as `load_tasks`."""
     file = Path(path)
-    specs, problems = checked_items(_items(file, parse_yaml(file)), kind, file.parent)
+    specs, problems = checked_items(items_under("tasks", file, "data:"), kind, file.parent)
+    refuse(problems, str(file))
+    return specs
+
+
+def refuse(problems: Sequence[str], where: str) -> None:
+    """Raise one error for all problems, if there are any."""
     if problems:
         count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
-        raise TaskError(f"{file}: {count}:\n" + listing(problems))
-    return specs
+        raise TaskError(f"{where}: {count}:\n" + listing(problems))
 
 
 def checked_items(
@@ -281,23 +260,14 @@ def checked_items(
             specs.append(kind.model_validate(item).beside(base_directory))
         except ValidationError as error:
             problems += [f"{label}: {_problem(found, kind.model_fields)}" for found in error.errors()]
-    names = [item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
-    problems += [
-        f"{what} '{name}': {names.count(name)} {what}s have this name"
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
+    names = Counter(item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str))
+    problems += [f"{what} '{name}': {count} {what}s have this name" for name, count in names.items() if count > 1]
     for item in items:
         for key, data in kind.local_files(item).items() if isinstance(item, Mapping) else ():
             if not (found := locate(data, base_directory)).is_file():
                 said = "is a directory, expected a file" if found.is_dir() else "no such file"
                 problems.append(f"{what} '{item.get('name')}': {key}: {found}: {said}")
     return tuple(specs), problems
-
-
-def data_file(spec: TaskSpec, base_directory: Path | str) -> Path:
-    """Where a local data file lies."""
-    return locate(spec.data, base_directory)
 
 
 def locate(file: str, base_directory: Path | str) -> Path:
@@ -317,26 +287,20 @@ def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> st
 
 
 def parse_yaml(file: Path) -> Any:
-    """What a YAML file says.
-
-    Raises:
-        TaskError: it cannot be read, or is not YAML, with the line.
-    """
+    """What a YAML file says; a TaskError with the line if it is not YAML."""
     return read_yaml(file, TaskError)
 
 
-def _items(file: Path, content: Any) -> list[Any]:
-    """The list under `tasks:`."""
-    expected = "expected a list of tasks under 'tasks:', each with name: and data:"
-    if not isinstance(content, Mapping) or "tasks" not in content:
+def items_under(key: str, file: Path, needs: str) -> list[Any]:
+    """The list under the one key of a YAML file."""
+    content = parse_yaml(file)
+    expected = f"expected a list of {key} under '{key}:' and nothing else, each with name: and {needs}"
+    if not isinstance(content, Mapping) or set(content) != {key}:
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else kind_of(content)
         raise TaskError(f"{file}: found {found}; {expected}")
-    if unknown := [key for key in content if key != "tasks"]:
-        raise TaskError(f"{file}: unknown keys beside 'tasks:': {', '.join(map(str, unknown))}; each belongs to a task")
-    items = content["tasks"]
+    items = content[key]
     if not isinstance(items, list) or not items:
-        found = "no tasks" if not items else kind_of(items)
-        raise TaskError(f"{file}: tasks: found {found}; {expected}")
+        raise TaskError(f"{file}: {key}: found {kind_of(items) if items else f'no {key}'}; {expected}")
     return items
 
 

@@ -12,11 +12,12 @@ import importlib.util
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from trace_transfer.data.examples import IGNORED, Example
 from trace_transfer.data.rendering import with_fixed_date
@@ -35,11 +36,6 @@ _OURS = frozenset({
     "subfolder", "trust_remote_code", "use_fast_tokenizer", "peft", "delta", "lora_local_path", "autogptq",
     "gptqmodel", "gguf_file", "tp_plan", "model_path", "load_format", "max_cpu_memory", "offload_folder",
 })  # fmt: skip
-# Of each engine, settings → arguments. To the harness' class for sglang, `add_bos_token` means what its tokenizer does.
-_ENGINES: dict[str, Callable[[EvaluateSettings], dict[str, Any]]] = {
-    "vllm": lambda settings: {"seed": settings.seed},
-    "sglang": lambda settings: {"random_seed": settings.seed, "add_bos_token": True},
-}
 
 
 class Backend(ABC):
@@ -73,10 +69,8 @@ class ModelInMemory(Backend):
         return score_answers(self.model, examples, self.settings.examples_at_once, advance)
 
     def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
-        written = generate(
-            self.model, prompts, ending, batch_size=self.settings.examples_at_once, tokenizer=self.tokenizer,
-            advance=advance,
-        )  # fmt: skip
+        size = self.settings.examples_at_once
+        written = generate(self.model, prompts, ending, batch_size=size, tokenizer=self.tokenizer, advance=advance)
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
 
     @contextmanager
@@ -110,15 +104,13 @@ class ModelInMemory(Backend):
 
 
 class Engine(Backend):
-    """A model that an engine has read from a directory.
-
-    Attributes:
-        lm: the harness' object for it.
-    """
+    """A model that an engine has read from a directory; `lm` is the harness' object for it."""
 
     def __init__(self, directory: Path, dtype: str, tokenizer: Any, settings: EvaluateSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
-        arguments = {**_ENGINES[settings.backend](settings), **settings.backend_arguments}
+        # To the harness' class for sglang, `add_bos_token` means what its tokenizer does.
+        own = {"random_seed": settings.seed, "add_bos_token": True}
+        arguments = {**({"seed": settings.seed} if settings.backend == "vllm" else own), **settings.backend_arguments}
         try:
             self.lm = _harness_class(settings.backend)(
                 pretrained=str(directory), dtype=dtype, batch_size=settings.examples_at_once,
@@ -130,9 +122,11 @@ class Engine(Backend):
     def score(self, examples: Sequence[Example], advance: Callable[[], None]) -> list[AnswerScores]:
         requests, owners = [], []
         for number, example in enumerate(examples):
-            for start, end in _answers(example):
-                ids = list(example.input_ids)
-                requests.append((None, ids[:start], ids[start:end]))
+            # Runs of supervised tokens; nothing says how likely the first token of all is.
+            supervised = [False, *(label != IGNORED for label in example.labels[1:]), False]
+            edges = [place for place in range(1, len(supervised)) if supervised[place] != supervised[place - 1]]
+            for start, end in zip(edges[::2], edges[1::2], strict=True):
+                requests.append((None, list(example.input_ids[:start]), list(example.input_ids[start:end])))
                 owners.append(number)
         totals, counts = [0.0] * len(examples), [0] * len(examples)
         found = self.lm._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -152,38 +146,24 @@ class Engine(Backend):
         }  # fmt: skip
         requests = [Instance("generate_until", {}, (str(number), how), number) for number in range(len(prompts))]
         # The harness' classes take texts and encode them. Ours are encoded: the texts are their numbers.
-        self.lm.tok_encode = lambda numbers, **_: [list(prompts[int(number)]) for number in numbers]
-        try:
+        with patch.object(
+            self.lm, "tok_encode", lambda numbers, **_: [list(prompts[int(number)]) for number in numbers]
+        ):
             written: list[str] = self.lm.generate_until(requests, disable_tqdm=True)
-        finally:
-            del self.lm.tok_encode
         for _ in prompts:
             advance()
         return written
 
     @contextmanager
     def harness(self, *, chat: bool) -> Iterator[Any]:
-        if not chat:
+        with ExitStack() as stack:
+            if chat:
+                template = with_fixed_date(self.tokenizer.get_chat_template())
+                changes = [(self.lm.tokenizer, "chat_template", template), (self.lm, "add_bos_token", False)]
+                changes += [(self.lm, "hf_chat_template", template)] if hasattr(self.lm, "hf_chat_template") else []
+                for owner, name, value in changes:
+                    stack.enter_context(patch.object(owner, name, value))
             yield self.lm
-            return
-        template = with_fixed_date(self.tokenizer.get_chat_template())
-        changes = [(self.lm.tokenizer, "chat_template", template), (self.lm, "add_bos_token", False)]
-        changes += [(self.lm, "hf_chat_template", template)] if hasattr(self.lm, "hf_chat_template") else []
-        before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-        try:
-            for owner, name, value in changes:
-                setattr(owner, name, value)
-            yield self.lm
-        finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
-
-
-def _answers(example: Example) -> Iterator[tuple[int, int]]:
-    """First and last but one of each run of supervised tokens; nothing says how likely the first token of all is."""
-    supervised = [False, *(label != IGNORED for label in example.labels[1:]), False]
-    edges = [place for place in range(1, len(supervised)) if supervised[place] != supervised[place - 1]]
-    yield from zip(edges[::2], edges[1::2], strict=True)
 
 
 def _harness_class(name: str) -> Any:
@@ -192,38 +172,29 @@ def _harness_class(name: str) -> Any:
     return get_model(name)
 
 
-def missing_backend(settings: EvaluateSettings) -> str | None:
-    """Why the backend cannot be had here, if it cannot."""
-    name = settings.backend
-    if name == "hf":
-        return None
-    lacking = [one for one in ("lm_eval", name) if importlib.util.find_spec(one) is None]
+def backend_problems(settings: EvaluateSettings) -> list[str]:
+    """Why the backend cannot be had here, or arguments that it does not take, or that are not to be given here."""
+    name, given = settings.backend, settings.backend_arguments
+    lacking = [one for one in ("lm_eval", name) if name != "hf" and importlib.util.find_spec(one) is None]
     if lacking:
-        return (
+        return [
             f"--backend {name}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed here; "
             f"pip install 'lm-eval[{name}]', in an environment that has what {name} asks for"
-        )
-    try:
-        _harness_class(name)
-    except Exception as error:  # a library of another version, or without the GPU that it was built for
-        return f"--backend {name}: cannot be imported: {first_line(error)}"
-    return None
-
-
-def argument_problems(settings: EvaluateSettings) -> list[str]:
-    """Arguments that the backend does not take, or that are not to be given here."""
-    given, known = settings.backend_arguments, set(SPREADING)
-    takes_any = False
+        ]
+    known, takes_any = set(SPREADING), False
     if importlib.util.find_spec("lm_eval") is not None:
-        parameters = inspect.signature(_harness_class(settings.backend).__init__).parameters
-        takes_any = settings.backend != "hf" and any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-        known = (set(parameters) | (known if settings.backend == "hf" else set())) - _OURS
+        try:
+            parameters = inspect.signature(_harness_class(name).__init__).parameters
+        except Exception as error:  # a library of another version, or without the GPU that it was built for
+            return [f"--backend {name}: cannot be imported: {first_line(error)}"]
+        takes_any = name != "hf" and any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        known = (set(parameters) | (known if name == "hf" else set())) - _OURS
     problems = [
-        f"{name}: is not to be given here: the model, its code and its type are decided by MODEL and --dtype, the rest "
-        "by options of the same names" for name in given if name in _OURS
+        f"{one}: is not to be given here: the model, its code and its type are decided by MODEL and --dtype, the rest "
+        "by options of the same names" for one in given if one in _OURS
     ]  # fmt: skip
-    unknown = [name for name in given if name not in _OURS and name not in known]
-    return [f"backend_arguments: {one}" for one in problems + ([] if takes_any else unknown_problems(unknown, known))]
+    unknown = [one for one in given if one not in _OURS and one not in known and not takes_any]
+    return [f"backend_arguments: {one}" for one in problems + unknown_problems(unknown, known)]
 
 
 def spread(model: PreTrainedModel, settings: EvaluateSettings) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -37,11 +38,10 @@ class AnswerScores:
 def batches_by_length(
     lengths: Sequence[int], batch_size: int, most_tokens: int | None = None, among: Iterable[int] | None = None
 ) -> list[list[int]]:
-    """Indices in batches of like lengths, the longest first, so that too little memory is seen at once.
+    """Indices (`among` these) in batches of like lengths, the longest first, so that too little memory is seen at once.
 
     Args:
         most_tokens: of a padded batch; one example that is longer stands alone.
-        among: the indices; all by default.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)) if among is None else among, key=lambda one: (-lengths[one], one)):
@@ -82,11 +82,7 @@ def score_answers(
     model: PreTrainedModel, examples: Sequence[Example], batch_size: int | Literal["auto"],
     advance: Callable[[], None],
 ) -> list[AnswerScores]:  # fmt: skip
-    """Cross-entropy of every supervised token; `advance` is called once for each example.
-
-    Raises:
-        NumericalError: logits that are NaN or infinite, of which no score can be made.
-    """
+    """Cross-entropy of every supervised token; `advance` is called once for each example."""
     found: list[AnswerScores | None] = [None] * len(examples)
 
     def step(indices: list[int]) -> None:
@@ -129,9 +125,6 @@ def generate(
     """What the model finds likeliest, token after token, after each prompt; `advance` is called once for each.
 
     Greedy, whatever the model's own settings for generation say (a penalty for repetition would count as knowledge).
-
-    Raises:
-        NumericalError: logits that are NaN or infinite.
     """
     from transformers import GenerationConfig
 
@@ -160,7 +153,8 @@ def generate(
             found[index] = tuple(written[:stop])
             advance()
 
-    with evaluating(model), _generation_config(model, config):
+    # In place of the model's own, with which transformers fills whatever a given one leaves open.
+    with evaluating(model), patch.object(model, "generation_config", config):
         in_batches([len(prompt) for prompt in prompts], batch_size, step)
     return found
 
@@ -192,14 +186,3 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _generation_config(model: PreTrainedModel, config: object) -> Iterator[None]:
-    """In place of the model's own, with which transformers fills whatever a given one leaves open."""
-    own = model.generation_config
-    model.generation_config = config  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        model.generation_config = own

@@ -22,18 +22,14 @@ from trace_transfer.evaluation.backends import (
     Backend,
     Engine,
     ModelInMemory,
-    argument_problems,
+    backend_problems,
     backend_versions,
-    missing_backend,
     spread,
 )
-from trace_transfer.evaluation.exact_match import prepare_exact_match
-from trace_transfer.evaluation.harness import is_installed, missing_harness, prepare_harness
-from trace_transfer.evaluation.humaneval import permission_problems, prepare_humaneval
-from trace_transfer.evaluation.losses import prepare_loss
-from trace_transfer.evaluation.multiple_choice import prepare_choices
-from trace_transfer.evaluation.outcome import EvaluationError, Prepared
-from trace_transfer.evaluation.reading import Reading
+from trace_transfer.evaluation.harness import missing_harness, prepare_harness
+from trace_transfer.evaluation.humaneval import NOT_ALLOWED, prepare_humaneval
+from trace_transfer.evaluation.outcome import EvaluationError, Prepared, Reading
+from trace_transfer.evaluation.own_data import prepare_choices, prepare_exact_match, prepare_loss
 from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
@@ -53,8 +49,7 @@ from trace_transfer.records import ModelIdentity, library_versions, read_artefac
 SAMPLES, FINISHED, FILE = "samples", "finished", "evaluation.json"
 WRITTEN = "model-for-engine"  # removed when the suite is finished
 
-
-KINDS: dict[str, Callable[[EvaluationSpec, Reading, EvaluateSettings], Prepared]] = {
+KINDS: dict[str, Callable[[EvaluationSpec, Reading], Prepared]] = {
     "loss": prepare_loss,
     "exact-match": prepare_exact_match,
     "multiple-choice": prepare_choices,
@@ -65,30 +60,23 @@ NEED_HARNESS = ("harness", "humaneval")
 
 
 def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, config: Any) -> tuple[Prepared, ...]:
-    """Read the data of all evaluations for the model of a tokenizer and a config.
-
-    Raises:
-        UserError: whatever would stop one of them: data, columns, tasks, metrics, templates, permission; of all
-            evaluations at once.
-    """
-    reading = Reading(suite.directory, tokenizer, config)
+    """Read the data of all evaluations for the model of a tokenizer and a config; raises as `plan_evaluation`."""
+    reading = Reading(suite.directory, tokenizer, config, settings)
     prepared: list[Prepared] = []
-    missing = missing_backend(settings)
-    problems = argument_problems(settings) if missing is None else [missing]
-    without = [spec.name for spec in suite.specs if spec.kind in NEED_HARNESS] if not is_installed() else []
-    if without:
-        problems.append(missing_harness(without))
+    problems = backend_problems(settings)
+    without = missing_harness([spec.name for spec in suite.specs if spec.kind in NEED_HARNESS])
+    problems += [without] if without else []
     for spec in suite.specs:
-        if spec.name in without:
-            if spec.kind == "humaneval":
-                problems += [f"{spec.label}: {problem}" for problem in permission_problems(settings)]
+        if without and spec.kind in NEED_HARNESS:
+            if spec.kind == "humaneval" and not settings.allow_code_execution:
+                problems.append(f"{spec.label}: {NOT_ALLOWED}")
             continue
         try:
-            prepared.append(KINDS[spec.kind](spec, reading, settings))
+            prepared.append(KINDS[spec.kind](spec, reading))
         except UserError as problem:
             problems.append(str(problem))
     if problems:
-        one = len(suite.specs) == len(problems) == 1 and missing is None
+        one = len(suite.specs) == len(problems) == 1
         raise UserError(problems[0] if one else f"{suite.label}: cannot be run:\n" + listing(problems))
     return tuple(prepared)
 
@@ -106,25 +94,21 @@ class EvaluationPlan:
 
     @property
     def dtype(self) -> str:
-        """In which the model will be, such as `float32`."""
         return str(resolve_dtype(self.settings.dtype, self.device)).removeprefix("torch.")
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights."""
         return self.state.fingerprint
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """The model; one of a family that no rules know is of the family of its `model_type`."""
+        """A model of a family that no rules know is of the family of its `model_type`."""
         inventory, config, source = self.state.base.inventory, self.state.config, self.state.source
-        family, num_layers = config.model_type, config.get_text_config().num_hidden_layers
         try:
             anatomy = anatomy_of(inventory, load_families())
-        except RulesError:
-            pass
-        else:
             family, num_layers = anatomy.family, anatomy.num_layers
+        except RulesError:
+            family, num_layers = config.model_type, config.get_text_config().num_hidden_layers
         return ModelIdentity(
             id=source.repo, revision=source.revision, family=family, model_type=config.model_type,
             num_layers=num_layers, num_parameters=len(inventory.shapes), num_elements=inventory.num_elements,
@@ -135,34 +119,34 @@ class EvaluationPlan:
         """Changes with weights, config and tokenizer, the records, and every setting that decides a score."""
         spec = prepared.spec.model_dump(mode="json", exclude={"data", "shots_data"})
         decided = self.settings.deciding() | {"dtype": self.dtype}
-        told = [self.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
-        told += [config_sha256(self.state.config.to_dict()), self._tokenizer_sha256]
-        return sha256_text(json.dumps(told, sort_keys=True, default=str))
-
-    @cached_property
-    def _tokenizer_sha256(self) -> str:
         weights = self.state.base.weights  # of a GGUF file the tokenizer lies within it
-        return tokenizer_sha256(weights.directory) if isinstance(weights, SafetensorsCheckpoint) else ""
+        words = tokenizer_sha256(weights.directory) if isinstance(weights, SafetensorsCheckpoint) else ""
+        told = [self.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
+        told += [config_sha256(self.state.config.to_dict()), words]
+        return sha256_text(json.dumps(told, sort_keys=True, default=str))
 
     def finished(self, prepared: Prepared, out: Path) -> Score | None:
         """Its score, if it lies in the directory; what cannot be read, or is of something else, is made anew."""
-        file = out / FINISHED / f"{prepared.spec.name}.json"
-        if not file.is_file() or (self.settings.save_samples and not samples_file(out / SAMPLES, prepared).is_file()):
-            return None
-        try:
-            found: EvaluationFile = read_artefact(file, EvaluationFile)
-        except ArtefactError:
+        name = prepared.spec.name
+        found = _read(out / FINISHED / f"{name}.json")
+        if found is None or (self.settings.save_samples and not (out / SAMPLES / f"{name}.jsonl").is_file()):
             return None
         return found.scores[0] if found.settings.get("address") == self.address(prepared) and found.scores else None
+
+
+def _read(file: Path) -> EvaluationFile | None:
+    """What lies there; None if it is not there, damaged, or of an earlier version: it is made anew."""
+    try:
+        return read_artefact(file, EvaluationFile)
+    except ArtefactError:
+        return None
 
 
 def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: EvaluateSettings) -> EvaluationPlan:
     """Read config, tokenizer and data; no weights.
 
     Raises:
-        ModelError: no model, or no tokenizer.
-        UserError: no such device, or whatever would stop an evaluation: missing data, unknown columns, tasks or
-            metrics, permission to run code that was not given; of all evaluations at once.
+        UserError: no model, tokenizer or device, or whatever would stop an evaluation; of all evaluations at once.
     """
     state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
     config, tokenizer = state.config, load_tokenizer(state.source)
@@ -176,16 +160,10 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
     """Refuse a directory with scores of other weights, which would be replaced, or stay beside those of these.
 
     Another suite, other data and other settings go into the same directory: what is finished stays finished.
-
-    Raises:
-        UserError: there are some; says of which model.
     """
     for file in (*found_in(out, FILE), *found_in(out / FINISHED, "*.json")):
-        try:
-            found: EvaluationFile = read_artefact(file, EvaluationFile)
-        except ArtefactError:
-            continue  # damaged, or of an earlier version: made anew
-        if found.fingerprint != plan.fingerprint:
+        found = _read(file)
+        if found is not None and found.fingerprint != plan.fingerprint:
             there, now = found.model, plan.identity
             same = (there.id, there.revision) == (now.id, now.revision)
             why = difference("weights, with their patches,", found.fingerprint, plan.fingerprint)
@@ -196,47 +174,35 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
 
 
 def evaluate(plan: EvaluationPlan, out: Path, reporter: Reporter, *, replace: bool = False) -> EvaluationFile:
-    """Run what is not finished, and write `evaluation.json`.
-
-    Args:
-        replace: whether scores of other weights, which lie in the directory, may go.
+    """Run what is not finished, and write `evaluation.json`; with `replace` scores of other weights may go.
 
     Raises:
-        UserError: the directory cannot be written, is in use, or holds scores of other weights; a patch does not begin
-            where the one before ended; the weights cannot be read; the disk is full.
+        UserError: the directory or the weights cannot be used, or a patch does not begin where the one before ended.
         EvaluationError: an evaluation failed; those before it stay.
     """
     if not replace:
         require_same_weights(plan, out)
     with held(out) as directory:
-        return _evaluate(plan, directory, reporter)
-
-
-def _evaluate(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> EvaluationFile:
-    samples = prepare_directory(directory / SAMPLES) if plan.settings.save_samples else None
-    for folder in (directory, prepare_directory(directory / FINISHED), directory / SAMPLES):
-        remove_leftovers(folder)
-    backend, scores = None, []
-    for prepared in plan.prepared:
-        score = plan.finished(prepared, directory)
-        if score is None:
-            backend = backend or open_backend(plan, directory, reporter)
-            score = score_one(backend, prepared, samples, reporter)
-            alone = _file(plan, (score,), {"address": plan.address(prepared)})
-            write_text(directory / FINISHED / f"{prepared.spec.name}.json", to_json(alone))
-        scores.append(score)
-    shutil.rmtree(directory / WRITTEN, ignore_errors=True)
-    result = _file(plan, tuple(scores), plan.settings.recorded() | {"dtype": plan.dtype})
-    write_text(directory / FILE, to_json(result))
-    return result
+        samples = prepare_directory(directory / SAMPLES) if plan.settings.save_samples else None
+        for folder in (directory, prepare_directory(directory / FINISHED), directory / SAMPLES):
+            remove_leftovers(folder)
+        backend, scores = None, []
+        for prepared in plan.prepared:
+            score = plan.finished(prepared, directory)
+            if score is None:
+                backend = backend or open_backend(plan, directory, reporter)
+                score = score_one(backend, prepared, samples, reporter)
+                alone = _file(plan, (score,), {"address": plan.address(prepared)})
+                write_text(directory / FINISHED / f"{prepared.spec.name}.json", to_json(alone))
+            scores.append(score)
+        shutil.rmtree(directory / WRITTEN, ignore_errors=True)
+        result = _file(plan, tuple(scores), plan.settings.recorded() | {"dtype": plan.dtype})
+        write_text(directory / FILE, to_json(result))
+        return result
 
 
 def open_backend(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> Backend:
-    """Load the weights, patches included.
-
-    Raises:
-        UserError: as `evaluate`.
-    """
+    """Load the weights, patches included; raises as `evaluate`."""
     state, settings = plan.state, plan.settings
     if settings.backend == "hf":
         state.check(reporter)
@@ -251,11 +217,7 @@ def open_backend(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> B
 
 
 def score_one(backend: Backend, prepared: Prepared, samples: Path | None, reporter: Reporter) -> Score:
-    """One evaluation of a model that is loaded; its samples are written before the score is given.
-
-    Raises:
-        EvaluationError: it failed, or its logits or its score are not finite.
-    """
+    """One evaluation of a model that is loaded; its samples are written before the score is given."""
     begun = time.perf_counter()
     with reporter.task(f"evaluating {prepared.spec.name}", prepared.num_steps) as advance:
         try:
@@ -272,12 +234,8 @@ def score_one(backend: Backend, prepared: Prepared, samples: Path | None, report
         settings={**told, "seed": backend.settings.seed}, members=outcome.members,
     )  # fmt: skip
     if samples is not None:
-        write_text(samples_file(samples, prepared), "".join(sample.line() + "\n" for sample in outcome.samples))
+        write_text(samples / f"{prepared.spec.name}.jsonl", "".join(sample.line() + "\n" for sample in outcome.samples))
     return score
-
-
-def samples_file(directory: Path, prepared: Prepared) -> Path:
-    return directory / f"{prepared.spec.name}.jsonl"
 
 
 def _file(plan: EvaluationPlan, scores: tuple[Score, ...], settings: dict[str, Any]) -> EvaluationFile:

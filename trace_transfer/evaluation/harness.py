@@ -12,13 +12,14 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from trace_transfer.data.encoding import template_of
 from trace_transfer.data.reading import read_rows
@@ -27,11 +28,9 @@ from trace_transfer.data.rendering import ChatTemplate, RenderingError
 from trace_transfer.data.tasks_file import TaskError, locate, suggestion
 from trace_transfer.errors import NumericalError, UserError, first_line
 from trace_transfer.evaluation.backends import Backend
-from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Sample, records_sha256
-from trace_transfer.evaluation.reading import Reading, require_room
+from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Reading, Sample, records_sha256
 from trace_transfer.evaluation.records import Member
-from trace_transfer.evaluation.settings import EvaluateSettings
-from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec
+from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec, is_yaml
 from trace_transfer.models.sources import hub_silence
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ class HarnessEvaluation(Prepared):
     """A task of the harness, or a group of tasks, with its data read.
 
     Attributes:
-        tasks: the harness' own objects by their names; their requests are built anew by each run.
         groups: the group first, then those within it; empty for a single task.
         filter: whose results count.
     """
@@ -57,11 +55,7 @@ class HarnessEvaluation(Prepared):
     filter: str
 
     def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
-        """What `lm_eval.simple_evaluate` does with a task, without its look at the machine, which takes seconds.
-
-        Raises:
-            EvaluationError: the harness failed, or gave no such metric.
-        """
+        """What `lm_eval.simple_evaluate` does with a task, without its look at the machine, which takes seconds."""
         try:
             found = self._evaluate(backend, advance)
         except (UserError, NumericalError):
@@ -104,7 +98,8 @@ class HarnessEvaluation(Prepared):
                 apply_chat_template=chat, fewshot_as_multiturn=True,
                 confirm_run_unsafe_code=settings.allow_code_execution,
             )  # fmt: skip
-        told.finish()
+        for _ in range(told.left):  # documents whose choices were scored, several to each
+            advance()
         return found
 
     def _sample(self, name: str, logged: Mapping[str, Any]) -> Sample:
@@ -123,20 +118,16 @@ class HarnessEvaluation(Prepared):
         return Sample(logged["doc_id"], str(arguments[0][0]), output, str(logged["target"]), number, right, more)
 
 
+@dataclass
 class _Progress:
     """What the harness tells of each answer is meant for a cache; a bar can live on it."""
 
-    def __init__(self, advance: Callable[[], None], num_steps: int) -> None:
-        self.advance, self.left = advance, num_steps
+    advance: Callable[[], None]
+    left: int
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
         if kind == "generate_until" and self.left:
             self.left -= 1
-            self.advance()
-
-    def finish(self) -> None:
-        """The rest: documents whose choices were scored, several to each."""
-        for _ in range(self.left):
             self.advance()
 
 
@@ -158,13 +149,29 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before_numpy)
 
 
-def is_installed() -> bool:
-    """Whether there is a harness; nothing of it is imported."""
-    return importlib.util.find_spec("lm_eval") is not None
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness' log, warnings and bars; what goes wrong is raised."""
+    import lm_eval.api.task
+    import lm_eval.models.huggingface
+
+    logger = logging.getLogger("lm_eval")
+    with ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for module in (lm_eval.api.task, lm_eval.models.huggingface):
+            bar = module.tqdm
+            silent = lambda *given, _bar=bar, **options: _bar(*given, **{**options, "disable": True})  # noqa: E731
+            stack.enter_context(patch.object(module, "tqdm", silent))
+        yield
 
 
-def missing_harness(names: Sequence[str]) -> str:
-    """What to say to evaluations that need the harness where there is none."""
+def missing_harness(names: Sequence[str]) -> str | None:
+    """What to say to evaluations that need the harness where there is none; nothing of it is imported."""
+    if not names or importlib.util.find_spec("lm_eval") is not None:
+        return None
     return (
         f"{', '.join(names)}: {'need' if len(names) > 1 else 'needs'} lm-evaluation-harness, which is not installed: "
         f"pip install '{PACKAGE}' (in a copy of the repository: pip install '.[evaluation]'). Evaluations of your own "
@@ -172,286 +179,33 @@ def missing_harness(names: Sequence[str]) -> str:
     )
 
 
-def prepare_harness(spec: EvaluationSpec, reading: Reading, settings: EvaluateSettings) -> HarnessEvaluation:
-    """A stock task or group, or one described by a YAML file of the harness' kind, with its data.
-
-    Raises:
-        UserError: no harness, no such task or metric or filter, data that are not there, or that would have to come
-            from the hub and do not, code of the model that would be run unguarded.
-    """
-    if not is_installed():
-        raise UserError(missing_harness([spec.name]))
-    path, bare = task_file(spec, reading.directory)
-    if "group" in bare:
-        return _prepare_group(spec, path, str(bare["group"]), reading, settings)
-    return prepare_config(spec, task_config(spec, path, bare), reading, settings)
+# ---- tasks
 
 
-def prepare_config(
-    spec: EvaluationSpec, config: Mapping[str, Any], reading: Reading, settings: EvaluateSettings, *,
-    guarded: bool = False, has_data: bool = False,
-) -> HarnessEvaluation:  # fmt: skip
-    """From the harness' configuration of a task.
-
-    Args:
-        guarded: code of the model is run, but walled in.
-        has_data: the configuration says where the data are; `data:` of the evaluation is known to it.
-    """
-    from lm_eval.api.task import ConfigurableTask
-
-    if config.get("unsafe_code") and not guarded:
-        raise TaskError(_unguarded(spec, config.get("task")))
-    changed = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
-    if spec.shots is not None:
-        changed["num_fewshot"] = spec.shots
-    if not has_data:
-        _set_data(changed, spec, reading)
-    elif spec.data is None:
-        _require_hub(spec, changed)
-    if changed.get("output_type", "generate_until") == "generate_until":
-        changed["generation_kwargs"] = _generation(spec, changed.get("generation_kwargs"), reading, settings)
-    try:
-        with _quiet():
-            task = ConfigurableTask(config=changed)
-            len(task.eval_docs)
-    except UserError:
-        raise
-    except Exception as error:  # datasets, the hub's client and the task's own functions raise many kinds
-        raise TaskError(_unusable(spec, changed, error)) from error
-    # The first that the task lists; kind humaneval lists a function whose results have other names.
-    metrics = [spec.first_metric] if spec.kind == "humaneval" else list(task.aggregation())
-    filters = [one["name"] for one in changed.get("filter_list") or ()] or ["none"]
-    return _prepared(spec, {changed["task"]: task}, {}, metrics, filters, settings)
-
-
-def _prepare_group(
-    spec: EvaluationSpec, path: Path, name: str, reading: Reading, settings: EvaluateSettings
-) -> HarnessEvaluation:
-    """All tasks of a group, as the harness builds them from their own data."""
-    from lm_eval.tasks import TaskManager
-
-    if spec.data or spec.shots_data:
-        raise TaskError(
-            f"{spec.label}: '{name}' is a group, whose tasks have data sets of their own; leave data: out "
-            "(HF_HUB_OFFLINE=1 reads the hub's cache), or list its tasks"
-        )
-    try:
-        with _quiet():
-            found = TaskManager(include_path=path.parent if _is_file(spec.task or "") else None).load(name)
-            tasks, group = found["tasks"], found["groups"][name]
-            unsafe = [one for one, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]
-            if unsafe:
-                raise TaskError(_unguarded(spec, ", ".join(unsafe)))
-            for task in tasks.values():
-                if spec.shots is not None:
-                    task.set_config(key="num_fewshot", value=spec.shots)
-                if task.OUTPUT_TYPE == "generate_until":
-                    given = _generation(spec, task.config.generation_kwargs, reading, settings)
-                    task.set_config(key="generation_kwargs", value=given)
-    except UserError:
-        raise
-    except Exception as error:  # as in `prepare_config`
-        raise TaskError(f"{spec.label}: the group '{name}' cannot be made of its data: {first_line(error)}") from error
-    if not group.aggregate_metric_list:
-        raise TaskError(f"{spec.label}: the group '{name}' has no score of its own; list its tasks: {', '.join(tasks)}")
-    metrics = [one.metric for one in group.aggregate_metric_list]
-    own = [name for one in group.aggregate_metric_list for name in one.filter_list or ()]
-    some = [one["name"] for task in tasks.values() for one in task.config.filter_list or ()]
-    return _prepared(spec, tasks, {name: group, **found["groups"]}, metrics, own or some or ["none"], settings)
-
-
-def _prepared(
-    spec: EvaluationSpec, tasks: Mapping[str, Any], groups: Mapping[str, Any], metrics: Sequence[str],
-    filters: Sequence[str], settings: EvaluateSettings,
-) -> HarnessEvaluation:  # fmt: skip
-    """With the metric and the filter that are asked for, or the first of each.
-
-    Raises:
-        TaskError: there is no such metric or filter.
-    """
-    filters = list(dict.fromkeys(filters))
-    problems = [
-        f"{key}: unknown '{asked}', {suggestion(asked, known, 'the task has')}"
-        for key, asked, known in (("metric", spec.metric, metrics), ("filter", spec.filter, filters))
-        if asked is not None and asked not in known
-    ]
-    if problems:
-        raise TaskError(f"{spec.label}: " + "; ".join(problems))
-    metric, own_filter = spec.metric or metrics[0], spec.filter or filters[0]
-    limit, rows, num_examples = settings.limit_of(spec.limit), [], 0
-    for task in tasks.values():
-        if task.config.num_fewshot is None:
-            task.set_config(key="num_fewshot", value=0)
-        count = min(len(task.eval_docs), limit or len(task.eval_docs))
-        num_examples += count
-        rows += [*islice(task.eval_docs, count), *(task.fewshot_docs() or () if task.config.num_fewshot else ())]
-    first, *others = tasks.values()
-    same = {one.config.num_fewshot for one in others} <= {first.config.num_fewshot}
-    writes = first.OUTPUT_TYPE == "generate_until" and not groups
-    told = {
-        "protocol": "lm-evaluation-harness", "lm_eval": version("lm_eval"), "task": next(iter({**groups, **tasks})),
-        "shots": first.config.num_fewshot if same else None, "limit": limit, "filter": own_filter,
-        "template": "chat" if spec.template == "chat" else "none",
-        "max_new_tokens": first.config.generation_kwargs.get("max_gen_toks", 256) if writes else None,
-    }  # fmt: skip
-    higher = bool(first.higher_is_better().get(metric, True))
-    sha256 = records_sha256(rows)
-    return HarnessEvaluation(spec, metric, higher, num_examples, sha256, told, tasks, groups, own_filter)
-
-
-def _generation(spec: EvaluationSpec, given: Any, reading: Reading, settings: EvaluateSettings) -> dict[str, Any]:
-    """How a task's answers are written: its own settings, the end of the template's turn, the longest answer."""
-    found = dict(given or {"until": ["\n\n"], "do_sample": False})
-    if spec.template == "chat":
-        found = _ended(found, _turn_end(spec, reading.tokenizer))
-    if most := spec.max_new_tokens or settings.max_new_tokens:
-        found["max_gen_toks"] = most
-    require_room(spec, reading.longest(settings), found.get("max_gen_toks", 256))
-    return found
-
-
-def _unguarded(spec: EvaluationSpec, name: Any) -> str:
-    return (
-        f"{spec.label}: the task '{name}' runs programs that the model writes, with nothing around them; only kind: "
-        "humaneval runs them walled in"
-    )
-
-
-def _set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> None:
-    """Local files in place of the task's data set: one split to be scored, and one that examples are drawn from.
-
-    Raises:
-        TaskError: examples are to be shown and there is nothing to draw them from; a file cannot be read; there is no
-            file, and the hub cannot be reached.
-    """
-    if spec.data is None:
-        if spec.shots_data is not None:
-            raise TaskError(f"{spec.label}: shots_data: without data: the task's own data set has its own examples")
-        _require_hub(spec, config)
-        return
-    scored = config.get("test_split") or config.get("validation_split") or "test"
-    splits = {scored: _table(spec, reading)}
-    own = config.get("fewshot_config") or {}
-    config.update(
-        training_split=None, validation_split=None, test_split=scored, fewshot_split=None, dataset_kwargs=None
-    )
-    config["fewshot_config"] = {key: value for key, value in own.items() if key != "split"} or None
-    if spec.shots_data is not None:
-        shots = spec.model_copy(update={"data": spec.shots_data})
-        name = "train" if scored != "train" else "shots"
-        splits[name] = _table(shots, reading)
-        config.update(training_split=name, fewshot_split=name)
-        config["fewshot_config"] = {key: value for key, value in own.items() if key not in ("split", "samples")} or None
-    elif config.get("num_fewshot") and not own.get("samples"):
-        raise TaskError(
-            f"{spec.label}: {config['num_fewshot']} examples are to be shown, and its data file has only what is "
-            f"scored; give a file of examples with shots_data: (--data {spec.name}{SHOTS}=FILE), or shots: 0"
-        )
-    config["custom_dataset"] = lambda **_: splits
-
-
-def _table(spec: EvaluationSpec, reading: Reading) -> Dataset:
-    """The records as the harness wants them: each column of one kind."""
-    rows = read_rows(spec, reading.directory)
-    try:
-        return rows.dataset()
-    except Exception as error:  # pyarrow raises many kinds
-        raise TaskError(
-            f"{spec.label}: a column has values of several kinds, which the harness cannot use: {first_line(error)}"
-        ) from error
-
-
-def _require_hub(spec: EvaluationSpec, config: Mapping[str, Any]) -> None:
-    """Ask the hub once: its client would try a dead connection for half a minute, for each data set.
-
-    Raises:
-        TaskError: it does not answer.
-    """
-    if silence := hub_silence(str(config.get("dataset_path")), dataset=True):
-        raise TaskError(_from_hub(spec, config, f"{silence}; HF_HUB_OFFLINE=1 reads its cache"))
-
-
-def _from_hub(spec: EvaluationSpec, config: Mapping[str, Any], why: str) -> str:
-    source = "/".join(str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key))
-    return (
-        f"{spec.label}: its data set {source} could not be had from the hub ({why}). Check your connection, or give a "
-        f"local file with the same columns: --data {spec.name}=FILE"
-    )
-
-
-def _unusable(spec: EvaluationSpec, config: Mapping[str, Any], error: Exception) -> str:
-    """What to say when a task cannot be made of its data."""
-    if spec.data is None:
-        return _from_hub(spec, config, first_line(error))
-    missing = f": its records lack the column {error}" if isinstance(error, KeyError) else f": {first_line(error)}"
-    return (
-        f"{spec.label}: the task '{config.get('task')}' cannot use these records{missing}. Expected are the columns of "
-        f"{config.get('dataset_path')}"
-    )
-
-
-def _turn_end(spec: EvaluationSpec, tokenizer: Any) -> str:
-    """The text with which the chat template ends an answer.
-
-    Raises:
-        TaskError: there is no template, or it does not take a question, or not the system message that is asked for
-            (which the harness would leave out).
-    """
-    template_of(spec, tokenizer)
-    system = () if spec.system is None else (Message("system", spec.system),)
-    try:
-        return ChatTemplate(tokenizer, {}).prompt([*system, Message("user", "?")]).end
-    except RenderingError as error:
-        raise TaskError(f"{spec.label}: template: chat: {error}") from error
-
-
-def _ended(given: Mapping[str, Any], end: str) -> dict[str, Any]:
-    """Generation that stops at one more text: the harness itself stops at the end of text alone."""
-    until = given.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    return {**given, "until": until if end in ("", *until) else [*until, end]}
-
-
-def task_file(spec: EvaluationSpec, directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a task or group by its name, or of the user's own, and what it says with all that it includes.
-
-    Raises:
-        TaskError: unknown, not to be read, or a task that is a program.
-    """
+def prepare_harness(spec: EvaluationSpec, reading: Reading) -> HarnessEvaluation:
+    """A stock task or group, or one described by a YAML file of the harness' kind, with its data."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     name = spec.task or spec.name
-    path = locate(name, directory) if _is_file(name) else stock_file(name)
+    path = locate(name, reading.directory) if is_yaml(name) else stock_file(name)
     if path is None:
-        raise TaskError(
-            f"{spec.label}: no task '{name}' in lm-evaluation-harness; {suggestion(name, _near(name), 'near')}"
-        )
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, list(_named_files()), 5, cutoff=0.5) or ["(nothing)"]
+        raise TaskError(f"{spec.label}: no task '{name}' in lm-evaluation-harness; {suggestion(name, near, 'near')}")
     try:
-        bare = load_yaml(path, resolve_func=False)  # imports nothing: some tasks fetch things when they are imported
-    except Exception as error:  # yaml's, and what includes lead to
+        config = load_yaml(path, resolve_func=False)  # imports nothing: some tasks fetch things when they are imported
+        if "class" in config:
+            raise TaskError(f"{spec.label}: '{name}' is a program of the harness, not a description; not supported")
+        if "group" in config:
+            return _prepare_group(spec, path, str(config["group"]), reading)
+        if not config.get("unsafe_code"):
+            config = {"task": name, **load_yaml(path, resolve_func=True)}
+    except UserError:
+        raise
+    except Exception as error:  # yaml's, and what includes and functions lead to
         raise TaskError(f"{spec.label}: the task '{name}' cannot be read: {first_line(error)}") from error
-    if "class" in bare:
-        raise TaskError(f"{spec.label}: '{name}' is a program of the harness, not a description; not supported")
-    return path, bare
-
-
-def task_config(spec: EvaluationSpec, path: Path, bare: dict[str, Any]) -> dict[str, Any]:
-    """The configuration in the file of a task, its functions imported.
-
-    Raises:
-        TaskError: they cannot be.
-    """
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    name = spec.task or spec.name
-    try:
-        return bare if bare.get("unsafe_code") else {"task": name, **load_yaml(path, resolve_func=True)}
-    except Exception as error:  # what the functions of a task raise when they are imported
-        raise TaskError(f"{spec.label}: the task '{name}' cannot be read: {first_line(error)}") from error
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
+    return prepare_config(spec, config, reading)
 
 
 def stock_file(name: str) -> Path | None:
@@ -470,36 +224,190 @@ def _named_files() -> Mapping[str, Path]:
     """Name → file of all tasks and groups that name themselves in their own file: two seconds, once."""
     import lm_eval
 
-    root = Path(lm_eval.__file__).parent / "tasks"
     found: dict[str, Path] = {}
-    for file in sorted(root.rglob("*.yaml")):
+    for file in sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml")):
         for match in _NAME.finditer(file.read_text("utf-8")):
             found.setdefault(match[2], file)
     return found
 
 
-def _near(name: str) -> list[str]:
-    from difflib import get_close_matches
+def prepare_config(
+    spec: EvaluationSpec, config: Mapping[str, Any], reading: Reading, *, guarded: bool = False
+) -> HarnessEvaluation:
+    """From the harness' configuration of a task; `guarded`: code of the model is run, but walled in."""
+    from lm_eval.api.task import ConfigurableTask
 
-    return get_close_matches(name, list(_named_files()), 5, cutoff=0.5) or ["(nothing)"]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness' log, warnings and bars; what goes wrong is raised."""
-    import lm_eval.api.task
-    import lm_eval.models.huggingface
-
-    logger, modules = logging.getLogger("lm_eval"), (lm_eval.api.task, lm_eval.models.huggingface)
-    level, bars = logger.level, [module.tqdm for module in modules]
-    logger.setLevel(logging.CRITICAL)
-    for module, bar in zip(modules, bars, strict=True):
-        module.tqdm = lambda *given, _bar=bar, **options: _bar(*given, **{**options, "disable": True})
+    if config.get("unsafe_code") and not guarded:
+        raise _unguarded(spec, config.get("task"))
+    changed = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    if spec.shots is not None:
+        changed["num_fewshot"] = spec.shots
+    _set_data(changed, spec, reading)
+    if changed.get("output_type", "generate_until") == "generate_until":
+        changed["generation_kwargs"] = _generation(spec, changed.get("generation_kwargs"), reading)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = bar
+        with _quiet():
+            task = ConfigurableTask(config=changed)
+            len(task.eval_docs)
+    except UserError:
+        raise
+    except Exception as error:  # datasets, the hub's client and the task's own functions raise many kinds
+        if spec.data is None:
+            raise _from_hub(spec, changed, first_line(error)) from error
+        why = f"its records lack the column {error}" if isinstance(error, KeyError) else first_line(error)
+        raise TaskError(
+            f"{spec.label}: the task '{config.get('task')}' cannot use these records: {why}. Expected are the columns "
+            f"of {config.get('dataset_path')}"
+        ) from error
+    # The first that the task lists; kind humaneval lists a function whose results have other names.
+    metrics = [spec.first_metric] if spec.kind == "humaneval" else list(task.aggregation())
+    filters = [one["name"] for one in changed.get("filter_list") or ()] or ["none"]
+    return _prepared(spec, {changed["task"]: task}, {}, metrics, filters, reading)
+
+
+def _prepare_group(spec: EvaluationSpec, path: Path, name: str, reading: Reading) -> HarnessEvaluation:
+    """All tasks of a group, as the harness builds them from their own data."""
+    from lm_eval.tasks import TaskManager
+
+    if spec.data or spec.shots_data:
+        raise TaskError(
+            f"{spec.label}: '{name}' is a group, whose tasks have data sets of their own; leave data: out "
+            "(HF_HUB_OFFLINE=1 reads the hub's cache), or list its tasks"
+        )
+    try:
+        with _quiet():
+            found = TaskManager(include_path=path.parent if is_yaml(spec.task or "") else None).load(name)
+            tasks, group = found["tasks"], found["groups"][name]
+            if unsafe := [one for one, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]:
+                raise _unguarded(spec, ", ".join(unsafe))
+            for task in tasks.values():
+                if spec.shots is not None:
+                    task.set_config(key="num_fewshot", value=spec.shots)
+                if task.OUTPUT_TYPE == "generate_until":
+                    given = _generation(spec, task.config.generation_kwargs, reading)
+                    task.set_config(key="generation_kwargs", value=given)
+    except UserError:
+        raise
+    except Exception as error:  # as in `prepare_config`
+        raise TaskError(f"{spec.label}: the group '{name}' cannot be made of its data: {first_line(error)}") from error
+    if not group.aggregate_metric_list:
+        raise TaskError(f"{spec.label}: the group '{name}' has no score of its own; list its tasks: {', '.join(tasks)}")
+    metrics = [one.metric for one in group.aggregate_metric_list]
+    own = [name for one in group.aggregate_metric_list for name in one.filter_list or ()]
+    some = [one["name"] for task in tasks.values() for one in task.config.filter_list or ()]
+    return _prepared(spec, tasks, {name: group, **found["groups"]}, metrics, own or some or ["none"], reading)
+
+
+def _prepared(
+    spec: EvaluationSpec, tasks: Mapping[str, Any], groups: Mapping[str, Any], metrics: Sequence[str],
+    filters: Sequence[str], reading: Reading,
+) -> HarnessEvaluation:  # fmt: skip
+    """With the metric and the filter that are asked for, or the first of each; a TaskError if there is no such."""
+    filters = list(dict.fromkeys(filters))
+    problems = [
+        f"{key}: unknown '{asked}', {suggestion(asked, known, 'the task has')}"
+        for key, asked, known in (("metric", spec.metric, metrics), ("filter", spec.filter, filters))
+        if asked is not None and asked not in known
+    ]
+    if problems:
+        raise TaskError(f"{spec.label}: " + "; ".join(problems))
+    metric, own_filter = spec.metric or metrics[0], spec.filter or filters[0]
+    limit, rows, num_examples = reading.settings.limit_of(spec.limit), [], 0
+    for task in tasks.values():
+        if task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=0)
+        count = min(len(task.eval_docs), limit or len(task.eval_docs))
+        num_examples += count
+        rows += [*islice(task.eval_docs, count), *(task.fewshot_docs() or () if task.config.num_fewshot else ())]
+    first, *others = tasks.values()
+    same = {one.config.num_fewshot for one in others} <= {first.config.num_fewshot}
+    writes = first.OUTPUT_TYPE == "generate_until" and not groups
+    told = {
+        "protocol": "lm-evaluation-harness", "lm_eval": version("lm_eval"), "task": next(iter({**groups, **tasks})),
+        "shots": first.config.num_fewshot if same else None, "limit": limit, "filter": own_filter,
+        "template": "chat" if spec.template == "chat" else "none",
+        "max_new_tokens": first.config.generation_kwargs.get("max_gen_toks", 256) if writes else None,
+    }  # fmt: skip
+    higher = bool(first.higher_is_better().get(metric, True))
+    return HarnessEvaluation(spec, metric, higher, num_examples, records_sha256(rows), told, tasks, groups, own_filter)
+
+
+def _generation(spec: EvaluationSpec, given: Any, reading: Reading) -> dict[str, Any]:
+    """How a task's answers are written: its own settings, the end of the template's turn, the longest answer."""
+    found = dict(given or {"until": ["\n\n"], "do_sample": False})
+    if spec.template == "chat":  # the harness itself stops at the end of text alone
+        until = found.get("until") or []
+        until, end = [until] if isinstance(until, str) else list(until), _turn_end(spec, reading.tokenizer)
+        found["until"] = until if end in ("", *until) else [*until, end]
+    if most := spec.max_new_tokens or reading.settings.max_new_tokens:
+        found["max_gen_toks"] = most
+    reading.require_room(spec, found.get("max_gen_toks", 256))
+    return found
+
+
+def _turn_end(spec: EvaluationSpec, tokenizer: Any) -> str:
+    """The text with which the chat template ends an answer; a TaskError if there is no template, or if it does not take
+    a question, or the system message that is asked for (which the harness would leave out)."""
+    template_of(spec, tokenizer)
+    system = () if spec.system is None else (Message("system", spec.system),)
+    try:
+        return ChatTemplate(tokenizer, {}).prompt([*system, Message("user", "?")]).end
+    except RenderingError as error:
+        raise TaskError(f"{spec.label}: template: chat: {error}") from error
+
+
+def _unguarded(spec: EvaluationSpec, name: Any) -> TaskError:
+    return TaskError(
+        f"{spec.label}: the task '{name}' runs programs that the model writes, with nothing around them; only kind: "
+        "humaneval runs them walled in"
+    )
+
+
+# ---- data
+
+
+def _set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) -> None:
+    """Local files in place of the task's data set: one split to be scored, and one that examples are drawn from."""
+    if spec.data is None:
+        if spec.shots_data is not None:
+            raise TaskError(f"{spec.label}: shots_data: without data: the task's own data set has its own examples")
+        # Asked once: its client would try a dead connection for half a minute, for each data set.
+        if silence := hub_silence(str(config.get("dataset_path")), dataset=True):
+            raise _from_hub(spec, config, f"{silence}; HF_HUB_OFFLINE=1 reads its cache")
+        return
+    scored = config.get("test_split") or config.get("validation_split") or "test"
+    splits = {scored: _table(spec, reading)}
+    own = config.get("fewshot_config") or {}
+    left_out = ["split"]
+    config |= dict.fromkeys(("training_split", "validation_split", "fewshot_split", "dataset_kwargs"))
+    if spec.shots_data is not None:
+        name = "train" if scored != "train" else "shots"
+        splits[name] = _table(spec.model_copy(update={"data": spec.shots_data}), reading)
+        config |= {"training_split": name, "fewshot_split": name}
+        left_out.append("samples")
+    elif config.get("num_fewshot") and not own.get("samples"):
+        raise TaskError(
+            f"{spec.label}: {config['num_fewshot']} examples are to be shown, and its data file has only what is "
+            f"scored; give a file of examples with shots_data: (--data {spec.name}{SHOTS}=FILE), or shots: 0"
+        )
+    kept = {key: value for key, value in own.items() if key not in left_out}
+    config |= {"test_split": scored, "fewshot_config": kept or None, "custom_dataset": lambda **_: splits}
+
+
+def _table(spec: EvaluationSpec, reading: Reading) -> Dataset:
+    """The records as the harness wants them: each column of one kind."""
+    rows = read_rows(spec, reading.directory)
+    try:
+        return rows.dataset()
+    except Exception as error:  # pyarrow raises many kinds
+        raise TaskError(
+            f"{spec.label}: a column has values of several kinds, which the harness cannot use: {first_line(error)}"
+        ) from error
+
+
+def _from_hub(spec: EvaluationSpec, config: Mapping[str, Any], why: str) -> TaskError:
+    source = "/".join(str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key))
+    return TaskError(
+        f"{spec.label}: its data set {source} could not be had from the hub ({why}). Check your connection, or give a "
+        f"local file with the same columns: --data {spec.name}=FILE"
+    )

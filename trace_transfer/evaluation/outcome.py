@@ -1,4 +1,4 @@
-"""What an evaluation gives: a value with its standard error, and what the model said to each example."""
+"""An evaluation with its data read, and what it gives: a value with its standard error, and what the model said."""
 
 from __future__ import annotations
 
@@ -8,18 +8,48 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trace_transfer.data.tasks_file import TaskError
 from trace_transfer.errors import TraceTransferError
 from trace_transfer.evaluation.records import Member
+from trace_transfer.evaluation.settings import EvaluateSettings
+from trace_transfer.evaluation.suite_file import EvaluationSpec
 
 if TYPE_CHECKING:
     from trace_transfer.evaluation.backends import Backend
-    from trace_transfer.evaluation.suite_file import EvaluationSpec
+
+UNCUT = 1 << 30
 
 
 class EvaluationError(TraceTransferError):
     """An evaluation could not be finished."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an evaluation's data are read: `directory` is what local files are relative to, `config` the model's."""
+
+    directory: Path
+    tokenizer: Any
+    config: Any
+    settings: EvaluateSettings
+
+    @property
+    def longest(self) -> int:
+        """Tokens that may be read and written together."""
+        made_for = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        known = [one for one in (self.settings.max_length, made_for) if one is not None]
+        return min(known, default=UNCUT) - (self.settings.backend == "vllm")  # which always writes a token
+
+    def require_room(self, spec: EvaluationSpec, max_new_tokens: int) -> None:
+        """Refuse answers so long that no prompt fits before them."""
+        if max_new_tokens >= self.longest:
+            raise TaskError(
+                f"{spec.label}: answers of up to {max_new_tokens} tokens leave no room for a prompt in the "
+                f"{self.longest} tokens that the model reads; lower max_new_tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -28,10 +58,9 @@ class Sample:
 
     Attributes:
         number: of the record in its data, from 0.
-        output: what the model wrote; of a choice the text of the chosen one; None where nothing is written.
+        output: what the model wrote, or the chosen choice; None where nothing is written.
         value: of the metric, on this example alone.
         right: None where there is no right or wrong.
-        more: what else is to be seen of it.
     """
 
     number: int
@@ -44,11 +73,8 @@ class Sample:
 
     def line(self) -> str:
         """As a line of JSON."""
-        shown = {
-            "number": self.number, "prompt": self.prompt, "output": self.output, "target": self.target,
-            "right": self.right, "value": self.value, **self.more,
-        }  # fmt: skip
-        return json.dumps(shown, ensure_ascii=False, default=str)
+        names = ("number", "prompt", "output", "target", "right", "value")
+        return json.dumps({**{n: getattr(self, n) for n in names}, **self.more}, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
@@ -66,9 +92,7 @@ class Outcome:
 class Prepared(ABC):
     """An evaluation whose data are read and checked: all that it lacks is a model.
 
-    Attributes:
-        data_sha256: of the records that will be scored, as they are in their file.
-        settings: that decide the result: protocol, shots, limit, template, lengths.
+    `data_sha256` is of the records that will be scored; `settings` are those that decide the result.
     """
 
     spec: EvaluationSpec
@@ -79,8 +103,7 @@ class Prepared(ABC):
     settings: Mapping[str, Any]
 
     @property
-    def num_steps(self) -> int:
-        """How often `run` calls `advance`."""
+    def num_steps(self) -> int:  # how often `run` calls `advance`
         return self.num_examples
 
     def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from trace_transfer.data.tasks_file import (
     FORMATS,
@@ -26,9 +26,8 @@ from trace_transfer.data.tasks_file import (
     TaskError,
     TaskSpec,
     checked_items,
-    describe,
-    parse_source,
-    parse_yaml,
+    items_under,
+    refuse,
     suggestion,
 )
 from trace_transfer.errors import listing
@@ -36,13 +35,8 @@ from trace_transfer.printable import is_name
 
 SHIPPED = Path(__file__).parent / "suites"
 CHOICE_FIELDS = ("prompt", "choices", "answer")
-NORMALISATIONS = {
-    "space": "white space at both ends, and more than one of it in a row",
-    "case": "capital letters",
-    "punctuation": "ASCII punctuation",
-    "number": "how a number is written: 1,000.0 is $1000",
-}
 # Kind → the metrics that its results may be read by, the first by default. The harness' tasks bring their own.
+Kind = Literal["loss", "multiple-choice", "exact-match", "humaneval", "harness"]
 METRICS: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "token-accuracy"),
     "multiple-choice": ("acc", "acc_norm"),
@@ -85,13 +79,14 @@ class EvaluationSpec(TaskSpec):
         max_new_tokens: the longest answer; None for the task's, or the settings'.
         extract: regular expression; only its last match (its first group if it has one) is compared.
         until: texts at which the model's answer ends, beside the end that answers had in training.
-        normalise: what two answers may differ in and still be equal.
+        normalise: what two answers may differ in and still be equal: white space at both ends, and more than one of it
+            in a row; capital letters; ASCII punctuation; how a number is written (1,000.0 is $1000).
         count_from: the number of the first choice.
     """
 
-    kind: str
+    kind: Kind
     data: str | None = None  # type: ignore[assignment]
-    fields: Mapping[str, Any] = Field(default_factory=dict)
+    fields: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)  # type: ignore[assignment]
     metric: str | None = None
     limit: int | None = Field(default=None, ge=1, strict=True)
     task: str | None = None
@@ -101,7 +96,7 @@ class EvaluationSpec(TaskSpec):
     max_new_tokens: int | None = Field(default=None, ge=1, strict=True)
     extract: str | None = None
     until: tuple[str, ...] = ()
-    normalise: tuple[str, ...] = ("space", "case")
+    normalise: tuple[Literal["space", "case", "punctuation", "number"], ...] = ("space", "case")
     count_from: int = Field(default=0, ge=0, le=1, strict=True)
 
     @property
@@ -119,7 +114,6 @@ class EvaluationSpec(TaskSpec):
 
     @property
     def first_metric(self) -> str:
-        """The metric asked for, or the first of the kind."""
         return self.metric or METRICS[self.kind][0]
 
     @classmethod
@@ -128,27 +122,8 @@ class EvaluationSpec(TaskSpec):
         return {
             key: value
             for key, value in found.items()
-            if isinstance(value, str) and (_is_yaml(value) if key == "task" else _suffix(value) in FORMATS)
+            if isinstance(value, str) and (is_yaml(value) if key == "task" else _suffix(value) in FORMATS)
         }
-
-    @field_validator("kind")
-    @classmethod
-    def _known_kind(cls, value: str) -> str:
-        if value not in METRICS:
-            raise ValueError(f"unknown '{value}', {suggestion(value, METRICS)}")
-        return value
-
-    @field_validator("fields")
-    @classmethod
-    def _one_shape(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """That they fit the kind is for `_fits_its_kind`: here, each must be readable."""
-        for name, source in value.items():
-            several = isinstance(source, list) and name == "choices"
-            for text in source if several else [source]:
-                if not isinstance(text, str):
-                    raise ValueError(f"{name}: found {text!r}, expected a text" + (" or a list of them" * several))
-                parse_source(text)
-        return value
 
     @field_validator("extract")
     @classmethod
@@ -159,13 +134,6 @@ class EvaluationSpec(TaskSpec):
             raise ValueError(f"'{value}' is not a regular expression: {error}") from None
         return value
 
-    @field_validator("normalise")
-    @classmethod
-    def _known_normalisations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in NORMALISATIONS]:
-            raise ValueError("; ".join(f"unknown '{name}', {suggestion(name, NORMALISATIONS)}" for name in unknown))
-        return value
-
     @field_validator("shots_data")
     @classmethod
     def _is_file(cls, value: str | None) -> str | None:
@@ -173,42 +141,30 @@ class EvaluationSpec(TaskSpec):
             raise ValueError(f"'{value}' cannot be used; expected a {', '.join(FORMATS)} file")
         return value
 
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> Self:
-        problems = []
-        allowed = (*_FOR_ALL, *_KEYS[self.kind])
+    @property
+    def shapes(self) -> Mapping[str, tuple[str, ...]]:
+        return {"prompt, choices, answer": CHOICE_FIELDS} if self.kind == "multiple-choice" else SHAPES
+
+    def problems(self) -> list[str]:
+        found, allowed = super().problems(), (*_FOR_ALL, *_KEYS[self.kind])
         if foreign := sorted(self.model_fields_set - set(allowed)):
-            problems.append(f"{', '.join(foreign)}: not for kind {self.kind}, {suggestion(foreign[0], allowed)}")
+            found.append(f"{', '.join(foreign)}: not for kind {self.kind}, {suggestion(foreign[0], allowed)}")
+        if several := [name for name, one in self.fields.items() if isinstance(one, tuple) and name != "choices"]:
+            found.append(f"fields: {', '.join(several)}: found a list, expected a text")
         if self.kind in ("harness", "humaneval"):
             if self.data is not None and not self.builder:
-                problems.append(f"data: '{self.data}': expected a local {', '.join(FORMATS)} file, or none")
+                found.append(f"data: '{self.data}': expected a local {', '.join(FORMATS)} file, or none")
         elif self.data is None:
-            problems.append("'data:' is missing")
+            found.append("'data:' is missing")
         known = METRICS[self.kind]
         if self.metric is not None and known and self.metric not in known:
-            problems.append(f"metric: unknown '{self.metric}', {suggestion(self.metric, known)}")
-        problems += self._field_problems()
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _field_problems(self) -> list[str]:
-        shapes = {"prompt, choices, answer": CHOICE_FIELDS} if self.kind == "multiple-choice" else SHAPES
-        known = list(dict.fromkeys(name for names in shapes.values() for name in names))
-        if unknown := [name for name in self.fields if name not in known]:
-            return [f"fields: unknown field '{name}', {suggestion(name, known)}" for name in unknown]
-        if not any(set(self.fields) <= set(names) for names in shapes.values()):
-            return [f"fields: {', '.join(self.fields)} are of different shapes; the shapes are {'; '.join(shapes)}"]
-        return []
+            found.append(f"metric: unknown '{self.metric}', {suggestion(self.metric, known)}")
+        return found
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Evaluations that are run together; their files lie relative to `directory`.
-
-    Attributes:
-        where: what messages begin with, such as the file that the list stands in.
-    """
+    """Evaluations that are run together; their files lie relative to `directory`."""
 
     name: str
     specs: tuple[EvaluationSpec, ...]
@@ -225,13 +181,11 @@ class Suite:
             where: what messages begin with, such as the file that the list stands in.
 
         Raises:
-            TaskError: unknown keys, kinds or metrics, two of one name, missing files: all that is wrong at once.
+            TaskError: all that is wrong at once.
         """
         plain = [item.model_dump(exclude_unset=True) if isinstance(item, EvaluationSpec) else item for item in items]
         specs, problems = checked_items(plain, EvaluationSpec, Path(directory), "evaluation")
-        if problems:
-            count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
-            raise TaskError(f"{where or f'evaluations of {name}'}: {count}:\n" + listing(problems))
+        refuse(problems, where or f"evaluations of {name}")
         return cls(name, specs, Path(directory), where)
 
     @property
@@ -285,36 +239,21 @@ class Suite:
 
 
 def shipped_suites() -> tuple[str, ...]:
-    """Names of the suites that come with the package."""
     return tuple(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
 
 
 def load_suite(path: Path | str) -> Suite:
-    """A suite's file, or a shipped suite by its name.
-
-    Raises:
-        TaskError: not there, not YAML, no evaluations, unknown keys, kinds or metrics, two evaluations with one name,
-            missing data files: all that is wrong with the file at once.
-    """
+    """A suite's file, or a shipped suite by its name; a TaskError with all that is wrong with it."""
     file = Path(path)
     shipped = str(path) in shipped_suites() and not file.is_file()
     if shipped:
         file = SHIPPED / f"{path}.yaml"
-    elif not _is_yaml(file.name):
+    elif not is_yaml(file.name):
         names = suggestion(str(path), shipped_suites(), "there are")
         raise TaskError(f"{path}: no such suite, {names}; or give a suite's file (.yaml)")
     elif not is_name(file.stem):
         raise TaskError(f"{file}: its name has line breaks or control characters; give it another")
-    content = parse_yaml(file)
-    expected = "expected a list of evaluations under 'evaluations:', each with name: and kind:"
-    if not isinstance(content, Mapping) or "evaluations" not in content:
-        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else describe(content)
-        raise TaskError(f"{file}: found {found}; {expected}")
-    if unknown := [key for key in content if key != "evaluations"]:
-        raise TaskError(f"{file}: unknown keys beside 'evaluations:': {', '.join(map(str, unknown))}")
-    items = content["evaluations"]
-    if not isinstance(items, list) or not items:
-        raise TaskError(f"{file}: found {describe(items) if items else 'no evaluations'}; {expected}")
+    items = items_under("evaluations", file, "kind:")
     return Suite.of(items, file.parent, file.stem, where="" if shipped else str(file))
 
 
@@ -322,5 +261,5 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _is_yaml(name: str) -> bool:
+def is_yaml(name: str) -> bool:
     return _suffix(name) in (".yaml", ".yml")

