@@ -117,7 +117,7 @@ ROW = {"q": "Why?", "a b": "so", "n": 7, "none": None, "list": ["x", "y"], "chat
 def test_value(text, columns, value):
     source = parse_source(text)
     assert source.columns == columns
-    assert source.value(ROW) == value
+    assert source.value(ROW, "prompt") == value
 
 
 @pytest.mark.parametrize("text", ["{q", "q}", "{}", "{a{b}}"])
@@ -136,4 +136,4 @@ def test_braces_that_do_not_fit(text):
 )
 def test_values_that_do_not_fit(text, expected):
     with pytest.raises(UnusableValueError, match=expected):
-        parse_source(text).value(ROW)
+        parse_source(text).value(ROW, "prompt")

@@ -45,7 +45,6 @@ def test_masked_turns_are_context(read, mask):
     ("message", "problem"),
     [
         (ANSWER | {"weight": 0.5}, r"messages\[1\] has weight 0.5, expected 0 or 1"),
-        (ANSWER | {"train": "no"}, r"messages\[1\] has train 'no', expected 0 or 1, false or true"),
         (USER | {"train": True}, r"messages\[1\] has train True: a turn of the user, and only the assistant's are"),
         (USER | {"images": ["a.png"]}, r"messages\[1\] has images, which cannot be honoured \(ignore: \[images\]"),
         (ANSWER | {"train_detail": [{"train": False}]}, r"messages\[1\] has train_detail, which cannot be honoured"),

@@ -108,7 +108,7 @@ def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -
 
     def convert(number: int, row: Mapping[str, Any]) -> Record:
         nonlocal left_out
-        fields = {name: value_of(source, row, name) for name, source in sources.items()}
+        fields = {name: source.value(row, name) for name, source in sources.items()}
         messages = _messages(shape, fields, spec.ignore)
         last = max(index for index, turn in enumerate(messages) if turn.is_answer) + 1
         left_out += len(messages) - last
@@ -150,10 +150,10 @@ def _find_shape(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, dict[str, 
     complete = [shape for shape, names in lacking.items() if not names]
     if len(complete) == 1:
         return complete[0], {name: sources[name] for name in SHAPES[complete[0]] if name in sources}
-    found = "the columns make up more than one shape" if complete else "the columns make up no known shape"
     shapes = complete or [f"{shape} (lacks {', '.join(names)})" for shape, names in lacking.items()]
     raise TaskError(
-        f"{spec.label}: {found}.\n  columns: {', '.join(columns)}\n  shapes:  {'; '.join(shapes)}\n"
+        f"{spec.label}: the columns make up {'more than one' if complete else 'no known'} shape.\n"
+        f"  columns: {', '.join(columns)}\n  shapes:  {'; '.join(shapes)}\n"
         "Say with fields: which columns are meant, such as fields: {prompt: …, completion: …}"
     )
 
@@ -194,13 +194,6 @@ def convert_all(
         count = f"{bad} of {len(numbers)} records cannot be used (counted from 0)"
         raise TaskError(f"{spec.label}: {count}:\n" + listing(problems))
     return found, [f"columns that are not read: {', '.join(unread)}"] if unread else []
-
-
-def value_of(source: Source, row: Mapping[str, Any], name: str) -> Any:
-    try:
-        return source.value(row)
-    except UnusableValueError as problem:
-        raise UnusableValueError(f"{name} {problem}") from None
 
 
 # ---- a record

@@ -71,11 +71,14 @@ class Source:
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(piece.column for piece in self.pieces if isinstance(piece, Place)))
 
-    def value(self, row: Mapping[str, Any]) -> Any:
-        """The column's value as it is, or the filled-in text; raises as `Place.text`."""
-        if not self.is_format and isinstance(self.pieces[0], Place):
-            return self.pieces[0].value(row)
-        return "".join(piece if isinstance(piece, str) else piece.text(row) for piece in self.pieces)
+    def value(self, row: Mapping[str, Any], field: str) -> Any:
+        """The column's value as it is, or the filled-in text; an UnusableValueError that names the field."""
+        try:
+            if not self.is_format and isinstance(self.pieces[0], Place):
+                return self.pieces[0].value(row)
+            return "".join(piece if isinstance(piece, str) else piece.text(row) for piece in self.pieces)
+        except UnusableValueError as problem:
+            raise UnusableValueError(f"{field} {problem}") from None
 
 
 def parse_source(text: str) -> Source:

@@ -182,7 +182,7 @@ def backend_problems(settings: EvaluateSettings) -> list[str]:
             f"pip install 'lm-eval[{name}]', in an environment that has what {name} asks for"
         ]
     known, takes_any = set(SPREADING), False
-    if importlib.util.find_spec("lm_eval") is not None:
+    if (given or name != "hf") and importlib.util.find_spec("lm_eval") is not None:  # its import takes seconds
         try:
             parameters = inspect.signature(_harness_class(name).__init__).parameters
         except Exception as error:  # a library of another version, or without the GPU that it was built for

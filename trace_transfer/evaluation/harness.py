@@ -112,7 +112,7 @@ class HarnessEvaluation(Prepared):
         more["filtered"] = logged["filtered_resps"][0 if writes else slice(None)]
         if not writes:
             more["continuations"] = [one[1] for one in arguments if len(one) > 1]
-        more |= {key: logged[key] for key in ("killed", "outcome", "error") if key in logged}
+        more |= {"killed": logged["killed"]} if "killed" in logged else {}
         right = bool(number) if number in (0.0, 1.0) else None
         output = str(logged["resps"][0][0]) if writes else None
         return Sample(logged["doc_id"], str(arguments[0][0]), output, str(logged["target"]), number, right, more)

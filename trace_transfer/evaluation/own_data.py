@@ -29,7 +29,6 @@ from trace_transfer.data.records import (
     convert_all,
     read_records,
     require_columns,
-    value_of,
 )
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.data.tasks_file import TaskError, UnusableValueError, describe, parse_source
@@ -320,7 +319,7 @@ def read_choices(spec: EvaluationSpec, reading: Reading) -> tuple[list[ChoiceRec
     numbers = chosen(range(len(rows)), spec.max_examples, f"{settings.seed}/sample")[: settings.limit_of(spec.limit)]
 
     def convert(number: int, row: Mapping[str, Any]) -> ChoiceRecord:
-        found = {name: value_of(source, row, name) for name, source in sources.items()}
+        found = {name: source.value(row, name) for name, source in sources.items()}
         choices = [found[f"choices[{place}]"] for place in range(num_listed)] or found["choices"]
         if isinstance(choices, dict) and isinstance(choices.get("text"), list):  # ARC's form on the hub
             choices = choices["text"]

@@ -49,6 +49,7 @@ START_SECONDS = 60.0  # for Python to start and confine itself, on a busy machin
 MAX_EVIDENCE = 1 << 16
 TAIL_BYTES = 1 << 14
 
+Process = subprocess.Popen[bytes]
 Status = Literal["passed", "failed", "timed out", "killed"]
 
 
@@ -112,19 +113,20 @@ def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outc
             f"generated code is run on 64-bit Linux only ({', '.join(ARCHITECTURES)}), found {sys.platform} on "
             f"{machine}: it needs Landlock and seccomp. Run this evaluation in a Linux machine, virtual or not"
         )
-    with _processes() as (program, judge, evidence, stderr):
-        for child, code in ((program, {}), (judge, {"source": source, "test": test})):
+    with _processes() as (processes, directories, evidence, stderr):
+        codes_sent = ({}, {"source": source, "test": test})  # the program's process gets its code from the test's
+        for process, directory, code in zip(processes, directories, codes_sent, strict=True):
             site_packages = _site_packages()
             request = {
-                "parent": os.getpid(), "directory": child.directory, "limits": asdict(limits),
-                "filter": program_filter(child.process.pid, machine).hex(), "readable": _readable(site_packages),
+                "parent": os.getpid(), "directory": directory, "limits": asdict(limits),
+                "filter": program_filter(process.pid, machine).hex(), "readable": _readable(site_packages),
                 "site_packages": site_packages,
             }  # fmt: skip
-            assert child.process.stdin is not None
-            with suppress(BrokenPipeError), child.process.stdin:
-                child.process.stdin.write(json.dumps(request | code).encode())
-        excess, seconds = _follow([program.process, judge.process], evidence, stderr, program.directory, limits)
-    codes = [child.process.returncode for child in (program, judge)]  # -9 if they were killed at the end
+            assert process.stdin is not None
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(json.dumps(request | code).encode())
+        excess, seconds = _follow(processes, evidence, stderr, directories[0], limits)
+    codes = [process.returncode for process in processes]  # -9 if they were killed at the end
     said = "\n".join(stderr.data.decode(errors="replace").splitlines()[-MAX_LINES:])
     report, verdict = (json.loads(line) for line in [*bytes(evidence.data).splitlines(), b"{}", b"{}"][:2])
     if seconds is None or "layers" not in report:
@@ -139,12 +141,6 @@ def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outc
 
 
 # ---- processes
-
-
-@dataclass(frozen=True)
-class _Child:
-    process: subprocess.Popen[bytes]
-    directory: str
 
 
 @dataclass
@@ -168,26 +164,27 @@ class _Stream:
 
 
 @contextmanager
-def _processes() -> Iterator[tuple[_Child, _Child, _Stream, _Stream]]:
-    """A program's process and its test's, each waiting for its request, and what is read from them: the test's
-    evidence, and the standard error of both. The processes are dead at the end in any case."""
+def _processes() -> Iterator[tuple[list[Process], list[str], _Stream, _Stream]]:
+    """A program's process and its test's, each waiting for its request, and their directories; what is read from them:
+    the test's evidence, and the standard error of both. The processes are dead at the end in any case."""
     with ExitStack() as stack:
         pipes = [
             [stack.enter_context(os.fdopen(end, mode, 0)) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
             for _ in range(4)
         ]
         (calls, to_program), (answers, to_judge), (evidence, to_us), (stderr, errors) = pipes
-        program = stack.enter_context(_child("program", [calls, to_judge], errors))
-        judge = stack.enter_context(_child("test", [answers, to_program, to_us], errors))
+        program, directory = stack.enter_context(_child("program", [calls, to_judge], errors))
+        judge, other = stack.enter_context(_child("test", [answers, to_program, to_us], errors))
         for stream in (calls, to_program, answers, to_judge, to_us, errors):
             stream.close()
         for stream in (evidence, stderr):
             os.set_blocking(stream.fileno(), False)
-        yield program, judge, _Stream(evidence, slice(MAX_EVIDENCE)), _Stream(stderr, slice(-TAIL_BYTES, None))
+        streams = _Stream(evidence, slice(MAX_EVIDENCE)), _Stream(stderr, slice(-TAIL_BYTES, None))
+        yield [program, judge], [directory, other], *streams
 
 
 @contextmanager
-def _child(role: str, streams: Sequence[IO[bytes]], errors: IO[bytes]) -> Iterator[_Child]:
+def _child(role: str, streams: Sequence[IO[bytes]], errors: IO[bytes]) -> Iterator[tuple[Process, str]]:
     """A process of `trial` in a directory of its own; killed at the end, and the directory removed."""
     descriptors = [stream.fileno() for stream in streams]
     with tempfile.TemporaryDirectory(prefix=f"{role}-", ignore_cleanup_errors=True) as directory:
@@ -203,7 +200,7 @@ def _child(role: str, streams: Sequence[IO[bytes]], errors: IO[bytes]) -> Iterat
         )  # fmt: skip
         with process:
             try:
-                yield _Child(process, directory)
+                yield process, directory
             finally:
                 # It has no descendants; the group is killed all the same. Not reaped yet, so the number is its own.
                 if process.returncode is None:
@@ -225,7 +222,7 @@ def _readable(site_packages: Sequence[str]) -> list[str]:
 
 
 def _follow(
-    processes: Sequence[subprocess.Popen[bytes]], evidence: _Stream, stderr: _Stream, directory: str, limits: Limits
+    processes: Sequence[Process], evidence: _Stream, stderr: _Stream, directory: str, limits: Limits
 ) -> tuple[str | None, float | None]:
     """Watch a trial until its verdict is there, all its processes have ended, or they are to be killed.
 
