@@ -64,7 +64,7 @@ evaluations:
         "evaluation 'a': kind: 'los' is none of loss, multiple-choice, exact-match, humaneval, harness; did you",
         "evaluation 'b': 'data:' is missing",
         "evaluation 'd': extract: '(' is not a regular expression: missing )",
-        "evaluation 'd': normalise.0: found 'capital'; input should be 'space', 'case', 'punctuation' or 'number'",
+        "evaluation 'd': normalise.0: 'capital' is none of space, case, punctuation, number",
         "evaluation 'e': data: the extension '.txt' of 'a.txt' is unknown",
         "evaluation 'f': unknown key 'limt'",
         "evaluation 'f': shots: found -1, expected greater than or equal to 0",

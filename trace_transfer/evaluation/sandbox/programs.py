@@ -114,7 +114,8 @@ def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outc
             f"{machine}: it needs Landlock and seccomp. Run this evaluation in a Linux machine, virtual or not"
         )
     with _processes() as (processes, directories, evidence, stderr):
-        codes_sent = ({}, {"source": source, "test": test})  # the program's process gets its code from the test's
+        # The program's process gets its code from the test's.
+        codes_sent: list[dict[str, str]] = [{}, {"source": source, "test": test}]
         for process, directory, code in zip(processes, directories, codes_sent, strict=True):
             site_packages = _site_packages()
             request = {
