@@ -38,7 +38,7 @@ def prepare_humaneval(spec: EvaluationSpec, reading: Reading) -> HarnessEvaluati
     run_program("", "", LIMITS)  # raises where programs cannot be confined
     config = harness_config(instruct=spec.template == "chat")
     if spec.data is not None:
-        config["process_docs"] = lambda docs: docs.select_columns(COLUMNS)
+        config["process_docs"] = lambda docs: docs.select_columns(list(COLUMNS))
     return prepare_config(spec, config, reading, guarded=True)
 
 
