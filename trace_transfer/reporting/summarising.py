@@ -247,16 +247,16 @@ def _matrix(run: FinishedRun, cells: list[FinishedCell]) -> MatrixSummary:
 
 
 def _sweeps(run: FinishedRun) -> tuple[SweepSummary, ...]:
-    swept = grouped((cell.record.axis, cell) for cell in run.cells if cell.record.axis not in (None, TUNING))
+    swept = grouped((str(cell.record.axis), cell) for cell in run.cells if cell.record.axis not in (None, TUNING))
     found = []
     for axis, of_axis in swept.items():
         values = grouped((json.dumps(cell.record.value), cell) for cell in of_axis)
         points = [
-            SweepPoint(value=cells[0].record.value, label=_label(str(axis), cells[0].record.value),
+            SweepPoint(value=cells[0].record.value, label=_label(axis, cells[0].record.value),
                        methods=_methods(run, _by_method(cells)))
             for cells in values.values()
         ]  # fmt: skip
-        found.append(SweepSummary(axis=str(axis), paper=AXES[axis][2] if axis in AXES else "", points=tuple(points)))
+        found.append(SweepSummary(axis=axis, paper=AXES[axis][2] if axis in AXES else "", points=tuple(points)))
     return tuple(found)
 
 
