@@ -146,18 +146,6 @@ def test_core_files_of_another_model(mapping, tiny, tmp_path):
             "  - parameters.1.shape.0 (b): Input should be greater than or equal to 1; found -2\n"
             "  - parameters.1.core (b): Input should be a valid boolean; found 1",
         ),
-        (
-            {"parameters": [{"name": "a", "shape": [2]}, {"name": "a", "shape": [3], "rows": [[0, 1]]}]},
-            "1 problem:\n  - (file): a is listed with two shapes, [2] and [3]",
-        ),
-        (
-            {"parameters": [{"name": "a", "shape": [4], "rows": rows} for rows in ([[0, 3]], [[2, 4]])]},
-            "a: its parts have 5 elements together, and its shape [4] has fewer: they overlap",
-        ),
-        (
-            {"parameters": [{"name": f"p{number}", "shape": [10**9]} for number in range(99)]},
-            "contradicts itself:\n      - 99 tensors are listed, and model.num_parameters says that there are 39\n",
-        ),
         ({"parameters": [{"name": "model.layers.77.x", "shape": [1]}]}, "does not have:\n  - model.layers.77.x"),
     ],
 )
@@ -200,27 +188,6 @@ def test_an_output_that_is_an_input(mapping, tmp_path, copy_of, more):
     files = sorted(model.iterdir())
     assert mapping.refused(*more, src=model, out=model) == f"{model}: is an input as well; name another --out"
     assert sorted(model.iterdir()) == files
-
-
-def test_core_files_that_would_stay_beside_another_match(mapping, tmp_path):
-    math, law = (write_core(mapping.source, tmp_path / f"{task}.core.json", task=task) for task in ("math", "law"))
-    assert mapping.run("--core", math).exit_code == 0
-    assert mapping.run("--core", law, "--ratio", "0.2", "--batch-size", "4").exit_code == 0  # the same match
-    before = {file: file.read_bytes() for file in mapping.out.iterdir()}
-    for more in ((), ("--dry-run",)):
-        result = mapping.run("--core", law, "--match", "argmax", *more)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr == (
-            f"error: {mapping.out}: holds core files that another layer match carried (match: coverage there, argmax "
-            "now); they would stay beside the new one. Give --core for each of them, too, or name another --out:\n"
-            "  - math.core.json\n"
-        )
-    assert {file: file.read_bytes() for file in mapping.out.iterdir()} == before
-    (mapping.out / "notes.core.json").write_text("{}")  # none of ours: nobody's business
-    assert mapping.run("--core", math, "--core", law, "--match", "argmax").exit_code == 0
-    assert json.loads((mapping.out / "layer_match.json").read_text())["policy"] == "argmax"
-    (mapping.out / "layer_match.json").unlink()
-    assert "(layer_match.json is not there" in mapping.run("--core", law).stderr
 
 
 def test_a_cache_that_cannot_be_written(mapping, tmp_path):

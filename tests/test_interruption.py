@@ -184,21 +184,17 @@ def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs, cache):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda tensors: tensors.pop("stream"), "expected stream, stream.largest, update, update.largest"),
-        (lambda tensors: tensors["stream"].view(-1)[-1:].fill_(math.nan), "stream holds NaN or Inf"),
-    ],
+    "damage",
+    [lambda tensors: tensors.pop("stream"), lambda tensors: tensors["stream"].view(-1)[-1:].fill_(math.nan)],
 )
-def test_a_damaged_cache_is_made_again_and_told(runs, cache, damage, said):
+def test_a_damaged_cache_is_made_again_and_told(runs, cache, damage):
     runs.check_it_finishes()
     for file in cache.glob("*.safetensors"):
         tensors = load_file(file)
         damage(tensors)
         save_file(tensors, file)
     again = runs.run()
-    assert again["stderr"].count("is damaged (") == 2
-    assert said in again["stderr"]
+    assert again["stderr"].count("is damaged and is made again") == 2
     assert runs.files() == runs.expected
 
 

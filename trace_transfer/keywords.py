@@ -83,7 +83,7 @@ class IdentifyKeywords(WarmStartKeywords, ScoreKeywords, ComputeKeywords, total=
 class MapKeywords(TypedDict, total=False):
     probe: str | None
     rows: Literal["boundary", "word", "example"]
-    similarity: Literal["cka-debiased", "cka", "cka-rbf"]
+    similarity: Literal["cka-debiased", "cka"]
     representation: Literal["stream", "update"]
     transform: Literal["unit", "none"]
     match: Literal["argmax", "one-to-one", "monotone", "coverage", "depth", "shuffled"]

@@ -132,19 +132,3 @@ def test_what_import_refuses(tiny, tmp_path, monkeypatch, arguments, message):
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["list.yaml"]
-
-
-def test_a_list_for_another_model_is_told_in_one_line(tiny, tmp_path):
-    """Before the names: which layers it names, and which there are."""
-    core = write_core(tiny("qwen3"), tmp_path / "math.core.json")  # five layers, others than gpt2's three
-    run("export", core, "--to", "axolotl", "--out", tmp_path / "list.yaml")
-    arguments = ("import", tmp_path / "list.yaml", "--from", "axolotl", "--model")
-    done = run(*arguments, tiny("gpt2"), "--out", tmp_path / "x.core.json")
-    assert (done.exit_code, done.stdout) == (2, "")
-    told = "looks like a list for another model: 4 of its 5 patterns match nothing; they name layers up to 4; gpt2 "
-    assert done.stderr.startswith(f"error: {tmp_path / 'list.yaml'}: {told}")
-    text = "unfrozen_parameters: [model.embed, model.layers.0, model.layers.2.mpl]\n"
-    (tmp_path / "list.yaml").write_text(text)
-    done = run(*arguments, tiny("llama"), "--out", tmp_path / "x.core.json")
-    assert "model.layers.2.mpl: matches none of the 39 names" in done.stderr
-    assert "another model" not in done.stderr  # one mistyped name

@@ -59,8 +59,6 @@ def test_the_program_for_trl_runs(tiny, tmp_path):
 CHOSEN = {
     "llama": ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"],
     "qwen2": [f"model.layers.1.self_attn.{one}_proj.{kind}" for one in "qkv" for kind in ("weight", "bias")],
-    "qwen3": ["model.layers.3.self_attn.q_proj.weight", "model.layers.3.self_attn.q_norm.weight"],
-    "phi3": ["model.layers.0.self_attn.qkv_proj.weight", "model.embed_tokens.weight"],
     "gpt2": ["transformer.h.1.attn.c_attn.weight", "transformer.h.1.attn.c_attn.bias", "transformer.wte.weight",
              "transformer.h.2.ln_1.weight", "transformer.h.2.ln_1.bias"],
 }  # fmt: skip

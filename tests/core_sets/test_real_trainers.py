@@ -1,16 +1,12 @@
 """On models of full size each trainer's own code trains exactly the core set, or the export is refused."""
 
 import pytest
-import torch
-import yaml
 
 from tests.core_sets import trainers
-from tests.core_sets.full_size import FEATURED, MODELS, SETS, core_set, fresh, model_of, names_of
+from tests.core_sets.full_size import FEATURED, SETS, core_set, fresh, model_of, names_of
 from trace_transfer.core_sets.core_set import ExportError
 from trace_transfer.core_sets.exporting import FORMATS
 from trace_transfer.core_sets.lora import write_peft
-
-ROWS = {"model.embed_tokens.weight": ((0, 32_000),), "model.layers.1.self_attn.q_proj.weight": ((128, 256), (512, 640))}
 
 
 @pytest.mark.parametrize("trainer", ["axolotl", "ms-swift"])
@@ -76,35 +72,3 @@ def test_llama_factory_trains_the_core_set_or_is_refused(name, kind):
     else:
         with pytest.raises(ExportError, match="LLaMA-Factory cannot train exactly this core set"):
             FORMATS["llama-factory"].write(core)
-
-
-def test_rows_are_axolotls_rows():
-    from axolotl.utils.freeze import LayerNamePattern
-
-    settings = yaml.safe_load(FORMATS["axolotl"].write(core_set("llama-3-8b", ROWS)))
-    assert settings["weight_decay"] == 0
-    patterns = [LayerNamePattern(pattern) for pattern in settings["unfrozen_parameters"]]
-    for name in names_of("llama-3-8b"):
-        assert tuple(p.range for p in patterns if p.match(name)) == ROWS.get(name, ())
-
-
-@pytest.mark.parametrize(("weight_decay", "frozen_move"), [(0.0, False), (0.1, True)])
-def test_rows_hold_without_weight_decay_only(weight_decay, frozen_move):
-    from axolotl.utils.freeze import freeze_layers_except
-
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Embedding(12, 4), torch.nn.Linear(4, 5))
-    before = model[0].weight.detach().clone()
-    freeze_layers_except(model, ["^0.weight$[2:4]", "^0.weight$[8:9]"])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=weight_decay)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(torch.arange(12)).square().sum().backward()
-        optimizer.step()
-    moved = (model[0].weight.detach() != before).any(dim=1)
-    assert moved[[2, 3, 8]].all()
-    assert bool(moved[[0, 1, 4, 5, 6, 7, 9, 10, 11]].any()) == frozen_move
-
-
-def test_every_model_is_used():
-    assert set(FEATURED) < set(MODELS)

@@ -1,6 +1,5 @@
 """A ratio becomes a core set."""
 
-import random
 from typing import get_args
 
 import pytest
@@ -32,14 +31,9 @@ def test_counts_tensors_as_the_paper(count, ratio, expected):
     assert len(names(select(parameters([float(i) for i in range(count)]), ratio))) == expected
 
 
-def test_best_first_and_without_a_score_last():
-    selected = select(parameters([0.1, None, 0.9, 0.5]), 0.5)
-    assert [p.name for p in selected] == ["p2", "p3", "p0", "p1"]
-    assert names(selected) == ["p2", "p3"]
-
-
 @pytest.mark.parametrize("unit", UNITS)
-def test_ends_ties_and_what_has_no_score(unit):
+def test_best_first_ends_ties_and_what_has_no_score(unit):
+    assert [p.name for p in select(parameters([0.1, None, 0.9, 0.5]), 0.5, unit)] == ["p2", "p3", "p0", "p1"]
     given_ = parameters([0.5, 0.5, None, 0.5, 0.5])
     assert names(select(given_, 0.4, unit)) == ["p0", "p1"]
     assert names(given_) == []  # not changed
@@ -71,14 +65,6 @@ def test_rows_count_the_elements_of_heads_and_whole_parameters():
     assert sum(p.num_elements for p in selected if p.core) == 30
 
 
-def test_a_selection_can_be_made_again():
-    """What was core before does not count."""
-    once = select(parameters([0.1, 0.9, 0.5, 0.7]), 0.75)
-    assert names(once) == ["p1", "p3", "p2"]
-    assert names(select(once, 0.25)) == ["p1"]
-    assert select(select(once, 0.25), 0.75) == once
-
-
 @pytest.mark.parametrize(
     ("scores", "ratio", "expected"),
     [([0.9, 0.5, 0.5, 0.1], 0.5, True), ([0.9, 0.5, 0.5, 0.1], 0.75, False), ([0.9, 0.5, 0.5, 0.1], 0.25, False),
@@ -89,23 +75,14 @@ def test_ties_at_the_cut(scores, ratio, expected, unit):
     assert ties_at_the_cut(select(parameters(scores), ratio, unit)) == expected
 
 
-def test_only_what_becomes_core_is_copied():
-    """To copy every entry takes as long as all else together."""
-    rng = random.Random(0)
-    rows = in_rows([rng.random() for _ in range(5_000)], size=1)
-    selected = select(rows, 0.05, "rows")
-    assert sum(p.num_elements for p in selected if p.core) == 750
-    before = {id(p) for p in rows}
-    assert [p for p in selected if id(p) not in before] == [p for p in selected if p.core]
-
-
 @given(
     scores=st.lists(st.floats(-5, 5), min_size=1, max_size=40),
     ratio=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),
     unit=st.sampled_from(UNITS),
 )
-def test_larger_ratio_never_loses_a_tensor_in_tensors_and_no_budget_is_passed(scores, ratio, unit):
-    selected = select(parameters(scores), ratio, unit)
+def test_the_best_are_core_whatever_was_before(scores, ratio, unit):
+    selected = select(select(parameters(scores), 1, unit), ratio, unit)
+    assert selected == select(parameters(scores), ratio, unit)
     core = [p for p in selected if p.core]
     assert len(selected) == len(scores)
     assert len(core) == max(1, int(ratio * len(scores) + 1e-9))

@@ -26,6 +26,7 @@ ENTRIES = (
     PatchEntry("c.bias", (3,), None, torch.float16, torch.float16),
     PatchEntry("d.weight", (40, 6), Chosen(np.array([0, 7, 8, 239])), torch.float32, torch.bfloat16),  # places
     PatchEntry("e.weight", (2, 3), Chosen(np.array([1, 4])), torch.float32, torch.float32),  # a bitmap
+    PatchEntry("f.experts", (2, 3, 8), Slice(2, ((0, 1), (4, 6))), torch.float32, torch.float32),
 )
 
 
@@ -46,12 +47,12 @@ def test_what_was_written_is_read(tmp_path):
     assert (patch.task, patch.method, patch.names_sha256) == ("math", "trace", SUM)
     assert patch.entries == tuple(sorted(ENTRIES, key=lambda entry: entry.name))
     assert dict(patch.mask.parts) == {entry.name: entry.part for entry in ENTRIES}
-    assert [entry.part_shape for entry in patch.entries] == [(2, 6), (4, 3), (3,), (4,), (2,)]
-    assert [entry.num_elements for entry in patch.entries] == [12, 12, 3, 4, 2]
+    assert [entry.part_shape for entry in patch.entries] == [(2, 6), (4, 3), (3,), (4,), (2,), (2, 3, 3)]
+    assert [entry.num_elements for entry in patch.entries] == [12, 12, 3, 4, 2, 18]
     for entry, before, after in values_of(ENTRIES):
         assert torch.equal(patch.before(entry.name), before) and torch.equal(patch.after(entry.name), after)
         assert patch.before(entry.name).dtype == entry.before_dtype
-        assert torch.equal(torch.cat(list(patch.blocks(entry.name, "after", [1, len(after) - 1]))), after)
+        assert torch.equal(torch.cat(list(patch.blocks(entry.name, "after"))), after)
 
 
 def test_the_file_as_others_see_it(tmp_path):
@@ -67,23 +68,10 @@ def test_the_file_as_others_see_it(tmp_path):
         {"name": "c.bias", "shape": [3]},
         {"name": "d.weight", "shape": [40, 6], "chosen": 4},
         {"name": "e.weight", "shape": [2, 3], "chosen": 2},
+        {"name": "f.experts", "shape": [2, 3, 8], "depth": [[0, 1], [4, 6]]},
     ]
     tensors = load_file(tmp_path / "f")
-    assert {"chosen/d.weight", "chosen/e.weight"} == set(tensors) - {
-        f"{kind}/{e.name}" for kind in ("before", "after") for e in ENTRIES
-    }
     assert tensors["chosen/d.weight"].tolist() == [0, 7, 8, 239] and tensors["chosen/e.weight"].tolist() == [0b10010]
-
-
-def test_a_slice_of_the_third_axis(tmp_path):
-    entry = PatchEntry("experts", (2, 3, 8), Slice(2, ((0, 1), (4, 6))), torch.float32, torch.float32)
-    patch = write(tmp_path / "f", [entry])
-    assert patch.entries == (entry,) and entry.part_shape == (2, 3, 3)
-    with safe_open(tmp_path / "f", framework="pt") as opened:
-        described = json.loads(opened.metadata()["parameters"])
-    assert described == [{"name": "experts", "shape": [2, 3, 8], "depth": [[0, 1], [4, 6]]}]
-    whole = torch.randn(2, 3, 8)
-    assert torch.equal(entry.part_of(whole), whole[:, :, [0, 4, 5]])
 
 
 def test_equal_patches_are_equal_files(tmp_path):
@@ -127,11 +115,9 @@ def changed_parameters(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, t: m.pop("format"), r"no 'format' in its metadata, expected trace-transfer/patch"),
-        (lambda m, t: m.update(format="pt"), r"format 'pt', expected trace-transfer/patch"),
+        (lambda m, t: m.update(format="pt"), r"format 'pt' in its metadata, expected trace-transfer/patch"),
         (lambda m, t: m.update(version="2"), r"1 problem:\n  - version: Input should be '1'"),
         (lambda m, t: (m.pop("task"), m.update(names_sha256="x")), r"- task: Field.*- names_sha256: String should"),
-        (lambda m, t: m.update(parameters="[{"), r"- parameters: Invalid JSON"),
         (lambda m, t: t.pop("after/c.bias"), r"1 things do not fit its metadata:\n  - after/c.bias: missing"),
         (lambda m, t: t.update({"after/d": torch.zeros(1)}), r"- after/d: not in its metadata"),
         (lambda m, t: t.update({"after/c.bias": torch.zeros(4)}), r"- after/c.bias: shape \[4\], expected \[3\]"),
@@ -142,19 +128,12 @@ def changed_parameters(change):
         (changed_parameters(lambda p: p.append(p[0])), r"- a.weight: listed twice"),
         (
             changed_parameters(lambda p: p[0].update(rows=[[3, 4], [1, 2]])),
-            r"a.weight: rows \[\[3, 4\], \[1, 2\]\] of shape \[4, 6\], expected ranges in order",
+            r"rows .*expected ranges in order",
         ),
-        (changed_parameters(lambda p: p[0].update(rows=[[3, 5]])), r"a.weight: rows \[\[3, 5\]\] of shape"),
-        (changed_parameters(lambda p: p[0].update(rows=[])), r"a.weight: rows \[\] of shape \[4, 6\]"),
-        (changed_parameters(lambda p: p[2].update(columns=[[0, 1]])), r"c.bias: columns \[\[0, 1\]\] of shape \[3\]"),
-        (
-            changed_parameters(lambda p: p[0].update(columns=[[0, 1]])),
-            r"a.weight: rows and columns, expected one of them",
-        ),
-        (
-            changed_parameters(lambda p: p[0].update(rows=[[0, 1]])),
-            r"after/a.weight: shape \[2, 6\], .* \[1, 6\]",
-        ),
+        (changed_parameters(lambda p: p[0].update(rows=[[3, 5]])), r"a.weight: rows \[3, 5\] do not fit"),
+        (changed_parameters(lambda p: p[0].update(columns=[[0, 1]])), r"rows and columns, expected one of them"),
+        (changed_parameters(lambda p: p[0].update(rows=[[0, 1]])), r"after/a.weight: shape \[2, 6\], .* \[1, 6\]"),
+        (changed_parameters(lambda p: p[3].update(chosen=3)), r"chosen/d.weight: 4 parameters, expected 3"),
     ],
 )
 def test_what_is_no_patch(tmp_path, change, message):
@@ -169,11 +148,8 @@ def test_a_patch_cut_anywhere_is_refused(tmp_path, keep):
     (tmp_path / "f").write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
     with pytest.raises(ArtefactError, match=r"f: not a safetensors file, or cut short or damaged"):
         Patch.open(tmp_path / "f")
-
-
-def test_no_file_at_all(tmp_path):
-    with pytest.raises(ArtefactError, match=r"f: cannot be read: "):
-        Patch.open(tmp_path / "f")
+    with pytest.raises(ArtefactError, match=r"g: cannot be read: "):
+        Patch.open(tmp_path / "g")
 
 
 def test_a_full_disk_in_the_middle(tmp_path):

@@ -22,18 +22,6 @@ def linear_gram(rows: Matrix) -> Matrix:
     return gram
 
 
-def gaussian_gram(rows: Matrix) -> Matrix:
-    """exp(-d²/(2 m)) with m the median of all n² squared distances, the zero diagonal among them."""
-    n = len(rows)
-    squared = np.zeros((n, n))
-    for i in range(n):
-        for j in range(n):
-            squared[i, j] = sum((float(a) - float(b)) ** 2 for a, b in zip(rows[i], rows[j], strict=True))
-    ordered = sorted(squared.flatten())
-    median = (ordered[(n * n - 1) // 2] + ordered[n * n // 2]) / 2
-    return np.exp(-squared / (2 * median))
-
-
 def hsic_biased(k: Matrix, m: Matrix) -> float:
     """tr(K H M H) / (n - 1)²."""
     n = len(k)

@@ -15,7 +15,7 @@ from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, TraceTransferError, UserError
 from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.patches import StateError
+from trace_transfer.patch.model_state import StateError
 from trace_transfer.progress import Silent
 from trace_transfer.represent.draw import METADATA_TEXTS
 from trace_transfer.represent.embedding import centroid_distances, silhouette, spread

@@ -58,39 +58,36 @@ def test_unused_layers_and_agreement_of_policies():
     assert match.policy_agreement["monotone"] == 1.0
 
 
+def told(match, words):
+    return [warning for warning in match.warnings if words in warning]
+
+
 def test_layers_that_cannot_be_told_apart_are_named():
     source, target = stacks(noise=0.5)
     generator = torch.Generator().manual_seed(0)
     twin = target.packed_LP[2] + 1e-4 * torch.randn(target.packed_LP.shape[1], generator=generator)
     double = GramStack(torch.cat([target.packed_LP, twin[None]]), target.texts)
-    match = matched(source, double, num_splits=10)
-    (warning,) = [w for w in match.warnings if "pairs are ambiguous" in w]
-    assert "1 of 5 pairs" in warning
-    assert "2→" in warning
-    assert not [w for w in matched(source, target, num_splits=10).warnings if "pairs are ambiguous" in w]
+    (warning,) = told(matched(source, double, num_splits=10), "pairs are ambiguous")
+    assert "1 of 5 pairs" in warning and "2→" in warning
+    assert not told(matched(source, target, num_splits=10), "pairs are ambiguous")
 
 
 def test_a_match_that_is_no_better_than_depth_is_told_one_that_is_the_depth_match_is_not():
     same = matched(*stacks(), num_splits=5)
     assert same.depth.agreement == 1.0
-    assert not [w for w in same.warnings if "CKA adds little to depth" in w]
+    assert not told(same, "CKA adds little to depth")
     generator = torch.Generator().manual_seed(1)
     noise = [stack_rows([torch.randn(80, 9, generator=generator) for _ in range(6)], (torch.arange(80),)) for _ in "ab"]
-    assert [w for w in matched(*noise, num_splits=5).warnings if "CKA adds little to depth" in w]
-
-
-def deeper_stacks():
-    source, target = stacks()
-    return source, GramStack(target.packed_LP[[0, 1, 1, 2, 3, 3, 4]], target.texts)
+    assert told(matched(*noise, num_splits=5), "CKA adds little to depth")
 
 
 @pytest.mark.parametrize("policy", ["depth", "shuffled"])
 def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(policy):
-    match = matched(*deeper_stacks(), policy, num_splits=3, seed=4)
-    assert match.policy == policy
+    source, target = stacks()
+    deeper = source, GramStack(target.packed_LP[[0, 1, 1, 2, 3, 3, 4]], target.texts)
+    match = matched(*deeper, policy, num_splits=3, seed=4)
     assert match.by_target
-    assert [w for w in match.warnings if w.startswith("a control, not a match")]
-    assert not [w for w in match.warnings if "CKA adds little to depth" in w]
+    assert told(match, "a control, not a match") and not told(match, "CKA adds little to depth")
     assert {pair.target for pair in match.pairs} == set(range(7))
     for pair in match.pairs:
         column = match.similarity[:, pair.target].copy()
@@ -99,30 +96,11 @@ def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(poli
         assert pair.margin == pair.similarity - column.max()
         assert column[pair.runner_up] == column.max()
     assert set(match.policy_agreement) == {"argmax", "one-to-one", "monotone", "coverage"}
-
-
-def test_depth_is_the_depth_match_and_no_text_changes_it():
-    match = matched(*deeper_stacks(), "depth", num_splits=3)
-    assert (match.depth.agreement, match.depth.mean_similarity_gain) == (1.0, 0.0)
-    assert {pair.flip_rate for pair in match.pairs} == {0.0}
-
-
-def test_shuffled_pairs_are_worse_than_those_that_they_are_made_of():
-    stacked = deeper_stacks()
-    shuffled, covering = (matched(*stacked, policy, num_splits=0) for policy in ("shuffled", "coverage"))
-    assert sum(p.similarity for p in shuffled.pairs) < sum(p.similarity for p in covering.pairs) - 1
-    assert min(p.margin for p in shuffled.pairs) < -0.2
-    assert shuffled.policy_agreement["coverage"] < 1
-    assert matched(*stacked, "shuffled", num_splits=0, seed=1).as_pairs != shuffled.as_pairs
-    assert not [w for w in covering.warnings if "control" in w]
-
-
-def test_a_control_none_of_whose_pairs_has_a_similarity_is_refused():
-    generator = torch.Generator().manual_seed(0)
-    good, flat = torch.randn(20, 6, generator=generator), torch.ones(20, 6)
-    stack = stack_rows([flat, good], (torch.arange(20),))
-    with pytest.raises(ProbeError, match="no pair of the shuffled match has a similarity"):
-        matched(stack, stack, "shuffled", num_splits=0)
+    if policy == "depth":
+        assert (match.depth.agreement, match.depth.mean_similarity_gain) == (1.0, 0.0)
+        assert {pair.flip_rate for pair in match.pairs} == {0.0}  # no text changes it
+    else:
+        assert matched(*deeper, policy, num_splits=0, seed=1).as_pairs != match.as_pairs
 
 
 def test_few_texts_and_degenerate_layers_are_told():
@@ -132,14 +110,11 @@ def test_few_texts_and_degenerate_layers_are_told():
     match = matched(stack, stack, num_splits=2)
     assert match.degenerate_sources == match.degenerate_targets == (1,)
     assert [(p.source, p.target) for p in match.pairs] == [(0, 0)]
-    assert any("source layers 1 give the same row" in w for w in match.warnings)
-    assert any("only 20 texts" in w for w in match.warnings)
-
-
-def test_rows_that_never_differ_are_refused():
-    stack = stack_rows([torch.ones(20, 6)], (torch.arange(20),))
-    with pytest.raises(ProbeError, match="do not differ in any layer"):
-        matched(stack, stack)
+    assert told(match, "source layers 1 give the same row") and told(match, "only 20 texts")
+    flat = stack_rows(rows[1:], (torch.arange(20),))
+    for stacked, policy in ((flat, "argmax"), (stack_rows(rows[::-1], flat.texts), "shuffled")):
+        with pytest.raises(ProbeError, match=f"no pair of the {policy} match has a similarity"):
+            matched(stacked, stacked, policy, num_splits=0)
 
 
 def test_massive_activations_are_named():
@@ -153,7 +128,7 @@ def test_massive_activations_are_named():
 
 def test_a_clear_match_is_stable_and_better_than_depth():
     source, target = stacks()
-    target = type(target)(target.packed_LP[[0, 0, 1, 2, 4, 3]], target.texts)  # an order that depth cannot guess
+    target = GramStack(target.packed_LP[[0, 0, 1, 2, 4, 3]], target.texts)  # an order that depth cannot guess
     halves = split_halves(source, target, debiased_cka, num_splits=5, seed=0)
     full = argmax(debiased_cka(source, target).values.numpy())
     split = split_half_stability(halves, argmax, full, by_target=False)
@@ -168,12 +143,10 @@ def test_noise_is_not_stable_and_no_better_than_depth():
     generator = torch.Generator().manual_seed(1)
     texts = (torch.arange(60),)
     source, target = (stack_rows([torch.randn(60, 30, generator=generator) for _ in range(8)], texts) for _ in range(2))
-    halves = split_halves(source, target, debiased_cka, num_splits=6, seed=0)
-    full = argmax(debiased_cka(source, target).values.numpy())
-    split = split_half_stability(halves, argmax, full, by_target=False)
-    assert split.same < 0.4
-    assert max(split.flip_rates.values()) > 0.5
-    mean, deviation = split.gain_over_depth
+    match = matched(source, target, num_splits=6)
+    assert match.stability.same < 0.4
+    assert max(pair.flip_rate for pair in match.pairs) > 0.5
+    mean, deviation = match.depth.held_out_gain
     assert mean < 2 * deviation
 
 
@@ -181,10 +154,3 @@ def test_agreement_counts_the_choosing_side():
     assert agreement(((0, 0), (1, 2)), ((0, 0), (1, 3)), by_target=False) == (0.5, 1.0)
     assert agreement(((0, 0), (0, 1)), ((0, 0), (2, 1)), by_target=True) == (0.5, 0.5)
     assert agreement(((0, 0),), ((1, 1),), by_target=False) == (0.0, 0.0)
-
-
-def test_identical_halves_are_perfectly_stable():
-    matrix = debiased_cka(*stacks()).values.numpy()
-    split = split_half_stability(((matrix, matrix),), argmax, argmax(matrix), by_target=False)
-    assert split.same == split.within_one == 1.0
-    assert set(split.flip_rates.values()) == {0.0}

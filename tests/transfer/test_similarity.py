@@ -10,15 +10,11 @@ from tests.reference import cka_loops
 from tests.transfer.stacks import stack_rows
 from trace_transfer.transfer.similarity import (
     SIMILARITIES,
-    GramStack,
-    Places,
     debiased_cka,
     linear_cka,
-    pack_rows,
-    packed_length,
-    rbf_cka,
     split_halves,
     subset,
+    unpacked,
 )
 
 
@@ -40,10 +36,8 @@ def draw_layers(generator, widths, sizes):
     [
         (linear_cka, cka_loops.linear_gram, cka_loops.hsic_biased),
         (debiased_cka, cka_loops.linear_gram, cka_loops.hsic_debiased),
-        (rbf_cka, cka_loops.gaussian_gram, cka_loops.hsic_debiased),
-        (lambda s, t: rbf_cka(s, t, debiased=False), cka_loops.gaussian_gram, cka_loops.hsic_biased),
     ],
-    ids=["linear", "debiased", "rbf debiased", "rbf biased"],
+    ids=["linear", "debiased"],
 )
 @pytest.mark.parametrize("sizes", [(5,), (12,), (9, 7, 4)])
 def test_equals_loops_from_the_formula(measure, gram, hsic, sizes):
@@ -63,12 +57,9 @@ def test_equals_loops_from_the_formula(measure, gram, hsic, sizes):
 @given(n=st.integers(4, 300), width=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_packing_keeps_the_gram_matrix(n, width, seed):
     rows = torch.randn(n, width, generator=torch.Generator().manual_seed(seed)) + 5
-    packed = torch.empty(packed_length(n))
-    pack_rows(rows, packed)
+    found = unpacked(stack_rows([rows], texts_of((n,))).packed_LP, n, torch.arange(n))
     centred = rows.double() - rows.double().mean(0)
-    assert torch.allclose(
-        Places.of(n).unpack(packed[None])[0].double(), centred @ centred.T, atol=1e-4 * max(1.0, width**0.5)
-    )
+    assert torch.allclose(found[0].double(), centred @ centred.T, atol=1e-4 * max(1.0, width**0.5))
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -106,7 +97,6 @@ def test_debiased_is_zero_where_biased_saturates():
     a, b = (stack_rows([torch.randn(n, width, generator=generator)], texts_of((n,))) for _ in range(2))
     assert float(linear_cka(a, b).values) == pytest.approx(width / (n + width), abs=0.003)
     assert abs(float(debiased_cka(a, b).values)) < 4 * 1.41 / n
-    assert abs(float(rbf_cka(a, b).values)) < 0.1 < 0.9 < float(rbf_cka(a, b, debiased=False).values)
 
 
 def test_dependent_rows_fool_even_the_debiased_form_but_not_one_row_per_text():
@@ -151,39 +141,19 @@ def test_refuses_other_rows_and_too_few():
         linear_cka(stack_rows([x], texts_of((9, 3))), stack_rows([x], texts_of((9, 3))))
 
 
-@pytest.mark.parametrize("sizes", [(30,), (150, 140)])
+@pytest.mark.parametrize("sizes", [(30,), (150, 140), (30, 5)])  # the last one gets too small
 def test_subset_is_the_stack_of_those_rows(sizes):
     generator = torch.Generator().manual_seed(8)
     layers = draw_layers(generator, (6, 11, 3), sizes)
     texts = tuple(torch.randperm(max(sizes) + 5, generator=generator)[:n] for n in sizes)
     keep = torch.rand(max(sizes) + 5, generator=generator) < 0.6
     found = subset(stack_rows(layers, texts), keep)
-    rows = keep[torch.cat(texts)]
-    expected = stack_rows([layer[rows] for layer in layers], tuple(index[keep[index]] for index in texts))
+    stay = [index if keep[index].sum() >= 4 else index[:0] for index in texts]
+    rows = torch.cat([keep[index] & (len(kept) > 0) for index, kept in zip(texts, stay, strict=True)])
+    expected = stack_rows([layer[rows] for layer in layers], tuple(i[keep[i]] for i in stay if len(i)))
     assert found.sizes == expected.sizes
     assert all(torch.equal(a, b) for a, b in zip(found.texts, expected.texts, strict=True))
     assert torch.allclose(found.packed_LP, expected.packed_LP, atol=1e-3, rtol=1e-4)
-
-
-def test_subset_drops_minibatches_that_get_too_small():
-    layers = [torch.randn(20, 3, generator=torch.Generator().manual_seed(9))]
-    stack = stack_rows(layers, (torch.arange(12), torch.arange(12, 20)))
-    keep = torch.zeros(20, dtype=torch.bool)
-    keep[:10] = True
-    found = subset(stack, keep)
-    assert isinstance(found, GramStack)
-    assert found.sizes == (10,)
-
-
-def test_matches_a_known_value():
-    """Hand-checkable: two centred features at a right angle to each other's, CKA 0; half shared, 1/√2."""
-    basis = np.linalg.qr(np.concatenate([np.ones((8, 1)), np.random.default_rng(0).normal(size=(8, 3))], axis=1))[0][
-        :, 1:
-    ]
-    one, two, three = (torch.tensor(basis[:, i], dtype=torch.float32) for i in range(3))
-    stack = [stack_rows([rows], texts_of((8,))) for rows in (one[:, None], two[:, None], torch.stack([one, three], 1))]
-    assert float(linear_cka(stack[0], stack[1]).values) == pytest.approx(0, abs=1e-6)
-    assert float(linear_cka(stack[0], stack[2]).values) == pytest.approx(2**-0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize(("num_source", "num_target"), [(28, 36), (1, 1)])
@@ -207,8 +177,7 @@ def test_the_same_bits_with_any_number_of_threads(num_source, num_target):
 def test_halves_have_no_text_in_common_and_are_the_same_for_a_seed():
     """With several minibatches a text is in all of them; halves must part texts, not rows."""
     generator = torch.Generator().manual_seed(2)
-    texts = (torch.arange(31), torch.arange(5, 31))
-    stack = stack_rows([torch.randn(57, 8, generator=generator)], texts)
+    stack = stack_rows([torch.randn(57, 8, generator=generator)], (torch.arange(31), torch.arange(5, 31)))
     seen = []
 
     def record(a, b):
@@ -222,5 +191,3 @@ def test_halves_have_no_text_in_common_and_are_the_same_for_a_seed():
         assert set.union(*one, *other) == set(range(31))
     again = split_halves(stack, stack, debiased_cka, num_splits=3, seed=5)
     assert np.array_equal(first, again)
-    with pytest.raises(ValueError, match="12 texts are too few"):
-        split_halves(*[stack_rows([torch.randn(12, 8)], (torch.arange(12),))] * 2, debiased_cka, num_splits=2, seed=0)

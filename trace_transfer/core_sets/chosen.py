@@ -2,28 +2,25 @@
 
 One entry per tensor, under its name: the sorted places of its core parameters in the flattened tensor (`int32`; `int64`
 where it has 2³¹ or more), or a bitmap (`uint8`, lowest bit first) where that is smaller. The core file names the file
-and the SHA-256 of what it holds, which is also in its name: a core file and its file are written both or not at all,
-and a file of another core set is refused.
+and the SHA-256 of what it holds, which is also in its name: a file of another core set is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trace_transfer.errors import ArtefactError, first_line
 from trace_transfer.files import replacing
 from trace_transfer.models.sources import numel
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Places = NDArray[np.int64]
-
+Places = NDArray[np.int64]
 METADATA = {"format": "trace-transfer/chosen", "version": "1"}
 
 
@@ -38,8 +35,13 @@ class Chosen:
     def indices(self) -> Places:
         return self.places
 
+    def within(self, shape: tuple[int, ...], start: int, stop: int) -> Places:
+        """Those in the block of rows [start, stop), counted from its beginning."""
+        inner = numel(shape[1:])
+        first, last = self.places.searchsorted((start * inner, stop * inner))
+        return self.places[first:last] - start * inner
+
     def numel(self, shape: tuple[int, ...]) -> int:
-        """How many they are."""
         return len(self.places)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -51,43 +53,21 @@ class Chosen:
         return hashlib.sha256(self.places.astype("<i8").tobytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chosen) and self.places.tolist() == other.places.tolist()
+        return isinstance(other, Chosen) and np.array_equal(self.places, other.places)
 
     def __or__(self, other: Chosen) -> Chosen:
-        import numpy as np
-
         return Chosen(np.union1d(self.places, other.places))
 
     def common(self, other: Chosen) -> int:
         """How many parameters are in both."""
-        import numpy as np
-
         return len(np.intersect1d(self.places, other.places, assume_unique=True))
 
     def __str__(self) -> str:
         return f"{len(self.places):,} single parameters"
 
 
-@dataclass
-class Beside:
-    """The chosen parameters of a core file, in memory or where they lie; two core files do not differ by that."""
-
-    chosen: Mapping[str, Chosen] | None = None
-    directory: Path = field(default_factory=Path)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Beside)
-
-
-def stored(chosen: Mapping[str, Chosen], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-    """As they lie in a file."""
-    return {name: encoded(chosen[name], numel(shapes[name])) for name in sorted(chosen)}
-
-
 def encoded(chosen: Chosen, size: int) -> NDArray[Any]:
-    """Places, or a bitmap of so many bits, whichever is smaller."""
-    import numpy as np
-
+    """As they are stored: places, or a bitmap of so many bits, whichever is smaller."""
     places = chosen.places.astype(np.int32 if size < 1 << 31 else np.int64)
     if places.nbytes <= (size + 7) // 8:
         return places
@@ -102,18 +82,13 @@ def decoded(values: NDArray[Any], size: int) -> Chosen:
     Raises:
         ValueError: they cannot be of a tensor with so many parameters.
     """
-    import numpy as np
-
-    if values.dtype == np.uint8:
-        if values.shape != ((size + 7) // 8,):
-            raise ValueError(f"a bitmap of {values.size:,} bytes, expected {(size + 7) // 8:,}")
-        found = np.flatnonzero(np.unpackbits(values, count=size, bitorder="little"))
-    elif values.dtype in (np.int32, np.int64) and values.ndim == 1:
-        found = values.astype(np.int64)
-        if len(found) and (found[0] < 0 or found[-1] >= size or (np.diff(found) <= 0).any()):
-            raise ValueError(f"places that are not in order, or not below {size:,}")
-    else:
-        raise ValueError(f"{values.dtype} {list(values.shape)}, expected places or a bitmap")
+    if values.dtype == np.uint8 and values.shape == ((size + 7) // 8,):
+        return Chosen(np.flatnonzero(np.unpackbits(values, count=size, bitorder="little")))
+    if values.dtype not in (np.int32, np.int64) or values.ndim != 1:
+        raise ValueError(f"{values.dtype} {list(values.shape)}, expected places or a bitmap of {size:,} bits")
+    found = values.astype(np.int64)
+    if len(found) and (found[0] < 0 or found[-1] >= size or (np.diff(found) <= 0).any()):
+        raise ValueError(f"places that are not in order, or not below {size:,}")
     return Chosen(found)
 
 
@@ -151,11 +126,8 @@ def read_chosen(file: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]]) 
         ) from error
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"{file}: cut short or damaged ({first_line(error)}); copy or make it again") from error
-    if content_sha256(tensors) != sha256:
+    if content_sha256(tensors) != sha256 or tensors.keys() != shapes.keys():
         raise ArtefactError(f"{file}: not what the core file beside it names: of another core set, or damaged")
-    if tensors.keys() != shapes.keys():
-        odd = ", ".join(sorted(tensors.keys() ^ shapes.keys())[:5])
-        raise ArtefactError(f"{file}: other tensors than the core file beside it says: {odd}")
     try:
         return {name: decoded(values, numel(shapes[name])) for name, values in tensors.items()}
     except ValueError as error:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from trace_transfer.core_sets.authors_list import write_authors_list
-from trace_transfer.core_sets.axolotl import write_axolotl
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.core_set import CoreSet, ExportError
-from trace_transfer.core_sets.llama_factory import write_llama_factory
-from trace_transfer.core_sets.patterns import write_ms_swift, write_regex
+from trace_transfer.core_sets.core_set import CoreSet, ExportError, commented
+from trace_transfer.core_sets.trainer_settings import write_axolotl, write_llama_factory, write_ms_swift, write_regex
 from trace_transfer.errors import ArtefactError, ModelError, UserError
 from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, load_inventory
 from trace_transfer.progress import quiet_libraries
@@ -26,8 +23,7 @@ from trace_transfer.records import ModelIdentity, read_artefact
 
 COLUMNS = ("task", "rank", "name", *AXES, "shape", "elements", "component", "layer", "score", "core")
 PROGRAM = """\
-{header}
-#
+{header}#
 #     python FILE DATA.jsonl OUT        (or `accelerate launch FILE DATA.jsonl OUT`)
 
 import sys
@@ -61,16 +57,12 @@ if __name__ == "__main__":
 
 
 def write_trl(core: CoreSet) -> str:
-    """The program; it reads the core file where it is now.
-
-    Raises:
-        ExportError: several core files are to be one.
-    """
+    """The program; it reads the core file where it is now."""
     if len(core.files) > 1:
         raise ExportError(f"a program for trl trains the core set of one core file; {len(core.files)} were given")
     return PROGRAM.format(
-        header="\n".join(f"# {line}" for line in core.header("trl")), model=core.model.id,
-        revision=core.model.revision or "main", file=core.files[0],
+        header=commented(core, "trl"), model=core.model.id, revision=core.model.revision or "main",
+        file=core.files[0],
     )  # fmt: skip
 
 
@@ -113,8 +105,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(NamedTuple):
     """A text, and the core set that it holds."""
 
     core: CoreSet
@@ -125,58 +116,41 @@ class Export:
 def export_core(
     files: Sequence[str | Path], to: str, *, model: str | Path | None = None, rank: int = 8, alpha: float = 16.0
 ) -> Export:
-    """What makes another trainer train exactly a core set.
+    """What makes another trainer (one of `FORMATS`) train exactly a core set, of several core files what any trains.
 
     Args:
-        files: core files of one model; of several what any of them trains.
-        to: one of `FORMATS`.
         model: the model of the core files; None for the one that they name. Only its config is read, if anything.
         rank, alpha: of peft's adapters.
 
     Raises:
-        ArtefactError: one is not a core file.
-        ExportError: the trainer has no words for the core set.
-        UserError: core files of several models, or not of the model given.
+        UserError: files that are no core files, of several models or not of the model given; or the trainer has no
+            words for the core set.
     """
     cores: dict[str, CoreFile] = {str(file): read_artefact(file, CoreFile) for file in files}
     if to not in FORMATS:
         raise UserError(f"trainer {to!r} is none of {', '.join(FORMATS)}")
-    core = CoreSet.of(cores, _shapes(cores, model))
-    write = FORMATS[to].write
-    if write is not None:
-        return Export(core, to, write(core))
-    from trace_transfer.core_sets.lora import write_peft
-    from trace_transfer.models.sources import build_meta_model, inventory_of
+    first, write = next(iter(cores.values())), FORMATS[to].write
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in first.parameters}
+    if write is not None and (model is not None or _sha256(shapes) != first.model.names_sha256):  # it does not list all
+        quiet_libraries()
+        shapes = dict(load_inventory(_source(first.model, model)).shapes)
+    elif write is None:
+        from trace_transfer.core_sets.lora import write_peft
+        from trace_transfer.models.sources import build_meta_model, inventory_of
 
-    built = build_meta_model(load_config(_source(core.model, model)))
-    _require_same(core.model, inventory_of(built).shapes, str(files[0]), model)
-    return Export(core, to, write_peft(core, built, rank, alpha))
-
-
-def _shapes(cores: Mapping[str, CoreFile], model: str | Path | None) -> Mapping[str, tuple[int, ...]]:
-    """All tensors of the model: as the first core file lists them if it lists them all, otherwise as it has them."""
-    file, core = next(iter(cores.items()))
-    listed = {tensor.name: tuple(tensor.shape) for tensor in core.parameters}
-    if model is None and _sha256(listed) == core.model.names_sha256:
-        return listed
-    quiet_libraries()
-    shapes = load_inventory(_source(core.model, model)).shapes
-    _require_same(core.model, shapes, file, model)
-    return shapes
-
-
-def _require_same(
-    identity: ModelIdentity, shapes: Mapping[str, tuple[int, ...]], file: str, model: str | Path | None
-) -> None:
-    if _sha256(shapes) != identity.names_sha256:
+        built = build_meta_model(load_config(_source(first.model, model)))
+        shapes = dict(inventory_of(built).shapes)
+    if _sha256(shapes) != first.model.names_sha256:
         raise ArtefactError(
-            f"{file}: is of {identity.id}, a model with {identity.num_parameters} tensors; "
+            f"{files[0]}: is of {first.model.id}, a model with {first.model.num_parameters} tensors; "
             f"{model or 'what is there'} has other names or shapes ({len(shapes)} tensors), or this version of "
             "transformers gives it others. Say with --model where the model is"
         )
+    core = CoreSet.of(cores, shapes)
+    return Export(core, to, write_peft(core, built, rank, alpha) if write is None else write(core))
 
 
-def _sha256(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _sha256(shapes: dict[str, tuple[int, ...]]) -> str:
     return Inventory(None, shapes, {}).names_sha256
 
 

@@ -6,15 +6,15 @@ Names are those of `named_parameters()`; True means trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.chosen import Chosen, Places
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import UserError, listing
 from trace_transfer.files import sha256_text
-from trace_transfer.models.sources import AXES, Ranges, part_numel
+from trace_transfer.models.sources import AXES, Ranges, numel
 
 
 class MaskError(UserError):
@@ -29,18 +29,26 @@ class Slice:
     ranges: Ranges
 
     def numel(self, shape: tuple[int, ...]) -> int:
-        """Elements in these ranges of a tensor of that shape."""
-        rows, columns, depth = (self.ranges if dim == self.dim else None for dim in range(len(AXES)))
-        return part_numel(shape, rows, columns, depth)
+        return numel(self.shape(shape))
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """Of these ranges of a parameter of that shape, put together."""
-        return (*whole[: self.dim], len(self.indices), *whole[self.dim + 1 :])
+        return (*whole[: self.dim], sum(b - a for a, b in self.ranges), *whole[self.dim + 1 :])
 
     @property
     def indices(self) -> list[int]:
         """Every index along its dimension, in order."""
         return [index for start, stop in self.ranges for index in range(start, stop)]
+
+    def within(self, shape: tuple[int, ...], start: int, stop: int) -> list[int] | Places:
+        """Its indices in the block of rows [start, stop) alone, counted from there."""
+        if self.dim:
+            return self.indices
+        return [index - start for a, b in self.ranges for index in range(max(a, start), min(b, stop))]
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{a}-{b - 1}" for a, b in self.ranges[:5])
+        return f"{AXES[self.dim]} {shown}" + (f" and {len(self.ranges) - 5} ranges more" if self.ranges[5:] else "")
 
 
 Part = Slice | Chosen
@@ -48,11 +56,7 @@ Part = Slice | Chosen
 
 @dataclass(frozen=True)
 class Mask:
-    """The trained tensors, each with its trained part, or None where all of it is trained.
-
-    Attributes:
-        parts: name → part, in no particular order.
-    """
+    """The trained tensors, each with its trained part, or None where all of it is trained, in no particular order."""
 
     parts: Mapping[str, Part | None]
 
@@ -63,17 +67,13 @@ class Mask:
 
     @classmethod
     def of_core(cls, core: CoreFile, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], file: str) -> Mask:
-        """The core set of a file on a model.
-
-        Args:
-            shapes, tied: the model's inventory; an alias means its owner.
-            file: for messages.
+        """The core set of a file on a model with that inventory, where an alias means its owner.
 
         Raises:
             MaskError: it is empty, or names what the model lacks or has in another shape; lists all of it.
         """
         problems: list[str] = []
-        found: dict[str, list[tuple[Ranges | None, ...]]] = {}
+        found: dict[str, dict[int | None, list[tuple[int, int]]]] = {}  # name → dimension (None: whole) → ranges
         for tensor in core.core:
             name = tied.get(tensor.name, tensor.name)
             if name not in shapes:
@@ -81,7 +81,12 @@ class Mask:
             elif tuple(tensor.shape) != shapes[name]:
                 problems.append(f"{name}: {list(tensor.shape)} there, {list(shapes[name])} in this model")
             else:
-                found.setdefault(name, []).append(tensor.place[1:])
+                sides = found.setdefault(name, {})
+                for dim, ranges in enumerate(tensor.place[1:]):
+                    if ranges is not None:
+                        sides.setdefault(dim, []).extend(ranges)
+                if not any(tensor.place[1:]):
+                    sides[None] = []
         if problems:
             raise MaskError(
                 f"{file}: its core set does not fit the model to be trained; carry it over with `trace-transfer map`:\n"
@@ -91,14 +96,10 @@ class Mask:
             raise MaskError(f"{file}: its core set is empty; make another one with `trace-transfer select --ratio`")
         if core.chosen is not None:
             return cls({tied.get(name, name): part for name, part in core.parameters_chosen.items()})
-        return cls({name: _joined(name, parts, shapes[name], file) for name, parts in found.items()})
+        return cls({name: _joined(f"{file}: {name}", sides, shapes[name]) for name, sides in found.items()})
 
     def __or__(self, other: Mask) -> Mask:
-        """What either of them trains.
-
-        Raises:
-            MaskError: ranges along one dimension of a tensor in one, and along another in the other.
-        """
+        """What either of them trains; a MaskError where that is rows of a tensor in one and columns in the other."""
         parts = dict(self.parts)
         for name, part in other.parts.items():
             mine = parts.get(name, part)
@@ -106,18 +107,11 @@ class Mask:
                 parts[name] = None
             elif isinstance(mine, Chosen) and isinstance(part, Chosen):
                 parts[name] = mine | part
-            elif isinstance(mine, Chosen) or isinstance(part, Chosen):
-                raise MaskError(
-                    f"{name}: single parameters are core for one task and rows for another; only either can"
-                )
-            elif mine.dim == part.dim:
+            elif isinstance(mine, Slice) and isinstance(part, Slice) and mine.dim == part.dim:
                 parts[name] = Slice(part.dim, merged_ranges([*mine.ranges, *part.ranges]))
             else:
-                one, two = sorted((mine.dim, part.dim))
-                raise MaskError(
-                    f"{name}: its {AXES[one]} are core for one task and its {AXES[two]} for another; only either can "
-                    "be trained"
-                )
+                kinds = ["single parameters" if isinstance(one, Chosen) else AXES[one.dim] for one in (mine, part)]
+                raise MaskError(f"{name}: its {kinds[0]} are core for one task and its {kinds[1]} for another; {ONLY}")
         return Mask(parts)
 
     def trains(self, name: str) -> bool:
@@ -126,10 +120,7 @@ class Mask:
 
     def numel(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Trained elements."""
-        return sum(
-            part.numel(shapes[name]) if part else part_numel(shapes[name], None, None)
-            for name, part in self.parts.items()
-        )
+        return sum(numel(shape) for shape in self.trained_shapes(shapes).values())
 
     def trained_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Name → shape of what is trained of each parameter, in the model's order."""
@@ -148,21 +139,21 @@ class Mask:
         def told(part: Part | None) -> str:
             return part.sha256 if isinstance(part, Chosen) else str((part.dim, part.ranges)) if part else ""
 
-        lines = (f"{name} {told(self.parts[name])}" for name in sorted(self.parts))
-        return sha256_text("\n".join(lines))
+        return sha256_text("\n".join(f"{name} {told(self.parts[name])}" for name in sorted(self.parts)))
 
 
-def _joined(name: str, parts: Sequence[tuple[Ranges | None, ...]], shape: tuple[int, ...], file: str) -> Slice | None:
-    """The parts of one tensor as one slice, None for all of it; each part has its ranges of rows, columns, depth."""
-    if any(ranges == (None,) * len(AXES) for ranges in parts):
+ONLY = "only either can be trained"
+
+
+def _joined(where: str, sides: Mapping[int | None, list[tuple[int, int]]], shape: tuple[int, ...]) -> Slice | None:
+    """The parts of one tensor as one slice, None for all of it."""
+    if None in sides:
         return None
-    dims = sorted({dim for ranges in parts for dim, one in enumerate(ranges) if one is not None})
+    dims = sorted(dim for dim in sides if dim is not None)
     if len(dims) > 1:
-        words = " and ".join(AXES[dim] for dim in dims)
-        raise MaskError(f"{file}: {name}: {words} of one tensor are core; only either can be trained")
-    (dim,) = dims
-    merged = merged_ranges(one for ranges in parts for one in ranges[dim] or ())
-    return None if merged == ((0, shape[dim]),) else Slice(dim, merged)
+        raise MaskError(f"{where}: {' and '.join(AXES[dim] for dim in dims)} of one tensor are core; {ONLY}")
+    merged = merged_ranges(sides[dims[0]])
+    return None if merged == ((0, shape[dims[0]]),) else Slice(dims[0], merged)
 
 
 def merged_ranges(ranges: Iterable[tuple[int, int]]) -> Ranges:

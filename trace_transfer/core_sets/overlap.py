@@ -33,13 +33,8 @@ def jaccard_by_chance(ratio: float) -> float:
 
 @dataclass(frozen=True)
 class Reproducibility:
-    """Overlap of one task's two core sets, and its overlap with other tasks'; all in [0, 1], NaN where undefined.
-
-    Attributes:
-        within: overlap of the task's two replicates.
-        between: mean overlap of one replicate of the task with the other replicate of each other task.
-        highest_between: the largest of these.
-    """
+    """Overlap of one task's two core sets, and the mean and the largest of one with the other set of each other task;
+    all in [0, 1], NaN where undefined."""
 
     within: float
     between: float
@@ -49,10 +44,8 @@ class Reproducibility:
     def clearly_higher(self) -> bool:
         """Whether the task's replicates share more with each other than with any other task's.
 
-        Two replicates of a task see different data, and so do those compared between tasks (a with b, never a with a).
         If the task made no difference, `within` would be as likely to be the largest as any of the 2 (K − 1) others: it
-        is by chance with probability 1 / (2 K − 1), for four tasks 14 %. With so few values no test can say more; a
-        task that fails this has a core set which tells it from others no better than a new seed would.
+        is by chance with probability 1 / (2 K − 1), for four tasks 14 %. With so few values no test can say more.
         """
         return self.within > self.highest_between
 
@@ -60,22 +53,14 @@ class Reproducibility:
 def reproducibility(replicates: Mapping[str, tuple[CoreSet, CoreSet]]) -> dict[str, Reproducibility]:
     """For each task, how far its two core sets agree, beside their agreement with those of other tasks.
 
-    Between the tasks k and j it takes both J(k_a, j_b) and J(j_a, k_b). A single task has nothing between (NaN).
+    Between the tasks k and j it takes both J(k_a, j_b) and J(j_a, k_b): like two replicates of a task these see
+    different data. A single task has nothing between (NaN).
     """
     found = {}
     for task, (first, second) in replicates.items():
-        between = []
-        for other, (others_first, others_second) in replicates.items():
-            if other != task:
-                between += [jaccard(first, others_second), jaccard(others_first, second)]
-        found[task] = Reproducibility(
-            within=jaccard(first, second),
-            between=math.fsum(between) / len(between) if between else math.nan,
-            highest_between=_largest(between),
-        )
+        others = [pair for other, pair in replicates.items() if other != task]
+        between = [share for one, two in others for share in (jaccard(first, two), jaccard(one, second))]
+        mean = math.fsum(between) / len(between) if between else math.nan
+        highest = math.nan if math.isnan(mean) else max(between)
+        found[task] = Reproducibility(jaccard(first, second), mean, highest)
     return found
-
-
-def _largest(values: list[float]) -> float:
-    """NaN if there is none, or if any is NaN."""
-    return math.nan if not values or any(map(math.isnan, values)) else max(values)

@@ -40,8 +40,12 @@ def select(tensors: Sequence[CoreTensor], ratio: float, unit: str = "tensors") -
     Returns:
         All entries, best score first, those without a score last; equal scores in the order given.
     """
-    ranked = sorted(tensors, key=_best_first)
-    chosen = _within_count(ranked, ratio) if unit == "tensors" else _within_budget(ranked, ratio)
+    ranked = sorted(tensors, key=lambda one: (one.score is None, -(one.score or 0.0)))
+    if unit == "tensors":
+        count = max(1, int(ratio * len(ranked) + ROUNDING))
+        chosen = [index < count and p.score is not None for index, p in enumerate(ranked)]
+    else:
+        chosen = _within_budget(ranked, ratio)
     # Copies are slow, and with rows there are a million entries: only what changes is copied.
     return tuple(
         p if p.core == core else p.model_copy(update={"core": core}) for p, core in zip(ranked, chosen, strict=True)
@@ -52,15 +56,6 @@ def ties_at_the_cut(tensors: Sequence[CoreTensor]) -> bool:
     """Whether an entry of the core set and one outside have the same score, so that their order alone decided."""
     inside = {p.score for p in tensors if p.core}
     return any(p.score in inside for p in tensors if not p.core)
-
-
-def _best_first(tensor: CoreTensor) -> tuple[bool, float]:
-    return tensor.score is None, -(tensor.score or 0.0)
-
-
-def _within_count(ranked: Sequence[CoreTensor], ratio: float) -> list[bool]:
-    count = max(1, int(ratio * len(ranked) + ROUNDING))
-    return [index < count and p.score is not None for index, p in enumerate(ranked)]
 
 
 def _within_budget(ranked: Sequence[CoreTensor], ratio: float) -> list[bool]:
@@ -88,12 +83,7 @@ def entries_of(anatomy: Anatomy, name: str, shape: tuple[int, ...], split: Split
 
 
 def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
-    """Another core set from the scores of a core file; None is as before.
-
-    Raises:
-        ArtefactError: it is not a core file.
-        UserError: `rows` of scores of whole tensors, or the other way round.
-    """
+    """Another core set from the scores of a core file; None is as before."""
     core: CoreFile = read_artefact(file, CoreFile)
     ratio, unit = ratio or core.method.ratio, unit or core.method.unit
     if "parameters" in (unit, core.method.unit):
@@ -113,8 +103,8 @@ def reselect_all(
     """`reselect` for several files, in their order; written into a directory, if one is named.
 
     Raises:
-        ArtefactError: some are no core files; all are named.
-        UserError: a ratio or unit that is none, or as `reselect`; two of one task, or one that would be written over.
+        UserError: some are no core files, a ratio or unit that is none, or `rows` of scores of whole tensors (or the
+            other way round); two of one task, or one that would be written over.
     """
     chosen = Selection.of(ratio=ratio, unit=unit)
     cores, problems = [], []

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.errors import ModelError, first_line
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import FamilyRegistry
-from trace_transfer.models.names_on_disk import name_told
-from trace_transfer.models.sources import ModelSource, build_meta_model, load_inventory
-from trace_transfer.progress import tell
+from trace_transfer.models.sources import ModelSource, load_inventory
 from trace_transfer.records import ModelIdentity
 
 # In several scripts, with digits and the letters of sequences, so that a tokenizer of few characters knows some.
@@ -53,39 +51,6 @@ def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
     source = ModelSource.parse(name)
     inventory = load_inventory(source)
     return OpenModel(source, inventory.config, anatomy_of(inventory, registry))
-
-
-@dataclass(frozen=True)
-class NamesTold:
-    """Names that are none of a model's tensors, as far as they can be made out.
-
-    Attributes:
-        translated: names on disk or of older versions → the tensor that is exactly that one.
-        known: others → what they are.
-    """
-
-    translated: Mapping[str, str]
-    known: Mapping[str, str]
-
-
-def names_told(model: OpenModel, names: Sequence[str]) -> NamesTold:
-    """Make out names that the model lacks: names on disk (`block_sparse_moe.gate.weight`), which are translated, which
-    is told, and those of tied tensors."""
-    lost = [name for name in names if name not in model.anatomy.inventory.shapes]
-    if not lost:
-        return NamesTold({}, {})
-    built = build_meta_model(model.config)
-    translated, known = {}, {}
-    for name in lost:
-        what, found = name_told(built, name) or (None, None)
-        if what is not None and (found is None or what.startswith("tied") or found in names):
-            known[name] = f"{what}; name that"
-        elif found is not None:
-            translated[name] = found
-    if translated:
-        pairs = [f"{name} → {found}" for name, found in translated.items()]
-        tell(f"{len(pairs)} names on disk, or of older versions, are read as those of {model.name}:\n{listing(pairs)}")
-    return NamesTold(translated, known)
 
 
 def load_tokenizer(source: ModelSource) -> Any:

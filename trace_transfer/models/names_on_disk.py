@@ -174,28 +174,6 @@ def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, di
         raise ModelError(f"{file}: GGUF files of '{model.config.model_type}' cannot be read ({error})") from error
 
 
-def name_told(model: PreTrainedModel, name: str) -> tuple[str, str | None] | None:
-    """What a name is that is none of `named_parameters()`: an alias of a tied tensor, or a name on disk or of an
-    older version; None if it is neither.
-
-    Returns:
-        The words for it, and the name at run time that stands for exactly the same tensor, if one does.
-    """
-    owners = {id(parameter): owner for owner, parameter in model.named_parameters()}
-    everything = dict(model.named_parameters(remove_duplicate=False))
-    if name in everything:
-        owner = owners[id(everything[name])]
-        return f"tied to {owner}", owner
-    names = LoadedNames.of(model, [name])
-    found = names.at_run_time[name]
-    if found not in everything:
-        return None
-    if name in names.patterns:
-        return f"a name on disk, of a part of {found} at run time", None
-    owner = owners[id(everything[found])]
-    return f"a name on disk or of an older version, {owner} at run time", owner
-
-
 @dataclass(frozen=True)
 class SavedNames:
     """A model's tensors as `save_pretrained` names and cuts them.

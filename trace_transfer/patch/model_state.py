@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +20,71 @@ from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.loading import BaseModel
-from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, listing
+from trace_transfer.engine.slices import with_part
+from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, UserError, listing
 from trace_transfer.files import sha256_text
 from trace_transfer.models.checkpoints import OpenedBase, specs_of
 from trace_transfer.models.model_directory import ModelWriter
-from trace_transfer.models.sources import (
-    ModelSource,
-    numel,
-    row_blocks,
-)
-from trace_transfer.models.tensors import TensorSpec, all_finite, dtype_name, require_finite
-from trace_transfer.patch.patches import AFTER, BEFORE, Difference, Patch, PatchEntry, StateError, Step, write_patch
+from trace_transfer.models.sources import ModelSource, numel, row_blocks
+from trace_transfer.models.tensors import TensorSpec, all_finite, converted, differing, dtype_name, require_finite
+from trace_transfer.patch.patches import AFTER, BEFORE, Patch, PatchEntry, index_within, write_patch
 from trace_transfer.progress import Reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class StateError(UserError):
+    """A model is not in the state that a patch begins with."""
+
+
+@dataclass
+class Difference:
+    """How one tensor of a model differs from what a patch begins with, added up over its blocks."""
+
+    name: str
+    expected_dtype: torch.dtype
+    found_dtype: torch.dtype | None = None
+    count: int = 0
+    is_after: bool = True
+
+    def add(self, found: Tensor, before: Tensor, after: Tensor) -> None:
+        """A block's part as it is in the model, and as it is before and after the patch."""
+        self.found_dtype = found.dtype
+        self.count += int(differing(found, before).sum())
+        self.is_after &= found.dtype == after.dtype and not bool(differing(found, after).any())
+
+    @property
+    def exists(self) -> bool:
+        return self.count > 0 or self.found_dtype != self.expected_dtype
+
+    @property
+    def told(self) -> str:
+        if self.found_dtype == self.expected_dtype:
+            return f"{self.name}: {self.count:,} element" + ("" if self.count == 1 else "s")
+        found, expected = map(dtype_name, (self.found_dtype, self.expected_dtype))
+        return f"{self.name}: {found} there, {expected} in the patch" + (", and other values" if self.count else "")
+
+
+def _put(
+    patch: Patch, entry: PatchEntry, block: Tensor, values: Tensor, rows: tuple[int, int], *, lossy: bool = False
+) -> Tensor:
+    """A block of rows with a patch's values in it, in their type.
+
+    Args:
+        lossy: round where that type does not hold the values of the other rows; otherwise that is an error.
+    """
+    if entry.part is None:
+        return values
+    wide = torch.promote_types(block.dtype, values.dtype)
+    whole = with_part(block.to(wide), entry.part, index_within(entry.part, entry.shape, *rows), values.to(wide))
+    found = whole.to(values.dtype) if lossy else converted(whole, values.dtype)
+    if found is None:
+        raise StateError(
+            f"{patch.path}: stores {entry.name} as {dtype_name(values.dtype)}, which does not hold the values that its "
+            "other rows have in this model"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,18 +104,16 @@ class ModelState:
     def __post_init__(self) -> None:
         if self.base is None:
             object.__setattr__(self, "base", OpenedBase(self.source))
-        problems = [f"{patch.path}: {why}" for patch in self.patches if (why := self._misfit(patch))]
+        problems = []
+        for patch in self.patches:
+            wrong = [entry.name for entry in patch.entries if self.shapes.get(entry.name) != entry.shape]
+            if patch.names_sha256 != self.names_sha256:
+                sums = f"{patch.names_sha256[:12]}, expected {self.names_sha256[:12]}"
+                problems.append(f"{patch.path}: of a model whose names and shapes have the sum {sums}")
+            elif wrong:
+                problems.append(f"{patch.path}: {', '.join(wrong[:5])}: not a tensor of this shape in the model")
         if problems:
             raise ArtefactError(f"patches that are not of {self.source.name}:\n" + listing(problems))
-
-    def _misfit(self, patch: Patch) -> str | None:
-        if patch.names_sha256 != self.names_sha256:
-            return (
-                f"of a model whose names and shapes have the sum {patch.names_sha256[:12]}, "
-                f"expected {self.names_sha256[:12]}"
-            )
-        wrong = [entry.name for entry in patch.entries if self.shapes.get(entry.name) != entry.shape]
-        return f"{', '.join(wrong[:5])}: not a tensor of this shape in the model" if wrong else None
 
     @property
     def config(self) -> Any:
@@ -74,11 +123,6 @@ class ModelState:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of all tensors, in the order of the model."""
         return self.base.inventory.shapes
-
-    @property
-    def buffers(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of what is saved with the tensors but is none; always as the base has it."""
-        return self.base.buffers
 
     @property
     def names_sha256(self) -> str:
@@ -104,19 +148,14 @@ class ModelState:
 
     def dtype(self, name: str) -> torch.dtype:
         """In which a tensor is stored."""
-        entries = self._entries_of(name)
-        return entries[-1][1].after_dtype if entries else self.base.dtype(name)
+        held = self._entries_of(name)
+        return held[-1][1].after_dtype if held else self.base.dtype(name)
 
     def spec(self, name: str) -> TensorSpec:
         return TensorSpec(self.dtype(name), self.shapes[name])
 
     def value(self, name: str) -> Tensor:
-        """One whole tensor as it is stored.
-
-        Raises:
-            ModelError: it is missing on disk.
-            StateError: a patch of some rows has another type, which does not hold the values of the other rows.
-        """
+        """One whole tensor as it is stored; raises as `chunks`."""
         spec, end = self.spec(name), 0
         value = torch.empty(numel(spec.shape), dtype=spec.dtype)
         for chunk in self.chunks(name):
@@ -125,19 +164,23 @@ class ModelState:
         return value.view(spec.shape)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """One tensor, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts; raises as `value`."""
-        entries = self._entries_of(name)
-        whole = [number for number, (_, entry) in enumerate(entries) if entry.part is None]
-        if not entries:
+        """One tensor, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts.
+
+        Raises:
+            ModelError: it is missing on disk.
+            StateError: a patch of some rows has another type, which does not hold the values of the other rows.
+        """
+        held = self._entries_of(name)
+        if not held:
             yield from self.base.chunks(name)
             return
-        shape = self.shapes[name]
-        steps = [Step.of(patch, entry, AFTER) for patch, entry in entries[whole[-1] if whole else 0 :]]
-        base = None if whole else self._base_blocks(name)
-        for start, stop in row_blocks(shape):
-            block = torch.empty(0) if base is None else next(base)
-            for step in steps:
-                block = step.put(block, next(step.values), start, stop)
+        whole = [number for number, (_, entry) in enumerate(held) if entry.part is None]
+        held = held[whole[-1] if whole else 0 :]
+        base = repeat(torch.empty(0)) if whole else self._base_blocks(name)
+        values = zip(*(patch.blocks(name, AFTER) for patch, _ in held), strict=True)
+        for rows, block, ends in zip(row_blocks(self.shapes[name]), base, values, strict=False):
+            for (patch, entry), end in zip(held, ends, strict=True):
+                block = _put(patch, entry, block, end, rows)
             yield block.flatten()
 
     def check(self, reporter: Reporter) -> None:
@@ -146,41 +189,33 @@ class ModelState:
         Raises:
             StateError: the first patch that does not, and which of its tensors differ, bit for bit.
         """
-        problems: list[dict[str, Difference]] = [{} for _ in self.patches]
-        names = self.patched
-        if not names:
+        problems: list[list[Difference]] = [[] for _ in self.patches]
+        if not self.patched:
             return
-        with reporter.task("checking the state of the model", len(names)) as advance:
-            for name in names:
-                self._check_one(name, problems)
+        with reporter.task("checking the state of the model", len(self.patched)) as advance:
+            for name in self.patched:
+                for number, difference in self._differences(name):
+                    problems[number].append(difference)
                 advance()
         for patch, found in zip(self.patches, problems, strict=True):
             if found:
                 raise StateError(self._told(patch, found))
 
-    def _check_one(self, name: str, problems: Sequence[dict[str, Difference]]) -> None:
-        """Follow the patches of one tensor; whatever one of them begins with, the next is compared with its end."""
-        steps = [
-            (number, Step.of(patch, patch.by_name[name], BEFORE), Step.of(patch, patch.by_name[name], AFTER))
-            for number, patch in enumerate(self.patches)
-            if name in patch.by_name
-        ]
-        found = {number: Difference(before.entry.before_dtype) for number, before, _ in steps}
-        base = self._base_blocks(name)
-        for start, stop in row_blocks(self.shapes[name]):
-            block = next(base)
-            for number, before, after in steps:
-                end = next(after.values)
-                found[number].add(after.part_of(block, start, stop), next(before.values), end)
-                block = after.put(block, end, start, stop, lossy=found[number].exists)  # the difference is told later
-        for number, difference in found.items():
-            if difference.exists:
-                problems[number][name] = difference
+    def _differences(self, name: str) -> list[tuple[int, Difference]]:
+        """By the patches' numbers; whatever one of them begins with, the next is compared with its end."""
+        held = self._entries_of(name)
+        found = [Difference(name, entry.before_dtype) for _, entry in held]
+        values = zip(*(patch.blocks(name, kind) for patch, _ in held for kind in (BEFORE, AFTER)), strict=True)
+        for rows, block, ends in zip(row_blocks(self.shapes[name]), self._base_blocks(name), values, strict=True):
+            for (patch, entry), difference, before, after in zip(held, found, ends[::2], ends[1::2], strict=True):
+                difference.add(entry.part_of_block(block, *rows), before, after)
+                block = _put(patch, entry, block, after, rows, lossy=difference.exists)  # the difference is told later
+        numbers = [number for number, patch in enumerate(self.patches) if name in patch.by_name]
+        return [one for one in zip(numbers, found, strict=True) if one[1].exists]
 
-    def _told(self, patch: Patch, found: Mapping[str, Difference]) -> str:
+    def _told(self, patch: Patch, found: Sequence[Difference]) -> str:
         begins = "ends" if patch.inverted else "begins"
-        lines = [f"{name}: {one.told}" for name, one in found.items()]
-        if all(one.is_after for one in found.values()) and len(found) == len(patch.entries):
+        if all(one.is_after for one in found) and len(found) == len(patch.entries):
             done = "reverted" if patch.inverted else "applied"
             hint = f"They hold what the patch would bring: it has been {done} before."
         else:
@@ -190,7 +225,7 @@ class ModelState:
             )
         return (
             f"{self.source.name}: not in the state that {patch.path} (task '{patch.task}') {begins} with; "
-            f"{len(found)} of its {len(patch.entries)} tensors differ:\n{listing(lines)}\n{hint}"
+            f"{len(found)} of its {len(patch.entries)} tensors differ:\n{listing([one.told for one in found])}\n{hint}"
         )
 
     def _entries_of(self, name: str) -> list[tuple[Patch, PatchEntry]]:
@@ -201,11 +236,7 @@ class ModelState:
         return (block.view(-1, *inner) for block in self.base.chunks(name))
 
     def require_readable(self, names: Iterable[str]) -> None:
-        """Refuse tensors that cannot be put into a patch, reading the first rows of each.
-
-        Raises:
-            ModelError: missing on disk, or quantised; all are named.
-        """
+        """Read the first rows of tensors; a ModelError names those that cannot be put into a patch."""
         problems = []
         for name in names:
             try:
@@ -217,11 +248,7 @@ class ModelState:
 
 
 def require_same_names(base: ModelState, other: ModelState) -> None:
-    """Refuse two models with other names or shapes.
-
-    Raises:
-        ModelError: every tensor of one that the other lacks, or has in another shape.
-    """
+    """Refuse two models with other names or shapes: a ModelError names all that differ."""
     ours, theirs = base.shapes, other.shapes
     problems = [f"lacks {name}" for name in ours if name not in theirs]
     problems += [f"has {name}, which the base has not" for name in theirs if name not in ours]
@@ -240,9 +267,7 @@ def write_model(
     state: ModelState, directory: Path, reporter: Reporter, *, replace: bool = False,
     texts: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Write a state as a directory that `from_pretrained` loads; one block of rows is in memory.
-
-    Whole or not at all: after a kill the same call writes it anew.
+    """Write a state as a directory that `from_pretrained` loads, whole or not at all; one block of rows is in memory.
 
     Args:
         replace: what is in the directory goes when the new model is whole.
@@ -250,8 +275,7 @@ def write_model(
 
     Raises:
         StateError: a patch does not begin where the one before ended.
-        ModelError: the base cannot be read, or values beside its tensors cannot.
-        UserError: the directory is not empty, and not to be replaced; DiskFullError: nothing is left.
+        UserError: the base cannot be read; the directory is not empty, and not to be replaced; the disk is full.
     """
     specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
     state.check(reporter)
@@ -267,10 +291,9 @@ def write_model(
 
 
 def patch_entries(state: ModelState, mask: Mask, save_dtype: str = "stored") -> tuple[PatchEntry, ...]:
-    """The entries of the patch of a stage, in the order of the model; reads headers only.
+    """The entries of the patch of a stage that begins with a state, in the order of the model; reads headers only.
 
     Args:
-        state: that the stage begins with.
         save_dtype: `stored`, the type in which the state has each tensor, or `float32`, or wider where it is wider.
     """
     entries = []
@@ -286,51 +309,42 @@ def record_patch(
     path: Path, state: ModelState, mask: Mask, trained: Iterable[tuple[str, Tensor]], *, task: str, method: str,
     save_dtype: str = "stored",
 ) -> Patch:  # fmt: skip
-    """Write the patch of a stage, a tensor at a time.
+    """Write the patch of a stage that began with a state, a tensor at a time.
 
     Args:
-        state: that the stage began with.
         trained: what is trained of each tensor of the mask, in float32, once, in any order (of a slice its rows or
             columns, one after the other).
 
     Raises:
         NumericalError: values that are not finite, or that the stored type cannot hold.
         TraceTransferError: other tensors come than those of the mask.
-        DiskFullError: nothing of the patch is left.
     """
     entries = patch_entries(state, mask, save_dtype)
+
+    def changes() -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
+        waiting = {entry.name: entry for entry in entries}
+        for name, value in trained:
+            if name not in waiting:
+                raise TraceTransferError(f"{name}: trained, but not of the mask, or handed over twice")
+            entry = waiting.pop(name)
+            yield entry, entry.part_of(state.value(name)), as_stored(entry, value)
+        if waiting:
+            raise TraceTransferError(f"trained tensors that were not handed over: {', '.join(list(waiting)[:5])}")
+
     return write_patch(
-        path, task=task, method=method, names_sha256=state.names_sha256, entries=entries,
-        values=_changes(state, entries, trained),
-    )  # fmt: skip
-
-
-def _changes(
-    state: ModelState, entries: Iterable[PatchEntry], trained: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
-    waiting = {entry.name: entry for entry in entries}
-    for name, value in trained:
-        if name not in waiting:
-            raise TraceTransferError(f"{name}: trained, but not of the mask, or handed over twice")
-        entry = waiting.pop(name)
-        yield entry, entry.part_of(state.value(name)), as_stored(entry, value)
-    if waiting:
-        raise TraceTransferError(f"trained tensors that were not handed over: {', '.join(list(waiting)[:5])}")
+        path, task=task, method=method, names_sha256=state.names_sha256, entries=entries, values=changes()
+    )
 
 
 def as_stored(entry: PatchEntry, value: Tensor) -> Tensor:
-    """A trained value in the type of its entry.
-
-    Raises:
-        NumericalError: it is not finite, or that type cannot hold it.
-    """
+    """A trained value in the type of its entry; a NumericalError if it is not finite, or that cannot hold it."""
     after = value.to(entry.after_dtype)
     if not all_finite(value):
         raise NumericalError(f"{entry.name}: NaN or Inf in the trained values; no patch can hold them")
     if not all_finite(after):
         raise NumericalError(
             f"{entry.name}: trained values of up to {float(value.abs().max()):g} do not fit "
-            f"{str(entry.after_dtype).removeprefix('torch.')}, in which the base stores it; save them in float32"
+            f"{dtype_name(entry.after_dtype)}, in which the base stores it; save them in float32"
         )
     return after
 

@@ -10,6 +10,7 @@ different types: after a patch its tensors are stored in the type of `after`. Me
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,22 +22,15 @@ from pydantic import Field, Json, model_validator
 from torch import Tensor
 
 from trace_transfer.core_sets.chosen import Chosen, decoded, encoded
-from trace_transfer.core_sets.masks import Mask, Part, Slice
-from trace_transfer.engine.slices import laid, taken, with_part
-from trace_transfer.errors import ArtefactError, UserError, first_line, listing, together
+from trace_transfer.core_sets.core_file import TensorPart
+from trace_transfer.core_sets.masks import Mask, Part, Slice, merged_ranges
+from trace_transfer.engine.slices import laid, taken
+from trace_transfer.errors import ArtefactError, first_line, listing, together
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.sources import AXES, numel, row_blocks
-from trace_transfer.models.tensors import (
-    DTYPES,
-    TensorSpec,
-    converted,
-    differing,
-    dtype_name,
-    read_blocks,
-    read_tensor,
-    writing_tensors,
-)
-from trace_transfer.records import TASK, Name, Range, Strict, checked
+from trace_transfer.models.stored_weights import stored_tensors
+from trace_transfer.models.tensors import DTYPES, TensorSpec, read_blocks, read_tensor, writing_tensors
+from trace_transfer.records import TASK, Strict, checked
 
 FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"
@@ -44,18 +38,14 @@ BEFORE: Final = "before"
 AFTER: Final = "after"
 CHOSEN: Final = "chosen"
 Kind = Literal["before", "after"]
+Stored = Mapping[str, tuple[str, tuple[int, ...]]]  # name → type and shape
 Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class PatchEntry:
-    """One tensor of a patch.
-
-    Attributes:
-        shape: of the whole tensor.
-        part: the rows, columns, depth or single parameters that the patch holds; None for all.
-        before_dtype, after_dtype: types in which the tensor is stored before and after the stage.
-    """
+    """One tensor of a patch: its whole shape, the part that the patch holds (None: all), and the types in which it is
+    stored before and after the stage."""
 
     name: str
     shape: tuple[int, ...]
@@ -68,14 +58,19 @@ class PatchEntry:
         """Shape of what the patch holds of it."""
         return self.shape if self.part is None else self.part.shape(self.shape)
 
+    @property
+    def num_elements(self) -> int:
+        """Elements that the patch holds of it."""
+        return numel(self.part_shape)
+
     def part_of(self, value: Tensor) -> Tensor:
         """What the patch holds of a whole tensor."""
         return taken(value, self.part)
 
-    @property
-    def num_elements(self) -> int:
-        """Elements that the patch holds of it."""
-        return TensorSpec(self.after_dtype, self.part_shape).num_bytes // self.after_dtype.itemsize
+    def part_of_block(self, block: Tensor, start: int, stop: int) -> Tensor:
+        if self.part is None:
+            return block
+        return laid(block, self.part).index_select(self.part.dim, index_within(self.part, self.shape, start, stop))
 
     @property
     def inverse(self) -> PatchEntry:
@@ -84,49 +79,40 @@ class PatchEntry:
     @property
     def specs(self) -> dict[str, TensorSpec]:
         """Its two tensors, and the places of single parameters, by their names in the file."""
-        places = self.places
-        return {
+        specs = {
             f"{BEFORE}/{self.name}": TensorSpec(self.before_dtype, self.part_shape),
             f"{AFTER}/{self.name}": TensorSpec(self.after_dtype, self.part_shape),
-            **({f"{CHOSEN}/{self.name}": TensorSpec(places.dtype, tuple(places.shape))} if places is not None else {}),
         }
+        if (places := self.places) is not None:
+            specs[f"{CHOSEN}/{self.name}"] = TensorSpec(places.dtype, tuple(places.shape))
+        return specs
 
     @property
     def places(self) -> Tensor | None:
         """Those of single parameters, as they are stored."""
-        if not isinstance(self.part, Chosen):
-            return None
-        return torch.from_numpy(encoded(self.part, numel(self.shape)))
+        return torch.from_numpy(encoded(self.part, numel(self.shape))) if isinstance(self.part, Chosen) else None
 
 
-class _Tensor(Strict):
-    name: Name
-    shape: tuple[int, ...]
-    rows: tuple[Range, ...] | None = None
-    columns: tuple[Range, ...] | None = None
-    depth: tuple[Range, ...] | None = None
+def index_within(part: Part, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+    """Where a part lies in the block of rows [start, stop), along its dimension."""
+    return torch.as_tensor(part.within(shape, start, stop), dtype=torch.int64)
+
+
+class _Tensor(TensorPart):
     chosen: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
-    def _one_part_that_fits(self) -> Self:
-        given = [(dim, word, ranges) for dim, word in enumerate(AXES) if (ranges := getattr(self, word)) is not None]
-        if len(given) + (self.chosen is not None) > 1:
-            raise ValueError(f"{self.name}: {' and '.join(word for _, word, _ in given)}, expected one of them")
-        for dim, word, ranges in given:
-            bounds = [bound for one in ranges for bound in one]
-            size = self.shape[dim] if dim < len(self.shape) else 0
-            in_order = all(a < b for a, b in ranges) and bounds == sorted(bounds)
-            if not (bounds and in_order and bounds[0] >= 0 and bounds[-1] <= size):
-                told = f"{word} {[list(one) for one in ranges]} of shape {list(self.shape)}"
-                raise ValueError(f"{self.name}: {told}, expected ranges in order and within it")
+    def _one_part_in_order(self) -> Self:
+        given = [word for word in (*AXES, CHOSEN) if getattr(self, word) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{self.name}: {' and '.join(given)}, expected one of them")
+        if self.part and merged_ranges(self.part.ranges) != self.part.ranges:
+            raise ValueError(f"{self.name}: {given[0]} {list(self.part.ranges)}, expected ranges in order")
         return self
 
     @property
     def part(self) -> Slice | None:
-        for dim, word in enumerate(AXES):
-            if (ranges := getattr(self, word)) is not None:
-                return Slice(dim, ranges)
-        return None
+        return next((Slice(dim, ranges) for dim, ranges in enumerate(self.place[1:]) if ranges is not None), None)
 
 
 class _Header(Strict):
@@ -160,24 +146,28 @@ class Patch:
                 tensors than its metadata say; all of that is told at once.
         """
         file = Path(path)
-        metadata, specs = _read_header(file)
-        found = metadata.get("format")
-        if found != FORMAT:
-            what = f"format {found!r}" if found else "no 'format' in its metadata"
-            raise ArtefactError(f"{file}: {what}, expected {FORMAT}")
+        metadata = _metadata(file)
+        if (found := metadata.get("format")) != FORMAT:
+            raise ArtefactError(f"{file}: format {found!r} in its metadata, expected {FORMAT}")
         header = checked(file, metadata, _Header, ArtefactError)
-        entries, problems = _entries(file, header.parameters, specs)
+        stored = {name: (one.dtype, one.shape) for name, one in stored_tensors(file).items()}
+        entries, problems = [], []
+        for tensor in header.parameters:
+            dtypes = [DTYPES.get(stored.get(f"{kind}/{tensor.name}", ("",))[0]) for kind in (BEFORE, AFTER)]
+            before, after = (dtype or torch.float32 for dtype in dtypes)  # what is none is told below
+            try:
+                part = tensor.part if tensor.chosen is None else _chosen(file, tensor, stored)
+                entries.append(PatchEntry(tensor.name, tensor.shape, part, before, after))
+            except ValueError as error:
+                problems.append(f"{CHOSEN}/{tensor.name}: {error}")
+        problems = problems or _misfits(entries, stored)
         if problems:
             raise ArtefactError(f"{file}: {len(problems)} things do not fit its metadata:\n" + listing(problems))
-        return cls(file, header.task, header.method, header.names_sha256, entries)
+        return cls(file, header.task, header.method, header.names_sha256, tuple(entries))
 
     @classmethod
     def open_all(cls, files: Iterable[Path | str]) -> tuple[Patch, ...]:
-        """Open patches, in the order given.
-
-        Raises:
-            ArtefactError: some cannot be used, as `open` says; all of them are named.
-        """
+        """Open patches, in the order given; an ArtefactError names all that cannot be used, as `open` says."""
         patches, problems = [], []
         for file in files:
             try:
@@ -215,8 +205,12 @@ class Patch:
         """A tensor's values (those of its part) in the state that the patch ends with."""
         return read_tensor(self.path, self._key(name, AFTER))
 
-    def blocks(self, name: str, kind: Kind, counts: Iterable[int]) -> Iterator[Tensor]:
-        """`before` or `after` in blocks of some rows each."""
+    def blocks(self, name: str, kind: Kind) -> Iterator[Tensor]:
+        """`before` or `after`: what lies in each block of the whole tensor's rows, as `row_blocks` cuts them."""
+        entry = self.by_name[name]
+        part, counts = entry.part, (stop - start for start, stop in row_blocks(entry.shape))
+        if part is not None and part.dim == 0:
+            counts = (len(part.within(entry.shape, start, stop)) for start, stop in row_blocks(entry.shape))
         return read_blocks(self.path, self._key(name, kind), counts)
 
     def _key(self, name: str, kind: Kind) -> str:
@@ -229,6 +223,52 @@ class Patch:
         return weights_sha256([self.path])
 
 
+def _metadata(file: Path) -> Mapping[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            return opened.metadata() or {}
+    except SafetensorError as error:
+        raise ArtefactError(
+            f"{file}: not a safetensors file, or cut short or damaged ({first_line(error)}); have it made or copied "
+            "again"
+        ) from error
+    except OSError as error:
+        raise ArtefactError(f"{file}: cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _chosen(file: Path, tensor: _Tensor, stored: Stored) -> Chosen:
+    """The single parameters of a tensor; a ValueError where they are missing or not so many."""
+    from safetensors import safe_open
+
+    if (key := f"{CHOSEN}/{tensor.name}") not in stored:
+        raise ValueError("missing")
+    with safe_open(file, framework="np") as opened:
+        part = decoded(opened.get_tensor(key), numel(tensor.shape))
+    if len(part.places) != tensor.chosen:
+        raise ValueError(f"{len(part.places):,} parameters, expected {tensor.chosen:,}")
+    return part
+
+
+def _misfits(entries: Sequence[PatchEntry], stored: Stored) -> list[str]:
+    """Where the tensors of a file are not those of its entries."""
+    expected = {key: spec for entry in entries for key, spec in entry.specs.items()}
+    counts = Counter(entry.name for entry in entries)
+    problems = [f"{name}: listed twice" for name, count in counts.items() if count > 1]
+    problems += [f"{key}: not in its metadata" for key in sorted(stored.keys() - expected.keys())]
+    for key, spec in expected.items():
+        if key not in stored:
+            problems.append(f"{key}: missing")
+            continue
+        dtype, shape = stored[key]
+        if not key.startswith(CHOSEN) and dtype not in DTYPES:
+            problems.append(f"{key}: of type {dtype}, expected one of {', '.join(DTYPES)}")
+        elif shape != spec.shape:
+            problems.append(f"{key}: shape {list(shape)}, expected {list(spec.shape)}")
+    return problems
+
+
 def write_patch(
     path: Path, *, task: str, method: str, names_sha256: str, entries: Sequence[PatchEntry], values: Changes
 ) -> Patch:
@@ -236,12 +276,15 @@ def write_patch(
 
     Args:
         values: each of the entries once, in any order, with its part before and after, of the entry's types.
-
-    Raises:
-        DiskFullError: nothing of the patch is left.
-        ValueError: values that are not those of the entries.
     """
-    tensors = [_described(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+    tensors = []
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}
+        if isinstance(entry.part, Chosen):
+            described[CHOSEN] = len(entry.part.places)
+        elif entry.part is not None:
+            described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
+        tensors.append(described)
     header = {
         "format": FORMAT, "version": VERSION, "task": task, "method": method, "names_sha256": names_sha256,
         "parameters": json.dumps(tensors, ensure_ascii=False, separators=(",", ":")),
@@ -256,165 +299,3 @@ def write_patch(
                 writer.add(f"{CHOSEN}/{entry.name}", places)
             del before, after  # before the next ones are made
     return Patch.open(path)
-
-
-def _described(entry: PatchEntry) -> dict[str, object]:
-    described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}
-    if isinstance(entry.part, Chosen):
-        described[CHOSEN] = len(entry.part.places)
-    elif entry.part is not None:
-        described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
-    return described
-
-
-def _read_header(file: Path) -> tuple[Mapping[str, str], Mapping[str, tuple[str, tuple[int, ...]]]]:
-    """Metadata, and name → (type, shape) of each tensor."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-            found = {key: (one.get_dtype(), tuple(one.get_shape())) for key, one in slices.items()}
-            return opened.metadata() or {}, found
-    except SafetensorError as error:
-        raise ArtefactError(
-            f"{file}: not a safetensors file, or cut short or damaged ({first_line(error)}); have it made or copied "
-            "again"
-        ) from error
-    except OSError as error:
-        raise ArtefactError(f"{file}: cannot be read: {error.strerror or first_line(error)}") from error
-
-
-def _entries(
-    file: Path, tensors: Sequence[_Tensor], specs: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> tuple[tuple[PatchEntry, ...], list[str]]:
-    """The entries that metadata describe, and whatever tensors or metadata do not fit."""
-    entries: dict[str, PatchEntry] = {}
-    problems, rest = [], dict(specs)
-    for tensor in tensors:
-        entry = PatchEntry(tensor.name, tensor.shape, tensor.part, torch.float32, torch.float32)
-        if entry.name in entries:
-            problems.append(f"{entry.name}: listed twice")
-            continue
-        if tensor.chosen is not None:
-            entry, problem = _with_places(file, entry, tensor.chosen, rest.pop(f"{CHOSEN}/{entry.name}", None))
-            problems += [] if problem is None else [problem]
-        dtypes = dict.fromkeys((BEFORE, AFTER), torch.float32)
-        for kind in dtypes:
-            dtype, shape = rest.pop(key := f"{kind}/{entry.name}", (None, ()))
-            if dtype is None:
-                problems.append(f"{key}: missing")
-            elif dtype not in DTYPES:
-                problems.append(f"{key}: of type {dtype}, expected one of {', '.join(DTYPES)}")
-            elif shape != entry.part_shape:
-                problems.append(f"{key}: shape {list(shape)}, expected {list(entry.part_shape)}")
-            else:
-                dtypes[kind] = DTYPES[dtype]
-        entries[entry.name] = replace(entry, before_dtype=dtypes[BEFORE], after_dtype=dtypes[AFTER])
-    return tuple(entries.values()), [*problems, *(f"{key}: not in its metadata" for key in sorted(rest))]
-
-
-def _with_places(
-    file: Path, entry: PatchEntry, count: int, spec: tuple[str, tuple[int, ...]] | None
-) -> tuple[PatchEntry, str | None]:
-    """An entry with its single parameters, or what is wrong with them."""
-    from safetensors import safe_open
-
-    key = f"{CHOSEN}/{entry.name}"
-    if spec is None:
-        return entry, f"{key}: missing"
-    with safe_open(file, framework="np") as opened:
-        try:
-            part = decoded(opened.get_tensor(key), numel(entry.shape))
-        except ValueError as error:
-            return entry, f"{key}: {error}"
-    found = len(part.places)
-    return replace(entry, part=part), None if found == count else f"{key}: {found:,} parameters, expected {count:,}"
-
-
-class StateError(UserError):
-    """A model is not in the state that a patch begins with."""
-
-
-@dataclass
-class Difference:
-    """How one tensor of a model differs from what a patch begins with, added up over its blocks."""
-
-    expected_dtype: torch.dtype
-    found_dtype: torch.dtype | None = None
-    count: int = 0
-    is_after: bool = True
-
-    def add(self, found: Tensor, before: Tensor, after: Tensor) -> None:
-        """A block's part as it is in the model, and as it is before and after the patch."""
-        self.found_dtype = found.dtype
-        self.count += int(differing(found, before).sum())
-        self.is_after &= found.dtype == after.dtype and not bool(differing(found, after).any())
-
-    @property
-    def exists(self) -> bool:
-        return self.count > 0 or self.found_dtype != self.expected_dtype
-
-    @property
-    def told(self) -> str:
-        if self.found_dtype == self.expected_dtype:
-            return f"{self.count:,} element" + ("" if self.count == 1 else "s")
-        found, expected = map(dtype_name, (self.found_dtype, self.expected_dtype))
-        return f"{found} there, {expected} in the patch" + (", and other values" if self.count else "")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A patch's values of one tensor, read along with the tensor's blocks of rows."""
-
-    patch: Patch
-    entry: PatchEntry
-    values: Iterator[Tensor]
-
-    @classmethod
-    def of(cls, patch: Patch, entry: PatchEntry, kind: Kind) -> Step:
-        counts = (
-            len(inside(entry, start, stop)) if entry.part is not None and entry.part.dim == 0 else stop - start
-            for start, stop in row_blocks(entry.shape)
-        )
-        return cls(patch, entry, patch.blocks(entry.name, kind, counts))
-
-    def part_of(self, block: Tensor, start: int, stop: int) -> Tensor:
-        """Those elements of a block that the patch holds."""
-        part = self.entry.part
-        if part is None:
-            return block
-        return laid(block, part).index_select(part.dim, inside(self.entry, start, stop))
-
-    def put(self, block: Tensor, values: Tensor, start: int, stop: int, *, lossy: bool = False) -> Tensor:
-        """The block with the patch's values in it, in their type.
-
-        Args:
-            lossy: round where that type does not hold the values of the other rows; otherwise that is an error.
-        """
-        part = self.entry.part
-        if part is None:
-            return values
-        wide = torch.promote_types(block.dtype, values.dtype)
-        whole = with_part(block.to(wide), part, inside(self.entry, start, stop), values.to(wide))
-        found = whole.to(values.dtype) if lossy else converted(whole, values.dtype)
-        if found is None:
-            raise StateError(
-                f"{self.patch.path}: stores {self.entry.name} as {dtype_name(self.entry.after_dtype)}, which does not "
-                "hold the values that its other rows have in this model"
-            )
-        return found
-
-
-def inside(entry: PatchEntry, start: int, stop: int) -> Tensor:
-    """Which rows of the block of rows [start, stop), or which columns (or depth), a sliced entry holds; of single
-    parameters their places in the flattened block."""
-    assert entry.part is not None
-    if isinstance(entry.part, Chosen):
-        inner = numel(entry.shape[1:])
-        first, last = entry.part.places.searchsorted((start * inner, stop * inner))
-        return torch.from_numpy(entry.part.places[first:last] - start * inner)
-    ranges = entry.part.ranges
-    if entry.part.dim == 0:
-        ranges = tuple((max(a, start) - start, min(b, stop) - start) for a, b in ranges if a < stop and b > start)
-    return torch.cat([torch.arange(a, b) for a, b in ranges]) if ranges else torch.empty(0, dtype=torch.long)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +42,7 @@ class Difference:
     count: int
 
 
-@dataclass(frozen=True)
-class Differences:
+class Differences(NamedTuple):
     """All that differs between two models, of how many tensors they have."""
 
     differences: tuple[Difference, ...]
@@ -52,14 +52,11 @@ class Differences:
 def move_model(
     model: str, patches: Sequence[Path], out: Path, reporter: Reporter, *, revert: bool = False
 ) -> ModelState:
-    """Write the model that patches make of another one; returns the state that was written.
-
-    Args:
-        patches: in the order of the stream; `revert` goes back through them.
+    """Write the model that patches, in the order of the stream, make of another one; `revert` goes back through them.
 
     Raises:
-        UserError: `out` is not empty, or in use; ArtefactError: patches that cannot be read, or are not of this model;
-            StateError: it is not in the state that they begin (end) with. Nothing has been written then.
+        UserError: `out` is not empty, or in use; patches that cannot be read, or are not of this model, or the model is
+            not in the state that they begin (end) with. Nothing has been written then.
     """
     require_room(out)
     opened = Patch.open_all(patches)
@@ -71,13 +68,10 @@ def move_model(
 
 
 def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task: str = "diff") -> Differences:
-    """Find every tensor with a bit that differs, and write a patch from the one model to the other.
-
-    Nothing is written where nothing differs.
+    """Find every tensor with a bit that differs, and write a patch from the one model to the other if there are any.
 
     Raises:
-        ModelError: other names or shapes, or weights that cannot be read.
-        UserError: `out` cannot be written, or is of one of the models; DiskFullError: nothing is left.
+        UserError: other names or shapes, weights that cannot be read; `out` cannot be written, or is of a model.
     """
     require_task(task, "--task")
     check_file(out)
@@ -94,35 +88,23 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
             if count or entry.before_dtype != entry.after_dtype:
                 found.append(Difference(entry, count))
             advance()
-    if found:
-        entries = [difference.entry for difference in found]
-        write_patch(
-            out, task=task, method="diff", names_sha256=one.names_sha256, entries=entries,
-            values=_values(one, other, entries, reporter),
-        )  # fmt: skip
+    if entries := [difference.entry for difference in found]:
+
+        def values() -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
+            with reporter.task("writing the patch", len(entries)) as advance:
+                for entry in entries:
+                    yield entry, one.value(entry.name), other.value(entry.name)
+                    advance()
+
+        write_patch(out, task=task, method="diff", names_sha256=one.names_sha256, entries=entries, values=values())
     return Differences(tuple(found), len(one.shapes))
-
-
-def _values(
-    one: ModelState, other: ModelState, entries: Sequence[PatchEntry], reporter: Reporter
-) -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
-    with reporter.task("writing the patch", len(entries)) as advance:
-        for entry in entries:
-            yield entry, one.value(entry.name), other.value(entry.name)
-            advance()
 
 
 YAML, BASE = "mergekit.yaml", "base"
 
 
-@dataclass(frozen=True)
-class TaskModel:
-    """One written model.
-
-    Attributes:
-        num_elements: that its patch holds.
-        num_moved_before: of these, how many an earlier task had moved already.
-    """
+class TaskModel(NamedTuple):
+    """One written model: how many elements its patch holds, and how many of these an earlier task had moved already."""
 
     task: str
     directory: Path
@@ -130,8 +112,7 @@ class TaskModel:
     num_moved_before: int
 
 
-@dataclass(frozen=True)
-class TaskModels:
+class TaskModels(NamedTuple):
     """What was written: a model for each patch, and the file for `mergekit-yaml`."""
 
     models: tuple[TaskModel, ...]
@@ -150,66 +131,53 @@ def write_task_models(
         merge_method: mergekit's, one of `METHODS`.
 
     Raises:
-        UserError: `out` is not empty or in use, no such method; ArtefactError: patches that cannot be read, are not of
-            this model, or two of one task. DiskFullError: nothing is left.
+        UserError: `out` is not empty or in use, no such method; patches that cannot be read, are not of this model, or
+            two of one task.
     """
     if merge_method not in METHODS:
         raise UserError(f"--merge-method {merge_method}: expected one of {', '.join(METHODS)}")
     require_room(out)
     opened = Patch.open_all(patches)
-    _require_one_each(opened)
+    counts = Counter([BASE, *(patch.task for patch in opened)])
+    problems = [f"{patch.path}: task '{patch.task}'" for patch in opened if counts[patch.task] > 1]
+    if problems:
+        raise ArtefactError(
+            f"each task's model lies under the task's name (the base's under '{BASE}'), and these are taken:\n"
+            + listing(problems)
+        )
     state = ModelState(ModelSource.parse(base))
     for patch in opened:
         state.apply(patch)  # is it of this model?
-    with held(out.absolute(), replaced=True) as place:
-        return _write_all(state, opened, place, reporter, merge_method)
-
-
-def _write_all(
-    state: ModelState, patches: Sequence[Patch], out: Path, reporter: Reporter, merge_method: str
-) -> TaskModels:
-    with new_directory(out) as temporary:
-        written = tuple(_write(state, patch, temporary, reporter) for patch in patches)
+    with held(out.absolute(), replaced=True) as place, new_directory(place) as temporary:
+        models = tuple(
+            _write(state, patch, temporary, reporter)._replace(directory=place / patch.task) for patch in opened
+        )
+        named = state.source.name if state.source.directory is None else str(state.source.directory.absolute())
         if state.source.gguf is not None:
             write_model(state, temporary / BASE, reporter)
-        models = tuple(replace(one, directory=out / one.task) for one in written)
-        named = str(out / BASE) if state.source.gguf else _named(state.source)
-        dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in patches for e in p.entries}
+            named = str(place / BASE)
+        dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in opened for e in p.entries}
         text = mergekit_yaml(named, [str(one.directory) for one in models], merge_method, dtypes)
         write_text(temporary / YAML, text)
-    return TaskModels(models, out / YAML)
-
-
-def _require_one_each(patches: Sequence[Patch]) -> None:
-    counts = Counter(patch.task for patch in patches)
-    problems = [f"{patch.path}: task '{patch.task}'" for patch in patches if counts[patch.task] > 1]
-    reserved = f"task '{BASE}', the name of the base's own directory"
-    problems += [f"{patch.path}: {reserved}" for patch in patches if patch.task == BASE]
-    if problems:
-        raise ArtefactError("each task's model lies under the task's name, and these cannot:\n" + listing(problems))
-
-
-def _named(source: ModelSource) -> str:
-    return source.name if source.directory is None else str(source.directory.absolute())
+    return TaskModels(models, place / YAML)
 
 
 def _write(state: ModelState, patch: Patch, directory: Path, reporter: Reporter) -> TaskModel:
-    moved = sum(_moved_before(state, patch, entry) for entry in patch.entries)
-    alone, file = patch, directory / f"{patch.task}{SUFFIX}"
+    """Write the base with one task; with a patch of its own where the task did not begin with the base."""
+    moved = sum(
+        int(differing(entry.part_of(state.value(entry.name)), patch.before(entry.name)).sum())
+        for entry in patch.entries
+    )
+    alone = patch
     if moved or any(entry.before_dtype != state.dtype(entry.name) for entry in patch.entries):
         alone = write_patch(
-            file, task=patch.task, method=patch.method, names_sha256=patch.names_sha256,
+            directory / f"{patch.task}{SUFFIX}", task=patch.task, method=patch.method, names_sha256=patch.names_sha256,
             entries=[replace(entry, before_dtype=state.dtype(entry.name)) for entry in patch.entries],
             values=_on_base(state, patch),
         )  # fmt: skip
     tuned = state.apply(alone)
     write_model(tuned, directory / patch.task, reporter, texts=patched_card(tuned))
     return TaskModel(patch.task, directory / patch.task, patch.num_elements, moved)
-
-
-def _moved_before(state: ModelState, patch: Patch, entry: PatchEntry) -> int:
-    """Elements that were not the base's when the patch's stage began."""
-    return int(differing(entry.part_of(state.value(entry.name)), patch.before(entry.name)).sum())
 
 
 def _on_base(state: ModelState, patch: Patch) -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:

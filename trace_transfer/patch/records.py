@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field
 
-from trace_transfer.records import Name, Range, Strict
+from trace_transfer.core_sets.core_file import TensorPart
+from trace_transfer.models.sources import AXES
+from trace_transfer.records import Range, Strict
 
 if TYPE_CHECKING:
     import torch
 
 
-class VerifiedTensor(Strict):
+class VerifiedTensor(TensorPart):
     """One tensor in two models.
 
     `rows`, `columns` or `depth` (along the third axis) are the trained ones, where only some are. Elements are counted
@@ -24,11 +25,6 @@ class VerifiedTensor(Strict):
     those with frozen elements that moved, of a sliced tensor.
     """
 
-    name: Name
-    shape: tuple[int, ...]
-    rows: tuple[Range, ...] | None = None
-    columns: tuple[Range, ...] | None = None
-    depth: tuple[Range, ...] | None = None
     base_dtype: str
     tuned_dtype: str
     core: int = Field(ge=0)
@@ -43,15 +39,14 @@ class VerifiedTensor(Strict):
     def told(self) -> str:
         """What of it moved although it was frozen."""
         text = f"{self.name}: {self.frozen_moved:,} of {self.frozen:,} frozen elements"
-        for word, ranges in (("rows", self.moved_rows), ("columns", self.moved_columns), ("depth", self.moved_depth)):
+        for word, ranges in zip(AXES, (self.moved_rows, self.moved_columns, self.moved_depth), strict=True):
             if ranges:
                 shown = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in ranges[:8])
                 text += f", in {word} {shown}" + (", …" if len(ranges) > 8 else "")
         return text + (f" ({self.base_dtype} → {self.tuned_dtype})" if self.base_dtype != self.tuned_dtype else "")
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """Tensors and elements of one kind."""
 
     parameters: int
@@ -78,7 +73,6 @@ class Verification(Strict):
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """A line for each tensor with frozen elements that moved."""
         return tuple(tensor.told for tensor in self.broken)
 
     @property
@@ -93,21 +87,15 @@ class Verification(Strict):
 
     @property
     def counts(self) -> dict[str, Count]:
-        """What moved and what did not; a sliced tensor may be counted as core and as frozen.
-
-        A tensor is unmoved if nothing of its core (frozen) elements moved.
-        """
-        every = self.parameters
-        return {
-            "core moved": _count([(p.core_moved, p.core_moved) for p in every]),
-            "core unmoved": _count([(p.core and not p.core_moved, p.core - p.core_moved) for p in every]),
-            "frozen unmoved": _count([(p.frozen and not p.frozen_moved, p.frozen - p.frozen_moved) for p in every]),
-            "frozen MOVED": _count([(p.frozen_moved, p.frozen_moved) for p in every]),
-        }
-
-
-def _count(pairs: Sequence[tuple[object, int]]) -> Count:
-    return Count(sum(bool(counted) for counted, _ in pairs), sum(elements for _, elements in pairs))
+        """What moved and what did not; a sliced tensor may be counted as core and as frozen, as unmoved if nothing of
+        its core (frozen) elements moved."""
+        found = {}
+        for kind in ("core", "frozen"):
+            pairs = [(getattr(one, kind), getattr(one, f"{kind}_moved")) for one in self.parameters]
+            moved, unmoved = [some for _, some in pairs if some], [every for every, some in pairs if every and not some]
+            found[f"{kind} {'moved' if kind == 'core' else 'MOVED'}"] = Count(len(moved), sum(moved))
+            found[f"{kind} unmoved"] = Count(len(unmoved), sum(every - some for every, some in pairs))
+        return {key: found[key] for key in ("core moved", "core unmoved", "frozen unmoved", "frozen MOVED")}
 
 
 # Methods that merge task vectors → what each task's model is given besides its weight.
@@ -123,12 +111,7 @@ def mergekit_yaml(base: str, models: Sequence[str], method: str, dtypes: Iterabl
     """A mergekit configuration that adds the models' task vectors to the base, each once.
 
     It computes in a type wide enough for a difference of two stored values to lose nothing, and stores in the widest
-    type of the models: then vectors that do not overlap add up to the very bits of the tasks' models.
-
-    Args:
-        base, models: directories or hub names.
-        method: one of `METHODS`.
-        dtypes: in which the models' tensors are stored.
+    type of the models (`dtypes`): then vectors that do not overlap add up to the very bits of the tasks' models.
     """
     import torch
 
@@ -138,15 +121,11 @@ def mergekit_yaml(base: str, models: Sequence[str], method: str, dtypes: Iterabl
         "merge_method": method,
         "base_model": base,
         "models": [{"model": model, "parameters": {"weight": 1.0, **METHODS[method]}} for model in models],
-        "dtype": _name(computed),
-        "out_dtype": _name(stored),
+        "dtype": str(computed).removeprefix("torch."),
+        "out_dtype": str(stored).removeprefix("torch."),
     }
     head = (
         "# mergekit-yaml THIS_FILE OUTPUT_DIRECTORY\n"
         "# A model's weight says how much of its task is added to the base; directories are those of this machine.\n"
     )
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -12,23 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
-from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.families.correspondence import Correspondence, build_correspondence
+from trace_transfer.core_sets.selection import core_path
+from trace_transfer.data.probe import ProbeSet, RowPlan, load_probe, plan_rows
+from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
 from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import (
     check_directory,
-    found_in,
     prepare_directory,
     refuse_inputs,
     remove_leftovers,
@@ -42,20 +41,17 @@ from trace_transfer.models.running import require_attention, resolve_device, res
 from trace_transfer.models.sources import numel
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
-from trace_transfer.records import library_versions, read_artefact, to_json
-from trace_transfer.settings import side_by_side
+from trace_transfer.records import Strict, library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import Heatmap, figure_of, view_of
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
 from trace_transfer.transfer.probing import REPRESENTATIONS, ReadSettings, read_grams
-from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, LayerPair, ProbeRecord
+from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import packed_length
-from trace_transfer.transfer.translation import Carried, carry, check_cores_fit
+from trace_transfer.transfer.translation import Carried, Carrier, check_cores_fit
 
 MATCH, SIMILARITY, CORRESPONDENCE = "layer_match.json", "similarity.safetensors", "correspondence.json"
 HEATMAPS = ("heatmap.html", "heatmap.png")
-# Settings that leave the layer match as it is (but for rounding), and the probe set, which is compared by its hash.
-NOT_COMPARED = ("carry", "ratio", "splits", "cache", "device", "batch_size", "probe")
 
 Cores = tuple[tuple[Path, CoreFile], ...]
 
@@ -75,10 +71,7 @@ class MapResult:
 
 @dataclass(frozen=True)
 class MapPlan:
-    """All that can be known, and refused, before weights are read.
-
-    `weights` of source and target are opened, headers only; None for a hub name, whose weights are fetched later.
-    """
+    """All that can be known, and refused, before weights are read; `weights` of a hub name, None, are fetched later."""
 
     source: OpenModel
     target: OpenModel
@@ -91,11 +84,7 @@ class MapPlan:
 
 
 def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], settings: MapSettings) -> MapPlan:
-    """Open both models, the core files and the probe set, and choose the rows; reads no weights.
-
-    Raises:
-        UserError: whatever is wrong with them, or with the place of the cache.
-    """
+    """Open both models, the core files and the probe set, and choose the rows; reads no weights."""
     if settings.cache is not None:
         check_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
     registry = load_families([Path(path) for path in settings.rules])
@@ -127,8 +116,7 @@ def _open_cores(cores: Sequence[str | Path], source: OpenModel, target: OpenMode
     return opened
 
 
-@dataclass(frozen=True)
-class ModelEstimate:
+class ModelEstimate(NamedTuple):
     """What reading one model takes: bytes of its largest layer, of hidden states and of Gram matrices; seconds."""
 
     layer_bytes: int
@@ -136,13 +124,8 @@ class ModelEstimate:
     gram_bytes: int
     seconds: float
 
-    @property
-    def peak_bytes(self) -> int:
-        return 2 * self.layer_bytes + self.hidden_bytes + self.gram_bytes  # the next layer is read beside this one
 
-
-@dataclass(frozen=True)
-class MapEstimate:
+class MapEstimate(NamedTuple):
     """What a run takes; the Gram matrices of both models are kept to the end."""
 
     models: tuple[ModelEstimate, ModelEstimate]
@@ -150,34 +133,31 @@ class MapEstimate:
 
     @property
     def peak_bytes(self) -> int:
-        first, second = self.models
-        return max(first.peak_bytes, first.gram_bytes + second.peak_bytes)
+        """The next layer is read beside the one that computes."""
+        first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in self.models)
+        return max(first, self.models[0].gram_bytes + second)
 
 
 def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
     """What a planned run takes, by its configs; learns the machine's speed from a tenth of a second's product."""
-    speed = measure_speed(plan.device, plan.dtype)
-    sides = ((plan.source, plan.rows.source), (plan.target, plan.rows.target))
-    source, target = (_estimate_model(plan, model, reading, settings.batch_size, speed) for model, reading in sides)
-    return MapEstimate((source, target), speed)
-
-
-def _estimate_model(plan: MapPlan, model: OpenModel, reading: Reading, batch: int, speed: float) -> ModelEstimate:
-    """Time is two operations per weight of the layers and token, paddings included."""
-    prefix = f"{model.anatomy.layer_path}."
-    elements: Counter[str] = Counter()
-    for name, shape in model.anatomy.inventory.shapes.items():
-        if name.startswith(prefix):
-            elements[name.removeprefix(prefix).partition(".")[0]] += numel(shape)
-    lengths = sorted(map(len, reading.ids))
-    batches = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    padded = sum(some[-1] * len(some) for some in batches)
-    return ModelEstimate(
-        layer_bytes=max(elements.values()) * plan.dtype.itemsize,
-        hidden_bytes=padded * model.config.get_text_config().hidden_size * plan.dtype.itemsize,
-        gram_bytes=4 * len(REPRESENTATIONS) * sum(map(packed_length, plan.rows.sizes)) * model.anatomy.num_layers,
-        seconds=2 * padded * elements.total() / speed,
-    )
+    speed, found = measure_speed(plan.device, plan.dtype), []
+    for model, reading in ((plan.source, plan.rows.source), (plan.target, plan.rows.target)):
+        prefix = f"{model.anatomy.layer_path}."
+        elements: Counter[str] = Counter()  # of each layer
+        for name, shape in model.anatomy.inventory.shapes.items():
+            if name.startswith(prefix):
+                elements[name.removeprefix(prefix).partition(".")[0]] += numel(shape)
+        lengths = sorted(map(len, reading.ids))
+        batches = [
+            lengths[start : start + settings.batch_size] for start in range(0, len(lengths), settings.batch_size)
+        ]
+        padded = sum(some[-1] * len(some) for some in batches)
+        grams = len(REPRESENTATIONS) * sum(map(packed_length, plan.rows.sizes)) * model.anatomy.num_layers
+        hidden = padded * model.config.get_text_config().hidden_size
+        seconds = 2 * padded * elements.total() / speed  # two operations per weight and token, paddings included
+        size = plan.dtype.itemsize
+        found.append(ModelEstimate(max(elements.values()) * size, hidden * size, 4 * grams, seconds))
+    return MapEstimate((found[0], found[1]), speed)
 
 
 def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
@@ -193,63 +173,16 @@ def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
 
 
 def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
-    """Refuse a directory in which something would be lost, or would no longer be of the layer match beside it.
-
-    Raises:
-        UserError: an input would be replaced; or core files that an earlier match carried would stay beside another
-            one: tells which, and what differs between the two.
-    """
+    """Refuse a directory in which an input would be replaced, by a UserError."""
     directory = Path(out)
     written = [directory / name for name in (MATCH, SIMILARITY, CORRESPONDENCE, *HEATMAPS)]
-    cores = [directory / core_name(core) for _, core in plan.cores]
     inputs: list[Path | str] = [plan.source.source.name, plan.target.source.name, *(path for path, _ in plan.cores)]
     inputs += [settings.probe] if settings.probe else []
-    refuse_inputs([directory, *written, *cores], inputs)
-    staying = [file for file in found_in(directory, "*.core.json") if file not in cores and _is_carried(file)]
-    differences = _differences(plan, directory / MATCH, settings) if staying else []
-    if differences:
-        raise UserError(
-            f"{directory}: holds core files that another layer match carried ({'; '.join(differences)}); they would "
-            "stay beside the new one. Give --core for each of them, too, or name another --out:\n"
-            + listing([file.name for file in staying])
-        )
-
-
-def core_name(core: CoreFile) -> str:
-    """The file of a core set in the directory of a map."""
-    return f"{core.task}.core.json"
-
-
-def _is_carried(file: Path) -> bool:
-    try:
-        found: CoreFile = read_artefact(file, CoreFile)
-    except ArtefactError:
-        return False  # none of ours
-    return found.transferred_from is not None
-
-
-def _differences(plan: MapPlan, file: Path, settings: MapSettings) -> list[str]:
-    """In what the layer match in a directory was made otherwise than planned."""
-    try:
-        earlier: LayerMatch = read_artefact(file, LayerMatch)
-    except ArtefactError:
-        return [f"{file.name} is not there, or not of this version"]
-    pairs: list[tuple[str, Any, Any]] = [
-        ("source", earlier.source.id, plan.source.identity.id),
-        ("target", earlier.target.id, plan.target.identity.id),
-        ("probe set", earlier.probe.sha256[:12], plan.probe.sha256[:12]),
-    ]
-    pairs += [one for one in side_by_side(earlier.settings, settings.recorded()) if one[0] not in NOT_COMPARED]
-    return [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
+    refuse_inputs([directory, *written, *(core_path(directory, core) for _, core in plan.cores)], inputs)
 
 
 def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
-    """Carry the plan out: read both models, match, translate, write.
-
-    Raises:
-        UserError: the output directory cannot be written, is in use, or holds what `check_out` refuses; or a model's
-            weights cannot be used.
-    """
+    """Carry the plan out: read both models, match, translate, write."""
     check_out(plan, out, settings)
     with held(out) as directory:
         return _map(plan, directory, settings, reporter)
@@ -282,127 +215,73 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
         for grams, side in ((source, "source"), (target, "target"))
         for warning in massive_warnings(grams, settings.representation, side)
     ]
-    layer_match = _layer_match(plan, settings, match, (*match.warnings, *massive))
+    layer_match = _layer_match(plan, settings, match, massive)
     text = to_json(layer_match)
-    carrying = _Carrying(plan.source, plan.target, match.pairs, sha256_text(text))
-    carried = carrying.carry(plan.cores, settings.carry, settings.ratio)  # before anything is written
+    carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
+    carried = _carried(carrier, plan.cores, settings.carry, settings.ratio)  # before anything is written
     write_text(directory / MATCH, text)
     tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
     write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
-    files = [directory / MATCH, directory / SIMILARITY, *carrying.write(directory, carried)]
-    figure = figure_of(_heatmap(plan, settings, matches, layer_match.verdict))
+    files = [directory / MATCH, directory / SIMILARITY, *_write(directory, carrier, carried)]
+    views = tuple(
+        view_of(name, np.asarray(one.similarity), one.pairs, by_target=one.by_target, used=one is match)
+        for name, one in matches.items()
+    )
+    subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
+    figure = figure_of(Heatmap(plan.source.name, plan.target.name, views, subtitle, layer_match.verdict))
     files += [directory / name for name in HEATMAPS]
     write_html(files[-2], figure)
     write_png(files[-1], figure)
-    return MapResult(plan.source, plan.target, match, layer_match, carrying.correspondence, carried, tuple(files))
+    return MapResult(plan.source, plan.target, match, layer_match, carrier.correspondence, carried, tuple(files))
 
 
-def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: tuple[str, ...]) -> LayerMatch:
+def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: Sequence[str]) -> LayerMatch:
+    probe = ProbeRecord(
+        name=plan.probe.name, sha256=plan.probe.sha256, num_texts=len(plan.probe.texts), rows=plan.rows.kind,
+        num_minibatches=len(plan.rows.sizes), num_rows=sum(plan.rows.sizes), max_length=settings.max_length,
+        seed=settings.seed,
+    )  # fmt: skip
     return LayerMatch(
-        source=plan.source.identity,
-        target=plan.target.identity,
-        probe=ProbeRecord(
-            name=plan.probe.name,
-            sha256=plan.probe.sha256,
-            num_texts=len(plan.probe.texts),
-            rows=plan.rows.kind,
-            num_minibatches=len(plan.rows.sizes),
-            num_rows=sum(plan.rows.sizes),
-            max_length=settings.max_length,
-            seed=settings.seed,
-        ),
-        similarity=settings.similarity,
-        representation=settings.representation,
-        transform=settings.transform,
-        policy=match.policy,
-        chosen_by="target" if match.by_target else "source",
-        pairs=match.pairs,
-        unmatched_sources=match.unmatched_sources,
-        unmatched_targets=match.unmatched_targets,
-        degenerate_sources=match.degenerate_sources,
-        degenerate_targets=match.degenerate_targets,
-        stability=match.stability,
-        depth=match.depth,
-        policy_agreement=match.policy_agreement,
-        warnings=warnings,
-        settings=settings.recorded(),
-        libraries=library_versions(),
-    )
+        source=plan.source.identity, target=plan.target.identity, probe=probe, similarity=settings.similarity,
+        representation=settings.representation, transform=settings.transform, settings=settings.recorded(),
+        libraries=library_versions(), **{**match.recorded, "warnings": (*match.warnings, *warnings)},
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Carrying:
-    """What carries core sets along a layer match."""
+def _carried(carrier: Carrier, cores: Cores, how: str, ratio: float | None) -> tuple[Carried, ...]:
+    return tuple(carrier.carry(core, sha256_file(path), how, ratio) for path, core in cores)
 
-    source: OpenModel
-    target: OpenModel
-    pairs: tuple[LayerPair, ...]
-    match_sha256: str
 
-    @cached_property
-    def correspondence(self) -> Correspondence:
-        pairs = [(pair.source, pair.target) for pair in self.pairs]
-        return build_correspondence(self.source.anatomy, self.target.anatomy, pairs)
-
-    def carry(self, cores: Cores, how: str, ratio: float | None) -> tuple[Carried, ...]:
-        similarity = {(pair.source, pair.target): pair.similarity for pair in self.pairs}
-        return tuple(
-            carry(
-                core,
-                self.correspondence,
-                similarity,
-                how=how,
-                ratio=ratio,
-                target=self.target,
-                core_sha256=sha256_file(path),
-                layer_match_sha256=self.match_sha256,
-            )
-            for path, core in cores
-        )
-
-    def write(self, directory: Path, carried: Sequence[Carried]) -> list[Path]:
-        """Write the correspondence and the carried core files; returns the files."""
-        payload: dict[str, Any] = self.correspondence.to_payload()
-        listed = CorrespondenceFile(
-            source=self.source.identity, target=self.target.identity, layer_match_sha256=self.match_sha256,
-            libraries=library_versions(), **payload,
-        )  # fmt: skip
-        contents = {CORRESPONDENCE: listed, **{core_name(one.core): one.core for one in carried}}
-        for name, content in contents.items():
-            write_text(directory / name, to_json(content))
-        return [directory / name for name in contents]
+def _write(directory: Path, carrier: Carrier, carried: Sequence[Carried]) -> list[Path]:
+    """Write the correspondence and the carried core files; returns the files."""
+    payload: dict[str, Any] = carrier.correspondence.to_payload()
+    listed = CorrespondenceFile(
+        source=carrier.source.identity, target=carrier.target.identity, layer_match_sha256=carrier.match_sha256,
+        libraries=library_versions(), **payload,
+    )  # fmt: skip
+    contents: dict[Path, Strict] = {directory / CORRESPONDENCE: listed}
+    contents |= {core_path(directory, one.core): one.core for one in carried}
+    for file, content in contents.items():
+        write_text(file, to_json(content))
+    return list(contents)
 
 
 def carry_along(
     src: str | Path, dst: str | Path, match: Path, cores: Sequence[Path], *, how: str, ratio: float | None,
     rules: Sequence[str], out: Path,
 ) -> tuple[Carried, ...]:  # fmt: skip
-    """Translate core files along the layer match in a directory, which is copied beside them.
-
-    Raises:
-        ArtefactError: the match is of other models; a core file is, or nothing of it has a counterpart.
-    """
+    """Translate core files along the layer match in a directory, which is copied beside them."""
     registry = load_families([Path(path) for path in rules])
     source, target = open_model(src, registry), open_model(dst, registry)
     found: LayerMatch = read_artefact(match / MATCH, LayerMatch)
     for what, model, matched in (("source", source, found.source), ("target", target, found.target)):
         if model.identity.names_sha256 != matched.names_sha256:
             raise ArtefactError(f"{match / MATCH}: its {what} is {matched.id}; {model.source.name} is another model")
-    carrying = _Carrying(source, target, found.pairs, sha256_file(match / MATCH))
-    carried = carrying.carry(_open_cores(cores, source, target), how, ratio)
+    carrier = Carrier(source, target, found.pairs, sha256_file(match / MATCH))
+    carried = _carried(carrier, _open_cores(cores, source, target), how, ratio)
     directory = prepare_directory(out)
     for name in (MATCH, SIMILARITY):
         shutil.copyfile(match / name, directory / name)
-    carrying.write(directory, carried)
+    _write(directory, carrier, carried)
     return carried
-
-
-def _heatmap(plan: MapPlan, settings: MapSettings, matches: dict[str, Match], verdict: str) -> Heatmap:
-    views = tuple(
-        view_of(name, np.asarray(match.similarity), match.pairs, by_target=match.by_target,
-                used=name == settings.representation)
-        for name, match in matches.items()
-    )  # fmt: skip
-    subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
-    return Heatmap(plan.source.name, plan.target.name, views, subtitle, verdict)

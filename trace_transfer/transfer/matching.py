@@ -6,8 +6,9 @@ heatmap say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,12 @@ MASSIVE = 0.5
 
 @dataclass(frozen=True)
 class Match:
-    """A layer match with everything that says how far to trust it.
+    """A layer match with everything that says how far to trust it; fields that `LayerMatch` has are meant as there.
 
     Attributes:
         similarity: float64 [source layers, target layers], NaN for a degenerate layer.
-        by_target: whether the target layers chose, else the source layers; as `Policy.target_chooses`.
-        pairs: matched pairs, each with its margin and runner-up among the choosing layer's other partners.
+        by_target: whether the target layers chose, else the source layers.
+        pairs: each with its margin and runner-up among the choosing layer's other partners.
         policy_agreement: with every other policy but the controls, the share of all pairs that both have (Jaccard).
     """
 
@@ -50,6 +51,13 @@ class Match:
     def as_pairs(self) -> Pairs:
         return tuple((pair.source, pair.target) for pair in self.pairs)
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the layer match's file says of it."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        del found["similarity"]
+        return found | {"chosen_by": "target" if found.pop("by_target") else "source"}
+
 
 def match_layers(
     source: GramStack, target: GramStack, *, similarity: str, policy: str, num_splits: int = NUM_SPLITS, seed: int = 0
@@ -57,13 +65,11 @@ def match_layers(
     """Compare all layers of two models and choose pairs.
 
     Args:
-        similarity: a name in `SIMILARITIES`.
-        policy: a name in `POLICIES`.
         num_splits: random splits of the texts into halves for stability; 0 for none.
         seed: draws the splits and the `shuffled` control.
 
     Raises:
-        ProbeError: no layer pair has a similarity: the texts give the same rows everywhere.
+        ProbeError: no chosen pair has a similarity: the texts give the same rows everywhere.
     """
     measure, chosen = SIMILARITIES[similarity], POLICIES[policy]
 
@@ -72,15 +78,11 @@ def match_layers(
 
     result = measure(source, target)
     matrix_ST = result.values.numpy()
-    if np.isnan(matrix_ST).all():
-        raise ProbeError(
-            "the rows of the probe set do not differ in any layer: no similarity is defined; use other texts"
-        )
     pairs, by_target = choose(matrix_ST), chosen.target_chooses(matrix_ST.shape)
     if np.isnan([matrix_ST[pair] for pair in pairs]).all():
         raise ProbeError(
-            f"no pair of the {policy} match has a similarity: each holds a layer whose rows do not differ; use other "
-            "texts or another --match"
+            f"no pair of the {policy} match has a similarity: the rows of the probe set do not differ in one of its "
+            "layers or the other; use other texts or another --match"
         )
     split = None
     if num_splits and len(source.texts[0]) >= MIN_TEXTS:
@@ -88,30 +90,22 @@ def match_layers(
         split = split_half_stability(halves, choose, pairs, by_target)
     exact, near = agreement(pairs, depth_pairs(matrix_ST.shape, by_target=by_target), by_target)
     rated = tuple(_rate(pair, matrix_ST, by_target, split) for pair in pairs)
-    flat_source, flat_target = result.degenerate_source, result.degenerate_target
+    flat = {"source": result.degenerate_source, "target": result.degenerate_target}
+    used = [{pair[side] for pair in pairs} for side in (0, 1)]
+    unmatched = [tuple(i for i in range(count) if i not in used[side]) for side, count in enumerate(matrix_ST.shape)]
+    others = {name: other for name, other in POLICIES.items() if name != policy and other.control is None}
     return Match(
-        policy=policy,
-        similarity=matrix_ST,
-        by_target=by_target,
-        pairs=rated,
-        unmatched_sources=tuple(sorted(set(range(matrix_ST.shape[0])) - {s for s, _ in pairs})),
-        unmatched_targets=tuple(sorted(set(range(matrix_ST.shape[1])) - {t for _, t in pairs})),
-        degenerate_sources=flat_source,
-        degenerate_targets=flat_target,
+        policy=policy, similarity=matrix_ST, by_target=by_target, pairs=rated,
+        unmatched_sources=unmatched[0], unmatched_targets=unmatched[1],
+        degenerate_sources=flat["source"], degenerate_targets=flat["target"],
         stability=Stability(num_splits=num_splits, same=split.same, within_one=split.within_one) if split else None,
         depth=Depth(
-            agreement=exact,
-            within_one=near,
-            mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
+            agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
             held_out_gain=split.gain_over_depth if split else None,
         ),
-        policy_agreement={
-            name: _overlap(pairs, other(matrix_ST))
-            for name, other in POLICIES.items()
-            if name != policy and other.control is None
-        },
-        warnings=tuple(_warnings(source, rated, split, chosen, exact == 1.0, flat_source, flat_target)),
-    )
+        policy_agreement={name: _overlap(pairs, other(matrix_ST)) for name, other in others.items()},
+        warnings=tuple(_warnings(max(source.sizes), rated, split, chosen, exact == 1.0, flat)),
+    )  # fmt: skip
 
 
 def _overlap(one: Pairs, other: Pairs) -> float:
@@ -124,8 +118,7 @@ class SplitHalf:
 
     Attributes:
         flip_rates: for each choosing layer, how often half of the texts would have chosen another than all texts do.
-        gain_over_depth: by how much the pairs chosen on one half are more alike, on the other half, than the pairs of
-            equal relative depth; mean over splits, and its standard deviation.
+        gain_over_depth: as `Depth.held_out_gain`.
     """
 
     same: float
@@ -157,10 +150,8 @@ def split_half_stability(halves: Halves, choose: Callable[[Matrix], Pairs], full
 def agreement(one: Pairs, other: Pairs, by_target: bool) -> tuple[float, float]:
     """Share of choosing layers on which two matches agree exactly, and to within one layer."""
     first, second = _choices(one, by_target), _choices(other, by_target)
-    distances = [abs(first[layer] - second[layer]) for layer in first.keys() & second.keys()]
-    if not distances:
-        return 0.0, 0.0
-    return float(np.mean([d == 0 for d in distances])), float(np.mean([d <= 1 for d in distances]))
+    distances = np.array([abs(first[layer] - second[layer]) for layer in first.keys() & second.keys()])
+    return (float((distances == 0).mean()), float((distances <= 1).mean())) if len(distances) else (0.0, 0.0)
 
 
 def _choices(pairs: Pairs, by_target: bool) -> dict[int, int]:
@@ -184,60 +175,49 @@ def _rate(pair: tuple[int, int], matrix_ST: Matrix, by_target: bool, split: Spli
     runner_up = int(np.nanargmax(others)) if known else None
     return LayerPair(
         source=s, target=t, similarity=None if np.isnan(value) else float(value),
-        margin=float(value - others[runner_up]) if runner_up is not None else None, runner_up=runner_up,
+        margin=None if runner_up is None else float(value - others[runner_up]), runner_up=runner_up,
         flip_rate=split.flip_rates.get(t if by_target else s) if split else None,
     )  # fmt: skip
 
 
 def _warnings(
-    stack: GramStack,
-    pairs: tuple[LayerPair, ...],
-    split: SplitHalf | None,
-    policy: Policy,
-    is_depth_match: bool,
-    degenerate_source: tuple[int, ...],
-    degenerate_target: tuple[int, ...],
-) -> list[str]:
-    found = [policy.control] if policy.control else []
-    if max(stack.sizes) < FEW_ROWS:
-        found.append(
-            f"only {max(stack.sizes)} texts: with fewer than {FEW_ROWS} the similarities are mostly noise; give more "
-            "with --probe"
+    num_texts: int, pairs: tuple[LayerPair, ...], split: SplitHalf | None, policy: Policy, is_depth_match: bool,
+    flat: Mapping[str, tuple[int, ...]],
+) -> Iterator[str]:  # fmt: skip
+    if policy.control:
+        yield policy.control
+    if num_texts < FEW_ROWS:
+        yield (
+            f"only {num_texts} texts: with fewer than {FEW_ROWS} the similarities are mostly noise; give more with "
+            "--probe"
         )
-    for layers, side in ((degenerate_source, "source"), (degenerate_target, "target")):
+    for side, layers in flat.items():
         if layers:
-            found.append(f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen")
+            yield f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen"
     if split is None:
-        found.append("too few texts to be split in halves: the stability of the match is not known")
-        return found
-    unsure = [pair for pair in pairs if pair.is_ambiguous]
-    if unsure:
-        names = _list([f"{p.source}→{p.target}" for p in unsure])
-        found.append(
+        yield "too few texts to be split in halves: the stability of the match is not known"
+        return
+    if unsure := [f"{pair.source}→{pair.target}" for pair in pairs if pair.is_ambiguous]:
+        yield (
             f"{len(unsure)} of {len(pairs)} pairs are ambiguous (half of the texts choose another layer "
-            f"in more than {OFTEN:.0%} of the draws): {names}"
+            f"in more than {OFTEN:.0%} of the draws): {_list(unsure)}"
         )
     mean, deviation = split.gain_over_depth
     if not policy.control and not is_depth_match and mean <= 2 * deviation:
-        found.append(
+        yield (
             "on held-out texts the matched layers are not clearly more similar than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): CKA adds little to depth here"
         )
-    return found
 
 
 def massive_warnings(grams: Grams, representation: str, side: str) -> list[str]:
     """Say where one dimension carries most of the variance, so that it alone decides what looks alike."""
-    shares = grams.largest[representation]
-    layers = [index for index, (_, share) in enumerate(shares.tolist()) if share > MASSIVE]
-    if not layers:
-        return []
-    dimensions = sorted({int(shares[index, 0]) for index in layers})
+    found = {i: int(dim) for i, (dim, share) in enumerate(grams.largest[representation].tolist()) if share > MASSIVE}
     return [
-        f"massive activations: in {side} layers {_list(layers)} one dimension ({_list(dimensions)}) carries more than "
-        f"{MASSIVE:.0%} of the variance of the {representation} rows and dominates the similarity; compare another "
-        "--representation"
-    ]
+        f"massive activations: in {side} layers {_list(list(found))} one dimension "
+        f"({_list(sorted(set(found.values())))}) carries more than {MASSIVE:.0%} of the variance of the "
+        f"{representation} rows and dominates the similarity; compare another --representation"
+    ] * bool(found)
 
 
 def _list(items: Sequence[object]) -> str:

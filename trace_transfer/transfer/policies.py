@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,9 @@ class Policy:
 
     choose: Callable[..., Pairs]
     help: str
-    deeper_chooses: bool
-    control: str | None
-    draws: bool
+    deeper_chooses: bool = False
+    control: str | None = None
+    draws: bool = False
 
     def __call__(self, similarity_ST: Matrix, seed: int = 0) -> Pairs:
         return self.choose(similarity_ST, seed) if self.draws else self.choose(similarity_ST)
@@ -51,13 +51,11 @@ class Policy:
 POLICIES: dict[str, Policy] = {}
 
 
-def policy(
-    name: str, help: str, *, deeper_chooses: bool = False, control: str | None = None, draws: bool = False
-) -> Callable[[Choose], Choose]:
+def policy(name: str, help: str, **about: Any) -> Callable[[Choose], Choose]:
     """Register a function as `--match NAME`; the arguments are those of `Policy`."""
 
     def register(choose: Choose) -> Choose:
-        POLICIES[name] = Policy(choose, help, deeper_chooses, control, draws)
+        POLICIES[name] = Policy(choose, help, **about)
         return choose
 
     return register
@@ -92,11 +90,8 @@ def monotone(similarity_ST: Matrix) -> Pairs:
 
 @policy("coverage", "order is kept and no layer of either model is left out", deeper_chooses=True)
 def coverage(similarity_ST: Matrix) -> Pairs:
-    """Monotone and onto: no layer of either model is left out, and order is kept.
-
-    With T ≥ S every target layer gets one source layer, g non-decreasing and onto, of largest Σ_t C[g(t), t]; with
-    T < S the same with the sides exchanged.
-    """
+    """Monotone and onto. With T ≥ S every target layer gets one source layer, g non-decreasing and onto, of largest
+    Σ_t C[g(t), t]; with T < S the same with the sides exchanged."""
     return _shallower_first(_covering, similarity_ST)
 
 
@@ -109,8 +104,7 @@ def coverage(similarity_ST: Matrix) -> Pairs:
 )
 def by_depth(similarity_ST: Matrix) -> Pairs:
     """Each layer of the deeper model with the layer at the same relative depth."""
-    num_source, num_target = similarity_ST.shape
-    return depth_pairs((num_source, num_target), by_target=num_target >= num_source)
+    return depth_pairs(similarity_ST.shape, by_target=similarity_ST.shape[1] >= similarity_ST.shape[0])
 
 
 @policy(
@@ -191,8 +185,7 @@ def _covering(scores_ST: Matrix) -> Pairs:
 def _with_ties_broken(similarity_ST: Matrix) -> Matrix:
     """NaN to below every value, and a nudge of at most 1e-12 towards equal relative depth, then towards layer 0."""
     num_source, num_target = similarity_ST.shape
-    depth_S = np.linspace(0, 1, num_source) if num_source > 1 else np.zeros(1)
-    depth_T = np.linspace(0, 1, num_target) if num_target > 1 else np.zeros(1)
+    depth_S, depth_T = (np.linspace(0, 1, count) for count in similarity_ST.shape)
     distance_ST = np.abs(depth_S[:, None] - depth_T[None, :])
     order_T = np.arange(num_target) / (num_target * num_source * 4 * max(num_source, num_target))
     nudged_ST = similarity_ST - TIE * (distance_ST + order_T[None, :])

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.data.probe import Reading, RowPlan, token_matrix
-from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.errors import ModelError, listing
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import remove_leftovers
 from trace_transfer.models.checkpoints import Checkpoint, release
@@ -41,20 +41,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 REPRESENTATIONS = ("stream", "update")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 CACHE_LIMIT = 8 << 30
 DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class Grams:
-    """What is kept of one model's pass over the probe set.
-
-    Attributes:
-        stacks: representation → packed Gram matrices of all layers.
-        largest: representation → float [L, 2], of each layer the dimension with the largest variance over rows, and
-            its share of all variance. A share near one means that one massive activation decides every similarity.
-    """
+    """Of one model by representation: the packed Gram matrices of all layers, and float [L, 2], of each layer the
+    dimension with the largest variance over rows, and its share of all variance."""
 
     stacks: dict[str, GramStack]
     largest: dict[str, Tensor]
@@ -82,66 +77,47 @@ class ReadSettings:
 
 
 def read_grams(
-    model: OpenModel,
-    checkpoint: Checkpoint,
-    plan: RowPlan,
-    reading: Reading,
-    settings: ReadSettings,
+    model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: ReadSettings,
     reporter: Reporter,
-) -> Grams:
-    """Gram matrices of a model's layers, from the cache or by one pass over its weights.
-
-    Raises:
-        ModelError: as `read_layers`.
-    """
+) -> Grams:  # fmt: skip
+    """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`."""
     num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
-    shapes = dict.fromkeys(REPRESENTATIONS, (num_layers, length))
-    shapes |= {_largest(name): (num_layers, 2) for name in REPRESENTATIONS}
+    tensors = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
+    tensors |= {f"{name}.largest": torch.empty(num_layers, 2) for name in REPRESENTATIONS}
     file = None
     if settings.cache is not None:
         file = settings.cache / f"{_cache_key(model, checkpoint, plan, reading, settings)}.safetensors"
-    if file is not None and file.exists():
-        cached = _load(file, shapes)
-        if not isinstance(cached, str):
-            reporter.note(f"{model.name}: activations of this probe set are cached")
-            return _grams(cached, plan)
-        reporter.note(f"{model.name}: {file} is damaged ({cached}) and is made again")
-    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
-    with reporter.task(f"reading {model.name}", num_layers) as advance:
+    cached = _load(file, tensors) if file is not None and file.exists() else None
+    if file is not None and file.exists() and not cached:
+        reporter.note(f"{model.name}: {file} is damaged and is made again")
+    if cached:
+        reporter.note(f"{model.name}: activations of this probe set are cached")
+        tensors = cached
+    else:
+        with reporter.task(f"reading {model.name}", num_layers) as advance:
 
-        def consume(rows: LayerRows) -> None:
-            for name in REPRESENTATIONS:
-                rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
-                pack_layer(rows_Rd, plan.sizes, tensors[name][rows.layer])
-                tensors[_largest(name)][rows.layer] = _largest_dimension(rows_Rd)
-            advance()
+            def consume(rows: LayerRows) -> None:
+                for name in REPRESENTATIONS:
+                    rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
+                    pack_layer(rows_Rd, plan.sizes, tensors[name][rows.layer])
+                    variance_d = rows_Rd.var(dim=0)
+                    share = variance_d.max() / variance_d.sum().clamp_min(1e-30)
+                    tensors[f"{name}.largest"][rows.layer] = torch.stack([variance_d.argmax().float(), share])
+                advance()
 
-        read_layers(
-            model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
-            batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype, attention=settings.attention,
-        )  # fmt: skip
-    if file is not None:
-        try:
-            write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
-            _prune(file.parent)
-        except OSError as error:  # a full disk must not cost the pass
-            reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
-    return _grams(tensors, plan)
-
-
-def _grams(tensors: Mapping[str, Tensor], plan: RowPlan) -> Grams:
+            read_layers(
+                model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
+                batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype,
+                attention=settings.attention,
+            )  # fmt: skip
+        if file is not None:
+            try:
+                write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
+                _prune(file.parent)
+            except OSError as error:  # a full disk must not cost the pass
+                reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
     stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
-    return Grams(stacks, {name: tensors[_largest(name)] for name in REPRESENTATIONS})
-
-
-def _largest(representation: str) -> str:
-    return f"{representation}.largest"
-
-
-def _largest_dimension(rows_Rd: Tensor) -> Tensor:
-    variance_d = rows_Rd.var(dim=0)
-    dimension = int(variance_d.argmax())
-    return torch.tensor([dimension, float(variance_d[dimension] / variance_d.sum().clamp_min(1e-30))])
+    return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
 
 
 def _cache_key(
@@ -149,40 +125,25 @@ def _cache_key(
 ) -> str:
     """Weights, config, rows and settings: whatever changes the result changes the name of the file."""
     parts: list[Any] = [
-        CACHE_VERSION,
-        checkpoint.fingerprint,
-        model.anatomy.inventory.names_sha256,
-        model.anatomy.layer_path,
-        config_sha256(model.config.to_dict()),
-        reading.ids,
-        reading.spans_R2.tolist(),
-        plan.texts_R.tolist(),
-        plan.sizes,
-        settings.transform,
-        str(settings.dtype),
-        torch.device(settings.device).type,
-    ]
+        CACHE_VERSION, checkpoint.fingerprint, model.anatomy.inventory.names_sha256, model.anatomy.layer_path,
+        config_sha256(model.config.to_dict()), reading.ids, reading.spans_R2.tolist(), plan.texts_R.tolist(),
+        plan.sizes, settings.transform, str(settings.dtype), torch.device(settings.device).type,
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _load(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | str:
-    """What a cached file holds, or what is wrong with it."""
+def _load(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """What a cached file holds; None if it is damaged, and is to be made again."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(file)
         os.utime(file)
-    except (OSError, SafetensorError) as error:
-        return first_line(error)
-    if tensors.keys() != shapes.keys():
-        return f"it holds {', '.join(sorted(tensors)) or 'nothing'}, expected {', '.join(sorted(shapes))}"
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shapes[name]:
-            return f"{name} is {list(tensor.shape)} in {tensor.dtype}, expected {list(shapes[name])} in torch.float32"
-        if not tensor.isfinite().all():
-            return f"{name} holds NaN or Inf"
-    return tensors
+    except (OSError, SafetensorError):
+        return None
+    same = {name: one.shape for name, one in tensors.items()} == {name: one.shape for name, one in expected.items()}
+    return tensors if same and all(one.isfinite().all() for one in tensors.values()) else None
 
 
 def _prune(directory: Path) -> None:
@@ -213,26 +174,16 @@ class _FinishedSignal(Exception):  # noqa: N818 (not an error)
 
 @torch.no_grad()
 def read_layers(
-    config: PretrainedConfig,
-    checkpoint: Checkpoint,
-    layer_path: str,
-    reading: Reading,
-    texts_R: Tensor,
-    consume: Callable[[LayerRows], None],
-    *,
-    name: str,
-    batch_size: int = 16,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    attention: str = "auto",
-) -> None:
+    config: PretrainedConfig, checkpoint: Checkpoint, layer_path: str, reading: Reading, texts_R: Tensor,
+    consume: Callable[[LayerRows], None], *, name: str, batch_size: int = 16, device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32, attention: str = "auto",
+) -> None:  # fmt: skip
     """Run a model over the probe set and hand each layer's rows to `consume`, first layer first.
 
     A thread reads the next layer while this one computes, so that two are in memory at once.
 
     Args:
         layer_path: module path of the layer list, as the family's rules say (`model.layers`).
-        reading: what this model reads, and the token span of each row.
         texts_R: the text of each row.
         name: the model's name for messages.
         batch_size: texts per micro-batch; texts of like length go together.
@@ -241,16 +192,34 @@ def read_layers(
         ModelError: weights missing, of a wrong shape, or not finite; activations not finite.
     """
     model = attend(build_meta_model(config, dtype), attention)
-    _move_buffers(model, device)
-    loader = _Loader(model, layer_path, checkpoint, name, device, dtype)
+    for module in model.modules():  # rotary frequencies and the like; tensors stay on the meta device
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, key, buffer.to(device))
     layers = layers_of(model, layer_path)
-    micro_batches = _micro_batches(loader, layers, reading, texts_R, batch_size)
+
+    @torch.no_grad()  # which a thread does not inherit
+    def bring_in(wanted: Callable[[str], bool], where: str) -> None:
+        """Load tensors and refuse missing ones (of a GGUF file nobody has compared them before)."""
+        checkpoint.load(model, wanted, device, dtype)
+        missing = [key for key, value in model.named_parameters() if wanted(key) and value.is_meta]
+        if missing:
+            raise ModelError(f"{name}: the weights lack tensors of {where}:\n" + listing(missing))
+
+    def submit(index: int) -> Future[None]:
+        return reader.submit(bring_in, lambda key: key.startswith(f"{layer_path}.{index}."), f"layer {index}")
+
+    used = torch.tensor(sorted({token for ids in reading.ids for token in ids}))
+    embedding = _embedding(model, checkpoint, used, name, device, dtype)
+    own, below, above = embedding[1], f"{model.base_model_prefix}.", f"{layer_path}."
+    bring_in(lambda key: key.startswith(below) and not key.startswith(above) and key != own, "its embedding")
+    micro_batches = _micro_batches(model, layers, embedding[0], used, reading, texts_R, batch_size)
+    release(model)
     with ThreadPoolExecutor(max_workers=1) as reader:
-        reading_next = reader.submit(loader.bring_in_layer, 0)
+        reading_next = submit(0)
         for index, layer in enumerate(layers):
             reading_next.result()
             if index + 1 < len(layers):
-                reading_next = reader.submit(loader.bring_in_layer, index + 1)
+                reading_next = submit(index + 1)
             before_Rd = torch.zeros(len(texts_R), micro_batches[0].hidden_btd.shape[-1], dtype=torch.float64)
             after_Rd = torch.zeros_like(before_Rd)
             for batch in micro_batches:
@@ -258,51 +227,33 @@ def read_layers(
                 batch.step(layer, index)
                 batch.pick(after_Rd)  # waits for the GPU: what is released now is used no more, in any stream
             release(layer)
-            _require_finite(after_Rd, texts_R, name, index)
+            bad = (~torch.isfinite(after_Rd).all(dim=1)).nonzero().flatten()
+            if len(bad):
+                raise ModelError(
+                    f"{name}: NaN or Inf in the activations after layer {index}, first in text {int(texts_R[bad[0]])} "
+                    f"of the probe set ({len(bad)} of {len(texts_R)} rows); try --dtype float32"
+                )
             consume(LayerRows(index, after_Rd.float(), (after_Rd - before_Rd).float()))
 
 
-@dataclass(frozen=True)
-class _Loader:
-    """Brings parts of a meta-device model in from its checkpoint."""
-
-    model: PreTrainedModel
-    layer_path: str
-    checkpoint: Checkpoint
-    name: str
-    device: str | torch.device
-    dtype: torch.dtype
-
-    def bring_in_embedding(self, ids: Tensor) -> nn.Module:
-        """The input embedding with only the rows of some token ids, in their order, and whatever else lies below the
-        layers (learned positions, norms; never the head)."""
-        embedding = cast(nn.Embedding, self.model.get_input_embeddings())
-        if int(ids.max()) >= embedding.num_embeddings:
-            raise ModelError(
-                f"{self.name}: its tokenizer gives token id {int(ids.max())}, but its embedding has only "
-                f"{embedding.num_embeddings} rows: the tokenizer belongs to another model"
-            )
-        name = next(name for name, module in self.model.named_modules() if module is embedding) + ".weight"
-        rows = self.checkpoint.rows(self.model, name, ids, self.dtype).to(self.device)
-        embedding.weight = nn.Parameter(rows, requires_grad=False)
-        embedding.padding_idx = None
-        prefix, layers = f"{self.model.base_model_prefix}.", f"{self.layer_path}."
-        self.bring_in(
-            lambda found: found.startswith(prefix) and not found.startswith(layers) and found != name, "its embedding"
+def _embedding(
+    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, name: str, device: Any, dtype: torch.dtype
+) -> tuple[nn.Module, str]:
+    """The input embedding with only the rows of some token ids, in their order, and the name of its weight."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    if int(ids.max()) >= embedding.num_embeddings:
+        raise ModelError(
+            f"{name}: its tokenizer gives token id {int(ids.max())}, but its embedding has only "
+            f"{embedding.num_embeddings} rows: the tokenizer belongs to another model"
         )
-        return embedding
+    weight = next(key for key, module in model.named_modules() if module is embedding) + ".weight"
+    rows = checkpoint.rows(model, weight, ids, dtype).to(device)
+    embedding.weight = nn.Parameter(rows, requires_grad=False)
+    embedding.padding_idx = None
+    return embedding, weight
 
-    @torch.no_grad()  # which a thread does not inherit
-    def bring_in_layer(self, index: int) -> None:
-        prefix = f"{self.layer_path}.{index}."
-        self.bring_in(lambda name: name.startswith(prefix), f"layer {index}")
 
-    def bring_in(self, wanted: Callable[[str], bool], where: str) -> None:
-        """Load the wanted tensors and refuse missing ones (of a GGUF file nobody has compared them before)."""
-        self.checkpoint.load(self.model, wanted, self.device, self.dtype)
-        missing = [name for name, value in self.model.named_parameters() if wanted(name) and value.is_meta]
-        if missing:
-            raise ModelError(f"{self.name}: the weights lack tensors of {where}:\n" + listing(missing))
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass
@@ -312,12 +263,12 @@ class _MicroBatch:
     Attributes:
         hidden_btd: the residual stream where they are now.
         calls: for each layer the arguments, after the hidden states, that the model's forward gave it.
-        rows, texts, tokens, shares: of each token that a row takes a share of: the row, the text's place in this
-            micro-batch, the token, and the share (one over the length of the span).
+        rows, texts, tokens, shares: of each token of a row: the row, the text's place in this micro-batch, the token,
+            and its share (one over the length of the row's span).
     """
 
     hidden_btd: Tensor
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    calls: Calls
     rows: Tensor
     texts: Tensor
     tokens: Tensor
@@ -335,44 +286,36 @@ class _MicroBatch:
 
 
 def _micro_batches(
-    loader: _Loader, layers: Sequence[nn.Module], reading: Reading, texts_R: Tensor, batch_size: int
-) -> list[_MicroBatch]:
+    model: PreTrainedModel, layers: Sequence[nn.Module], embedding: nn.Module, used: Tensor, reading: Reading,
+    texts_R: Tensor, batch_size: int,
+) -> list[_MicroBatch]:  # fmt: skip
     """All texts, shortest first, embedded and ready for the first layer."""
-    used = torch.tensor(sorted({token for ids in reading.ids for token in ids}))
-    embedding = loader.bring_in_embedding(used)
     position = {token: index for index, token in enumerate(used.tolist())}
+    rows_of: dict[int, list[tuple[int, int, int]]] = {}  # text → its rows, each with its span
+    for row, (text, (first, stop)) in enumerate(zip(texts_R.tolist(), reading.spans_R2.tolist(), strict=True)):
+        rows_of.setdefault(text, []).append((row, first, stop))
     order = sorted(range(len(reading.ids)), key=lambda text: len(reading.ids[text]))
     batches = []
     for start in range(0, len(order), batch_size):
         texts = order[start : start + batch_size]
         ids_bt = token_matrix([[position[token] for token in reading.ids[text]] for text in texts])
-        hidden_btd, calls = _record_calls(loader.model, layers, embedding(ids_bt.to(loader.device)))
-        batches.append(_MicroBatch(hidden_btd, calls, *_places(texts, reading.spans_R2, texts_R)))
-    release(loader.model)
+        hidden_btd, calls = _record_calls(model, layers, embedding(ids_bt.to(next(embedding.parameters()).device)))
+        shares = [
+            (row, place, token, 1.0 / (stop - first))
+            for place, text in enumerate(texts)
+            for row, first, stop in rows_of.get(text, ())
+            for token in range(first, stop)
+        ]
+        rows, places, tokens = torch.tensor([one[:3] for one in shares], dtype=torch.int64).reshape(-1, 3).T
+        share = torch.tensor([one[3] for one in shares], dtype=torch.float64)
+        batches.append(_MicroBatch(hidden_btd, calls, rows, places, tokens, share))
     return batches
 
 
-def _places(texts: list[int], spans_R2: Tensor, texts_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row, text, token and share of every token of the rows of some texts."""
-    place = {text: index for index, text in enumerate(texts)}
-    mine = [row for row, text in enumerate(texts_R.tolist()) if text in place]
-    first_r, last_r = spans_R2[mine].T
-    lengths_r = last_r - first_r
-    within = torch.arange(int(lengths_r.sum())) - (lengths_r.cumsum(0) - lengths_r).repeat_interleave(lengths_r)
-    return (
-        torch.tensor(mine, dtype=torch.int64).repeat_interleave(lengths_r),
-        torch.tensor([place[int(texts_R[row])] for row in mine], dtype=torch.int64).repeat_interleave(lengths_r),
-        within + first_r.repeat_interleave(lengths_r),
-        (1.0 / lengths_r.double()).repeat_interleave(lengths_r),
-    )
-
-
-def _record_calls(
-    model: PreTrainedModel, layers: Sequence[nn.Module], embeds_btd: Tensor
-) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+def _record_calls(model: PreTrainedModel, layers: Sequence[nn.Module], embeds_btd: Tensor) -> tuple[Tensor, Calls]:
     """Run the model's forward with layers that pass their input on: what enters the first, and how each is called."""
     first: list[Tensor] = []
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: Calls = []
 
     def note(hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         first.append(hidden_btd)
@@ -387,19 +330,3 @@ def _record_calls(
     except _FinishedSignal:
         return first[0], calls
     raise ModelError(f"its forward pass called {len(calls)} of {len(layers)} layers")
-
-
-def _move_buffers(model: PreTrainedModel, device: str | torch.device) -> None:
-    """Rotary frequencies and the like to where the computation is; tensors stay on the meta device."""
-    for module in model.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(device))
-
-
-def _require_finite(rows_Rd: Tensor, texts_R: Tensor, name: str, layer: int) -> None:
-    bad = (~torch.isfinite(rows_Rd).all(dim=1)).nonzero().flatten()
-    if len(bad):
-        raise ModelError(
-            f"{name}: NaN or Inf in the activations after layer {layer}, first in text {int(texts_R[bad[0]])} of the "
-            f"probe set ({len(bad)} of {len(rows_Rd)} rows); try --dtype float32"
-        )

@@ -10,9 +10,7 @@ from trace_transfer.records import ModelIdentity, Name, Range, Strict
 from trace_transfer.transfer.policies import POLICIES
 
 OFTEN = 0.25  # half of the texts choose another layer more often than this: the pair is ambiguous
-UNSTABLE = (
-    0.5  # fewer layers keep their partner on other texts, or more pairs are ambiguous: the match is mostly chance
-)
+UNSTABLE = 0.5  # fewer layers keep their partner on other texts, or more pairs are ambiguous: mostly chance
 
 
 class ProbeRecord(Strict):
@@ -45,10 +43,7 @@ class LayerPair(Strict):
 
 
 class Stability(Strict):
-    """How far the match depends on which texts were read: random halves of the texts, never of the rows.
-
-    `same` and `within_one`: share of layers for which two disjoint halves choose the same layer, or one next to it.
-    """
+    """Share of layers for which two disjoint random halves of the texts choose the same layer, or one next to it."""
 
     num_splits: int
     same: float
@@ -56,11 +51,8 @@ class Stability(Strict):
 
 
 class Depth(Strict):
-    """Comparison with the match by relative depth alone.
-
-    `held_out_gain` is the mean over splits of the gain on texts that chose no pair, with its standard deviation; None
-    in files of earlier versions and where nothing could be split.
-    """
+    """Comparison with the match by relative depth alone; `held_out_gain` is the mean over splits of the gain on texts
+    that chose no pair, with its standard deviation."""
 
     agreement: float
     within_one: float
@@ -130,7 +122,7 @@ class ListedPart(Strict):
 
 
 class ListedTarget(ListedPart):
-    """What a source tensor is carried to; `rule` says by which lines of the rules."""
+    """What a source tensor is carried to, by which lines of the rules."""
 
     rule: str
 

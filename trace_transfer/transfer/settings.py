@@ -58,10 +58,10 @@ class MapSettings(Settings):
         "Positions at which the models are compared. boundary: token ends that both tokenizers share, so both have "
         "read the same prefix; word: means over words; example: one mean per text (the paper's), which saturates.",
     )
-    similarity: Literal["cka-debiased", "cka", "cka-rbf"] = setting(
+    similarity: Literal["cka-debiased", "cka"] = setting(
         "cka-debiased",
         "Similarity of two layers. cka-debiased is near 0 for unrelated layers of any width; cka (the paper's) is near "
-        "1 for wide ones; cka-rbf has a Gaussian kernel.",
+        "1 for wide ones.",
     )
     representation: Literal["stream", "update"] = setting(
         "stream",

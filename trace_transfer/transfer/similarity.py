@@ -2,9 +2,9 @@
 
 Shapes: N rows of a minibatch, d features, L layers, P packed entries of all minibatches, S source and T target layers.
 
-A Gram matrix K = Xc Xc' of column-centred rows is symmetric, so only blocks on and above the diagonal are computed and
-kept: diagonal blocks whole, the strip to their right scaled by √2. The inner product of two packed vectors is then the
-inner product <K, L> of the matrices, and all pairs of layers are one matrix product.
+A Gram matrix K = Xc Xc' of column-centred rows is symmetric, so only the entries on and above the diagonal are kept,
+those above scaled by √2. The inner product of two packed vectors is then the inner product <K, L> of the matrices, and
+all pairs of layers are one matrix product.
 
 Sources: Kornblith et al. 2019 (arXiv 1905.00414), eq. 1-3; the debiased estimator of HSIC from Song et al. 2012 as in
 Nguyen et al. 2021 (arXiv 2010.15327), eq. 3, summed over minibatches before the one ratio.
@@ -13,8 +13,7 @@ Nguyen et al. 2021 (arXiv 2010.15327), eq. 3, summed over minibatches before the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -23,18 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 128
+BLOCK = 128  # rows of a Gram matrix that are computed together
 CONSTANT = 1e-12  # rows whose variance is below this share of their square norm differ by rounding only
 CHUNK = 1 << 16  # entries summed in float32 before they are added to the float64 total: error 1e-7, not 2e-4
-PIECE = 1 << 12  # the same for one vector with itself, where smaller pieces cost nothing: error 2e-8
 MIN_ROWS = 4
 MIN_TEXTS = 16  # of which halves are made
 ENTRIES_AT_ONCE = 1 << 20  # of Gram matrices that are unpacked together: 4 MB a copy
 
 Matrix = NDArray[np.float64]
 Halves = tuple[tuple[Matrix, Matrix], ...]
-Inner = Callable[[Tensor, Tensor], Tensor]
-"""Inner products of packed vectors: of all pairs, [L, P] and [M, P] → [L, M], or of each with itself, → [L]."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class GramStack:
     """Packed Gram matrices of all layers of one model.
 
     Attributes:
-        packed_LP: float32 [L, P]; the minibatches one after another, each packed as `pack_layout` says.
+        packed_LP: float32 [L, P]; the minibatches one after another.
         texts: for each minibatch the index of the text that each of its rows comes from, int64 [N_m]. A text stands
             at most once in a minibatch: rows of one text depend on each other, and dependent rows raise the CKA even
             of independent models (debiased 0.89 when every row is doubled).
@@ -52,117 +48,61 @@ class GramStack:
     texts: tuple[Tensor, ...]
 
     @property
-    def num_layers(self) -> int:
-        return self.packed_LP.shape[0]
-
-    @property
     def sizes(self) -> tuple[int, ...]:
         """Number of rows of each minibatch."""
         return tuple(len(index) for index in self.texts)
 
-    def minibatch(self, m: int) -> Tensor:
-        """Packed entries of minibatch m of all layers, a view [L, P_m]."""
-        lengths = [packed_length(n) for n in self.sizes]
-        start = sum(lengths[:m])
-        return self.packed_LP[:, start : start + lengths[m]]
-
-
-def pack_layout(n: int) -> Iterator[tuple[int, int, int, int]]:
-    """Row block [start, stop) of an N x N matrix and the packed offsets of its diagonal block and of its strip."""
-    offset = 0
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        size = stop - start
-        strip = offset + size * size
-        yield start, stop, offset, strip
-        offset = strip + size * (n - stop)
+    @property
+    def minibatches(self) -> list[tuple[int, Tensor]]:
+        """Of each minibatch its rows N_m and the packed entries of all layers, a view [L, P_m]."""
+        parts = self.packed_LP.split([packed_length(n) for n in self.sizes], dim=1)
+        return list(zip(self.sizes, parts, strict=True))
 
 
 def packed_length(n: int) -> int:
-    """Number of packed entries of an N x N Gram matrix: about N²/2."""
-    return sum((stop - start) * (n - start) for start, stop, _, _ in pack_layout(n))
+    """Number of packed entries of an N x N Gram matrix."""
+    return n * (n + 1) // 2
 
 
-def pack_rows(rows_Nd: Tensor, out_P: Tensor) -> None:
-    """Centre the rows' columns and write their packed Gram matrix.
+def packed(gram_NN: Tensor) -> Tensor:
+    """The entries on and above the diagonal of matrices [..., N, N] (or of their first rows), float32, row by row."""
+    scaled_NN = gram_NN * math.sqrt(2)
+    scaled_NN.diagonal(dim1=-2, dim2=-1).copy_(gram_NN.diagonal(dim1=-2, dim2=-1))
+    return scaled_NN[..., torch.ones(gram_NN.shape[-2:], dtype=torch.bool).triu()].float()
+
+
+def unpacked(packed_LP: Tensor, n: int, rows_K: Tensor) -> Tensor:
+    """The entries [L, K, K] of some rows and the same columns of packed N x N matrices."""
+    row_KK, column_KK = (pick(rows_K[:, None], rows_K[None, :]) for pick in (torch.minimum, torch.maximum))
+    place_KK = row_KK * (2 * n - row_KK - 1) // 2 + column_KK
+    entries_LKK: Tensor = packed_LP.index_select(1, place_KK.flatten()).unflatten(1, place_KK.shape)
+    return entries_LKK * torch.where(row_KK == column_KK, 1.0, 1 / math.sqrt(2))
+
+
+def diagonals(packed_LP: Tensor, n: int) -> Tensor:
+    """Diagonals of packed Gram matrices, float64 [L, N]."""
+    rows_N = torch.arange(n)
+    return packed_LP[:, rows_N * (2 * n - rows_N + 1) // 2].double()
+
+
+def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
+    """Centre one layer's rows [R, d] in each minibatch, and write their packed Gram matrices into [P].
 
     Centring comes first: a constant offset of 1,500 in one dimension would otherwise drown the margins between layers,
     which are about 1e-3. It comes twice, because the first mean is rounded to float32 at the size of the offset, the
     second at the size of what is left (as exact as a float64 mean, at a fifth of its time). Rows that differ by
     rounding only give a matrix of zeros.
-
-    Args:
-        rows_Nd: [N, d], of any floating dtype; not changed.
-        out_P: float32 [packed_length(N)], overwritten.
     """
-    centred_Nd = rows_Nd.to(torch.float32, copy=True)
-    norm_before = centred_Nd.norm()
-    for _ in range(2):
-        centred_Nd -= centred_Nd.mean(dim=0)
-    if centred_Nd.norm() ** 2 <= CONSTANT * norm_before**2:
-        out_P.zero_()
-        return
-    n = rows_Nd.shape[0]
-    for start, stop, diagonal, strip in pack_layout(n):
-        size = stop - start
-        block_Bd = centred_Nd[start:stop]
-        torch.mm(block_Bd, block_Bd.T, out=out_P[diagonal:strip].view(size, size))
-        if stop < n:
-            view = out_P[strip : strip + size * (n - stop)].view(size, n - stop)
-            torch.addmm(view, block_Bd, centred_Nd[stop:].T, beta=0, alpha=math.sqrt(2), out=view)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the entries of a Gram matrix lie in its packed form.
-
-    Attributes:
-        index_NN: int64, the packed position of each entry.
-        factor_NN: float32, what undoes the strips' √2.
-    """
-
-    index_NN: Tensor
-    factor_NN: Tensor
-
-    @classmethod
-    def of(cls, n: int) -> Places:
-        index_NN = torch.empty(n, n, dtype=torch.int64)
-        factor_NN = torch.full((n, n), 1 / math.sqrt(2))
-        for start, stop, diagonal, strip in pack_layout(n):
-            size = stop - start
-            index_NN[start:stop, start:stop] = torch.arange(diagonal, strip).view(size, size)
-            factor_NN[start:stop, start:stop] = 1
-            block = torch.arange(strip, strip + size * (n - stop)).view(size, n - stop)
-            index_NN[start:stop, stop:] = block
-            index_NN[stop:, start:stop] = block.T
-        return cls(index_NN, factor_NN)
-
-    def rows(self, rows_K: Tensor) -> Places:
-        """Those of some rows and the same columns only, [K, K]."""
-        return Places(self.index_NN[rows_K][:, rows_K], self.factor_NN[rows_K][:, rows_K])
-
-    def unpack(self, packed_LP: Tensor) -> Tensor:
-        """The entries [L, N, N] of several layers' packed Gram matrices."""
-        entries_LNN: Tensor = packed_LP.index_select(1, self.index_NN.flatten()).unflatten(1, self.index_NN.shape)
-        return entries_LNN * self.factor_NN
-
-
-def repack(gram_NN: Tensor) -> Tensor:
-    """The packed form [..., P] of symmetric matrices [..., N, N], float32."""
-    parts = []
-    for start, stop, _, _ in pack_layout(gram_NN.shape[-1]):
-        parts.append(gram_NN[..., start:stop, start:stop].flatten(-2))
-        parts.append(gram_NN[..., start:stop, stop:].flatten(-2) * math.sqrt(2))
-    return torch.cat(parts, dim=-1).float()
-
-
-def diagonals(packed_LP: Tensor, n: int) -> Tensor:
-    """Diagonals of packed Gram matrices, float64 [L, N]."""
-    parts = [
-        packed_LP[:, diagonal:strip].unflatten(1, (stop - start, stop - start)).diagonal(dim1=1, dim2=2)
-        for start, stop, diagonal, strip in pack_layout(n)
-    ]
-    return torch.cat(parts, dim=1).double()
+    outs = out_P.split([packed_length(n) for n in sizes])
+    for rows_Nd, out in zip(rows_Rd.split(list(sizes)), outs, strict=True):
+        centred_Nd = rows_Nd.to(torch.float32, copy=True)
+        norm_before = centred_Nd.norm()
+        for _ in range(2):
+            centred_Nd -= centred_Nd.mean(dim=0)
+        if centred_Nd.norm() ** 2 <= CONSTANT * norm_before**2:
+            centred_Nd.zero_()
+        starts = range(0, len(centred_Nd), BLOCK)
+        torch.cat([packed(centred_Nd[i : i + BLOCK] @ centred_Nd[i:].T) for i in starts], out=out)
 
 
 def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
@@ -172,55 +112,23 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
     two runs on the same rows would differ by 1e-7. So few long vectors are no slower for it.
     """
     total = torch.zeros(a_LP.shape[0], b_MP.shape[0], dtype=torch.float64, device=a_LP.device)
-    with _one_thread():
-        for start in range(0, a_LP.shape[1], CHUNK):
-            total += (a_LP[:, start : start + CHUNK] @ b_MP[:, start : start + CHUNK].T).double()
-    return total
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        for a_LC, b_MC in zip(a_LP.split(CHUNK, dim=1), b_MP.split(CHUNK, dim=1), strict=True):
+            total += (a_LC @ b_MC.T).double()
     finally:
         torch.set_num_threads(before)
-
-
-def square_norms(a_LP: Tensor) -> Tensor:
-    """Inner product of each packed vector with itself, float64 [L]: the diagonal of `inner_products` alone."""
-    whole = a_LP.shape[1] // PIECE * PIECE
-    pieces_LC: Tensor = torch.linalg.vector_norm(a_LP[:, :whole].unflatten(1, (-1, PIECE)), dim=2)
-    rest_L: Tensor = torch.linalg.vector_norm(a_LP[:, whole:], dim=1)
-    return pieces_LC.double().square().sum(dim=1) + rest_L.double().square()
-
-
-def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
-    """Pack one layer's rows [R, d], minibatch by minibatch, into its packed vector [P]."""
-    row = offset = 0
-    for n in sizes:
-        length = packed_length(n)
-        pack_rows(rows_Rd[row : row + n], out_P[offset : offset + length])
-        row, offset = row + n, offset + length
+    return total
 
 
 # ---- CKA
 
 
-Hsic = Callable[[GramStack, GramStack, Inner], Tensor]
-
-
 @dataclass(frozen=True)
 class Similarity:
-    """Similarity of all layer pairs.
-
-    Attributes:
-        values: float64 [source layers, target layers]; NaN in the row or column of a degenerate layer. Debiased values
-            lie in [-1, 1] and may be negative; they are not clamped.
-        degenerate_source: layers whose rows are all alike, so that no similarity is defined.
-        degenerate_target: the same for the target.
-    """
+    """Similarity of all layer pairs, float64 [source layers, target layers]; NaN in the row or column of a degenerate
+    layer, whose rows are all alike. Debiased values lie in [-1, 1] and may be negative; they are not clamped."""
 
     values: Tensor
     degenerate_source: tuple[int, ...]
@@ -237,53 +145,43 @@ def debiased_cka(source: GramStack, target: GramStack) -> Similarity:
     return _ratio(source, target, _hsic_debiased)
 
 
-def rbf_cka(source: GramStack, target: GramStack, *, bandwidth: float = 1.0, debiased: bool = True) -> Similarity:
-    """CKA with a Gaussian kernel of width `bandwidth` times the median distance (Kornblith 2019, section 4).
-
-    Debiased by default: on 128 rows of 4,096 independent features the biased form is 0.98, the debiased -0.01.
-    """
-    hsic = _hsic_debiased if debiased else _hsic_biased
-    return _ratio(gaussian(source, bandwidth), gaussian(target, bandwidth), hsic)
-
-
-SIMILARITIES: dict[str, Callable[[GramStack, GramStack], Similarity]] = {
+Measure = Callable[[GramStack, GramStack], Similarity]
+SIMILARITIES: dict[str, Measure] = {
     "cka-debiased": debiased_cka,
     "cka": linear_cka,
-    "cka-rbf": rbf_cka,
 }
 
 
-def _ratio(source: GramStack, target: GramStack, hsic: Hsic) -> Similarity:
+def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Similarity:
     if source.sizes != target.sizes:
         raise ValueError(f"rows of source and target differ: minibatches of {source.sizes} and {target.sizes} rows")
     if not source.sizes or min(source.sizes) < MIN_ROWS:
         raise ValueError(f"every minibatch needs at least {MIN_ROWS} rows, found {source.sizes}")
-    cross_ST = hsic(source, target, inner_products)
-    own_S, own_T = (hsic(stack, stack, lambda a_LP, _: square_norms(a_LP)) for stack in (source, target))
+    own_S, own_T = (hsic(stack, stack).diagonal() for stack in (source, target))
     flat_S, flat_T = ~(own_S > 0), ~(own_T > 0)
     own_S, own_T = own_S.masked_fill(flat_S, torch.nan), own_T.masked_fill(flat_T, torch.nan)
     flat = (tuple(flat_L.nonzero().flatten().tolist()) for flat_L in (flat_S, flat_T))
-    return Similarity(cross_ST / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :]), *flat)
+    return Similarity(hsic(source, target) / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :]), *flat)
 
 
-def _hsic_biased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
-    """Sum over minibatches of <K, L> / (n - 1)², for the pairs of layers that `inner` takes, float64."""
-    parts = [inner(a.minibatch(m), b.minibatch(m)) / (n - 1) ** 2 for m, n in enumerate(a.sizes)]
-    return reduce(torch.add, parts)
+def _hsic_biased(a: GramStack, b: GramStack) -> Tensor:
+    """Sum over minibatches of <K, L> / (n - 1)², float64 [L, M]."""
+    pairs = zip(a.minibatches, b.minibatches, strict=True)
+    return reduce(torch.add, [inner_products(a_LP, b_MP) / (n - 1) ** 2 for (n, a_LP), (_, b_MP) in pairs])
 
 
-def _hsic_debiased(a: GramStack, b: GramStack, inner: Inner) -> Tensor:
-    """Sum over minibatches of HSIC₁, for the pairs of layers that `inner` takes, float64.
+def _hsic_debiased(a: GramStack, b: GramStack) -> Tensor:
+    """Sum over minibatches of HSIC₁, float64 [L, M].
 
     With rows of K and L summing to zero (centred), Song's estimator needs only the inner product and the diagonals:
     n(n-3) HSIC₁ = Σ_{i≠j} K_ij L_ij - 2/(n-2) Σ_i K_ii L_ii + tr K tr L / ((n-1)(n-2)).
     """
     parts = []
-    for m, n in enumerate(a.sizes):
-        diag_a, diag_b = diagonals(a.minibatch(m), n), diagonals(b.minibatch(m), n)
-        products = inner(a.minibatch(m), b.minibatch(m))
-        traces = inner(diag_a.sum(1, keepdim=True), diag_b.sum(1, keepdim=True))
-        parts.append((products - n / (n - 2) * inner(diag_a, diag_b) + traces / ((n - 1) * (n - 2))) / (n * (n - 3)))
+    for (n, a_LP), (_, b_MP) in zip(a.minibatches, b.minibatches, strict=True):
+        diag_a, diag_b = diagonals(a_LP, n), diagonals(b_MP, n)
+        traces = inner_products(diag_a.sum(1, keepdim=True), diag_b.sum(1, keepdim=True)) / ((n - 1) * (n - 2))
+        products = inner_products(a_LP, b_MP) - n / (n - 2) * inner_products(diag_a, diag_b) + traces
+        parts.append(products / (n * (n - 3)))
     return reduce(torch.add, parts)
 
 
@@ -293,82 +191,33 @@ def centre(gram_NN: Tensor) -> Tensor:
     return gram_NN - mean_N1 - mean_N1.mT + mean_N1.mean(dim=-2, keepdim=True)
 
 
-def gaussian(stack: GramStack, bandwidth: float) -> GramStack:
-    """The stack under the kernel exp(-|x-y|² / (2 (bandwidth · median)²)), centred.
-
-    The median of the distances includes the zero diagonal and is the mean of the two middle values, as in the
-    reference implementation of Kornblith et al.
-    """
-    rows = {m: torch.arange(n) for m, n in enumerate(stack.sizes)}
-    return _rebuilt(stack, rows, lambda gram_LNN: centre(_gaussian(gram_LNN.double(), bandwidth)))
-
-
-def _gaussian(gram_LNN: Tensor, bandwidth: float) -> Tensor:
-    diag_LN = gram_LNN.diagonal(dim1=1, dim2=2)
-    squared_LNN = (diag_LN[:, :, None] + diag_LN[:, None, :] - 2 * gram_LNN).clamp_(min=0)
-    squared_LNN.diagonal(dim1=1, dim2=2).zero_()
-    middle_L = torch.stack([_median(squared_NN) for squared_NN in squared_LNN])[:, None, None]
-    scaled_LNN = squared_LNN / (2 * bandwidth**2 * middle_L)
-    return torch.exp(-scaled_LNN.where(middle_L > 0, 0))
-
-
-def _median(values: Tensor) -> Tensor:
-    """Mean of the two middle values, by selection: sorting all of them took most of the time of a whole match."""
-    half = values.numel() // 2
-    parted = np.partition(values.flatten().numpy(), half)
-    lower = parted[half] if values.numel() % 2 else parted[:half].max()
-    return torch.tensor((lower + parted[half]) / 2)
-
-
 def subset(stack: GramStack, keep: Tensor) -> GramStack:
-    """The stack of some texts only, centred anew; minibatches left with fewer than four rows are dropped.
-
-    Args:
-        keep: bool [number of texts], True for a text that stays.
-    """
-    chosen = {m: keep[index].nonzero().flatten() for m, index in enumerate(stack.texts)}
-    return _rebuilt(stack, {m: rows for m, rows in chosen.items() if len(rows) >= MIN_ROWS}, centre)
-
-
-def _rebuilt(stack: GramStack, rows: Mapping[int, Tensor], change: Callable[[Tensor], Tensor]) -> GramStack:
-    """The stack after a change to its Gram matrices [layers, N, N], some layers at a time.
-
-    Args:
-        rows: the minibatches that stay, and which of their rows.
-    """
-    lengths = [packed_length(len(index)) for index in rows.values()]
-    packed_LP = torch.empty(stack.num_layers, sum(lengths))
-    for (m, index), out_LP in zip(rows.items(), packed_LP.split(lengths, dim=1), strict=True):
-        places = Places.of(stack.sizes[m]).rows(index)
-        at_once = max(1, ENTRIES_AT_ONCE // len(index) ** 2)
-        for some_LP, some_out_LP in zip(stack.minibatch(m).split(at_once), out_LP.split(at_once), strict=True):
-            some_out_LP.copy_(repack(change(places.unpack(some_LP))))
-    return GramStack(packed_LP, tuple(stack.texts[m][index] for m, index in rows.items()))
+    """The stack of the texts to keep, bool [number of texts], centred anew; minibatches left with fewer than four rows
+    are dropped."""
+    parts, texts = [], []
+    for (n, own_LP), index in zip(stack.minibatches, stack.texts, strict=True):
+        rows = keep[index].nonzero().flatten()
+        if len(rows) >= MIN_ROWS:
+            at_once = max(1, ENTRIES_AT_ONCE // len(rows) ** 2)  # layers
+            some = own_LP.split(at_once)
+            parts.append(torch.cat([packed(centre(unpacked(some_LP, n, rows))) for some_LP in some]))
+            texts.append(index[rows])
+    return GramStack(torch.cat(parts, dim=1), tuple(texts))
 
 
 # ---- halves of the texts
 
 
 def split_halves(
-    source: GramStack,
-    target: GramStack,
-    similarity: Callable[[GramStack, GramStack], Similarity],
-    *,
-    num_splits: int,
-    seed: int,
-) -> Halves:
+    source: GramStack, target: GramStack, similarity: Measure, *, num_splits: int, seed: int
+) -> Halves:  # fmt: skip
     """Similarity matrices [S, T] on both halves of `num_splits` random splits of the texts.
 
     Halves of *texts*, never of rows: rows of one text depend on each other. Drawing half of the texts without
     replacement has the sampling variance of the bootstrap (the delete-half jackknife), and none of the doubled rows
     that would raise a debiased similarity.
-
-    Raises:
-        ValueError: fewer than 16 texts, of which no halves worth the name can be made.
     """
     texts = torch.cat(source.texts).unique()
-    if len(texts) < MIN_TEXTS:
-        raise ValueError(f"{len(texts)} texts are too few to be split in halves")
     generator = torch.Generator().manual_seed(seed)
     pairs = []
     for _ in range(num_splits):

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from math import prod
+from functools import cached_property
+from typing import NamedTuple
 
 from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor, Transfer
 from trace_transfer.core_sets.masks import merged_ranges
 from trace_transfer.core_sets.selection import select
 from trace_transfer.errors import ArtefactError, listing, together
 from trace_transfer.families.anatomy import Place, Unit
-from trace_transfer.families.correspondence import Correspondence
+from trace_transfer.families.correspondence import Correspondence, build_correspondence
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.models.sources import AXES
+from trace_transfer.models.sources import numel
 from trace_transfer.records import library_versions
+from trace_transfer.transfer.records import LayerPair
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Carried:
     dropped: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Scored:
+class _Scored(NamedTuple):
     """What the source core file says of one unit."""
 
     score: float
@@ -43,124 +43,131 @@ class _Scored:
 
 
 def check_cores_fit(cores: Sequence[tuple[str, CoreFile]], source: OpenModel, target: OpenModel) -> None:
-    """Refuse core files that were made for another model than the source.
-
-    Args:
-        cores: each with its name for messages.
+    """Refuse core files, each with its name for messages, that were made for another model than the source.
 
     Raises:
-        ArtefactError: names or shapes differ; tells for each file both hashes and the first tensors that differ,
-            and whether it is of the target.
+        ArtefactError: names or shapes differ; tells for each file both hashes, and whether it is of the target.
     """
-    problems = [f"{where}: {problem}" for where, core in cores if (problem := _misfit(core, source, target))]
+    expected, problems = source.identity, []
+    for where, core in cores:
+        there = core.model
+        if there.names_sha256 != expected.names_sha256:
+            of_target = there.names_sha256 == target.identity.names_sha256
+            models = [
+                f"{one.id} ({one.family}, {one.num_layers} layers, names_sha256 {one.names_sha256[:12]}…)"
+                for one in (there, expected)
+            ]
+            problems.append(
+                f"{where}: made for another model: {models[0]}, but --src is {models[1]}"
+                + ("; it is of --dst: are --src and --dst swapped?" if of_target else "")
+            )
+        elif core.chosen is not None:
+            problems.append(
+                f"{where}: single parameters do not correspond from one model to another; carry scores of tensors "
+                "(--unit tensors)"
+            )
+        elif wrong := [p.name for p in core.parameters if source.anatomy.inventory.shapes.get(p.name) != p.shape]:
+            problems.append(f"{where}: tensors that {expected.id} does not have:\n" + listing(wrong))
     if problems:
         raise ArtefactError(together("core files that are not of --src", problems))
 
 
-def _misfit(core: CoreFile, source: OpenModel, target: OpenModel) -> str | None:
-    there, expected = core.model, source.identity
-    if there.names_sha256 != expected.names_sha256:
-        of_target = there.names_sha256 == target.identity.names_sha256
-        return (
-            f"made for another model: {there.id} ({there.family}, {there.num_layers} layers, "
-            f"names_sha256 {there.names_sha256[:12]}…), but --src is {expected.id} ({expected.family}, "
-            f"{expected.num_layers} layers, names_sha256 {expected.names_sha256[:12]}…)"
-            + ("; it is of --dst: are --src and --dst swapped?" if of_target else "")
-        )
-    if core.chosen is not None:
-        return "single parameters do not correspond from one model to another; carry scores of tensors (--unit tensors)"
-    shapes = source.anatomy.inventory.shapes
-    wrong = [f"{p.name} {list(p.shape)}" for p in core.parameters if shapes.get(p.name) != p.shape]
-    return f"tensors that {expected.id} does not have:\n" + listing(wrong) if wrong else None
+@dataclass(frozen=True)
+class Carrier:
+    """What carries core sets from one model to another along matched layers."""
 
+    source: OpenModel
+    target: OpenModel
+    pairs: tuple[LayerPair, ...]
+    match_sha256: str
 
-def carry(
-    core: CoreFile,
-    correspondence: Correspondence,
-    similarity: Mapping[tuple[int, int], float | None],
-    *,
-    how: str,
-    ratio: float | None,
-    target: OpenModel,
-    core_sha256: str,
-    layer_match_sha256: str,
-) -> Carried:
-    """Translate one core file.
+    @cached_property
+    def correspondence(self) -> Correspondence:
+        pairs = [(pair.source, pair.target) for pair in self.pairs]
+        return build_correspondence(self.source.anatomy, self.target.anatomy, pairs)
 
-    Args:
-        similarity: of each matched (source layer, target layer); a tie in score goes to the better matched layer.
-        how: `core` or `scores`.
-        ratio: None keeps the source file's. With `core` it is taken on the source, with `scores` on the target.
+    def carry(self, core: CoreFile, core_sha256: str, how: str, ratio: float | None) -> Carried:
+        """Translate one core file; an ArtefactError where nothing of the core set has a counterpart in the target.
 
-    Raises:
-        ArtefactError: nothing of the core set has a counterpart in the target.
-    """
-    ratio = core.method.ratio if ratio is None else ratio
-    if how == "core" and ratio != core.method.ratio:
-        core = core.model_copy(update={"parameters": select(core.parameters, ratio, core.method.unit)})
-    scored, partly = _scores_of_units(core, correspondence.source.units)
-    places: dict[Place, list[Unit]] = {}  # a tied or shared tensor is one entry, though a unit of two components
-    for unit in correspondence.target.units:
-        places.setdefault(unit.place, []).append(unit)
-    entries = [(_entry(units, correspondence, scored), units) for units in places.values()]
-    shapes = correspondence.target.inventory.shapes
-    excluded = [name for name in correspondence.target.excluded if name in shapes]
-    entries += [(CoreTensor(name=name, shape=shapes[name], component=EXCLUDED), []) for name in excluded]
-    if how == "scores":
-        # A stable sort: the order in which ties in score are taken.
-        entries.sort(key=lambda entry: -_best_similarity(entry[1], correspondence, similarity))
-        tensors = select([tensor for tensor, _ in entries], ratio, core.method.unit)
-    else:
-        found = [tensor for tensor, _ in entries]
-        tensors = tuple(sorted(found, key=lambda one: (one.score is None, not one.core, -(one.score or 0.0))))
-    dropped = _dropped(core, correspondence, scored, partly)
-    if not any(tensor.core for tensor in tensors):
-        reasons = listing([f"{name}: {reason}" for name, reason in dropped.items()])
-        raise ArtefactError(
-            f"core set of task '{core.task}': nothing of it has a counterpart in the target:\n{reasons}"
-        )
-    transfer = Transfer(
-        model=core.model, core_sha256=core_sha256, layer_match_sha256=layer_match_sha256,
-        rules=(correspondence.source.family, correspondence.target.family), carry=how,
-    )  # fmt: skip
-    translated = CoreFile(
-        task=core.task, model=target.identity, method=core.method.model_copy(update={"ratio": ratio}),
-        parameters=tensors, transferred_from=transfer, libraries=library_versions(),
-    )  # fmt: skip
-    return Carried(translated, core, dropped)
+        Args:
+            how: `core` or `scores`.
+            ratio: None keeps the source file's. With `core` it is taken on the source, with `scores` on the target.
+        """
+        ratio = core.method.ratio if ratio is None else ratio
+        if how == "core" and ratio != core.method.ratio:
+            core = core.model_copy(update={"parameters": select(core.parameters, ratio, core.method.unit)})
+        source, target = self.correspondence.source, self.correspondence.target
+        scored, partly = _scores_of_units(core, source.units)
+        places: dict[Place, list[Unit]] = {}  # a tied or shared tensor is one entry, though a unit of two components
+        for unit in target.units:
+            places.setdefault(unit.place, []).append(unit)
+        entries = [(self._entry(units, scored), units) for units in places.values()]
+        shapes = target.inventory.shapes
+        excluded = [name for name in target.excluded if name in shapes]
+        entries += [(CoreTensor(name=name, shape=shapes[name], component=EXCLUDED), []) for name in excluded]
+        if how == "scores":
+            entries.sort(key=lambda entry: -self._best_similarity(entry[1]))  # the order in which ties are taken
+            tensors = select([tensor for tensor, _ in entries], ratio, core.method.unit)
+        else:
+            found = [tensor for tensor, _ in entries]
+            tensors = tuple(sorted(found, key=lambda one: (one.score is None, not one.core, -(one.score or 0.0))))
+        dropped = self._dropped(core, scored, partly)
+        if not any(tensor.core for tensor in tensors):
+            raise ArtefactError(
+                f"core set of task '{core.task}': nothing of it has a counterpart in the target:\n"
+                + listing([f"{name}: {reason}" for name, reason in dropped.items()])
+            )
+        transfer = Transfer(
+            model=core.model, core_sha256=core_sha256, layer_match_sha256=self.match_sha256,
+            rules=(source.family, target.family), carry=how,
+        )  # fmt: skip
+        translated = CoreFile(
+            task=core.task, model=self.target.identity, method=core.method.model_copy(update={"ratio": ratio}),
+            parameters=tensors, transferred_from=transfer, libraries=library_versions(),
+        )  # fmt: skip
+        return Carried(translated, core, dropped)
 
+    def _entry(self, units: Sequence[Unit], scored: Mapping[Unit, _Scored]) -> CoreTensor:
+        """One target tensor: the best score of what it came from, core if any of that was."""
+        unit = units[0]
+        sources = {source for one in units for source, _ in self.correspondence.sources_of(one) if source in scored}
+        core = any(scored[source].core for source in sources)
+        told = [source for source in sources if scored[source].core or not core]
+        names = dict.fromkeys(s.label for s in sorted(told, key=lambda s: (-scored[s].score, s.label)))
+        return CoreTensor(
+            name=unit.name, shape=unit.shape, rows=unit.rows, columns=unit.columns, depth=unit.depth,
+            component="+".join(dict.fromkeys(one.component for one in units)), layer=unit.layer, core=core,
+            score=max((scored[source].score for source in sources), default=None), sources=tuple(names) or None,
+        )  # fmt: skip
 
-def _entry(units: Sequence[Unit], correspondence: Correspondence, scored: Mapping[Unit, _Scored]) -> CoreTensor:
-    """One target tensor: the best score of what it came from, core if any of that was."""
-    unit = units[0]
-    sources = {source for one in units for source, _ in correspondence.sources_of(one) if source in scored}
-    core = any(scored[source].core for source in sources)
-    told = [source for source in sources if scored[source].core or not core]
-    names = dict.fromkeys(s.label for s in sorted(told, key=lambda s: (-scored[s].score, s.label)))
-    return CoreTensor(
-        name=unit.name, shape=unit.shape, rows=unit.rows, columns=unit.columns, depth=unit.depth,
-        component="+".join(dict.fromkeys(one.component for one in units)), layer=unit.layer,
-        score=max((scored[source].score for source in sources), default=None), core=core, sources=tuple(names) or None,
-    )  # fmt: skip
+    def _best_similarity(self, units: Sequence[Unit]) -> float:
+        """Of the layers that some units' sources are in; a tie in score goes to the better matched one."""
+        known: dict[tuple[int | None, int | None], float] = {
+            (pair.source, pair.target): pair.similarity or 0.0 for pair in self.pairs
+        }
+        pairs = [(source.layer, unit.layer) for unit in units for source, _ in self.correspondence.sources_of(unit)]
+        return max((known.get(pair, 0.0) for pair in pairs), default=0.0)
 
-
-def _best_similarity(
-    units: Sequence[Unit], correspondence: Correspondence, similarity: Mapping[tuple[int, int], float | None]
-) -> float:
-    found = [
-        similarity.get((source.layer, unit.layer)) or 0.0
-        for unit in units
-        for source, _ in correspondence.sources_of(unit)
-        if source.layer is not None and unit.layer is not None
-    ]
-    return max(found, default=0.0)
+    def _dropped(
+        self, core: CoreFile, scored: Mapping[Unit, _Scored], partly: Mapping[Unit, str]
+    ) -> dict[str, str]:  # fmt: skip
+        """What is core on the source and did not come across, by no component that it serves, with the reason."""
+        source, dropped = self.correspondence.source, self.correspondence.dropped
+        reached = {unit.place for unit in source.units if unit not in dropped}
+        found: dict[str, str] = {}
+        for unit in source.units:
+            is_core = unit in partly or (unit in scored and scored[unit].core)
+            if is_core and unit.place not in reached:
+                found.setdefault(unit.label, dropped[unit])
+            elif unit in partly:
+                found.setdefault(unit.label, partly[unit])
+        for name in {tensor.name for tensor in core.core} & source.excluded.keys():
+            found[name] = f"excluded: {source.excluded[name]}"
+        return found
 
 
 def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, _Scored], dict[Unit, str]]:
-    """The score of every unit, and the units of which only a part is core.
-
-    Rows and experts do not correspond across models, so a unit of which only some are core is carried as not core.
-    """
+    """The score of every unit, and the units of which only a part is core: these are carried as not core."""
     by_name: dict[str, list[CoreTensor]] = {}
     for tensor in core.parameters:
         by_name.setdefault(tensor.name, []).append(tensor)
@@ -182,32 +189,9 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
 
 def _overlap(tensor: CoreTensor, unit: Unit) -> int:
     """Number of elements that an entry of a core file and a unit have in common."""
-    pairs = zip_longest(tensor.place[1:], unit.place[1:], unit.shape[: len(AXES)], fillvalue=None)
-    return prod(_common(one, other, 1 if size is None else size) for one, other, size in pairs) * prod(unit.shape[3:])
-
-
-def _common(one: Sequence[tuple[int, int]] | None, other: Sequence[tuple[int, int]] | None, size: int) -> int:
-    """Length of the intersection of two lists of ranges; None is [0, size)."""
-    whole = ((0, size),)
-    return _length(one or whole) + _length(other or whole) - _length((*(one or whole), *(other or whole)))
-
-
-def _length(ranges: Sequence[tuple[int, int]]) -> int:
-    return sum(stop - start for start, stop in merged_ranges(ranges))
-
-
-def _dropped(
-    core: CoreFile, correspondence: Correspondence, scored: Mapping[Unit, _Scored], partly: Mapping[Unit, str]
-) -> dict[str, str]:
-    """What is core on the source and did not come across, by no component that it serves, with the reason."""
-    reached = {unit.place for unit in correspondence.source.units if unit not in correspondence.dropped}
-    found: dict[str, str] = {}
-    for unit in correspondence.source.units:
-        is_core = unit in partly or (unit in scored and scored[unit].core)
-        if is_core and unit.place not in reached:
-            found.setdefault(unit.label, correspondence.dropped[unit])
-        elif unit in partly:
-            found.setdefault(unit.label, partly[unit])
-    for name in {tensor.name for tensor in core.core} & correspondence.source.excluded.keys():
-        found[name] = f"excluded: {correspondence.source.excluded[name]}"
-    return found
+    count = numel(unit.shape)
+    for size, one, other in zip(unit.shape, tensor.place[1:], unit.place[1:], strict=False):
+        parts = [ranges or ((0, size),) for ranges in (one, other)]
+        lengths = [sum(b - a for a, b in merged_ranges(ranges)) for ranges in (*parts, (*parts[0], *parts[1]))]
+        count = count // size * (lengths[0] + lengths[1] - lengths[2])
+    return count
