@@ -13,7 +13,7 @@ from trace_transfer.errors import ModelError
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.sources import ModelSource, load_config, read_inventory
-from trace_transfer.models.stored_weights import StoredWeights
+from trace_transfer.models.stored_weights import read_stored
 from trace_transfer.transfer.probing import read_layers
 
 LAYER_PATHS = {kind: family.layer_path for kind, family in load_families().by_model_type.items()}
@@ -89,7 +89,7 @@ def test_each_byte_is_read_once_and_the_head_never(tiny, family, batch_size):
     directory = tiny(family)
     checkpoint = open_checkpoint(ModelSource.parse(directory))
     streamed(directory, family, plan_for(family, "boundary"), checkpoint=checkpoint, batch_size=batch_size)
-    sizes = {key: one.stop - one.start for key, one in StoredWeights.read(directory).tensors.items()}
+    sizes = {key: one.stop - one.start for key, one in read_stored(directory).items()}
     head = sum(size for name, size in sizes.items() if name.startswith(("lm_head", "embed_out")))
     assert checkpoint.bytes_read == sum(sizes.values()) - head
     assert (head == 0) == load_config(ModelSource.parse(directory)).tie_word_embeddings
