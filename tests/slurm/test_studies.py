@@ -220,3 +220,19 @@ def test_several_nodes(study):
         (file,) = each.out.glob("steps/evaluate-*/scores.json")
         values.append([score["value"] for stage in json.loads(file.read_text())["stages"] for score in stage["scores"]])
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_a_hundred_short_steps(study, capsys):
+    """Prints what a step costs beside its work, and what the scheduler takes for as many empty jobs."""
+    one = study(methods=["sequential"], source=None, seeds=list(range(50)))
+    began = time.monotonic()
+    for _ in range(101):
+        one.cluster.ask("sbatch", "--job-name=empty", "--output=/dev/null", "--wrap=true")
+    wait_for(lambda: "empty" not in one.cluster.ask("squeue", "-h", "-o", "%j"), "empty jobs", 600)
+    empty, began = time.monotonic() - began, time.monotonic()
+    one.run(*SLURM)
+    whole = time.monotonic() - began
+    costs = [json.loads(file.read_text())["cost"]["seconds"] for file in one.out.glob("steps/*/step.json")]
+    assert len(costs) == 101
+    with capsys.disabled():
+        print(f"\n101 empty jobs: {empty:.0f} s; 101 steps: {whole:.0f} s, of which {sum(costs):.0f} s are their work")
