@@ -129,12 +129,13 @@ def bars(console: Console, *, left: bool = False) -> Progress:
 
 
 class Terminal:
-    """A progress bar with time left on stderr, or lines where that is no terminal."""
+    """A progress bar with time left on stderr, or lines where that is no terminal. Tasks of two threads share it."""
 
     def __init__(self) -> None:
         from trace_transfer.terminal import console
 
         self.console = console(stderr=True)
+        self.lock, self.progress, self.num_tasks = threading.Lock(), bars(self.console, left=True), 0
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
@@ -142,9 +143,19 @@ class Terminal:
             with Lines(self.note).task(description, total) as advance:
                 yield advance
             return
-        with bars(self.console, left=True) as progress:
-            task = progress.add_task(description, total=total, status="")
-            yield lambda status="": progress.update(task, advance=1, status=status)
+        with self.lock:
+            if self.num_tasks == 0:
+                self.progress = bars(self.console, left=True)
+                self.progress.start()
+            self.num_tasks += 1
+            task = self.progress.add_task(description, total=total, status="")
+        try:
+            yield lambda status="": self.progress.update(task, advance=1, status=status)
+        finally:
+            with self.lock:
+                self.num_tasks -= 1
+                if self.num_tasks == 0:
+                    self.progress.stop()
 
     def note(self, message: str) -> None:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,8 @@ import torch
 
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS
-from trace_transfer import map_models
+from trace_transfer import map_models, read
+from trace_transfer.errors import UserError
 from trace_transfer.models.sources import numel
 from trace_transfer.transfer.mapping import estimate, measure_speed, plan_map
 from trace_transfer.transfer.records import Depth, LayerPair, Stability
@@ -44,6 +45,26 @@ def test_says_what_the_files_say(result):
         assert reason[:50] in text.replace("\n", " ")
     for file in result.files:
         assert str(file) in text
+
+
+def test_two_devices_at_once_give_the_same_files(tiny, texts, tmp_path, result):
+    core = tmp_path / "math.core.json"
+    other = map_models(tiny("qwen2"), tiny("gpt2"), core=[core], probe=str(texts), out=tmp_path / "other", cache=None,
+                       device="cpu", target_device="cpu:0")  # fmt: skip
+    assert [file.name for file in other.files] == [file.name for file in result.files]
+    for ours, theirs in zip(result.files, other.files, strict=True):
+        if ours.suffix == ".safetensors":
+            assert ours.read_bytes() == theirs.read_bytes()
+    assert other.layer_match.pairs == result.layer_match.pairs
+
+
+def test_core_files_of_another_match_may_not_stay(tiny, texts, tmp_path, result):
+    again = {"probe": str(texts), "out": tmp_path / "out", "cache": None}
+    map_models(tiny("qwen2"), tiny("gpt2"), **again)  # the same match
+    with pytest.raises(UserError, match=r"another layer match carried(.|\n)*math\.core\.json"):
+        map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", **again)
+    assert read(tmp_path / "out" / "layer_match.json").policy == "coverage"
+    map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", core=[tmp_path / "math.core.json"], **again)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import folded_name
 from trace_transfer.figures import shortened
 from trace_transfer.formats import read_any as read
-from trace_transfer.identification.importance import label
 from trace_transfer.identification.records import DeltaFile, StabilityFile
 from trace_transfer.identification.show import draw_deltas, draw_stability
 from trace_transfer.patch.records import Verification
@@ -139,7 +138,7 @@ def _draw_core(page: Page, core: CoreFile) -> None:
     page.line()
     best = scored[:NUM_SCORES]
     page.line(f"The {len(best)} best of {len(scored):,} scores")
-    rows = [(i, f"{one.score:.4g}", "core" if one.core else "", label(one)) for i, one in enumerate(best, 1)]
+    rows = [(i, f"{one.score:.4g}", "core" if one.core else "", one.label) for i, one in enumerate(best, 1)]
     page.table(("", "score", "", "tensor"), rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,7 @@ from trace_transfer.models.stored_weights import read_leniently
 from trace_transfer.records import TASK, ModelIdentity, Name, Range, Strict, to_json
 
 Unit = Literal["tensors", "elements", "rows", "parameters"]  # what a ratio counts
+SHOWN = 20  # entries of a core set in a notebook
 EXCLUDED = "excluded"  # the component of what a family's rules leave out
 
 
@@ -40,6 +42,16 @@ class TensorPart(Strict):
     def place(self) -> tuple[str, Ranges | None, Ranges | None, Ranges | None]:
         """Name, rows, columns and depth: what tells it from the other entries of its file."""
         return self.name, self.rows, self.columns, self.depth
+
+    @property
+    def label(self) -> str:
+        """Name and ranges of it, the first two of each: `mlp.up_proj.weight [rows 0:4, 8:12, …]`."""
+        text = self.name
+        for word, ranges in zip(AXES, self.place[1:], strict=True):
+            if ranges:
+                shown = ", ".join(f"{start}:{stop}" for start, stop in ranges[:2])
+                text += f" [{word} {shown}{', …' if len(ranges) > 2 else ''}]"
+        return text
 
     @property
     def num_elements(self) -> int:
@@ -188,6 +200,14 @@ class CoreFile(Strict):
         )
 
     __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the core set's best entries."""
+        best = [(one.label, f"{one.num_core:,}", f"{one.score:.4g}") for one in self.core[:SHOWN]]
+        cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in best]
+        rows = ["<th>tensor</th><th>elements</th><th>score</th>", *cells]
+        more = f"<p>… and {len(self.core) - SHOWN} more</p>" if len(self.core) > SHOWN else ""
+        return f"<p>{escape(repr(self)[1:-1])}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>{more}"
 
     @property
     def ratio_of_tensors(self) -> float:

@@ -48,7 +48,7 @@ def contradictions(
             expected, option = decided[name]
             problems[name] = f"{name}: {json.dumps(value)} there, {json.dumps(expected)} by {option}"
         elif name not in decided and not _is_taken(name) and not _is_off(given.get(top), value):
-            place = name if top in (ZERO, "bf16", "optimizer", "data_types") else top
+            place = name if top in (ZERO, "bf16", "bfloat16", "optimizer", "data_types") else top
             problems[place] = (
                 f"{place}: trace-transfer decides this by its own options, or does without; leave it out, or set it to "
                 f'"auto". Beside what the options decide it takes {", ".join(TAKEN)}'
@@ -111,7 +111,10 @@ def _decided(settings: TrainSettings, num_ranks: int, precision: str) -> dict[st
         "optimizer.params.lr": (settings.learning_rate, "--learning-rate"),
         **{f"optimizer.params.{key}": (value, "--optimizer-args") for key, value in given.items()},
         "optimizer.params.weight_decay": (settings.weight_decay, "--weight-decay"),
+        "optimizer.params.torch_adam": (True, "the engine"),
+        "optimizer.params.adam_w_mode": (True, "the engine"),
         "bf16.enabled": (bfloat16, "--precision"),
+        "bfloat16.enabled": (bfloat16, "--precision"),
         f"{ZERO}.stage": (settings.zero, "--zero"),
         **{f"{ZERO}.{kind}.device": (device, "--offload") for kind, device in devices.items()},
         **{key: (value, "the engine") for key, value in own.items()},

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,10 +137,10 @@ class EvaluationPlan:
 
 def _read(file: Path) -> EvaluationFile | None:
     """What lies there; None if it is not there, damaged, or of an earlier version: it is made anew."""
-    try:
-        return read_artefact(file, EvaluationFile)
-    except ArtefactError:
-        return None
+    with suppress(ArtefactError):
+        found: EvaluationFile = read_artefact(file, EvaluationFile)
+        return found
+    return None
 
 
 def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: EvaluateSettings) -> EvaluationPlan:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.language import default_role
-from trace_transfer.models.sources import AXES
 from trace_transfer.records import ModelIdentity
 
 BIAS, NORM = "bias", "norm"  # roles
@@ -119,11 +118,11 @@ class Cell:
 def _described(entry: Entry, num_ranked: int) -> list[str]:
     tensor = entry.tensor
     if tensor.score is None:
-        return [label(tensor), "no score"]
+        return [tensor.label, "no score"]
     state = "core" if tensor.core else "not core"
     if tensor.chosen is not None:
         state = f"{tensor.chosen / tensor.num_elements:.2%} of its parameters core"
-    return [label(tensor), f"score {tensor.score:.4g}, rank {entry.rank:,} of {num_ranked:,}, {state}"]
+    return [tensor.label, f"score {tensor.score:.4g}, rank {entry.rank:,} of {num_ranked:,}, {state}"]
 
 
 @dataclass(frozen=True)
@@ -229,16 +228,6 @@ def describe(grid: Grid, layer: int | None, column: Column) -> list[str]:
     where = f"{column.meaning}" if layer is None else f"layer {layer}, {column.label} ({column.meaning})"
     cell = grid.cells.get((layer, column))
     return [where, *(cell.description(grid.num_ranked) if cell else ["no such tensor"])]
-
-
-def label(tensor: CoreTensor) -> str:
-    """Name and ranges of a tensor."""
-    text = tensor.name
-    for word, ranges in zip(AXES, tensor.place[1:], strict=True):
-        if ranges:
-            shown = ", ".join(f"{start}:{stop}" for start, stop in ranges[:2])
-            text += f" [{word} {shown}{', …' if len(ranges) > 2 else ''}]"
-    return text
 
 
 def epochs_of(core: CoreFile) -> float:

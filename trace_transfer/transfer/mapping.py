@@ -11,8 +11,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +25,15 @@ import torch
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.selection import core_path
-from trace_transfer.data.probe import ProbeSet, RowPlan, load_probe, plan_rows
-from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
+from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
 from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import (
     check_directory,
+    found_in,
     prepare_directory,
     refuse_inputs,
     remove_leftovers,
@@ -44,7 +50,7 @@ from trace_transfer.progress import Reporter
 from trace_transfer.records import Strict, library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import Heatmap, figure_of, view_of
 from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
-from trace_transfer.transfer.probing import REPRESENTATIONS, ReadSettings, read_grams
+from trace_transfer.transfer.probing import REPRESENTATIONS, Grams, ReadSettings, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import packed_length
@@ -79,8 +85,13 @@ class MapPlan:
     cores: Cores
     probe: ProbeSet
     rows: RowPlan
-    device: str
+    devices: tuple[str, str]
     dtype: torch.dtype
+
+    @property
+    def at_once(self) -> bool:
+        """Whether both models are read at the same time."""
+        return self.devices[0] != self.devices[1]
 
 
 def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], settings: MapSettings) -> MapPlan:
@@ -100,10 +111,11 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     for model, reading in ((source, rows.source), (target, rows.target)):
         require_vocabulary(model.source.name, reading.ids, model.config)
     device = resolve_device(settings.device)
+    other = device if settings.target_device is None else resolve_device(settings.target_device)
     for model in (source, target):
         require_attention(model.config, settings.attention)
     dtype = resolve_dtype(settings.dtype, device)
-    return MapPlan(source, target, (weights[0], weights[1]), opened, probe, rows, device, dtype)
+    return MapPlan(source, target, (weights[0], weights[1]), opened, probe, rows, (device, other), dtype)
 
 
 def _open_cores(cores: Sequence[str | Path], source: OpenModel, target: OpenModel) -> Cores:
@@ -130,17 +142,18 @@ class MapEstimate(NamedTuple):
 
     models: tuple[ModelEstimate, ModelEstimate]
     flops_per_second: float
+    at_once: bool
 
     @property
     def peak_bytes(self) -> int:
         """The next layer is read beside the one that computes."""
         first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in self.models)
-        return max(first, self.models[0].gram_bytes + second)
+        return first + second if self.at_once else max(first, self.models[0].gram_bytes + second)
 
 
 def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
     """What a planned run takes, by its configs; learns the machine's speed from a tenth of a second's product."""
-    speed, found = measure_speed(plan.device, plan.dtype), []
+    speed, found = measure_speed(plan.devices[0], plan.dtype), []
     for model, reading in ((plan.source, plan.rows.source), (plan.target, plan.rows.target)):
         prefix = f"{model.anatomy.layer_path}."
         elements: Counter[str] = Counter()  # of each layer
@@ -157,7 +170,7 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
         seconds = 2 * padded * elements.total() / speed  # two operations per weight and token, paddings included
         size = plan.dtype.itemsize
         found.append(ModelEstimate(max(elements.values()) * size, hidden * size, 4 * grams, seconds))
-    return MapEstimate((found[0], found[1]), speed)
+    return MapEstimate((found[0], found[1]), speed, plan.at_once)
 
 
 def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
@@ -192,13 +205,7 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     remove_leftovers(directory)
     if settings.cache is not None:
         prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
-    read = ReadSettings(
-        settings.transform, settings.batch_size, plan.device, plan.dtype, settings.cache, settings.attention
-    )
-    models = (plan.source, plan.target)
-    weights = [own or open_checkpoint(model.source) for model, own in zip(models, plan.weights, strict=True)]
-    source = read_grams(plan.source, weights[0], plan.rows, plan.rows.source, read, reporter)
-    target = read_grams(plan.target, weights[1], plan.rows, plan.rows.target, read, reporter)
+    source, target = _read_both(plan, settings, reporter)
     matches = {}
     names = [settings.representation, *(name for name in source.stacks if name != settings.representation)]
     with reporter.task("matching layers", len(names)) as advance:
@@ -219,6 +226,7 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     text = to_json(layer_match)
     carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
     carried = _carried(carrier, plan.cores, settings.carry, settings.ratio)  # before anything is written
+    _refuse_others(directory, [core for _, core in plan.cores], carrier.match_sha256)
     write_text(directory / MATCH, text)
     tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
@@ -234,6 +242,46 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     write_html(files[-2], figure)
     write_png(files[-1], figure)
     return MapResult(plan.source, plan.target, match, layer_match, carrier.correspondence, carried, tuple(files))
+
+
+def _read_both(plan: MapPlan, settings: MapSettings, reporter: Reporter) -> tuple[Grams, Grams]:
+    """The source here and the target in a thread, where they have two devices; else one after the other."""
+    stopped, weights = Event(), []
+    for model, opened in ((plan.source, plan.weights[0]), (plan.target, plan.weights[1])):
+        weights.append(opened or open_checkpoint(model.source))
+
+    def read(model: OpenModel, checkpoint: Checkpoint, reading: Reading, device: str) -> Grams:
+        how = ReadSettings(
+            settings.transform, settings.batch_size, device, plan.dtype, settings.cache, settings.attention, stopped
+        )
+        return read_grams(model, checkpoint, plan.rows, reading, how, reporter)
+
+    of_source = partial(read, plan.source, weights[0], plan.rows.source, plan.devices[0])
+    of_target = partial(read, plan.target, weights[1], plan.rows.target, plan.devices[1])
+    if not plan.at_once:
+        return of_source(), of_target()
+    with ThreadPoolExecutor(max_workers=1) as other:
+        target = other.submit(copy_context().run, of_target)
+        try:
+            return of_source(), target.result()
+        finally:
+            stopped.set()  # what is read for nothing, after Ctrl-C or an error, ends at its next layer
+
+
+def _refuse_others(directory: Path, cores: Sequence[CoreFile], match_sha256: str) -> None:
+    """Core files that another layer match carried may not stay beside this one."""
+    staying, written = [], {core_path(directory, core) for core in cores}
+    for file in found_in(directory, "*.core.json"):
+        with suppress(ArtefactError):
+            found: CoreFile = read_artefact(file, CoreFile)
+            origin = found.transferred_from
+            if origin and origin.layer_match_sha256 != match_sha256 and file not in written:
+                staying.append(file.name)
+    if staying:
+        raise UserError(
+            f"{directory}: holds core files that another layer match carried; they would stay beside the new one. Give "
+            f"--core for each of them, too, or name another --out:\n{listing(staying)}"
+        )
 
 
 def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: Sequence[str]) -> LayerMatch:

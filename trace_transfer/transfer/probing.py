@@ -18,8 +18,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -44,6 +45,8 @@ REPRESENTATIONS = ("stream", "update")
 CACHE_VERSION = 2
 CACHE_LIMIT = 8 << 30
 DAY = 86_400.0
+# Building a model without weights changes torch's modules for all threads, so no other may build or load meanwhile.
+CHANGING = Lock()
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"unit": unit_rows, "none": 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How a model is run over the probe set. `cache` is None for no caching."""
+    """How a model is run over the probe set. `cache` is None for no caching; `stopped`, once set, ends the pass."""
 
     transform: str
     batch_size: int
@@ -74,6 +77,7 @@ class ReadSettings:
     dtype: torch.dtype
     cache: Path | None
     attention: str = "auto"
+    stopped: Event = field(default_factory=Event)
 
 
 def read_grams(
@@ -97,6 +101,8 @@ def read_grams(
         with reporter.task(f"reading {model.name}", num_layers) as advance:
 
             def consume(rows: LayerRows) -> None:
+                if settings.stopped.is_set():
+                    raise ModelError(f"{model.name}: its reading was stopped")
                 for name in REPRESENTATIONS:
                     rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
                     pack_layer(rows_Rd, plan.sizes, tensors[name][rows.layer])
@@ -191,7 +197,8 @@ def read_layers(
     Raises:
         ModelError: weights missing, of a wrong shape, or not finite; activations not finite.
     """
-    model = attend(build_meta_model(config, dtype), attention)
+    with CHANGING:
+        model = attend(build_meta_model(config, dtype), attention)
     for module in model.modules():  # rotary frequencies and the like; tensors stay on the meta device
         for key, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, key, buffer.to(device))
@@ -200,7 +207,8 @@ def read_layers(
     @torch.no_grad()  # which a thread does not inherit
     def bring_in(wanted: Callable[[str], bool], where: str) -> None:
         """Load tensors and refuse missing ones (of a GGUF file nobody has compared them before)."""
-        checkpoint.load(model, wanted, device, dtype)
+        with CHANGING:
+            checkpoint.load(model, wanted, device, dtype)
         missing = [key for key, value in model.named_parameters() if wanted(key) and value.is_meta]
         if missing:
             raise ModelError(f"{name}: the weights lack tensors of {where}:\n" + listing(missing))
