@@ -29,6 +29,7 @@ COLOURS = "viridis"  # perceptually uniform, safe for the colour-blind; white ma
 NO_VALUE = "#c4c4c4"
 INK = "#1a1a1a"
 MUTED = "#767676"  # read on white and on dark
+GREY = "#808080"
 RIM = "#404040"  # of hollow marks; their place in the legend is seen on a dark page, too
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 LEFT, RIGHT, TOP, BOTTOM = 76, 100, 40, 60  # px around the panels
@@ -251,9 +252,9 @@ def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
     }  # fmt: skip
     whole = int(width + LEFT + RIGHT)
     spec = {"data": traces, "layout": layout}
-    return Plot(
-        title or row.name, spec, int(height + top + row.below), whole, min(max(int(whole * LEAST), PHONE), whole)
-    )
+    shrinks = len(row.panels) == 1 and not row.panels[0].cells  # as far as a telephone asks
+    least = PHONE if shrinks else min(max(int(whole * LEAST), PHONE), whole)
+    return Plot(title or row.name, spec, int(height + top + row.below), whole, least)
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -430,6 +431,7 @@ def picture(figure: Figure, paper: str = "white") -> Drawing:
 
 def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bool) -> None:
     import matplotlib
+    from matplotlib.lines import Line2D
 
     low, high = row.scale or (0.0, 1.0)
     colours = matplotlib.colormaps[COLOURS]
@@ -445,9 +447,10 @@ def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bo
         if marks.filled:
             axes.fill(across, up, facecolor=marks.colour, alpha=0.08)
         if marks.dash:
-            if marks.colour == "white":
-                drawn += axes.plot(across, up, color="black", alpha=0.5, linewidth=1.6)
             style = "-" if marks.dash == "solid" else (0, (4, 4))
+            if marks.colour == "white":  # its legend is seen on a light page and on a dark one
+                drawn.append(Line2D([], [], color=GREY, linestyle=style))
+                axes.plot(across, up, color="black", alpha=0.5, linewidth=1.6)
             drawn += axes.plot(across, up, color=marks.colour, linewidth=1, linestyle=style)
         if np.any(marks.sizes):
             sizes = np.square(np.asarray(marks.sizes, dtype=np.float64) * POINTS_PER_PX)
