@@ -1,7 +1,7 @@
-"""Speed on one device: reading a model, CKA, training. `python -m tests.gpu.measuring`.
+"""Speed on one device: reading a model, CKA, Fisher information, training. `python -m tests.gpu.measuring`.
 
 Weights are random, of the shape of Qwen2.5-1.5B, and written to a temporary directory. `--device cpu --small` sees that
-it works.
+it works. Shares of the peak are of what a large matrix product (or a copy from pinned memory) reaches on this machine.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from tests.benchmarks import streaming
 from tests.benchmarks.table import show
 from tests.stream_files import write_core_set
 from tests.tiny_models import build_tokenizer
+from trace_transfer.data.examples import Example
 from trace_transfer.data.probe import Reading
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
+from trace_transfer.identification.fisher.information import fisher_information
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
+from trace_transfer.models.sources import numel
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.stream_plan import plan_stream
 from trace_transfer.training.streaming import run_stream
@@ -122,6 +125,34 @@ def cka_error(directory: Path, size: Size, device: str) -> float:
     return float((debiased_cka(exact, exact).values - debiased_cka(half, half).values).abs().max())
 
 
+def fisher(directory: Path, size: Size, device: str) -> dict[str, float]:
+    """Seconds and bytes of Fisher information, beside those of an ordinary backward pass over the same texts."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(device).eval()
+    ids = reading_of(size)[0].ids[:16]
+    examples = [Example(f"text:{number}", one, one) for number, one in enumerate(ids)]
+    ids_bt, found = torch.tensor(ids, device=device), {}
+
+    def ordinary() -> None:
+        model(input_ids=ids_bt, labels=ids_bt, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    def ours() -> None:
+        fisher_information(model, examples, layer_path="model.layers")
+
+    for name, work in (("ordinary", ordinary), ("fisher", ours)):
+        work()  # what is built once
+        with peak_of(device) as peak:
+            start = time.perf_counter()
+            work()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            found[name] = time.perf_counter() - start
+        found[f"{name} bytes"] = peak[0]
+    return found
+
+
 def write_training(directory: Path, model: Path, size: Size, rows: bool) -> Path:
     """A stream of one task whose core set is every fifth layer, or some rows of all layers; returns `stream.yaml`."""
     directory.mkdir(parents=True)
@@ -170,7 +201,11 @@ def training(model: Path, place: Path, size: Size, way: tuple[str, str, bool, in
     gaps = [after - before for before, after in zip(clock.moments[1:], clock.moments[2:], strict=False)]
     tokens = sum(len(one.input_ids) for one in plan.stages[0].data.examples) / planned.num_steps
     total = planned.parameters + planned.gradients + planned.optimizer + planned.activations + planned.buffers
-    return {"tokens": tokens / median(gaps or [1.0]), "bytes": peak[0], "planned": total}
+    shapes, mask = plan.base.anatomy.inventory.shapes, plan.mask(0)
+    through = sum(numel(shape) for name, shape in shapes.items() if "embed" not in name)
+    speed = tokens / median(gaps or [1.0])
+    work = speed * (4 * through + 2 * mask.numel(shapes))  # there and back, and gradients; without attention
+    return {"tokens": speed, "flops": work, "bytes": peak[0], "planned": total}
 
 
 def in_child(way: int, arguments: argparse.Namespace, directory: Path) -> dict[str, float]:
@@ -211,14 +246,19 @@ def main() -> None:
             f"{read / seconds / 1e9:.2f} GB/s, {read / seconds / machine['copying']:.0%} of copying alone"
         )
         print(f"CKA in bfloat16: differs by {cka_error(directory, size, device):.1e} at most")
+        of = fisher(directory, size, device)
+        print(
+            f"Fisher information of 16 texts: {of['fisher']:.2f} s, {of['fisher'] / of['ordinary']:.2f} of a backward "
+            f"pass; {of['fisher bytes'] / 1e9:.2f} GB above the model, {of['fisher bytes'] / of['ordinary bytes']:.2f}"
+        )
         rows = []
         for number, (label, _, _, zero) in enumerate(TRAININGS):
             one = in_child(number, arguments, directory)
             rows.append((
-                label, str(zero), f"{one['tokens']:,.0f}", f"{one['bytes'] / 1e9:.2f} GB",
-                f"{one['planned'] / 1e9:.2f} GB",
+                label, str(zero), f"{one['tokens']:,.0f}", f"{one['flops'] / machine['flops']:.1%}",
+                f"{one['bytes'] / 1e9:.2f} GB", f"{one['planned'] / 1e9:.2f} GB",
             ))  # fmt: skip
-    show("training", rows, ("", "ZeRO", "tokens/s", "peak memory", "planned"))
+    show("training", rows, ("", "ZeRO", "tokens/s", "of peak", "peak memory", "planned"))
 
 
 if __name__ == "__main__":

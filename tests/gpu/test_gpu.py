@@ -158,5 +158,5 @@ def test_the_benchmark(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["measuring", "--device", "cpu", "--small"])
     measuring.main()
     said = capsys.readouterr().out
-    for told in ("GB/s from the host", "map, one model", "CKA in bfloat16", "masked", "LoRA"):
+    for told in ("GB/s from the host", "map, one model", "CKA in bfloat16", "Fisher information", "masked", "LoRA"):
         assert told in said
