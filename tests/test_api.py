@@ -195,7 +195,7 @@ def test_one_file_or_several_of_any_kind_of_path(tiny, tmp_path, kind):
     with pytest.raises(ArtefactError, match=rf"^{tmp_path}/none\.core\.json: cannot be read"):
         tt.map_models(tiny("llama"), tiny("qwen3"), core=kind(tmp_path / "none.core.json"))
     with pytest.raises(tt.UserError, match=rf"rules: {tmp_path}/none\.yaml does not exist"):
-        tt.score(tiny("llama"), {"math": tiny("llama")}, rules=kind(tmp_path / "none.yaml"), out=tmp_path / "out")
+        tt.score(tiny("llama"), {"math": tiny("llama")}, method="l2", rules=kind(tmp_path / "none.yaml"), out=tmp_path)
 
 
 def test_select_takes_one_several_and_lists(tiny, tmp_path):

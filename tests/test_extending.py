@@ -34,7 +34,7 @@ from trace_transfer.cli.core_sets import export_command
 from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.core_sets.exporting import FORMATS
 from trace_transfer.core_sets.masks import Mask
-core = CoreSet((), (), {"a.weight": (2,), "b.weight": (2,)}, Mask({"b.weight": None}), None)
+core = CoreSet((), (), {"a.weight": (2,), "b.weight": (2,)}, Mask({"b.weight": None}))
 assert FORMATS["names"].write(core) == "b.weight\\n"
 assert "names" in export_command.params[1].type.choices
 """,

@@ -447,7 +447,7 @@ def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bo
         if marks.filled:
             axes.fill(across, up, facecolor=marks.colour, alpha=0.08)
         if marks.dash:
-            style = "-" if marks.dash == "solid" else (0, (4, 4))
+            style: Any = "-" if marks.dash == "solid" else (0, (4, 4))
             if marks.colour == "white":  # its legend is seen on a light page and on a dark one
                 drawn.append(Line2D([], [], color=GREY, linestyle=style))
                 axes.plot(across, up, color="black", alpha=0.5, linewidth=1.6)

@@ -151,8 +151,11 @@ def check_file(path: Path | str, option: str = "--out") -> Path:
     """Refuse a file that cannot be written, and write nothing."""
     file = Path(path)
     check_directory(file.parent, f"directory of {option}")
-    if file.is_dir():
-        raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
+    try:
+        if file.is_dir():
+            raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
+    except OSError as error:  # its name is too long
+        raise UserError(f"{file}: cannot be written: {error.strerror}; name another with {option}") from error
     return file
 
 

@@ -57,5 +57,5 @@ def test_refusals():
         EvaluateSettings.of(batchsize=3)
     with pytest.raises(UserError, match="settings that cannot be used") as caught:
         EvaluateSettings.of(batch_size=0, limit=0, dtype="float61", max_length=1, seed=-1)
-    for name in ("batch_size: 0", "limit: 0", "dtype: 'float61' is none of auto, float32", "max_length: 1", "seed: -1"):
-        assert name in str(caught.value)
+    for name in ("batch_size", "limit", "dtype", "max_length", "seed"):
+        assert f"\n  - {name}: " in str(caught.value)

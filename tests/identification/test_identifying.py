@@ -373,7 +373,7 @@ def test_what_was_written_can_be_inspected(identified):
     assert f"{max(largest.norms):.3g}" in done("inspect", out / "deltas.json").stdout
     record = read_any(out / "warm_start/law/1/warm_start.json", WarmStartFile)
     shown = done("inspect", out / "warm_start/law/1/warm_start.json").stdout
-    assert f"loss of 2 steps: {record.losses[0]:.4g} → {record.losses[-1]:.4g}" in shown
+    assert f"{record.losses[0]}" in shown and "losses" in shown
     fisher = read_any(out / "fisher/math/2/fisher.json", FisherFile)
     most = max(fisher.parameters, key=lambda p: p.value)
     shown = done("inspect", out / "fisher/math/2/fisher.json").stdout

@@ -40,7 +40,7 @@ WRONG = {
     "no component": (["--exclude", "query"], "no such components"),
     "no task of that name": (["--tuned", "maths={base}"], "that --tuned names: maths (it has math, code)"),
     "a short model": (["{short}"], "longer than the 16 tokens which llama was made for; give --max-length 16"),
-    "a tracker": (["--track", "tensorbord"], "tensorbord: no tracker of this name; did you mean tensorboard?"),
+    "a tracker": (["--track", "tensorbord"], "tensorbord: no tracker of this name; there are "),
     "DeepSpeed": (["--deepspeed", "{zero3}", "--dry-run"], "zero_optimization.stage: 3 there, 0 by --zero"),
     "no GPU": (["--device", "cuda"], "--device cuda: not available here ("),
     "no GPU, dry": (["--device", "cuda", "--dry-run"], "--device cuda: not available here ("),

@@ -23,6 +23,8 @@ def rows_of_all_layers(
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation=attention, **where
     ).eval()
+    for parameter in model.parameters():  # a mapped file is not aligned, and products give other last bits there
+        parameter.data = parameter.data.clone()
     inputs: list[list[Tensor]] = []
     outputs: list[list[Tensor]] = []
     for layer in model.get_submodule(layer_path):

@@ -173,6 +173,7 @@ def test_what_was_removed_is_made_again_when_it_is_needed(copied):
     write_file(copied.parent, methods=["sequential"], evaluate={"max_length": 64, "limit": 2, "save_samples": False})
     assert run(copied) == {"train": 1, "baseline": 1, "evaluate": 1}
     write_file(copied.parent, methods=["transfer-lf"], keep="all")
+    assert run(copied) == {}
     shutil.rmtree(cell(copied, "transfer-lf")["train"])
     assert run(copied) == {"train": 1}
     assert (cell(copied, "transfer-lf")["train"] / "model" / "config.json").is_file()

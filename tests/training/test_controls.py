@@ -235,8 +235,10 @@ def test_layers_one_and_ten_are_told_apart_and_of_two_as_near_the_fewer(name, la
     shapes, embedding = model.anatomy.inventory.shapes, "model.embed_tokens.weight"
     core = whole(model, *(one for one in shapes if any(f".layers.{layer}." in one for layer in layers)))
     half = int(rows * sum(one.num_elements for one in core.parameters)) // shapes[embedding][1]
-    some = CoreTensor(name=embedding, shape=shapes[embedding], rows=((0, half),), score=1.0, core=True)
-    mask = control(name, core_of(model, [*core.parameters, some]) if half else core, model)
+    if half:
+        some = CoreTensor(name=embedding, shape=shapes[embedding], rows=((0, half),), score=1.0, core=True)
+        core = core_of(model, [*core.parameters, some])
+    mask = control(name, core, model)
     assert {one.split(".")[2] for one in mask.parts} == expected and len(mask.parts) == 9 * len(expected)
 
 

@@ -67,6 +67,7 @@ def identify_command(
     from trace_transfer.models.checkpoints import hash_weights
 
     quiet_libraries()
+    place_among_ranks()  # what a launcher has set is judged before anything is read
     hash_weights([base, *tuned.values()], Terminal())
     plan = plan_identify(base, tasks, tuned=tuned, settings=settings, rules=rules, out=out)
     if dry_run:
@@ -107,12 +108,13 @@ def warm_start_command(
     from trace_transfer.identification.show import render_plan, render_warm_starts
 
     quiet_libraries()
+    first = place_among_ranks().rank == 0
     plan = plan_identify(base, tasks, tuned={}, settings=settings, rules=rules, out=out, with_scores=False)
     if dry_run:
         click.echo(render_plan(plan))
         return
     stores = run_warm_starts_of(plan, Terminal())
-    if place_among_ranks().rank == 0:
+    if first:
         click.echo(render_warm_starts(stores))
         shared.say_next((), "score", base, "--tasks", tasks, "--out", out)
 

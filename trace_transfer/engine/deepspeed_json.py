@@ -56,10 +56,12 @@ def contradictions(
     zero = {} if _says_nothing(given.get(ZERO)) else given[ZERO]
     if not isinstance(zero, Mapping):
         return [*problems.values(), f"{ZERO}: expected an object, {{…}}, found {json.dumps(zero)}"]
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
+    if not zero:
+        return [*problems.values()]
     try:
         with quiet():
+            from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
             DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if not _says_nothing(value)})
     except ValidationError as error:
         for one in error.errors():

@@ -208,9 +208,8 @@ def _blocks(file: Path, key: str, counts: Iterable[int]) -> Iterator[Tensor]:
     with file.open("rb") as stream:
         stream.seek(stored.start)
         for count in counts:
-            # Of a bytearray, whose pages are used again: memory of torch's would come fresh from the system each time.
-            room = bytearray(count * numel(inner) * dtype.itemsize)
-            if stream.readinto(room) != len(room):
+            # Memory of torch's is aligned: products give other last bits where it is not.
+            room = torch.empty(count * numel(inner), dtype=dtype)
+            if stream.readinto(room.view(torch.uint8).numpy().data) != room.nbytes:
                 raise ModelError(f"{file}: cut short within {key}; have it made or downloaded again")
-            block = torch.frombuffer(room, dtype=dtype) if room else torch.empty(0, dtype=dtype)
-            yield block.view(count, *inner)
+            yield room.view(count, *inner)

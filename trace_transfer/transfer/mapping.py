@@ -44,7 +44,7 @@ from trace_transfer.files import (
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.running import require_attention, resolve_device, resolve_dtype
-from trace_transfer.models.sources import numel
+from trace_transfer.models.sources import build_meta_model, numel
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import Strict, library_versions, read_artefact, to_json
@@ -250,20 +250,21 @@ def _read_both(plan: MapPlan, settings: MapSettings, reporter: Reporter) -> tupl
     for model, opened in ((plan.source, plan.weights[0]), (plan.target, plan.weights[1])):
         weights.append(opened or open_checkpoint(model.source))
 
-    def read(model: OpenModel, checkpoint: Checkpoint, reading: Reading, device: str) -> Grams:
+    def read(model: OpenModel, checkpoint: Checkpoint, reading: Reading, device: str, built: Any = None) -> Grams:
         how = ReadSettings(
             settings.transform, settings.batch_size, device, plan.dtype, settings.cache, settings.attention, stopped
         )
-        return read_grams(model, checkpoint, plan.rows, reading, how, reporter)
+        return read_grams(model, checkpoint, plan.rows, reading, how, reporter, built)
 
     of_source = partial(read, plan.source, weights[0], plan.rows.source, plan.devices[0])
     of_target = partial(read, plan.target, weights[1], plan.rows.target, plan.devices[1])
     if not plan.at_once:
         return of_source(), of_target()
+    ours, theirs = (build_meta_model(model.config, plan.dtype) for model in (plan.source, plan.target))
     with ThreadPoolExecutor(max_workers=1) as other:
-        target = other.submit(copy_context().run, of_target)
+        target = other.submit(copy_context().run, of_target, theirs)
         try:
-            return of_source(), target.result()
+            return of_source(ours), target.result()
         finally:
             stopped.set()  # what is read for nothing, after Ctrl-C or an error, ends at its next layer
 

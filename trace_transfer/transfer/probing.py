@@ -45,8 +45,7 @@ REPRESENTATIONS = ("stream", "update")
 CACHE_VERSION = 2
 CACHE_LIMIT = 8 << 30
 DAY = 86_400.0
-# Building a model without weights changes torch's modules for all threads, so no other may build or load meanwhile.
-CHANGING = Lock()
+LOADING = Lock()  # two models that are read at once are loaded one after the other
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,13 @@ class ReadSettings:
 
 def read_grams(
     model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: ReadSettings,
-    reporter: Reporter,
+    reporter: Reporter, built: PreTrainedModel | None = None,
 ) -> Grams:  # fmt: skip
-    """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`."""
+    """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`.
+
+    Args:
+        built: the model without weights, made before other threads compute, since making it changes all of torch.
+    """
     num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
     tensors = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
     tensors |= {f"{name}.largest": torch.empty(num_layers, 2) for name in REPRESENTATIONS}
@@ -114,7 +117,7 @@ def read_grams(
             read_layers(
                 model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
                 batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype,
-                attention=settings.attention,
+                attention=settings.attention, built=built,
             )  # fmt: skip
         if file is not None:
             try:
@@ -144,7 +147,8 @@ def _load(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | Non
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(file)
+        # Out of the mapped file, which is not aligned: products give other last bits there.
+        tensors = {name: one.clone() for name, one in load_file(file).items()}
         os.utime(file)
     except (OSError, SafetensorError):
         return None
@@ -182,7 +186,7 @@ class _FinishedSignal(Exception):  # noqa: N818 (not an error)
 def read_layers(
     config: PretrainedConfig, checkpoint: Checkpoint, layer_path: str, reading: Reading, texts_R: Tensor,
     consume: Callable[[LayerRows], None], *, name: str, batch_size: int = 16, device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32, attention: str = "auto",
+    dtype: torch.dtype = torch.float32, attention: str = "auto", built: PreTrainedModel | None = None,
 ) -> None:  # fmt: skip
     """Run a model over the probe set and hand each layer's rows to `consume`, first layer first.
 
@@ -197,8 +201,7 @@ def read_layers(
     Raises:
         ModelError: weights missing, of a wrong shape, or not finite; activations not finite.
     """
-    with CHANGING:
-        model = attend(build_meta_model(config, dtype), attention)
+    model = attend(built or build_meta_model(config, dtype), attention)
     for module in model.modules():  # rotary frequencies and the like; tensors stay on the meta device
         for key, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, key, buffer.to(device))
@@ -207,7 +210,7 @@ def read_layers(
     @torch.no_grad()  # which a thread does not inherit
     def bring_in(wanted: Callable[[str], bool], where: str) -> None:
         """Load tensors and refuse missing ones (of a GGUF file nobody has compared them before)."""
-        with CHANGING:
+        with LOADING:
             checkpoint.load(model, wanted, device, dtype)
         missing = [key for key, value in model.named_parameters() if wanted(key) and value.is_meta]
         if missing:
