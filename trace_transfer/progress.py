@@ -135,7 +135,8 @@ class Terminal:
         from trace_transfer.terminal import console
 
         self.console = console(stderr=True)
-        self.lock, self.progress, self.num_tasks = threading.Lock(), bars(self.console, left=True), 0
+        self.lock, self.num_tasks = threading.Lock(), 0
+        self.progress: Progress  # while there are tasks
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:

@@ -60,7 +60,7 @@ def test_two_devices_at_once_give_the_same_files(tiny, texts, tmp_path, result):
 
 def test_core_files_of_another_match_may_not_stay(tiny, texts, tmp_path, result):
     again = {"probe": str(texts), "out": tmp_path / "out", "cache": None}
-    map_models(tiny("qwen2"), tiny("gpt2"), **again)  # the same match
+    map_models(tiny("qwen2"), tiny("gpt2"), batch_size=2, ratio=0.3, **again)  # the same pairs
     with pytest.raises(UserError, match=r"another layer match carried(.|\n)*math\.core\.json"):
         map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", **again)
     assert read(tmp_path / "out" / "layer_match.json").policy == "coverage"

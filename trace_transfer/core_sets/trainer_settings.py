@@ -64,7 +64,7 @@ def write_ms_swift(core: CoreSet) -> str:
 
 
 def exact_pattern(names: Collection[str], among: Iterable[str]) -> str:
-    """A pattern whose `fullmatch` finds these names and none of the others that it may meet, each of which is tried."""
+    """A pattern whose `fullmatch` finds these names and no other; tries it on all names that it may meet."""
     numbers: dict[tuple[str, str], list[str]] = {}  # of names that are alike before and after the number
     for name in sorted(names, key=natural_key):
         found = LAYER.fullmatch(name)

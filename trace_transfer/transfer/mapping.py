@@ -226,7 +226,7 @@ def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Report
     text = to_json(layer_match)
     carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
     carried = _carried(carrier, plan.cores, settings.carry, settings.ratio)  # before anything is written
-    _refuse_others(directory, [core for _, core in plan.cores], carrier.match_sha256)
+    _refuse_others(directory, [core for _, core in plan.cores], layer_match)
     write_text(directory / MATCH, text)
     tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
     tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
@@ -269,20 +269,27 @@ def _read_both(plan: MapPlan, settings: MapSettings, reporter: Reporter) -> tupl
             stopped.set()  # what is read for nothing, after Ctrl-C or an error, ends at its next layer
 
 
-def _refuse_others(directory: Path, cores: Sequence[CoreFile], match_sha256: str) -> None:
-    """Core files that another layer match carried may not stay beside this one."""
+def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch) -> None:
+    """Core files that were carried along other pairs of layers may not stay beside this match."""
+    with suppress(ArtefactError):
+        earlier: LayerMatch = read_artefact(directory / MATCH, LayerMatch)
+        if _meeting(earlier) == _meeting(match):
+            return
     staying, written = [], {core_path(directory, core) for core in cores}
     for file in found_in(directory, "*.core.json"):
         with suppress(ArtefactError):
             found: CoreFile = read_artefact(file, CoreFile)
-            origin = found.transferred_from
-            if origin and origin.layer_match_sha256 != match_sha256 and file not in written:
+            if found.transferred_from is not None and file not in written:
                 staying.append(file.name)
     if staying:
         raise UserError(
             f"{directory}: holds core files that another layer match carried; they would stay beside the new one. Give "
             f"--core for each of them, too, or name another --out:\n{listing(staying)}"
         )
+
+
+def _meeting(match: LayerMatch) -> tuple[str, str, list[tuple[int, int]]]:
+    return match.source.id, match.target.id, [(pair.source, pair.target) for pair in match.pairs]
 
 
 def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: Sequence[str]) -> LayerMatch:
