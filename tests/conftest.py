@@ -26,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it f
 # No time is too long: a machine may be busy. The same examples every time where a change is judged; new ones elsewhere.
 hypothesis.settings.register_profile(
     "ours",
+    max_examples=30,
     derandomize=bool(os.environ.get("CI")),
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],

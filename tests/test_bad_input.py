@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import Result
 
 from tests.commands import refused, run
@@ -72,43 +71,21 @@ def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of, tmp_pat
 
 
 def test_nan_in_the_weights(mapping, copy_of):
-    """In a process of its own: one message, no traceback."""
     directory = copy_of("gpt2")
     damage(directory, "transformer.h.1.mlp.c_fc.weight", float("nan"))
-    done = command(*mapping.arguments(dst=directory))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.rpartition("error: ")[2] == (
+    assert mapping.refused(dst=directory) == (
         f"{directory}: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n"
-        "  - transformer.h.1.mlp.c_fc.weight\n"
+        "  - transformer.h.1.mlp.c_fc.weight"
     )
-    assert list(mapping.out.iterdir()) == []
-
-
-def test_a_tokenizer_of_another_model(mapping, copy_of):
-    from transformers import PreTrainedTokenizerFast
-
-    directory = copy_of("gpt2")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    tokenizer.add_tokens([f"word{i}" for i in range(100)] + ["the"])
-    tokenizer.save_pretrained(directory)
-    message = mapping.refused(dst=directory)
-    assert message == (
-        f"{directory}: its tokenizer gives token id 520, but its vocabulary has 512 tokens: the tokenizer belongs to "
-        "another model"
-    )
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trace_transfer", *arguments],
-        capture_output=True, text=True, env={**os.environ, **environment}, timeout=120,
-    )  # fmt: skip
 
 
 def test_a_hub_that_cannot_be_reached(mapping):
     """In a process of its own, which is not told to be offline: no half minute of retries."""
     start = time.perf_counter()
-    done = command(*mapping.arguments(src="nobody/nothing"), HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, "-m", "trace_transfer", *mapping.arguments(src="nobody/nothing")], capture_output=True,
+        text=True, timeout=120, env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"},
+    )  # fmt: skip
     assert time.perf_counter() - start < 20
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     told = "error: nobody/nothing: no such directory, and its config could not be had from the hub ("
@@ -138,8 +115,6 @@ def test_core_files_of_another_model(mapping, tiny, tmp_path):
     ("fields", "message"),
     [
         ({"format": "trace-transfer/layer-match"}, "format 'trace-transfer/layer-match', expected trace-transfer/core"),
-        ({"taks": "math"}, "1 problem:\n  - taks: Extra inputs are not permitted"),
-        ({"task": "../../etc/passwd"}, "1 problem:\n  - task: String should match pattern"),
         (
             {"parameters": [{"name": "a", "shape": [2], "core": "yes"}, {"name": "b", "shape": [-2], "core": 1}]},
             "3 problems:\n  - parameters.0.core (a): Input should be a valid boolean; found 'yes'\n"
@@ -155,38 +130,24 @@ def test_a_core_file_that_is_wrong(mapping, tmp_path, fields, message):
     assert message in mapping.refused("--core", core)
 
 
-# ---- probe sets and rules
-
-
-def test_a_probe_set(mapping, tmp_path):
-    file = tmp_path / "p.txt"
-    file.write_bytes(b"\x7fELF\x02\x00\x00")
-    assert mapping.refused(probe=file).startswith(f"{file}: binary (a NUL byte at 5); a probe set is a text or JSONL")
-    file.write_text("a\nb\nc\nd\ne\n")
-    assert "texts have a usable 'boundary' row, at least 4 are needed; give more or longer" in mapping.refused(
-        probe=file
-    )
-
-
 # ---- output and options
 
 
-@pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_an_output_that_is_an_input(mapping, tmp_path, copy_of, more):
+def test_an_output_that_is_an_input(mapping, tmp_path, copy_of):
     """Under whatever name; nothing of it changes."""
     (tmp_path / "found").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "found")
     cores = [write_core(mapping.source, tmp_path / f"found/{task}.core.json", task=task) for task in ("math", "law")]
     before = [core.read_bytes() for core in cores]
     one, two = (tmp_path / "link" / core.name for core in cores)
-    message = mapping.refused("--core", cores[0], *more, out=tmp_path / "link")
+    message = mapping.refused("--core", cores[0], "--dry-run", out=tmp_path / "link")
     assert message == f"{one}: is an input as well; name another --out"
-    message = mapping.refused("--core", cores[0], "--core", cores[1], *more, out=tmp_path / "link")
+    message = mapping.refused("--core", cores[0], "--core", cores[1], out=tmp_path / "link")
     assert message == f"what would be written is an input as well; name another --out:\n  - {one}\n  - {two}"
     assert [core.read_bytes() for core in cores] == before
     model = copy_of("llama")
     files = sorted(model.iterdir())
-    assert mapping.refused(*more, src=model, out=model) == f"{model}: is an input as well; name another --out"
+    assert mapping.refused(src=model, out=model) == f"{model}: is an input as well; name another --out"
     assert sorted(model.iterdir()) == files
 
 
@@ -197,26 +158,3 @@ def test_a_cache_that_cannot_be_written(mapping, tmp_path):
     for more in ((), ("--dry-run",)):
         told = refused(*arguments, *more)
         assert f"file/cache: {file} is a file, expected a directory; give another with --cache" in told
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_device_that_is_not_there(mapping):
-    assert mapping.refused("--device", "cuda").startswith("--device cuda: not available here (")
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--ratio", "5", "'--ratio': 5.0 is not in the range 0<x<=1."),
-        ("--ratio", "nan", "ratio: found nan, expected"),
-        ("--match", "best", "'--match': 'best' is not one of "),
-        ("--batch-size", "0", "'--batch-size': 0 is not in the range x>=1"),
-        (
-            "--seed",
-            "99999999999999999999",
-            "seed: found 99999999999999999999, expected less",
-        ),
-    ],
-)
-def test_an_option(mapping, option, value, message):
-    assert message in mapping.refused(option, value)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from tests.task_files import write_tasks
 from tests.tiny_models import TEXTS
 from trace_transfer.formats import read_any
 
-KILLS, INTERRUPTIONS = 6, 3
+KILLS, INTERRUPTIONS = 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def prepared(server, tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_kills_between_operations_on_files(prepared, command):
-    """Of a first run, and of runs that go on where the one before was killed; then, and once more, the same bytes."""
+    """Of a first run, and of runs that go on where the one before was killed; then the same bytes."""
     runs, drawn = prepared(command), random.Random(command)
     for number in range(KILLS):
         if number < KILLS // 2:
@@ -94,7 +93,6 @@ def test_kills_between_operations_on_files(prepared, command):
         if not runs.kill_at(drawn.randint(1, runs.undisturbed["events"])):
             assert number >= KILLS // 2  # what is finished by now needs fewer operations
             runs.clear()
-    runs.check_it_finishes()
     runs.check_it_finishes()
 
 
@@ -160,13 +158,9 @@ def runs(prepared):
     return prepared("map")
 
 
-@pytest.fixture
-def cache(runs):
-    return runs.watch[1]
-
-
-def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs, cache):
+def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs):
     """As a run leaves it that is killed between the two models; leftovers there are removed when they are old."""
+    cache = runs.watch[1]
     cache.mkdir()
     old, new = cache / ".a.safetensors.x.part", cache / ".b.safetensors.x.part"
     for file in (old, new):
@@ -176,23 +170,21 @@ def test_the_same_bits_from_the_cache_of_one_model_or_of_both(runs, cache):
     assert not old.exists() and new.exists()  # another run may be writing it now
     files = sorted(cache.glob("*.safetensors"))
     assert len(files) == 2
-    for gone in ([files[0]], [files[1]], files, []):
-        for file in gone:
-            file.unlink()
+    for file in files:
+        file.unlink()
         shutil.rmtree(runs.out)
         runs.check_it_finishes()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [lambda tensors: tensors.pop("stream"), lambda tensors: tensors["stream"].view(-1)[-1:].fill_(math.nan)],
-)
-def test_a_damaged_cache_is_made_again_and_told(runs, cache, damage):
+def test_a_damaged_cache_is_made_again_and_told(runs):
+    """One file lacks a tensor, the other one has a NaN."""
     runs.check_it_finishes()
-    for file in cache.glob("*.safetensors"):
-        tensors = load_file(file)
-        damage(tensors)
-        save_file(tensors, file)
+    one, other = runs.watch[1].glob("*.safetensors")
+    lacking, bad = load_file(one), load_file(other)
+    del lacking["stream"]
+    bad["stream"].view(-1)[-1:].fill_(math.nan)
+    save_file(lacking, one)
+    save_file(bad, other)
     again = runs.run()
     assert again["stderr"].count("is damaged and is made again") == 2
     assert runs.files() == runs.expected
@@ -224,9 +216,3 @@ def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
         if not (done["returncode"] == -signal.SIGABRT and "pybind11::error_already_set" in done["stderr"]):
             break
     runs.check_interrupted(done)
-
-
-def test_the_progress_is_on_stderr_and_the_result_on_stdout(runs):
-    done = runs.run()
-    assert re.search(r"reading llama: step 4 of 4", done["stderr"])
-    assert "heatmap.html" in done["stdout"] and "reading" not in done["stdout"]

@@ -78,7 +78,7 @@ def true_margin(result, truth):
 
 # The package's own file has biases of 0 that a LLaMA has no place for, and a user is told of them.
 @pytest.mark.filterwarnings("ignore:.*the weights hold 12 tensors")
-@pytest.mark.parametrize(("family", "seed"), [("qwen2", 0), ("mistral", 1)])
+@pytest.mark.parametrize(("family", "seed"), [("qwen2", 0), pytest.param("mistral", 1, marks=pytest.mark.slow)])
 def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
     truth = disguise(glassllm, tmp_path / "copy", family=family, insert=2, seed=seed)
     result = map_models(glassllm, tmp_path / "copy", probe=texts, out=tmp_path / "out")

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+from tests.commands import refused
 from trace_transfer import launching
-from trace_transfer.cli import INTERRUPTED, main
+from trace_transfer.cli import INTERRUPTED
 from trace_transfer.errors import UserError
 from trace_transfer.launching import (
     Place,
@@ -109,19 +109,6 @@ def test_only_the_first_one_speaks_and_nothing_is_kept_of_a_good_end(capfd, tmp_
     out, err = capfd.readouterr()
     assert out.startswith("trace-transfer, version") and out.count("\n") == 1 and err == ""
     assert list(tmp_path.iterdir()) == []
-
-
-def test_they_meet_as_ranks_of_torch(tmp_path):
-    code = """
-import torch
-torch.distributed.init_process_group('gloo')
-total = torch.tensor([float(rank + 1)])
-torch.distributed.all_reduce(total)
-open(f'{sys.argv[1]}/{rank}', 'w').write(str(total.item()))
-torch.distributed.destroy_process_group()
-"""
-    assert run(code, str(tmp_path)) == 0
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0", "3.0"]
 
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -231,13 +218,9 @@ def test_who_this_process_is():
     "changes, problem",
     [
         ({"RANK": "2"}, "RANK is 2, expected a whole number from 0 to 1 (WORLD_SIZE is 2)"),
-        ({"RANK": None}, "RANK is not set, and WORLD_SIZE is"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, expected a whole number from 1 to "),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two, expected a whole number from 1 to "),
         ({"WORLD_SIZE": None}, "WORLD_SIZE is not set, and RANK is"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, expected a whole number from 0 to 1 (WORLD_SIZE is 2)"),
         ({"MASTER_PORT": None}, "MASTER_PORT is not set, and RANK and WORLD_SIZE are"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT is 65536, expected a whole number from 1 to 65535"),
     ],
 )
 def test_what_a_launcher_cannot_have_meant(changes, problem):
@@ -247,14 +230,13 @@ def test_what_a_launcher_cannot_have_meant(changes, problem):
     assert problem in str(raised.value)
 
 
-@pytest.mark.parametrize("command", ["train", "warm-start", "identify"])
-def test_a_command_refuses_it_before_anything(command, tmp_path, monkeypatch):
+def test_a_command_refuses_it_before_anything(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    option = "--stream" if command == "train" else "--tasks"
-    done = CliRunner().invoke(main, [command, "no-model", option, "none.yaml", "--out", str(tmp_path / "out")])
-    assert done.exit_code == 2 and "RANK is 5, expected a whole number from 0 to 1" in done.stderr
-    assert "MASTER_ADDR is not set" in done.stderr and not (tmp_path / "out").exists()
+    for command, option in (("train", "--stream"), ("warm-start", "--tasks"), ("identify", "--tasks")):
+        told = refused(command, "no-model", option, "none.yaml", "--out", tmp_path / "out")
+        assert "RANK is 5, expected a whole number from 0 to 1" in told and "MASTER_ADDR is not set" in told
+        assert not (tmp_path / "out").exists()
 
 
 MEET = """
@@ -277,7 +259,10 @@ One('main')(['meet'])
 """
 
 
-@pytest.mark.parametrize("rank, number, code", [("0", signal.SIGTERM, 0), ("1", signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "rank, number, code",
+    [("0", signal.SIGTERM, 0), pytest.param("1", signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_wait_for_others_that_never_come_is_ended_by_a_signal(tmp_path, rank, number, code):
     environment = {**os.environ, **WHO, "RANK": rank, "MASTER_PORT": str(launching._free_port())}
     process = subprocess.Popen(

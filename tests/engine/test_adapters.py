@@ -227,7 +227,7 @@ def test_trained_as_peft_is_by_hand(tiny, tmp_path, family):
         assert moved == (name in start.shapes), name
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_zero_3_trains_the_same_adapters(tiny, tmp_path, precision):
     start = adapted(tiny("llama"))
     (plain_, values_0), (partitioned, values_3) = (

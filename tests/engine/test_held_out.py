@@ -61,7 +61,7 @@ def pretended(monkeypatch, course):
     monkeypatch.setattr(held_out, "evaluate", find)
 
 
-@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_best_is_kept_and_training_ends(tiny, tmp_path, monkeypatch, zero):
     """Stopped by SIGTERM after every step and gone on from: the same decisions, the same bits, the best never lost."""
     options = {"zero": zero, "batch_size": 5, "epochs": 3, "mask": WHOLE, "held_out": HeldOut(OTHERS, 1, 3, True)}

@@ -30,7 +30,14 @@ def test_rounded_weights_and_the_exact_ones(tiny, family, capfd):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [*((one, torch.float32) for one in REPRESENTATIVES), *((one, torch.bfloat16) for one in TINY)]
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in REPRESENTATIVES),
+        *(
+            pytest.param(family, torch.bfloat16, marks=() if family in FAMILIES else pytest.mark.slow)
+            for family in TINY
+        ),
+    ],
 )
 def test_partitioned_is_the_same_model(tiny, family, dtype):
     """Tensors, buffers and what it computes, to the bit."""

@@ -22,8 +22,12 @@ from trace_transfer.stopping import StopRequested, StopSignal
 MASK = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
 WHOLE = Mask(dict.fromkeys(MASK))
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
-SLICED = ("llama", "qwen2", "gemma3_text", "gpt2", "gpt_neox")
-WAYS = [(0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "float32"), (3, "bfloat16")]
+SLOW = pytest.mark.slow
+SLICED = {"llama": (), "gpt2": (), "qwen2": SLOW, "gemma3_text": SLOW, "gpt_neox": SLOW}  # and whether it is slow
+WAYS = [
+    (0, "float32"), (1, "bfloat16"), (3, "float32"), pytest.param(0, "bfloat16", marks=SLOW),
+    pytest.param(2, "float32", marks=SLOW), pytest.param(3, "bfloat16", marks=SLOW),
+]  # fmt: skip
 
 
 class Notes:
@@ -74,7 +78,10 @@ def stop_after(monkeypatch, steps):
         ("llama", None, {"micro_batch_size": 3, "epochs": 2, "weight_decay": 0.1}),
         ("qwen2", None, {"micro_batch_size": 1, "max_grad_norm": None}),
         ("gemma2", None, {"micro_batch_size": 2, "max_grad_norm": 0.1, "gradient_checkpointing": True}),
-        *((family, 1, {"weight_decay": 0.1, "max_grad_norm": 0.3, "epochs": 2}) for family in SLICED),
+        *(
+            pytest.param(family, 1, {"weight_decay": 0.1, "max_grad_norm": 0.3, "epochs": 2}, marks=marks)
+            for family, marks in SLICED.items()
+        ),
     ],
 )
 def test_same_as_the_slow_twin(tiny, tmp_path, family, number, options):
@@ -275,8 +282,14 @@ def test_one_bit_of_a_frozen_weight(tiny, tmp_path, monkeypatch, zero, name):
     assert len(handed) == 2
 
 
-@pytest.mark.parametrize(("zero", "precision"), [(0, "float32"), (0, "bfloat16"), (3, "float32")])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("family", "zero", "precision"),
+    [
+        ("llama", 0, "float32"), ("llama", 0, "bfloat16"), ("llama", 3, "float32"), ("gemma2", 0, "float32"),
+        ("deepseek_v3", 0, "float32"),
+        *(pytest.param(family, 3, "float32", marks=SLOW) for family in ("gemma2", "gpt2", "deepseek_v3")),
+    ],
+)  # fmt: skip
 def test_packed_texts_do_not_see_each_other(tiny, tmp_path, family, zero, precision):
     options = {"zero": zero, "precision": precision, "micro_batch_size": 4}
     model = tiny(family, **NO_DROPOUT.get(family, {}))
@@ -287,8 +300,10 @@ def test_packed_texts_do_not_see_each_other(tiny, tmp_path, family, zero, precis
     assert precision == "bfloat16" or (moved > 1e-5).double().mean() < 5e-3
 
 
-@pytest.mark.parametrize("family", ["bloom", "mpt", "opt", "gpt_oss"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [("bloom", "float32"), ("mpt", "bfloat16"), ("opt", "float32"), ("gpt_oss", "bfloat16")],
+)
 def test_a_model_that_reads_across_texts_is_not_packed(tiny, tmp_path, family, precision):
     with pytest.raises(UserError, match=rf"--packing: {family} cannot be trained so: .* differ by \d+\.\d%"):
         run(tiny(family), tmp_path, packing=True, precision=precision)

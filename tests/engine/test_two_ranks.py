@@ -1,6 +1,7 @@
 """Two processes: every ZeRO stage is one slow process, and what is frozen stays to the bit, in any type and family."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,12 @@ def out(models, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("two-ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.engine.two_ranks", str(out), *(f"{name}={model}" for name, model in models.items())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(out / "extensions")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout == ""
     assert "deepspeed" not in done.stderr.lower()
+    assert not (out / "extensions").exists()  # nothing was compiled
     return out
 
 
@@ -119,24 +122,24 @@ def test_only_the_core_moves(results, out, family, zero, precision):
         assert sorted(load_file(out / f"{case}-{number}.safetensors")) == task["core"]
 
 
-@pytest.mark.parametrize(("family", "precision"), [(one, each) for one in PRECISIONS for each in PRECISIONS[one]])
-def test_all_stages_do_the_same(results, out, family, precision):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_all_stages_do_the_same(results, out, precision):
     """The first loss is of equal weights: no rounding differs. After it the order in which gradients are summed does,
     and without ZeRO bfloat16 gradients are summed in bfloat16."""
-    found = [results[0][f"{family}-{zero}-{precision}"] for zero in range(4)]
+    found = [results[0][f"llama-{zero}-{precision}"] for zero in range(4)]
     assert len({tasks[0]["losses"][0] for tasks in found}) == 1
     for tasks in found[1:]:
         for task, first in zip(tasks, found[0], strict=True):
             assert task["losses"] == pytest.approx(first["losses"], rel=1e-5 if precision == "float32" else 0.02)
     # From ZeRO 1 on bfloat16 gradients are summed in float32: the same to rounding again.
     start = 0 if precision == "float32" else 1
-    values = [load_file(out / f"{family}-{zero}-{precision}-0.safetensors") for zero in range(start, 4)]
+    values = [load_file(out / f"llama-{zero}-{precision}-0.safetensors") for zero in range(start, 4)]
     for other in values[1:]:
         for name, value in values[0].items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("family", PRECISIONS)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_masked_is_the_slow_twin(results, out, models, family):
     mask, chosen = make_mask(base_of(models[family]).inventory, 0), settings(**OPTIONS)
     losses, norms, expected = train_masked_slowly(models[family], steps_of(make_task(7), chosen), chosen, mask)
@@ -150,8 +153,8 @@ def test_masked_is_the_slow_twin(results, out, models, family):
 
 @pytest.mark.parametrize("zero", [2, 3])
 def test_gradient_checkpointing_changes_no_bit(out, zero):
-    kept = load_file(out / f"qwen2-{zero}-float32-0.safetensors")
-    for name, value in load_file(out / f"qwen2-{zero}-recomputed.safetensors").items():
+    kept = load_file(out / f"llama-{zero}-float32-0.safetensors")
+    for name, value in load_file(out / f"llama-{zero}-recomputed.safetensors").items():
         assert torch.equal(value, kept[name]), name
 
 

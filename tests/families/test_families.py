@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from tests.tiny_models import REPRESENTATIVES
 from trace_transfer.families.application import Anatomy, anatomy_of
 from trace_transfer.families.correspondence import build_correspondence
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
@@ -152,9 +153,10 @@ def test_full_size_models(name):
     assert f"{elements / 1e9:.{digits}f}" == published
 
 
-def test_all_pairs_of_families_are_total():
-    anatomies = [anatomy(kind, num_layers=4) for kind in MODEL_TYPES]
-    for source, target in product(anatomies, repeat=2):
+def test_pairs_of_families_are_total():
+    """Of all families with those that stand for a structure each, both ways."""
+    known, chosen = ([anatomy(kind, num_layers=4) for kind in kinds] for kinds in (MODEL_TYPES, REPRESENTATIVES))
+    for source, target in [*product(known, chosen), *product(chosen, known)]:
         graph = build_correspondence(source, target, [(0, 0), (1, 3), (3, 3)])  # layers without a partner on both sides
         for units, without, edges in (
             (source.units, graph.dropped, graph.targets_of),

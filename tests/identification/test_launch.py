@@ -19,7 +19,8 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_find_what_one_finds(tiny, tmp_path, launcher):
     tasks = write_tasks(tmp_path / "tasks", {"math": 9, "code": 6})
     command = ["identify", str(tiny("qwen2")), "--tasks", str(tasks), "--batch-size", "4", "--learning-rate", "1e-3"]

@@ -114,7 +114,10 @@ def check(result, out, kind, base, slow):
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and trl about themselves
-@pytest.mark.parametrize(("trainer", "kind"), CELLS)
+@pytest.mark.parametrize(
+    ("trainer", "kind"),
+    [pytest.param(*one, marks=pytest.mark.slow if one[1] == "tensors" and one[0] != "loop" else ()) for one in CELLS],
+)
 def test_one_process(tiny, cores, slow, tmp_path, trainer, kind):
     result = cell(trainer, kind, "one", tiny("llama"), cores, tmp_path)
     check(result, tmp_path, kind, tiny("llama"), slow)

@@ -54,8 +54,9 @@ def test_the_tiny_models_are_every_shipped_family():
     assert set(FAMILIES) == set(LAYER_PATHS) - {"gemma3"}  # the images' tower of that one has no tiny model
 
 
-@pytest.mark.parametrize("rows", ["boundary", "word", "example"])
-@pytest.mark.parametrize("family", REPRESENTATIVES)
+@pytest.mark.parametrize(
+    ("family", "rows"), [*((family, "boundary") for family in REPRESENTATIVES), ("gemma2", "word"), ("gpt2", "example")]
+)
 def test_equals_the_ordinary_forward_pass(tiny, family, rows):
     plan = plan_for(family, rows)
     directory = tiny(family)
@@ -83,12 +84,11 @@ def test_one_text_at_a_time(tiny, family):
         assert torch.equal(rows.update, update.float())
 
 
-@pytest.mark.parametrize("batch_size", [2, 100])
 @pytest.mark.parametrize("family", REPRESENTATIVES)
-def test_each_byte_is_read_once_and_the_head_never(tiny, family, batch_size):
+def test_each_byte_is_read_once_and_the_head_never(tiny, family):
     directory = tiny(family)
     checkpoint = open_checkpoint(ModelSource.parse(directory))
-    streamed(directory, family, plan_for(family, "boundary"), checkpoint=checkpoint, batch_size=batch_size)
+    streamed(directory, family, plan_for(family, "boundary"), checkpoint=checkpoint, batch_size=2)
     sizes = {key: one.stop - one.start for key, one in read_stored(directory).items()}
     head = sum(size for name, size in sizes.items() if name.startswith(("lm_head", "embed_out")))
     assert checkpoint.bytes_read == sum(sizes.values()) - head
