@@ -61,3 +61,4 @@ def test_version_is_the_same_everywhere(unpacked):
     assert trace_transfer.__version__ == declared
     assert (unpacked / f"trace_transfer-{declared}.dist-info").is_dir()
     assert f"## {declared}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {declared}" in (ROOT / "CITATION.cff").read_text().replace('"', "")

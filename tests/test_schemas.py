@@ -52,11 +52,8 @@ RUN = {"target": "m", "tasks": [{"name": "a", "data": "a.jsonl"}], "methods": ["
     ("file", "content", "path"),
     [
         ("run", {**RUN, "train": {"epohcs": 1}}, ["train"]),
-        ("run", {**RUN, "train": {"epochs": 0}}, ["train", "epochs"]),
         ("run", {**RUN, "map": {"match": "argmin"}}, ["map", "match"]),
-        ("run", {**RUN, "identify": {"ratio": 5}}, ["identify", "ratio"]),
         ("run", {**RUN, "methods": ["sequentail"]}, ["methods", 0]),
-        ("train", {"optimizer": "adamw"}, ["optimizer"]),
         ("train", {"learning_rate_of": {"mlp": -1}}, ["learning_rate_of", "mlp"]),
         ("tasks", {"tasks": [{"name": "a", "data": "a.jsonl", "core": "c"}]}, ["tasks", 0]),
         ("rules", {"family": "x", "model_types": ["x"], "components": {"attention.qeury": ["a"]}}, ["components"]),

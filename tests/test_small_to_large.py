@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples.small_to_large import table
-from examples.small_to_large.make_data import DATA, EXAMS, MOST_TRAIN, NUM_TEST, knowledge, medicine, split
+from examples.small_to_large.make_data import DATA, EXAMS, MOST_TRAIN, NUM_TEST
 
 ANSWERS = {"medicine": r"^[a-d]\) .+", "knowledge": r"^The answer is \([A-D]\)\.$", "maths": r"^#### -?[\d,.]+$"}
 
@@ -26,30 +26,6 @@ def test_shipped_data(task):
         assert set(row) == {"question", "answer"}
         assert len(row["question"]) + len(row["answer"]) <= EXAMS[task].longest
         assert re.search(ANSWERS[task], row["answer"])
-
-
-def test_medicine_leaves_the_subject_out():
-    row = {"input": [{"content": "Be a doctor."}, {"content": "Subject: Anatomy\n\nWhere?\n\na) Here\nb) There"}]}
-    text = json.dumps(row | {"ideal": "b) There"}) + "\n\n"
-    assert list(medicine(text)) == [("Where?\n\na) Here\nb) There", "b) There")]
-
-
-def test_knowledge_keeps_the_last_sentence_of_a_rationale():
-    said = (
-        "The following are questions.\n\nQ: One?\n(A) a (B) b\nA: Let's think step by step. It is a. The answer is (A)."
-        "\n\nQ: Two?\n(A) a (B) b\nA: Let's think step by step. Nobody knows.\n\n"
-    )
-    assert list(knowledge(json.dumps({"law": said}))) == [("One?\n(A) a (B) b", "The answer is (A).")]
-
-
-def test_split_is_drawn_from_the_questions_alone():
-    pairs = [(f"question {i}", str(i)) for i in range(200)]
-    train, test = split(pairs, 100)
-    assert (len(train), len(test)) == (MOST_TRAIN, NUM_TEST)
-    assert not set(train) & set(test)
-    assert split(list(reversed(pairs)), 100) == (train, test)
-    assert split([*pairs, pairs[0]], 100) == (train, test)  # twice is once
-    assert test != pairs[:NUM_TEST]
 
 
 def test_run_files_name_what_is_there():

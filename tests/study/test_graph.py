@@ -122,23 +122,16 @@ def test_a_copied_model_makes_no_step_stale(directory):
     assert steps(directory) == before
 
 
-@pytest.mark.parametrize("what", ["weights", "config", "tokenizer"])
-def test_what_of_a_model_differs_is_told(directory, what):
+def test_what_of_a_model_differs_is_told(directory):
     def baseline():
         graph = build_graph(load_run(write_file(directory, methods=METHODS)))
         return next(one for one in graph.steps if one.kind == "baseline")
 
-    step, model = baseline(), directory / "qwen3"
+    step = baseline()
     record = StepFile(
         kind=step.kind, address=step.address, settings=step.settings, inputs=step.all_inputs, files={},
         cost=Cost(seconds=1, peak_bytes=1, bytes=1),
     )  # fmt: skip
-    if what == "weights":
-        damage(model, "model.norm.weight", 2.0)
-    elif what == "config":
-        config = json.loads((model / "config.json").read_text())
-        (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
-    else:
-        (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text() + " ")
+    damage(directory / "qwen3", "model.norm.weight", 2.0)
     (found,) = differences(record, baseline())
-    assert re.fullmatch(rf"the {what} of target differ: were sha \w{{12}}, are \w{{12}}", found)
+    assert re.fullmatch(r"the weights of target differ: were sha \w{12}, are \w{12}", found)

@@ -143,8 +143,6 @@ def test_tuning_and_comparisons(directory):
     ("changes", "expected"),
     [
         ({"tuning": {"seeds": [0]}}, r"tuning\.seeds: found \[0\], expected each once and none of seeds: \[0\]"),
-        ({"tuning": {"seeds": [1], "factors": [0, 1]}}, r"tuning\.factors\[0\]: found 0, expected greater than 0"),
-        ({"tuning": {"seeds": [1], "rates": {"lorra": [1]}}}, r"tuning\.rates: 'lorra' is none of"),
         ({"tuning": {"seeds": [1], "rates": {"sequential": [1e-3]}}}, r"tuning\.rates\.sequential: give two or more"),
         ({"comparisons": [{"methods": "transfer-lf"}]}, r"comparisons: item 1: against: None is none of sequential"),
         (
@@ -152,21 +150,14 @@ def test_tuning_and_comparisons(directory):
             r"item 1: measure: matched_forgetting is told from several rates",
         ),
         ({"metods": []}, r"metods: no such setting; did you mean methods\?"),
-        ({"identify": {"ratoi": 0.1}}, r"identify\.ratoi: no such setting; did you mean ratio\?"),
         ({"map": {"carry": "core"}}, r"map\.carry: is set by the methods"),
         ({"methods": ["transfer-lv"]}, "methods: 'transfer-lv' is none of .*did you mean transfer-lf"),
         ({"methods": [{"name": "x", "like": "nothing"}]}, "methods: item 1: like: 'nothing' is none of sequential"),
         ({"source": None}, "source: is missing; transfer-lf identify on it"),
         ({"target": "./nowhere"}, "target: .*nowhere: no such file or directory"),
-        ({"tasks": []}, r"tasks: List should have at least 1 item .*; found \[\]"),
-        ({"tasks": [{"name": "math", "data": "gone.jsonl"}]}, "tasks: task 'math': data: .*gone.jsonl: no such file"),
         (
             {"tasks": [{"name": "math", "data": "math.train.jsonl", "evaluate": "maths"}]},
             "tasks: task 'math': evaluate: 'maths' is none of math, code; did you mean math",
-        ),
-        (
-            {"evaluations": [{"name": "math", "kind": "loss", "data": "math.test.jsonl", "metric": "f1"}]},
-            "evaluations.*'math'.*metric: unknown 'f1'",
         ),
         ({"suite": "paper"}, "evaluations: give either"),
         ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
@@ -179,12 +170,9 @@ def test_tuning_and_comparisons(directory):
         ),
         ({"sweeps": {"order": [["math"]]}}, r"sweeps\.order: \['math'\] is not an order of math, code"),
         ({"represent": {"methods": ["nobody"]}}, r"represent\.methods: 'nobody' is none of sequential"),
-        ({"out": "run.yaml/below"}, "out: .*run.yaml is a file, expected a directory"),
         ({"resources": {"trian": {"gpus": 8}}}, "resources: 'trian' is none of default, .*did you mean train"),
-        ({"resources": {"train": {"gpu": 8}}}, r"resources\.train\.gpu: no such setting; did you mean gpus\?"),
         ({"resources": {"default": {"hours": 0}}}, r"resources\.default\.hours: found 0, expected greater than 0"),
         ({"resources": {"map": {"sbatch": {"time": "1:00"}}}}, r"resources\.map\.sbatch: time: is `hours` here"),
-        ({"resources": {"train": 8}}, r"resources\['train'\]: found 8, expected a valid dictionary"),
     ],
 )
 def test_mistakes(directory, changes, expected):

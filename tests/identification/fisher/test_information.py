@@ -82,9 +82,9 @@ def without_form(model):
     return tuple(found)
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
-@pytest.mark.parametrize("batch_of", [2, 3])
+@pytest.mark.parametrize(
+    ("family", "batch_of", "streamed"), [("llama", 2, False), ("gemma3_text", 3, True), ("gpt2", 3, False)]
+)
 def test_per_batch_squares_the_batch_gradient(built, family, streamed, batch_of):
     groups = [EXAMPLES[start : start + batch_of] for start in range(0, len(EXAMPLES), batch_of)]
     found = fisher_information(
@@ -105,8 +105,10 @@ def splits_of(model):
         }
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma3_text", "gpt2", "phi3"])
+@pytest.mark.parametrize(
+    ("family", "streamed"),
+    [("qwen2", False), ("qwen3", True), ("gemma3_text", False), ("gpt2", True), ("phi3", False)],
+)
 def test_units_are_the_squares_of_their_rows_or_columns(built, family, streamed):
     model, squares = built(family), built(family, loop=True)
     for splits in splits_of(model):
@@ -197,8 +199,7 @@ CASES = {  # what becomes of a layer, and which tensors are then left to the loo
 }
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "streamed"), [(case, number % 2 == 0) for number, case in enumerate(CASES)])
 def test_what_has_no_form_is_left_to_the_loop(built, case, streamed):
     model, (make, fallback) = copy.deepcopy(built("llama")), CASES[case]
     attention = model.model.layers[1].self_attn
