@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.core_files import write_core
-from tests.repeated_runs import RepeatedRuns, Server
+from tests.interrupted_runs import RepeatedRuns, Server
 from tests.stream_files import write_stream
 from tests.task_files import write_tasks
 from tests.tiny_models import TEXTS
