@@ -20,6 +20,9 @@ import hypothesis
 import pytest
 import torch
 
+from tests.commands import Undrawn
+from trace_transfer import figures
+
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 
@@ -54,6 +57,15 @@ def _no_search_through_what_is_imported() -> None:
     """DeepSpeed collects garbage many times while it is built: a quarter of a second each with all libraries loaded."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pictures_where_they_are_looked_at(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A picture takes seconds, and each `identify`, `score` and `map` writes one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name not in ("test_draw.py", "test_plot.py", "test_hostile_names.py"):
+            patch.setattr(figures, "picture", Undrawn)
+        yield
 
 
 @pytest.fixture(scope="session")

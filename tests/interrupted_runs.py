@@ -28,12 +28,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from tests.commands import Undrawn
 from tests.killed_writes import signal_at
 from trace_transfer.cli import INTERRUPTED, main
 
 IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
-    "matplotlib.backends.backend_agg", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.draw",
+    "trace_transfer.figures", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.draw",
     "trace_transfer.transfer.mapping", "trace_transfer.transfer.show", "trace_transfer.cli.identify", "datasets",
     "trace_transfer.identification.identifying", "trace_transfer.identification.show", "trace_transfer.cli.train",
     "trace_transfer.training.streaming", "trace_transfer.training.show",
@@ -88,7 +89,8 @@ def serve() -> None:
     sys.modules["torch"].set_num_threads(1)
     with sys.modules["trace_transfer.engine.distributed"].open_ranks():  # imports DeepSpeed, without its noise
         pass
-    gc.freeze()  # as in conftest
+    sys.modules["trace_transfer.figures"].picture = Undrawn  # as in conftest
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the children who are interrupted
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

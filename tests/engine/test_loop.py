@@ -118,16 +118,17 @@ def test_bfloat16_masters_begin_at_the_base(tiny, tmp_path, zero):
 
 @pytest.mark.parametrize(("zero", "precision"), WAYS)
 def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precision):
+    model = tiny("llama", num_hidden_layers=2)
     options = {"zero": zero, "precision": precision, "batch_size": 5, "weight_decay": 0.1}
-    _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
+    _, undisturbed = run(model, tmp_path / "whole", **options)
     with monkeypatch.context() as patched:
         stop_after(patched, 3)
         with pytest.raises(TrainingError, match="stopped here"):
-            run(tiny("llama"), tmp_path / "cut", checkpoint_minutes=0, **options)
+            run(model, tmp_path / "cut", checkpoint_minutes=0, **options)
     with (tmp_path / "cut" / "loss.csv").open("a") as stream:
         stream.write("4,0.1,half a l")
     reporter = Notes()
-    result, resumed = run(tiny("llama"), tmp_path / "cut", reporter=reporter, **options)
+    result, resumed = run(model, tmp_path / "cut", reporter=reporter, **options)
     assert differing(resumed, undisturbed) == []
     assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
     assert reporter.notes[0] == "made-up: going on after step 3 of 5"
@@ -139,6 +140,7 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precisi
 def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
     """SIGTERM: a checkpoint, and no more than one; the same command goes on. The same again before a step is done."""
 
+    model = tiny("llama", num_hidden_layers=2)
     stop, one_step, written, write = StopSignal(), Run.one_step, [], checkpointing.write
     options = {"zero": zero, "batch_size": 5, "keep_checkpoints": 2}
 
@@ -150,18 +152,18 @@ def test_told_to_stop(tiny, tmp_path, monkeypatch, zero):
         written.append(len(done))
         return write(directory, identity, done, *rest)
 
-    _, undisturbed = run(tiny("llama"), tmp_path / "whole", **options)
+    _, undisturbed = run(model, tmp_path / "whole", **options)
     monkeypatch.setattr(checkpointing, "write", note_and_write)
     with monkeypatch.context() as patched:
         patched.setattr(Run, "one_step", step_and_be_told)
         with pytest.raises(StopRequested, match="stopped by SIGTERM after step 3 of 5; the same command goes on"):
-            run(tiny("llama"), tmp_path / "cut", stop=stop, checkpoint_minutes=0, **options)
+            run(model, tmp_path / "cut", stop=stop, checkpoint_minutes=0, **options)
     assert written == [1, 2, 3]
     assert sorted(p.name for p in (tmp_path / "cut/checkpoint").iterdir()) == ["step-00000002", "step-00000003"]
     with pytest.raises(StopRequested, match="after step 3 of 5"):
-        run(tiny("llama"), tmp_path / "cut", stop=StopSignal(True), **options)
+        run(model, tmp_path / "cut", stop=StopSignal(True), **options)
     assert written == [1, 2, 3]
-    _, resumed = run(tiny("llama"), tmp_path / "cut", stop=StopSignal(), **options)
+    _, resumed = run(model, tmp_path / "cut", stop=StopSignal(), **options)
     assert differing(resumed, undisturbed) == []
 
 

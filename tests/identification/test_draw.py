@@ -286,7 +286,7 @@ def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
 # ---- the picture
 
 
-@pytest.mark.parametrize("num_layers", [2, 64])
+@pytest.mark.parametrize("num_layers", [2, pytest.param(64, marks=pytest.mark.slow)])
 def test_picture(tmp_path: Path, num_layers: int) -> None:
     from PIL import Image
 
