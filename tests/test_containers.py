@@ -16,7 +16,6 @@ from tests.golden.make_container_schemas import KUBERNETES, SKYPILOT
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "examples" / "containers"
-KEYWORDS = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "ENTRYPOINT", "CMD"}
 
 
 def instructions():
@@ -67,16 +66,12 @@ def test_the_build_context_has_what_is_copied():
     assert needed() | {"constraints.txt"} == set(docker)
 
 
-def test_instructions_parse():
-    found = instructions()
-    assert {keyword for keyword, _ in found} == KEYWORDS and found[0][0] == "FROM"
+def test_both_begin_and_start_alike():
+    found, recipe = instructions(), sections()
+    assert recipe[""] == ["Bootstrap: docker", f"From: {found[0][1]}"]
     assert json.loads(dict(found)["ENTRYPOINT"]) == ["trace-transfer"] and json.loads(dict(found)["CMD"]) == ["--help"]
     commands = [rest for keyword, rest in found if keyword == "RUN"]
-    assert all(shlex.split(command) for command in commands)
-    recipe = sections()
-    assert set(recipe) == {"", "files", "post", "environment", "runscript"}
-    assert recipe[""] == ["Bootstrap: docker", f"From: {found[0][1]}"]
-    for install in ("pip install", "apt-get install"):  # both install the same
+    for install in ("pip install", "apt-get install"):
         (docker,) = [part for command in commands for part in command.split("&&") if install in part]
         (line,) = [line for line in recipe["post"] if install in line]
         assert shlex.split(docker)[-3:] == shlex.split(line)[-3:]

@@ -24,18 +24,13 @@ def unpacked(tmp_path_factory):
     return out / "unpacked"
 
 
-def run(unpacked, *arguments):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=unpacked.parent, env={**os.environ, "PYTHONPATH": str(unpacked)}, capture_output=True, text=True,
-    )  # fmt: skip
-
-
 def test_rules_list_shows_every_family_of_the_repository(unpacked):
-    where = run(unpacked, "-c", "import trace_transfer; print(trace_transfer.__file__)").stdout
-    assert Path(where.strip()).is_relative_to(unpacked)
-    listed = run(unpacked, "-m", "trace_transfer", "rules", "list")
-    assert listed.returncode == 0, listed.stderr
+    code = "import trace_transfer; print(trace_transfer.__file__)\nfrom trace_transfer.cli import main; main()"
+    listed = subprocess.run(
+        [sys.executable, "-c", code, "rules", "list"], cwd=unpacked.parent, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(unpacked)}, check=True,
+    )  # fmt: skip
+    assert Path(listed.stdout.splitlines()[0]).is_relative_to(unpacked)
     families = sorted(file.stem for file in (ROOT / "rules").glob("*.yaml"))
     assert len(families) >= 10
     first = {line.split()[0] for line in listed.stdout.splitlines() if line[:1].strip()}
