@@ -6,22 +6,26 @@ found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["mat
 Each does what the command of its name does, through the same functions, and returns what it found as a typed, frozen
 object instead of printing it. Everywhere: a model is a directory, a GGUF file or a hub name (`owner/name`,
 `owner/name@revision`); where several files are taken, one may be given by itself; `out` is the directory for the
-results, `rules` are your own rules, and `reporter` shows progress, which is silent by default. Arguments that cannot be
-used are told at once, in a `UserError`, before anything is done.
+results, `rules` are your own rules, and `reporter` shows progress, which is silent by default. Settings and files that
+cannot be used are told at once, in a `UserError`, before anything is done.
 """
 
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from trace_transfer.arguments import AnyPath, Count, Named, Paths, Texts, checked, listed
+from trace_transfer.keywords import EvaluateKeywords, IdentifyKeywords, MapKeywords, StreamKeywords
+from trace_transfer.progress import Reporter, Silent
+from trace_transfer.stopping import StopSignal
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
     from trace_transfer.evaluation.records import EvaluationFile
     from trace_transfer.identification.identifying import Identified
-    from trace_transfer.keywords import EvaluateKeywords, IdentifyKeywords, MapKeywords, StreamKeywords
     from trace_transfer.patch.records import Verification
-    from trace_transfer.progress import Reporter
     from trace_transfer.records import Strict
     from trace_transfer.reporting.records import RunFile
     from trace_transfer.reporting.report import Reported
@@ -30,12 +34,47 @@ if TYPE_CHECKING:
 
     Artefact = TypeVar("Artefact", bound=Strict)
 
+AnyPath = str | Path
+Paths = AnyPath | Iterable[AnyPath]  # one, or several
+Named = Mapping[str, AnyPath]
+Function = TypeVar("Function", bound=Callable[..., Any])
+SILENT = Silent()
 
-@checked("identification.settings.IdentifySettings")
+
+def listed(values: Paths) -> list[str]:
+    """One path or several, as texts."""
+    return [os.fspath(values)] if isinstance(values, (str, os.PathLike)) else [os.fspath(one) for one in values]
+
+
+def with_settings(function: Function) -> Function:
+    """Spell the settings out in a signature, for notebooks and `help`, and say what an unknown name was meant to be.
+
+    An ellipsis stands for the default of the profile.
+    """
+    signature = inspect.signature(function)
+    *own, last = signature.parameters.values()
+    (of,) = last.annotation.__args__
+    known = of.__annotations__
+    more = [last.replace(name=name, kind=last.KEYWORD_ONLY, default=..., annotation=known[name]) for name in known]
+    whole = signature.replace(parameters=[*own, *more])
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        from trace_transfer.settings import SettingsError, unknown_problems
+
+        if problems := unknown_problems(kwargs, whole.parameters):
+            raise SettingsError(problems)
+        return function(*args, **kwargs)
+
+    call.__signature__ = whole  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
+
+
+@with_settings
 def identify(
     base: AnyPath, tasks: AnyPath, *, tuned: Named | None = None, out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
-    reporter: "Reporter | None" = None, **settings: "Unpack[IdentifyKeywords]",
+    reporter: Reporter = SILENT, **settings: Unpack[IdentifyKeywords],
 ) -> "Identified | None":  # fmt: skip
     """Find the tensors of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
@@ -45,27 +84,23 @@ def identify(
         tuned: task → a model fine-tuned from `base` on it, which then needs no warm start.
         settings: fields of `TrainSettings`, `WarmStartSettings`, `ScoreSettings` and `Compute`.
 
-    Raises:
-        UserError: a loss is not finite, the disk is full; what was finished stays.
-
     Examples:
         >>> found = tt.identify("HuggingFaceTB/SmolLM2-135M", "tasks.yaml", out="runs/smollm2", ratio=0.05)
         >>> found.cores[0].core[0].name
     """
     from trace_transfer.identification.identifying import plan_identify, run_identify
     from trace_transfer.identification.settings import IdentifySettings
-    from trace_transfer.progress import Silent
 
     chosen = IdentifySettings.of(profile, **settings)
     plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=listed(rules), out=out)
-    return run_identify(plan, reporter or Silent())
+    return run_identify(plan, reporter)
 
 
-@checked("identification.settings.IdentifySettings")
+@with_settings
 def score(
     base: AnyPath, tuned: Named | None = None, *, tasks: AnyPath | None = None, out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
-    reporter: "Reporter | None" = None, **settings: "Unpack[IdentifyKeywords]",
+    reporter: Reporter = SILENT, **settings: Unpack[IdentifyKeywords],
 ) -> "Identified":  # fmt: skip
     """Score the tensors of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
@@ -74,24 +109,18 @@ def score(
         tasks: `tasks.yaml`, for methods with Fisher information.
         settings: fields of `ScoreSettings` and `Compute`, and of `WarmStartSettings` for how tasks are read.
 
-    Raises:
-        UserError: models that do not fit together, a single task with `cs`.
-
     Examples:
         >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
     """
     from trace_transfer.identification.identifying import run_score
     from trace_transfer.identification.settings import IdentifySettings
-    from trace_transfer.progress import Silent
 
     chosen = IdentifySettings.of(profile, **settings)
     return run_score(
-        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=listed(rules), out=out,
-        reporter=reporter or Silent(),
-    )  # fmt: skip
+        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=listed(rules), out=out, reporter=reporter
+    )
 
 
-@checked()
 def select(
     *files: Paths, ratio: float | None = None, unit: Literal["tensors", "elements", "rows"] | None = None,
     out: AnyPath | None = None,
@@ -104,25 +133,20 @@ def select(
         unit: what it counts, `tensors`, `elements` or `rows`; None for what it counted before.
         out: directory for the new files; None writes none.
 
-    Raises:
-        ArtefactError: one is not a core file.
-        UserError: `rows` of scores of whole tensors or the other way round; two files of one task; a file that would be
-            written over.
-
     Examples:
         >>> (wider,) = tt.select("runs/smollm2/math.core.json", ratio=0.1)
         >>> wider.ratio_of_elements
     """
     from trace_transfer.core_sets.selection import reselect_all
 
-    return reselect_all([Path(file) for file in listed(files)], ratio, unit, out)
+    return reselect_all([Path(file) for one in files for file in listed(one)], ratio, unit, out)
 
 
-@checked("transfer.settings.MapSettings")
+@with_settings
 def map_models(
     src: AnyPath, dst: AnyPath, *, core: Paths = (), out: AnyPath = "runs/map",
-    profile: Literal["default", "paper"] = "default", reporter: "Reporter | None" = None,
-    **settings: "Unpack[MapKeywords]",
+    profile: Literal["default", "paper"] = "default", reporter: Reporter = SILENT,
+    **settings: Unpack[MapKeywords],
 ) -> "MapResult":  # fmt: skip
     """Match the layers of two models and carry core sets from the one to the other.
 
@@ -135,19 +159,18 @@ def map_models(
         >>> found = tt.map_models("meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-32B", core=["math.core.json"])
         >>> found.match.pairs[0], found.carried[0].core.ratio_of_tensors
     """
-    from trace_transfer.progress import Silent
     from trace_transfer.publish.hub import local_file
     from trace_transfer.transfer.mapping import plan_map, run_map
     from trace_transfer.transfer.settings import MapSettings
 
     chosen = MapSettings.of(profile, **settings)
-    return run_map(plan_map(src, dst, [*map(local_file, listed(core))], chosen), out, chosen, reporter or Silent())
+    return run_map(plan_map(src, dst, [*map(local_file, listed(core))], chosen), out, chosen, reporter)
 
 
-@checked("training.settings.StreamSettings")
+@with_settings
 def train(
     base: AnyPath, stream: AnyPath, *, out: AnyPath = "runs/train", rules: Paths = (),
-    reporter: "Reporter | None" = None, **settings: "Unpack[StreamKeywords]",
+    reporter: Reporter = SILENT, **settings: Unpack[StreamKeywords],
 ) -> "Streamed | None":  # fmt: skip
     """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
 
@@ -156,27 +179,25 @@ def train(
         settings: fields of `StreamSettings` and `TrainSettings`; the defaults are the paper's (A.4).
 
     Raises:
-        UserError: a loss is not finite, the disk is full; what was finished stays.
         FrozenMovedError: something outside the core sets moved.
 
     Examples:
         >>> done = tt.train("Qwen/Qwen2.5-14B", "stream.yaml", out="runs/qwen-14b", epochs=1)
         >>> done.verification.counts["frozen MOVED"].elements
     """
-    from trace_transfer.progress import Silent
-    from trace_transfer.stopping import StopSignal
     from trace_transfer.training.settings import StreamSettings
     from trace_transfer.training.stream_plan import plan_stream
     from trace_transfer.training.streaming import run_stream
 
     plan = plan_stream(base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out)
-    return run_stream(plan, reporter or Silent(), StopSignal())
+    return run_stream(plan, reporter, StopSignal())
 
 
-@checked("evaluation.settings.EvaluateSettings")
+@with_settings
 def evaluate(
-    model: AnyPath, *, suite: AnyPath = "paper", only: Texts = (), data: Named | None = None, patch: Paths = (),
-    out: AnyPath = "runs/evaluate", reporter: "Reporter | None" = None, **settings: "Unpack[EvaluateKeywords]",
+    model: AnyPath, *, suite: AnyPath = "paper", only: str | Iterable[str] = (), data: Named | None = None,
+    patch: Paths = (), out: AnyPath = "runs/evaluate", reporter: Reporter = SILENT,
+    **settings: Unpack[EvaluateKeywords],
 ) -> "EvaluationFile":  # fmt: skip
     """Score a model on the paper's benchmarks, or on your own data.
 
@@ -200,17 +221,15 @@ def evaluate(
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.patches import Patch
-    from trace_transfer.progress import Silent
 
     chosen = EvaluateSettings.of(**settings)
-    of_suite = load_suite(suite).with_data(data or {}).only(only)
+    of_suite = load_suite(suite).with_data(data or {}).only(listed(only))
     state = ModelState(ModelSource.parse(model), Patch.open_all(listed(patch)))
-    return run_evaluation(plan_evaluation(state, of_suite, chosen), Path(out), reporter or Silent())
+    return run_evaluation(plan_evaluation(state, of_suite, chosen), Path(out), reporter)
 
 
-@checked()
 def verify(
-    base: AnyPath, tuned: AnyPath, *, core: Paths = (), patch: Paths = (), reporter: "Reporter | None" = None,
+    base: AnyPath, tuned: AnyPath, *, core: Paths = (), patch: Paths = (), reporter: Reporter = SILENT,
 ) -> "Verification":  # fmt: skip
     """Compare two models bit for bit, and prove that nothing moved but what core files or patches say.
 
@@ -219,7 +238,6 @@ def verify(
         patch: patches whose tensors were to be trained.
 
     Raises:
-        UserError: neither is given, or the files are of other models.
         FrozenMovedError: a frozen tensor, or a frozen row of a trained one, moved; all are named.
 
     Examples:
@@ -227,19 +245,15 @@ def verify(
         >>> moved.counts["core moved"].parameters
     """
     from trace_transfer.patch.verifying import require_frozen, verify_models
-    from trace_transfer.progress import Silent
 
-    found = verify_models(
-        str(base), str(tuned), cores=[Path(file) for file in listed(core)],
-        patches=[Path(file) for file in listed(patch)], reporter=reporter or Silent(),
-    )  # fmt: skip
+    cores, patches = [*map(Path, listed(core))], [*map(Path, listed(patch))]
+    found = verify_models(str(base), str(tuned), cores=cores, patches=patches, reporter=reporter)
     require_frozen(found)
     return found
 
 
-@checked()
 def run(
-    file: AnyPath, *, out: AnyPath | None = None, jobs: Count | None = None,
+    file: AnyPath, *, out: AnyPath | None = None, jobs: int | None = None,
     executor: Literal["local", "slurm"] = "local", rebuild: bool = False,
 ) -> "RunFile":  # fmt: skip
     """Run everything that a run file says and that is not up to date, and make the report.
@@ -251,7 +265,6 @@ def run(
         rebuild: run steps again whose files were changed by hand, instead of refusing.
 
     Raises:
-        UserError: everything that is wrong with the file, its data and models; files changed by hand.
         TraceTransferError: a step failed; those that were finished stay.
 
     Examples:
@@ -260,7 +273,6 @@ def run(
     """
     from dataclasses import replace
 
-    from trace_transfer.stopping import StopSignal
     from trace_transfer.study.cluster import SCHEDULERS
     from trace_transfer.study.graph import build_graph
     from trace_transfer.study.run_file import load_run
@@ -269,12 +281,11 @@ def run(
     from trace_transfer.study.status import read_status
 
     read = load_run(file, None if out is None else Path(out))
-    graph = build_graph(replace(read, jobs=read.jobs if jobs is None else jobs))
+    graph = build_graph(replace(read, jobs=jobs or read.jobs))
     status = read_status(graph, graph.run.out, rebuild=rebuild)
     return run_to_the_end(graph, status, Display(), StopSignal(), SCHEDULERS[executor]).record
 
 
-@checked()
 def report(run: AnyPath, *, out: AnyPath | None = None) -> "Reported":
     """Write what a run found as one self-contained page, report.html, and as report.md.
 
@@ -295,7 +306,6 @@ def report(run: AnyPath, *, out: AnyPath | None = None) -> "Reported":
 def read(file: AnyPath) -> Any: ...
 @overload
 def read(file: AnyPath, kind: "type[Artefact]") -> "Artefact": ...
-@checked()
 def read(file: AnyPath, kind: "type[Any] | None" = None) -> Any:
     """Read a JSON file that this package wrote: a core file, a layer match, scores, a run; all of it is checked.
 

@@ -213,18 +213,13 @@ def choice(name: str, value: Any, allowed: Iterable[Any]) -> list[str]:
     return [told + (f"; did you mean {close[0]}?" if close else "")]
 
 
-def unknown_problems(given: Iterable[str], known: Iterable[str], tell: Iterable[str] | None = None) -> list[str]:
-    """Names that are no setting, each with what was probably meant.
-
-    Args:
-        tell: what is listed where nothing is close; all that is known if not given.
-    """
+def unknown_problems(given: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Names that are no setting, each with what was probably meant, or with all that there are."""
     names = sorted(known)
     problems = []
     for name in sorted(set(given) - set(names)):
         close = get_close_matches(name, names, 1)
-        others = ", ".join(names if tell is None else sorted(tell))
-        problems.append(f"{name}: no such setting; " + (f"did you mean {close[0]}?" if close else others))
+        problems.append(f"{name}: no such setting; " + (f"did you mean {close[0]}?" if close else ", ".join(names)))
     return problems
 
 
