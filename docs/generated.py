@@ -17,8 +17,8 @@ from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
 
 from trace_transfer.cli import COMMANDS, main
-from trace_transfer.cli.help import groups
-from trace_transfer.schemas import schema_of
+from trace_transfer.cli.options import groups
+from trace_transfer.formats import schema_of
 
 NOTHING = "–"
 

@@ -17,7 +17,7 @@ ORDER = (
     "cli", "api", "study", "reporting", "evaluation", "represent", "training", "trainers", "patch", "publish",
     "transfer", "identification", "engine", "core_sets", "data", "families", "models",
 )  # fmt: skip
-CALLED_BY_PEOPLE = {"__main__": "cli", "formats": "api", "schemas": "api", "__init__": "api"}
+CALLED_BY_PEOPLE = {"__main__": "cli", "formats": "api", "__init__": "api"}
 
 
 def place_of(module: str) -> int:

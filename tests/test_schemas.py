@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import main
 from trace_transfer.cli.run import FILES
-from trace_transfer.schemas import SCHEMAS, schema_of
+from trace_transfer.formats import SCHEMAS, schema_of
 from trace_transfer.study.methods import SECTIONS
 from trace_transfer.text_formats import read_yaml
 

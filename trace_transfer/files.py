@@ -6,14 +6,13 @@ import errno
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError
 
 PART = ".part"
 
@@ -120,14 +119,9 @@ def write_text(path: Path, content: str) -> None:
 
 
 def prepare_directory(path: Path | str, what: str = "output directory", hint: str = "") -> Path:
-    """Make a directory and prove that it can be written, before anything expensive is begun."""
+    """Make a directory that can be written, before anything expensive is begun; raises as `check_directory`."""
     directory = check_directory(path, what, hint)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise UserError(f"{directory}: the {what} cannot be written: {error.strerror}{hint}") from error
+    directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
@@ -135,9 +129,8 @@ def check_directory(path: Path | str, what: str = "output directory", hint: str 
     """Refuse a directory that cannot be made or written, and make nothing."""
     directory, hint = Path(path), hint or f"; name another {what}"
     try:
-        places = ((place, _kind(place)) for place in (directory, *directory.parents))
-        place, kind = next(found for found in places if found[1])
-        if kind == "file":
+        place = next(one for one in (directory, *directory.parents) if one.exists())
+        if not place.is_dir():
             shown = "" if place == directory else f"{place} "
             raise UserError(f"{directory}: {shown}is a file, expected a directory{hint}")
         with tempfile.TemporaryFile(dir=place):
@@ -147,54 +140,19 @@ def check_directory(path: Path | str, what: str = "output directory", hint: str 
     return directory
 
 
-def check_file(path: Path | str, option: str = "--out") -> Path:
-    """Refuse a file that cannot be written, and write nothing."""
-    file = Path(path)
-    check_directory(file.parent, f"directory of {option}")
-    try:
-        if file.is_dir():
-            raise UserError(f"{file}: is a directory, expected a file; name one with {option}")
-    except OSError as error:  # its name is too long
-        raise UserError(f"{file}: cannot be written: {error.strerror}; name another with {option}") from error
-    return file
-
-
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option: str = "--out") -> None:
     """Refuse to write over what is read, before any work: a file is replaced whole, and what it was is gone.
 
     Args:
-        outputs: files and directories that will be written.
         inputs: files, and models by their names; those of the hub are not here, and in nobody's way. Of a directory
             its files are inputs, too.
         option: what names the outputs, for the message.
     """
     read = {path.resolve() for one in inputs if (path := Path(one).expanduser()).exists()}
-    taken: list[Path] = []
     for output in outputs:
         place = output.resolve()
-        in_one = place.is_file() and place.parent in read  # of a directory that is taken its files are not told
-        if place in read or (in_one and output.parent not in taken):
-            taken.append(output)
-    if len(taken) == 1:
-        raise UserError(f"{taken[0]}: is an input as well; name another {option}")
-    if taken:
-        raise UserError(
-            f"what would be written is an input as well; name another {option}:\n" + listing([*map(str, taken)])
-        )
-
-
-def found_in(directory: Path, pattern: str) -> list[Path]:
-    """Files of that pattern in a directory, sorted; none where no directory is, or can be."""
-    with suppress(OSError):
-        return sorted(directory.glob(pattern))
-    return []
-
-
-def _kind(path: Path) -> str | None:
-    """`file` or `directory`, by one look: another process may make it meanwhile. None where nothing is."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return "directory" if stat.S_ISDIR(path.stat().st_mode) else "file"
-    return None
+        if place in read or (place.is_file() and place.parent in read):
+            raise UserError(f"{output}: is an input as well; name another {option}")
 
 
 def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:

@@ -1,53 +1,40 @@
-"""Outputs that cannot be made are refused before anything else is looked at: commands x kinds of bad output."""
+"""Outputs that cannot be made are refused before anything else is looked at."""
 
 from pathlib import Path
 
+import click
 import pytest
-from click.testing import CliRunner
 
-from trace_transfer.cli import main
-
-DIRECTORY = {
-    "run": ["run", "none.yaml"],
-    "identify": ["identify", "none", "--tasks", "none.yaml"],
-    "select": ["select", "none.core.json"],
-    "map": ["map", "--src", "none", "--dst", "none"],
-    "train": ["train", "none", "--stream", "none.yaml"],
-    "evaluate": ["evaluate", "none"],
-    "patch apply": ["patch", "apply", "none", "none.patch"],
-}
-FILE = {
-    "export": ["export", "none.core.json", "--to", "regex"],
-    "import": ["import", "none", "--from", "axolotl", "--model", "none", "--task", "math"],
-    "patch diff": ["patch", "diff", "none", "none"],
-    "verify": ["verify", "none", "none"],
-}
+from tests.commands import run
+from trace_transfer.cli import COMMANDS, main
+from trace_transfer.cli.options import OutPath
 
 
-def bad_outputs(directory: Path) -> dict[str, tuple[str, str]]:
-    """Kind → the output, and a part of what is said of it."""
-    (directory / "file").write_text("")
-    return {
-        "name too long": (str(directory / ("n" * 300)), "too long"),
-        "below a file": (str(directory / "file" / "out"), "is a file, expected a directory"),
-        "not writable": ("/proc/self/out", "cannot be written"),
-    }
+def outputs() -> list[str]:
+    """Commands with an option for what they write, of which each is of the type that looks at it."""
+    found = []
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        for inner, one in getattr(command, "commands", {"": command}).items():
+            options = [option for option in one.params if option.name in ("out", "json_file")]
+            assert all(isinstance(option.type, OutPath) for option in options), (name, inner)
+            found += [f"{name} {inner}".strip()] * len(options)
+    return found
 
 
-@pytest.mark.parametrize("command", [*DIRECTORY, *FILE])
-def test_refused_before_the_work(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "a_directory"),
+    [(["map", "--src", "none", "--dst", "none"], True), (["patch", "diff", "a", "b"], False)],
+)
+def test_refused_before_the_work(command, a_directory, tmp_path, monkeypatch):
+    assert len(outputs()) == 18
     monkeypatch.chdir(tmp_path)
-    outputs = bad_outputs(tmp_path)
-    if command in DIRECTORY:
-        outputs["a file"] = (str(tmp_path / "file"), "is a file, expected a directory")
-    else:
-        outputs["a directory"] = (str(tmp_path), "is a directory, expected a file")
-    before = sorted(tmp_path.iterdir())
-    for kind, (output, said) in outputs.items():
-        option = "--json" if command == "verify" else "--out"
-        arguments = [*(DIRECTORY | FILE)[command], option, output]
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 2, (kind, result.output, result.exception)
-        assert isinstance(result.exception, SystemExit), kind
-        assert said in " ".join(result.output.split()), (kind, result.output)
-    assert sorted(tmp_path.iterdir()) == before
+    Path("file").write_text("")
+    Path("directory").mkdir()
+    bad = {"file/out": "is a file, expected a directory", "/proc/self/out/x": "cannot be written"}
+    bad |= {"file": "is a file", "n" * 300: "too long"} if a_directory else {"directory": "is a directory"}
+    for output, said in bad.items():
+        result = run(*command, "--out", output)
+        assert result.exit_code == 2 and isinstance(result.exception, SystemExit), output
+        assert said in " ".join(result.output.split()), output
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "directory", tmp_path / "file"]

@@ -362,7 +362,7 @@ def test_select_is_what_score_would_have_selected(three, tmp_path):
         name = f"{task}.core.json"
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "large" / name).read_bytes()
     message = " ".join(refused("select", *inputs, "--ratio", 0.1, "--out", tmp_path / "small").split())
-    assert f"what would be written is an input as well; name another --out: - {inputs[0]}" in message
+    assert f"{inputs[0]}: is an input as well; name another --out" in message
     assert "cannot be selected from by rows" in refused("select", *inputs, "--unit", "rows", "--out", tmp_path / "no")
 
 

@@ -46,6 +46,7 @@ ELSEWHERE = {
     **dict.fromkeys(("step", "report", "schema", "inspect"), "run"),
     "represent": "evaluate",
     "verify": "patch",
+    "train": "map",
 }
 INTERRUPTED = (
     "interrupted; no half-written file is left, and the same command resumes from what is finished"  # if anything is

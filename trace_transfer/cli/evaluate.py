@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.help import Command
+from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.progress import Terminal, quiet_libraries

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.help import Command
+from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings

@@ -136,7 +136,7 @@ def schema_command(file: str) -> None:
     \b
         trace-transfer schema run > run.schema.json
     """
-    from trace_transfer.schemas import schema_of
+    from trace_transfer.formats import schema_of
 
     click.echo(json.dumps(schema_of(file), indent=2, ensure_ascii=False))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -92,19 +92,18 @@ def _option(setting: Single, schema: Mapping[str, Any]) -> Decorator:
         return option(flag, multiple=True, callback=_values, **extra)
     if others and others[0]["type"] == "array":
         return option(flag, multiple=True, **extra)
-    words = tuple(one["const"] for one in others)
-    return option(flag, type=_type(first, words), default=default, show_default=default is not None, **extra)
+    click_type = click.STRING if others else _type(first)  # of several types the settings themselves find out which
+    return option(flag, type=click_type, default=default, show_default=default is not None, **extra)
 
 
-def _type(schema: Mapping[str, Any], words: tuple[str, ...]) -> Any:
+def _type(schema: Mapping[str, Any]) -> Any:
     """What click is to make of the text: it refuses what can be refused by looking at it alone."""
     match schema:
         case {"enum": allowed}:
             return click.Choice(allowed)
         case {"type": "integer"}:
             most = schema.get("maximum")
-            limits = click.IntRange(schema.get("minimum"), None if most == LARGEST else most)
-            return _number_or(words) if words else limits
+            return click.IntRange(schema.get("minimum"), None if most == LARGEST else most)
         case {"exclusiveMinimum": 0, "maximum": 1}:
             return RATIO
         case {"type": "number"}:
@@ -112,14 +111,6 @@ def _type(schema: Mapping[str, Any], words: tuple[str, ...]) -> Any:
         case {"format": "path"}:
             return click.Path(path_type=Path, file_okay=False)
     return click.STRING
-
-
-def _number_or(words: tuple[str, ...]) -> Callable[[str], int | str]:
-    def read(text: str) -> int | str:
-        return text if text in words else int(text)
-
-    read.__name__ = "|".join(("integer", *words))
-    return read
 
 
 def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:

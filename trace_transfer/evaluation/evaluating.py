@@ -37,7 +37,7 @@ from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.families.registry import load_families
-from trace_transfer.files import found_in, prepare_directory, remove_leftovers, sha256_text, write_text
+from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, local_directory
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
@@ -162,7 +162,7 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
 
     Another suite, other data and other settings go into the same directory: what is finished stays finished.
     """
-    for file in (*found_in(out, FILE), *found_in(out / FINISHED, "*.json")):
+    for file in (*out.glob(FILE), *sorted((out / FINISHED).glob("*.json"))):
         found = _read(file)
         if found is not None and found.fingerprint != plan.fingerprint:
             there, now = found.model, plan.identity

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.files import check_file, new_directory, prepare_directory, refuse_inputs, write_text
+from trace_transfer.files import new_directory, prepare_directory, refuse_inputs, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.model_directory import require_room
 from trace_transfer.models.sources import ModelSource
@@ -74,7 +74,6 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
         UserError: other names or shapes, weights that cannot be read; `out` cannot be written, or is of a model.
     """
     require_task(task, "--task")
-    check_file(out)
     refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")
     one, other = (ModelState(ModelSource.parse(name)) for name in (before, after))

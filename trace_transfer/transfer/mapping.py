@@ -33,7 +33,6 @@ from trace_transfer.families.registry import load_families
 from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import (
     check_directory,
-    found_in,
     prepare_directory,
     refuse_inputs,
     remove_leftovers,
@@ -276,7 +275,7 @@ def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch
         if _meeting(earlier) == _meeting(match):
             return
     staying, written = [], {core_path(directory, core) for core in cores}
-    for file in found_in(directory, "*.core.json"):
+    for file in sorted(directory.glob("*.core.json")):
         with suppress(ArtefactError):
             found: CoreFile = read_artefact(file, CoreFile)
             if found.transferred_from is not None and file not in written:
