@@ -62,6 +62,11 @@ class ModelIdentity(Strict):
     names_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+def model_line(model: ModelIdentity) -> str:
+    """A model in a heading."""
+    return f"{model.id} ({model.family}, {model.num_layers} layers)"
+
+
 def library_versions() -> dict[str, str]:
     """Versions of what made a file."""
     found = {}

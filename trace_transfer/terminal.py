@@ -22,9 +22,8 @@ from trace_transfer.printable import printable, unguarded, width
 P = ParamSpec("P")
 Shown = str | int | None  # an int as `1,234`, None as `-`
 
-PLAIN = str.maketrans({"→": "->", "↓": "v", "…": "...", "●": "O", "○": "o", "█": "#", "▒": "+", "·": "."})
 GAP = 2  # columns between those of a table
-LONGEST_WORDS = (1000, 30, 12)  # characters before which a word is not broken, as long as columns have room
+LONGEST_WORD = 12  # characters before which a word is not broken
 NUMBER = re.compile(
     r"[-+<±]? ?\d[\d.,e+-]*( ?(%|[kMGT]?B|s|min|h))?( → [\d.,e+-]+)?( of [\d,]+)?( = [\d.]+%)?( ?[\[(].*)?"
 )
@@ -71,7 +70,7 @@ def is_number(cell: str) -> bool:
 
 
 class Page:
-    """A console that takes every text as it is (no markup), in ASCII where it can do no more.
+    """A console that takes every text as it is (no markup).
 
     Args:
         columns: another width than the console's own.
@@ -85,8 +84,7 @@ class Page:
         self.colour = console.color_system is not None and not console.no_color
 
     def text(self, text: str, style: Style | str = "") -> Text:
-        text = printable(text)
-        return Text(text.translate(PLAIN) if self.console.options.ascii_only else text, style, overflow="fold")
+        return Text(printable(text), style, overflow="fold")
 
     def line(self, text: str = "", style: str = "") -> None:
         """A line, or a warning where it begins with `!`."""
@@ -123,19 +121,20 @@ class Page:
         cells = [[self.text(_told(cell)).plain for cell in row] for row in (headings, *rows)]
         columns = [_Column(*column) for column in zip(*cells, strict=True)]
         columns[0].right = all(map(is_number, columns[0].cells))
-        if sum(column.wanted + GAP for column in columns) - GAP > self.width:
+        narrow = sum(column.wanted + GAP for column in columns) - GAP > self.width
+        if narrow:
             for column in columns:
                 column.cells = [cell.replace(" [", "\n[") if column.right else cell for cell in column.cells]
         left = columns
         while left:
             beside = left
-            while (widths := _widths(beside, self.width)) is None and len(beside) > 2:
+            while len(beside) > 2 and sum(column.least + GAP for column in beside) - GAP > self.width:
                 beside = beside[:-1]
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-            even = [(self.width - GAP) // len(beside)] * len(beside)
-            for column, size in zip(beside, widths or even, strict=True):
-                heading = self.text(column.heading)
-                table.add_column(heading, justify="right" if column.right else "left", width=size, overflow="fold")
+            for column in beside:
+                size = column.least if narrow and column.right else None  # rich shares the rest among the others
+                heading, side = self.text(column.heading), "right" if column.right else "left"
+                table.add_column(heading, justify=side, width=size, overflow="fold")
             for row in zip(*(column.cells for column in beside), strict=True):
                 table.add_row(*map(self.text, row))
             self.console.print(table, highlight=False)
@@ -153,28 +152,13 @@ class _Column:
     def wanted(self) -> int:
         return max(cell_len(line) for cell in (self.heading, *self.cells) for line in cell.split("\n"))
 
-    def least(self, longest_word: int) -> int:
+    @property
+    def least(self) -> int:
         """A number is never broken."""
         body = [piece for cell in self.cells for piece in (cell.split("\n") if self.right else cell.split())]
         longest = max(map(cell_len, (*self.heading.split(), *body)), default=1)
-        return longest if self.right else min(longest, longest_word)
+        return longest if self.right else min(longest, LONGEST_WORD)
 
 
 def _told(cell: Shown) -> str:
     return "-" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
-
-
-def _widths(columns: Sequence[_Column], available: int) -> list[int] | None:
-    """Widths at which no word is broken that need not be; None if there are none. Small wishes come first."""
-    for longest_word in LONGEST_WORDS:
-        widths = [column.least(longest_word) for column in columns]
-        spare = available - sum(widths) - GAP * (len(widths) - 1)
-        if spare < 0:
-            continue
-        wishes = [column.wanted - width for column, width in zip(columns, widths, strict=True)]
-        for index in sorted(range(len(widths)), key=wishes.__getitem__):
-            growth = max(0, min(spare, wishes[index]))
-            widths[index] += growth
-            spare -= growth
-        return widths
-    return None

@@ -1,33 +1,36 @@
 """Any file that this program wrote, drawn in the terminal: what one looks at before trusting it.
 
 Reads: an artefact (for a layer match also `similarity.safetensors` beside it), or the header of any safetensors file.
-With colour a heatmap has coloured cells; without (a pipe, NO_COLOR) each cell is a character.
+A heatmap has coloured cells; without colour (a pipe, NO_COLOR) each value is a character.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.style import Style
 
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.errors import MAX_LISTED, ArtefactError
+from trace_transfer.errors import ArtefactError, first_line
 from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
 from trace_transfer.evaluation.show import draw_evaluation
 from trace_transfer.families.anatomy import folded_name
-from trace_transfer.figures import shortened
+from trace_transfer.figures import Pair, colour_range, shortened
 from trace_transfer.formats import read_any as read
 from trace_transfer.identification.records import DeltaFile, StabilityFile
 from trace_transfer.identification.show import draw_deltas, draw_stability
+from trace_transfer.models.stored_weights import stored_tensors
 from trace_transfer.patch.records import Verification
 from trace_transfer.patch.show import draw_verification
-from trace_transfer.records import Strict
+from trace_transfer.records import Strict, model_line
 from trace_transfer.reporting.records import Summary
 from trace_transfer.reporting.report import settings
 from trace_transfer.reporting.summary_tables import short_tables
@@ -36,59 +39,36 @@ from trace_transfer.represent.draw import draw_representation
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.tables import draw_tables
 from trace_transfer.terminal import Page
-from trace_transfer.terminal_pictures import cell_width, coloured, draw_heatmap, model_line, ruler
-from trace_transfer.text_formats import read_tensor_header
 from trace_transfer.training.records import StreamFile
 from trace_transfer.training.show import draw_stream
 from trace_transfer.transfer.draw import read_similarity
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart
 from trace_transfer.transfer.show import draw_match
 
-DRAWABLE = "inspect draws the JSON files that trace-transfer writes, such as TASK.core.json, and any safetensors file"
-BEGINNING = 100  # bytes of a file of ours in which it says its format
 NUM_SCORES = 15
 NUM_FOLDED = 20
 LONGEST = 60  # characters of a value that are shown
+RAMP = " .:-=+*#%@"
+VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142), (31, 158, 137), (53, 183, 121),
+           (110, 206, 88), (181, 222, 43), (253, 231, 37))  # fmt: skip
+GREY = (150, 150, 150)  # no value
 
 
 def draw(path: Path, console: Console) -> None:
     """Draw a file within the console's width.
 
     Raises:
-        ArtefactError: it cannot be read, is damaged or is of no format of ours; or a directory: names the files in it
-            that can be drawn.
+        ArtefactError: it cannot be read, is damaged or is of no format of ours.
     """
-    if path.is_dir():
-        files = _drawable(path)
-        held = f"it holds {', '.join(files)}: name one of them" if files else f"nothing in it can be drawn; {DRAWABLE}"
-        raise ArtefactError(f"{path}: is a directory; {held}")
     page = Page(console)
     if path.suffix == ".safetensors":
         _draw_tensors(page, path)
         return
-    try:
-        artefact = read(path)
-    except ArtefactError as error:
-        if path.is_file() and path.suffix != ".json":
-            raise ArtefactError(f"{path}: cannot be drawn; {DRAWABLE}") from error
-        raise
+    artefact = read(path)
     if isinstance(artefact, LayerMatch):
         _draw_layer_match(page, artefact, path)
     else:
         DRAWN.get(type(artefact), _draw_record)(page, artefact)
-
-
-def _drawable(directory: Path) -> list[str]:
-    """Names of the files in a directory that look like ours: the first 20, and how many more there are."""
-
-    def ours(file: Path) -> bool:
-        with file.open("rb") as stream:
-            return file.suffix == ".json" and b'"format": "trace-transfer/' in stream.read(BEGINNING)
-
-    files = sorted(file for file in directory.iterdir() if file.is_file())
-    names = [file.name for file in files if file.suffix == ".safetensors" or ours(file)]
-    more = [f"{len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
-    return names[:MAX_LISTED] + more
 
 
 def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
@@ -114,6 +94,40 @@ def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
     page.table(("source", "target", "CKA", "margin", f"runner-up {other}", "flip rate"), rows)
     page.lines(("", *(f"! {warning}" for warning in match.warnings)))
     page.line(match.verdict, "bold")
+
+
+def draw_heatmap(similarity: NDArray[np.float64], pairs: Mapping[Pair, bool], page: Page) -> None:
+    """Source layers upwards, target layers to the right; if too wide, squares of layers show their largest value.
+
+    Args:
+        pairs: the matched pairs, and whether they are ambiguous.
+    """
+    num_source, num_target = similarity.shape
+    margin = len(str(num_source - 1)) + 1
+    wide, pool = _cell_width(num_target, page.width - margin)
+    low, high = colour_range(similarity)
+    starts = [np.arange(0, count, pool) for count in similarity.shape]
+    pooled = np.fmax.reduceat(np.fmax.reduceat(similarity, starts[0], axis=0), starts[1], axis=1)
+    marked: dict[Pair, bool] = {}  # a square is ambiguous if all of its pairs are
+    for (source, target), ambiguous in pairs.items():
+        at = source // pool, target // pool
+        marked[at] = ambiguous and marked.get(at, True)
+    ramp = " " * len(RAMP) if page.colour else RAMP
+
+    def cell(row: int, column: int, level: float) -> tuple[str, Style]:
+        value = "?" if np.isnan(level) else ramp[min(int(level * len(ramp)), len(ramp) - 1)]
+        mark = {True: "o", False: "O", None: value}[marked.get((row, column))]
+        return mark * wide, _coloured(level)
+
+    levels = np.clip((pooled - low) / (high - low), 0, 1).tolist()
+    for row in reversed(range(len(levels))):
+        cells = [cell(row, column, level) for column, level in enumerate(levels[row])]
+        page.row([(f"{row * pool:>{margin - 1}} ", ""), *cells])
+    page.row([(" " * margin + _ruler(len(levels[0]), wide, pool), "")])
+    several = f"; a cell shows the largest value of {pool} x {pool} layers" if pool > 1 else ""
+    page.line(f"rows are source layers, columns target layers, from 0 at the lower left{several}")
+    scale = "dark … bright" if page.colour else f"'{RAMP}'"
+    page.line(f"CKA {low:.2f} {scale} {high:.2f}, O matched pair, o ambiguous pair, ? no value")
 
 
 def _draw_core(page: Page, core: CoreFile) -> None:
@@ -157,7 +171,7 @@ def _draw_grid(page: Page, core: CoreFile) -> None:
         kinds[kind][layer].append((one.num_core / one.num_elements, np.nan if one.score is None else one.score))
     num_layers = max([core.model.num_layers, *(1 + (layer or 0) for row in kinds.values() for layer in row)])
     names = min(max(map(len, kinds)), page.width // 2)
-    wide, pool = cell_width(num_layers, page.width - names - 12)
+    wide, pool = _cell_width(num_layers, page.width - names - 12)
     num_cells = -(-num_layers // pool)
     scores = [one.score for one in core.parameters if one.score is not None] or [0.0]
     low, span = min(scores), (max(scores) - min(scores)) or 1.0
@@ -166,13 +180,10 @@ def _draw_grid(page: Page, core: CoreFile) -> None:
         if not found:
             return " " * wide, ""
         shares = [share for share, _ in found]
-        mark = "█" if min(shares) == 1 else "▒" if any(shares) else "·"
-        if not page.colour:
-            return mark.ljust(wide) if mark == "·" else mark * wide, ""
-        mark = {"█": "●", "▒": "○", "·": ""}[mark]
-        return mark.ljust(wide), coloured(fmean((score - low) / span for _, score in found))
+        mark = "O" if min(shares) == 1 else "o" if any(shares) else "."
+        return mark * wide, _coloured(fmean((score - low) / span for _, score in found))
 
-    page.row([(" " * (names + 1) + ruler(num_cells, wide, pool), "")])
+    page.row([(" " * (names + 1) + _ruler(num_cells, wide, pool), "")])
     for kind, row in sorted(kinds.items(), key=lambda item: (None in item[1], item[0])):
         cells: list[list[tuple[float, float]]] = [[] for _ in range(num_cells)]
         for layer, values in row.items():
@@ -181,10 +192,31 @@ def _draw_grid(page: Page, core: CoreFile) -> None:
         name = kind if len(kind) <= names else f"{kind[: names - 1]}…"
         page.row([(f"{name:<{names}} ", ""), *map(block, cells), (f" {count:>9}", "")])
     several = f"; a column is {pool} layers" if pool > 1 else ""
-    key = "█ core, ▒ partly core, · not core"
-    if page.colour:
-        key = f"● core, ○ partly core; score {low:.3g} dark … {low + span:.3g} bright, grey none"
-    page.line(f"columns: layers, outside of them the first{several}; {key}")
+    key = f"; score {low:.3g} dark … {low + span:.3g} bright, grey none" if page.colour else ""
+    page.line(f"columns: layers, outside of them the first{several}; O core, o partly core, . not core{key}")
+
+
+def _coloured(level: float) -> Style:
+    """Of a cell with a value from 0 to 1; NaN is grey."""
+    red, green, blue = GREY if np.isnan(level) else VIRIDIS[round(level * (len(VIRIDIS) - 1))]
+    ink = "#000000" if 0.3 * red + 0.6 * green + 0.1 * blue > 120 else "#ffffff"
+    return Style(bgcolor=f"rgb({red},{green},{blue})", color=ink)
+
+
+def _cell_width(num_cells: int, available: int) -> tuple[int, int]:
+    """Characters of a cell, and how many layers share one where there is no room for all."""
+    available = max(available, 8)
+    return 2 if 2 * num_cells <= available else 1, -(-num_cells // available)
+
+
+def _ruler(num_cells: int, wide: int, pool: int) -> str:
+    """Layer numbers below every fifth cell."""
+    text = ""
+    for cell in range(0, num_cells, 5):
+        label = str(cell * pool)
+        if cell * wide + len(label) <= num_cells * wide + 2:
+            text = text.ljust(cell * wide) + label
+    return text
 
 
 def _draw_correspondence(page: Page, file: CorrespondenceFile) -> None:
@@ -217,17 +249,14 @@ def _draw_tensors(page: Page, path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        num_bytes = path.stat().st_size
-        with safe_open(path, framework="np") as tensors:
-            metadata = tensors.metadata() or {}
-        _, header = read_tensor_header(path, ArtefactError)
-        rows = [(name, str(e["dtype"]), " x ".join(map(str, e["shape"])) or "scalar") for name, e in header.items()]
-        elements = sum(int(np.prod(entry["shape"], dtype=object)) for entry in header.values())
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise ArtefactError(f"{path}: not a safetensors file, or cut short ({error})") from error
-    page.line(f"{path.name}: {len(rows):,} tensors, {elements:,} elements, {num_bytes:,} bytes", "bold")
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: not a safetensors file, or cut short ({first_line(error)})") from error
+    tensors = stored_tensors(path)
+    rows = [(name, one.dtype, " x ".join(map(str, one.shape)) or "scalar") for name, one in tensors.items()]
+    elements = sum(math.prod(one.shape) for one in tensors.values())
+    page.line(f"{path.name}: {len(rows):,} tensors, {elements:,} elements, {path.stat().st_size:,} bytes", "bold")
     page.lines(f"{name}: {value}".replace("\n", " ") for name, value in sorted(metadata.items()))
     page.line()
     page.table(("tensor", "dtype", "shape"), rows)

@@ -142,7 +142,7 @@ def schema_command(file: str) -> None:
 
 
 @click.command("inspect")
-@click.argument("file", type=FILE)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def inspect_command(file: Path) -> None:
     """Show FILE in the terminal: any JSON file that trace-transfer wrote, or a safetensors file."""
     from trace_transfer.cli.inspection import draw

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from trace_transfer.data.show import pieces_lines, visible
 from trace_transfer.evaluation.records import EvaluationFile, Member, Score
+from trace_transfer.records import model_line
 from trace_transfer.terminal import Page, Shown, as_text
-from trace_transfer.terminal_pictures import model_line
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ import numpy as np
 from trace_transfer.core_sets.show import render_core_sets
 from trace_transfer.files import size
 from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile
+from trace_transfer.records import model_line
 from trace_transfer.terminal import Page, as_text
-from trace_transfer.terminal_pictures import model_line
 
 if TYPE_CHECKING:
     from trace_transfer.identification.deltas import DeltaStore

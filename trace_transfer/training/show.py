@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from trace_transfer.data.show import example_lines
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.files import size
+from trace_transfer.records import model_line
 from trace_transfer.terminal import Page, as_text
-from trace_transfer.terminal_pictures import model_line
 from trace_transfer.training.records import StreamFile
 
 if TYPE_CHECKING:
