@@ -17,13 +17,11 @@ TABLE = Table(
     ("number", "text"),
     [
         (Number(45.24, 43.31, 47.08), "45.2 [43.3, 47.1]"),
-        (Number(45.24), "45.2"),
         (Number(1.26, -0.04, 2.5, signed=True), "+1.3 [0.0, +2.5]"),
         (Number(-0.04), "0.0"),
         (Number(2.34567, digits=3), "2.346"),
         (Number(1234.5678, digits=3, significant=True), "1,235"),
         (Number(0.012345, digits=3, significant=True), "0.0123"),
-        (Number(0.0, digits=3, significant=True), "0"),
     ],
 )
 def test_numbers(number, text):
@@ -43,7 +41,3 @@ def test_a_table_too_wide_puts_intervals_below():
     assert any("[43.3, 47.1]" in line and "[0.5, 1.5]" in line for line in lines)
     assert any(line.split() == ["MMMMMMMMMM", "45.2", "1.0"] for line in lines)
     assert max(map(len, lines)) <= 40
-
-
-def test_brackets_are_no_markup():
-    assert "[red]no[/red]" in to_text(Table("t", "[red]no[/red]", ("a",), (("[bold]b",),)))

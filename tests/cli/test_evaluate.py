@@ -24,9 +24,7 @@ def test_scores_and_plan(tiny, tmp_path):
     assert rows(planned.stdout)["said"][:4] == ["said", "exact-match", "exact-match", "3"]
     assert "up to 6 tokens, template plain" in planned.stdout and "finished" not in planned.stdout
     assert "on cpu in float32, 8 examples at a time" in planned.stdout
-    shown = planned.stdout[planned.stdout.index("the first of nats as the model reads it; ⟦the answer⟧") :]
-    assert "What is four?" in shown and "⟦It is 2 and 2: 4" in shown  # of `nats`, and of `said`
-    assert "the first of said as" in shown and "⟦wet⟧" in shown
+    assert "⟦It is 2 and 2: 4" in planned.stdout and "⟦wet⟧" in planned.stdout  # the first of `said`, of `nats`
     assert not out.exists()
 
     done = run(*given)
@@ -57,13 +55,10 @@ def test_only_one_with_other_data_and_a_patch(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--suite", "papers"], "papers: no such suite, there are: paper, paper-authors"),
         (["--only", "nat"], "'nat': it has: nats, said, chosen; did you mean 'nats'?"),
         (["--data", "nats"], "'nats' is not NAME=FILE"),
         (["--data", "nats=none.jsonl"], "nats: none.jsonl: no such file"),
         (["--patch", "none.patch.safetensors"], "none.patch.safetensors: cannot be read"),
-        (["--limit", "0"], "Invalid value for '--limit'"),
-        (["--max-new-tokens", "4", "--max-length", "3"], "examples"),
     ],
 )
 def test_refusals(tiny, tmp_path, given, told):

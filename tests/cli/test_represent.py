@@ -27,7 +27,6 @@ def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):
     for name in ("representation.json", "representation.html", "representation.png", "embeddings.safetensors"):
         assert f"  {tmp_path / 'out' / name}" in lines
         assert (tmp_path / "out" / name).stat().st_size > 500
-    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 100  # names of files stay whole
 
 
 def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypatch):
