@@ -102,6 +102,7 @@ tt.run(3)
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_names_values_and_results(tmp_path):
     """Without the settings, the functions and what they return checked anew; a minute where nothing is cached."""
     file = tmp_path / "calls.py"

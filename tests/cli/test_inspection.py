@@ -124,10 +124,10 @@ def test_layer_match_in_a_pipe(tmp_path: Path) -> None:
     lines = shown(layer_match(tmp_path, 4, 10), 200)
     assert lines[0] == "Layer match: [bold]small[/bold] (llama, 4 layers) → big (llama, 10 layers)"
     start = lines.index("") + 1
-    assert cells_of(lines, 4) == [" " * 18 + "OO", " " * 12 + "OO", " " * 6 + "OO", "OO" + " " * 16 + "??"]
+    assert cells_of(lines, 4) == [" " * 18 + "[]", " " * 12 + "[]", " " * 6 + "[]", "[]" + " " * 16 + "??"]
     assert [line.split()[0] for line in lines[start : start + 4]] == ["3", "2", "1", "0"]
     assert lines[start + 4] == "  0         5"
-    assert "O matched pair" in lines[start + 6]
+    assert "[] matched pair, ? no value" in lines[start + 6]
     table = squeezed(lines)
     for line in (
         "layer match argmax, cka-debiased, update", "boundary rows of 512 texts (built-in), rms",
@@ -145,7 +145,7 @@ def test_heatmap_fits_any_width(tmp_path: Path, shape: tuple[int, int], width: i
     pooled = num_target > width - len(str(num_source - 1)) - 1
     assert ("a cell shows the largest value of 2 x 2 layers" in " ".join(squeezed(lines))) == pooled
     rows = cells_of(lines, -(-num_source // 2) if pooled else num_source)
-    assert all("O" in row for row in rows)
+    assert all("O" in row or "[]" in row for row in rows)
     assert sum(len(line.split()) == 6 and line.split()[2] == "0.900" for line in lines) == num_source
 
 
@@ -165,10 +165,10 @@ def test_core_file(tmp_path: Path) -> None:
     ]
     assert lines[6:11] == [
         " " * 26 + "0",
-        "input_layernorm.weight    ........       0/4",
-        "mlp.down_proj.weight      ..oo....       1/8",
-        "self_attn.q_proj.weight   OO..OO..       2/4",
-        "model.embed_tokens.weight ..             0/1",
+        "input_layernorm.weight    · · · ·        0/4",
+        "mlp.down_proj.weight      · ▒▒· ·        1/8",
+        "self_attn.q_proj.weight   ██· ██·        2/4",
+        "model.embed_tokens.weight ·              0/1",
     ]
     table = squeezed(lines)
     assert "The 15 best of 16 scores" in table

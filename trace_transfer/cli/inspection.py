@@ -113,11 +113,13 @@ def draw_heatmap(similarity: NDArray[np.float64], pairs: Mapping[Pair, bool], pa
         at = source // pool, target // pool
         marked[at] = ambiguous and marked.get(at, True)
     ramp = " " * len(RAMP) if page.colour else RAMP
+    sure, doubtful = ("[]", "()") if wide == 2 else ("O", "o")
+    marks = {True: doubtful, False: sure}
 
     def cell(row: int, column: int, level: float) -> tuple[str, Style]:
         value = "?" if np.isnan(level) else ramp[min(int(level * len(ramp)), len(ramp) - 1)]
-        mark = {True: "o", False: "O", None: value}[marked.get((row, column))]
-        return mark * wide, _coloured(level)
+        text = marks[marked[row, column]] if (row, column) in marked else value * wide
+        return text, Style(bgcolor=_colour(level), color="black" if level > 0.6 else "white")
 
     levels = np.clip((pooled - low) / (high - low), 0, 1).tolist()
     for row in reversed(range(len(levels))):
@@ -127,7 +129,9 @@ def draw_heatmap(similarity: NDArray[np.float64], pairs: Mapping[Pair, bool], pa
     several = f"; a cell shows the largest value of {pool} x {pool} layers" if pool > 1 else ""
     page.line(f"rows are source layers, columns target layers, from 0 at the lower left{several}")
     scale = "dark … bright" if page.colour else f"'{RAMP}'"
-    page.line(f"CKA {low:.2f} {scale} {high:.2f}, O matched pair, o ambiguous pair, ? no value")
+    told = [f"CKA {scale} from {low:.2f} to {high:.2f}", f"{sure} matched pair"]
+    told += [f"{doubtful} ambiguous pair"] * any(pairs.values()) + ["? no value"] * bool(np.isnan(similarity).any())
+    page.line(", ".join(told))
 
 
 def _draw_core(page: Page, core: CoreFile) -> None:
@@ -180,8 +184,9 @@ def _draw_grid(page: Page, core: CoreFile) -> None:
         if not found:
             return " " * wide, ""
         shares = [share for share, _ in found]
-        mark = "O" if min(shares) == 1 else "o" if any(shares) else "."
-        return mark * wide, _coloured(fmean((score - low) / span for _, score in found))
+        mark = "█" if min(shares) == 1 else "▒" if any(shares) else "·"
+        text = mark.ljust(wide) if mark == "·" else mark * wide
+        return text, Style(color=_colour(fmean((score - low) / span for _, score in found)))
 
     page.row([(" " * (names + 1) + _ruler(num_cells, wide, pool), "")])
     for kind, row in sorted(kinds.items(), key=lambda item: (None in item[1], item[0])):
@@ -193,14 +198,13 @@ def _draw_grid(page: Page, core: CoreFile) -> None:
         page.row([(f"{name:<{names}} ", ""), *map(block, cells), (f" {count:>9}", "")])
     several = f"; a column is {pool} layers" if pool > 1 else ""
     key = f"; score {low:.3g} dark … {low + span:.3g} bright, grey none" if page.colour else ""
-    page.line(f"columns: layers, outside of them the first{several}; O core, o partly core, . not core{key}")
+    page.line(f"columns: layers, outside of them the first{several}; █ core, ▒ partly core, · not core{key}")
 
 
-def _coloured(level: float) -> Style:
-    """Of a cell with a value from 0 to 1; NaN is grey."""
+def _colour(level: float) -> str:
+    """Of a value from 0 to 1; NaN is grey."""
     red, green, blue = GREY if np.isnan(level) else VIRIDIS[round(level * (len(VIRIDIS) - 1))]
-    ink = "#000000" if 0.3 * red + 0.6 * green + 0.1 * blue > 120 else "#ffffff"
-    return Style(bgcolor=f"rgb({red},{green},{blue})", color=ink)
+    return f"rgb({red},{green},{blue})"
 
 
 def _cell_width(num_cells: int, available: int) -> tuple[int, int]:
