@@ -237,8 +237,8 @@ def try_all(kinds: dict[str, Kind], seeds: range) -> Counter[str]:
 
 
 def test_a_few_mutations_of_every_kind(kinds):
-    counts = try_all(kinds, range(10))
-    assert counts["read"] > 40 and counts["refused"] > 150
+    counts = try_all(kinds, range(6))
+    assert counts["read"] > 24 and counts["refused"] > 90
 
 
 @pytest.mark.slow
