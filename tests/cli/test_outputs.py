@@ -27,7 +27,7 @@ def outputs() -> list[str]:
     [(["map", "--src", "none", "--dst", "none"], True), (["patch", "diff", "a", "b"], False)],
 )
 def test_refused_before_the_work(command, a_directory, tmp_path, monkeypatch):
-    assert len(outputs()) == 18
+    assert len(outputs()) == 19
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     Path("directory").mkdir()
