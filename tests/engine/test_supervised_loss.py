@@ -43,8 +43,10 @@ def masks(model):
     return Mask(body | {name: None}), Mask({name: Slice(0, ((3, 9), (100, 300)))}), Mask(body)
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
-@pytest.mark.parametrize("family", [*REPRESENTATIVES, "granite", "cohere", "gptj"])
+@pytest.mark.parametrize(
+    ("family", "partitioned"),
+    [*((family, False) for family in (*REPRESENTATIVES, "granite", "cohere", "gptj")), ("llama", True), ("gptj", True)],
+)
 def test_is_that_of_all_logits(tiny, family, partitioned):
     batch = collate(make_task().examples[:5])
     inputs = {"input_ids": batch.input_ids_bt, "attention_mask": batch.attention_mask_bt, "use_cache": False}
