@@ -1,6 +1,7 @@
 """A run from data to scores: what is up to date is not run, and what was changed by hand is named."""
 
 import json
+import multiprocessing
 import re
 import shutil
 from collections import Counter
@@ -39,7 +40,17 @@ def run(file: Path, *, rebuild: bool = False, **changes) -> Counter:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory) -> Path:
+def _server() -> None:
+    """Steps are forked from a server that has DeepSpeed imported, too: else each training takes seconds for it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.study.preloaded"])
+    first = context.Process(target=int)  # it is begun, and stays for all runs
+    first.start()
+    first.join()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory, _server) -> Path:
     """`run.yaml` of a finished run; not to be written to."""
     file = write_run(tmp_path_factory.mktemp("whole"), tiny, methods=METHODS)
     once = dict.fromkeys(("evidence", "identify", "match", "map", "baseline"), 1)
