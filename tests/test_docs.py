@@ -1,11 +1,13 @@
 """The documentation is true: its commands are given, its settings files are read, its Python is bound, the site builds.
 
 Of each command it is told in the test's name how far it is given: `done` for real, `planned` (as `--dry-run`), or
-`parsed` by the command line's own parser, for the reason in `ONLY_PARSED`. `make test-slow` does the tutorial for real.
+`parsed` by the command line's own parser, for the reason in `ONLY_PARSED`, or because one with the same options is
+planned. `make test-slow` does the tutorial and the notebook for real.
 """
 
 import ast
 import inspect
+import json
 import os
 import re
 import shutil
@@ -84,8 +86,14 @@ def resolved(arguments: list[str]) -> tuple[click.Command, str, list[str]]:
 def how(command: Command) -> str:
     if any(part in command.text for part in ONLY_PARSED) or not is_whole(command) or "--version" in command.text:
         return "parsed"
-    inner, _, _ = resolved(arguments_of(command))
-    return "planned" if any(parameter.name == "dry_run" for parameter in inner.params) else "done"
+    inner, name, rest = resolved(arguments_of(command))
+    if all(parameter.name != "dry_run" for parameter in inner.params):
+        return "done"
+    options = frozenset(word for word in rest if word.startswith("--"))
+    return "planned" if PLANNED.setdefault((name, options), command) is command else "parsed"
+
+
+PLANNED: dict[tuple[str, frozenset[str]], Command] = {}  # of commands with the same options the first one
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +267,16 @@ def run_notebook(directory: Path) -> list[str]:
     return ["".join(one.text for one in cell.outputs if one.get("name") == "stdout") for cell in cells]
 
 
+def test_the_notebook_calls_what_there_is():
+    notebook = json.loads((ROOT / "examples/notebook/carry.ipynb").read_text("utf-8"))
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    found = [one for text in code for one in calls_in(text)]
+    for name, call in found:
+        inspect.signature(getattr(tt, name)).bind(*call.args, **{one.arg: one.value for one in call.keywords})
+    assert {name for name, _ in found} >= {"identify", "map_models", "train", "evaluate"}
+
+
+@pytest.mark.slow
 def test_the_notebook_in_small(here):
     """All of its cells, with tiny models in the places of the two real ones."""
     shutil.rmtree(here / "runs")

@@ -84,7 +84,7 @@ def test_refused_by_every_command_in_the_same_words(base, tmp_path):
     assert not list((tmp_path / "place/out").rglob("*")), "something was written"
 
 
-@pytest.mark.parametrize("kind", ["a value head", "fp8 by blocks"])
+@pytest.mark.parametrize("kind", [pytest.param("a value head", marks=pytest.mark.slow), "fp8 by blocks"])
 def test_used_by_every_command_and_told_of(base, tmp_path, kind):
     make, note = USABLE[kind]
     directory = make_kind(base, tmp_path / "model", make)
