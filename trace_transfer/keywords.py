@@ -120,7 +120,7 @@ class StreamKeywords(TrainKeywords, total=False):
     adapter: Literal["carry", "merge"]
     special: str | None
     replay_share: float
-    control_unit: Literal["tensors", "elements"]
+    control_unit: Literal["tensors", "elements"] | None
     draw: int
 
 

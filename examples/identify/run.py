@@ -15,7 +15,7 @@ from trace_transfer.cli import main as trace_transfer
 
 HERE = Path(__file__).parent
 # 64 examples a half are 8 steps; half of them tell the Fisher information well enough.
-OPTIONS = ["--replicates", "2", "--batch-size", "8", "--fisher-examples", "32"]
+OPTIONS = ["--unit", "tensors", "--replicates", "2", "--batch-size", "8", "--fisher-examples", "32"]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -73,7 +73,7 @@ def test_settings_reach_the_cells(directory):
     own = {"name": "wide", "like": "transfer-lf", "title": "Wide", "identify": {"ratio": 0.5}, "train": {"epochs": 2}}
     run = read(directory, identify={"ratio": 0.3, "unit": "elements"}, methods=["random", "transfer-cs", own])
     random, transfer, wide = cells_of(run)
-    assert random.train.method == "random" and random.train.control_unit == "elements"
+    assert random.train.method == "random"
     assert random.identify.score.method == "lf" and random.identify.score.ratio == 0.3
     assert transfer.identify.score.method == "cs" and transfer.map.carry == "scores"
     assert transfer.train.train.batch_size == 4 and transfer.train.train.learning_rate == 1e-3

@@ -95,7 +95,13 @@ def test_controls_follow_the_seed_and_the_unit():
     masks = [[stage.mask.sha256 for stage in stages("random", seed=seed)] for seed in (0, 0, 1)]
     assert masks[0] == masks[1] != masks[2]
     assert masks[0] != [stage.mask.sha256 for stage in stages("random", seed=0, draw=1)]
-    for stage in stages("random", control_unit="elements"):
+    counted = {  # in parameters, as the ratio of the core set was
+        name: one.model_copy(update={"method": one.method.model_copy(update={"unit": "elements"})})
+        for name, one in CORES.items()
+    }
+    by_elements = stages("random", control_unit="elements")
+    assert [one.mask for one in stages("random", cores=counted)] == [one.mask for one in by_elements]
+    for stage in by_elements:
         own = Mask.of_core(CORES[stage.label], SHAPES, {}, "f").numel(SHAPES)
         assert abs(stage.mask.numel(SHAPES) - own) <= 0.5 * max(numel(SHAPES[n]) for n in stage.mask.parts)
 

@@ -261,8 +261,8 @@ class ScoreSettings(Settings):
     # min-max, 10 %, and cosine 0 for a zero delta.
     PROFILES: ClassVar = {
         "default": {},
-        "paper": {"l2": "norm", "fisher_size": "sum"},
-        "authors-code": {"fisher": "batch", "ratio": 0.1, "zero_delta": "cosine-0"},
+        "paper": {"unit": "tensors", "l2": "norm", "fisher_size": "sum"},
+        "authors-code": {"unit": "tensors", "fisher": "batch", "ratio": 0.1, "zero_delta": "cosine-0"},
     }
 
     method: MethodName = setting(
@@ -271,10 +271,10 @@ class ScoreSettings(Settings):
     )  # fmt: skip
     ratio: Share = setting(0.05, "Share of the model in a core set.", common=True)
     unit: Unit = setting(
-        "tensors",
-        "What the ratio counts. tensors: named tensors, as in the paper; elements: the parameters in them; rows: "
-        "parameters again, with each head and neuron scored by itself; parameters: each parameter by itself (snr, "
-        "fisher-base).",
+        "elements",
+        "What the ratio counts. elements: the parameters in whole tensors; tensors: named tensors, as in the paper; "
+        "rows: parameters again, with each head and neuron scored by itself; parameters: each parameter by itself "
+        "(snr, fisher-base).",
         common=True,
     )
     alpha: Annotated[float, Ge(0), Le(1)] = setting(0.5, "Weight of L2 in lf (eq. 5); Fisher has the rest.")

@@ -110,8 +110,7 @@ def _cell(run: Study, method: RunMethod, seed: int, number: int, draw: int, rate
     shuffled = method.map.get("match", sections["map"].get("match")) == "shuffled"
     drawn = {"seed": seed_of_draw(seed, draw)} if shuffled else {}
     mapped = {**sections["map"], **method.map, "rules": run.rules, **drawn}
-    unit = {"control_unit": "elements"} if identify.get("unit", "tensors") != "tensors" else {}
-    train = {**unit, **sections["train"], **method.train, "seed": seed, "order": order}
+    train = {**sections["train"], **method.train, "seed": seed, "order": order}
     train |= {} if rate is None else {"learning_rate": rate}
     train |= {"draw": draw} if draw and not shuffled else {}
     return Cell(method, seed, None, None, order, {"identify": identify, "map": mapped, "train": train}, draw)

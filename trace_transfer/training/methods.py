@@ -70,7 +70,8 @@ def by_core(name: str | None, stream: Stream) -> list[Stage]:
         core, file = stream.cores[data.task], f"task '{data.task}': core file"
         notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
         try:
-            case = Case(core, stream.anatomy, settings.control_seed, settings.control_unit, file)
+            unit = settings.control_unit or ("tensors" if core.method.unit == "tensors" else "elements")
+            case = Case(core, stream.anatomy, settings.control_seed, unit, file)
             own = case.mask()
             mask = own if name is None else CONTROLS[name](case)
         except MaskError as error:

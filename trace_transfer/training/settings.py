@@ -102,8 +102,9 @@ class StreamSettings(Settings):
     replay_share: Share = setting(
         1 / 256, "dmt: share of the other tasks' examples replayed with it (Dong et al., 2024: 1/256)."
     )
-    control_unit: Literal["tensors", "elements"] = setting(
-        "tensors", "random: draw as many tensors as the core set has, or as many parameters."
+    control_unit: Literal["tensors", "elements"] | None = setting(
+        None,
+        "random: draw as many tensors as the core set has, or as many parameters. Default: what its ratio counts.",
     )
     draw: Seed = setting(0, "random, shuffled: which of the draws of a seed; the order of the examples stays.")
 
