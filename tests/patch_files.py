@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, Part, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, Part, Slice
 from trace_transfer.engine.slices import taken
 from trace_transfer.models.sources import ModelSource, numel
 from trace_transfer.patch.model_state import ModelState, record_patch

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from tests.core_files import core_of
-from trace_transfer.core_sets.chosen import METADATA, Chosen, decoded, encoded
 from trace_transfer.core_sets.core_file import CoreFile, write_core
-from trace_transfer.core_sets.masks import Mask, MaskError, Slice
+from trace_transfer.core_sets.masks import METADATA, Chosen, Mask, MaskError, Slice, decoded, encoded
 from trace_transfer.core_sets.selection import reselect
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.formats import read_any
@@ -58,7 +57,7 @@ def test_of_another_core_set_missing_or_damaged_it_is_refused(written):
     for change, why in (
         (lambda: save_file(other, beside, METADATA), "not what the core file beside it names"),
         (lambda: beside.write_bytes(beside.read_bytes()[:-2]), "cut short or damaged"),
-        (beside.unlink, "missing; it holds the parameters of the core file beside it"),
+        (beside.unlink, "missing; it holds the parameters of its core file"),
     ):
         change()
         with pytest.raises(ArtefactError, match=why):

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.engine.batches import plan
 from trace_transfer.engine.loading import BaseModel, StartingPoint

@@ -9,8 +9,7 @@ from torch import nn
 
 from tests.engine.made_up import base_of, make_task, run
 from tests.reference.masked_loop import put_together, trained_part
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, MaskError, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, MaskError, Slice
 from trace_transfer.engine.slices import places_of, put, require_fitting, splice, taken
 
 

@@ -126,11 +126,11 @@ def test_single_parameters_are_the_best_of_all(of_parameters, by_loop):
         scores = {name: (signal[name] / (noise[name] + floor)).flatten() for name in inner}
         count = int(0.05 * sum(one.num_elements for one in core.parameters))
         lowest = float(torch.cat(list(scores.values())).sort(descending=True).values[count - 1])
-        assert sum(len(one.places) for one in core.parameters_chosen.values()) == count
+        assert sum(len(one.indices) for one in core.parameters_chosen.values()) == count
         for name, values in scores.items():
             chosen = torch.zeros(len(values), dtype=torch.bool)
             if name in core.parameters_chosen:
-                chosen[core.parameters_chosen[name].places] = True
+                chosen[core.parameters_chosen[name].indices] = True
             assert chosen[values > lowest * (1 + 1e-3)].all() and not chosen[values < lowest * (1 - 1e-3)].any()
 
 
@@ -159,7 +159,7 @@ def test_single_parameters_train_alone_and_are_proved(tiny, tasks, of_parameters
     done = train(base, stream, out=tmp_path / "out", **options)
     counts = done.verification.counts
     wanted = {task: tt.read(cores / f"{task}.core.json").parameters_chosen for task in SIZES}
-    union = {(n, p) for chosen in wanted.values() for n, part in chosen.items() for p in part.places.tolist()}
+    union = {(n, p) for chosen in wanted.values() for n, part in chosen.items() for p in part.indices.tolist()}
     assert counts["frozen MOVED"].elements == 0
     assert counts["core moved"].elements + counts["core unmoved"].elements == len(union)
     assert counts["core moved"].elements > 0.9 * len(union)

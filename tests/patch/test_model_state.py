@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, state_of, stored
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.models import sources as models
 from trace_transfer.models.sources import ModelSource
@@ -34,7 +33,7 @@ def by_hand(state):
                 else:
                     value = value.to(after.dtype).clone()
                     if isinstance(part, Chosen):
-                        value.view(-1)[torch.from_numpy(part.places)] = after
+                        value.view(-1)[torch.from_numpy(part.indices)] = after
                     else:
                         value[(slice(None),) * part.dim + (part.indices,)] = after
         found[name] = value

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.killed_writes import killed_at_each_operation
 from tests.patch_files import make_patch, mask_of, state_of
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.errors import ArtefactError, NumericalError, TraceTransferError
 from trace_transfer.files import DiskFullError
 from trace_transfer.patch.model_state import record_patch

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.patch_files import make_patch, mask_of, state_of
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.errors import ModelError
 from trace_transfer.models import sources as models
 from trace_transfer.patch.model_state import StateError, write_model
@@ -64,7 +63,7 @@ def by_hand(base, tuned, parts):
             for index in np.ndindex(*core.shape):
                 place = np.ravel_multi_index(index, core.shape)
                 core[index] = (
-                    place in part.places
+                    place in part.indices
                     if isinstance(part, Chosen)
                     else part is None or any(a <= index[part.dim] < b for a, b in part.ranges)
                 )

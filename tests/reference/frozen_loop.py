@@ -5,15 +5,14 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Part
+from trace_transfer.core_sets.masks import Chosen, Part
 
 
 def outside_of(tensor: torch.Tensor, part: Part | None) -> torch.Tensor:
     """True where a tensor is to stay."""
     still = torch.full(tensor.shape, part is not None)
     if isinstance(part, Chosen):
-        still.view(-1)[part.places.tolist()] = False
+        still.view(-1)[part.indices.tolist()] = False
     elif part is not None:
         for start, stop in part.ranges:
             still.narrow(part.dim, start, stop - start).fill_(False)

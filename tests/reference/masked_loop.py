@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM
 
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, Part
+from trace_transfer.core_sets.masks import Chosen, Mask, Part
 from trace_transfer.data.examples import IGNORED, Example
 from trace_transfer.engine.settings import TrainSettings
 
@@ -20,7 +19,7 @@ def trained_part(weight: torch.Tensor, part: Part | None) -> torch.Tensor:
     if part is None:
         return weight
     if isinstance(part, Chosen):
-        return torch.stack([weight.reshape(-1)[place] for place in part.places.tolist()])
+        return torch.stack([weight.reshape(-1)[place] for place in part.indices.tolist()])
     lines = weight.unbind(part.dim)
     return torch.stack([lines[index] for start, stop in part.ranges for index in range(start, stop)], part.dim)
 
@@ -30,7 +29,7 @@ def put_together(frozen: torch.Tensor, part: Part | None, values: torch.Tensor) 
         return values
     if isinstance(part, Chosen):
         single = list(frozen.reshape(-1).unbind())
-        for place, value in zip(part.places.tolist(), values.unbind(), strict=True):
+        for place, value in zip(part.indices.tolist(), values.unbind(), strict=True):
             single[place] = value
         return torch.stack(single).view_as(frozen)
     lines, new = list(frozen.unbind(part.dim)), iter(values.unbind(part.dim))

@@ -14,9 +14,8 @@ from tests.core_files import core_of
 from tests.reference.frozen_loop import outside_of, train_frozen_slowly
 from tests.trainers.cells import CELLS, DECAY, NORM, PARALLEL, RATE, STEPS, TRAINERS, batches, cell, load
 from tests.tuned_models import weights
-from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import write_core
-from trace_transfer.core_sets.masks import Slice
+from trace_transfer.core_sets.masks import Chosen, Slice
 from trace_transfer.formats import read_any
 from trace_transfer.patch.patches import Patch
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.on_configs import opened
-from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.core_sets.masks import Mask, MaskError
+from trace_transfer.core_sets.masks import Chosen, Mask, MaskError
 from trace_transfer.families.anatomy import splits_of, unit_parts
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.models.sources import build_meta_model, numel
@@ -84,7 +83,7 @@ def cells(mask: Mask, model: OpenModel) -> dict[str, torch.Tensor]:
     for name, part in mask.parts.items():
         found[name] = torch.zeros(model.anatomy.inventory.shapes[name], dtype=torch.bool)
         if isinstance(part, Chosen):
-            found[name].view(-1)[part.places] = True
+            found[name].view(-1)[part.indices] = True
         else:
             found[name].index_fill_(part.dim, torch.tensor(part.indices), True) if part else found[name].fill_(True)
     return found

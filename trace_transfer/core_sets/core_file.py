@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from trace_transfer.core_sets.chosen import Chosen, content_sha256, encoded, read_chosen, write_chosen
+from trace_transfer.core_sets.masks import METADATA, Chosen, content_sha256, encoded, read_chosen
 from trace_transfer.errors import ArtefactError
-from trace_transfer.files import write_text
+from trace_transfer.files import replacing, write_text
 from trace_transfer.models.sources import AXES, Ranges, numel, part_numel
 from trace_transfer.models.stored_weights import read_leniently
 from trace_transfer.records import TASK, ModelIdentity, Name, Range, Strict, to_json
@@ -161,14 +161,14 @@ class CoreFile(Strict):
         if self._beside.chosen is None:
             file = self._beside.directory / self.chosen.file
             found = read_chosen(file, self.chosen.sha256, {one.name: one.shape for one in self.core})
-            if wrong := [one.name for one in self.core if len(found[one.name].places) != one.chosen]:
+            if wrong := [one.name for one in self.core if len(found[one.name].indices) != one.chosen]:
                 raise ArtefactError(f"{file}: other numbers of parameters than the core file says: {wrong[0]}")
             self._beside.chosen = found
         return self._beside.chosen
 
     def of_parameters(self, chosen: Mapping[str, Chosen]) -> Self:
         """The same tensors with single parameters as the core set; tensors with a score only."""
-        counts = {name: len(part.places) for name, part in chosen.items()}
+        counts = {name: len(part.indices) for name, part in chosen.items()}
         parameters = tuple(
             one.model_copy(update={"core": one.name in counts, "chosen": counts.get(one.name)})
             for one in self.parameters
@@ -228,7 +228,11 @@ def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
     beside = None if core.chosen is None else path.with_name(core.chosen.file)
     earlier = _file_beside(path)
     if beside is not None and not beside.exists():
-        write_chosen(beside, {one.name: _stored(one, core.parameters_chosen) for one in core.core})
+        from safetensors.numpy import save
+
+        with replacing(beside) as temporary:
+            chosen = core.parameters_chosen
+            temporary.write_bytes(save({one.name: _stored(one, chosen) for one in core.core}, METADATA))
     write_text(path, to_json(core))
     if earlier is not None and earlier != beside:
         earlier.unlink(missing_ok=True)

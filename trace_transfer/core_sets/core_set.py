@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 
-from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.masks import Mask
+from trace_transfer.core_sets.masks import Chosen, Mask
 from trace_transfer.errors import TraceTransferError, UserError, listing
 from trace_transfer.models.sources import numel
 from trace_transfer.records import ModelIdentity

@@ -1,20 +1,36 @@
 """What is trained: whole tensors, some rows, columns or depth of them, or single parameters. Everything else stays
 bit-identical.
 
-Names are those of `named_parameters()`; True means trained.
+Names are those of `named_parameters()`.
+
+Single parameters lie in a safetensors file beside the core file, one entry per tensor, under its name: their sorted
+places in the flattened tensor (`int32`; `int64` where it has 2³¹ or more), or a bitmap (`uint8`, lowest bit first)
+where that is smaller. The core file names the file and the SHA-256 of what it holds, which is also in its name: a file
+of another core set is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trace_transfer.core_sets.chosen import Chosen, Places
-from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.errors import UserError, listing
+import numpy as np
+from numpy.typing import NDArray
+
+from trace_transfer.errors import ArtefactError, UserError, first_line, listing
 from trace_transfer.files import sha256_text
 from trace_transfer.models.sources import AXES, Ranges, numel
+
+if TYPE_CHECKING:
+    from trace_transfer.core_sets.core_file import CoreFile
+
+Places = NDArray[np.int64]
+METADATA = {"format": "trace-transfer/chosen", "version": "1"}
+ONLY = "only either can be trained"
 
 
 class MaskError(UserError):
@@ -49,6 +65,42 @@ class Slice:
     def __str__(self) -> str:
         shown = ", ".join(f"{a}-{b - 1}" for a, b in self.ranges[:5])
         return f"{AXES[self.dim]} {shown}" + (f" and {len(self.ranges) - 5} ranges more" if self.ranges[5:] else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Single parameters of a tensor: their sorted places in it, flattened."""
+
+    indices: Places
+    dim = 0  # of the flattened tensor
+
+    def within(self, shape: tuple[int, ...], start: int, stop: int) -> Places:
+        inner = numel(shape[1:])
+        first, last = self.indices.searchsorted((start * inner, stop * inner))
+        return self.indices[first:last] - start * inner
+
+    def numel(self, shape: tuple[int, ...]) -> int:
+        return len(self.indices)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (len(self.indices),)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chosen) and np.array_equal(self.indices, other.indices)
+
+    def __or__(self, other: Chosen) -> Chosen:
+        return Chosen(np.union1d(self.indices, other.indices))
+
+    def common(self, other: Chosen) -> int:
+        """How many parameters are in both."""
+        return len(np.intersect1d(self.indices, other.indices, assume_unique=True))
+
+    def __str__(self) -> str:
+        return f"{len(self.indices):,} single parameters"
 
 
 Part = Slice | Chosen
@@ -142,9 +194,6 @@ class Mask:
         return sha256_text("\n".join(f"{name} {told(self.parts[name])}" for name in sorted(self.parts)))
 
 
-ONLY = "only either can be trained"
-
-
 def _joined(where: str, sides: Mapping[int | None, list[tuple[int, int]]], shape: tuple[int, ...]) -> Slice | None:
     """The parts of one tensor as one slice, None for all of it."""
     if None in sides:
@@ -165,3 +214,56 @@ def merged_ranges(ranges: Iterable[tuple[int, int]]) -> Ranges:
         else:
             merged.append((start, stop))
     return tuple(merged)
+
+
+# ---- single parameters as they are stored
+
+
+def encoded(chosen: Chosen, size: int) -> NDArray[Any]:
+    """As they are stored: places, or a bitmap of so many bits, whichever is smaller."""
+    places = chosen.indices.astype(np.int32 if size < 1 << 31 else np.int64)
+    if places.nbytes <= (size + 7) // 8:
+        return places
+    bits = np.zeros(size, dtype=bool)
+    bits[chosen.indices] = True
+    return np.packbits(bits, bitorder="little")
+
+
+def decoded(values: NDArray[Any], size: int) -> Chosen:
+    """The opposite; a ValueError if they cannot be of a tensor with so many parameters."""
+    if values.dtype == np.uint8 and values.shape == ((size + 7) // 8,):
+        return Chosen(np.flatnonzero(np.unpackbits(values, count=size, bitorder="little")))
+    if values.dtype not in (np.int32, np.int64) or values.ndim != 1:
+        raise ValueError(f"{values.dtype} {list(values.shape)}, expected places or a bitmap of {size:,} bits")
+    found = values.astype(np.int64)
+    if len(found) and (found[0] < 0 or found[-1] >= size or (np.diff(found) <= 0).any()):
+        raise ValueError(f"places that are not in order, or not below {size:,}")
+    return Chosen(found)
+
+
+def content_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Of names, types and values, whatever the file looks like."""
+    found = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        found.update(f"{name} {values.dtype} {values.size}\n".encode())
+        found.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+    return found.hexdigest()
+
+
+def read_chosen(file: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Chosen]:
+    """Read and check it; an ArtefactError if it is missing, damaged, of another core set, or not of these tensors."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{file}: missing; it holds the parameters of its core file, copy both") from error
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"{file}: cut short or damaged ({first_line(error)}); copy or make it again") from error
+    if content_sha256(tensors) != sha256 or tensors.keys() != shapes.keys():
+        raise ArtefactError(f"{file}: not what the core file beside it names: of another core set, or damaged")
+    try:
+        return {name: decoded(values, numel(shapes[name])) for name, values in tensors.items()}
+    except ValueError as error:
+        raise ArtefactError(f"{file}: {error}") from error

@@ -20,8 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.utils.parametrize import cached, register_parametrization, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask, MaskError, Part, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, MaskError, Part, Slice
 from trace_transfer.errors import listing
 from trace_transfer.models.sources import numel
 

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trace_transfer.core_sets.chosen import Chosen
-from trace_transfer.core_sets.masks import Mask
+from trace_transfer.core_sets.masks import Chosen, Mask
 from trace_transfer.core_sets.selection import ROUNDING, entries_of
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.probe import load_probe

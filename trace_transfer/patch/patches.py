@@ -21,9 +21,8 @@ import torch
 from pydantic import Field, Json, model_validator
 from torch import Tensor
 
-from trace_transfer.core_sets.chosen import Chosen, decoded, encoded
 from trace_transfer.core_sets.core_file import TensorPart
-from trace_transfer.core_sets.masks import Mask, Part, Slice, merged_ranges
+from trace_transfer.core_sets.masks import Chosen, Mask, Part, Slice, decoded, encoded, merged_ranges
 from trace_transfer.engine.slices import laid, taken
 from trace_transfer.errors import ArtefactError, first_line, listing, together
 from trace_transfer.models.content import weights_sha256
@@ -246,8 +245,8 @@ def _chosen(file: Path, tensor: _Tensor, stored: Stored) -> Chosen:
         raise ValueError("missing")
     with safe_open(file, framework="np") as opened:
         part = decoded(opened.get_tensor(key), numel(tensor.shape))
-    if len(part.places) != tensor.chosen:
-        raise ValueError(f"{len(part.places):,} parameters, expected {tensor.chosen:,}")
+    if len(part.indices) != tensor.chosen:
+        raise ValueError(f"{len(part.indices):,} parameters, expected {tensor.chosen:,}")
     return part
 
 
@@ -281,7 +280,7 @@ def write_patch(
     for entry in sorted(entries, key=lambda entry: entry.name):
         described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}
         if isinstance(entry.part, Chosen):
-            described[CHOSEN] = len(entry.part.places)
+            described[CHOSEN] = len(entry.part.indices)
         elif entry.part is not None:
             described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
         tensors.append(described)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trace_transfer.core_sets.chosen import Chosen
+from trace_transfer.core_sets.masks import Chosen
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.models.sources import AXES
 from trace_transfer.patch.records import Verification
@@ -66,7 +66,7 @@ def _part(entry: PatchEntry) -> str:
     if entry.part is None:
         return ""
     if isinstance(entry.part, Chosen):
-        return f"{len(entry.part.places):,} single"
+        return f"{len(entry.part.indices):,} single"
     count = sum(stop - start for start, stop in entry.part.ranges)
     return f"{count} of {entry.shape[entry.part.dim]} {AXES[entry.part.dim]}"
 

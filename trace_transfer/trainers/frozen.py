@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.masks import Mask
+from trace_transfer.core_sets.masks import Chosen, Mask
 from trace_transfer.engine.distributed import Ranks
 from trace_transfer.engine.engine import gathered, shapes_of
 from trace_transfer.engine.slices import Spliced, freeze, ordinary, outside, places_of, spliced_at, taken, unsplice

@@ -14,9 +14,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.core_sets.masks import Mask, MaskError, Part
+from trace_transfer.core_sets.masks import Chosen, Mask, MaskError, Part
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.files import sha256_text
 from trace_transfer.models.sources import numel
