@@ -98,7 +98,7 @@ def import_command(
         raise click.UsageError("--ratio and --unit select from lists that rank tensors: they need --from authors")
 
     from trace_transfer.core_sets.importing import import_list, import_patterns
-    from trace_transfer.core_sets.show import render_core_sets
+    from trace_transfer.core_sets.overlap import render_core_sets
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.records import to_json
 

@@ -172,8 +172,8 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
     if out.suffix == ".json":
         raise click.UsageError(f"--out {out}: expected a directory; the files in it are named TASK.core.json")
 
+    from trace_transfer.core_sets.overlap import render_core_sets
     from trace_transfer.core_sets.selection import core_path, reselect_all
-    from trace_transfer.core_sets.show import render_core_sets
 
     cores = reselect_all(files, ratio, unit, out)
     written = tuple(core_path(out, core) for core in cores)

@@ -1,29 +1,39 @@
-"""How much core sets have in common, and whether those of one task agree more than those of different tasks.
-
-A core set is a mapping from its members (any keys) to their sizes: every size 1 counts tensors, numbers of elements
-count elements.
-"""
+"""How much core sets have in common, and whether those of one task agree more than those of different tasks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-CoreSet = Mapping[Any, int]  # its keys are hashable
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.terminal import Page, as_text
+
+Sizes = Mapping[Any, int]  # a core set: its members and their sizes, 1 to count tensors
 
 
-def jaccard(one: CoreSet, other: CoreSet) -> float:
+def jaccard(one: Sizes, other: Sizes) -> float:
     """Size of what two sets share / size of what either holds, in [0, 1]; NaN for two empty sets."""
     common = sum(one[key] for key in one.keys() & other.keys())
     together = sum(one.values()) + sum(other.values()) - common
     return common / together if together else math.nan
 
 
-def counted(core: CoreSet) -> dict[Hashable, int]:
-    """The same set, each member of size 1."""
-    return dict.fromkeys(core, 1)
+def jaccard_of_cores(one: CoreFile, other: CoreFile) -> tuple[float, float]:
+    """Overlap of two core sets of one model, in tensors and in elements."""
+    first, second = ({p.place: p.num_core for p in core.core} for core in (one, other))
+    tensors = jaccard(dict.fromkeys(first, 1), dict.fromkeys(second, 1))
+    if one.chosen is None or other.chosen is None:
+        return tensors, jaccard(first, second)
+    common = sum(
+        one.parameters_chosen[name].common(part)
+        for name, part in other.parameters_chosen.items()
+        if name in one.parameters_chosen
+    )
+    return tensors, common / (sum(first.values()) + sum(second.values()) - common)
 
 
 def jaccard_by_chance(ratio: float) -> float:
@@ -50,7 +60,7 @@ class Reproducibility:
         return self.within > self.highest_between
 
 
-def reproducibility(replicates: Mapping[str, tuple[CoreSet, CoreSet]]) -> dict[str, Reproducibility]:
+def reproducibility(replicates: Mapping[str, tuple[Sizes, Sizes]]) -> dict[str, Reproducibility]:
     """For each task, how far its two core sets agree, beside their agreement with those of other tasks.
 
     Between the tasks k and j it takes both J(k_a, j_b) and J(j_a, k_b): like two replicates of a task these see
@@ -64,3 +74,29 @@ def reproducibility(replicates: Mapping[str, tuple[CoreSet, CoreSet]]) -> dict[s
         highest = math.nan if math.isnan(mean) else max(between)
         found[task] = Reproducibility(jaccard(first, second), mean, highest)
     return found
+
+
+@as_text
+def render_core_sets(page: Page, cores: Sequence[CoreFile], warnings: Sequence[str], files: Sequence[Path]) -> None:
+    """How large each is and what they have in common, warnings, and where the files are."""
+    methods = list(dict.fromkeys(core.method.name for core in cores))
+    counted = "tensors, parts" if any(core.method.unit == "rows" for core in cores) else "tensors"
+    several = len(methods) > 1
+    rows = [
+        (core.task, *[core.method.name] * several,
+         f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}", f"{core.ratio_of_elements:.2%}",
+         core.core[0].name if core.core else "none")
+        for core in cores
+    ]  # fmt: skip
+    headings = ("task", *["method"] * several, counted, "elements", "best")
+    page.table(headings, rows, f"core sets ({', '.join(methods)})")
+    shared = [
+        (f"{one.task}, {other.task}", *(f"{share:.2f}" for share in jaccard_of_cores(one, other)))
+        for one, other in combinations(cores, 2)
+        if one.model.names_sha256 == other.model.names_sha256
+    ]
+    if shared:
+        page.line()
+        page.table(("tasks", counted, "elements"), shared, "in common (Jaccard)")
+    page.lines(f"! {warning}" for warning in warnings)
+    page.written(files)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.core_sets.overlap import counted, jaccard_by_chance, reproducibility
+from trace_transfer.core_sets.overlap import jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Anatomy, Split
@@ -270,7 +270,9 @@ def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapp
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)
-    counts = reproducibility({task: (counted(one), counted(other)) for task, (one, other) in sets.items()})
+    counts = reproducibility(
+        {task: (dict.fromkeys(one, 1), dict.fromkeys(other, 1)) for task, (one, other) in sets.items()}
+    )
     deciding = counts if settings.unit == "tensors" else sizes
 
     def known(value: float) -> float | None:

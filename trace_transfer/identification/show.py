@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trace_transfer.core_sets.show import render_core_sets
+from trace_transfer.core_sets.overlap import render_core_sets
 from trace_transfer.files import size
 from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile
 from trace_transfer.records import model_line

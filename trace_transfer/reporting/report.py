@@ -17,8 +17,7 @@ from statistics import fmean, harmonic_mean
 from typing import Any, TypeVar
 
 from trace_transfer import figures as drawing
-from trace_transfer.core_sets import overlap
-from trace_transfer.core_sets.show import jaccard
+from trace_transfer.core_sets.overlap import jaccard_by_chance, jaccard_of_cores
 from trace_transfer.errors import UserError
 from trace_transfer.files import write_text
 from trace_transfer.identification import draw as importance_figure
@@ -291,8 +290,8 @@ def _overlaps(title: str, headings: tuple[str, ...], pairs: Overlaps) -> Table:
 def _overlap(one: CoreFound, other: CoreFound) -> tuple[float, float, float]:
     """In tensors, in parameters, and in tensors by chance: p q / (p + q − p q) of shares p and q."""
     shares = [one.core.ratio_of_tensors, other.core.ratio_of_tensors]
-    chance = overlap.jaccard_by_chance(harmonic_mean(shares)) if all(shares) else 0.0
-    return (*jaccard(one.core, other.core), chance)
+    chance = jaccard_by_chance(harmonic_mean(shares)) if all(shares) else 0.0
+    return (*jaccard_of_cores(one.core, other.core), chance)
 
 
 def _moved(run: FinishedRun) -> Table:
