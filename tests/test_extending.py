@@ -31,7 +31,7 @@ assert "own: size of the update times its specificity" in ScoreSettings.model_fi
 """,
     "new-export": """
 from trace_transfer.cli.core_sets import export_command
-from trace_transfer.core_sets.core_set import CoreSet
+from trace_transfer.core_sets.trainer_settings import CoreSet
 from trace_transfer.core_sets.exporting import FORMATS
 from trace_transfer.core_sets.masks import Mask
 core = CoreSet((), (), {"a.weight": (2,), "b.weight": (2,)}, Mask({"b.weight": None}))

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.core_sets.core_set import CoreSet
+from trace_transfer.core_sets.trainer_settings import CoreSet
 from trace_transfer.models.sources import Ranges, build_meta_model, inventory_of
 from trace_transfer.records import ModelIdentity
 

@@ -6,8 +6,8 @@ import pytest
 
 from trace_transfer.core_sets.authors_list import FORMS, LF_TERMS, core_tensors, read_authors_list, write_authors_list
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.core_sets.core_set import CoreSet
 from trace_transfer.core_sets.selection import select
+from trace_transfer.core_sets.trainer_settings import CoreSet
 from trace_transfer.errors import ArtefactError
 
 SHAPES = {"embed": (20, 6), "q": (6, 6), "up": (12, 6), "down": (6, 12), "norm": (6,)}

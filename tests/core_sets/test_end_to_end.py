@@ -47,7 +47,7 @@ def test_the_program_for_trl_runs(tiny, tmp_path):
     }  # fmt: skip
     core = core_of(base, tmp_path / "math.core.json", rows)
     program, data = tmp_path / "math.py", tmp_path / "data.jsonl"
-    program.write_text(export_core([core], "trl").text, encoding="utf-8")
+    program.write_text(export_core([core], "trl")[1], encoding="utf-8")
     texts = [{"prompt": text[: len(text) // 2], "completion": text[len(text) // 2 :]} for text in TEXTS]
     data.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
     runpy.run_path(str(program))["main"](str(data), str(tmp_path / "out"))
@@ -72,7 +72,7 @@ def test_merged_adapters_have_changed_the_core_set(tiny, tmp_path, family):
     base = tiny(family)
     core = core_of(base, tmp_path / "math.core.json", CHOSEN[family])
     namespace = {}
-    exec(export_core([core], "peft", rank=2, alpha=4).text, namespace)
+    exec(export_core([core], "peft", rank=2, alpha=4)[1], namespace)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's and transformers', about each other
         torch.manual_seed(0)
@@ -93,7 +93,7 @@ def test_axolotl_trains_rows_and_nothing_else(tiny, tmp_path):
         "model.layers.2.mlp.down_proj.weight": None,
     }  # fmt: skip
     core = core_of(base, tmp_path / "math.core.json", rows)
-    settings = yaml.safe_load(export_core([core], "axolotl").text)
+    settings = yaml.safe_load(export_core([core], "axolotl")[1])
     model = loaded(base)
     freeze_layers_except(model, settings["unfrozen_parameters"])
     steps(model, weight_decay=settings["weight_decay"])
@@ -110,11 +110,11 @@ def test_a_list_that_was_exported_comes_back(tiny, tmp_path):
     rows = {"lm_head.weight": ((0, 2), (5, 512)), "model.layers.1.mlp.gate_up_proj.weight": ((0, 80),),
             "model.layers.1.input_layernorm.weight": None}  # fmt: skip
     core = core_of(base, tmp_path / "math.core.json", rows)
-    exported = export_core([core], "axolotl")
-    (tmp_path / "list.yaml").write_text(exported.text, encoding="utf-8")
+    exported, text = export_core([core], "axolotl")
+    (tmp_path / "list.yaml").write_text(text, encoding="utf-8")
     back = import_patterns(tmp_path / "list.yaml", base, "math")
     (tmp_path / "back.core.json").write_text(to_json(back), encoding="utf-8")
-    again = export_core([tmp_path / "back.core.json"], "axolotl")
-    assert again.core.mask == exported.core.mask
-    body = [line for line in exported.text.splitlines() if not line.startswith("#")]
-    assert body == [line for line in again.text.splitlines() if not line.startswith("#")]
+    again, other = export_core([tmp_path / "back.core.json"], "axolotl")
+    assert again.mask == exported.mask
+    body = [line for line in text.splitlines() if not line.startswith("#")]
+    assert body == [line for line in other.splitlines() if not line.startswith("#")]

@@ -8,11 +8,17 @@ import pytest
 import yaml
 
 from tests.core_sets.full_size import core_file, core_set, model_of, names_of
-from trace_transfer.core_sets.core_set import CoreSet, ExportError, InexactExportError
 from trace_transfer.core_sets.exporting import COLUMNS, FORMATS, write_csv, write_trl
 from trace_transfer.core_sets.lora import trained_names, write_peft
 from trace_transfer.core_sets.masks import Slice
-from trace_transfer.core_sets.trainer_settings import write_axolotl, write_llama_factory, write_ms_swift
+from trace_transfer.core_sets.trainer_settings import (
+    CoreSet,
+    ExportError,
+    InexactExportError,
+    write_axolotl,
+    write_llama_factory,
+    write_ms_swift,
+)
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import inventory_of
 
@@ -155,6 +161,6 @@ def test_several_files_are_joined_and_must_be_of_one_model():
     one, other = core_file(LLAMA, [Q, NORM]), core_file(LLAMA, {DOWN: None, Q: ((0, 2),)}, task="law")
     core = CoreSet.of({"a": one, "b": other}, shapes)
     assert (core.names, core.tasks, core.mask.sliced) == ((Q, NORM, DOWN), ("math", "law"), {})
-    assert "Core set of tasks math, law for x: 3 of 291 tensors, " in core.header("x")[0]
+    assert "Core set of tasks math, law for x: 3 of 291 tensors, " in core.header("x")
     with pytest.raises(UserError, match="core files of several models cannot be exported as one: a, c"):
         CoreSet.of({"a": one, "c": core_file("phi3", ["lm_head.weight"])}, shapes)

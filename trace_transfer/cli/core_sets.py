@@ -52,14 +52,14 @@ def export_command(
         refuse_inputs([out], [*files, *([model] if model else [])])
     if to == "peft" or model is not None:  # nothing else needs transformers
         quiet_libraries()
-    done = export_core(files, to, model=model, rank=rank or 8, alpha=alpha or 16.0)
-    summary = f"{', '.join(done.core.tasks)} for {to}: {done.core.summary}"
+    core, text = export_core(files, to, model=model, rank=rank or 8, alpha=alpha or 16.0)
+    summary = f"{', '.join(core.tasks)} for {to}: {core.summary}"
     if out is None:
-        click.echo(done.text, nl=False)
+        click.echo(text, nl=False)
         click.echo(summary, err=True)
         return
     prepare_directory(out.parent)
-    write_text(out, done.text)
+    write_text(out, text)
     click.echo(f"{summary}\nwritten: {out}")
 
 

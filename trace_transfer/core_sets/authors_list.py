@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, create_model
 
 from trace_transfer.core_sets.core_file import CoreTensor
-from trace_transfer.core_sets.core_set import CoreSet
+from trace_transfer.core_sets.trainer_settings import CoreSet
 from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.records import checked
 from trace_transfer.text_formats import kind_of, read_json

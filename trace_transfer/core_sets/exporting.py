@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from trace_transfer.core_sets import trainer_settings
 from trace_transfer.core_sets.authors_list import write_authors_list
 from trace_transfer.core_sets.core_file import CoreFile
-from trace_transfer.core_sets.core_set import CoreSet, ExportError, commented
-from trace_transfer.core_sets.trainer_settings import write_axolotl, write_llama_factory, write_ms_swift, write_regex
+from trace_transfer.core_sets.trainer_settings import CoreSet, ExportError
 from trace_transfer.errors import ArtefactError, ModelError, UserError
 from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, load_inventory
 from trace_transfer.progress import quiet_libraries
@@ -60,10 +60,8 @@ def write_trl(core: CoreSet) -> str:
     """The program; it reads the core file where it is now."""
     if len(core.files) > 1:
         raise ExportError(f"a program for trl trains the core set of one core file; {len(core.files)} were given")
-    return PROGRAM.format(
-        header=commented(core, "trl"), model=core.model.id, revision=core.model.revision or "main",
-        file=core.files[0],
-    )  # fmt: skip
+    model, revision = core.model.id, core.model.revision or "main"
+    return PROGRAM.format(header=core.header("trl"), model=model, revision=revision, file=core.files[0])
 
 
 def write_csv(core: CoreSet) -> str:
@@ -92,31 +90,22 @@ class Format(NamedTuple):
     about: str
 
 
-PEFT = "peft"
 FORMATS: dict[str, Format] = {
-    "axolotl": Format(write_axolotl, "lines of YAML"),
-    "ms-swift": Format(write_ms_swift, "lines of YAML"),
-    "llama-factory": Format(write_llama_factory, "YAML, where it can say the set at all"),
+    "axolotl": Format(trainer_settings.write_axolotl, "lines of YAML"),
+    "ms-swift": Format(trainer_settings.write_ms_swift, "lines of YAML"),
+    "llama-factory": Format(trainer_settings.write_llama_factory, "YAML, where it can say the set at all"),
     "trl": Format(write_trl, "a Python program"),
-    PEFT: Format(None, "a LoraConfig in Python: adapters on the core modules"),
-    "regex": Format(write_regex, "one regular expression"),
+    "peft": Format(None, "a LoraConfig in Python: adapters on the core modules"),
+    "regex": Format(trainer_settings.write_regex, "one regular expression"),
     "csv": Format(write_csv, "every entry with its score"),
     "authors": Format(write_authors_list, "a JSON list as the authors' scripts write it"),
 }
 
 
-class Export(NamedTuple):
-    """A text, and the core set that it holds."""
-
-    core: CoreSet
-    trainer: str
-    text: str
-
-
 def export_core(
     files: Sequence[str | Path], to: str, *, model: str | Path | None = None, rank: int = 8, alpha: float = 16.0
-) -> Export:
-    """What makes another trainer (one of `FORMATS`) train exactly a core set, of several core files what any trains.
+) -> tuple[CoreSet, str]:
+    """A core set, of several core files what any trains, and the text that makes a trainer (of `FORMATS`) train it.
 
     Args:
         model: the model of the core files; None for the one that they name. Only its config is read, if anything.
@@ -131,15 +120,15 @@ def export_core(
         raise UserError(f"trainer {to!r} is none of {', '.join(FORMATS)}")
     first, write = next(iter(cores.values())), FORMATS[to].write
     shapes = {tensor.name: tuple(tensor.shape) for tensor in first.parameters}
-    if write is not None and (model is not None or _sha256(shapes) != first.model.names_sha256):  # it does not list all
-        quiet_libraries()
-        shapes = dict(load_inventory(_source(first.model, model)).shapes)
-    elif write is None:
+    if write is None:
         from trace_transfer.core_sets.lora import write_peft
         from trace_transfer.models.sources import build_meta_model, inventory_of
 
         built = build_meta_model(load_config(_source(first.model, model)))
         shapes = dict(inventory_of(built).shapes)
+    elif model is not None or _sha256(shapes) != first.model.names_sha256:  # it does not list all
+        quiet_libraries()
+        shapes = dict(load_inventory(_source(first.model, model)).shapes)
     if _sha256(shapes) != first.model.names_sha256:
         raise ArtefactError(
             f"{files[0]}: is of {first.model.id}, a model with {first.model.num_parameters} tensors; "
@@ -147,7 +136,7 @@ def export_core(
             "transformers gives it others. Say with --model where the model is"
         )
     core = CoreSet.of(cores, shapes)
-    return Export(core, to, write_peft(core, built, rank, alpha) if write is None else write(core))
+    return core, write_peft(core, built, rank, alpha) if write is None else write(core)
 
 
 def _sha256(shapes: dict[str, tuple[int, ...]]) -> str:

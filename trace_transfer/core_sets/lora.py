@@ -17,15 +17,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.core_sets.core_set import (
+from trace_transfer.core_sets.trainer_settings import (
     CoreSet,
     ExportError,
     InexactExportError,
-    commented,
+    exact_pattern,
     require_exact,
     require_whole,
 )
-from trace_transfer.core_sets.trainer_settings import exact_pattern
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +80,7 @@ def write_peft(core: CoreSet, model: PreTrainedModel, rank: int = 8, alpha: floa
             continue
         about = f"Adapters of rank {rank} beside matrices; norms, where there are any, train in a copy."
         arguments = "".join(f"    {key}={_literal(value)},\n" for key, value in settings.items())
-        return f"{commented(core, 'peft', about)}\nfrom peft import LoraConfig\n\nconfig = LoraConfig(\n{arguments})\n"
+        return f"{core.header('peft', about)}\nfrom peft import LoraConfig\n\nconfig = LoraConfig(\n{arguments})\n"
     raise ExportError(
         "LoRA cannot train exactly this core set (biases train with all adapted weights or with none, what is no "
         "matrix trains with its whole module); `--to axolotl`, `ms-swift` or `trl` train the tensors themselves: "

@@ -1,4 +1,6 @@
-"""Other trainers' settings that name tensors, each as its trainer reads them.
+"""What is exported: a core set among all names of its model, as other trainers' settings, each as its trainer reads it.
+
+Names are those of `named_parameters()`, as trainers match them; a tied tensor has its owner's name only.
 
 Axolotl (`axolotl/utils/freeze.py`), whose lists Spectrum writes, too: of an entry of `unfrozen_parameters` a `[a:b]` at
 the end is a range of rows; in the rest a dot means a dot; it is matched at the beginning of a name (`re.match`) and is
@@ -17,22 +19,20 @@ LLaMA-Factory (`llamafactory/model/adapter.py`): `freeze_trainable_layers: n` ar
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 
-from trace_transfer.core_sets.core_set import (
-    CoreSet,
-    ExportError,
-    natural_key,
-    require_exact,
-    require_whole,
-    with_header,
-)
-from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
-from trace_transfer.errors import ArtefactError, listing
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.masks import Chosen, Mask, Slice, merged_ranges
+from trace_transfer.errors import ArtefactError, TraceTransferError, UserError, listing
+from trace_transfer.models.sources import numel
+from trace_transfer.records import ModelIdentity
 from trace_transfer.text_formats import read_yaml
 
+WHOLE_ONLY = "`trace-transfer train` can; `score --unit tensors` finds sets of whole tensors"
 UNFROZEN = "unfrozen_parameters"
 WITH_ROWS = re.compile(r"^(.+)\[([0-9]*)(?:(:)([0-9]*))?\]$")
 LAYER = re.compile(r"(.*?\.)(\d+)(\..*)")
@@ -40,6 +40,105 @@ ROWS_HOLD = [
     "Rows: Axolotl zeroes the gradients of the other rows, which weight decay would move all the same: it must be 0,",
     "as below. They do not hold with ZeRO 3 or FSDP, where hooks see no rows: those train the whole tensor.",
 ]
+
+
+class ExportError(UserError):
+    """A core set that a trainer's settings cannot say exactly."""
+
+
+class InexactExportError(TraceTransferError):
+    """What was written would not train the core set: a mistake of this package's, or another version of the trainer."""
+
+
+@dataclass(frozen=True)
+class CoreSet:
+    """What any of some core files trains, among the shapes of all tensors of their model, layer by layer."""
+
+    files: tuple[str, ...]
+    cores: tuple[CoreFile, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    mask: Mask
+
+    @classmethod
+    def of(cls, files: Mapping[str, CoreFile], shapes: Mapping[str, tuple[int, ...]]) -> CoreSet:
+        """The union of core files, by what messages call them; of files of several models a UserError."""
+        models = {core.model.names_sha256: file for file, core in files.items()}
+        if len(models) > 1:
+            raise UserError(f"core files of several models cannot be exported as one: {', '.join(models.values())}")
+        mask = reduce(or_, (Mask.of_core(core, shapes, {}, file) for file, core in files.items()))
+        ordered = {name: shapes[name] for name in sorted(shapes, key=natural_key)}
+        return cls(tuple(files), tuple(files.values()), ordered, mask)
+
+    @property
+    def model(self) -> ModelIdentity:
+        return self.cores[0].model
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(core.task for core in self.cores))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that train, whole or in part, layer by layer."""
+        return tuple(name for name in self.shapes if self.mask.trains(name))
+
+    @property
+    def summary(self) -> str:
+        """How much of the model it is."""
+        total = sum(map(numel, self.shapes.values()))
+        parts = f" (of {len(self.mask.sliced)} a part)" if self.mask.sliced else ""
+        return (
+            f"{len(self.names)} of {len(self.shapes)} tensors{parts}, "
+            f"{self.mask.numel(self.shapes) / total:.4%} of the elements"
+        )
+
+    def header(self, trainer: str, *more: str) -> str:
+        """Lines of comments that say for what model and names a text holds, and more of them."""
+        model, versions = self.model, {core.libraries.get("transformers") for core in self.cores}
+        revision = f"@{model.revision}" if model.revision else ""
+        known = versions.pop() if len(versions) == 1 else None
+        version = f"transformers {known}" if known else "a version of transformers not recorded"
+        lines = [
+            f"Core set of {'task' if len(self.tasks) == 1 else 'tasks'} {', '.join(self.tasks)} for {trainer}: "
+            f"{self.summary}.",
+            f"Model: {model.id}{revision} ({model.model_type}, {len(self.shapes)} tensors, names_sha256 "
+            f"{model.names_sha256[:16]}).",
+            f"Names: named_parameters() of {version}, of the bare model: no adapters or other wrappers around it.",
+            *more,
+        ]
+        return "".join(f"# {line}\n" for line in lines)
+
+    def as_yaml(self, trainer: str, settings: Mapping[str, object], *more: str) -> str:
+        """Settings as YAML below the header."""
+        import yaml
+
+        return self.header(trainer, *more) + yaml.safe_dump(dict(settings), sort_keys=False, width=1_000_000)
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts names with numbers in them by the numbers: layer 2 before layer 10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def require_whole(core: CoreSet, trainer: str, reason: str, but: Sequence[int] = ()) -> None:
+    """Refuse parts of tensors but along some dimensions: an ExportError names all, and the reason."""
+    refused = [
+        f"{name}: {part}"
+        for name in core.names
+        if (part := core.mask.parts[name]) is not None and (isinstance(part, Chosen) or part.dim not in but)
+    ]
+    if refused:
+        message = f"{trainer} cannot train these parts of tensors: {reason}; {WHOLE_ONLY}:\n"
+        raise ExportError(message + listing(refused))
+
+
+def require_exact(wanted: Iterable[str], found: Iterable[str], trainer: str) -> None:
+    """Compare the core set with what a text would train: an InexactExportError lists both differences."""
+    expected, got = set(wanted), set(found)
+    problems = [f"{name}: core, but would not train" for name in sorted(expected - got, key=natural_key)]
+    problems += [f"{name}: not core, but would train" for name in sorted(got - expected, key=natural_key)]
+    if problems:
+        raise InexactExportError(f"the text for {trainer} is not exact; nothing was written:\n" + listing(problems))
 
 
 # ---- one expression, as such or for ms-swift
@@ -56,8 +155,8 @@ def write_ms_swift(core: CoreSet) -> str:
     require_whole(core, "ms-swift", "it trains whole tensors only")
     pattern = f"^{exact_pattern(core.names, core.shapes)}$"
     require_exact(core.names, filter(re.compile(pattern).search, core.shapes), "ms-swift")
-    return with_header(
-        core, "ms-swift", {"tuner_type": "full", "freeze_parameters_ratio": 1, "trainable_parameters_regex": pattern},
+    return core.as_yaml(
+        "ms-swift", {"tuner_type": "full", "freeze_parameters_ratio": 1, "trainable_parameters_regex": pattern},
         "Merge it into the file of `swift sft FILE.yaml`, or give each line as an option.",
         "Before version 4 `tuner_type` was called `train_type`.",
     )  # fmt: skip
@@ -127,7 +226,7 @@ def write_axolotl(core: CoreSet) -> str:
     require_exact(map(str, core.mask.parts.items()), map(str, trained.parts.items()), "axolotl")
     settings = {**({"weight_decay": 0.0} if core.mask.sliced else {}), UNFROZEN: patterns}
     more = ["Merge it into your configuration, without `adapter`.", *(ROWS_HOLD if core.mask.sliced else [])]
-    return with_header(core, "axolotl", settings, *more)
+    return core.as_yaml("axolotl", settings, *more)
 
 
 def mask_of_patterns(
@@ -188,38 +287,11 @@ def read_patterns(path: Path | str) -> list[Pattern]:
 # ---- LLaMA-Factory
 
 
-@dataclass(frozen=True)
-class Freezing:
-    """`freeze_trainable_layers`, `_modules` (none with no layers alone), `freeze_extra_modules` and `use_llama_pro`."""
-
-    layers: int
-    modules: tuple[str, ...] = ()
-    extra: tuple[str, ...] = ()
-    pro: bool = False
-
-    def layer_ids(self, num_layers: int) -> Sequence[int]:
-        if self.pro:
-            stride = num_layers // self.layers
-            return range(stride - 1, num_layers, stride)
-        return range(max(0, num_layers - self.layers), num_layers) if self.layers > 0 else range(-self.layers)
-
-    def trained(self, names: Iterable[str], num_layers: int) -> set[str]:
-        """What would train, as LLaMA-Factory finds it."""
-        needles = [f".{layer}.{module}" for module in self.modules for layer in self.layer_ids(num_layers)]
-        needles += self.extra
-        return {name for name in names if any(needle in name for needle in needles)}
-
-    @property
-    def settings(self) -> dict[str, object]:
-        found: dict[str, object] = {"finetuning_type": "freeze", "freeze_trainable_layers": self.layers}
-        found["freeze_trainable_modules"] = ",".join(self.modules) or "all"
-        if self.extra:
-            found["freeze_extra_modules"] = ",".join(self.extra)
-        return {**found, "use_llama_pro": True} if self.pro else found
-
-
 def write_llama_factory(core: CoreSet) -> str:
-    """The lines of a LLaMA-Factory configuration that train a core set; an ExportError names what is in the way."""
+    """The lines of a LLaMA-Factory configuration that train a core set; an ExportError names what is in the way.
+
+    Of each choice of layers that it has words for, all modules are taken that train nothing but core tensors.
+    """
     require_whole(core, "LLaMA-Factory", "it trains whole modules only")
     stacks = {found[1][:-1] for name in core.shapes if (found := LAYER.match(name))}
     if len(stacks) > 1:
@@ -227,46 +299,41 @@ def write_llama_factory(core: CoreSet) -> str:
             f"LLaMA-Factory treats models with several stacks of layers ({', '.join(sorted(stacks))}) in its own way. "
             "Use `--to axolotl`, `ms-swift` or `trl`"
         )
-    best: set[str] = set()
-    for freezing in _within(core):
-        trained = freezing.trained(core.shapes, core.model.num_layers)
-        if trained == set(core.names):
-            return with_header(core, "LLaMA-Factory", freezing.settings, "Merge it into your configuration.")
-        best = max(best, trained, key=len)
-    left = sorted(set(core.names) - best, key=natural_key)
-    raise ExportError(
-        "LLaMA-Factory cannot train exactly this core set: it trains whole modules "
-        f"({', '.join(_modules(core))}) of the first n layers, of the last n, or of n at equal distances, and modules "
-        f"outside the layers ({', '.join(_outside(core))}); axolotl, ms-swift and trl can be given lists or patterns. "
-        "Not to be said without training others:\n" + listing(left)
-    )
-
-
-def _modules(core: CoreSet) -> list[str]:
-    """As LLaMA-Factory collects them: what follows the number of layer 0 or 1."""
+    wanted, count = set(core.names), core.model.num_layers
+    # Modules of layers, as it collects them: what follows the number of layer 0 or 1.
     parts = [re.split(r"\.[01]\.", name) for name in core.shapes]
-    return list(dict.fromkeys(part[-1].split(".")[0] for part in parts if len(part) > 1))
+    modules = list(dict.fromkeys(part[-1].split(".")[0] for part in parts if len(part) > 1))
+    outside = dict.fromkeys(name.split(".")[-2] for name in core.shapes if not LAYER.match(name) and "." in name)
 
+    def found_by(text: str) -> set[str]:
+        return {name for name in core.shapes if text in name}
 
-def _outside(core: CoreSet) -> list[str]:
-    names = [name for name in core.shapes if not LAYER.match(name) and "." in name]
-    return list(dict.fromkeys(name.split(".")[-2] for name in names))
-
-
-def _within(core: CoreSet) -> Iterator[Freezing]:
-    """For each set of layers that it has words for, with all modules that train nothing but core tensors."""
-    num_layers, wanted = core.model.num_layers, set(core.names)
-    extra = tuple(module for module in _outside(core) if {name for name in core.shapes if module in name} <= wanted)
-    hits = {
-        (layer, module): {name for name in core.shapes if f".{layer}.{module}" in name}
-        for layer in range(num_layers)
-        for module in _modules(core)
-    }
-    counts = [0, *range(1, num_layers + 1), *range(-num_layers + 1, 0)]
-    evenly = [count for count in range(2, num_layers) if num_layers % count == 0]
-    for choice in [*(Freezing(count) for count in counts), *(Freezing(count, pro=True) for count in evenly)]:
-        ids = choice.layer_ids(num_layers)
-        found = {module: set[str]().union(*(hits[layer, module] for layer in ids)) for module in _modules(core)}
-        modules = tuple(module for module, names in found.items() if names and names <= wanted)
-        if bool(ids) == bool(modules):  # without modules the layers would have to be "all"
-            yield replace(choice, modules=modules, extra=extra)
+    extra = {module: names for module in outside if (names := found_by(module)) <= wanted}
+    of_layer = {(layer, one): found_by(f".{layer}.{one}") for layer in range(count) for one in modules}
+    choices: list[tuple[int, range, bool]] = [(0, range(0), False)]  # number, layers, whether with `use_llama_pro`
+    choices += [(number, range(count - number, count), False) for number in range(1, count + 1)]
+    choices += [(-number, range(number), False) for number in range(count - 1, 0, -1)]
+    strides = {number: count // number for number in range(2, count) if count % number == 0}
+    choices += [(number, range(stride - 1, count, stride), True) for number, stride in strides.items()]
+    best: set[str] = set()
+    for number, layers, pro in choices:
+        names_of = {module: set[str]().union(*(of_layer[layer, module] for layer in layers)) for module in modules}
+        kept = {module: names for module, names in names_of.items() if names and names <= wanted}
+        if bool(layers) != bool(kept):  # without modules the layers would have to be "all"
+            continue
+        trained = set[str]().union(*kept.values(), *extra.values())
+        if trained == wanted:
+            settings = {
+                "finetuning_type": "freeze", "freeze_trainable_layers": number,
+                "freeze_trainable_modules": ",".join(kept) or "all",
+                **({"freeze_extra_modules": ",".join(extra)} if extra else {}),
+                **({"use_llama_pro": True} if pro else {}),
+            }  # fmt: skip
+            return core.as_yaml("LLaMA-Factory", settings, "Merge it into your configuration.")
+        best = max(best, trained, key=len)
+    raise ExportError(
+        f"LLaMA-Factory cannot train exactly this core set: it trains whole modules ({', '.join(modules)}) of the "
+        "first n layers, of the last n, or of n at equal distances, and modules outside the layers "
+        f"({', '.join(outside)}); axolotl, ms-swift and trl can be given lists or patterns. Not to be said without "
+        "training others:\n" + listing(sorted(wanted - best, key=natural_key))
+    )
