@@ -24,7 +24,7 @@ from tests.mutations import mutated
 from tests.run_files import write_run
 from tests.stream_files import write_stream
 from tests.study import run_directories
-from trace_transfer.core_sets.authors_list import read_authors_list
+from trace_transfer.core_sets.importing import read_authors_list
 from trace_transfer.core_sets.trainer_settings import read_patterns
 from trace_transfer.data.probe import load_probe
 from trace_transfer.data.records import read_records

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from trace_transfer.core_sets.authors_list import FORMS, LF_TERMS, core_tensors, read_authors_list, write_authors_list
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
+from trace_transfer.core_sets.importing import FORMS, LF_TERMS, core_tensors, read_authors_list, write_authors_list
 from trace_transfer.core_sets.selection import select
 from trace_transfer.core_sets.trainer_settings import CoreSet
 from trace_transfer.errors import ArtefactError

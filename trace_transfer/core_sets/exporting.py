@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trace_transfer.core_sets import trainer_settings
-from trace_transfer.core_sets.authors_list import write_authors_list
 from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.importing import write_authors_list
 from trace_transfer.core_sets.trainer_settings import CoreSet, ExportError
 from trace_transfer.errors import ArtefactError, ModelError, UserError
 from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, load_inventory
