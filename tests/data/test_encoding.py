@@ -30,7 +30,7 @@ def spec(**changes: object) -> TaskSpec:
 
 def records(*conversations: tuple[Message, ...], num_records: int = 40) -> Records:
     numbered = tuple(Record(10 + number, messages) for number, messages in enumerate(conversations))
-    return Records("math", "messages", num_records, numbered)
+    return Records("math", num_records, numbered)
 
 
 def questions(count: int, words: int = 3) -> Records:

@@ -1,4 +1,4 @@
-"""Rows of three shapes → conversations in which some turns are answers to learn.
+"""A task's data → conversations in which some turns are answers to learn. Rows have one of three shapes:
 
     prompt, completion                      each a text; a prompt may also be a list of messages, none of them learned
     instruction, input (optional), output   Alpaca; a blank input is none
@@ -8,6 +8,10 @@ Of every shape: `system`, `tools` and `chat_template_kwargs`. Of a message `weig
 whether an assistant's turn is learned; without them it is. What else a message says is handed to the chat template
 (`rendering` sees whether that writes it). What else a record says is named in a note, or refused where its meaning is
 known and cannot be honoured.
+
+JSON and CSV are read as they stand: the readers of `datasets` make dates of texts that look like dates and numbers of
+an answer 007, and give every record of a JSON file the keys of all others. Code that a data set brings along is never
+run.
 """
 
 from __future__ import annotations
@@ -17,9 +21,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trace_transfer.data.reading import Rows, read_rows
 from trace_transfer.data.tasks_file import (
     OPTIONAL,
     SHAPES,
@@ -28,10 +31,16 @@ from trace_transfer.data.tasks_file import (
     TaskSpec,
     UnusableValueError,
     describe,
+    locate,
     parse_source,
     suggestion,
 )
 from trace_transfer.errors import listing
+from trace_transfer.models.sources import hub_silence
+from trace_transfer.text_formats import MalformedTextError, json_lines, parse_json, read_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool")} | {
     "human": "user", "gpt": "assistant",
@@ -54,17 +63,12 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Message:
-    """One turn.
-
-    Attributes:
-        is_answer: where it is to be learned.
-        more: what it says beside role and content, such as `tool_calls` or `reasoning_content`.
-    """
+    """One turn."""
 
     role: str
     content: str
-    is_answer: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)
+    is_answer: bool = False  # to be learned
+    more: Mapping[str, Any] = field(default_factory=dict)  # such as `tool_calls` or `reasoning_content`
 
     @property
     def parts(self) -> list[Any]:
@@ -74,11 +78,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation that ends with an answer; `context` is what the chat template is given beside the messages."""
+    """A conversation that ends with an answer."""
 
     number: int
     messages: tuple[Message, ...]
-    context: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)  # what the chat template is given beside the messages
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,6 @@ class Records:
     """What was read of a task's data, with notes on what was left out; `num_records` are before `max_examples`."""
 
     task: str
-    shape: str
     num_records: int
     records: tuple[Record, ...]
     notes: tuple[str, ...] = ()
@@ -102,14 +105,14 @@ def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -
         TaskError: no records, unknown columns, no known shape, or records that cannot be used (all named).
     """
     rows = read_rows(spec, base_directory)
-    shape, sources = _find_shape(spec, [name for name in rows.column_names if name not in spec.ignore])
+    sources = _sources(spec, [name for name in rows.column_names if name not in spec.ignore])
     numbers = chosen(range(len(rows)), spec.max_examples, f"{seed}/sample")
     left_out = 0
 
     def convert(number: int, row: Mapping[str, Any]) -> Record:
         nonlocal left_out
         fields = {name: source.value(row, name) for name, source in sources.items()}
-        messages = _messages(shape, fields, spec.ignore)
+        messages = _messages(fields, spec.ignore)
         last = max(index for index, turn in enumerate(messages) if turn.is_answer) + 1
         left_out += len(messages) - last
         return Record(number, _with_system(messages[:last], fields.get("system")), _context(fields))
@@ -117,14 +120,11 @@ def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -
     records, notes = convert_all(spec, rows, numbers, sources.values(), convert)
     if left_out:
         notes.append(f"turns left out behind the last answer, as they would never be learned: {left_out:,}")
-    return Records(spec.name, shape, len(rows), tuple(records), tuple(notes))
+    return Records(spec.name, len(rows), tuple(records), tuple(notes))
 
 
 def chosen(names: Iterable[Any], count: int | None, seed: str) -> list[Any]:
-    """A random choice in the given order; None for all.
-
-    Those whose hash comes first: the same with every version of every library, whichever others there are.
-    """
+    """A random choice in the given order, None for all: those whose hash comes first, whichever others there are."""
     everything = list(names)
     if count is None or count >= len(everything):
         return everything
@@ -133,15 +133,14 @@ def chosen(names: Iterable[Any], count: int | None, seed: str) -> list[Any]:
     return [name for name in everything if name in kept]
 
 
-def _find_shape(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, dict[str, Source]]:
-    """The shape that the mapped and the remaining columns make up, and where each of its fields comes from."""
+def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
+    """Where each field comes from, of the one shape that the mapped and the remaining columns make up."""
     sources = {name: parse_source(text) for name, text in spec.fields.items() if isinstance(text, str)}
     require_columns(spec, sources, columns)
-    for name in {name for names in SHAPES.values() for name in names} - set(sources):
-        if name in columns:
-            sources[name] = parse_source(name)
-    if "messages" not in sources and SHAREGPT_COLUMN in columns:
-        sources["messages"] = parse_source(SHAREGPT_COLUMN)
+    fields = {name for names in SHAPES.values() for name in names}
+    sources |= {name: parse_source(name) for name in fields & set(columns) - set(sources)}
+    if SHAREGPT_COLUMN in columns:
+        sources.setdefault("messages", parse_source(SHAREGPT_COLUMN))
     lacking = {
         shape: [name for name in names if name not in sources and name not in ("input", *OPTIONAL)]
         for shape, names in SHAPES.items()
@@ -149,7 +148,7 @@ def _find_shape(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, dict[str, 
     }
     complete = [shape for shape, names in lacking.items() if not names]
     if len(complete) == 1:
-        return complete[0], {name: sources[name] for name in SHAPES[complete[0]] if name in sources}
+        return {name: sources[name] for name in SHAPES[complete[0]] if name in sources}
     shapes = complete or [f"{shape} (lacks {', '.join(names)})" for shape, names in lacking.items()]
     raise TaskError(
         f"{spec.label}: the columns make up {'more than one' if complete else 'no known'} shape.\n"
@@ -196,6 +195,103 @@ def convert_all(
     return found, [f"columns that are not read: {', '.join(unread)}"] if unread else []
 
 
+# ---- rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns are in the order in which they come first."""
+
+    table: list[dict[str, Any]] | Dataset
+    column_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def pick(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """These records. A table gives each object the keys of all others: those with nothing in them are left out."""
+        if isinstance(self.table, list):
+            return [self.table[number] for number in numbers]
+        return [_without_nulls(row) for row in self.table.select(numbers).to_list()]
+
+    def dataset(self) -> Dataset:
+        """As `datasets` has it; a ValueError if a column has values of several kinds."""
+        if not isinstance(self.table, list):
+            return self.table
+        from datasets import Dataset
+
+        return Dataset.from_dict({name: [row.get(name) for row in self.table] for name in self.column_names})
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def read_rows(spec: TaskSpec, base_directory: Path | str) -> Rows:
+    """All rows of a task's data: of a local file, or of a hub data set, which is kept in the cache of `datasets`."""
+    table = _read_file(spec, locate(spec.data, base_directory)) if spec.builder else _read_hub(spec)
+    if len(table) == 0:
+        raise TaskError(f"{spec.label}: no records")
+    if isinstance(table, list):
+        return Rows(table, tuple(dict.fromkeys(name for row in table for name in row)))
+    return Rows(table, tuple(table.column_names))
+
+
+def _read_file(spec: TaskSpec, file: Path) -> list[dict[str, Any]] | Dataset:
+    try:
+        if file.stat().st_size == 0:
+            return []
+        if spec.builder == "json":
+            return _read_json(file)
+        if spec.builder == "csv":
+            import pandas
+
+            found = pandas.read_csv(file, dtype=str, keep_default_na=False)
+            return found.astype(object).where(found.notna(), None).to_dict("records")
+        from datasets import Dataset
+        from pyarrow.parquet import read_table
+
+        return Dataset(read_table(file))
+    except Exception as error:  # pyarrow and pandas raise many kinds; each is one message to the user
+        said = " ".join(str(error).split()).removeprefix(f"{file}: ")
+        raise TaskError(f"{spec.label}: {file} cannot be read as {file.suffix[1:].upper()}: {said:.300}") from error
+
+
+def _read_json(file: Path) -> Any:
+    """A list of objects, or one object a line, whatever the extension says."""
+    text = read_text(file, TaskError)
+    is_list = text.lstrip().startswith("[")
+    records = parse_json(text) if is_list else []
+    for number, value in () if is_list else json_lines(text):
+        if isinstance(value, MalformedTextError):
+            raise MalformedTextError(value.problem, number)
+        records.append(value)
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise TaskError(f"record {number} is {describe(record)}, expected an object with a value for each column")
+    return records
+
+
+def _read_hub(spec: TaskSpec) -> Dataset:
+    from datasets import load_dataset
+
+    split = spec.split or "train"
+    try:
+        if silence := hub_silence(spec.data, dataset=True):
+            raise ConnectionError(f"it does not answer ({silence}); HF_HUB_OFFLINE=1 reads its cache")
+        return load_dataset(spec.data, name=spec.subset, split=split, revision=spec.revision, trust_remote_code=False)
+    except Exception as error:  # as above
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # `datasets` wraps it in a general complaint
+            cause = cause.__cause__
+        raise TaskError(
+            f"{spec.label}: split '{split}' could not be had from the hub: {' '.join(str(cause).split()):.300}. Check "
+            "the name, subset: and split:, your connection and, for a gated data set, `hf auth login`"
+        ) from error
+
+
 # ---- a record
 
 
@@ -203,8 +299,12 @@ def is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _text(value: Any, name: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         raise UnusableValueError(f"{name} is empty")
     if not isinstance(value, str):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -213,14 +313,13 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _messages(shape: str, fields: Mapping[str, Any], ignore: Sequence[str]) -> tuple[Message, ...]:
+def _messages(fields: Mapping[str, Any], ignore: Sequence[str]) -> tuple[Message, ...]:
     """The turns of a record, some of them answers."""
-    if "messages" in shape:
+    if "messages" in fields:
         return _require_answer(turns_of(fields["messages"], "messages", ignore), "messages")
     if "instruction" in fields:
         prompt = _text(fields["instruction"], "instruction")
-        given = fields.get("input")
-        if given is not None and not (isinstance(given, str) and not given.strip()):
+        if not _is_blank(given := fields.get("input")):
             prompt = f"{prompt}\n\n{_text(given, 'input')}"
         return Message("user", prompt), Message("assistant", _text(fields["output"], "output"), True)
     asked, completion = fields["prompt"], fields["completion"]
@@ -266,11 +365,10 @@ def turns_of(value: Any, name: str, ignore: Sequence[str]) -> tuple[Message, ...
             said["tool_calls"] = [_call(one) for one in said["tool_calls"]]
         if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
             content = "".join(_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
-        is_blank = content is None or (isinstance(content, str) and not content.strip())
-        if is_blank and role == "system":
+        if _is_blank(content) and role == "system":
             continue
         may_be_blank = role == "tool" or (role == "assistant" and bool(said))
-        text = (content or "") if is_blank and may_be_blank else _text(content, where)
+        text = (content or "") if _is_blank(content) and may_be_blank else _text(content, where)
         turns.append(Message(role, text, is_answer, said))
     return tuple(turns)
 
@@ -314,7 +412,7 @@ def _call(call: Any) -> Any:
 
 def _with_system(messages: tuple[Message, ...], given: Any) -> tuple[Message, ...]:
     """With the system message of the record's own column."""
-    if given is None or (isinstance(given, str) and not given.strip()):
+    if _is_blank(given):
         return messages
     system = Message("system", _text(given, "system"))
     own = [message.content.strip() for message in messages if message.role == "system"]

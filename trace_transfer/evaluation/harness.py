@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from trace_transfer.data.encoding import template_of
-from trace_transfer.data.reading import read_rows
-from trace_transfer.data.records import Message
+from trace_transfer.data.records import Message, read_rows
 from trace_transfer.data.rendering import ChatTemplate, RenderingError
 from trace_transfer.data.tasks_file import TaskError, locate, suggestion
 from trace_transfer.errors import NumericalError, UserError, first_line

@@ -20,7 +20,6 @@ from typing import Any
 
 from trace_transfer.data.encoding import encode_prompts, encode_task, pieces_of, record_of
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.data.reading import read_rows
 from trace_transfer.data.records import (
     Message,
     Record,
@@ -28,6 +27,7 @@ from trace_transfer.data.records import (
     chosen,
     convert_all,
     read_records,
+    read_rows,
     require_columns,
 )
 from trace_transfer.data.rendering import THOUGHT_ENDS
@@ -279,7 +279,7 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading) -> ChoiceEvaluation:
         for record in records
         for choice in record.choices
     )
-    data = encode(spec, Records(spec.name, CHOICE_FIELDS[0], len(records), conversations), reading)
+    data = encode(spec, Records(spec.name, len(records), conversations), reading)
     # Of each choice its own tokens, without what the template puts first, and without the end of the turn.
     places = [example.content or (0, 0) for example in data.examples]
     answers = [one.input_ids[start:end] for one, (start, end) in zip(data.examples, places, strict=True)]
