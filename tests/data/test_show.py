@@ -1,7 +1,7 @@
 """What a plan shows of tasks' data: an example with its learned part, readable without colour, and harmless."""
 
 from trace_transfer.data.examples import Example, TaskData
-from trace_transfer.data.show import example_lines
+from trace_transfer.data.rendering import example_lines
 
 
 def task(*pieces, notes=()):

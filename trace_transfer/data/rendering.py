@@ -12,16 +12,18 @@ model say first, and stops with the end of its turn.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os.path import commonprefix
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trace_transfer.data.records import Message
 from trace_transfer.data.tasks_file import TaskError
 
-Mismatch = Literal["refuse", "compose", "keep"]
+if TYPE_CHECKING:
+    from trace_transfer.data.examples import TaskData
+
 THOUGHT, THOUGHT_ENDS = "<think>", "</think>"
 # Keys of a message whose loss would change what is learned, so that a template must write them.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -41,24 +43,20 @@ COMPOSED = "answers composed behind the prompt of generation, as the template wr
 TRIMMED = "answers of which the template changes the white space"
 
 
+LONGEST = 240  # characters of a piece that are shown, half from either end
+
+
 class RenderingError(TaskError):
     """The template cannot write this conversation, or not as it will be generated."""
 
 
 class Answer(NamedTuple):
-    """Where an answer stands, in characters of its text, ends exclusive.
+    """Where an answer stands, in characters of its text, ends exclusive."""
 
-    Attributes:
-        start: where the prompt of its generation ends.
-        content: where its own text begins: behind what the template puts first, such as an empty thought.
-        end: where the end of the turn begins.
-        stop: where that ends.
-    """
-
-    start: int
-    content: int
-    end: int
-    stop: int
+    start: int  # where the prompt of its generation ends
+    content: int  # where its own text begins: behind what the template puts first, such as an empty thought
+    end: int  # where the end of the turn begins
+    stop: int  # where that ends
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,12 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an answer is generated from, and what the template puts around its own text.
+    """What an answer is generated from, and what the template puts around its own text."""
 
-    Attributes:
-        text: up to where the model goes on.
-        before: the template's own before the answer, such as the end of an empty thought.
-        end: of the turn, up to the first token that can end one, without the white space behind it; may be empty.
-        behind: `end`, and what else stands behind the last turn, such as an end of text that is never generated.
-    """
-
-    text: str
-    before: str
-    end: str
-    behind: str
+    text: str  # up to where the model goes on
+    before: str  # the template's own before the answer, such as the end of an empty thought
+    end: str  # of the turn, up to the first token that can end one, without white space behind it; may be empty
+    behind: str  # `end`, and what else stands behind the last turn, such as an end of text that is never generated
 
 
 @dataclass(frozen=True)
@@ -93,6 +84,9 @@ class Written:
 
     texts: tuple[Rendered, ...]
     notes: tuple[str, ...] = ()
+
+
+# ---- the plain template
 
 
 def render_plain(messages: Sequence[Message], eos: str, context: Mapping[str, Any] | None = None) -> Written:
@@ -118,6 +112,9 @@ def plain_prompt(messages: Sequence[Message], eos: str) -> Prompt:
     """What an answer after these turns is generated from, by the plain template."""
     (whole,) = render_plain([*messages, Message("assistant", "", True)], eos).texts
     return Prompt(whole.text[: whole.answers[-1].start], "", eos, eos)
+
+
+# ---- chat templates
 
 
 @dataclass(frozen=True)
@@ -186,14 +183,12 @@ def _turn_end(tokenizer: Any, behind: str) -> str:
 
 
 def with_fixed_date(template: str) -> str:
-    """A template in which it is always the same day."""
     return _FIXED_DATE + template if "strftime_now" in template else template
 
 
 def render_chat(
-    messages: Sequence[Message], tokenizer: Any, context: Mapping[str, Any] | None = None,
-    mismatch: Mismatch = "refuse",
-) -> Written:  # fmt: skip
+    messages: Sequence[Message], tokenizer: Any, context: Mapping[str, Any] | None = None, mismatch: str = "refuse"
+) -> Written:
     """Write a conversation by the tokenizer's chat template.
 
     An answer of an earlier turn stands in the whole text if that goes on as if the conversation ended there. Where it
@@ -244,7 +239,7 @@ def _own(template: ChatTemplate, messages: Sequence[Message]) -> Written:
     *context, message = messages
     prompt, text = template.prompt(context), template.write(messages)
     if not text.startswith(prompt.text):
-        place = len(_common_beginning(text, prompt.text))
+        place = len(commonprefix([text, prompt.text]))  # noqa: RUF071, it is no path
         raise RenderingError(
             f"generation goes on from {_tail(prompt.text)}, and the template writes {_tail(text[: place + 40])} "
             "(mismatch: compose trains the answer behind the prompt of generation)"
@@ -308,7 +303,8 @@ def _by_mark(template: ChatTemplate, messages: Sequence[Message], place: int, wh
         raise RenderingError(f"the answer of turn {place} is not found in what the template writes")
     start, end = len(before), len(whole) - len(behind)
     ending = template.marked(messages[: place + 1], place)[2]
-    return Answer(start, start, end, end + len(_common_beginning(ending, behind).rstrip()))
+    same = commonprefix([ending, behind])  # noqa: RUF071
+    return Answer(start, start, end, end + len(same.rstrip()))
 
 
 def _require_turns(template: ChatTemplate, messages: Sequence[Message], text: str) -> None:
@@ -371,9 +367,35 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _common_beginning(one: str, other: str) -> str:
-    return commonprefix([one, other])  # noqa: RUF071, it is no path
-
-
 def _tail(text: str) -> str:
     return f"'…{text[-40:]}'" if len(text) > 40 else f"'{text}'"
+
+
+# ---- for a plan: texts as the model reads them, with what is learned between brackets
+
+
+def example_lines(tasks: Iterable[TaskData]) -> list[str]:
+    """Of each task its first example, and what was left out of its data or is otherwise than it looks."""
+    lines = []
+    for task in tasks:
+        if task.shown:
+            lines += ["", *pieces_lines(f"{task.examples[0].id} as the model reads it", task.shown, "what is learned")]
+            lines += [f"! {task.task}: {note}" for note in task.notes]
+    return lines
+
+
+def pieces_lines(heading: str, pieces: Iterable[tuple[str, bool]], marked: str) -> list[str]:
+    """A text in pieces below a heading; `marked` says what those between brackets are."""
+    text = "".join(f"⟦{visible(one)}⟧" if is_marked else visible(one) for one, is_marked in pieces)
+    lines = [f"  {line}" for line in text.replace("⏎", "⏎\n").split("\n") if line]
+    return [f"{heading}; ⟦{marked}⟧, ⏎ a line break:", *lines]
+
+
+def visible(text: str) -> str:
+    """A text without what a terminal would obey, its middle left out where it is long."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
+    return "".join(
+        "⏎" if character == "\n" else character if character.isprintable() else ascii(character)[1:-1]
+        for character in text
+    )

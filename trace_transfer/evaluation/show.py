@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from trace_transfer.data.show import pieces_lines, visible
+from trace_transfer.data.rendering import pieces_lines, visible
 from trace_transfer.evaluation.records import EvaluationFile, Member, Score
 from trace_transfer.records import model_line
 from trace_transfer.terminal import Page, Shown, as_text

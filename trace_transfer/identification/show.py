@@ -33,7 +33,7 @@ def render_identified(found: Identified) -> str:
 @as_text
 def render_plan(page: Page, plan: IdentifyPlan) -> None:
     """Tasks, steps, memory and disk."""
-    from trace_transfer.data.show import example_lines
+    from trace_transfer.data.rendering import example_lines
 
     starts, settings, score = plan.warm_starts, plan.settings.warm_start, plan.settings.score
     rows = [

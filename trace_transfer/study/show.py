@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.data.show import example_lines
+from trace_transfer.data.rendering import example_lines
 from trace_transfer.progress import EVERY, Counted, bars, passed, shows_bars
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import TUNING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trace_transfer.data.show import example_lines
+from trace_transfer.data.rendering import example_lines
 from trace_transfer.errors import MAX_LISTED
 from trace_transfer.files import size
 from trace_transfer.records import model_line
