@@ -37,18 +37,14 @@ Span = tuple[int, int]  # characters of a text, or tokens of an example; the end
 
 
 def read_tasks(base: OpenModel, tasks: str | Path, max_length: int, too_long: str, seed: int) -> tuple[TaskData, ...]:
-    """All tasks of a `tasks.yaml`, encoded for a model; raises as `encode_tasks`."""
+    """All tasks of a `tasks.yaml`, encoded for a model."""
     return encode_tasks(base, load_tasks(tasks), Path(tasks).parent, max_length, too_long, seed)
 
 
 def encode_tasks(
     base: OpenModel, specs: Sequence[TaskSpec], directory: Path, max_length: int, too_long: str, seed: int
 ) -> tuple[TaskData, ...]:
-    """Tasks encoded for a model; their data lie relative to a directory.
-
-    Raises:
-        UserError: the data, an example or the tokenizer cannot be used, or examples are longer than the model can read.
-    """
+    """Tasks encoded for a model; their data lie relative to a directory."""
     tokenizer = load_tokenizer(base.source)
     data = tuple(
         encode_task(spec, read_records(spec, directory, seed=seed), tokenizer, max_length=max_length, too_long=too_long)
@@ -83,14 +79,12 @@ def encode_task(
     template = template_of(spec, tokenizer)
     rendered, counts = _render(spec, records.records, tokenizer, template)
     encoded, counts[PARTED] = _encode(rendered, tokenizer, leading_special_ids(tokenizer, template))
-    longer = [len(one.input_ids) > max_length for one in encoded]
-    if too_long == "leave-out":
-        examples = [one for one, is_longer in zip(encoded, longer, strict=True) if not is_longer]
-    else:
-        examples = [
-            Example(one.id, one.input_ids[:max_length], one.labels[:max_length]) if is_longer else one
-            for one, is_longer in zip(encoded, longer, strict=True)
-        ]
+    num_longer = sum(len(one.input_ids) > max_length for one in encoded)
+    kept = [one for one in encoded if too_long == "cut" or len(one.input_ids) <= max_length]
+    examples = [
+        Example(one.id, one.input_ids[:max_length], one.labels[:max_length]) if len(one.input_ids) > max_length else one
+        for one in kept
+    ]
     if not examples:
         longest = f"all {len(encoded)} examples are longer than {max_length} tokens"
         raise TaskError(f"{spec.label}: {longest}; raise --max-length")
@@ -102,24 +96,18 @@ def encode_task(
     num_left_out = len(encoded) - len(examples)
     notes = (*records.notes, *(f"{what}: {count:,}" for what, count in counts.items() if count))
     return TaskData(
-        spec.name, tuple(examples), records.num_records, sum(longer) - num_left_out, num_left_out, template,
+        spec.name, tuple(examples), records.num_records, num_longer - num_left_out, num_left_out, template,
         _sha256(examples), notes, pieces_of(examples[0], tokenizer),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What answers are generated from, and where they stop.
+    """What answers are generated from, and where they stop."""
 
-    Attributes:
-        ids: of each record the tokens before its last answer.
-        stop_ids: tokens that end an answer: the end of a turn, whether or not it is special, and the end of text.
-        stop_texts: ends of a turn that are no token of their own.
-    """
-
-    ids: tuple[tuple[int, ...], ...]
-    stop_ids: frozenset[int]
-    stop_texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]  # of each record the tokens before its last answer
+    stop_ids: frozenset[int]  # tokens that end an answer: the end of a turn, special or not, and the end of text
+    stop_texts: tuple[str, ...]  # ends of a turn that are no token of their own
     template: str
     notes: tuple[str, ...]
 
@@ -170,9 +158,12 @@ def halves(data: TaskData, seed: int) -> tuple[TaskData, TaskData]:
     if len(names) < 2:
         raise TaskError(f"task {data.task}: 1 example, at least 2 are needed for two halves")
     first = set(chosen(names, len(names) // 2, f"{seed}/half"))
-    parts = (tuple(one for one in data.examples if (record_of(one) in first) == wanted) for wanted in (True, False))
-    one, other = (replace(data, examples=part, sha256=_sha256(part)) for part in parts)
-    return one, other
+
+    def half(wanted: bool) -> TaskData:
+        examples = tuple(one for one in data.examples if (record_of(one) in first) == wanted)
+        return replace(data, examples=examples, sha256=_sha256(examples))
+
+    return half(True), half(False)
 
 
 def record_of(example: Example) -> str:

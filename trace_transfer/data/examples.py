@@ -19,19 +19,15 @@ IGNORED = -100  # the label of a token that is not supervised, as in torch and t
 class Example:
     """One supervised example.
 
-    Attributes:
-        id: for messages, `math:17`: task and record (counted from 0 in its file); `math:17/2` where a record is read as
-            several examples.
-        input_ids: all tokens, special ones included.
-        labels: for each token itself where it belongs to the answer, `IGNORED` elsewhere. Token t is predicted from
-            those before it, so that the label of the first token is never used.
-        content: (first, end) of the tokens that write the last answer's own text, without what the template puts before
-            it and without the end of the turn; None where that is not known.
+    `id` is that of task and record (counted from 0 in its file), `math:17`, or `math:17/2` where a record is read as
+    several examples. `labels` are the tokens themselves where they belong to the answer, `IGNORED` elsewhere. Token t
+    is predicted from those before it, so that the label of the first token is never used.
     """
 
     id: str
-    input_ids: tuple[int, ...]
+    input_ids: tuple[int, ...]  # special ones included
     labels: tuple[int, ...]
+    # (First, end) of the tokens of the last answer's own text, without what the template puts around it, if known.
     content: tuple[int, int] | None = None
 
     @cached_property
@@ -41,25 +37,17 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's examples, ready to be trained on.
-
-    Attributes:
-        num_records: in the data, before `max_examples` and anything left out.
-        num_cut, num_left_out: examples longer than the maximal length.
-        sha256: of all token ids and labels; other data, other sum.
-        notes: what was left out or is otherwise than it looks, with counts.
-        shown: the first example as text, in pieces: (text, whether it is learned).
-    """
+    """A task's examples, ready to be trained on."""
 
     task: str
     examples: tuple[Example, ...]
-    num_records: int
-    num_cut: int
-    num_left_out: int
+    num_records: int  # in the data, before `max_examples` and anything left out
+    num_cut: int  # examples longer than the maximal length
+    num_left_out: int  # as well
     template: str
-    sha256: str
-    notes: tuple[str, ...] = ()
-    shown: tuple[tuple[str, bool], ...] = ()
+    sha256: str  # of all token ids and labels
+    notes: tuple[str, ...] = ()  # what was left out or is otherwise than it looks, with counts
+    shown: tuple[tuple[str, bool], ...] = ()  # the first example as text: pieces, and whether each is learned
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,10 @@ def _split(file: Path, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one model reads: token ids of each text, and the token span of each row.
+    """What one model reads: token ids of each text, and the token span of each row."""
 
-    Attributes:
-        ids: for each text its token ids, special tokens included.
-        spans_R2: int64 [R, 2], first token and the one after the last; a row is the mean over its span.
-    """
-
-    ids: tuple[tuple[int, ...], ...]
-    spans_R2: Tensor
+    ids: tuple[tuple[int, ...], ...]  # special tokens included
+    spans_R2: Tensor  # int64 [R, 2], first token and the one after the last; a row is the mean over its span
 
     @property
     def num_tokens(self) -> int:
@@ -97,16 +92,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Corresponding rows of two models, minibatch after minibatch; a text has at most one row in a minibatch.
-
-    Attributes:
-        texts_R: int64 [R], the text of each row.
-        sizes: number of rows of each minibatch; they sum to R.
-    """
+    """Corresponding rows of two models, minibatch after minibatch; a text has at most one row in a minibatch."""
 
     kind: str
-    texts_R: Tensor
-    sizes: tuple[int, ...]
+    texts_R: Tensor  # int64 [R], the text of each row
+    sizes: tuple[int, ...]  # number of rows of each minibatch; they sum to R
     source: Reading
     target: Reading
 

@@ -42,7 +42,7 @@ class Place:
     path: tuple[str, ...] = ()
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """What lies there; an UnusableValueError if the way leads nowhere."""
+        """What lies there."""
         found: Any = row.get(self.column)
         for step in self.path:
             try:
@@ -53,7 +53,7 @@ class Place:
         return found
 
     def text(self, row: Mapping[str, Any]) -> str:
-        """What lies there as part of a text; an UnusableValueError if it is no text, number or truth value."""
+        """What lies there as part of a text."""
         value = self.value(row)
         if value is not None and not isinstance(value, (str, int, float)):
             raise UnusableValueError(f"takes {describe(value)} from column '{self.column}', expected text or a number")
@@ -237,7 +237,7 @@ Spec = TypeVar("Spec", bound=TaskSpec)
 
 
 def load_list(path: Path | str, kind: type[Spec]) -> tuple[Spec, ...]:
-    """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys; raises as `load_tasks`."""
+    """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys."""
     file = Path(path)
     specs, problems = checked_items(items_under("tasks", file, "data:"), kind, file.parent)
     refuse(problems, str(file))
@@ -289,14 +289,9 @@ def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> st
     return f"{what}: {', '.join(allowed)}{meant}"
 
 
-def parse_yaml(file: Path) -> Any:
-    """What a YAML file says; a TaskError with the line if it is not YAML."""
-    return read_yaml(file, TaskError)
-
-
 def items_under(key: str, file: Path, needs: str) -> list[Any]:
     """The list under the one key of a YAML file."""
-    content = parse_yaml(file)
+    content = read_yaml(file, TaskError)
     expected = f"expected a list of {key} under '{key}:' and nothing else, each with name: and {needs}"
     if not isinstance(content, Mapping) or set(content) != {key}:
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else kind_of(content)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Gt
 from pydantic import Field
 
-from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate, parse_yaml
+from trace_transfer.data.tasks_file import TaskError, TaskSpec, checked_items, locate
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
@@ -38,6 +38,7 @@ from trace_transfer.study.methods import (
     takes_part,
 )
 from trace_transfer.study.steps import LAUNCHED, VERSIONS, Resources
+from trace_transfer.text_formats import read_yaml
 from trace_transfer.training.settings import paper_training
 
 DEFAULT = "default"  # resources of all kinds of steps
@@ -259,7 +260,7 @@ def load_run(path: Path | str, out: Path | None = None) -> Study:
         TaskError: it cannot be read, or is not YAML.
     """
     file = Path(path)
-    content = parse_yaml(file)
+    content = read_yaml(file, TaskError)
     if not isinstance(content, dict):
         found = type(content).__name__
         raise RunFileError(f"{file}: expected keys such as target:, tasks: and methods:, found {found}")
