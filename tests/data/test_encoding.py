@@ -6,20 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.data import chat_tokenizers as templates
-from tests.data.chat_tokenizers import chat_tokenizer, metaspace_tokenizer
+from tests.data import chat_templates as templates
+from tests.data.chat_templates import chat_tokenizer, metaspace_tokenizer
 from tests.data.test_records import turns
 from tests.data.test_rendering import CASES, ONE, TWO, TWO_ANSWERS
 from tests.reference.supervision_by_hand import labels_by_hand
 from tests.tiny_models import TEXTS, build_tokenizer
 from trace_transfer.data.encoding import PARTED, encode_prompts, encode_task, halves, record_of
-from trace_transfer.data.examples import IGNORED, collate
-from trace_transfer.data.records import Message, Record, Records, read_records
+from trace_transfer.data.examples import IGNORED
+from trace_transfer.data.records import Message, Record, Records
 from trace_transfer.data.rendering import APART
-from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
+from trace_transfer.data.tasks_file import TaskError, TaskSpec
 from trace_transfer.evaluation.own_data import number_of
-from trace_transfer.families.model_handle import load_tokenizer
-from trace_transfer.models.sources import ModelSource
 
 EMOJI = turns(("u", "Draw 漢 and é: 🦊?"), ("a", " 🦊🦊 naïve 漢\n\n  def f(x):\n"))
 
@@ -87,31 +85,21 @@ def test_metaspace():
             assert example.input_ids[0] == 0 and example.input_ids[-1] == tokenizer.eos_token_id
 
 
-def test_template_that_is_asked_for():
-    assert encode_task(spec(template="plain"), records(ONE), chat_tokenizer(templates.CHATML)).template == "plain"
-    with pytest.raises(
-        TaskError, match=r"^task math \(a.jsonl\): template: chat, but the model's tokenizer has no chat"
-    ):
+def test_templates_that_cannot_be_used():
+    assert encode_task(spec(template="plain"), records(ONE), chat_tokenizer()).template == "plain"
+    with pytest.raises(TaskError, match="task math .*: template: chat, but the model's tokenizer has no chat"):
         encode_task(spec(template="chat"), records(ONE), chat_tokenizer(None))
-
-
-def test_a_template_that_refuses_is_said_for_all_records():
     with pytest.raises(TaskError, match="chat template does not take 2 of 3 examples") as caught:
         encode_task(spec(), records(TWO, ONE, TWO), chat_tokenizer(templates.LLAMA2))
     refusal = "Only user and assistant turns!"
     assert str(caught.value).split("\n  - ")[1:] == [f"math:10: {refusal}", f"math:12: {refusal}"]
-
-
-def test_no_end_of_text():
-    tokenizer = chat_tokenizer(None, eos=None)
     with pytest.raises(TaskError, match=r"names no end-of-text token.* set eos_token"):
-        encode_task(spec(), records(ONE), tokenizer)
-    tokenizer.chat_template = templates.CHATML
-    assert encode_task(spec(), records(ONE), tokenizer).examples[0].num_supervised > 1
+        encode_task(spec(), records(ONE), chat_tokenizer(None, eos=None))
+    assert encode_task(spec(), records(ONE), chat_tokenizer(eos=None)).examples[0].num_supervised > 1
 
 
-def test_cut_keeps_ids_and_labels_together():
-    tokenizer = chat_tokenizer(templates.CHATML)
+def test_examples_that_are_too_long():
+    tokenizer = chat_tokenizer()
     whole = encode_task(spec(), questions(6), tokenizer)
     lengths = [len(example.input_ids) for example in whole.examples]
     assert lengths == sorted(set(lengths)) and (whole.num_cut, whole.num_left_out) == (0, 0)
@@ -119,35 +107,25 @@ def test_cut_keeps_ids_and_labels_together():
     cut = encode_task(spec(), questions(6), tokenizer, max_length=length)
     assert (cut.num_cut, cut.num_left_out, cut.num_records) == (2, 0, 40)
     for before, after in zip(whole.examples, cut.examples, strict=True):
-        assert after.input_ids == before.input_ids[:length]
-        assert after.labels == before.labels[:length]
-        assert after.id == before.id
-
-
-def test_leave_out():
-    tokenizer = chat_tokenizer(templates.CHATML)
-    whole = encode_task(spec(), questions(6), tokenizer)
-    length = len(whole.examples[3].input_ids)
+        expected = (before.id, before.input_ids[:length], before.labels[:length])
+        assert (after.id, after.input_ids, after.labels) == expected
     kept = encode_task(spec(), questions(6), tokenizer, max_length=length, too_long="leave-out")
     assert kept.examples == whole.examples[:4]
     assert (kept.num_cut, kept.num_left_out, kept.num_records) == (0, 2, 40)
     with pytest.raises(TaskError, match="all 6 examples are longer than 20 tokens; raise --max-length"):
         encode_task(spec(), questions(6), tokenizer, max_length=20, too_long="leave-out")
-
-
-def test_answers_that_are_cut_away():
-    tokenizer = chat_tokenizer(templates.CHATML)
-    whole = encode_task(spec(), questions(4), tokenizer)
     start = next(place for place, label in enumerate(whole.examples[2].labels) if label != IGNORED)
-    kept = encode_task(spec(), records(questions(4).records[2].messages), tokenizer, max_length=start + 1)
-    assert [example.num_supervised for example in kept.examples] == [1]
-    with pytest.raises(TaskError, match="no token of the answer is left in 2 of 4 examples, each cut at") as caught:
-        encode_task(spec(), questions(4), tokenizer, max_length=start)
-    assert "raise --max-length or use --too-long leave-out:\n  - math:12\n  - math:13" in str(caught.value)
+    with pytest.raises(TaskError, match="no token of the answer is left in 4 of 6 examples, each cut at") as caught:
+        encode_task(spec(), questions(6), tokenizer, max_length=start)
+    assert "--too-long leave-out:\n  - math:12\n  - math:13" in str(caught.value)
+    (shortest,) = encode_task(
+        spec(), records(questions(3).records[2].messages), tokenizer, max_length=start + 1
+    ).examples
+    assert shortest.num_supervised == 1
 
 
 def test_sha256_is_of_ids_and_labels():
-    tokenizer = chat_tokenizer(templates.CHATML)
+    tokenizer = chat_tokenizer()
     data = encode_task(spec(), records(ONE, TWO), tokenizer)
     lines = (json.dumps([example.input_ids, example.labels]) + "\n" for example in data.examples)
     assert data.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -161,43 +139,16 @@ def test_sha256_is_of_ids_and_labels():
     assert len(sums) == 4
 
 
-def test_from_the_file_to_a_batch(tiny, tmp_path, monkeypatch):
-    """The whole way, with the tokenizer of a model's directory, from another directory."""
-    rows = [{"q": text[:20], "a": text[20:], "n": number} for number, text in enumerate(TEXTS) if len(text) > 40]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "tasks.yaml").write_text(
-        'tasks: [{name: math, data: data/a.jsonl, fields: {prompt: "{n}. {q}", completion: a}, max_examples: 5}]'
-    )
-    tokenizer = load_tokenizer(ModelSource.parse(tiny("llama")))
-    (task,) = load_tasks(tmp_path / "tasks.yaml")
-    monkeypatch.chdir("/")
-
-    def prepared(seed):
-        return encode_task(task, read_records(task, tmp_path, seed=seed), tokenizer, max_length=64)
-
-    data = prepared(3)
-    assert (len(data.examples), data.num_records, data.template) == (5, len(rows), "plain")
-    for example in data.examples:
-        row = rows[int(example.id.removeprefix("math:"))]
-        assert tokenizer.decode(example.input_ids) == f"<s>{row['n']}. {row['q']}\n\n{row['a']}<s>"[:1000]
-        assert learned(example, tokenizer) == row["a"] + "<s>"
-    batch = collate(data.examples)
-    assert (batch.targets_bt != IGNORED).sum(dim=1).tolist() == [example.num_supervised for example in data.examples]
-    assert prepared(3).sha256 == data.sha256
-    assert prepared(4).sha256 != data.sha256
-
-
 def test_several_examples_of_a_record_stay_together():
     """In one half of the data, and under the number of their record."""
     talk = turns(("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))
-    data = encode_task(spec(), records(*[talk] * 5), chat_tokenizer(templates.THINKING))
+    data = encode_task(spec(), records(*[talk] * 5), chat_tokenizer(templates.QWEN3))
     assert [example.id for example in data.examples[:3]] == ["math:10/1", "math:10/2", "math:11/1"]
     assert data.notes == (f"{APART}: 5",) and [number_of(example) for example in data.examples[:3]] == [10, 10, 11]
     sides = [{record_of(example) for example in half.examples} for half in halves(data, seed=0)]
     assert not sides[0] & sides[1] and [len(side) for side in sides] == [2, 3]
     with pytest.raises(TaskError, match="task math: 1 example, at least 2 are needed"):
-        halves(encode_task(spec(), records(talk), chat_tokenizer(templates.THINKING)), seed=0)
+        halves(encode_task(spec(), records(talk), chat_tokenizer(templates.QWEN3)), seed=0)
 
 
 def test_a_prompt_that_ends_with_the_space_of_the_answer():

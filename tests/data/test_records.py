@@ -1,11 +1,15 @@
-"""Three shapes in four kinds of file, mapped or not; samples; and data that cannot be used, each with its message."""
+"""Three shapes in four kinds of file, mapped or not; samples; data that cannot be used; and what records and messages
+say beside their texts: honoured, handed on, told with a count, or refused with the key."""
 
+import datetime
 import json
 
 import datasets
 import pytest
 from datasets import Dataset
 
+from tests.data.chat_templates import FAMILIES
+from trace_transfer.data.encoding import encode_task
 from trace_transfer.data.records import Message, read_records
 from trace_transfer.data.tasks_file import TaskError, TaskSpec
 
@@ -53,13 +57,14 @@ ROWS = dict(zip(EXPECTED, (PAIRS, ALPACA, CHATS), strict=True))
 
 @pytest.fixture
 def read(tmp_path):
-    """`read(name, content, **spec)`: write a file and read it as a task."""
+    """`read(rows, file, **spec)`: write rows, or a file's text, and read them as a task."""
 
-    def _read(name, content, seed=0, **spec):
-        if isinstance(content, list):
-            write_rows(tmp_path / name, content)
+    def _read(rows, name="a.jsonl", seed=0, **spec):
+        file = tmp_path / name
+        if isinstance(rows, list):
+            write_rows(file, rows)
         else:
-            (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            file.write_bytes(rows.encode() if isinstance(rows, str) else rows)
         return read_records(TaskSpec(name="math", data=name, **spec), tmp_path, seed=seed)
 
     return _read
@@ -86,33 +91,33 @@ def write_rows(file, rows):
     ],
 )
 def test_shapes_in_all_kinds_of_file(read, shape, extension):
-    records = read(f"data.{extension}", ROWS[shape])
+    records = read(ROWS[shape], f"data.{extension}")
     assert (records.task, records.num_records) == ("math", 2)
     assert tuple(record.messages for record in records.records) == EXPECTED[shape]
     assert [record.number for record in records.records] == [0, 1]
 
 
 def test_text_of_a_csv_file_stays_what_it_is(read):
-    records = read("a.csv", "\ufeffprompt,completion\n1,007\nNA,1e3\nnull,None\n2020-01-01,True\n")
+    records = read("\ufeffprompt,completion\n1,007\nNA,1e3\nnull,None\n2020-01-01,True\n", "a.csv")
     texts = [tuple(message.content for message in record.messages) for record in records.records]
     assert texts == [("1", "007"), ("NA", "1e3"), ("null", "None"), ("2020-01-01", "True")]
-    (record,) = read("a.csv", "prompt,completion,other\n1.50,007,\n").records  # columns of numbers and of nothing
+    (record,) = read("prompt,completion,other\n1.50,007,\n", "a.csv").records  # columns of numbers and of nothing
     assert [message.content for message in record.messages] == ["1.50", "007"]
 
 
 def test_mapping(read):
     rows = [{"question": "Which?", "options": ["x", "y"], "right": 1, "prompt": "not this"}]
     fields = {"prompt": "{question}\nA. {options[0]}\nB. {options[1]}", "completion": "{right}"}
-    (record,) = read("a.jsonl", rows, fields=fields).records
+    (record,) = read(rows, fields=fields).records
     assert record.messages == turns(("u", "Which?\nA. x\nB. y"), ("a", "1"))
 
 
 def test_mapping_decides_between_shapes(read):
     rows = [{**PAIRS[0], **CHATS[0]}]
     for field, expected in (("messages", "messages"), ("prompt", "prompt and completion")):
-        assert read("a.jsonl", rows, fields={field: field}).records[0].messages == EXPECTED[expected][0]
+        assert read(rows, fields={field: field}).records[0].messages == EXPECTED[expected][0]
     with pytest.raises(TaskError, match=r"more than one shape(.|\n)*shapes:  prompt and completion; messages\n"):
-        read("a.jsonl", rows)
+        read(rows)
 
 
 def test_sharegpt(read):
@@ -123,8 +128,8 @@ def test_sharegpt(read):
         {"from": "gpt", "value": "Ho"},
     ]
     expected = turns(("a", "Yes?"), ("u", "Hi"), ("a", "Ho"))
-    assert read("a.jsonl", [{"conversations": talk}]).records[0].messages == expected
-    assert read("a.jsonl", [{"talk": talk}], fields={"messages": "talk"}).records[0].messages == expected
+    assert read([{"conversations": talk}]).records[0].messages == expected
+    assert read([{"talk": talk}], fields={"messages": "talk"}).records[0].messages == expected
 
 
 def test_a_prompt_of_messages_is_not_learned(read):
@@ -136,16 +141,16 @@ def test_a_prompt_of_messages_is_not_learned(read):
     rows = [{"input": shots, "ideal": "two"}]
     expected = turns(("u", "1?"), ("c", "one"), ("u", "2?"), ("a", "two"))
     fields = {"prompt": "input", "completion": "ideal"}
-    assert read("a.jsonl", rows, fields=fields).records[0].messages == expected
+    assert read(rows, fields=fields).records[0].messages == expected
     rows = [{"prompt": shots, "completion": [{"role": "assistant", "content": "two"}]}]
-    assert read("a.parquet", rows).records[0].messages == expected
+    assert read(rows, "a.parquet").records[0].messages == expected
 
 
 def test_sample(read):
     rows = [{"prompt": f"{i}", "completion": f"{i * i}"} for i in range(50)]
     numbers = {}
     for count, seed in ((10, 0), (20, 0), (10, 1), (99, 0)):
-        records = read("a.jsonl", rows, max_examples=count, seed=seed)
+        records = read(rows, max_examples=count, seed=seed)
         assert records.num_records == 50
         assert all(record.messages[0].content == str(record.number) for record in records.records)
         numbers[count, seed] = [record.number for record in records.records]
@@ -156,34 +161,19 @@ def test_sample(read):
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    "name, content, problem",
     [
-        ("a.jsonl", "\n \n"),
-        ("a.json", "[]"),
-        ("a.csv", "prompt,completion\n"),
-        ("a.parquet", b""),
+        ("a.jsonl", "\n \n", "no records"),
+        ("a.parquet", b"", "no records"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt":\n', ".*a.jsonl cannot be read as JSONL: line 2, .*Expecting value"),
+        ("a.jsonl", "1\n2\n", ".*a.jsonl cannot be read as JSONL: record 0 is the number 1, expected an object"),
+        ("a.csv", "prompt,completion\n1,2\n1,2,3,4\n", ".*a.csv cannot be read as CSV: Error tokenizing data"),
+        ("a.parquet", b"PAR1", ".*a.parquet cannot be read as PARQUET: "),
     ],
 )
-def test_no_records(read, name, content):
-    with pytest.raises(TaskError, match=rf"^task math \({name}\): no records$"):
-        read(name, content)
-
-
-@pytest.mark.parametrize(
-    "name, content, kind",
-    [
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt":\n', "JSONL: line 2, .*Expecting value"),
-        ("a.jsonl", "hello", "JSONL: line 1, .*Expecting value"),
-        ("a.jsonl", "1\n2\n", "JSONL: record 0 is the number 1, expected an object"),
-        ("a.json", '[{"prompt": 1', "JSON: "),
-        ("a.csv", "prompt,completion\n1,2\n1,2,3,4\n", "CSV: Error tokenizing data. .* Expected 2 fields in line 3"),
-        ("a.csv", "prompt,completion\ncafé,x\n".encode("latin1"), "CSV: 'utf-8' codec can't decode byte 0xe9"),
-        ("a.parquet", b"PAR1", "PARQUET: .*Parquet file size is 4 bytes"),
-    ],
-)
-def test_files_of_another_kind(read, name, content, kind):
-    with pytest.raises(TaskError, match=rf"^task math \({name}\): .*{name} cannot be read as {kind}"):
-        read(name, content)
+def test_files_without_records(read, name, content, problem):
+    with pytest.raises(TaskError, match=rf"^task math \({name}\): {problem}"):
+        read(content, name)
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
@@ -219,7 +209,7 @@ def test_what_is_asked_of_the_hub(monkeypatch):
 
 def refused(read, rows, **spec) -> list[str]:
     with pytest.raises(TaskError, match=r"task math \(a\.jsonl\): ") as caught:
-        read("a.jsonl", rows, **spec)
+        read(rows, **spec)
     return str(caught.value).removeprefix("task math (a.jsonl): ").split("\n")
 
 
@@ -232,30 +222,126 @@ def test_columns_that_are_not_there(read):
     ]
 
 
-def test_records_without_text(read):
-    bad = [(" ", "b"), ("a", None), ("a", 5), ({"x": 1}, "b")]
-    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in [("a", "b"), *bad]]
-    head, *found = refused(read, rows)
-    assert head == "4 of 5 records cannot be used (counted from 0):"
-    told = ("prompt is empty", "completion is empty", "completion is the number 5", "prompt is a mapping")
-    for number, (line, problem) in enumerate(zip(found, told, strict=True), start=1):
-        assert line.startswith(f"  - record {number}: {problem}")
-
-
-def test_chats_that_are_none(read):
+def test_what_is_no_record(read):
     user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    rows = [
-        [user, answer], [user], [], "text", ["text"], [{"role": "robot", "content": "a"}, answer],
-        [user, {"role": "assistant", "content": None}], [user, {"role": "assistant", "content": ["b"]}],
-    ]  # fmt: skip
-    roles = "expected one of system, developer, user, assistant, tool, human, gpt"
-    assert refused(read, [{"messages": row} for row in rows]) == [
-        "7 of 8 records cannot be used (counted from 0):",
-        "  - record 1: messages has no turn of the assistant",
-        "  - record 2: messages is empty, expected a list of messages",
-        "  - record 3: messages is a text, expected a list of messages",
-        "  - record 4: messages[0] is a text, expected {role: …, content: …}",
-        f"  - record 5: messages[0] has the role 'robot', {roles}",
-        "  - record 6: messages[1] is empty",
-        "  - record 7: messages[1] is a list, expected text",
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in [("a", "b"), (" ", "b"), ("a", 5)]]
+    assert refused(read, rows) == [
+        "2 of 3 records cannot be used (counted from 0):",
+        "  - record 1: prompt is empty",
+        '  - record 2: completion is the number 5, expected text (a format such as "{column}" makes text of it)',
     ]
+    robot, empty = {"role": "robot", "content": "a"}, {**answer, "content": ""}
+    rows = [[user], [], "text", ["text"], [robot, answer], [user, empty]]
+    told = ("no turn of the assistant", "is empty", "is a text", "[0] is a text", "the role 'robot'", "[1] is empty")
+    found = refused(read, [{"messages": row} for row in rows])[1:]
+    assert all(part in problem for part, problem in zip(told, found, strict=True))
+
+
+# ---- beside the texts
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+ANOTHER = {"role": "assistant", "content": "Hey"}
+
+
+def learned(records) -> list[list[str]]:
+    return [[turn.content for turn in record.messages if turn.is_answer] for record in records.records]
+
+
+@pytest.mark.parametrize("mask", [{"weight": 0}, {"train": False}])
+def test_masked_turns_are_context(read, mask):
+    records = read([{"messages": [USER, ANSWER | mask, USER, ANOTHER]}])
+    assert learned(records) == [["Hey"]] and len(records.records[0].messages) == 4
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"} | mask]
+    assert learned(read([{"conversations": [*sharegpt, {"from": "gpt", "value": "Hey", "weight": 1}]}])) == [["Hey"]]
+    with pytest.raises(TaskError, match=r"messages has no turn of the assistant that is to be learned: all are masked"):
+        read([{"messages": [USER, ANSWER | mask]}])
+    assert learned(read([{"messages": [USER, ANSWER | mask]}], ignore=tuple(mask))) == [["Ho"]]
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (ANSWER | {"weight": 0.5}, r"messages\[1\] has weight 0.5, expected 0 or 1"),
+        (USER | {"train": True}, r"messages\[1\] has train True: a turn of the user, and only the assistant's are"),
+        (USER | {"images": ["a.png"]}, r"messages\[1\] has images, which cannot be honoured \(ignore: \[images\]"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "See"}, {"type": "image_url", "image_url": "a"}]},
+            r"messages\[1\]\.content\[1\] is of type 'image_url' with image_url, expected \{type: text",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(read, message, problem):
+    with pytest.raises(TaskError, match=r"1 of 2 records cannot be used \(counted from 0\):\n  - record 1: " + problem):
+        read([{"messages": [USER, ANSWER]}, {"messages": [USER, message, USER, ANSWER]}])
+
+
+def test_system_and_tools_of_a_record(read):
+    tools = [{"name": "add"}]
+    rows = [
+        {"system": "Brief.", "tools": tools, "messages": [USER, ANSWER]},
+        {"system": " ", "tools": json.dumps(tools), "messages": [USER, ANSWER]},
+        {"system": "Brief.", "tools": [], "messages": [{"role": "system", "content": "Brief."}, USER, ANSWER]},
+        {"system": None, "messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": False}},
+    ]
+    found = read(rows).records
+    assert [[turn.role for turn in one.messages] for one in found] == [
+        ["system", "user", "assistant"], ["user", "assistant"], ["system", "user", "assistant"], ["user", "assistant"],
+    ]  # fmt: skip
+    assert [one.context for one in found] == [{"tools": tools}, {"tools": tools}, {}, {"enable_thinking": False}]
+    with pytest.raises(TaskError, match="system is another text than that of the system message"):
+        read([{"system": "Long.", "messages": [{"role": "system", "content": "Brief."}, USER, ANSWER]}])
+    with pytest.raises(TaskError, match="tools is text, and not JSON: add"):
+        read([{"tools": "add", "messages": [USER, ANSWER]}])
+    pairs = {"q": "Hi", "a": "Ho", "s": "Brief."}
+    (one,) = read([pairs], fields={"prompt": "q", "completion": "a", "system": "s"}).records
+    assert [turn.role for turn in one.messages] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("history", [["a", "b"]], "history is a list: earlier turns; give them as messages"),
+        ("weight", 0, "weight is the number 0: a record that is not to be learned"),
+        ("label", False, "label is False: a record that is not to be learned"),
+    ],
+)
+def test_columns_that_change_what_a_record_means(read, column, value, problem):
+    row = {"prompt": "Hi", "completion": "Ho"}
+    with pytest.raises(TaskError, match=rf"record 1: {problem}.*\(ignore: \[{column}\] leaves it out\)"):
+        read([row, row | {column: value}])
+    assert len(read([row, row | {column: value}], ignore=[column]).records) == 2
+    harmless = {"weight": 1, "train": True, "label": True}.get(column)
+    assert read([row | {column: harmless}]).notes == ()
+
+
+def test_what_is_not_read_is_told(read):
+    row = {"id": 7, "prompt": "Hi", "completion": "Ho", "source": "web"}
+    assert read([row, row]).notes == ("columns that are not read: id, source",)
+    assert read([row, row], ignore=["id", "source"]).notes == ()
+    talk = [USER | {"id": 1}, ANSWER | {"id": 2, "likes": None}, USER]
+    records = read([{"messages": talk}, {"messages": [USER, ANSWER]}])
+    assert records.notes == ("turns left out behind the last answer, as they would never be learned: 1",)
+    data = encode_task(TaskSpec(name="t", data="a.jsonl"), records, FAMILIES["chatml"].tokenizer())
+    assert data.notes[1:] == ("conversations of which the template does not write the messages' key 'id': 1",)
+
+
+def test_texts_of_json_stay_what_they_are(read):
+    """Not dates, numbers or truth values, whatever they look like; no key of one record in another."""
+    answers = ["2026-02-03", "2026-02-03T10:00:00Z", "007", "1e3", "null", "yes", "12345678901234567890123"]
+    records = read([{"prompt": f"{n}", "completion": one} for n, one in enumerate(answers)])
+    assert learned(records) == [[one] for one in answers]
+    talk = [[USER, {"role": "assistant", "content": one}] for one in answers]
+    assert learned(read([{"messages": one} for one in talk])) == [[one] for one in answers]
+    (record,) = read([{"prompt": "a", "n": 2**62, "completion": "b"}], fields={"prompt": "{n}"}).records
+    assert record.messages[0].content == str(2**62)
+
+
+def test_tables_have_no_keys_that_are_empty(read):
+    """Arrow gives every call the arguments of all others."""
+    calls = [[{"function": {"name": "add", "arguments": one}}] for one in ({"a": 1}, {"b": 2})]
+    rows = [{"messages": [USER, {"role": "assistant", "content": "", "tool_calls": one, "weight": 1}]} for one in calls]
+    records = read(rows, "a.parquet").records
+    found = [record.messages[1].more["tool_calls"][0]["function"]["arguments"] for record in records]
+    assert found == [{"a": 1}, {"b": 2}] and records[0].messages[0].more == {}
+    with pytest.raises(TaskError, match="completion is a date, 2020-01-01"):
+        read([{"prompt": "a", "completion": datetime.date(2020, 1, 1)}], "a.parquet")

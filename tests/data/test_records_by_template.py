@@ -103,8 +103,12 @@ def stops_of(family: str, directory: Path) -> str:
 
 def table() -> dict[str, list[str]]:
     """Family → its lines."""
-    blocks = TABLE.read_text("utf-8").strip().split("\n\n")
-    return {block.split()[1]: block.split("\n") for block in blocks}
+    found = {}
+    for block in TABLE.read_text("utf-8").strip().split("\n\n"):
+        first, *rest = block.split("\n")
+        stops, _, as_another = first.partition(", and writes as ")
+        found[first.split()[1]] = [stops, *(found[as_another][1:] if as_another else rest)]
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,11 +4,20 @@ import re
 
 import pytest
 
-from tests.data import chat_tokenizers as templates
-from tests.data.chat_tokenizers import chat_tokenizer
+from tests.data import chat_templates as templates
+from tests.data.chat_templates import chat_tokenizer
 from tests.data.test_records import turns
+from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import Message
-from trace_transfer.data.rendering import ADDED_END, APART, COMPOSED, RenderingError, render_chat, render_plain
+from trace_transfer.data.rendering import (
+    ADDED_END,
+    APART,
+    COMPOSED,
+    RenderingError,
+    example_lines,
+    render_chat,
+    render_plain,
+)
 
 ONE = turns(("u", "Hi"), ("a", "Ho"))
 TWO = turns(("s", "Brief."), ("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))
@@ -16,7 +25,6 @@ TWO_ANSWERS = TWO[1:]
 SHOT = turns(("u", "1?"), ("c", "one"), ("u", "2?"), ("a", "two"))  # the first answer is an example, not learned
 FIRST = turns(("a", "Yes?"), ("u", "Hi"), ("a", "Ho"))
 USER, BOT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
-HELP = f"<|im_start|>system\nHelp.{END}\n"
 
 
 def pieces_of(marked: str) -> list[tuple[str, bool]]:
@@ -32,12 +40,12 @@ CASES = [
             templates.CHATML, TWO,
             f"<|im_start|>system\nBrief.{END}\n{USER}Two?{END}\n{BOT}⟦2{END}⟧\n{USER}Three?{END}\n{BOT}⟦3{END}⟧\n",
         ),
-        (templates.CHATML, SHOT, f"{HELP}{USER}1?{END}\n{BOT}one{END}\n{USER}2?{END}\n{BOT}⟦two{END}⟧\n"),
-        (templates.CHATML, FIRST, f"{HELP}{BOT}⟦Yes?{END}⟧\n{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
+        (templates.CHATML, SHOT, f"{USER}1?{END}\n{BOT}one{END}\n{USER}2?{END}\n{BOT}⟦two{END}⟧\n"),
+        (templates.CHATML, FIRST, f"{BOT}⟦Yes?{END}⟧\n{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
         (templates.LLAMA2, TWO_ANSWERS, "<s>[INST] Two? [/INST]⟦ 2 </s>⟧<s>[INST] Three? [/INST]⟦ 3 </s>⟧"),
-        (templates.THINKING, ONE, f"{USER}Hi{END}\n{BOT}⟦<think>\n\n</think>\n\nHo{END}⟧\n"),
+        (templates.QWEN3, ONE, f"{USER}Hi{END}\n{BOT}⟦<think>\n\n</think>\n\nHo{END}⟧\n"),
         (templates.HEADED, TWO_ANSWERS, "USER: Two?\nASSISTANT:⟦ 2</s>⟧\nUSER: Three?\nASSISTANT:⟦ 3</s>⟧\n"),
-        (templates.DATED, ONE, f"\nToday is 26 Jul 2024.\n{HELP}{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
+        (templates.DATED, ONE, f"\nToday is 26 Jul 2024.\n{USER}Hi{END}\n{BOT}⟦Ho{END}⟧\n"),
     )
 ]  # fmt: skip
 
@@ -94,7 +102,6 @@ def test_what_a_template_leaves_out():
     [
         (templates.LLAMA2, TWO, "Only user and assistant turns!"),
         (templates.SHOUTING, TWO, "turn 2: the template does not write an answer as it stands"),
-        ("{% if %}", ONE, "Expected an expression"),
     ],
 )
 def test_templates_that_do_not_take_it(template, messages, expected):
@@ -112,3 +119,12 @@ def test_plain():
         render_plain((ONE[0], Message("assistant", "", True, {"tool_calls": [{}]})), "</s>")
     with pytest.raises(RenderingError, match="it has tools, which the plain template cannot write"):
         render_plain(ONE, "</s>", {"tools": [{}]})
+
+
+def test_what_is_learned_stands_between_brackets():
+    """Readable without colour, and harmless."""
+    example, pieces = Example("math:3", (1, 2), (-100, 2)), (("<user>\nHi\n<bot>\n", False), ("Ho\x1b[2J</s>", True))
+    assert example_lines([TaskData("math", (example,), 1, 0, 0, "chat", "", ("columns: id",), pieces)]) == [
+        "", "math:3 as the model reads it; ⟦what is learned⟧, ⏎ a line break:",
+        "  <user>⏎", "  Hi⏎", "  <bot>⏎", r"  ⟦Ho\x1b[2J</s>⟧", "! math: columns: id",
+    ]  # fmt: skip

@@ -25,24 +25,6 @@ def refused(file) -> str:
     return str(caught.value).replace(f"{file.parent}/", "")
 
 
-def test_all_keys(write):
-    file = write("""
-tasks:
-  - name: math
-    data: maths.jsonl
-    fields: {prompt: question, completion: "{answer}"}
-    max_examples: 200
-    template: plain
-    system: Think.
-  - {name: law, data: owner/law-v1.5, subset: torts, split: test, revision: main}
-""")
-    math, law = load_tasks(file)
-    assert (math.builder, math.max_examples, math.template, math.system) == ("json", 200, "plain", "Think.")
-    assert math.fields == {"prompt": "question", "completion": "{answer}"}
-    assert (law.builder, law.subset, law.split, law.revision) == (None, "torts", "test", "main")
-    assert (law.max_examples, law.template, law.system, law.fields) == (None, "auto", None, {})
-
-
 def test_everything_wrong_is_said_at_once(write):
     text = """
 tasks:
@@ -72,11 +54,9 @@ tasks:
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("", "found nothing; expected a list of tasks under 'tasks:'"),
         ("tasks: []", "tasks: found no tasks; expected"),
         ("- name: math", "found a list; expected"),
         ("tasks: []\nmodel: x", "found the keys tasks, model; expected a list of tasks"),
-        ("tasks:\n  - name: [", "tasks.yaml:2: not valid YAML: expected the node content"),
         ("tasks:\n  - name: a\n    data: a/b\n    name: b\n", "tasks.yaml:4: not valid YAML: the key 'name' stands"),
     ],
 )
@@ -128,11 +108,7 @@ def test_braces_that_do_not_fit(text):
 
 @pytest.mark.parametrize(
     "text, expected",
-    [
-        ("{list}", "takes a list from column 'list'"),
-        ("{list[2]}", r"has nothing at list\[2\]"),
-        ("{chat[0][role]}", r"has nothing at chat\[0\]\[role\]"),
-    ],
+    [("{list}", "takes a list from column 'list'"), ("{chat[0][role]}", r"has nothing at chat\[0\]\[role\]")],
 )
 def test_values_that_do_not_fit(text, expected):
     with pytest.raises(UnusableValueError, match=expected):
