@@ -22,7 +22,7 @@ MODELS = {
     **dict.fromkeys(("llama-3-8b", "qwen2.5-14b", "qwen3-32b")),
     "phi3": {}, "mixtral": {}, "gpt2": {}, "gpt_oss": {}, "qwen2_moe": {}, "qwen3_moe": DENSE_FIRST,
 }  # fmt: skip
-FEATURED = ("llama-3-8b", "qwen2.5-14b", "qwen3-32b", "phi3", "mixtral")
+FEATURED = ("llama-3-8b", "qwen2.5-14b", "phi3", "mixtral")
 
 
 @cache

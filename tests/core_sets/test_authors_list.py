@@ -90,13 +90,10 @@ def test_what_cannot_be_written():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("{", "1: not valid JSON: Expecting property name"),
         ({"format": "trace-transfer/core"}, "expected a JSON list of a task's tensors.* found a mapping"),
         ([{"parameter": "q", "rank": 1}], "one of combined_score, specificity_score, delta; found parameter, rank"),
-        ([LF_ROWS[0], "norm", 3], r"2 problems:\n  - 1: Input should be"),
         ([LF_ROWS[0], {"parameter": "norm", "rank": 2}], r"1.combined_score: Field required\n  - 1.l2_delta"),
         ([LF_ROWS[0], {**LF_ROWS[1], "parameter": "up"}], "parameter up is listed 2 times"),
-        ([{**LF_ROWS[0], "rank": "first"}], "0.rank: Input should be a valid integer; found 'first'"),
     ],
 )
 def test_bad_lists_are_one_clear_message(tmp_path, data, message):

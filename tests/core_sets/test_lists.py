@@ -5,7 +5,7 @@ import re
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from trace_transfer.core_sets.importing import import_patterns
 from trace_transfer.core_sets.selection import reselect
@@ -58,7 +58,6 @@ PATTERNS = st.sampled_from(
 ROWS = st.sampled_from(["", "[0:2]", "[1:4]", "[3]", "[2:]", "[:3]", "[:]", "[]", "[4:6]", "[0:9]", "[3:3]"])
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(PATTERNS, ROWS).map("".join), min_size=1, max_size=4))
 def test_it_is_read_as_axolotl_reads_it(texts):
     """Axolotl's own code on a module; the rows from the gradients that its hooks let through."""
@@ -130,9 +129,7 @@ def test_rows_become_two_entries(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base_model: x\nadapter: lora\n", "expected `unfrozen_parameters:` with a list .*; found none"),
         ("unfrozen_parameters: model.layers\n", "found none"),
-        ("a: [\n", "2: not valid YAML: expected the node content"),
         (
             "unfrozen_parameters: ['a(b', 3, '', 'head[4:2]']\n",
             r"(?s)- entry 1, 'a\(b': not a regular expression: .*- entry 2, 3: not a name.*- entry 3, '': not a name"

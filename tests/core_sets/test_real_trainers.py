@@ -49,7 +49,6 @@ def test_a_dense_layer_of_a_mixture_of_experts_is_no_expert(dense):
 @pytest.mark.parametrize(
     ("layers", "modules", "extra"),
     [
-        (range(30, 32), ("mlp",), ()),
         (range(3), ("mlp", "self_attn", "input_layernorm", "post_attention_layernorm"), ()),
         (range(7, 32, 8), ("self_attn",), ("lm_head",)),  # LLaMA Pro's
         ((), (), ("lm_head", "embed_tokens")),
