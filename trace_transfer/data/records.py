@@ -106,18 +106,16 @@ def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -
     """
     rows = read_rows(spec, base_directory)
     sources = _sources(spec, [name for name in rows.column_names if name not in spec.ignore])
-    numbers = chosen(range(len(rows)), spec.max_examples, f"{seed}/sample")
     left_out = 0
 
-    def convert(number: int, row: Mapping[str, Any]) -> Record:
+    def convert(number: int, fields: Mapping[str, Any]) -> Record:
         nonlocal left_out
-        fields = {name: source.value(row, name) for name, source in sources.items()}
         messages = _messages(fields, spec.ignore)
         last = max(index for index, turn in enumerate(messages) if turn.is_answer) + 1
         left_out += len(messages) - last
         return Record(number, _with_system(messages[:last], fields.get("system")), _context(fields))
 
-    records, notes = convert_all(spec, rows, numbers, sources.values(), convert)
+    records, notes = convert_all(spec, rows, sources, convert, seed)
     if left_out:
         notes.append(f"turns left out behind the last answer, as they would never be learned: {left_out:,}")
     return Records(spec.name, len(rows), tuple(records), tuple(notes))
@@ -136,7 +134,6 @@ def chosen(names: Iterable[Any], count: int | None, seed: str) -> list[Any]:
 def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
     """Where each field comes from, of the one shape that the mapped and the remaining columns make up."""
     sources = {name: parse_source(text) for name, text in spec.fields.items() if isinstance(text, str)}
-    require_columns(spec, sources, columns)
     fields = {name for names in SHAPES.values() for name in names}
     sources |= {name: parse_source(name) for name in fields & set(columns) - set(sources)}
     if SHAREGPT_COLUMN in columns:
@@ -157,8 +154,15 @@ def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
     )
 
 
-def require_columns(spec: TaskSpec, sources: Mapping[str, Source], columns: Sequence[str]) -> None:
-    """Refuse sources of fields in columns that are not there."""
+def convert_all(
+    spec: TaskSpec, rows: Rows, sources: Mapping[str, Source], convert: Any, seed: int, limit: int | None = None
+) -> tuple[list[Any], list[str]]:
+    """What `convert(number, fields)` makes of each row of a sample, at most so many, and notes.
+
+    Raises:
+        TaskError: sources of fields in columns that are not there, or rows that cannot be used (all named).
+    """
+    columns = rows.column_names
     missing = [
         f"{name}: no column '{column}'; {suggestion(column, columns, 'columns')}"
         for name, source in sources.items()
@@ -167,15 +171,10 @@ def require_columns(spec: TaskSpec, sources: Mapping[str, Source], columns: Sequ
     ]
     if missing:
         raise TaskError(f"{spec.label}: columns that are not there (fields: says which are meant):\n{listing(missing)}")
-
-
-def convert_all(
-    spec: TaskSpec, rows: Rows, numbers: Sequence[int], sources: Iterable[Source], convert: Any
-) -> tuple[list[Any], list[str]]:
-    """What `convert(number, row)` makes of each chosen row, and notes; or one error for all that cannot be used."""
-    used = {column for source in sources for column in source.columns} | set(spec.ignore)
-    refused = [column for column in rows.column_names if column in _REFUSED and column not in used]
-    unread = [column for column in rows.column_names if column not in used and column not in _REFUSED]
+    numbers = chosen(range(len(rows)), spec.max_examples, f"{seed}/sample")[:limit]
+    used = {column for source in sources.values() for column in source.columns} | set(spec.ignore)
+    refused = [column for column in columns if column in _REFUSED and column not in used]
+    unread = [column for column in columns if column not in used and column not in _REFUSED]
     found, problems = [], []
     for number, row in zip(numbers, rows.pick(numbers), strict=True):
         for column in refused:
@@ -185,7 +184,7 @@ def convert_all(
                 why = f"{column} is {describe(value)}: {_REFUSED[column]} (ignore: [{column}] leaves it out)"
                 problems.append(f"record {number}: {why}")
         try:
-            found.append(convert(number, row))
+            found.append(convert(number, {name: source.value(row, name) for name, source in sources.items()}))
         except UnusableValueError as problem:
             problems.append(f"record {number}: {problem}")
     if problems:

@@ -20,16 +20,7 @@ from typing import Any
 
 from trace_transfer.data.encoding import encode_prompts, encode_task, pieces_of, record_of
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.data.records import (
-    Message,
-    Record,
-    Records,
-    chosen,
-    convert_all,
-    read_records,
-    read_rows,
-    require_columns,
-)
+from trace_transfer.data.records import Message, Record, Records, convert_all, read_records, read_rows
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.data.tasks_file import TaskError, UnusableValueError, describe, parse_source
 from trace_transfer.errors import listing
@@ -315,11 +306,8 @@ def read_choices(spec: EvaluationSpec, reading: Reading) -> tuple[list[ChoiceRec
         else:
             num_listed = len(given)
             sources |= {f"{name}[{place}]": parse_source(text) for place, text in enumerate(given)}
-    require_columns(spec, sources, rows.column_names)
-    numbers = chosen(range(len(rows)), spec.max_examples, f"{settings.seed}/sample")[: settings.limit_of(spec.limit)]
 
-    def convert(number: int, row: Mapping[str, Any]) -> ChoiceRecord:
-        found = {name: source.value(row, name) for name, source in sources.items()}
+    def convert(number: int, found: Mapping[str, Any]) -> ChoiceRecord:
         choices = [found[f"choices[{place}]"] for place in range(num_listed)] or found["choices"]
         if isinstance(choices, dict) and isinstance(choices.get("text"), list):  # ARC's form on the hub
             choices = choices["text"]
@@ -329,7 +317,7 @@ def read_choices(spec: EvaluationSpec, reading: Reading) -> tuple[list[ChoiceRec
         answer = _answer(found["answer"], texts, spec.count_from)
         return ChoiceRecord(number, _text(found["prompt"], "prompt"), texts, answer)
 
-    return convert_all(spec, rows, numbers, sources.values(), convert)
+    return convert_all(spec, rows, sources, convert, settings.seed, settings.limit_of(spec.limit))
 
 
 def _answer(value: Any, choices: tuple[str, ...], count_from: int) -> int:
