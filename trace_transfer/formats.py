@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.data.tasks_file import TaskSpec
-from trace_transfer.errors import UserError
 from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS, FamilyFile
@@ -44,9 +43,7 @@ ARTEFACTS: dict[str, type[Strict]] = {
 
 
 def read_any(file: Path | str, kind: type[Strict] | None = None) -> Any:
-    """Read a file of any of our formats, or of one of them; raises as `read_artefact`, and of a class of no format."""
-    if kind is not None and kind not in ARTEFACTS.values():
-        raise UserError(f"kind: found {kind!r:.80}, expected a class of trace_transfer.formats such as CoreFile")
+    """Read a file of any of our formats, or of one of them; raises as `read_artefact`."""
     return read_artefact(file, kind or ARTEFACTS.values())
 
 

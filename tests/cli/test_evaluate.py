@@ -66,10 +66,3 @@ def test_refusals(tiny, tmp_path, given, told):
     done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out", *given)
     assert done.exit_code == 2 and told in done.output and "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
-
-
-def test_no_permission_to_run_code(tiny, tmp_path):
-    suite = tmp_path / "code.yaml"
-    suite.write_text("evaluations: [{name: code, kind: humaneval}]")
-    done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "give --allow-code-execution" in done.stderr

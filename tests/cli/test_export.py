@@ -94,24 +94,11 @@ def test_there_and_back(tiny, core, tmp_path):
     assert run("export", out, "--to", "regex").stdout == run("export", core, "--to", "regex").stdout
 
 
-def test_the_authors_lists(tiny, tmp_path):
-    rows = [{"parameter": f"model.layers.{i}.mlp.up_proj.weight", "rank": i + 1, "delta": 1 - i / 10} for i in range(3)]
-    (tmp_path / "top.json").write_text(json.dumps(rows))
-    arguments = ("import", tmp_path / "top.json", "--from", "authors", "--model", tiny("llama"))
-    done = run(*arguments, "--out", tmp_path / "x.json", "--task", "math")
-    assert done.exit_code == 0, done.output
-    assert names(tmp_path / "x.json") == {row["parameter"] for row in rows}
-    again = run("export", tmp_path / "x.json", "--to", "authors")
-    assert json.loads(again.stdout) == rows
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--out", "x.json"), "--out must end with .core.json and begin with the task, or give --task"),
         (("--out", "x.core.json", "--ratio", 0.1), "need --from authors"),
-        (("--out", "x.core.json", "--unit", "tensors"), "need --from authors"),
-        (("--out", "a b.core.json"), "task 'a b': use letters"),
         (("--out", "x.core.json"), "model.layers.99: matches none of the 39 names"),
     ],
 )

@@ -26,15 +26,13 @@ def test_writes_a_page_and_a_picture_and_prints_their_names(tiny, tmp_path: Path
         assert part in text
 
 
-def test_refuses_two_models_one_task_twice_and_what_is_no_core_file(tiny, tmp_path: Path) -> None:
+def test_refuses_two_models_and_one_task_twice(tiny, tmp_path: Path) -> None:
     math = write_core(tiny("llama"), tmp_path / "math.core.json")
     code = write_core(tiny("qwen3"), tmp_path / "code.core.json", task="code")
     again = write_core(tiny("llama"), tmp_path / "again.core.json", ratio=0.2)
-    (other := tmp_path / "other.json").write_text('{"format": "something"}', "utf-8")
     for files, message in (
         ((math, code), "of 2 models, but one figure is of one"),
         ((math, again), f"{math}, {again}: task math, method lf, 1 epoch"),
-        ((other,), f"error: {other}: format 'something', expected trace-transfer/core"),
     ):
         result = run(*files, "--out", tmp_path / "out")
         assert result.exit_code == 2 and message in result.stderr
