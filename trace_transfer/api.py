@@ -38,7 +38,6 @@ AnyPath = str | Path
 Paths = AnyPath | Iterable[AnyPath]  # one, or several
 Named = Mapping[str, AnyPath]
 Function = TypeVar("Function", bound=Callable[..., Any])
-SILENT = Silent()
 
 
 def listed(values: Paths) -> list[str]:
@@ -74,7 +73,7 @@ def with_settings(function: Function) -> Function:
 def identify(
     base: AnyPath, tasks: AnyPath, *, tuned: Named | None = None, out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
-    reporter: Reporter = SILENT, **settings: Unpack[IdentifyKeywords],
+    reporter: Reporter | None = None, **settings: Unpack[IdentifyKeywords],
 ) -> "Identified | None":  # fmt: skip
     """Find the tensors of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
@@ -93,14 +92,14 @@ def identify(
 
     chosen = IdentifySettings.of(profile, **settings)
     plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=listed(rules), out=out)
-    return run_identify(plan, reporter)
+    return run_identify(plan, reporter or Silent())
 
 
 @with_settings
 def score(
     base: AnyPath, tuned: Named | None = None, *, tasks: AnyPath | None = None, out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
-    reporter: Reporter = SILENT, **settings: Unpack[IdentifyKeywords],
+    reporter: Reporter | None = None, **settings: Unpack[IdentifyKeywords],
 ) -> "Identified":  # fmt: skip
     """Score the tensors of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
@@ -117,8 +116,9 @@ def score(
 
     chosen = IdentifySettings.of(profile, **settings)
     return run_score(
-        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=listed(rules), out=out, reporter=reporter
-    )
+        base, tuned=tuned or {}, tasks=tasks, settings=chosen, rules=listed(rules), out=out,
+        reporter=reporter or Silent(),
+    )  # fmt: skip
 
 
 def select(
@@ -145,7 +145,7 @@ def select(
 @with_settings
 def map_models(
     src: AnyPath, dst: AnyPath, *, core: Paths = (), out: AnyPath = "runs/map",
-    profile: Literal["default", "paper"] = "default", reporter: Reporter = SILENT,
+    profile: Literal["default", "paper"] = "default", reporter: Reporter | None = None,
     **settings: Unpack[MapKeywords],
 ) -> "MapResult":  # fmt: skip
     """Match the layers of two models and carry core sets from the one to the other.
@@ -164,13 +164,13 @@ def map_models(
     from trace_transfer.transfer.settings import MapSettings
 
     chosen = MapSettings.of(profile, **settings)
-    return run_map(plan_map(src, dst, [*map(local_file, listed(core))], chosen), out, chosen, reporter)
+    return run_map(plan_map(src, dst, [*map(local_file, listed(core))], chosen), out, chosen, reporter or Silent())
 
 
 @with_settings
 def train(
     base: AnyPath, stream: AnyPath, *, out: AnyPath = "runs/train", rules: Paths = (),
-    reporter: Reporter = SILENT, **settings: Unpack[StreamKeywords],
+    reporter: Reporter | None = None, **settings: Unpack[StreamKeywords],
 ) -> "Streamed | None":  # fmt: skip
     """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
 
@@ -190,13 +190,13 @@ def train(
     from trace_transfer.training.streaming import run_stream
 
     plan = plan_stream(base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out)
-    return run_stream(plan, reporter, StopSignal())
+    return run_stream(plan, reporter or Silent(), StopSignal())
 
 
 @with_settings
 def evaluate(
     model: AnyPath, *, suite: AnyPath = "paper", only: str | Iterable[str] = (), data: Named | None = None,
-    patch: Paths = (), out: AnyPath = "runs/evaluate", reporter: Reporter = SILENT,
+    patch: Paths = (), out: AnyPath = "runs/evaluate", reporter: Reporter | None = None,
     **settings: Unpack[EvaluateKeywords],
 ) -> "EvaluationFile":  # fmt: skip
     """Score a model on the paper's benchmarks, or on your own data.
@@ -225,11 +225,11 @@ def evaluate(
     chosen = EvaluateSettings.of(**settings)
     of_suite = load_suite(suite).with_data(data or {}).only(listed(only))
     state = ModelState(ModelSource.parse(model), Patch.open_all(listed(patch)))
-    return run_evaluation(plan_evaluation(state, of_suite, chosen), Path(out), reporter)
+    return run_evaluation(plan_evaluation(state, of_suite, chosen), Path(out), reporter or Silent())
 
 
 def verify(
-    base: AnyPath, tuned: AnyPath, *, core: Paths = (), patch: Paths = (), reporter: Reporter = SILENT,
+    base: AnyPath, tuned: AnyPath, *, core: Paths = (), patch: Paths = (), reporter: Reporter | None = None,
 ) -> "Verification":  # fmt: skip
     """Compare two models bit for bit, and prove that nothing moved but what core files or patches say.
 
@@ -247,7 +247,7 @@ def verify(
     from trace_transfer.patch.verifying import require_frozen, verify_models
 
     cores, patches = [*map(Path, listed(core))], [*map(Path, listed(patch))]
-    found = verify_models(str(base), str(tuned), cores=cores, patches=patches, reporter=reporter)
+    found = verify_models(str(base), str(tuned), cores=cores, patches=patches, reporter=reporter or Silent())
     require_frozen(found)
     return found
 
