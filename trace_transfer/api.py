@@ -313,9 +313,6 @@ def read(file: AnyPath, kind: "type[Any] | None" = None) -> Any:
         file: any JSON file with a `format` of ours.
         kind: a class of `trace_transfer.formats`, such as `CoreFile`, for which the file must be.
 
-    Raises:
-        ArtefactError: not there, of another format or version, or with wrong or unknown fields (all are named).
-
     Examples:
         >>> core = tt.read("runs/smollm2/math.core.json")
         >>> core.ratio_of_tensors, [tensor.name for tensor in core.core]

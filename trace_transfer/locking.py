@@ -38,9 +38,6 @@ def held(
         shared: the processes of a launcher work there together, and the first of them holds it for all.
         patience: seconds in which another process may still let go of it.
         name: of the lock in the directory.
-
-    Raises:
-        UserError: another process holds it (tells which, where, and since when), or it cannot be written.
     """
     directory = Path(directory)
     prepare_directory(directory.absolute().parent if replaced else directory)

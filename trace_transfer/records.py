@@ -84,13 +84,10 @@ def require_task(name: str, what: str = "task") -> str:
 
 
 def read_artefact(path: Path | str, kind: type[Strict] | Iterable[type[Strict]]) -> Any:
-    """Read one of our JSON files and check all of it.
+    """Read one of our JSON files and check all of it; an ArtefactError names all that is wrong with it.
 
     Args:
         kind: the class expected; of several the one that its `format` names.
-
-    Raises:
-        ArtefactError: not there, not JSON, of another format or version, or with wrong or unknown fields (all named).
     """
     file = Path(path)
     data = read_json_object(file, ArtefactError)
@@ -112,9 +109,6 @@ def read_fields(file: Path, kind: type[Fields], error: type[TraceTransferError] 
 
     Args:
         kind: a class of fields, of pydantic's or a dataclass.
-
-    Raises:
-        TraceTransferError: not there, not JSON, or with wrong fields (all named); of the kind given.
     """
     return checked(file, read_json_object(file, error), kind, error)
 

@@ -123,11 +123,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, profile: str = "default", **given: Any) -> Self:
-        """From single names, as on the command line; what is given stands over the profile.
-
-        Raises:
-            SettingsError: an unknown name or profile, or values that cannot be used; all at once.
-        """
+        """From single names, as on the command line; what is given stands over the profile."""
         problems = choice("profile", profile, cls.PROFILES) + unknown_problems(given, cls.names())
         base = cls.PROFILES.get(profile, {})
         found: Self = _made(cls, {**base, **{name: given[name] for name in given if name in cls.names()}}, problems)

@@ -74,11 +74,7 @@ def _read(file: Path, what: str, parse: Callable[[str], Any], error: type[TraceT
 
 
 def read_text(file: Path, error: type[TraceTransferError], limit: int = MAX_JSON_BYTES, hint: str = "") -> str:
-    """The text of a file of at most `limit` bytes, without a byte order mark; `hint` is said where it is not text.
-
-    Raises:
-        UserError: it is not there, no file, too large, or not UTF-8 text.
-    """
+    """The text of a file of at most `limit` bytes, without a byte order mark; `hint` is said where it is not text."""
     try:
         status = file.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # read once, or never to its end
@@ -100,11 +96,7 @@ def read_text(file: Path, error: type[TraceTransferError], limit: int = MAX_JSON
 
 
 def read_tensor_header(file: Path, error: type[TraceTransferError] = UserError) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file begin, and what its header says of each tensor.
-
-    Raises:
-        UserError: the file is cut short or damaged, or its header is beyond the limits of JSON.
-    """
+    """Where the data of a safetensors file begin, and what its header says of each tensor."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -153,11 +145,7 @@ def _check(value: Any, levels: int = MAX_DEPTH) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says.
-
-    Raises:
-        MalformedTextError: something is wrong with it.
-    """
+    """What a JSON text says; a MalformedTextError tells the first thing that is wrong with it."""
     if not text.strip():
         raise MalformedTextError("it is empty", 1)
     try:
@@ -205,11 +193,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_consta
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text says; None for an empty one.
-
-    Raises:
-        MalformedTextError: the first thing that is wrong with it.
-    """
+    """What a YAML text says, None for an empty one; raises as `parse_json`."""
     import yaml
 
     root = compose_yaml(text)

@@ -55,11 +55,7 @@ GREY = (150, 150, 150)  # no value
 
 
 def draw(path: Path, console: Console) -> None:
-    """Draw a file within the console's width.
-
-    Raises:
-        ArtefactError: it cannot be read, is damaged or is of no format of ours.
-    """
+    """Draw a file within the console's width."""
     page = Page(console)
     if path.suffix == ".safetensors":
         _draw_tensors(page, path)
