@@ -17,4 +17,4 @@ def test_prints_the_names_of_what_it_wrote_and_what_is_not_complete(tmp_path: Pa
     run(made, "--out", tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "report.html").read_bytes() == (made / "report.html").read_bytes()
     shutil.rmtree(next(made.glob("steps/evaluate-*")))
-    assert run(made).stderr == "! the run is not complete: 1 step is not finished\n"
+    assert run(made).stderr == "! the run is not complete: steps not finished: 1\n"

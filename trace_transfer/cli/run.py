@@ -114,9 +114,7 @@ def report_command(run: Path, out: Path | None) -> None:
 
     written = write_report(run, out)
     if written.unfinished:
-        count = len(written.unfinished)
-        what = "1 step is" if count == 1 else f"{count} steps are"
-        click.echo(f"! the run is not complete: {what} not finished", err=True)
+        click.echo(f"! the run is not complete: steps not finished: {len(written.unfinished)}", err=True)
     for file in written.files:
         click.echo(str(file))
 

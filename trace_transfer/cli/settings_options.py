@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from trace_transfer.cli.options import FILE, RATIO, Decorator, mapped, option
 from trace_transfer.errors import UserError
 from trace_transfer.settings import LARGEST, Settings, SettingsError, Single, settings_schema, singles
-from trace_transfer.text_formats import read_json_object
+from trace_transfer.text_formats import kind_of, parse_yaml, read_json_object, read_yaml
 
 _NUMBERS = {"integer": "N", "number": "X"}
 LONGEST = 60  # characters of all choices in a line of help
@@ -56,8 +56,6 @@ def setting_options(kind: type[Settings], *, profiles: str = "", without: Collec
 
 def _settings(kind: type[Settings], ctx: click.Context, config: Path | None, values: Mapping[str, Any]) -> Settings:
     """Defaults, over them the settings of `--config`, over them the options that were given."""
-    from trace_transfer.text_formats import kind_of, read_yaml
-
     given = {name: one for name, one in values.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     if given.get("max_grad_norm") == 0:
         given["max_grad_norm"] = None
@@ -119,15 +117,7 @@ def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path 
 
 def _values(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
     """`NAME=VALUE` options as a mapping; a value as it would stand in a YAML file."""
-    from trace_transfer.text_formats import MalformedTextError, parse_yaml
-
-    found = {}
-    for name, text in mapped(ctx, parameter, given).items():
-        try:
-            found[name] = parse_yaml(text)
-        except MalformedTextError as error:
-            raise click.BadParameter(f"{name}={text}: not valid YAML: {error.problem}") from error
-    return found
+    return {name: parse_yaml(text) for name, text in mapped(ctx, parameter, given).items()}
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
