@@ -133,8 +133,8 @@ class Page:
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
             for column in beside:
                 size = column.least if narrow and column.right else None  # rich shares the rest among the others
-                heading, side = self.text(column.heading), "right" if column.right else "left"
-                table.add_column(heading, justify=side, width=size, overflow="fold")
+                heading = self.text(column.heading)
+                table.add_column(heading, justify="right" if column.right else "left", width=size, overflow="fold")
             for row in zip(*(column.cells for column in beside), strict=True):
                 table.add_row(*map(self.text, row))
             self.console.print(table, highlight=False)
