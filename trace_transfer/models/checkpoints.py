@@ -11,7 +11,7 @@ import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models.content import config_file_sha256, weights_sha256
-from trace_transfer.models.dequantising import Dequantiser, dequantiser_of
 from trace_transfer.models.door import quantisation_of, quantised_told
-from trace_transfer.models.names_on_disk import Fused, LoadedNames, gguf_names
+from trace_transfer.models.names_on_disk import Fused, LoadedNames, dequantiser_of, gguf_names
 from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
@@ -36,7 +35,7 @@ from trace_transfer.models.sources import (
     row_blocks,
     tied_names,
 )
-from trace_transfer.models.stored_weights import StoredTensor, read_config, read_stored
+from trace_transfer.models.stored_weights import read_config, read_stored
 from trace_transfer.models.tensors import DTYPES, TensorSpec, read_any, read_rows, require_finite
 from trace_transfer.progress import Reporter
 
@@ -47,11 +46,8 @@ if TYPE_CHECKING:
 class Checkpoint(ABC):
     """Weights of one model. `bytes_read` counts what was read from disk so far, `num_bytes` what lies there."""
 
-    bytes_read: int
-
-    @property
-    @abstractmethod
-    def files(self) -> list[Path]: ...
+    files: list[Path]
+    bytes_read: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -125,25 +121,17 @@ def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> Non
                 weights_sha256(open_checkpoint(source).files, reporter)
 
 
-@dataclass
 class SafetensorsCheckpoint(Checkpoint):
-    """A directory of safetensors shards."""
+    """A directory of safetensors shards; `stored` are its tensors by their names on disk."""
 
-    directory: Path
-    bytes_read: int = 0
-    stored: dict[str, StoredTensor] = field(init=False)
-    dequantiser: Dequantiser | None = field(init=False)
-    _names: LoadedNames | None = field(init=False, default=None)
-    _copying: Any = field(init=False, default=None)
-    _lock: Lock = field(init=False, default_factory=Lock)
-
-    def __post_init__(self) -> None:
-        self.dequantiser = dequantiser_of(read_config(self.directory))
-        self.stored = read_stored(self.directory)
-
-    @property
-    def files(self) -> list[Path]:
-        return sorted({tensor.file for tensor in self.stored.values()})
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.dequantiser = dequantiser_of(read_config(directory))
+        self.stored = read_stored(directory)
+        self.files = sorted({tensor.file for tensor in self.stored.values()})
+        self._names: LoadedNames | None = None
+        self._lock = Lock()  # several threads may read at once
+        self._copying: Any = None
 
     @property
     def config_sha256(self) -> str:
@@ -194,9 +182,9 @@ class SafetensorsCheckpoint(Checkpoint):
         by_row, whole = fused.by_row(shape[0]), None
         for start, stop in row_blocks(shape):
             if by_row:
-                block = self._joined(fused, fused.keys_of_rows(start, stop), (stop - start, *shape[1:]))
+                block = self._joined(fused, fused.keys(start, stop), (stop - start, *shape[1:]))
             else:
-                whole = self._joined(fused, fused.keys, shape) if whole is None else whole
+                whole = self._joined(fused, fused.keys(), shape) if whole is None else whole
                 block = whole[start:stop]
             yield block.flatten()
 
@@ -217,7 +205,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return block
 
     def _names_for(self, model: PreTrainedModel) -> LoadedNames:
-        with self._lock:  # several threads may read at once
+        with self._lock:
             if self._names is None or self._names.model is not model:
                 self._names = LoadedNames.of(model, self.stored, self.dequantiser)
             return self._names
@@ -318,18 +306,13 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, file: Path) -> None:
         from gguf import GGUFReader
 
-        self.file = file
-        self.bytes_read = 0
+        self.file, self.files = file, [file]
         try:
             self._reader = GGUFReader(file)
         except (ValueError, OSError, IndexError, KeyError) as error:
             raise ModelError(f"{file}: not a readable GGUF file, or cut short ({error})") from error
         self._bound: tuple[PreTrainedModel, Any, dict[str, str]] | None = None
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.file]
 
     @property
     def config_sha256(self) -> str:

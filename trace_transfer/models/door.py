@@ -1,14 +1,13 @@
 """One verdict on what lies in a model's directory, before any value is read; all commands enter by it.
 
 Reads: `config.json`, `adapter_config.json` and the headers of the weight files; where the config says that two stored
-tensors are one, their bytes. Gives: `Findings` of a usable directory, or a `ModelError` with all problems.
+tensors are one, their bytes. All problems come in one `ModelError`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,8 @@ import numpy as np
 import torch
 
 from trace_transfer.errors import ModelError, together
-from trace_transfer.models.dequantising import CODES, dequantiser_of
-from trace_transfer.models.names_on_disk import LoadedNames, gguf_names
-from trace_transfer.models.stored_weights import CONFIG_NAME, StoredTensor, read_config, read_stored, two_sets
+from trace_transfer.models.names_on_disk import CODES, LoadedNames, dequantiser_of, gguf_names
+from trace_transfer.models.stored_weights import CONFIG_NAME, StoredTensor, read_config, read_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,33 +32,12 @@ COMPUTED = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a usable directory holds beside the tensors of its model.
-
-    Attributes:
-        superfluous: stored tensors that the model built from the config lacks; nobody reads them.
-        notes: what a user is told of it, a sentence each.
-    """
-
-    superfluous: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 def adapter_told(config: Mapping[str, Any]) -> str:
     """What to say of an adapter where a model was expected."""
-    base = config.get("base_model_name_or_path") or "its base model"
-    kind = f" ({config['peft_type']})" if config.get("peft_type") else ""
+    base, kind = config.get("base_model_name_or_path") or "its base model", config.get("peft_type", "an adapter")
     return (
-        f"an adapter{kind} of {base}, not a model: it has {ADAPTER_CONFIG} and no {CONFIG_NAME}. Merge it once and "
-        f"give what comes of it:\n{_merging(str(base))}"
-    )
-
-
-def _merging(base: str) -> str:
-    return (
-        f'  model = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
-        '  PeftModel.from_pretrained(model, "THE_ADAPTER").merge_and_unload().save_pretrained("MERGED")'
+        f"{kind} of {base}, not a model: it has {ADAPTER_CONFIG} and no {CONFIG_NAME}; give what `merge_and_unload()` "
+        "and `save_pretrained` make of both"
     )
 
 
@@ -76,19 +53,20 @@ def quantisation_of(config: Mapping[str, Any]) -> str | None:
 def quantised_told(found: Sequence[str]) -> str:
     """What to say of quantised weights: what was found, and what to do."""
     return (
-        f"quantised weights: {'; '.join(found)}. They are codes, not values. Give the model that it was made "
-        "from, or dequantise it once where its method runs, and give what comes of it:\n"
-        '  model = AutoModelForCausalLM.from_pretrained("THIS", device_map="auto")\n'
-        '  model.dequantize().save_pretrained("PLAIN")'
+        f"quantised weights: {'; '.join(found)}. They are codes, not values; give the model that it was made from, or "
+        "what transformers' `model.dequantize().save_pretrained(…)` makes of it where its method runs"
     )
 
 
-def examine(directory: Path, model: PreTrainedModel, name: str) -> Findings:
+def examine(directory: Path, model: PreTrainedModel, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Compare what is stored with the model that the config makes.
 
     Args:
         model: on the meta device; stored tensors take the place of its own.
         name: the model's, for messages.
+
+    Returns:
+        Stored tensors that the model lacks, which nobody reads; what a user is told, a sentence each.
 
     Raises:
         ModelError: an adapter beside the model, quantised weights, tensors that are missing or of another shape, or two
@@ -108,16 +86,13 @@ def examine(directory: Path, model: PreTrainedModel, name: str) -> Findings:
     if (directory / ADAPTER_CONFIG).is_file():
         problems.append(
             f"{ADAPTER_CONFIG} beside a whole model: transformers would add that adapter to the weights when it loads "
-            "them. If the model alone is meant, move the adapter's files elsewhere; otherwise merge it there:\n"
-            f"{_merging('THE_MODEL')}"
+            "them; move its files elsewhere, or merge it there (`merge_and_unload`)"
         )
     quantised = _quantised(quantisation_of(config), codes, stored, names)
     problems += quantised or _misfits(model, stored, names)
     if problems:
         raise ModelError(f"{name}: {together('its files cannot be used as they are', problems)}")
     notes = []
-    if two_sets(directory):
-        notes.append("two sets of weights lie there; model.safetensors is read, as transformers does, and no shards")
     if dequantiser is not None:
         notes.append(
             f"its weights are quantised ({dequantiser.method}); they are read, and written, as what transformers "
@@ -128,27 +103,26 @@ def examine(directory: Path, model: PreTrainedModel, name: str) -> Findings:
             f"the weights hold {_named(superfluous)} that the model made by {CONFIG_NAME} lacks; not read, compared or "
             "written"
         )
-    return Findings(tuple(superfluous), tuple(f"{name}: {note}" for note in notes))
+    return tuple(superfluous), tuple(f"{name}: {note}" for note in notes)
 
 
 def _quantised(
     method: str | None, codes: list[str], stored: Mapping[str, StoredTensor], names: LoadedNames
 ) -> list[str]:
     """What says that weights are quantised and cannot be read: the config, and their element types."""
+
+    def is_read(key: str) -> bool:
+        fused = names.fused(names.at_run_time[key]) if names.dequantiser and stored[key].dtype in CODES else None
+        return fused is not None and fused.has_scales
+
     told = [] if method is None else [f"quantization_config in {CONFIG_NAME} ({method})"]
-    unread = [key for key in codes if not _is_dequantised(key, stored, names)]
+    unread = [key for key in codes if not is_read(key)]
     if unread:
         kinds = ", ".join(sorted({stored[key].dtype for key in unread}))
         return [quantised_told([*told, f"{_named(unread)} of type {kinds}"])]
     if told and not codes:
         return [f"{told[0]}, but its weights are not: if they have been dequantised, remove it from {CONFIG_NAME}"]
     return []
-
-
-def _is_dequantised(key: str, stored: Mapping[str, StoredTensor], names: LoadedNames) -> bool:
-    """Whether a stored tensor is codes that are read with their scales."""
-    fused = names.fused(names.at_run_time[key]) if names.dequantiser and stored[key].dtype in CODES else None
-    return fused is not None and fused.has_scales
 
 
 def _misfits(model: PreTrainedModel, stored: Mapping[str, StoredTensor], names: LoadedNames) -> list[str]:
@@ -164,12 +138,6 @@ def _misfits(model: PreTrainedModel, stored: Mapping[str, StoredTensor], names: 
         for name, found, expected in sorted(info.mismatched_keys)
     ]
     problems += [f"{name}: {' '.join(why.splitlines()[-2:])}" for name, why in sorted(info.conversion_errors.items())]
-    if any(0 in one.shape for one in stored.values()):
-        problems.append(
-            "tensors without elements are what DeepSpeed's ZeRO 3 leaves where weights were not gathered before "
-            "saving: make them of its checkpoint (zero_to_fp32.py), or save again with "
-            "stage3_gather_16bit_weights_on_model_save"
-        )
     told = info.missing_keys - info.conversion_errors.keys()
     ignored = "|".join(model._keys_to_ignore_on_load_missing or ()) or r"(?!)"
     missing = [one[0] for one in groups.values() if set(one) <= told and not re.search(ignored, one[0])]

@@ -3,6 +3,7 @@
 Mixtral's experts are three tensors each on disk, `block_sparse_moe.experts.E.w1.weight` and so on; at run time those of
 a layer are two tensors, `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. Both ways go through the conversion
 that transformers itself applies in `from_pretrained` and `save_pretrained`, a tensor or some of its rows at a time.
+So do weights stored as codes and scales that transformers makes plain on any machine: fp8 with scales, and MXFP4.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,34 @@ from trace_transfer.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trace_transfer.models.dequantising import Dequantiser
+METHODS = ("fp8", "mxfp4")
+CODES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, "U8": torch.uint8}  # of codes and scales
+
+
+class Dequantiser(NamedTuple):
+    """How codes and scales are made plain: by transformers' own quantiser, rounded to the model's type."""
+
+    method: str
+    quantiser: Any
+    dtype: torch.dtype
+
+
+def dequantiser_of(config: Mapping[str, Any]) -> Dequantiser | None:
+    """What makes the weights of a config plain; None where they are plain, or cannot be made so here."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, Mapping) or settings.get("quant_method") not in METHODS:
+        return None
+    if settings.get("modules_to_convert"):  # tables that transformers leaves as codes
+        return None
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    dtype = getattr(torch, named) if named in ("float16", "float32") else torch.bfloat16
+    try:
+        quantiser = AutoHfQuantizer.from_config({**settings, "dequantize": True}, pre_quantized=True)
+    except Exception:  # settings that transformers cannot use; of many kinds
+        return None
+    return Dequantiser(settings["quant_method"], quantiser, dtype)
 
 
 @dataclass(frozen=True)
@@ -39,10 +67,9 @@ class Fused:
     sources: Mapping[str, tuple[str, ...]]
     dequantiser: Dequantiser | None = None
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """All its names on disk."""
-        return tuple(key for keys in self.sources.values() for key in keys)
+    def keys(self, start: int | None = None, stop: int | None = None) -> tuple[str, ...]:
+        """Its names on disk; those of some rows, if it is `by_row`."""
+        return tuple(key for keys in self.sources.values() for key in keys[start:stop])
 
     @property
     def has_scales(self) -> bool:
@@ -64,12 +91,8 @@ class Fused:
         )
         return apart and all(len(keys) == num_rows for keys in self.sources.values() if keys)
 
-    def keys_of_rows(self, start: int, stop: int) -> tuple[str, ...]:
-        """The names on disk of some rows, if it is `by_row`."""
-        return tuple(key for keys in self.sources.values() for key in keys[start:stop])
-
     def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensor, or some rows of it, from all tensors of `keys` (`keys_of_rows`)."""
+        """The tensor, or some rows of it, from the tensors of its `keys`."""
         converter = deepcopy(self.converter)
         for pattern, keys in self.sources.items():
             for key in keys:

@@ -9,23 +9,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.errors import ModelError, first_line
-from trace_transfer.models.named_code import refuse_code_in_config
+from trace_transfer.errors import ModelError, first_line, listing
 from trace_transfer.models.stored_weights import CONFIG_NAME, has_weights, read_leniently
 from trace_transfer.printable import is_name
 from trace_transfer.progress import tell
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from trace_transfer.models.door import Findings
 
 HUB_TIMEOUT = 10  # s
 MOST_LAYERS = 4096  # of models that are known, some hundreds
@@ -36,7 +32,9 @@ KEPT = (
     "merges*", "vocab*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 FOLDERS = ("additional_chat_templates", "custom_generate")
-
+# Implementations that transformers has itself; any other name it takes as that of a kernel on the hub.
+ATTENTION = ("eager", "sdpa", "flex_attention")
+EXPERTS = ("eager", "batched_mm", "grouped_mm")
 
 Ranges = tuple[tuple[int, int], ...]
 AXES = ("rows", "columns", "depth")  # what ranges of dimension 0, 1 and 2 are called, in files and in code
@@ -103,7 +101,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     if source.directory is None:
         return _known_config(source)
     entered = _enter(source)
-    for note in entered.findings.notes:
+    for note in entered.notes:
         tell(note)
     config: PretrainedConfig = copy.deepcopy(entered.config)
     return config
@@ -118,14 +116,17 @@ def load_inventory(source: ModelSource) -> Inventory:
 
 def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
     """Stored tensors of a directory that the model made by its config lacks: nobody reads, compares or writes them."""
-    return () if source.directory is None else _enter(source).findings.superfluous
+    return () if source.directory is None else _enter(source).superfluous
 
 
 @dataclass(frozen=True)
 class _Entered:
+    """A usable directory; the inventory is that of a model that was built to be compared with its weights."""
+
     config: Any
-    findings: Findings
-    inventory: Inventory | None = None  # of a model that was built to be compared with its weights
+    inventory: Inventory | None = None
+    superfluous: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _enter(source: ModelSource) -> _Entered:
@@ -144,23 +145,23 @@ def _enter_at(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _
         config = _known_config(source)
         model = build_meta_model(config)
         door.examine_gguf(source.directory / source.gguf, model, source.name)
-        return _Entered(config, door.Findings(), inventory_of(model))
+        return _Entered(config, inventory_of(model))
     if not (source.directory / CONFIG_NAME).is_file():
         if (file := source.directory / door.ADAPTER_CONFIG).is_file():
             raise ModelError(f"{source.name}: {door.adapter_told(read_leniently(file))}")
         raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
     config = _known_config(source)
     if not has_weights(source.directory):
-        return _Entered(config, door.Findings())
+        return _Entered(config)
     model = build_meta_model(config)
     inventory = inventory_of(model)
-    return _Entered(config, door.examine(source.directory, model, source.name), inventory)
+    return _Entered(config, inventory, *door.examine(source.directory, model, source.name))
 
 
 def _known_config(source: ModelSource) -> PretrainedConfig:
     from huggingface_hub import try_to_load_from_cache
 
-    from trace_transfer.models.dequantising import dequantiser_of
+    from trace_transfer.models.names_on_disk import dequantiser_of
 
     try:
         here = source.directory or try_to_load_from_cache(source.repo, CONFIG_NAME, revision=source.revision)
@@ -170,8 +171,7 @@ def _known_config(source: ModelSource) -> PretrainedConfig:
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        told = _adapter_on_hub(source) if source.directory is None else None
-        raise ModelError(told or _config_failure(source, first_line(error))) from error
+        raise ModelError(_config_failure(source, first_line(error))) from error
     _require_causal_lm(config, source)
     num_layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:  # they are built one by one
@@ -189,9 +189,40 @@ def _read_config(source: ModelSource) -> PretrainedConfig:
     if source.gguf is not None:
         where = {"gguf_file": source.gguf}
     else:
-        refuse_code_in_config(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
+        _refuse_code(source.name, PretrainedConfig.get_config_dict(place, **where)[0])
     config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False, **where)
     return config
+
+
+def _refuse_code(model: str, config: Mapping[str, Any]) -> None:
+    """Refuse a config that asks for kernels or files that transformers would fetch, whatever `trust_remote_code` is."""
+    from transformers.utils import import_utils
+
+    attention = list(ATTENTION)
+    for version in (2, 3, 4):  # where it is not installed, transformers takes a kernel of the hub for it
+        is_available: Callable[[], bool] = getattr(import_utils, f"is_flash_attn_{version}_available", bool)
+        attention += [f"flash_attention_{version}"] if is_available() else []
+    known = {"attn_implementation": attention, "experts_implementation": EXPERTS, "transformers_weights": ()}
+    problems = [
+        f"{place}: {value!a:.80}, expected {'one of ' if known[key] else ''}{', '.join(known[key]) or 'none'}"
+        for place, key, value in _fields(config)
+        if key in known and value is not None and value not in known[key]
+    ]
+    if problems:
+        raise ModelError(
+            f"{model}: config.json asks for code or files from elsewhere, which are never fetched or run here:\n"
+            + listing(problems)
+        )
+
+
+def _fields(value: Any, place: str = "", key: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Place, key and value at any depth; below an implementation, that of each sub-config."""
+    if isinstance(value, (Mapping, list)):
+        for name, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            own = key if key.endswith("_implementation") else str(name).strip("_").removesuffix("_internal")
+            yield from _fields(one, f"{place}.{name}".lstrip("."), own)
+    else:
+        yield place, key, value
 
 
 def hub_silence(repo: str, revision: str | None = None, *, dataset: bool = False) -> str | None:
@@ -227,23 +258,11 @@ def download(source: ModelSource) -> Path:
         raise ModelError(f"{source.name}: could not be had from the hub: {first_line(error)}") from error
 
 
-def _adapter_on_hub(source: ModelSource) -> str | None:
-    """What to say of a repository that is an adapter and no model, as of a directory."""
-    from huggingface_hub import hf_hub_download
-
-    from trace_transfer.models.door import ADAPTER_CONFIG, adapter_told
-
-    with suppress(Exception):  # there is none, or the hub has gone: the first error tells more
-        file = hf_hub_download(source.repo, ADAPTER_CONFIG, revision=source.revision, etag_timeout=HUB_TIMEOUT)
-        return f"{source.name}: {adapter_told(read_leniently(Path(file)))}"
-    return None
-
-
 def _config_failure(source: ModelSource, why: str) -> str:
     if source.directory is None:
         return (
             f"{source.name}: no such directory, and its config could not be had from the hub ({why}). "
-            "Check the name, your connection and, for a gated model, `hf auth login`"
+            "Check the name, that it is a whole model, your connection and, for a gated model, `hf auth login`"
         )
     if source.gguf is not None:
         return f"{source.name}: not a GGUF file, or cut short or damaged ({why}); download it again"
@@ -255,32 +274,14 @@ def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    kind, do = config.model_type, ""
-    if getattr(config, "is_encoder_decoder", False):
-        what = "an encoder-decoder model"
-    elif kind in MASKED and not getattr(config, "is_decoder", False):
-        what = "an encoder-only model"
-    elif kind not in CAUSAL and kind in IMAGE_TEXT:
-        what, do = "a model of images and texts", "; give the language model in it, or that it was trained from"
-        if config.get_text_config().model_type in CAUSAL:
-            do = SAVE_TEXT_MODEL
-    elif kind not in CAUSAL:
-        what = "not a language model that transformers can generate with"
-    else:
-        return
-    architectures = ", ".join(map(str, config.architectures or [])) or "none named"
-    raise ModelError(
-        f"{source.name}: model_type '{kind}' (architectures: {architectures}) is {what}; "
-        f"trace-transfer needs a decoder-only causal language model{do}"
-    )
-
-
-SAVE_TEXT_MODEL = """. Save the one in it as a model of its own, with the tokenizer's files, and give it:
-  whole = AutoModelForImageTextToText.from_pretrained("THIS", dtype="auto")
-  text = AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype)
-  text.model.load_state_dict(whole.model.language_model.state_dict())
-  text.lm_head.load_state_dict(whole.lm_head.state_dict())
-  text.save_pretrained("TEXT")"""
+    kind, architectures = config.model_type, ", ".join(map(str, config.architectures or [])) or "none named"
+    encodes = kind in MASKED and not getattr(config, "is_decoder", False)
+    if getattr(config, "is_encoder_decoder", False) or encodes or kind not in CAUSAL:
+        do = "; give the language model in it, saved as a model of its own" if kind in IMAGE_TEXT else ""
+        raise ModelError(
+            f"{source.name}: model_type '{kind}' (architectures: {architectures}) is not a decoder-only causal "
+            f"language model, which trace-transfer needs{do}"
+        )
 
 
 def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedModel:

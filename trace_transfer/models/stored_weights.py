@@ -71,16 +71,6 @@ def has_weights(directory: Path) -> bool:
     return any(not file.name.startswith("training_args") for file in found)
 
 
-def two_sets(directory: Path) -> bool:
-    """Whether there are shards beside a single file, which is the one that is read."""
-    index = directory / INDEX_NAME
-    return (
-        (directory / SINGLE_NAME).is_file()
-        and index.is_file()
-        and SINGLE_NAME not in index.read_text("utf-8", "replace")
-    )
-
-
 def _files(directory: Path) -> list[Path]:
     """Files in the order in which transformers reads them."""
     if (directory / SINGLE_NAME).is_file():
@@ -101,19 +91,12 @@ def _files(directory: Path) -> list[Path]:
 
 def _none(directory: Path) -> str:
     """What to say where transformers would find no weights."""
-    others = sorted(file.name for file in directory.glob("*.safetensors"))
-    pickles = sorted(file.name for ending in PICKLES for file in directory.glob(f"*.{ending}"))
-    if others:
-        do = f"rename it to {SINGLE_NAME}" if len(others) == 1 else f"have {INDEX_NAME} downloaded or made again"
-        return (
-            f"has {', '.join(others[:3])}, but neither {SINGLE_NAME} nor {INDEX_NAME}, which transformers reads; {do}"
-        )
-    if pickles:
-        return (
-            f"has pickled weights only ({', '.join(pickles[:3])}); convert them to safetensors "
-            "(load and `save_pretrained` once), trace-transfer does not unpickle"
-        )
-    return "has a config but no safetensors weights; name a GGUF file itself, or the directory that holds the model"
+    there = sorted(file.name for ending in ("safetensors", *PICKLES) for file in directory.glob(f"*.{ending}"))
+    found = f"has {', '.join(there[:3])}, but" if there else "has a config, but"
+    return (
+        f"{found} neither {SINGLE_NAME} nor {INDEX_NAME}, which are read; rename a single file, have the index made "
+        "again, convert pickled weights (load and `save_pretrained` once), or name a GGUF file itself"
+    )
 
 
 def read_config(directory: Path) -> dict[str, Any]:
