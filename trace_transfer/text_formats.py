@@ -119,7 +119,7 @@ def read_tensor_header(file: Path, error: type[TraceTransferError] = UserError) 
 
 def kind_of(value: Any) -> str:
     """What a value is, for messages."""
-    return _KINDS.get(type(value), f"the number {value}")
+    return next((told for kind, told in _KINDS.items() if isinstance(value, kind)), f"the number {value}")
 
 
 def _check(value: Any, levels: int = MAX_DEPTH) -> None:

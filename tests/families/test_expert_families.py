@@ -147,7 +147,7 @@ def test_latent_parts_make_query_key_and_value(model_type, monkeypatch):
     def cut(component: str, role: str) -> torch.Tensor:
         (unit,) = [unit for unit in of_layer(anatomy, 1, component) if unit.role == role]
         tensor = model.get_parameter(unit.name).detach()
-        return torch.cat([tensor[start:stop] for start, stop in unit.rows or ((0, len(tensor)),)])
+        return torch.cat([tensor[start:stop] for start, stop in unit.ranges or ((0, len(tensor)),)])
 
     def normalised(vector: torch.Tensor, component: str) -> torch.Tensor:
         scale = (vector.square().mean() + attention.kv_a_layernorm.variance_epsilon).rsqrt()

@@ -8,9 +8,8 @@ import pytest
 from tests.families.written import LLAMA, TINY_LLAMA, mine, misfits, write
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
-from trace_transfer.families.correspondence import build_correspondence
+from trace_transfer.families.correspondence import LAYERS, build_correspondence, explain
 from trace_transfer.families.registry import load_families
-from trace_transfer.families.show import LAYERS, explain
 from trace_transfer.models.sources import Inventory, read_inventory
 
 PARALLEL = (

@@ -63,7 +63,7 @@ def test_all_problems_of_a_file_at_once(tmp_path):
         (15, "'from:' is missing"), (15, "form: unknown key; did you mean 'from'?"), (16, "'rows:' and 'columns:'"),
         (17, "mlp.down: 'name:' is missing"), (18, "found 'model.layers.{layer}.mlp.x', String should match"),
         (19, "found 'mlp.*.weight', String should match"), (20, "head: belongs under 'outside:'"),
-        (21, "norm.pre_mlp: expand: found 3 (int), "), (23, "found 7 (int), "), (25, "2x: "), (26, "sizes: q: "),
+        (21, "norm.pre_mlp: expand: found the number 3, "), (23, "the number 7, "), (25, "2x: "), (26, "sizes: q: "),
     ])  # fmt: skip
     text = "family: my family\nmodel_types: llama\nlayer: model.layers\n" + BROKEN[BROKEN.index("sizes:") :]
     assert_told(problems_of(write(tmp_path, text)), [

@@ -11,8 +11,8 @@ import pytest
 from trace_transfer.errors import ModelError
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
-from trace_transfer.models import known_names
-from trace_transfer.models.known_names import read_names
+from trace_transfer.models import content
+from trace_transfer.models.content import read_names
 from trace_transfer.models.sources import ModelSource
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,7 +32,7 @@ def test_the_anatomy_is_the_same(tiny, family, monkeypatch):
     """Tied, transposed, fused and interleaved tensors, experts, sizes that only a property of the config has."""
     source, registry = ModelSource.parse(tiny(family)), load_families()
     read = read_names(source)
-    monkeypatch.setattr(known_names, "load_inventory", refuse)
+    monkeypatch.setattr(content, "load_inventory", refuse)
     known = read_names(source)
     assert (known.shapes, known.tied, known.model_type) == (read.shapes, read.tied, read.model_type)
     of_read, of_known = (anatomy_of(one, registry) for one in (read, known))

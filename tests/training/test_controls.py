@@ -38,7 +38,7 @@ def entries_of(model: OpenModel, unit: str) -> list[CoreTensor]:
     if unit == "tensors":
         places = [(name, shape, None, None) for name, shape in shapes.items()]
     elif unit == "components":
-        places = list(dict.fromkeys((u.name, u.shape, u.rows, u.columns) for u in anatomy.units))
+        places = list(dict.fromkeys((u.name, u.shape, *u.place[1:3]) for u in anatomy.units))
     else:
         transposed = {name for name in shapes if ".c_" in name and name.endswith("weight")}
         splits = splits_of(anatomy, model.config, transposed.__contains__)

@@ -15,7 +15,7 @@ from trace_transfer.errors import RulesError
 from trace_transfer.progress import quiet_libraries
 
 if TYPE_CHECKING:
-    from trace_transfer.families.show import Line
+    from trace_transfer.families.correspondence import Line
     from trace_transfer.terminal import Page
 
 ENDLESS = 10_000  # columns
@@ -53,7 +53,7 @@ def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) ->
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
     transformers' default one for each of a family's model types. Models are built without memory for their weights.
     """
-    from trace_transfer.families.checking import UncheckedError, planned_checks
+    from trace_transfer.families.checking import UncheckedError, check_family, planned_checks
     from trace_transfer.families.registry import load_families, rules_files
 
     quiet_libraries()
@@ -61,7 +61,7 @@ def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) ->
     problems = []
     for planned in planned_checks(registry, [file for path in paths for file in rules_files(path)], model):
         try:
-            _page().line(f"OK {planned.run()}")
+            _page().line(f"OK {check_family(*planned)}")
         except UncheckedError as error:
             click.echo(f"NOT CHECKED {error}")
             if paths or model is not None:  # asked for, and not done
@@ -110,11 +110,10 @@ def explain(src: str, dst: str, rules: tuple[str, ...], every_layer: bool) -> No
     deeper model with one, as the default --match of `map` does.
     """
     from trace_transfer.families.application import anatomy_of
-    from trace_transfer.families.correspondence import build_correspondence
+    from trace_transfer.families.correspondence import build_correspondence, totals
+    from trace_transfer.families.correspondence import explain as lines_of
     from trace_transfer.families.registry import load_families
-    from trace_transfer.families.show import explain as lines_of
-    from trace_transfer.families.show import totals
-    from trace_transfer.models.known_names import read_names
+    from trace_transfer.models.content import read_names
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.transfer.policies import POLICIES, depth_pairs
     from trace_transfer.transfer.settings import MapSettings

@@ -193,7 +193,9 @@ def _what(anatomy: Anatomy, name: str, rows: Ranges | None) -> dict[str, Any]:
     """Component and layer of a tensor, or of some rows of it."""
 
     def meets(unit: Unit) -> bool:
-        return not (rows and unit.rows) or any(a < d and c < b for a, b in unit.rows for c, d in rows)
+        if rows is None or unit.dim != 0:
+            return True
+        return any(a < d and c < b for a, b in unit.ranges or () for c, d in rows)
 
     units = [unit for unit in anatomy.units_of(name) if meets(unit)]
     component = "+".join(dict.fromkeys(unit.component for unit in units)) or EXCLUDED

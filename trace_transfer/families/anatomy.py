@@ -32,10 +32,10 @@ Place = tuple[str, Ranges | None, Ranges | None, Ranges | None]
 class Unit:
     """A tensor, or the part of a fused tensor that belongs to one component.
 
-    `shape` is that of the whole tensor. `rows` (dim 0), `columns` (dim 1) and `depth` (dim 2) are half-open ranges,
-    None for all; at most one of them is set. The principal is the first member that its layer has. `layer` counts from
-    0 and is None outside the layers; `rule` is the line that says so, `qwen3.yaml:7`. `head` is the size of one
-    attention head in it, where the rules say one: 0 if it has no heads, None if it is as the config says.
+    `shape` is that of the whole tensor. A part has half-open `ranges` along `dim` (0 rows, 1 columns, 2 depth); both
+    are None for a whole tensor. The principal is the first member that its layer has. `layer` counts from 0 and is None
+    outside the layers; `rule` is the line that says so, `qwen3.yaml:7`. `head` is the size of one attention head in it,
+    where the rules say one: 0 if it has no heads, None if it is as the config says.
     """
 
     name: str
@@ -44,31 +44,22 @@ class Unit:
     role: str
     principal: bool
     layer: int | None
-    # Not hashed: interleaved parts have thousands of ranges, and component and role tell parts apart as well.
-    rows: Ranges | None = field(hash=False)
-    columns: Ranges | None = field(hash=False)
     rule: str
-    depth: Ranges | None = field(default=None, hash=False)
+    dim: int | None = None
+    # Not hashed: interleaved parts have thousands of ranges, and component and role tell parts apart as well.
+    ranges: Ranges | None = field(default=None, hash=False)
     head: int | None = None
 
     @property
     def place(self) -> Place:
         """Name, rows, columns and depth: the same for two units that are one tensor, tied or shared."""
-        return self.name, self.rows, self.columns, self.depth
-
-    @property
-    def dim(self) -> int | None:
-        """The dimension along which this is a part; None for a whole tensor."""
-        return next((dim for dim, ranges in enumerate(self.place[1:]) if ranges is not None), None)
-
-    @property
-    def ranges(self) -> Ranges | None:
-        return None if self.dim is None else (self.rows, self.columns, self.depth)[self.dim]
+        rows, columns, depth = (self.ranges if self.dim == dim else None for dim in range(3))
+        return self.name, rows, columns, depth
 
     @property
     def num_elements(self) -> int:
         """Elements of this part alone."""
-        return part_numel(self.shape, self.rows, self.columns, self.depth)
+        return part_numel(self.shape, *self.place[1:])
 
     @property
     def part(self) -> str:

@@ -219,10 +219,9 @@ class _Application:
                 self.damaged.add(name)
                 continue
             ranges, head = by_shape[shape]
-            parts = {axis: ranges if member.part and member.part.dim == dim else None for dim, axis in enumerate(AXES)}
             unit = Unit(
                 name=owner, shape=shape, component=component.name, role=member.role, principal=False, layer=layer,
-                rule=member.location.short, head=head, **parts,
+                rule=member.location.short, dim=member.part.dim if member.part else None, ranges=ranges, head=head,
             )  # fmt: skip
             matches.append(_Match(name, member, unit))
         return matches

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trace_transfer.errors import ModelError, RulesError, first_line, listing
 from trace_transfer.families.application import apply_family
@@ -30,41 +29,50 @@ class UncheckedError(RulesError):
     """There is no model to check rules against."""
 
 
-@dataclass(frozen=True)
-class PlannedCheck:
-    """A family and the config to check it against; `config` is None if transformers has none of that `model_type`."""
+def check_family(family: Family, name: str, config: PretrainedConfig | None) -> str:
+    """Apply a family's rules to the model of a config, and say in one line what they cover.
 
-    family: Family
-    name: str
-    config: PretrainedConfig | None
+    Args:
+        config: None if transformers has none of that `model_type`.
 
-    def run(self) -> str:
-        """Apply the rules and say in one line what they cover."""
-        if self.config is None:
-            raise RulesError(
-                f"{self.family.location}: the installed transformers has no model_type '{self.name}'; correct "
-                "'model_types:', or install a transformers that has it"
-            )
-        try:
-            inventory = read_inventory(self.config)
-        except ModelError as error:  # a default config that its own model refuses
-            raise UncheckedError(
-                f"{self.family.location.path.name} ({self.family.name}): no model can be built from the config of "
-                f"{self.name} ({first_line(error.__cause__ or error)}); check against a real one with --model"
-            ) from error
-        anatomy = apply_family(self.family, inventory)
-        excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
-        return (
-            f"{self.family.location.path.name} ({self.family.name}) fits {self.name}: {len(inventory.shapes)} "
-            f"tensors → {len(anatomy.units)} units, {anatomy.num_layers} layers{excluded}"
+    Raises:
+        UncheckedError: the config's own model refuses it.
+        RulesError: the rules do not fit.
+    """
+    if config is None:
+        raise RulesError(
+            f"{family.location}: the installed transformers has no model_type '{name}'; correct 'model_types:', or "
+            "install a transformers that has it"
         )
+    where = f"{family.location.path.name} ({family.name})"
+    try:
+        inventory = read_inventory(config)
+    except ModelError as error:
+        why = first_line(error.__cause__ or error)
+        raise UncheckedError(
+            f"{where}: no model can be built from the config of {name} ({why}); check against a real one with --model"
+        ) from error
+    anatomy = apply_family(family, inventory)
+    excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
+    return (
+        f"{where} fits {name}: {len(inventory.shapes)} tensors → {len(anatomy.units)} units, {anatomy.num_layers} "
+        f"layers{excluded}"
+    )
 
 
-def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str | None) -> list[PlannedCheck]:
-    """Which families of these files (none: of all) are checked against which configs."""
+def planned_checks(
+    registry: FamilyRegistry, files: Collection[Path], model: str | None
+) -> list[tuple[Family, str, PretrainedConfig | None]]:
+    """Which families of these files (none: of all) are checked against which configs; each is for `check_family`."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     families = [family for family in registry.families.values() if not files or family.location.path in files]
     if model is None:
-        return [PlannedCheck(family, kind, _default_config(kind)) for family in families for kind in family.model_types]
+        return [
+            (family, kind, AutoConfig.for_model(kind) if kind in CONFIG_MAPPING else None)
+            for family in families
+            for kind in family.model_types
+        ]
     config = load_config(ModelSource.parse(model))
     fitting = [family for family in families if config.model_type in family.model_types]
     if not fitting:
@@ -73,27 +81,15 @@ def planned_checks(registry: FamilyRegistry, files: Collection[Path], model: str
         raise RulesError(
             f"none of the files to check is for model_type '{config.model_type}' (of {model}):\n" + listing(for_types)
         )
-    return [PlannedCheck(family, model, config) for family in fitting]
-
-
-def _default_config(model_type: str) -> PretrainedConfig | None:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    return AutoConfig.for_model(model_type) if model_type in CONFIG_MAPPING else None
+    return [(family, model, config) for family in fitting]
 
 
 Known = Mapping[str, list[tuple[str, Member]]]  # name → its components, and how it is a member of each
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A rules file in the making.
-
-    Attributes:
-        nearest: the family whose names are most like the model's.
-        known: names of the model that it has; outside the layers whole, within them from below the layer.
-        todo: names that it has not, each with its shape and a hint.
-    """
+class Draft(NamedTuple):
+    """A rules file in the making, from the family whose names are most like the model's; `known` are names that it has
+    as well, `todo` the others, each with its shape and a hint."""
 
     text: str
     nearest: str
@@ -119,7 +115,7 @@ def write_draft(
     path = out or Path(f"{kind}.yaml")
     known = registry.by_model_type.get(kind)
     if known is not None and not anyway:
-        says, fits = _verdict(lambda: PlannedCheck(known, model, config))
+        says, fits = _verdict(lambda: check_family(known, model, config))
         where = display_path(known.location.path)
         says = f"{where} has rules for model_type '{kind}' already, and they fit: {says}" if fits else says
         raise RulesError(f"{says}\nNothing is drafted; --anyway drafts all the same")
@@ -128,14 +124,14 @@ def write_draft(
     draft = draft_family(read_inventory(config), [one for one in registry.families.values() if one is not known])
     prepare_directory(path.parent)
     write_text(path, draft.text)
-    says, fits = _verdict(lambda: PlannedCheck(load_families(path).families[kind], model, config))
+    says, fits = _verdict(lambda: check_family(load_families(path).families[kind], model, config))
     counts = f"{len(draft.known)} names as there, {len(draft.todo)} left to do"
     return f"{display_path(path)}: nearest family {draft.nearest}; {counts}", says, fits
 
 
-def _verdict(planned: Callable[[], PlannedCheck]) -> tuple[str, bool]:
+def _verdict(check: Callable[[], str]) -> tuple[str, bool]:
     try:
-        return f"OK {planned().run()}", True
+        return f"OK {check()}", True
     except RulesError as error:
         return str(error), False
 

@@ -46,14 +46,13 @@ class Expression:
 
 def parse_expression(text: str) -> Expression:
     """Parse an expression."""
-    try:
-        tree = ast.parse(text.strip()[: MAX_LENGTH + 1], mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise RulesError(f"'{text}' is not an arithmetic expression; {_ALLOWED}") from None
     if len(text) > MAX_LENGTH:
         raise RulesError(f"an expression of {len(text)} characters; at most {MAX_LENGTH} are allowed")
     try:
+        tree = ast.parse(text.strip(), mode="eval").body
         _value(tree, lambda name: 1)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise RulesError(f"'{text}' is not an arithmetic expression; {_ALLOWED}") from None
     except _NotAllowedError as error:
         hint = " (divide integers with //)" if "/" in str(error).replace("//", "") else ""
         raise RulesError(f"'{text}' holds '{error}', which is not allowed{hint}; {_ALLOWED}") from None

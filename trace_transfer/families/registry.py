@@ -13,13 +13,13 @@ grammar is `language.FamilyFile`; what may be written short:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -39,24 +39,20 @@ from trace_transfer.families.language import (
     Span,
     Table,
 )
-from trace_transfer.models.sources import AXES
-from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, read_text
+from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, kind_of, read_text
 
 _QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
 SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}
-RULES: dict[str, type[BaseModel]] = {"components": Component, "outside": Component, "exclude": Exclusion}
+KEYS = [
+    one.alias or name
+    for rule in (FamilyFile, Component, Member, Span, Exclusion)
+    for name, one in rule.model_fields.items()
+    if (one.alias or name).isprintable()
+]
 SHORT = ("members", "choices", "name", "[key]", *map(chr, range(3)))  # steps that say nothing to a reader
 
 
-@dataclass(frozen=True, order=True)
-class Problem:
-    """Something wrong at a line of a file."""
-
-    location: Location
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.text}"
+Problem = tuple[Location, str]  # something wrong at a line of a file
 
 
 def suggestion(word: str, allowed: Collection[str]) -> str:
@@ -67,94 +63,71 @@ def suggestion(word: str, allowed: Collection[str]) -> str:
 
 def parse_file(path: Path) -> tuple[FamilyFile | None, list[Problem]]:
     """Read one rules file; None where there are problems."""
-    reader = _Reader(path)
-    found = reader.read()
-    return (None if reader.problems else found), reader.problems
+    first = Location(path, 1)
+    try:
+        root = compose_yaml(read_text(path, RulesError, MAX_YAML_BYTES))
+    except MalformedTextError as error:
+        hint = _QUOTE_HINT if "'?'" in error.problem or "'{'" in error.problem else ""
+        return None, [(Location(path, error.line or 1), f"not valid YAML: {error.problem}{hint}")]
+    except RulesError as error:
+        return None, [(first, str(error).removeprefix(f"{path}: "))]
+    table = _plain(root, path) if root else None
+    if not isinstance(table, Table):
+        expected = "a mapping with 'family:', 'layer:', 'components:' …"
+        return None, [(first, f"found {_described(table)}, expected {expected}")]
+    places = dict(table.places)
+    for section in SECTIONS:
+        places |= written.places if isinstance(written := table.get(section), Table) else {}
+    first = min(places.values(), default=first)
+    try:
+        return FamilyFile.model_validate({**table, PLACE: first, PLACES: places}), []
+    except ValidationError as error:
+        return None, [_told(one, table, first) for one in error.errors()]
 
 
-@dataclass
-class _Reader:
-    """Reads one file; what is wrong goes to `problems`."""
+def _plain(node: Node, path: Path) -> Any:
+    """What a node says; lists and mappings with the lines of what is in them."""
 
-    path: Path
-    problems: list[Problem] = field(default_factory=list)
+    def place(of: Node) -> Location:
+        return Location(path, of.start_mark.line + 1)
 
-    def read(self) -> FamilyFile | None:
-        try:
-            root = compose_yaml(read_text(self.path, RulesError, MAX_YAML_BYTES))
-        except MalformedTextError as error:
-            hint = _QUOTE_HINT if "'?'" in error.problem or "'{'" in error.problem else ""
-            self._complain(error.line or 1, f"not valid YAML: {error.problem}{hint}")
-            return None
-        except RulesError as error:
-            self._complain(1, str(error).removeprefix(f"{self.path}: "))
-            return None
-        table = self._plain(root) if root else None
-        if not isinstance(table, Table):
-            self._complain(1, f"found {_describe(table)}, expected a mapping with 'family:', 'layer:', 'components:' …")
-            return None
-        places = dict(table.places)
-        for section in SECTIONS:
-            places |= written.places if isinstance(written := table.get(section), Table) else {}
-        first = min(places.values(), default=Location(self.path, 1))
-        try:
-            return FamilyFile.model_validate({**table, PLACE: first, PLACES: places})
-        except ValidationError as error:
-            for one in error.errors():
-                self._tell(one, table, first)
-            return None
-
-    def _complain(self, line: int, text: str) -> None:
-        self.problems.append(Problem(Location(self.path, line), text))
-
-    def _place(self, node: Node) -> Location:
-        return Location(self.path, node.start_mark.line + 1)
-
-    def _plain(self, node: Node) -> Any:
-        """What a node says; lists and mappings with the lines of what is in them."""
-        if isinstance(node, SequenceNode):
-            items = Located(self._plain(item) for item in node.value)
-            items.places = [self._place(item) for item in node.value]
-            return items
-        if isinstance(node, ScalarNode):
-            return SafeConstructor().construct_object(node)
-        table = Table()
-        table.places = {}
-        for key, value in node.value if isinstance(node, MappingNode) else ():
-            table[key.value], table.places[key.value] = self._plain(value), self._place(key)
-        return table
-
-    def _tell(self, error: Any, table: Table, first: Location) -> None:
-        """One problem of pydantic's, at the line of what it is about."""
-        value: Any = table
-        place, steps = first, error["loc"]
-        for step in steps:
-            inside = isinstance(value, Table) and step in value
-            if inside or (isinstance(value, Located) and isinstance(step, int)):
-                place, value = value.places[step], value[step]  # one written short stays where it is
-        names = [str(step) for step in steps if step not in SHORT and isinstance(step, str)]
-        told, cause = error["msg"], error.get("ctx", {}).get("error")
-        if error["type"] == "missing":
-            names, told = names[: len(names) - (steps[-1] == names[-1])], f"'{steps[-1]}:' is missing"
-        if error["type"] == "extra_forbidden":
-            rule = Span if set(steps[:-1]) & set(AXES) else Member if "members" in steps else RULES.get(str(steps[0]))
-            fields = (rule if rule and len(steps) > 1 else FamilyFile).model_fields.items()
-            keys = [one.alias or name for name, one in fields if (one.alias or name).isprintable()]
-            told = f"unknown key; {suggestion(str(steps[-1]), keys)}"
-        elif error["type"] == "literal_error" and names[-1] in LAYER_COMPONENTS.keys() | OUTSIDE_COMPONENTS.keys():
-            told = f"belongs under '{'outside' if names[-1] in OUTSIDE_COMPONENTS else 'components'}:'"
-        elif error["type"] == "literal_error":
-            told = f"unknown component; {suggestion(names[-1], SECTIONS.get(names[0], LAYER_COMPONENTS))}"
-        elif error["type"] not in ("missing", "too_short"):
-            told = f"found {_describe(value)}, {cause or told}" if str(cause or "expected").startswith("exp") else cause
-        self._complain(place.line, ": ".join([*names, str(told)]))
+    if isinstance(node, SequenceNode):
+        items = Located(_plain(item, path) for item in node.value)
+        items.places = [place(item) for item in node.value]
+        return items
+    if isinstance(node, ScalarNode):
+        return SafeConstructor().construct_object(node)
+    pairs = node.value if isinstance(node, MappingNode) else []
+    table = Table({key.value: _plain(value, path) for key, value in pairs})
+    table.places = {key.value: place(key) for key, _ in pairs}
+    return table
 
 
-def _describe(value: Any) -> str:
-    """What a value is, for messages."""
-    if value is None or isinstance(value, (dict, list)):
-        return "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a list"
-    return f"'{value}'" if isinstance(value, str) else f"{str(value).lower()} ({type(value).__name__})"
+def _told(error: Any, table: Table, first: Location) -> Problem:
+    """One problem of pydantic's, at the line of what it is about."""
+    value: Any = table
+    place, steps = first, error["loc"]
+    for step in steps:
+        inside = isinstance(value, Table) and step in value
+        if inside or (isinstance(value, Located) and isinstance(step, int)):
+            place, value = value.places[step], value[step]  # one written short stays where it is
+    names = [step for step in steps if isinstance(step, str) and step not in SHORT]
+    told, cause = error["msg"], error.get("ctx", {}).get("error")
+    if error["type"] == "missing":
+        names, told = names[: len(names) - (steps[-1] == names[-1])], f"'{steps[-1]}:' is missing"
+    elif error["type"] == "extra_forbidden":
+        told = f"unknown key; {suggestion(str(steps[-1]), sorted(KEYS))}"
+    elif error["type"] == "literal_error" and names[-1] in LAYER_COMPONENTS.keys() | OUTSIDE_COMPONENTS.keys():
+        told = f"belongs under '{'outside' if names[-1] in OUTSIDE_COMPONENTS else 'components'}:'"
+    elif error["type"] == "literal_error":
+        told = f"unknown component; {suggestion(names[-1], SECTIONS.get(names[0], LAYER_COMPONENTS))}"
+    elif error["type"] != "too_short":
+        told = cause if cause and not str(cause).startswith("exp") else f"found {_described(value)}, {cause or told}"
+    return place, ": ".join([*names, str(told)])
+
+
+def _described(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else kind_of(value)
 
 
 @dataclass(frozen=True)
@@ -199,13 +172,12 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
     shipped, found = _read_shipped(shipped_rules())
     problems = list(found)
     own = _read_layer(extras, problems)
-    resolver = _Resolver(own, shipped, problems)
-    shipped_families = {name: resolver.resolve(file, own=False) for name, file in shipped.items()}
-    own_families = {name: resolver.resolve(file, own=True) for name, file in own.items()}
+    shipped_families = {name: _resolved(file, [shipped], problems) for name, file in shipped.items()}
+    own_families = {name: _resolved(file, [own, shipped], problems) for name, file in own.items()}
     if problems:
-        unique = sorted(set(problems))
+        unique = [f"{place}: {text}" for place, text in sorted(set(problems))]
         count = f"{len(unique)} problem" + ("" if len(unique) == 1 else "s")
-        raise RulesError(f"{count} in rules files:\n{listing([str(one) for one in unique])}")
+        raise RulesError(f"{count} in rules files:\n{listing(unique)}")
     by_model_type: dict[str, Family] = {}
     for family in [*shipped_families.values(), *own_families.values()]:
         if family.name not in own_families or family is own_families[family.name]:
@@ -242,51 +214,48 @@ def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, Fam
             continue
         other = families.setdefault(family.name, family)
         if other is not family:
-            problems.append(Problem(family.location, f"family '{family.name}' is also in {other.location}"))
+            problems.append((family.location, f"family '{family.name}' is also in {other.location}"))
             continue
         for kind in family.model_types:
             other = owners.setdefault(kind, family)
             if other is not family:
                 text = f"model_type '{kind}' is also claimed by '{other.name}' ({other.location})"
-                problems.append(Problem(family.location, text))
+                problems.append((family.location, text))
     return families
 
 
 NOTHING = Family("", (), "", {}, {}, (), (), Location(Path(), 0))
 
 
-@dataclass(frozen=True)
-class _Resolver:
-    """Turns `FamilyFile`s into `Family`s: merges parents and checks what only the merged tables show."""
-
-    own: Mapping[str, FamilyFile]
-    shipped: Mapping[str, FamilyFile]
-    problems: list[Problem]
-
-    def resolve(self, file: FamilyFile, own: bool, below: tuple[FamilyFile, ...] = ()) -> Family:
-        """The family of a file that those `below` extend; `own` if it is the user's."""
-        name, parent = file.extends, NOTHING
-        if name is not None:
-            own = own and name in self.own and name != file.name
-            found = (self.own if own else self.shipped).get(name)
-            if found is not None and found not in (*below, file):
-                parent = self.resolve(found, own, (*below, file))
-            else:
-                hint = suggestion(name, sorted({*self.own, *self.shipped} - {file.name}))
-                what = f"a circle back to '{name}'" if found else f"there is no family '{name}'; {hint}"
-                self.problems.append(Problem(file.places["extends"], f"extends: {what}"))
-        for one, written in (*file.components.items(), *file.outside.items()):
-            if written is None and one not in parent.components and one not in parent.outside:
-                text = f"'{one}: null' removes nothing: no family above '{file.name}' has this component"
-                self.problems.append(Problem(file.places[one], text))
-        components, outside = {**parent.components, **file.components}, {**parent.outside, **file.outside}
-        return Family(
-            name=file.name,
-            model_types=file.model_types,
-            layer=file.layer or parent.layer,
-            components={name: one for name, one in components.items() if one is not None},
-            outside={name: one for name, one in outside.items() if one is not None},
-            exclude=(*parent.exclude, *file.exclude),
-            sizes=tuple(({size.name: size for size in parent.sizes} | file.sizes).values()),
-            location=file.location,
-        )
+def _resolved(
+    file: FamilyFile, layers: Sequence[Mapping[str, FamilyFile]], problems: list[Problem],
+    below: tuple[FamilyFile, ...] = (),
+) -> Family:  # fmt: skip
+    """The family of a file that those `below` extend, merged with its parents, of which the first layer has the next;
+    checked is what only the merged tables show."""
+    name, parent = file.extends, NOTHING
+    if name is not None:
+        known = {one for layer in layers for one in layer}
+        layers = layers[-1:] if name == file.name or name not in layers[0] else layers
+        found = layers[0].get(name)
+        if found is not None and found not in (*below, file):
+            parent = _resolved(found, layers, problems, (*below, file))
+        else:
+            hint = suggestion(name, sorted(known - {file.name}))
+            what = f"a circle back to '{name}'" if found else f"there is no family '{name}'; {hint}"
+            problems.append((file.places["extends"], f"extends: {what}"))
+    for one, written in (*file.components.items(), *file.outside.items()):
+        if written is None and one not in parent.components and one not in parent.outside:
+            text = f"'{one}: null' removes nothing: no family above '{file.name}' has this component"
+            problems.append((file.places[one], text))
+    components, outside = {**parent.components, **file.components}, {**parent.outside, **file.outside}
+    return Family(
+        name=file.name,
+        model_types=file.model_types,
+        layer=file.layer or parent.layer,
+        components={name: one for name, one in components.items() if one is not None},
+        outside={name: one for name, one in outside.items() if one is not None},
+        exclude=(*parent.exclude, *file.exclude),
+        sizes=tuple(({size.name: size for size in parent.sizes} | file.sizes).values()),
+        location=file.location,
+    )

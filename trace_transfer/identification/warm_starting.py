@@ -7,8 +7,8 @@ all is there. Until then `checkpoint/` holds what is needed to go on after an in
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from trace_transfer.identification.records import DataRecord, WarmStartFile, lab
 from trace_transfer.identification.settings import WarmStartSettings
 from trace_transfer.launching import is_first_rank, place_among_ranks
 from trace_transfer.models.checkpoints import OpenedBase, specs_of
-from trace_transfer.models.model_directory import ModelWriter
+from trace_transfer.models.model_directory import write_model_directory
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
@@ -142,32 +142,30 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop:
     if is_first_rank():
         remove_leftovers(directory)
     writer = ShardWriter(directory, getattr(torch, plan.settings.delta_dtype))
-    with ExitStack() as stack:
-        models = None
+
+    def kept(values: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        for name, value in values:
+            # The base's tensors are read again one at a time: a second copy is never whole in memory.
+            before = torch.cat([chunk.float() for chunk in opened.chunks(name)])
+            writer.add(name, value - before.view(value.shape))
+            yield name, (value.flatten(),)
+        yield from ((name, opened.chunks(name)) for name in opened.buffers)
+
+    def keep(values: Iterator[tuple[str, Tensor]]) -> None:
         if plan.settings.keep_models:
             specs = specs_of(opened, dict.fromkeys(opened.inventory.shapes, torch.float32))
-            models = ModelWriter(
-                opened.source, opened.config, specs, directory / MODEL, model=opened.meta_model, replace=True
-            )
-            stack.enter_context(models)
+            write_model_directory(
+                opened.source, opened.config, specs, kept(values), directory / MODEL, model=opened.meta_model,
+                replace=True,
+            )  # fmt: skip
+        else:
+            deque(kept(values), maxlen=0)
+        writer.flush()  # the last checkpoint goes when this returns: then all must be on the disk
 
-        def keep(values: Iterator[tuple[str, Tensor]]) -> None:
-            for name, value in values:
-                # The base's tensors are read again one at a time: a second copy is never whole in memory.
-                before = torch.cat([chunk.float() for chunk in opened.chunks(name)])
-                writer.add(name, value - before.view(value.shape))
-                if models is not None:
-                    models.add(name, value)
-            writer.flush()  # the last checkpoint goes when this returns: then all must be on the disk
-            if models is not None:
-                for name in opened.buffers:
-                    models.add_blocks(name, opened.chunks(name))
-                models.finish()
-
-        result = train(
-            BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep, stop=stop,
-            describe=plan.base.anatomy.describe, reporter=reporter, label=start.label,
-        )  # fmt: skip
+    result = train(
+        BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep, stop=stop,
+        describe=plan.base.anatomy.describe, reporter=reporter, label=start.label,
+    )  # fmt: skip
     if not is_first_rank():
         return
     data, examples = start.data, start.data.examples

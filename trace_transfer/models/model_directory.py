@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
+from functools import reduce
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from trace_transfer.files import DiskFullError, is_disk_full, new_directory, pre
 from trace_transfer.models.names_on_disk import SavedNames
 from trace_transfer.models.sources import FOLDERS, KEPT, ModelSource, download
 from trace_transfer.models.stored_weights import CONFIG_NAME, INDEX_NAME
-from trace_transfer.models.tensors import TensorSpec, TensorWriter, writing_tensors
+from trace_transfer.models.tensors import TensorSpec, writing_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +38,85 @@ LEFT = (
 SHARD_BYTES = 5_000_000_000  # as transformers does
 
 
-def copy_companions(model: Path, directory: Path) -> None:
-    """Copy byte for byte the files that belong to a model in a directory."""
+def write_model_directory(
+    source: ModelSource, config: Any, specs: Mapping[str, TensorSpec], values: Iterable[tuple[str, Iterable[Tensor]]],
+    directory: Path, *, model: PreTrainedModel, texts: Mapping[str, str] | None = None, replace: bool = False,
+) -> None:  # fmt: skip
+    """Write a model's directory, or after an error nothing.
+
+    Args:
+        specs: all tensors, by their names at run time, in the order in which they will come.
+        values: each tensor in pieces, in the order of its elements; one that is several on disk is whole in memory.
+        model: the same model on the meta device, which tells the names on disk.
+        texts: further files, name → content.
+        replace: what is in the directory goes when the new model is whole; otherwise only an empty one is taken.
+
+    Raises:
+        ValueError: other tensors came than those of `specs`.
+    """
+    require_room(directory, replace)
+    directory = directory.absolute()
+    prepare_directory(directory.parent)
+    saved = SavedNames(model)
+    layouts = {name: saved.shapes(name, spec.shape) for name, spec in specs.items()}
+
+    def on_disk() -> Iterator[tuple[str, Iterable[Tensor]]]:
+        for name, blocks in values:
+            if list(layouts[name]) == [name]:
+                yield name, blocks
+            else:
+                first, *others = blocks
+                whole = torch.cat([first, *others]) if others else first
+                cut = saved.cut(name, whole.view(specs[name].shape))
+                yield from ((key, (cut[key],)) for key in layouts[name])
+
+    stored = {
+        key: TensorSpec(specs[name].dtype, shape) for name, layout in layouts.items() for key, shape in layout.items()
+    }
+    shards, coming = _shards(stored), on_disk()
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    index = {
+        "metadata": {"total_size": sum(spec.num_bytes for spec in specs.values())},
+        "weight_map": dict(sorted((key, file) for file, shard in zip(files, shards, strict=True) for key in shard)),
+    }
+    texts = {INDEX_NAME: json.dumps(index, indent=2, ensure_ascii=False) + "\n", **(texts or {})}
+    try:
+        with new_directory(directory, replace) as temporary:
+            _write_companions(source, temporary)
+            for file, shard in zip(files, shards, strict=True):
+                with writing_tensors(temporary / file, shard, {"format": "pt"}) as writer:
+                    for key, blocks in islice(coming, len(shard)):
+                        writer.add_blocks(key, blocks)
+            if (more := next(coming, None)) is not None:
+                raise ValueError(f"{more[0]}: written before, or not one of the expected tensors")
+            _write_config(config, specs, temporary)
+            for name, text in texts.items():
+                (temporary / name).write_text(text, "utf-8")
+            for written in temporary.rglob("*"):
+                sync(written)
+    except Exception as error:
+        if is_disk_full(error) or isinstance(error, DiskFullError):
+            # Told of the directory, not of a file in it that nobody will see.
+            raise DiskFullError.writing(directory) from error
+        raise
+
+
+def _write_config(config: Any, specs: Mapping[str, TensorSpec], directory: Path) -> None:
+    """The config, its type the one that holds all that is stored, so that loading loses nothing."""
+    config = copy.deepcopy(config)
+    widest = reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
+    config.dtype = str(widest).removeprefix("torch.")
+    config.save_pretrained(directory)
+
+
+def _write_companions(source: ModelSource, directory: Path) -> None:
+    """All that belongs to a model, byte for byte; of a GGUF file, a tokenizer is made of what it holds."""
+    if source.gguf is not None:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source.directory, gguf_file=source.gguf).save_pretrained(directory)
+        return
+    model = source.directory or download(source)
     here = [file for file in model.iterdir() if any(fnmatch(file.name, one) for one in KEPT)]
     below = [file for folder in FOLDERS for file in (model / folder).glob("*")]
     for file in (*here, *below):
@@ -47,139 +124,6 @@ def copy_companions(model: Path, directory: Path) -> None:
             place = directory / file.relative_to(model)
             place.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, place)
-
-
-class ModelWriter:
-    """Writes a model's directory; a context manager that finishes it, or after an error leaves nothing.
-
-    Nothing is touched until the first tensor comes, so that of several ranks one may write.
-
-    Args:
-        specs: all tensors, by their names at run time, in the order in which they will come.
-        model: the same model on the meta device, which tells the names on disk.
-        texts: further files, name → content.
-        replace: what is in the directory goes when the new model is whole; otherwise only an empty one is taken.
-    """
-
-    def __init__(
-        self, source: ModelSource, config: Any, specs: Mapping[str, TensorSpec], directory: Path, *,
-        model: PreTrainedModel, texts: Mapping[str, str] | None = None, replace: bool = False,
-        shard_bytes: int | None = None,
-    ) -> None:  # fmt: skip
-        self.source, self.config, self.specs = source, config, specs
-        self.saved, self.texts = SavedNames(model), dict(texts or {})
-        self.layouts = {name: self.saved.shapes(name, spec.shape) for name, spec in specs.items()}
-        self.directory, self.replace = Path(directory).absolute(), replace
-        stored = {
-            key: TensorSpec(specs[name].dtype, shape)
-            for name, layout in self.layouts.items()
-            for key, shape in layout.items()
-        }
-        self.shards = _shards(stored, SHARD_BYTES if shard_bytes is None else shard_bytes)
-        self.places = {name: number for number, shard in enumerate(self.shards) for name in shard}
-        self._open = ExitStack()  # the directory, and in it the shard that is written now
-        self._shard = ExitStack()
-        self._writer: TensorWriter | None = None
-        self._number = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def add(self, name: str, value: Tensor) -> None:
-        """Write one tensor."""
-        layout = self.layouts[name]
-        if tuple(value.shape) != self.specs[name].shape:
-            raise ValueError(f"{name}: {list(value.shape)} given, {list(self.specs[name].shape)} expected")
-        cut = {name: value} if list(layout) == [name] else self.saved.cut(name, value)
-        for key in layout:
-            self._shard_of(key).add(key, cut[key])
-
-    def add_blocks(self, name: str, blocks: Iterable[Tensor]) -> None:
-        """Write one tensor given in pieces; raises as `add`. One that is several on disk is whole in memory."""
-        if list(self.layouts[name]) == [name]:
-            self._shard_of(name).add_blocks(name, blocks)
-        else:
-            self.add(name, torch.cat(list(blocks)).view(self.specs[name].shape))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with self._open:  # which removes it after an error
-                if error is not None:
-                    raise error
-                self.finish()
-        except BaseException as raised:
-            if is_disk_full(raised) or isinstance(raised, DiskFullError):
-                # Told of the directory, not of a file in it that nobody will see.
-                raise DiskFullError.writing(self.directory) from raised
-            if raised is not error:
-                raise
-
-    def _shard_of(self, name: str) -> TensorWriter:
-        number = self.places[name]
-        if number != self._number or self._writer is None:
-            if number != self._number + 1:
-                raise ValueError(f"{name}: of shard {number + 1}, expected one of shard {self._number + 2}")
-            if number == 0:
-                self._start()
-            self._shard.close()
-            place = self.temporary / self._file(number)
-            self._writer = self._shard.enter_context(writing_tensors(place, self.shards[number], {"format": "pt"}))
-            self._number = number
-        return self._writer
-
-    def _file(self, number: int) -> str:
-        return f"model-{number + 1:05d}-of-{len(self.shards):05d}.safetensors"
-
-    def _start(self) -> None:
-        require_room(self.directory, self.replace)
-        prepare_directory(self.directory.parent)
-        self.temporary = self._open.enter_context(new_directory(self.directory, self.replace))
-        self._open.enter_context(self._shard)
-        self._write_companions()
-
-    def finish(self) -> None:
-        """Bring the directory to its name, if anything was written; leaving the block does so, too."""
-        if self._number < 0:
-            return
-        self._shard.close()
-        if self._number + 1 != len(self.shards):
-            raise ValueError(f"{self._number + 1} of {len(self.shards)} shards were written")
-        self._write_index()
-        self._write_config()
-        for name, text in self.texts.items():
-            (self.temporary / name).write_text(text, "utf-8")
-        for file in self.temporary.rglob("*"):
-            sync(file)
-        self._open.close()
-        self._number = -1
-
-    def _write_index(self) -> None:
-        index = {
-            "metadata": {"total_size": sum(spec.num_bytes for spec in self.specs.values())},
-            "weight_map": {name: self._file(number) for name, number in sorted(self.places.items())},
-        }
-        (self.temporary / INDEX_NAME).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-    def _write_config(self) -> None:
-        """The config, its type the one that holds all that is stored, so that loading loses nothing."""
-        config = copy.deepcopy(self.config)
-        widest = next(iter(self.specs.values())).dtype
-        for spec in self.specs.values():
-            widest = torch.promote_types(widest, spec.dtype)
-        config.dtype = str(widest).removeprefix("torch.")
-        config.save_pretrained(self.temporary)
-
-    def _write_companions(self) -> None:
-        """As files, byte for byte; of a GGUF file, a tokenizer is made of what it holds."""
-        if self.source.gguf is None:
-            copy_companions(self.source.directory or download(self.source), self.temporary)
-            return
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.source.directory, gguf_file=self.source.gguf)
-        tokenizer.save_pretrained(self.temporary)
 
 
 def require_room(directory: Path, replace: bool = False) -> None:
@@ -190,14 +134,14 @@ def require_room(directory: Path, replace: bool = False) -> None:
         raise UserError(f"{directory}: not empty; name another --out, or remove it")
 
 
-def _shards(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
-    """Cut in order, none larger than that but for a single tensor."""
+def _shards(specs: Mapping[str, TensorSpec]) -> list[dict[str, TensorSpec]]:
+    """Cut in order, none larger than `SHARD_BYTES` but for a single tensor."""
     shards: list[dict[str, TensorSpec]] = []
     room = 0
     for name, spec in specs.items():
         if not shards or spec.num_bytes > room:
             shards.append({})
-            room = shard_bytes
+            room = SHARD_BYTES
         shards[-1][name] = spec
         room -= spec.num_bytes
     return shards

@@ -131,12 +131,17 @@ class _Entered:
 
 def _enter(source: ModelSource) -> _Entered:
     assert source.directory is not None
-    found = [(file.name, file.stat()) for file in sorted(source.directory.iterdir()) if file.is_file()]
-    return _enter_at(source, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
+    return _enter_at(source, state_of(source.directory))
+
+
+def state_of(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Names, sizes and times of a directory's files: another one where anything was written there."""
+    found = [(file.name, file.stat()) for file in sorted(directory.iterdir()) if file.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
 
 
 @lru_cache(maxsize=64)
-def _enter_at(source: ModelSource, state: tuple[tuple[str, int, int], ...]) -> _Entered:
+def _enter_at(source: ModelSource, state: tuple[tuple[str, int, int, int], ...]) -> _Entered:
     """Config and verdict of a directory, or of a GGUF file in it, while its files have these sizes and times."""
     from trace_transfer.models import door
 

@@ -24,7 +24,7 @@ from trace_transfer.engine.slices import with_part
 from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, UserError, listing
 from trace_transfer.files import sha256_text
 from trace_transfer.models.checkpoints import OpenedBase, specs_of
-from trace_transfer.models.model_directory import ModelWriter
+from trace_transfer.models.model_directory import write_model_directory
 from trace_transfer.models.sources import ModelSource, numel, row_blocks
 from trace_transfer.models.tensors import TensorSpec, all_finite, converted, differing, dtype_name, require_finite
 from trace_transfer.patch.patches import AFTER, BEFORE, Patch, PatchEntry, index_within, write_patch
@@ -279,15 +279,17 @@ def write_model(
     """
     specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
     state.check(reporter)
-    with (
-        ModelWriter(
-            state.source, state.config, specs, directory, model=state.base.meta_model, texts=texts, replace=replace
-        ) as writer,
-        reporter.task("writing the model", len(specs)) as advance,
-    ):
-        for name in specs:
-            writer.add_blocks(name, state.chunks(name))
-            advance()
+    with reporter.task("writing the model", len(specs)) as advance:
+
+        def values() -> Iterator[tuple[str, Iterator[Tensor]]]:
+            for name in specs:
+                yield name, state.chunks(name)
+                advance()
+
+        write_model_directory(
+            state.source, state.config, specs, values(), directory, model=state.base.meta_model, texts=texts,
+            replace=replace,
+        )  # fmt: skip
 
 
 def patch_entries(state: ModelState, mask: Mask, save_dtype: str = "stored") -> tuple[PatchEntry, ...]:

@@ -134,8 +134,9 @@ class Carrier:
         core = any(scored[source].core for source in sources)
         told = [source for source in sources if scored[source].core or not core]
         names = dict.fromkeys(s.label for s in sorted(told, key=lambda s: (-scored[s].score, s.label)))
+        name, rows, columns, depth = unit.place
         return CoreTensor(
-            name=unit.name, shape=unit.shape, rows=unit.rows, columns=unit.columns, depth=unit.depth,
+            name=name, shape=unit.shape, rows=rows, columns=columns, depth=depth,
             component="+".join(dict.fromkeys(one.component for one in units)), layer=unit.layer, core=core,
             score=max((scored[source].score for source in sources), default=None), sources=tuple(names) or None,
         )  # fmt: skip
