@@ -35,7 +35,7 @@ from trace_transfer.cli import INTERRUPTED, main
 IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
     "trace_transfer.figures", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.draw",
-    "trace_transfer.transfer.mapping", "trace_transfer.transfer.show", "trace_transfer.cli.identify", "datasets",
+    "trace_transfer.transfer.mapping", "trace_transfer.cli.identify", "datasets",
     "trace_transfer.identification.identifying", "trace_transfer.identification.show", "trace_transfer.cli.map",
     "trace_transfer.training.streaming", "trace_transfer.training.show",
 )  # fmt: skip

@@ -196,9 +196,5 @@ def test_latent_attention():
 
 
 def test_layers_that_do_not_exist():
-    message = (
-        r"the layer match names layers that do not exist; the source has layers 0-1, the target 0-2:\n"
-        r"  - pair \(2, 0\)\n  - pair \(0, -1\)$"
-    )
-    with pytest.raises(RulesError, match=message):
+    with pytest.raises(RulesError, match=r"source has layers 0-1, the target 0-2:\n  - pair \(2, 0\)\n.*\(0, -1\)$"):
         between("llama", "qwen3", [(2, 0), (0, 2), (0, -1)])

@@ -50,7 +50,6 @@ def test_leave_one_out(left_out):
 
 @pytest.mark.parametrize(("kind", "name", "hint"), [
     ("qwen3", "self_attn.q_norm.weight", "attention.query? gemma3 has self_attn.q_norm.weight there"),
-    ("phi", "self_attn.dense.weight", "attention.output? gpt_neox has attention.dense.weight there"),
     ("gpt_oss", "self_attn.sinks", "one of attention.query, attention.key, attention.value, attention.output?"),
 ])  # fmt: skip
 def test_hints(left_out, kind, name, hint):
@@ -79,9 +78,8 @@ def test_draft_edit_check(diffllama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     drafted = run("draft", "diffllama")
     assert drafted.exit_code == 1
-    first, verdict, *problems = drafted.stdout.splitlines()
+    first, _, *problems = drafted.stdout.splitlines()
     assert first == "diffllama.yaml: nearest family mistral; 12 names as there, 4 left to do"
-    assert verdict == "the rules of family 'diffllama' do not fit this diffllama model: 4 problems"
     assert [problem.split("'")[1].rpartition(".")[2] for problem in problems] == [
         "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2",
     ]  # fmt: skip
@@ -100,22 +98,15 @@ def test_draft_edit_check(diffllama, tmp_path, monkeypatch):
     assert checked.stdout == "OK diffllama.yaml (diffllama) fits diffllama: 55 tensors → 55 units, 4 layers\n"
 
 
-def test_a_file_is_not_overwritten(diffllama, tmp_path):
+def test_a_file_is_not_overwritten_and_a_known_family_not_drafted(diffllama, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("mine", encoding="utf-8")
     done = run("draft", diffllama, "--out", path)
-    assert done.exit_code == 2
-    assert f"{path} exists; name another file with --out, or replace it with --force" in done.stderr
-    assert path.read_text(encoding="utf-8") == "mine"
+    assert done.exit_code == 2 and f"{path} exists" in done.stderr and path.read_text(encoding="utf-8") == "mine"
     assert run("draft", diffllama, "--out", path, "--force").exit_code == 1
     assert path.read_text(encoding="utf-8").startswith("# diffllama: a draft")
-
-
-def test_a_known_family_is_not_drafted(tmp_path):
     build_config("starcoder2").save_pretrained(tmp_path / "model")
-    done = run("draft", tmp_path / "model", "--out", tmp_path / "mine.yaml")
-    assert done.exit_code == 2
-    assert "starcoder2.yaml has rules for model_type 'starcoder2' already, and they fit: OK starcoder2" in done.stderr
-    assert "--anyway drafts all the same" in done.stderr
-    assert not (tmp_path / "mine.yaml").exists()
-    assert run("draft", tmp_path / "model", "--out", tmp_path / "mine.yaml", "--anyway").exit_code == 1
+    done = run("draft", tmp_path / "model", "--out", tmp_path / "other.yaml")
+    assert done.exit_code == 2 and "already, and they fit: OK starcoder2" in done.stderr
+    assert not (tmp_path / "other.yaml").exists()
+    assert run("draft", tmp_path / "model", "--out", tmp_path / "other.yaml", "--anyway").exit_code == 1

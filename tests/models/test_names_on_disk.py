@@ -15,7 +15,7 @@ from trace_transfer.progress import Silent
 
 BF16 = torch.bfloat16
 FUSED = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
-AS_THEY_ARE = ("llama", "gemma3_text", "phi3", "gpt2", "gpt_neox", "falcon", "opt", "gpt_oss", "granitemoe", "olmoe")
+AS_THEY_ARE = ("gemma3_text", "gpt2", "gpt_oss", "granitemoe", "olmoe")
 
 
 def experts(state):
@@ -54,9 +54,7 @@ def test_only_some_experts_are_in_memory(tiny, monkeypatch, family):
     assert state.base.weights.bytes_read - before == first.nbytes
 
 
-@pytest.mark.parametrize(
-    ("family", "shard_bytes"), [("mixtral", 1), ("qwen2_moe", 20_000), ("deepseek_v3", 20_000), ("deepseek_v3", 10**9)]
-)
+@pytest.mark.parametrize(("family", "shard_bytes"), [("mixtral", 1), ("deepseek_v3", 20_000), ("deepseek_v3", 10**9)])
 def test_a_patched_model_loads_as_what_was_patched(tiny, tmp_path, monkeypatch, family, shard_bytes):
     monkeypatch.setattr(model_directory, "SHARD_BYTES", shard_bytes)
     base = state_of(tiny(family, dtype=BF16))

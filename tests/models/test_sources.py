@@ -19,50 +19,27 @@ from trace_transfer.models.sources import (
 )
 
 
-def test_a_directory(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "stray.gguf").touch()
-    source = ModelSource.parse(tmp_path)
-    assert (source.directory, source.gguf, source.revision) == (tmp_path, None, None)
-    assert source.display_name == tmp_path.name
-
-
-def test_a_gguf_file_and_a_directory_with_only_one(tmp_path):
+def test_what_a_name_means(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "Some-Model.Q4_1.gguf"
     file.touch()
     for name in (file, tmp_path):
         source = ModelSource.parse(name)
-        assert (source.directory, source.gguf) == (tmp_path, file.name)
-        assert source.display_name == "Some-Model.Q4_1"
+        assert (source.directory, source.gguf, source.display_name) == (tmp_path, file.name, "Some-Model.Q4_1")
+    (tmp_path / "config.json").write_text("{}")
+    source = ModelSource.parse(tmp_path)
+    assert (source.directory, source.gguf, source.display_name) == (tmp_path, None, tmp_path.name)
+    for name, repo, revision in (("Qwen/Qwen3-32B@main", "Qwen/Qwen3-32B", "main"), ("gpt2", "gpt2", None)):
+        source = ModelSource.parse(name)
+        assert (source.repo, source.revision, source.directory) == (repo, revision, None)
+        assert source.display_name == repo.rpartition("/")[2]
 
 
-@pytest.mark.parametrize(
-    ("name", "repo", "revision"),
-    [
-        ("Qwen/Qwen3-32B", "Qwen/Qwen3-32B", None),
-        ("Qwen/Qwen3-32B@main", "Qwen/Qwen3-32B", "main"),
-        ("gpt2", "gpt2", None),
-    ],
-)
-def test_a_hub_name(name, repo, revision, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    source = ModelSource.parse(name)
-    assert (source.repo, source.revision, source.directory) == (repo, revision, None)
-    assert source.display_name == repo.rpartition("/")[2]
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "../x", "~/none", "a/b/c", "none.gguf", "", "  "])
+@pytest.mark.parametrize("name", ["./nowhere", "~/none", "a/b/c", "none.gguf", "  "])
 def test_neither_a_file_nor_a_hub_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="no such file or directory"):
         ModelSource.parse(name)
-
-
-def test_another_file_is_refused(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.touch()
-    with pytest.raises(ModelError, match=r"is a file, but not a GGUF file; give the directory that holds config\.json"):
-        ModelSource.parse(file)
 
 
 def config_of(tmp_path, text):
@@ -70,34 +47,18 @@ def config_of(tmp_path, text):
     return load_config(ModelSource.parse(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["{not json", "[1, 2]", "{}", "", '{"model_type": "no_such_architecture"}'])
+@pytest.mark.parametrize("text", ["{not json", "[1, 2]", '{"model_type": "no_such_architecture"}'])
 def test_a_config_that_cannot_be_read(tmp_path, text):
     with pytest.raises(ModelError, match="its config cannot be read: "):
         config_of(tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    ("config", "what"),
-    [
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "an encoder-only model"),
-        ({"model_type": "roberta"}, "an encoder-only model"),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder model"),
-        ({"model_type": "bart"}, "an encoder-decoder model"),
-        ({"model_type": "vit"}, "not a language model"),
-        ({"model_type": "clip"}, "not a language model"),
-    ],
-)
-def test_another_kind_of_model(tmp_path, config, what):
-    named = ", ".join(config.get("architectures", ["none named"]))
-    pattern = rf"model_type '{config['model_type']}' \(architectures: {named}\) is {what}"
-    with pytest.raises(ModelError, match=pattern):
-        config_of(tmp_path, config)
-
-
-@pytest.mark.parametrize(("kind", "told"), [("mistral3", r"(.|\n)*save_pretrained"), ("qwen2_5_vl", "trained from")])
-def test_a_model_of_images_and_texts(tmp_path, kind, told):
-    with pytest.raises(ModelError, match=rf"is a model of images and texts; .*{told}"):
+@pytest.mark.parametrize("kind", ["bert", "t5", "vit", "mistral3"])
+def test_another_kind_of_model(tmp_path, kind):
+    pattern = rf"model_type '{kind}' \(architectures: none named\) is not a decoder-only causal language model"
+    with pytest.raises(ModelError, match=pattern) as caught:
         config_of(tmp_path, {"model_type": kind})
+    assert ("the language model in it" in str(caught.value)) == (kind == "mistral3")
 
 
 @pytest.mark.parametrize("family", REPRESENTATIVES)

@@ -151,9 +151,6 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
     Args:
         config: the model's config; a text model's is found inside a multimodal one.
         transposed: whether a weight is stored [in, out] (`transposed_names`) instead of [out, in].
-
-    Raises:
-        ModelError: a tensor, or one component's part of it, is not a whole number of units; all are listed.
     """
     text = config.get_text_config()
     head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)

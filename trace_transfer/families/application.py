@@ -44,12 +44,7 @@ def anatomy_of(inventory: Inventory, registry: FamilyRegistry) -> Anatomy:
 
 
 def apply_family(family: Family, inventory: Inventory) -> Anatomy:
-    """Take a model apart by a family's rules.
-
-    Raises:
-        RulesError: lists every tensor in no component or in two, every pattern that matched nothing, and every
-            fused tensor that its parts do not tile, each with file:line.
-    """
+    """Take a model apart by a family's rules."""
     application = _Application(family, inventory)
     matches = application.find_matches()
     excluded = application.find_excluded()

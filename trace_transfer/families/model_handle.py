@@ -58,9 +58,6 @@ def load_tokenizer(source: ModelSource) -> Any:
 
     Of a directory, `tokenizer.json` is read as it stands: `AutoTokenizer` would put the class of the `model_type`
     in its place, whatever the file says (a qwen2 directory with another tokenizer would be read wrongly).
-
-    Raises:
-        ModelError: there is none, it does not know character offsets, or it makes nothing of a text.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

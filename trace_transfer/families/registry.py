@@ -164,9 +164,6 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
     A user's family replaces the shipped one of its name, and takes over every `model_type` that it lists. `extends:`
     looks among the user's families first and then among the shipped ones; a family that extends its own name means
     the shipped one. Shipped families extend shipped families only.
-
-    Raises:
-        RulesError: a file cannot be read or is wrong; lists all problems of all files with their lines.
     """
     extras = [] if extra is None else [extra] if isinstance(extra, Path) else list(extra)
     shipped, found = _read_shipped(shipped_rules())

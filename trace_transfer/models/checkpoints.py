@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.errors import ModelError, listing
 from trace_transfer.models.content import config_file_sha256, weights_sha256
 from trace_transfer.models.door import quantisation_of, quantised_told
 from trace_transfer.models.names_on_disk import Fused, LoadedNames, dequantiser_of, gguf_names
@@ -36,7 +36,7 @@ from trace_transfer.models.sources import (
     tied_names,
 )
 from trace_transfer.models.stored_weights import read_config, read_stored
-from trace_transfer.models.tensors import DTYPES, TensorSpec, read_any, read_rows, require_finite
+from trace_transfer.models.tensors import DTYPES, TensorSpec, dtype_name, read_any, read_rows, require_finite
 from trace_transfer.progress import Reporter
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Checkpoint(ABC):
     """Weights of one model. `bytes_read` counts what was read from disk so far, `num_bytes` what lies there."""
 
     files: list[Path]
+    dtypes: set[torch.dtype]  # on disk; of a GGUF file, in which it is read
     bytes_read: int = 0
 
     @property
@@ -69,11 +70,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk.
-
-        Raises:
-            ModelError: it is missing, of another shape, or of a type that cannot be compared.
-        """
+        """One tensor, flattened, some rows at a time: about `ELEMENTS_AT_ONCE` elements, as they are on disk."""
 
     def rows(self, model: PreTrainedModel, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of one two-dimensional tensor, [len(index), width]."""
@@ -86,12 +83,7 @@ class Checkpoint(ABC):
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:
-    """Open a model's weights and check that they are those of its config, reading headers only.
-
-    Raises:
-        ModelError: no weights, a shard missing, cut short or damaged, only formats that execute code on loading, or
-            whatever `load_config` refuses.
-    """
+    """Open a model's weights and check that they are those of its config, reading headers only."""
     directory = local_directory(source)
     return SafetensorsCheckpoint(directory) if source.gguf is None else GgufCheckpoint(directory / source.gguf)
 
@@ -129,6 +121,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self.dequantiser = dequantiser_of(read_config(directory))
         self.stored = read_stored(directory)
         self.files = sorted({tensor.file for tensor in self.stored.values()})
+        self.dtypes = {DTYPES[tensor.dtype] for tensor in self.stored.values() if tensor.dtype in DTYPES}
         self._names: LoadedNames | None = None
         self._lock = Lock()  # several threads may read at once
         self._copying: Any = None
@@ -136,11 +129,6 @@ class SafetensorsCheckpoint(Checkpoint):
     @property
     def config_sha256(self) -> str:
         return config_file_sha256(self.directory)
-
-    @property
-    def dtypes(self) -> set[torch.dtype]:
-        """Element types on disk."""
-        return {DTYPES[tensor.dtype] for tensor in self.stored.values() if tensor.dtype in DTYPES}
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         names = self._names_for(model)
@@ -182,25 +170,23 @@ class SafetensorsCheckpoint(Checkpoint):
         by_row, whole = fused.by_row(shape[0]), None
         for start, stop in row_blocks(shape):
             if by_row:
-                block = self._joined(fused, fused.keys(start, stop), (stop - start, *shape[1:]))
+                block = self._joined(fused, fused.keys(start, stop))
             else:
-                whole = self._joined(fused, fused.keys(), shape) if whole is None else whole
+                whole = self._joined(fused, fused.keys()) if whole is None else whole
                 block = whole[start:stop]
             yield block.flatten()
 
-    def _joined(self, fused: Fused, keys: Iterable[str], shape: tuple[int, ...]) -> Tensor:
+    def _joined(self, fused: Fused, keys: Iterable[str]) -> Tensor:
+        """Their shapes fit together (`door.examine`)."""
         tensors = self._read(keys)
         kinds = {tensor.dtype for tensor in tensors.values()}
-        try:
-            if fused.dequantiser is None and (not kinds <= set(DTYPES.values()) or len(kinds) != 1):
-                found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "none"
-                raise ModelError(f"types {found} on disk, expected one of {', '.join(DTYPES)}")
-            block = fused.joined(tensors)
-            if tuple(block.shape) != shape:
-                raise ModelError(f"{list(block.shape)} from {len(tensors)} tensors on disk, expected {list(shape)}")
-        except (ModelError, RuntimeError, KeyError, StopIteration) as error:  # tensors that do not fit together
-            told = f"{fused.name}, which is made of several tensors there: {first_line(error)}"
-            raise ModelError(f"{self.directory}: {told}") from error
+        if fused.dequantiser is None and (not kinds <= set(DTYPES.values()) or len(kinds) != 1):
+            found = ", ".join(sorted(map(dtype_name, kinds)))
+            raise ModelError(
+                f"{self.directory}: {fused.name}, which is made of several tensors there: types {found} on disk, "
+                f"expected one of {', '.join(DTYPES)}"
+            )
+        block = fused.joined(tensors)
         require_finite(str(self.directory), {fused.name: block})
         return block
 
@@ -282,12 +268,8 @@ class OpenedBase:
 
     def dtype(self, name: str) -> torch.dtype:
         """In which a tensor (or buffer) is on disk; of a GGUF file, in which it is read."""
-        return self._only_dtype or next(self.chunks(name)).dtype
-
-    @cached_property
-    def _only_dtype(self) -> torch.dtype | None:
-        dtypes = self.weights.dtypes if isinstance(self.weights, SafetensorsCheckpoint) else {torch.float32}
-        return next(iter(dtypes)) if len(dtypes) == 1 else None
+        dtypes = self.weights.dtypes
+        return next(iter(dtypes)) if len(dtypes) == 1 else next(self.chunks(name)).dtype
 
 
 def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorSpec]:
@@ -306,7 +288,7 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, file: Path) -> None:
         from gguf import GGUFReader
 
-        self.file, self.files = file, [file]
+        self.file, self.files, self.dtypes = file, [file], {torch.float32}
         try:
             self._reader = GGUFReader(file)
         except (ValueError, OSError, IndexError, KeyError) as error:

@@ -67,10 +67,6 @@ def examine(directory: Path, model: PreTrainedModel, name: str) -> tuple[tuple[s
 
     Returns:
         Stored tensors that the model lacks, which nobody reads; what a user is told, a sentence each.
-
-    Raises:
-        ModelError: an adapter beside the model, quantised weights, tensors that are missing or of another shape, or two
-            different ones where the config says that they are one; all at once.
     """
     stored, config = read_stored(directory), read_config(directory)
     dequantiser = dequantiser_of(config)

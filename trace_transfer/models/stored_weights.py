@@ -35,11 +35,7 @@ class StoredTensor:
 
 
 def read_stored(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors that transformers would read from a directory, by their names on disk.
-
-    Raises:
-        ModelError: no weights that transformers takes; an index that is none; files missing, cut short or damaged.
-    """
+    """All tensors that transformers would read from a directory, by their names on disk."""
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, StoredTensor] = {}

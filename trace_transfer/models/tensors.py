@@ -163,9 +163,6 @@ def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Itera
 
     Args:
         owner: whose it is, for messages.
-
-    Raises:
-        ModelError: it is of another shape, or as `read_blocks`.
     """
     found = stored_tensors(file)[key].shape
     if found != shape:
@@ -175,11 +172,7 @@ def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Itera
 
 
 def read_blocks(file: Path, key: str, counts: Iterable[int], owner: str | None = None) -> Iterator[Tensor]:
-    """One tensor in blocks of so many rows each, as it is on disk: [count, d1, …]; a scalar has one row.
-
-    Raises:
-        ModelError: it is of an element type that cannot be compared, holds NaN or Inf, or the file is cut short.
-    """
+    """One tensor in blocks of so many rows each, as it is on disk: [count, d1, …]; a scalar has one row."""
     owner, stored = owner or str(file), stored_tensors(file)[key]
     if stored.dtype not in DTYPES:
         raise ModelError(f"{owner}: {key} is of type {stored.dtype}, expected one of {', '.join(DTYPES)}")
