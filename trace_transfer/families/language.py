@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import MinLen
@@ -23,33 +22,28 @@ from trace_transfer.families.expressions import Expression, parse_expression
 from trace_transfer.models.sources import AXES
 
 # Inside a layer, in the order in which the residual stream passes through them.
-LAYER_COMPONENTS = MappingProxyType(
-    {
-        "norm.pre_attention": "normalises the residual stream before it enters attention",
-        "attention.query": "residual stream → queries",
-        "attention.key": "residual stream → keys",
-        "attention.value": "residual stream → values",
-        "attention.output": "attended values → residual stream",
-        "norm.post_attention": "normalises what attention adds, before it is added",
-        "norm.pre_mlp": "normalises the residual stream before it enters the MLP",
-        "mlp.router": "residual stream → how much each expert counts",
-        "mlp.gate": "residual stream → the activated factor of a gated MLP",
-        "mlp.up": "residual stream → the MLP's inner width",
-        "mlp.down": "the MLP's inner width → residual stream",
-        "norm.post_mlp": "normalises what the MLP adds, before it is added",
-    }
-)
+LAYER_COMPONENTS = {
+    "norm.pre_attention": "normalises the residual stream before it enters attention",
+    "attention.query": "residual stream → queries",
+    "attention.key": "residual stream → keys",
+    "attention.value": "residual stream → values",
+    "attention.output": "attended values → residual stream",
+    "norm.post_attention": "normalises what attention adds, before it is added",
+    "norm.pre_mlp": "normalises the residual stream before it enters the MLP",
+    "mlp.router": "residual stream → how much each expert counts",
+    "mlp.gate": "residual stream → the activated factor of a gated MLP",
+    "mlp.up": "residual stream → the MLP's inner width",
+    "mlp.down": "the MLP's inner width → residual stream",
+    "norm.post_mlp": "normalises what the MLP adds, before it is added",
+}
 
 # Outside the layers.
-OUTSIDE_COMPONENTS = MappingProxyType(
-    {
-        "embedding": "token → residual stream",
-        "embedding.position": "learned position → residual stream",
-        "norm.final": "normalises the residual stream before the head",
-        "head": "residual stream → logits",
-    }
-)
-
+OUTSIDE_COMPONENTS = {
+    "embedding": "token → residual stream",
+    "embedding.position": "learned position → residual stream",
+    "norm.final": "normalises the residual stream before the head",
+    "head": "residual stream → logits",
+}
 
 NUMBER = "{n}"  # a segment of a member's name that stands for any number
 HOLE = "{layer}"
@@ -301,17 +295,13 @@ class FamilyFile(_Written):
     components: Annotated[
         dict[LayerComponent, Component | None],
         BeforeValidator(_components, json_schema_input_type=dict[LayerComponent, Written]),
-    ] = Field(default_factory=dict)
+    ] = {}
     outside: Annotated[
         dict[OutsideComponent, Component | None],
         BeforeValidator(_components, json_schema_input_type=dict[OutsideComponent, Written]),
-    ] = Field(default_factory=dict)
-    exclude: Annotated[list[Exclusion], BeforeValidator(_items, json_schema_input_type=list[Exclusion])] = Field(
-        default_factory=list
-    )
-    sizes: Annotated[dict[str, Size], BeforeValidator(_sizes, json_schema_input_type=dict[str, Values])] = Field(
-        default_factory=dict
-    )
+    ] = {}
+    exclude: Annotated[list[Exclusion], BeforeValidator(_items, json_schema_input_type=list[Exclusion])] = []
+    sizes: Annotated[dict[str, Size], BeforeValidator(_sizes, json_schema_input_type=dict[str, Values])] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> FamilyFile:

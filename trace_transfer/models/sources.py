@@ -92,11 +92,6 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
     Of a directory with weights, what is stored is compared with what the config says, headers only, and what a user
     should know of a usable one is told (`progress.telling`). A directory with a config alone is a model's names.
-
-    Raises:
-        ModelError: there is none, it cannot be parsed, it asks for code, its `model_type` is unknown to the installed
-            transformers, or the model is not a decoder-only language model; or its files cannot be used
-            (`door.examine`).
     """
     if source.directory is None:
         return _known_config(source)
@@ -231,11 +226,8 @@ def _fields(value: Any, place: str = "", key: str = "") -> Iterator[tuple[str, s
 
 
 def hub_silence(repo: str, revision: str | None = None, *, dataset: bool = False) -> str | None:
-    """Ask the hub once for a model or a data set: its client would try a dead connection for half a minute.
-
-    Returns:
-        Why there is no answer; None if there is one, whatever it says, or if nothing is to be asked.
-    """
+    """Ask the hub once for a model or a data set: its client would try a dead connection for half a minute. Says why
+    there is no answer; None if there is one, whatever it says, or if nothing is to be asked."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
