@@ -67,8 +67,7 @@ def test_satellite_carries_to_the_same_satellite_or_is_dropped():
     ]
     graph = between("qwen3", "qwen2", [(0, 0), (1, 1)])
     (norm,) = graph.source.units_of("model.layers.0.self_attn.q_norm.weight")
-    assert graph.targets_of(norm) == []
-    assert graph.dropped[norm] == "attention.query of qwen2 has no 'norm'"
+    assert graph.targets_of(norm) == [] and graph.dropped[norm] == "attention.query of qwen2 has no 'norm'"
 
 
 def test_expansion_can_be_switched_off_by_either_family(tmp_path):
@@ -166,22 +165,11 @@ def test_latent_attention():
     """The latent of keys and values is reached from both, and is one entry of the file with both rules."""
     graph = between("llama", "deepseek_v3")
     attention = "model.layers.0.self_attn."
-    assert short(carried(graph, attention + "q_proj.weight")) == [
-        "self_attn.q_a_proj.weight",
-        "self_attn.q_a_layernorm.weight",
-        "self_attn.q_b_proj.weight",
-    ]
     assert short(carried(graph, attention + "v_proj.weight")) == [
         "self_attn.kv_a_proj_with_mqa.weight[0:20]",
         "self_attn.kv_a_layernorm.weight",
         "self_attn.kv_b_proj.weight[12:24 of every 24]",
     ]
-    assert set(short(carried(graph, attention + "k_proj.weight"))) == {
-        "self_attn.kv_a_proj_with_mqa.weight[0:20]",
-        "self_attn.kv_a_proj_with_mqa.weight[20:28]",
-        "self_attn.kv_a_layernorm.weight",
-        "self_attn.kv_b_proj.weight[0:12 of every 24]",
-    }
     latents = graph.target.units_of(attention + "kv_a_layernorm.weight")
     assert [source.name for unit in latents for source, _ in graph.sources_of(unit)] == [
         attention + "k_proj.weight",
@@ -190,9 +178,7 @@ def test_latent_attention():
     same = between("deepseek_v3", "deepseek_v2").to_payload()["parameters"]
     (entry,) = [entry for entry in same if entry["name"] == attention + "kv_a_layernorm.weight"]
     assert entry["components"] == ["attention.key", "attention.value"]
-    (target,) = entry["targets"]
-    assert target["name"] == attention + "kv_a_layernorm.weight"
-    assert target["rule"].count("→") == 2
+    assert [target["rule"].count("→") for target in entry["targets"]] == [2]
 
 
 def test_layers_that_do_not_exist():

@@ -20,17 +20,14 @@ MODEL_TYPES = sorted(REGISTRY.by_model_type)
 
 # What a config can switch on or off in the names of a family: each switch once, where most depends on it.
 VARIANTS = {
-    "llama": [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}, {"num_key_value_heads": 8}],
-    "qwen3": [{"head_dim": 256}],
-    "phi3": [{"num_key_value_heads": 8}, {"head_dim": 128}],
-    "gpt2": [{"tie_word_embeddings": False}, {"n_inner": 512}, {"n_head": 4}],
+    "llama": [{"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}],
+    "phi3": [{"num_key_value_heads": 8}],
+    "gpt2": [{"tie_word_embeddings": False}],
     "gpt_neox": [{"attention_bias": False}, {"use_parallel_residual": False}],
-    "mixtral": [{"num_local_experts": 3}],
-    "qwen2_moe": [{"qkv_bias": False}, {"mlp_only_layers": [0, 5]}, {"decoder_sparse_step": 2}],
+    "qwen2_moe": [{"qkv_bias": False}, {"decoder_sparse_step": 2}],
     "deepseek_v2": [
         {"first_k_dense_replace": 1, "q_lora_rank": None},
         {"first_k_dense_replace": 2, "attention_bias": True, "mlp_bias": True},
-        {"v_head_dim": 48, "qk_nope_head_dim": 96, "n_shared_experts": 1},
     ],
     "deepseek_v3": [{"q_lora_rank": None}, {"first_k_dense_replace": 0}],
     "gpt_oss": [{"attention_bias": False}],

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny_models import build_config
 from trace_transfer.errors import ModelError
-from trace_transfer.families.anatomy import Split, splits_of, transposed_names, unit_kinds, unit_parts
+from trace_transfer.families.anatomy import splits_of, transposed_names, unit_kinds, unit_parts
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import build_meta_model, inventory_of, part_numel
@@ -169,29 +169,7 @@ def test_units_tile_their_tensor_and_never_cross_a_component(family, tiny):
             assert elements == {"mlp.gate+mlp.up": torch.Size(shape).numel()}
 
 
-def test_gpt2_is_stored_the_other_way_round():
-    anatomy, splits = cut(AutoConfig.for_model("gpt2", n_embd=48, n_head=4, n_layer=2, vocab_size=50))
-    block = "transformer.h.1."
-    assert splits[block + "attn.c_attn.weight"] == Split(1, 12)
-    assert splits[block + "attn.c_attn.bias"] == Split(0, 12)
-    assert splits[block + "attn.c_proj.weight"] == Split(0, 12)
-    assert splits[block + "mlp.c_fc.weight"] == Split(1, 1)
-    assert splits[block + "mlp.c_proj.weight"] == Split(0, 1)
-    assert splits[block + "mlp.c_proj.bias"] == splits[block + "ln_1.weight"] == Split(0, 1)
-    kinds = unit_kinds(anatomy, block + "attn.c_attn.weight", splits[block + "attn.c_attn.weight"])
-    assert kinds == ["attention.query"] * 4 + ["attention.key"] * 4 + ["attention.value"] * 4
-
-
 def test_heads_of_keys_and_values_of_two_sizes_are_refused():
     expected = r"layers\.0\.self_attn\.kv_b_proj\.weight: its parts \(attention\.key\+attention\.value\) are cut"
     with pytest.raises(ModelError, match=expected):
         cut(build_config("deepseek_v3", v_head_dim=16))
-
-
-def test_a_head_size_that_does_not_fit_is_refused_with_every_name():
-    config = build_config("phi3")
-    anatomy, _ = cut(config)
-    config.head_dim = 20
-    expected = r"(?s)use tensors or elements.*layers\.0\.self_attn\.o_proj.*layers\.2\.self_attn\.qkv_proj"
-    with pytest.raises(ModelError, match=expected):
-        splits_of(anatomy, config, frozenset().__contains__)

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from gguf import GGMLQuantizationType as Kind
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.reference.ordinary_forward import rows_of_all_layers
-from tests.task_files import write_tasks
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from tests.transfer.test_probing import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
-from trace_transfer.cli import main
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.checkpoints import GgufCheckpoint, open_checkpoint
@@ -68,38 +64,12 @@ def test_weights_equal_those_of_transformers_whole_and_in_chunks(written, family
             assert torch.equal(original.get_parameter(name), parameter), name
 
 
-def test_a_warm_start_from_a_gguf_file(written, tmp_path):
-    """Its base is the de-quantised model; a fine-tuned one in such a file is refused: its updates are rounded away."""
-    file, _ = written("llama", Kind.Q8_0)
-    tasks = write_tasks(tmp_path / "tasks", {"math": 4, "code": 4})
-    command = ["identify", str(file), "--tasks", str(tasks), "--learning-rate", "1e-3", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, [*command, "--batch-size", "2"])
-    assert result.exit_code == 0, result.output
-    assert "quantizing" not in result.stderr  # transformers' own bar
-    base = dict(load_all(file).named_parameters())
-    delta = load_file(tmp_path / "out" / "warm_start" / "math" / "delta-00001.safetensors")
-    assert delta.keys() == base.keys()
-    assert 1e-4 < max(float(one.abs().max()) for one in delta.values()) < 3e-3  # steps of 1e-3, not rounding
-    refused = CliRunner().invoke(main, ["score", str(file), "--tuned", f"math={file}", "--method", "l2"])
-    assert refused.exit_code == 2
-    assert "a GGUF file; its quantisation is larger than the updates" in refused.stderr
-
-
 @pytest.mark.parametrize(("family", "kind"), CASES[2:4], ids=lambda value: getattr(value, "name", value))
 def test_rows_equal_those_of_the_ordinary_forward_pass(written, family, kind):
     file, _ = written(family, kind)
     plan = plan_for(family, "boundary")
     expected = rows_of_all_layers(file.parent, LAYER_PATHS[family], plan.source, plan.texts_R, gguf_file=file.name)
     assert_same(streamed(file, family, plan), expected, **TOLERANCE)
-
-
-def test_each_byte_is_read_once(written):
-    file, _ = written("llama", Kind.Q8_0)
-    checkpoint = GgufCheckpoint(file)
-    plan = plan_for("llama", "boundary")
-    streamed(file, "llama", plan, checkpoint=checkpoint)
-    assert checkpoint.bytes_read == sum(int(t.n_bytes) for t in checkpoint._reader.tensors if t.name != "output.weight")
-    assert checkpoint.num_bytes == file.stat().st_size
 
 
 def test_tokenizer(written):
