@@ -187,16 +187,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         ),
         r"quantised weights: quantization_config in config\.json \(fp8\); 21 tensors .* of type F8_E4M3",
     ),
-    "bitsandbytes nf4": (
-        _tensors(
-            _quantised(
-                lambda w: torch.zeros(w.numel() // 2, 1, dtype=torch.uint8),
-                {"weight.absmax": ONE, "weight.quant_map": ONE, "weight.quant_state.bitsandbytes__nf4": ONE},
-            ),
-            quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True},
-        ),
-        r"\(bitsandbytes\); 21 tensors .* of type U8",
-    ),
     "GPTQ": (
         _tensors(
             _quantised(lambda w: CODES.clone(), {"qzeros": CODES, "scales": ONE, "g_idx": CODES}, "qweight"),
@@ -221,10 +211,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "no head, and not tied": (_tensors(_without(HEAD)), r"lm_head\.weight\) .*tie_word_embeddings: true"),
     "tied, but two": (
         _configured(tie_word_embeddings=True), r"are two different tensors, but one by config\.json",
-    ),
-    "integers in place of numbers": (
-        _tensors(lambda tensors: tensors.update({DOWN: torch.zeros(32, 32, dtype=torch.int64)})),
-        r"1 tensor .* of type I64",
     ),
     "an index that leaves": (
         _outside,

@@ -97,6 +97,27 @@ def test_the_router_alone_decides_which_experts_are_asked(model_type):
     assert len(torch.unique(asked[1].sort(dim=-1).values, dim=0)) == 1
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "deepseek_v2", "deepseek_v3"])
+def test_shared_experts_are_asked_by_every_token(model_type):
+    """Where all experts give nothing, the MLP gives what the shared one gives: nothing without any of its parts."""
+    model, anatomy = opened(model_type)
+    last, given = anatomy.num_layers - 1, []
+    model.get_submodule(f"model.layers.{last}.mlp").register_forward_hook(lambda _, args, out: given.append(out))
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        for unit in of_layer(anatomy, last, "mlp.down", ".experts."):
+            scaled(model, unit, 0)
+        model(ids)
+        for component in ("mlp.gate", "mlp.up", "mlp.down"):
+            (shared,) = [unit for unit in of_layer(anatomy, last, component) if unit.role == "shared"]
+            before = model.get_parameter(shared.name).data.clone()
+            scaled(model, shared, 0)
+            model(ids)
+            model.get_parameter(shared.name).data.copy_(before)
+    assert given[0].abs().amax(dim=-1).min() > 1e-6
+    assert all(output.abs().max() == 0 for output in given[1:])
+
+
 LATENT = {
     "deepseek_v2": {"qk_nope_head_dim": 10, "v_head_dim": 14, "attention_bias": True},  # queries without a latent
     "deepseek_v3": {"qk_nope_head_dim": 10, "v_head_dim": 14, "rope_interleave": False},

@@ -10,53 +10,7 @@ from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.correspondence import LAYERS, build_correspondence, explain
 from trace_transfer.families.registry import load_families
-from trace_transfer.models.sources import Inventory, read_inventory
-
-PARALLEL = (
-    mine(LLAMA)
-    .replace("norm.pre_attention: [input_layernorm.weight]", "norm.pre_attention: [%s]")
-    .replace("norm.pre_mlp: [post_attention_layernorm.weight]", "norm.pre_mlp: [%s]")
-)
-SHARED = "{name: input_layernorm.weight, shared: true}"
-ELSE_SHARED = (
-    '"post_attention_layernorm.weight?", '
-    "{name: input_layernorm.weight, shared: true, unless: post_attention_layernorm.weight}"
-)
-
-
-def without(inventory: Inventory, tail: str, layers: tuple[int, ...] = (0, 1)) -> Inventory:
-    """The inventory of a model in which some layers lack a tensor."""
-    names = {f"model.layers.{layer}.{tail}" for layer in layers}
-    return replace(inventory, shapes={name: shape for name, shape in inventory.shapes.items() if name not in names})
-
-
-def test_one_tensor_that_serves_two_components(tmp_path):
-    family = load_families(write(tmp_path, PARALLEL % (SHARED, SHARED))).families["mine"]
-    inventory = without(read_inventory(TINY_LLAMA), "post_attention_layernorm.weight")
-    anatomy = apply_family(family, inventory)
-    units = anatomy.units_of("model.layers.1.input_layernorm.weight")
-    assert [(unit.component, unit.principal) for unit in units] == [
-        ("norm.pre_attention", True),
-        ("norm.pre_mlp", True),
-    ]
-    assert len({unit.place for unit in units}) == 1
-    assert sum({unit.place: unit.num_elements for unit in anatomy.units}.values()) == inventory.num_elements
-
-
-def test_a_member_instead_of_another_one(tmp_path):
-    """`unless`: the layers that have a norm of their own before the MLP use it, the others share."""
-    path = write(tmp_path, PARALLEL % (SHARED, ELSE_SHARED))
-    family = load_families(path).families["mine"]
-    anatomy = apply_family(family, without(read_inventory(TINY_LLAMA), "post_attention_layernorm.weight", (1,)))
-    found = {unit.layer: unit for unit in anatomy.units if unit.component == "norm.pre_mlp"}
-    assert [found[0].name, found[1].name] == [
-        "model.layers.0.post_attention_layernorm.weight",
-        "model.layers.1.input_layernorm.weight",
-    ]
-    assert found[0].principal and found[1].principal
-    assert len(anatomy.units_of("model.layers.0.input_layernorm.weight")) == 1
-    assert len(anatomy.units_of("model.layers.1.input_layernorm.weight")) == 2
-
+from trace_transfer.models.sources import read_inventory
 
 TWO_KINDS = mine(LLAMA).replace("[mlp.gate_proj.weight,", '["mlp.gate_proj.weight?", "mlp.up_gate.weight?",')
 

@@ -89,16 +89,6 @@ def test_a_full_disk(tiny, tmp_path, monkeypatch, number, replace):
         assert files(tmp_path / "model") == before
 
 
-def test_an_interruption(tiny, tmp_path, monkeypatch):
-    def interrupt(path):
-        raise KeyboardInterrupt("now")
-
-    monkeypatch.setattr(model_directory, "sync", interrupt)
-    with pytest.raises(KeyboardInterrupt, match="now"):
-        write(state_of(tiny("llama")), tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_kill_before_any_operation_leaves_no_model_by_halves(tiny, tmp_path, monkeypatch, replace):
     monkeypatch.setattr(model_directory, "SHARD_BYTES", 200_000)

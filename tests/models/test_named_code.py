@@ -59,13 +59,6 @@ def test_a_config_that_asks_for_code_is_refused(copy_of, fields, told):
     assert told in str(refused.value)
 
 
-def test_a_type_that_only_code_knows(copy_of):
-    model = change(copy_of("llama"), "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
-    with pytest.raises(ModelError, match=r"its config cannot be read"):
-        load_config(ModelSource.parse(model))
-    assert not (model / MARK).exists()
-
-
 def test_the_config_that_transformers_would_take_is_looked_at(copy_of):
     """`configuration_files` sends transformers from `config.json` to another file."""
     model = copy_of("llama")
