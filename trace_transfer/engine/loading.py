@@ -11,8 +11,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
-from functools import cached_property
 from logging import Handler
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,21 +18,8 @@ import torch
 from torch import Tensor
 
 from trace_transfer.errors import ModelError, first_line, listing
-from trace_transfer.models.checkpoints import (
-    Checkpoint,
-    SafetensorsCheckpoint,
-    local_directory,
-    open_checkpoint,
-    release,
-)
-from trace_transfer.models.sources import (
-    Inventory,
-    ModelSource,
-    build_meta_model,
-    load_config,
-    read_inventory,
-    tied_names,
-)
+from trace_transfer.models.checkpoints import OpenedBase, SafetensorsCheckpoint, local_directory, release
+from trace_transfer.models.sources import ModelSource, build_meta_model, tied_names
 from trace_transfer.models.tensors import dtype_name, require_finite
 
 if TYPE_CHECKING:
@@ -67,23 +52,8 @@ class StartingPoint(Protocol):
         """Those tensors of `load(dtype)`, in that order, one at a time."""
 
 
-@dataclass(frozen=True)
-class BaseModel:
+class BaseModel(OpenedBase):
     """A model as it is published: the starting point of a warm start."""
-
-    source: ModelSource
-
-    @cached_property
-    def config(self) -> Any:
-        return load_config(self.source)
-
-    @cached_property
-    def inventory(self) -> Inventory:
-        return read_inventory(self.config)
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        return open_checkpoint(self.source)
 
     @property
     def names_sha256(self) -> str:
@@ -91,11 +61,11 @@ class BaseModel:
 
     @property
     def fingerprint(self) -> str:
-        return self.checkpoint.fingerprint
+        return self.weights.fingerprint
 
     @property
     def config_sha256(self) -> str:
-        return self.checkpoint.config_sha256
+        return self.weights.config_sha256
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         return load_model(self.source, dtype)
@@ -110,14 +80,14 @@ class BaseModel:
                 owner, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(owner), attribute, model.get_buffer(name).float())
         if saved:
-            self.checkpoint.load(model, saved.__contains__, torch.device("cpu"), dtype)
+            self.weights.load(model, saved.__contains__, torch.device("cpu"), dtype)
         return model
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         model = build_meta_model(copy.deepcopy(self.config), dtype)
         for name in names:
             known = tied_names(model, name)  # a tied embedding may have been saved as the head only
-            self.checkpoint.load(model, known.__contains__, torch.device("cpu"), dtype)
+            self.weights.load(model, known.__contains__, torch.device("cpu"), dtype)
             found = [owner for owner in known if not model.get_parameter(owner).is_meta]
             if not found:
                 raise ModelError(f"{self.source.name}: the weights lack {name}")

@@ -43,12 +43,12 @@ from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, comp
 
 _QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
 SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}
-KEYS = [
+KEYS = {
     one.alias or name
     for rule in (FamilyFile, Component, Member, Span, Exclusion)
     for name, one in rule.model_fields.items()
     if (one.alias or name).isprintable()
-]
+}
 SHORT = ("members", "choices", "name", "[key]", *map(chr, range(3)))  # steps that say nothing to a reader
 
 
