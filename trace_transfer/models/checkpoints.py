@@ -44,15 +44,11 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(ABC):
-    """Weights of one model. `bytes_read` counts what was read from disk so far, `num_bytes` what lies there."""
+    """Weights of one model, in `files`. `bytes_read` counts what was read from disk so far."""
 
     files: list[Path]
     dtypes: set[torch.dtype]  # on disk; of a GGUF file, in which it is read
     bytes_read: int = 0
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
 
     @property
     def fingerprint(self) -> str:
@@ -293,7 +289,8 @@ class GgufCheckpoint(Checkpoint):
             self._reader = GGUFReader(file)
         except (ValueError, OSError, IndexError, KeyError) as error:
             raise ModelError(f"{file}: not a readable GGUF file, or cut short ({error})") from error
-        self._bound: tuple[PreTrainedModel, Any, dict[str, str]] | None = None
+        self._model: PreTrainedModel | None = None
+        self._bound: tuple[Any, dict[str, str]] = (None, {})
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
 
     @property
@@ -301,7 +298,7 @@ class GgufCheckpoint(Checkpoint):
         return self.fingerprint
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
-        for name in self._names(model):
+        for name in self._bound_to(model)[1]:
             if wanted(name):
                 owner, _, leaf = name.rpartition(".")
                 module = model.get_submodule(owner)
@@ -309,30 +306,31 @@ class GgufCheckpoint(Checkpoint):
                 setattr(module, leaf, nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False))
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        found = next((one for one in (name, *tied_names(model, name)) if one in self._names(model)), None)
+        names = self._bound_to(model)[1]
+        found = next((one for one in (name, *tied_names(model, name)) if one in names), None)
         if found is None:
             raise ModelError(f"{self.file}: the weights lack {name}")
         values = self._values(model, found, shape)
         for start, stop in row_blocks(shape):
             yield values[start:stop].flatten()
 
-    def _names(self, model: PreTrainedModel) -> dict[str, str]:
-        """Names at run time → names in the file, of what is there."""
-        if self._bound is None or self._bound[0] is not model:
+    def _bound_to(self, model: PreTrainedModel) -> tuple[Any, dict[str, str]]:
+        """transformers' processor, and names at run time → names in the file, of what is there."""
+        if self._model is not model:
             processor, names = gguf_names(model, self._reader, self.file)
             there = {name: key for key, name in names.items() if key in self._tensors}
-            self._bound = (model, processor, there)
-        return self._bound[2]
+            self._model, self._bound = model, (processor, there)
+        return self._bound
 
     def _values(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Tensor:
         from gguf import dequantize
 
-        key = self._names(model)[name]
-        assert self._bound is not None
+        processor, names = self._bound_to(model)
+        key = names[name]
         tensor = self._tensors[key]
         self.bytes_read += tensor.data.nbytes
         weights = dequantize(tensor.data, tensor.tensor_type)
-        found = self._bound[1].process(weights=weights, name=key, tensor_key_mapping={}, parsed_parameters={})
+        found = processor.process(weights=weights, name=key, tensor_key_mapping={}, parsed_parameters={})
         values = torch.from_numpy(np.ascontiguousarray(found.weights).copy())
         require_finite(str(self.file), {key: values})
         if tuple(values.shape) != shape:
