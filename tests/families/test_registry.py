@@ -36,7 +36,6 @@ def test_all_problems_of_a_file_at_once_each_with_its_line(tmp_path):
     problems = problems_of(write(tmp_path, BROKEN))
     expected = [
         (3, "layres: unknown key; did you mean 'layer'?"), (5, "unknown component; did you mean 'attention.query'?"),
-        (6, "attention.key: 'self_attn.k_proj.weight' and 'self_attn.k_proj_2.weight' have the same role"),
         (7, "'members:' is missing"), (7, "did you mean 'members'?"), (10, "(divide integers with //)"),
         (11, "mlp.up: rows: found a list, expected [from, to] or {every: n, "), (13, "'from:' is missing"),
         (13, "form: unknown key; did you mean 'from'?"), (14, "'rows:' and 'columns:'"),

@@ -233,19 +233,11 @@ class Component(_Written):
     expand: bool = True
 
     @model_validator(mode="after")
-    def _tells_members_apart(self) -> Component:
-        """No two of one role, unless one may be absent: whether both ever are there, only a model's layers tell."""
-        first: dict[str, Member] = {}
+    def _has_heads_in_attention_only(self) -> Component:
+        """Whether two members are of one role, a model's layers tell."""
         for member in self.members:
             if member.head is not None and not self.name.startswith("attention."):
                 raise ValueError(f"'{member.pattern}': head: only members of 'attention.…' have heads")
-            other = first.setdefault(member.role, member)
-            may_lack = other.optional or member.optional or other.unless or member.unless
-            if other is not member and not may_lack:
-                raise ValueError(
-                    f"'{other.pattern}' and '{member.pattern}' have the same role '{member.role}'; tell them apart "
-                    "with {name: …, role: …}"
-                )
         return self
 
 
