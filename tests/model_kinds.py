@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         _configured(quantization_config={"quant_method": "fp8"}),
         r"\(fp8\), but its weights are not: .* remove it from config\.json",
     ),
-    "an adapter alone": (_adapter(alone=True), r"LORA of some/base, not a model: .*merge_and_unload"),
+    "an adapter alone": (_adapter(alone=True), r"an adapter of some/base, not a model: .*merge_and_unload"),
     "fewer rows": (
         _tensors(lambda tensors: tensors.update({EMBEDDING: tensors[EMBEDDING][:500].clone()})),
         r"model\.embed_tokens\.weight: \[500, 32\] in the weights, \[512, 32\] by config\.json",

@@ -34,10 +34,10 @@ COMPUTED = re.compile(
 
 def adapter_told(config: Mapping[str, Any]) -> str:
     """What to say of an adapter where a model was expected."""
-    base, kind = config.get("base_model_name_or_path") or "its base model", config.get("peft_type", "an adapter")
+    base = config.get("base_model_name_or_path") or "its base model"
     return (
-        f"{kind} of {base}, not a model: it has {ADAPTER_CONFIG} and no {CONFIG_NAME}; give what `merge_and_unload()` "
-        "and `save_pretrained` make of both"
+        f"an adapter of {base}, not a model: it has {ADAPTER_CONFIG} and no {CONFIG_NAME}; give what "
+        "`merge_and_unload()` and `save_pretrained` make of both"
     )
 
 
