@@ -13,9 +13,8 @@ from tests.local_hub import TOKEN, running_hub
 from tests.patch_files import make_patch, same_bits, state_of, stored
 from tests.stream_files import core_sets, write_core_set, write_stream
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.errors import ArtefactError, ModelError
+from trace_transfer.errors import ArtefactError
 from trace_transfer.formats import read_any
-from trace_transfer.models.sources import ModelSource, load_config
 from trace_transfer.publish.hub import Destination, HubError, destination, local_file, push_files, push_folder
 
 
@@ -184,16 +183,6 @@ def test_options_without_sense(hub, tiny, tmp_path):
         result = run("map", "--src", tiny("llama"), "--dst", tiny("qwen3"), "--out", tmp_path / "out", *more)
         assert result.exit_code == 2 and message in result.stderr
     assert not hub.repos and not (tmp_path / "out").exists()
-
-
-def test_a_repository_that_is_an_adapter_is_told_as_a_directory_is(hub):
-    told = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "r": 2, "lora_alpha": 4}
-    hub.repos["someone/adapter"] = {"adapter_config.json": json.dumps(told).encode(), "README.md": b"# mine"}
-    hub.repos["someone/nothing"] = {"README.md": b"# mine"}
-    with pytest.raises(ModelError, match=r"^someone/adapter: an adapter \(LORA\) of some/base, not a model: .*\n.*\n"):
-        load_config(ModelSource.parse("someone/adapter"))
-    with pytest.raises(ModelError, match=r"^someone/nothing: no such directory, and its config could not be had"):
-        load_config(ModelSource.parse("someone/nothing"))
 
 
 def test_a_patched_model_with_its_patches(hub, tiny, tmp_path):
