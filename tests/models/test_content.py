@@ -25,7 +25,7 @@ from trace_transfer.models.content import (
     tokenizer_sha256,
     weights_sha256,
 )
-from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.sources import ModelSource, load_inventory
 from trace_transfer.progress import Silent
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -198,10 +198,10 @@ def refuse(*_):
 def test_the_anatomy_is_the_same(tiny, family, cache, monkeypatch):
     """Tied, transposed, fused and interleaved tensors, experts, sizes that only a property of the config has."""
     source, registry = ModelSource.parse(tiny(family)), load_families()
-    read = read_names(source)
+    read, first = load_inventory(source), read_names(source)
     monkeypatch.setattr(content, "load_inventory", refuse)
     known = read_names(source)
-    assert (known.shapes, known.tied, known.model_type) == (read.shapes, read.tied, read.model_type)
+    assert (known.shapes, known.tied, known.config) == (read.shapes, read.tied, first.config)
     of_read, of_known = (anatomy_of(one, registry) for one in (read, known))
     assert replace(of_known, inventory=read) == of_read
 

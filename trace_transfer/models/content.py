@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,27 +184,24 @@ def _remember(key: str, digest: str) -> None:
 
 
 def read_names(source: ModelSource) -> Inventory:
-    """Names and shapes of a model; raises as `load_inventory`. The config holds plain values alone, those of properties
-    among them."""
-    file = _names_file(source)
+    """As `load_inventory`; the config holds plain values alone, those of properties among them."""
+    file, found = _names_file(source), None
     if file is not None:
-        with suppress(TraceTransferError, KeyError, TypeError):
+        with suppress(TraceTransferError):
             found = read_json_object(file)
-            shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
-            config = json.loads(json.dumps(found["config"]), object_hook=lambda values: SimpleNamespace(**values))
-            inventory = Inventory(config, shapes, found["tied"])
-            for note in found["notes"]:
-                tell(note)
-            return inventory
-    quiet_libraries()
-    notes: list[str] = []
-    with telling(notes.append):
-        inventory = load_inventory(source)
-    for note in notes:
+    if found is None:
+        quiet_libraries()
+        notes: list[str] = []
+        with telling(notes.append):
+            inventory = load_inventory(source)
+        shapes, tied = dict(inventory.shapes), dict(inventory.tied)
+        found = {"config": _plain(inventory.config), "shapes": shapes, "tied": tied, "notes": notes}
+        if file is not None:
+            _remember_names(file, found)
+    for note in found["notes"]:
         tell(note)
-    if file is not None:
-        _remember_names(file, {**asdict(inventory), "config": _plain(inventory.config), "notes": notes})
-    return inventory
+    config = json.loads(json.dumps(found["config"]), object_hook=lambda values: SimpleNamespace(**values))
+    return Inventory(config, {name: tuple(shape) for name, shape in found["shapes"].items()}, found["tied"])
 
 
 def _names_file(source: ModelSource) -> Path | None:
