@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, initialization
 
 from tests.tiny_models import REPRESENTATIVES, build_config
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import (
     ModelSource,
     build_meta_model,
+    inventory_of,
     load_config,
     read_inventory,
 )
@@ -91,6 +93,37 @@ def test_a_meta_model_has_real_buffers_only(family):
     assert not any(buffer.is_meta for buffer in buffers.values())
     assert not model.training
     assert torch.get_default_dtype() is before
+
+
+def test_whatever_is_made_empty_takes_no_memory(monkeypatch):
+    """However its sizes are given; a buffer that is made so is real in the end, and filled."""
+
+    class Odd(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            big = 1 << 17
+            self.sizes = nn.Parameter(torch.empty(big, big))
+            self.typed_sizes = nn.Parameter(torch.empty(big, big, dtype=torch.float64))
+            self.one_tuple = nn.Parameter(torch.empty((big, big)))
+            self.typed_tuple = nn.Parameter(torch.empty((big, big), dtype=torch.float64, device=None))
+            self.keyword = nn.Parameter(torch.empty(size=(big, big)))
+            self.asked_for = torch.empty(3, device="cpu")
+            self.buffer = nn.Buffer(torch.empty(3), persistent=False)
+
+        def _init_weights(self, module):
+            super()._init_weights(module)
+            if module is self:
+                initialization.copy_(self.buffer, torch.arange(3) / 3)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", Odd._from_config)
+    model = build_meta_model(build_config("llama"), torch.bfloat16)
+    shapes = inventory_of(model).shapes
+    names = ("sizes", "typed_sizes", "one_tuple", "typed_tuple", "keyword")
+    assert {shapes[name] for name in names} == {(1 << 17, 1 << 17)}
+    assert [model.get_parameter(name).dtype for name in names[:2]] == [torch.bfloat16, torch.float64]
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not model.asked_for.is_meta
+    assert torch.equal(model.buffer, (torch.arange(3) / 3).bfloat16())
 
 
 def test_a_config_that_no_model_can_be_built_from(tmp_path):

@@ -289,10 +289,21 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
     default is torch's.
     """
     import torch
+    from accelerate import init_empty_weights
+    from torch.overrides import TorchFunctionMode
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with torch.device("meta"), no_init_weights():
+    class EmptyOnMeta(TorchFunctionMode):
+        """accelerate moves a tensor to the meta device once it is made: the experts of one layer may be 30 GB."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func is torch.empty and kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
+    with init_empty_weights(include_buffers=False), no_init_weights(), EmptyOnMeta():
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.get_default_dtype())
         except Exception as error:  # fields that are missing, or do not fit each other: of many kinds
@@ -314,7 +325,7 @@ def _compute_buffers(model: PreTrainedModel) -> None:
 
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:  # to be filled below
+            if buffer.is_meta:  # made by `torch.empty`, to be filled below
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
     parameters: list[Any] = list(model.parameters())  # Any, for a mark that torch's own do not have
     for parameter in parameters:
