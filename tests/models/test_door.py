@@ -96,7 +96,7 @@ def test_used_by_every_command_and_told_of(base, tmp_path, kind):
         notes = re.findall(r"^note: (.*)", result.stderr, re.MULTILINE)
         assert len(notes) == 1 and re.search(note, notes[0]), (command, result.stderr)
     card = (tmp_path / "place/out/patched/README.md").read_text()
-    assert "Not compared, and not in this model: " in card
+    assert ("Not compared, and not in this model: " in card) == ("not read" in note), card
 
 
 @pytest.mark.parametrize("kind", USABLE)
