@@ -23,7 +23,7 @@ from trace_transfer.evaluation.records import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.records import Verification, VerifiedTensor
 from trace_transfer.records import ModelIdentity, to_json
 from trace_transfer.reporting.records import TUNING, CellRecord, Cost, MethodRecord, RunFile, Stated, StepFile, Tuning
-from trace_transfer.training.records import StageRecord, StreamFile
+from trace_transfer.training.settings import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability
 
 TASKS = ("maths", "code", "law")

@@ -9,8 +9,7 @@ from trace_transfer.errors import FrozenMovedError, TraceTransferError, UserErro
 if TYPE_CHECKING:
     from trace_transfer.evaluation.settings import EvaluateSettings
     from trace_transfer.identification.settings import IdentifySettings
-    from trace_transfer.trainers.callback import CoreCallback
-    from trace_transfer.trainers.frozen import CoreTraining, freeze_except
+    from trace_transfer.trainers.frozen import CoreCallback, CoreTraining, freeze_except
     from trace_transfer.training.settings import StreamSettings
     from trace_transfer.transfer.settings import MapSettings
 
@@ -41,7 +40,7 @@ __all__ = [
 
 # Imported when they are asked for: `import trace_transfer` is to be quick.
 _LATER = {
-    "CoreCallback": "trainers.callback",
+    "CoreCallback": "trainers.frozen",
     "CoreTraining": "trainers.frozen",
     "EvaluateSettings": "evaluation.settings",
     "IdentifySettings": "identification.settings",

@@ -186,8 +186,7 @@ def train(
         >>> done.verification.counts["frozen MOVED"].elements
     """
     from trace_transfer.training.settings import StreamSettings
-    from trace_transfer.training.stream_plan import plan_stream
-    from trace_transfer.training.streaming import run_stream
+    from trace_transfer.training.streaming import plan_stream, run_stream
 
     plan = plan_stream(base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out)
     return run_stream(plan, reporter or Silent(), StopSignal())

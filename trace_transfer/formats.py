@@ -29,8 +29,7 @@ from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.settings import Settings, settings_schema
 from trace_transfer.study.methods import AXES, CHANGEABLE, METHODS, SECTIONS
 from trace_transfer.study.run_file import ComparisonKeys, MethodKeys, RunKeys, RunTask, SweepKeys, TuningKeys
-from trace_transfer.training.records import StreamFile
-from trace_transfer.training.settings import StreamTask
+from trace_transfer.training.settings import StreamFile, StreamTask
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 
 ARTEFACTS: dict[str, type[Strict]] = {

@@ -8,11 +8,14 @@ import torch
 
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.engine.batches import plan
+from trace_transfer.engine.batches import HeldOut, plan
+from trace_transfer.engine.engine import shapes_of
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import TrainResult, train
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.models.sources import Inventory, ModelSource
+from trace_transfer.progress import Silent
+from trace_transfer.stopping import StopSignal
 
 SETTINGS = {"learning_rate": 3e-3, "batch_size": 8, "micro_batch_size": 3, "checkpoint_minutes": 60.0}
 
@@ -34,27 +37,21 @@ def make_task(num_examples: int = 21, seed: int = 0, name: str = "made-up", voca
     return TaskData(name, tuple(examples), num_examples, 0, 0, "plain", digest)
 
 
-def make_mask(inventory: Inventory, number: int) -> Mask:
-    """Rows of the embedding (for number 2 single parameters) and of a matrix, columns of another, single parameters of
-    a third, a part of a vector, and two whole tensors.
-
-    Sizes that two ranks do not divide; other tensors or places for each number from 0 to 3.
-    """
-    shapes = inventory.shapes
-    embedding = next(iter(shapes))
-    inner = [name for name in shapes if name != embedding]
-    matrices = [name for name in inner if len(shapes[name]) == 2]
-    vectors = [name for name in inner if len(shapes[name]) == 1]
-    rows = Slice(0, ((3 + number, 17), (101, 102), (300, 400)))
+def make_mask(inventory: Inventory) -> Mask:
+    """Rows of the embedding and of a matrix, columns of another, single parameters of a third, a part of a vector, and
+    two whole tensors; sizes that two ranks do not divide."""
+    embedding, *inner = inventory.shapes
+    matrices = [name for name in inner if len(inventory.shapes[name]) == 2]
+    vectors = [name for name in inner if len(inventory.shapes[name]) == 1]
     return Mask(
         {
-            embedding: Chosen(np.arange(5, 4000, 7)) if number == 2 else rows,
-            matrices[12]: Chosen(np.array([0, 1, 50, 51 + number, 200, 777])),
-            matrices[number]: Slice(0, ((1, 2), (5, 9))),
-            matrices[number + 4]: Slice(1, ((0, 3), (30, 31 + number))),
-            vectors[number]: Slice(0, ((2, 5),)),
-            vectors[number + 4]: None,
-            matrices[number + 8]: None,
+            embedding: Slice(0, ((3, 17), (101, 102), (300, 400))),
+            matrices[12]: Chosen(np.array([0, 1, 50, 51, 200, 777])),
+            matrices[0]: Slice(0, ((1, 2), (5, 9))),
+            matrices[4]: Slice(1, ((0, 3), (30, 31))),
+            vectors[0]: Slice(0, ((2, 5),)),
+            vectors[4]: None,
+            matrices[8]: None,
         }
     )
 
@@ -77,13 +74,12 @@ def run(
 ) -> tuple[TrainResult, dict[str, torch.Tensor]]:
     """Train; returns the result and the trained values. Options of `train` by name, all others are settings."""
     values: dict[str, torch.Tensor] = {}
+    data = data or make_task()
+    start = base_of(start) if isinstance(start, Path) else start
     passed = {
-        key: options.pop(key)
-        for key in ("mask", "describe", "held_out", "stop", "reporter", "label", "finish")
-        if key in options
-    }
-    result = train(
-        base_of(start) if isinstance(start, Path) else start, data or make_task(), settings(**options),
-        directory=directory, **{"finish": values.update, **passed},
-    )  # fmt: skip
-    return result, values
+        "finish": values.update, "describe": lambda name: (name, ()), "stop": StopSignal(), "reporter": Silent(),
+        "label": data.task, "held_out": HeldOut(()),
+    }  # fmt: skip
+    passed |= {key: options.pop(key) for key in passed.keys() & options.keys()}
+    mask = options.pop("mask", None) or Mask.everything(shapes_of(start.skeleton(torch.float32)))
+    return train(start, data, settings(**options), mask, directory=directory, **passed), values

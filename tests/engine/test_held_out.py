@@ -8,10 +8,10 @@ import torch
 from tests.engine.made_up import base_of, make_task, run
 from tests.engine.test_loop import WHOLE, Notes, differing
 from trace_transfer.data.examples import collate, losses
-from trace_transfer.engine import checkpointing, held_out
+from trace_transfer.engine import batches, checkpointing
+from trace_transfer.engine.batches import Evaluation, HeldOut
 from trace_transfer.engine.checkpointing import read_evaluations
 from trace_transfer.engine.engine import Engine
-from trace_transfer.engine.held_out import Evaluation, HeldOut
 from trace_transfer.engine.loop import Run
 from trace_transfer.errors import TrainingError
 from trace_transfer.stopping import StopRequested, StopSignal
@@ -52,13 +52,13 @@ def test_it_changes_no_bit_and_is_exact(tiny, tmp_path, family, zero):
 
 def pretended(monkeypatch, course):
     """Evaluations that find these losses, one after the other, whatever the weights are."""
-    real = held_out.evaluate
+    real = batches.evaluate
 
     def find(*given):
         found, step = real(*given), given[-1]
         return Evaluation(step, dict.fromkeys(found.losses, course[step]), found.supervised)
 
-    monkeypatch.setattr(held_out, "evaluate", find)
+    monkeypatch.setattr(batches, "evaluate", find)
 
 
 @pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
@@ -69,12 +69,12 @@ def test_the_best_is_kept_and_training_ends(tiny, tmp_path, monkeypatch, zero):
     pretended(monkeypatch, course)
     reporter = Notes()
     whole, kept = run(tiny("llama"), tmp_path / "whole", reporter=reporter, **options)
-    assert (whole.steps, whole.kept, len(whole.losses)) == (6, 3, 6)
+    assert (whole.kept, len(whole.losses)) == (3, 6)
     assert reporter.notes[-1].endswith(
         "lowest held-out loss 2.000 after step 3; it did not become lower, so that training ended early; its weights "
         "are kept"
     )
-    _, until_then = run(tiny("llama"), tmp_path / "three", **{**options, "held_out": None, "epochs": 3}, stop=None)
+    _, until_then = run(tiny("llama"), tmp_path / "three", **{**options, "held_out": HeldOut(())})
     assert differing(kept, until_then) != []  # not the last weights
     stop, one_step = StopSignal(), Run.one_step
     monkeypatch.setattr(Run, "one_step", lambda self, *a: (setattr(stop, "requested", True), one_step(self, *a))[1])
@@ -93,15 +93,15 @@ def test_the_best_is_kept_and_training_ends(tiny, tmp_path, monkeypatch, zero):
 def test_the_weights_that_are_kept_are_those_of_that_step(tiny, tmp_path, monkeypatch):
     seen = {}
     pretended(monkeypatch, {1: 3.0, 2: 1.0, 3: 2.0})
-    find = held_out.evaluate
+    find = batches.evaluate
 
     def look(engine, *given):
         seen[given[-1]] = dict(engine.values())
         return find(engine, *given)
 
-    monkeypatch.setattr(held_out, "evaluate", look)
+    monkeypatch.setattr(batches, "evaluate", look)
     result, values = run(tiny("llama"), tmp_path, held_out=HeldOut(OTHERS, 1, None, True))
-    assert (result.steps, result.kept) == (3, 2)
+    assert (len(result.steps), result.kept) == (3, 2)
     assert differing(values, seen[2]) == [] and differing(values, seen[3]) != []
     assert not (tmp_path / "checkpoint").exists()
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.engine.made_up import base_of, make_mask, make_task, run, settings, steps_of
 from tests.reference.masked_loop import train_masked_slowly
@@ -23,7 +22,7 @@ MASK = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layer
 WHOLE = Mask(dict.fromkeys(MASK))
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
 SLOW = pytest.mark.slow
-SLICED = {"llama": (), "gpt2": (), "qwen2": SLOW, "gemma3_text": SLOW, "gpt_neox": SLOW}  # and whether it is slow
+SLICED = {"llama": (), "gpt2": (), "gemma3_text": SLOW}  # and whether it is slow
 WAYS = [
     (0, "float32"), (1, "bfloat16"), (3, "float32"), pytest.param(0, "bfloat16", marks=SLOW),
     pytest.param(2, "float32", marks=SLOW), pytest.param(3, "bfloat16", marks=SLOW),
@@ -72,22 +71,22 @@ def stop_after(monkeypatch, steps):
 
 
 @pytest.mark.parametrize(
-    ("family", "number", "options"),
+    ("family", "masked", "options"),
     [
-        ("llama", None, {"micro_batch_size": 8}),
-        ("llama", None, {"micro_batch_size": 3, "epochs": 2, "weight_decay": 0.1}),
-        ("qwen2", None, {"micro_batch_size": 1, "max_grad_norm": None}),
-        ("gemma2", None, {"micro_batch_size": 2, "max_grad_norm": 0.1, "gradient_checkpointing": True}),
+        ("llama", False, {"micro_batch_size": 8}),
+        ("llama", False, {"micro_batch_size": 3, "epochs": 2, "weight_decay": 0.1}),
+        ("qwen2", False, {"micro_batch_size": 1, "max_grad_norm": None}),
+        ("gemma2", False, {"micro_batch_size": 2, "max_grad_norm": 0.1, "gradient_checkpointing": True}),
         *(
-            pytest.param(family, 1, {"weight_decay": 0.1, "max_grad_norm": 0.3, "epochs": 2}, marks=marks)
+            pytest.param(family, True, {"weight_decay": 0.1, "max_grad_norm": 0.3, "epochs": 2}, marks=marks)
             for family, marks in SLICED.items()
         ),
     ],
 )
-def test_same_as_the_slow_twin(tiny, tmp_path, family, number, options):
+def test_same_as_the_slow_twin(tiny, tmp_path, family, masked, options):
     """Everything, or parts of some tensors."""
     model, data = tiny(family, **NO_DROPOUT.get(family, {})), make_task(21, vocabulary=300)
-    mask = None if number is None else make_mask(base_of(model).inventory, number)
+    mask = make_mask(base_of(model).inventory) if masked else None
     options = {"learning_rate": 1e-3, **options}
     chosen = settings(**options)
     losses, norms, weights = train_masked_slowly(model, steps_of(data, chosen), chosen, mask)
@@ -103,8 +102,8 @@ def test_same_as_the_slow_twin(tiny, tmp_path, family, number, options):
     assert [row.loss for row in rows] == list(result.losses)
     assert [row.grad_norm for row in rows] == pytest.approx(norms, rel=1e-5)
     assert max(norms) > 1.0 or min(norms) > 0.3  # so that clipping was at work
-    assert result.tokens == sum(len(e.input_ids) for e in data.examples) * chosen.epochs
-    assert result.supervised == sum(e.num_supervised for e in data.examples) * chosen.epochs
+    assert sum(row.tokens for row in rows) == sum(len(e.input_ids) for e in data.examples) * chosen.epochs
+    assert sum(row.supervised for row in rows) == sum(e.num_supervised for e in data.examples) * chosen.epochs
     assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
 
 
@@ -132,7 +131,7 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precisi
     assert differing(resumed, undisturbed) == []
     assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
     assert reporter.notes[0] == "made-up: going on after step 3 of 5"
-    assert (result.steps, reporter.total, reporter.advanced) == (5, 5, 5)
+    assert (len(result.steps), reporter.total, reporter.advanced) == (5, 5, 5)
     assert re.fullmatch(rf"loss {result.losses[-1]:.3f} · [\d,]+ tokens/s", reporter.status)
 
 
@@ -193,7 +192,7 @@ def test_another_training_is_not_gone_on_from(tiny, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match=r"- model.fingerprint: (.|\n)*- trained.num_parameters: 39 .* 1 now\n"):
         run(tiny("llama", tie_word_embeddings=True), tmp_path, mask=Mask({"model.norm.weight": None}))
     result, _ = run(tiny("llama"), tmp_path, make_task())
-    assert result.steps == 3
+    assert len(result.steps) == 3
 
 
 @pytest.mark.parametrize("zero", [0, 3])
@@ -246,16 +245,7 @@ def test_what_finish_raises_leaves_the_checkpoint(tiny, tmp_path):
         run(tiny("llama"), tmp_path, finish=fail, checkpoint_minutes=0)
     assert len(checkpointing.find(tmp_path).steps) == 3
     result, _ = run(tiny("llama"), tmp_path)
-    assert result.steps == 3
-
-
-def test_losses_go_to_tensorboard_too(tiny, tmp_path):
-    result, _ = run(tiny("llama"), tmp_path / "1-math", make_task(8), track=("tensorboard",))
-    (place,) = (tmp_path / "tensorboard").iterdir()
-    found = EventAccumulator(str(place)).Reload().Scalars("loss")
-    assert [(event.step, event.value) for event in found] == [
-        (number, pytest.approx(loss, rel=1e-6)) for number, loss in enumerate(result.losses, start=1)
-    ]
+    assert len(result.steps) == 3
 
 
 NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
@@ -286,12 +276,8 @@ def test_one_bit_of_a_frozen_weight(tiny, tmp_path, monkeypatch, zero, name):
 
 @pytest.mark.parametrize(
     ("family", "zero", "precision"),
-    [
-        ("llama", 0, "float32"), ("llama", 0, "bfloat16"), ("llama", 3, "float32"), ("gemma2", 0, "float32"),
-        ("deepseek_v3", 0, "float32"),
-        *(pytest.param(family, 3, "float32", marks=SLOW) for family in ("gemma2", "gpt2", "deepseek_v3")),
-    ],
-)  # fmt: skip
+    [("llama", 3, "float32"), ("llama", 0, "bfloat16"), ("gemma2", 0, "float32"), ("deepseek_v3", 0, "float32")],
+)
 def test_packed_texts_do_not_see_each_other(tiny, tmp_path, family, zero, precision):
     options = {"zero": zero, "precision": precision, "micro_batch_size": 4}
     model = tiny(family, **NO_DROPOUT.get(family, {}))
@@ -315,10 +301,7 @@ def test_attention_of_another_implementation(tiny, tmp_path):
     chosen, _ = run(tiny("llama"), tmp_path / "sdpa")
     eager, _ = run(tiny("llama"), tmp_path / "eager", attention="eager")
     assert eager.losses == pytest.approx(chosen.losses, rel=1e-5)
-    for attention, told in {
-        "flash_attention_2": "flash_attention_2: not available here", "eagre": "eagre: not available here",
-    }.items():  # fmt: skip
-        with pytest.raises(UserError, match=rf"\A--attention {told} \([^\n]+\)\Z"):
-            run(tiny("llama"), tmp_path / "none", attention=attention)
+    with pytest.raises(UserError, match=r"\A--attention eagre: not available here \([^\n]+\)\Z"):
+        run(tiny("llama"), tmp_path / "none", attention="eagre")
     with pytest.raises(UserError, match="--attention sdpa: MptForCausalLM has eager alone"):
         run(tiny("mpt"), tmp_path / "none", attention="sdpa")

@@ -12,8 +12,7 @@ from tests.reference.masked_loop import train_masked_slowly
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.engine.distributed import open_ranks
 from trace_transfer.engine.engine import open_engine
-from trace_transfer.engine.optimizers import OPTIMIZERS, SCHEDULES, require_known, treatments
-from trace_transfer.engine.optimizing import schedule
+from trace_transfer.engine.optimizers import OPTIMIZERS, SCHEDULES, require_known, schedule, treatments
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import TrainingError, UserError
 from trace_transfer.families.application import anatomy_of

@@ -11,19 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.made_up import base_of, make_mask, make_task, run, settings, steps_of
-from tests.engine.two_ranks import HELD_OUT, MATRIX, OFFLOADS, OPTIONS, PRECISIONS, RESUMED, TRAINED, WHOLE
+from tests.engine.two_ranks import HELD_OUT, OFFLOADS, OPTIONS, PRECISIONS, RESUMED, TRAINED, WHOLE
 from tests.reference.masked_loop import train_masked_slowly
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.checkpointing import read_evaluations
 
 ROOT = Path(__file__).parents[2]
 ODD = {"hidden_size": 45, "num_attention_heads": 3, "num_key_value_heads": 1}  # two ranks do not divide it
-STAGES = {
-    "zero0": (0, "AdamW"),
-    "zero1": (1, "BF16_Optimizer"),
-    "zero2": (2, "DeepSpeedZeroOptimizer"),
-    "zero3": (3, "DeepSpeedZeroOptimizer_Stage3"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +51,6 @@ def results(out) -> list[dict]:
 @pytest.fixture(scope="module")
 def slow(models):
     return train_masked_slowly(models["tied"], steps_of(make_task(), settings(epochs=2)), settings(epochs=2))
-
-
-@pytest.mark.parametrize("case", WHOLE)
-def test_deepspeed_really_ran(results, case):
-    found = dict(results[0][f"{case} deepspeed"])
-    held = found.pop("held")
-    stage, optimizer = STAGES[case]
-    basic = "torch.optim.adamw.AdamW"
-    assert found == {"engine": "DeepSpeedEngine", "stage": stage, "optimizer": optimizer, "basic": basic}
-    assert (held == 0) == (stage == 3)
 
 
 @pytest.mark.parametrize("case", WHOLE)
@@ -113,49 +97,31 @@ def test_masked_with_a_rank_that_has_nothing_to_do(out, models):
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(("family", "zero", "precision"), MATRIX)
-def test_only_the_core_moves(results, out, family, zero, precision):
-    case = f"{family}-{zero}-{precision}"
-    for found in results:
-        assert [(task["moved"], task["stayed"]) for task in found[case]] == [([], []), ([], [])]
-    for number, task in enumerate(results[0][case]):
-        assert sorted(load_file(out / f"{case}-{number}.safetensors")) == task["core"]
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_all_stages_do_the_same(results, out, precision):
+@pytest.mark.parametrize(("family", "precision"), PRECISIONS.items())
+def test_all_stages_do_the_same(results, out, family, precision):
     """The first loss is of equal weights: no rounding differs. After it the order in which gradients are summed does,
     and without ZeRO bfloat16 gradients are summed in bfloat16."""
-    found = [results[0][f"llama-{zero}-{precision}"] for zero in range(4)]
-    assert len({tasks[0]["losses"][0] for tasks in found}) == 1
-    for tasks in found[1:]:
-        for task, first in zip(tasks, found[0], strict=True):
-            assert task["losses"] == pytest.approx(first["losses"], rel=1e-5 if precision == "float32" else 0.02)
+    found = [results[0][f"{family}-{zero}"] for zero in range(4)]
+    assert len({losses[0] for losses in found}) == 1
+    for losses in found[1:]:
+        assert losses == pytest.approx(found[0], rel=1e-5 if precision == "float32" else 0.02)
     # From ZeRO 1 on bfloat16 gradients are summed in float32: the same to rounding again.
     start = 0 if precision == "float32" else 1
-    values = [load_file(out / f"llama-{zero}-{precision}-0.safetensors") for zero in range(start, 4)]
+    values = [load_file(out / f"{family}-{zero}.safetensors") for zero in range(start, 4)]
     for other in values[1:]:
         for name, value in values[0].items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_masked_is_the_slow_twin(results, out, models, family):
-    mask, chosen = make_mask(base_of(models[family]).inventory, 0), settings(**OPTIONS)
-    losses, norms, expected = train_masked_slowly(models[family], steps_of(make_task(7), chosen), chosen, mask)
+def test_masked_is_the_slow_twin(results, out, models):
+    mask, chosen = make_mask(base_of(models["qwen2"]).inventory), settings(**OPTIONS)
+    losses, norms, expected = train_masked_slowly(models["qwen2"], steps_of(make_task(7), chosen), chosen, mask)
     assert min(norms) > OPTIONS["max_grad_norm"]
     for zero in (0, 3):
-        assert results[0][f"{family}-{zero}-float32"][0]["losses"] == pytest.approx(losses, rel=1e-6)
-        values = load_file(out / f"{family}-{zero}-float32-0.safetensors")
+        assert results[0][f"qwen2-{zero}"] == pytest.approx(losses, rel=1e-6)
+        values = load_file(out / f"qwen2-{zero}.safetensors")
         for name, value in values.items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("zero", [2, 3])
-def test_gradient_checkpointing_changes_no_bit(out, zero):
-    kept = load_file(out / f"llama-{zero}-float32-0.safetensors")
-    for name, value in load_file(out / f"llama-{zero}-recomputed.safetensors").items():
-        assert torch.equal(value, kept[name]), name
 
 
 @pytest.mark.parametrize("name", OFFLOADS)
@@ -167,7 +133,7 @@ def test_offloaded_is_the_same_and_is_gone_on_from(results, out, name):
         assert found[name]["said"] == "stopped by SIGTERM after step 1 of 2; the same command goes on from there"
         assert found[name]["left"] == ["step-00000001"]
         assert found[name]["different"] == []
-    plain = load_file(out / f"llama-{chosen['zero']}-{chosen['precision']}-0.safetensors")
+    plain = load_file(out / f"llama-{chosen['zero']}.safetensors")
     for key, value in load_file(out / f"{name}.safetensors").items():  # the norm is summed in another order
         torch.testing.assert_close(value, plain[key], rtol=0, atol=1e-5, msg=key)
 

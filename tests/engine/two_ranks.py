@@ -19,17 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.made_up import base_of, make_mask, make_task, run
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine import checkpointing, engine
+from trace_transfer.engine import checkpointing, deepspeed_json, engine
+from trace_transfer.engine.batches import HeldOut
 from trace_transfer.engine.checkpointing import read_evaluations
-from trace_transfer.engine.engine import gathered
-from trace_transfer.engine.held_out import HeldOut
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import Run, TrainResult
-from trace_transfer.engine.slices import outside, taken
 from trace_transfer.errors import ModelError, TrainingError
-from trace_transfer.models.sources import ModelSource
-from trace_transfer.patch.model_state import ModelState, PatchedModel, record_patch
-from trace_transfer.patch.patches import Patch
 from trace_transfer.stopping import StopRequested, StopSignal
 
 WHOLE = {  # full fine-tuning of a tied model
@@ -47,17 +42,12 @@ RESUMED = ("zero0", "zero1", "zero3", *OPTIMIZERS)
 HELD_OUT = HeldOut((make_task(5, seed=11, name="law"), make_task(4, seed=12, name="math")), every=2)
 TRAINED = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight")
 
-PRECISIONS = ("float32", "bfloat16")
-MATRIX = [  # untied; tied and with biases
-    *(("llama", zero, precision) for zero in range(4) for precision in PRECISIONS),
-    ("qwen2", 0, "float32"), ("qwen2", 3, "float32"),
-]  # fmt: skip
+PRECISIONS = {"llama": "bfloat16", "qwen2": "float32"}  # untied; tied and with biases
+MATRIX = [(family, zero) for family in PRECISIONS for zero in range(4)]
 OFFLOADS = {  # name → settings; each is stopped after its first step and gone on from
-    f"offload-{offload}-zero{zero}-{precision}": {"zero": zero, "precision": precision, "offload": offload}
-    for offload, zero, precision in (
-        ("optimizer", 2, "float32"), ("parameters", 3, "bfloat16"),
-    )
-}  # fmt: skip
+    f"offload-{offload}-zero{zero}": {"zero": zero, "precision": "bfloat16", "offload": offload}
+    for offload, zero in (("optimizer", 3), ("parameters", 3))
+}
 OPTIONS = {
     "learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.05, "warmup": 0.0, "batch_size": 4,
     "micro_batch_size": 2,
@@ -97,64 +87,10 @@ def train(start: StartingPoint, out: Path, name: str, **options) -> tuple[TrainR
     return result, load_file(file)
 
 
-def frozen_that_moved(built: engine.Engine, expected: dict[str, torch.Tensor], mask: Mask) -> list[str]:
-    """Tensors that are not trained as a whole, and differ outside of their part from what the training began with."""
-    moved, seen = [], set()
-    for name, parameter in built.deepspeed.module.named_parameters():
-        name = name.replace("parametrizations.", "").removesuffix(".original")
-        if name.endswith(".values") or mask.parts.get(name, "frozen") is None:
-            continue
-        seen.add(name)
-        with gathered(parameter):
-            part = mask.parts.get(name)
-            if not same_bits(outside(parameter.detach(), part), outside(expected[name], part)):
-                moved.append(name)
-    whole = {name for name, part in mask.parts.items() if part is None}
-    assert seen == expected.keys() - whole, seen ^ (expected.keys() - whole)
-    return moved
-
-
-def core_that_stayed(values: dict[str, torch.Tensor], start: dict[str, torch.Tensor], mask: Mask) -> list[str]:
-    """Parts of which not every row (or column, in a slice of columns) moved."""
-    stayed = []
-    for name, value in values.items():
-        part = mask.parts[name]
-        moved = (value != taken(start[name], part)).movedim(part.dim if part else 0, 0)
-        if not moved.reshape(len(moved), -1).any(1).all():
-            stayed.append(name)
-    return stayed
-
-
-def masked_twice(model: Path, out: Path, zero: int, precision: str) -> list[dict[str, object]]:
-    """Two tasks one after another, each with a mask and an engine of its own."""
-    state, found = ModelState(ModelSource.parse(model)), []
-    for number in range(2):
-        start, name = PatchedModel(state), f"{model.name}-{zero}-{precision}-{number}"
-        mask, patch = make_mask(start.base.inventory, 2 * number), out / f"{name}.patch.safetensors"
-        exact = {n: p.detach() for n, p in start.load(torch.float32).named_parameters()}
-        expected = {n: value.to(getattr(torch, precision)) for n, value in exact.items()}
-        moved: list[str] = []
-
-        def keep(values, name=name, state=state, mask=mask, patch=patch):
-            values = dict(values)
-            save_file(values, out / f"{name}.safetensors")
-            record_patch(patch, state, mask, values.items(), task="made-up", method="trace")
-
-        with looked_at(lambda built, *a: moved.extend(frozen_that_moved(built, expected, mask))):  # noqa: B023
-            result, values = train(
-                start, out, name, finish=keep, mask=mask, data=make_task(7, seed=number), zero=zero,
-                precision=precision, **OPTIONS,
-            )  # fmt: skip
-        stayed = core_that_stayed(values, exact, mask)
-        found.append({"losses": result.losses, "moved": moved, "stayed": stayed, "core": sorted(mask.parts)})
-        state = state.apply(Patch.open(patch))
-    return found
-
-
 def stopped_and_gone_on(base: BaseModel, out: Path, name: str, options: dict[str, object]) -> dict[str, object]:
     """A training, and the same one told on the last rank to stop after its first step, and run again."""
     seen: dict[str, object] = {}
-    options = {**OPTIONS, **options, "mask": make_mask(base.inventory, 0)}
+    options = {**OPTIONS, **options, "mask": make_mask(base.inventory)}
 
     def look(built):
         offloaded = [built.deepspeed.zero_use_cpu_optimizer(), built.deepspeed.zero_cpu_offload()]
@@ -240,22 +176,12 @@ def peak_of_loading(base: BaseModel, out: Path, zero: int) -> int:
     gc.collect()
     gc.freeze()
     with instead(deepspeed.zero.Init, "_zero_init_param", counting), instead(BaseModel, "load", counting):
-        train(base, out, f"peak-{zero}", mask=make_mask(base.inventory, 0), data=make_task(3), zero=zero, **OPTIONS)
+        train(base, out, f"peak-{zero}", mask=make_mask(base.inventory), data=make_task(3), zero=zero, **OPTIONS)
     return peak[0]
 
 
 def whole(base: BaseModel, out: Path, results: dict[str, object]) -> None:
     """Full fine-tuning, undisturbed and stopped after the third step; the second with evaluations."""
-
-    def look(built):
-        basic = type(built.deepspeed.basic_optimizer)
-        results[f"{name} deepspeed"] = {
-            "engine": type(built.deepspeed).__name__,
-            "stage": int(built.deepspeed.zero_optimization_stage()),
-            "optimizer": type(built.deepspeed.optimizer).__name__,
-            "basic": f"{basic.__module__}.{basic.__name__}",
-            "held": sum(parameter.numel() for parameter in built.deepspeed.module.parameters()),
-        }
 
     def write_and_stop(write):
         def stopping(directory, identity, done, *rest):
@@ -267,9 +193,8 @@ def whole(base: BaseModel, out: Path, results: dict[str, object]) -> None:
         return stopping
 
     for name, options in (WHOLE | OPTIMIZERS).items():
-        with looked_at(look):
-            result, _ = train(base, out, name, data=make_task(), epochs=2, **options)
-        results[name] = {"losses": result.losses, "tokens": result.tokens}
+        result, _ = train(base, out, name, data=make_task(), epochs=2, **options)
+        results[name] = {"losses": result.losses, "tokens": sum(step.tokens for step in result.steps)}
     for case in RESUMED:
         name = f"{case}-resumed"
         options = {"data": make_task(), "epochs": 2, "held_out": HELD_OUT, **(WHOLE | OPTIMIZERS)[case]}
@@ -286,14 +211,13 @@ def whole(base: BaseModel, out: Path, results: dict[str, object]) -> None:
 
 def main(out: Path, models: dict[str, Path]) -> None:
     results: dict[str, object] = {}
-    engine.PERSISTENT = 0  # or nothing of a tiny model would be partitioned
+    deepspeed_json.PERSISTENT = 0  # or nothing of a tiny model would be partitioned
     whole(base_of(models["tied"]), out, results)
-    for family, zero, precision in MATRIX:
-        results[f"{family}-{zero}-{precision}"] = masked_twice(models[family], out, zero, precision)
+    for family, zero in MATRIX:
+        base, case = base_of(models[family]), f"{family}-{zero}"
+        options = {"zero": zero, "precision": PRECISIONS[family], "mask": make_mask(base.inventory), **OPTIONS}
+        results[case] = train(base, out, case, **options)[0].losses
     base = base_of(models["llama"])
-    for zero in (2, 3):
-        options = {"mask": make_mask(base.inventory, 0), "gradient_checkpointing": True, **OPTIONS}
-        train(base, out, f"llama-{zero}-recomputed", zero=zero, precision="float32", **options)
     for name, options in OFFLOADS.items():
         results[name] = stopped_and_gone_on(base, out, name, options)
     results["failing"] = failing(base, out)

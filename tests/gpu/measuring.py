@@ -33,8 +33,7 @@ from trace_transfer.identification.fisher.information import fisher_information
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import numel
 from trace_transfer.training.settings import StreamSettings
-from trace_transfer.training.stream_plan import plan_stream
-from trace_transfer.training.streaming import run_stream
+from trace_transfer.training.streaming import plan_stream, run_stream
 from trace_transfer.transfer.mapping import measure_speed
 from trace_transfer.transfer.probing import LayerRows, read_layers, unit_rows
 from trace_transfer.transfer.similarity import GramStack, debiased_cka, pack_layer, packed_length

@@ -24,8 +24,7 @@ from trace_transfer.patch.patches import Patch
 from trace_transfer.progress import Silent
 from trace_transfer.stopping import StopRequested, StopSignal
 from trace_transfer.training.settings import StreamSettings
-from trace_transfer.training.stream_plan import plan_stream
-from trace_transfer.training.streaming import run_stream
+from trace_transfer.training.streaming import plan_stream, run_stream
 from trace_transfer.transfer.probing import ReadSettings, read_grams
 from trace_transfer.transfer.similarity import debiased_cka
 

@@ -26,7 +26,7 @@ from trace_transfer.study.run_file import load_run
 from trace_transfer.study.running import run_graph, run_to_the_end
 from trace_transfer.study.show import Display
 from trace_transfer.study.status import prune_steps, read_status
-from trace_transfer.training.records import StreamFile
+from trace_transfer.training.settings import StreamFile
 
 METHODS = ["sequential", "transfer-lf"]
 

@@ -67,7 +67,7 @@ def groups(model: Any) -> list[dict[str, Any]]:
     return [{"params": others, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
 
 
-def in_a_loop(model: Any, core: Path, parallel: str, out: Path) -> tuple[Any, list[float], Any]:
+def in_a_loop(model: Any, core: Path, parallel: str, out: Path) -> tuple[Any, list[float]]:
     """accelerate's loop."""
     from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState
@@ -101,12 +101,12 @@ def in_a_loop(model: Any, core: Path, parallel: str, out: Path) -> tuple[Any, li
         losses.append(float(accelerator.reduce(loss.detach(), "mean")))
     state = accelerator.get_state_dict(model)
     accelerator.unwrap_model(model).save_pretrained(out, state_dict=state, is_main_process=accelerator.is_main_process)
-    return trained, losses, {"engine": type(model).__name__, "optimizer": type(optimizer.optimizer).__name__}
+    return trained, losses
 
 
 def in_a_trainer(
     model: Any, core: Path, parallel: str, out: Path, *, sft: bool, **more: Any
-) -> tuple[Any, list[float], Any]:
+) -> tuple[Any, list[float]]:
     from datasets import Dataset
 
     if sft:
@@ -145,22 +145,19 @@ def in_a_trainer(
     assert trainer.accelerator.num_processes == (1 if parallel == "one" else 2)
     trainer.train(resume_from_checkpoint=more.get("resume_from_checkpoint"))
     trainer.save_model(str(out))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    kind = type(trainer.model_wrapped).__name__
-    return callback.trained, losses, {"engine": kind, "optimizer": type(trainer.optimizer.optimizer).__name__}
+    return callback.trained, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def cell(trainer: str, kind: str, parallel: str, model: Path, cores: Path, out: Path) -> dict[str, Any]:
     """Train; the model is saved into `out`, a patch beside it."""
     core = cores / f"{kind}.core.json"
     if trainer == "loop":
-        trained, losses, used = in_a_loop(load(model), core, parallel, out)
+        trained, losses = in_a_loop(load(model), core, parallel, out)
     else:
-        trained, losses, used = in_a_trainer(load(model), core, parallel, out, sft=trainer == "sft")
+        trained, losses = in_a_trainer(load(model), core, parallel, out, sft=trainer == "sft")
     trained.verify()
     trained.save_patch(out / "again.patch.safetensors")
-    states = {name: list(one.shape) for name, one in trained.model.named_parameters() if one.requires_grad}
-    return {"losses": losses, **used, "trained": states}
+    return {"losses": losses}
 
 
 def resumed(parallel: str, model: Path, cores: Path, out: Path) -> dict[str, Any]:
@@ -174,7 +171,7 @@ def resumed(parallel: str, model: Path, cores: Path, out: Path) -> dict[str, Any
         if parallel == "fsdp2":  # in a FULL_STATE_DICT torch looks for names of parameters, and rows have none there
             wrap = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
             saving["fsdp_config"] = {**wrap, "state_dict_type": "SHARDED_STATE_DICT"}
-        trained, found, _ = in_a_trainer(load(model), core, parallel, directory, sft=False, **saving)
+        trained, found = in_a_trainer(load(model), core, parallel, directory, sft=False, **saving)
         trained.verify()
         losses.append(found)
     return {"losses": losses}

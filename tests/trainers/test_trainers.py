@@ -32,26 +32,18 @@ def core(tiny, tmp_path):
 def test_resumed_it_ends_with_the_same_bits(tiny, core, tmp_path):
     """From a checkpoint in the middle, which is an ordinary model."""
     saving = {"save_strategy": "steps", "save_steps": 2}
-    _, losses, _ = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / "once", sft=False, **saving)
+    _, losses = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / "once", sft=False, **saving)
     checkpoint = tmp_path / "once" / "checkpoint-2"
     ordinary = load(checkpoint).state_dict()
     stored = load_file(checkpoint / "model.safetensors")
     assert stored.keys() == load_file(tmp_path / "once" / "model.safetensors").keys()
     assert "lm_head.weight" not in stored and all(torch.equal(value, ordinary[name]) for name, value in stored.items())
     again = {"resume_from_checkpoint": str(checkpoint)}
-    trained, resumed, _ = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / "again", sft=False, **again)
+    trained, resumed = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / "again", sft=False, **again)
     assert resumed == losses and len(losses) == STEPS
     once, other = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "again"))
     assert all(torch.equal(value, other[name]) for name, value in once.items())
     assert trained.task == "math" and (tmp_path / "again" / "math.patch.safetensors").is_file()
-
-
-def test_gradient_checkpointing_in_a_trainer(tiny, core, tmp_path):
-    found = [
-        in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path / str(on), sft=True, gradient_checkpointing=on)[1]
-        for on in (False, True)
-    ]
-    assert found[0] == found[1]
 
 
 def test_a_callback_that_comes_too_late_is_refused(tiny, core, tmp_path):
@@ -75,15 +67,14 @@ def test_rows_that_fsdp_cannot_train_or_resume_are_refused(tiny, core, chosen, t
         tt.CoreCallback(core).on_init_end(arguments, None, None, model=load(tiny(FAMILY)))
 
 
-@pytest.mark.parametrize("sft", [False, True])
-def test_under_bfloat16_autocast(tiny, core, tmp_path, sft):
+def test_under_bfloat16_autocast(tiny, core, tmp_path):
     """Weights stay float32; losses are the slow twin's to bfloat16's precision, and what is frozen keeps its bits."""
     parts = {name: None if rows is None else Slice(0, rows) for name, rows in CHOSEN.items()}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # it would keep the first step's weights
         slow, values = train_frozen_slowly(
             tiny(FAMILY), batches(), parts, learning_rate=RATE, weight_decay=DECAY, max_grad_norm=NORM
         )
-    trained, losses, _ = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path, sft=sft, bf16=True)
+    trained, losses = in_a_trainer(load(tiny(FAMILY)), core, "one", tmp_path, sft=True, bf16=True)
     trained.verify()
     assert losses == pytest.approx(slow, rel=2e-3)
     before, after = load(tiny(FAMILY)).state_dict(), trained.model.state_dict()

@@ -13,7 +13,7 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Chosen, Mask, MaskError
 from trace_transfer.families.anatomy import splits_of, unit_parts
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.models.sources import build_meta_model, numel
+from trace_transfer.models.sources import numel
 from trace_transfer.training.controls import CONTROLS, Case
 
 FILE = "core file"
@@ -126,13 +126,13 @@ def test_a_random_set_is_as_large(drawn, seed, unit):
     assert mask == control("random", core, model, seed, unit)
 
 
-@pytest.mark.parametrize(("name", "unit"), [("random", "tensors"), ("random", "elements"), ("shuffled", "tensors")])
-def test_sets_differ_by_seed_and_by_task(name, unit):
+@pytest.mark.parametrize("name", ["random", "shuffled"])
+def test_sets_differ_by_seed_and_by_task(name):
     """The shuffle is of the seed, not of the task."""
     model = MODELS["llama"]
     entries = marked(entries_of(model, "tensors"), {2, 8, 17, 24})
     masks = {
-        (seed, task): control(name, core_of(model, entries, task), model, seed, unit).sha256
+        (seed, task): control(name, core_of(model, entries, task), model, seed).sha256
         for seed in range(4)
         for task in ("math", "law")
     }
@@ -150,13 +150,6 @@ def test_every_entry_is_drawn_as_often():
     assert counts.keys() == {p.name for p in entries if p.score is not None}
     expected = 600 * 4 / (len(entries) - 2)
     assert all(0.5 * expected < count < 1.6 * expected for count in counts.values())
-
-
-def test_nothing_to_draw_from():
-    model = MODELS["llama"]
-    core = core_of(model, marked(entries_of(model, "tensors"), {0, 1}, set(range(2, 39))))
-    with pytest.raises(MaskError, match=r"core file: all 2 tensors that have a score are core.*--ratio"):
-        control("random", core, model)
 
 
 @given(cores(), SEEDS)
@@ -286,12 +279,3 @@ def test_what_is_always_trained_and_random_ones_up_to_the_size(family, name, uni
         small = core_of(model, marked(entries_of(model, "tensors"), {len(core.parameters) - 1}))
         with pytest.raises(MaskError, match="fewer than the"):
             control(name, small, model)
-
-
-@pytest.mark.parametrize("name", CONTROLS)
-@pytest.mark.parametrize("family", FEW)
-def test_what_a_control_names_is_in_the_model(name, family):
-    model = MODELS[family]
-    mask = control(name, large_core(model, "parameters"), model, 0, "elements")
-    known = {name for name, _ in build_meta_model(model.config).named_parameters()}
-    assert mask.parts and mask.parts.keys() <= known

@@ -1,10 +1,8 @@
 """`train` on several processes: with `--processes`, and under the usual launchers."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -57,31 +55,3 @@ def test_two_processes_train_what_one_trains(command, alone, tmp_path, launcher)
     assert done.stdout.count("bit-identical") == 1
     for name, value in weights(tmp_path / "model").items():
         assert float((value - alone[name]).abs().max()) < 2e-5, name  # of 1e-3 a step
-
-
-@pytest.mark.slow
-def test_sigterm_to_two_processes(command, alone, tmp_path):
-    """Both save and end with 0; the same command then ends with what an undisturbed run has."""
-    whole = [sys.executable, "-m", "trace_transfer", *command, "--zero", "2", "--out", str(tmp_path)]
-    whole += ["--processes", "2"]
-    process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    log = tmp_path / "stages" / "1-math" / "loss.csv"
-    for _ in range(600):
-        if log.is_file():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    if "stopped by SIGTERM" in stderr:
-        assert stdout == ""
-    done = subprocess.run(whole, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    for name, value in weights(tmp_path / "model").items():
-        assert float((value - alone[name]).abs().max()) < 2e-5, name
-
-
-def test_more_processes_than_the_machine_has(command, tmp_path):
-    done = CliRunner().invoke(main, [*command, "--out", str(tmp_path), "--processes", "4096"])
-    assert done.exit_code == 2
-    assert "4096" in done.stderr and str(len(os.sched_getaffinity(0))) in done.stderr

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from tests.stream_files import write_core_set, write_stream
+from tests.stream_files import write_stream
 from tests.tuned_models import weights
 from trace_transfer.cli import main
 from trace_transfer.engine import checkpointing
@@ -47,29 +47,15 @@ def training(copy_of, tmp_path, monkeypatch):
     return Training()
 
 
-def test_a_core_file_of_another_model(training, tiny):
-    core = [("model.norm.weight", None)]
-    write_core_set(tiny("qwen2"), training.stream.parent / "math.core.json", "math", core)
-    message = training.refused()
-    assert "math" in message and "trace-transfer map" in message
-
-
 def test_a_core_file_that_is_not_there(training):
     (training.stream.parent / "code.core.json").unlink()
     assert "code.core.json" in training.refused()
 
 
-def test_a_batch_size_that_does_not_divide(training):
-    message = training.refused("--micro-batch-size", 3)
-    assert "batch_size 4 is not a multiple of micro_batch_size 3 x 1 processes = 3; a micro_batch_size of" in message
-
-
 def test_a_deepspeed_json_that_contradicts(training, tmp_path):
     file = tmp_path / "ds.json"
-    file.write_text(json.dumps({"train_batch_size": 8, "zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}))
-    message = training.refused("--deepspeed", file)
-    for word in ("train_batch_size", "stage", "fp16"):
-        assert word in message
+    file.write_text(json.dumps({"train_batch_size": 8}))
+    assert "train_batch_size: 8 there, 4 by --batch-size" in training.refused("--deepspeed", file)
     file.write_text("{")
     assert "ds.json" in training.refused("--deepspeed", file)
 
@@ -88,11 +74,6 @@ def stopped(training, monkeypatch):
     assert list(training.out.rglob("checkpoint.json"))
 
 
-def test_a_checkpoint_of_another_run(training, stopped):
-    message = training.refused("--weight-decay", 0.5)
-    assert "differs from this one" in message and "weight_decay: 0.0 in the checkpoint, 0.5 now" in message
-
-
 def turn(config, theta):
     content = json.loads(config.read_text())
     content["rope_parameters"]["rope_theta"] = theta
@@ -105,6 +86,7 @@ def test_a_config_that_was_changed_in_between(training, stopped):
     turn(config, 5e5)
     assert "model.config_sha256: " in training.refused()
     turn(config, 1e4)
+    assert "weight_decay: 0.0 in the checkpoint, 0.5 now" in training.refused("--weight-decay", 0.5)
     assert training.run().exit_code == 0
     turn(config, 5e5)
     message = training.refused()
@@ -113,10 +95,6 @@ def test_a_config_that_was_changed_in_between(training, stopped):
     del record["config_sha256"]  # as earlier versions wrote it
     (training.out / "stream.json").write_text(json.dumps(record))
     assert training.run("--dry-run").exit_code == 0
-
-
-def test_a_patch_that_is_gone(training):
-    assert training.run().exit_code == 0
     (training.out / "math.patch.safetensors").unlink()
     assert "math.patch.safetensors: missing" in training.refused()
 

@@ -39,7 +39,7 @@ from trace_transfer.represent.draw import draw_representation
 from trace_transfer.represent.records import RepresentationFile
 from trace_transfer.tables import draw_tables
 from trace_transfer.terminal import Page
-from trace_transfer.training.records import StreamFile
+from trace_transfer.training.settings import StreamFile
 from trace_transfer.training.show import draw_stream
 from trace_transfer.transfer.draw import read_similarity
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart

@@ -121,8 +121,7 @@ def train_command(
 
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.training.stream_plan import needed_space, plan_stream
-    from trace_transfer.training.streaming import run_stream
+    from trace_transfer.training.streaming import needed_space, plan_stream, run_stream
 
     quiet_libraries()
     num_ranks = place.size if place.launched else processes or 1

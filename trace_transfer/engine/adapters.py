@@ -14,23 +14,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
 from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.distributed import quiet
-from trace_transfer.engine.loading import StartingPoint
+from trace_transfer.engine.loading import StartingPoint, Values
 from trace_transfer.errors import ModelError
 from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_text
 from trace_transfer.models.tensors import require_finite, write_tensors
-from trace_transfer.records import read_fields
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 A, B = ".lora_A", ".lora_B"
-
-Values = Iterator[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -58,20 +54,13 @@ class AdaptedModel:
     seed: int = 0
     adapter: Path | None = None
 
-    @property
-    def names_sha256(self) -> str:
-        """Of the model without its adapters."""
-        return self.start.names_sha256
-
-    @property
-    def config_sha256(self) -> str:
-        return self.start.config_sha256
-
     @cached_property
-    def fingerprint(self) -> str:
-        """Of the starting point, of the adapters' size, and of their values or the seed."""
+    def identity(self) -> Mapping[str, str]:
+        """That of the starting point, its fingerprint with the adapters' size, and their values or the seed."""
+        start = self.start.identity
         values = f"seed {self.seed}" if self.adapter is None else sha256_file(_weights(self.adapter))
-        return sha256_text(f"{self.start.fingerprint}\nrank {self.rank}\nalpha {float(self.alpha)}\n{values}")
+        sizes = f"rank {self.rank}\nalpha {float(self.alpha)}"
+        return {**start, "fingerprint": sha256_text(f"{start['fingerprint']}\n{sizes}\n{values}")}
 
     @cached_property
     def _layout(self) -> tuple[PeftConfig, Mapping[str, tuple[int, ...]]]:
@@ -125,6 +114,19 @@ class AdaptedModel:
         write_text(directory / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2, sort_keys=True) + "\n")
         write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
 
+    def merged(self, state_value: Callable[[str], Tensor], adapter: Path) -> Values:
+        """W + (alpha / r) B A of each adapted weight, computed and given in float32, one at a time.
+
+        Args:
+            state_value: the model's own name → W, as it is stored.
+            adapter: a directory that `write` made.
+        """
+        transposed, values = self._layout[0].fan_in_fan_out, _read(adapter)  # type: ignore[attr-defined]
+        for key, a_ri in values.items():
+            if A in key:
+                name, delta = self.beside(key), values[key.replace(A, B)] @ a_ri
+                yield name, state_value(name).float() + (delta.T if transposed else delta) * (self.alpha / self.rank)
+
     def _adapter_values(self, names: Iterable[str]) -> Values:
         """Float32 values of the adapters: an earlier stage's, or new ones."""
         known = None if self.adapter is None else _read(self.adapter)
@@ -143,29 +145,6 @@ class AdaptedModel:
             wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
         # peft's wrapper hands on whatever is asked of the model.
         return cast("PreTrainedModel", wrapped), wrapped.peft_config["default"]
-
-
-def merged_values(state_value: Callable[[str], Tensor], adapter: Path) -> Values:
-    """W + (alpha / r) B A of each adapted weight, computed and given in float32, one at a time.
-
-    Args:
-        state_value: the model's own name → W, as it is stored.
-        adapter: a directory that `AdaptedModel.write` made.
-
-    Raises:
-        ModelError: there is no such adapter, or it does not fit the weights.
-    """
-    values, config = _read(adapter), read_fields(adapter / CONFIG, _Config, ModelError)
-    for key, a_ri in values.items():
-        if not key.endswith(f"{A}.weight"):
-            continue
-        name = AdaptedModel.beside(key)
-        value, b_or = state_value(name).float(), values.get(key.replace(A, B), torch.empty(0))
-        made = (*b_or.shape[:-1], *a_ri.shape[1:])[:: -1 if config.fan_in_fan_out else 1]
-        if b_or.shape[-1:] != a_ri.shape[:1] or tuple(value.shape) != made:
-            raise ModelError(f"{adapter}: {name}: does not fit a weight of {list(value.shape)}; have it made again")
-        delta = b_or @ a_ri
-        yield name, value + (delta.T if config.fan_in_fan_out else delta) * (config.lora_alpha / config.r)
 
 
 def _new(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -190,15 +169,6 @@ def _stored(name: str) -> str:
 def _own(name: str) -> str:
     """The model's own name of what peft calls so."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-
-
-class _Config(BaseModel):
-    """`adapter_config.json`, of what is needed."""
-
-    model_config = ConfigDict(strict=True)
-    r: PositiveInt
-    lora_alpha: FiniteFloat
-    fan_in_fan_out: bool
 
 
 def _weights(adapter: Path) -> Path:

@@ -17,19 +17,18 @@ pickled.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
-from trace_transfer.engine.held_out import Evaluation
+from trace_transfer.engine.batches import Evaluation
 from trace_transfer.errors import TrainingError, listing
 from trace_transfer.files import PART, DiskFullError, is_disk_full, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
@@ -43,7 +42,6 @@ SHARD_BYTES = 1 << 28
 
 Identity = Mapping[str, Any]
 States = Iterable[tuple[str, Mapping[str, Tensor]]]
-Columns = Mapping[str, Callable[[str], Any]]
 
 
 class Step(NamedTuple):
@@ -58,34 +56,35 @@ class Step(NamedTuple):
     """
 
     step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
+    loss: FiniteFloat
+    learning_rate: FiniteFloat
+    grad_norm: FiniteFloat
     tokens: int
     supervised: int
 
 
-OF_STEPS: Columns = dict(zip(Step._fields, (int, float, float, float, int, int), strict=True))
-OF_EVALUATIONS: Columns = {"step": int, "task": str, "loss": float, "supervised": int}
+class _Row(NamedTuple):
+    """One task's line of `eval.csv`."""
+
+    step: int
+    task: str
+    loss: FiniteFloat
+    supervised: int
 
 
 def to_csv(steps: Iterable[Step]) -> str:
     """Steps as CSV; numbers are written so that reading gives the same ones back."""
-    return _csv((OF_STEPS, *steps))
+    return _csv((Step._fields, *steps))
 
 
 def evaluations_csv(evaluations: Iterable[Evaluation]) -> str:
     rows = ((one.step, task, loss, one.supervised[task]) for one in evaluations for task, loss in one.losses.items())
-    return _csv((OF_EVALUATIONS, *rows))
+    return _csv((_Row._fields, *rows))
 
 
 def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
-    """The steps of a `loss.csv`.
-
-    Args:
-        num_steps: how many there must be, where that is known.
-    """
-    steps = [Step(*row) for row in _rows(file, OF_STEPS)]
+    """The steps of a `loss.csv`, of which there must be so many, where that is known."""
+    steps = _rows(file, Step)
     wanted = len(steps) if num_steps is None else num_steps
     if len(steps) != wanted or any(step.step != number for number, step in enumerate(steps, start=1)):
         raise TrainingError(f"{file}: has {len(steps)} steps, expected {wanted}, one after the other")
@@ -95,9 +94,9 @@ def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
 def read_evaluations(file: Path) -> tuple[Evaluation, ...]:
     """The evaluations of an `eval.csv`; none where there is no such file."""
     found = []
-    for step, several in groupby(_rows(file, OF_EVALUATIONS) if file.is_file() else (), key=lambda row: row[0]):
-        of_step = list(several)
-        found.append(Evaluation(step, {row[1]: row[2] for row in of_step}, {row[1]: row[3] for row in of_step}))
+    for step, several in groupby(_rows(file, _Row) if file.is_file() else (), key=lambda row: row.step):
+        rows = list(several)
+        found.append(Evaluation(step, {r.task: r.loss for r in rows}, {r.task: r.supervised for r in rows}))
     return tuple(found)
 
 
@@ -105,20 +104,16 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in rows)  # no value needs quotes
 
 
-def _rows(file: Path, columns: Columns) -> list[tuple[Any, ...]]:
+def _rows(file: Path, kind: Any) -> list[Any]:
     head, *lines = read_text(file, TrainingError).split("\n")
-    if head != ",".join(columns) or lines[-1:] != [""]:
-        raise TrainingError(f"{file}: expected the columns {', '.join(columns)}, and whole lines")
-    found = []
-    for number, line in enumerate(lines[:-1], start=2):
-        try:
-            row = tuple(kind(value) for kind, value in zip(columns.values(), line.split(","), strict=True))
-            if not all(math.isfinite(value) for value in row if isinstance(value, float)):
-                raise ValueError("not finite")
-        except ValueError as error:
-            raise TrainingError(f"{file}:{number}: {line!r:.80}, expected {', '.join(columns)}") from error
-        found.append(row)
-    return found
+    columns = ", ".join(kind._fields)
+    if head.split(",") != list(kind._fields) or lines[-1:] != [""]:
+        raise TrainingError(f"{file}: expected the columns {columns}, and whole lines")
+    try:
+        return TypeAdapter(list[kind]).validate_python([line.split(",") for line in lines[:-1]])
+    except ValidationError as error:
+        number = int(error.errors()[0]["loc"][0])
+        raise TrainingError(f"{file}:{number + 2}: {lines[number]!r:.80}, expected {columns}") from error
 
 
 def add_step(directory: Path, step: Step) -> None:
@@ -179,13 +174,10 @@ class Saved:
             kinds: name → what there must be of it.
         """
         found = {key for _, key in self._keys()}
-        expected = {f"{name}/{kind}" for name, several in kinds.items() for kind in several}
-        if found != expected:
-            problems = [f"{key}: is not there" for key in sorted(expected - found)]
-            problems += [f"{key}: is of nothing that is trained" for key in sorted(found - expected)]
+        if wrong := found ^ {f"{name}/{kind}" for name, several in kinds.items() for kind in several}:
             raise TrainingError(
-                f"{self.path}: not the checkpoint of this training; remove it to go on from the one before it, if "
-                "there is one, or to begin again:\n" + listing(problems)
+                f"{self.path}: lacks values, or has others than are trained; remove it to go on from the one before "
+                "it, if there is one, or to begin again:\n" + listing(sorted(wrong))
             )
 
     def require_same(self, identity: Identity) -> None:

@@ -1,4 +1,4 @@
-"""A user's own DeepSpeed JSON beside the options of trace-transfer.
+"""What DeepSpeed is told: the engine's own configuration, and in it a user's JSON beside the options.
 
 1. A key that the options decide (batch sizes, optimizer, precision, ZeRO stage, offloading, clipping) may be left out,
    be `"auto"` as in Hugging Face's integration, or say the same as the options (`_decided`).
@@ -18,13 +18,15 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
-from trace_transfer.engine.distributed import quiet
+from trace_transfer.engine.distributed import Ranks, quiet
 from trace_transfer.engine.optimizers import BETAS, EPS
-from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
 
 ZERO = "zero_optimization"
+OFFLOADED = {"offload_optimizer": ("optimizer", "parameters"), "offload_param": ("parameters",)}
 TAKEN = (
     ZERO, "activation_checkpointing", "aio", "comms_logger", "csv_monitor", "dump_state", "memory_breakdown",
     "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
@@ -32,15 +34,41 @@ TAKEN = (
 REFUSED = (f"{ZERO}.zenflow", f"{ZERO}.zeropp_loco_param", f"{ZERO}.cpu_offload", f"{ZERO}.cpu_offload_param")
 
 
-def contradictions(
-    given: Mapping[str, Any], settings: TrainSettings, num_ranks: int, precision: str | None = None
-) -> list[str]:
-    """Everything in a configuration that contradicts the options or would change results; one line each.
+def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
+    """What DeepSpeed is given: our own, with the user's put into it.
 
     Args:
-        precision: `float32` or `bfloat16`; None for the settings', whose `auto` agrees with either.
+        num_elements: that are trained.
     """
-    decided = _decided(settings, num_ranks, precision or settings.precision)
+    bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
+    zero: dict[str, Any] = {
+        "stage": settings.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
+        "stage3_param_persistence_threshold": PERSISTENT,
+    }  # fmt: skip
+    if settings.zero == 3 and "leaf_module" in _zero_config().model_fields:  # not in older ones
+        zero["leaf_module"] = {"classes": []}
+    memory = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    zero |= {kind: memory for kind, kinds in OFFLOADED.items() if settings.offload in kinds}
+    config = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": settings.micro_batch_size * ranks.size,
+        "gradient_clipping": settings.max_grad_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # the same optimizer, so that offloading changes no result
+        "zero_allow_untested_optimizer": True,  # by DeepSpeed: it is tested here
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+    }
+    if dtype == torch.bfloat16 and settings.zero > 0:  # without ZeRO there is no float32 accumulation to be had
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return merged(config, settings.deepspeed)
+
+
+def contradictions(given: Mapping[str, Any], settings: TrainSettings, num_ranks: int, dtype: torch.dtype) -> list[str]:
+    """Everything in a configuration that contradicts the options or would change results; one line each."""
+    decided = _decided(settings, num_ranks, dtype)
     problems: dict[str, str] = {}
     for name, value in _leaves(given):
         top = name.partition(".")[0]
@@ -56,13 +84,9 @@ def contradictions(
     zero = {} if _says_nothing(given.get(ZERO)) else given[ZERO]
     if not isinstance(zero, Mapping):
         return [*problems.values(), f"{ZERO}: expected an object, {{…}}, found {json.dumps(zero)}"]
-    if not zero:
-        return [*problems.values()]
     try:
-        with quiet():
-            from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-            DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if not _says_nothing(value)})
+        if zero:
+            _zero_config()(**{key: value for key, value in zero.items() if not _says_nothing(value)})
     except ValidationError as error:
         for one in error.errors():
             problems.setdefault(name := ".".join(map(str, (ZERO, *one["loc"]))), f"{name}: {one['msg']} (DeepSpeed)")
@@ -74,7 +98,7 @@ def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
     Neither argument is changed. Details of offloading are passed on where the engine's own has it on.
     """
-    decided, result = _decided(TrainSettings(), 1, "auto"), copy.deepcopy(dict(own))
+    decided, result = _decided(TrainSettings(), 1, torch.float32), copy.deepcopy(dict(own))
     for name, value in _leaves(given):
         *path, last = name.split(".")
         if name in decided or not _is_taken(name):
@@ -88,15 +112,22 @@ def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _decided(settings: TrainSettings, num_ranks: int, precision: str) -> dict[str, tuple[Any, str]]:
+def _zero_config() -> Any:
+    with quiet():
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    return DeepSpeedZeroConfig
+
+
+def _decided(settings: TrainSettings, num_ranks: int, dtype: torch.dtype) -> dict[str, tuple[Any, str]]:
     """Key → the value that the options give it, and the option."""
     micro_batches = math.ceil(settings.batch_size / settings.micro_batch_size)
-    bfloat16 = {"bfloat16": True, "float32": False}.get(precision)  # None: known on the machine that trains
     devices = {kind: "cpu" if settings.offload in kinds else "none" for kind, kinds in OFFLOADED.items()}
     optimizer = "AdamW" if "adamw" in settings.optimizer else settings.optimizer
     given = {"betas": list(BETAS), "eps": EPS, **settings.optimizer_args}
     own = {
         "communication_data_type": "fp32", "data_types.grad_accum_dtype": "fp32", "gradient_allreduce_op": "mean",
+        "optimizer.params.torch_adam": True, "optimizer.params.adam_w_mode": True,
         "sequence_parallel_size": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
         f"{ZERO}.compute_grad_norm": True, f"{ZERO}.offload_optimizer.ratio": 1.0,
         f"{ZERO}.offload_optimizer.super_offload": False, f"{ZERO}.zero_quantized_weights": False,
@@ -113,17 +144,11 @@ def _decided(settings: TrainSettings, num_ranks: int, precision: str) -> dict[st
         "optimizer.params.lr": (settings.learning_rate, "--learning-rate"),
         **{f"optimizer.params.{key}": (value, "--optimizer-args") for key, value in given.items()},
         "optimizer.params.weight_decay": (settings.weight_decay, "--weight-decay"),
-        "optimizer.params.torch_adam": (True, "the engine"),
-        "optimizer.params.adam_w_mode": (True, "the engine"),
-        "bf16.enabled": (bfloat16, "--precision"),
-        "bfloat16.enabled": (bfloat16, "--precision"),
+        **dict.fromkeys(("bf16.enabled", "bfloat16.enabled"), (dtype == torch.bfloat16, "--precision")),
         f"{ZERO}.stage": (settings.zero, "--zero"),
         **{f"{ZERO}.{kind}.device": (device, "--offload") for kind, device in devices.items()},
         **{key: (value, "the engine") for key, value in own.items()},
     }  # fmt: skip
-
-
-OFFLOADED = {"offload_optimizer": ("optimizer", "parameters"), "offload_param": ("parameters",)}
 
 
 def _leaves(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,8 +175,8 @@ def _is_off(holder: Any, value: Any) -> bool:
 
 
 def _same(found: Any, expected: Any) -> bool:
-    if expected is None or isinstance(expected, bool):
-        return isinstance(found, bool) and expected in (None, found)
+    if isinstance(expected, bool):
+        return found is expected
     if isinstance(expected, str) and isinstance(found, str):  # DeepSpeed's Adam is AdamW
         return {"adam": "adamw"}.get(found.lower(), found.lower()) == expected.lower()
     return bool(found == expected) and not isinstance(found, bool)

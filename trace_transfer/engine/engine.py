@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Example, collate, packed
-from trace_transfer.engine.deepspeed_json import OFFLOADED, merged
+from trace_transfer.engine.deepspeed_json import configuration
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
-from trace_transfer.engine.optimizers import Treatment, treatments
-from trace_transfer.engine.optimizing import build
-from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
-from trace_transfer.engine.slices import freeze, places_of, require_fitting
+from trace_transfer.engine.optimizers import Treatment, build
+from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.engine.slices import freeze, places_of
 from trace_transfer.engine.supervised_loss import give_loss
 from trace_transfer.errors import ModelError, TraceTransferError, UserError
+from trace_transfer.models.running import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,14 +50,11 @@ class Engine:
     """A model in training. Build it with `open_engine`; its methods are collective: all ranks call them alike."""
 
     def __init__(
-        self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None,
-        treated: Mapping[str, Treatment] | None,
+        self, model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask,
+        treated: Mapping[str, Treatment],
     ) -> None:  # fmt: skip
         shapes = shapes_of(model)
-        mask = Mask.everything(shapes) if mask is None else mask
-        require_fitting(mask, shapes)
         trained = mask.trained_shapes(shapes)
-        treated = treatments(trained, settings) if treated is None else treated
         self.kinds = {name: (MASTER, *treated[name].state(shape, settings)) for name, shape in trained.items()}
         known = dict(model.named_parameters())
         self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
@@ -163,12 +160,6 @@ class Engine:
             norm = float(self.deepspeed.get_global_grad_norm())
         return norm if self.deepspeed.was_step_applied() else float("nan")
 
-    def live(self, name: str) -> Tensor:
-        """A frozen tensor as it is used (of a sliced one the frozen original), whole, a copy on the CPU."""
-        parameter = self.frozen[name]
-        with gathered(parameter):
-            return parameter.detach().to("cpu", copy=True)
-
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Name and float32 master weight of all that is trained of each tensor, one at a time, on the CPU."""
         return ((name, self.get(name, MASTER)) for name in self.parameters)
@@ -252,15 +243,14 @@ class Engine:
 
 @contextmanager
 def open_engine(
-    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask | None = None,
-    treated: Mapping[str, Treatment] | None = None,
+    model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask, treated: Mapping[str, Treatment]
 ) -> Iterator[Engine]:  # fmt: skip
     """A new engine for one stage of training. The model belongs to it: let go of it afterwards.
 
     Args:
-        model: whole on every rank, or for ZeRO 3 as `partitioned.fill_partitioned` leaves it.
-        mask: what is trained; None is all. Fixed for the life of the engine.
-        treated: how each tensor is optimised; None for what the settings say of a tensor of which no more is known.
+        model: whole on every rank, or for ZeRO 3 as `fill_partitioned` leaves it.
+        mask: what is trained. Fixed for the life of the engine.
+        treated: how each tensor is optimised.
     """
     with _releasing_linear() if settings.zero == 3 else nullcontext():
         engine = Engine(model, settings, ranks, mask, treated)
@@ -286,45 +276,7 @@ def _releasing_linear() -> Iterator[None]:
 
 def resolve_precision(settings: TrainSettings) -> torch.dtype:
     """The type of the weights in the forward and backward pass."""
-    if settings.precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    dtype: torch.dtype = getattr(torch, settings.precision)
-    return dtype
-
-
-def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
-    """What DeepSpeed is given: our own, with the user's put into it.
-
-    Args:
-        num_elements: that are trained.
-    """
-    bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
-    zero: dict[str, Any] = {
-        "stage": settings.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
-        "stage3_param_persistence_threshold": PERSISTENT,
-    }  # fmt: skip
-    if settings.zero == 3:
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-        if "leaf_module" in DeepSpeedZeroConfig.model_fields:  # not in older ones
-            zero["leaf_module"] = {"classes": []}
-    memory = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
-    zero |= {kind: memory for kind, kinds in OFFLOADED.items() if settings.offload in kinds}
-    config = {
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": settings.micro_batch_size * ranks.size,
-        "gradient_clipping": settings.max_grad_norm or 0.0,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # the same optimizer, so that offloading changes no result
-        "zero_allow_untested_optimizer": True,  # by DeepSpeed: it is tested here
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "communication_data_type": "fp32",
-        "steps_per_print": None,
-    }
-    if dtype == torch.bfloat16 and settings.zero > 0:  # without ZeRO there is no float32 accumulation to be had
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return merged(config, settings.deepspeed)
+    return resolve_dtype(settings.precision, resolve_device("auto"))
 
 
 def _partition(parameter: Any, value: Tensor) -> Tensor:
@@ -381,6 +333,8 @@ def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextMa
     Args:
         modify: keep what the first rank has written to it.
     """
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
     whole: AbstractContextManager[None] = deepspeed_library().zero.GatheredParameters(
         [parameter], modifier_rank=0 if modify else None
     )

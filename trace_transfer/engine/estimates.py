@@ -40,11 +40,6 @@ if TYPE_CHECKING:
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 MOST_LIVE = 1_000_000_000  # elements that ZeRO 3 gathers at most, DeepSpeed's default
-ON_TOP = "Libraries, workspaces and fragmentation come on top; on a GPU keep a tenth free."
-GATHERED = (
-    "Up to stage3_max_live_parameters (1e9 elements) are gathered at once; a DeepSpeed JSON with fewer needs less "
-    "memory and more communication."
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,6 @@ class Estimate:
         host: bytes in the memory of the CPU, per rank, where something is offloaded.
         num_steps: optimizer steps.
         checkpoint, patch: bytes on the disk.
-        notes: what the numbers leave open, each a sentence.
     """
 
     num_parameters: int
@@ -75,21 +69,18 @@ class Estimate:
     num_steps: int
     checkpoint: int
     patch: int
-    notes: tuple[str, ...] = ()
 
 
 def estimate(
     anatomy: Anatomy, mask: Mask, settings: TrainSettings, data: TaskData, *, num_ranks: int, precision: str,
-    describe: Describe, stored_itemsize: int = 2, saved_itemsize: int | None = None,
-    adapters: Mapping[str, tuple[int, ...]] | None = None,
+    describe: Describe, patch_itemsize: int, adapters: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Estimate:  # fmt: skip
     """Estimate a training.
 
     Args:
         precision: `float32` or `bfloat16`, resolved.
         describe: a trained tensor's own name in the model and its components.
-        stored_itemsize: bytes of a value in the base's files.
-        saved_itemsize: bytes of a trained value in the patch; default as stored.
+        patch_itemsize: bytes of a value in the patch, before and after together.
         adapters: shapes of what is trained in place of the mask. They keep the inputs that training its weights would.
     """
     shapes, zero, itemsize = anatomy.inventory.shapes, settings.zero, ITEMSIZE[precision]
@@ -115,7 +106,6 @@ def estimate(
         host, optimizer, summed = optimizer + 4 * part, 0, 0
     if settings.offload == "parameters":
         host, parameters = host + parameters, 0
-    saved = stored_itemsize if saved_itemsize is None else saved_itemsize
     return Estimate(
         num_parameters=len(moving), num_elements=trained, share=trained / whole,
         parameters=parameters, gradients=gradients + summed, optimizer=optimizer, host=host,
@@ -123,8 +113,7 @@ def estimate(
         buffers=_buffers(anatomy, settings, trained, num_ranks, itemsize),
         num_steps=settings.epochs * math.ceil(len(data.examples) / settings.batch_size),
         checkpoint=4 * trained + state,
-        patch=(stored_itemsize + saved) * mask.numel(shapes),
-        notes=(ON_TOP, GATHERED) if zero == 3 else (ON_TOP,),
+        patch=patch_itemsize * mask.numel(shapes),
     )  # fmt: skip
 
 

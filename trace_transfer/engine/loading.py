@@ -9,7 +9,7 @@ import copy
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from logging import Handler
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,18 +29,15 @@ _REPORT = "LOAD REPORT"  # what transformers' errors mean by "the above report"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+Values = Iterator[tuple[str, Tensor]]  # tensors one at a time
+
+
 class StartingPoint(Protocol):
-    """Weights that a training starts from. A checkpoint may be gone on from while names, `fingerprint` (of the weights)
-    and `config_sha256` are the same."""
+    """Weights that a training starts from."""
 
     @property
-    def names_sha256(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def config_sha256(self) -> str: ...
+    def identity(self) -> Mapping[str, str]:
+        """Sums of names, weights and config: a checkpoint may be gone on from while they are the same."""
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model with its weights, rounded to a type."""
@@ -48,7 +45,7 @@ class StartingPoint(Protocol):
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
         """The same model with its tensors on the meta device, and its buffers real."""
 
-    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Values:
         """Those tensors of `load(dtype)`, in that order, one at a time."""
 
 
@@ -56,16 +53,11 @@ class BaseModel(OpenedBase):
     """A model as it is published: the starting point of a warm start."""
 
     @property
-    def names_sha256(self) -> str:
-        return self.inventory.names_sha256
-
-    @property
-    def fingerprint(self) -> str:
-        return self.weights.fingerprint
-
-    @property
-    def config_sha256(self) -> str:
-        return self.weights.config_sha256
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "names_sha256": self.inventory.names_sha256, "fingerprint": self.weights.fingerprint,
+            "config_sha256": self.weights.config_sha256,
+        }  # fmt: skip
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         return load_model(self.source, dtype)
@@ -83,7 +75,7 @@ class BaseModel(OpenedBase):
             self.weights.load(model, saved.__contains__, torch.device("cpu"), dtype)
         return model
 
-    def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def values(self, names: Iterable[str], dtype: torch.dtype) -> Values:
         model = build_meta_model(copy.deepcopy(self.config), dtype)
         for name in names:
             known = tied_names(model, name)  # a tied embedding may have been saved as the head only

@@ -11,38 +11,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import TaskData
-from trace_transfer.engine import checkpointing, held_out
-from trace_transfer.engine.batches import GlobalBatch, Plan, plan
+from trace_transfer.engine import batches, checkpointing
+from trace_transfer.engine.batches import Evaluation, GlobalBatch, HeldOut, Plan, best, plan
 from trace_transfer.engine.checkpointing import Step
-from trace_transfer.engine.deepspeed_json import contradictions
+from trace_transfer.engine.deepspeed_json import configuration, contradictions
 from trace_transfer.engine.distributed import Ranks, collect_garbage, open_ranks
 from trace_transfer.engine.engine import (
     MASTER,
     Engine,
-    configuration,
     fill_partitioned,
     gathered,
     open_engine,
     resolve_precision,
     shapes_of,
 )
-from trace_transfer.engine.held_out import Evaluation, HeldOut, best
-from trace_transfer.engine.loading import StartingPoint
-from trace_transfer.engine.optimizers import Describe, treatments
-from trace_transfer.engine.optimizing import problems, schedule
+from trace_transfer.engine.loading import StartingPoint, Values
+from trace_transfer.engine.optimizers import Describe, problems, schedule, treatments
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.engine.slices import outside, put, require_fitting, taken
+from trace_transfer.engine.slices import outside, put, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
@@ -51,75 +48,51 @@ from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.progress import Reporter, Silent
 from trace_transfer.stopping import StopSignal
 
-Values = Iterator[tuple[str, Tensor]]
-
 
 def require_usable(settings: TrainSettings, num_ranks: int) -> None:
-    """Refuse what can be refused before any weight is read: trackers that are not there, an optimizer or a schedule
-    that does not work here, a DeepSpeed JSON that contradicts the other settings.
-    """
+    """Refuse, before any weight is read, settings that do not work here or contradict each other."""
     require_trackers(settings.track)
     if found := problems(settings):
         raise UserError("settings that cannot be used here:\n" + listing(found))
-    if found := contradictions(settings.deepspeed, settings, num_ranks, dtype_name(resolve_precision(settings))):
+    if found := contradictions(settings.deepspeed, settings, num_ranks, resolve_precision(settings)):
         raise UserError("settings that contradict each other:\n" + listing(found))
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training did.
+class TrainResult(NamedTuple):
+    """What a training did; `kept` is the step whose weights were handed over, None for the last."""
 
-    Attributes:
-        tokens: read in all steps, padding not counted.
-        supervised: tokens that were learned from.
-        losses: of each step, mean cross-entropy in nats before the step.
-        seconds: of wall clock in the loop, those before an interruption included.
-        evaluations: on held-out examples.
-        kept: the step whose weights were handed over; None for the last.
-    """
+    steps: Sequence[Step]
+    evaluations: tuple[Evaluation, ...]
+    kept: int | None
 
-    steps: int
-    tokens: int
-    supervised: int
-    losses: tuple[float, ...]
-    seconds: float
-    evaluations: tuple[Evaluation, ...] = ()
-    kept: int | None = None
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Of each step, mean cross-entropy in nats before the step."""
+        return tuple(step.loss for step in self.steps)
 
 
 def train(
-    start: StartingPoint,
-    data: TaskData,
-    settings: TrainSettings,
-    *,
-    directory: Path,
-    finish: Callable[[Values], None],
-    mask: Mask | None = None,
-    describe: Describe | None = None,
-    held_out: HeldOut | None = None,
-    stop: StopSignal | None = None,
-    reporter: Reporter | None = None,
-    label: str | None = None,
-) -> TrainResult:
+    start: StartingPoint, data: TaskData, settings: TrainSettings, mask: Mask, held_out: HeldOut, *, directory: Path,
+    finish: Callable[[Values], None], describe: Describe, stop: StopSignal, reporter: Reporter, label: str,
+) -> TrainResult:  # fmt: skip
     """Fine-tune, from the start or from where a run with the same settings was stopped.
 
     Under a launcher every rank calls it alike; all of them must see `directory`.
 
     Args:
+        mask: what is trained. Everything else stays bit-identical.
+        held_out: examples that the training is evaluated on as it goes.
         directory: of this training alone.
         finish: called once, on the first rank, with name and float32 value of every trained tensor, one at a time
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
-        mask: what is trained, None is all. Everything else stays bit-identical.
-        describe: a trained tensor's own name in the model and its components, where settings ask for them.
-        held_out: examples that the training is evaluated on as it goes.
+        describe: a trained tensor's own name in the model and its components.
         stop: looked at after each step, on all ranks; asked for on one, all of them stop.
-        label: for messages; default is the task's name.
+        label: for messages.
 
     Raises:
         TrainingError: NaN or Inf (before anything of that step is kept), unusable examples, a checkpoint of another
             training, a full disk; on other ranks than the first, that `finish` failed there.
         FrozenMovedError: a frozen weight in use was not the starting point's any more; nothing is handed over.
-        MaskError: the mask does not fit the model.
         ModelError: weights that cannot be loaded.
         StopRequested: by `stop`, with a checkpoint to go on from.
     """
@@ -127,10 +100,9 @@ def train(
         cuda = [ranks.device] if ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             try:
-                return Run(
-                    data, settings, plan(data, settings), directory, held_out, stop or StopSignal(),
-                    reporter if reporter and ranks.is_first else Silent(), label or data.task, ranks,
-                ).train(start, mask, describe, finish)  # fmt: skip
+                shown = reporter if ranks.is_first else Silent()
+                run = Run(data, settings, plan(data, settings), directory, held_out, stop, shown, label, ranks)
+                return run.train(start, mask, describe, finish)
             finally:
                 collect_garbage()
 
@@ -143,14 +115,14 @@ class Run:
     settings: TrainSettings
     plan: Plan
     directory: Path
-    held_out: HeldOut | None
+    held_out: HeldOut
     stop: StopSignal
     reporter: Reporter
     label: str
     ranks: Ranks
 
     def train(
-        self, start: StartingPoint, mask: Mask | None, describe: Describe | None, finish: Callable[[Values], None]
+        self, start: StartingPoint, mask: Mask, describe: Describe, finish: Callable[[Values], None]
     ) -> TrainResult:
         settings, ranks, directory = self.settings, self.ranks, self.directory
         prepare_directory(directory)
@@ -162,10 +134,8 @@ class Run:
         saved = checkpointing.find(directory)
         model = attend(start.skeleton(dtype), settings.attention)  # no weights yet: what does not fit is refused first
         shapes = shapes_of(model)
-        mask = Mask.everything(shapes) if mask is None else mask
-        require_fitting(mask, shapes)
         trained = mask.trained_shapes(shapes)
-        treated = treatments(trained, settings, *([describe] if describe else []))
+        treated = treatments(trained, settings, describe)
         self.identity = self._identity(start, dtype_name(dtype), mask, shapes)
         if saved is not None:
             saved.require_same(self.identity)
@@ -201,11 +171,7 @@ class Run:
             )  # fmt: skip
             if ranks.is_first:
                 checkpointing.remove(directory)
-            steps = self.steps
-            return TrainResult(
-                len(steps), sum(step.tokens for step in steps), sum(step.supervised for step in steps),
-                tuple(step.loss for step in steps), self.seconds, tuple(self.evaluations), kept,
-            )  # fmt: skip
+            return TrainResult(self.steps, tuple(self.evaluations), kept)
 
     def _identity(
         self, start: StartingPoint, precision: str, mask: Mask, shapes: Mapping[str, tuple[int, ...]]
@@ -216,24 +182,20 @@ class Run:
             "data_sha256": self.data.sha256,
             "settings": {**self.settings.recorded(), "precision": precision},
             "num_steps": self.plan.num_steps,
-            "model": {
-                "names_sha256": start.names_sha256,
-                "fingerprint": start.fingerprint,
-                "config_sha256": start.config_sha256,
-            },
+            "model": start.identity,
             "trained": {
                 "num_parameters": len(mask.parts),
                 "num_slices": len(mask.sliced),
                 "num_elements": mask.numel(shapes),
                 "sha256": mask.sha256,
             },
-            **({"held_out": self.held_out.identity()} if self.held_out else {}),
+            **({"held_out": self.held_out.identity()} if self.held_out.tasks else {}),
         }
 
     @property
     def kept(self) -> int | None:
         """The step whose weights are kept; None for the last."""
-        return self.held_out.kept(self.evaluations) if self.held_out else None
+        return self.held_out.kept(self.evaluations)
 
     @property
     def seconds(self) -> float:
@@ -257,7 +219,7 @@ class Run:
             for _ in range(done):
                 advance()
             for number, batch in enumerate(self.plan.batches(done), start=done):
-                if self.held_out is not None and self.held_out.is_over(self.evaluations):
+                if self.held_out.is_over(self.evaluations):
                     break
                 step = self.one_step(number, batch)
                 self.steps.append(step)
@@ -290,9 +252,8 @@ class Run:
 
     def _trackers(self) -> Trackers:
         """Where losses go beside `loss.csv`."""
-        names, directory, first = self.settings.track, self.directory.parent, len(self.steps) + 1
         opened = self.ranks.first_alone(
-            lambda: open_trackers(names, directory, self.label, first),
+            lambda: open_trackers(self.settings.track, self.directory.parent, self.label, len(self.steps) + 1),
             "the first rank could not begin its trackers; it says why",
         )
         return opened or Trackers()
@@ -318,10 +279,10 @@ class Run:
 
     def _evaluate(self, step: int, trackers: Trackers) -> bool:
         """Evaluate, if it is due after this step; whether its weights are now to be kept."""
-        if self.held_out is None or not self.held_out.is_due(step, self.plan):
+        if not self.held_out.is_due(step, self.plan):
             return False
         began = time.monotonic()
-        found = held_out.evaluate(self.engine, self.ranks, self.held_out.tasks, self.plan.micro_batch_size, step)
+        found = batches.evaluate(self.engine, self.ranks, self.held_out.tasks, self.plan.micro_batch_size, step)
         self.evaluations.append(found)
         if self.ranks.is_first:
             text = checkpointing.evaluations_csv(self.evaluations)
@@ -393,8 +354,9 @@ def require_frozen_in_use(engine: Engine, start: StartingPoint, dtype: torch.dty
     """
     moved, problem = [], None
     expected = iter(start.values(engine.frozen, dtype)) if ranks.is_first else iter(())
-    for name in engine.frozen:
-        found, part = engine.live(name), engine.sliced.get(name)
+    for name, parameter in engine.frozen.items():
+        with gathered(parameter):
+            found, part = parameter.detach().to("cpu", copy=True), engine.sliced.get(name)
         if ranks.is_first and problem is None:
             try:
                 _, value = next(expected)

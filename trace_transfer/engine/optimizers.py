@@ -2,21 +2,28 @@
 
 An optimizer that reads a tensor as a matrix, or in blocks, needs it whole: ZeRO 1 to 3 lay tensors end to end and cut
 them where a rank's part ends, so that it works with ZeRO 0 alone (`Optimizer.whole`).
+
+Settings are checked with what is here, so that torch is imported only where an optimizer is made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib import import_module
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError, first_line, listing
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.launching import place_among_ranks
 from trace_transfer.settings import unknown_problems
 
 if TYPE_CHECKING:
+    import torch
+
     from trace_transfer.engine.settings import TrainSettings
     from trace_transfer.families.anatomy import Anatomy
 
@@ -205,3 +212,91 @@ def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
             + ", ".join(sorted(components))
         )  # fmt: skip
     treatments(anatomy.inventory.shapes, settings, described.__getitem__)
+
+
+def build(
+    parameters: Mapping[str, torch.nn.Parameter], treated: Mapping[str, Treatment], settings: TrainSettings
+) -> torch.optim.Optimizer:
+    """The optimizer of some parameters, at a rate of 0; each of its groups has its highest rate as `peak`.
+
+    Tensors that are treated alike are one group, in the order of the parameters.
+    """
+    order = list(dict.fromkeys(treated[name] for name in parameters))
+    alike = {one: [p for name, p in parameters.items() if treated[name] == one] for one in order}
+    built = []
+    for name, several in groupby(order, key=lambda one: one.optimizer):
+        chosen = list(several)
+        groups = [
+            {"params": alike[one], "peak": one.learning_rate, "weight_decay": one.weight_decay} for one in chosen
+        ]  # fmt: skip
+        given = {key: tuple(v) if isinstance(v, list) else v for key, v in chosen[0].args(settings).items()}
+        built.append(_class(name)(groups, lr=0.0, **{**OPTIMIZERS[name].fixed, **given}))
+    return built[0] if len(built) == 1 else _as_one(built)
+
+
+def _class(name: str) -> Any:
+    from trace_transfer.engine.distributed import quiet
+
+    module, _, attribute = OPTIMIZERS[name].place.rpartition(".")
+    with quiet():  # bitsandbytes tells which kernels it lacks
+        return getattr(import_module(module), attribute)
+
+
+def _as_one(built: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """Optimizers of different tensors as one: their groups and their state are the same objects."""
+    from torch import no_grad
+    from torch.optim import Optimizer
+
+    class Several(Optimizer):
+        @no_grad()
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            for one in built:
+                one.step()
+
+    several = Several([group for one in built for group in one.param_groups], {})
+    several.param_groups = [group for one in built for group in one.param_groups]
+    for one in built:
+        one.state = several.state
+    return several
+
+
+def problems(settings: TrainSettings) -> list[str]:
+    """What stands in the way of optimizer and schedule here: each is made and used for a step."""
+    import torch
+
+    from trace_transfer.engine.distributed import quiet
+
+    # torch's own work on a GPU, and would only begin its context there.
+    on_gpu = "bitsandbytes" in OPTIMIZERS[settings.optimizer].place and torch.cuda.is_available()
+    device = torch.device("cuda", place_among_ranks().local_rank) if on_gpu else torch.device("cpu")
+    matrix = torch.nn.Parameter(torch.ones(64, 64, device=device))
+    matrix.grad = torch.ones_like(matrix)
+    treated = {"matrix": Treatment(settings.optimizer, settings.learning_rate, settings.weight_decay)}
+    found = []
+    try:
+        optimizer = build({"matrix": matrix}, treated, settings)
+        with quiet():
+            optimizer.step()
+    except ModuleNotFoundError as error:
+        found.append(f"optimizer: {settings.optimizer} needs {error.name}: pip install {error.name}")
+    except Exception as error:  # each library has errors of its own
+        found.append(f"optimizer: {settings.optimizer} cannot be used here: {first_line(error)}")
+    try:
+        share = schedule(settings, 100)
+        if not all(math.isfinite(share(step)) for step in range(100)):
+            found.append(f"schedule: {settings.schedule} gives rates that are no numbers")
+    except Exception as error:
+        found.append(f"schedule: {settings.schedule} cannot be used: {first_line(error)}")
+    return found
+
+
+def schedule(settings: TrainSettings, num_steps: int) -> Callable[[int], float]:
+    """The share of its highest rate that each tensor has at a step, counted from 0: that of transformers' scheduler."""
+    import torch
+    from transformers import get_scheduler
+
+    rate = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)
+    num_warmup = min(math.ceil(settings.warmup * num_steps), num_steps - 1)  # never all: the first step's rate is 0
+    made: Any = get_scheduler(settings.schedule, rate, num_warmup, num_steps, dict(settings.schedule_args))
+    share: Callable[[int], float] = made.lr_lambdas[0]
+    return share

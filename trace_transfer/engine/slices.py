@@ -8,7 +8,7 @@ the frozen one. State dicts have whole tensors under their ordinary names all th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
 from functools import partial, wraps
 from typing import Any
@@ -20,33 +20,9 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.utils.parametrize import cached, register_parametrization, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
-from trace_transfer.core_sets.masks import Chosen, Mask, MaskError, Part, Slice
-from trace_transfer.errors import listing
-from trace_transfer.models.sources import numel
+from trace_transfer.core_sets.masks import Chosen, Mask, Part, Slice
 
 Places = list[tuple[nn.Module, str]]
-
-
-def require_fitting(mask: Mask, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a mask of another model."""
-    if not mask.parts:
-        raise MaskError("no tensor of the model is to be trained: the mask is empty")
-    problems = [f"{name}: not a tensor of this model" for name in sorted(mask.parts.keys() - shapes.keys())]
-    for name, part in sorted(mask.sliced.items()):
-        if name in shapes and not _fits(part, shapes[name]):
-            told = (
-                f"{part}, some beyond"
-                if isinstance(part, Chosen)
-                else f"{list(part.ranges)} in dimension {part.dim} of"
-            )
-            problems.append(f"{name}: {told} a tensor of {list(shapes[name])}")
-    if problems:
-        raise MaskError("the mask does not fit the model to be trained:\n" + listing(problems))
-
-
-def _fits(part: Part, shape: tuple[int, ...]) -> bool:
-    sizes, places = (numel(shape),) if isinstance(part, Chosen) else shape, part.indices
-    return part.dim < len(sizes) and len(places) > 0 and places[0] >= 0 and places[-1] < sizes[part.dim]
 
 
 def laid(value: Tensor, part: Part) -> Tensor:

@@ -72,9 +72,8 @@ def open_trackers(names: Sequence[str], directory: Path, label: str, first_step:
         first_step: the first that will be logged, more than 1 if a training goes on.
 
     Raises:
-        UserError: a tracker is unknown, lacks its package, or cannot be begun (no login, no network).
+        UserError: a tracker cannot be begun (no login, no network).
     """
-    require_trackers(names)
     running = []
     for name in dict.fromkeys(ALIASES.get(name, name) for name in names):
         try:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import halves, read_tasks
 from trace_transfer.data.examples import TaskData
+from trace_transfer.engine.batches import HeldOut
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import require_usable, train
 from trace_transfer.engine.optimizers import require_known
@@ -163,8 +165,9 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop:
         writer.flush()  # the last checkpoint goes when this returns: then all must be on the disk
 
     result = train(
-        BaseModel(plan.base.source), start.data, plan.settings.train, directory=directory, finish=keep, stop=stop,
-        describe=plan.base.anatomy.describe, reporter=reporter, label=start.label,
+        BaseModel(opened.source), start.data, plan.settings.train, Mask.everything(opened.inventory.shapes),
+        HeldOut(()), directory=directory, finish=keep, stop=stop, describe=plan.base.anatomy.describe,
+        reporter=reporter, label=start.label,
     )  # fmt: skip
     if not is_first_rank():
         return
@@ -179,7 +182,7 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop:
         task=data.task, order=start.order, replicate=start.replicate, model=plan.base.identity,
         base_fingerprint=opened.weights.fingerprint, config_sha256=opened.weights.config_sha256, data=of_data,
         settings=plan.settings.recorded(), delta_dtype=plan.settings.delta_dtype, shards=writer.shards,
-        fingerprint=writer.fingerprint, num_steps=result.steps, losses=result.losses, libraries=library_versions(),
+        fingerprint=writer.fingerprint, num_steps=len(result.steps), losses=result.losses, libraries=library_versions(),
     )  # fmt: skip
     write_text(start.directory / RECORD, to_json(record))
 

@@ -362,17 +362,8 @@ class PatchedModel:
         return BaseModel(self.state.source)
 
     @property
-    def names_sha256(self) -> str:
-        return self.state.names_sha256
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the base and the patches."""
-        return self.state.fingerprint
-
-    @property
-    def config_sha256(self) -> str:
-        return self.state.base.weights.config_sha256
+    def identity(self) -> Mapping[str, str]:
+        return {**self.base.identity, "fingerprint": self.state.fingerprint}
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model with the state's values, rounded to a type."""

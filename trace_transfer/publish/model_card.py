@@ -23,7 +23,7 @@ from trace_transfer.transfer.records import LayerMatch
 if TYPE_CHECKING:
     from trace_transfer.patch.model_state import ModelState
     from trace_transfer.patch.records import Verification
-    from trace_transfer.training.records import StreamFile
+    from trace_transfer.training.settings import StreamFile
 
 CARD = "README.md"
 TAG = "trace-transfer"

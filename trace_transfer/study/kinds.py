@@ -38,10 +38,8 @@ from trace_transfer.represent.representing import plan_representation, run_repre
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.stopping import StopSignal
 from trace_transfer.study.steps import Ticket
-from trace_transfer.training.records import StreamFile
-from trace_transfer.training.settings import StreamSettings
-from trace_transfer.training.stream_plan import MODEL, RECORD, plan_stream
-from trace_transfer.training.streaming import run_stream
+from trace_transfer.training.settings import StreamFile, StreamSettings
+from trace_transfer.training.streaming import MODEL, RECORD, plan_stream, run_stream
 from trace_transfer.transfer.mapping import carry_along, plan_map, run_map
 from trace_transfer.transfer.settings import MapSettings
 

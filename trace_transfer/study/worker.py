@@ -40,7 +40,7 @@ from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.stopping import StopRequested, stop_on_sigterm
 from trace_transfer.study.status import LOCK, LOG, RECORD, TIME, files_of, remember
 from trace_transfer.study.steps import LAUNCHED, TICKET, Ticket
-from trace_transfer.training.records import StreamFile
+from trace_transfer.training.settings import StreamFile
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ENDS = ("done", "interrupted", "stopped", "user error", "error")  # how a step may end

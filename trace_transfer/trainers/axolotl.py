@@ -11,7 +11,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel
 
-from trace_transfer.trainers.callback import CoreCallback
+from trace_transfer.trainers.frozen import CoreCallback
 
 
 class TraceCoreArgs(BaseModel):

@@ -1,4 +1,5 @@
 """A model of which a core set alone is trained, by whatever loop: frozen, proved, made a patch, and ordinary again.
+`CoreCallback` does so in transformers' Trainer and all that stand on it (TRL's, Axolotl's).
 
 Reads: a model in memory and a core file. Writes: a patch. Frozen tensors leave a digest behind, core ones their values
 on the CPU. With several processes all of them call everything alike, and the first one compares and writes.
@@ -9,7 +10,6 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Chosen, Mask
@@ -31,7 +32,7 @@ from trace_transfer.models.sources import Inventory, ModelSource, inventory_of
 from trace_transfer.models.stored_weights import has_weights
 from trace_transfer.models.tensors import converted
 from trace_transfer.patch.model_state import as_stored
-from trace_transfer.patch.patches import PatchEntry, write_patch
+from trace_transfer.patch.patches import SUFFIX, PatchEntry, write_patch
 from trace_transfer.publish.hub import local_file
 from trace_transfer.records import read_artefact
 
@@ -109,7 +110,7 @@ class CoreTraining:
                     self._before[name] = taken(value, part).clone()
                 if part is not None or not mask.trains(name):
                     self._frozen[name] = value.dtype, _digest(outside(value, part))
-        freeze(model, mask, _gathered)
+        freeze(model, mask, gathered)
         if mask.sliced:
             model.__class__ = _saving_whole(self._kind, bool(self.tied_parts))
 
@@ -217,7 +218,7 @@ class CoreTraining:
 
     def _live(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter | None]]:
         """Each tensor as it is now, and what is trained of it where that is a parameter of its own."""
-        require_no_fsdp1(self.model)
+        _require_no_fsdp1(self.model)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # what it gathered for a forward pass may be rounded
@@ -249,7 +250,7 @@ def _require_unwrapped(model: nn.Module) -> None:
         raise WrappedModelError(f"the model is {problem}")
 
 
-def require_no_fsdp1(model: nn.Module) -> None:
+def _require_no_fsdp1(model: nn.Module) -> None:
     """Refuse FSDP's first version, which makes one flat tensor of many, frozen and trained alike."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise WrappedModelError("FSDP 1 makes one flat tensor of many: use FSDP 2 (`fsdp_version: 2`, `fully_shard`)")
@@ -299,19 +300,67 @@ def _saving_whole(kind: type[PreTrainedModel], tied: bool) -> type[PreTrainedMod
     return type(kind.__name__, (kind,), changes)
 
 
-def _gathered(parameter: nn.Parameter) -> AbstractContextManager[None]:
-    """Whole while it lasts, where ZeRO 3 has cut it into parts."""
-    return gathered(parameter) if hasattr(parameter, "ds_id") else nullcontext()
-
-
 def _whole(parameter: nn.Parameter) -> Tensor:
     """The whole of a tensor on the CPU, wherever its parts are; collective."""
     value = parameter.detach()
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
-    with _gathered(parameter):
+    with gathered(parameter):
         return parameter.detach().to("cpu", copy=hasattr(parameter, "ds_id"))
 
 
 def _digest(value: Tensor) -> str:
     return hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+
+
+class CoreCallback(TrainerCallback):
+    """Trains a core set alone: `SFTTrainer(model, ..., callbacks=[tt.CoreCallback("math.core.json")])`.
+
+    Freezes the model when the trainer is made; when its training ends, proves that nothing else moved, and writes
+    `TASK.patch.safetensors` into `output_dir`.
+
+    Args:
+        core, base: as `freeze_except` takes them.
+        dtype: of the patch, as of `CoreTraining.save_patch`.
+
+    Attributes:
+        trained: the model in training, once the trainer is made.
+    """
+
+    def __init__(
+        self, core: CoreFile | Path | str, *, base: Path | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.core, self.base, self.dtype = core, base, dtype
+        self.trained: CoreTraining | None = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:
+        trained = self.trained = freeze_except(model, self.core, base=self.base)
+        if not args.fsdp or not trained.mask.sliced:
+            return
+        full_states = str(args.fsdp_config.get("state_dict_type", "FULL_STATE_DICT")) == "FULL_STATE_DICT"
+        if full_states and args.save_strategy != "no" and not args.save_only_model:
+            raise UserError(
+                "rows are core, and FSDP's checkpoints are FULL_STATE_DICT, from which torch cannot resume rows; say "
+                "`state_dict_type: SHARDED_STATE_DICT` in `fsdp_config`, or `save_only_model: true`"
+            )
+        loads_on_meta = str(args.fsdp_config.get("cpu_ram_efficient_loading")).lower() == "true"
+        if trained.tied_parts and not loads_on_meta:
+            raise UserError(
+                f"{trained.tied_parts[0]}: rows of it are core, and it is tied to another tensor, which accelerate's "
+                "FSDP takes for two; say `cpu_ram_efficient_loading: true` in `fsdp_config`, or train it with ZeRO or "
+                "DDP"
+            )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trained is None:
+            raise UserError(
+                "CoreCallback was added to a trainer that was there already, and its model may have an optimizer; give "
+                "it when the trainer is made: callbacks=[CoreCallback(...)]"
+            )
+        _require_no_fsdp1(self.trained.model)
+        self.trained.print_trainable_parameters()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trained is not None
+        self.trained.verify()
+        self.trained.save_patch(Path(args.output_dir) / f"{self.trained.task}{SUFFIX}", dtype=self.dtype)

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask, MaskError
-from trace_transfer.data.examples import TaskData
+from trace_transfer.data.encoding import encode_tasks
+from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import chosen
 from trace_transfer.data.tasks_file import suggestion
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Anatomy
+from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import sha256_text
 from trace_transfer.records import read_artefact
 from trace_transfer.training.controls import CONTROLS, Case
@@ -65,19 +67,30 @@ Method = Callable[[Stream], list[Stage]]
 
 def by_core(name: str | None, stream: Stream) -> list[Stage]:
     """Task after task, the core set of each alone (TRACE, section 3.2), or a control of its size: see `controls`."""
-    settings, stages, problems = stream.settings, [], []
+    settings, anatomy, stages, problems = stream.settings, stream.anatomy, [], []
     for data in stream.tasks:
-        core, file = stream.cores[data.task], f"task '{data.task}': core file"
-        notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
-        try:
-            unit = settings.control_unit or ("tensors" if core.method.unit == "tensors" else "elements")
-            case = Case(core, stream.anatomy, settings.control_seed, unit, file)
-            own = case.mask()
-            mask = own if name is None else CONTROLS[name](case)
-        except MaskError as error:
-            problems.append(str(error))
+        core, file = stream.cores.get(data.task), f"task '{data.task}': core file"
+        if core is None:
+            problems.append(
+                f"task '{data.task}': no core file; name it with `core:` beside `data:` (`trace-transfer identify` "
+                "makes one, `trace-transfer map` carries one over from another model)"
+            )
+        elif core.model.names_sha256 != anatomy.inventory.names_sha256:
+            problems.append(
+                f"{file} is of {core.model.id} ({core.model.family}, {core.model.num_parameters} tensors), and the "
+                f"model to be trained is another ({anatomy.family}, {len(anatomy.inventory.shapes)} tensors); carry it "
+                "over with `trace-transfer map`"
+            )
         else:
-            stages.append(Stage(data.task, data, mask, (data.task,), notes))
+            notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
+            try:
+                unit = settings.control_unit or ("tensors" if core.method.unit == "tensors" else "elements")
+                case = Case(core, anatomy, settings.control_seed, unit, file)
+                own = case.mask()
+                mask = own if name is None else CONTROLS[name](case)
+                stages.append(Stage(data.task, data, mask, (data.task,), notes))
+            except MaskError as error:
+                problems.append(str(error))
     _refuse(settings, problems)
     return stages
 
@@ -142,8 +155,6 @@ def stages_of(
     _refuse(settings, _task_problems(settings, [data.task for data in tasks]))
     by_name = {data.task: data for data in tasks}
     stream = Stream(settings, tuple(by_name[name] for name in settings.order or by_name), cores, anatomy)
-    if settings.needs_core:
-        _refuse(settings, _core_problems(stream))
     return tuple(LAYOUTS[settings.method](stream))
 
 
@@ -204,27 +215,64 @@ def _task_problems(settings: StreamSettings, given: Sequence[str]) -> list[str]:
     return problems
 
 
-def _core_problems(stream: Stream) -> list[str]:
-    """Tasks without a core file, and core files of another model: before any of them is looked into."""
-    inventory, problems = stream.anatomy.inventory, []
-    for name in (data.task for data in stream.tasks):
-        core = stream.cores.get(name)
-        if core is None:
-            problems.append(
-                f"task '{name}': no core file; name it with `core:` beside `data:` (`trace-transfer identify` makes "
-                "one, `trace-transfer map` carries one over from another model)"
-            )
-        elif (core.model.names_sha256, core.model.num_layers) != (inventory.names_sha256, stream.anatomy.num_layers):
-            there = core.model
-            problems.append(
-                f"task '{name}': its core file is of {there.id} ({there.family}, {there.num_layers} layers, "
-                f"{there.num_parameters} tensors), and the model to be trained is another ({stream.anatomy.family}, "
-                f"{stream.anatomy.num_layers} layers, {len(inventory.shapes)} tensors); carry it over with "
-                "`trace-transfer map`"
-            )
-    return problems
-
-
 def _refuse(settings: StreamSettings, problems: Sequence[str]) -> None:
     if problems:
         raise UserError(f"this stream cannot be trained with method {settings.method}:\n" + listing(problems))
+
+
+def hold_out(
+    base: OpenModel, tasks: Sequence[StreamTask], data: Sequence[TaskData], directory: Path, settings: StreamSettings
+) -> tuple[tuple[TaskData, ...], dict[str, TaskData]]:
+    """What is left to train on, and what is held out of each task that has anything.
+
+    Args:
+        data: of the tasks, in their order.
+    """
+    own = [one for one in (task.held_out for task in tasks) if one is not None]
+    train = settings.train
+    read = encode_tasks(base, own, directory, settings.max_length, settings.too_long, train.seed) if own else ()
+    held = {one.task: one for one in read}
+    left = list(data)
+    for number, task in enumerate(data):
+        if task.task not in held and settings.eval_share is not None:
+            left[number], held[task.task] = split(task, settings.eval_share, train.seed)
+    asked = [name for name in ("eval_every", "patience", "keep_best") if getattr(settings, name)]
+    if asked and not held:
+        raise UserError(
+            f"{', '.join(asked)}: nothing is held out to be evaluated on; give eval_share, or name eval_data (or "
+            "eval_split) of a task in the stream's file"
+        )
+    trained = {example.input_ids: example.id for task in left for example in task.examples}
+    problems = [
+        f"{example.id} of the held-out records is {trained[example.input_ids]}"
+        for task in held.values()
+        for example in task.examples
+        if example.input_ids in trained
+    ]
+    if problems:
+        raise UserError("held-out records that are trained on; leave them out of either:\n" + listing(problems))
+    return tuple(left), held
+
+
+def split(data: TaskData, share: float, seed: int) -> tuple[TaskData, TaskData]:
+    """A task without a seeded share of its records, at least one, and that share. Equal records stay together."""
+    records: dict[str, list[Example]] = {}
+    for example in data.examples:
+        records.setdefault(example.id.partition("/")[0], []).append(example)
+    contents: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+    for record, examples in records.items():
+        contents.setdefault(tuple(one.input_ids for one in examples), []).append(record)
+    if len(contents) < 2:
+        raise UserError(f"eval_share: task '{data.task}' has one record: none is left to train on, or to hold out")
+    firsts = [several[0] for several in contents.values()]
+    out = set(chosen(firsts, min(max(1, round(share * len(firsts))), len(firsts) - 1), f"{seed}/held out"))
+    held = {record for several in contents.values() if several[0] in out for record in several}
+    sides = ({name: several for name, several in records.items() if (name in held) is side} for side in (False, True))
+    left, right = (
+        replace(
+            data, examples=tuple(example for several in side.values() for example in several),
+            sha256=sha256_text("\n".join([data.sha256, *side])),
+        )
+        for side in sides
+    )  # fmt: skip
+    return left, right

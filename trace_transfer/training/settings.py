@@ -8,6 +8,7 @@
         eval_data: gsm8k.held_out.jsonl # evaluated on while it trains; or `eval_split: validation` of a hub data set
 
 `stream.yaml` is a `tasks.yaml` with more keys, so that any `tasks.yaml` is a stream for a method without core sets.
+What `train` leaves beside the patches, `stream.json`, is here too.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Gt, Lt
-from pydantic import InstanceOf, model_validator
+from pydantic import Field, InstanceOf, model_validator
 
 from trace_transfer.data.tasks_file import TaskSpec, load_list, locate
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.files import sha256_text
 from trace_transfer.identification.settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
+from trace_transfer.records import TASK, ModelIdentity, Strict
 from trace_transfer.settings import Count, Seed, Settings, Share, Texts, setting
 
 METHODS = {
@@ -168,3 +170,57 @@ def load_stream(path: Path | str) -> tuple[StreamTask, ...]:
 def core_file(task: StreamTask, base_directory: Path | str) -> Path | None:
     """Where a task's core file lies, if it names one."""
     return None if task.core is None else locate(task.core, base_directory)
+
+
+class EvaluationRecord(Strict):
+    """The loss on held-out records after a step, of each task and over all their supervised tokens."""
+
+    step: int
+    losses: dict[str, float]
+    loss: float
+
+
+class StageRecord(Strict):
+    """One finished stage.
+
+    `tasks` are those whose examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what
+    was trained, `data_sha256` of all token ids and labels. `losses` are of each step, mean cross-entropy in nats before
+    the step. `evaluations` are on the held-out records, `kept_step` the step whose weights the patch has, if not the
+    last.
+    """
+
+    label: str = Field(pattern=TASK)
+    tasks: tuple[str, ...]
+    patch: str
+    patch_sha256: str
+    adapter: str | None = None
+    mask_sha256: str
+    num_parameters: int
+    num_elements: int
+    data_sha256: str
+    num_examples: int
+    num_steps: int
+    tokens: int
+    supervised: int
+    losses: tuple[float, ...]
+    held_out_sha256: str | None = None
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    kept_step: int | None = None
+
+
+class StreamFile(Strict):
+    """`stream.json`: the stages of a stream that are finished, in order; written again after each.
+
+    `complete` once the tuned model is written and proved to differ from its base in the core sets alone.
+    """
+
+    format: Literal["trace-transfer/stream"] = "trace-transfer/stream"
+    version: Literal[1] = 1
+    model: ModelIdentity
+    base_fingerprint: str
+    config_sha256: str | None = None
+    settings: dict[str, Any]
+    num_stages: int
+    complete: bool = False
+    stages: tuple[StageRecord, ...]
+    libraries: dict[str, str] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,10 @@ from trace_transfer.errors import MAX_LISTED
 from trace_transfer.files import size
 from trace_transfer.records import model_line
 from trace_transfer.terminal import Page, as_text
-from trace_transfer.training.records import StreamFile
+from trace_transfer.training.settings import StreamFile
 
 if TYPE_CHECKING:
-    from trace_transfer.training.stream_plan import StreamPlan
-    from trace_transfer.training.streaming import Streamed
+    from trace_transfer.training.streaming import Streamed, StreamPlan
 
 
 @as_text
@@ -34,14 +34,13 @@ def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[s
         f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate {train.learning_rate:g}, batches "
         f"of {train.batch_size} = {train.micro_batch_size} x {plan.num_ranks} "
         f"{'process' if plan.num_ranks == 1 else 'processes'} x "
-        f"{train.batch_size // (train.micro_batch_size * plan.num_ranks)} accumulated; {plan.precision}, "
+        f"{math.ceil(train.batch_size / (train.micro_batch_size * plan.num_ranks))} accumulated; {plan.precision}, "
         f"ZeRO {train.zero}, {train.optimizer}"
         + (f", {train.offload} offloaded" if train.offload != "none" else "")
         + (", gradient checkpointing" if train.gradient_checkpointing else ""),
     )
     for number, stage in enumerate(plan.stages):
-        if held := plan.held_out(number):
-            examples = sum(len(data.examples) for data in held.tasks)
+        if examples := sum(len(data.examples) for data in plan.held_out(number).tasks):
             page.line(f"{stage.label}: evaluated on {examples:,} held-out examples")
     if plan.finished:
         page.line(f"finished before: {', '.join(stage.label for stage in plan.finished)}")
@@ -62,8 +61,13 @@ def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[s
     page.table((*headings, "checkpoint", "patch"), memory, "Memory of each process, and files (estimates)")
     page.line()
     notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
-    notes += [note for estimate in estimates for note in estimate.notes]
-    page.lines(f"- {note}" for note in dict.fromkeys(notes))
+    notes.append("Libraries, workspaces and fragmentation come on top; on a GPU keep a tenth free.")
+    if train.zero == 3:
+        notes.append(
+            "Up to stage3_max_live_parameters (1e9 elements) are gathered at once; a DeepSpeed JSON with fewer needs "
+            "less memory and more communication."
+        )
+    page.lines(f"- {note}" for note in notes)
     page.line(f"disk: about {size(disk)} for all of it, the tuned model included")
     page.lines(example_lines(stage.data for stage in plan.stages))
 
