@@ -29,11 +29,12 @@ from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.engine import loop
 from trace_transfer.engine.adapters import AdaptedModel
-from trace_transfer.engine.batches import plan
+from trace_transfer.engine.batches import HeldOut, plan
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.sources import ModelSource, numel
+from trace_transfer.stopping import StopSignal
 
 WAYS = {
     "full": "full", "lora": "LoRA, rank 8", "masked": "core set of 5 %", "rows": "5 % of the rows",
@@ -123,8 +124,9 @@ def ours(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, f
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         result = loop.train(
-            start, data, settings, directory=Path(place), finish=lambda values: None, mask=mask, reporter=clock
-        )
+            start, data, settings, mask, HeldOut(()), directory=Path(place), finish=lambda values: None,
+            describe=lambda name: (name, ()), stop=StopSignal(), reporter=clock, label="made-up",
+        )  # fmt: skip
     share = 0.0 if way == "lora" else mask.numel(base.inventory.shapes) / base.inventory.num_elements
     return {"loss": result.losses[0], "share": share}
 

@@ -1,7 +1,6 @@
 """A model in one's own loop: frozen, proved, saved, made a patch, and ordinary again."""
 
 import copy
-import gc
 import json
 
 import pytest
@@ -157,27 +156,6 @@ def test_the_patch_makes_the_trained_model_of_the_base(tiny, tmp_path, dtype):
         trained.save_patch(tmp_path / "small.patch.safetensors", dtype=torch.bfloat16)
     smaller = (tmp_path / "small.patch.safetensors").stat().st_size / patch.stat().st_size
     assert smaller < 0.75 if dtype == torch.float32 else smaller == pytest.approx(1)
-
-
-def test_a_stream_of_tasks(tiny, tmp_path):
-    """Tasks one after another in one's own loop, the same rows among them; their patches chain."""
-    base = tiny("llama", dtype=torch.bfloat16)
-    rows = {"code": ((2, 90),), "law": ((60, 180),)}
-    model, patches = load(base), []
-    for task, ranges in rows.items():
-        chosen = {"model.embed_tokens.weight": ranges, f"model.layers.{len(patches)}.mlp.up_proj.weight": None}
-        file = core_of(base, tmp_path / f"{task}.core.json", chosen, task=task)
-        with tt.freeze_except(model, file) as trained:
-            steps(model)
-            trained.verify()
-            patches.append(tmp_path / f"{task}.patch.safetensors")
-            trained.save_patch(patches[-1])
-        gc.collect()
-    arguments = ["patch", "apply", str(base), *map(str, patches), "--out", str(tmp_path / "tuned")]
-    ran = CliRunner().invoke(main, arguments)
-    assert ran.exit_code == 0, ran.output
-    tuned = load(tmp_path / "tuned").state_dict()
-    assert all(torch.equal(value, tuned[name]) for name, value in model.state_dict().items())
 
 
 def test_what_moved_is_named(tiny, tmp_path):

@@ -142,16 +142,6 @@ def test_sets_differ_by_seed_and_by_task(name):
         assert len(set(masks.values())) == len(masks)
 
 
-def test_every_entry_is_drawn_as_often():
-    model = MODELS["gpt2"]
-    entries = marked(entries_of(model, "tensors"), {0, 5, 6, 7}, without_score={1, 2})
-    core = core_of(model, entries)
-    counts = Counter(name for seed in range(600) for name in control("random", core, model, seed).parts)
-    assert counts.keys() == {p.name for p in entries if p.score is not None}
-    expected = 600 * 4 / (len(entries) - 2)
-    assert all(0.5 * expected < count < 1.6 * expected for count in counts.values())
-
-
 @given(cores(), SEEDS)
 def test_shuffled_layers_keep_every_number(drawn, seed):
     model, core = drawn

@@ -47,11 +47,6 @@ def training(copy_of, tmp_path, monkeypatch):
     return Training()
 
 
-def test_a_core_file_that_is_not_there(training):
-    (training.stream.parent / "code.core.json").unlink()
-    assert "code.core.json" in training.refused()
-
-
 def test_a_deepspeed_json_that_contradicts(training, tmp_path):
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"train_batch_size": 8}))

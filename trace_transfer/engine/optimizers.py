@@ -248,12 +248,15 @@ def _as_one(built: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     from torch.optim import Optimizer
 
     class Several(Optimizer):
+        built: Sequence[Optimizer]
+
         @no_grad()
         def step(self, closure: None = None) -> None:  # type: ignore[override]
-            for one in built:
+            for one in self.built:
                 one.step()
 
     several = Several([group for one in built for group in one.param_groups], {})
+    several.built = built
     several.param_groups = [group for one in built for group in one.param_groups]
     for one in built:
         one.state = several.state
