@@ -29,7 +29,7 @@ from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.engine import loop
 from trace_transfer.engine.adapters import AdaptedModel
-from trace_transfer.engine.batches import HeldOut, plan
+from trace_transfer.engine.batches import HeldOut, Plan
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.families.model_handle import load_tokenizer
@@ -143,7 +143,7 @@ def trl(way: str, base: Any, data: Any, size: str, clock: Clock) -> dict[str, fl
             clock.tick()
 
     batch = SIZES[size]["batch"]
-    ordered = [one for step in plan(data, TrainSettings(batch_size=batch)).batches() for one in step.examples]
+    ordered = [one for step in Plan(data, TrainSettings(batch_size=batch)).batches() for one in step.examples]
     rows = {"input_ids": [one.input_ids for one in ordered], "labels": [one.labels for one in ordered]}
     model = clock.noting(base.load)(torch.float32)
     model.is_quantized = False  # its file was
@@ -174,7 +174,7 @@ def measured(way: str, size: str) -> dict[str, float]:
     torch.set_num_threads(1)
     base, clock = BaseModel(ModelSource.parse(model_path(size))), Clock()
     data = task_data(base.config.vocab_size, size)
-    steps = list(plan(data, TrainSettings(batch_size=SIZES[size]["batch"])).batches())
+    steps = list(Plan(data, TrainSettings(batch_size=SIZES[size]["batch"])).batches())
     before = watched.now()["RssAnon"]
     with watched() as memory:
         found = (trl if way.startswith("trl ") else ours)(way.removeprefix("trl "), base, data, size, clock)

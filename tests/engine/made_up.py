@@ -8,7 +8,7 @@ import torch
 
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.engine.batches import HeldOut, plan
+from trace_transfer.engine.batches import HeldOut, Plan
 from trace_transfer.engine.engine import shapes_of
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import TrainResult, train
@@ -66,7 +66,7 @@ def base_of(model: Path) -> BaseModel:
 
 def steps_of(data: TaskData, chosen: TrainSettings) -> list[list[Example]]:
     """The examples of each step, for a slow twin."""
-    return [list(batch.examples) for batch in plan(data, chosen).batches()]
+    return [list(batch.examples) for batch in Plan(data, chosen).batches()]
 
 
 def run(

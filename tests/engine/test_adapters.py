@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from tests.engine.made_up import base_of, make_task, run, settings
 from trace_transfer.data.examples import collate, losses
 from trace_transfer.engine.adapters import CONFIG, WEIGHTS, AdaptedModel
-from trace_transfer.engine.batches import plan
+from trace_transfer.engine.batches import Plan
 from trace_transfer.engine.optimizers import schedule
 from trace_transfer.errors import ModelError
 
@@ -172,7 +172,7 @@ def test_an_adapter_that_cannot_be_used(tiny, tmp_path):
 
 def train_slowly(model, data, options) -> list[float]:
     """Whatever requires grad, in plain torch; the losses."""
-    steps = plan(data, options)
+    steps = Plan(data, options)
     share = schedule(options, steps.num_steps)
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=0.0, weight_decay=options.weight_decay)

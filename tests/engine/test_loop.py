@@ -10,7 +10,7 @@ from tests.engine.made_up import base_of, make_mask, make_task, run, settings, s
 from tests.reference.masked_loop import train_masked_slowly
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.engine import checkpointing
-from trace_transfer.engine.batches import plan
+from trace_transfer.engine.batches import Plan
 from trace_transfer.engine.checkpointing import read_csv
 from trace_transfer.engine.engine import Engine, gathered
 from trace_transfer.engine.loading import BaseModel
@@ -199,7 +199,7 @@ def test_another_training_is_not_gone_on_from(tiny, tmp_path, monkeypatch):
 def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
     """A token whose embedding is NaN is met in the second step."""
     data = make_task(24)
-    second = list(plan(data, settings()).batches())[1]
+    second = list(Plan(data, settings()).batches())[1]
     culprit = second.micro_batches[1][0]
     load, read = BaseModel.load, BaseModel.values
 

@@ -81,37 +81,30 @@ class Plan:
     smaller. Every example is read once per epoch.
     """
 
-    examples: Sequence[Example]
-    epochs: int
-    batch_size: int
-    micro_batch_size: int
-    seed: int
+    data: TaskData
+    settings: TrainSettings
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
+        return -(-len(self.data.examples) // self.settings.batch_size)
 
     @property
     def num_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.settings.epochs * self.steps_per_epoch
 
     def batches(self, start: int = 0) -> Iterator[GlobalBatch]:
         """The global batches from a step on."""
-        for epoch in range(start // self.steps_per_epoch, self.epochs):
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-            for number, chosen in enumerate(_cut(order.tolist(), self.batch_size)):
+        examples, settings = self.data.examples, self.settings
+        for epoch in range(start // self.steps_per_epoch, settings.epochs):
+            order = np.random.default_rng([settings.seed, epoch]).permutation(len(examples))
+            for number, chosen in enumerate(_cut(order.tolist(), settings.batch_size)):
                 if epoch * self.steps_per_epoch + number >= start:
-                    yield GlobalBatch.of([self.examples[index] for index in chosen], self.micro_batch_size)
+                    yield GlobalBatch.of([examples[index] for index in chosen], settings.micro_batch_size)
 
 
 def _cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Pieces of a size; the last one may be smaller."""
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def plan(data: TaskData, settings: TrainSettings) -> Plan:
-    """Lay out a training on examples that each have a token to learn from."""
-    return Plan(data.examples, settings.epochs, settings.batch_size, settings.micro_batch_size, settings.seed)
 
 
 @dataclass(frozen=True)

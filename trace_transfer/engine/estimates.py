@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trace_transfer.core_sets.masks import Mask
+from trace_transfer.engine.batches import Plan
 from trace_transfer.engine.optimizers import Describe, treatments
 from trace_transfer.engine.settings import LARGEST_BUCKET, LOGITS_AT_ONCE, PERSISTENT, TrainSettings
 from trace_transfer.families.anatomy import Anatomy
@@ -111,7 +112,7 @@ def estimate(
         parameters=parameters, gradients=gradients + summed, optimizer=optimizer, host=host,
         activations=activations(anatomy, mask, settings, data, itemsize),
         buffers=_buffers(anatomy, settings, trained, num_ranks, itemsize),
-        num_steps=settings.epochs * math.ceil(len(data.examples) / settings.batch_size),
+        num_steps=Plan(data, settings).num_steps,
         checkpoint=4 * trained + state,
         patch=patch_itemsize * mask.numel(shapes),
     )  # fmt: skip

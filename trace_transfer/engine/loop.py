@@ -23,7 +23,7 @@ from torch import Tensor
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import TaskData
 from trace_transfer.engine import batches, checkpointing
-from trace_transfer.engine.batches import Evaluation, GlobalBatch, HeldOut, Plan, best, plan
+from trace_transfer.engine.batches import Evaluation, GlobalBatch, HeldOut, Plan, best
 from trace_transfer.engine.checkpointing import Step
 from trace_transfer.engine.deepspeed_json import configuration, contradictions
 from trace_transfer.engine.distributed import Ranks, collect_garbage, open_ranks
@@ -101,7 +101,7 @@ def train(
         with torch.random.fork_rng(devices=cuda):
             try:
                 shown = reporter if ranks.is_first else Silent()
-                run = Run(data, settings, plan(data, settings), directory, held_out, stop, shown, label, ranks)
+                run = Run(data, settings, Plan(data, settings), directory, held_out, stop, shown, label, ranks)
                 return run.train(start, mask, describe, finish)
             finally:
                 collect_garbage()
@@ -282,7 +282,7 @@ class Run:
         if not self.held_out.is_due(step, self.plan):
             return False
         began = time.monotonic()
-        found = batches.evaluate(self.engine, self.ranks, self.held_out.tasks, self.plan.micro_batch_size, step)
+        found = batches.evaluate(self.engine, self.ranks, self.held_out.tasks, self.settings.micro_batch_size, step)
         self.evaluations.append(found)
         if self.ranks.is_first:
             text = checkpointing.evaluations_csv(self.evaluations)
