@@ -84,7 +84,7 @@ def evaluations_csv(evaluations: Iterable[Evaluation]) -> str:
 
 def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
     """The steps of a `loss.csv`, of which there must be so many, where that is known."""
-    steps = _rows(file, Step)
+    steps: list[Step] = _rows(file, Step._fields, TypeAdapter(list[Step]))
     wanted = len(steps) if num_steps is None else num_steps
     if len(steps) != wanted or any(step.step != number for number, step in enumerate(steps, start=1)):
         raise TrainingError(f"{file}: has {len(steps)} steps, expected {wanted}, one after the other")
@@ -93,8 +93,8 @@ def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
 
 def read_evaluations(file: Path) -> tuple[Evaluation, ...]:
     """The evaluations of an `eval.csv`; none where there is no such file."""
-    found = []
-    for step, several in groupby(_rows(file, _Row) if file.is_file() else (), key=lambda row: row.step):
+    found, lines = [], _rows(file, _Row._fields, TypeAdapter(list[_Row])) if file.is_file() else []
+    for step, several in groupby(lines, key=lambda row: row.step):
         rows = list(several)
         found.append(Evaluation(step, {r.task: r.loss for r in rows}, {r.task: r.supervised for r in rows}))
     return tuple(found)
@@ -104,16 +104,15 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in rows)  # no value needs quotes
 
 
-def _rows(file: Path, kind: Any) -> list[Any]:
+def _rows(file: Path, columns: Sequence[str], kind: TypeAdapter[list[Any]]) -> list[Any]:
     head, *lines = read_text(file, TrainingError).split("\n")
-    columns = ", ".join(kind._fields)
-    if head.split(",") != list(kind._fields) or lines[-1:] != [""]:
-        raise TrainingError(f"{file}: expected the columns {columns}, and whole lines")
+    if head != ",".join(columns) or lines[-1:] != [""]:
+        raise TrainingError(f"{file}: expected the columns {', '.join(columns)}, and whole lines")
     try:
-        return TypeAdapter(list[kind]).validate_python([line.split(",") for line in lines[:-1]])
+        return kind.validate_python([line.split(",") for line in lines[:-1]])
     except ValidationError as error:
         number = int(error.errors()[0]["loc"][0])
-        raise TrainingError(f"{file}:{number + 2}: {lines[number]!r:.80}, expected {columns}") from error
+        raise TrainingError(f"{file}:{number + 2}: {lines[number]!r:.80}, expected {', '.join(columns)}") from error
 
 
 def add_step(directory: Path, step: Step) -> None:
