@@ -83,7 +83,7 @@ def test_small_model_whole(glassllm, texts, tmp_path, family, seed):
     truth = disguise(glassllm, tmp_path / "copy", family=family, insert=2, seed=seed)
     result = map_models(glassllm, tmp_path / "copy", probe=texts, out=tmp_path / "out")
     assert found_layers(result, truth) == 4
-    assert result.layer_match.target.family == family
+    assert result.match.target.family == family
 
 
 @pytest.mark.slow

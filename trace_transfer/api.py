@@ -243,7 +243,7 @@ def verify(
         >>> moved = tt.verify("Qwen/Qwen2.5-14B", "runs/qwen-14b/model", core=["math.core.json"])
         >>> moved.counts["core moved"].parameters
     """
-    from trace_transfer.patch.verifying import require_frozen, verify_models
+    from trace_transfer.patch.patching import require_frozen, verify_models
 
     cores, patches = [*map(Path, listed(core))], [*map(Path, listed(patch))]
     found = verify_models(str(base), str(tuned), cores=cores, patches=patches, reporter=reporter or Silent())

@@ -234,28 +234,10 @@ def _shade(share: float) -> str:
 
 def _figure(name: str, plots: Sequence[Plot]) -> str:
     """A figure as far as its caption; the script of the page draws it."""
-    largest = max(plot.height for plot in plots)
-    widest, least = max(plot.width for plot in plots), max(plot.least_width for plot in plots)
     specs = [{"title": plot.title, "height": plot.height, "width": plot.width, **plot.spec} for plot in plots]
     text = json.dumps(specs, ensure_ascii=False, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
     return (
-        f'<figure id="{escape(name)}">\n{_choose([plot.title for plot in plots])}'
-        f'<div class="scroll" tabindex="0"><div class="plot" role="img" aria-label="{escape(plots[0].title)}" '
-        f'style="height:{largest}px;max-width:{widest}px;min-width:{least}px"></div></div>\n'
-        f'<script type="application/json">{text}</script>\n'
+        _templates(False)
+        .get_template("page.figure.html.j2")
+        .render(name=name, plots=plots, specs=text, many=len(plots) > MOST_BUTTONS)
     )
-
-
-def _choose(titles: Sequence[str]) -> str:
-    """Buttons of which one is pressed, or a list where they would be a wall."""
-    if len(titles) < 2:
-        return ""
-    if len(titles) > MOST_BUTTONS:
-        options = "".join(f'<option value="{number}">{escape(title)}</option>' for number, title in enumerate(titles))
-        return f'<p class="choose"><label>Shown: <select>{options}</select></label></p>\n'
-    buttons = "".join(
-        f'<button type="button" data-choice="{number}" aria-pressed="{str(not number).lower()}">'
-        f"{escape(title)}</button>"
-        for number, title in enumerate(titles)
-    )
-    return f'<div class="choose" role="group" aria-label="Which is shown">{buttons}</div>\n'

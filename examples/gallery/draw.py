@@ -10,36 +10,27 @@ from typing import Any
 
 import click
 import matplotlib
-from safetensors.numpy import load_file
 
 import trace_transfer as tt
 from trace_transfer import figures
-from trace_transfer.transfer.draw import Heatmap, figure_of, view_of
+from trace_transfer.transfer.draw import figure_of, read_similarities, runners_up
 from trace_transfer.transfer.records import LayerMatch
 
 DARK = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e8e8e8")  # of matplotlib
 
 
-def heatmap_of(directory: Path) -> Heatmap:
-    match = tt.read(directory / "layer_match.json")
-    assert isinstance(match, LayerMatch)
-    similarity = load_file(directory / "similarity.safetensors")["similarity"]
-    view = view_of(match.representation, similarity, match.pairs, by_target=match.chosen_by == "target")
-    names = [Path(model.id).name for model in (match.source, match.target)]
-    how = f"{match.similarity}, {match.probe.rows} rows, {match.policy} match, {match.probe.num_texts} texts"
-    return Heatmap(names[0], names[1], (view,), how, match.verdict)
-
-
-def number(drawing: Any, heatmap: Heatmap) -> None:
+def number(drawing: Any, match: LayerMatch) -> None:
     """Put numbers beside the parts that the page on heatmaps explains."""
-    view, axes, bar = heatmap.used, drawing.axes[0], drawing.axes[1]
-    matched = [pair for pair in view.pairs if pair not in view.ambiguous]
-    across, up = view.similarity.shape[1] - 1, view.similarity.shape[0] - 1
+    axes, bar = drawing.axes[0], drawing.axes[1]
+    matched, ambiguous = ([p for p in match.pairs if p.is_ambiguous is side] for side in (False, True))
+    pairs = [(p.source, p.target) for p in match.pairs]
+    seconds = [pair for pair in runners_up(match.pairs, match) if pair not in pairs]
+    across, up = match.target.num_layers - 1, match.source.num_layers - 1
     places = [
         (drawing.transFigure, (0.1, 1.06)),
         (axes.transData, (across * 0.9, 0)),
-        *((axes.transData, (pair[0][1], pair[0][0])) for pair in (matched[5:], sorted(view.ambiguous)) if pair),
-        (axes.transData, view.other_runner_ups[3][::-1]),
+        *((axes.transData, (some[0].target, some[0].source)) for some in (matched[5:], ambiguous) if some),
+        (axes.transData, seconds[3][::-1]),
         (axes.transData, (across * 0.58, up * 0.58)),
         (bar.transAxes, (0.5, 0.5)),
     ]
@@ -57,13 +48,14 @@ def number(drawing: Any, heatmap: Heatmap) -> None:
 @click.option("--numbered", is_flag=True, help="Number the parts that the documentation explains.")
 def draw(directory: Path, picture: Path, numbered: bool) -> None:
     """Write PICTURE.png and PICTURE.dark.png of the match in DIRECTORY."""
-    heatmap = heatmap_of(directory)
+    match = tt.read(directory / "layer_match.json", LayerMatch)
+    figure = figure_of(match, read_similarities(directory / "similarity.safetensors", match))
     picture.parent.mkdir(parents=True, exist_ok=True)
     for ending, dark in ((".png", False), (".dark.png", True)):
         with matplotlib.rc_context(DARK if dark else {}):
-            drawing = figures.picture(figure_of(heatmap), "none" if dark else "white")
+            drawing = figures.picture(figure, "none" if dark else "white")
             if numbered:
-                number(drawing, heatmap)
+                number(drawing, match)
             drawing.savefig(picture.with_suffix(ending), dpi=100, **figures.SAVED)
 
 

@@ -121,7 +121,7 @@ def gram_stack(directory: Path, size: Size, device: str, dtype: torch.dtype) -> 
 def cka_error(directory: Path, size: Size, device: str) -> float:
     """The largest difference of a similarity when the model is run in bfloat16."""
     exact, half = (gram_stack(directory, size, device, dtype)[0] for dtype in (torch.float32, torch.bfloat16))
-    return float((debiased_cka(exact, exact).values - debiased_cka(half, half).values).abs().max())
+    return float((debiased_cka(exact, exact) - debiased_cka(half, half)).abs().max())
 
 
 def fisher(directory: Path, size: Size, device: str) -> dict[str, float]:

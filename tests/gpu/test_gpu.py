@@ -3,6 +3,8 @@
 The device `cpu` runs the same code in the ordinary tests; `cuda` is left out where there is none.
 """
 
+from threading import Event
+
 import pytest
 import torch
 
@@ -25,7 +27,8 @@ from trace_transfer.progress import Silent
 from trace_transfer.stopping import StopRequested, StopSignal
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.training.streaming import plan_stream, run_stream
-from trace_transfer.transfer.probing import ReadSettings, read_grams
+from trace_transfer.transfer.probing import read_grams
+from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import debiased_cka
 
 GPU = pytest.param(
@@ -48,12 +51,14 @@ def _exact_products():
 def similarity(models, device, dtype):
     opened = [open_model(model, load_families()) for model in models]
     rows = plan_rows(ProbeSet("test", TEXTS), *(load_tokenizer(one.source) for one in opened), num_minibatches=2)
-    settings = ReadSettings("unit", 8, device, dtype, None)
+    settings = MapSettings(batch_size=8, cache=None)
     source, target = (
-        read_grams(one, open_checkpoint(one.source), rows, reading, settings, Silent()).stacks["stream"]
+        read_grams(one, open_checkpoint(one.source), rows, reading, settings, device, dtype, Silent(), Event()).stacks[
+            "stream"
+        ]
         for one, reading in zip(opened, (rows.source, rows.target), strict=True)
     )
-    return debiased_cka(source, target).values
+    return debiased_cka(source, target)
 
 
 @pytest.mark.parametrize("device", DEVICES)

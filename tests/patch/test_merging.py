@@ -49,11 +49,7 @@ def values(state):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype", "method"),
-    [
-        ("llama", BF16, "ties"),
-        ("qwen3_moe", F32, "task_arithmetic"),
-    ],
+    ("family", "dtype", "method"), [("llama", BF16, "ties"), ("qwen3_moe", F32, "task_arithmetic")]
 )
 def test_disjoint_tasks_merge_to_the_model_after_both(tiny, tmp_path, family, dtype, method):
     masks, changes = DISJOINT, {}
@@ -62,9 +58,9 @@ def test_disjoint_tasks_merge_to_the_model_after_both(tiny, tmp_path, family, dt
         masks = {"math": Mask({name: Slice(1, ((0, 5),))}), "law": Mask({name: Slice(1, ((5, 20),))})}
     base = tiny(family, dtype=dtype, **changes)
     final, files = stream(base, tmp_path, masks)
-    found = write_task_models(str(base), files, tmp_path / "vectors", Silent(), merge_method=method)
-    assert [(model.task, model.num_moved_before) for model in found.models] == [("math", 0), ("law", 0)]
-    merge(found.yaml, tmp_path / "merged")
+    models = write_task_models(str(base), files, tmp_path / "vectors", Silent(), merge_method=method)
+    assert [(model.task, model.num_moved_before) for model in models] == [("math", 0), ("law", 0)]
+    merge(tmp_path / "vectors/mergekit.yaml", tmp_path / "merged")
     assert same_bits(loaded(tmp_path / "merged"), values(final))
 
 
@@ -72,9 +68,9 @@ def test_disjoint_tasks_merge_to_the_model_after_both(tiny, tmp_path, family, dt
 def test_each_model_is_the_base_and_its_task_alone(tiny, tmp_path, save_dtype):
     base = tiny("llama", dtype=BF16)
     _, files = stream(base, tmp_path, DISJOINT, save_dtype)
-    found = write_task_models(str(base), files, tmp_path / "vectors", Silent())
+    models = write_task_models(str(base), files, tmp_path / "vectors", Silent())
     before = stored(base)
-    for model, (task, mask) in zip(found.models, DISJOINT.items(), strict=True):
+    for model, (task, mask) in zip(models, DISJOINT.items(), strict=True):
         tuned = stored(model.directory)
         assert model.directory.name == task
         assert {name for name in tuned if bits(tuned[name]) != bits(before[name])} == set(mask.parts)
@@ -90,15 +86,15 @@ def test_vectors_of_tasks_that_overlap_add_up_to_the_last_state(tiny, tmp_path):
     """Not to the bit: base + (b − a) + (a − base) is rounded."""
     base = tiny("llama")
     final, files = stream(base, tmp_path, OVERLAPPING)
-    found = write_task_models(str(base), files, tmp_path / "vectors", Silent())
+    models = write_task_models(str(base), files, tmp_path / "vectors", Silent())
     assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
         "law", "law.patch.safetensors", "math", "mergekit.yaml"
     ]  # fmt: skip
     state = state_of(base, Patch.open(tmp_path / "vectors/law.patch.safetensors"))
     assert same_bits(stored(tmp_path / "vectors/law"), values(state))
     shared = "model.layers.2.mlp.up_proj.weight"
-    assert [model.num_moved_before for model in found.models] == [0, final.shapes[shared][0] * final.shapes[shared][1]]
-    merged = merge(found.yaml, tmp_path / "merged")
+    assert [model.num_moved_before for model in models] == [0, final.shapes[shared][0] * final.shapes[shared][1]]
+    merged = merge(tmp_path / "vectors/mergekit.yaml", tmp_path / "merged")
     for name, value in values(final).items():
         if name == shared:
             assert torch.allclose(merged[name], value, rtol=1e-6, atol=1e-7) and merged[name].dtype == value.dtype
@@ -121,11 +117,10 @@ def test_the_file_computes_in_a_type_that_loses_nothing(dtypes, computed, stored
 
 
 def test_a_gguf_base_becomes_a_directory(tmp_path):
-    base = write_gguf(build_model(build_config("llama")), tmp_path / "base.gguf")
-    state = state_of(base)
+    state = state_of(write_gguf(build_model(build_config("llama")), tmp_path / "base.gguf"))
     patch = make_patch(state, tmp_path / "p.patch.safetensors", Mask({"model.norm.weight": None}), 0)
-    found = write_task_models(str(base), [patch.path], tmp_path / "vectors", Silent())
-    content = yaml.safe_load(found.yaml.read_text())
+    write_task_models(state.source.name, [patch.path], tmp_path / "vectors", Silent())
+    content = yaml.safe_load((tmp_path / "vectors/mergekit.yaml").read_text())
     assert content["base_model"] == str(tmp_path / "vectors/base")
     assert same_bits(stored(tmp_path / "vectors/base"), values(state))
 
@@ -133,21 +128,15 @@ def test_a_gguf_base_becomes_a_directory(tmp_path):
 def test_what_is_refused_leaves_nothing(tiny, tmp_path):
     base = str(tiny("llama"))
     _, files = stream(base, tmp_path, DISJOINT)
-    out, before = tmp_path / "vectors", sorted(tmp_path.iterdir())
     same = make_patch(state_of(base), tmp_path / "again", DISJOINT["math"], 3, task="math").path
     named = make_patch(state_of(base), tmp_path / "named", DISJOINT["math"], 3, task="base").path
-    for patches, message in (
-        ([files[0], same], r"(?s)these are taken:.*math.patch.safetensors: task 'math'.*again: task 'math'"),
-        ([named], r"named: task 'base'"),
+    for model, patches, message in (
+        (base, [files[0], same], r"(?s)these are taken:.*math.patch.safetensors: task 'math'.*again: task 'math'"),
+        (base, [named], r"named: task 'base'"),
+        (str(tiny("qwen2")), files, "patches that are not of"),
     ):
         with pytest.raises(ArtefactError, match=message):
-            write_task_models(base, patches, out, Silent())
-    with pytest.raises(ArtefactError, match="patches that are not of"):
-        write_task_models(str(tiny("qwen2")), files, out, Silent())
-    with pytest.raises(UserError, match="--merge-method slerp: expected one of task_arithmetic, ties, "):
-        write_task_models(base, files, out, Silent(), merge_method="slerp")
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used/file").touch()
-    with pytest.raises(UserError, match="used: not empty; name another --out"):
-        write_task_models(base, files, tmp_path / "used", Silent())
-    assert {path.name for path in tmp_path.iterdir()} == {*(path.name for path in before), "again", "named", "used"}
+            write_task_models(model, patches, tmp_path / "vectors", Silent())
+    with pytest.raises(UserError, match="--merge-method slerp"):
+        write_task_models(base, files, tmp_path / "vectors", Silent(), merge_method="slerp")
+    assert {path.name for path in tmp_path.iterdir()} == {*(path.name for path in files), "again", "named"}

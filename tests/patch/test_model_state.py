@@ -10,9 +10,8 @@ from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, stat
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
-from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.errors import UserError
 from trace_transfer.models import sources as models
-from trace_transfer.models.sources import ModelSource
 from trace_transfer.patch.model_state import ModelState, StateError, write_model
 from trace_transfer.progress import Silent
 
@@ -79,7 +78,7 @@ def test_a_state_is_what_patches_make_of_the_base(tiny, tmp_path, monkeypatch, f
             assert found[name].dtype == state.dtype(name) == state.spec(name).dtype
             assert bits(torch.cat(list(state.chunks(name)))) == bits(found[name].flatten())
         state.check(Silent())
-    assert not same_bits(values(states[0]), values(states[1]))
+    assert not same_bits(values(states[0]), values(states[1])) and len({state.fingerprint for state in states}) == 3
     trained = set(states[2].patched)
     assert 0 < len(trained) < len(states[0].shapes)
     wanted = F32 if save_dtype == "float32" else dtype
@@ -100,7 +99,7 @@ def test_back_through_the_patches(copy_of, tmp_path, save_dtype):
         assert same_bits(values(reverted), values(expected))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2"])
 def test_written_models_are_loaded_by_transformers(tiny, tmp_path, family):
     base = tiny(family, dtype=BF16)
     wide = stream(base, tmp_path, "float32")[2]
@@ -118,7 +117,7 @@ def test_written_models_are_loaded_by_transformers(tiny, tmp_path, family):
 
 def test_a_gguf_file_as_a_base(tmp_path):
     model = build_model(build_config("llama"))
-    state = ModelState(ModelSource.parse(write_gguf(model, tmp_path / "tiny.gguf")))
+    state = state_of(write_gguf(model, tmp_path / "tiny.gguf"))
     patch = make_patch(state, tmp_path / "p", Mask({"model.norm.weight": Slice(0, ((3, 9),))}), 1)
     final = state.apply(patch)
     write_model(final, tmp_path / "model", Silent())
@@ -128,31 +127,13 @@ def test_a_gguf_file_as_a_base(tmp_path):
     assert (tmp_path / "model/tokenizer.json").is_file()
 
 
-def test_the_fingerprint_is_that_of_the_weights(tiny, copy_of, tmp_path):
-    states = stream(tiny("llama"), tmp_path)
-    assert len({state.fingerprint for state in states}) == 3
-    assert states[0].fingerprint == states[0].base.weights.fingerprint
-    assert state_of(tiny("llama"), *states[2].patches).fingerprint == states[2].fingerprint
-    assert state_of(tiny("llama"), *states[2].patches[::-1]).fingerprint != states[2].fingerprint
-    assert state_of(tiny("llama"), states[1].patches[0].inverse).fingerprint != states[1].fingerprint
-
-
-def test_a_patch_of_another_model(tiny, tmp_path):
-    patches = stream(tiny("llama"), tmp_path)[2].patches
-    with pytest.raises(ArtefactError, match=r"(?s)patches that are not of .*qwen2:\n  - .*math.patch.* expected .*law"):
-        state_of(tiny("qwen2"), *patches)
-
-
 def test_patches_in_another_order(tiny, tmp_path):
     base = tiny("llama")
     one, two = stream(base, tmp_path)[2].patches
     shared = [name for name in two.by_name if name in one.by_name]
     with pytest.raises(StateError, match=r"not in the state that .*law.patch.* \(task 'law'\) begins with") as caught:
         state_of(base, two, one).check(Silent())
-    message = str(caught.value)
-    assert f"{len(shared)} of its {len(two.entries)} tensors differ:\n" in message
-    assert all(f"  - {name}: " in message for name in shared)
-    assert message.endswith("up to the newest that the model has).")
+    assert all(f"  - {name}: " in str(caught.value) for name in shared)
     for wrong in ((two,), (one, one), (one.inverse,), (one, two, one.inverse)):
         with pytest.raises(StateError, match=r"not in the state that .* (begins|ends) with"):
             state_of(base, *wrong).check(Silent())
@@ -162,16 +143,19 @@ def test_patches_in_another_order(tiny, tmp_path):
 def test_a_patch_that_was_applied_before(tiny, tmp_path):
     state = stream(tiny("llama"), tmp_path)[1]
     write_model(state, tmp_path / "model", Silent())
-    with pytest.raises(StateError, match=r"They hold what the patch would bring: it has been applied before\.$"):
-        state_of(tmp_path / "model", *state.patches).check(Silent())
-    with pytest.raises(StateError, match=r"ends with; .*(?s:.*) it has been reverted before\.$"):
-        state_of(tiny("llama"), state.patches[0].inverse).check(Silent())
-    with pytest.raises(StateError, match=r"  - \S+: bfloat16 there, float32 in the patch, and other values\n"):
-        state_of(tiny("llama", dtype=BF16), *state.patches).check(Silent())
+    for wrong, told in (
+        (state_of(tmp_path / "model", *state.patches), r"it has been applied before\.$"),
+        (state_of(tiny("llama"), state.patches[0].inverse), r"ends with; .*(?s:.*) it has been reverted before\.$"),
+        (
+            state_of(tiny("llama", dtype=BF16), *state.patches),
+            r"bfloat16 there, float32 in the patch, and other",
+        ),
+    ):
+        with pytest.raises(StateError, match=told):
+            wrong.check(Silent())
 
 
-@pytest.mark.parametrize("where", [0, -1])
-def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch, where):
+def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "ELEMENTS_AT_ONCE", 200)
     base = copy_of("llama")
     name = "model.layers.1.mlp.up_proj.weight"
@@ -179,12 +163,11 @@ def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch,
     patch = make_patch(state, tmp_path / "p", Mask({name: Slice(0, ((2, 5), (7, 9)))}), 1)
     file = next(file for file in base.glob("*.safetensors") if name in load_file(file))
     tensors = load_file(file)
-    rows = {0: 2, -1: 8}
-    tensors[name].view(torch.int32)[rows[where], where] ^= 1
+    tensors[name].view(torch.int32)[8, -1] ^= 1
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(StateError, match=rf"1 of its 1 tensors differ:\n  - {name}: 1 element\n"):
         state_of(base, patch).check(Silent())
-    tensors[name].view(torch.int32)[rows[where], where] ^= 1
+    tensors[name].view(torch.int32)[8, -1] ^= 1
     tensors[name][5:7] += 1  # rows that are not the patch's
     save_file(tensors, file, {"format": "pt"})
     state_of(base, patch).check(Silent())
@@ -214,6 +197,5 @@ def test_a_directory_that_is_in_use(tiny, tmp_path):
     with pytest.raises(UserError, match=r"model: not empty; name another --out, or remove it"):
         write_model(state, tmp_path / "model", Silent())
     write_model(state, tmp_path / "model", Silent(), replace=True)
-    assert not (tmp_path / "model/notes.txt").exists()
     assert same_bits(loaded(tmp_path / "model"), values(state))
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model/notes.txt").exists() and [file.name for file in tmp_path.iterdir()] == ["model"]

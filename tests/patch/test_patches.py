@@ -1,6 +1,5 @@
 """Patches on disk: what they say of themselves, what is refused, and that nothing is by halves."""
 
-import errno
 import json
 import weakref
 
@@ -14,7 +13,6 @@ from tests.killed_writes import killed_at_each_operation
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.errors import ArtefactError, NumericalError, TraceTransferError
-from trace_transfer.files import DiskFullError
 from trace_transfer.patch.model_state import record_patch
 from trace_transfer.patch.patches import Patch, PatchEntry, write_patch
 
@@ -45,12 +43,17 @@ def test_what_was_written_is_read(tmp_path):
     patch = write(tmp_path / "math.patch.safetensors")
     assert (patch.task, patch.method, patch.names_sha256) == ("math", "trace", SUM)
     assert patch.entries == tuple(sorted(ENTRIES, key=lambda entry: entry.name))
+    turned = write(tmp_path / "turned", ENTRIES[::-1], list(values_of(ENTRIES))[::-1])
+    assert turned.path.read_bytes() == patch.path.read_bytes()
+    back = patch.inverse
+    assert back.inverse == patch
     assert dict(patch.mask.parts) == {entry.name: entry.part for entry in ENTRIES}
     assert [entry.part_shape for entry in patch.entries] == [(2, 6), (4, 3), (3,), (4,), (2,), (2, 3, 3)]
     assert [entry.num_elements for entry in patch.entries] == [12, 12, 3, 4, 2, 18]
     for entry, before, after in values_of(ENTRIES):
         assert torch.equal(patch.before(entry.name), before) and torch.equal(patch.after(entry.name), after)
-        assert patch.before(entry.name).dtype == entry.before_dtype
+        assert torch.equal(back.before(entry.name), after) and torch.equal(back.after(entry.name), before)
+        assert (patch.before(entry.name).dtype, back.before(entry.name).dtype) == (before.dtype, after.dtype)
         assert torch.equal(torch.cat(list(patch.blocks(entry.name, "after"))), after)
 
 
@@ -71,24 +74,6 @@ def test_the_file_as_others_see_it(tmp_path):
     ]
     tensors = load_file(tmp_path / "f")
     assert tensors["chosen/d.weight"].tolist() == [0, 7, 8, 239] and tensors["chosen/e.weight"].tolist() == [0b10010]
-
-
-def test_equal_patches_are_equal_files(tmp_path):
-    one = write(tmp_path / "one")
-    other = write(tmp_path / "other", ENTRIES[::-1], list(values_of(ENTRIES))[::-1])
-    assert one.path.read_bytes() == other.path.read_bytes()
-    assert one.sha256 == other.sha256
-    assert write(tmp_path / "other", values=values_of(ENTRIES, seed=1)).sha256 != one.sha256
-
-
-def test_the_way_back(tmp_path):
-    patch = write(tmp_path / "f")
-    back = patch.inverse
-    assert back.entries[1].before_dtype == torch.float32 and back.entries[1].after_dtype == torch.bfloat16
-    for entry in ENTRIES:
-        assert torch.equal(back.before(entry.name), patch.after(entry.name))
-        assert torch.equal(back.after(entry.name), patch.before(entry.name))
-    assert back.inverse == patch
 
 
 def damaged(path, change):
@@ -115,8 +100,7 @@ def changed_parameters(change):
     ("change", "message"),
     [
         (lambda m, t: m.update(format="pt"), r"format 'pt' in its metadata, expected trace-transfer/patch"),
-        (lambda m, t: m.update(version="2"), r"1 problem:\n  - version: Input should be '1'"),
-        (lambda m, t: (m.pop("task"), m.update(names_sha256="x")), r"- task: Field.*- names_sha256: String should"),
+        (lambda m, t: (m.pop("task"), m.update(version="2")), r"- version: .*- task: Field"),
         (lambda m, t: t.pop("after/c.bias"), r"1 things do not fit its metadata:\n  - after/c.bias: missing"),
         (lambda m, t: t.update({"after/d": torch.zeros(1)}), r"- after/d: not in its metadata"),
         (lambda m, t: t.update({"after/c.bias": torch.zeros(4)}), r"- after/c.bias: shape \[4\], expected \[3\]"),
@@ -129,7 +113,6 @@ def changed_parameters(change):
             changed_parameters(lambda p: p[0].update(rows=[[3, 4], [1, 2]])),
             r"rows .*expected ranges in order",
         ),
-        (changed_parameters(lambda p: p[0].update(rows=[[3, 5]])), r"a.weight: rows \[3, 5\] do not fit"),
         (changed_parameters(lambda p: p[0].update(columns=[[0, 1]])), r"rows and columns, expected one of them"),
         (changed_parameters(lambda p: p[0].update(rows=[[0, 1]])), r"after/a.weight: shape \[2, 6\], .* \[1, 6\]"),
         (changed_parameters(lambda p: p[3].update(chosen=3)), r"chosen/d.weight: 4 parameters, expected 3"),
@@ -141,24 +124,14 @@ def test_what_is_no_patch(tmp_path, change, message):
         Patch.open(path)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
-def test_a_patch_cut_anywhere_is_refused(tmp_path, keep):
+def test_a_patch_cut_anywhere_is_refused(tmp_path):
     data = write(tmp_path / "f").path.read_bytes()
-    (tmp_path / "f").write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(ArtefactError, match=r"f: not a safetensors file, or cut short or damaged"):
-        Patch.open(tmp_path / "f")
+    for keep in (0, 7, 100, len(data) // 2, len(data) - 1):
+        (tmp_path / "f").write_bytes(data[:keep])
+        with pytest.raises(ArtefactError, match=r"f: not a safetensors file, or cut short or damaged"):
+            Patch.open(tmp_path / "f")
     with pytest.raises(ArtefactError, match=r"g: cannot be read: "):
         Patch.open(tmp_path / "g")
-
-
-def test_a_full_disk_in_the_middle(tmp_path):
-    def values():
-        yield next(values_of(ENTRIES))
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(DiskFullError, match="f: the disk is full"):
-        write(tmp_path / "f", values=values())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kill_before_any_operation_leaves_no_patch_by_halves(tmp_path):
@@ -213,17 +186,14 @@ def test_a_type_that_does_not_hold_what_was_trained(tiny, tmp_path):
     record_patch(tmp_path / "f", state, mask, value.items(), task="math", method="trace", save_dtype="float32")
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
+def test_other_tensors_than_those_of_the_mask(tiny, tmp_path):
+    state, mask = state_of(tiny("llama")), Mask({"model.norm.weight": None})
+    for names, message in (
         ((), r"not handed over: model.norm.weight"),
         (("model.norm.weight",) * 2, r"model.norm.weight: .* handed over twice"),
         (("lm_head.weight",), r"lm_head.weight: trained, but not of the mask"),
-    ],
-)
-def test_other_tensors_than_those_of_the_mask(tiny, tmp_path, names, message):
-    state = state_of(tiny("llama"))
-    values = ((name, state.value(name)) for name in names)
-    with pytest.raises(TraceTransferError, match=message):
-        record_patch(tmp_path / "f", state, Mask({"model.norm.weight": None}), values, task="math", method="trace")
+    ):
+        values = ((name, state.value(name)) for name in names)
+        with pytest.raises(TraceTransferError, match=message):
+            record_patch(tmp_path / "f", state, mask, values, task="math", method="trace")
     assert list(tmp_path.iterdir()) == []

@@ -25,9 +25,10 @@ from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.progress import Terminal, quiet_libraries
-from trace_transfer.transfer.matching import match_layers, split_half_stability
-from trace_transfer.transfer.policies import POLICIES
+from trace_transfer.transfer.matching import agreement, split_half_stability
+from trace_transfer.transfer.policies import POLICIES, Matrix, depth_pairs
 from trace_transfer.transfer.probing import REPRESENTATIONS, TRANSFORMS, LayerRows, read_layers
+from trace_transfer.transfer.records import LayerPair, rated
 from trace_transfer.transfer.settings import PROFILES, MapSettings
 from trace_transfer.transfer.similarity import (
     SIMILARITIES,
@@ -104,14 +105,20 @@ def variants(similarities: tuple[str, ...] = ("cka-debiased",)) -> Iterator[Vari
 
 def score_truth(variant: Variant, source: Stacks, target: Stacks, truth: list[int]) -> tuple[int, float]:
     """How many layers' true partner was chosen, and the median margin of these choices."""
-    match = match_layers(
-        source[variant[:3]], target[variant[:3]], similarity=variant.similarity, policy=variant.policy, num_splits=0
-    )
-    chosen = {t: s for s, t in match.as_pairs} if match.by_target else dict(match.as_pairs)
+    pairs, by_target, _ = matched(variant, source[variant[:3]], target[variant[:3]])
+    chosen = {p.target: p.source for p in pairs} if by_target else {p.source: p.target for p in pairs}
     true = set(enumerate(truth))
-    found = sum(chosen[t] == s if match.by_target else chosen.get(s) == t for s, t in true)
-    margins = [p.margin for p in match.pairs if p.margin is not None and (p.source, p.target) in true]
+    found = sum(chosen[t] == s if by_target else chosen.get(s) == t for s, t in true)
+    margins = [p.margin for p in pairs if p.margin is not None and (p.source, p.target) in true]
     return found, float(np.median(margins)) if margins else float("nan")
+
+
+def matched(variant: Variant, source: GramStack, target: GramStack) -> tuple[tuple[LayerPair, ...], bool, Matrix]:
+    """The pairs, whether target layers chose, and the similarity."""
+    similarity_ST = SIMILARITIES[variant.similarity](source, target).numpy()
+    policy = POLICIES[variant.policy]
+    by_target = policy.target_chooses(similarity_ST.shape)
+    return rated(policy(similarity_ST), similarity_ST, by_target), by_target, similarity_ST
 
 
 @click.group()
@@ -167,14 +174,16 @@ def pair(source: str, target: str, texts: int, splits: int, similarities: tuple[
         if variant[:4] not in halves_of:
             measure = SIMILARITIES[variant.similarity]
             halves_of[variant[:4]] = split_halves(*both, measure, num_splits=splits, seed=0)
-        match = match_layers(*both, similarity=variant.similarity, policy=variant.policy, num_splits=0)
-        split = split_half_stability(halves_of[variant[:4]], POLICIES[variant.policy], match.as_pairs, match.by_target)
-        used = match.similarity.shape[1] - len(match.unmatched_targets)
-        margin = np.median([p.margin for p in match.pairs])
+        rated_pairs, by_target, similarity_ST = matched(variant, *both)
+        pairs = tuple((pair.source, pair.target) for pair in rated_pairs)
+        split = split_half_stability(halves_of[variant[:4]], POLICIES[variant.policy], pairs, by_target)
+        used, count = len({target for _, target in pairs}), similarity_ST.shape[1]
+        margin = np.median([p.margin for p in rated_pairs])
+        _, near = agreement(pairs, depth_pairs(similarity_ST.shape, by_target=by_target), by_target)
         mean, deviation = split.gain_over_depth
         print(
-            f"| {' | '.join(variant)} | {used} of {match.similarity.shape[1]} | {margin:+.4f} | {split.same:.3f} | "
-            f"{split.within_one:.3f} | {match.depth.within_one:.2f} | {mean:+.3f} ± {deviation:.3f} | "
+            f"| {' | '.join(variant)} | {used} of {count} | {margin:+.4f} | {split.same:.3f} | "
+            f"{split.within_one:.3f} | {near:.2f} | {mean:+.3f} ± {deviation:.3f} | "
             f"{variant.label} |",
             flush=True,
         )

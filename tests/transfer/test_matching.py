@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from tests.run_files import layer_match
 from tests.transfer.stacks import stack_rows
 from trace_transfer.errors import ProbeError
-from trace_transfer.transfer.matching import agreement, massive_warnings, match_layers, split_half_stability
-from trace_transfer.transfer.policies import argmax
+from trace_transfer.transfer.matching import agreement, massive_warnings, match_layers
 from trace_transfer.transfer.probing import Grams
-from trace_transfer.transfer.similarity import GramStack, debiased_cka, split_halves
+from trace_transfer.transfer.similarity import GramStack
 
 
 def layers_of(num_texts, width, num_layers, seed, noise=0.3):
@@ -25,24 +25,26 @@ def stacks(num_texts=120, noise=0.3, num_layers=5):
     return [stack_rows(layers, texts) for layers in layers_of(num_texts, 24, num_layers, 0, noise)]
 
 
-def matched(source, target, policy="argmax", **more):
-    return match_layers(source, target, similarity="cka-debiased", policy=policy, **more)
+def matched(source, target, policy="argmax", num_splits=0, seed=0):
+    said = layer_match(seed)[0]
+    about = {name: getattr(said, name) for name in ("source", "target", "probe", "representation", "transform")}
+    return match_layers(source, target, num_splits=num_splits, similarity="cka-debiased", policy=policy, **about)
 
 
 def test_margin_and_runner_up_come_from_the_matrix():
-    match = matched(*stacks(), num_splits=3)
+    match, similarity = matched(*stacks(), num_splits=3)
     for pair in match.pairs:
-        row = sorted(match.similarity[pair.source], reverse=True)
+        row = sorted(similarity[pair.source], reverse=True)
         assert pair.similarity == row[0]
         assert pair.margin == pytest.approx(row[0] - row[1])
-        assert match.similarity[pair.source, pair.runner_up] == row[1]
+        assert similarity[pair.source, pair.runner_up] == row[1]
 
 
 def test_with_coverage_the_runner_up_is_another_source_and_margins_can_be_negative():
     source, target = stacks()
     deeper = GramStack(target.packed_LP[[0, 4, 1, 2, 3, 4]], target.texts)  # one layer out of order
-    match = matched(source, deeper, "coverage", num_splits=0)
-    assert match.by_target
+    match, _ = matched(source, deeper, "coverage")
+    assert match.chosen_by == "target"
     assert [p.target for p in match.pairs] == list(range(6))
     out_of_order = match.pairs[1]
     assert out_of_order.runner_up == 4
@@ -52,7 +54,7 @@ def test_with_coverage_the_runner_up_is_another_source_and_margins_can_be_negati
 
 def test_unused_layers_and_agreement_of_policies():
     source, target = stacks()
-    match = matched(source, GramStack(target.packed_LP[[0, 1, 2, 3, 4, 4]], target.texts), num_splits=0)
+    match, _ = matched(source, GramStack(target.packed_LP[[0, 1, 2, 3, 4, 4]], target.texts))
     assert len(match.unmatched_targets) == 1
     assert set(match.policy_agreement) == {"one-to-one", "monotone", "coverage"}
     assert match.policy_agreement["monotone"] == 1.0
@@ -67,30 +69,26 @@ def test_layers_that_cannot_be_told_apart_are_named():
     generator = torch.Generator().manual_seed(0)
     twin = target.packed_LP[2] + 1e-4 * torch.randn(target.packed_LP.shape[1], generator=generator)
     double = GramStack(torch.cat([target.packed_LP, twin[None]]), target.texts)
-    (warning,) = told(matched(source, double, num_splits=10), "pairs are ambiguous")
+    (warning,) = told(matched(source, double, num_splits=10)[0], "pairs are ambiguous")
     assert "1 of 5 pairs" in warning and "2→" in warning
-    assert not told(matched(source, target, num_splits=10), "pairs are ambiguous")
+    assert not told(matched(source, target, num_splits=10)[0], "pairs are ambiguous")
 
 
-def test_a_match_that_is_no_better_than_depth_is_told_one_that_is_the_depth_match_is_not():
-    same = matched(*stacks(), num_splits=5)
-    assert same.depth.agreement == 1.0
-    assert not told(same, "CKA adds little to depth")
-    generator = torch.Generator().manual_seed(1)
-    noise = [stack_rows([torch.randn(80, 9, generator=generator) for _ in range(6)], (torch.arange(80),)) for _ in "ab"]
-    assert told(matched(*noise, num_splits=5), "CKA adds little to depth")
+def test_of_the_depth_match_it_is_not_told_that_depth_does_as_well():
+    same, _ = matched(*stacks(), num_splits=5)
+    assert same.depth.agreement == 1.0 and not told(same, "CKA adds little to depth")
 
 
 @pytest.mark.parametrize("policy", ["depth", "shuffled"])
 def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(policy):
     source, target = stacks()
     deeper = source, GramStack(target.packed_LP[[0, 1, 1, 2, 3, 3, 4]], target.texts)
-    match = matched(*deeper, policy, num_splits=3, seed=4)
-    assert match.by_target
+    match, similarity = matched(*deeper, policy, num_splits=3, seed=4)
+    assert match.chosen_by == "target"
     assert told(match, "a control, not a match") and not told(match, "CKA adds little to depth")
     assert {pair.target for pair in match.pairs} == set(range(7))
     for pair in match.pairs:
-        column = match.similarity[:, pair.target].copy()
+        column = similarity[:, pair.target].copy()
         assert pair.similarity == column[pair.source]
         column[pair.source] = -9
         assert pair.margin == pair.similarity - column.max()
@@ -100,21 +98,21 @@ def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(poli
         assert (match.depth.agreement, match.depth.mean_similarity_gain) == (1.0, 0.0)
         assert {pair.flip_rate for pair in match.pairs} == {0.0}  # no text changes it
     else:
-        assert matched(*deeper, policy, num_splits=0, seed=1).as_pairs != match.as_pairs
+        assert matched(*deeper, policy, seed=1)[0].pairs != match.pairs
 
 
 def test_few_texts_and_degenerate_layers_are_told():
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(20, 6, generator=generator), torch.ones(20, 6)]
     stack = stack_rows(rows, (torch.arange(20),))
-    match = matched(stack, stack, num_splits=2)
+    match, _ = matched(stack, stack, num_splits=2)
     assert match.degenerate_sources == match.degenerate_targets == (1,)
     assert [(p.source, p.target) for p in match.pairs] == [(0, 0)]
     assert told(match, "source layers 1 give the same row") and told(match, "only 20 texts")
     flat = stack_rows(rows[1:], (torch.arange(20),))
     for stacked, policy in ((flat, "argmax"), (stack_rows(rows[::-1], flat.texts), "shuffled")):
         with pytest.raises(ProbeError, match=f"no pair of the {policy} match has a similarity"):
-            matched(stacked, stacked, policy, num_splits=0)
+            matched(stacked, stacked, policy)
 
 
 def test_massive_activations_are_named():
@@ -129,28 +127,24 @@ def test_massive_activations_are_named():
 def test_a_clear_match_is_stable_and_better_than_depth():
     source, target = stacks()
     target = GramStack(target.packed_LP[[0, 0, 1, 2, 4, 3]], target.texts)  # an order that depth cannot guess
-    halves = split_halves(source, target, debiased_cka, num_splits=5, seed=0)
-    full = argmax(debiased_cka(source, target).values.numpy())
-    split = split_half_stability(halves, argmax, full, by_target=False)
-    assert [t for _, t in full][1:] == [2, 3, 5, 4]
-    assert split.flip_rates[2] == 0
-    assert split.same >= 0.8
-    mean, deviation = split.gain_over_depth
+    match, _ = matched(source, target, num_splits=5)
+    assert [pair.target for pair in match.pairs][1:] == [2, 3, 5, 4]
+    assert match.pairs[2].flip_rate == 0 and match.stability.same >= 0.8
+    mean, deviation = match.depth.held_out_gain
     assert mean > 3 * deviation > 0
 
 
 def test_noise_is_not_stable_and_no_better_than_depth():
     generator = torch.Generator().manual_seed(1)
-    texts = (torch.arange(60),)
-    source, target = (stack_rows([torch.randn(60, 30, generator=generator) for _ in range(8)], texts) for _ in range(2))
-    match = matched(source, target, num_splits=6)
-    assert match.stability.same < 0.4
-    assert max(pair.flip_rate for pair in match.pairs) > 0.5
+    noise = [
+        stack_rows([torch.randn(60, 30, generator=generator) for _ in range(8)], (torch.arange(60),)) for _ in "ab"
+    ]
+    match, _ = matched(*noise, num_splits=6)
+    assert match.stability.same < 0.4 and max(pair.flip_rate for pair in match.pairs) > 0.5
     mean, deviation = match.depth.held_out_gain
-    assert mean < 2 * deviation
+    assert mean < 2 * deviation and told(match, "CKA adds little to depth")
 
 
 def test_agreement_counts_the_choosing_side():
     assert agreement(((0, 0), (1, 2)), ((0, 0), (1, 3)), by_target=False) == (0.5, 1.0)
     assert agreement(((0, 0), (0, 1)), ((0, 0), (2, 1)), by_target=True) == (0.5, 0.5)
-    assert agreement(((0, 0),), ((1, 1),), by_target=False) == (0.0, 0.0)

@@ -39,7 +39,7 @@ def test_totals_are_the_best_there_are(shape, seed):
     assert [t for _, t in argmax(matrix)] == [max(range(shape[1]), key=lambda t: row[t]) for row in matrix]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 10_000))
 def test_every_policy_keeps_its_promise(shape, seed):
     matrix = draw(shape, seed)
@@ -73,10 +73,6 @@ def test_a_degenerate_layer_is_never_the_most_similar_but_passed_where_order_is_
 def test_ties_go_to_equal_depth_and_the_identity_is_found(name):
     assert {(0, 0), (1, 2), (2, 4)} <= set(POLICIES[name](np.full((3, 5), 0.5)))
     assert POLICIES[name](np.eye(7) + 0.01 * draw((7, 7), 0)) == tuple((i, i) for i in range(7))
-
-
-def test_argmax_ties_at_equal_distance_go_to_the_lower_layer():
-    assert argmax(np.full((3, 4), 0.5)) == ((0, 0), (1, 1), (2, 3))
 
 
 @settings(max_examples=50, deadline=None)

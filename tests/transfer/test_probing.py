@@ -42,39 +42,26 @@ def streamed(directory, family, plan, *, attention=None, checkpoint=None, batch_
     return found
 
 
-def assert_same(found, expected, **tolerance):
+@pytest.mark.parametrize(
+    ("rows", "dtype", "attention"), [("word", torch.float32, None), ("example", torch.bfloat16, "eager")]
+)
+@pytest.mark.parametrize("family", REPRESENTATIVES)
+def test_equals_the_ordinary_forward_pass(tiny, family, rows, dtype, attention):
+    plan = plan_for(family, rows)
+    directory = tiny(family, dtype=dtype)
+    assert len(list(directory.glob("*.safetensors"))) > 2
+    expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R, attention)
+    found = streamed(directory, family, plan, attention=attention)
     assert [rows.layer for rows in found] == list(range(len(expected)))
     for rows, (stream, update) in zip(found, expected, strict=True):
         assert rows.stream.dtype == rows.update.dtype == torch.float32
-        torch.testing.assert_close(rows.stream.double(), stream, **tolerance)
-        torch.testing.assert_close(rows.update.double(), update, **tolerance)
-
-
-def test_the_tiny_models_are_every_shipped_family():
-    assert set(FAMILIES) == set(LAYER_PATHS) - {"gemma3"}  # the images' tower of that one has no tiny model
-
-
-@pytest.mark.parametrize(
-    ("family", "rows"), [*((family, "boundary") for family in REPRESENTATIVES), ("gemma2", "word"), ("gpt2", "example")]
-)
-def test_equals_the_ordinary_forward_pass(tiny, family, rows):
-    plan = plan_for(family, rows)
-    directory = tiny(family)
-    assert len(list(directory.glob("*.safetensors"))) > 2
-    expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R)
-    assert_same(streamed(directory, family, plan), expected, **TOLERANCE)
-
-
-@pytest.mark.parametrize("family", REPRESENTATIVES)
-def test_equals_it_from_bf16_with_eager_attention(tiny, family):
-    plan = plan_for(family, "boundary")
-    directory = tiny(family, dtype=torch.bfloat16)
-    expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R, "eager")
-    assert_same(streamed(directory, family, plan, attention="eager"), expected, **TOLERANCE)
+        torch.testing.assert_close(rows.stream.double(), stream, **TOLERANCE)
+        torch.testing.assert_close(rows.update.double(), update, **TOLERANCE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_text_at_a_time(tiny, family):
+    assert set(FAMILIES) == set(LAYER_PATHS) - {"gemma3"}  # the images' tower of that one has no tiny model
     plan = plan_for(family, "boundary")
     directory = tiny(family)
     expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R)
@@ -109,10 +96,9 @@ def real_elements(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if not parameter.is_meta)
 
 
-@pytest.mark.parametrize("family", REPRESENTATIVES)
-def test_no_more_than_two_layers_are_in_memory(tiny, family):
+def test_no_more_than_two_layers_are_in_memory(tiny):
     """One that computes, and the next, which is being read."""
-    directory = tiny(family)
+    family, directory = "gpt_oss", tiny("gpt_oss")
     inventory = read_inventory(load_config(ModelSource.parse(directory)))
     checkpoint = CountingCheckpoint(directory)
     between = []

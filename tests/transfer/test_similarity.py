@@ -44,7 +44,7 @@ def test_equals_loops_from_the_formula(measure, gram, hsic, sizes):
     generator = torch.Generator().manual_seed(sum(sizes))
     source = draw_layers(generator, (3, 7), sizes)
     target = draw_layers(generator, (5, 2, 4), sizes)
-    found = measure(stack_rows(source, texts_of(sizes)), stack_rows(target, texts_of(sizes))).values
+    found = measure(stack_rows(source, texts_of(sizes)), stack_rows(target, texts_of(sizes)))
     for s, x in enumerate(source):
         for t, y in enumerate(target):
             x_parts = [part.double().numpy() for part in x.split(list(sizes))]
@@ -62,41 +62,21 @@ def test_packing_keeps_the_gram_matrix(n, width, seed):
     assert torch.allclose(found[0].double(), centred @ centred.T, atol=1e-4 * max(1.0, width**0.5))
 
 
-@pytest.mark.parametrize("name", SIMILARITIES)
-def test_is_one_with_itself_and_symmetric(name):
-    generator = torch.Generator().manual_seed(1)
-    a = stack_rows(draw_layers(generator, (8, 9, 20), (40, 30)), texts_of((40, 30)))
-    b = stack_rows(draw_layers(generator, (5, 12), (40, 30)), texts_of((40, 30)))
-    measure = SIMILARITIES[name]
-    assert torch.allclose(measure(a, a).values.diagonal(), torch.ones(3, dtype=torch.float64), atol=1e-6)
-    assert torch.allclose(measure(a, b).values, measure(b, a).values.T, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", SIMILARITIES)
-def test_invariant_to_rotation_scale_shift_and_order_of_rows_but_not_to_any_linear_map(name):
+@pytest.mark.parametrize("measure", SIMILARITIES.values())
+def test_invariant_to_rotation_scale_shift_and_order_of_rows_but_not_to_any_linear_map(measure):
     generator = torch.Generator().manual_seed(2)
     x, y = draw_layers(generator, (10, 10), (60,))
     rotation = torch.linalg.qr(torch.randn(10, 10, generator=generator)).Q
     order = torch.randperm(60, generator=generator)
-    measure = SIMILARITIES[name]
 
     def value(a, b):
-        return float(measure(stack_rows([a], texts_of((60,))), stack_rows([b], texts_of((60,)))).values)
+        return float(measure(stack_rows([a], texts_of((60,))), stack_rows([b], texts_of((60,)))))
 
     expected = value(x, y)
     assert value(x @ rotation * 7.5 + 4, y) == pytest.approx(expected, abs=1e-5)
     assert value(x[order], y[order]) == pytest.approx(expected, abs=1e-6)
     assert abs(value(x * torch.linspace(0.01, 5, 10), y) - expected) > 0.02
     assert abs(value(x[order], y) - expected) > 0.1
-
-
-def test_debiased_is_zero_where_biased_saturates():
-    """Independent features, many more than rows (science: biased is sqrt(pq / ((n+p)(n+q))), debiased 0 ± 1.4/n)."""
-    n, width = 128, 4096
-    generator = torch.Generator().manual_seed(3)
-    a, b = (stack_rows([torch.randn(n, width, generator=generator)], texts_of((n,))) for _ in range(2))
-    assert float(linear_cka(a, b).values) == pytest.approx(width / (n + width), abs=0.003)
-    assert abs(float(debiased_cka(a, b).values)) < 4 * 1.41 / n
 
 
 def test_dependent_rows_fool_even_the_debiased_form_but_not_one_row_per_text():
@@ -106,8 +86,8 @@ def test_dependent_rows_fool_even_the_debiased_form_but_not_one_row_per_text():
     doubled = [torch.cat([x, x]) for x in (a, b)]
     together = debiased_cka(*(stack_rows([x], texts_of((128,))) for x in doubled))
     apart = debiased_cka(*(stack_rows([x], texts_of((64, 64))) for x in doubled))
-    assert float(together.values) > 0.8
-    assert abs(float(apart.values)) < 0.1
+    assert float(together) > 0.8
+    assert abs(float(apart)) < 0.1
 
 
 def test_a_large_constant_offset_costs_no_precision():
@@ -118,27 +98,15 @@ def test_a_large_constant_offset_costs_no_precision():
     plain, moved = (
         debiased_cka(stack_rows([r], texts_of((50,))), stack_rows([y], texts_of((50,)))) for r in (x, shifted)
     )
-    assert float(plain.values) == pytest.approx(float(moved.values), abs=1e-4)
+    assert float(plain) == pytest.approx(float(moved), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
-@pytest.mark.parametrize("constant", [torch.full((20, 8), 0.1), torch.zeros(20, 8)], ids=["tenths", "zeros"])
-def test_a_layer_whose_rows_do_not_differ_is_nan_and_named(name, constant):
-    generator = torch.Generator().manual_seed(6)
-    other = torch.randn(20, 8, generator=generator)
-    result = SIMILARITIES[name](stack_rows([other, constant], texts_of((20,))), stack_rows([other], texts_of((20,))))
-    assert result.degenerate_source == (1,)
-    assert result.degenerate_target == ()
-    assert not result.values[0].isnan().any()
-    assert result.values[1].isnan().all()
-
-
-def test_refuses_other_rows_and_too_few():
-    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(7))
-    with pytest.raises(ValueError, match="rows of source and target differ"):
-        linear_cka(stack_rows([x], texts_of((12,))), stack_rows([x], texts_of((6, 6))))
-    with pytest.raises(ValueError, match="at least 4 rows"):
-        linear_cka(stack_rows([x], texts_of((9, 3))), stack_rows([x], texts_of((9, 3))))
+def test_a_layer_whose_rows_do_not_differ_is_nan(name):
+    other = torch.randn(20, 8, generator=torch.Generator().manual_seed(6))
+    layers = [other, torch.full((20, 8), 0.1), torch.zeros(20, 8)]
+    result = SIMILARITIES[name](stack_rows(layers, texts_of((20,))), stack_rows([other], texts_of((20,))))
+    assert result.isnan().flatten().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("sizes", [(30,), (150, 140), (30, 5)])  # the last one gets too small
@@ -156,19 +124,17 @@ def test_subset_is_the_stack_of_those_rows(sizes):
     assert torch.allclose(found.packed_LP, expected.packed_LP, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("num_source", "num_target"), [(28, 36), (1, 1)])
-def test_the_same_bits_with_any_number_of_threads(num_source, num_target):
+def test_the_same_bits_with_any_number_of_threads():
     texts = [torch.arange(240)] * 2
     generator = torch.Generator().manual_seed(0)
     stacks = [
-        stack_rows([torch.randn(480, 32, generator=generator) for _ in range(count)], texts)
-        for count in (num_source, num_target)
+        stack_rows([torch.randn(480, 32, generator=generator) for _ in range(count)], texts) for count in (28, 36)
     ]
     found = []
     before = torch.get_num_threads()
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
-        found.append(debiased_cka(*stacks).values)
+        found.append(debiased_cka(*stacks))
         assert torch.get_num_threads() == num_threads
     torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])

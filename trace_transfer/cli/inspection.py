@@ -28,8 +28,7 @@ from trace_transfer.formats import read_any as read
 from trace_transfer.identification.records import DeltaFile, StabilityFile
 from trace_transfer.identification.show import draw_deltas, draw_stability
 from trace_transfer.models.stored_weights import stored_tensors
-from trace_transfer.patch.records import Verification
-from trace_transfer.patch.show import draw_verification
+from trace_transfer.patch.records import Verification, draw_verification
 from trace_transfer.records import Strict, model_line
 from trace_transfer.reporting.records import Summary
 from trace_transfer.reporting.report import settings
@@ -41,9 +40,8 @@ from trace_transfer.tables import draw_tables
 from trace_transfer.terminal import Page
 from trace_transfer.training.settings import StreamFile
 from trace_transfer.training.show import draw_stream
-from trace_transfer.transfer.draw import read_similarity
+from trace_transfer.transfer.draw import draw_match, read_similarities
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart
-from trace_transfer.transfer.show import draw_match
 
 NUM_SCORES = 15
 NUM_FOLDED = 20
@@ -73,7 +71,8 @@ def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
     page.line()
     beside = path.with_name("similarity.safetensors")
     if beside.is_file():
-        draw_heatmap(read_similarity(beside, match), {(p.source, p.target): p.is_ambiguous for p in match.pairs}, page)
+        similarity = read_similarities(beside, match)[match.representation]
+        draw_heatmap(similarity, {(p.source, p.target): p.is_ambiguous for p in match.pairs}, page)
     else:
         page.line(f"(no heatmap: {beside.name} is not beside {path.name})")
     page.line()

@@ -56,8 +56,8 @@ def map_command(
 
     from trace_transfer.models.checkpoints import hash_weights
     from trace_transfer.publish.hub import local_file, publish_cores
+    from trace_transfer.transfer.draw import render_estimate, render_summary
     from trace_transfer.transfer.mapping import check_out, estimate, plan_map, run_map
-    from trace_transfer.transfer.show import render_estimate, render_summary
 
     quiet_libraries()
     settings = settings.model_copy(update={"cache": None}) if no_cache else settings

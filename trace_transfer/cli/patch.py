@@ -93,11 +93,12 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
             runs/*.patch.safetensors --out vectors
         mergekit-yaml vectors/mergekit.yaml merged
     """
-    from trace_transfer.patch.patching import write_task_models
-    from trace_transfer.patch.show import render_task_models
+    from trace_transfer.patch.patching import YAML, write_task_models
+    from trace_transfer.patch.records import render_task_models
 
     quiet_libraries()
-    click.echo(render_task_models(write_task_models(base, patches, out, Terminal(), merge_method=merge_method)))
+    models = write_task_models(base, patches, out, Terminal(), merge_method=merge_method)
+    click.echo(render_task_models(models, out.absolute() / YAML))
 
 
 @patch_command.command("diff")
@@ -113,12 +114,12 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
         --out instruct.patch.safetensors
     """
     from trace_transfer.patch.patching import diff_models
-    from trace_transfer.patch.show import render_differences
+    from trace_transfer.patch.records import render_differences
 
     quiet_libraries()
-    found = diff_models(first, second, out, Terminal(), task=task)
-    click.echo(render_differences(found.differences, found.num_parameters))
-    click.echo(f"written: {out}" if found.differences else "nothing was written")
+    found, num_tensors = diff_models(first, second, out, Terminal(), task=task)
+    click.echo(render_differences(found, num_tensors))
+    click.echo(f"written: {out}" if found else "nothing was written")
 
 
 @patch_command.command("show")
@@ -126,7 +127,7 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
 def show_patches(patches: tuple[Path, ...]) -> None:
     """List what PATCHes hold; no weights are read."""
     from trace_transfer.patch.patches import Patch
-    from trace_transfer.patch.show import render_patch
+    from trace_transfer.patch.records import render_patch
 
     click.echo("\n\n".join(render_patch(patch) for patch in Patch.open_all(patches)))
 
@@ -158,8 +159,8 @@ def verify_command(
             --core math.core.json --core law.core.json
     """
     from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.patch.show import render_verification
-    from trace_transfer.patch.verifying import require_frozen, verify_models
+    from trace_transfer.patch.patching import require_frozen, verify_models
+    from trace_transfer.patch.records import render_verification
     from trace_transfer.records import to_json
 
     if json_file is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +91,6 @@ class ModelState:
     """A base and patches, in the order in which they are applied. Opening it reads headers only.
 
     Whether each patch begins where the one before ended is looked at by `check`, which reads what they hold.
-
-    Raises:
-        ArtefactError: patches of another model; all are named.
     """
 
     source: ModelSource
@@ -275,7 +271,6 @@ def write_model(
 
     Raises:
         StateError: a patch does not begin where the one before ended.
-        UserError: the base cannot be read; the directory is not empty, and not to be replaced; the disk is full.
     """
     specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
     state.check(reporter)
@@ -351,37 +346,30 @@ def as_stored(entry: PatchEntry, value: Tensor) -> Tensor:
     return after
 
 
-@dataclass(frozen=True)
-class PatchedModel:
+class PatchedModel(BaseModel):
     """A state as it is stored, so that the stage begins with what `base + patches` gives anyone."""
 
     state: ModelState
 
-    @cached_property
-    def base(self) -> BaseModel:
-        return BaseModel(self.state.source)
+    def __init__(self, state: ModelState) -> None:
+        super().__init__(state.source)
+        object.__setattr__(self, "state", state)
 
     @property
     def identity(self) -> Mapping[str, str]:
-        return {**self.base.identity, "fingerprint": self.state.fingerprint}
+        return {**super().identity, "fingerprint": self.state.fingerprint}
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The model with the state's values, rounded to a type."""
-        model = self.base.load(dtype)
+        model = super().load(dtype)
         with torch.no_grad():
             for name in self.state.patched:
                 model.get_parameter(name).copy_(self.state.value(name))
                 require_finite(f"{self.state.source.name} as {dtype_name(dtype)}", {name: model.get_parameter(name)})
         return model
 
-    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The same model with its tensors on the meta device, and its buffers real."""
-        return self.base.skeleton(dtype)
-
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Those tensors of `load(dtype)`, in that order, one at a time."""
         wanted, patched = list(names), set(self.state.patched)
-        others = self.base.values((name for name in wanted if name not in patched), dtype)
+        others = super().values((name for name in wanted if name not in patched), dtype)
         for name in wanted:
             value = self.state.value(name) if name in patched else next(others)[1]
             yield name, value.to(dtype)

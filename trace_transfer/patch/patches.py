@@ -72,10 +72,6 @@ class PatchEntry:
         return laid(block, self.part).index_select(self.part.dim, index_within(self.part, self.shape, start, stop))
 
     @property
-    def inverse(self) -> PatchEntry:
-        return replace(self, before_dtype=self.after_dtype, after_dtype=self.before_dtype)
-
-    @property
     def specs(self) -> dict[str, TensorSpec]:
         """Its two tensors, and the places of single parameters, by their names in the file."""
         specs = {
@@ -194,7 +190,8 @@ class Patch:
     @property
     def inverse(self) -> Patch:
         """From the state after the stage back to the one before."""
-        return replace(self, entries=tuple(entry.inverse for entry in self.entries), inverted=not self.inverted)
+        back = (replace(one, before_dtype=one.after_dtype, after_dtype=one.before_dtype) for one in self.entries)
+        return replace(self, entries=tuple(back), inverted=not self.inverted)
 
     def before(self, name: str) -> Tensor:
         """A tensor's values (those of its part) in the state that the patch begins with."""

@@ -1,7 +1,8 @@
 """`patch`: a model moved between the states of a stream, the patch between two models, and one model for each task.
+`verify`: two models are read side by side, some rows at a time, and compared bit for bit.
 
-Reads: models, patches. Writes: a model's directory, a patch, or (`patch task-models`) a directory with a model `TASK/`
-for each patch and `mergekit.yaml`, which adds them all to the base.
+Reads: models, patches, masks. Writes: a model's directory, a patch, or (`patch task-models`) a directory with a model
+`TASK/` for each patch and `mergekit.yaml`, which adds them all to the base.
 
 A task's model minus the base is its task vector (Ilharco et al., 2023, arXiv 2212.04089). Where a patch begins with the
 base's values, the task's model has the patch's values. Where an earlier task had moved them, the difference that the
@@ -13,51 +14,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.core_sets.core_file import CoreFile
+from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
+from trace_transfer.engine.slices import laid
+from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
 from trace_transfer.files import new_directory, prepare_directory, refuse_inputs, write_text
 from trace_transfer.locking import held
 from trace_transfer.models.model_directory import require_room
-from trace_transfer.models.sources import ModelSource
-from trace_transfer.models.tensors import differing
+from trace_transfer.models.sources import AXES, ModelSource, numel, row_blocks
+from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.patch.model_state import ModelState, require_same_names, write_model
-from trace_transfer.patch.patches import SUFFIX, Patch, PatchEntry, write_patch
-from trace_transfer.patch.records import METHODS, mergekit_yaml
+from trace_transfer.patch.patches import SUFFIX, Patch, PatchEntry, index_within, write_patch
+from trace_transfer.patch.records import METHODS, Verification, VerifiedTensor, mergekit_yaml
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import patched_card
-from trace_transfer.records import require_task
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor that differs between two models: how many elements, and its types in both."""
-
-    entry: PatchEntry
-    count: int
-
-
-class Differences(NamedTuple):
-    """All that differs between two models, of how many tensors they have."""
-
-    differences: tuple[Difference, ...]
-    num_parameters: int
+from trace_transfer.records import library_versions, read_artefact, require_task
 
 
 def move_model(
     model: str, patches: Sequence[Path], out: Path, reporter: Reporter, *, revert: bool = False
 ) -> ModelState:
-    """Write the model that patches, in the order of the stream, make of another one; `revert` goes back through them.
-
-    Raises:
-        UserError: `out` is not empty, or in use; patches that cannot be read, or are not of this model, or the model is
-            not in the state that they begin (end) with. Nothing has been written then.
-    """
+    """Write the model that patches, in the order of the stream, make of another one; `revert` goes back."""
     require_room(out)
     opened = Patch.open_all(patches)
     path = tuple(patch.inverse for patch in reversed(opened)) if revert else opened
@@ -67,27 +53,28 @@ def move_model(
     return state
 
 
-def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task: str = "diff") -> Differences:
+def diff_models(
+    before: str, after: str, out: Path, reporter: Reporter, *, task: str = "diff"
+) -> tuple[list[tuple[PatchEntry, int]], int]:
     """Find every tensor with a bit that differs, and write a patch from the one model to the other if there are any.
 
-    Raises:
-        UserError: other names or shapes, weights that cannot be read; `out` cannot be written, or is of a model.
+    Returns each of these tensors with the number of elements that differ, and the number of all tensors.
     """
     require_task(task, "--task")
     refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")
     one, other = (ModelState(ModelSource.parse(name)) for name in (before, after))
     require_same_names(one, other)
-    found = []
+    found: list[tuple[PatchEntry, int]] = []
     with reporter.task("comparing every tensor", len(one.shapes)) as advance:
         for name, shape in one.shapes.items():
             entry = PatchEntry(name, shape, None, one.dtype(name), other.dtype(name))
             pairs = zip(one.chunks(name), other.chunks(name), strict=True)
             count = sum(int(differing(ours, theirs).sum()) for ours, theirs in pairs)
             if count or entry.before_dtype != entry.after_dtype:
-                found.append(Difference(entry, count))
+                found.append((entry, count))
             advance()
-    if entries := [difference.entry for difference in found]:
+    if entries := [entry for entry, _ in found]:
 
         def values() -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
             with reporter.task("writing the patch", len(entries)) as advance:
@@ -96,7 +83,7 @@ def diff_models(before: str, after: str, out: Path, reporter: Reporter, *, task:
                     advance()
 
         write_patch(out, task=task, method="diff", names_sha256=one.names_sha256, entries=entries, values=values())
-    return Differences(tuple(found), len(one.shapes))
+    return found, len(one.shapes)
 
 
 YAML, BASE = "mergekit.yaml", "base"
@@ -111,27 +98,16 @@ class TaskModel(NamedTuple):
     num_moved_before: int
 
 
-class TaskModels(NamedTuple):
-    """What was written: a model for each patch, and the file for `mergekit-yaml`."""
-
-    models: tuple[TaskModel, ...]
-    yaml: Path
-
-
 def write_task_models(
     base: str, patches: Sequence[Path], out: Path, reporter: Reporter, *, merge_method: str = "task_arithmetic"
-) -> TaskModels:
-    """Write the model of each patch alone, and a mergekit file that adds them all up.
+) -> tuple[TaskModel, ...]:
+    """Write the model of each patch alone, and `mergekit.yaml`, which adds them all up.
 
     A GGUF base, which mergekit does not read, is written as a directory, too.
 
     Args:
         patches: of one stream, in any order, of tasks with different names.
         merge_method: mergekit's, one of `METHODS`.
-
-    Raises:
-        UserError: `out` is not empty or in use, no such method; patches that cannot be read, are not of this model, or
-            two of one task.
     """
     if merge_method not in METHODS:
         raise UserError(f"--merge-method {merge_method}: expected one of {', '.join(METHODS)}")
@@ -158,7 +134,7 @@ def write_task_models(
         dtypes = {state.dtype(name) for name in state.shapes} | {e.after_dtype for p in opened for e in p.entries}
         text = mergekit_yaml(named, [str(one.directory) for one in models], merge_method, dtypes)
         write_text(temporary / YAML, text)
-    return TaskModels(models, place / YAML)
+    return models
 
 
 def _write(state: ModelState, patch: Patch, directory: Path, reporter: Reporter) -> TaskModel:
@@ -187,3 +163,100 @@ def _on_base(state: ModelState, patch: Patch) -> Iterator[tuple[PatchEntry, Tens
         added = (ours.double() + (after.double() - before.double())).to(after.dtype)
         values = torch.where(differing(ours, before), added, after)
         yield replace(entry, before_dtype=ours.dtype), ours, values
+
+
+# ---- proof of what moved
+
+
+def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) -> Verification:
+    """Compare two models; whether frozen elements moved is for the caller to look at (`require_frozen`).
+
+    What is saved with the tensors but is none (a router's correction of its scores) is compared, too, as frozen.
+    Elements of different types are compared after widening, so that a value is the same in float32 and bfloat16.
+    """
+    require_same_names(base, tuned)
+    unknown = [name for name in mask.parts if name not in base.shapes]
+    if unknown:
+        raise ModelError(f"{base.source.name} lacks tensors that were to be trained:\n" + listing(unknown))
+    base.check(reporter)
+    tuned.check(reporter)
+    tensors = []
+    shapes = {**base.shapes, **base.base.buffers}
+    with reporter.task("comparing every tensor", len(shapes)) as advance:
+        for name, shape in shapes.items():
+            tensors.append(_verified(base, tuned, name, shape, mask))
+            advance()
+    return Verification(
+        base=base.source.name,
+        base_fingerprint=base.fingerprint,
+        tuned=tuned.source.name,
+        names_sha256=base.names_sha256,
+        mask_sha256=mask.sha256,
+        parameters=tuple(tensors),
+        libraries=library_versions(),
+    )
+
+
+def require_frozen(verification: Verification) -> None:
+    """Raise a FrozenMovedError if anything frozen moved; it names the tensors and how much of them."""
+    if verification.ok:
+        return
+    raise FrozenMovedError(
+        f"{verification.tuned}: {len(verification.wrong)} tensors moved that were to stay bit-identical to "
+        f"{verification.base}:\n" + listing(verification.wrong)
+    )
+
+
+def _verified(
+    base: ModelState, tuned: ModelState, name: str, shape: tuple[int, ...], mask: Mask
+) -> VerifiedTensor:  # fmt: skip
+    part, trains = mask.parts.get(name), mask.trains(name)
+    core_moved, frozen_moved, broken = 0, 0, []
+    for (start, stop), ours, theirs in zip(row_blocks(shape), base.chunks(name), tuned.chunks(name), strict=True):
+        moved = differing(ours, theirs).view(stop - start, *shape[1:])
+        if not moved.any():
+            continue
+        core = torch.full(moved.shape, trains and part is None)
+        if part is not None:
+            index = index_within(part, shape, start, stop)
+            core = laid(core, part).index_fill(part.dim, index, True).view_as(moved)
+        core_moved += int((moved & core).sum())
+        frozen_moved += int((moved & ~core).sum())
+        if isinstance(part, Slice):
+            along = (moved & ~core).movedim(part.dim, 0)
+            rows = along.reshape(len(along), -1).any(dim=1).nonzero().flatten()
+            broken += (rows + (0 if part.dim else start)).tolist()
+    size, sides = 0 if not trains else numel(shape) if part is None else part.numel(shape), {}
+    if isinstance(part, Slice):
+        ranges = merged_ranges((row, row + 1) for row in broken)
+        sides = {AXES[part.dim]: part.ranges, f"moved_{AXES[part.dim]}": ranges or None}
+    return VerifiedTensor(
+        name=name, shape=shape, base_dtype=dtype_name(base.dtype(name)), tuned_dtype=dtype_name(tuned.dtype(name)),
+        core=size, core_moved=core_moved, frozen=numel(shape) - size, frozen_moved=frozen_moved, **sides,
+    )  # fmt: skip
+
+
+def verify_models(
+    base: str, tuned: str, *, cores: Sequence[Path], patches: Sequence[Path], reporter: Reporter
+) -> Verification:
+    """`verify` for models, core files and patches by their names; trained is what any of the files says."""
+    if not cores and not patches:
+        raise UserError("what was to move is not said: give --core with core files, or --patch with patches")
+    state = ModelState(ModelSource.parse(base))
+    tied, masks, problems = state.base.inventory.tied, [], []
+    for file in cores:
+        core: CoreFile = read_artefact(file, CoreFile)
+        if core.model.names_sha256 == state.names_sha256:
+            masks.append(Mask.of_core(core, state.shapes, tied, str(file)))
+        else:
+            problems.append(
+                f"{file}: core file is of {core.model.id} ({core.model.model_type}, {core.model.num_layers} layers, "
+                f"{core.model.num_parameters} tensors), BASE is {state.source.name} ({state.config.model_type}, "
+                f"{len(state.shapes)} tensors)"
+            )
+    if problems:
+        raise ArtefactError(together("core files of another model than BASE", problems))
+    opened = Patch.open_all(patches)
+    ModelState(state.source, opened, state.base)  # are they of this model?
+    masks += [patch.mask for patch in opened]
+    return verify(state, ModelState(ModelSource.parse(tuned)), reduce(or_, masks), reporter)

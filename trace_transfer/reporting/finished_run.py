@@ -25,7 +25,7 @@ from trace_transfer.reporting.continual import first_stages
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import CellRecord, RunFile, StepFile
 from trace_transfer.represent.records import RepresentationFile
-from trace_transfer.transfer.draw import read_similarity
+from trace_transfer.transfer.draw import read_similarities
 from trace_transfer.transfer.records import LayerMatch
 
 RUN, STEP, SCORES, CORE = "run.json", "step.json", "scores.json", ".core.json"
@@ -341,7 +341,7 @@ class _Reader:
         if match is None or file is None:
             return
         try:
-            similarity = read_similarity(file, match)
+            similarity = read_similarities(file, match)[match.representation]
         except ArtefactError as error:
             self.note(str(error))
             return

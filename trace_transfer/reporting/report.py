@@ -175,12 +175,9 @@ def _first_matches(run: FinishedRun) -> list[MatchFound]:
 
 
 def _match_plot(run: FinishedRun, found: MatchFound) -> Plot:
-    match = found.match
-    view = match_figure.view_of(
-        match.representation, found.similarity, match.pairs, by_target=match.chosen_by == "target"
-    )
-    heatmap = match_figure.Heatmap(run.name_of("source"), run.name_of("target"), (view,), "")
-    return drawing.plot(match_figure.row(heatmap, view), match_title(found.match.policy))
+    names = run.name_of("source"), run.name_of("target")
+    title = match_title(found.match.policy)
+    return drawing.plot(match_figure.row(found.similarity, found.match.pairs, found.match, names, title))
 
 
 def _layers(found: Sequence[MatchFound]) -> Table:

@@ -91,7 +91,7 @@ def match(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     settings = MapSettings.of(**{**ticket.given, "rules": ticket.rules, "cache": Path(ticket.cache)})
     plan = plan_map(ticket.arguments["source"], ticket.arguments["target"], (), settings)
     result = run_map(plan, ticket.directory, settings, reporter)
-    for warning in result.layer_match.warnings:
+    for warning in result.match.warnings:
         reporter.note(warning)
 
 

@@ -39,8 +39,8 @@ from trace_transfer.models.sources import ModelSource
 from trace_transfer.models.tensors import dtype_name
 from trace_transfer.patch.model_state import ModelState, PatchedModel, record_patch, write_model
 from trace_transfer.patch.patches import Patch
+from trace_transfer.patch.patching import require_frozen, verify
 from trace_transfer.patch.records import Verification
-from trace_transfer.patch.verifying import require_frozen, verify
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import CARD, CoreOrigin, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json

@@ -8,7 +8,6 @@ Reads: two models, a probe set, core files of the source. Writes into one direct
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +19,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.selection import core_path
-from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, load_probe, plan_rows
+from trace_transfer.data.probe import ProbeSet, RowPlan, load_probe, plan_rows
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
-from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import (
     check_directory,
     prepare_directory,
@@ -47,28 +44,27 @@ from trace_transfer.models.sources import build_meta_model, numel
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import Strict, library_versions, read_artefact, to_json
-from trace_transfer.transfer.draw import Heatmap, figure_of, view_of
-from trace_transfer.transfer.matching import Match, massive_warnings, match_layers
-from trace_transfer.transfer.probing import REPRESENTATIONS, Grams, ReadSettings, read_grams
+from trace_transfer.transfer.draw import HEATMAPS, MATCH, SIMILARITY, write_heatmap
+from trace_transfer.transfer.matching import massive_warnings, match_layers
+from trace_transfer.transfer.policies import Matrix
+from trace_transfer.transfer.probing import REPRESENTATIONS, Grams, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
-from trace_transfer.transfer.similarity import packed_length
-from trace_transfer.transfer.translation import Carried, Carrier, check_cores_fit
+from trace_transfer.transfer.similarity import SIMILARITIES, packed_length
+from trace_transfer.transfer.translation import Carried, Carrier, Cores, open_cores
 
-MATCH, SIMILARITY, CORRESPONDENCE = "layer_match.json", "similarity.safetensors", "correspondence.json"
-HEATMAPS = ("heatmap.html", "heatmap.png")
-
-Cores = tuple[tuple[Path, CoreFile], ...]
+CORRESPONDENCE = "correspondence.json"
 
 
 @dataclass(frozen=True)
 class MapResult:
-    """What `map` found and wrote."""
+    """What `map` found and wrote; `similarity` is float64 [source layers, target layers], NaN where a layer is
+    degenerate."""
 
     source: OpenModel
     target: OpenModel
-    match: Match
-    layer_match: LayerMatch
+    match: LayerMatch
+    similarity: Matrix
     correspondence: Correspondence
     carried: tuple[Carried, ...]
     files: tuple[Path, ...]
@@ -100,7 +96,7 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
     weights = [None if one.source.directory is None else open_checkpoint(one.source) for one in (source, target)]
-    opened = _open_cores(cores, source, target)
+    opened = open_cores(cores, source, target)
     probe = load_probe(settings.probe)
     rows = plan_rows(
         probe, load_tokenizer(source.source), load_tokenizer(target.source), kind=settings.rows,
@@ -117,16 +113,6 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     return MapPlan(source, target, (weights[0], weights[1]), opened, probe, rows, (device, other), dtype)
 
 
-def _open_cores(cores: Sequence[str | Path], source: OpenModel, target: OpenModel) -> Cores:
-    opened = tuple((Path(path), read_artefact(path, CoreFile)) for path in cores)
-    if len({core.task for _, core in opened}) < len(opened):
-        raise ArtefactError(
-            "core files of the same task would overwrite each other:\n" + listing([str(path) for path, _ in opened])
-        )
-    check_cores_fit([(str(path), core) for path, core in opened], source, target)
-    return opened
-
-
 class ModelEstimate(NamedTuple):
     """What reading one model takes: bytes of its largest layer, of hidden states and of Gram matrices; seconds."""
 
@@ -137,17 +123,11 @@ class ModelEstimate(NamedTuple):
 
 
 class MapEstimate(NamedTuple):
-    """What a run takes; the Gram matrices of both models are kept to the end."""
+    """What a run takes."""
 
     models: tuple[ModelEstimate, ModelEstimate]
     flops_per_second: float
-    at_once: bool
-
-    @property
-    def peak_bytes(self) -> int:
-        """The next layer is read beside the one that computes."""
-        first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in self.models)
-        return first + second if self.at_once else max(first, self.models[0].gram_bytes + second)
+    peak_bytes: int
 
 
 def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
@@ -169,19 +149,18 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
         seconds = 2 * padded * elements.total() / speed  # two operations per weight and token, paddings included
         size = plan.dtype.itemsize
         found.append(ModelEstimate(max(elements.values()) * size, hidden * size, 4 * grams, seconds))
-    return MapEstimate((found[0], found[1]), speed, plan.at_once)
+    first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in found)  # the next layer, too
+    peak = first + second if plan.at_once else max(first, found[0].gram_bytes + second)  # Gram matrices are kept
+    return MapEstimate((found[0], found[1]), speed, peak)
 
 
 def measure_speed(device: str, dtype: torch.dtype, side: int = 1024) -> float:
-    """Floating point operations per second of a square matrix product, the best of several in 0.1 s."""
+    """Floating point operations per second of a square matrix product, by 0.1 s of them."""
+    from torch.utils.benchmark import Timer
+
     a = torch.ones(side, side, device=device, dtype=dtype)
-    a @ a
-    best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < 0.1 or best == float("inf"):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    timer = Timer("(a @ a)[0, 0].item()", globals={"a": a}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / timer.blocked_autorange(min_run_time=0.1).median
 
 
 def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
@@ -194,72 +173,54 @@ def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
 
 
 def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
-    """Carry the plan out: read both models, match, translate, write."""
+    """Carry the plan out: read both models, match, translate, write, draw."""
     check_out(plan, out, settings)
     with held(out) as directory:
-        return _map(plan, directory, settings, reporter)
-
-
-def _map(plan: MapPlan, directory: Path, settings: MapSettings, reporter: Reporter) -> MapResult:
-    remove_leftovers(directory)
-    if settings.cache is not None:
-        prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
-    source, target = _read_both(plan, settings, reporter)
-    matches = {}
-    names = [settings.representation, *(name for name in source.stacks if name != settings.representation)]
-    with reporter.task("matching layers", len(names)) as advance:
-        for name in names:
-            splits = settings.splits if name == settings.representation else 0
-            matches[name] = match_layers(
-                source.stacks[name], target.stacks[name], similarity=settings.similarity, policy=settings.match,
-                num_splits=splits, seed=settings.seed,
+        remove_leftovers(directory)
+        if settings.cache is not None:
+            prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
+        source, target = _read_both(plan, settings, reporter)
+        used = settings.representation
+        with reporter.task("matching layers", len(source.stacks)) as advance:
+            match, similarity_ST = match_layers(
+                source.stacks[used], target.stacks[used], num_splits=settings.splits,
+                source=plan.source.identity, target=plan.target.identity, probe=_probe(plan, settings),
+                similarity=settings.similarity, representation=used, transform=settings.transform,
+                policy=settings.match, settings=settings.recorded(), libraries=library_versions(),
             )  # fmt: skip
+            tensors = {"similarity": torch.from_numpy(similarity_ST)}
+            tensors[f"similarity.{used}"] = tensors["similarity"].clone()
             advance()
-    match = matches[settings.representation]
-    massive = [
-        warning
-        for grams, side in ((source, "source"), (target, "target"))
-        for warning in massive_warnings(grams, settings.representation, side)
-    ]
-    layer_match = _layer_match(plan, settings, match, massive)
-    text = to_json(layer_match)
-    carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
-    carried = _carried(carrier, plan.cores, settings.carry, settings.ratio)  # before anything is written
-    _refuse_others(directory, [core for _, core in plan.cores], layer_match)
-    write_text(directory / MATCH, text)
-    tensors = {f"similarity.{name}": torch.from_numpy(other.similarity) for name, other in matches.items()}
-    tensors["similarity"] = torch.from_numpy(match.similarity.copy())  # the one used, under its own name
-    write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
-    files = [directory / MATCH, directory / SIMILARITY, *_write(directory, carrier, carried)]
-    views = tuple(
-        view_of(name, np.asarray(one.similarity), one.pairs, by_target=one.by_target, used=one is match)
-        for name, one in matches.items()
-    )
-    subtitle = f"{settings.similarity}, {settings.rows} rows, {settings.match} match, {len(plan.probe.texts)} texts"
-    figure = figure_of(Heatmap(plan.source.name, plan.target.name, views, subtitle, layer_match.verdict))
-    files += [directory / name for name in HEATMAPS]
-    write_html(files[-2], figure)
-    write_png(files[-1], figure)
-    return MapResult(plan.source, plan.target, match, layer_match, carrier.correspondence, carried, tuple(files))
+            for name in source.stacks.keys() - {used}:
+                measure = SIMILARITIES[settings.similarity]
+                tensors[f"similarity.{name}"] = measure(source.stacks[name], target.stacks[name])
+                advance()
+        massive = (*massive_warnings(source, used, "source"), *massive_warnings(target, used, "target"))
+        match = match.model_copy(update={"warnings": match.warnings + massive})
+        text = to_json(match)
+        carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
+        carried = carrier.carry_all(plan.cores, settings.carry, settings.ratio)  # before anything is written
+        _refuse_others(directory, [core for _, core in plan.cores], match)
+        write_text(directory / MATCH, text)
+        write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
+        files = [directory / MATCH, directory / SIMILARITY, *_write(directory, carrier, carried)]
+        files += write_heatmap(directory)
+    return MapResult(plan.source, plan.target, match, similarity_ST, carrier.correspondence, carried, tuple(files))
 
 
 def _read_both(plan: MapPlan, settings: MapSettings, reporter: Reporter) -> tuple[Grams, Grams]:
     """The source here and the target in a thread, where they have two devices; else one after the other."""
-    stopped, weights = Event(), []
-    for model, opened in ((plan.source, plan.weights[0]), (plan.target, plan.weights[1])):
-        weights.append(opened or open_checkpoint(model.source))
-
-    def read(model: OpenModel, checkpoint: Checkpoint, reading: Reading, device: str, built: Any = None) -> Grams:
-        how = ReadSettings(
-            settings.transform, settings.batch_size, device, plan.dtype, settings.cache, settings.attention, stopped
+    stopped, models = Event(), (plan.source, plan.target)
+    weights = [opened or open_checkpoint(one.source) for one, opened in zip(models, plan.weights, strict=True)]
+    of_source, of_target = (
+        partial(read_grams, model, files, plan.rows, reading, settings, device, plan.dtype, reporter, stopped)
+        for model, files, reading, device in zip(
+            models, weights, (plan.rows.source, plan.rows.target), plan.devices, strict=True
         )
-        return read_grams(model, checkpoint, plan.rows, reading, how, reporter, built)
-
-    of_source = partial(read, plan.source, weights[0], plan.rows.source, plan.devices[0])
-    of_target = partial(read, plan.target, weights[1], plan.rows.target, plan.devices[1])
+    )
     if not plan.at_once:
         return of_source(), of_target()
-    ours, theirs = (build_meta_model(model.config, plan.dtype) for model in (plan.source, plan.target))
+    ours, theirs = (build_meta_model(model.config, plan.dtype) for model in models)
     with ThreadPoolExecutor(max_workers=1) as other:
         target = other.submit(copy_context().run, of_target, theirs)
         try:
@@ -272,7 +233,8 @@ def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch
     """Core files that were carried along other pairs of layers may not stay beside this match."""
     with suppress(ArtefactError):
         earlier: LayerMatch = read_artefact(directory / MATCH, LayerMatch)
-        if _meeting(earlier) == _meeting(match):
+        same = [(one.source.id, one.target.id, [(p.source, p.target) for p in one.pairs]) for one in (earlier, match)]
+        if same[0] == same[1]:
             return
     staying, written = [], {core_path(directory, core) for core in cores}
     for file in sorted(directory.glob("*.core.json")):
@@ -287,25 +249,12 @@ def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch
         )
 
 
-def _meeting(match: LayerMatch) -> tuple[str, str, list[tuple[int, int]]]:
-    return match.source.id, match.target.id, [(pair.source, pair.target) for pair in match.pairs]
-
-
-def _layer_match(plan: MapPlan, settings: MapSettings, match: Match, warnings: Sequence[str]) -> LayerMatch:
-    probe = ProbeRecord(
+def _probe(plan: MapPlan, settings: MapSettings) -> ProbeRecord:
+    return ProbeRecord(
         name=plan.probe.name, sha256=plan.probe.sha256, num_texts=len(plan.probe.texts), rows=plan.rows.kind,
         num_minibatches=len(plan.rows.sizes), num_rows=sum(plan.rows.sizes), max_length=settings.max_length,
         seed=settings.seed,
     )  # fmt: skip
-    return LayerMatch(
-        source=plan.source.identity, target=plan.target.identity, probe=probe, similarity=settings.similarity,
-        representation=settings.representation, transform=settings.transform, settings=settings.recorded(),
-        libraries=library_versions(), **{**match.recorded, "warnings": (*match.warnings, *warnings)},
-    )  # fmt: skip
-
-
-def _carried(carrier: Carrier, cores: Cores, how: str, ratio: float | None) -> tuple[Carried, ...]:
-    return tuple(carrier.carry(core, sha256_file(path), how, ratio) for path, core in cores)
 
 
 def _write(directory: Path, carrier: Carrier, carried: Sequence[Carried]) -> list[Path]:
@@ -334,7 +283,7 @@ def carry_along(
         if model.identity.names_sha256 != matched.names_sha256:
             raise ArtefactError(f"{match / MATCH}: its {what} is {matched.id}; {model.source.name} is another model")
     carrier = Carrier(source, target, found.pairs, sha256_file(match / MATCH))
-    carried = _carried(carrier, _open_cores(cores, source, target), how, ratio)
+    carried = carrier.carry_all(open_cores(cores, source, target), how, ratio)
     directory = prepare_directory(out)
     for name in (MATCH, SIMILARITY):
         shutil.copyfile(match / name, directory / name)

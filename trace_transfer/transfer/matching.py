@@ -1,13 +1,12 @@
 """Which layer of the source goes with which layer of the target, and how far to trust it.
 
-Reads: the Gram matrices of both models. Gives: `Match`, all that `layer_match.json`, `similarity.safetensors` and the
-heatmap say.
+Reads: the Gram matrices of both models. Gives: what `layer_match.json` and `similarity.safetensors` say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,97 +14,63 @@ import numpy as np
 from trace_transfer.errors import ProbeError
 from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
 from trace_transfer.transfer.probing import Grams
-from trace_transfer.transfer.records import OFTEN, Depth, LayerPair, Stability
+from trace_transfer.transfer.records import OFTEN, Depth, LayerMatch, LayerPair, Stability, rated
 from trace_transfer.transfer.similarity import MIN_TEXTS, SIMILARITIES, GramStack, Halves, split_halves
 
-NUM_SPLITS = 10
 FEW_ROWS = 64
 MASSIVE = 0.5
 
 
-@dataclass(frozen=True)
-class Match:
-    """A layer match with everything that says how far to trust it; fields that `LayerMatch` has are meant as there.
-
-    Attributes:
-        similarity: float64 [source layers, target layers], NaN for a degenerate layer.
-        by_target: whether the target layers chose, else the source layers.
-        pairs: each with its margin and runner-up among the choosing layer's other partners.
-        policy_agreement: with every other policy but the controls, the share of all pairs that both have (Jaccard).
-    """
-
-    policy: str
-    similarity: Matrix
-    by_target: bool
-    pairs: tuple[LayerPair, ...]
-    unmatched_sources: tuple[int, ...]
-    unmatched_targets: tuple[int, ...]
-    degenerate_sources: tuple[int, ...]
-    degenerate_targets: tuple[int, ...]
-    stability: Stability | None
-    depth: Depth
-    policy_agreement: dict[str, float]
-    warnings: tuple[str, ...]
-
-    @property
-    def as_pairs(self) -> Pairs:
-        return tuple((pair.source, pair.target) for pair in self.pairs)
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What the layer match's file says of it."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        del found["similarity"]
-        return found | {"chosen_by": "target" if found.pop("by_target") else "source"}
-
-
 def match_layers(
-    source: GramStack, target: GramStack, *, similarity: str, policy: str, num_splits: int = NUM_SPLITS, seed: int = 0
-) -> Match:
+    source: GramStack, target: GramStack, /, *, num_splits: int, **about: Any
+) -> tuple[LayerMatch, Matrix]:  # fmt: skip
     """Compare all layers of two models and choose pairs.
 
     Args:
         num_splits: random splits of the texts into halves for stability; 0 for none.
-        seed: draws the splits and the `shuffled` control.
+        about: what `LayerMatch` says of models, texts and settings; its `similarity` and `policy` are used, and the
+            seed of its `probe` draws the splits and the `shuffled` control.
+
+    Returns the match and all similarities, float64 [source layers, target layers], NaN for a degenerate layer.
 
     Raises:
         ProbeError: no chosen pair has a similarity: the texts give the same rows everywhere.
     """
-    measure, chosen = SIMILARITIES[similarity], POLICIES[policy]
+    measure, policy, seed = SIMILARITIES[about["similarity"]], POLICIES[about["policy"]], about["probe"].seed
 
     def choose(similarity_ST: Matrix) -> Pairs:
-        return chosen(similarity_ST, seed)
+        return policy(similarity_ST, seed)
 
-    result = measure(source, target)
-    matrix_ST = result.values.numpy()
-    pairs, by_target = choose(matrix_ST), chosen.target_chooses(matrix_ST.shape)
+    matrix_ST: Matrix = measure(source, target).numpy()
+    pairs, by_target = choose(matrix_ST), policy.target_chooses(matrix_ST.shape)
     if np.isnan([matrix_ST[pair] for pair in pairs]).all():
         raise ProbeError(
-            f"no pair of the {policy} match has a similarity: the rows of the probe set do not differ in one of its "
-            "layers or the other; use other texts or another --match"
+            f"no pair of the {about['policy']} match has a similarity: the rows of the probe set do not differ in one "
+            "of its layers or the other; use other texts or another --match"
         )
     split = None
     if num_splits and len(source.texts[0]) >= MIN_TEXTS:
         halves = split_halves(source, target, measure, num_splits=num_splits, seed=seed)
         split = split_half_stability(halves, choose, pairs, by_target)
     exact, near = agreement(pairs, depth_pairs(matrix_ST.shape, by_target=by_target), by_target)
-    rated = tuple(_rate(pair, matrix_ST, by_target, split) for pair in pairs)
-    flat = {"source": result.degenerate_source, "target": result.degenerate_target}
+    found = rated(pairs, matrix_ST, by_target, split.flip_rates if split else None)
+    flat = [tuple(np.flatnonzero(np.isnan(matrix_ST).all(axis=side)).tolist()) for side in (1, 0)]
     used = [{pair[side] for pair in pairs} for side in (0, 1)]
     unmatched = [tuple(i for i in range(count) if i not in used[side]) for side, count in enumerate(matrix_ST.shape)]
-    others = {name: other for name, other in POLICIES.items() if name != policy and other.control is None}
-    return Match(
-        policy=policy, similarity=matrix_ST, by_target=by_target, pairs=rated,
+    others = {name: other for name, other in POLICIES.items() if other is not policy and other.control is None}
+    match = LayerMatch(
+        chosen_by="target" if by_target else "source", pairs=found,
         unmatched_sources=unmatched[0], unmatched_targets=unmatched[1],
-        degenerate_sources=flat["source"], degenerate_targets=flat["target"],
+        degenerate_sources=flat[0], degenerate_targets=flat[1],
         stability=Stability(num_splits=num_splits, same=split.same, within_one=split.within_one) if split else None,
         depth=Depth(
             agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
             held_out_gain=split.gain_over_depth if split else None,
         ),
         policy_agreement={name: _overlap(pairs, other(matrix_ST)) for name, other in others.items()},
-        warnings=tuple(_warnings(max(source.sizes), rated, split, chosen, exact == 1.0, flat)),
+        warnings=tuple(_warnings(max(source.sizes), found, split, policy, exact == 1.0, flat)), **about,
     )  # fmt: skip
+    return match, matrix_ST
 
 
 def _overlap(one: Pairs, other: Pairs) -> float:
@@ -166,23 +131,9 @@ def _gain(pairs: Pairs, similarity_ST: Matrix, by_target: bool) -> float:
     return float(means[0] - means[1])
 
 
-def _rate(pair: tuple[int, int], matrix_ST: Matrix, by_target: bool, split: SplitHalf | None) -> LayerPair:
-    s, t = pair
-    value = matrix_ST[s, t]
-    others = (matrix_ST[:, t] if by_target else matrix_ST[s]).copy()
-    others[s if by_target else t] = np.nan
-    known = not np.isnan(others).all() and not np.isnan(value)
-    runner_up = int(np.nanargmax(others)) if known else None
-    return LayerPair(
-        source=s, target=t, similarity=None if np.isnan(value) else float(value),
-        margin=None if runner_up is None else float(value - others[runner_up]), runner_up=runner_up,
-        flip_rate=split.flip_rates.get(t if by_target else s) if split else None,
-    )  # fmt: skip
-
-
 def _warnings(
     num_texts: int, pairs: tuple[LayerPair, ...], split: SplitHalf | None, policy: Policy, is_depth_match: bool,
-    flat: Mapping[str, tuple[int, ...]],
+    flat: Sequence[tuple[int, ...]],
 ) -> Iterator[str]:  # fmt: skip
     if policy.control:
         yield policy.control
@@ -191,7 +142,7 @@ def _warnings(
             f"only {num_texts} texts: with fewer than {FEW_ROWS} the similarities are mostly noise; give more with "
             "--probe"
         )
-    for side, layers in flat.items():
+    for side, layers in zip(("source", "target"), flat, strict=True):
         if layers:
             yield f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen"
     if split is None:

@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -36,6 +36,7 @@ from trace_transfer.models.running import attend, layers_of, replaced_forwards
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
+from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import GramStack, pack_layer, packed_length
 
 if TYPE_CHECKING:
@@ -66,37 +67,28 @@ def unit_rows(rows_Rd: Tensor) -> Tensor:
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"unit": unit_rows, "none": lambda rows_Rd: rows_Rd}
 
 
-@dataclass(frozen=True)
-class ReadSettings:
-    """How a model is run over the probe set. `cache` is None for no caching; `stopped`, once set, ends the pass."""
-
-    transform: str
-    batch_size: int
-    device: str
-    dtype: torch.dtype
-    cache: Path | None
-    attention: str = "auto"
-    stopped: Event = field(default_factory=Event)
-
-
 def read_grams(
-    model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: ReadSettings,
-    reporter: Reporter, built: PreTrainedModel | None = None,
+    model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: MapSettings, device: str,
+    dtype: torch.dtype, reporter: Reporter, stopped: Event, built: PreTrainedModel | None = None,
 ) -> Grams:  # fmt: skip
     """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`.
 
     Args:
+        device, dtype: what the settings' come to.
+        stopped: once set, ends the pass.
         built: the model without weights, made before other threads compute, since making it changes all of torch.
     """
     num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
     tensors = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
     tensors |= {f"{name}.largest": torch.empty(num_layers, 2) for name in REPRESENTATIONS}
-    file = None
+    file: Path | None = None
+    cached = None
     if settings.cache is not None:
-        file = settings.cache / f"{_cache_key(model, checkpoint, plan, reading, settings)}.safetensors"
-    cached = _load(file, tensors) if file is not None and file.exists() else None
-    if file is not None and file.exists() and not cached:
-        reporter.note(f"{model.name}: {file} is damaged and is made again")
+        key = _cache_key(model, checkpoint, plan, reading, settings.transform, device, dtype)
+        file = settings.cache / f"{key}.safetensors"
+        cached = _load(file, tensors) if file.exists() else None
+        if not cached and file.exists():
+            reporter.note(f"{model.name}: {file} is damaged and is made again")
     if cached:
         reporter.note(f"{model.name}: activations of this probe set are cached")
         tensors = cached
@@ -104,7 +96,7 @@ def read_grams(
         with reporter.task(f"reading {model.name}", num_layers) as advance:
 
             def consume(rows: LayerRows) -> None:
-                if settings.stopped.is_set():
+                if stopped.is_set():
                     raise ModelError(f"{model.name}: its reading was stopped")
                 for name in REPRESENTATIONS:
                     rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
@@ -116,8 +108,7 @@ def read_grams(
 
             read_layers(
                 model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
-                batch_size=settings.batch_size, device=settings.device, dtype=settings.dtype,
-                attention=settings.attention, built=built,
+                batch_size=settings.batch_size, device=device, dtype=dtype, attention=settings.attention, built=built,
             )  # fmt: skip
         if file is not None:
             try:
@@ -130,13 +121,14 @@ def read_grams(
 
 
 def _cache_key(
-    model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: ReadSettings
-) -> str:
+    model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, transform: str, device: str,
+    dtype: torch.dtype,
+) -> str:  # fmt: skip
     """Weights, config, rows and settings: whatever changes the result changes the name of the file."""
     parts: list[Any] = [
         CACHE_VERSION, checkpoint.fingerprint, model.anatomy.inventory.names_sha256, model.anatomy.layer_path,
         config_sha256(model.config.to_dict()), reading.ids, reading.spans_R2.tolist(), plan.texts_R.tolist(),
-        plan.sizes, settings.transform, str(settings.dtype), torch.device(settings.device).type,
+        plan.sizes, transform, str(dtype), torch.device(device).type,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

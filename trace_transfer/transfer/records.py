@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from trace_transfer.records import ModelIdentity, Name, Range, Strict
-from trace_transfer.transfer.policies import POLICIES
+from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs
 
 OFTEN = 0.25  # half of the texts choose another layer more often than this: the pair is ambiguous
 UNSTABLE = 0.5  # fewer layers keep their partner on other texts, or more pairs are ambiguous: mostly chance
@@ -40,6 +42,31 @@ class LayerPair(Strict):
     def is_ambiguous(self) -> bool:
         """Whether the texts do not tell its layers from their runner-up."""
         return self.flip_rate is not None and self.flip_rate > OFTEN
+
+
+def rated(
+    pairs: Pairs, similarity_ST: Matrix, by_target: bool, flip_rates: Mapping[int, float] | None = None
+) -> tuple[LayerPair, ...]:  # fmt: skip
+    """Chosen pairs with their margins and runners-up: among source layers if target layers chose, and the reverse.
+
+    Args:
+        flip_rates: by choosing layer.
+    """
+    found = []
+    for s, t in pairs:
+        value, (chooser, chosen) = similarity_ST[s, t], (t, s) if by_target else (s, t)
+        others = (similarity_ST[:, t] if by_target else similarity_ST[s]).copy()
+        others[chosen] = np.nan
+        known = not np.isnan(others).all() and not np.isnan(value)
+        runner_up = int(np.nanargmax(others)) if known else None
+        found.append(
+            LayerPair(
+                source=s, target=t, similarity=None if np.isnan(value) else float(value),
+                margin=None if runner_up is None else float(value - others[runner_up]), runner_up=runner_up,
+                flip_rate=None if flip_rates is None else flip_rates.get(chooser),
+            )
+        )  # fmt: skip
+    return tuple(found)
 
 
 class Stability(Strict):

@@ -125,43 +125,33 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
 # ---- CKA
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """Similarity of all layer pairs, float64 [source layers, target layers]; NaN in the row or column of a degenerate
-    layer, whose rows are all alike. Debiased values lie in [-1, 1] and may be negative; they are not clamped."""
-
-    values: Tensor
-    degenerate_source: tuple[int, ...]
-    degenerate_target: tuple[int, ...]
-
-
-def linear_cka(source: GramStack, target: GramStack) -> Similarity:
+def linear_cka(source: GramStack, target: GramStack) -> Tensor:
     """Biased linear CKA: <K, L> / (|K| |L|), HSIC summed over minibatches (Kornblith 2019, eq. 3)."""
     return _ratio(source, target, _hsic_biased)
 
 
-def debiased_cka(source: GramStack, target: GramStack) -> Similarity:
+def debiased_cka(source: GramStack, target: GramStack) -> Tensor:
     """Debiased linear CKA (Nguyen 2021, eq. 3): near 0 for independent features however wide they are."""
     return _ratio(source, target, _hsic_debiased)
 
 
-Measure = Callable[[GramStack, GramStack], Similarity]
+Measure = Callable[[GramStack, GramStack], Tensor]
 SIMILARITIES: dict[str, Measure] = {
     "cka-debiased": debiased_cka,
     "cka": linear_cka,
 }
 
 
-def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Similarity:
+def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Tensor:
+    """Float64 [source layers, target layers], NaN for a degenerate layer, whose rows are all alike. Debiased values lie
+    in [-1, 1] and may be negative; they are not clamped."""
     if source.sizes != target.sizes:
         raise ValueError(f"rows of source and target differ: minibatches of {source.sizes} and {target.sizes} rows")
     if not source.sizes or min(source.sizes) < MIN_ROWS:
         raise ValueError(f"every minibatch needs at least {MIN_ROWS} rows, found {source.sizes}")
     own_S, own_T = (hsic(stack, stack).diagonal() for stack in (source, target))
-    flat_S, flat_T = ~(own_S > 0), ~(own_T > 0)
-    own_S, own_T = own_S.masked_fill(flat_S, torch.nan), own_T.masked_fill(flat_T, torch.nan)
-    flat = (tuple(flat_L.nonzero().flatten().tolist()) for flat_L in (flat_S, flat_T))
-    return Similarity(hsic(source, target) / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :]), *flat)
+    own_S, own_T = (own_L.masked_fill(~(own_L > 0), torch.nan) for own_L in (own_S, own_T))
+    return hsic(source, target) / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :])
 
 
 def _hsic_biased(a: GramStack, b: GramStack) -> Tensor:
@@ -223,6 +213,6 @@ def split_halves(
     for _ in range(num_splits):
         first = torch.zeros(int(texts.max()) + 1, dtype=torch.bool)
         first[texts[torch.randperm(len(texts), generator=generator)[: len(texts) // 2]]] = True
-        one, other = (similarity(subset(source, h), subset(target, h)).values.numpy() for h in (first, ~first))
+        one, other = (similarity(subset(source, h), subset(target, h)).numpy() for h in (first, ~first))
         pairs.append((one, other))
     return tuple(pairs)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor, Transfer
@@ -21,8 +22,9 @@ from trace_transfer.errors import ArtefactError, listing, together
 from trace_transfer.families.anatomy import Place, Unit
 from trace_transfer.families.correspondence import Correspondence, build_correspondence
 from trace_transfer.families.model_handle import OpenModel
+from trace_transfer.files import sha256_file
 from trace_transfer.models.sources import numel
-from trace_transfer.records import library_versions
+from trace_transfer.records import library_versions, read_artefact
 from trace_transfer.transfer.records import LayerPair
 
 
@@ -35,6 +37,9 @@ class Carried:
     dropped: Mapping[str, str]
 
 
+Cores = tuple[tuple[Path, CoreFile], ...]
+
+
 class _Scored(NamedTuple):
     """What the source core file says of one unit."""
 
@@ -42,12 +47,13 @@ class _Scored(NamedTuple):
     core: bool
 
 
-def check_cores_fit(cores: Sequence[tuple[str, CoreFile]], source: OpenModel, target: OpenModel) -> None:
-    """Refuse core files, each with its name for messages, that were made for another model than the source.
-
-    Raises:
-        ArtefactError: names or shapes differ; tells for each file both hashes, and whether it is of the target.
-    """
+def open_cores(files: Sequence[str | Path], source: OpenModel, target: OpenModel) -> Cores:
+    """Read core files of the source, of a task each; an ArtefactError tells all that are of another model."""
+    cores: Cores = tuple((Path(file), read_artefact(file, CoreFile)) for file in files)
+    if len({core.task for _, core in cores}) < len(cores):
+        raise ArtefactError(
+            "core files of the same task would overwrite each other:\n" + listing([str(file) for file, _ in cores])
+        )
     expected, problems = source.identity, []
     for where, core in cores:
         there = core.model
@@ -70,6 +76,7 @@ def check_cores_fit(cores: Sequence[tuple[str, CoreFile]], source: OpenModel, ta
             problems.append(f"{where}: tensors that {expected.id} does not have:\n" + listing(wrong))
     if problems:
         raise ArtefactError(together("core files that are not of --src", problems))
+    return cores
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,9 @@ class Carrier:
     def correspondence(self) -> Correspondence:
         pairs = [(pair.source, pair.target) for pair in self.pairs]
         return build_correspondence(self.source.anatomy, self.target.anatomy, pairs)
+
+    def carry_all(self, cores: Cores, how: str, ratio: float | None) -> tuple[Carried, ...]:
+        return tuple(self.carry(core, sha256_file(file), how, ratio) for file, core in cores)
 
     def carry(self, core: CoreFile, core_sha256: str, how: str, ratio: float | None) -> Carried:
         """Translate one core file; an ArtefactError where nothing of the core set has a counterpart in the target.

@@ -4,83 +4,78 @@ import json
 import re
 
 import pytest
-import torch
 
 from tests.core_files import write_core
+from tests.run_files import layer_match
 from tests.tiny_models import TEXTS
 from trace_transfer import map_models, read
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import numel
-from trace_transfer.transfer.mapping import estimate, measure_speed, plan_map
+from trace_transfer.transfer.draw import render_estimate, render_summary
+from trace_transfer.transfer.mapping import estimate, plan_map
 from trace_transfer.transfer.records import Depth, LayerPair, Stability
 from trace_transfer.transfer.settings import MapSettings
-from trace_transfer.transfer.show import render_estimate, render_summary
 
 
-@pytest.fixture
-def texts(tmp_path):
-    file = tmp_path / "texts.jsonl"
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("probe") / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return file
 
 
-@pytest.fixture
-def result(tiny, texts, tmp_path):
-    core = write_core(tiny("qwen2"), tmp_path / "math.core.json")
-    return map_models(tiny("qwen2"), tiny("gpt2"), core=[core], probe=str(texts), out=tmp_path / "out", cache=None)
+@pytest.fixture(scope="module")
+def result(tiny, texts):
+    core = write_core(tiny("qwen2"), texts.with_name("math.core.json"))
+    out = texts.with_name("out")
+    return map_models(tiny("qwen2"), tiny("gpt2"), core=[core], probe=str(texts), out=out, cache=None)
 
 
-def test_says_what_the_files_say(result):
+def test_says_what_was_found(result):
     text = render_summary(result)
-    match, (carried,) = result.layer_match, result.carried
-    assert f"qwen2 ({match.source.num_layers} layers) → gpt2 ({match.target.num_layers} layers)" in text
-    assert "coverage, cka-debiased, stream" in text
+    match, (carried,) = result.match, result.carried
     strongest = max(match.pairs, key=lambda pair: pair.similarity)
     assert f"{strongest.source} → {strongest.target}  CKA {strongest.similarity:.3f}" in text
     assert f"{len(carried.core.core)} of {len(carried.core.parameters)}" in text
-    assert f"{carried.core.ratio_of_elements:.2%}" in text
-    for warning in match.warnings:
-        assert f"! {warning[:60]}" in text
-    for reason in carried.dropped.values():
-        assert reason[:50] in text.replace("\n", " ")
-    for file in result.files:
-        assert str(file) in text
+    assert all(reason[:50] in text.replace("\n", " ") for reason in carried.dropped.values())
+    assert all(str(file) in text for file in result.files)
+    assert text.endswith(match.verdict)
 
 
 def test_two_devices_at_once_give_the_same_files(tiny, texts, tmp_path, result):
-    core = tmp_path / "math.core.json"
+    core = texts.with_name("math.core.json")
     other = map_models(tiny("qwen2"), tiny("gpt2"), core=[core], probe=str(texts), out=tmp_path / "other", cache=None,
                        device="cpu", target_device="cpu:0")  # fmt: skip
     assert [file.name for file in other.files] == [file.name for file in result.files]
     for ours, theirs in zip(result.files, other.files, strict=True):
         if ours.suffix == ".safetensors":
             assert ours.read_bytes() == theirs.read_bytes()
-    assert other.layer_match.pairs == result.layer_match.pairs
+    assert other.match.pairs == result.match.pairs
 
 
-def test_core_files_of_another_match_may_not_stay(tiny, texts, tmp_path, result):
-    again = {"probe": str(texts), "out": tmp_path / "out", "cache": None}
+def test_core_files_of_another_match_may_not_stay(tiny, texts, result):
+    again = {"probe": str(texts), "out": texts.with_name("out"), "cache": None}
     map_models(tiny("qwen2"), tiny("gpt2"), batch_size=2, ratio=0.3, **again)  # the same pairs
     with pytest.raises(UserError, match=r"another layer match carried(.|\n)*math\.core\.json"):
         map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", **again)
-    assert read(tmp_path / "out" / "layer_match.json").policy == "coverage"
-    map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", core=[tmp_path / "math.core.json"], **again)
+    assert read(texts.with_name("out") / "layer_match.json").policy == "coverage"
+    map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", core=[texts.with_name("math.core.json")], **again)
 
 
 @pytest.mark.parametrize(
     ("policy", "same", "gain", "flips", "verdict"),
     [
         ("coverage", 0.9, (0.03, 0.01), 1, r"usable: 90% .*, CKA \+0.030 over .*, 1 of 3 pairs ambiguous"),
-        ("coverage", 0.9, None, 0, "usable: 90% .* texts, 0 of 3 pairs ambiguous"),  # of an earlier version
+        ("coverage", 0.9, None, 0, "usable: 90% "),  # of an earlier version
         ("coverage", 0.9, (0.01, 0.01), 0, "no better than matching by depth: 90%"),
         ("coverage", 0.4, (0.03, 0.01), 3, "unstable: 40% .* 3 of 3"),
         ("shuffled", 0.4, (-0.1, 0.01), 3, "a control: "),
         ("coverage", None, None, 0, "untested: "),
     ],
 )
-def test_verdicts(result, policy, same, gain, flips, verdict):
+def test_verdicts(policy, same, gain, flips, verdict):
     pairs = [LayerPair(source=n, target=n, flip_rate=0.26 if n < flips else 0.25) for n in range(3)]
-    match = result.layer_match.model_copy(
+    match = layer_match(0)[0].model_copy(
         update={
             "policy": policy,
             "pairs": tuple(pairs),
@@ -103,15 +98,9 @@ def test_an_estimate_is_of_the_models_and_the_rows(tiny, texts):
     first, second = found.models
     assert found.peak_bytes >= first.gram_bytes + second.gram_bytes + second.layer_bytes
     text = render_estimate(plan, found)
-    for expected in (
-        "time of arithmetic",
-        "self_attn.q_norm.weight",
-        "attention.query",
-        f"{len(plan.rows.texts_R)} rows",
-    ):
-        assert expected in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert "self_attn.q_norm.weight" in text and f"{len(plan.rows.texts_R)} rows" in text
 
 
-def test_speed_is_that_of_a_matrix_product():
-    assert 1e8 < measure_speed("cpu", torch.float32, side=128) < 1e15
+def test_a_profile_yields_to_what_is_said():
+    mixed = MapSettings.of("paper", rows="word")
+    assert (mixed.rows, mixed.similarity, mixed.match, mixed.transform) == ("word", "cka", "argmax", "none")
