@@ -21,6 +21,10 @@ def state_of(directory: Path, *patches: Patch) -> ModelState:
     return ModelState(ModelSource.parse(directory), patches)
 
 
+def values(state: ModelState) -> dict[str, Tensor]:
+    return {name: state.value(name) for name in state.shapes}
+
+
 def make_patch(
     state: ModelState, file: Path, mask: Mask, seed: int, *, task: str = "math", save_dtype: str = "stored"
 ) -> Patch:

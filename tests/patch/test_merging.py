@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from tests.patch_files import bits, loaded, make_patch, same_bits, state_of, stored
+from tests.patch_files import bits, loaded, make_patch, same_bits, state_of, stored, values
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Mask, Slice
@@ -42,10 +42,6 @@ def merge(file, out):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return stored(out)
-
-
-def values(state):
-    return {name: state.value(name) for name in state.shapes}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, state_of, stored
+from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, state_of, stored, values
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
@@ -37,10 +37,6 @@ def by_hand(state):
                         value[(slice(None),) * part.dim + (part.indices,)] = after
         found[name] = value
     return found
-
-
-def values(state):
-    return {name: state.value(name) for name in state.shapes}
 
 
 def stream(base, tmp_path, save_dtype="stored", tasks=("math", "law")):
