@@ -39,7 +39,7 @@ def test_says_what_was_found(result):
     assert f"{len(carried.core.core)} of {len(carried.core.parameters)}" in text
     assert all(reason[:50] in text.replace("\n", " ") for reason in carried.dropped.values())
     assert all(str(file) in text for file in result.files)
-    assert text.endswith(match.verdict)
+    assert match.verdict[:50] in text
 
 
 def test_two_devices_at_once_give_the_same_files(tiny, texts, tmp_path, result):
