@@ -1,8 +1,8 @@
 """Debiased linear CKA of all layer pairs, against the bare matrix products and against loops over pairs.
 
 In one run, on the same rows: ours; the same triangular Gram products and the one cross product with nothing around
-them; whole square Gram products; a loop over pairs as torch_cka does it; a loop in feature space. The loops are
-measured on some pairs and multiplied. Rows are drawn layer by layer, outside of the timing.
+them; a loop over pairs as torch_cka does it, measured on some pairs and multiplied. Rows are drawn layer by layer,
+outside of the timing.
 """
 
 from __future__ import annotations
