@@ -16,9 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.table import in_child, is_small, race, show, watched
 from trace_transfer.data.examples import IGNORED, Example, collate, losses
-from trace_transfer.identification.fisher.batches import group_examples, prepare
-from trace_transfer.identification.fisher.information import backward
-from trace_transfer.identification.fisher.sites import Pass, Totals, captured, find_sites
+from trace_transfer.identification.fisher import backward, group_examples, prepare
+from trace_transfer.identification.fisher_forms import Pass, Totals, captured, find_sites
 from trace_transfer.models.checkpoints import return_freed_memory
 
 FULL = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 8192}

@@ -29,7 +29,7 @@ from trace_transfer.data.examples import Example
 from trace_transfer.data.probe import Reading
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.identification.fisher.information import fisher_information
+from trace_transfer.identification.fisher import fisher_information
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import numel
 from trace_transfer.training.settings import StreamSettings

@@ -19,7 +19,7 @@ from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import load_suite
 from trace_transfer.families.model_handle import load_tokenizer, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.identification.fisher.information import fisher_information
+from trace_transfer.identification.fisher import fisher_information
 from trace_transfer.identification.gradients import BaseGradients
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.patch.patches import Patch

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import trace_transfer as tt
 from tests.commands import run
 from tests.core_files import core_of
-from tests.identification.fisher.texts import draw_examples
+from tests.identification.texts import draw_examples
 from tests.reference.fisher_loop import gradients_by_loop
 from tests.task_files import SIZES, write_tasks
 from tests.tiny_models import FAMILIES, REPRESENTATIVES
@@ -23,7 +23,7 @@ from trace_transfer.errors import ArtefactError, FrozenMovedError
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.identification.at_base import BestPlaces
-from trace_transfer.identification.fisher.information import draw
+from trace_transfer.identification.fisher import draw
 from trace_transfer.identification.gradients import BaseGradients
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.sources import numel
@@ -103,6 +103,7 @@ def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, tm
     for options, why in (
         (("--against", "tasks"), "there is only math; take --against text"),
         (("--tuned", f"math={tiny('qwen2')}"), "taken at the base"),
+        (("--unit", "parameters", "--method", "l2"), "scored by snr, fisher-base"),
     ):
         assert why in run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", *options).stderr
 
@@ -180,10 +181,9 @@ def test_single_parameters_train_alone_and_are_proved(tiny, tasks, of_parameters
     assert verify(base, tmp_path / "merged", patch=[tmp_path / "loop.patch.safetensors"]).ok
 
 
-def test_what_cannot_be_done_with_single_parameters_is_said(tiny, tasks, of_parameters, tmp_path):
+def test_what_cannot_be_done_with_single_parameters_is_said(tiny, of_parameters, tmp_path):
     model, core = tiny("qwen2"), of_parameters[1] / "math.core.json"
     for command, told in (
-        (("identify", model, "--tasks", tasks, "--unit", "parameters"), "scored by snr, fisher-base"),
         (("export", core, "--to", "axolotl", "--model", model), "single parameters"),
         (("map", "--src", model, "--dst", tiny("llama"), "--core", core), "single parameters"),
     ):

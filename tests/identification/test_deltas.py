@@ -40,7 +40,7 @@ def read(base, tuned, with_units=False):
     return read_deltas(plan_deltas(opened, models), Silent(), splits), splits
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "phi3"])
 def test_statistics_are_those_of_whole_tensors_in_float64(tiny, tmp_path, family):
     base = tiny(family)
     assert len(list(base.glob("*.safetensors"))) > 1  # the copies have one: split differently on both sides
@@ -79,13 +79,6 @@ def test_chunks_cover_large_parameters(three, monkeypatch):
         assert torch.allclose(units, whole.units[name], rtol=1e-9)
 
 
-def test_units_sum_to_the_whole(three):
-    deltas, _ = read(*three, with_units=True)
-    whole = dict(zip((p.name for p in deltas.file.parameters), grams_of(deltas.file), strict=True))
-    for name, units in deltas.units.items():
-        assert np.allclose(units.sum(dim=0)[:-1, :-1].numpy(), whole[name], rtol=1e-5, atol=1e-9)
-
-
 def test_grams_come_back_from_norms_and_cosines(three):
     """Those of a zero delta, which has no cosine, as zeros."""
     base, tuned = three
@@ -113,14 +106,6 @@ def test_gram_of_is_the_product_in_float64_at_any_size(count, num, exponent, see
     exact = rows.double() @ rows.double().T
     scale = exact.diagonal().sqrt()
     assert ((gram_of(rows) - exact).abs() <= 1e-6 * scale[:, None] * scale[None, :]).all()
-
-
-def test_models_that_do_not_fit_are_refused_with_every_difference(three, tiny):
-    base, tuned = three
-    with pytest.raises(ModelError, match="fine-tuned models that are not of") as refused:
-        read(base, {**tuned, "other": tiny("llama"), "untied": tiny("qwen2", tie_word_embeddings=False)})
-    assert f"other: {tiny('llama')} looks like another model: llama with 4 layers" in str(refused.value)
-    assert "untied: lm_head.weight is [512, 60], in the base missing" in str(refused.value)
 
 
 def test_nothing_to_compare_is_refused(tiny):

@@ -6,17 +6,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.core_files import write_core
-from tests.transfer.test_draw import needs_chromium, plots_in, rendered
-from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
+from tests.transfer.test_draw import needs_chromium, rendered
+from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, UserError
 from trace_transfer.figures import write_html, write_png
 from trace_transfer.formats import read_any
-from trace_transfer.identification.draw import figure
-from trace_transfer.identification.importance import Cell, Entry, Grid, describe, importance_of
+from trace_transfer.identification.draw import Cell, cells_of, figure
 
 KINDS = {
     "input_layernorm.weight": "norm.pre_attention", "self_attn.q_proj.weight": "attention.query",
@@ -67,63 +65,51 @@ def scored(tiny, tmp_path: Path) -> Make:
     return make
 
 
-def cells_by_label(grid: Grid) -> dict[tuple[int | None, str], Cell]:
-    return {(layer, column.label): cell for (layer, column), cell in grid.cells.items()}
-
-
-def names_in(cell: Cell) -> list[str]:
-    return [entry.tensor.name for entry in cell.entries]
+def by_label(core: CoreFile) -> dict[tuple[int | None, str], Cell]:
+    return {(layer, column.label): cell for (layer, column), cell in cells_of(core).items()}
 
 
 # ---- which tensor stands where
 
+FINAL = ["embed", "head", "final"]
+FAMILIES = {
+    "llama": (LEFT, ["LN-In", "LN-PA"], FINAL),
+    "qwen2": (LEFT, ["LN-In", "LN-PA"], FINAL),
+    "gemma3_text": (LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-OutA", "LN-PA", "LN-OutM"], FINAL),
+    "phi3": (LEFT, ["LN-In", "LN-PA"], FINAL),
+    "gpt2": ([label for label in LEFT if label != "M-G"], ["LN-In", "LN-PA"], ["embed", "pos", "head", "final"]),
+}
+PLACES = {
+    "llama": {(3, "M-D"): ["model.layers.3.mlp.down_proj.weight"], (None, "head"): ["lm_head.weight"]},
+    "qwen2": {(2, "A-V"): ["model.layers.2.self_attn.v_proj.weight", "model.layers.2.self_attn.v_proj.bias"]},
+    "gemma3_text": {
+        (1, "LN-OutA"): ["model.layers.1.post_attention_layernorm.weight"],
+        (1, "LN-PA"): ["model.layers.1.pre_feedforward_layernorm.weight"],
+        (1, "K-Norm"): ["model.layers.1.self_attn.k_norm.weight"],
+    },
+    "phi3": {(2, "A-K"): ["model.layers.2.self_attn.qkv_proj.weight"]},
+    "gpt2": {
+        (0, "A-V"): ["transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn.bias"],
+        (None, "pos"): ["transformer.wpe.weight"],
+    },
+}
 
-@pytest.mark.parametrize(
-    ("family", "projections", "norms", "bands"),
-    [
-        ("llama", LEFT, ["LN-In", "LN-PA"], ["embed", "head", "final"]),
-        ("gemma3_text", LEFT, ["LN-In", "Q-Norm", "K-Norm", "LN-OutA", "LN-PA", "LN-OutM"], ["embed", "head", "final"]),
-        ("phi3", LEFT, ["LN-In", "LN-PA"], ["embed", "head", "final"]),
-        ("gpt2", [label for label in LEFT if label != "M-G"], ["LN-In", "LN-PA"], ["embed", "pos", "head", "final"]),
-    ],
-)
-def test_columns_of_a_family(
-    scored: Make, family: str, projections: list[str], norms: list[str], bands: list[str]
-) -> None:
-    core = scored(family)
-    importance = importance_of([core])
-    assert [column.label for column in importance.columns_of("projections")] == projections
-    assert [column.label for column in importance.columns_of("norms")] == norms
-    assert [band.label for band in importance.bands] == bands
-    assert importance.others == ()
-    (grid,) = importance.rows[0].present
-    cells = cells_by_label(grid)
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_tensor_of_a_family_has_its_cell(scored: Make, family: str) -> None:
+    core, (projections, norms, bands) = scored(family), FAMILIES[family]
+    drawn = figure([core])
+    panels = drawn.rows[0].panels
+    assert [list((panel.x.ticks or {}).values()) for panel in panels] == [projections, norms]
+    assert drawn.note == ""
+    cells = by_label(core)
     inside = {(layer, label) for layer in range(core.model.num_layers) for label in projections + norms}
     assert set(cells) == inside | {(None, band) for band in bands}
-    drawn = {name for cell in cells.values() for name in names_in(cell)}
-    assert drawn == {parameter.name for parameter in core.parameters}
-
-
-@pytest.mark.parametrize(
-    ("family", "place", "names"),
-    [
-        ("llama", (3, "M-D"), ["model.layers.3.mlp.down_proj.weight"]),
-        ("llama", (None, "head"), ["lm_head.weight"]),
-        ("qwen3", (4, "K-Norm"), ["model.layers.4.self_attn.k_norm.weight"]),
-        ("qwen2", (2, "A-V"), ["model.layers.2.self_attn.v_proj.weight", "model.layers.2.self_attn.v_proj.bias"]),
-        ("gemma3_text", (1, "LN-OutA"), ["model.layers.1.post_attention_layernorm.weight"]),
-        ("gemma3_text", (1, "LN-PA"), ["model.layers.1.pre_feedforward_layernorm.weight"]),
-        ("phi3", (2, "A-K"), ["model.layers.2.self_attn.qkv_proj.weight"]),
-        ("gpt2", (0, "A-V"), ["transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn.bias"]),
-        ("gpt2", (None, "pos"), ["transformer.wpe.weight"]),
-    ],
-)
-def test_a_cell_shows_its_weight(scored: Make, family: str, place: tuple[int | None, str], names: list[str]) -> None:
-    core = scored(family)
-    cell = cells_by_label(importance_of([core]).rows[0].present[0])[place]
-    assert names_in(cell) == names
+    assert {name for cell in cells.values() for name in cell.lines[::2]} == {one.name for one in core.parameters}
     scores = {parameter.name: parameter.score for parameter in core.parameters}
-    assert cell.score == scores[names[0]]
+    for place, names in PLACES[family].items():
+        assert list(cells[place].lines[::2]) == names
+        assert cells[place].score == scores[names[0]]
 
 
 def test_what_is_of_no_known_component_is_named_and_not_drawn() -> None:
@@ -135,12 +121,10 @@ def test_what_is_of_no_known_component_is_named_and_not_drawn() -> None:
         {"name": "strange", "shape": [1], "score": 0.0, "component": "mlp.shared", "layer": 1},
     ]
     dumped = [parameter.model_dump(exclude_none=True) for parameter in core.parameters]
-    importance = importance_of([made([*dumped, *extra], 4)])
-    assert importance.others == (
-        "model.layers.1.self_attn.q_proj.weight_scale*", "model.layers.9.a", "vision.tower", "strange",
-    )  # fmt: skip
-    # The two that score 9 and 3 come first.
-    assert cells_by_label(importance.rows[0].present[0])[1, "A-Q"].entries[0].rank == 13
+    more = made([*dumped, *extra], 4)
+    names = "model.layers.1.self_attn.q_proj.weight_scale*, model.layers.9.a, vision.tower, strange; * core"
+    assert figure([more]).note.endswith(f"4 ({names})")
+    assert "rank 13 of" in by_label(more)[1, "A-Q"].lines[1]  # those that score 9 and 3 come first
 
 
 def test_a_cell_of_many_rows_shows_their_mean_and_core_share() -> None:
@@ -151,28 +135,25 @@ def test_a_cell_of_many_rows_shows_their_mean_and_core_share() -> None:
          "component": kind, "layer": 0}
         for i, kind in enumerate(kinds)
     ]  # fmt: skip
-    (grid,) = importance_of([made(parameters, 1, family="phi3", unit="rows")]).rows[0].present
-    cells = cells_by_label(grid)
+    cells = by_label(made(parameters, 1, family="phi3", unit="rows"))
     query, key = cells[0, "A-Q"], cells[0, "A-K"]
-    assert (query.score, query.core_share, query.mark) == (1.5, 0.25, 0.25)
-    assert (key.score, key.core_share, key.mark) == (4.5, 1.0, 1.0)
-    assert query.rank_share(6) == pytest.approx((0 + 1 / 5 + 2 / 5 + 3 / 5) / 4)
-    assert query.description(6)[:3] == [
+    assert (query.score, query.mark) == (1.5, 0.25)
+    assert (key.score, key.mark) == (4.5, 1.0)
+    assert query.rank == pytest.approx((0 + 1 / 5 + 2 / 5 + 3 / 5) / 4)
+    assert query.lines[:3] == (
         "4 parts, mean score 1.5, 25.0% of the elements core", f"{name} [rows 12:16]",
         "score 3, rank 3 of 6, not core",
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_a_core_bias_is_a_mark_in_part() -> None:
-    weight = CoreTensor(name="a.weight", shape=(4, 4), score=0.25)
-    bias = CoreTensor(name="a.bias", shape=(4,), score=0.5, core=True)
-    cell = Cell((Entry(weight, 2), Entry(bias, 1)))
-    assert (cell.score, cell.core_share) == (0.25, 0.0)
-    assert 0 < cell.mark < 1
-    assert cell.description(2) == [
-        "a.weight", "score 0.25, rank 2 of 2, not core", "a.bias", "score 0.5, rank 1 of 2, core"
-    ]  # fmt: skip
-    assert Cell((Entry(bias, 1),)).score == 0.5
+    place = {"component": "mlp.up", "layer": 0}
+    weight = {"name": "a.weight", "shape": [4, 4], "score": 0.25, **place}
+    bias = {"name": "a.bias", "shape": [4], "score": 0.5, "core": True, **place}
+    cell = by_label(made([weight, bias], 1))[0, "M-U"]
+    assert cell.score == 0.25 and 0 < cell.mark < 1
+    assert cell.lines == ("a.weight", "score 0.25, rank 2 of 2, not core", "a.bias", "score 0.5, rank 1 of 2, core")
+    assert by_label(made([bias], 1))[0, "M-U"].score == 0.5
 
 
 # ---- how core files are arranged
@@ -185,45 +166,42 @@ def test_a_row_per_task_a_column_per_length() -> None:
         llama("math", shift=0.5),
         llama("math", epochs=2, shift=-1),
     ]
-    importance = importance_of(cores)
-    assert importance.epochs == (1, 2, 3)
-    assert [row.name for row in importance.rows] == ["math", "code"]
-    assert [[grid and grid.core for grid in row.grids] for row in importance.rows] == [
-        [cores[2], cores[3], cores[0]],
-        [cores[1], None, None],
+    drawn = figure(cores)
+    assert [row.name for row in drawn.rows] == ["math", "code"]
+    for row in drawn.rows:
+        assert [panel.title for panel in row.panels[::2]] == ["1 epoch", "2 epochs", "3 epochs"]
+    assert [panel.note for panel in drawn.rows[1].panels[::2]] == [
+        "",
+        "no core file of 2 epochs",
+        "no core file of 3 epochs",
     ]
     scores = [p.score for i in (0, 2, 3) for p in cores[i].parameters if p.name.startswith("model.layers.")]
-    assert importance.rows[0].scale == (min(scores), max(scores)), "of the layers of all lengths, without the embedding"
-    assert importance.subtitle == "lf (alpha 0.5), core: top 5 % of tensors"
-    assert importance.model_name == "small"
-
-
-def test_methods_are_rows_of_their_own() -> None:
-    importance = importance_of([llama("math"), llama("math", name="cs", ratio=0.1)])
-    assert [row.name for row in importance.rows] == ["math, lf", "math, cs"]
-    assert importance.subtitle == "lf (alpha 0.5), core: top 5 % of tensors; cs, core: top 10 % of tensors"
+    assert drawn.rows[0].scale == (min(scores), max(scores)), "of the layers of all lengths, without the embedding"
+    assert drawn.subtitle == "lf (alpha 0.5), core: top 5 % of tensors"
+    methods = figure([llama("math"), llama("math", name="cs", ratio=0.1)])
+    assert [row.name for row in methods.rows] == ["math, lf", "math, cs"]
+    assert methods.subtitle == "lf (alpha 0.5), core: top 5 % of tensors; cs, core: top 10 % of tensors"
 
 
 def test_core_files_that_do_not_fit_together() -> None:
     with pytest.raises(UserError, match="no core file is given"):
-        importance_of([])
+        figure([])
     other = llama("code")
     other = other.model_copy(update={"model": other.model.model_copy(update={"names_sha256": "1" * 64, "id": "other"})})
     with pytest.raises(UserError, match=r"of 2 models.*\n  - a, c: someone/small .*names 00000000\)\n  - b: other "):
-        importance_of([llama("math"), other, llama("law")], ["a", "b", "c"])
+        figure([llama("math"), other, llama("law")], ["a", "b", "c"])
     with pytest.raises(UserError, match=r"give one:\n  - a, b: task math, method lf, 1 epoch"):
-        importance_of([llama(epochs=None), llama(epochs=1)], ["a", "b"])
+        figure([llama(epochs=None), llama(epochs=1)], ["a", "b"])
     with pytest.raises(UserError, match="a: no tensor is said to be of a known component"):
-        importance_of([made([{"name": "x", "shape": [1], "score": 1.0}], 1, family="unheard")], ["a"])
-    for wrong in ("three", 0, True):
-        with pytest.raises(ArtefactError, match=f"math: method.epochs is {wrong!r}, expected a number of epochs"):
-            importance_of([llama(epochs=wrong)])
+        figure([made([{"name": "x", "shape": [1], "score": 1.0}], 1, family="unheard")], ["a"])
+    with pytest.raises(ArtefactError, match=r"math: method\.epochs is 'three', expected a number of epochs"):
+        figure([llama(epochs="three")])
 
 
 def test_no_scores_at_all_and_equal_scores() -> None:
     tensor = {"name": "model.layers.0.mlp.up_proj.weight", "shape": [2, 2], "component": "mlp.up", "layer": 0}
-    assert importance_of([made([tensor], 1)]).rows[0].scale == (0.0, 1.0)
-    low, high = importance_of([made([{**tensor, "score": 2.0}], 1)]).rows[0].scale
+    assert figure([made([tensor], 1)]).rows[0].scale == (0.0, 1.0)
+    low, high = figure([made([{**tensor, "score": 2.0}], 1)]).rows[0].scale
     assert low < 2 < high
 
 
@@ -234,53 +212,34 @@ def several(num_layers: int = 32) -> list[CoreFile]:
     return [llama(task, num_layers, epochs=epochs) for task in ("math", "code") for epochs in (1, 2)]
 
 
-def test_page_holds_all_cells(tmp_path: Path) -> None:
-    page = tmp_path / "importance.html"
+def test_figure_holds_all_cells() -> None:
     cores = several(6)
-    importance = importance_of(cores)
-    write_html(page, figure(importance))
-    assert [file.name for file in tmp_path.iterdir()] == ["importance.html"]
-    plots = plots_in(page.read_text("utf-8"))
-    assert [plot["title"] for plot in plots] == ["math", "code"]
-    columns = importance.columns_of("projections")
-    (grid, _) = importance.rows[1].present
-    traces = plots[1]["data"]
-    left = [t for t in traces if t["xaxis"] == "x" and t["type"] == "heatmap" and "text" in t]
-    cells = next(trace for trace in left if len(trace["z"]) == 6)
+    panel, cells = figure(cores).rows[1].panels[0], by_label(cores[2])
+    layers, *bands = panel.cells
     for layer in range(6):
-        for index, column in enumerate(columns):
-            cell = grid.cells[layer, column]
-            assert cells["z"][layer][index] == pytest.approx(cell.score, abs=1e-4)
-            assert cells["customdata"][layer][index] == pytest.approx(cell.rank_share(grid.num_ranked), abs=1e-4)
-            assert cells["text"][layer][index] == "<br>".join(describe(grid, layer, column))
-    assert cells["text"][2][0] == (
-        "layer 2, A-Q (attention query)<br>model.layers.2.self_attn.q_proj.weight<br>score 0.8733, rank 21 of 56, core"
+        for index, label in enumerate(LEFT):
+            cell = cells[layer, label]
+            assert (layers.values[layer, index], layers.ranks[layer, index]) == (cell.score, cell.rank)
+            assert layers.texts[layer][index].split("\n")[1:] == list(cell.lines)
+    assert layers.texts[2][0] == (
+        "layer 2, A-Q (attention query)\nmodel.layers.2.self_attn.q_proj.weight\nscore 0.8733, rank 21 of 56, core"
     )
-    assert [cells["zmin"], cells["zmax"]] == pytest.approx(importance.rows[1].scale)
-    bands = [trace for trace in left if len(trace["z"]) == 1]
-    assert [band["text"][0][0].split("<br>")[0] for band in bands] == ["token embedding", "output head"]
-    assert bands[1]["text"][0][0].endswith("lm_head.weight<br>no score")
-    marks = [trace for trace in traces if trace.get("name") == "core"]
-    assert [list(zip(trace["x"], trace["y"], strict=True)) for trace in marks] == [[(0, 0), (0, 2)], [(0, 0)]] * 2
-    assert sum("colorbar" in trace for trace in traces) == 1
-    score, rank = plots[1]["layout"]["updatemenus"][0]["buttons"]
-    assert score["args"][0]["z"][0] == cells["z"] and rank["args"][0]["z"][0] == cells["customdata"]
+    assert [band.texts[0][0].split("\n")[0] for band in bands] == ["token embedding", "output head"]
+    assert bands[1].texts[0][0].endswith("lm_head.weight\nno score")
+    assert panel.marks[0].places.tolist() == [[0, 0], [0, 2]]
 
 
 @needs_chromium
 def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
     page = tmp_path / "importance.html"
-    write_html(page, figure(importance_of(several(24))))
-    before = rendered(page, tmp_path)
-    assert before.count('<path class="point') == 6
-    for text in (">A-Q</text>", ">LN-PA</text>", ">embed</text>", ">2 epochs</tspan>", ">score</text>"):
-        assert text in before
+    write_html(page, figure(several(24)))
     click = """
         document.querySelector('[data-choice="1"]').click();
         setTimeout(() => document.querySelectorAll(".updatemenu-button")[1].dispatchEvent(new Event("click")), 500)"""
     after = rendered(page, tmp_path, click)
+    assert after.count('<path class="point') == 6
     assert re.findall(r'data-choice="(\w+)" aria-pressed="true"', after) == ["1"]
-    assert ">rank</text>" in after and ">score</text>" not in after
+    assert ">A-Q</text>" in after and ">rank</text>" in after and ">score</text>" not in after
 
 
 # ---- the picture
@@ -288,19 +247,12 @@ def test_buttons_show_the_other_task_and_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_layers", [2, pytest.param(64, marks=pytest.mark.slow)])
 def test_picture(tmp_path: Path, num_layers: int) -> None:
-    from PIL import Image
+    from matplotlib.image import imread
 
     cores = [*several(num_layers), llama("x" * 120, num_layers, epochs=2)]
     cores = [c.model_copy(update={"model": c.model.model_copy(update={"id": "a/" + "y$^{$" * 40})}) for c in cores]
-    fewer = [cores[0].model_copy(update={"parameters": cores[0].parameters[:-4]}), *cores[1:]]
-    for name, given in (("one", cores), ("same", cores), ("fewer", fewer)):
-        write_png(tmp_path / f"{name}.png", figure(importance_of(given)))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["fewer.png", "one.png", "same.png"]
-    with Image.open(tmp_path / "one.png") as image:
-        image.load()
-        assert image.format == "PNG"
-        assert 900 <= image.width <= 1800 and 1000 <= image.height <= 4500
-        grey = np.asarray(image.convert("L"))
-    assert (grey[:, [0, -1]] == 255).all() and (grey[[0, -1]] == 255).all(), "something is cut off at the edge"
+    for name in ("one.png", "same.png"):
+        write_png(tmp_path / name, figure(cores))
+    pixels = imread(tmp_path / "one.png")[..., :3]
+    assert (pixels[:, [0, -1]] == 1).all() and (pixels[[0, -1]] == 1).all(), "something is cut off at the edge"
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
-    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "fewer.png").read_bytes()

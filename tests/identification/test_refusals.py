@@ -8,8 +8,6 @@ import torch
 from tests.commands import done, refused
 from tests.task_files import write_tasks
 from tests.tuned_models import tuned_copy
-from trace_transfer.files import DiskFullError
-from trace_transfer.identification import deltas
 
 SIZES = {"math": 8, "code": 8}
 FAST = ("--batch-size", 4)
@@ -40,10 +38,8 @@ WRONG = {
     "no component": (["--exclude", "query"], "no such components"),
     "no task of that name": (["--tuned", "maths={base}"], "that --tuned names: maths (it has math, code)"),
     "a short model": (["{short}"], "longer than the 16 tokens which llama was made for; give --max-length 16"),
-    "a tracker": (["--track", "tensorbord"], "tensorbord: no tracker of this name; there are "),
     "DeepSpeed": (["--deepspeed", "{zero3}", "--dry-run"], "zero_optimization.stage: 3 there, 0 by --zero"),
-    "no GPU": (["--device", "cuda"], "--device cuda: not available here ("),
-    "no GPU, dry": (["--device", "cuda", "--dry-run"], "--device cuda: not available here ("),
+    "no GPU": (["--device", "cuda", "--dry-run"], "--device cuda: not available here ("),
 }
 
 
@@ -60,21 +56,6 @@ def test_what_cannot_be_identified_is_told_and_nothing_is_written(wrong, tiny, c
     arguments = (command[0], *more, *command[2:]) if "short" in wrong else (*command, *more)
     assert told in message(*arguments)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_of_another_model(copy_of, command):
-    from tests.tiny_models import build_tokenizer
-
-    model = copy_of("llama", vocab_size=300)
-    build_tokenizer("prose").save_pretrained(model)
-    assert "the tokenizer belongs to another model" in message("identify", model, *command[2:])
-
-
-def test_an_output_that_is_the_model(copy_of, command):
-    model = copy_of("llama")
-    files = sorted(model.iterdir())
-    assert f"{model}: is an input as well; name another --out" in message("identify", model, *command[2:-1], model)
-    assert sorted(model.iterdir()) == files
 
 
 def test_what_cannot_be_scored(tiny, tasks, tmp_path):
@@ -126,21 +107,3 @@ def test_a_disk_without_room_is_refused_before_training(command, tmp_path, monke
     told = message(*command)
     assert "1,000 bytes are free, but the deltas of 2 warm starts need" in told
     assert "--delta-dtype bfloat16 needs half" in told
-
-
-def test_a_full_disk_while_deltas_are_written(command, tmp_path, monkeypatch):
-    """From the second file on."""
-    real, written = deltas.write_tensors, []
-
-    def full(path, *rest):
-        if written:
-            raise DiskFullError.writing(path)
-        written.append(path)
-        real(path, *rest)
-
-    monkeypatch.setattr(deltas, "write_tensors", full)
-    told = message(*command)
-    assert "the disk is full" in told and "what was written before is whole" in told
-    monkeypatch.undo()
-    assert [file.parent.name for file in (tmp_path / "out").rglob("warm_start.json")] == ["math"]
-    assert "math: warm-started before" in done(*command).stderr

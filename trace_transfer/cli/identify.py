@@ -196,13 +196,12 @@ def plot_command(files: tuple[Path, ...], out: Path) -> None:
     from trace_transfer.figures import write_html, write_png
     from trace_transfer.files import refuse_inputs
     from trace_transfer.identification.draw import figure
-    from trace_transfer.identification.importance import importance_of
     from trace_transfer.locking import held
     from trace_transfer.records import read_artefact
 
     page, picture = out / "importance.html", out / "importance.png"
     refuse_inputs([page, picture], files)
-    drawing = figure(importance_of([read_artefact(file, CoreFile) for file in files], list(map(str, files))))
+    drawing = figure([read_artefact(file, CoreFile) for file in files], list(map(str, files)))
     with held(out):
         write_html(page, drawing)
         write_png(picture, drawing)

@@ -9,6 +9,7 @@ Shapes: P entries, U units of a tensor, N sets (tasks times replicates, perhaps 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -24,7 +25,7 @@ from trace_transfer.engine.slices import index_of, taken, with_part
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer
 from trace_transfer.identification.deltas import gram_of
-from trace_transfer.identification.fisher.information import draw
+from trace_transfer.identification.fisher import draw
 from trace_transfer.identification.gradients import BaseGradients, Moments
 from trace_transfer.identification.scores import METHODS, ScoreSettings, mean_noise
 from trace_transfer.identification.scoring import ScoreInputs, masks_within, takes_part
@@ -41,9 +42,9 @@ AT_ONCE = 1 << 22  # elements whose inner products are taken in float64 at once
 def at_base(
     base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings, splits: Mapping[str, Split],
     reporter: Reporter,
-) -> tuple[ScoreInputs, list[dict[str, Chosen]] | None]:  # fmt: skip
-    """Inner products of gradients and Fisher information, entry by entry; and where single parameters are chosen, those
-    of each task."""
+) -> ScoreInputs:  # fmt: skip
+    """Inner products of gradients and Fisher information, entry by entry; and, where they are chosen, the single
+    parameters of each task."""
     score, num_layers = settings.score, base.anatomy.num_layers
     sets, groups = _sets(base, tasks, settings)
     num = sum(map(len, groups))
@@ -57,16 +58,17 @@ def at_base(
     shapes = base.anatomy.inventory.shapes
     gram_PNN, norms_P, fisher_PN = (np.concatenate(parts) for parts in zip(*(reduced[n] for n in shapes), strict=True))
     inputs = ScoreInputs(
-        tasks=tuple(task.task for task in tasks), deltas_of_K=tuple(groups),
+        model=base.identity, tasks=tuple(task.task for task in tasks),
+        made_with={"seed": settings.warm_start.train.seed}, deltas_of_K=tuple(groups),
         entries=tuple(chain(*(entries_of(base.anatomy, n, shape, splits.get(n)) for n, shape in shapes.items()))),
         gram_PNN=gram_PNN[:, :num, :num], base_norms_P=norms_P, fisher_PN=fisher_PN[:, :num],
         text_P=fisher_PN[:, num] if len(sets) > num else None,
     )  # fmt: skip
     if score.unit != "parameters":
-        return inputs, None
+        return inputs
     within = masks_within(score, inputs.tasks, base.identity)
     with reporter.task("choosing parameters", num_layers) as gradients.advance:
-        return inputs, _best_parameters(gradients, inputs, score, within)
+        return replace(inputs, chosen=_best_parameters(gradients, inputs, score, within))
 
 
 def _sets(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -33,6 +32,7 @@ from trace_transfer.identification.records import DeltaFile, DeltaTensor, Kept, 
 from trace_transfer.identification.scores import cosines_of
 from trace_transfer.models.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.content import difference
+from trace_transfer.models.running import one_thread
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.models.tensors import all_finite, read_rows, read_tensor, write_tensors
 from trace_transfer.progress import Reporter
@@ -66,7 +66,6 @@ class ShardWriter:
         self._waiting[name] = kept
 
     def flush(self) -> None:
-        """Write what waits."""
         if self._waiting:
             file = self.directory / f"delta-{len(self.shards) + 1:05d}.safetensors"
             write_tensors(file, self._waiting, METADATA)
@@ -75,7 +74,6 @@ class ShardWriter:
 
     @property
     def fingerprint(self) -> str:
-        """One sum for all shards."""
         return sha256_text("\n".join(f"{name} {sha256}" for name, sha256 in sorted(self.shards.items())))
 
 
@@ -115,7 +113,6 @@ class DeltaStore:
         yield from read_rows(self.files[name], name, shape, str(self.directory))
 
     def tensor(self, name: str) -> Tensor:
-        """One whole delta."""
         return read_tensor(self.files[name], name)
 
 
@@ -146,12 +143,7 @@ class DeltaPlan:
 
 
 def plan_deltas(base: OpenModel, tuned: Mapping[str, OpenModel], stores: Sequence[DeltaStore] = ()) -> DeltaPlan:
-    """Open all weights and refuse what does not fit together.
-
-    Raises:
-        UserError: no delta at all, or a GGUF file (its quantisation is larger than the updates).
-        ModelError: names or shapes of a tuned model, or the base of a warm start, are not those of the base; lists all.
-    """
+    """Open all weights and refuse what does not fit together."""
     if not tuned and not stores:
         raise UserError("no fine-tuned model was given: name at least one, as --tuned TASK=MODEL")
     if problems := [problem for task, model in tuned.items() for problem in _misfits(base, task, model)]:
@@ -227,7 +219,7 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
     units: dict[str, Tensor] = {}
     with (
         reporter.task("comparing with the base", len(shapes)) as advance,
-        _one_thread_each(),
+        one_thread(),  # of each tensor: they are read side by side
         ThreadPoolExecutor(min(MOST_THREADS, max(2, os.cpu_count() or 1))) as threads,
     ):
         read = threads.map(lambda name: _read_one(plan, model, name, (splits or {}).get(name)), shapes)
@@ -242,17 +234,6 @@ def read_deltas(plan: DeltaPlan, reporter: Reporter, splits: Mapping[str, Split]
         libraries=library_versions(),
     )  # fmt: skip
     return Deltas(file, units)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Tensors are read side by side; torch's own threads would only be in their way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read_one(

@@ -1,29 +1,31 @@
 """Importance heatmaps (the paper's figures 6, A.1 and A.2): as a page, as a picture, in a report.
 
-Reads: core files of one model, of one or more tasks and warm-start lengths. A row of the figure is a task: a pair of
-panels, projections and norms, for each warm-start length.
+Reads core files of one model, of one or more tasks and warm-start lengths. A row of the figure is a task: a pair of
+panels, projections and norms, for each warm-start length. What is outside the layers stands in bands below layer 0 and
+above the last layer, as in the model. A core file says component and layer of each tensor; a tensor of which it does
+not is named and not drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trace_transfer import figures
+from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
+from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.families.language import default_role
 from trace_transfer.figures import Axis, Cells, Marks, Panel, tick_step
-from trace_transfer.identification.importance import (
-    Column,
-    Grid,
-    Importance,
-    Row,
-    describe,
-    epochs_title,
-)
 from trace_transfer.pages import escaped
 
-Place = tuple[int | None, Column]  # a layer, and a column; a band has no layer
+PROJECTIONS, NORMS = "projections", "norms"
+LEAST_BAND = 1 / 26  # a band's share of the height of all layers, at least; one layer's height if that is more
+BAND_GAP = 0.35  # of a band
+NUM_DESCRIBED = 3  # tensors of a cell that are described one by one
+LEAST_MARK = 0.15  # area of a mark that says that little is core
 
 COLUMN, NARROW_COLUMN, WIDEST = 46, 22, 1060  # px of a column, of one among many, of all cells
 LAYER, SMALLEST, LARGEST = 15, 190, 760  # px of a layer, of all of them
@@ -38,86 +40,306 @@ CAPTION = (
 )
 
 
-def figure(importance: Importance) -> figures.Figure:
-    """A row for each task."""
-    rows = [row(importance, one) for one in importance.rows]
-    named = (*importance.columns, *importance.bands)
+class Column(NamedTuple):
+    """A column of one of the panels, or a band across it (`level` -2, -1 below the layers, 1 above, 0 for a column)."""
+
+    label: str
+    panel: str
+    meaning: str
+    level: int = 0
+
+
+# (component, whether it is the norm of a projection's output) → column, from left to right.
+COLUMNS: dict[tuple[str, bool], Column] = {
+    ("attention.query", False): Column("A-Q", PROJECTIONS, "attention query"),
+    ("attention.key", False): Column("A-K", PROJECTIONS, "attention key"),
+    ("attention.value", False): Column("A-V", PROJECTIONS, "attention value"),
+    ("attention.output", False): Column("A-O", PROJECTIONS, "attention output"),
+    ("mlp.router", False): Column("M-R", PROJECTIONS, "MLP router"),
+    ("mlp.gate", False): Column("M-G", PROJECTIONS, "MLP gate"),
+    ("mlp.up", False): Column("M-U", PROJECTIONS, "MLP up"),
+    ("mlp.down", False): Column("M-D", PROJECTIONS, "MLP down"),
+    ("norm.pre_attention", False): Column("LN-In", NORMS, "norm before attention"),
+    ("attention.query", True): Column("Q-Norm", NORMS, "norm of the queries"),
+    ("attention.key", True): Column("K-Norm", NORMS, "norm of the keys"),
+    ("norm.post_attention", False): Column("LN-OutA", NORMS, "norm of what attention adds"),
+    ("norm.pre_mlp", False): Column("LN-PA", NORMS, "norm before the MLP (LLaMA's post-attention layernorm)"),
+    ("norm.post_mlp", False): Column("LN-OutM", NORMS, "norm of what the MLP adds"),
+}
+BANDS: dict[str, Column] = {
+    "embedding": Column("embed", PROJECTIONS, "token embedding", -2),
+    "embedding.position": Column("pos", PROJECTIONS, "position embedding", -1),
+    "head": Column("head", PROJECTIONS, "output head", 1),
+    "norm.final": Column("final", NORMS, "norm after the last layer", 1),
+}
+
+
+class Cell(NamedTuple):
+    """What is told of the tensors of one module of one layer.
+
+    Attributes:
+        score, rank: mean over the weight's parts, or over biases where there is nothing else; `rank` is 1 for the best
+            score of the file and 0 for the last.
+        mark: the core share of its elements; a small one where only a bias is core.
+        lines: the best tensors, with score and rank.
+    """
+
+    score: float | None
+    rank: float | None
+    mark: float
+    lines: tuple[str, ...]
+
+
+Place = tuple[int | None, Column]  # a layer, and a column; a band has no layer
+Ranked = tuple[CoreTensor, int]  # the rank counts from 1 among the scored tensors of a file
+Grid = Mapping[Place, Cell]  # of one core file
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns and bands that occur in any of the core files, and where they are drawn."""
+
+    num_layers: int
+    columns: Mapping[str, Sequence[Column]]
+    bands: Sequence[Column]
+
+    @property
+    def panels(self) -> list[str]:
+        """Those that have anything in them."""
+        return [name for name, own in self.columns.items() if own or any(band.panel == name for band in self.bands)]
+
+    def width(self, panel: str) -> int:
+        """Columns of a panel; one that has nothing but a band is one column wide."""
+        return max(len(self.columns[panel]), 1)
+
+    def edges(self, band: Column) -> tuple[float, float]:
+        """Where a band begins and ends on the axis of layers."""
+        height = max(self.num_layers * LEAST_BAND, 1.0)
+        if band.level > 0:
+            start = self.num_layers - 0.5 + BAND_GAP * height
+            return start, start + height
+        below = sorted((other.level for other in self.bands if other.level < 0), reverse=True).index(band.level)
+        stop = -0.5 - BAND_GAP * height - below * height * (1 + BAND_GAP / 2)
+        return stop - height, stop
+
+
+def figure(cores: Sequence[CoreFile], names: Sequence[str] | None = None) -> figures.Figure:
+    """A row for each task (and method, if there are several), in the order of the core files of one model; messages
+    call these by `names`, such as their paths, or by their tasks."""
+    names = names or [core.task for core in cores]
+    _check(cores, names)
+    grids = [cells_of(core) for core in cores]
+    used = {column for grid in grids for _, column in grid}
+    if not used:
+        raise UserError(
+            f"{', '.join(names)}: no tensor is said to be of a known component, so nothing can be drawn; "
+            "`trace-transfer import` says so of the tensors of a model"
+        )
+    columns = {
+        name: [one for one in COLUMNS.values() if one in used and one.panel == name] for name in (PROJECTIONS, NORMS)
+    }
+    layout = Layout(cores[0].model.num_layers, columns, [band for band in BANDS.values() if band in used])
+    lengths = sorted({epochs_of(core) for core in cores})
+    several = len({core.method.name for core in cores}) > 1
+    tasks: dict[str, dict[float, Grid]] = {}
+    for core, grid in zip(cores, grids, strict=True):
+        name = core.task + (f", {core.method.name}" if several else "")
+        tasks.setdefault(name, {})[epochs_of(core)] = grid
+    ids = dict.fromkeys(core.model.id for core in cores)
+    model = ", ".join(one.rstrip("/").rpartition("/")[2] or one for one in ids)
+    named = (*columns[PROJECTIONS], *columns[NORMS], *layout.bands)
     key = "; ".join(f"**{escaped(column.label)}** {escaped(column.meaning)}" for column in named)
-    title = f"Parameter importance: {importance.model_name}"
-    return figures.Figure(title, importance.subtitle, rows, importance.note, "no score", f"{CAPTION}{key}.", ranks=True)
+    return figures.Figure(
+        f"Parameter importance: {model}", "; ".join(dict.fromkeys(map(_method, cores))),
+        [_row(layout, name, {one: by_length.get(one) for one in lengths}) for name, by_length in tasks.items()],
+        _note(cores), "no score", f"{CAPTION}{key}.", ranks=True,
+    )  # fmt: skip
 
 
-def row(importance: Importance, shown: Row) -> figures.Row:
-    """Panels of one task, by warm-start length."""
-    low, high = importance.extent
-    columns = len(importance.epochs) * importance.num_columns
-    width = min(max(WIDEST / columns, NARROW_COLUMN), COLUMN)
+def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
+    if not cores:
+        raise UserError("no core file is given; importance heatmaps are drawn of one or more")
+    models: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
+    for core, name in zip(cores, names, strict=True):
+        one = core.model
+        model = f"{one.id} ({one.family}, {one.num_layers} layers, names {one.names_sha256[:8]})"
+        models.setdefault(model, []).append(name)
+        place = f"task {core.task}, method {core.method.name}, {epochs_title(epochs_of(core))}"
+        places.setdefault(place, []).append(name)
+    if len({core.model.names_sha256 for core in cores}) > 1:
+        raise UserError(
+            f"the core files are of {len(models)} models, but one figure is of one; draw them one by one:\n"
+            + listing([f"{', '.join(found)}: {model}" for model, found in models.items()])
+        )
+    if twice := [f"{', '.join(found)}: {place}" for place, found in places.items() if len(found) > 1]:
+        raise UserError(f"several core files of one task, method and warm-start length; give one:\n{listing(twice)}")
+
+
+def epochs_of(core: CoreFile) -> float:
+    """The warm-start length of a core file, 1 if it does not say."""
+    found = (core.method.model_extra or {}).get("epochs")
+    if found is None:
+        return 1
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
+        raise ArtefactError(f"{core.task}: method.epochs is {found!r}, expected a number of epochs")
+    return found
+
+
+def epochs_title(epochs: float) -> str:
+    """`1 epoch`, `3 epochs`: the length of a warm start."""
+    return f"{epochs:g} epoch" + ("" if epochs == 1 else "s")
+
+
+def _method(core: CoreFile) -> str:
+    method = core.method
+    alpha = (method.model_extra or {}).get("alpha") if method.name == "lf" else None
+    name = method.name if alpha is None else f"{method.name} (alpha {alpha})"
+    return f"{name}, core: top {100 * method.ratio:.3g} % of {method.unit}"
+
+
+def _note(cores: Sequence[CoreFile]) -> str:
+    """The tensors that no column or band is for, a core one with a star; or nothing."""
+    found = [one for core in cores for one in core.parameters if not any(_places(one, core.model.num_layers))]
+    stars = {one.name for one in found if one.core}
+    names = [name + "*" * (name in stars) for name in dict.fromkeys(one.name for one in found)]
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    star = "; * core" if stars else ""
+    return f"Not drawn, being of no known component: {len(names):,} ({shown}{star})" if names else ""
+
+
+def _places(tensor: CoreTensor, num_layers: int) -> Iterator[tuple[int | None, Column]]:
+    """Layer and column, several if the tensor is fused or tied; a band has no layer, a column one of the model's."""
+    for component in (tensor.component or "").split("+"):
+        is_norm = default_role(tensor.name) == "norm" and not component.startswith("norm.")
+        if component in BANDS and tensor.layer is None:
+            yield None, BANDS[component]
+        elif (component, is_norm) in COLUMNS and tensor.layer is not None and tensor.layer < num_layers:
+            yield tensor.layer, COLUMNS[component, is_norm]
+
+
+def cells_of(core: CoreFile) -> Grid:
+    """The cells of one core file."""
+    ordered = sorted(core.parameters, key=lambda one: (one.score is None, -(one.score or 0.0)))
+    found: dict[Place, list[Ranked]] = {}
+    for rank, tensor in enumerate(ordered, start=1):
+        for place in dict.fromkeys(_places(tensor, core.model.num_layers)):
+            found.setdefault(place, []).append((tensor, rank))
+    num_ranked = sum(tensor.score is not None for tensor in ordered)
+    return {place: _cell(tensors, num_ranked) for place, tensors in found.items()}
+
+
+def _cell(tensors: Sequence[Ranked], num_ranked: int) -> Cell:
+    """`tensors` by rank."""
+    weights: list[Ranked] = []
+    biases: list[Ranked] = []
+    for one in tensors:
+        (biases if default_role(one[0].name) == "bias" else weights).append(one)
+    principals = weights or biases
+    scores = [tensor.score for tensor, _ in principals if tensor.score is not None]
+    score, best = None, None
+    if scores:
+        score = sum(scores) / len(scores)
+        best = sum(1 - (rank - 1) / max(num_ranked - 1, 1) for _, rank in principals[: len(scores)]) / len(scores)
+    share = sum(tensor.num_core for tensor, _ in principals) / sum(tensor.num_elements for tensor, _ in principals)
+    mark = max(share, LEAST_MARK) if any(tensor.core for tensor, _ in tensors) else 0.0
+    lines = []
+    if len(principals) > 1:
+        mean = "no score" if score is None else f"mean score {score:.4g}"
+        lines.append(f"{len(principals):,} parts, {mean}, {share:.1%} of the elements core")
+    shown = [*weights, *biases]
+    for tensor, rank in shown[:NUM_DESCRIBED]:
+        lines += [tensor.label, _described(tensor, rank, num_ranked)]
+    lines += [f"… and {len(shown) - NUM_DESCRIBED:,} more"] * (len(shown) > NUM_DESCRIBED)
+    return Cell(score, best, mark, tuple(lines))
+
+
+def _described(tensor: CoreTensor, rank: int, num_ranked: int) -> str:
+    if tensor.score is None:
+        return "no score"
+    state = "core" if tensor.core else "not core"
+    if tensor.chosen is not None:
+        state = f"{tensor.chosen / tensor.num_elements:.2%} of its parameters core"
+    return f"score {tensor.score:.4g}, rank {rank:,} of {num_ranked:,}, {state}"
+
+
+def _row(layout: Layout, title: str, grids: Mapping[float, Grid | None]) -> figures.Row:
+    """Panels of one task, by warm-start length; None where there is no core file of that length."""
+    edges = [edge for band in layout.bands for edge in layout.edges(band)]
+    low, high = min([-0.5, *edges]), max([layout.num_layers - 0.5, *edges])
+    width = min(max(WIDEST / (len(grids) * sum(map(layout.width, layout.panels))), NARROW_COLUMN), COLUMN)
     height = min(max((high - low) * LAYER, SMALLEST), LARGEST)
     dot = min(max(min(height / (high - low), width) * DOT, 4), 12)
     step = tick_step(height / (high - low), figures.TICK_HEIGHT)
-    first = importance.panels[0]
+    first = layout.panels[0]
     bands = {
-        name: {sum(importance.band_edges(band)) / 2: band.label for band in importance.bands if band.panel == name}
-        for name in importance.panels
+        name: {sum(layout.edges(band)) / 2: band.label for band in layout.bands if band.panel == name}
+        for name in layout.panels
     }
-    layers = {float(layer): str(layer) for layer in range(0, importance.num_layers, step)} | bands[first]
+    layers = {float(layer): str(layer) for layer in range(0, layout.num_layers, step)} | bands[first]
     panels: list[Panel] = []
-    for grid, epochs in zip(shown.grids, importance.epochs, strict=True):
-        for name in importance.panels:
-            labels = {float(at): column.label for at, column in enumerate(importance.columns_of(name))}
+    for epochs, grid in grids.items():
+        for name in layout.panels:
+            labels = {float(at): column.label for at, column in enumerate(layout.columns[name])}
             told = name == first
             panels.append(
                 Panel(
-                    Axis(-0.5, importance.width_of(name) - 0.5, ticks=labels),
+                    Axis(-0.5, layout.width(name) - 0.5, ticks=labels),
                     Axis(low, high, "layer" if told and not panels else "", layers),
-                    width * importance.width_of(name), height,
-                    cells=() if grid is None else _cells(importance, grid, name),
-                    marks=() if grid is None else _dots(importance, grid, name, dot),
-                    title=epochs_title(epochs) if told and len(importance.epochs) > 1 else "",
+                    width * layout.width(name), height,
+                    cells=() if grid is None else _cells(layout, grid, name),
+                    marks=() if grid is None else _dots(layout, grid, name, dot),
+                    title=epochs_title(epochs) if told and len(grids) > 1 else "",
                     gap=0 if not panels else PAIR_GAP if told else GAP,
                     beside={} if told or grid is None else bands[name],
                     note=f"no core file of {epochs_title(epochs)}" if grid is None and told else "",
                 )
             )  # fmt: skip
-    return figures.Row(shown.name, panels, shown.scale, "score")
+    return figures.Row(title, panels, _scale(grids.values()), "score")
 
 
-def _cells(importance: Importance, grid: Grid, panel: str) -> list[Cells]:
+def _scale(grids: Iterable[Grid | None]) -> tuple[float, float]:
+    """The least and the largest score inside the layers, of all lengths together."""
+    places = [(layer, cell) for grid in grids for (layer, _), cell in (grid or {}).items()]
+    scores = [cell.score for layer, cell in places if layer is not None and cell.score is not None]
+    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.01, high + 0.01)
+
+
+def _cells(layout: Layout, grid: Grid, panel: str) -> list[Cells]:
     """The layers of a panel, and its bands."""
-    across = (-0.5, importance.width_of(panel) - 0.5)
-    inside: list[list[Place]] = [
-        [(layer, column) for column in importance.columns_of(panel)] for layer in range(importance.num_layers)
-    ]
-    parts = [(inside, (-0.5, importance.num_layers - 0.5))] if inside and inside[0] else []
-    parts += [([[(None, band)]], importance.band_edges(band)) for band in importance.bands if band.panel == panel]
-    return [
-        Cells(
-            _values(grid, places, ranks=False),
-            [["\n".join(describe(grid, *place)) for place in line] for line in places],
-            np.array([[place in grid.cells for place in line] for line in places]), across, edges,
-            _values(grid, places, ranks=True),
-        )
-        for places, edges in parts
-    ]  # fmt: skip
+    columns = layout.columns[panel]
+    inside: list[list[Place]] = [[(layer, column) for column in columns] for layer in range(layout.num_layers)]
+    parts = [(inside, (-0.5, layout.num_layers - 0.5))] if inside and columns else []
+    parts += [([[(None, band)]], layout.edges(band)) for band in layout.bands if band.panel == panel]
+    found = []
+    for places, edges in parts:
+        cells = [[grid.get(place) for place in line] for line in places]
+        found.append(
+            Cells(
+                np.array([[cell and cell.score for cell in line] for line in cells], float),
+                [["\n".join(_told(*place, grid.get(place))) for place in line] for line in places],
+                np.array([[cell is not None for cell in line] for line in cells]),
+                (-0.5, layout.width(panel) - 0.5), edges,
+                np.array([[cell and cell.rank for cell in line] for line in cells], float),
+            )
+        )  # fmt: skip
+    return found
 
 
-def _values(grid: Grid, places: Sequence[Sequence[Place]], *, ranks: bool) -> NDArray[np.float64]:
-    def value(place: tuple[int | None, Column]) -> float | None:
-        cell = grid.cells.get(place)
-        if cell is None:
-            return None
-        return cell.rank_share(grid.num_ranked) if ranks else cell.score
-
-    return np.array([[value(place) for place in line] for line in places], float)
+def _told(layer: int | None, column: Column, cell: Cell | None) -> list[str]:
+    """What a cell says when one points at it, as lines of text."""
+    where = column.meaning if layer is None else f"layer {layer}, {column.label} ({column.meaning})"
+    return [where, *(cell.lines if cell else ["no such tensor"])]
 
 
-def _dots(importance: Importance, grid: Grid, panel: str, size: float) -> list[Marks]:
+def _dots(layout: Layout, grid: Grid, panel: str, size: float) -> list[Marks]:
     """Dots whose areas are the core shares of their cells."""
-    columns, found = importance.columns_of(panel), []
-    for (layer, column), cell in grid.cells.items():
+    columns, found = layout.columns[panel], []
+    for (layer, column), cell in grid.items():
         if column.panel == panel and cell.mark:
             if layer is None:
-                at = ((importance.width_of(panel) - 1) / 2, sum(importance.band_edges(column)) / 2)
+                at = ((layout.width(panel) - 1) / 2, sum(layout.edges(column)) / 2)
             else:
                 at = (columns.index(column), layer)
             found.append((*at, max(cell.mark**0.5 * size, 2)))

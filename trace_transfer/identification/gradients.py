@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from trace_transfer.data.examples import Example
 from trace_transfer.errors import ModelError, NumericalError, listing
 from trace_transfer.families.model_handle import OpenModel
-from trace_transfer.identification.fisher.batches import MicroBatch, loss_of, prepare, run_model
+from trace_transfer.identification.fisher import MicroBatch, loss_of, prepare, run_model
 from trace_transfer.models.checkpoints import Checkpoint, release
 from trace_transfer.models.running import layers_of, replaced_forwards
 from trace_transfer.models.sources import build_meta_model
@@ -56,11 +56,7 @@ class BaseGradients:
         self, base: OpenModel, weights: Checkpoint, sets: Sequence[Sequence[Example]], device: str,
         advance: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Run forward; `advance` is called once for each layer, here and in `tensors`.
-
-        Raises:
-            ModelError: weights are missing, or the model is not a stack of layers that hand on hidden states alone.
-        """
+        """Run forward; `advance` is called once for each layer, here and in `tensors`."""
         self.model: Any = build_meta_model(base.config, torch.float32).eval().requires_grad_(False)
         self.weights, self.device, self.advance, self.name = weights, torch.device(device), advance, base.name
         for module in self.model.modules():
@@ -204,7 +200,6 @@ class BaseGradients:
     def _through_embedding(
         self, sums: _Sums, gradients: Sequence[Tensor], tied: str, tied_rows: Sequence[Tensor]
     ) -> None:
-        """What lies below the layers."""
         for number, (batch, gradient) in enumerate(zip(self.batches, gradients, strict=True)):
             hidden, _ = self._recorded(batch)
             if not hidden.requires_grad:
@@ -227,7 +222,6 @@ class _Sums:
         self.told: set[str] = set()
 
     def add(self, name: str, index: int, gradient: Tensor) -> None:
-        """Add one example's gradient to a set's sums."""
         for sums in (self.mean, self.square):
             if name not in sums:
                 sums[name] = gradient.new_zeros(len(self.sizes), *gradient.shape)

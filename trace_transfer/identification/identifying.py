@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trace_transfer.core_sets.core_file import CoreFile, write_core
 from trace_transfer.core_sets.masks import Chosen
@@ -23,10 +22,10 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import refuse_inputs, remove_leftovers, write_text
+from trace_transfer.identification.at_base import at_base
 from trace_transfer.identification.deltas import DELTAS, DeltaPlan, DeltaStore, deltas_of, plan_deltas
 from trace_transfer.identification.draw import figure
-from trace_transfer.identification.fisher.information import fisher_file, fisher_of
-from trace_transfer.identification.importance import importance_of
+from trace_transfer.identification.fisher import fisher_file, fisher_of
 from trace_transfer.identification.records import StabilityFile, beside
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.scoring import (
@@ -51,7 +50,7 @@ from trace_transfer.locking import held
 from trace_transfer.models.running import resolve_device
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.progress import Reporter
-from trace_transfer.records import ModelIdentity, to_json
+from trace_transfer.records import to_json
 
 STABILITY = "stability.json"
 
@@ -132,28 +131,21 @@ def run_warm_starts_of(plan: IdentifyPlan, reporter: Reporter) -> tuple[DeltaSto
 def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
     """Carry the plan out. Under a launcher of several processes all take part in the warm starts, and the first goes
     on alone: the others get None. After an error what was finished stays, and the same command goes on."""
-    settings = plan.settings
+    settings, seed = plan.settings, plan.settings.warm_start.train.seed
     with held(plan.out, shared=True):
         if settings.score.at_base:
-            return _run_at_base(plan, reporter) if is_first_rank() else None
+            if not is_first_rank():
+                return None
+            inputs = at_base(plan.base, plan.tasks, settings, _splits(plan.base, settings.score) or {}, reporter)
+            return write_core_sets(inputs, settings.score, plan.out)
         stores = run_warm_starts(plan.warm_starts, reporter)
         if not is_first_rank():
             return None
         data = {start.label: start.data for start in plan.warm_starts.starts}
         data |= {task.task: task for task in plan.tasks if task.task in plan.tuned}
         deltas = plan_deltas(plan.base, plan.tuned, stores)
-        return _score(deltas, data, settings, settings.warm_start.train.seed, plan.out, reporter)
-
-
-def _run_at_base(plan: IdentifyPlan, reporter: Reporter) -> Identified:
-    """Core sets without any warm start, all written."""
-    from trace_transfer.identification.at_base import at_base
-
-    remove_leftovers(plan.out)
-    splits = _splits(plan.base, plan.settings.score) or {}
-    inputs, chosen = at_base(plan.base, plan.tasks, plan.settings, splits, reporter)
-    made_with = {"seed": plan.settings.warm_start.train.seed}
-    return _write(inputs, plan.settings.score, plan.base.identity, made_with, plan.out, chosen)
+        inputs = score_inputs(deltas, data, settings, seed, plan.out, reporter)
+        return write_core_sets(inputs, settings.score, plan.out)
 
 
 def run_score(
@@ -189,18 +181,8 @@ def run_score(
         if missing := [source.tuned.label for source in plan.sources if source.tuned.label not in data]:
             raise UserError(f"{tasks}: lacks tasks to be scored:\n" + listing(missing))
     seed = int(stores[0].record.settings.get("seed", seed)) if stores else seed
-    with held(out):
-        return _score(plan, data, settings, seed, Path(out), reporter)
-
-
-def _score(
-    plan: DeltaPlan, data: Mapping[str, TaskData] | None, settings: IdentifySettings, seed: int, out: Path,
-    reporter: Reporter,
-) -> Identified:  # fmt: skip
-    """From opened deltas to core files, all written."""
-    remove_leftovers(out)
-    inputs = score_inputs(plan, data, settings, seed, out, reporter)
-    return write_core_sets(plan, inputs, settings.score, seed, out)
+    with held(out) as directory:
+        return write_core_sets(score_inputs(plan, data, settings, seed, directory, reporter), settings.score, directory)
 
 
 def score_inputs(
@@ -219,7 +201,12 @@ def score_inputs(
             for one in plan.sources
         ]
         files += [fisher_file(out, source) for source in plan.sources]
-    return gather(plan.base.anatomy, deltas, fisher, splits, files)
+    epochs = {
+        source.weights.record.settings.get("epochs") if isinstance(source.weights, DeltaStore) else None
+        for source in plan.sources
+    }  # None of models that were tuned elsewhere
+    made_with = {"epochs": epochs.pop() if len(epochs) == 1 else None, "seed": seed}
+    return gather(plan.base, deltas, fisher, splits, made_with, files)
 
 
 def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
@@ -229,32 +216,17 @@ def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
     return splits_of(base.anatomy, base.config, transposed.__contains__)
 
 
-def write_core_sets(plan: DeltaPlan, inputs: ScoreInputs, settings: ScoreSettings, seed: int, out: Path) -> Identified:
+def write_core_sets(inputs: ScoreInputs, settings: ScoreSettings, out: Path) -> Identified:
     """From score inputs to core files, stability and importance heatmaps, all written into `out`."""
-    epochs = {
-        source.weights.record.settings.get("epochs") if isinstance(source.weights, DeltaStore) else None
-        for source in plan.sources
-    }  # None of models that were tuned elsewhere
-    made_with = {"epochs": epochs.pop() if len(epochs) == 1 else None, "seed": seed}
-    return _write(inputs, settings, plan.base.identity, made_with, out)
-
-
-def _write(
-    inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any], out: Path,
-    chosen: Sequence[Mapping[str, Chosen]] | None = None,
-) -> Identified:  # fmt: skip
-    """`chosen` are each task's single parameters, where they are chosen one by one."""
-    files = list(inputs.files)
-    cores, report = core_files(inputs, settings, model, {"replicates": inputs.num_replicates, **made_with}), None
-    if chosen is not None:
-        cores = tuple(core.of_parameters(one) for core, one in zip(cores, chosen, strict=True))
+    remove_leftovers(out)
+    files, cores, report = list(inputs.files), core_files(inputs, settings), None
     for core in cores:
         files += write_core(core_path(out, core), core)
     if inputs.num_replicates == 2:
-        report = stability(inputs, settings, model)
+        report = stability(inputs, settings)
         files.append(out / STABILITY)
         write_text(files[-1], to_json(report))
-    drawing = figure(importance_of(cores))
+    drawing = figure(cores)
     files += [out / "importance.html", out / "importance.png"]
     write_html(files[-2], drawing)
     write_png(files[-1], drawing)

@@ -41,11 +41,8 @@ class DataRecord(Strict):
 
 
 class WarmStartFile(Strict):
-    """`warm_start.json`: one warm start and where its deltas are; written last, so that it says that all is there.
-
-    `order` is the task's place in `tasks.yaml`; `replicate` counts from 1 where a task was warm-started on several
-    disjoint parts of its data. `shards` maps each file of the delta to its SHA-256; `fingerprint` is that of those.
-    """
+    """`warm_start.json`, written last. `order` is the task's place in `tasks.yaml`; `replicate` counts from 1 where a
+    task was warm-started on disjoint parts of its data; `shards` maps each file of the delta to its SHA-256."""
 
     format: Literal["trace-transfer/warm-start"] = "trace-transfer/warm-start"
     version: Literal[1] = 1
@@ -80,10 +77,8 @@ class TunedModel(Strict):
 
 
 class DeltaTensor(Strict):
-    """Of one tensor: the norm of each delta, the cosine of each pair, and how many of its parameters did not move.
-
-    Pairs are (1, 0), (2, 0), (2, 1), (3, 0), …; null where a delta is zero. `base_norm` is that of the base's values.
-    """
+    """Of one tensor: the norm of each delta, how many of its parameters did not move, and the cosine of each pair
+    (1, 0), (2, 0), (2, 1), (3, 0), …; null where a delta is zero. `base_norm` is that of the base's values."""
 
     name: Name
     shape: tuple[int, ...]
@@ -124,8 +119,7 @@ class FisherTensor(Strict):
 class FisherFile(Strict):
     """`fisher.json`: Fisher information of all tensors for a task; with `units`, that of heads and neurons too.
 
-    `at` says where: `fingerprint` is of a warm start or fine-tuned model, or of the base. `fallback` names tensors that
-    were taken one example at a time because their layer type has no batched form.
+    `fingerprint` is of the model that it was taken `at`; `fallback` names tensors without a batched form.
     """
 
     format: Literal["trace-transfer/fisher"] = "trace-transfer/fisher"
@@ -145,10 +139,8 @@ class FisherFile(Strict):
 
 
 class TaskStability(Strict):
-    """Overlap (Jaccard) of a task's core sets from two replicates, and with the other tasks' sets, if there are any.
-
-    `highest_between` is the largest overlap with any other task in what the ratio counts; `clear` says whether the
-    task's own overlap is above it.
+    """Overlap (Jaccard) of a task's core sets from two replicates, and with the other tasks' sets, if there are any;
+    `clear` says whether its own is above `highest_between`, the largest with any other task in what the ratio counts.
     """
 
     task: str

@@ -87,10 +87,7 @@ class Scores:
 
 
 def lf(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
-    """alpha · L2 + (1 − alpha) · Fisher, both normalised over the entries (eq. 5); terms as in the authors' list.
-
-    A term of weight zero is left out: its NaN then costs no score, and with alpha = 1 no Fisher information is needed.
-    """
+    """alpha · L2 + (1 − alpha) · Fisher, each normalised over entries (eq. 5). A term of weight zero is left out."""
     parts = [(l2(statistics, task, settings), "l2_norm_score", settings.alpha)]
     if settings.alpha < 1 or statistics.fisher_PK is not None:
         parts.append((fisher(statistics, task, settings), "fisher_norm_score", 1.0 - settings.alpha))
@@ -107,14 +104,12 @@ def lf(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
 def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     """Specificity: one minus the mean cosine with the other tasks' deltas (eq. 6-8), in [0, 2].
 
-    A cosine with a delta that is zero does not exist. With `zero_delta` = `unscored` an entry that the task itself did
-    not move is not scored, and another task that did not move it is left out of the mean (one task must not take an
-    entry from all others); if no task is left, the entry is not scored. `cosine-0` is the authors' way: it gives an
-    entry that did not move the score 1, above all those whose tasks agree a little.
+    A zero delta has no cosine. With `zero_delta` = `unscored` an entry that the task itself did not move is not scored,
+    and another task that did not move it is left out of the mean. `cosine-0` is the authors' way: it gives an entry
+    that did not move the score 1, above all those whose tasks agree a little.
 
     `corrected` divides the cosine by √(reliability of one · of the other), which undoes what noise takes from it
-    (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine, and is
-    treated as above whatever `zero_delta` is.
+    (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine.
     """
     others = [k for k in range(len(statistics.tasks_K)) if k != task]
     cosines_PJ = cosines_of(statistics.gram_PKK)[:, task, others]
@@ -133,11 +128,8 @@ def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
 
 
 def l2(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
-    """Size of the delta: eq. 3 as printed, or freed of the entry's size (`rms`, the authors' code) or scale.
-
-    The plain norm ranks mostly by size: its rank correlation with √numel was 0.95 to 0.97. An entry whose base is zero
-    has no `relative` size.
-    """
+    """Size of the delta: eq. 3 as printed, or freed of the entry's size (`rms`, the authors' code) or scale; an entry
+    whose base is zero has no `relative` size."""
     values_P = np.sqrt(statistics.gram_PKK[:, task, task])
     if settings.l2 == "rms":
         values_P = values_P / np.sqrt(statistics.numel_P)
@@ -157,11 +149,9 @@ def fisher(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores
 
 
 def snr(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
-    """Signal to noise at the base: g² / (H + 0.01 · mean H), g² and H the means over an entry's parameters.
-
-    g is the task's mean gradient, H the Fisher information of the other tasks (or of generic text): how fast the task's
-    loss falls, for what it costs the others by elastic weight consolidation (Kirkpatrick 2017, arXiv 1612.00796).
-    """
+    """Signal to noise at the base: g² / (H + 0.01 · mean H), g² and H the means over an entry's parameters. g is the
+    task's mean gradient, H the Fisher information of the others (or of generic text): how fast the task's loss falls,
+    for what it costs the others by elastic weight consolidation (Kirkpatrick 2017, arXiv 1612.00796)."""
     signal_P = statistics.gram_PKK[:, task, task] / statistics.numel_P
     noise_P = statistics.others_P(task)
     mean = mean_noise(noise_P, statistics.numel_P)
@@ -174,7 +164,7 @@ def mean_noise(noise_P: Vector, numel_P: NDArray[np.int64]) -> float:
 
 
 def signal_to_noise(signal: Any, noise: Any, mean_noise: float) -> Any:
-    """Of arrays or tensors; 0 where both are, and in a model without any noise."""
+    """Of arrays or tensors; 0 where both are."""
     floor = DAMPING * mean_noise
     return signal / (noise + (floor if floor > 0 else TINY))
 
@@ -256,9 +246,7 @@ class ScoreSettings(Settings):
 
     GROUP: ClassVar[str] = "Scoring"
     LATER: ClassVar[frozenset[str]] = frozenset({*AT_BASE, "within"})
-    # `paper` is the text, section 3.2: the plain norm, and the squared gradient summed over a tensor's parameters.
-    # `authors-code` is what its published code does: root mean square, mean squared gradient of 150 batches of 2,
-    # min-max, 10 %, and cosine 0 for a zero delta.
+    # `paper` is the text, section 3.2; `authors-code` what its published code does: 150 batches of 2, 10 %, cosine 0.
     PROFILES: ClassVar = {
         "default": {},
         "paper": {"unit": "tensors", "l2": "norm", "fisher_size": "sum"},
@@ -361,10 +349,7 @@ def _normalised(values: Vector, how: str) -> Vector:
 
 def normalise(values_P: Vector, how: str, kinds_P: Sequence[str] | NDArray[np.str_] | None = None) -> Vector:
     """min-max: in [0, 1]; rank: from 0 for the smallest to 1 for the largest; z-score. Over all entries or over those
-    of one kind at a time.
-
-    NaN takes no part and stays. Equal values say nothing about importance and become zeros.
-    """
+    of one kind at a time. NaN takes no part and stays; equal values say nothing about importance and become zeros."""
     kinds = np.zeros(len(values_P), int) if kinds_P is None else np.asarray(kinds_P)
     known_P, result_P = ~np.isnan(values_P), np.full(len(values_P), np.nan)
     for kind in np.unique(kinds[known_P]):

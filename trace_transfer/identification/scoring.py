@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.core_sets.overlap import jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.families.anatomy import Anatomy, Split
+from trace_transfer.families.anatomy import Split
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
+from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.identification.deltas import Deltas, grams_of
 from trace_transfer.identification.records import (
     DeltaFile,
@@ -52,13 +54,17 @@ class ScoreInputs:
     Attributes:
         deltas_of_K: the indices of each task's deltas among the N.
         entries: without scores.
+        made_with: what else decided the scores: epochs, seed.
         text_P: Fisher information on generic text.
         deltas: None of methods at the base, whose `gram_PNN` is that of gradients.
+        chosen: of each task its single parameters, where they are chosen one by one.
         fallback: tensors whose Fisher information was taken one example at a time.
         files: where all of it lies.
     """
 
+    model: ModelIdentity
     tasks: tuple[str, ...]
+    made_with: Mapping[str, Any]
     deltas_of_K: tuple[tuple[int, ...], ...]
     entries: tuple[CoreTensor, ...]
     gram_PNN: Array
@@ -66,6 +72,7 @@ class ScoreInputs:
     fisher_PN: Array | None
     text_P: Array | None = None
     deltas: DeltaFile | None = None
+    chosen: Sequence[Mapping[str, Chosen]] = ()
     fallback: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
@@ -74,30 +81,17 @@ class ScoreInputs:
         """Replicates that every task has."""
         return min(map(len, self.deltas_of_K))
 
-    def statistics(self) -> Statistics:
-        """Of each task's mean delta over its replicates, and its mean Fisher information."""
-        gram_PKK, reliability_PK = averaged(self.gram_PNN, self.deltas_of_K), None
-        if self.num_replicates > 1:
+    def statistics(self, replicate: int | None = None) -> Statistics:
+        """Of each task's mean delta over its replicates and its mean Fisher information; or of one replicate of each
+        task: nothing in it depends on the others'."""
+        groups = self.deltas_of_K if replicate is None else [(group[replicate],) for group in self.deltas_of_K]
+        gram_PKK, reliability_PK, fisher_PK = averaged(self.gram_PNN, groups), None, None
+        if min(map(len, groups)) > 1:
             # How much of the squared mean delta two replicates agree on: <first, second> / |mean|². With it
             # cos(k, j) / √(rel_k rel_j) is <k, j> / √(<k1, k2> <j1, j2>), in which noise has no expectation.
-            agreed_PK = np.stack([self.gram_PNN[:, group[0], group[1]] for group in self.deltas_of_K], axis=1)
+            agreed_PK = np.stack([self.gram_PNN[:, group[0], group[1]] for group in groups], axis=1)
             with np.errstate(invalid="ignore", divide="ignore"):
                 reliability_PK = agreed_PK / np.diagonal(gram_PKK, axis1=1, axis2=2)
-        return self._statistics(gram_PKK, self.deltas_of_K, reliability_PK)
-
-    def replicate(self, index: int) -> Statistics:
-        """Of one replicate of each task: nothing in it depends on the others'."""
-        chosen = [group[index] for group in self.deltas_of_K]
-        return self._statistics(self.gram_PNN[:, chosen][:, :, chosen], [[one] for one in chosen], None)
-
-    def replicate_cosines(self) -> dict[str, float]:
-        """Task → median over entries of the cosine of its two replicates' deltas."""
-        cosines_PNN = cosines_of(self.gram_PNN)
-        pairs = {task: group for task, group in zip(self.tasks, self.deltas_of_K, strict=True) if len(group) == 2}
-        return {task: float(np.nanmedian(cosines_PNN[:, one, other])) for task, (one, other) in pairs.items()}
-
-    def _statistics(self, gram_PKK: Array, groups: Sequence[Sequence[int]], reliability_PK: Array | None) -> Statistics:
-        fisher_PK = None
         if self.fisher_PN is not None:
             fisher_PK = np.stack([self.fisher_PN[:, list(group)].mean(axis=1) for group in groups], axis=1)
         return Statistics(
@@ -105,6 +99,12 @@ class ScoreInputs:
             base_norms_P=self.base_norms_P, kinds_P=np.array([entry.component for entry in self.entries]),
             tasks_K=self.tasks, fisher_PK=fisher_PK, text_P=self.text_P, reliability_PK=reliability_PK,
         )  # fmt: skip
+
+    def replicate_cosines(self) -> dict[str, float]:
+        """Task → median over entries of the cosine of its two replicates' deltas."""
+        cosines_PNN = cosines_of(self.gram_PNN)
+        pairs = {task: group for task, group in zip(self.tasks, self.deltas_of_K, strict=True) if len(group) == 2}
+        return {task: float(np.nanmedian(cosines_PNN[:, one, other])) for task, (one, other) in pairs.items()}
 
 
 def averaged(gram_PNN: Array, groups: Sequence[Sequence[int]]) -> Array:
@@ -115,8 +115,8 @@ def averaged(gram_PNN: Array, groups: Sequence[Sequence[int]]) -> Array:
 
 
 def gather(
-    anatomy: Anatomy, deltas: Deltas, fisher: Sequence[Kept[FisherFile]] | None, splits: Mapping[str, Split] | None,
-    files: Sequence[Path] = (),
+    base: OpenModel, deltas: Deltas, fisher: Sequence[Kept[FisherFile]] | None, splits: Mapping[str, Split] | None,
+    made_with: Mapping[str, Any], files: Sequence[Path],
 ) -> ScoreInputs:  # fmt: skip
     """Bring everything into one order: of whole tensors, or of rows where there are `splits`."""
     tuned = deltas.file.tuned
@@ -127,7 +127,7 @@ def gather(
     grams, base_norms, values = [], [], []
     for index, tensor in enumerate(deltas.file.parameters):
         name, split = tensor.name, (splits or {}).get(tensor.name)
-        entries += entries_of(anatomy, name, tensor.shape, split)
+        entries += entries_of(base.anatomy, name, tensor.shape, split)
         if split is None:
             grams.append(whole_PNN[index][None])
             base_norms.append([tensor.base_norm])
@@ -138,7 +138,7 @@ def gather(
             base_norms.append(np.sqrt(grams_UNN[:, -1, -1]))
             values.append(np.array([one.units[name].numpy() for one in fisher or ()]).T)
     return ScoreInputs(
-        tasks=tasks,
+        model=base.identity, tasks=tasks, made_with=made_with,
         deltas_of_K=tuple(tuple(index for index, one in enumerate(tuned) if one.task == task) for task in tasks),
         entries=tuple(entries), gram_PNN=np.concatenate(grams), base_norms_P=np.concatenate(base_norms),
         fisher_PN=np.concatenate(values) if fisher is not None else None, deltas=deltas.file,
@@ -183,20 +183,21 @@ def masks_within(settings: ScoreSettings, tasks: Sequence[str], model: ModelIden
     return found
 
 
-def core_files(
-    inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity, made_with: Mapping[str, Any]
-) -> tuple[CoreFile, ...]:
-    """One core file per task; entries that cannot be scored are listed without a score, and `made_with` what else
-    decided the scores: epochs, replicates, seed."""
-    chosen = settings.deciding() if settings.at_base else settings.recorded()
-    method = {"name": chosen.pop("method"), **chosen, "tasks": list(inputs.tasks), **made_with}
+def core_files(inputs: ScoreInputs, settings: ScoreSettings) -> tuple[CoreFile, ...]:
+    """One core file per task; entries that cannot be scored are listed without a score."""
+    recorded = settings.deciding() if settings.at_base else settings.recorded()
+    made_with = {"tasks": list(inputs.tasks), "replicates": inputs.num_replicates, **inputs.made_with}
+    method = {"name": recorded.pop("method"), **recorded, **made_with}
     if settings.unit == "parameters":
         method["unit"] = "tensors"  # until they are chosen
-    found = _core_sets(inputs, inputs.statistics(), settings, masks_within(settings, inputs.tasks, model))
-    return tuple(
-        CoreFile(task=task, model=model, method=method, parameters=tensors, libraries=library_versions())
+    found = _core_sets(inputs, inputs.statistics(), settings, masks_within(settings, inputs.tasks, inputs.model))
+    cores = tuple(
+        CoreFile(task=task, model=inputs.model, method=method, parameters=tensors, libraries=library_versions())
         for task, tensors in zip(inputs.tasks, found, strict=True)
     )
+    if not inputs.chosen:
+        return cores
+    return tuple(core.of_parameters(chosen) for core, chosen in zip(cores, inputs.chosen, strict=True))
 
 
 def _core_sets(
@@ -246,27 +247,24 @@ def covered(entries: Sequence[CoreTensor], mask: Mask) -> NDArray[np.bool_]:
     return np.array([lies(entry) for entry in entries])
 
 
-def stability(inputs: ScoreInputs, settings: ScoreSettings, model: ModelIdentity) -> StabilityFile:
-    """How far core sets of one task agree between its two replicates, beside how far those of different tasks do.
-
-    Of the chosen method, and of others that the same inputs allow: LF and CS beside each other tell most. Each
-    replicate's sets are made from that replicate of every task alone.
-    """
+def stability(inputs: ScoreInputs, settings: ScoreSettings) -> StabilityFile:
+    """How far core sets of one task agree between its two replicates, each made from that replicate of all tasks alone,
+    beside how far those of different tasks do: of the chosen method, and of others that the same inputs allow."""
     possible = {"lf": inputs.fisher_PN is not None, "cs": len(inputs.tasks) > 1, "l2": True}
     others = [] if settings.at_base else [name for name, fits in possible.items() if fits]
-    within = masks_within(settings, inputs.tasks, model)
+    within = masks_within(settings, inputs.tasks, inputs.model)
     methods = tuple(
         _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"}), within)
         for name in dict.fromkeys([settings.method, *others])
     )
     reliability = inputs.replicate_cosines()
-    return StabilityFile(model=model, methods=methods, reliability=reliability, libraries=library_versions())
+    return StabilityFile(model=inputs.model, methods=methods, reliability=reliability, libraries=library_versions())
 
 
 def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]) -> MethodStability:
     first, second = (
         [{p.place: p.num_elements for p in tensors if p.core} for tensors in found]
-        for found in (_core_sets(inputs, inputs.replicate(index), settings, within) for index in (0, 1))
+        for found in (_core_sets(inputs, inputs.statistics(index), settings, within) for index in (0, 1))
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)

@@ -9,7 +9,7 @@ import numpy as np
 
 from trace_transfer.core_sets.overlap import render_core_sets
 from trace_transfer.files import size
-from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile
+from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, label_of
 from trace_transfer.records import model_line
 from trace_transfer.terminal import Page, as_text
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from trace_transfer.identification.deltas import DeltaStore
     from trace_transfer.identification.identifying import Identified, IdentifyPlan
 
-BYTES = {"float32": 4, "bfloat16": 2}
 STATE_BYTES = 12  # of a trained parameter beside its value: gradient and AdamW's two moments, in float32
 NUM_SHOWN = 15
 
@@ -45,17 +44,16 @@ def render_plan(page: Page, plan: IdentifyPlan) -> None:
     headings = ("task", "examples", "of records", "tokens", "supervised", "longest", "cut", "left out", "template")
     page.table(headings, rows, "tasks")
     elements, train = plan.base.identity.num_elements, settings.train
-    missing = len(starts.starts) - len(starts.finished)
     page.line(f"{plan.base.name}: {plan.base.identity.num_parameters:,} tensors, {elements:,} parameters")
     if plan.with_scores and score.at_base:
         page.lines(_at_base(plan))
     else:
         page.lines((
-            f"warm starts: {missing} to be made, {len(starts.finished)} finished, {len(plan.tuned)} tasks tuned "
-            "elsewhere",
+            f"warm starts: {starts.num_missing} to be made, {len(starts.finished)} finished, {len(plan.tuned)} tasks "
+            "tuned elsewhere",
             f"memory: {size(elements * (4 + STATE_BYTES))} for weights, gradients and optimizer (float32, over all "
             f"processes), activations beside it",
-            f"disk: {size(missing * elements * BYTES[settings.delta_dtype])} for deltas ({settings.delta_dtype}), "
+            f"disk: {size(starts.num_bytes)} for deltas ({settings.delta_dtype}), "
             f"{size(elements * 12)} for a checkpoint while training",
             f"training: {train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate "
             f"{train.learning_rate:g}, batches of {train.batch_size}, ZeRO {train.zero}, seed {train.seed}",
@@ -85,7 +83,7 @@ def render_warm_starts(page: Page, stores: Sequence[DeltaStore]) -> None:
     for store in stores:
         one, data = store.record, store.record.data
         rows.append((
-            one.task if one.replicate is None else f"{one.task}/{one.replicate}", data.num_examples, data.num_tokens,
+            label_of(one.task, one.replicate), data.num_examples, data.num_tokens,
             data.num_cut, data.num_left_out, one.num_steps, f"{one.losses[0]:.3f}", f"{one.losses[-1]:.3f}",
         ))  # fmt: skip
     headings = ("task", "examples", "tokens", "cut", "left out", "steps", "first loss", "last loss")

@@ -38,7 +38,6 @@ from trace_transfer.settings import side_by_side
 from trace_transfer.stopping import StopSignal, stop_on_sigterm
 
 FOLDER, MODEL = "warm_start", "model"
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,15 @@ class WarmStartPlan:
     starts: tuple[WarmStart, ...]
     finished: frozenset[str]
     out: Path
+
+    @property
+    def num_missing(self) -> int:
+        return len(self.starts) - len(self.finished)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the missing deltas need on the disk."""
+        return self.num_missing * getattr(torch, self.settings.delta_dtype).itemsize * self.base.identity.num_elements
 
 
 def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[int | None, TaskData]]:
@@ -119,12 +127,10 @@ def _differences(record: WarmStartFile, start: WarmStart, plan: WarmStartPlan) -
 def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:
     """Make those that are not finished, one after another, each from the base. The first of several processes gets the
     deltas, the others nothing. After an error or SIGTERM what was finished stays."""
-    missing = len(plan.starts) - len(plan.finished)
-    needed = missing * BYTES[plan.settings.delta_dtype] * plan.base.identity.num_elements
-    if missing and (free := shutil.disk_usage(plan.out).free) < needed:
+    if plan.num_missing and (free := shutil.disk_usage(plan.out).free) < plan.num_bytes:
         raise UserError(
-            f"{plan.out}: {free:,} bytes are free, but the deltas of {missing} warm starts need {needed:,}; make room, "
-            "or name another --out (--delta-dtype bfloat16 needs half of float32)"
+            f"{plan.out}: {free:,} bytes are free, but the deltas of {plan.num_missing} warm starts need "
+            f"{plan.num_bytes:,}; make room, or name another --out (--delta-dtype bfloat16 needs half of float32)"
         )
     with stop_on_sigterm() as stop:
         for start in plan.starts:

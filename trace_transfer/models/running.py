@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's own threads rest while it lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def layers_of(model: nn.Module, layer_path: str) -> list[nn.Module]:
     """The layers in the list at a module path (`model.layers`)."""
     return list(cast(nn.ModuleList, model.get_submodule(layer_path)))

@@ -20,8 +20,7 @@ from trace_transfer import figures as drawing
 from trace_transfer.core_sets.overlap import jaccard_by_chance, jaccard_of_cores
 from trace_transfer.errors import UserError
 from trace_transfer.files import write_text
-from trace_transfer.identification import draw as importance_figure
-from trace_transfer.identification.importance import importance_of
+from trace_transfer.identification.draw import figure as importance_figure
 from trace_transfer.locking import held
 from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
 from trace_transfer.printable import printable
@@ -217,15 +216,16 @@ def _importance(run: FinishedRun, cores: Sequence[CoreFound]) -> list[Plot]:
     drawn: list[Plot] = []
     taken = 0
     for found in cores:
+        if taken >= MOST_FIGURES:
+            break
         title = f"{found.core.task}, {ROLES[found.role]}, by {found.score}"
         title += f" ({_used_by(run, found)})" if found.role == "carried" else ""
         try:
-            importance = importance_of([found.core])
+            (row,) = importance_figure([found.core]).rows
         except UserError:  # no tensor is of a known component
             continue
-        if taken < MOST_FIGURES:
-            drawn.append(drawing.plot(importance_figure.row(importance, importance.rows[0]), title))
-            taken += len(json.dumps(drawn[-1].spec))
+        drawn.append(drawing.plot(row, title))
+        taken += len(json.dumps(drawn[-1].spec))
     return drawn
 
 

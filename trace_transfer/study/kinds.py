@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
-from trace_transfer.identification.deltas import DeltaPlan, plan_deltas
+from trace_transfer.identification.deltas import plan_deltas
 from trace_transfer.identification.identifying import (
     IdentifyPlan,
     plan_identify,
@@ -27,6 +26,7 @@ from trace_transfer.identification.identifying import (
     score_inputs,
     write_core_sets,
 )
+from trace_transfer.identification.scoring import ScoreInputs
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import data_of_stores, finished_stores
 from trace_transfer.models.sources import ModelSource
@@ -80,9 +80,8 @@ def identify(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
         for warning in found.warnings:
             reporter.note(warning)
         return
-    plan, settings, inputs = _score_inputs(ticket, ticket.before("evidence"), Silent())  # all is there: reads it
-    seed = settings.warm_start.train.seed
-    for warning in write_core_sets(plan, inputs, settings.score, seed, ticket.directory).warnings:
+    settings, inputs = _score_inputs(ticket, ticket.before("evidence"), Silent())  # all is there: reads it
+    for warning in write_core_sets(inputs, settings.score, ticket.directory).warnings:
         reporter.note(warning)
 
 
@@ -167,14 +166,14 @@ def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> IdentifyPlan:
     )  # fmt: skip
 
 
-def _score_inputs(ticket: Ticket, place: Path, reporter: Reporter) -> tuple[DeltaPlan, IdentifySettings, Any]:
+def _score_inputs(ticket: Ticket, place: Path, reporter: Reporter) -> tuple[IdentifySettings, ScoreInputs]:
     settings = IdentifySettings.of(**ticket.given)
     starts = [ticket.before(name) for name in ticket.needs if name.startswith("warm-start:")]
     stores = tuple(store for start in starts for store in finished_stores(start))
     opened = open_model(ticket.arguments["model"], load_families([Path(path) for path in ticket.rules]))
     plan = plan_deltas(opened, {}, stores)
     data = data_of_stores(plan.base, stores, ticket.directory / TASKS) if settings.score.needs_fisher else None
-    return plan, settings, score_inputs(plan, data, settings, settings.warm_start.train.seed, place, reporter)
+    return settings, score_inputs(plan, data, settings, settings.warm_start.train.seed, place, reporter)
 
 
 def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> EvaluationFile:

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trace_transfer.models.running import one_thread
+
 BLOCK = 128  # rows of a Gram matrix that are computed together
 CONSTANT = 1e-12  # rows whose variance is below this share of their square norm differ by rounding only
 CHUNK = 1 << 16  # entries summed in float32 before they are added to the float64 total: error 1e-7, not 2e-4
@@ -112,13 +114,9 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
     two runs on the same rows would differ by 1e-7. So few long vectors are no slower for it.
     """
     total = torch.zeros(a_LP.shape[0], b_MP.shape[0], dtype=torch.float64, device=a_LP.device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for a_LC, b_MC in zip(a_LP.split(CHUNK, dim=1), b_MP.split(CHUNK, dim=1), strict=True):
             total += (a_LC @ b_MC.T).double()
-    finally:
-        torch.set_num_threads(before)
     return total
 
 

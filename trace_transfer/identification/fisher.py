@@ -1,12 +1,17 @@
 """Fisher information of tensors: the mean over examples of the squared norm of the gradient of their loss.
 
 Equation 4 of arXiv 2605.31025 per named tensor, and per unit of those that are split; as a sum over parameters, by
-whose number callers divide if they want the mean that the authors' code takes. `fisher_of` does so for a task, at the
-tuned model or at the base; it writes `fisher.json` and, of heads and neurons, `fisher.units.safetensors`.
+whose number callers divide if they want the mean that the authors' code takes. Exact, from batched backward passes that
+store no gradient of a tensor. `fisher_of` does so for a task, at the tuned model or at the base; it writes
+`fisher.json` and, of heads and neurons, `fisher.units.safetensors`.
+
+Shapes: k groups of n examples each, b = k n examples, t tokens of the longest, s positions that are supervised in any
+of them, v vocabulary, d width.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,22 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trace_transfer.data.examples import Example, TaskData
+from trace_transfer.data.examples import IGNORED, Example, TaskData, collate, losses
 from trace_transfer.engine.loading import load_model
 from trace_transfer.errors import NumericalError, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import remove_leftovers, sha256_text
 from trace_transfer.identification.deltas import DeltaPlan, DeltaSource, DeltaStore
-from trace_transfer.identification.fisher.batches import (
-    Group,
-    MicroBatch,
-    group_examples,
-    loss_of,
-    micro_batches,
-    prepare,
-)
-from trace_transfer.identification.fisher.sites import Pass, Site, Totals, captured, find_sites, without
+from trace_transfer.identification.fisher_forms import Pass, Site, Totals, captured, find_sites, without
 from trace_transfer.identification.records import FisherFile, FisherTensor, Kept, made_once
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.models.running import attend, layers_of, on_device, replaced_forwards, resolve_device
@@ -48,6 +45,84 @@ if TYPE_CHECKING:
 TRIAL_TOKENS = 32  # of each of the two texts on which the forms are tried
 TRIAL_TOLERANCE = 1e-3  # relative difference there between form and loop
 NOISE = 1e-11  # of the largest tensor's value: what is below is rounding
+
+# ---- examples as micro-batches, and their loss
+
+Group = tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Groups of equally many examples, one after another, padded to one length, on the model's device. `positions_s`:
+    where any example is supervised; only there logits are needed."""
+
+    ids: tuple[str, ...]
+    num_groups: int
+    input_ids_bt: Tensor
+    targets_bs: Tensor
+    positions_s: Tensor
+
+
+def group_examples(examples: Sequence[Example], batch_of: int) -> list[Group]:
+    """Groups of consecutive examples; the last may be smaller."""
+    return [tuple(examples[start : start + batch_of]) for start in range(0, len(examples), batch_of)]
+
+
+def micro_batches(groups: Sequence[Group], tokens_at_once: int) -> list[list[Group]]:
+    """Groups of one size and like length together, longest first: what does not fit in memory fails at once. None has
+    more tokens, padding included, unless one group alone has."""
+    batches: list[list[Group]] = []
+    for group in sorted(groups, key=lambda group: (len(group), _longest(group)), reverse=True):
+        last = batches[-1] if batches else []
+        fits = last and len(last[0]) == len(group)
+        if fits and (len(last) + 1) * len(group) * _longest(last[0]) <= tokens_at_once:
+            last.append(group)
+        else:
+            batches.append([group])
+    return batches
+
+
+def _longest(group: Group) -> int:
+    return max(len(example.input_ids) for example in group)
+
+
+def prepare(groups: Sequence[Group], device: torch.device) -> MicroBatch:
+    batch = collate([example for group in groups for example in group])
+    positions_s = (batch.targets_bt != IGNORED).any(dim=0).nonzero().flatten()
+    return MicroBatch(
+        batch.ids, len(groups), batch.input_ids_bt.to(device), batch.targets_bt[:, positions_s].to(device),
+        positions_s.to(device),
+    )  # fmt: skip
+
+
+def run_model(model: nn.Module, batch: MicroBatch, **arguments: Any) -> Any:
+    """The model's forward pass, with a mask that hides nothing: padding is on the right, so that no token of a text
+    sees it in a causal model. Were it masked, a padded position might see nothing at all (behind a sliding window), and
+    then is NaN with eager attention in float64; and attention has a faster way without a mask."""
+    everything_bt = torch.ones_like(batch.input_ids_bt)
+    return model(input_ids=batch.input_ids_bt, attention_mask=everything_bt, use_cache=False, **arguments)
+
+
+def loss_of(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The sum over groups of each group's mean loss over its supervised tokens."""
+    keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    logits_bsv = run_model(model, batch, **({"logits_to_keep": batch.positions_s} if keep else {})).logits
+    if logits_bsv.shape[1] != len(batch.positions_s):
+        logits_bsv = logits_bsv[:, batch.positions_s]
+    summed_k = losses(logits_bsv, batch.targets_bs).view(batch.num_groups, -1).sum(dim=1)
+    losses_k = summed_k / (batch.targets_bs != IGNORED).view(batch.num_groups, -1).sum(dim=1)
+    if not torch.isfinite(losses_k).all():
+        bad = (~torch.isfinite(losses_k)).nonzero().flatten().tolist()
+        size = len(batch.ids) // batch.num_groups
+        raise NumericalError(
+            f"Fisher information: the loss is NaN or Inf for {len(bad)} of {batch.num_groups} examples or batches:\n"
+            + listing([", ".join(batch.ids[index * size : (index + 1) * size]) for index in bad])
+            + "\ntry float32, or look at the model's weights"
+        )
+    return losses_k.sum()
+
+
+# ---- of a model
 
 
 @dataclass(frozen=True)
@@ -74,9 +149,8 @@ def fisher_information(
 ) -> FisherResult:  # fmt: skip
     """The mean squared gradient norm of every tensor of a causal language model.
 
-    The loss of an example is the mean cross-entropy of its supervised tokens. The model is put into evaluation mode,
-    and its tensors require no gradient; none of them is stored. Before anything else the forms are tried on two short
-    texts against the one-example loop: a tensor for which they differ is left to that loop, and named in the result.
+    The loss of an example is the mean cross-entropy of its supervised tokens. Before anything else the forms are tried
+    on two short texts against the one-example loop: a tensor for which they differ is left to that loop.
 
     Args:
         batch_of: more than 1 squares the gradient of the mean loss over all supervised tokens of that many consecutive
@@ -84,9 +158,6 @@ def fisher_information(
         tokens_at_once: tokens of a micro-batch, padding included; the result does not depend on it.
         streamed: run each layer a second time in the backward pass, so that the graph of one is in memory.
         advance: called for every example (or batch) done; not again where tensors are left to the loop.
-
-    Raises:
-        NumericalError: a loss or a result is NaN or Inf.
     """
     model.eval().requires_grad_(False)
     layers = layers_of(model, layer_path)

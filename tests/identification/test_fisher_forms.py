@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trace_transfer.identification.fisher import forms
+from trace_transfer.identification import fisher_forms as forms
 
 
 def draw(*shape, seed=0):
