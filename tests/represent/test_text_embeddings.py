@@ -36,11 +36,3 @@ def test_batches_give_what_single_texts_give(model, pool):
     assert torch.allclose(found, expected, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(found[0], found[1], atol=1e-2)
     assert len(seen) == 3
-
-
-def test_the_embedding_is_what_the_head_reads(tiny):
-    model = BaseModel(ModelSource.parse(tiny("llama"))).load(torch.float32).eval()
-    last = embed_texts(model, IDS[:1], pool="last", batch_size=1)
-    with torch.no_grad():
-        logits = model(torch.tensor(IDS[:1]), use_cache=False).logits[0, -1]
-        assert torch.allclose(model.get_output_embeddings()(last[0]), logits, atol=1e-5)

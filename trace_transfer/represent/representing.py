@@ -38,8 +38,7 @@ from trace_transfer.patch.patches import Patch
 from trace_transfer.printable import is_name
 from trace_transfer.progress import Reporter
 from trace_transfer.records import library_versions, to_json
-from trace_transfer.represent import embedding as maths
-from trace_transfer.represent.draw import METADATA_TEXTS, Representation, figure
+from trace_transfer.represent import draw
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 from trace_transfer.represent.settings import RepresentSettings
 
@@ -113,12 +112,7 @@ def open_states(models: Mapping[str, str | Path], patches: Sequence[tuple[str, P
 def plan_representation(
     models: Mapping[str, ModelState | str | Path], tasks_file: str | Path, settings: RepresentSettings
 ) -> RepresentPlan:
-    """Open the models (by their labels), read the texts and encode them; reads no weights.
-
-    Raises:
-        UserError: no model, a blank label, one task only, too few texts for the perplexity; whatever is wrong with
-            tasks and models, all models that lack a tokenizer named at once.
-    """
+    """Open the models (by their labels), read the texts and encode them; reads no weights."""
     if not models:
         raise UserError("no model to look at; name one or more")
     if blank := [label for label in models if not label.strip() or not is_name(label)]:
@@ -185,7 +179,6 @@ def run_representation(plan: RepresentPlan, out: str | Path, reporter: Reporter)
     Raises:
         NumericalError: embeddings that are not finite, or the same for all texts.
         StateError: a patch does not begin where the one before ended.
-        UserError: the directory is that of one of the models, is in use, or cannot be written.
     """
     refuse_inputs([Path(out)], [model.state.source.name for model in plan.models])
     with held(out) as directory:
@@ -212,9 +205,9 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
         found.append(
             RepresentedModel(
                 label=model.label, model=model.opened.identity, fingerprint=model.state.fingerprint,
-                silhouette=maths.silhouette(tensor.numpy(), task_N),
-                distances=tuple(map(tuple, maths.centroid_distances(tensor.numpy(), task_N).tolist())),
-                spread=tuple(maths.spread(tensor.numpy(), task_N).tolist()),
+                silhouette=draw.silhouette(tensor.numpy(), task_N),
+                distances=tuple(map(tuple, draw.centroid_distances(tensor.numpy(), task_N).tolist())),
+                spread=tuple(draw.spread(tensor.numpy(), task_N).tolist()),
             )
         )  # fmt: skip
     settings: dict[str, Any] = {
@@ -227,9 +220,9 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
         data_sha256=tuple(sha256_text(json.dumps(one)) for one in lines),
         libraries={**library_versions(), "scikit-learn": version("scikit-learn")},
     )  # fmt: skip
-    metadata = {"format": "trace-transfer/embeddings", "version": "1", METADATA_TEXTS: json.dumps(texts)}
+    metadata = {"format": "trace-transfer/embeddings", "version": "1", draw.METADATA_TEXTS: json.dumps(texts)}
     write_tensors(directory / FILES[0], tensors, metadata)
-    drawing = figure(Representation(file, coordinates, texts))
+    drawing = draw.figure(draw.Representation(file, coordinates, texts))
     figures.write_html(directory / FILES[1], drawing)
     figures.write_png(directory / FILES[2], drawing)
     write_text(directory / FILES[3], to_json(file))
@@ -261,7 +254,7 @@ def _coordinates(plan: RepresentPlan, embeddings: Sequence[Tensor], reporter: Re
     with reporter.task("t-SNE", len(together)) as advance:
         found = []
         for points in together:
-            found.append(maths.tsne(points.numpy(), perplexity=plan.settings.perplexity, seed=plan.settings.seed))
+            found.append(draw.tsne(points.numpy(), perplexity=plan.settings.perplexity, seed=plan.settings.seed))
             advance()
     return np.split(found[0], len(embeddings)) if plan.unified else found
 
@@ -276,8 +269,6 @@ def embed_texts(
     Shapes: b texts of a batch, t tokens of its longest, D hidden size.
 
     Args:
-        model: a causal language model; what it is called with stays on its device.
-        ids: of each text its token ids, at least one.
         pool: `mean` over all tokens of a text, or its `last`.
         advance: called after each batch.
     """
