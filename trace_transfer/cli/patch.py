@@ -42,9 +42,9 @@ def apply_patches(model: str, patches: tuple[Path, ...], out: Path, to: Destinat
     """
     _move(model, patches, out, revert=False)
     if to is not None:
-        from trace_transfer.publish.hub import publish_patched
+        from trace_transfer.publish.hub import publish_model
 
-        click.echo(f"sent: {publish_patched(to, out, patches)}")
+        click.echo(f"sent: {publish_model(to, out, patches)}")
 
 
 @patch_command.command("revert")

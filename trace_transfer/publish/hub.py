@@ -35,11 +35,7 @@ class Destination:
 
 
 def destination(repo: str, *, private: bool = False) -> Destination:
-    """Ask the hub who is logged in, and whether he may write to `owner/name` (or `name`, his own); makes nothing.
-
-    Raises:
-        HubError: no valid name, not logged in, a token that only reads, another owner, or no connection.
-    """
+    """Ask the hub who is logged in, and whether he may write to `owner/name` (or `name`, his own); makes nothing."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not marked as exported
@@ -78,21 +74,8 @@ def _repository(to: Destination, what: Path | str) -> Iterator[str]:
         ) from error
 
 
-def push_folder(to: Destination, folder: Path, message: str) -> str:
-    """Send all files of a directory (a model) to a repository; returns its address.
-
-    Raises:
-        HubError: the hub refuses or cannot be reached; what was made here stays, and the same command sends it again.
-    """
-    from huggingface_hub import HfApi
-
-    with _repository(to, folder) as url:
-        HfApi().upload_folder(repo_id=to.repo, folder_path=folder, commit_message=message, ignore_patterns=[".*"])
-    return url
-
-
 def push_files(to: Destination, files: Mapping[str, Path | str], message: str) -> str:
-    """Send files (name there → the file here, or a text) in one commit; returns and raises as `push_folder`."""
+    """Send files (name there → the file here, or a text) in one commit; returns the address."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     contents = {name: one.encode() if isinstance(one, str) else one for name, one in files.items()}
@@ -104,11 +87,7 @@ def push_files(to: Destination, files: Mapping[str, Path | str], message: str) -
 
 def local_file(name: str | Path) -> Path:
     """A file as it is named by users: a path, or one on the hub, `owner/name:FILE` (`owner/name@revision:FILE`), which
-    is fetched.
-
-    Raises:
-        ArtefactError: it is on the hub by its name, and cannot be had from there.
-    """
+    is fetched."""
     from huggingface_hub import hf_hub_download
 
     found = _ON_HUB.fullmatch(str(name))
@@ -131,16 +110,15 @@ def publish_stream(to: Destination, out: Path, model: Path, patches: Sequence[Pa
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     files = [out / name for name in RECORDS]
     files += patches if sum(patch.stat().st_size for patch in patches) <= size else []
-    return _publish(to, model, files, "How it was made, and patches to undo it")
+    return publish_model(to, model, files, "How it was made, and patches to undo it")
 
 
-def publish_patched(to: Destination, model: Path, patches: Sequence[Path]) -> str:
-    """Send a model that patches made, and the patches; returns the address."""
-    return _publish(to, model, patches, "Patches to undo it")
+def publish_model(to: Destination, model: Path, files: Sequence[Path], message: str = "Patches to undo it") -> str:
+    """Send a model, and the patches that made it into a folder of the same repository; returns the address."""
+    from huggingface_hub import HfApi
 
-
-def _publish(to: Destination, model: Path, files: Sequence[Path], message: str) -> str:
-    url = push_folder(to, model, "Model")
+    with _repository(to, model) as url:
+        HfApi().upload_folder(repo_id=to.repo, folder_path=model, commit_message="Model", ignore_patterns=[".*"])
     push_files(to, {f"{FOLDER}/{file.name}": file for file in files}, message)
     return url
 
