@@ -65,14 +65,12 @@ def test_every_way_of_reading_weights_refuses_it(copy_of, value):
 
 def test_fused_experts(copy_of):
     directory = copy_of("mixtral")
-    name = next(name for name in state_of(directory).shapes if "experts" in name)
     key = next(key for key in SafetensorsCheckpoint(directory).stored if "experts" in key and "1.w1" in key)
     damage(directory, key, float("nan"))
     layer = ".".join(key.split(".")[:3])
     (fused,) = [one for one in state_of(directory).shapes if one.startswith(layer) and "gate_up" in one]
     with pytest.raises(ModelError, match=rf"NaN or Inf in 1 tensor; .*\n  - {fused}"):
         state_of(directory).value(fused)
-    assert name
 
 
 @pytest.mark.parametrize("kind", ["before", "after"])
@@ -87,20 +85,6 @@ def test_a_patch_with_it_is_not_applied(tiny, tmp_path, kind, value):
     save_file(tensors, file, metadata)
     told = refused("patch", "apply", tiny("llama"), file, "--out", out)
     assert f"{file}: NaN or Inf in 1 tensor" in told and f"  - {key}" in told and not out.exists()
-
-
-@pytest.mark.parametrize("command", ["evaluate", "verify", "diff"])
-def test_commands_name_the_weights(tiny, copy_of, tmp_path, command):
-    directory = copy_of("llama")
-    damage(directory, BAD, float("nan"))
-    patch = make_patch(state_of(tiny("llama")), tmp_path / "m.patch.safetensors", mask_of(state_of(tiny("llama"))), 1)
-    arguments = {
-        "evaluate": ["evaluate", directory, "--suite", write_suite(tmp_path / "suite"), "--out", tmp_path / "scores"],
-        "verify": ["verify", tiny("llama"), directory, "--patch", patch.path],
-        "diff": ["patch", "diff", tiny("llama"), directory, "--out", tmp_path / "diff.patch.safetensors"],
-    }[command]
-    assert f"  - {BAD}" in refused(*arguments)
-    assert not (tmp_path / "diff.patch.safetensors").exists()
 
 
 @pytest.mark.parametrize("kind", ["loss", "multiple-choice", "exact-match"])
