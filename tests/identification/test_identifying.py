@@ -23,6 +23,7 @@ from trace_transfer.identification.fisher import draw
 from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
 
 FAST = ("--batch-size", 4, "--learning-rate", 1e-3)
+TENSORS = ("--unit", "tensors", "--ratio", 0.2)
 
 
 def core_of(out, task) -> CoreFile:
@@ -46,7 +47,7 @@ def tasks(tmp_path_factory):
 def identified(tiny, tasks, tmp_path_factory):
     """One whole run with two replicates of each task; not to be written to."""
     out = tmp_path_factory.mktemp("identified") / "out"
-    result = done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, "--ratio", 0.2, *FAST, "--out", out)
+    result = done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, *TENSORS, *FAST, "--out", out)
     return out, result
 
 
@@ -110,7 +111,7 @@ def test_warm_starts_say_what_they_were_made_of(identified):
 
 def test_the_functions_do_what_the_commands_do_to_the_byte(identified, tiny, tasks, tmp_path):
     out, _ = identified
-    settings = {"replicates": 2, "ratio": 0.2, "batch_size": 4, "learning_rate": 1e-3}
+    settings = {"replicates": 2, "unit": "tensors", "ratio": 0.2, "batch_size": 4, "learning_rate": 1e-3}
     found = identify(tiny("qwen2"), tasks, out=tmp_path / "out", **settings)
     assert [core.task for core in found.cores] == list(SIZES)
     assert files(tmp_path / "out") == files(out)
@@ -119,13 +120,13 @@ def test_the_functions_do_what_the_commands_do_to_the_byte(identified, tiny, tas
 def test_what_is_there_is_not_made_again_and_score_is_the_second_half(identified, tiny, tasks, tmp_path):
     out, _ = identified
     before = files(out)
-    again = done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, "--ratio", 0.2, *FAST, "--out", out)
+    again = done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, *TENSORS, *FAST, "--out", out)
     assert "training on" not in again.stderr
     assert again.stderr.count("warm-started before") == 6 and again.stderr.count("fisher.json: made before") == 6
     assert "deltas.json: made before" in again.stderr
     assert files(out) == before
     (tmp_path / "warm_start").symlink_to(out / "warm_start")
-    score(tiny("qwen2"), tasks=tasks, out=tmp_path, ratio=0.2)
+    score(tiny("qwen2"), tasks=tasks, out=tmp_path, unit="tensors", ratio=0.2)
     for name in (*(f"{task}.core.json" for task in SIZES), "stability.json", "importance.html"):
         assert (tmp_path / name).read_bytes() == before[name]
 
@@ -160,7 +161,7 @@ def test_a_task_that_is_tuned_already_is_not_trained(tiny, tmp_path):
 def test_a_dry_run_tells_and_does_nothing(tiny, tasks, tmp_path):
     result = done("identify", tiny("llama"), "--tasks", tasks, "--out", tmp_path / "out", "--dry-run")
     assert not (tmp_path / "out").exists()
-    for expected in ("supervised", "3 to be made, 0 finished", "memory:", "disk:", "the best 5.00% of tensors"):
+    for expected in ("supervised", "3 to be made, 0 finished", "memory:", "disk:", "the best 5.00% of elements"):
         assert expected in result.stdout, expected
     assert "  <s>What is math 0?⏎\n  ⏎\n  ⟦It is 0.<s>⟧\n" in result.stdout
 
@@ -322,14 +323,14 @@ def test_what_makes_a_core_set_doubtful_is_told(three, tmp_path):
     half = tuned_copy(base, tmp_path / "half", 0, dtype=torch.bfloat16, scale=0)
     rounded = tuned_copy(half, tmp_path / "rounded", 1, dtype=torch.bfloat16, scale=1e-5)
     norms = tuned_copy(base, tmp_path / "norms", 1, still=[name for name in weights(base) if "norm" not in name])
-    for start, tuned, more, told in (
-        (half, rounded, (), "saved in 16 bits"),
-        (base, base, (), "have the same score; model order decided"),
-        (base, norms, (), "core sets of very few parameters (a 0."),
+    for start, tuned, told in (
+        (half, rounded, "saved in 16 bits"),
+        (base, base, "have the same score; model order decided"),
+        (base, norms, "core sets of very few parameters (a 0."),
     ):
         command = ("score", start, "--tuned", f"a={tuned}", "--method", "l2", "--out", tmp_path / "out")
-        assert told in one_line(done(*command, *more))
-    assert "very few parameters" not in done(*command, "--unit", "elements", "--exclude", "norm").stdout
+        assert told in one_line(done(*command, "--unit", "tensors"))
+    assert "very few parameters" not in done(*command, "--exclude", "norm").stdout
 
 
 def test_components_and_small_tensors_can_be_left_out(three, tmp_path):

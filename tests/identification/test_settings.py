@@ -31,8 +31,8 @@ def test_single_names_find_their_part():
 
 
 def test_profiles_yield_to_what_is_given():
-    assert IdentifySettings.of("paper").score == ScoreSettings(l2="norm", fisher_size="sum")
+    assert IdentifySettings.of("paper").score == ScoreSettings(unit="tensors", l2="norm", fisher_size="sum")
     assert IdentifySettings.of("authors-code").score.ratio == 0.1
     assert IdentifySettings.of("authors-code", ratio=0.2, fisher="example").score == ScoreSettings(
-        ratio=0.2, zero_delta="cosine-0"
+        unit="tensors", ratio=0.2, zero_delta="cosine-0"
     )
