@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile, write_core
-from trace_transfer.core_sets.masks import Chosen
 from trace_transfer.core_sets.selection import core_path
 from trace_transfer.data.encoding import read_tasks
 from trace_transfer.data.examples import TaskData

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trace_transfer.core_sets.chosen import Chosen
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.core_sets.masks import Mask, Slice
+from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.core_sets.overlap import jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
 from trace_transfer.errors import ArtefactError, UserError, listing
