@@ -27,17 +27,6 @@ def moved(before, after):
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
-def steps(model, num_steps=2, **settings):
-    """Some steps of AdamW on what requires a gradient."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, **settings)
-    for _ in range(num_steps):
-        tokens = torch.randint(0, 300, (2, 12))
-        optimizer.zero_grad()
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of transformers and trl about themselves
 def test_the_program_for_trl_runs(tiny, tmp_path):
     base = tiny("qwen3")
@@ -57,7 +46,6 @@ def test_the_program_for_trl_runs(tiny, tmp_path):
 
 
 CHOSEN = {
-    "llama": ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"],
     "qwen2": [f"model.layers.1.self_attn.{one}_proj.{kind}" for one in "qkv" for kind in ("weight", "bias")],
     "gpt2": ["transformer.h.1.attn.c_attn.weight", "transformer.h.1.attn.c_attn.bias", "transformer.wte.weight",
              "transformer.h.2.ln_1.weight", "transformer.h.2.ln_1.bias"],
@@ -77,32 +65,15 @@ def test_merged_adapters_have_changed_the_core_set(tiny, tmp_path, family):
         warnings.simplefilter("ignore")  # peft's and transformers', about each other
         torch.manual_seed(0)
         model = get_peft_model(loaded(base), namespace["config"])
-        steps(model)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(2):
+            tokens = torch.randint(0, 300, (2, 12))
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
         merged = model.merge_and_unload()
     assert moved(loaded(base), merged) == set(CHOSEN[family])
     assert {adapter.r["default"] for adapter in model.modules() if hasattr(adapter, "lora_A")} <= {2}
-
-
-def test_axolotl_trains_rows_and_nothing_else(tiny, tmp_path):
-    import yaml
-    from axolotl.utils.freeze import freeze_layers_except
-
-    base = tiny("llama")
-    rows = {
-        "model.embed_tokens.weight": ((0, 100), (200, 250)), "model.layers.2.self_attn.q_proj.weight": ((16, 48),),
-        "model.layers.2.mlp.down_proj.weight": None,
-    }  # fmt: skip
-    core = core_of(base, tmp_path / "math.core.json", rows)
-    settings = yaml.safe_load(export_core([core], "axolotl")[1])
-    model = loaded(base)
-    freeze_layers_except(model, settings["unfrozen_parameters"])
-    steps(model, weight_decay=settings["weight_decay"])
-    before = dict(loaded(base).named_parameters())
-    assert moved(loaded(base), model) == set(rows)
-    for name, ranges in rows.items():
-        changed = (dict(model.named_parameters())[name] != before[name]).any(dim=1).nonzero().flatten().tolist()
-        core_rows = {row for start, stop in ranges or ((0, 10**6),) for row in range(start, stop)}
-        assert changed and set(changed) <= core_rows
 
 
 def test_a_list_that_was_exported_comes_back(tiny, tmp_path):

@@ -70,9 +70,8 @@ def test_rows_count_the_elements_of_heads_and_whole_parameters():
     [([0.9, 0.5, 0.5, 0.1], 0.5, True), ([0.9, 0.5, 0.5, 0.1], 0.75, False), ([0.9, 0.5, 0.5, 0.1], 0.25, False),
      ([0.9, None, None], 0.7, False), ([None, None], 1.0, False), ([0.5, 0.5], 1.0, False), ([0.0, -0.0], 0.5, True)],
 )  # fmt: skip
-@pytest.mark.parametrize("unit", UNITS)
-def test_ties_at_the_cut(scores, ratio, expected, unit):
-    assert ties_at_the_cut(select(parameters(scores), ratio, unit)) == expected
+def test_ties_at_the_cut(scores, ratio, expected):
+    assert ties_at_the_cut(select(parameters(scores), ratio)) == expected
 
 
 @given(
