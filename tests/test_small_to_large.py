@@ -29,14 +29,14 @@ def test_shipped_data(task):
 
 
 def test_run_files_name_what_is_there():
-    from trace_transfer.data.tasks_file import parse_yaml
+    from trace_transfer.text_formats import read_yaml
 
     for name in ("run.yaml", "quick.yaml"):
-        content = parse_yaml(DATA.parent / name)
+        content = read_yaml(DATA.parent / name)
         assert [task["name"] for task in content["tasks"]] == list(EXAMS)
         for item in content["tasks"] + content["evaluations"]:
             assert (Path(DATA.parent) / item["data"]).is_file()
-    assert len(parse_yaml(DATA.parent / "run.yaml")["methods"]) == 15
+    assert len(read_yaml(DATA.parent / "run.yaml")["methods"]) == 15
 
 
 def test_the_tables_of_the_readmes_are_made_of_the_results():

@@ -44,9 +44,6 @@ class Slice:
     dim: int
     ranges: Ranges
 
-    def numel(self, shape: tuple[int, ...]) -> int:
-        return numel(self.shape(shape))
-
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """Of these ranges of a parameter of that shape, put together."""
         return (*whole[: self.dim], sum(b - a for a, b in self.ranges), *whole[self.dim + 1 :])
@@ -78,9 +75,6 @@ class Chosen:
         inner = numel(shape[1:])
         first, last = self.indices.searchsorted((start * inner, stop * inner))
         return self.indices[first:last] - start * inner
-
-    def numel(self, shape: tuple[int, ...]) -> int:
-        return len(self.indices)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (len(self.indices),)

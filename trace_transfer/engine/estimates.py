@@ -89,7 +89,7 @@ def estimate(
     trained, whole = sum(map(numel, moving.values())), anatomy.inventory.num_elements
     treated = treatments(moving, settings, describe)
     state = sum(sum(treated[name].state(shape, settings).values()) for name, shape in moving.items())
-    apart = sum(slice_.numel(shapes[name]) for name, slice_ in mask.sliced.items())  # parameters of their own
+    apart = sum(numel(part.shape(shapes[name])) for name, part in mask.sliced.items())  # parameters of their own
     part = math.ceil(trained / num_ranks)
     parameters, optimizer = itemsize * (whole + apart), 4 * part + math.ceil(state / num_ranks)
     gradients, summed = 0, 4 * part  # what is summed in float32 is summed where the optimizer is

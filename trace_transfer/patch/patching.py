@@ -226,7 +226,7 @@ def _verified(
             along = (moved & ~core).movedim(part.dim, 0)
             rows = along.reshape(len(along), -1).any(dim=1).nonzero().flatten()
             broken += (rows + (0 if part.dim else start)).tolist()
-    size, sides = 0 if not trains else numel(shape) if part is None else part.numel(shape), {}
+    size, sides = 0 if not trains else numel(shape if part is None else part.shape(shape)), {}
     if isinstance(part, Slice):
         ranges = merged_ranges((row, row + 1) for row in broken)
         sides = {AXES[part.dim]: part.ranges, f"moved_{AXES[part.dim]}": ranges or None}
