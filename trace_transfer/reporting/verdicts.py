@@ -233,9 +233,12 @@ def _headline(summary: Summary, ask: Ask, ours: MethodSummary, full: MethodSumma
     if more:
         text = f"{ours.name} forgets {more} {full.name}"
     text += f": backward transfer {numbers.amount(kept, shares)}."
-    for measure, what in ((MATCHED, "what is lost at the same learning"), (LEARNS, "learning")):
-        if one := _asked(summary, ask, ours, measure):
-            text += f" Difference in {what}: {numbers.amount(one, shares)}{_in_words(one)}."
+    if same := _asked(summary, ask, ours, MATCHED):
+        how = "as much as" if same.mean == 0 else f"{'more' if same.mean > 0 else 'less'} on average than"
+        told = f"{numbers.amount(same, shares)}{_in_words(same)}"
+        text += f" Where both learn as much, {ours.name} loses {how} {full.name}: {told}."
+    if learned := _asked(summary, ask, ours, LEARNS):
+        text += f" Difference in learning: {numbers.amount(learned, shares)}{_in_words(learned)}."
     if "trained" in ours.costs and "trained" in full.costs:
         text += f" It trains {ours.costs['trained'].mean / full.costs['trained'].mean:.2%} of the parameters."
     return text
