@@ -1,4 +1,4 @@
-"""Measures of continual learning, from a matrix of scores after each stage of a stream.
+"""Measures of continual learning, from a matrix of scores after each stage of a stream, and over learning rates.
 
 `scores_SE` (num_stages + 1, num_evaluations): row 0 is the base, row s the model after stage s; entry (s, e) is the
 score on evaluation e, **more is better** (a loss enters with its sign flipped). `first_E` says for each evaluation the
@@ -18,27 +18,20 @@ Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018 (RWalk).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trace_transfer.reporting.records import Measure
+from trace_transfer.reporting.intervals import paired
+from trace_transfer.reporting.records import Interval, Measure
 
 Scores = NDArray[np.float64]
 Stages = NDArray[np.int64]
 
 GEM, RWALK = "Lopez-Paz and Ranzato, 2017", "Chaudhry et al., 2018"
-
-
-def first_stages(learned: Sequence[Collection[int]], num_evaluations: int) -> Stages:
-    """The stage that first trained what each evaluation measures.
-
-    Args:
-        learned: for each stage after the base, the columns of which it trained examples; each column is in one.
-    """
-    first = (next(stage for stage, of in enumerate(learned, 1) if column in of) for column in range(num_evaluations))
-    return np.fromiter(first, dtype=np.int64)
 
 
 def average(scores_SE: Scores, first_E: Stages) -> float:
@@ -80,11 +73,6 @@ def learning(scores_SE: Scores, first_E: Stages) -> float:
     return float((scores_SE[first_E, columns] - scores_SE[0]).mean())
 
 
-def after_learning(values_SE: Scores, first_E: Stages, column: int) -> Scores:
-    """Scores of one evaluation 0, 1, 2, … stages after what it measures was first trained: a forgetting curve."""
-    return values_SE[first_E[column] :, column]
-
-
 def _before_last(scores_SE: Scores, first_E: Stages) -> Stages:
     return np.flatnonzero(first_E < len(scores_SE) - 1)
 
@@ -109,3 +97,93 @@ MEASURES: tuple[tuple[Measure, Callable[[Scores, Stages], float | None]], ...] =
     (_measure("learning", "Learning", "mean of (score right after the task was learned − the base's score)",
               "beside the measures of the papers: what learns nothing forgets nothing"), learning),
 )  # fmt: skip
+
+# ---- over learning rates
+
+
+@dataclass(frozen=True)
+class Front:
+    """Learned (`learning`) against lost (−backward transfer) of one method at several learning rates.
+
+    A method that learns faster also forgets more, so that one rate for all methods compares rates as much as methods.
+    Along the line, from the lowest rate to the one that learns most on average, mean learning is piecewise linear. At
+    the first place where it is `level`, between rates i and i + 1 with weight w, a seed that learned L and lost F is
+    taken to lose
+
+        (1 − w) F_i + w F_{i+1} − b ((1 − w) L_i + w L_{i+1} − level),   b = mean(F_{i+1} − F_i) / mean(L_{i+1} − L_i)
+
+    The last term is 0 on average: it takes out what a seed lost more because it learned more, so that the interval of
+    paired differences also holds that the place is an estimate (the delta method).
+
+    `learned_RS` and `lost_RS` have a row per rate, lowest first, a column per seed that trained all of them.
+    """
+
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    learned_RS: Scores
+    lost_RS: Scores
+
+    def of_seeds(self, seeds: Sequence[int]) -> Front:
+        places = [self.seeds.index(seed) for seed in seeds]
+        return Front(self.rates, tuple(seeds), self.learned_RS[:, places], self.lost_RS[:, places])
+
+    def learned_at(self, rate: float) -> float:
+        return float(self.learned_RS[self.rates.index(rate)].mean())
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The least and the most that it learns, on average, from its lowest rate to the one that learns most."""
+        means_R = self.learned_RS.mean(axis=1)
+        return float(means_R[: means_R.argmax() + 1].min()), float(means_R.max())
+
+    def lost_at(self, level: float) -> Scores:
+        """What each seed loses where `level` is learned, which must be within `reach`."""
+        learned_R, lost_R = self.learned_RS.mean(axis=1), self.lost_RS.mean(axis=1)
+        for low in range(int(learned_R.argmax())):
+            ends = learned_R[low], learned_R[low + 1]
+            if min(ends) <= level <= max(ends) and ends[0] != ends[1]:
+                weight = (level - ends[0]) / (ends[1] - ends[0])
+                slope = (lost_R[low + 1] - lost_R[low]) / (ends[1] - ends[0])
+                learned_S, lost_S = (
+                    (1 - weight) * rows[low] + weight * rows[low + 1] for rows in (self.learned_RS, self.lost_RS)
+                )
+                moved_S: Scores = lost_S - slope * (learned_S - level)
+                return moved_S
+        lowest_S: Scores = self.lost_RS[0]  # the lowest rate learns most: it is the whole line
+        return lowest_S
+
+
+@dataclass(frozen=True)
+class Found:
+    """One method minus another, paired by seed; None where one of them, or a seed in common, is not there.
+
+    `level` is what both learn, where they are compared at the same learning; `reason` why they cannot be.
+    """
+
+    difference: Interval | None
+    level: float | None = None
+    reason: str = ""
+
+
+def matched(ours: Front, theirs: Front, rates: tuple[float, float], names: tuple[str, str]) -> Found:
+    """What a method loses more than another where both learn the lesser of what they learn at their chosen `rates`.
+
+    One of them stands at its rate, the other is taken down its line; the reason, with `names`, if it does not reach so.
+    """
+    shared = [seed for seed in ours.seeds if seed in theirs.seeds]
+    if not shared:
+        return Found(None, reason="no seed trained all rates of both")
+    lines = ours.of_seeds(shared), theirs.of_seeds(shared)
+    level = min(line.learned_at(rate) for line, rate in zip(lines, rates, strict=True))
+    for line, name in zip(lines, names, strict=True):
+        low, high = line.reach
+        if not low <= level <= high:
+            how = f"at least {low:.4g}" if level < low else f"at most {high:.4g}"
+            return Found(None, level, f"{name} learns {how}, and {level:.4g} was to be matched")
+    ours_S, theirs_S = (dict(zip(shared, line.lost_at(level).tolist(), strict=True)) for line in lines)
+    return Found(paired(ours_S, theirs_S), level)
+
+
+def best_rate(averages: Mapping[float, Sequence[float]]) -> float:
+    """The learning rate whose models end best (`continual.average`), on average over seeds; of equals the lowest."""
+    return max(sorted(averages), key=lambda rate: fmean(averages[rate]))

@@ -8,7 +8,7 @@ Cells that are not finished are left out and named; everything that is wrong is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ from trace_transfer.evaluation.records import Score, ScoreMatrix
 from trace_transfer.files import sha256_file
 from trace_transfer.patch.records import Verification
 from trace_transfer.records import ModelIdentity, Strict, read_artefact
-from trace_transfer.reporting.continual import first_stages
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import CellRecord, RunFile, StepFile
 from trace_transfer.represent.records import RepresentationFile
@@ -89,21 +88,9 @@ class CoreFound:
         return self.core.method.name.upper()
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the steps found, in the order of the cells; of `verified` the uses, and what moved."""
-
-    models: dict[str, ModelIdentity] = field(default_factory=dict)
-    matches: list[MatchFound] = field(default_factory=list)
-    cores: list[CoreFound] = field(default_factory=list)
-    verified: list[tuple[tuple[CellRecord, ...], Verification]] = field(default_factory=list)
-    representation: tuple[str, RepresentationFile] | None = None
-    representation_png: bytes | None = None
-
-
-@dataclass(frozen=True)
+@dataclass
 class FinishedRun:
-    """A run as far as it is finished.
+    """A run as far as it is finished; what its steps found is in the order of the cells.
 
     Attributes:
         directory: as an absolute path.
@@ -112,6 +99,8 @@ class FinishedRun:
         steps: directory → step, of all that the cells needed.
         unfinished: directories of steps that are named by a cell and not finished.
         num_left_out: cells that are not finished.
+        verified: the uses of trained models, and what moved in them.
+        representation: its step's directory, the file, and the PNG if there is one.
     """
 
     directory: Path
@@ -119,9 +108,13 @@ class FinishedRun:
     evaluations: tuple[Score, ...]
     cells: tuple[FinishedCell, ...]
     steps: Mapping[str, StepFile]
-    found: Found
-    unfinished: tuple[str, ...] = ()
-    num_left_out: int = 0
+    unfinished: tuple[str, ...]
+    num_left_out: int
+    models: dict[str, ModelIdentity] = field(default_factory=dict)
+    matches: list[MatchFound] = field(default_factory=list)
+    cores: list[CoreFound] = field(default_factory=list)
+    verified: list[tuple[tuple[CellRecord, ...], Verification]] = field(default_factory=list)
+    representation: tuple[str, RepresentationFile, bytes | None] | None = None
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -150,21 +143,14 @@ class FinishedRun:
 
     def name_of(self, role: str) -> str:
         """A model's name without the directories that it lies in."""
-        found = self.found.models.get(role)
+        found = self.models.get(role)
         name = found.id if found else (self.record.source or "no source") if role == "source" else self.record.target
         return name.rstrip("/").rpartition("/")[2] or name
 
 
 def read_run(directory: str | Path) -> FinishedRun:
-    """Read all of a run that is finished.
-
-    Raises:
-        UserError: it is no run's directory, its files are missing, were changed or cannot be compared (all of them are
-            told), or nothing of the main comparison is finished.
-    """
+    """Read all of a run that is finished; one UserError for all files that are missing, changed or not comparable."""
     directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; expected that of a run, made by `trace-transfer run`")
     if not (directory / RUN).is_file():
         raise UserError(
             f"{directory}: no {RUN} in it, so this is not the directory of a run, or nothing of it is finished; "
@@ -175,9 +161,12 @@ def read_run(directory: str | Path) -> FinishedRun:
     records = tuple(cell for cell in whole.cells if reader.is_finished(cell))
     main = [cell.method for cell in records if cell.axis is None]
     reference = whole.reference if whole.reference in main or not main else main[0]
-    run = whole.model_copy(update={"cells": records, "reference": reference})
-    cells = tuple(cell for record in records if (cell := reader.cell(record)) is not None)
-    found = reader.found(run)
+    record = whole.model_copy(update={"cells": records, "reference": reference})
+    cells = tuple(cell for one in records if (cell := reader.cell(one)) is not None)
+    evaluations = reader.first[1].stages[0].scores if reader.first else ()
+    run = FinishedRun(directory.resolve(), record, evaluations, cells, {}, (), len(whole.cells) - len(records))
+    reader.add_found(run)
+    run.steps, run.unfinished = reader.finished, tuple(reader.unfinished)
     if reader.problems:
         raise ArtefactError(
             f"{directory}: {several(len(reader.problems), 'problem')}; run it again to make what is missing or was "
@@ -188,11 +177,7 @@ def read_run(directory: str | Path) -> FinishedRun:
             f"{directory}: nothing of the main comparison is finished, so there is nothing to report; "
             f"{several(len(reader.unfinished), 'step')} missing:\n" + listing(list(reader.unfinished))
         )
-    evaluations = cells[0].matrix.stages[0].scores
-    return FinishedRun(
-        directory.resolve(), run, evaluations, cells, reader.finished, found, tuple(reader.unfinished),
-        len(whole.cells) - len(records),
-    )  # fmt: skip
+    return run
 
 
 class _Reader:
@@ -266,9 +251,10 @@ class _Reader:
         names = [score.name for score in matrix.stages[0].scores]
         values = [{score.name: score.value for score in stage.scores} for stage in matrix.stages]
         values_SE = np.array([[one[name] for name in names] for one in values])
-        taught = list(dict.fromkeys(self.run.of_task[task] for task in self.run.tasks))
-        learned = [{taught.index(self.run.of_task[task]) for task in stage.learned} for stage in matrix.stages[1:]]
-        first = dict(zip(taught, first_stages(learned, len(taught)).tolist(), strict=True))
+        first: dict[str, int] = {}
+        for number, stage in enumerate(matrix.stages[1:], 1):
+            for task in stage.learned:
+                first.setdefault(self.run.of_task[task], number)
         return FinishedCell(record, matrix, values_SE, first, tuple(self._needed(record)))
 
     def _needed(self, record: CellRecord) -> Iterator[StepFile]:
@@ -301,41 +287,37 @@ class _Reader:
                 self.note(f"{where}: {stage.label}: other evaluations than in {first_where}: {', '.join(others)}")
         return len(self.problems) == before
 
-    def found(self, run: RunFile) -> Found:
+    def add_found(self, run: FinishedRun) -> None:
         """What the steps of the finished cells found, and the representation of the run."""
         uses: dict[str, list[CellRecord]] = {}
-        for cell in run.cells:
+        for cell in run.record.cells:
             for place in dict.fromkeys(cell.steps.values()):
                 uses.setdefault(place, []).append(cell)
-        needs = {method.name: method.needs for method in run.methods}
-        found = Found()
-        for place, cells in uses.items():
-            step = self.step(place)
+        needs = {method.name: method.needs for method in run.record.methods}
+        if self.first is not None:
+            run.models["target"] = self.first[1].model
+        for place, several_cells in uses.items():
+            step, cells = self.step(place), tuple(several_cells)
             kind = "" if step is None else step.kind
-            if kind == "evaluate" and self.first is not None:
-                found.models.setdefault("target", self.first[1].model)
-            elif kind == "train":
+            if kind == "train":
                 if (verification := self.file(place, "verification.json", Verification)) is not None:
-                    found.verified.append((tuple(cells), verification))
+                    run.verified.append((cells, verification))
             elif kind == "identify":
-                self._cores(place, tuple(cells), "target" if needs[cells[0].method] == "target" else "source", found)
+                self._add_cores(place, cells, "target" if needs[cells[0].method] == "target" else "source", run)
             elif kind in ("match", "map"):
-                self._cores(place, tuple(cells), "carried", found)
-                self._match(place, tuple(cells), found)
-        where = run.settings.get("represent_step")
+                self._add_cores(place, cells, "carried", run)
+                self._add_match(place, cells, run)
+        where = run.record.settings.get("represent_step")
         if not isinstance(where, str):
-            return found
+            return
         if self.step(where) is None:
             self.unfinished[where] = None
         file: RepresentationFile | None = self.file(where, "representation.json", RepresentationFile)
         picture = self.checked(where, "representation.png")
-        return replace(
-            found,
-            representation=None if file is None else (where, file),
-            representation_png=None if picture is None else picture.read_bytes(),
-        )
+        if file is not None:
+            run.representation = where, file, None if picture is None else picture.read_bytes()
 
-    def _match(self, place: str, uses: tuple[CellRecord, ...], found: Found) -> None:
+    def _add_match(self, place: str, uses: tuple[CellRecord, ...], run: FinishedRun) -> None:
         match: LayerMatch | None = self.file(place, "layer_match.json", LayerMatch)
         file = self.checked(place, "similarity.safetensors")
         if match is None or file is None:
@@ -345,18 +327,17 @@ class _Reader:
         except ArtefactError as error:
             self.note(str(error))
             return
-        found.matches.append(MatchFound(place, uses, match, similarity, self._picture(place, "heatmap.png")))
-        found.models.setdefault("source", match.source)
+        run.matches.append(MatchFound(place, uses, match, similarity, self._picture(place, "heatmap.png")))
+        run.models.setdefault("source", match.source)
 
-    def _cores(self, place: str, uses: tuple[CellRecord, ...], role: Role, found: Found) -> None:
-        """Core files in the order of the tasks."""
+    def _add_cores(self, place: str, uses: tuple[CellRecord, ...], role: Role, run: FinishedRun) -> None:
         picture = self._picture(place, "importance.png")
         for task in self.run.tasks:
             core: CoreFile | None = self.file(place, f"{task}{CORE}", CoreFile)
             if core is not None:
-                found.cores.append(CoreFound(place, role, uses, core, picture))
+                run.cores.append(CoreFound(place, role, uses, core, picture))
                 if role == "source":
-                    found.models.setdefault("source", core.model)
+                    run.models.setdefault("source", core.model)
 
     def _picture(self, place: str, name: str) -> str | None:
         return None if self.checked(place, name) is None else f"{place}/{name}"

@@ -7,27 +7,37 @@ spread for that of the population, and does not widen for the few degrees of fre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import special, stats
 
+from trace_transfer.reporting.records import Interval
+
 MIN_VALUES = 3
+Values = Mapping[int, float]  # seed → value
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean: mean ± t(n − 1) · s / √n; None for fewer than three values.
+def interval(values: Sequence[float]) -> Interval:
+    """A mean and its 95 % interval, mean ± t(n − 1) · s / √n; without an interval for fewer than three values.
 
     Values that are all the same have an interval of no width: it says that nothing else was seen, not that nothing
     else can be. Of paired samples give the differences.
     """
     sample = np.asarray(values, dtype=np.float64)
-    if len(sample) < MIN_VALUES:
-        return None
+    mean, num = float(sample.mean()), len(sample)
+    if num < MIN_VALUES:
+        return Interval(mean=mean, num=num)
     if np.ptp(sample) == 0:
-        return float(sample[0]), float(sample[0])
-    low, high = stats.t.interval(0.95, len(sample) - 1, sample.mean(), stats.sem(sample))
-    return float(low), float(high)
+        return Interval(mean=mean, low=float(sample[0]), high=float(sample[0]), num=num)
+    low, high = stats.t.interval(0.95, num - 1, sample.mean(), stats.sem(sample))
+    return Interval(mean=mean, low=float(low), high=float(high), num=num)
+
+
+def paired(ones: Values, others: Values) -> Interval | None:
+    """The mean difference over the seeds that both have, with its p; None where they have none in common."""
+    differences = [ones[seed] - others[seed] for seed in ones if seed in others]
+    return interval(differences).model_copy(update={"p": p_value(differences)}) if differences else None
 
 
 def p_value(differences: Sequence[float]) -> float | None:

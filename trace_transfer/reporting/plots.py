@@ -46,7 +46,7 @@ def first_shown(methods: Sequence[str]) -> tuple[str, ...]:
 
 def curves(summary: Summary) -> Plot | None:
     """A panel per task: the score 0, 1, 2, … stages after it was learned, a line per method."""
-    records = {record.name: record for record in summary.evaluations}
+    records = summary.columns
     found = [curve for curve in summary.curves if curve.points]
     methods, most = list(dict.fromkeys(curve.method for curve in found)), 0
     lines: dict[str, list[Marks]] = {}
@@ -70,7 +70,7 @@ def sweep(summary: Summary, swept: SweepSummary) -> Plot | None:
     x = [float(point.value) if numeric else float(place) for place, point in enumerate(swept.points)]
     labels = [f"{point.value:g}" if numeric else point.label for point in swept.points]
     axis = Axis(title=swept.axis.replace("_", " "), ticks=dict(zip(x, labels, strict=True)))
-    shares = summary.measures_are_shares
+    shares, baselines = summary.measures_are_shares, [one for one in summary.methods if one.method in BASELINES]
     parts = [("average", f"average score{', %' if shares else ''}", shares)]
     parts += [(one.name, _metric(one), one.share) for one in summary.evaluations]
     panels = []
@@ -83,18 +83,13 @@ def sweep(summary: Summary, swept: SweepSummary) -> Plot | None:
                 for one in point.methods if one.method == method
             ]  # fmt: skip
             lines.append(_line(summary, method, points, share, methods))
-        if not place and (baseline := best_baseline(summary)):
-            level = number(baseline[1], share).value
+        if not place and baselines:  # the best, as the paper's figure 5 overlays it
+            best = max(baselines, key=lambda one: one.measures["average"].mean)
+            level = number(best.measures["average"].mean, share).value
             ends = np.array([[x[0], level], [x[-1], level]])
-            lines.append(Marks(f"best baseline: {baseline[0]}", ends, GREY, dash="longdash"))
+            lines.append(Marks(f"best baseline: {best.name}", ends, GREY, dash="longdash"))
         panels.append(_panel(name, axis, title, lines))
     return _plot(panels, f"Sweep over {axis.title}") if methods else None
-
-
-def best_baseline(summary: Summary) -> tuple[str, float] | None:
-    """The baseline of the highest average in the main comparison, as the paper's figure 5 overlays it."""
-    found = [(one.name, one.measures["average"].mean) for one in summary.methods if one.method in BASELINES]
-    return max(found, key=lambda one: one[1], default=None)
 
 
 def front(summary: Summary) -> Plot | None:

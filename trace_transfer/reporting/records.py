@@ -19,10 +19,8 @@ SHA256 = r"^[0-9a-f]{64}$"
 class Cost(Strict):
     """What a step took, over all the times that it ran until it was finished.
 
-    Attributes:
-        cpu_seconds: processor time of its processes, which other work does not change much.
-        peak_bytes: the largest resident memory of its process; `bytes` of the files that it left.
-        trained: elements of the target (the most of any stage), where it trained any.
+    `cpu_seconds` is processor time of its processes, `peak_bytes` the largest resident memory of its process, `bytes`
+    the size of its files, `trained` elements of the target (the most of any stage), where it trained any.
     """
 
     seconds: float = Field(ge=0)
@@ -147,10 +145,8 @@ Verdict = Literal["better", "worse", "chance", "undecided", "equal", "unknown"]
 class Interval(Strict):
     """A mean over cells (seeds) and its 95 % interval (Student's t); None where fewer than three cells give none.
 
-    Attributes:
-        p, p_adjusted: of differences, two-sided, by the paired t test; adjusted (Holm) for all differences of the same
-            measure in the same table, and where one answers a question for all questions, too: the larger of both.
-        verdict: of differences and backward transfer, what they say.
+    `p` is of differences, two-sided, by the paired t test; `p_adjusted` (Holm) for all differences of the same measure
+    in the same table, and where one answers a question for all questions, too: the larger of both.
     """
 
     mean: float
@@ -250,10 +246,8 @@ class SweepSummary(Strict):
 class Comparison(Strict):
     """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed, and the answer.
 
-    Attributes:
-        smallest_found: the difference that so many seeds find with a probability of 80 %, by how much their pairs
-            deviate, at 0.05 divided by the number of comparisons (Holm's first threshold).
-        level: the learning at which `matched_forgetting` is compared.
+    `smallest_found` is the difference that so many seeds find with a probability of 80 %, by how much their pairs
+    deviate, at 0.05 divided by the number of comparisons; `level` the learning at which `matched_forgetting` is told.
     """
 
     question: str
@@ -267,12 +261,8 @@ class Comparison(Strict):
 
 
 class RatePoint(Strict):
-    """Models of a method at one learning rate.
-
-    Attributes:
-        average: over the seeds of the tuning; the rate with the highest is chosen.
-        learned, lost: learning and −backward transfer over the seeds that trained every rate.
-    """
+    """Models of a method at one learning rate: `average` over the seeds of the tuning (the highest is chosen), learning
+    and −backward transfer over the seeds that trained every rate."""
 
     rate: float
     average: Interval
@@ -359,4 +349,18 @@ class Summary(Strict):
     @property
     def measures_are_shares(self) -> bool:
         """Whether all that the measures are made of are shares, so that they can be told in percent."""
-        return all(record.share for record in self.evaluations if record.task is not None)
+        return all(record.share for record in self.taught)
+
+    @property
+    def columns(self) -> dict[str, EvaluationRecord]:
+        """The evaluations by their names."""
+        return {record.name: record for record in self.evaluations}
+
+    @property
+    def taught(self) -> list[EvaluationRecord]:
+        """Evaluations that measure a task."""
+        return [record for record in self.evaluations if record.task is not None]
+
+    def title(self, method: str) -> str:
+        """A method in words."""
+        return next((one.name for one in self.methods if one.method == method), method)

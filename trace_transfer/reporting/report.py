@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any, TypeVar
 
+import numpy as np
+
 from trace_transfer import figures as drawing
 from trace_transfer.core_sets.overlap import jaccard_by_chance, jaccard_of_cores
 from trace_transfer.errors import UserError
@@ -54,38 +56,17 @@ class Reported:
 
 
 def write_report(directory: str | Path, out: str | Path | None = None) -> Reported:
-    """Write the report of a run.
-
-    Args:
-        directory: of the run.
-        out: where the report is written; by default in the run's directory.
-
-    Raises:
-        UserError: see `read_run`; or the place is in use or cannot be written.
-    """
+    """Write the report of the run in a directory, by default into it."""
     run = read_run(directory)
     with held(directory if out is None else out) as target:
         return write_pages(run, summarise(run), target)
 
 
 def write_pages(run: FinishedRun, summary: Summary, target: Path) -> Reported:
-    """Write both files into a directory that is held.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write both files into a directory that is held; raises UserError if it cannot be written."""
     # Markdown points at pictures of the run, which it does not hold.
     to_run = Path(os.path.relpath(run.directory, target.resolve())).as_posix()
     to_run = "" if to_run == "." else f"{to_run}/"
-    text, figures = written(run, summary, to_run)
-    files = (target / HTML, target / MARKDOWN)
-    write_text(files[0], page(text, figures))
-    write_text(files[1], text)
-    return Reported(files, run.unfinished)
-
-
-def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, Figures]:
-    """The Markdown and what its page shows; `to_run` leads from the document to the run's directory."""
     matches, cores = _first_matches(run), _first_cores(run)
     importance = _importance(run, cores)
     drawn: dict[str, Sequence[Plot | None]] = {
@@ -98,9 +79,9 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
     known = {name: [plot for plot in some if plot is not None] for name, some in drawn.items()}
     shown = {name: some for name, some in known.items() if some}
     representation, held_pictures = None, {}
-    if run.found.representation is not None:
-        where, file = run.found.representation
-        path, png = f"{to_run}{where}/representation.png", run.found.representation_png
+    if run.representation is not None:
+        where, file, png = run.representation
+        path = f"{to_run}{where}/representation.png"
         held_pictures = {path: png} if png is not None and len(png) <= MOST_PICTURE else {}
         representation = {"path": path, "there": png is not None, "shown": path in held_pictures,
                           "table": table_of(file)}  # fmt: skip
@@ -126,33 +107,26 @@ def written(run: FinishedRun, summary: Summary, to_run: str = "") -> tuple[str, 
         num_left_out=len(cores) - len(importance),
         overlaps=[one for one in (_between_tasks(run), _carried_and_identified(run)) if one.rows],
         moved=_moved(run),
-        num_broken=sum(not one.ok for _, one in run.found.verified),
+        num_broken=sum(not one.ok for _, one in run.verified),
         representation=representation,
     )
-    return text, Figures(shown, _shades(summary), held_pictures)
+    files = (target / HTML, target / MARKDOWN)
+    write_text(files[0], page(text, Figures(shown, _shades(summary), held_pictures)))
+    write_text(files[1], text)
+    return Reported(files, run.unfinished)
 
 
 def _shades(summary: Summary) -> dict[str, Shades]:
     """Of each score matrix; column by column from the worst to the best score of any method."""
-    better = {one.name: one.higher_is_better for one in summary.evaluations}
-    columns: dict[str, list[float]] = {}
+    every = np.concatenate([matrix.means for matrix in summary.matrices])
+    low, high = every.min(axis=0), every.max(axis=0)
+    better = [one.higher_is_better for one in summary.evaluations]
+    found = {}
     for matrix in summary.matrices:
-        for name, column in zip(matrix.evaluations, zip(*matrix.means, strict=True), strict=True):
-            columns.setdefault(name, []).extend(column)
-
-    def shade(name: str, value: float) -> float:
-        low, high = min(columns[name]), max(columns[name])
-        share = (value - low) / (high - low) if high > low else 0.0
-        return share if better[name] else 1 - share
-
-    return {
-        f"matrix_{matrix.method}": {
-            (row, column): shade(name, value)
-            for row, values in enumerate(matrix.means)
-            for column, (name, value) in enumerate(zip(matrix.evaluations, values, strict=True), 1)
-        }
-        for matrix in summary.matrices
-    }
+        shares = (np.array(matrix.means) - low) / np.where(high > low, high - low, 1.0)
+        shares = np.where(better, shares, 1 - shares)
+        found[f"matrix_{matrix.method}"] = {(row, column + 1): value for (row, column), value in np.ndenumerate(shares)}
+    return found
 
 
 def match_title(policy: str) -> str:
@@ -168,7 +142,7 @@ def _of_main(found: Sequence[Used]) -> list[Used]:
 def _first_matches(run: FinishedRun) -> list[MatchFound]:
     """Each policy's match, of the first seed that has it."""
     shown: dict[str, MatchFound] = {}
-    for found in _of_main(run.found.matches):
+    for found in _of_main(run.matches):
         shown.setdefault(found.match.policy, found)
     return list(shown.values())
 
@@ -204,7 +178,7 @@ def _layers(found: Sequence[MatchFound]) -> Table:
 def _first_cores(run: FinishedRun) -> list[CoreFound]:
     """Of each kind of core set of each task the first seed's; carried ones by the methods that use them."""
     shown: dict[tuple[object, ...], CoreFound] = {}
-    for found in _of_main(run.found.cores):
+    for found in _of_main(run.cores):
         methods = tuple(cell.method for cell in found.trained_by) if found.role == "carried" else ()
         shown.setdefault((found.core.task, found.role, found.score, methods), found)
     order = list(dict.fromkeys(found.core.task for found in shown.values()))
@@ -249,7 +223,7 @@ Overlaps = dict[tuple[str, ...], list[tuple[float, float, float]]]
 
 def _between_tasks(run: FinishedRun) -> Table:
     pairs: Overlaps = {}
-    for one, other in combinations(_of_main(run.found.cores), 2):
+    for one, other in combinations(_of_main(run.cores), 2):
         if one.directory == other.directory:
             what = ROLES[one.role] + (f", {_used_by(run, one)}" if one.role == "carried" else "")
             pairs.setdefault((f"{one.core.task}, {other.core.task}", what, one.score), []).append(_overlap(one, other))
@@ -257,7 +231,7 @@ def _between_tasks(run: FinishedRun) -> Table:
 
 
 def _carried_and_identified(run: FinishedRun) -> Table:
-    main, pairs = _of_main(run.found.cores), Overlaps()
+    main, pairs = _of_main(run.cores), Overlaps()
     own = {
         (found.core.task, found.score, cell.seed): found
         for found in main if found.role == "target" for cell in found.uses if cell.axis is None
@@ -293,9 +267,9 @@ def _overlap(one: CoreFound, other: CoreFound) -> tuple[float, float, float]:
 
 def _moved(run: FinishedRun) -> Table:
     """Of each method what moved in its models, mean over them."""
-    rows, kinds = [], list(run.found.verified[0][1].counts) if run.found.verified else []
+    rows, kinds = [], list(run.verified[0][1].counts) if run.verified else []
     for method in dict.fromkeys(cell.method for cell in run.main):
-        models = [one for uses, one in run.found.verified
+        models = [one for uses, one in run.verified
                   if any(cell.axis is None and cell.method == method for cell in uses)]  # fmt: skip
         cells = [run.title(method), f"{len(models)}"]
         for kind in kinds if models else ():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -17,10 +17,9 @@ import numpy as np
 
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.records import library_versions
-from trace_transfer.reporting.continual import MEASURES, after_learning
+from trace_transfer.reporting.continual import MEASURES, Found, Front, matched
 from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun
-from trace_transfer.reporting.front import Front, matched
-from trace_transfer.reporting.intervals import holm, interval, p_value
+from trace_transfer.reporting.intervals import Values, holm, interval, paired
 from trace_transfer.reporting.records import (
     MATCHED,
     TUNING,
@@ -37,7 +36,7 @@ from trace_transfer.reporting.records import (
     TuningSummary,
 )
 from trace_transfer.reporting.summary_tables import AXES
-from trace_transfer.reporting.verdicts import Found, compare, judged, told
+from trace_transfer.reporting.verdicts import compare, judged, told
 
 # What a step's seconds are counted as.
 COUNTED_AS = {
@@ -45,7 +44,6 @@ COUNTED_AS = {
     "train": "train", "evaluate": "evaluate", "baseline": "evaluate",
 }  # fmt: skip
 
-Values = Mapping[int, float]  # seed → value
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -74,7 +72,11 @@ def summarise(run: FinishedRun) -> Summary:
 
     def ask(name: str, other: str, measure: str) -> Found:
         if measure == MATCHED and name in values and other in values and run.record.tuning:
-            return _at_same_learning(run, fronts, name, other, run.record.tuning.chosen)
+            if lacking := [run.title(one) for one in (name, other) if one not in fronts]:
+                return Found(None, reason=f"{' and '.join(lacking)} cannot forget, or not all its rates are trained")
+            rates = run.record.tuning.chosen
+            titles = run.title(name), run.title(other)
+            return matched(fronts[name], fronts[other], (rates[name], rates[other]), titles)
         ours, theirs = (values.get(one, {}).get(measure) for one in (name, other))
         return Found(paired(ours, theirs) if ours and theirs else None)
 
@@ -88,35 +90,11 @@ def summarise(run: FinishedRun) -> Summary:
     return summary.model_copy(update={"notes": (*summary.notes, *differing)})
 
 
-def _at_same_learning(
-    run: FinishedRun, fronts: Mapping[str, Front], name: str, other: str, rates: Mapping[str, float]
-) -> Found:
-    if lacking := [run.title(one) for one in (name, other) if one not in fronts]:
-        return Found(None, reason=f"{' and '.join(lacking)} cannot forget, or not all its rates are trained")
-    found = matched(fronts[name], fronts[other], (rates[name], rates[other]), (run.title(name), run.title(other)))
-    if found.differences is None:
-        return Found(None, found.level, found.reason)
-    return Found(paired(found.differences, dict.fromkeys(found.differences, 0.0)), found.level)
-
-
 def final_average(matrix: ScoreMatrix, of_task: Mapping[str, str]) -> float:
     """Mean score of what measures tasks after the last stage; of a loss the sign is flipped."""
     taught = set(of_task.values())
     return fmean(one.value * (1 if one.higher_is_better else -1) for one in matrix.stages[-1].scores
                  if one.name in taught)  # fmt: skip
-
-
-def paired(ones: Values, others: Values) -> Interval | None:
-    """The mean difference over the seeds that both have; None where they have none in common."""
-    shared = [seed for seed in ones if seed in others]
-    differences = [ones[seed] - others[seed] for seed in shared]
-    return interval_of(differences).model_copy(update={"p": p_value(differences)}) if shared else None
-
-
-def interval_of(values: Sequence[float]) -> Interval:
-    """Mean and Student's interval."""
-    low, high = interval(values) or (None, None)
-    return Interval(mean=float(np.mean(values)), low=low, high=high, num=len(values))
 
 
 def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
@@ -149,8 +127,8 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
         MethodSummary(
             method=name, title=records[name].title, what=records[name].what, needs=records[name].needs,
             seeds=tuple(dict.fromkeys(cell.record.seed for cell in cells)),
-            measures={one: interval_of(list(values.values())) for one, values in measures[name].items()},
-            final={one: interval_of(list(values.values())) for one, values in finals[name].items()},
+            measures={one: interval(list(values.values())) for one, values in measures[name].items()},
+            final={one: interval(list(values.values())) for one, values in finals[name].items()},
             differences=differences[name], final_differences=final_differences[name], costs=_costs(cells),
             single={one: tuple(values.values()) for one, values in measures[name].items()},
             single_final={one: tuple(values.values()) for one, values in finals[name].items()},
@@ -219,7 +197,7 @@ def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
             own["cpu_seconds"] = sum(spent)
         own["seconds"] = own["identify_seconds"] + own["map_seconds"] + own["train_seconds"]
         each += own.items()
-    return {name: interval_of(values) for name, values in grouped(each).items()}
+    return {name: interval(values) for name, values in grouped(each).items()}
 
 
 def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
@@ -229,9 +207,9 @@ def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
         points: list[tuple[int, tuple[int, float]]] = []
         for cell in cells:
             first = next(number for number, stage in enumerate(cell.matrix.stages) if task in stage.learned)
-            values = after_learning(cell.values_SE, np.full(len(names), first), names.index(evaluation))
+            values = cell.values_SE[first:, names.index(evaluation)]
             points += [(later, (cell.record.seed, value)) for later, value in enumerate(values.tolist())]
-        found = [interval_of(list(by_seed(values).values())) for _, values in sorted(grouped(points).items())]
+        found = [interval(list(by_seed(values).values())) for _, values in sorted(grouped(points).items())]
         yield Curve(method=cells[0].record.method, task=task, evaluation=evaluation, points=tuple(found))
 
 
@@ -315,9 +293,9 @@ def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | No
             averages = [value for seed, value in measures["average"].items() if seed in tuning.seeds]
             if averages:
                 learned = front.learned_RS[number].tolist() if front else list(measures["learning"].values())
-                lost = interval_of(front.lost_RS[number].tolist()) if front else None
-                points.append(RatePoint(rate=rate, average=interval_of(averages),
-                                        learned=interval_of(learned), lost=lost))  # fmt: skip
+                lost = interval(front.lost_RS[number].tolist()) if front else None
+                points.append(RatePoint(rate=rate, average=interval(averages),
+                                        learned=interval(learned), lost=lost))  # fmt: skip
         edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
         chosen = tuning.chosen[method]
         found.append(TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))

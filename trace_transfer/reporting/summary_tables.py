@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from trace_transfer.files import SIZES
-from trace_transfer.reporting.numbers import TIMES, Units, measured, number, single, unit_of
+from trace_transfer.reporting.numbers import TIMES, Units, measured, number, several, single, unit_of
 from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary
 from trace_transfer.reporting.verdicts import WORDS, title_of
 from trace_transfer.tables import NOTHING, Cell, Table
@@ -61,7 +61,7 @@ def scores(summary: Summary) -> Table:
     rows: Rows = [("Base model", NOTHING, *_base_cells(summary))]
     rows += [(one.name, str(len(one.seeds)), *_final_cells(summary, one)) for one in summary.methods]
     untaught = ", ".join(record.name for record in summary.evaluations if record.task is None)
-    losses = any(record.task is not None and not record.higher_is_better for record in summary.evaluations)
+    losses = any(not record.higher_is_better for record in summary.taught)
     note = "The average is of what measures a task" + (f", without {untaught}" if untaught else "")
     note += ", with the sign of losses flipped." if losses else "."
     header = ("method", "seeds", *_final_header(summary))
@@ -86,7 +86,7 @@ def differences(summary: Summary) -> Table:
     below = {"average": Interval(mean=base - average.mean, low=low, high=high, num=average.num)}
     rows = [("Base model", *_measured(summary, below, signed=True)), *rows] if rows else []
     return Table(
-        "differences", f"Difference from {_title(summary, summary.reference)}",
+        "differences", f"Difference from {summary.title(summary.reference)}",
         _measure_header(summary, difference=True), tuple(rows),
         "Method minus reference, paired by seed; whether one may be chance says its verdict, in the table of all "
         "differences in full.",
@@ -95,7 +95,7 @@ def differences(summary: Summary) -> Table:
 
 def details(summary: Summary) -> Table:
     """Each difference in full."""
-    records = {record.name: record for record in summary.evaluations}
+    records = summary.columns
     rows: Rows = []
     for one in summary.methods:
         every = [(title_of(summary, name), summary.measures_are_shares, found)
@@ -105,7 +105,7 @@ def details(summary: Summary) -> Table:
             told = (_p(found.p), _p(found.p_adjusted), WORDS.get(found.verdict, NOTHING))
             rows.append((one.name, name, str(found.num), number(found, share, signed=True), *told))
     return Table(
-        "differences_detail", f"Differences from {_title(summary, summary.reference)} in full",
+        "differences_detail", f"Differences from {summary.title(summary.reference)} in full",
         ("method", "of", "n", "difference", "p", "p (Holm)", "verdict"), tuple(rows),
         "Percentage points of shares, else the metric's unit; p of the paired t test, adjusted over the methods, and "
         "over all questions where it answers one.",
@@ -116,7 +116,7 @@ def questions(summary: Summary) -> Table:
     """What the run was asked, and the differences that answer it."""
     shares = summary.measures_are_shares
     rows = [
-        (one.question, f"{_title(summary, one.method)} − {_title(summary, one.other)}",
+        (one.question, f"{summary.title(one.method)} − {summary.title(one.other)}",
          title_of(summary, one.measure).lower(), number(one.difference, shares, signed=True),
          _p(one.difference.p_adjusted), NOTHING if one.smallest_found is None else number(one.smallest_found, shares),
          WORDS.get(one.difference.verdict, NOTHING))
@@ -142,7 +142,7 @@ def tuning(summary: Summary) -> Table:
             chosen = f"chosen{f' ({one.edge} tried)' if one.edge else ''}" if point.rate == one.chosen else NOTHING
             lost = number(point.lost, shares) if point.lost else NOTHING
             cells = (number(point.average, shares), number(point.learned, shares, signed=True), lost)
-            rows.append((_title(summary, one.method), f"{point.rate:g}", *cells, chosen))
+            rows.append((summary.title(one.method), f"{point.rate:g}", *cells, chosen))
     units = (", %", ", points", ", points") if shares else ("", "", "")
     header = (f"{name}{unit}" for name, unit in zip(("average", "learned", "lost"), units, strict=True))
     return Table(
@@ -184,13 +184,13 @@ def _cost_columns(summary: Summary, columns: Mapping[str, tuple[str, Units]]) ->
 def curves(summary: Summary) -> Table:
     """Score of each task 0, 1, 2, … stages after it was learned."""
     most = max((len(curve.points) for curve in summary.curves), default=0)
-    records = {record.name: record for record in summary.evaluations}
+    records = summary.columns
     rows: Rows = []
     for curve in summary.curves:
         record = records[curve.evaluation]
         points = [number(point, record.share) for point in curve.points]
         task = f"{curve.task}, {_unit(record)}"
-        rows.append((_title(summary, curve.method), task, *points, *[NOTHING] * (most - len(points))))
+        rows.append((summary.title(curve.method), task, *points, *[NOTHING] * (most - len(points))))
     return Table(
         "curves", "Scores of each task 0, 1, 2, … stages after it was learned",
         ("method", "task", *map(str, range(most))), tuple(rows),
@@ -200,7 +200,7 @@ def curves(summary: Summary) -> Table:
 
 def matrices(summary: Summary) -> tuple[Table, ...]:
     """For each method the scores after each stage."""
-    records = {record.name: record for record in summary.evaluations}
+    records = summary.columns
     found = []
     for matrix in summary.matrices:
         of = [records[name] for name in matrix.evaluations]
@@ -208,9 +208,8 @@ def matrices(summary: Summary) -> tuple[Table, ...]:
             (label, *(number(value, record.share) for record, value in zip(of, row, strict=True)))
             for label, row in zip(matrix.stages, matrix.means, strict=True)
         ]
-        title = f"{_title(summary, matrix.method)}: scores after each stage"
-        models = f"{matrix.num} {'model' if matrix.num == 1 else 'models'}"
-        note = f"Mean of {models} with the order {' → '.join(matrix.order)}."
+        title = f"{summary.title(matrix.method)}: scores after each stage"
+        note = f"Mean of {several(matrix.num, 'model')} with the order {' → '.join(matrix.order)}."
         found.append(Table(f"matrix_{matrix.method}", title, ("after", *map(_headed, of)), tuple(rows), note))
     return tuple(found)
 
@@ -247,8 +246,7 @@ def _spread(summary: Summary, points: Sequence[MethodSummary]) -> str:
 
 def base_average(summary: Summary) -> float:
     """Of what measures a task, with the sign of losses flipped."""
-    taught = [record for record in summary.evaluations if record.task is not None]
-    return statistics.fmean(summary.base[one.name] * (1 if one.higher_is_better else -1) for one in taught)
+    return statistics.fmean(summary.base[one.name] * (1 if one.higher_is_better else -1) for one in summary.taught)
 
 
 def _final_header(summary: Summary) -> tuple[str, ...]:
@@ -268,10 +266,6 @@ def _base_cells(summary: Summary) -> tuple[Cell, ...]:
 
 def _method(summary: Summary, name: str) -> MethodSummary:
     return next(one for one in summary.methods if one.method == name)
-
-
-def _title(summary: Summary, method: str) -> str:
-    return next((one.name for one in summary.methods if one.method == method), method)
 
 
 def _unit(record: EvaluationRecord) -> str:

@@ -7,9 +7,9 @@ found, the interval beside the answer says how large a difference it still allow
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from trace_transfer.reporting import numbers
+from trace_transfer.reporting.continual import Found
 from trace_transfer.reporting.intervals import MIN_VALUES, holm, smallest_found
 from trace_transfer.reporting.records import (
     MATCHED,
@@ -38,18 +38,6 @@ WORDS: dict[Verdict | None, str] = {
     "equal": "the same",
     "unknown": "too few seeds",
 }
-
-
-@dataclass(frozen=True)
-class Found:
-    """One method minus another, paired by seed; None where one of them, or a seed in common, is not there.
-
-    `level` is what both learn, of `MATCHED`; `reason` why two methods that are there cannot be compared in it.
-    """
-
-    difference: Interval | None
-    level: float | None = None
-    reason: str = ""
 
 
 Ask = Callable[[str, str, str], Found]  # method, other, measure
@@ -179,8 +167,7 @@ def title_of(summary: Summary, measure: str) -> str:
 
 
 def _pair(summary: Summary, name: str, other: str) -> str:
-    titles = {one.method: one.name for one in summary.methods}
-    return f"{titles[name]} against {titles[other]}"
+    return f"{summary.title(name)} against {summary.title(other)}"
 
 
 def _smallest(difference: Interval, num_tested: int) -> float | None:
@@ -299,14 +286,13 @@ def _forgets(summary: Summary, full: MethodSummary | None) -> Answer | None:
 
 def _compared(summary: Summary) -> Iterator[Answer]:
     """The answer to each question in a sentence: all alike, or which are what."""
-    names = {one.method: one.name for one in summary.methods}
     for question in dict.fromkeys(one.question for one in summary.comparisons):
         found = [one for one in summary.comparisons if one.question == question]
         pairs = {(one.method, one.other) for one in found}
         with_other = len(pairs) > len({method for method, _ in pairs})
         groups: dict[Verdict | None, list[str]] = {}
         for one in found:
-            name = names[one.method] + (f" against {names[one.other]}" if with_other else "")
+            name = _pair(summary, one.method, one.other) if with_other else summary.title(one.method)
             groups.setdefault(one.difference.verdict, []).append(name)
         phrases = [f"{WORDS[kind]} for {numbers.listed(groups[kind])}" for kind in WORDS if kind in groups]
         unseen = [one.smallest_found for one in found if one.difference.verdict == "undecided" and one.smallest_found]
@@ -350,11 +336,10 @@ def _on_numbers(summary: Summary) -> Iterator[str]:
     lacking = [f"{name} ({numbers.several(len(own), 'seed')})" for name, own in seeds.items() if own != every]
     if lacking:
         yield f"Not all methods have all {len(every)} seeds: {', '.join(lacking)}; pairs are of the shared ones."
-    taught = [record for record in summary.evaluations if record.task is not None]
-    if len({(record.share, record.metric if not record.share else "") for record in taught}) > 1:
-        metrics = ", ".join(dict.fromkeys(record.metric for record in taught))
+    if len({(record.share, record.metric if not record.share else "") for record in summary.taught}) > 1:
+        metrics = ", ".join(dict.fromkeys(record.metric for record in summary.taught))
         yield f"The measures mix metrics of different kinds ({metrics}): read them for each evaluation instead."
-    if any(not record.higher_is_better for record in taught):
+    if any(not record.higher_is_better for record in summary.taught):
         yield "In the measures the sign of losses is flipped, so that more is better."
     if MIN_VALUES <= len(every) < FEW_SEEDS:
         yield f"{len(every)} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more."
@@ -366,6 +351,6 @@ def _on_numbers(summary: Summary) -> Iterator[str]:
 
 
 def _on_edge(summary: Summary, tuned: TunedMethod) -> str:
-    name = next(one.name for one in summary.methods if one.method == tuned.method)
     further = {"lowest": "lower", "highest": "higher", None: ""}[tuned.edge]
-    return f"The learning rate of {name}, {tuned.chosen:g}, is the {tuned.edge} tried: a {further} one may be better."
+    whose = f"The learning rate of {summary.title(tuned.method)}, {tuned.chosen:g},"
+    return f"{whose} is the {tuned.edge} tried: a {further} one may be better."

@@ -22,7 +22,7 @@ from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.records import read_artefact
-from trace_transfer.reporting.front import best_rate
+from trace_transfer.reporting.continual import best_rate
 from trace_transfer.reporting.records import TUNING, StepFile
 from trace_transfer.reporting.summarising import final_average
 from trace_transfer.represent.settings import RepresentSettings
