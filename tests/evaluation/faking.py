@@ -13,8 +13,7 @@ def check(candidate):
         assert candidate(x, y) == x + y, "wrong sum"
     assert all(map(lambda x: candidate(x, x) == 2 * x, range(9)))
 """
-CALL = "check(add)"
-OURS = f"add = __program__.add\n{TEST}\n{CALL}"
+OURS = f"add = __program__.add\n{TEST}\ncheck(add)"
 
 WRONG = "def add(x, y):\n    return None\n"
 EQUAL = """
@@ -137,17 +136,3 @@ FAKES = {
     "stop a test's iteration": "def add(x, y): raise StopIteration",
     "own memory": "import ctypes\ndef add(x, y): ctypes.memset(id(5), 255, 64)",
 }  # fmt: skip
-
-# Of these the re-enacted official checker is deceived.
-PASS_OFFICIALLY = ("equals everything", "equals everything, no number", "results in frames")
-
-# Each with a test of its own. Not faked, and not earned: these pass, here as in the official checker.
-REMAINING = {
-    "learned by heart": (
-        "def add(x, y): return {(2, 3): 5, (2.5, 1): 3.5, (10, 7): 17, (10 ** 9, 1): 10 ** 9 + 1}.get((x, y), 2 * x)",
-        TEST,
-    ),
-    "a weak test": ("def add(x, y): return 5", "def check(candidate):\n    assert candidate(2, 3) == 5"),
-    # As HumanEval/33, which compares `sort_third` with itself.
-    "a test that asks the program": (WRONG, "def check(candidate):\n    assert candidate(2, 3) == add(2, 3)"),
-}

@@ -18,13 +18,16 @@ import pytest
 from tests.evaluation.hostile import ATTACKS, SECRET
 from trace_transfer.evaluation.sandbox import programs
 from trace_transfer.evaluation.sandbox.programs import (
+    ALLOWED,
+    ARCHITECTURES,
     DEFAULT_LIMITS,
+    RESTRICTED,
     IsolationError,
     Limits,
     Outcome,
+    program_filter,
     run_program,
 )
-from trace_transfer.evaluation.sandbox.system_calls import ALLOWED, ARCHITECTURES, RESTRICTED, program_filter
 
 LANDLOCK_VERSION = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
 needs_landlock = pytest.mark.skipif(LANDLOCK_VERSION < 1, reason="this system has no Landlock")

@@ -5,24 +5,23 @@ import decimal
 import fractions
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.evaluation.faking import CALL, FAKES, OURS, PASS_OFFICIALLY, REMAINING, TEST
+from tests.evaluation.faking import FAKES, OURS
 from tests.evaluation.sandbox.test_programs import SHORT, needs_landlock
-from trace_transfer.evaluation.sandbox.programs import Outcome, run_program
+from trace_transfer.evaluation.sandbox.programs import run_program
 from trace_transfer.evaluation.sandbox.trial import decoded, encoded
 
 ADD = "def add(x, y): return x + y"
 
 
-def judged(program: str, test: str) -> Outcome:
-    return run_program(program, f"add = __program__.add\n{test}\n{CALL}", SHORT)
+@needs_landlock
+def test_the_honest_program_passes():
+    assert run_program(ADD, OURS, SHORT).passed
 
 
 @needs_landlock
@@ -31,44 +30,6 @@ def test_a_fake_does_not_pass(name):
     outcome = run_program(FAKES[name], OURS, SHORT)
     assert outcome.status != "passed"
     assert outcome.reason
-
-
-@needs_landlock
-@pytest.mark.parametrize("name", REMAINING)
-def test_an_unearned_pass_that_remains(name):
-    program, test = REMAINING[name]
-    assert judged(program, test).status == "passed"
-    assert officially(program, test) == "passed"
-
-
-# What openai/human-eval's `unsafe_execute` and `check_correctness` do with a program, less the limits: one namespace
-# for solution and test, and a list that outlives the process (here standard output), whose first entry is the verdict.
-OFFICIAL = """
-import sys
-class Results:
-    def append(self, result):
-        print(result, flush=True)
-def unsafe_execute(program, result):
-    try:
-        exec(program, {})
-        result.append("passed")
-    except BaseException as error:
-        result.append(f"failed: {error}")
-unsafe_execute(sys.stdin.read(), Results())
-"""
-
-
-def officially(program: str, test: str) -> str:
-    source = f"{program}\n{test}\n{CALL}"
-    done = subprocess.run([sys.executable, "-c", OFFICIAL], input=source, capture_output=True, text=True, check=True)
-    return done.stdout.split("\n")[0]
-
-
-@pytest.mark.parametrize("name", PASS_OFFICIALLY)
-def test_the_same_fake_passes_where_program_and_test_share_an_interpreter(name):
-    assert officially(ADD, TEST) == "passed"
-    assert officially("def add(x, y): return None", TEST).startswith("failed")
-    assert officially(FAKES[name], TEST) == "passed"
 
 
 # ---- values
