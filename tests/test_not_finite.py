@@ -12,7 +12,7 @@ from tests.patch_files import make_patch, mask_of, state_of
 from tests.tuned_models import damage
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.errors import ModelError, NumericalError
-from trace_transfer.evaluation.batching import finite_logits
+from trace_transfer.evaluation.backends import finite_logits
 from trace_transfer.identification.deltas import ShardWriter
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config

@@ -9,8 +9,7 @@ from tests.evaluation.engines import write_engines
 from tests.evaluation_files import FIELDS, GSM8K, QUESTIONS, loaded, run, suite_of, write_records, write_suite
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer.errors import UserError
-from trace_transfer.evaluation.backends import ModelInMemory, spread
-from trace_transfer.evaluation.batching import in_batches
+from trace_transfer.evaluation.backends import ModelInMemory, in_batches, spread
 from trace_transfer.evaluation.evaluating import evaluate, plan_evaluation, prepare_suite
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite

@@ -1,18 +1,18 @@
 """gsm8k and humaneval on SmolLM2-135M by our command and by lm-evaluation-harness called by hand: the same numbers and
-texts, token for token.
-
-    python -m tests.evaluation.test_by_hand_real MODEL GSM8K.jsonl HUMANEVAL.jsonl     the same with the real data
-"""
+texts, token for token."""
 
 import json
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from tests.evaluation.by_hand import by_hand, humaneval, local
+from tests.evaluation.by_hand import STOCK, by_hand, local
+from tests.evaluation.test_humaneval import RECORDS
 from tests.evaluation_files import GSM8K, write_records
 from trace_transfer import cli
 from trace_transfer.engine.loading import BaseModel
@@ -21,18 +21,29 @@ from trace_transfer.formats import read_any
 from trace_transfer.models.sources import ModelSource
 
 GSM8K_TOKENS, CODE_TOKENS = 64, 96
-PROGRAMS = [
-    {
-        "task_id": "own/0", "entry_point": "add", "canonical_solution": "    return a + b\n",
-        "prompt": 'def add(a: int, b: int) -> int:\n    """ Add two numbers.\n    >>> add(2, 3)\n    5\n    """\n',
-        "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n",
-    },
-    {
-        "task_id": "own/1", "entry_point": "sevens", "canonical_solution": "",
-        "prompt": 'def sevens(texts: list) -> list:\n    """ Those texts with three vowels, reversed. """\n',
-        "test": "def check(candidate):\n    assert candidate(['aei', 'a']) == ['iea']\n",
-    },
-]  # fmt: skip
+
+
+def humaneval(data_file: Path) -> dict[str, Any]:
+    """The stock task with a metric in place of the one that it fetches: each program and its test in a bare Python."""
+
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    def passed(references: list[str], predictions: list[list[str]]) -> float:
+        (test,), ((program,),) = references, predictions
+        try:
+            code = f"{program}\n{test}"
+            return float(subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20).returncode == 0)
+        except subprocess.TimeoutExpired:
+            return 0.0
+
+    def programs(resps: Any, docs: Any) -> list[list[str]]:
+        return [[doc["prompt"] + text for text in texts] for texts, doc in zip(resps, docs, strict=True)]
+
+    return load_yaml(STOCK / "humaneval/humaneval.yaml", resolve_func=False) | {
+        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data_file)}}, "unsafe_code": False,
+        "metric_list": [{"metric": passed, "aggregation": "mean", "higher_is_better": True}],
+        "filter_list": [{"name": "create_test", "filter": [{"function": "custom", "filter_fn": programs}]}],
+    }  # fmt: skip
 
 
 def compare(model_name: Path, gsm8k: Path, code: Path, out: Path, num_gsm8k: int, num_code: int) -> dict[str, object]:
@@ -78,16 +89,7 @@ def test_smollm2(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     (model,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
-    data = write_records(tmp_path / "gsm8k.jsonl", GSM8K), write_records(tmp_path / "code.jsonl", PROGRAMS)
-    told = compare(model, *data, tmp_path / "out", len(GSM8K), len(PROGRAMS))
+    data = write_records(tmp_path / "gsm8k.jsonl", GSM8K), write_records(tmp_path / "code.jsonl", RECORDS)
+    told = compare(model, *data, tmp_path / "out", len(GSM8K), len(RECORDS))
     assert told["gsm8k"]["ours"][0] > 0 or told["humaneval"]["ours"][0] > 0  # something is right
     assert told["humaneval"]["characters"] > 20
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as directory:
-        files = [Path(one) for one in sys.argv[1:4]]
-        for name, numbers in compare(*files, Path(directory), 8, 4).items():
-            print(name, numbers)

@@ -142,12 +142,15 @@ def test_scores_of_other_weights_are_not_replaced(tiny, tmp_path, counted):
 
 def test_a_failure_leaves_what_was_finished(tiny, tmp_path, counted, monkeypatch):
     suite, out = load_suite(write_suite(tmp_path / "suite")), tmp_path / "out"
-    with monkeypatch.context() as patch:
+    score_one = evaluating.score_one
 
-        def fail(*_, **__):
+    def fail(backend, prepared, *more):
+        if prepared.spec.name == "chosen":
             raise EvaluationError("no luck")
+        return score_one(backend, prepared, *more)
 
-        patch.setattr("trace_transfer.evaluation.own_data.ChoiceEvaluation.run", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "score_one", fail)
         with pytest.raises(EvaluationError, match="no luck"):
             run(tiny("llama"), suite, out)
     assert not (out / "evaluation.json").exists()
@@ -171,23 +174,17 @@ def test_states_of_a_stream(tiny, tmp_path):
 def test_everything_is_refused_at_once_and_nothing_loaded(tiny, tmp_path, counted):
     write_records(tmp_path / "a.jsonl", [{"x": 1}])
     items = [
-        {"name": "a", "kind": "loss", "data": "a.jsonl"},
         {"name": "b", "kind": "multiple-choice", "data": "a.jsonl"},
         {"name": "c", "kind": "humaneval"},
-        {"name": "d", "kind": "exact-match", "data": "a.jsonl", "fields": {"prompt": "x", "completion": "y"}},
         {"name": "e", "kind": "harness", "task": "gsm8k_cot", "metric": "none", "data": "a.jsonl"},
     ]
     suite = Suite.of(items, tmp_path, "mine")
     with pytest.raises(UserError, match="suite mine: cannot be run") as caught:
         plan_evaluation(tiny("llama"), suite, EvaluateSettings.of(max_new_tokens=8))
     for told in (
-        f"evaluation a ({tmp_path}/a.jsonl): the columns make up no known shape",
         f"evaluation b ({tmp_path}/a.jsonl): columns that are not there",
         "evaluation c: it runs programs that the model writes; give --allow-code-execution",
-        f"evaluation d ({tmp_path}/a.jsonl): columns that are not there",
         f"evaluation e ({tmp_path}/a.jsonl): ",
     ):
         assert told in str(caught.value)
     assert counted == []
-    with pytest.raises(UserError, match="--device gpu9: not available here"):
-        plan_evaluation(tiny("llama"), load_suite(write_suite(tmp_path / "s")), EvaluateSettings.of(device="gpu9"))

@@ -8,13 +8,12 @@ import types
 from pathlib import Path
 
 import pytest
-import yaml
 from jinja2 import Template
 
 from tests.evaluation.by_hand import STOCK
 from tests.evaluation.sandbox.test_programs import needs_landlock
-from trace_transfer.evaluation import humaneval
-from trace_transfer.evaluation.humaneval import harness_config, pass_rates
+from trace_transfer.evaluation import paper_tasks
+from trace_transfer.evaluation.paper_tasks import harness_config, pass_rates
 from trace_transfer.evaluation.sandbox.programs import run_program
 
 # Two of HumanEval's problems (MIT licence, OpenAI), the tests shortened.
@@ -40,7 +39,7 @@ RECORDS = [
 
 
 def test_of(record: dict[str, str]) -> str:
-    return Template(humaneval.TEST).render(record)
+    return Template(paper_tasks.TEST).render(record)
 
 
 test_of.__test__ = False
@@ -89,27 +88,13 @@ def test_a_test_may_call_a_helper_of_the_prompt_and_the_function_itself():
     assert found["pass@1"] == pytest.approx(1 / 3)
 
 
-def stock_config(name: str) -> dict[str, object]:
-    """The stock task's YAML, its functions by name."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda loader, node: node.value)
-    config = yaml.load((STOCK / "humaneval" / f"{name}.yaml").read_text(), Loader)
-    return stock_config(Path(config.pop("include")).stem) | config if "include" in config else config
-
-
-@pytest.mark.parametrize("instruct", [False, True])
-def test_the_configuration_is_the_stock_tasks(instruct):
-    ours, stock = harness_config(instruct=instruct), stock_config("humaneval_instruct" if instruct else "humaneval")
-    assert ours["metric_list"][0].pop("metric") is pass_rates
-    assert stock["metric_list"][0].pop("metric") == "utils.pass_at_k"
-    completes = humaneval.complete_prompts_in_block if instruct else humaneval.complete_prompts
-    assert ours["filter_list"][0]["filter"][0].pop("filter_fn") is completes
-    assert stock["filter_list"][0]["filter"][0].pop("filter_fn").startswith("utils.build_predictions")
-    assert ours.pop("doc_to_target").endswith(stock.pop("doc_to_target"))
-    assert ours == stock
+def test_the_prompts_are_the_stock_tasks_and_what_is_run_is_ours():
+    for instruct, version in ((False, 1.0), (True, 4.0)):
+        config = harness_config(instruct=instruct)
+        assert config["doc_to_text"].endswith("{{ prompt }}\n```\n" if instruct else "{{prompt}}")
+        assert config["metadata"]["version"] == version and config["generation_kwargs"]["until"][0] == "\nclass"
+        assert config["doc_to_target"] == paper_tasks.TEST and config["metric_list"][0]["metric"] is pass_rates
+        assert "utils" not in repr(config)
 
 
 def test_programs_are_made_as_the_stock_task_makes_them(monkeypatch):
@@ -118,6 +103,6 @@ def test_programs_are_made_as_the_stock_task_makes_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "evaluate", stub)
     stock = runpy.run_path(str(STOCK / "humaneval" / "utils.py"))
     answers = [["a", "b```c```", ""], ["```", "x\n```\n", "d\n```python\ne"]]
-    assert humaneval.complete_prompts(answers, RECORDS) == stock["build_predictions"](answers, RECORDS)
+    assert paper_tasks.complete_prompts(answers, RECORDS) == stock["build_predictions"](answers, RECORDS)
     in_block = stock["build_predictions_instruct"](answers, RECORDS)
-    assert humaneval.complete_prompts_in_block(answers, RECORDS) == in_block
+    assert paper_tasks.complete_prompts_in_block(answers, RECORDS) == in_block

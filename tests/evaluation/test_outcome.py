@@ -1,14 +1,12 @@
-"""Standard errors beside their definitions; batches; settings."""
+"""Standard errors beside their definitions; batches."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trace_transfer.errors import UserError
-from trace_transfer.evaluation.batching import batches_by_length
+from trace_transfer.evaluation.backends import batches_by_length
 from trace_transfer.evaluation.outcome import mean_and_stderr, ratio_and_stderr
-from trace_transfer.evaluation.settings import EvaluateSettings
 
 FLOATS = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 
@@ -44,18 +42,3 @@ def test_batches(lengths, batch_size, most):
     for batch in batches:
         assert 1 <= len(batch) <= batch_size
         assert most is None or len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= most
-
-
-def test_limits():
-    settings = EvaluateSettings.of(limit=5)
-    assert [settings.limit_of(own) for own in (None, 3, 9)] == [5, 3, 5]
-    assert EvaluateSettings().limit_of(None) is None and EvaluateSettings().limit_of(4) == 4
-
-
-def test_refusals():
-    with pytest.raises(UserError, match="batchsize: no such setting; did you mean batch_size"):
-        EvaluateSettings.of(batchsize=3)
-    with pytest.raises(UserError, match="settings that cannot be used") as caught:
-        EvaluateSettings.of(batch_size=0, limit=0, dtype="float61", max_length=1, seed=-1)
-    for name in ("batch_size", "limit", "dtype", "max_length", "seed"):
-        assert f"\n  - {name}: " in str(caught.value)

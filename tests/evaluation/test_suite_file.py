@@ -74,19 +74,6 @@ evaluations:
         assert line in told
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("tasks: []", "found the keys tasks; expected a list of evaluations under 'evaluations:'"),
-        ("[1]", "found a list; expected"),
-        ("evaluations: []", "found no evaluations"),
-        ("evaluations: [{name: a, kind: loss, data: a.jsonl}]\nmore: 1", "found the keys evaluations, more"),
-    ],
-)
-def test_files_that_are_no_suites(write, text, told):
-    assert told in refused(load_suite, write(text))
-
-
 def test_shipped_suites():
     assert shipped_suites() == ("paper", "paper-authors")
     paper = load_suite("paper")
@@ -128,12 +115,12 @@ evaluations:
     assert (a.data, a.split, a.fields) == (str(tmp_path / "b.csv"), None, {"prompt": "q"})
     assert suite.specs[0].data is None
     mine = tmp_path / "mine.yaml"
-    given = {"x": "a.jsonl", "gsm8k": tmp_path / "c.jsonl", "a": mine, "a.shots": tmp_path / "a.jsonl"}
-    told = refused(suite.with_data, given)
+    told = refused(suite.with_data, {"a.shots": tmp_path / "a.jsonl"})
+    assert "evaluation 'a': shots_data: not for kind loss" in told
+    told = refused(suite.with_data, {"x": "a.jsonl", "gsm8k": tmp_path / "c.jsonl", "a": mine})
     for line in (
         "x: no such evaluation, the suite has: gsm8k, a",
         "c.jsonl: no such file",
-        f"a: {mine}: expected a .json, .jsonl, .csv, .parquet file",
-        "a.shots: an evaluation of kind loss shows no examples",
+        "evaluation 'a': data: the extension '.yaml' of",
     ):
         assert line in told

@@ -1,8 +1,10 @@
 """What runs the model of an evaluation: transformers in this process, or an engine that lm-evaluation-harness drives.
 
-`ModelInMemory` (`hf`) is read exactly as training reads it. `Engine` (`vllm`, `sglang`) is given the same token ids
-through the harness' own class for it; it reads a directory of safetensors, which is written first where the model is a
-GGUF file or has patches.
+`ModelInMemory` (`hf`) is read exactly as training reads it, in padded batches of like lengths, in the order that wastes
+least. `Engine` (`vllm`, `sglang`) is given the same token ids through the harness' own class for it; it reads a
+directory of safetensors, which is written first where the model is a GGUF file or has patches.
+
+Shapes: b examples of a batch, t tokens of its longest, v tokens of the vocabulary, n scored positions.
 """
 
 from __future__ import annotations
@@ -10,25 +12,28 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
-from trace_transfer.data.examples import IGNORED, Example
+import torch
+from torch import Tensor
+
+from trace_transfer.data.examples import IGNORED, Example, collate, losses
 from trace_transfer.data.rendering import with_fixed_date
-from trace_transfer.errors import UserError, first_line
-from trace_transfer.evaluation.batching import AnswerScores, Ending, finite_logits, generate, score_answers
+from trace_transfer.errors import NumericalError, UserError, first_line
 from trace_transfer.evaluation.settings import SPREADING, EvaluateSettings
 from trace_transfer.settings import unknown_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MAX_LOGITS = 1 << 28  # elements of [b, t, v]: 1 GiB in float32
+AUTO = 64  # examples that `auto` begins with
+PAD = 0  # what stands where the attention mask is 0 is not read
 # Arguments of the harness' classes that are set here, or that would read another model or run its code.
 _OURS = frozenset({
     "self", "kwargs", "pretrained", "tokenizer", "tokenizer_path", "backend", "batch_size", "max_length",
@@ -38,27 +43,28 @@ _OURS = frozenset({
 })  # fmt: skip
 
 
-class Backend(ABC):
-    """A model with its weights, ready to be asked."""
+@dataclass(frozen=True)
+class AnswerScores:
+    """Of the scored tokens of one example: the sum of their cross-entropies in nats, and how many were the likeliest
+    (None where the backend does not say)."""
 
-    settings: EvaluateSettings
-    tokenizer: Any
-
-    @abstractmethod
-    def score(self, examples: Sequence[Example], advance: Callable[[], None]) -> list[AnswerScores]:
-        """Of the supervised tokens of each example; `advance` is called once for each."""
-
-    @abstractmethod
-    def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
-        """The likeliest answer after each prompt, without special tokens; texts behind a stop text may follow it."""
-
-    @abstractmethod
-    def harness(self, *, chat: bool) -> AbstractContextManager[Any]:
-        """As an object of lm-evaluation-harness; with `chat` for prompts in the model's chat template."""
+    loss: float
+    num_tokens: int
+    num_hits: int | None
 
 
 @dataclass(frozen=True)
-class ModelInMemory(Backend):
+class Ending:
+    """Where an answer ends: after so many tokens, at one of these, which is not part of it, or behind one of these
+    texts, which is left in."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    stop_texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelInMemory:
     """A model of transformers, wherever it is and in whatever type."""
 
     model: PreTrainedModel
@@ -66,15 +72,71 @@ class ModelInMemory(Backend):
     settings: EvaluateSettings
 
     def score(self, examples: Sequence[Example], advance: Callable[[], None]) -> list[AnswerScores]:
-        return score_answers(self.model, examples, self.settings.examples_at_once, advance)
+        """Of the supervised tokens of each example; `advance` is called once for each."""
+        found: list[AnswerScores | None] = [None] * len(examples)
+
+        def step(indices: list[int]) -> None:
+            batch = collate([examples[index] for index in indices], PAD)
+            ids_bt, mask_bt = batch.input_ids_bt.to(self.model.device), batch.attention_mask_bt.to(self.model.device)
+            targets_bt = batch.targets_bt.to(self.model.device)
+            logits_btv = self.model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
+            scored_bt = targets_bt != IGNORED
+            logits_nv, targets_n = logits_btv[scored_bt], targets_bt[scored_bt]  # softmax of what is scored only
+            cross_entropy_n = losses(logits_nv[None], targets_n[None])[0]
+            _require_finite(cross_entropy_n)
+            losses_n = cross_entropy_n.tolist()
+            hits_n = (logits_nv.argmax(dim=-1) == targets_n).tolist()
+            end = 0
+            for index, count in zip(indices, scored_bt.sum(dim=1).tolist(), strict=True):
+                start, end = end, end + count
+                found[index] = AnswerScores(sum(losses_n[start:end]), count, sum(hits_n[start:end]))
+                advance()
+
+        most = max(MAX_LOGITS // self.model.config.get_text_config().vocab_size, 1)
+        with _evaluating(self.model):
+            in_batches([len(one.input_ids) for one in examples], self.settings.examples_at_once, step, most)
+        return found  # type: ignore[return-value]
 
     def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
-        size = self.settings.examples_at_once
-        written = generate(self.model, prompts, ending, batch_size=size, tokenizer=self.tokenizer, advance=advance)
-        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+        """The likeliest answer after each prompt, without special tokens; texts behind a stop text may follow it.
+
+        Greedy, whatever the model's own settings for generation say: a penalty for repetition would count as knowledge.
+        """
+        from transformers import GenerationConfig
+
+        ends = sorted(ending.stop_ids)
+        found = [""] * len(prompts)
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, use_cache=True, max_new_tokens=ending.max_new_tokens, pad_token_id=PAD,
+            eos_token_id=ends or None, stop_strings=list(ending.stop_texts) or None,
+        )  # fmt: skip
+
+        def step(indices: list[int]) -> None:
+            width = len(prompts[indices[0]])
+            ids_bt = torch.full((len(indices), width), PAD, dtype=torch.int64)
+            mask_bt = torch.zeros_like(ids_bt)
+            for row, index in enumerate(indices):  # padded on the left: all go on at the same position
+                start = width - len(prompts[index])
+                ids_bt[row, start:] = torch.tensor(prompts[index])
+                mask_bt[row, start:] = 1
+            written_bt = self.model.generate(  # type: ignore[operator]  # whatever is not declared is a Tensor to torch
+                input_ids=ids_bt.to(self.model.device), attention_mask=mask_bt.to(self.model.device),
+                logits_processor=[finite_logits],
+                **({"tokenizer": self.tokenizer} if ending.stop_texts else {}),
+            )[:, width:].tolist()  # fmt: skip
+            for index, written in zip(indices, written_bt, strict=True):
+                stop = next((place for place, token in enumerate(written) if token in ends), len(written))
+                found[index] = self.tokenizer.decode(written[:stop], skip_special_tokens=True)
+                advance()
+
+        # In place of the model's own, with which transformers fills whatever a given one leaves open.
+        with _evaluating(self.model), patch.object(self.model, "generation_config", config):
+            in_batches([len(prompt) for prompt in prompts], self.settings.examples_at_once, step)
+        return found
 
     @contextmanager
     def harness(self, *, chat: bool) -> Iterator[Any]:
+        """As an object of lm-evaluation-harness; with `chat` for prompts in the model's chat template."""
         from lm_eval.models.huggingface import HFLM
 
         class FiniteLM(HFLM):  # type: ignore[misc]  # the harness has no types
@@ -103,8 +165,83 @@ class ModelInMemory(Backend):
             self.model.train(was_training)
 
 
-class Engine(Backend):
-    """A model that an engine has read from a directory; `lm` is the harness' object for it."""
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, most_tokens: int | None = None, among: Iterable[int] | None = None
+) -> list[list[int]]:
+    """Indices (`among` these) in batches of like lengths, the longest first, so that too little memory is seen at once.
+
+    Args:
+        most_tokens: of a padded batch; one example that is longer stands alone.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)) if among is None else among, key=lambda one: (-lengths[one], one)):
+        last = batches[-1] if batches else None
+        # the first of a batch is its longest
+        full = last is not None and most_tokens is not None and (len(last) + 1) * lengths[last[0]] > most_tokens
+        if last is None or len(last) == batch_size or full:
+            batches.append([index])
+        else:
+            last.append(index)
+    return batches
+
+
+def in_batches(
+    lengths: Sequence[int], batch_size: int | Literal["auto"], step: Callable[[list[int]], None],
+    most_tokens: int | None = None,
+) -> None:  # fmt: skip
+    """Call `step` with the indices of each batch; `auto`: a batch for which memory is too small is halved, and all
+    after it."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    waiting = batches_by_length(lengths, AUTO if batch_size == "auto" else batch_size, most_tokens)
+    while waiting:
+        try:
+            step(waiting[0])
+        except RuntimeError as error:
+            if batch_size != "auto" or len(waiting[0]) == 1 or not should_reduce_batch_size(error):
+                raise
+        else:
+            del waiting[0]
+            continue
+        clear_device_cache(garbage_collection=True)  # outside `except`: the error holds what filled the memory
+        rest = [index for batch in waiting for index in batch]
+        waiting = batches_by_length(lengths, len(waiting[0]) // 2, most_tokens, rest)
+
+
+def finite_logits(_ids_bt: Tensor, logits_bv: Tensor) -> Tensor:
+    """A logits processor for `generate` that changes nothing; raises `NumericalError` for NaN and Inf.
+
+    -Inf is what a model may give to tokens that it never writes. The likeliest of NaN would be the first token.
+    """
+    _require_finite(logits_bv.amax(dim=-1))  # NaN where any is NaN
+    return logits_bv
+
+
+def _require_finite(values_n: Tensor) -> None:
+    if not values_n.isfinite().all():
+        raise NumericalError(
+            "its logits are NaN or infinite, of which no score can be made; try --dtype float32, and see that the "
+            "model is whole"
+        )
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout and gradients; the model is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+# ---- engines
+
+
+class Engine:
+    """A model that an engine has read, with the methods of `ModelInMemory`; `lm` is the harness' object for it."""
 
     def __init__(self, directory: Path, dtype: str, tokenizer: Any, settings: EvaluateSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
@@ -166,6 +303,9 @@ class Engine(Backend):
             yield self.lm
 
 
+Backend = ModelInMemory | Engine
+
+
 def _harness_class(name: str) -> Any:
     from lm_eval.api.registry import get_model
 
@@ -209,8 +349,3 @@ def spread(model: PreTrainedModel, settings: EvaluateSettings) -> PreTrainedMode
     balanced = get_balanced_memory(model, max_memory=limits, no_split_module_classes=whole)
     dispatch_model(model, infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=whole))
     return model
-
-
-def backend_versions(settings: EvaluateSettings) -> dict[str, str]:
-    """Of an engine, beside the libraries that every result names."""
-    return {} if settings.backend == "hf" else {name: version(name) for name in ("lm_eval", settings.backend)}

@@ -15,22 +15,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from trace_transfer.errors import ArtefactError, NumericalError, RulesError, UserError, listing
-from trace_transfer.evaluation.backends import (
-    Backend,
-    Engine,
-    ModelInMemory,
-    backend_problems,
-    backend_versions,
-    spread,
-)
+from trace_transfer.evaluation.backends import Backend, Engine, ModelInMemory, backend_problems, spread
 from trace_transfer.evaluation.harness import missing_harness, prepare_harness
-from trace_transfer.evaluation.humaneval import NOT_ALLOWED, prepare_humaneval
 from trace_transfer.evaluation.outcome import EvaluationError, Prepared, Reading
 from trace_transfer.evaluation.own_data import prepare_choices, prepare_exact_match, prepare_loss
+from trace_transfer.evaluation.paper_tasks import prepare_humaneval
 from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
@@ -65,15 +60,11 @@ def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, conf
     reading = Reading(suite.directory, tokenizer, config, settings)
     prepared: list[Prepared] = []
     problems = backend_problems(settings)
-    without = missing_harness([spec.name for spec in suite.specs if spec.kind in NEED_HARNESS])
-    problems += [without] if without else []
+    lacking = [one for one in suite.specs if one.kind in NEED_HARNESS] if find_spec("lm_eval") is None else []
+    problems += [missing_harness([spec.name for spec in lacking])] if lacking else []
     for spec in suite.specs:
-        if without and spec.kind in NEED_HARNESS:
-            if spec.kind == "humaneval" and not settings.allow_code_execution:
-                problems.append(f"{spec.label}: {NOT_ALLOWED}")
-            continue
         try:
-            prepared.append(KINDS[spec.kind](spec, reading))
+            prepared += [] if spec in lacking else [KINDS[spec.kind](spec, reading)]
         except UserError as problem:
             problems.append(str(problem))
     if problems:
@@ -144,11 +135,7 @@ def _read(file: Path) -> EvaluationFile | None:
 
 
 def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: EvaluateSettings) -> EvaluationPlan:
-    """Read config, tokenizer and data; no weights.
-
-    Raises:
-        UserError: no model, tokenizer or device, or whatever would stop an evaluation; of all evaluations at once.
-    """
+    """Read config, tokenizer and data, no weights; one UserError with all that would stop any of the evaluations."""
     state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
     config, tokenizer = state.config, load_tokenizer(state.source)
     device = resolve_device(settings.device) if settings.backend == "hf" else "cuda"
@@ -158,10 +145,7 @@ def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: Eval
 
 
 def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
-    """Refuse a directory with scores of other weights, which would be replaced, or stay beside those of these.
-
-    Another suite, other data and other settings go into the same directory: what is finished stays finished.
-    """
+    """Refuse a directory with scores of other weights; another suite, other data and other settings may go into it."""
     for file in (*out.glob(FILE), *sorted((out / FINISHED).glob("*.json"))):
         found = _read(file)
         if found is not None and found.fingerprint != plan.fingerprint:
@@ -178,7 +162,6 @@ def evaluate(plan: EvaluationPlan, out: Path, reporter: Reporter, *, replace: bo
     """Run what is not finished, and write `evaluation.json`; with `replace` scores of other weights may go.
 
     Raises:
-        UserError: the directory or the weights cannot be used, or a patch does not begin where the one before ended.
         EvaluationError: an evaluation failed; those before it stay.
     """
     if not replace:
@@ -240,7 +223,8 @@ def score_one(backend: Backend, prepared: Prepared, samples: Path | None, report
 
 
 def _file(plan: EvaluationPlan, scores: tuple[Score, ...], settings: dict[str, Any]) -> EvaluationFile:
+    engine = () if plan.settings.backend == "hf" else ("lm_eval", plan.settings.backend)
     return EvaluationFile(
         model=plan.identity, fingerprint=plan.fingerprint, suite=plan.suite.name, scores=scores, settings=settings,
-        libraries=library_versions() | backend_versions(plan.settings),
+        libraries=library_versions() | {name: version(name) for name in engine},
     )  # fmt: skip

@@ -6,7 +6,6 @@ shown and how long answers may be. Prompts are read by the harness' own model cl
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import random
 import re
@@ -41,17 +40,16 @@ _NAME = re.compile(r"^(?:task|group):[ \t]*([\"']?)([^\s\"'#\[]+)\1[ \t]*(?:#.*)
 
 
 @dataclass(frozen=True)
-class HarnessEvaluation(Prepared):
-    """A task of the harness, or a group of tasks, with its data read.
+class _Tasks:
+    """A task of the harness, or all of a group; `groups`: the group first, then those within it."""
 
-    Attributes:
-        groups: the group first, then those within it; empty for a single task.
-        filter: whose results count.
-    """
-
+    spec: EvaluationSpec
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
+    metric: str
     filter: str
+    limit: int | None
+    num_examples: int
 
     def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
         """What `lm_eval.simple_evaluate` does with a task, without its look at the machine, which takes seconds."""
@@ -85,14 +83,14 @@ class HarnessEvaluation(Prepared):
     def _evaluate(self, backend: Backend, advance: Callable[[], None]) -> Any:
         from lm_eval.evaluator import evaluate
 
-        told, settings = _Progress(advance, self.num_steps), backend.settings
+        told, settings = _Progress(advance, self.num_examples), backend.settings
         chat = self.spec.template == "chat"
         with _quiet(), _seeded(settings.seed), backend.harness(chat=chat) as lm:
             for task in self.tasks.values():
                 task.set_fewshot_seed(seed=settings.seed)
             lm.set_cache_hook(told)
             found = evaluate(
-                lm, {"tasks": self.tasks, "groups": self.groups}, limit=self.settings["limit"],
+                lm, {"tasks": self.tasks, "groups": self.groups}, limit=self.limit,
                 bootstrap_iters=BOOTSTRAP, log_samples=True, system_instruction=self.spec.system,
                 apply_chat_template=chat, fewshot_as_multiturn=True,
                 confirm_run_unsafe_code=settings.allow_code_execution,
@@ -167,10 +165,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def missing_harness(names: Sequence[str]) -> str | None:
-    """What to say to evaluations that need the harness where there is none; nothing of it is imported."""
-    if not names or importlib.util.find_spec("lm_eval") is not None:
-        return None
+def missing_harness(names: Sequence[str]) -> str:
+    """What to say to evaluations that need the harness where there is none."""
     return (
         f"{', '.join(names)}: {'need' if len(names) > 1 else 'needs'} lm-evaluation-harness, which is not installed: "
         f"pip install '{PACKAGE}' (in a copy of the repository: pip install '.[evaluation]'). Evaluations of your own "
@@ -181,7 +177,7 @@ def missing_harness(names: Sequence[str]) -> str | None:
 # ---- tasks
 
 
-def prepare_harness(spec: EvaluationSpec, reading: Reading) -> HarnessEvaluation:
+def prepare_harness(spec: EvaluationSpec, reading: Reading) -> Prepared:
     """A stock task or group, or one described by a YAML file of the harness' kind, with its data."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -232,7 +228,7 @@ def _named_files() -> Mapping[str, Path]:
 
 def prepare_config(
     spec: EvaluationSpec, config: Mapping[str, Any], reading: Reading, *, guarded: bool = False
-) -> HarnessEvaluation:
+) -> Prepared:
     """From the harness' configuration of a task; `guarded`: code of the model is run, but walled in."""
     from lm_eval.api.task import ConfigurableTask
 
@@ -264,7 +260,7 @@ def prepare_config(
     return _prepared(spec, {changed["task"]: task}, {}, metrics, filters, reading)
 
 
-def _prepare_group(spec: EvaluationSpec, path: Path, name: str, reading: Reading) -> HarnessEvaluation:
+def _prepare_group(spec: EvaluationSpec, path: Path, name: str, reading: Reading) -> Prepared:
     """All tasks of a group, as the harness builds them from their own data."""
     from lm_eval.tasks import TaskManager
 
@@ -300,7 +296,7 @@ def _prepare_group(spec: EvaluationSpec, path: Path, name: str, reading: Reading
 def _prepared(
     spec: EvaluationSpec, tasks: Mapping[str, Any], groups: Mapping[str, Any], metrics: Sequence[str],
     filters: Sequence[str], reading: Reading,
-) -> HarnessEvaluation:  # fmt: skip
+) -> Prepared:  # fmt: skip
     """With the metric and the filter that are asked for, or the first of each; a TaskError if there is no such."""
     filters = list(dict.fromkeys(filters))
     problems = [
@@ -328,7 +324,8 @@ def _prepared(
         "max_new_tokens": first.config.generation_kwargs.get("max_gen_toks", 256) if writes else None,
     }  # fmt: skip
     higher = bool(first.higher_is_better().get(metric, True))
-    return HarnessEvaluation(spec, metric, higher, num_examples, records_sha256(rows), told, tasks, groups, own_filter)
+    run = _Tasks(spec, tasks, groups, metric, own_filter, limit, num_examples).run
+    return Prepared(spec, metric, higher, num_examples, records_sha256(rows), told, run, num_examples)
 
 
 def _generation(spec: EvaluationSpec, given: Any, reading: Reading) -> dict[str, Any]:

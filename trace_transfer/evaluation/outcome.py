@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,11 +87,19 @@ class Outcome:
     members: tuple[Member, ...] | None = None  # of a group
 
 
+Run = Callable[["Backend", Callable[[], None]], Outcome]
+Pieces = tuple[tuple[str, bool], ...]
+
+
 @dataclass(frozen=True)
-class Prepared(ABC):
+class Prepared:
     """An evaluation whose data are read and checked: all that it lacks is a model.
 
-    `data_sha256` is of the records that will be scored; `settings` are those that decide the result.
+    Attributes:
+        data_sha256: of the records that will be scored.
+        settings: those that decide the result.
+        run: the score of a model and what it said; calls its second argument `num_steps` times.
+        shown: the first example as text, in pieces: (text, whether it is the answer).
     """
 
     spec: EvaluationSpec
@@ -101,18 +108,9 @@ class Prepared(ABC):
     num_examples: int
     data_sha256: str
     settings: Mapping[str, Any]
-
-    @property
-    def num_steps(self) -> int:  # how often `run` calls `advance`
-        return self.num_examples
-
-    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
-        """The first example as text, in pieces: (text, whether it is the answer); nothing where `run` makes prompts."""
-        return ()
-
-    @abstractmethod
-    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
-        """The score of a model and what it said."""
+    run: Run
+    num_steps: int
+    shown: Pieces = ()
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:

@@ -24,13 +24,14 @@ from trace_transfer.data.records import Message, Record, Records, convert_all, r
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.data.tasks_file import TaskError, UnusableValueError, describe, parse_source
 from trace_transfer.errors import listing
-from trace_transfer.evaluation.backends import Backend
-from trace_transfer.evaluation.batching import Ending
+from trace_transfer.evaluation.backends import Backend, Ending
 from trace_transfer.evaluation.outcome import (
     UNCUT,
     Outcome,
+    Pieces,
     Prepared,
     Reading,
+    Run,
     Sample,
     mean_and_stderr,
     ratio_and_stderr,
@@ -64,10 +65,13 @@ def encode(spec: EvaluationSpec, records: Records, reading: Reading, max_length:
     return data
 
 
-def told_of(spec: EvaluationSpec, reading: Reading, protocol: str, template: str, **more: Any) -> dict[str, Any]:
-    """What decides a result, for its file."""
-    limit = reading.settings.limit_of(spec.limit)
-    return {"protocol": protocol, "template": template, "limit": limit, "max_length": reading.longest, **more}
+def _prepared(
+    spec: EvaluationSpec, reading: Reading, sha256: str, num_examples: int, run: Run, shown: Pieces, *,
+    num_steps: int | None = None, **told: Any,
+) -> Prepared:  # fmt: skip
+    told |= {"limit": reading.settings.limit_of(spec.limit), "max_length": reading.longest}
+    steps = num_examples if num_steps is None else num_steps
+    return Prepared(spec, spec.first_metric, spec.higher_is_better, num_examples, sha256, told, run, steps, shown)
 
 
 def shortened(
@@ -92,20 +96,20 @@ def shortened(
 # ---- loss
 
 
-@dataclass(frozen=True)
-class LossEvaluation(Prepared):
-    data: TaskData
+def prepare_loss(spec: EvaluationSpec, reading: Reading) -> Prepared:
+    """Read and encode the records, exactly as training does; the score is the mean over all answer tokens, and its
+    standard error is over examples, whose tokens hang together."""
+    if reading.settings.backend != "hf" and spec.first_metric == "token-accuracy":
+        raise TaskError(f"{spec.label}: token-accuracy needs the likeliest token at every place; use --backend hf")
+    records, sha256 = read_limited(spec, reading)
+    data = encode(spec, records, reading, reading.longest)
 
-    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
-        return self.data.shown
-
-    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
-        """Mean over all answer tokens; the standard error is over examples, whose tokens hang together."""
-        scores = backend.score(self.data.examples, advance)
-        sums = [one.loss if self.metric == "loss" else float(one.num_hits or 0) for one in scores]
+    def run(backend: Backend, advance: Callable[[], None]) -> Outcome:
+        scores = backend.score(data.examples, advance)
+        sums = [one.loss if spec.first_metric == "loss" else float(one.num_hits or 0) for one in scores]
         value, stderr = ratio_and_stderr(sums, [one.num_tokens for one in scores])
         samples, decode = [], backend.tokenizer.decode
-        for example, total, one in zip(self.data.examples, sums, scores, strict=True):
+        for example, total, one in zip(data.examples, sums, scores, strict=True):
             pairs = list(zip(example.input_ids, example.labels, strict=True))
             answer = decode([token for token, label in pairs if label != IGNORED])
             rest = decode([token for token, label in pairs if label == IGNORED])
@@ -113,65 +117,47 @@ class LossEvaluation(Prepared):
             samples.append(Sample(number_of(example), rest, None, answer, total / one.num_tokens, None, more))
         return Outcome(value, stderr, tuple(samples))
 
-
-def prepare_loss(spec: EvaluationSpec, reading: Reading) -> LossEvaluation:
-    """Read and encode the records, exactly as training does."""
-    if reading.settings.backend != "hf" and spec.first_metric == "token-accuracy":
-        raise TaskError(f"{spec.label}: token-accuracy needs the likeliest token at every place; use --backend hf")
-    records, sha256 = read_limited(spec, reading)
-    data = encode(spec, records, reading, reading.longest)
-    protocol = "mean over the tokens of the answers, encoded as in training"
-    told = told_of(spec, reading, protocol, data.template, num_cut=data.num_cut, notes=list(data.notes) or None)
-    return LossEvaluation(spec, spec.first_metric, spec.higher_is_better, len(data.examples), sha256, told, data)
+    return _prepared(
+        spec, reading, sha256, len(data.examples), run, data.shown, template=data.template, num_cut=data.num_cut,
+        protocol="mean over the tokens of the answers, encoded as in training", notes=list(data.notes) or None,
+    )  # fmt: skip
 
 
 # ---- exact match
 
 
-@dataclass(frozen=True)
-class ExactMatchEvaluation(Prepared):
-    numbers: tuple[int, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    targets: tuple[str, ...]
-    ending: Ending
-
-    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
-        return (tokenizer.decode(self.prompts[0]), False), (self.targets[0], True)
-
-    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
-        written = backend.generate(self.prompts, self.ending, advance)
-        samples, decode = [], backend.tokenizer.decode
-        for number, prompt, output, target in zip(self.numbers, self.prompts, written, self.targets, strict=True):
-            for end in self.ending.stop_texts:
-                output = output.partition(end)[0]
-            right = matches(output, target, self.spec)
-            said = output.rpartition(THOUGHT_ENDS)[2]
-            compared = {"extracted": extracted(said, self.spec.extract)} if self.spec.extract else {}
-            samples.append(Sample(number, decode(prompt), output, target, float(right), right, compared))
-        value, stderr = mean_and_stderr([sample.value for sample in samples])
-        return Outcome(value, stderr, tuple(samples))
-
-
-def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> ExactMatchEvaluation:
+def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> Prepared:
     """Read the records and encode their prompts; the answers need not be such as are trained."""
     longest, tokenizer = reading.longest, reading.tokenizer
     most = spec.max_new_tokens or reading.settings.max_new_tokens or min(MAX_NEW_TOKENS, longest // 2)
     reading.require_room(spec, most)
     records, sha256 = read_limited(spec, reading)
-    numbers = tuple(record.number for record in records.records)
+    numbers = [record.number for record in records.records]
+    targets = [record.messages[-1].content for record in records.records]
     found = encode_prompts(spec, records.records, tokenizer)
     require_vocabulary("the model", found.ids, reading.config)
     named = {f"{spec.name}:{number}": ids for number, ids in zip(numbers, found.ids, strict=True)}
     prompts, num_cut = shortened(spec, reading, named, [longest - most] * len(named))
-    told = told_of(
-        spec, reading, "greedy answer to the prompt of training", found.template, max_new_tokens=most, num_cut=num_cut,
+    ending = Ending(most, found.stop_ids, (*spec.until, *found.stop_texts))
+
+    def run(backend: Backend, advance: Callable[[], None]) -> Outcome:
+        written, samples = backend.generate(prompts, ending, advance), []
+        for number, prompt, output, target in zip(numbers, prompts, written, targets, strict=True):
+            for end in ending.stop_texts:
+                output = output.partition(end)[0]
+            right = matches(output, target, spec)
+            said = output.rpartition(THOUGHT_ENDS)[2]
+            compared = {"extracted": extracted(said, spec.extract)} if spec.extract else {}
+            read = backend.tokenizer.decode(prompt)
+            samples.append(Sample(number, read, output, target, float(right), right, compared))
+        value, stderr = mean_and_stderr([sample.value for sample in samples])
+        return Outcome(value, stderr, tuple(samples))
+
+    shown = (tokenizer.decode(prompts[0]), False), (targets[0], True)
+    return _prepared(
+        spec, reading, sha256, len(prompts), run, shown, protocol="greedy answer to the prompt of training",
+        template=found.template, max_new_tokens=most, num_cut=num_cut, notes=[*records.notes, *found.notes] or None,
         stop=[*tokenizer.convert_ids_to_tokens(sorted(found.stop_ids)), *found.stop_texts],
-        notes=[*records.notes, *found.notes] or None,
-    )  # fmt: skip
-    answers = tuple(record.messages[-1].content for record in records.records)
-    return ExactMatchEvaluation(
-        spec, spec.first_metric, spec.higher_is_better, len(prompts), sha256, told, numbers, tuple(prompts), answers,
-        Ending(most, found.stop_ids, (*spec.until, *found.stop_texts)),
     )  # fmt: skip
 
 
@@ -234,36 +220,8 @@ class ChoiceRecord:
     answer: int
 
 
-@dataclass(frozen=True)
-class ChoiceEvaluation(Prepared):
-    """`examples` has one for each choice of each record, in order; only the choice's own tokens are supervised."""
-
-    records: tuple[ChoiceRecord, ...]
-    examples: tuple[Example, ...]
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.examples)
-
-    def shown(self, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
-        return pieces_of(self.examples[self.records[0].answer], tokenizer)
-
-    def run(self, backend: Backend, advance: Callable[[], None]) -> Outcome:
-        scores, samples = iter(backend.score(self.examples, advance)), []
-        for record in self.records:
-            likelihoods = [-next(scores).loss for _ in record.choices]
-            per_character = [one / len(text) for one, text in zip(likelihoods, record.choices, strict=True)]
-            values = likelihoods if self.metric == "acc" else per_character
-            picked = values.index(max(values))
-            said, target, right = record.choices[picked], record.choices[record.answer], picked == record.answer
-            more = {"choices": list(record.choices), "log_likelihoods": likelihoods}
-            samples.append(Sample(record.number, record.prompt, said, target, float(right), right, more))
-        value, stderr = mean_and_stderr([sample.value for sample in samples])
-        return Outcome(value, stderr, tuple(samples))
-
-
-def prepare_choices(spec: EvaluationSpec, reading: Reading) -> ChoiceEvaluation:
-    """Read the records and encode each choice as an answer."""
+def prepare_choices(spec: EvaluationSpec, reading: Reading) -> Prepared:
+    """Read the records and encode each choice as an answer, of which only its own tokens are supervised."""
     records, notes = read_choices(spec, reading)
     conversations = tuple(
         Record(record.number, (Message("user", record.prompt), Message("assistant", choice, True)))
@@ -283,16 +241,29 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading) -> ChoiceEvaluation:
         for place, (one, (start, _)) in enumerate(zip(data.examples, places, strict=True))
     }
     prompts, num_cut = shortened(spec, reading, asked, [reading.longest - len(answer) for answer in answers])
-    examples = tuple(
+    examples = [  # one for each choice of each record, in order
         Example(one.id, (*prompt, *answer), (*[IGNORED] * len(prompt), *answer))
         for one, prompt, answer in zip(data.examples, prompts, answers, strict=True)
-    )
-    protocol = "log-likelihood of each choice after the prompt of training"
-    told = told_of(spec, reading, protocol, data.template, num_cut=num_cut, notes=notes or None)
-    sha256 = records_sha256([[one.prompt, one.choices, one.answer] for one in records])
-    return ChoiceEvaluation(
-        spec, spec.first_metric, spec.higher_is_better, len(records), sha256, told, tuple(records), examples
-    )
+    ]
+
+    def run(backend: Backend, advance: Callable[[], None]) -> Outcome:
+        scores, samples = iter(backend.score(examples, advance)), []
+        for record in records:
+            likelihoods = [-next(scores).loss for _ in record.choices]
+            per_character = [one / len(text) for one, text in zip(likelihoods, record.choices, strict=True)]
+            values = likelihoods if spec.first_metric == "acc" else per_character
+            picked = values.index(max(values))
+            said, target, right = record.choices[picked], record.choices[record.answer], picked == record.answer
+            more = {"choices": list(record.choices), "log_likelihoods": likelihoods}
+            samples.append(Sample(record.number, record.prompt, said, target, float(right), right, more))
+        value, stderr = mean_and_stderr([sample.value for sample in samples])
+        return Outcome(value, stderr, tuple(samples))
+
+    return _prepared(
+        spec, reading, records_sha256([[one.prompt, one.choices, one.answer] for one in records]), len(records), run,
+        pieces_of(examples[records[0].answer], reading.tokenizer), num_steps=len(examples), template=data.template,
+        protocol="log-likelihood of each choice after the prompt of training", num_cut=num_cut, notes=notes or None,
+    )  # fmt: skip
 
 
 def read_choices(spec: EvaluationSpec, reading: Reading) -> tuple[list[ChoiceRecord], list[str]]:

@@ -66,6 +66,6 @@ def render_evaluation_plan(page: Page, plan: EvaluationPlan, out: Path) -> None:
     page.line(f"{engine}on {plan.device} in {plan.dtype}, {how}")
     page.lines(notes)
     for one in plan.prepared:
-        if pieces := one.shown(plan.tokenizer):
+        if one.shown:
             page.line()
-            page.lines(pieces_lines(f"the first of {one.spec.name} as the model reads it", pieces, "the answer"))
+            page.lines(pieces_lines(f"the first of {one.spec.name} as the model reads it", one.shown, "the answer"))

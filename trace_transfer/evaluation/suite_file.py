@@ -175,14 +175,7 @@ class Suite:
     def of(
         cls, items: Iterable[Mapping[str, Any] | EvaluationSpec], directory: Path | str, name: str, *, where: str = ""
     ) -> Suite:
-        """From the items of a list in YAML.
-
-        Args:
-            where: what messages begin with, such as the file that the list stands in.
-
-        Raises:
-            TaskError: all that is wrong at once.
-        """
+        """From the items of a list in YAML; messages begin with `where`, such as the file that it stands in."""
         plain = [item.model_dump(exclude_unset=True) if isinstance(item, EvaluationSpec) else item for item in items]
         specs, problems = checked_items(plain, EvaluationSpec, Path(directory), "evaluation")
         refuse(problems, where or f"evaluations of {name}")
@@ -198,11 +191,7 @@ class Suite:
         return tuple(spec.name for spec in self.specs)
 
     def only(self, names: Iterable[str]) -> Suite:
-        """The evaluations of these names, in the order of the suite; all if none is named.
-
-        Raises:
-            TaskError: it has no evaluation of such a name.
-        """
+        """The evaluations of these names, in the order of the suite; all if none is named."""
         wanted = list(names)
         if unknown := [name for name in wanted if name not in self.names]:
             lines = [f"'{name}': {suggestion(name, self.names, 'it has')}" for name in unknown]
@@ -210,32 +199,21 @@ class Suite:
         return replace(self, specs=tuple(spec for spec in self.specs if not wanted or spec.name in wanted))
 
     def with_data(self, files: Mapping[str, Path | str]) -> Suite:
-        """With other local data: name of an evaluation → file; `NAME.shots` for what its examples are drawn from.
-
-        Raises:
-            TaskError: no such evaluation, no such file, or a kind of file that cannot be read; all at once.
-        """
-        specs, problems = {spec.name: spec for spec in self.specs}, []
+        """With other local data: name of an evaluation → file; `NAME.shots` for what its examples are drawn from."""
+        items, problems = {spec.name: spec.model_dump(exclude_unset=True) for spec in self.specs}, []
         for name, file in files.items():
-            shots = name not in specs and name.endswith(SHOTS)
+            shots = name not in items and name.endswith(SHOTS)
             owner = name.removesuffix(SHOTS) if shots else name
-            path = Path(file).expanduser().absolute()
-            if owner not in specs:
+            if owner not in items:
                 problems.append(f"{name}: no such evaluation, {suggestion(name, self.names, 'the suite has')}")
-            elif not path.is_file():
-                problems.append(f"{name}: {file}: no such file")
-            elif path.suffix.lower() not in FORMATS:
-                problems.append(f"{name}: {file}: expected a {', '.join(FORMATS)} file")
-            elif shots and specs[owner].kind != "harness":
-                problems.append(f"{name}: an evaluation of kind {specs[owner].kind} shows no examples")
-            else:
-                key = "shots_data" if shots else "data"
-                others = {"subset", "split", "revision"} if not shots else set()
-                kept = specs[owner].model_dump(exclude_unset=True, exclude=others)
-                specs[owner] = EvaluationSpec.model_validate({**kept, key: str(path)})
-        if problems:
-            raise TaskError("data that cannot be used:\n" + listing(problems))
-        return replace(self, specs=tuple(specs.values()))
+                continue
+            others = () if shots else ("subset", "split", "revision")
+            kept = {key: value for key, value in items[owner].items() if key not in others}
+            items[owner] = {**kept, "shots_data" if shots else "data": str(Path(file).expanduser().absolute())}
+        specs, found = checked_items(list(items.values()), EvaluationSpec, self.directory, "evaluation")
+        if problems + found:
+            raise TaskError("data that cannot be used:\n" + listing(problems + found))
+        return replace(self, specs=specs)
 
 
 def shipped_suites() -> tuple[str, ...]:
