@@ -2,11 +2,13 @@
 
 import json
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import evaluation_files
 from tests.data.chat_templates import FAMILIES
 from tests.evaluation.by_hand import STOCK, by_hand, local
 from tests.evaluation_files import GSM8K, MEDQA, loaded, run, write_records
@@ -21,9 +23,7 @@ from trace_transfer.evaluation.suite_file import Suite, load_suite
 ROOT = Path(__file__).parents[2]
 
 
-def suite_of(directory, records, **item):
-    write_records(directory / "data.jsonl", records)
-    return Suite.of([{"name": "one", "kind": "harness", "data": "data.jsonl", **item}], directory, "test")
+suite_of = partial(evaluation_files.suite_of, kind="harness")
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def _shades(summary: Summary) -> dict[str, Shades]:
     every = np.concatenate([matrix.means for matrix in summary.matrices])
     low, high = every.min(axis=0), every.max(axis=0)
     better = [one.higher_is_better for one in summary.evaluations]
-    found = {}
+    found: dict[str, Shades] = {}
     for matrix in summary.matrices:
         shares = (np.array(matrix.means) - low) / np.where(high > low, high - low, 1.0)
         shares = np.where(better, shares, 1 - shares)
