@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trace_transfer.errors import UserError
-from trace_transfer.locking import LOCK, held
+from trace_transfer.files import LOCK, held
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -23,7 +23,7 @@ import os, sys, time, fcntl
 if sys.argv[2] == "without":
     def none(*_): raise OSError(38, "Function not implemented")
     fcntl.flock = none
-from trace_transfer.locking import held
+from trace_transfer.files import held
 with held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

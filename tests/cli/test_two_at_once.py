@@ -11,7 +11,7 @@ from tests.patch_files import make_patch, mask_of, state_of
 from tests.stream_files import write_stream
 from tests.task_files import write_tasks
 from trace_transfer.cli import main
-from trace_transfer.locking import held
+from trace_transfer.files import held
 
 IN_IT = ("identify", "select", "map", "train", "evaluate", "represent", "plot")
 PUT_THERE_WHOLE = ("patch apply", "patch task-models")

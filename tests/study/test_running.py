@@ -15,9 +15,8 @@ from tests.tuned_models import weights
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.evaluation.records import EvaluationFile, ScoreMatrix
-from trace_transfer.files import sha256_file
+from trace_transfer.files import LOCK, held, sha256_file
 from trace_transfer.formats import read_any
-from trace_transfer.locking import LOCK, held
 from trace_transfer.reporting.records import RunFile, StepFile
 from trace_transfer.reporting.report import write_report
 from trace_transfer.stopping import StopSignal

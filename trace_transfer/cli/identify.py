@@ -194,9 +194,8 @@ def plot_command(files: tuple[Path, ...], out: Path) -> None:
     """
     from trace_transfer.core_sets.core_file import CoreFile
     from trace_transfer.figures import write_html, write_png
-    from trace_transfer.files import refuse_inputs
+    from trace_transfer.files import held, refuse_inputs
     from trace_transfer.identification.draw import figure
-    from trace_transfer.locking import held
     from trace_transfer.records import read_artefact
 
     page, picture = out / "importance.html", out / "importance.png"

@@ -11,8 +11,7 @@ from pathlib import Path
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Unit
 from trace_transfer.errors import UserError, together
 from trace_transfer.families.anatomy import Anatomy, Split, unit_kinds, unit_parts
-from trace_transfer.files import refuse_inputs, write_text
-from trace_transfer.locking import held
+from trace_transfer.files import held, refuse_inputs, write_text
 from trace_transfer.records import read_artefact, to_json
 from trace_transfer.settings import Settings, Share, setting
 

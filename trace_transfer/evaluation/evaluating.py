@@ -32,8 +32,7 @@ from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.families.registry import load_families
-from trace_transfer.files import prepare_directory, remove_leftovers, sha256_text, write_text
-from trace_transfer.locking import held
+from trace_transfer.files import held, prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, local_directory
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
 from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype

@@ -20,7 +20,7 @@ from trace_transfer.families.anatomy import Split, splits_of, transposed_names
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.figures import write_html, write_png
-from trace_transfer.files import refuse_inputs, remove_leftovers, write_text
+from trace_transfer.files import held, refuse_inputs, remove_leftovers, write_text
 from trace_transfer.identification.at_base import at_base
 from trace_transfer.identification.deltas import DELTAS, DeltaPlan, DeltaStore, deltas_of, plan_deltas
 from trace_transfer.identification.draw import figure
@@ -45,7 +45,6 @@ from trace_transfer.identification.warm_starting import (
     run_warm_starts,
 )
 from trace_transfer.launching import is_first_rank
-from trace_transfer.locking import held
 from trace_transfer.models.running import resolve_device
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.progress import Reporter

@@ -27,8 +27,7 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Mask, Slice, merged_ranges
 from trace_transfer.engine.slices import laid
 from trace_transfer.errors import ArtefactError, FrozenMovedError, ModelError, UserError, listing, together
-from trace_transfer.files import new_directory, prepare_directory, refuse_inputs, write_text
-from trace_transfer.locking import held
+from trace_transfer.files import held, new_directory, prepare_directory, refuse_inputs, write_text
 from trace_transfer.models.model_directory import require_room
 from trace_transfer.models.sources import AXES, ModelSource, numel, row_blocks
 from trace_transfer.models.tensors import differing, dtype_name

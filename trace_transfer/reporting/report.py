@@ -21,9 +21,8 @@ import numpy as np
 from trace_transfer import figures as drawing
 from trace_transfer.core_sets.overlap import jaccard_by_chance, jaccard_of_cores
 from trace_transfer.errors import UserError
-from trace_transfer.files import write_text
+from trace_transfer.files import held, write_text
 from trace_transfer.identification.draw import figure as importance_figure
-from trace_transfer.locking import held
 from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
 from trace_transfer.printable import printable
 from trace_transfer.reporting import numbers, plots, summary_tables

@@ -27,8 +27,7 @@ from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
-from trace_transfer.files import refuse_inputs, remove_leftovers, sha256_text, write_text
-from trace_transfer.locking import held
+from trace_transfer.files import held, refuse_inputs, remove_leftovers, sha256_text, write_text
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource

@@ -27,10 +27,9 @@ from trace_transfer.evaluation.evaluating import plan_evaluation
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.files import prepare_directory, remove_leftovers, write_text
+from trace_transfer.files import held, prepare_directory, remove_leftovers, write_text
 from trace_transfer.identification.scoring import check_settings
 from trace_transfer.launching import excess_of, num_cores, num_gpus, place_among_ranks
-from trace_transfer.locking import held
 from trace_transfer.models.running import resolve_device
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.finished_run import read_run

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.errors import ArtefactError, UserError, listing
-from trace_transfer.files import PART, sha256_file, write_text
-from trace_transfer.locking import LOCK as COMMANDS_LOCK
-from trace_transfer.locking import held
+from trace_transfer.files import LOCK as COMMANDS_LOCK
+from trace_transfer.files import PART, held, sha256_file, write_text
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.records import StepFile

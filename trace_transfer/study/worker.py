@@ -30,9 +30,8 @@ from typing import IO, Any, NamedTuple
 from pydantic import NonNegativeFloat
 
 from trace_transfer.errors import ArtefactError, TraceTransferError, UserError
-from trace_transfer.files import remove_leftovers, sha256_file, write_text
+from trace_transfer.files import held, remove_leftovers, sha256_file, write_text
 from trace_transfer.launching import USERS_MISTAKE, check_processes, is_first_rank, run_on_nodes, run_processes
-from trace_transfer.locking import held
 from trace_transfer.printable import guard
 from trace_transfer.progress import Counted, Lines, Silent, Terminal, quiet_libraries, repeatedly
 from trace_transfer.records import library_versions, read_artefact, read_fields, to_json

@@ -31,9 +31,8 @@ from trace_transfer.engine.optimizers import Described, require_known
 from trace_transfer.errors import UserError, listing
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.files import prepare_directory, refuse_inputs, remove_leftovers, sha256_file, write_text
+from trace_transfer.files import held, prepare_directory, refuse_inputs, remove_leftovers, sha256_file, write_text
 from trace_transfer.launching import is_first_rank, place_among_ranks
-from trace_transfer.locking import held
 from trace_transfer.models.content import difference
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.models.tensors import dtype_name

@@ -30,6 +30,7 @@ from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import (
     check_directory,
+    held,
     prepare_directory,
     refuse_inputs,
     remove_leftovers,
@@ -37,7 +38,6 @@ from trace_transfer.files import (
     sha256_text,
     write_text,
 )
-from trace_transfer.locking import held
 from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.running import require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import build_meta_model, numel
