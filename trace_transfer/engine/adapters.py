@@ -115,12 +115,7 @@ class AdaptedModel:
         write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
 
     def merged(self, state_value: Callable[[str], Tensor], adapter: Path) -> Values:
-        """W + (alpha / r) B A of each adapted weight, computed and given in float32, one at a time.
-
-        Args:
-            state_value: the model's own name → W, as it is stored.
-            adapter: a directory that `write` made.
-        """
+        """W + (alpha / r) B A of each adapted weight, in float32, one at a time; W is asked for by its own name."""
         transposed, values = self._layout[0].fan_in_fan_out, _read(adapter)  # type: ignore[attr-defined]
         for key, a_ri in values.items():
             if A in key:

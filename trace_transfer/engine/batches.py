@@ -62,8 +62,7 @@ class GlobalBatch:
     def share(self, rank: int, num_ranks: int) -> list[tuple[int | None, tuple[Example, ...]]]:
         """The micro-batches of one rank, each with its number in the batch.
 
-        Every rank gets as many (a collective operation needs them all): where they do not divide, the shortest example
-        once more, with the number None, to be given no weight.
+        Every rank gets as many, as collective operations need it: some the shortest example once more, as number None.
         """
         numbered = islice(enumerate(self.micro_batches), rank, None, num_ranks)
         mine: list[tuple[int | None, tuple[Example, ...]]] = list(numbered)

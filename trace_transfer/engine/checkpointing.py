@@ -167,11 +167,7 @@ class Saved:
                 yield from ((shard, key) for key in shard.keys())  # noqa: SIM118 (not a dict)
 
     def require_whole(self, kinds: Mapping[str, Sequence[str]]) -> None:
-        """Refuse a checkpoint that lacks values of a trained tensor: it would begin again from the base's.
-
-        Args:
-            kinds: name → what there must be of it.
-        """
+        """Refuse a checkpoint that lacks these kinds of values of a tensor: it would begin again from the base's."""
         found = {key for _, key in self._keys()}
         if wrong := found ^ {f"{name}/{kind}" for name, several in kinds.items() for kind in several}:
             raise TrainingError(
@@ -216,13 +212,9 @@ def write(
     directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States, keep: int = 1,
     evaluations: Sequence[Evaluation] = (), best: int | None = None,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint and remove the oldest but for the newest `keep`.
+    """Write a checkpoint and remove the oldest but for the newest `keep` and that of the step `best`.
 
-    Args:
-        best: the step of one that stays; maybe this.
-
-    Raises:
-        TrainingError: it cannot be written (a full disk); the one before is as it was.
+    If it cannot be written (TrainingError: a full disk), the one before is as it was.
     """
     final, before = _place(directory, len(steps)), _paths(directory)
     record = {

@@ -35,11 +35,7 @@ REFUSED = (f"{ZERO}.zenflow", f"{ZERO}.zeropp_loco_param", f"{ZERO}.cpu_offload"
 
 
 def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
-    """What DeepSpeed is given: our own, with the user's put into it.
-
-    Args:
-        num_elements: that are trained.
-    """
+    """What DeepSpeed is given where so many elements are trained: our own, with the user's put into it."""
     bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
     zero: dict[str, Any] = {
         "stage": settings.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,

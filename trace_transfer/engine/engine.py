@@ -140,10 +140,9 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self, share: float) -> float:
-        """Clip, update, forget the gradient; returns its norm before clipping, NaN or Inf if it could not be used.
+        """Clip, update at a share of each tensor's highest rate, forget the gradient.
 
-        Args:
-            share: of the highest learning rate that each tensor has.
+        Returns the norm before clipping, NaN or Inf if the gradient could not be used.
         """
         for group in self.deepspeed.basic_optimizer.param_groups:
             group["lr"] = group["peak"] * share
@@ -245,12 +244,8 @@ class Engine:
 def open_engine(
     model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask, treated: Mapping[str, Treatment]
 ) -> Iterator[Engine]:  # fmt: skip
-    """A new engine for one stage of training. The model belongs to it: let go of it afterwards.
-
-    Args:
-        model: whole on every rank, or for ZeRO 3 as `fill_partitioned` leaves it.
-        mask: what is trained. Fixed for the life of the engine.
-        treated: how each tensor is optimised.
+    """A new engine for one stage of training. The model, for ZeRO 3 as `fill_partitioned` leaves it, belongs to it: let
+    go of it afterwards.
     """
     with _releasing_linear() if settings.zero == 3 else nullcontext():
         engine = Engine(model, settings, ranks, mask, treated)
@@ -291,13 +286,10 @@ def _partition(parameter: Any, value: Tensor) -> Tensor:
 def fill_partitioned(
     model: PreTrainedModel, values: Iterable[tuple[str, Tensor]], config: dict[str, Any], ranks: Ranks
 ) -> None:
-    """Give a meta-device model its weights, each rank its part of each; collective.
+    """Give a meta-device model its weights, each rank its part of each; collective, and a ModelError on all ranks.
 
     Args:
         values: name and value of every tensor in the model's order; asked for on the first rank only.
-
-    Raises:
-        ModelError: the first rank could not read them; on all ranks.
     """
     with quiet():
         zero = deepspeed_library().zero.Init(config_dict_or_path=config)
@@ -328,11 +320,7 @@ def fill_partitioned(
 
 
 def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextManager[None]:
-    """A tensor whole while it lasts, collective; does nothing to one that is not partitioned.
-
-    Args:
-        modify: keep what the first rank has written to it.
-    """
+    """A partitioned tensor whole while it lasts; collective. Keeps what the first rank writes, if asked to."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     whole: AbstractContextManager[None] = deepspeed_library().zero.GatheredParameters(

@@ -76,11 +76,9 @@ def estimate(
     anatomy: Anatomy, mask: Mask, settings: TrainSettings, data: TaskData, *, num_ranks: int, precision: str,
     describe: Describe, patch_itemsize: int, adapters: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Estimate:  # fmt: skip
-    """Estimate a training.
+    """Estimate a training, whose precision is `float32` or `bfloat16`.
 
     Args:
-        precision: `float32` or `bfloat16`, resolved.
-        describe: a trained tensor's own name in the model and its components.
         patch_itemsize: bytes of a value in the patch, before and after together.
         adapters: shapes of what is trained in place of the mask. They keep the inputs that training its weights would.
     """

@@ -89,11 +89,7 @@ class BaseModel(OpenedBase):
 
 
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """A model with its weights on the CPU, without a cache for generation.
-
-    Raises:
-        ModelError: weights are missing, of other shapes, hold NaN or Inf, or cannot be read.
-    """
+    """A model with its weights on the CPU, without a cache for generation; a ModelError names what does not fit."""
     from transformers import AutoModelForCausalLM
 
     place = local_directory(source)
@@ -134,10 +130,7 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Without transformers' bars, reports and warnings; gives the list that those go to.
-
-    A bar of GGUF files knows no switch, and goes to stderr.
-    """
+    """Without transformers' bars (of GGUF files on stderr), reports and warnings; gives the list that those go to."""
     from transformers.utils import logging
 
     said: list[str] = []

@@ -159,12 +159,7 @@ BIAS = "bias"
 def treatments(
     shapes: Mapping[str, Shape], settings: TrainSettings, describe: Describe = lambda name: (name, ())
 ) -> dict[str, Treatment]:
-    """How each tensor is optimised, in their order.
-
-    Args:
-        shapes: name → shape of what is trained of a tensor.
-        describe: asked where settings name components or tensors, and for an optimizer of matrices.
-    """
+    """How each tensor is optimised, by the shape of what is trained of it; `describe` tells more where it is needed."""
     chosen, problems, found = OPTIMIZERS[settings.optimizer], [], {}
     for name, shape in shapes.items():
         own, components = describe(name)

@@ -81,11 +81,7 @@ def freeze(
     gathered: Callable[[nn.Parameter], AbstractContextManager[object]],
     resident: bool = False,
 ) -> dict[str, nn.Parameter]:
-    """Freeze everything but a mask's parts; name → what is trained of that tensor, in the model's order.
-
-    Args:
-        gathered: makes a tensor whole where it is partitioned.
-    """
+    """Freeze everything but a mask's parts; name → what is trained of that tensor, in the model's order."""
     places = places_of(model)
     found: dict[str, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters()):

@@ -64,15 +64,10 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], directory: Path, label: str, first_step: int = 1) -> Trackers:
-    """Begin trackers for one training, or go on with those that it had. Call it on the first rank.
+    """Begin trackers for one training, or go on with those of the same label and directory; on the first rank alone.
 
-    Args:
-        directory: TensorBoard's files go to `DIRECTORY/tensorboard/LABEL`, W&B's to `DIRECTORY/wandb`.
-        label: the name of the curve; the same name and directory go on with the same curve.
-        first_step: the first that will be logged, more than 1 if a training goes on.
-
-    Raises:
-        UserError: a tracker cannot be begun (no login, no network).
+    TensorBoard's files go to `DIRECTORY/tensorboard/LABEL`, W&B's to `DIRECTORY/wandb`. A tracker that cannot be begun
+    (no login, no network) is a UserError.
     """
     running = []
     for name in dict.fromkeys(ALIASES.get(name, name) for name in names):

@@ -23,12 +23,7 @@ from trace_transfer.models.sources import numel
 
 @dataclass(frozen=True)
 class Case:
-    """What a control is made for.
-
-    Attributes:
-        unit: `tensors` or `elements`: what `random` has as many of.
-        file: for messages.
-    """
+    """What a control is made for: `unit` says what `random` has as many of, tensors or elements."""
 
     core: CoreFile
     anatomy: Anatomy

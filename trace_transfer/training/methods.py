@@ -141,16 +141,11 @@ LAYOUTS: Mapping[str, Method] = {
 def stages_of(
     settings: StreamSettings, tasks: Sequence[TaskData], cores: Mapping[str, CoreFile], anatomy: Anatomy
 ) -> tuple[Stage, ...]:
-    """Lay out a stream.
+    """Lay out a stream. A UserError names all orders, tasks and core files that cannot be used.
 
     Args:
         tasks: in the order of the file; `settings.order` may say another.
         cores: task → its core file, for the methods that need one; the others do not look.
-        anatomy: of the model to be trained.
-
-    Raises:
-        UserError: an order that is none, two tasks with one name, too few tasks, no such special task; or core files
-            that are missing, of another model, or give no mask. All of a kind at once.
     """
     _refuse(settings, _task_problems(settings, [data.task for data in tasks]))
     by_name = {data.task: data for data in tasks}
@@ -223,11 +218,7 @@ def _refuse(settings: StreamSettings, problems: Sequence[str]) -> None:
 def hold_out(
     base: OpenModel, tasks: Sequence[StreamTask], data: Sequence[TaskData], directory: Path, settings: StreamSettings
 ) -> tuple[tuple[TaskData, ...], dict[str, TaskData]]:
-    """What is left to train on, and what is held out of each task that has anything.
-
-    Args:
-        data: of the tasks, in their order.
-    """
+    """What is left to train on of tasks in their order, and what is held out of each that has anything."""
     own = [one for one in (task.held_out for task in tasks) if one is not None]
     train = settings.train
     read = encode_tasks(base, own, directory, settings.max_length, settings.too_long, train.seed) if own else ()

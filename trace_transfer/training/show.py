@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 @as_text
 def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> None:
-    """What will train, on what, with how much memory, time and disk.
-
-    Args:
-        disk: bytes wanted in all (`needed_space`).
-        more: notes beside those of the plan.
-    """
+    """What will train, on what, with how much memory, time and disk; with more notes."""
     train, base = plan.settings.train, plan.base.identity
     page.line(
         f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} elements; method "

@@ -145,12 +145,8 @@ def plan_stream(
 ) -> StreamPlan:  # fmt: skip
     """Open the model, read stream, core files and examples, look what is finished; loads no weights, writes nothing.
 
-    Args:
-        num_ranks: processes that will train together; default is those that a launcher has started.
-
-    Raises:
-        UserError: whatever is wrong with them, or `out` holds another stream, or something of them that would be
-            replaced.
+    Refuses (UserError) whatever is wrong with them, and an `out` that holds another stream. Where no number of ranks is
+    given, a launcher's processes are meant.
     """
     num_ranks = place_among_ranks().size if num_ranks is None else num_ranks
     out, directory = Path(out), Path(stream).parent
