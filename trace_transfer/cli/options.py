@@ -101,7 +101,7 @@ class OutPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from trace_transfer.files import check_directory
 
-        path: Path = super().convert(value, param, ctx)
+        path: Path = super().convert(value, param, ctx)  # type: ignore[assignment]  # `path_type` makes it one
         option = max(param.opts, key=len) if param is not None else "--out"
         check_directory(path if self.dir_okay else path.parent, hint=f"; name another {option}")
         return path
