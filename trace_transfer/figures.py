@@ -324,8 +324,9 @@ def _scatters(marks: Marks, told: set[str]) -> list[dict[str, Any]]:
     traces = []
     if marks.dash:
         drawn["line"] = {"color": colour, "width": 1.5, "dash": marks.dash}
-        if colour == "white":  # upon a dark line, to be seen on any colour and in the legend
-            traces.append({**drawn, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}})
+        if colour == "white":  # upon a dark line, to be seen on any colour; grey in the legend, to be seen on any page
+            traces.append({**drawn, "x": [None], "y": [None], "line": {**drawn["line"], "color": GREY}})
+            traces.append({**drawn, "showlegend": False, "line": {"color": "rgba(0,0,0,0.55)", "width": 2}})
     if marks.filled:
         red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
         drawn |= {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.08)"}

@@ -11,6 +11,7 @@ from tests.tiny_models import TEXTS
 from trace_transfer import map_models, read
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import numel
+from trace_transfer.transfer import draw
 from trace_transfer.transfer.draw import render_estimate, render_summary
 from trace_transfer.transfer.mapping import estimate, plan_map
 from trace_transfer.transfer.records import Depth, LayerPair, Stability
@@ -104,3 +105,10 @@ def test_an_estimate_is_of_the_models_and_the_rows(tiny, texts):
 def test_a_profile_yields_to_what_is_said():
     mixed = MapSettings.of("paper", rows="word")
     assert (mixed.rows, mixed.similarity, mixed.match, mixed.transform) == ("word", "cka", "argmax", "none")
+
+
+def test_a_tensor_of_several_layers_is_one_line_of_what_was_dropped():
+    names = [f"model.layers.{n}.mlp.experts.5.w1" for n in (0, 1, 2, 7)] + ["model.layers.4.up.weight", "lm_head.bias"]
+    assert draw._over_layers(names) == [
+        "model.layers.{0-2, 7}.mlp.experts.{n}.w1", "model.layers.4.up.weight", "lm_head.bias",
+    ]  # fmt: skip

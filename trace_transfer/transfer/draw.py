@@ -235,9 +235,18 @@ def _draw_dropped(page: Page, carried: Carried) -> None:
     if not carried.dropped:
         return
     page.line(f"{carried.core.task}: {len(carried.dropped)} core tensors have no counterpart:")
-    for reason, count in Counter(carried.dropped.values()).most_common():
-        names = [name for name, why in carried.dropped.items() if why == reason]
-        page.line(f"  {', '.join(names[:3])}{', …' if count > 3 else ''}: {reason}")
+    for reason, _ in Counter(carried.dropped.values()).most_common():
+        names = _over_layers([name for name, why in carried.dropped.items() if why == reason])
+        page.line(f"  {', '.join(names[:3])}{', …' * (len(names) > 3)}: {reason}")
+
+
+def _over_layers(names: Sequence[str]) -> list[str]:
+    """Names that differ in the number of their layer as one: `model.layers.{0-3, 7}.mlp.up_proj.weight`."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        layers.setdefault(folded_name(name), []).extend([int(one) for one in name.split(".") if one.isdecimal()][:1])
+    told = {name: layer_ranges(of) for name, of in layers.items()}
+    return [name.replace("{layer}", text if text.isdecimal() else f"{{{text}}}") for name, text in told.items()]
 
 
 @as_text
