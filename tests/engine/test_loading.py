@@ -10,7 +10,8 @@ from tests.tiny_models import REPRESENTATIVES, build_config, build_model, save_m
 from tests.tuned_models import damage
 from trace_transfer.engine.deepspeed_json import configuration
 from trace_transfer.engine.distributed import collect_garbage, open_ranks
-from trace_transfer.engine.engine import fill_partitioned, gathered, shapes_of
+from trace_transfer.engine.engine import fill_partitioned, shapes_of
+from trace_transfer.engine.slices import gathered
 from trace_transfer.errors import ModelError
 
 FAMILIES = ("qwen2", "phi3", "gpt2")

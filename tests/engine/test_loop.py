@@ -12,9 +12,10 @@ from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.batches import Plan
 from trace_transfer.engine.checkpointing import read_csv
-from trace_transfer.engine.engine import Engine, gathered
+from trace_transfer.engine.engine import Engine
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import Run
+from trace_transfer.engine.slices import gathered
 from trace_transfer.errors import FrozenMovedError, TrainingError, UserError
 from trace_transfer.stopping import StopRequested, StopSignal
 

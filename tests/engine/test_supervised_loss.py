@@ -8,7 +8,6 @@ from tests.tiny_models import REPRESENTATIVES
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.data.examples import collate, losses
 from trace_transfer.engine import settings, supervised_loss
-from trace_transfer.engine.engine import gathered
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.slices import freeze
 from trace_transfer.models.sources import ModelSource
@@ -52,7 +51,7 @@ def test_is_that_of_all_logits(tiny, family, partitioned):
     inputs = {"input_ids": batch.input_ids_bt, "attention_mask": batch.attention_mask_bt, "use_cache": False}
     for number in range(3):
         model = BaseModel(ModelSource.parse(tiny(family))).load(torch.float32).eval()
-        freeze(model, masks(model)[number], gathered)
+        freeze(model, masks(model)[number])
         expected = losses(model(**inputs).logits, batch.targets_bt).sum() * 0.25
         slow = gradients(model, expected)
         most = note_most(model.get_output_embeddings())

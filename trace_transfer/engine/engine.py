@@ -19,7 +19,7 @@ An exact training needs some care, measured on DeepSpeed 0.19.8:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ class Engine:
         known = dict(model.named_parameters())
         self.frozen = {name: p for name, p in known.items() if not mask.trains(name) or name in mask.sliced}
         self.sliced = mask.sliced
-        self.parameters = freeze(model, mask, gathered, resident=settings.zero < 3)
+        self.parameters = freeze(model, mask, resident=settings.zero < 3)
         config = configuration(settings, ranks, model.dtype, mask.numel(shapes))
         model.train()
         give_loss(getattr(model, "get_base_model", lambda: model)(), partitioned=settings.zero == 3)  # peft's wrapper
@@ -317,16 +317,6 @@ def fill_partitioned(
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
             setattr(module, name, buffer.to(ranks.device))
-
-
-def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextManager[None]:
-    """A partitioned tensor whole while it lasts; collective. Keeps what the first rank writes, if asked to."""
-    if not hasattr(parameter, "ds_id"):
-        return nullcontext()
-    whole: AbstractContextManager[None] = deepspeed_library().zero.GatheredParameters(
-        [parameter], modifier_rank=0 if modify else None
-    )
-    return whole
 
 
 def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:

@@ -31,7 +31,6 @@ from trace_transfer.engine.engine import (
     MASTER,
     Engine,
     fill_partitioned,
-    gathered,
     open_engine,
     resolve_precision,
     shapes_of,
@@ -39,7 +38,7 @@ from trace_transfer.engine.engine import (
 from trace_transfer.engine.loading import StartingPoint, Values
 from trace_transfer.engine.optimizers import Describe, problems, schedule, treatments
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.engine.slices import outside, put, taken
+from trace_transfer.engine.slices import gathered, outside, put, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text

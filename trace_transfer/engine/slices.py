@@ -9,7 +9,7 @@ the frozen one. State dicts have whole tensors under their ordinary names all th
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
 from typing import Any
 from weakref import ref
@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import cached, register_parametrization, remove_
 from torch.utils.hooks import RemovableHandle
 
 from trace_transfer.core_sets.masks import Chosen, Mask, Part, Slice
+from trace_transfer.engine.distributed import deepspeed_library
 
 Places = list[tuple[nn.Module, str]]
 
@@ -75,12 +76,17 @@ def places_of(model: nn.Module) -> dict[str, Places]:
     return places
 
 
-def freeze(
-    model: nn.Module,
-    mask: Mask,
-    gathered: Callable[[nn.Parameter], AbstractContextManager[object]],
-    resident: bool = False,
-) -> dict[str, nn.Parameter]:
+def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextManager[None]:
+    """A partitioned tensor whole while it lasts; collective. Keeps what the first rank writes, if asked to."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    whole: AbstractContextManager[None] = deepspeed_library().zero.GatheredParameters(
+        [parameter], modifier_rank=0 if modify else None
+    )
+    return whole
+
+
+def freeze(model: nn.Module, mask: Mask, resident: bool = False) -> dict[str, nn.Parameter]:
     """Freeze everything but a mask's parts; name → what is trained of that tensor, in the model's order."""
     places = places_of(model)
     found: dict[str, nn.Parameter] = {}

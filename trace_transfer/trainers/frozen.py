@@ -23,8 +23,18 @@ from transformers import TrainerCallback
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Chosen, Mask
 from trace_transfer.engine.distributed import Ranks
-from trace_transfer.engine.engine import gathered, shapes_of
-from trace_transfer.engine.slices import Spliced, freeze, ordinary, outside, places_of, spliced_at, taken, unsplice
+from trace_transfer.engine.engine import shapes_of
+from trace_transfer.engine.slices import (
+    Spliced,
+    freeze,
+    gathered,
+    ordinary,
+    outside,
+    places_of,
+    spliced_at,
+    taken,
+    unsplice,
+)
 from trace_transfer.errors import FrozenMovedError, UserError, listing
 from trace_transfer.launching import is_first_rank
 from trace_transfer.models.checkpoints import OpenedBase
@@ -110,7 +120,7 @@ class CoreTraining:
                     self._before[name] = taken(value, part).clone()
                 if part is not None or not mask.trains(name):
                     self._frozen[name] = value.dtype, _digest(outside(value, part))
-        freeze(model, mask, gathered)
+        freeze(model, mask)
         if mask.sliced:
             model.__class__ = _saving_whole(self._kind, bool(self.tied_parts))
 
