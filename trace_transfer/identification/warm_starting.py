@@ -72,7 +72,8 @@ class WarmStartPlan:
     @property
     def num_bytes(self) -> int:
         """What the missing deltas need on the disk."""
-        return self.num_missing * getattr(torch, self.settings.delta_dtype).itemsize * self.base.identity.num_elements
+        dtype: torch.dtype = getattr(torch, self.settings.delta_dtype)
+        return self.num_missing * dtype.itemsize * self.base.identity.num_elements
 
 
 def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[int | None, TaskData]]:
