@@ -46,7 +46,6 @@ ELSEWHERE = {
     **dict.fromkeys(("step", "report", "schema", "inspect"), "run"),
     "represent": "evaluate",
     "verify": "patch",
-    "train": "map",
 }
 INTERRUPTED = (
     "interrupted; no half-written file is left, and the same command resumes from what is finished"  # if anything is
