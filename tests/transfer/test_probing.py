@@ -42,6 +42,14 @@ def streamed(directory, family, plan, *, attention=None, checkpoint=None, batch_
     return found
 
 
+def assert_same(found, expected):
+    assert [rows.layer for rows in found] == list(range(len(expected)))
+    for rows, (stream, update) in zip(found, expected, strict=True):
+        assert rows.stream.dtype == rows.update.dtype == torch.float32
+        torch.testing.assert_close(rows.stream.double(), stream, **TOLERANCE)
+        torch.testing.assert_close(rows.update.double(), update, **TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("rows", "dtype", "attention"), [("word", torch.float32, None), ("example", torch.bfloat16, "eager")]
 )
@@ -49,14 +57,9 @@ def streamed(directory, family, plan, *, attention=None, checkpoint=None, batch_
 def test_equals_the_ordinary_forward_pass(tiny, family, rows, dtype, attention):
     plan = plan_for(family, rows)
     directory = tiny(family, dtype=dtype)
-    assert len(list(directory.glob("*.safetensors"))) > 2
+    assert len(list(directory.glob("*.safetensors"))) > 1
     expected = rows_of_all_layers(directory, LAYER_PATHS[family], plan.source, plan.texts_R, attention)
-    found = streamed(directory, family, plan, attention=attention)
-    assert [rows.layer for rows in found] == list(range(len(expected)))
-    for rows, (stream, update) in zip(found, expected, strict=True):
-        assert rows.stream.dtype == rows.update.dtype == torch.float32
-        torch.testing.assert_close(rows.stream.double(), stream, **TOLERANCE)
-        torch.testing.assert_close(rows.update.double(), update, **TOLERANCE)
+    assert_same(streamed(directory, family, plan, attention=attention), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

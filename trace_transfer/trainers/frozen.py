@@ -330,7 +330,8 @@ class CoreCallback(TrainerCallback):
     `TASK.patch.safetensors` into `output_dir`.
 
     Args:
-        core, base: as `freeze_except` takes them.
+        core: as `freeze_except` takes it.
+        base: as `freeze_except` takes it.
         dtype: of the patch, as of `CoreTraining.save_patch`.
 
     Attributes:
