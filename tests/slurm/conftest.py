@@ -64,7 +64,7 @@ class OnCluster:
     def run(self, *options: str, code: int = 0) -> str:
         """What a command says; it ends with that code."""
         before = len(self.said) if self.log.is_file() else 0
-        assert self.start(*options).wait(1500) == code, self.said[-3000:]
+        assert self.start(*options).wait(3600) == code, self.said[-3000:]
         return self.said[before:]
 
     def jobs(self) -> dict[str, str]:
