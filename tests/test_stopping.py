@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import INTERRUPTED, Commands
 from trace_transfer.errors import ModelError
+from trace_transfer.progress import Terminal
 from trace_transfer.stopping import interruption_held_back, stop_on_sigterm
 
 
@@ -46,6 +47,19 @@ def test_ctrl_c_ends_with_130_whatever_a_library_makes_of_it(becomes):
     if becomes:
         code, stderr, error = run(alone)
         assert isinstance(error, ValueError) or (code, stderr) == (2, "error: the model cannot be loaded\n")
+
+
+def test_ctrl_c_that_c_code_swallows_is_raised_where_work_begins(capfd):
+    class Swallowing:
+        def __del__(self):  # what is raised here cannot go on, as in a callback of Cython
+            signal.raise_signal(signal.SIGINT)
+
+    def body():
+        Swallowing()
+        with Terminal().task("reading", 1):
+            raise AssertionError("it went on")
+
+    assert run(body)[:2] == (130, f"{INTERRUPTED}\n") and not capfd.readouterr().err
 
 
 def test_sigterm_is_noted_and_ends_with_0():

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from trace_transfer.stopping import raise_swallowed_interruption
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -140,6 +142,7 @@ class Terminal:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
+        raise_swallowed_interruption()
         if not shows_bars(self.console):
             with Lines(self.note).task(description, total) as advance:
                 yield advance

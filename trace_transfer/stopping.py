@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
@@ -14,6 +15,7 @@ from typing import Any
 from trace_transfer.errors import TraceTransferError
 
 LOOK_EVERY = 0.1  # s
+_noted: list[int] = []  # Ctrl-C within `noted_interruption`
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -91,15 +93,30 @@ def endable(call: Callable[[], None], what: str) -> None:
 def noted_interruption() -> Iterator[Callable[[], bool]]:
     """Ctrl-C raises KeyboardInterrupt as always, and is remembered: raised within some libraries' C++ code or clean-up
     it comes out as another exception (torch: "could not determine the shape", matplotlib: "Invalid bounding box")."""
-    came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        _noted.append(number)
         signal.default_int_handler(number, frame)
 
-    as_always = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with handling([signal.SIGINT] if as_always else [], note):
-        yield lambda: bool(came)
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            as_always(error)
+
+    by_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    as_always, sys.unraisablehook = sys.unraisablehook, unraisable
+    _noted.clear()
+    try:
+        with handling([signal.SIGINT] if by_python else [], note):
+            yield lambda: bool(_noted)
+    finally:
+        sys.unraisablehook = as_always
+        _noted.clear()
+
+
+def raise_swallowed_interruption() -> None:
+    """Where work begins: a Ctrl-C from which C code could not raise, while libraries were imported."""
+    if _noted:
+        raise KeyboardInterrupt
 
 
 @contextmanager
