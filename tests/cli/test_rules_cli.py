@@ -39,9 +39,9 @@ def test_check_shipped():
     assert len(lines) == len(load_families().by_model_type)
     unchecked = [line.partition(": no model can be built")[0] for line in lines if not line.startswith("OK ")]
     assert unchecked == [f"NOT CHECKED {name}.yaml ({name})" for name in DEFAULT_CONFIG_INCOMPLETE]
-    assert "OK phi3.yaml (phi3) fits phi3: 195 tensors → 291 units, 32 layers" in lines
+    assert "OK phi3.yaml (phi3) fits phi3: 195 tensors in 291 parts, 32 layers" in lines
     (multimodal,) = [line for line in lines if "gemma3_multimodal" in line]
-    assert multimodal.endswith(" fits gemma3: 550 tensors → 341 units, 26 layers, 210 excluded")
+    assert multimodal.endswith(" fits gemma3: 550 tensors in 341 parts, 26 layers, 210 excluded")
 
 
 def test_check_reports_all_problems(typo, tmp_path):

@@ -81,7 +81,7 @@ def test_draft_edit_check(diffllama, tmp_path, monkeypatch):
     path.write_text(text, encoding="utf-8")
     checked = run("check", path, "--model", "diffllama")
     assert checked.exit_code == 0
-    assert checked.stdout == "OK diffllama.yaml (diffllama) fits diffllama: 55 tensors → 55 units, 4 layers\n"
+    assert checked.stdout == "OK diffllama.yaml (diffllama) fits diffllama: 55 tensors in 55 parts, 4 layers\n"
 
 
 def test_a_file_is_not_overwritten_and_a_known_family_not_drafted(diffllama, tmp_path):

@@ -13,7 +13,7 @@ from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
-from trace_transfer.launching import place_among_ranks
+from trace_transfer.launching import is_first_rank, place_among_ranks
 from trace_transfer.progress import Terminal, quiet_libraries
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def warm_start_command(
     from trace_transfer.identification.show import render_plan, render_warm_starts
 
     quiet_libraries()
-    first = place_among_ranks().rank == 0
+    first = is_first_rank()
     plan = plan_identify(base, tasks, tuned={}, settings=settings, rules=rules, out=out, with_scores=False)
     if dry_run:
         click.echo(render_plan(plan))

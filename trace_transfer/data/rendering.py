@@ -37,12 +37,10 @@ _FIXED_DATE = (
     + "".join(f" | replace('{part}', '{text}')" for part, text in _DATE.items())
     + " }}{% endmacro +%}"
 )
-APART = "answers made examples of their own, as the template writes them otherwise once the conversation goes on"
-ADDED_END = "answers ended with the tokenizer's end-of-text token, as the template writes no end of a turn"
-COMPOSED = "answers composed behind the prompt of generation, as the template writes them otherwise"
-TRIMMED = "answers of which the template changes the white space"
-
-
+APART = "answers that are examples of their own, because the template writes them differently in a longer conversation"
+ADDED_END = "answers that end with the tokenizer's end-of-text token, because the template writes no end of a turn"
+COMPOSED = "answers that follow the prompt of generation, because the template writes them differently elsewhere"
+TRIMMED = "answers whose white space the template changes"
 LONGEST = 240  # characters of a piece that are shown, half from either end
 
 

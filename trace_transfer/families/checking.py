@@ -55,7 +55,7 @@ def check_family(family: Family, name: str, config: PretrainedConfig | None) -> 
     anatomy = apply_family(family, inventory)
     excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
     return (
-        f"{where} fits {name}: {len(inventory.shapes)} tensors → {len(anatomy.units)} units, {anatomy.num_layers} "
+        f"{where} fits {name}: {len(inventory.shapes)} tensors in {len(anatomy.units)} parts, {anatomy.num_layers} "
         f"layers{excluded}"
     )
 
