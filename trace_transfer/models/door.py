@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from trace_transfer.errors import ModelError, together
-from trace_transfer.models.names_on_disk import CODES, LoadedNames, dequantiser_of, gguf_names
+from trace_transfer.models.names_on_disk import CODES, LoadedNames, dequantiser_of, gguf_names, open_gguf
 from trace_transfer.models.stored_weights import CONFIG_NAME, StoredTensor, read_config, read_stored
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
 
 def examine_gguf(file: Path, model: PreTrainedModel, name: str) -> None:
     """Refuse a GGUF file that lacks tensors of its model."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
+    reader = open_gguf(file)
     stored = {tensor.name for tensor in reader.tensors}
     made = {at_run_time for key, at_run_time in gguf_names(model, reader, file)[1].items() if key in stored}
     groups: dict[int, list[str]] = {}

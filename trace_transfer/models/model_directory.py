@@ -89,7 +89,7 @@ def write_model_directory(
                         writer.add_blocks(key, blocks)
             if (more := next(coming, None)) is not None:
                 raise ValueError(f"{more[0]}: written before, or not one of the expected tensors")
-            _write_config(config, specs, temporary)
+            _write_config(config, specs, model, temporary)
             for name, text in texts.items():
                 (temporary / name).write_text(text, "utf-8")
             for written in temporary.rglob("*"):
@@ -101,9 +101,10 @@ def write_model_directory(
         raise
 
 
-def _write_config(config: Any, specs: Mapping[str, TensorSpec], directory: Path) -> None:
+def _write_config(config: Any, specs: Mapping[str, TensorSpec], model: PreTrainedModel, directory: Path) -> None:
     """The config, its type the one that holds all that is stored, so that loading loses nothing."""
     config = copy.deepcopy(config)
+    config.architectures = config.architectures or [type(model).__name__]  # a GGUF file does not say it
     widest = reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
     config.dtype = str(widest).removeprefix("torch.")
     config.save_pretrained(directory)
