@@ -3,10 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.api import evaluate, identify, map_models, read, report, run, score, select, train, verify
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, UserError
 
 if TYPE_CHECKING:
+    from trace_transfer.api import evaluate, identify, map_models, read, report, run, score, select, train, verify
     from trace_transfer.evaluation.settings import EvaluateSettings
     from trace_transfer.identification.settings import IdentifySettings
     from trace_transfer.trainers.frozen import CoreCallback, CoreTraining, freeze_except
@@ -38,15 +38,16 @@ __all__ = [
     "verify",
 ]
 
-# Imported when they are asked for: `import trace_transfer` is to be quick.
+# Imported when they are asked for: `import trace_transfer` and `trace-transfer --help` are to be quick.
 _LATER = {
-    "CoreCallback": "trainers.frozen",
-    "CoreTraining": "trainers.frozen",
+    **dict.fromkeys(
+        ("evaluate", "identify", "map_models", "read", "report", "run", "score", "select", "train", "verify"), "api"
+    ),
+    **dict.fromkeys(("CoreCallback", "CoreTraining", "freeze_except"), "trainers.frozen"),
     "EvaluateSettings": "evaluation.settings",
     "IdentifySettings": "identification.settings",
     "MapSettings": "transfer.settings",
     "StreamSettings": "training.settings",
-    "freeze_except": "trainers.frozen",
 }
 
 

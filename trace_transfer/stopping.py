@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -69,6 +68,8 @@ def endable(call: Callable[[], None], what: str) -> None:
     Args:
         what: it is waited for, for the message: "while …".
     """
+    from concurrent.futures import Future, wait
+
     if threading.current_thread() is not threading.main_thread():
         call()
         return
