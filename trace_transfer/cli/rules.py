@@ -113,13 +113,13 @@ def explain(src: str, dst: str, rules: tuple[str, ...], every_layer: bool) -> No
     from trace_transfer.families.correspondence import build_correspondence, totals
     from trace_transfer.families.correspondence import explain as lines_of
     from trace_transfer.families.registry import load_families
-    from trace_transfer.models.content import read_names
-    from trace_transfer.models.sources import ModelSource
+    from trace_transfer.models.sources import ModelSource, load_inventory
     from trace_transfer.transfer.policies import POLICIES, depth_pairs
     from trace_transfer.transfer.settings import MapSettings
 
+    quiet_libraries()
     registry = load_families([Path(path) for path in rules])
-    source, target = (anatomy_of(read_names(ModelSource.parse(name)), registry) for name in (src, dst))
+    source, target = (anatomy_of(load_inventory(ModelSource.parse(name)), registry) for name in (src, dst))
     policy, shape = MapSettings().match, (source.num_layers, target.num_layers)
     pairs = depth_pairs(shape, by_target=POLICIES[policy].target_chooses(shape))
     correspondence = build_correspondence(source, target, pairs)

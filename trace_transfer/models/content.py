@@ -1,10 +1,9 @@
-"""What a model is, wherever it lies: SHA-256 of weights, config and tokenizer; names and shapes. All are remembered.
+"""What a model is, wherever it lies: SHA-256 of weights, config and tokenizer.
 
 A file is hashed once, and remembered by its path, size and times in `sums` of the cache directory, so that a second
 look costs nothing; a file that was touched is hashed again. The sum of a model's weights is that of its file, as
 `sha256sum` prints it; of several files, that of their sorted sums: whatever they are called, but the same values cut
-into other files are other weights. Names and shapes are kept in `names` there, for as long as the files of the model's
-directory are the same, so that they are had without torch and transformers, which take seconds to import.
+into other files are other weights.
 """
 
 from __future__ import annotations
@@ -15,21 +14,15 @@ import json
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from trace_transfer.errors import TraceTransferError
-from trace_transfer.files import sha256_file, sha256_text, write_text
-from trace_transfer.models.sources import Inventory, ModelSource, load_inventory, state_of
+from trace_transfer.files import sha256_file, sha256_text
 from trace_transfer.models.stored_weights import read_leniently
-from trace_transfer.progress import Advance, Reporter, Silent, quiet_libraries, tell, telling
-from trace_transfer.text_formats import read_json_object
+from trace_transfer.progress import Advance, Reporter, Silent
 
 SUMS = "sums"
 SETTLED = 2.0  # s; of a younger file another writing may leave the same times
@@ -43,8 +36,6 @@ TOKENIZER = (
     "added_tokens.json", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
 _LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
-MOST_NAMES = 100  # models whose names are remembered, the last ones
-PLAIN = (bool, int, float, str, type(None))
 
 _seen: dict[str, str] = {}  # what this process has hashed, where no file remembers it
 
@@ -178,58 +169,3 @@ def _remember(key: str, digest: str) -> None:
         cache_directory().mkdir(parents=True, exist_ok=True)
         with (cache_directory() / SUMS).open("a", encoding="utf-8") as stream:
             stream.write(f"\n{key} {digest}\n")
-
-
-# ---- names and shapes
-
-
-def read_names(source: ModelSource) -> Inventory:
-    """As `load_inventory`; the config holds plain values alone, those of properties among them."""
-    file, found = _names_file(source), None
-    if file is not None:
-        with suppress(TraceTransferError):
-            found = read_json_object(file)
-    if found is None:
-        quiet_libraries()
-        notes: list[str] = []
-        with telling(notes.append):
-            inventory = load_inventory(source)
-        shapes, tied = dict(inventory.shapes), dict(inventory.tied)
-        found = {"config": _plain(inventory.config), "shapes": shapes, "tied": tied, "notes": notes}
-        if file is not None:
-            _remember_names(file, found)
-    for note in found["notes"]:
-        tell(note)
-    config = json.loads(json.dumps(found["config"]), object_hook=lambda values: SimpleNamespace(**values))
-    return Inventory(config, {name: tuple(shape) for name, shape in found["shapes"].items()}, found["tied"])
-
-
-def _names_file(source: ModelSource) -> Path | None:
-    """Where the names are kept; None for a GGUF file, and for a name on the hub, where files may change unseen."""
-    if source.directory is None or source.gguf is not None:
-        return None
-    made_by = [version(library) for library in ("trace-transfer", "transformers")]
-    key = sha256_text(json.dumps([str(source.directory.resolve()), source.name, state_of(source.directory), made_by]))
-    return cache_directory() / "names" / f"{key[:32]}.json"
-
-
-def _remember_names(file: Path, content: dict[str, Any]) -> None:
-    with suppress(TraceTransferError, OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(content))
-        for old in sorted(file.parent.glob("*.json"), key=lambda one: one.stat().st_mtime)[:-MOST_NAMES]:
-            old.unlink()
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """The values of a config that rules may name, in nested configs, too."""
-    found: dict[str, Any] = {}
-    for name in sorted({*dir(config), *config.attribute_map}):
-        with suppress(Exception), warnings.catch_warnings():  # properties that are deprecated, or do not fit the model
-            warnings.simplefilter("ignore")
-            value = None if name.startswith("_") else getattr(config, name)
-            if isinstance(value, PLAIN):
-                found[name] = value
-            elif hasattr(value, "attribute_map") and value is not config:
-                found[name] = _plain(value)
-    return found
