@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from trace_transfer.patch.records import Verification
     from trace_transfer.records import Strict
     from trace_transfer.reporting.records import RunFile
-    from trace_transfer.reporting.report import Reported
     from trace_transfer.training.streaming import Streamed
     from trace_transfer.transfer.mapping import MapResult
 
@@ -285,16 +284,14 @@ def run(
     return run_to_the_end(graph, status, Display(), StopSignal(), SCHEDULERS[executor]).record
 
 
-def report(run: AnyPath, *, out: AnyPath | None = None) -> "Reported":
-    """Write what a run found as one self-contained page, report.html, and as report.md.
+def report(run: AnyPath, *, out: AnyPath | None = None) -> tuple[Path, ...]:
+    """Write what a run found as one self-contained page, report.html, and as report.md; returns both files.
 
     Args:
         out: directory for the report; the run's by default.
 
-    Returns the files, and the steps that are not finished and so not in them.
-
     Examples:
-        >>> tt.report("runs/study").files
+        >>> page, text = tt.report("runs/study")
     """
     from trace_transfer.reporting.report import write_report
 

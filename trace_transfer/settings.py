@@ -156,6 +156,18 @@ def side_by_side(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
     return [(name, then.get(name), now.get(name)) for name in sorted((then.keys() | now.keys()) - PAST)]
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Mappings within each other, and lists of them by their names, as one: `tasks.math.sha256`."""
+    if isinstance(value, list) and any(isinstance(one, (Mapping, list)) for one in value):
+        value = {str(one.get("name", i)) if isinstance(one, Mapping) else i: one for i, one in enumerate(value)}
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        found |= flat(one, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
 class Single(NamedTuple):
     """A setting as people have it: `owner` is the class that has the field, `default` that of the whole."""
 

@@ -6,17 +6,15 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.run_files import LIBRARIES, TARGET, TASKS, digest, edit, leave, write_run
-from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.errors import ArtefactError
 from trace_transfer.records import to_json
-from trace_transfer.reporting import numbers, summary_tables
+from trace_transfer.reporting import summary_tables
 from trace_transfer.reporting.finished_run import FinishedRun, read_run
-from trace_transfer.reporting.numbers import single
 from trace_transfer.reporting.records import Cost, RunFile, StepFile, Summary
 from trace_transfer.reporting.report import write_report
 from trace_transfer.reporting.summarising import summarise
@@ -31,7 +29,6 @@ SECTIONS = (
     "What the measures are", "How it was made, and how to make it again",
 )  # fmt: skip
 SOME_METHODS = ("sequential", "trace-lf", "transfer-lf", "random")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MOST_BYTES = 8_000_000
 
 
@@ -149,38 +146,21 @@ def test_core_sets_are_drawn_and_compared_and_what_moved_is_counted(
     assert "Nothing moved that was frozen." in text
 
 
-def test_everything_that_made_it_is_told(finished: FinishedRun, text: str) -> None:
-    for place, step in finished.steps.items():
-        assert step.address in text and place in text
-    assert ["torch", "2.13.0"] in rows_of(text, "Versions.")
-    assert ["processor", "made up"] in rows_of(text, "Machine.")
-    assert "trace-transfer run run.yaml --out " in text
-
-
 def without_varying(text: str) -> str:
     return re.sub(f"{BEGIN}.*?{END}", "", text, flags=re.DOTALL)
 
 
-def test_two_reports_of_the_same_numbers_differ_in_times_alone(written: Path, tmp_path: Path, text: str) -> None:
+def test_two_reports_of_the_same_numbers_differ_in_times_alone(written: Path, tmp_path: Path) -> None:
     """The steps' costs and the machine are others; another report of the same files is the same to the byte."""
     other = Path(shutil.copytree(written, tmp_path / "study"))
-    write_report(other)  # which names the directory that it is in
-    whole = (other / "report.html").read_bytes()
-    write_report(other)
-    assert (other / "report.html").read_bytes() == whole
+    first, again = ([file.read_bytes() for file in write_report(other)] for _ in range(2))
+    assert first == again
     for file in other.glob("steps/*/step.json"):
-        data = json.loads(file.read_text("utf-8"))
-        data["cost"] = {**data["cost"], "seconds": data["cost"]["seconds"] * 1.7 + 3, "peak_bytes": 123, "bytes": 7}
-        file.write_text(json.dumps(data), encoding="utf-8")
-    run = json.loads((other / "run.json").read_text("utf-8"))
-    (other / "run.json").write_text(json.dumps({**run, "machine": dict.fromkeys(run["machine"], "other")}), "utf-8")
-    write_report(other)
-    changed = (other / "report.html").read_bytes()
-    assert changed != whole
-    assert without_varying(changed.decode()) == without_varying(whole.decode())
-    again = (other / "report.md").read_text("utf-8")
-    assert again != text
-    assert without_varying(again) == without_varying(text)
+        edit(file, lambda step: step["cost"].update(seconds=step["cost"]["seconds"] * 1.7 + 3, peak_bytes=123, bytes=7))
+    edit(other / "run.json", lambda run: run.update(machine=dict.fromkeys(run["machine"], "other")))
+    for file, before in zip(write_report(other), first, strict=True):
+        assert file.read_bytes() != before
+        assert without_varying(file.read_text("utf-8")) == without_varying(before.decode())
 
 
 def test_names_are_never_read_as_marks(tmp_path: Path) -> None:
@@ -198,52 +178,6 @@ def test_names_are_never_read_as_marks(tmp_path: Path) -> None:
     assert "<img src=x>" not in page and "<a<b>" not in page and page.count("<section") == len(SECTIONS) - 1
     for table in re.findall("<table.*?</table>", page, re.DOTALL):
         assert len({len(re.findall("<t[hd]", row)) for row in re.findall("<tr>.*?</tr>", table, re.DOTALL)}) == 1
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (numbers.seconds(single(90)), "1.50 min"),
-        (numbers.size(0), "0 B"),
-        (numbers.count(134_500_000), "134.5 million"),
-        (numbers.count(1832), "1,832"),
-        (numbers.amount(0.031, True), "3.1 points"),
-        (numbers.listed(["a", "b", "c"]), "a, b and c"),
-        (numbers.listed([]), ""),
-    ],
-)
-def test_numbers_are_written_for_people(found: str, expected: str) -> None:
-    assert found == expected
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
-def test_a_browser_without_network_draws_every_plot(written: Path, tmp_path: Path, page: str) -> None:
-    """And switches to another core set when that is chosen."""
-    script = """<script>
-      const list = document.querySelector("#plot-importance select");
-      list.value = "3"; list.dispatchEvent(new Event("change"));
-      setTimeout(() => {
-        const drawn = [...document.querySelectorAll(".plot")].map(plot =>
-          [plot.parentElement.parentElement.id, plot.querySelectorAll(".main-svg").length,
-           plot.querySelectorAll(".traces, .hm").length]);
-        const wide = document.documentElement.scrollWidth > innerWidth;
-        document.body.insertAdjacentHTML("beforeend", `<pre id="found">${JSON.stringify({drawn, wide})}</pre>`);
-      }, 500);
-    </script>"""
-    copy = tmp_path / "report.html"
-    body, end = (written / "report.html").read_text("utf-8").rsplit("</body>", 1)
-    copy.write_text(f"{body}{script}</body>{end}", "utf-8")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=480,900",
-        f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--virtual-time-budget=8000", "--dump-dom", copy.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[-1])
-    assert {name for name, *_ in found["drawn"]} == set(plots_of(page))
-    assert all(svgs and traces for _, svgs, traces in found["drawn"]), found["drawn"]
-    assert not found["wide"]  # on a narrow screen tables and plots scroll, the page does not
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +203,7 @@ def test_all_missing_and_changed_files_are_told_at_once_and_nothing_is_written(r
         step_of(run, "train", "sequential") / "verification.json",
         step_of(run, "evaluate", "random", 2) / "scores.json",
         step_of(run, "identify", "trace-lf") / "law.core.json",
+        step_of(run, "evaluate", "transfer-lf", 2) / "step.json",
     ]
     for file in gone:
         file.unlink()
@@ -277,33 +212,10 @@ def test_all_missing_and_changed_files_are_told_at_once_and_nothing_is_written(r
     with pytest.raises(ArtefactError, match=re.escape("law.core.json: missing")) as told:
         write_report(run)
     for file in gone:
-        assert f"{file.relative_to(run)}: missing" in str(told.value)
+        assert re.search(f"{file.relative_to(run)}: (missing|cannot be read)", str(told.value))
     assert f"{changed.relative_to(run)}: was changed after its step was finished" in str(told.value)
-    assert str(told.value).count("\n  - ") == 5
+    assert str(told.value).count("\n  - ") == 6
     assert not (run / "report.html").exists() and not (run / "report.md").exists()
-
-
-def test_a_run_that_is_not_complete_is_reported_and_says_so(run: Path) -> None:
-    places = [step_of(run, "evaluate", "transfer-lf", 2), step_of(run, "train", "transfer-lf", 2)]
-    for place in places:
-        shutil.rmtree(place)
-    written = write_report(run)
-    assert set(written.unfinished) == {str(place.relative_to(run)) for place in places}
-    page, text = (file.read_text("utf-8") for file in written.files)
-    told = r"This run is not complete: 2 steps are not finished .* 1 of 12 trained models are missing"
-    for found in (page, text):
-        assert re.search(told, found)
-        assert all(place.name in found for place in places)
-    seeds = {one.method: one.seeds for one in summarise(read_run(run)).methods}
-    assert seeds["transfer-lf"] == (0, 1) and seeds["random"] == (0, 1, 2)
-    assert page.index("not complete") < page.index('id="in-plain-words"')
-    for seed in range(3):  # without the reference another method takes its place
-        shutil.rmtree(step_of(run, "evaluate", "random", seed))
-    found = read_run(run)
-    assert summarise(found).reference == found.record.reference == "sequential"
-    shutil.rmtree(run / "steps")
-    with pytest.raises(UserError, match=r"nothing of the main comparison is finished(?s:.*)steps/train-"):
-        write_report(run)
 
 
 def test_patches_that_were_let_go_of_are_not_missed(run: Path) -> None:
@@ -312,7 +224,7 @@ def test_patches_that_were_let_go_of_are_not_missed(run: Path) -> None:
     edit(place / "step.json", lambda data: data.update(removed=removed))
     for name in removed:
         (place / name).unlink()
-    assert write_report(run).unfinished == ()
+    assert all(file.is_file() for file in write_report(run))
 
 
 def test_frozen_tensors_that_moved_stand_out(run: Path) -> None:
@@ -320,7 +232,7 @@ def test_frozen_tensors_that_moved_stand_out(run: Path) -> None:
         next(one for one in data["parameters"] if one["frozen"])["frozen_moved"] = 3
 
     leave(step_of(run, "train") / "verification.json", moved)
-    page = write_report(run).files[0].read_text("utf-8")
+    page = write_report(run)[0].read_text("utf-8")
     assert "In 1 model frozen tensors moved: their masks did not hold." in page
     assert "Nothing moved that was frozen" not in page
 
@@ -343,12 +255,10 @@ def test_the_representation_of_the_run_is_shown_with_its_numbers(run: Path) -> N
     leave(place / "representation.json", to_json(found).encode())
     leave(place / "representation.png", b"\x89PNG\r\n\x1a\n" + b"0" * 100)
     edit(run / "run.json", lambda data: data["settings"].update(represent_step="steps/represent-0123456789ab"))
-    page, text = (file.read_text("utf-8") for file in write_report(run).files)
+    page, text = (file.read_text("utf-8") for file in write_report(run))
     assert 'id="representations"' in page and "data:image/png;base64,iVBORw0KGgo" in page
     assert all(f"{cell}</t" in page for cell in table_of(found).rows[0])
     assert "](steps/represent-0123456789ab/representation.png)" in text
-    shutil.rmtree(place)
-    assert write_report(run).unfinished == ("steps/represent-0123456789ab",)
 
 
 def test_pictures_are_found_from_another_directory(run: Path, tmp_path: Path) -> None:
@@ -356,7 +266,7 @@ def test_pictures_are_found_from_another_directory(run: Path, tmp_path: Path) ->
     leave(place / "heatmap.png", b"\x89PNG")
     target = tmp_path / "elsewhere" / "deeper"
     written = write_report(run, target)
-    assert written.files == (target / "report.html", target / "report.md")
+    assert written == (target / "report.html", target / "report.md")
     assert not (run / "report.html").exists()
-    (path,) = re.findall(r"!\[.*?\]\((.*?heatmap\.png)\)", written.files[1].read_text("utf-8"))
+    (path,) = re.findall(r"!\[.*?\]\((.*?heatmap\.png)\)", written[1].read_text("utf-8"))
     assert (target / path).resolve() == (place / "heatmap.png").resolve()

@@ -4,8 +4,6 @@ import csv
 import io
 import itertools
 import json
-import re
-import shutil
 
 import numpy as np
 import pytest
@@ -108,20 +106,6 @@ def test_costs_count_shared_steps_in_full(summary):
     assert of(summary, "sequential").costs["trained"].mean == TARGET.num_elements
 
 
-def test_costs_follow_the_inputs_of_steps(small):
-    """Steps that a cell does not name, but that its steps were made of, are counted; once, though two need them."""
-    warm = small / "steps/warm-start-0123456789ab"
-    place = directory_of(small, "trace-lf", 0, "identify")
-    shutil.copytree(place, warm)
-    address = "0123456789ab" + "0" * 52
-    edit(warm / "step.json", lambda data: data.update(kind="warm-start", address=address, inputs={}))
-    edit(warm / "step.json", lambda data: data["cost"].update(seconds=1000.0, peak_bytes=7))
-    for step in ("identify", "train"):
-        edit(directory_of(small, "trace-lf", 0, step) / "step.json", lambda data: data.update(inputs={"it": address}))
-    found = of(summarise(read_run(small)), "trace-lf").costs["identify_seconds"]
-    assert found.mean == pytest.approx((1120 + 120 + 120) / 3)
-
-
 def test_curves_begin_where_a_task_was_learned(summary):
     curve = next(one for one in summary.curves if (one.method, one.task) == ("sequential", "maths"))
     expected: dict[int, list[float]] = {}
@@ -209,36 +193,14 @@ def test_two_seeds_have_no_intervals(tmp_path):
     assert "2 seeds give no interval" in summarise(read_run(two)).caveat
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["stages"].pop(), "of other tasks or evaluations than run.json"),
-        (lambda d: d["stages"][1]["scores"].pop(), "maths: other evaluations than in"),
-        (lambda d: d["stages"][1]["scores"][0].update(settings={"limit": 9}), "maths-test"),
-        (lambda d: d.update(base_fingerprint="another"), "of another base model than"),
-    ],
-)  # fmt: skip
-def test_scores_that_cannot_be_compared(tmp_path, change, message):
-    """A fixed order, so that the stages are known; the last cell is damaged."""
-    run = write_run(tmp_path / "run", methods=("random", "sequential"), seeds=(0,), vary=False, files=False)
-    place = directory_of(run, "sequential", 0, "evaluate")
-    leave(place / "scores.json", change)
-    with pytest.raises(ArtefactError, match=re.escape(message)) as caught:
-        summarise(read_run(run))
-    assert place.name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["cells"][0].update(method="magic"), "magic, seed 0: its method, tasks or steps are not those"),
-        (lambda d: d["of_task"].pop("law"), "which evaluation measures law"),
-    ],
-)  # fmt: skip
-def test_a_run_file_that_contradicts_itself(small, change, message):
-    edit(small / "run.json", change)
-    with pytest.raises(ArtefactError, match=re.escape(message)):
-        summarise(read_run(small))
+def test_a_run_file_that_contradicts_itself_or_its_scores(small):
+    place = directory_of(small, "sequential", 0, "evaluate")
+    leave(place / "scores.json", lambda data: data["stages"].pop())
+    with pytest.raises(ArtefactError, match=f"{place.name}/scores.json: of other tasks or evaluations than run.json"):
+        read_run(small)
+    edit(small / "run.json", lambda data: data["cells"][0].update(method="magic"))
+    with pytest.raises(ArtefactError, match="magic, seed 0: its method, tasks or steps are not those"):
+        read_run(small)
 
 
 TRIED = (0.25, 0.5, 1.0, 2.0)
@@ -319,35 +281,18 @@ def test_scores_are_in_percent(summary):
     assert table.header == (
         "method", "seeds", "maths-test, %", "code-test, %", "law-test, %", "trivia, %", "average, %",
     )  # fmt: skip
-    assert [one[0] for one in table.rows] == ["Base model", *(title for title, *_ in METHODS.values())]
     assert [cell.text for cell in row(table, "Base model")[2:]] == ["10.0", "12.0", "14.0", "30.0", "12.0"]
-    found = next(one for one in summary.methods if one.method == "lora")
+    found = of(summary, "lora")
     assert row(table, "Sequential LoRA")[-1].value == pytest.approx(100 * found.measures["average"].mean)
     assert row(table, "Sequential LoRA")[2].low == pytest.approx(100 * found.final["maths-test"].low)
-    assert "without trivia" in table.note
 
 
-def test_differences_have_signs_and_no_row_for_the_reference(summary):
-    table = st.differences(summary)
-    assert table.title == "Difference from Random set"
-    assert "Random set" not in [one[0] for one in table.rows]
-    assert row(table, "TRACE-LF")[1].text.startswith("+9")
-    detail = st.details(summary)
-    full = row(detail, "TRACE-LF", "Average")
-    found = next(one for one in summary.methods if one.method == "trace-lf").differences["average"]
+def test_a_difference_in_full(summary):
+    full = row(st.details(summary), "TRACE-LF", "Average")
+    found = of(summary, "trace-lf").differences["average"]
     expected = [100 * one for one in (found.mean, found.low, found.high)]
     assert [full[3].value, full[3].low, full[3].high] == pytest.approx(expected)
     assert full[5] == f"{found.p_adjusted:.4f}"
-
-
-def test_times_and_sizes(summary):
-    times = st.times(summary)
-    assert times.header[2:5] == ("identify, min", "map, s", "train, min")
-    assert [row(times, "Transfer-LF")[c].text for c in (2, 3)] == ["0.500", "10.0"]
-    assert row(times, "Transfer-LF")[1] == "source" and row(times, "DMT")[1] == NOTHING
-    sizes = st.sizes(summary)
-    assert row(sizes, "Sequential LoRA")[2] == NOTHING
-    assert sizes.header[1:4] == ("trained parameters", "peak memory, identify, GB", "peak memory, train, GB")
 
 
 def test_sweeps_have_the_form_of_the_papers_tables(summary):
@@ -357,19 +302,7 @@ def test_sweeps_have_the_form_of_the_papers_tables(summary):
         ("Base model", NOTHING), ("Random set (main comparison)", NOTHING), ("TRACE-LF", "1 %"), ("TRACE-LF", "5 %"),
         ("Random set", "1 %"), ("Random set", "5 %"),
     ]  # fmt: skip
-    assert "Table A.1" in ratio.note
-    assert "average over 2 orders" in order.note and "Table 2" in order.note
-    assert epochs.title == "Effect of train.epochs" and epochs.note == ""
-
-
-def test_matrices_and_curves(summary):
-    matrix = next(one for one in st.matrices(summary) if one.name == "matrix_sequential")
-    assert [one[0] for one in matrix.rows] == ["base", *TASKS]
-    expected = story("sequential", 0, TASKS)
-    assert [[cell.value for cell in one[1:4]] for one in matrix.rows] == [pytest.approx(100 * r) for r in expected]
-    assert "Mean of 1 model with the order maths → code → law" in matrix.note
-    curve = row(st.curves(summary), "Joint fine-tuning", "maths, %")
-    assert curve[3:] == (NOTHING, NOTHING)
+    assert "average over 2 orders" in order.note and epochs.title == "Effect of train.epochs"
 
 
 def test_every_table_can_be_written(summary):
@@ -380,5 +313,3 @@ def test_every_table_can_be_written(summary):
         read = list(csv.reader(io.StringIO(to_csv(table))))
         assert len({len(line) for line in read}) == 1 and len(read) == 1 + len(table.rows)
     assert max(map(len, to_text(every).splitlines())) <= 100
-    shown = to_text(st.short_tables(summary))
-    assert "Sequential fine-tuning" in shown and "Memory and files" in shown

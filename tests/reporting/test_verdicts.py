@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.run_files import TASKS, edit, stages_of, story, write_run
+from tests.run_files import TASKS, stages_of, story, write_run
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.records import Interval
 from trace_transfer.reporting.summarising import summarise
@@ -117,25 +117,6 @@ def test_little_is_said_of_noise(tmp_path):
         alone += "chance" in verdicts
     assert claimed <= 2 and forgot <= 2
     assert alone  # else nothing of this was seen
-
-
-def test_a_base_that_is_scored_twice_differently_is_told(tmp_path):
-    def shaky(method, seed, order):
-        table = story(method, seed, order)
-        table[0, 1] += 0.001 * seed
-        return table
-
-    notes = "\n".join(summary_of(tmp_path, shaky, seeds=(0, 1, 2)).notes)
-    assert "code-test differs between cells by up to 0.002" in notes and "maths-test differs" not in notes
-
-
-def test_missing_seeds_are_told(tmp_path):
-    run = write_run(tmp_path / "run", methods=("sequential", "trace-lf", "random"), files=False)
-    edit(run / "run.json", lambda data: data["cells"].pop(1))  # seed 0 of trace-lf
-    summary = summarise(read_run(run))
-    assert any("Not all methods have all 5 seeds: TRACE-LF (4 seeds)" in note for note in summary.notes)
-    trace = next(one for one in summary.methods if one.method == "trace-lf")
-    assert trace.seeds == (1, 2, 3, 4) and trace.differences["average"].num == 4
 
 
 def test_methods_that_differ_are_told_apart(tmp_path):

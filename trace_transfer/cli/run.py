@@ -112,10 +112,7 @@ def report_command(run: Path, out: Path | None) -> None:
     """
     from trace_transfer.reporting.report import write_report
 
-    written = write_report(run, out)
-    if written.unfinished:
-        click.echo(f"! the run is not complete: steps not finished: {len(written.unfinished)}", err=True)
-    for file in written.files:
+    for file in write_report(run, out):
         click.echo(str(file))
 
 

@@ -33,6 +33,7 @@ from trace_transfer.errors import TrainingError, listing
 from trace_transfer.files import PART, DiskFullError, is_disk_full, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.records import library_versions, read_fields
+from trace_transfer.settings import flat
 from trace_transfer.text_formats import read_text
 
 LOSSES, EVALUATIONS = "loss.csv", "eval.csv"
@@ -177,7 +178,7 @@ class Saved:
 
     def require_same(self, identity: Identity) -> None:
         """Refuse to go on with another training."""
-        found, expected = _flat(self.identity), _flat(json.loads(json.dumps(identity)))
+        found, expected = flat(self.identity), flat(json.loads(json.dumps(identity)))
         problems = [
             f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
             for key in sorted(found.keys() | expected.keys())
@@ -288,10 +289,3 @@ def _place(directory: Path, step: int) -> Path:
 
 def _paths(directory: Path) -> list[Path]:
     return sorted((directory / FOLDER).glob("step-*"))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return found

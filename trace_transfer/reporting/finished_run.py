@@ -1,16 +1,16 @@
 """A run, read back: its trained models with their scores and costs, and what its steps found.
 
-Reads: `run.json` and, of each cell that is finished, `step.json` of all steps that it needed, the scores, layer
-matches, core files, verifications and the representation. Only files with the hash that `step.json` gives are used.
-Cells that are not finished are left out and named; everything that is wrong is told at once.
+Reads: `run.json` and, of each cell, `step.json` of all steps that it needed, the scores, layer matches, core files,
+verifications and the representation. Only files with the hash that `step.json` gives are used, and everything that is
+missing or wrong is told at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,6 @@ from trace_transfer.transfer.draw import read_similarities
 from trace_transfer.transfer.records import LayerMatch
 
 RUN, STEP, SCORES, CORE = "run.json", "step.json", "scores.json", ".core.json"
-# Two scores are of the same thing only where all of these are the same.
-SAME = ("kind", "metric", "higher_is_better", "num_examples", "data_sha256", "settings")
 # Methods that take a carried core set for its size, and train others.
 SIZE_ONLY = (
     "random", "first", "last", "random-tensors", "random-rows", "random-parameters", "random-within-rows",
@@ -37,6 +35,16 @@ SIZE_ONLY = (
 )  # fmt: skip
 
 Role = Literal["source", "target", "carried"]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """Key → all its values."""
+    found: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,26 +98,21 @@ class CoreFound:
 
 @dataclass
 class FinishedRun:
-    """A run as far as it is finished; what its steps found is in the order of the cells.
+    """A run; what its steps found is in the order of the cells.
 
     Attributes:
         directory: as an absolute path.
-        record: `run.json`, with the cells that are finished alone.
         evaluations: the scores of the base in the first cell: names and metrics of the columns.
         steps: directory → step, of all that the cells needed.
-        unfinished: directories of steps that are named by a cell and not finished.
-        num_left_out: cells that are not finished.
         verified: the uses of trained models, and what moved in them.
         representation: its step's directory, the file, and the PNG if there is one.
     """
 
     directory: Path
     record: RunFile
-    evaluations: tuple[Score, ...]
-    cells: tuple[FinishedCell, ...]
-    steps: Mapping[str, StepFile]
-    unfinished: tuple[str, ...]
-    num_left_out: int
+    evaluations: tuple[Score, ...] = ()
+    cells: list[FinishedCell] = field(default_factory=list)
+    steps: dict[str, StepFile] = field(default_factory=dict)
     models: dict[str, ModelIdentity] = field(default_factory=dict)
     matches: list[MatchFound] = field(default_factory=list)
     cores: list[CoreFound] = field(default_factory=list)
@@ -133,10 +136,7 @@ class FinishedRun:
     @property
     def orders(self) -> dict[tuple[str, ...], list[int]]:
         """Orders of the tasks, each with the seeds that train it."""
-        found: dict[tuple[str, ...], list[int]] = {}
-        for order, seed in dict.fromkeys((cell.order, cell.seed) for cell in self.main):
-            found.setdefault(order, []).append(seed)
-        return found
+        return grouped(dict.fromkeys((cell.order, cell.seed) for cell in self.main))
 
     def title(self, method: str) -> str:
         return next((one.title for one in self.record.methods if one.name == method), method)
@@ -149,78 +149,65 @@ class FinishedRun:
 
 
 def read_run(directory: str | Path) -> FinishedRun:
-    """Read all of a run that is finished; one UserError for all files that are missing, changed or not comparable."""
+    """Read all of a run; one ArtefactError for all files that are missing, changed or of another run."""
     directory = Path(directory)
     if not (directory / RUN).is_file():
         raise UserError(
-            f"{directory}: no {RUN} in it, so this is not the directory of a run, or nothing of it is finished; "
-            "expected what `trace-transfer run` leaves"
+            f"{directory}: no {RUN} in it, so this is not the directory of a run, or it is not finished; expected what "
+            "`trace-transfer run` leaves"
         )
-    whole: RunFile = read_artefact(directory / RUN, RunFile)
-    reader = _Reader(directory, whole)
-    records = tuple(cell for cell in whole.cells if reader.is_finished(cell))
-    main = [cell.method for cell in records if cell.axis is None]
-    reference = whole.reference if whole.reference in main or not main else main[0]
-    record = whole.model_copy(update={"cells": records, "reference": reference})
-    cells = tuple(cell for one in records if (cell := reader.cell(one)) is not None)
-    evaluations = reader.first[1].stages[0].scores if reader.first else ()
-    run = FinishedRun(directory.resolve(), record, evaluations, cells, {}, (), len(whole.cells) - len(records))
-    reader.add_found(run)
-    run.steps, run.unfinished = reader.finished, tuple(reader.unfinished)
+    reader = _Reader(directory, read_artefact(directory / RUN, RunFile))
+    reader.read()
     if reader.problems:
         raise ArtefactError(
             f"{directory}: {several(len(reader.problems), 'problem')}; run it again to make what is missing or was "
             "changed:\n" + listing(list(reader.problems))
         )
-    if not main:
-        raise UserError(
-            f"{directory}: nothing of the main comparison is finished, so there is nothing to report; "
-            f"{several(len(reader.unfinished), 'step')} missing:\n" + listing(list(reader.unfinished))
-        )
-    return run
+    return reader.run
 
 
 class _Reader:
     """Reads steps and their files, each once, and notes what is wrong instead of stopping at the first."""
 
-    def __init__(self, directory: Path, run: RunFile) -> None:
-        self.directory, self.run = directory, run
+    def __init__(self, directory: Path, record: RunFile) -> None:
+        self.directory, self.run = directory, FinishedRun(directory.resolve(), record)
         self.problems: dict[str, None] = {}
-        self.unfinished: dict[str, None] = {}
-        self.first: tuple[str, ScoreMatrix] | None = None
-        self._steps: dict[str, StepFile | None] = {}
-        self._by_address = {path.name.rpartition("-")[2]: path.name for path in directory.glob("steps/*")}
 
     def note(self, problem: str) -> None:
         self.problems[problem] = None
 
-    @property
-    def finished(self) -> dict[str, StepFile]:
-        return {place: step for place, step in self._steps.items() if step is not None}
-
-    def is_finished(self, cell: CellRecord) -> bool:
-        missing = [place for place in cell.steps.values() if self.step(place) is None]
-        self.unfinished |= dict.fromkeys(missing)
-        return not missing
-
-    def step(self, place: str) -> StepFile | None:
-        """The record of a step, None if it is not finished (or cannot be read, which is a problem)."""
-        if place not in self._steps:
-            there = (self.directory / place / STEP).is_file()
-            self._steps[place] = self._read(f"{place}/{STEP}", StepFile) if there else None
-        return self._steps[place]
-
-    def names(self, place: str) -> list[str]:
-        """Names of the files that a finished step has."""
-        step = self.step(place)
-        return [] if step is None else [name for name in step.files if name not in step.removed]
+    def read(self) -> None:
+        """All of the run: what each cell scored, what each step found, and the representation."""
+        run = self.run
+        uses = grouped((place, cell) for cell in run.record.cells for place in dict.fromkeys(cell.steps.values()))
+        represented = run.record.settings.get("represent_step")
+        for place in [*uses, *([represented] if isinstance(represented, str) else [])]:
+            if (step := self._read(f"{place}/{STEP}", StepFile)) is not None:
+                run.steps[place] = step
+        for cell in run.record.cells:
+            self._add_scores(cell)
+        needs = {method.name: method.needs for method in run.record.methods}
+        for place, cells in uses.items():
+            kind, using = run.steps[place].kind if place in run.steps else "", tuple(cells)
+            if kind == "train":
+                if (verification := self.file(place, "verification.json", Verification)) is not None:
+                    run.verified.append((using, verification))
+            elif kind == "identify":
+                self._add_cores(place, using, "target" if needs[cells[0].method] == "target" else "source")
+            elif kind in ("match", "map"):
+                self._add_cores(place, using, "carried")
+                self._add_match(place, using)
+        if isinstance(represented, str):
+            file: RepresentationFile | None = self.file(represented, "representation.json", RepresentationFile)
+            picture = self.checked(represented, "representation.png")
+            if file is not None:
+                run.representation = represented, file, None if picture is None else picture.read_bytes()
 
     def checked(self, place: str, name: str) -> Path | None:
-        """A file as its step made it; None if the step made none, and where something is wrong with it."""
-        step = self.step(place)
-        if step is None or name not in self.names(place):
+        """A file as its step made it; None if the step made none or let go of it, or something is wrong with it."""
+        step, file = self.run.steps.get(place), self.directory / place / name
+        if step is None or name not in step.files or name in step.removed:
             return None
-        file = self.directory / place / name
         if not file.is_file():
             self.note(f"{place}/{name}: missing")
         elif sha256_file(file) != step.files[name]:
@@ -240,84 +227,31 @@ class _Reader:
             self.note(str(error).replace(str(file), name))
             return None
 
-    def cell(self, record: CellRecord) -> FinishedCell | None:
-        """A finished cell with its scores; None if something is wrong with it."""
-        place = record.steps["evaluate"]
-        if SCORES not in self.names(place):
-            self.note(f"{place}/{SCORES}: missing")
+    def _add_scores(self, record: CellRecord) -> None:
+        """A cell with its scores."""
+        run, place = self.run, record.steps["evaluate"]
         matrix: ScoreMatrix | None = self.file(place, SCORES, ScoreMatrix)
-        if matrix is None or not self._is_comparable(f"{place}/{SCORES}", matrix):
-            return None
-        names = [score.name for score in matrix.stages[0].scores]
-        values = [{score.name: score.value for score in stage.scores} for stage in matrix.stages]
-        values_SE = np.array([[one[name] for name in names] for one in values])
+        if matrix is None:
+            if place in run.steps and SCORES not in run.steps[place].files:
+                self.note(f"{place}/{SCORES}: missing")
+            return
+        run.models["target"], run.evaluations = matrix.model, run.evaluations or matrix.stages[0].scores
+        names, of_task = [score.name for score in run.evaluations], run.record.of_task
+        found = [{score.name: score.value for score in stage.scores} for stage in matrix.stages]
+        learned = {task for stage in matrix.stages[1:] for task in stage.learned}
+        alike = all(one.keys() == {*names} for one in found) and {*of_task.values()} <= {*names}
+        if learned != {*run.record.tasks} or matrix.of_task != of_task or not alike:
+            self.note(f"{place}/{SCORES}: of other tasks or evaluations than {RUN}")
+            return
         first: dict[str, int] = {}
         for number, stage in enumerate(matrix.stages[1:], 1):
             for task in stage.learned:
-                first.setdefault(self.run.of_task[task], number)
-        return FinishedCell(record, matrix, values_SE, first, tuple(self._needed(record)))
+                first.setdefault(of_task[task], number)
+        values_SE = np.array([[one[name] for name in names] for one in found])
+        steps = [run.steps[place] for place in dict.fromkeys(record.steps.values()) if place in run.steps]
+        run.cells.append(FinishedCell(record, matrix, values_SE, first, tuple(steps)))
 
-    def _needed(self, record: CellRecord) -> Iterator[StepFile]:
-        """The steps that a cell names and, by their addresses, those that these were made of."""
-        waiting, seen = list(record.steps.values()), set()
-        while waiting:
-            place = waiting.pop(0)
-            step = None if place in seen else self.step(place)
-            seen.add(place)
-            if step is not None:
-                yield step
-                found = (self._by_address.get(address[:12]) for address in step.inputs.values())
-                waiting += [f"steps/{name}" for name in found if name is not None]
-
-    def _is_comparable(self, where: str, matrix: ScoreMatrix) -> bool:
-        """Whether it is of the run's tasks, and has the same evaluations of the same base as the first cell's."""
-        self.first = self.first or (where, matrix)
-        first_where, first = self.first
-        before = len(self.problems)
-        learned = {task for stage in matrix.stages[1:] for task in stage.learned}
-        expected = _evaluations(first.stages[0].scores)
-        of_task = self.run.of_task
-        if learned != {*self.run.tasks} or matrix.of_task != of_task or not {*of_task.values()} <= expected.keys():
-            self.note(f"{where}: of other tasks or evaluations than {RUN}")
-        if (matrix.base_fingerprint, matrix.model.names_sha256) != (first.base_fingerprint, first.model.names_sha256):
-            self.note(f"{where}: of another base model than {first_where}")
-        for stage in matrix.stages:
-            found = _evaluations(stage.scores)
-            if others := [name for name in expected | found if expected.get(name) != found.get(name)]:
-                self.note(f"{where}: {stage.label}: other evaluations than in {first_where}: {', '.join(others)}")
-        return len(self.problems) == before
-
-    def add_found(self, run: FinishedRun) -> None:
-        """What the steps of the finished cells found, and the representation of the run."""
-        uses: dict[str, list[CellRecord]] = {}
-        for cell in run.record.cells:
-            for place in dict.fromkeys(cell.steps.values()):
-                uses.setdefault(place, []).append(cell)
-        needs = {method.name: method.needs for method in run.record.methods}
-        if self.first is not None:
-            run.models["target"] = self.first[1].model
-        for place, several_cells in uses.items():
-            step, cells = self.step(place), tuple(several_cells)
-            kind = "" if step is None else step.kind
-            if kind == "train":
-                if (verification := self.file(place, "verification.json", Verification)) is not None:
-                    run.verified.append((cells, verification))
-            elif kind == "identify":
-                self._add_cores(place, cells, "target" if needs[cells[0].method] == "target" else "source", run)
-            elif kind in ("match", "map"):
-                self._add_cores(place, cells, "carried", run)
-                self._add_match(place, cells, run)
-        where = run.record.settings.get("represent_step")
-        if not isinstance(where, str):
-            return
-        if self.step(where) is None:
-            self.unfinished[where] = None
-        file: RepresentationFile | None = self.file(where, "representation.json", RepresentationFile)
-        picture = self.checked(where, "representation.png")
-        if file is not None:
-            run.representation = where, file, None if picture is None else picture.read_bytes()
-
-    def _add_match(self, place: str, uses: tuple[CellRecord, ...], run: FinishedRun) -> None:
+    def _add_match(self, place: str, uses: tuple[CellRecord, ...]) -> None:
         match: LayerMatch | None = self.file(place, "layer_match.json", LayerMatch)
         file = self.checked(place, "similarity.safetensors")
         if match is None or file is None:
@@ -327,21 +261,17 @@ class _Reader:
         except ArtefactError as error:
             self.note(str(error))
             return
-        run.matches.append(MatchFound(place, uses, match, similarity, self._picture(place, "heatmap.png")))
-        run.models.setdefault("source", match.source)
+        self.run.matches.append(MatchFound(place, uses, match, similarity, self._picture(place, "heatmap.png")))
+        self.run.models.setdefault("source", match.source)
 
-    def _add_cores(self, place: str, uses: tuple[CellRecord, ...], role: Role, run: FinishedRun) -> None:
+    def _add_cores(self, place: str, uses: tuple[CellRecord, ...], role: Role) -> None:
         picture = self._picture(place, "importance.png")
-        for task in self.run.tasks:
+        for task in self.run.record.tasks:
             core: CoreFile | None = self.file(place, f"{task}{CORE}", CoreFile)
             if core is not None:
-                run.cores.append(CoreFound(place, role, uses, core, picture))
+                self.run.cores.append(CoreFound(place, role, uses, core, picture))
                 if role == "source":
-                    run.models.setdefault("source", core.model)
+                    self.run.models.setdefault("source", core.model)
 
     def _picture(self, place: str, name: str) -> str | None:
         return None if self.checked(place, name) is None else f"{place}/{name}"
-
-
-def _evaluations(scores: tuple[Score, ...]) -> dict[str, list[Any]]:
-    return {score.name: [getattr(score, key) for key in SAME] for score in scores}

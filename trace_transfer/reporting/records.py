@@ -132,6 +132,8 @@ class RunFile(Strict):
                 raise ValueError(f"{one.method}, seed {one.seed}: its method, tasks or steps are not those of the run")
         if lacking := [task for task in self.tasks if task not in self.of_task]:
             raise ValueError(f"of_task does not say which evaluation measures {', '.join(lacking)}")
+        if not any(one.method == self.reference and one.axis is None for one in self.cells):
+            raise ValueError(f"no model of the reference {self.reference} is in the main comparison")
         return self
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, harmonic_mean
@@ -30,6 +29,7 @@ from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchF
 from trace_transfer.reporting.records import Summary
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.represent.draw import table_of
+from trace_transfer.settings import flat
 from trace_transfer.tables import NOTHING, Cell, Table, to_markdown
 from trace_transfer.transfer import draw as match_figure
 
@@ -46,23 +46,15 @@ ROLES: dict[Role, str] = {
 Used = TypeVar("Used", MatchFound, CoreFound)
 
 
-@dataclass(frozen=True)
-class Reported:
-    """What was written; `unfinished` steps are not in it."""
-
-    files: tuple[Path, ...]
-    unfinished: tuple[str, ...]
-
-
-def write_report(directory: str | Path, out: str | Path | None = None) -> Reported:
-    """Write the report of the run in a directory, by default into it."""
+def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
+    """Write the report of the run in a directory, by default into it; returns its files."""
     run = read_run(directory)
     with held(directory if out is None else out) as target:
         return write_pages(run, summarise(run), target)
 
 
-def write_pages(run: FinishedRun, summary: Summary, target: Path) -> Reported:
-    """Write both files into a directory that is held; raises UserError if it cannot be written."""
+def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path, ...]:
+    """Write both files into a directory that is held; returns them."""
     # Markdown points at pictures of the run, which it does not hold.
     to_run = Path(os.path.relpath(run.directory, target.resolve())).as_posix()
     to_run = "" if to_run == "." else f"{to_run}/"
@@ -112,7 +104,7 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> Reported:
     files = (target / HTML, target / MARKDOWN)
     write_text(files[0], page(text, Figures(shown, _shades(summary), held_pictures)))
     write_text(files[1], text)
-    return Reported(files, run.unfinished)
+    return files
 
 
 def _shades(summary: Summary) -> dict[str, Shades]:
@@ -294,10 +286,7 @@ def _argument(path: str) -> str:
     return shlex.quote(printable(f"./{path}" if path.startswith("-") else path))
 
 
-def settings(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def settings(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every setting by its path; lists as they are written in the file."""
-    for name, value in found.items():
-        if isinstance(value, Mapping):
-            yield from settings(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            for name, value in flat(found).items()]  # fmt: skip

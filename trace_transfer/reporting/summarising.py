@@ -11,14 +11,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.records import library_versions
 from trace_transfer.reporting.continual import MEASURES, Found, Front, matched
-from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun
+from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun, grouped
 from trace_transfer.reporting.intervals import Values, holm, interval, paired
 from trace_transfer.reporting.records import (
     MATCHED,
@@ -44,21 +44,16 @@ COUNTED_AS = {
     "train": "train", "evaluate": "evaluate", "baseline": "evaluate",
 }  # fmt: skip
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
 
 def summarise(run: FinishedRun) -> Summary:
     """The numbers of a run's report, and what they say."""
     main = _by_method(cell for cell in run.cells if cell.record.axis is None)
     methods, fronts = _methods(run, main), _fronts(run)
-    names = [score.name for score in run.evaluations]
-    bases = np.array([cell.values_SE[0] for cell in run.cells])
     summary = Summary(
         name=run.record.name,
         reference=run.record.reference,
         evaluations=_evaluations(run),
-        base={name: float(np.mean(each)) for name, each in zip(names, bases.T.tolist(), strict=True)},
+        base={score.name: score.value for score in run.evaluations},
         measures=tuple(measure for measure, _ in MEASURES),
         methods=methods,
         curves=tuple(curve for cells in main.values() for curve in _curves(run, cells)),
@@ -73,21 +68,14 @@ def summarise(run: FinishedRun) -> Summary:
     def ask(name: str, other: str, measure: str) -> Found:
         if measure == MATCHED and name in values and other in values and run.record.tuning:
             if lacking := [run.title(one) for one in (name, other) if one not in fronts]:
-                return Found(None, reason=f"{' and '.join(lacking)} cannot forget, or not all its rates are trained")
+                return Found(None, reason=f"{' and '.join(lacking)} cannot forget")
             rates = run.record.tuning.chosen
             titles = run.title(name), run.title(other)
             return matched(fronts[name], fronts[other], (rates[name], rates[other]), titles)
         ours, theirs = (values.get(one, {}).get(measure) for one in (name, other))
         return Found(paired(ours, theirs) if ours and theirs else None)
 
-    summary = told(compare(summary, ask, run.record.comparisons), ask)
-    differing = (
-        f"The base model's score on {name} differs between cells by up to {spread:.4g}: the evaluation does not "
-        "give the same number twice."
-        for name, spread in zip(names, np.ptp(bases, axis=0), strict=True)
-        if spread > 0
-    )
-    return summary.model_copy(update={"notes": (*summary.notes, *differing)})
+    return told(compare(summary, ask, run.record.comparisons), ask)
 
 
 def final_average(matrix: ScoreMatrix, of_task: Mapping[str, str]) -> float:
@@ -95,14 +83,6 @@ def final_average(matrix: ScoreMatrix, of_task: Mapping[str, str]) -> float:
     taught = set(of_task.values())
     return fmean(one.value * (1 if one.higher_is_better else -1) for one in matrix.stages[-1].scores
                  if one.name in taught)  # fmt: skip
-
-
-def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
-    """Key → all its values."""
-    found: dict[Key, list[Value]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return found
 
 
 def by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
@@ -265,39 +245,32 @@ def _tuned(run: FinishedRun) -> dict[str, dict[float, list[FinishedCell]]]:
 
 
 def _fronts(run: FinishedRun) -> dict[str, Front]:
-    """Of the methods that can forget, over the seeds that have every rate."""
+    """Of the methods that can forget; all rates are trained with the same seeds."""
     fronts = {}
     for method, rates in _tuned(run).items():
-        if run.record.tuning is None or tuple(rates) != run.record.tuning.rates[method]:
-            continue
         measures = [_measures(run, cells) for cells in rates.values()]
-        columns = [(one["learning"], one["backward_transfer"]) for one in measures if "backward_transfer" in one]
-        seeds = [seed for seed in columns[0][0] if all(seed in learned for learned, _ in columns)] if columns else []
-        if seeds and len(columns) == len(rates):
-            learned_RS, lost_RS = (
-                np.array([[sign * column[part][seed] for seed in seeds] for column in columns])
-                for part, sign in ((0, 1.0), (1, -1.0))
+        if all("backward_transfer" in one for one in measures):
+            learned_RS, kept_RS = (
+                np.array([list(one[name].values()) for one in measures]) for name in ("learning", "backward_transfer")
             )
-            fronts[method] = Front(tuple(rates), tuple(seeds), learned_RS, lost_RS)
+            fronts[method] = Front(tuple(rates), tuple(measures[0]["learning"]), learned_RS, -kept_RS)
     return fronts
 
 
 def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | None:
     tuning, found = run.record.tuning, []
+    if tuning is None:
+        return None
     for method, rates in _tuned(run).items():
-        if tuning is None or method not in tuning.chosen:
-            continue
         points, front = [], fronts.get(method)
         for number, (rate, cells) in enumerate(rates.items()):
             measures = _measures(run, cells)
             averages = [value for seed, value in measures["average"].items() if seed in tuning.seeds]
-            if averages:
-                learned = front.learned_RS[number].tolist() if front else list(measures["learning"].values())
-                lost = interval(front.lost_RS[number].tolist()) if front else None
-                points.append(RatePoint(rate=rate, average=interval(averages),
-                                        learned=interval(learned), lost=lost))  # fmt: skip
+            learned = interval(list(measures["learning"].values()))
+            lost = interval(front.lost_RS[number].tolist()) if front else None
+            points.append(RatePoint(rate=rate, average=interval(averages), learned=learned, lost=lost))
         edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
         chosen = tuning.chosen[method]
         found.append(TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))
     seeds = tuple(dict.fromkeys(seed for front in fronts.values() for seed in front.seeds))
-    return TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found)) if tuning else None
+    return TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found))

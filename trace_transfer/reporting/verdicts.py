@@ -331,19 +331,15 @@ def _saves(methods: dict[str, MethodSummary]) -> Answer | None:
 
 
 def _on_numbers(summary: Summary) -> Iterator[str]:
-    seeds = {one.name: set(one.seeds) for one in summary.methods}
-    every = set().union(*seeds.values())
-    lacking = [f"{name} ({numbers.several(len(own), 'seed')})" for name, own in seeds.items() if own != every]
-    if lacking:
-        yield f"Not all methods have all {len(every)} seeds: {', '.join(lacking)}; pairs are of the shared ones."
+    num_seeds = len(summary.methods[0].seeds)
     if len({(record.share, record.metric if not record.share else "") for record in summary.taught}) > 1:
         metrics = ", ".join(dict.fromkeys(record.metric for record in summary.taught))
         yield f"The measures mix metrics of different kinds ({metrics}): read them for each evaluation instead."
     if any(not record.higher_is_better for record in summary.taught):
         yield "In the measures the sign of losses is flipped, so that more is better."
-    if MIN_VALUES <= len(every) < FEW_SEEDS:
-        yield f"{len(every)} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more."
-    if len(every) >= MIN_VALUES:
+    if MIN_VALUES <= num_seeds < FEW_SEEDS:
+        yield f"{num_seeds} seeds only: intervals of so few are wide; {FEW_SEEDS} or more say much more."
+    if num_seeds >= MIN_VALUES:
         yield (
             "Intervals are Student's 95 % intervals over seeds: what another seed (order of the tasks, order of the "
             "examples, random sets) would change. They do not hold what other test examples would change."

@@ -15,7 +15,7 @@ from trace_transfer.files import PART, held, sha256_file, write_text
 from trace_transfer.models.content import difference
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.records import StepFile
-from trace_transfer.settings import side_by_side
+from trace_transfer.settings import flat, side_by_side
 from trace_transfer.study.steps import TICKET, Step
 from trace_transfer.text_formats import read_json_object
 
@@ -159,25 +159,13 @@ def _why(step: Step, past: Sequence[StepFile]) -> str:
 
 def differences(record: StepFile, step: Step) -> list[str]:
     """What makes a step another one than that of a record, a line for each setting and input."""
-    then, now = _flat(record.settings), _flat(step.settings)
-    told = [f"{key}: {old} → {new}" for key, old, new in side_by_side(then, now) if old != new]
+    told = [f"{key}: {old} → {new}" for key, old, new in side_by_side(flat(record.settings), flat(step.settings))
+            if old != new]  # fmt: skip
     inputs = step.all_inputs
     for name in sorted({*inputs, *record.inputs}):
         if (old := record.inputs.get(name)) != (new := inputs.get(name)):
             told.append(f"{name} is another" if name in step.needs else difference(name, old, new))
     return told
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Mappings within each other, and lists of them, as one: `tasks.math.sha256`."""
-    if isinstance(value, list) and any(isinstance(one, (Mapping, list)) for one in value):
-        value = {one.get("name", i) if isinstance(one, Mapping) else i: one for i, one in enumerate(value)}
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, one in value.items():
-        found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
