@@ -73,7 +73,7 @@ def test_what_is_refused(tiny, tmp_path):
     before = own.read_bytes()
     for arguments, message in (
         ((base, base), "what was to move is not said: give --core"),
-        ((base, base, "--core", core), f"{core}: core file is of {other} (qwen2, 5 layers, 62 tensors), BASE is "),
+        ((base, base, "--core", core), f"{core}: of {other} (qwen2, 5 layers), BASE is "),
         ((base, base, "--core", own, "--json", own), f"{own}: is an input as well; name another --json"),
         ((other, other, "--patch", rows.path), "patches that are not of"),
         ((base, other, "--patch", rows.path), "not of the names and shapes of"),

@@ -12,7 +12,7 @@ from tests.patch_files import bits, loaded, make_patch, same_bits, state_of, sto
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Mask, Slice
-from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.errors import ArtefactError
 from trace_transfer.patch.patches import Patch
 from trace_transfer.patch.patching import write_task_models
 from trace_transfer.patch.records import mergekit_yaml
@@ -135,6 +135,4 @@ def test_what_is_refused_leaves_nothing(tiny, tmp_path):
     ):
         with pytest.raises(ArtefactError, match=message):
             write_task_models(model, patches, tmp_path / "vectors", Silent())
-    with pytest.raises(UserError, match="--merge-method slerp"):
-        write_task_models(base, files, tmp_path / "vectors", Silent(), merge_method="slerp")
     assert {path.name for path in tmp_path.iterdir()} == {*(path.name for path in files), "again", "named"}

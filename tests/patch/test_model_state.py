@@ -71,7 +71,7 @@ def test_a_state_is_what_patches_make_of_the_base(tiny, tmp_path, monkeypatch, f
         found = values(state)
         assert same_bits(found, by_hand(state))
         for name in state.shapes:
-            assert found[name].dtype == state.dtype(name) == state.spec(name).dtype
+            assert found[name].dtype == state.dtype(name)
             assert bits(torch.cat(list(state.chunks(name)))) == bits(found[name].flatten())
         state.check(Silent())
     assert not same_bits(values(states[0]), values(states[1])) and len({state.fingerprint for state in states}) == 3
@@ -140,12 +140,9 @@ def test_a_patch_that_was_applied_before(tiny, tmp_path):
     state = stream(tiny("llama"), tmp_path)[1]
     write_model(state, tmp_path / "model", Silent())
     for wrong, told in (
-        (state_of(tmp_path / "model", *state.patches), r"it has been applied before\.$"),
-        (state_of(tiny("llama"), state.patches[0].inverse), r"ends with; .*(?s:.*) it has been reverted before\.$"),
-        (
-            state_of(tiny("llama", dtype=BF16), *state.patches),
-            r"bfloat16 there, float32 in the patch, and other",
-        ),
+        (state_of(tmp_path / "model", *state.patches), r"none that was applied before\.$"),
+        (state_of(tiny("llama"), state.patches[0].inverse), r"ends with; .*(?s:.*) none that was reverted before\.$"),
+        (state_of(tiny("llama", dtype=BF16), *state.patches), r"\(bfloat16 there, float32 in the patch\)"),
     ):
         with pytest.raises(StateError, match=told):
             wrong.check(Silent())
@@ -161,7 +158,7 @@ def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch)
     tensors = load_file(file)
     tensors[name].view(torch.int32)[8, -1] ^= 1
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(StateError, match=rf"1 of its 1 tensors differ:\n  - {name}: 1 element\n"):
+    with pytest.raises(StateError, match=rf"1 of its 1 tensors differ:\n  - {name}: 1 of 240 elements\n"):
         state_of(base, patch).check(Silent())
     tensors[name].view(torch.int32)[8, -1] ^= 1
     tensors[name][5:7] += 1  # rows that are not the patch's

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.killed_writes import killed_at_each_operation
 from tests.patch_files import make_patch, mask_of, state_of
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
-from trace_transfer.errors import ArtefactError, NumericalError, TraceTransferError
+from trace_transfer.errors import ArtefactError, NumericalError
 from trace_transfer.patch.model_state import record_patch
 from trace_transfer.patch.patches import Patch, PatchEntry, write_patch
 
@@ -99,7 +99,7 @@ def changed_parameters(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, t: m.update(format="pt"), r"format 'pt' in its metadata, expected trace-transfer/patch"),
+        (lambda m, t: m.update(format="pt"), r"- format: Input should be"),
         (lambda m, t: (m.pop("task"), m.update(version="2")), r"- version: .*- task: Field"),
         (lambda m, t: t.pop("after/c.bias"), r"1 things do not fit its metadata:\n  - after/c.bias: missing"),
         (lambda m, t: t.update({"after/d": torch.zeros(1)}), r"- after/d: not in its metadata"),
@@ -184,16 +184,3 @@ def test_a_type_that_does_not_hold_what_was_trained(tiny, tmp_path):
         record_patch(tmp_path / "f", state, mask, value.items(), task="math", method="trace")
     assert list(tmp_path.iterdir()) == []
     record_patch(tmp_path / "f", state, mask, value.items(), task="math", method="trace", save_dtype="float32")
-
-
-def test_other_tensors_than_those_of_the_mask(tiny, tmp_path):
-    state, mask = state_of(tiny("llama")), Mask({"model.norm.weight": None})
-    for names, message in (
-        ((), r"not handed over: model.norm.weight"),
-        (("model.norm.weight",) * 2, r"model.norm.weight: .* handed over twice"),
-        (("lm_head.weight",), r"lm_head.weight: trained, but not of the mask"),
-    ):
-        values = ((name, state.value(name)) for name in names)
-        with pytest.raises(TraceTransferError, match=message):
-            record_patch(tmp_path / "f", state, mask, values, task="math", method="trace")
-    assert list(tmp_path.iterdir()) == []

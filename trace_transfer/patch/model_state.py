@@ -8,7 +8,8 @@ training starts (`PatchedModel`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.slices import with_part
-from trace_transfer.errors import ArtefactError, ModelError, NumericalError, TraceTransferError, UserError, listing
+from trace_transfer.errors import ArtefactError, ModelError, NumericalError, UserError, listing
 from trace_transfer.files import sha256_text
 from trace_transfer.models.checkpoints import OpenedBase, specs_of
 from trace_transfer.models.model_directory import write_model_directory
@@ -37,47 +38,13 @@ class StateError(UserError):
     """A model is not in the state that a patch begins with."""
 
 
-@dataclass
-class Difference:
-    """How one tensor of a model differs from what a patch begins with, added up over its blocks."""
-
-    name: str
-    expected_dtype: torch.dtype
-    found_dtype: torch.dtype | None = None
-    count: int = 0
-    is_after: bool = True
-
-    def add(self, found: Tensor, before: Tensor, after: Tensor) -> None:
-        """A block's part as it is in the model, and as it is before and after the patch."""
-        self.found_dtype = found.dtype
-        self.count += int(differing(found, before).sum())
-        self.is_after &= found.dtype == after.dtype and not bool(differing(found, after).any())
-
-    @property
-    def exists(self) -> bool:
-        return self.count > 0 or self.found_dtype != self.expected_dtype
-
-    @property
-    def told(self) -> str:
-        if self.found_dtype == self.expected_dtype:
-            return f"{self.name}: {self.count:,} element" + ("" if self.count == 1 else "s")
-        found, expected = map(dtype_name, (self.found_dtype, self.expected_dtype))
-        return f"{self.name}: {found} there, {expected} in the patch" + (", and other values" if self.count else "")
-
-
-def _put(
-    patch: Patch, entry: PatchEntry, block: Tensor, values: Tensor, rows: tuple[int, int], *, lossy: bool = False
-) -> Tensor:
-    """A block of rows with a patch's values in it, in their type.
-
-    Args:
-        lossy: round where that type does not hold the values of the other rows; otherwise that is an error.
-    """
+def _put(patch: Patch, entry: PatchEntry, block: Tensor, values: Tensor, rows: tuple[int, int]) -> Tensor:
+    """A block of rows with a patch's values in it, in their type; a StateError if that does not hold the others'."""
     if entry.part is None:
         return values
     wide = torch.promote_types(block.dtype, values.dtype)
     whole = with_part(block.to(wide), entry.part, index_within(entry.part, entry.shape, *rows), values.to(wide))
-    found = whole.to(values.dtype) if lossy else converted(whole, values.dtype)
+    found = converted(whole, values.dtype)
     if found is None:
         raise StateError(
             f"{patch.path}: stores {entry.name} as {dtype_name(values.dtype)}, which does not hold the values that its "
@@ -152,12 +119,11 @@ class ModelState:
 
     def value(self, name: str) -> Tensor:
         """One whole tensor as it is stored; raises as `chunks`."""
-        spec, end = self.spec(name), 0
-        value = torch.empty(numel(spec.shape), dtype=spec.dtype)
+        value, end = torch.empty(numel(self.shapes[name]), dtype=self.dtype(name)), 0
         for chunk in self.chunks(name):
             start, end = end, end + len(chunk)
             value[start:end] = chunk
-        return value.view(spec.shape)
+        return value.view(self.shapes[name])
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """One tensor, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts.
@@ -185,44 +151,46 @@ class ModelState:
         Raises:
             StateError: the first patch that does not, and which of its tensors differ, bit for bit.
         """
-        problems: list[list[Difference]] = [[] for _ in self.patches]
         if not self.patched:
             return
+        differences: list[list[str]] = [[] for _ in self.patches]
         with reporter.task("checking the state of the model", len(self.patched)) as advance:
             for name in self.patched:
-                for number, difference in self._differences(name):
-                    problems[number].append(difference)
+                for number, told in self._differences(name):
+                    differences[number].append(told)
                 advance()
-        for patch, found in zip(self.patches, problems, strict=True):
+        for patch, found in zip(self.patches, differences, strict=True):
             if found:
-                raise StateError(self._told(patch, found))
+                begins, applied = ("ends", "reverted") if patch.inverted else ("begins", "applied")
+                raise StateError(
+                    f"{self.source.name}: not in the state that {patch.path} (task '{patch.task}') {begins} with; "
+                    f"{len(found)} of its {len(patch.entries)} tensors differ:\n{listing(found)}\n"
+                    "Give the patches of the stream in its order: from the one that follows the state of the model "
+                    "(reverting: from the one to be undone last up to the newest that the model has), none that was "
+                    f"{applied} before."
+                )
 
-    def _differences(self, name: str) -> list[tuple[int, Difference]]:
-        """By the patches' numbers; whatever one of them begins with, the next is compared with its end."""
-        held = self._entries_of(name)
-        found = [Difference(name, entry.before_dtype) for _, entry in held]
+    def _differences(self, name: str) -> Iterator[tuple[int, str]]:
+        """Numbers of the patches that begin with another value of a tensor, and how much of it is another.
+
+        Of each block only the first such patch is found: what follows it begins with what it would have made.
+        """
+        held, counts, dtypes = self._entries_of(name), Counter[int](), dict[int, torch.dtype]()
         values = zip(*(patch.blocks(name, kind) for patch, _ in held for kind in (BEFORE, AFTER)), strict=True)
         for rows, block, ends in zip(row_blocks(self.shapes[name]), self._base_blocks(name), values, strict=True):
-            for (patch, entry), difference, before, after in zip(held, found, ends[::2], ends[1::2], strict=True):
-                difference.add(entry.part_of_block(block, *rows), before, after)
-                block = _put(patch, entry, block, after, rows, lossy=difference.exists)  # the difference is told later
+            for place, (patch, entry) in enumerate(held):
+                found, (before, after) = entry.part_of_block(block, *rows), ends[2 * place : 2 * place + 2]
+                count = int(differing(found, before).sum())
+                if count or found.dtype != before.dtype:
+                    counts[place] += count
+                    dtypes[place] = found.dtype
+                    break
+                block = _put(patch, entry, block, after, rows)
         numbers = [number for number, patch in enumerate(self.patches) if name in patch.by_name]
-        return [one for one in zip(numbers, found, strict=True) if one[1].exists]
-
-    def _told(self, patch: Patch, found: Sequence[Difference]) -> str:
-        begins = "ends" if patch.inverted else "begins"
-        if all(one.is_after for one in found) and len(found) == len(patch.entries):
-            done = "reverted" if patch.inverted else "applied"
-            hint = f"They hold what the patch would bring: it has been {done} before."
-        else:
-            hint = (
-                "Give the patches of the stream in its order: from the one that follows the state of the model "
-                "(reverting: from the one to be undone last up to the newest that the model has)."
-            )
-        return (
-            f"{self.source.name}: not in the state that {patch.path} (task '{patch.task}') {begins} with; "
-            f"{len(found)} of its {len(patch.entries)} tensors differ:\n{listing([one.told for one in found])}\n{hint}"
-        )
+        for place, count in counts.items():
+            there, expected = dtypes[place], held[place][1].before_dtype
+            types = "" if there == expected else f" ({dtype_name(there)} there, {dtype_name(expected)} in the patch)"
+            yield numbers[place], f"{name}: {count:,} of {held[place][1].num_elements:,} elements{types}"
 
     def _entries_of(self, name: str) -> list[tuple[Patch, PatchEntry]]:
         return [(patch, patch.by_name[name]) for patch in self.patches if name in patch.by_name]
@@ -245,15 +213,12 @@ class ModelState:
 
 def require_same_names(base: ModelState, other: ModelState) -> None:
     """Refuse two models with other names or shapes: a ModelError names all that differ."""
-    ours, theirs = base.shapes, other.shapes
-    problems = [f"lacks {name}" for name in ours if name not in theirs]
-    problems += [f"has {name}, which the base has not" for name in theirs if name not in ours]
-    problems += [
-        f"{name} is {list(theirs[name])}, in the base {list(shape)}"
-        for name, shape in ours.items()
-        if theirs.get(name, shape) != shape
-    ]
-    if problems:
+    ours, theirs = ({name: list(shape) for name, shape in one.shapes.items()} for one in (base, other))
+    if problems := [
+        f"{name}: {theirs.get(name, 'not there')}, in the base {ours.get(name, 'not there')}"
+        for name in ours | theirs
+        if ours.get(name) != theirs.get(name)
+    ]:
         raise ModelError(
             f"{other.source.name}: not of the names and shapes of {base.source.name}:\n{listing(problems)}"
         )
@@ -314,19 +279,14 @@ def record_patch(
 
     Raises:
         NumericalError: values that are not finite, or that the stored type cannot hold.
-        TraceTransferError: other tensors come than those of the mask.
     """
     entries = patch_entries(state, mask, save_dtype)
 
     def changes() -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
-        waiting = {entry.name: entry for entry in entries}
+        by_name = {entry.name: entry for entry in entries}
         for name, value in trained:
-            if name not in waiting:
-                raise TraceTransferError(f"{name}: trained, but not of the mask, or handed over twice")
-            entry = waiting.pop(name)
+            entry = by_name[name]
             yield entry, entry.part_of(state.value(name)), as_stored(entry, value)
-        if waiting:
-            raise TraceTransferError(f"trained tensors that were not handed over: {', '.join(list(waiting)[:5])}")
 
     return write_patch(
         path, task=task, method=method, names_sha256=state.names_sha256, entries=entries, values=changes()

@@ -31,7 +31,6 @@ from trace_transfer.models.stored_weights import stored_tensors
 from trace_transfer.models.tensors import DTYPES, TensorSpec, read_blocks, read_tensor, writing_tensors
 from trace_transfer.records import TASK, Strict, checked
 
-FORMAT, VERSION = "trace-transfer/patch", "1"
 SUFFIX = ".patch.safetensors"
 BEFORE: Final = "before"
 AFTER: Final = "after"
@@ -43,8 +42,8 @@ Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class PatchEntry:
-    """One tensor of a patch: its whole shape, the part that the patch holds (None: all), and the types in which it is
-    stored before and after the stage."""
+    """One tensor of a patch: its whole shape, the part that the patch holds (None: all), and its types on disk before
+    and after the stage."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,12 +53,11 @@ class PatchEntry:
 
     @property
     def part_shape(self) -> tuple[int, ...]:
-        """Shape of what the patch holds of it."""
         return self.shape if self.part is None else self.part.shape(self.shape)
 
     @property
     def num_elements(self) -> int:
-        """Elements that the patch holds of it."""
+        """Those that the patch holds of it."""
         return numel(self.part_shape)
 
     def part_of(self, value: Tensor) -> Tensor:
@@ -78,11 +76,11 @@ class PatchEntry:
             f"{BEFORE}/{self.name}": TensorSpec(self.before_dtype, self.part_shape),
             f"{AFTER}/{self.name}": TensorSpec(self.after_dtype, self.part_shape),
         }
-        if (places := self.places) is not None:
-            specs[f"{CHOSEN}/{self.name}"] = TensorSpec(places.dtype, tuple(places.shape))
+        if self.places is not None:
+            specs[f"{CHOSEN}/{self.name}"] = TensorSpec(self.places.dtype, tuple(self.places.shape))
         return specs
 
-    @property
+    @cached_property
     def places(self) -> Tensor | None:
         """Those of single parameters, as they are stored."""
         return torch.from_numpy(encoded(self.part, numel(self.shape))) if isinstance(self.part, Chosen) else None
@@ -141,10 +139,7 @@ class Patch:
                 tensors than its metadata say; all of that is told at once.
         """
         file = Path(path)
-        metadata = _metadata(file)
-        if (found := metadata.get("format")) != FORMAT:
-            raise ArtefactError(f"{file}: format {found!r} in its metadata, expected {FORMAT}")
-        header = checked(file, metadata, _Header, ArtefactError)
+        header = checked(file, _metadata(file), _Header, ArtefactError)
         stored = {name: (one.dtype, one.shape) for name, one in stored_tensors(file).items()}
         entries, problems = [], []
         for tensor in header.parameters:
@@ -282,7 +277,7 @@ def write_patch(
             described[AXES[entry.part.dim]] = [list(one) for one in entry.part.ranges]
         tensors.append(described)
     header = {
-        "format": FORMAT, "version": VERSION, "task": task, "method": method, "names_sha256": names_sha256,
+        "format": "trace-transfer/patch", "version": "1", "task": task, "method": method, "names_sha256": names_sha256,
         "parameters": json.dumps(tensors, ensure_ascii=False, separators=(",", ":")),
     }  # fmt: skip
     _Header.model_validate(header)
@@ -291,7 +286,7 @@ def write_patch(
         for entry, before, after in values:
             writer.add(f"{BEFORE}/{entry.name}", before)
             writer.add(f"{AFTER}/{entry.name}", after)
-            if (places := entry.places) is not None:
-                writer.add(f"{CHOSEN}/{entry.name}", places)
+            if entry.places is not None:
+                writer.add(f"{CHOSEN}/{entry.name}", entry.places)
             del before, after  # before the next ones are made
     return Patch.open(path)

@@ -33,10 +33,10 @@ from trace_transfer.models.sources import AXES, ModelSource, numel, row_blocks
 from trace_transfer.models.tensors import differing, dtype_name
 from trace_transfer.patch.model_state import ModelState, require_same_names, write_model
 from trace_transfer.patch.patches import SUFFIX, Patch, PatchEntry, index_within, write_patch
-from trace_transfer.patch.records import METHODS, Verification, VerifiedTensor, mergekit_yaml
+from trace_transfer.patch.records import Verification, VerifiedTensor, mergekit_yaml
 from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import patched_card
-from trace_transfer.records import library_versions, read_artefact, require_task
+from trace_transfer.records import library_versions, model_line, read_artefact, require_task
 
 
 def move_model(
@@ -106,15 +106,12 @@ def write_task_models(
 
     Args:
         patches: of one stream, in any order, of tasks with different names.
-        merge_method: mergekit's, one of `METHODS`.
+        merge_method: mergekit's, one of `records.METHODS`.
     """
-    if merge_method not in METHODS:
-        raise UserError(f"--merge-method {merge_method}: expected one of {', '.join(METHODS)}")
     require_room(out)
     opened = Patch.open_all(patches)
     counts = Counter([BASE, *(patch.task for patch in opened)])
-    problems = [f"{patch.path}: task '{patch.task}'" for patch in opened if counts[patch.task] > 1]
-    if problems:
+    if problems := [f"{patch.path}: task '{patch.task}'" for patch in opened if counts[patch.task] > 1]:
         raise ArtefactError(
             f"each task's model lies under the task's name (the base's under '{BASE}'), and these are taken:\n"
             + listing(problems)
@@ -174,8 +171,7 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
     Elements of different types are compared after widening, so that a value is the same in float32 and bfloat16.
     """
     require_same_names(base, tuned)
-    unknown = [name for name in mask.parts if name not in base.shapes]
-    if unknown:
+    if unknown := [name for name in mask.parts if name not in base.shapes]:
         raise ModelError(f"{base.source.name} lacks tensors that were to be trained:\n" + listing(unknown))
     base.check(reporter)
     tuned.check(reporter)
@@ -186,29 +182,22 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
             tensors.append(_verified(base, tuned, name, shape, mask))
             advance()
     return Verification(
-        base=base.source.name,
-        base_fingerprint=base.fingerprint,
-        tuned=tuned.source.name,
-        names_sha256=base.names_sha256,
-        mask_sha256=mask.sha256,
-        parameters=tuple(tensors),
+        base=base.source.name, base_fingerprint=base.fingerprint, tuned=tuned.source.name,
+        names_sha256=base.names_sha256, mask_sha256=mask.sha256, parameters=tuple(tensors),
         libraries=library_versions(),
-    )
+    )  # fmt: skip
 
 
 def require_frozen(verification: Verification) -> None:
     """Raise a FrozenMovedError if anything frozen moved; it names the tensors and how much of them."""
-    if verification.ok:
-        return
-    raise FrozenMovedError(
-        f"{verification.tuned}: {len(verification.wrong)} tensors moved that were to stay bit-identical to "
-        f"{verification.base}:\n" + listing(verification.wrong)
-    )
+    if not verification.ok:
+        raise FrozenMovedError(
+            f"{verification.tuned}: {len(verification.broken)} tensors moved that were to stay bit-identical to "
+            f"{verification.base}:\n" + listing([one.told for one in verification.broken])
+        )
 
 
-def _verified(
-    base: ModelState, tuned: ModelState, name: str, shape: tuple[int, ...], mask: Mask
-) -> VerifiedTensor:  # fmt: skip
+def _verified(base: ModelState, tuned: ModelState, name: str, shape: tuple[int, ...], mask: Mask) -> VerifiedTensor:
     part, trains = mask.parts.get(name), mask.trains(name)
     core_moved, frozen_moved, broken = 0, 0, []
     for (start, stop), ours, theirs in zip(row_blocks(shape), base.chunks(name), tuned.chunks(name), strict=True):
@@ -248,11 +237,7 @@ def verify_models(
         if core.model.names_sha256 == state.names_sha256:
             masks.append(Mask.of_core(core, state.shapes, tied, str(file)))
         else:
-            problems.append(
-                f"{file}: core file is of {core.model.id} ({core.model.model_type}, {core.model.num_layers} layers, "
-                f"{core.model.num_parameters} tensors), BASE is {state.source.name} ({state.config.model_type}, "
-                f"{len(state.shapes)} tensors)"
-            )
+            problems.append(f"{file}: of {model_line(core.model)}, BASE is {state.source.name}")
     if problems:
         raise ArtefactError(together("core files of another model than BASE", problems))
     opened = Patch.open_all(patches)

@@ -77,12 +77,7 @@ class Verification(Strict):
 
     @property
     def ok(self) -> bool:
-        """Whether no frozen element moved."""
         return not self.broken
-
-    @property
-    def wrong(self) -> tuple[str, ...]:
-        return tuple(tensor.told for tensor in self.broken)
 
     @property
     def broken(self) -> tuple[VerifiedTensor, ...]:
@@ -130,8 +125,8 @@ def mergekit_yaml(base: str, models: Sequence[str], method: str, dtypes: Iterabl
         "merge_method": method,
         "base_model": base,
         "models": [{"model": model, "parameters": {"weight": 1.0, **METHODS[method]}} for model in models],
-        "dtype": str(computed).removeprefix("torch."),
-        "out_dtype": str(stored).removeprefix("torch."),
+        "dtype": _dtype(computed),
+        "out_dtype": _dtype(stored),
     }
     head = (
         "# mergekit-yaml THIS_FILE OUTPUT_DIRECTORY\n"
