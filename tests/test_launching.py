@@ -183,12 +183,6 @@ def test_more_than_the_machine_has(monkeypatch):
         assert excess_of(most) is None and excess_of(most + 1) == told
         with pytest.raises(UserError, match=f"--processes {most + 1}: {told}"):
             check_processes(most + 1)
-    with pytest.raises(UserError, match=r"--processes 0: at least 1"):
-        check_processes(0)
-    for name, value in (WHO | {"RANK": "1"}).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"--processes 2: a launcher .* started this process already \(as 1 of 2\)"):
-        check_processes(2)
 
 
 TASK = {
@@ -217,16 +211,13 @@ def test_who_this_process_is():
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        ({"RANK": "2"}, "RANK is 2, expected a whole number from 0 to 1 (WORLD_SIZE is 2)"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two, expected a whole number from 1 to "),
-        ({"WORLD_SIZE": None}, "WORLD_SIZE is not set, and RANK is"),
-        ({"MASTER_PORT": None}, "MASTER_PORT is not set, and RANK and WORLD_SIZE are"),
+        ({"RANK": "2"}, "RANK is 2, WORLD_SIZE is 2,"), ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is not set"), ({"MASTER_PORT": ""}, "MASTER_PORT is not set"),
     ],
-)
+)  # fmt: skip
 def test_what_a_launcher_cannot_have_meant(changes, problem):
-    environment = {name: value for name, value in (WHO | changes).items() if value is not None}
-    with pytest.raises(UserError, match=r"what a launcher has set cannot be used.* for one process alone:\n") as raised:
-        place_among_ranks(environment)
+    with pytest.raises(UserError, match="what a launcher has set cannot be used: ") as raised:
+        place_among_ranks(WHO | changes)
     assert problem in str(raised.value)
 
 
@@ -235,7 +226,7 @@ def test_a_command_refuses_it_before_anything(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for command, option in (("train", "--stream"), ("warm-start", "--tasks"), ("identify", "--tasks")):
         told = refused(command, "no-model", option, "none.yaml", "--out", tmp_path / "out")
-        assert "RANK is 5, expected a whole number from 0 to 1" in told and "MASTER_ADDR is not set" in told
+        assert "RANK is 5, WORLD_SIZE is 2" in told and "MASTER_ADDR is not set" in told
         assert not (tmp_path / "out").exists()
 
 

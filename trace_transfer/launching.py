@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError
 from trace_transfer.stopping import handling
 
 GRACE = 10.0  # s from being told to stop, after another one failed or Ctrl-C, to being killed
@@ -35,12 +35,11 @@ SHOWN = 4000  # characters of what a rank that failed said last
 FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
 KILLED = tuple(128 + number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS))  # not for another's end
-LARGEST, LAST_PORT = 2**31 - 1, 65535
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 SLURM_PORTS = 20000  # the first of as many, from which a job takes one
 PROGRAM = (sys.executable, "-m", "trace_transfer")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0"}  # what stands for one that is not set
 _PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 
 
@@ -74,37 +73,22 @@ def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
     WORLD_SIZE, or several tasks of srun, there is none.
 
     Raises:
-        UserError: variables are missing, no numbers, or contradict each other: others would be waited for that never
-            come. All problems at once.
+        UserError: variables are missing or contradict each other: others would be waited for that never come.
     """
     environment = os.environ if environment is None else environment
     environment = {**environment, **launcher_variables(environment)}
-    launched, problems = [name for name in ("RANK", "WORLD_SIZE") if name in environment], list[str]()
-
-    def number(name: str, lowest: int, highest: int) -> int:
-        text = environment.get(name, "").strip()
-        if not text or not (launched or name == "LOCAL_RANK"):  # some clusters always set MASTER_PORT
-            return lowest
-        if re.fullmatch(r"-?\d+", text) and lowest <= int(text) <= highest:
-            return int(text)
-        of = f" (WORLD_SIZE is {environment['WORLD_SIZE']})" if name.endswith("RANK") and highest < LARGEST else ""
-        problems.append(f"{name} is {text}, expected a whole number from {lowest} to {highest}{of}")
-        return lowest
-
-    size = number("WORLD_SIZE", 1, LARGEST)
-    most = size - 1 if "WORLD_SIZE" in environment else LARGEST
-    rank, local = number("RANK", 0, most), number("LOCAL_RANK", 0, most)
-    number("MASTER_PORT", 1, LAST_PORT)
-    if launched:
-        given = f"{' and '.join(launched)} {'are' if launched[1:] else 'is'}"
-        problems += [f"{name} is not set, and {given}" for name in NEEDED if not environment.get(name, "").strip()]
-    if problems:
-        there = [name for name in VARIABLES if name in environment]
-        raise UserError(
-            "what a launcher has set cannot be used. Start all processes with torchrun, accelerate, deepspeed, srun or "
-            f"--processes, or unset {', '.join(there)} for one process alone:\n" + listing(problems)
-        )
-    return Place(rank, size, local, launched=bool(launched))
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:  # some clusters always set MASTER_PORT
+        return Place()
+    numbers = [environment.get(name) or default for name, default in NUMBERS.items()]
+    if all(map(str.isdecimal, numbers)) and environment.get("MASTER_ADDR") and environment.get("MASTER_PORT"):
+        place = Place(*map(int, numbers), launched=True)
+        if place.rank < place.size:
+            return place
+    found = ", ".join(f"{name} is {environment.get(name) or 'not set'}" for name in VARIABLES)
+    raise UserError(
+        f"what a launcher has set cannot be used: {found}. Start all processes with torchrun, accelerate, deepspeed, "
+        "srun or --processes, or unset these for one process alone"
+    )
 
 
 def is_first_rank() -> bool:
@@ -114,13 +98,6 @@ def is_first_rank() -> bool:
 
 def check_processes(count: int) -> None:
     """Refuse more processes than this machine has room for: one a GPU, or one a core where there is no GPU."""
-    if count < 1:
-        raise UserError(f"--processes {count}: at least 1 is needed")
-    if (place := place_among_ranks()).launched:
-        raise UserError(
-            f"--processes {count}: a launcher (torchrun, deepspeed, srun …) started this process already (as "
-            f"{place.rank} of {place.size}); leave --processes out, or start it without the launcher"
-        )
     if excess := excess_of(count):
         raise UserError(f"--processes {count}: {excess}")
 
