@@ -81,9 +81,9 @@ def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
         return Place()
     numbers = [environment.get(name) or default for name, default in NUMBERS.items()]
     if all(map(str.isdecimal, numbers)) and environment.get("MASTER_ADDR") and environment.get("MASTER_PORT"):
-        place = Place(*map(int, numbers), launched=True)
-        if place.rank < place.size:
-            return place
+        rank, size, local_rank = map(int, numbers)
+        if rank < size:
+            return Place(rank, size, local_rank, launched=True)
     found = ", ".join(f"{name} is {environment.get(name) or 'not set'}" for name in VARIABLES)
     raise UserError(
         f"what a launcher has set cannot be used: {found}. Start all processes with torchrun, accelerate, deepspeed, "

@@ -13,7 +13,6 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -81,9 +80,8 @@ class Page:
             console.width = columns
         self.console = console
         self.width = console.width
-        self.colour = console.color_system is not None and not console.no_color
 
-    def text(self, text: str, style: Style | str = "") -> Text:
+    def text(self, text: str, style: str = "") -> Text:
         return Text(printable(text), style, overflow="fold")
 
     def line(self, text: str = "", style: str = "") -> None:
@@ -103,13 +101,6 @@ class Page:
         self.lines(("", "written:"))
         for file in files:
             self.whole(f"  {file}")
-
-    def row(self, parts: Iterable[tuple[str, Style | str]]) -> None:
-        """A line of a grid, never wrapped."""
-        line = Text().join(self.text(text, style) for text, style in parts)
-        if not self.colour:
-            line.rstrip()
-        self.console.print(line, highlight=False, no_wrap=True, overflow="crop")
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Shown]], title: str = "") -> None:
         """Numbers stand at the right, intervals below their means where the table is too wide.

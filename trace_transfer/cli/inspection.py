@@ -1,7 +1,7 @@
 """Any file that this program wrote, drawn in the terminal: what one looks at before trusting it.
 
 Reads: an artefact (for a layer match also `similarity.safetensors` beside it), or the header of any safetensors file.
-A heatmap has coloured cells; without colour (a pipe, NO_COLOR) each value is a character.
+Of a heatmap each value is a character.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.style import Style
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.errors import ArtefactError, first_line
@@ -47,9 +45,6 @@ NUM_SCORES = 15
 NUM_FOLDED = 20
 LONGEST = 60  # characters of a value that are shown
 RAMP = " .:-=+*#%@"
-VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142), (31, 158, 137), (53, 183, 121),
-           (110, 206, 88), (181, 222, 43), (253, 231, 37))  # fmt: skip
-GREY = (150, 150, 150)  # no value
 
 
 def draw(path: Path, console: Console) -> None:
@@ -107,24 +102,22 @@ def draw_heatmap(similarity: NDArray[np.float64], pairs: Mapping[Pair, bool], pa
     for (source, target), ambiguous in pairs.items():
         at = source // pool, target // pool
         marked[at] = ambiguous and marked.get(at, True)
-    ramp = " " * len(RAMP) if page.colour else RAMP
     sure, doubtful = ("[]", "()") if wide == 2 else ("O", "o")
-    marks = {True: doubtful, False: sure}
+    levels = np.clip((pooled - low) / (high - low), 0, 1)
 
-    def cell(row: int, column: int, level: float) -> tuple[str, Style]:
-        value = "?" if np.isnan(level) else ramp[min(int(level * len(ramp)), len(ramp) - 1)]
-        text = marks[marked[row, column]] if (row, column) in marked else value * wide
-        return text, Style(bgcolor=_colour(level), color="black" if level > 0.6 else "white")
+    def cell(row: int, column: int) -> str:
+        if (row, column) in marked:
+            return doubtful if marked[row, column] else sure
+        level = levels[row, column]
+        return ("?" if np.isnan(level) else RAMP[min(int(level * len(RAMP)), len(RAMP) - 1)]) * wide
 
-    levels = np.clip((pooled - low) / (high - low), 0, 1).tolist()
     for row in reversed(range(len(levels))):
-        cells = [cell(row, column, level) for column, level in enumerate(levels[row])]
-        page.row([(f"{row * pool:>{margin - 1}} ", ""), *cells])
-    page.row([(" " * margin + _ruler(len(levels[0]), wide, pool), "")])
+        cells = "".join(cell(row, column) for column in range(levels.shape[1]))
+        page.line(f"{row * pool:>{margin - 1}} {cells}".rstrip())
+    page.line(" " * margin + _ruler(levels.shape[1], wide, pool))
     several = f"; a cell shows the largest value of {pool} x {pool} layers" if pool > 1 else ""
     page.line(f"rows are source layers, columns target layers, from 0 at the lower left{several}")
-    scale = "dark … bright" if page.colour else f"'{RAMP}'"
-    told = [f"CKA {scale} from {low:.2f} to {high:.2f}", f"{sure} matched pair"]
+    told = [f"CKA '{RAMP}' from {low:.2f} to {high:.2f}", f"{sure} matched pair"]
     told += [f"{doubtful} ambiguous pair"] * any(pairs.values()) + ["? no value"] * bool(np.isnan(similarity).any())
     page.line(", ".join(told))
 
@@ -163,43 +156,32 @@ def _kind(name: str) -> tuple[str, int | None]:
 
 
 def _draw_grid(page: Page, core: CoreFile) -> None:
-    """Kinds of tensors down, layers across: what is core, and where there are colours the scores."""
-    kinds: dict[str, dict[int | None, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    """Kinds of tensors down, layers across: what is core."""
+    kinds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # shares that are core
+    outside = set()
     for one in core.parameters:
         kind, layer = _kind(one.name)
-        kinds[kind][layer].append((one.num_core / one.num_elements, np.nan if one.score is None else one.score))
-    num_layers = max([core.model.num_layers, *(1 + (layer or 0) for row in kinds.values() for layer in row)])
+        outside |= {kind} if layer is None else set()
+        kinds[kind][layer or 0].append(one.num_core / one.num_elements)
+    num_layers = max([core.model.num_layers, *(1 + layer for row in kinds.values() for layer in row)])
     names = min(max(map(len, kinds)), page.width // 2)
     wide, pool = _cell_width(num_layers, page.width - names - 12)
     num_cells = -(-num_layers // pool)
-    scores = [one.score for one in core.parameters if one.score is not None] or [0.0]
-    low, span = min(scores), (max(scores) - min(scores)) or 1.0
 
-    def block(found: list[tuple[float, float]]) -> tuple[str, str | Style]:
-        if not found:
-            return " " * wide, ""
-        shares = [share for share, _ in found]
-        mark = "█" if min(shares) == 1 else "▒" if any(shares) else "·"
-        text = mark.ljust(wide) if mark == "·" else mark * wide
-        return text, Style(color=_colour(fmean((score - low) / span for _, score in found)))
+    def block(shares: list[float]) -> str:
+        if not any(shares):
+            return ("·" if shares else " ").ljust(wide)
+        return ("█" if min(shares) == 1 else "▒") * wide
 
-    page.row([(" " * (names + 1) + _ruler(num_cells, wide, pool), "")])
-    for kind, row in sorted(kinds.items(), key=lambda item: (None in item[1], item[0])):
-        cells: list[list[tuple[float, float]]] = [[] for _ in range(num_cells)]
-        for layer, values in row.items():
-            cells[(layer or 0) // pool] += values
-        count = f"{sum(share > 0 for cell in cells for share, _ in cell)}/{sum(map(len, cells))}"
-        name = kind if len(kind) <= names else f"{kind[: names - 1]}…"
-        page.row([(f"{name:<{names}} ", ""), *map(block, cells), (f" {count:>9}", "")])
+    page.line(" " * (names + 1) + _ruler(num_cells, wide, pool))
+    for kind in sorted(kinds, key=lambda kind: (kind in outside, kind)):
+        cells: list[list[float]] = [[] for _ in range(num_cells)]
+        for layer, shares in kinds[kind].items():
+            cells[layer // pool] += shares
+        count = f"{sum(share > 0 for cell in cells for share in cell)}/{sum(map(len, cells))}"
+        page.line(f"{shortened(kind, names):<{names}} {''.join(map(block, cells))} {count:>9}")
     several = f"; a column is {pool} layers" if pool > 1 else ""
-    key = f"; score {low:.3g} dark … {low + span:.3g} bright, grey none" if page.colour else ""
-    page.line(f"columns: layers, outside of them the first{several}; █ core, ▒ partly core, · not core{key}")
-
-
-def _colour(level: float) -> str:
-    """Of a value from 0 to 1; NaN is grey."""
-    red, green, blue = GREY if np.isnan(level) else VIRIDIS[round(level * (len(VIRIDIS) - 1))]
-    return f"rgb({red},{green},{blue})"
+    page.line(f"columns: layers, outside of them the first{several}; █ core, ▒ partly core, · not core")
 
 
 def _cell_width(num_cells: int, available: int) -> tuple[int, int]:
