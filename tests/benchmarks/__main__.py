@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("startup", "cka", "streaming", "deltas", "fisher", "training")
+NAMES = ("startup", "cka", "streaming", "deltas", "fisher", "identifying", "training")
 
 if __name__ == "__main__":
     codes = [
