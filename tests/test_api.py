@@ -1,9 +1,12 @@
-"""`import trace_transfer as tt`: ten functions, named and defaulted as the commands, light to import."""
+"""`import trace_transfer as tt`: ten functions, named and defaulted as the commands, light to import, typed."""
 
 import ast
 import doctest
 import inspect
+import subprocess
+import sys
 import typing
+from pathlib import Path
 
 import click
 import pytest
@@ -11,6 +14,7 @@ from click.testing import CliRunner
 
 import trace_transfer as tt
 from tests.core_files import write_core
+from tests.golden import make_keywords
 from tests.task_files import write_tasks
 from tests.test_docs import check_call
 from tests.tuned_models import tuned_copy
@@ -26,6 +30,7 @@ from trace_transfer.settings import singles
 from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
+ROOT = Path(__file__).parents[1]
 FUNCTIONS = {name: getattr(api, name) for name in tt.__all__ if inspect.isfunction(getattr(api, name, None))}
 # Function → its command, its settings in parts, and options that are the command line's alone, with the reason.
 HUB = {"push_to_hub", "private"}  # sending is done with what was written: huggingface_hub has functions for it
@@ -69,9 +74,7 @@ def test_names_and_defaults_are_those_of_the_command(name):
             parameter = signature[NAMES.get(option_name, option_name)]
             if parameter.default not in (inspect.Parameter.empty, None, ()):
                 assert str(parameter.default) == str(option.get_default(context)), option_name
-    assert set(known) <= set(signature) <= {*options, *NAMES.values(), *known, "reporter"}
-    if "profile" in signature:
-        assert typing.get_args(signature["profile"].annotation) == tuple(type(settings).PROFILES)
+    assert set(signature) <= {*options, *NAMES.values(), *known, "reporter"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -84,11 +87,46 @@ def test_each_has_an_example_whose_call_can_be_made(name):
         check_call(name, call)
 
 
+# ---- typed
+
+
+CALLS = """
+import trace_transfer as tt
+tt.map_models("a", "b", core=["x"], match="argmax", ratio=0.1, rules="mine.yaml", profile="paper")
+tt.map_models("a", "b", match="argmin")
+tt.map_models("a", "b", batchsize=3)
+tt.train("a", "b", epochs="2")
+tt.identify("a", "b", profile="papr")
+moved: int = tt.verify("a", "b")
+tt.run(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_names_values_and_results(tmp_path):
+    """Without the settings, the functions and what they return checked anew; a minute where nothing is cached."""
+    file = tmp_path / "calls.py"
+    file.write_text(CALLS)
+    command = [sys.executable, "-m", "mypy", str(file)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+    lines = {int(line.split(":")[1]): line for line in told.splitlines() if ": error: " in line}
+    assert sorted(lines) == [4, 5, 6, 7, 8, 9], told
+    assert 'did you mean "batch_size"?' in lines[5] and 'expected "Literal[' in lines[4]
+
+
+def test_the_keywords_are_the_settings():
+    """Names, types and defaults: the file is what `tests.golden.make_keywords` writes."""
+    assert make_keywords.module() == Path(sys.modules["trace_transfer.keywords"].__file__).read_text("utf-8")
+    for name, (_, settings, _) in COMMANDS.items():
+        parameters = inspect.signature(FUNCTIONS[name]).parameters
+        assert set(settings_in(settings)) <= set(parameters)
+        if "profile" in parameters:
+            assert typing.get_args(parameters["profile"].annotation) == tuple(type(settings).PROFILES)
+
+
 def test_a_notebook_completes_them():
-    """Names of functions and of their settings."""
     import jedi
 
-    assert "map_models" in {one.name for one in jedi.Interpreter("tt.map", [{"tt": tt}]).complete()}
     (found,) = jedi.Interpreter("tt.map_models('a', 'b', mat", [{"tt": tt}]).complete()
     assert found.name == "match="
 
@@ -130,6 +168,8 @@ def test_evaluate_and_verify_are_the_commands(tiny, tmp_path):
 def test_settings_that_cannot_be_used_are_named():
     with pytest.raises(tt.UserError, match=r"mtach: no such setting; did you mean match\?"):
         tt.map_models("a", "b", mtach="argmax")
+    with pytest.raises(tt.UserError, match=r"cores: no such setting; did you mean core\?"):
+        tt.map_models("a", "b", cores=["x"])
     with pytest.raises(tt.UserError, match=r"(?s)profile: 'papr' is none of .*did you mean paper.*epochs: found 0"):
         tt.identify("a", "t.yaml", profile="papr", epochs=0)
 

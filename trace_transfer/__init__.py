@@ -38,15 +38,20 @@ __all__ = [
     "verify",
 ]
 
-_FROZEN = ("CoreCallback", "CoreTraining", "freeze_except")
+# Imported when they are asked for: `import trace_transfer` and `trace-transfer --help` are to be quick.
+_LATER = {
+    **dict.fromkeys(
+        ("evaluate", "identify", "map_models", "read", "report", "run", "score", "select", "train", "verify"), "api"
+    ),
+    **dict.fromkeys(("CoreCallback", "CoreTraining", "freeze_except"), "trainers.frozen"),
+    "EvaluateSettings": "evaluation.settings",
+    "IdentifySettings": "identification.settings",
+    "MapSettings": "transfer.settings",
+    "StreamSettings": "training.settings",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when they are asked for: `import trace_transfer` is to be quick."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("trace_transfer.trainers.frozen" if name in _FROZEN else "trace_transfer.api"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    if name in _LATER:
+        return getattr(import_module(f"trace_transfer.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

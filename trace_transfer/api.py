@@ -13,16 +13,13 @@ cannot be used are told at once, in a `UserError`, before anything is done.
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from trace_transfer.evaluation.settings import EvaluateSettings
-from trace_transfer.identification.settings import IdentifySettings
+from trace_transfer.keywords import EvaluateKeywords, IdentifyKeywords, MapKeywords, StreamKeywords
 from trace_transfer.progress import Reporter, Silent
-from trace_transfer.settings import Settings, singles
 from trace_transfer.stopping import StopSignal
-from trace_transfer.training.settings import StreamSettings
-from trace_transfer.transfer.settings import MapSettings
 
 if TYPE_CHECKING:
     from trace_transfer.core_sets.core_file import CoreFile
@@ -47,27 +44,35 @@ def listed(values: Paths) -> list[str]:
     return [os.fspath(values)] if isinstance(values, (str, os.PathLike)) else [os.fspath(one) for one in values]
 
 
-def with_settings(kind: type[Settings]) -> Callable[[Function], Function]:
-    """Spell the settings out in a signature, for notebooks and `help`; an ellipsis is the default of the profile."""
+def with_settings(function: Function) -> Function:
+    """Spell the settings out in a signature, for notebooks and `help`, and say what an unknown name was meant to be.
 
-    def add(function: Function) -> Function:
-        signature = inspect.signature(function)
-        *own, last = signature.parameters.values()
-        more = [
-            last.replace(name=one.name, kind=last.KEYWORD_ONLY, default=..., annotation=one.field.annotation)
-            for one in singles(kind)
-        ]
-        function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
-        return function
+    An ellipsis stands for the default of the profile.
+    """
+    signature = inspect.signature(function)
+    *own, last = signature.parameters.values()
+    (of,) = last.annotation.__args__
+    known = of.__annotations__
+    more = [last.replace(name=name, kind=last.KEYWORD_ONLY, default=..., annotation=known[name]) for name in known]
+    whole = signature.replace(parameters=[*own, *more])
 
-    return add
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        from trace_transfer.settings import SettingsError, unknown_problems
+
+        if problems := unknown_problems(kwargs, whole.parameters):
+            raise SettingsError(problems)
+        return function(*args, **kwargs)
+
+    call.__signature__ = whole  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
 
 
-@with_settings(IdentifySettings)
+@with_settings
 def identify(
     base: AnyPath, tasks: AnyPath, *, tuned: Named | None = None, out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
-    reporter: Reporter | None = None, **settings: Any,
+    reporter: Reporter | None = None, **settings: Unpack[IdentifyKeywords],
 ) -> "Identified | None":  # fmt: skip
     """Find the tensors of a model that each task needs: warm-start, score and select (paper, section 3.2, step 1).
 
@@ -82,17 +87,18 @@ def identify(
         >>> found.cores[0].core[0].name
     """
     from trace_transfer.identification.identifying import plan_identify, run_identify
+    from trace_transfer.identification.settings import IdentifySettings
 
     chosen = IdentifySettings.of(profile, **settings)
     plan = plan_identify(base, tasks, tuned=tuned or {}, settings=chosen, rules=listed(rules), out=out)
     return run_identify(plan, reporter or Silent())
 
 
-@with_settings(IdentifySettings)
+@with_settings
 def score(
     base: AnyPath, tuned: Named | None = None, *, tasks: AnyPath | None = None, out: AnyPath = "runs/identify",
     profile: Literal["default", "paper", "authors-code"] = "default", rules: Paths = (),
-    reporter: Reporter | None = None, **settings: Any,
+    reporter: Reporter | None = None, **settings: Unpack[IdentifyKeywords],
 ) -> "Identified":  # fmt: skip
     """Score the tensors of a model by how models fine-tuned from it, or its warm starts in `out`, differ from it.
 
@@ -105,6 +111,7 @@ def score(
         >>> tt.score("meta-llama/Meta-Llama-3-8B", {"math": "out/math", "law": "out/law"}, method="cs")
     """
     from trace_transfer.identification.identifying import run_score
+    from trace_transfer.identification.settings import IdentifySettings
 
     chosen = IdentifySettings.of(profile, **settings)
     return run_score(
@@ -134,11 +141,11 @@ def select(
     return reselect_all([Path(file) for one in files for file in listed(one)], ratio, unit, out)
 
 
-@with_settings(MapSettings)
+@with_settings
 def map_models(
     src: AnyPath, dst: AnyPath, *, core: Paths = (), out: AnyPath = "runs/map",
     profile: Literal["default", "paper"] = "default", reporter: Reporter | None = None,
-    **settings: Any,
+    **settings: Unpack[MapKeywords],
 ) -> "MapResult":  # fmt: skip
     """Match the layers of two models and carry core sets from the one to the other.
 
@@ -153,15 +160,16 @@ def map_models(
     """
     from trace_transfer.publish.hub import local_file
     from trace_transfer.transfer.mapping import plan_map, run_map
+    from trace_transfer.transfer.settings import MapSettings
 
     chosen = MapSettings.of(profile, **settings)
     return run_map(plan_map(src, dst, [*map(local_file, listed(core))], chosen), out, chosen, reporter or Silent())
 
 
-@with_settings(StreamSettings)
+@with_settings
 def train(
     base: AnyPath, stream: AnyPath, *, out: AnyPath = "runs/train", rules: Paths = (),
-    reporter: Reporter | None = None, **settings: Any,
+    reporter: Reporter | None = None, **settings: Unpack[StreamKeywords],
 ) -> "Streamed | None":  # fmt: skip
     """Fine-tune a model on a stream of tasks, of each only its core set (paper, section 3.2, step 2), or by a baseline.
 
@@ -176,17 +184,18 @@ def train(
         >>> done = tt.train("Qwen/Qwen2.5-14B", "stream.yaml", out="runs/qwen-14b", epochs=1)
         >>> done.verification.counts["frozen MOVED"].elements
     """
+    from trace_transfer.training.settings import StreamSettings
     from trace_transfer.training.streaming import plan_stream, run_stream
 
     plan = plan_stream(base, stream, settings=StreamSettings.of(**settings), rules=listed(rules), out=out)
     return run_stream(plan, reporter or Silent(), StopSignal())
 
 
-@with_settings(EvaluateSettings)
+@with_settings
 def evaluate(
     model: AnyPath, *, suite: AnyPath = "paper", only: str | Iterable[str] = (), data: Named | None = None,
     patch: Paths = (), out: AnyPath = "runs/evaluate", reporter: Reporter | None = None,
-    **settings: Any,
+    **settings: Unpack[EvaluateKeywords],
 ) -> "EvaluationFile":  # fmt: skip
     """Score a model on the paper's benchmarks, or on your own data.
 
@@ -205,6 +214,7 @@ def evaluate(
     """
     from trace_transfer.evaluation.evaluating import evaluate as run_evaluation
     from trace_transfer.evaluation.evaluating import plan_evaluation
+    from trace_transfer.evaluation.settings import EvaluateSettings
     from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.models.sources import ModelSource
     from trace_transfer.patch.model_state import ModelState
