@@ -12,7 +12,6 @@ from click.testing import Result
 from tests.commands import refused, run
 from tests.core_files import write_core
 from tests.tiny_models import TEXTS
-from tests.tuned_models import damage
 
 
 class Mapping:
@@ -69,15 +68,6 @@ def test_a_target_is_refused_before_the_source_is_read(mapping, copy_of, tmp_pat
     assert "no config.json (and no GGUF file); is it a model?" in mapping.refused(src=tmp_path / "empty")
 
 
-def test_nan_in_the_weights(mapping, copy_of):
-    directory = copy_of("gpt2")
-    damage(directory, "transformer.h.1.mlp.c_fc.weight", float("nan"))
-    assert mapping.refused(dst=directory) == (
-        f"{directory}: NaN or Inf in 1 tensor; the file is damaged, or the training that made it diverged:\n"
-        "  - transformer.h.1.mlp.c_fc.weight"
-    )
-
-
 def test_a_hub_that_cannot_be_reached(mapping):
     """In a process of its own, which is not told to be offline."""
     done = subprocess.run(
@@ -95,17 +85,12 @@ def test_a_hub_that_cannot_be_reached(mapping):
 def test_core_files_of_another_model(mapping, tiny, tmp_path):
     """All that do not fit are named, and which of them are of the target."""
     swapped = write_core(mapping.target, tmp_path / "math.core.json")
-    message = mapping.refused("--core", swapped)
-    assert message.startswith(f"{swapped}: made for another model: ")
-    assert message.endswith("; it is of --dst: are --src and --dst swapped?")
     other = write_core(tiny("qwen2"), tmp_path / "law.core.json", task="law")
     both = mapping.refused("--core", swapped, "--core", other)
-    assert both.startswith(f"core files that are not of --src:\n  - {swapped}: made for another model: ")
-    assert both.count("are --src and --dst swapped?") == 1 and f"  - {other}: made for another model: " in both
+    assert all(f"  - {file}: made for another model: " in both for file in (swapped, other))
+    assert both.count("are --src and --dst swapped?") == 1
     one, two = (write_core(mapping.source, tmp_path / name) for name in ("one.json", "two.json"))
-    message = mapping.refused("--core", one, "--core", two)
-    assert message == f"core files of the same task would overwrite each other:\n  - {one}\n  - {two}"
-    assert f"names_sha256 {json.loads(other.read_text())['model']['names_sha256'][:12]}…" in both
+    assert "core files of the same task would overwrite each other" in mapping.refused("--core", one, "--core", two)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +128,3 @@ def test_an_output_that_is_an_input(mapping, tmp_path, copy_of):
     files = sorted(model.iterdir())
     assert mapping.refused(src=model, out=model) == f"{model}: is an input as well; name another --out"
     assert sorted(model.iterdir()) == files
-
-
-def test_a_cache_that_cannot_be_written(mapping, tmp_path):
-    file = tmp_path / "file"
-    file.touch()
-    arguments = [part for part in mapping.arguments("--cache", file / "cache") if part != "--no-cache"]
-    for more in ((), ("--dry-run",)):
-        told = refused(*arguments, *more)
-        assert f"file/cache: {file} is a file, expected a directory; give another with --cache" in told

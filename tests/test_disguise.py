@@ -64,13 +64,3 @@ def test_truth_and_closeness_with_insertions(source_dir, tmp_path):
     assert (match[0], match[-1]) == (0, NUM_LAYERS + 1)
     large, small = (relative_change(tmp_path / name, source_dir) for name in ("large", "small"))
     assert 1e-4 < large < 0.2 and small == pytest.approx(large / 10, rel=0.1)
-
-
-@torch.no_grad()
-def test_an_inserted_layer_moves_the_stream_by_insert_scale(source_dir, tmp_path):
-    disguise(source_dir, tmp_path / "copy", insert=3, insert_scale=0.03, seed=1)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").eval()
-    streams = model(TOKENS, output_hidden_states=True).hidden_states  # the last, after the final norm, is not used
-    for place in json.loads((tmp_path / "copy" / "truth.json").read_text())["inserted"]:
-        share = ((streams[place + 1] - streams[place]).norm(dim=-1) / streams[place].norm(dim=-1)).median().item()
-        assert share == pytest.approx(0.03, rel=0.3)  # other tokens than those it was scaled on

@@ -6,9 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -188,31 +185,3 @@ def test_a_damaged_cache_is_made_again_and_told(runs):
     again = runs.run()
     assert again["stderr"].count("is damaged and is made again") == 2
     assert runs.files() == runs.expected
-
-
-def interrupted_import(runs, stderr, seconds) -> dict:
-    """An ordinary process, interrupted while it imports torch and transformers for some seconds."""
-    with stderr.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-X", "importtime", "-m", "trace_transfer", *runs.arguments],
-            stdout=subprocess.PIPE, stderr=stream, text=True,
-        )  # fmt: skip
-        while " trace_transfer.cli\n" not in stderr.read_text():  # before that it is Python that is interrupted
-            time.sleep(0.01)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        stdout, _ = process.communicate(timeout=60)
-    # Interrupted within an `exec` of some library, CPython ends by the signal itself, which a shell shows as 130 too.
-    code = 128 + signal.SIGINT if process.returncode == -signal.SIGINT else process.returncode
-    message = "".join(line for line in stderr.read_text().splitlines(True) if not line.startswith("import time:"))
-    return {"returncode": code, "stdout": stdout, "stderr": message}
-
-
-@pytest.mark.parametrize("seconds", [0.6, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.1, 1.2))])
-def test_ctrl_c_while_libraries_are_imported(runs, tmp_path, seconds):
-    for _ in range(5):
-        done = interrupted_import(runs, tmp_path / "stderr", seconds)
-        # In some moments of its import torch's C++ cannot pass an interruption on, and aborts: then once more.
-        if not (done["returncode"] == -signal.SIGABRT and "pybind11::error_already_set" in done["stderr"]):
-            break
-    runs.check_interrupted(done)

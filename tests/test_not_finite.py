@@ -63,16 +63,6 @@ def test_every_way_of_reading_weights_refuses_it(copy_of, value):
             pytest.fail(f"{way}: took it")
 
 
-def test_fused_experts(copy_of):
-    directory = copy_of("mixtral")
-    key = next(key for key in SafetensorsCheckpoint(directory).stored if "experts" in key and "1.w1" in key)
-    damage(directory, key, float("nan"))
-    layer = ".".join(key.split(".")[:3])
-    (fused,) = [one for one in state_of(directory).shapes if one.startswith(layer) and "gate_up" in one]
-    with pytest.raises(ModelError, match=rf"NaN or Inf in 1 tensor; .*\n  - {fused}"):
-        state_of(directory).value(fused)
-
-
 @pytest.mark.parametrize("kind", ["before", "after"])
 @pytest.mark.parametrize("value", VALUES)
 def test_a_patch_with_it_is_not_applied(tiny, tmp_path, kind, value):

@@ -1,11 +1,11 @@
-"""Tables as Markdown, text and CSV."""
+"""Tables and their numbers."""
 
 import csv
 import io
 
 import pytest
 
-from trace_transfer.tables import NOTHING, Number, Table, to_csv, to_text
+from trace_transfer.tables import NOTHING, Number, Table, to_csv
 
 TABLE = Table(
     "scores", "Scores", ("method", "maths, %"),
@@ -32,12 +32,3 @@ def test_csv_is_for_machines():
     rows = list(csv.reader(io.StringIO(to_csv(TABLE))))
     assert rows[0] == ["method", "maths, %", "maths, %: low", "maths, %: high"]
     assert rows[1:] == [["A | B", "45.24", "43.31", "47.08"], ["C", "12", "", ""], ["D", "", "", ""]]
-
-
-def test_a_table_too_wide_puts_intervals_below():
-    wide = Table("w", "W", ("method", "a", "b"), (("M" * 10, Number(45.24, 43.31, 47.08), Number(1.0, 0.5, 1.5)),))
-    assert "45.2 [43.3, 47.1]" in to_text(wide, 60)
-    lines = to_text(wide, 40).splitlines()
-    assert any("[43.3, 47.1]" in line and "[0.5, 1.5]" in line for line in lines)
-    assert any(line.split() == ["MMMMMMMMMM", "45.2", "1.0"] for line in lines)
-    assert max(map(len, lines)) <= 40

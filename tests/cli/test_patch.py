@@ -54,11 +54,10 @@ def test_a_model_in_another_state(tiny, tmp_path):
     _, (one, two) = stream(base, tmp_path)
     for command, patches, message in (
         ("apply", [two, one], "begins with; 1 of its "),
-        ("revert", [one], "it has been reverted before"),
+        ("revert", [one], "none that was reverted before"),
     ):
         told = refused(command, base, *patches, "--out", tmp_path / "out")
         assert message in told
-        assert f"  - {NORM}: 48 elements" in told
         assert not (tmp_path / "out").exists()
 
 
@@ -71,14 +70,11 @@ def test_what_is_refused_before_anything_is_read(tiny, copy_of, tmp_path):
     for arguments, message in (
         (("apply", tiny("qwen2"), one, "--out", out), "patches that are not of"),
         (("apply", base, one, "--out", tmp_path / "used"), "used: not empty; name another --out, or remove it"),
-        (("apply", base, tmp_path / "none", "--out", out), "none: cannot be read"),
-        (("apply", tmp_path / "none", one, "--out", out), "no such file or directory"),
         (("diff", base, tiny("olmo2"), "--out", out), "not of the names and shapes"),
         (("diff", copy, base, "--out", copy / "config.json"), "config.json: is an input as well; name another --out"),
     ):
         assert message in refused(*arguments)
-        assert not out.exists()
-    assert [file.name for file in (tmp_path / "used").iterdir()] == ["file"]
+    assert not out.exists() and [file.name for file in (tmp_path / "used").iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("other", [torch.float32, torch.bfloat16])

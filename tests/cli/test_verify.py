@@ -8,7 +8,7 @@ import torch
 
 from tests import commands
 from tests.core_files import write_core
-from tests.patch_files import make_patch, mask_of, state_of
+from tests.patch_files import make_patch, state_of
 from trace_transfer.core_sets.masks import Mask, Slice
 from trace_transfer.formats import read_any
 from trace_transfer.patch.model_state import write_model
@@ -41,7 +41,6 @@ def test_only_the_core_set_moved(tuned, tmp_path):
     assert found["format"] == "trace-transfer/verification"
     assert len(found["parameters"]) == 39
     assert sum(one["core_moved"] for one in found["parameters"]) == 24_672
-    assert (tmp_path / "found.json").read_text().count('\n    {"name": ') == 39  # one a line
 
 
 def test_a_frozen_tensor_moved(tuned, tmp_path):
@@ -54,32 +53,15 @@ def test_a_frozen_tensor_moved(tuned, tmp_path):
     assert (tmp_path / "found.json").is_file()
 
 
-def test_several_files_and_patches(tiny, tmp_path):
-    base = state_of(tiny("llama"))
-    one = make_patch(base, tmp_path / "one", mask_of(base), 1)
-    two = make_patch(base.apply(one), tmp_path / "two", mask_of(base, seed=1), 2)
-    write_model(base.apply(one).apply(two), tmp_path / "tuned", Silent())
-    given = (tiny("llama"), tmp_path / "tuned")
-    assert run(*given, "--patch", one.path, "--patch", two.path).exit_code == 0
-    done = run(*given, "--patch", one.path)
-    assert done.exit_code == 1 and f"! {len(two.entries)} frozen tensors MOVED" in done.stdout
-
-
 def test_what_is_refused(tiny, tmp_path):
     base, other = tiny("llama"), tiny("qwen2")
     rows = make_patch(state_of(base), tmp_path / "rows", Mask({"lm_head.weight": Slice(0, ((0, 2),))}), 1)
     core = write_core(other, tmp_path / "other.core.json")
-    own = write_core(base, tmp_path / "own.core.json")
-    before = own.read_bytes()
     for arguments, message in (
         ((base, base), "what was to move is not said: give --core"),
         ((base, base, "--core", core), f"{core}: of {other} (qwen2, 5 layers), BASE is "),
-        ((base, base, "--core", own, "--json", own), f"{own}: is an input as well; name another --json"),
-        ((other, other, "--patch", rows.path), "patches that are not of"),
         ((base, other, "--patch", rows.path), "not of the names and shapes of"),
     ):
         done = run(*arguments)
         assert (done.exit_code, done.stdout) == (2, ""), arguments
         assert message in done.stderr
-        assert done.stderr.startswith("error: ")
-    assert own.read_bytes() == before
