@@ -1,7 +1,8 @@
 """A step of training on SmolLM2-135M: ours against TRL's SFTTrainer on the same examples in the same steps.
 
 Prompts are long and answers short, of lognormal lengths. Masked: whole tensors drawn at random from all layers until
-they have 5 % of the parameters; rows: 5 % of the rows of every matrix. TRL trains all parameters, the masked ones by
+they have 5 % of the parameters; rows: 5 % of the rows of every matrix. The first norm alone is the least that a step
+over all layers takes: its gradient passes through the whole model. TRL trains all parameters, the masked ones by
 `requires_grad`, and LoRA of PEFT, each with its default loss, which makes no logits of the whole batch. Each way in a
 process of its own, one thread, float32, ZeRO 0: processor seconds per supervised token (the first step left out), peak
 memory above that of the loaded model (pages of its own).
@@ -38,6 +39,7 @@ from trace_transfer.stopping import StopSignal
 
 WAYS = {
     "full": "full", "lora": "LoRA, rank 8", "masked": "core set of 5 %", "rows": "5 % of the rows",
+    "floor": "the first layer's first norm alone",
     "padded": "the core set, 4 texts padded", "packed": "the core set, 4 texts packed",
     "trl full": "TRL, full", "trl lora": "TRL, LoRA, rank 8", "trl masked": "TRL, the core set by requires_grad",
     "trl padded": "TRL, the core set, 4 texts padded", "trl packed": "TRL, the core set, 4 texts padding-free",
@@ -84,7 +86,8 @@ def masks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             budget -= numel(shapes[name])
     rows = {name: Slice(0, ((0, max(1, int(RATIO * shape[0]))),)) for name, shape in shapes.items() if len(shape) > 1}
     core = dict.fromkeys(("masked", *TOGETHER), Mask(chosen))
-    return {**core, "rows": Mask(rows), "full": Mask.everything(shapes)}
+    floor = next(name for name in shapes if name.endswith("layers.0.input_layernorm.weight"))
+    return {**core, "rows": Mask(rows), "full": Mask.everything(shapes), "floor": Mask({floor: None})}
 
 
 class Clock:
