@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trace_transfer.core_sets.core_file import CoreTensor, Unit
-from trace_transfer.core_sets.selection import select, ties_at_the_cut
+from trace_transfer.core_sets.selection import select
 
 UNITS = get_args(Unit)
 
@@ -63,15 +63,6 @@ def test_rows_count_the_elements_of_heads_and_whole_parameters():
     selected = select(in_rows([0.1, 0.9, 0.3, 0.2, 0.5]), 0.6, "rows")  # 32 of 54 elements: 12 + 6 + 12
     assert [(p.name, p.rows) for p in selected if p.core] == [("q", ((4, 8),)), ("norm", None), ("q", ((8, 12),))]
     assert sum(p.num_elements for p in selected if p.core) == 30
-
-
-@pytest.mark.parametrize(
-    ("scores", "ratio", "expected"),
-    [([0.9, 0.5, 0.5, 0.1], 0.5, True), ([0.9, 0.5, 0.5, 0.1], 0.75, False), ([0.9, 0.5, 0.5, 0.1], 0.25, False),
-     ([0.9, None, None], 0.7, False), ([None, None], 1.0, False), ([0.5, 0.5], 1.0, False), ([0.0, -0.0], 0.5, True)],
-)  # fmt: skip
-def test_ties_at_the_cut(scores, ratio, expected):
-    assert ties_at_the_cut(select(parameters(scores), ratio)) == expected
 
 
 @given(

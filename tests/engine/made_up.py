@@ -9,10 +9,10 @@ import torch
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.engine.batches import HeldOut, Plan
-from trace_transfer.engine.engine import shapes_of
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import TrainResult, train
 from trace_transfer.engine.settings import TrainSettings
+from trace_transfer.engine.slices import shapes_of
 from trace_transfer.models.sources import Inventory, ModelSource
 from trace_transfer.progress import Silent
 from trace_transfer.stopping import StopSignal

@@ -22,19 +22,6 @@ def test_every_example_once_per_epoch_in_an_order_of_its_own():
     assert [ids_of(b) for b in Plan(data, settings(epochs=3, seed=1)).batches()] != found
 
 
-def test_micro_batches_are_of_like_length_and_change_nothing_else():
-    data = make_task(20)
-    whole = list(Plan(data, settings(micro_batch_size=20)).batches())
-    for micro in (1, 3, 8):
-        for batch, same in zip(Plan(data, settings(micro_batch_size=micro)).batches(), whole, strict=True):
-            assert max(map(len, batch.micro_batches)) <= micro
-            lengths = [len(example.input_ids) for example in batch.examples]
-            assert lengths == sorted(lengths, reverse=True)
-            assert set(ids_of(batch)) == set(ids_of(same))
-            assert batch.num_tokens == sum(lengths)
-            assert batch.num_supervised == sum(e.num_supervised for e in batch.examples)
-
-
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
 def test_ranks_share_a_batch_and_have_as_much_to_do(num_ranks):
     for batch in Plan(make_task(13), settings(micro_batch_size=2)).batches():

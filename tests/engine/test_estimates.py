@@ -81,19 +81,6 @@ def test_activations_are_about_what_autograd_keeps(family, precision):
             assert 0.8 <= found / counted <= (1.35 if kind == "full" else 3), (kind, found / counted)
 
 
-def test_what_activations_depend_on():
-    _, anatomy = opened("llama", num_hidden_layers=12)
-
-    def kept(layer: int, supervised: int = 4, **options: object) -> float:
-        mask = mask_of(anatomy, "mlp.down", layers=(layer,))
-        return activations(anatomy, mask, settings(**options), texts(2, 64, supervised), 2)
-
-    assert kept(2) - kept(6) == 4 * (kept(5) - kept(6)) > 0
-    inputs = {"gradient_checkpointing": True}
-    assert kept(5, **inputs) - kept(6, **inputs) == 2 * 48 * 128  # bytes × hidden size × tokens
-    assert kept(5, 7) - kept(5, 0) == 512 * 14 * (4 + 4 + 2)  # logits
-
-
 def held_on_cpu() -> int:
     """Bytes of all tensors, but for those on the meta device, which all claim one place.
 
@@ -158,19 +145,10 @@ def test_what_ranks_share_and_what_lies_on_the_host():
     json["zero_optimization"] |= {"stage3_max_live_parameters": 1000, "reduce_bucket_size": 50}
     largest = max(map(numel, anatomy.inventory.shapes.values()))
     assert by_hand(mask, anatomy, 3, "bfloat16", 4, deepspeed=json).buffers == 4 * 50 + 2 * largest
-    plain, optimizer, both = (
-        by_hand(mask, anatomy, 3, "float32", 2, offload=offload) for offload in ("none", "optimizer", "parameters")
-    )
+    offloads = ("none", "optimizer", "parameters")
+    plain, optimizer, both = (by_hand(mask, anatomy, 3, "float32", 2, offload=offload) for offload in offloads)
+    assert (plain.num_parameters, plain.num_elements, plain.num_steps) == (4, trained, 3)
+    assert (plain.checkpoint, plain.patch) == (12 * trained, (2 + 4) * trained)
     assert (plain.host, optimizer.optimizer, optimizer.gradients) == (0, 0, 0)
     assert optimizer.host == plain.optimizer + plain.gradients
     assert (both.host, both.parameters) == (optimizer.host + plain.parameters, 0)
-
-
-def test_steps_and_files():
-    _, anatomy = opened("llama")
-    mask = Mask({DOWN: Slice(0, ((0, 5),)), "model.norm.weight": None})
-    found = by_hand(mask, anatomy, 0, "bfloat16", epochs=2, batch_size=8)
-    trained = 5 * 80 + 48
-    assert (found.num_parameters, found.num_elements, found.num_steps) == (2, trained, 6)
-    assert found.share == trained / anatomy.inventory.num_elements
-    assert (found.checkpoint, found.patch) == (12 * trained, (2 + 4) * trained)

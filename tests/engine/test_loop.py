@@ -1,7 +1,7 @@
 """One process: against the slow twin, masked, twice the same, stopped by NaN, and gone on from a checkpoint."""
 
 import re
-from dataclasses import replace
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from trace_transfer.engine import checkpointing
 from trace_transfer.engine.batches import Plan
 from trace_transfer.engine.checkpointing import read_csv
 from trace_transfer.engine.engine import Engine
-from trace_transfer.engine.loading import BaseModel
 from trace_transfer.engine.loop import Run
 from trace_transfer.engine.slices import gathered
 from trace_transfer.errors import FrozenMovedError, TrainingError, UserError
@@ -34,21 +33,11 @@ class Notes:
     """A reporter that keeps what it is told."""
 
     def __init__(self):
-        self.notes, self.advanced = [], 0
+        self.notes, self.told = [], []
 
+    @contextmanager
     def task(self, description, total):
-        self.description, self.total = description, total
-        return self
-
-    def __enter__(self):
-        return self.advance
-
-    def __exit__(self, *_):
-        return None
-
-    def advance(self, status=""):
-        self.advanced += 1
-        self.status = status
+        yield lambda status="": self.told.append(status)
 
     def note(self, message):
         self.notes.append(message)
@@ -132,8 +121,8 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, zero, precisi
     assert differing(resumed, undisturbed) == []
     assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
     assert reporter.notes[0] == "made-up: going on after step 3 of 5"
-    assert (len(result.steps), reporter.total, reporter.advanced) == (5, 5, 5)
-    assert re.fullmatch(rf"loss {result.losses[-1]:.3f} · [\d,]+ tokens/s", reporter.status)
+    assert len(result.steps) == len(reporter.told) == 5
+    assert re.fullmatch(rf"loss {result.losses[-1]:.3f} · [\d,]+ tokens/s", reporter.told[-1])
 
 
 @pytest.mark.parametrize("zero", [0, 3])
@@ -198,34 +187,21 @@ def test_another_training_is_not_gone_on_from(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("zero", [0, 3])
 def test_nan_stops_before_the_step(tiny, tmp_path, monkeypatch, zero):
-    """A token whose embedding is NaN is met in the second step."""
-    data = make_task(24)
+    """An example of the second step has a loss of NaN."""
+    data, loss = make_task(24), Engine.loss
     second = list(Plan(data, settings()).batches())[1]
     culprit = second.micro_batches[1][0]
-    load, read = BaseModel.load, BaseModel.values
 
-    def load_with_nan(self, dtype):
-        model = load(self, dtype)
-        model.get_input_embeddings().weight.data[511] = float("nan")
-        return model
+    def loss_with_nan(self, examples, weight=1.0):
+        return loss(self, examples, weight) * (float("nan") if culprit in examples else 1.0)
 
-    def read_with_nan(self, names, dtype):
-        for name, value in read(self, names, dtype):
-            if name == "model.embed_tokens.weight":
-                value[511] = float("nan")
-            yield name, value
-
-    poisoned = [replace(e, input_ids=(511, *e.input_ids[1:])) if e is culprit else e for e in data.examples]
-    monkeypatch.setattr(BaseModel, "load", load_with_nan)
-    monkeypatch.setattr(BaseModel, "values", read_with_nan)
-    data = replace(data, examples=tuple(poisoned))
+    monkeypatch.setattr(Engine, "loss", loss_with_nan)
     with pytest.raises(TrainingError, match="NaN or infinite") as caught:
         run(tiny("llama"), tmp_path, data, checkpoint_minutes=0, zero=zero)
     message = str(caught.value)
     assert "task 'made-up', step 2 of 3: the loss of these examples is NaN or infinite" in message
     assert ", ".join(example.id for example in second.micro_batches[1]) in message
     assert second.micro_batches[0][0].id not in message
-    assert f"the last checkpoint, {tmp_path / 'checkpoint' / 'step-00000001'}, is as it was" in message
     assert all(value.isfinite().all() for name, value in checkpointing.find(tmp_path).read("exp_avg"))
 
 
@@ -235,18 +211,6 @@ def test_an_infinite_gradient_stops(tiny, tmp_path, monkeypatch, precision):
     monkeypatch.setattr(Engine, "loss", lambda *given: ((one := loss(*given)) - one.detach()).sqrt())
     with pytest.raises(TrainingError, match=r"step 1 of 3: the gradient .*\n(.|\n)*no checkpoint had been written yet"):
         run(tiny("llama"), tmp_path, precision=precision)
-
-
-def test_what_finish_raises_leaves_the_checkpoint(tiny, tmp_path):
-    def fail(values):
-        next(values)
-        raise OSError("no room for the deltas")
-
-    with pytest.raises(OSError, match="no room for the deltas"):
-        run(tiny("llama"), tmp_path, finish=fail, checkpoint_minutes=0)
-    assert len(checkpointing.find(tmp_path).steps) == 3
-    result, _ = run(tiny("llama"), tmp_path)
-    assert len(result.steps) == 3
 
 
 NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
@@ -291,18 +255,8 @@ def test_packed_texts_do_not_see_each_other(tiny, tmp_path, family, zero, precis
 
 @pytest.mark.parametrize(
     ("family", "precision"),
-    [("bloom", "float32"), ("mpt", "bfloat16"), ("opt", "float32"), ("gpt_oss", "bfloat16")],
+    [("bloom", "float32"), ("gpt_oss", "bfloat16")],
 )
 def test_a_model_that_reads_across_texts_is_not_packed(tiny, tmp_path, family, precision):
     with pytest.raises(UserError, match=rf"--packing: {family} cannot be trained so: .* differ by \d+\.\d%"):
         run(tiny(family), tmp_path, packing=True, precision=precision)
-
-
-def test_attention_of_another_implementation(tiny, tmp_path):
-    chosen, _ = run(tiny("llama"), tmp_path / "sdpa")
-    eager, _ = run(tiny("llama"), tmp_path / "eager", attention="eager")
-    assert eager.losses == pytest.approx(chosen.losses, rel=1e-5)
-    with pytest.raises(UserError, match=r"\A--attention eagre: not available here \([^\n]+\)\Z"):
-        run(tiny("llama"), tmp_path / "none", attention="eagre")
-    with pytest.raises(UserError, match="--attention sdpa: MptForCausalLM has eager alone"):
-        run(tiny("mpt"), tmp_path / "none", attention="sdpa")

@@ -46,31 +46,6 @@ def test_taken_put_and_spliced_as_row_by_row(case):
     assert torch.equal(frozen, expected)
 
 
-def test_a_slice_is_put_in_once_however_often_it_is_read():
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3, 4, 5), requires_grad=False)
-
-        def forward(self, x):
-            return sum(x @ self.weight[number].T for number in range(3))
-
-    module, values = Experts(), nn.Parameter(torch.randn(3, 4, 2))
-    expected = module.weight.clone()
-    expected[:, :, 1:3] = values.detach()
-    splice(places_of(module)["weight"], Slice(2, ((1, 3),)), values)
-    calls = []
-    module.parametrizations.weight[0].register_forward_hook(lambda *_: calls.append(1))
-    x = torch.randn(2, 5)
-    out = module(x)
-    assert calls == [1]
-    torch.testing.assert_close(out, x @ expected.sum(0).T)
-    out.sum().backward()
-    torch.testing.assert_close(values.grad, x.sum(0)[1:3].expand(3, 4, 2))
-    module(x)
-    assert calls == [1, 1], "not kept from one forward pass to the next"
-
-
 @pytest.mark.parametrize(
     ("zero", "precision"),
     [(0, "float32"), (1, "bfloat16"), (3, "bfloat16"), pytest.param(3, "float32", marks=pytest.mark.slow)],

@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard shows, also after an interruption; W&B offline; any tracker that accelerate knows."""
+"""Trackers: what TensorBoard shows, also after an interruption; any tracker that accelerate knows."""
 
 import json
 from pathlib import Path
@@ -77,30 +77,11 @@ def test_a_resumed_curve_has_no_step_twice(tmp_path):
     assert shown(tmp_path / "tensorboard" / "math") == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0)]}
 
 
-def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch, capfd):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    seen = []
-    for label, first in (("math", 1), ("math", 3), ("law", 1)):
-        trackers = open_trackers(("wandb",), tmp_path, label, first)
-        trackers.log(first, {"loss": 1.5})
-        seen.append((wandb.run.name, wandb.run.id, wandb.run.project))
-        trackers.close()
-    assert seen[0] == seen[1] != seen[2] and seen[0][0] == "math" and seen[0][2] == "trace-transfer"
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 3
-    assert capfd.readouterr().out == ""
-
-
-def test_one_that_cannot_be_begun(tmp_path, offline, capfd):
+def test_what_cannot_be_used(tmp_path, offline, monkeypatch):
     with pytest.raises(UserError, match=r"--track offline: cannot be begun: api_key not configured .*\. Log in"):
         open_trackers(("tensorboard", "offline"), tmp_path, "refused")
-    assert capfd.readouterr().out == ""
-
-
-def test_names_that_cannot_be_used(monkeypatch):
-    require_trackers(("tensorboard",))
+    with pytest.raises(UserError, match="tensorbord: no such tracker; there are "):
+        require_trackers(("tensorbord",))
     monkeypatch.setattr(accelerates, "_available_trackers", [])
-    with pytest.raises(UserError, match="--track: these cannot be used") as refused:
-        require_trackers(("tensorbord", "comet"))
-    assert "tensorbord: no tracker of this name; there are " in str(refused.value)
-    assert "comet_ml: its package is not installed: pip install comet_ml" in str(refused.value)
+    with pytest.raises(UserError, match="pip install comet_ml"):
+        require_trackers(("comet_ml",))

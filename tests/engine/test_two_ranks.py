@@ -136,20 +136,3 @@ def test_offloaded_is_the_same_and_is_gone_on_from(results, out, name):
     plain = load_file(out / f"llama-{chosen['zero']}.safetensors")
     for key, value in load_file(out / f"{name}.safetensors").items():  # the norm is summed in another order
         torch.testing.assert_close(value, plain[key], rtol=0, atol=1e-5, msg=key)
-
-
-def test_a_failure_on_the_first_rank_is_heard_on_all(results):
-    first, other = (found["failing"] for found in results)
-    assert first == {"finish": "no room for the patch", "read": "the disk went away"}
-    assert other["finish"].endswith("the first rank could not keep the trained values; it says why")
-    assert other["read"].startswith("the first rank could not read model.layers.0.")
-
-
-def test_no_rank_ever_holds_the_model_under_zero_3(results, models):
-    """Its half and one tensor, the largest at most; without partitioning all of it."""
-    inventory = base_of(models["llama"]).inventory
-    largest = max(torch.Size(shape).numel() for shape in inventory.shapes.values())
-    for found in results:
-        whole, held = found["peak"]
-        assert whole >= inventory.num_elements
-        assert inventory.num_elements / 2 <= held < 0.55 * inventory.num_elements + largest

@@ -24,7 +24,7 @@ from trace_transfer.engine.batches import HeldOut
 from trace_transfer.engine.checkpointing import read_evaluations
 from trace_transfer.engine.loading import BaseModel, StartingPoint
 from trace_transfer.engine.loop import Run, TrainResult
-from trace_transfer.errors import ModelError, TrainingError
+from trace_transfer.errors import TrainingError
 from trace_transfer.stopping import StopRequested, StopSignal
 
 WHOLE = {  # full fine-tuning of a tied model
@@ -119,67 +119,6 @@ def stopped_and_gone_on(base: BaseModel, out: Path, name: str, options: dict[str
     return {**seen, "said": said, "left": left, "different": different}
 
 
-def failing(base: BaseModel, out: Path) -> dict[str, str]:
-    """The first rank cannot keep what was trained; it cannot read the third tensor."""
-    said = {}
-
-    def fail(values):
-        next(values)
-        raise OSError("no room for the patch")
-
-    def fail_to_read(read):
-        def values(self, names, dtype):
-            for number, pair in enumerate(read(self, names, dtype)):
-                if number == 2:
-                    raise ModelError("the disk went away")
-                yield pair
-
-        return values
-
-    try:
-        run(base, out / "failing", make_task(3), finish=fail, **OPTIONS)
-    except (OSError, TrainingError) as error:
-        said["finish"] = str(error)
-    try:
-        with instead(BaseModel, "values", fail_to_read):
-            run(base, out / "unread", make_task(3), zero=3, **OPTIONS)
-    except ModelError as error:
-        said["read"] = str(error)
-    return said
-
-
-def elements_alive() -> int:
-    """Of all float tensors in this process that have memory, but those before the last `gc.freeze`."""
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.is_floating_point() and not thing.is_meta:
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes() // thing.element_size()
-    return sum(storages.values())
-
-
-def peak_of_loading(base: BaseModel, out: Path, zero: int) -> int:
-    """Most elements that this rank held while the model was loaded, looked at before each one was partitioned."""
-    import deepspeed  # by now without its noise
-
-    peak = [0]
-
-    def counting(act):
-        def count(*given):
-            peak[0] = max(peak[0], elements_alive())
-            found = act(*given)
-            peak[0] = max(peak[0], 0 if found is None else elements_alive())
-            return found
-
-        return count
-
-    gc.collect()
-    gc.freeze()
-    with instead(deepspeed.zero.Init, "_zero_init_param", counting), instead(BaseModel, "load", counting):
-        train(base, out, f"peak-{zero}", mask=make_mask(base.inventory), data=make_task(3), zero=zero, **OPTIONS)
-    return peak[0]
-
-
 def whole(base: BaseModel, out: Path, results: dict[str, object]) -> None:
     """Full fine-tuning, undisturbed and stopped after the third step; the second with evaluations."""
 
@@ -220,8 +159,6 @@ def main(out: Path, models: dict[str, Path]) -> None:
     base = base_of(models["llama"])
     for name, options in OFFLOADS.items():
         results[name] = stopped_and_gone_on(base, out, name, options)
-    results["failing"] = failing(base, out)
-    results["peak"] = [peak_of_loading(base, out, zero) for zero in (2, 3)]
     (out / f"results-{RANK}.json").write_text(json.dumps(results))
 
 

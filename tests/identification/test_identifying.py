@@ -20,7 +20,7 @@ from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.formats import read_any
 from trace_transfer.identification.fisher import draw
-from trace_transfer.identification.records import DeltaFile, FisherFile, StabilityFile, WarmStartFile
+from trace_transfer.identification.records import FisherFile, StabilityFile
 
 FAST = ("--batch-size", 4, "--learning-rate", 1e-3)
 TENSORS = ("--unit", "tensors", "--ratio", 0.2)
@@ -39,26 +39,11 @@ def one_line(result):
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture(scope="module")
 def identified(tiny, tasks, tmp_path_factory):
     """One whole run with two replicates of each task; not to be written to."""
     out = tmp_path_factory.mktemp("identified") / "out"
     result = done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, *TENSORS, *FAST, "--out", out)
     return out, result
-
-
-@pytest.fixture(scope="module")
-def three(tiny, tmp_path_factory):
-    """A base in several float32 shards, and three models tuned from it: two float32, one bf16."""
-    base, place = tiny("qwen2"), tmp_path_factory.mktemp("three")
-    dtypes = {"math": torch.float32, "code": torch.bfloat16, "law": torch.float32}
-    return base, {
-        task: tuned_copy(base, place / task, seed, dtype=dtype) for seed, (task, dtype) in enumerate(dtypes.items())
-    }
 
 
 def options(tuned):
@@ -74,10 +59,12 @@ def test_a_run_writes_all_that_it_says(identified):
         "warm_start", "fisher", "deltas.json", "math.core.json", "code.core.json", "law.core.json", "stability.json",
         "importance.html", "importance.png",
     }  # fmt: skip
-    for name in ("math.core.json", "stability.json", "importance.html", "fisher/math/1/fisher.json"):
+    for name in ("math.core.json", "fisher/math/1/fisher.json"):
         assert f"{out / name}" in result.stdout
     assert "training on math/1" in result.stderr and "training on" not in result.stdout
     assert not [*out.rglob("checkpoint"), *out.rglob(".*")]
+    for name in ("deltas.json", "warm_start/law/1/warm_start.json", "fisher/math/2/fisher.json", "stability.json"):
+        assert "math" in done("inspect", out / name).stdout or "law" in name
 
 
 def test_core_files_hold_the_top_of_the_scores_and_what_they_are_made_of(identified):
@@ -95,18 +82,6 @@ def test_core_files_hold_the_top_of_the_scores_and_what_they_are_made_of(identif
         assert (query.component, query.layer) == ("attention.query", 3)
         assert by_name["model.embed_tokens.weight"].component == "embedding+head"
         assert (core.method.model_extra["replicates"], core.method.model_extra["epochs"]) == (2, 1)
-
-
-def test_warm_starts_say_what_they_were_made_of(identified):
-    out, _ = identified
-    halves = [read_any(out / "warm_start" / "law" / str(k) / "warm_start.json", WarmStartFile) for k in (1, 2)]
-    assert [half.replicate for half in halves] == [1, 2]
-    assert sum(half.data.num_examples for half in halves) == SIZES["law"]
-    assert halves[0].data.sha256 != halves[1].data.sha256
-    assert all(half.num_steps == len(half.losses) == 2 for half in halves)
-    assert halves[0].settings["learning_rate"] == 1e-3
-    shards = halves[0].shards
-    assert sum(len(load_file(out / "warm_start" / "law" / "1" / name)) for name in shards) == 62
 
 
 def test_the_functions_do_what_the_commands_do_to_the_byte(identified, tiny, tasks, tmp_path):
@@ -156,14 +131,6 @@ def test_a_task_that_is_tuned_already_is_not_trained(tiny, tmp_path):
     assert [file.name for file in (tmp_path / "out" / "warm_start").iterdir()] == ["math"]
     assert read_any(tmp_path / "out" / "fisher/law/fisher.json", FisherFile).num == 5
     assert core_of(tmp_path / "out", "law").core
-
-
-def test_a_dry_run_tells_and_does_nothing(tiny, tasks, tmp_path):
-    result = done("identify", tiny("llama"), "--tasks", tasks, "--out", tmp_path / "out", "--dry-run")
-    assert not (tmp_path / "out").exists()
-    for expected in ("supervised", "3 to be made, 0 finished", "memory:", "disk:", "the best 5.00% of elements"):
-        assert expected in result.stdout, expected
-    assert "  <s>What is math 0?⏎\n  ⏎\n  ⟦It is 0.<s>⟧\n" in result.stdout
 
 
 # ---- exactness
@@ -255,7 +222,6 @@ def test_rows_are_scored_one_by_one_and_fill_their_budget(tiny, tasks, tmp_path,
             for term, power in (("l2_delta", 2), ("fisher_info", 1)):
                 total = sum(p.num_elements * p.terms[term] ** power for p in parts)
                 assert total == pytest.approx(parameter.num_elements * parameter.terms[term] ** power, rel=1e-4)
-    assert {p.component for p in core.parameters} >= {"attention.query", "mlp.up" if family != "phi3" else "mlp.gate"}
 
 
 # ---- stability
@@ -277,35 +243,18 @@ def test_stability_puts_overlap_within_beside_overlap_between(identified, tiny, 
     assert all(one.clear is None and one.between_tensors is None for m in alone.methods for one in m.tasks)
 
 
-def test_corrected_cosines_are_larger_where_deltas_are_reliable(identified, tiny, tmp_path):
-    out, _ = identified
-    (tmp_path / "warm_start").symlink_to(out / "warm_start")
-    done("score", tiny("qwen2"), "--method", "cs", "--cosine", "corrected", "--out", tmp_path)
-    corrected = {p.name: p.terms or {} for p in core_of(tmp_path, "math").parameters}
-    done("score", tiny("qwen2"), "--method", "cs", "--out", tmp_path)
-    pairs = [
-        (corrected[p.name][other], p.terms[other])
-        for p in core_of(tmp_path, "math").parameters
-        for other in ("cosine with code", "cosine with law")
-        if other in corrected[p.name]
-    ]
-    assert len(pairs) > 20
-    assert all(abs(one) >= abs(other) - 1e-9 for one, other in pairs)
-
-
 # ---- fine-tuned models
 
 
 def test_deltas_of_other_weights_are_read_again(three, tmp_path):
     base, tuned = three
-    out = tmp_path / "out"
-    done("score", base, *options(tuned), "--method", "l2", "--out", out)
-    kept = files(out)
-    moved = tuned_copy(base, tmp_path / "moved", 9)
-    other = done("score", base, *options({**tuned, "law": moved}), "--method", "l2", "--out", out)
+    command = ("score", base, "--method", "l2", "--out", tmp_path / "out")
+    done(*command, *options(tuned))
+    kept = files(tmp_path / "out")
+    other = done(*command, *options({**tuned, "law": tuned_copy(base, tmp_path / "moved", 9)}))
     assert "made before" not in other.stderr
-    assert (out / "law.core.json").read_bytes() != kept["law.core.json"]
-    assert (out / "math.core.json").read_bytes() == kept["math.core.json"]
+    same = {task: (tmp_path / f"out/{task}.core.json").read_bytes() == kept[f"{task}.core.json"] for task in tuned}
+    assert same == {"math": True, "code": True, "law": False}
 
 
 def test_a_tensor_that_did_not_move_is_listed_without_a_score_and_told(tiny, tmp_path):
@@ -325,7 +274,6 @@ def test_what_makes_a_core_set_doubtful_is_told(three, tmp_path):
     norms = tuned_copy(base, tmp_path / "norms", 1, still=[name for name in weights(base) if "norm" not in name])
     for start, tuned, told in (
         (half, rounded, "saved in 16 bits"),
-        (base, base, "have the same score; model order decided"),
         (base, norms, "core sets of very few parameters (a 0."),
     ):
         command = ("score", start, "--tuned", f"a={tuned}", "--method", "l2", "--out", tmp_path / "out")
@@ -351,19 +299,4 @@ def test_select_is_what_score_would_have_selected(three, tmp_path):
     for task in tuned:
         name = f"{task}.core.json"
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "large" / name).read_bytes()
-    message = " ".join(refused("select", *inputs, "--ratio", 0.1, "--out", tmp_path / "small").split())
-    assert f"{inputs[0]}: is an input as well; name another --out" in message
     assert "cannot be selected from by rows" in refused("select", *inputs, "--unit", "rows", "--out", tmp_path / "no")
-
-
-def test_what_was_written_can_be_inspected(identified):
-    out, _ = identified
-    deltas = read_any(out / "deltas.json", DeltaFile)
-    largest = max(deltas.parameters, key=lambda p: max(p.norms))
-    assert f"{max(largest.norms):.3g}" in done("inspect", out / "deltas.json").stdout
-    assert "losses" in done("inspect", out / "warm_start/law/1/warm_start.json").stdout
-    fisher = read_any(out / "fisher/math/2/fisher.json", FisherFile)
-    most = max(fisher.parameters, key=lambda p: p.value)
-    shown = done("inspect", out / "fisher/math/2/fisher.json").stdout
-    assert most.name in shown and f"{most.value:.4g}" in shown
-    assert "math" in done("inspect", out / "stability.json").stdout

@@ -4,7 +4,7 @@ import pytest
 
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.identification.scores import ScoreSettings
-from trace_transfer.identification.settings import Compute, IdentifySettings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import settings_schema, singles
 from trace_transfer.training.settings import StreamSettings
@@ -17,17 +17,6 @@ def test_every_setting_has_a_default_that_it_may_have_and_a_sentence(kind):
         assert one.default in settings_schema(kind)[one.name].get("enum", [one.default]), one.name
         assert one.field.description.endswith((".", ")")), one.name
     assert kind.of() == kind()
-
-
-def test_single_names_find_their_part():
-    names = [one.name for one in singles(IdentifySettings)]
-    assert len(names) == len(set(names))  # none is of two parts
-    chosen = IdentifySettings.of(epochs=2, replicates=2, alpha=0.3, tokens_at_once=100)
-    assert chosen.warm_start.train.epochs == 2
-    assert chosen.warm_start.replicates == 2
-    assert chosen.score.alpha == 0.3
-    assert chosen.compute == Compute(tokens_at_once=100)
-    assert chosen.warm_start.recorded()["epochs"] == 2 and "checkpoint_minutes" not in chosen.warm_start.recorded()
 
 
 def test_profiles_yield_to_what_is_given():

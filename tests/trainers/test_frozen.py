@@ -1,7 +1,6 @@
 """A model in one's own loop: frozen, proved, saved, made a patch, and ordinary again."""
 
 import copy
-import json
 
 import pytest
 import torch
@@ -177,19 +176,17 @@ def test_what_moved_is_named(tiny, tmp_path):
 def test_what_cannot_be_frozen_is_refused(tiny, tmp_path):
     file = core(tiny, tmp_path, "llama")
     adapted = get_peft_model(load(tiny("llama")), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(WrappedModelError, match=r"PeftModel.*adapters of PEFT train other tensors"):
+    with pytest.raises(WrappedModelError, match=r"PeftModel has the model already"):
         tt.freeze_except(adapted, file)
-    with pytest.raises(tt.UserError, match=r"is of .*llama \(llama, 39 tensors, .* the model is a Qwen2ForC"):
+    with pytest.raises(tt.UserError, match=r"is of .*llama \(39 tensors\), and the model is a Qwen2ForC"):
         tt.freeze_except(load(tiny("qwen2")), file)
     model = load(tiny("llama"))
-    with pytest.raises(WrappedModelError, match=r"OptimizedModule.*before OptimizedModule gets it"):
-        tt.freeze_except(torch.compile(model), file)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(WrappedModelError, match=r"optimizer \(SGD\) was made before .* whole of model\.embed"):
+    with pytest.raises(WrappedModelError, match="an optimizer was made before the model was frozen"):
         tt.freeze_except(model, file)
     del optimizer
     trained = tt.freeze_except(model, file)
-    with pytest.raises(WrappedModelError, match="with a core set already: `merge"):
+    with pytest.raises(WrappedModelError, match="Spliced has the model already"):
         tt.freeze_except(model, file)
     trained.merge()
     tt.freeze_except(model, file).merge()
@@ -204,14 +201,11 @@ def group():
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about itself
-def test_what_ddp_or_fsdp_have_is_refused(tiny, tmp_path, group):
+def test_what_fsdp_has_is_refused_and_what_it_gets_later_is_trained(tiny, tmp_path, group):
     from torch.distributed.fsdp import fully_shard
-    from torch.nn.parallel import DistributedDataParallel
 
     file, mesh = core(tiny, tmp_path, "llama"), torch.distributed.init_device_mesh("cpu", (1,))
-    with pytest.raises(WrappedModelError, match=r"wrapped \(DistributedDataParallel\): freeze it before Dist"):
-        tt.freeze_except(DistributedDataParallel(load(tiny("llama"))), file)
-    with pytest.raises(WrappedModelError, match=r"sharded .fully_shard.: freeze it before"):
+    with pytest.raises(WrappedModelError, match="FSDPModule has the model already: freeze the plain one"):
         tt.freeze_except(fully_shard(load(tiny("llama")), mesh=mesh), file)
     trained = tt.freeze_except(load(tiny("llama")), file)
     for layer in trained.model.model.layers:
@@ -227,11 +221,3 @@ def test_what_ddp_or_fsdp_have_is_refused(tiny, tmp_path, group):
         frozen.to_local()[0] += 1
     with pytest.raises(tt.FrozenMovedError, match=r"layers.3.mlp.up_proj.weight: not core, and moved"):
         trained.verify()
-
-
-def test_a_core_file_from_the_hub(tiny, tmp_path, monkeypatch):
-    file = core(tiny, tmp_path, "llama")
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name, revision: {"math.core.json": file}[name])
-    assert tt.freeze_except(load(tiny("llama")), "owner/name:math.core.json").task == "math"
-    assert tt.freeze_except(load(tiny("llama")), tt.read(file)).task == "math"
-    assert json.loads(file.read_text())["task"] == "math"

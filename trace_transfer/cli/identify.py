@@ -200,7 +200,7 @@ def plot_command(files: tuple[Path, ...], out: Path) -> None:
 
     page, picture = out / "importance.html", out / "importance.png"
     refuse_inputs([page, picture], files)
-    drawing = figure([read_artefact(file, CoreFile) for file in files], list(map(str, files)))
+    drawing = figure([read_artefact(file, CoreFile) for file in files])
     with held(out):
         write_html(page, drawing)
         write_png(picture, drawing)

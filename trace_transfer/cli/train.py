@@ -87,4 +87,4 @@ def train_command(
             from trace_transfer.publish.hub import publish_stream
 
             patches = [plan.patch(number) for number in range(len(plan.stages))]
-            click.echo(f"sent: {publish_stream(to, plan.out, plan.model, patches)}")
+            click.echo(f"sent: {publish_stream(to, plan.out, plan.out / 'model', patches)}")

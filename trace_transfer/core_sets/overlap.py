@@ -16,10 +16,10 @@ Sizes = Mapping[Any, int]  # a core set: its members and their sizes, 1 to count
 
 
 def jaccard(one: Sizes, other: Sizes) -> float:
-    """Size of what two sets share / size of what either holds, in [0, 1]; NaN for two empty sets."""
+    """Size of what two sets share / size of what either holds, in [0, 1]; 0 for two empty sets."""
     common = sum(one[key] for key in one.keys() & other.keys())
     together = sum(one.values()) + sum(other.values()) - common
-    return common / together if together else math.nan
+    return common / together if together else 0.0
 
 
 def jaccard_of_cores(one: CoreFile, other: CoreFile) -> tuple[float, float]:
@@ -44,35 +44,34 @@ def jaccard_by_chance(ratio: float) -> float:
 @dataclass(frozen=True)
 class Reproducibility:
     """Overlap of one task's two core sets, and the mean and the largest of one with the other set of each other task;
-    all in [0, 1], NaN where undefined."""
+    all in [0, 1], None where there is no other task."""
 
     within: float
-    between: float
-    highest_between: float
+    between: float | None
+    highest_between: float | None
 
     @property
-    def clearly_higher(self) -> bool:
+    def clearly_higher(self) -> bool | None:
         """Whether the task's replicates share more with each other than with any other task's.
 
         If the task made no difference, `within` would be as likely to be the largest as any of the 2 (K − 1) others: it
         is by chance with probability 1 / (2 K − 1), for four tasks 14 %. With so few values no test can say more.
         """
-        return self.within > self.highest_between
+        return None if self.highest_between is None else self.within > self.highest_between
 
 
 def reproducibility(replicates: Mapping[str, tuple[Sizes, Sizes]]) -> dict[str, Reproducibility]:
     """For each task, how far its two core sets agree, beside their agreement with those of other tasks.
 
     Between the tasks k and j it takes both J(k_a, j_b) and J(j_a, k_b): like two replicates of a task these see
-    different data. A single task has nothing between (NaN).
+    different data.
     """
     found = {}
     for task, (first, second) in replicates.items():
         others = [pair for other, pair in replicates.items() if other != task]
         between = [share for one, two in others for share in (jaccard(first, two), jaccard(one, second))]
-        mean = math.fsum(between) / len(between) if between else math.nan
-        highest = math.nan if math.isnan(mean) else max(between)
-        found[task] = Reproducibility(jaccard(first, second), mean, highest)
+        mean = math.fsum(between) / len(between) if between else None
+        found[task] = Reproducibility(jaccard(first, second), mean, max(between, default=None))
     return found
 
 

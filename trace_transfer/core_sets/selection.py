@@ -51,12 +51,6 @@ def select(tensors: Sequence[CoreTensor], ratio: float, unit: str = "tensors") -
     )
 
 
-def ties_at_the_cut(tensors: Sequence[CoreTensor]) -> bool:
-    """Whether an entry of the core set and one outside have the same score, so that their order alone decided."""
-    inside = {p.score for p in tensors if p.core}
-    return any(p.score in inside for p in tensors if not p.core)
-
-
 def _within_budget(ranked: Sequence[CoreTensor], ratio: float) -> list[bool]:
     sizes = [p.num_elements for p in ranked]
     budget = int(ratio * sum(sizes) + ROUNDING)

@@ -43,7 +43,6 @@ class AdaptedModel:
     """A starting point whose adapters alone are to be trained (give `mask` to `train`).
 
     Attributes:
-        rank, alpha: r and alpha above.
         seed: A is drawn from it and from the name alone, so that all ranks have the same, whatever was drawn before.
         adapter: directory of an adapter of the same kind to go on with; None for a new one.
     """
@@ -58,7 +57,7 @@ class AdaptedModel:
     def identity(self) -> Mapping[str, str]:
         """That of the starting point, its fingerprint with the adapters' size, and their values or the seed."""
         start = self.start.identity
-        values = f"seed {self.seed}" if self.adapter is None else sha256_file(_weights(self.adapter))
+        values = f"seed {self.seed}" if self.adapter is None else sha256_file(self.adapter / WEIGHTS)
         sizes = f"rank {self.rank}\nalpha {float(self.alpha)}"
         return {**start, "fingerprint": sha256_text(f"{start['fingerprint']}\n{sizes}\n{values}")}
 
@@ -79,7 +78,6 @@ class AdaptedModel:
 
     @property
     def mask(self) -> Mask:
-        """The adapters, and nothing else."""
         return Mask.everything(self.shapes)
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
@@ -97,7 +95,6 @@ class AdaptedModel:
         return model
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Values:
-        """Those tensors of `load(dtype)`, in that order, one at a time."""
         wanted = list(names)
         rest = self.start.values([_own(name) for name in wanted if name not in self.shapes], dtype)
         mine = self._adapter_values([name for name in wanted if name in self.shapes])
@@ -105,7 +102,7 @@ class AdaptedModel:
             yield name, next(mine if name in self.shapes else rest)[1].to(dtype)
 
     def write(self, directory: Path, values: Iterable[tuple[str, Tensor]]) -> None:
-        """Write trained adapters, as `train` hands them over, for `PeftModel.from_pretrained` and for a next stage."""
+        """Write trained adapters for `PeftModel.from_pretrained` and for a next stage."""
         config = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._layout[0].to_dict().items()
         }
@@ -123,7 +120,6 @@ class AdaptedModel:
                 yield name, state_value(name).float() + (delta.T if transposed else delta) * (self.alpha / self.rank)
 
     def _adapter_values(self, names: Iterable[str]) -> Values:
-        """Float32 values of the adapters: an earlier stage's, or new ones."""
         known = None if self.adapter is None else _read(self.adapter)
         for name in names:
             yield name, _new(name, self.shapes[name], self.seed) if known is None else known[_stored(name)]
@@ -166,21 +162,13 @@ def _own(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _weights(adapter: Path) -> Path:
-    file = adapter / WEIGHTS
-    if not file.is_file():
-        raise ModelError(f"{adapter}: no adapter is there ({WEIGHTS} is missing)")
-    return file
-
-
 def _read(adapter: Path) -> dict[str, Tensor]:
-    """An adapter's values, in float32."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        values = {key: value.float() for key, value in load_file(_weights(adapter)).items()}
+        values = {key: value.float() for key, value in load_file(adapter / WEIGHTS).items()}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{adapter / WEIGHTS}: cut short or damaged ({error})") from error
+        raise ModelError(f"{adapter / WEIGHTS}: missing, cut short or damaged ({error})") from error
     require_finite(str(adapter), values)
     return values

@@ -1,7 +1,6 @@
 """The plan of a training: which examples each step learns from, and on which others it is evaluated meanwhile.
 
-A global batch is what one optimizer step learns from; a micro-batch is what one rank computes at once. The plan is the
-same on every rank.
+A global batch is what one optimizer step learns from; a micro-batch is what one rank computes at once.
 
 Evaluating changes no bit of the training: dropout is off and draws nothing, and each step begins with a seed of its
 own. A checkpoint has all evaluations, so that a training that goes on decides the same.
@@ -33,16 +32,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The examples of one optimizer step, in micro-batches of like length, the longest first.
-
-    How the examples are cut into micro-batches has no influence on the loss, only on how much padding is computed.
-    """
+    """The examples of one optimizer step, in micro-batches of like length, the longest first: how they are cut has no
+    influence on the loss, only on how much padding is computed."""
 
     micro_batches: tuple[tuple[Example, ...], ...]
 
     @classmethod
     def of(cls, examples: Sequence[Example], micro_batch_size: int) -> GlobalBatch:
-        """Examples of like length together, the longest first; ties in their order."""
         by_length = sorted(examples, key=lambda example: -len(example.input_ids))
         return cls(tuple(map(tuple, _cut(by_length, micro_batch_size))))
 
@@ -52,7 +48,6 @@ class GlobalBatch:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Tokens read, padding not counted."""
         return sum(len(example.input_ids) for example in self.examples)
 
     @cached_property
@@ -60,10 +55,8 @@ class GlobalBatch:
         return sum(example.num_supervised for example in self.examples)
 
     def share(self, rank: int, num_ranks: int) -> list[tuple[int | None, tuple[Example, ...]]]:
-        """The micro-batches of one rank, each with its number in the batch.
-
-        Every rank gets as many, as collective operations need it: some the shortest example once more, as number None.
-        """
+        """The micro-batches of one rank, each with its number in the batch. Every rank gets as many, as collective
+        operations need it: some the shortest example once more, as number None."""
         numbered = islice(enumerate(self.micro_batches), rank, None, num_ranks)
         mine: list[tuple[int | None, tuple[Example, ...]]] = list(numbered)
         num_rounds = -(-len(self.micro_batches) // num_ranks)
@@ -74,11 +67,8 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a training.
-
-    Each epoch is a permutation of its own, cut into batches of `batch_size` examples; the last batch may be
-    smaller. Every example is read once per epoch.
-    """
+    """All steps of a training. Each epoch is a permutation of its own, cut into batches of `batch_size` examples; the
+    last may be smaller."""
 
     data: TaskData
     settings: TrainSettings
@@ -92,7 +82,6 @@ class Plan:
         return self.settings.epochs * self.steps_per_epoch
 
     def batches(self, start: int = 0) -> Iterator[GlobalBatch]:
-        """The global batches from a step on."""
         examples, settings = self.data.examples, self.settings
         for epoch in range(start // self.steps_per_epoch, settings.epochs):
             order = np.random.default_rng([settings.seed, epoch]).permutation(len(examples))
@@ -102,18 +91,13 @@ class Plan:
 
 
 def _cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Pieces of a size; the last one may be smaller."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on held-out examples after a step.
-
-    Attributes:
-        losses: task → mean cross-entropy of its supervised tokens, in nats.
-        supervised: task → how many those are.
-    """
+    """The loss on held-out examples after a step: of each task the mean cross-entropy of its supervised tokens, in
+    nats, and how many those are."""
 
     step: int
     losses: Mapping[str, float]
@@ -127,19 +111,13 @@ class Evaluation:
 
 
 def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """That of the lowest loss, the first of several."""
     return min(evaluations, key=lambda one: one.loss, default=None)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Examples that are not trained on, if any, and what is decided by the loss on them.
-
-    Attributes:
-        every: steps between evaluations, and one after the last step; None for one after each epoch.
-        patience: evaluations without a lower loss after which a training ends; None: it never ends early.
-        keep_best: whether the weights of the lowest loss are kept, in place of the last.
-    """
+    """Examples that are not trained on, if any: evaluated after `every` so many steps (None: after each epoch) and the
+    last one. A training ends after `patience` evaluations without a lower loss."""
 
     tasks: tuple[TaskData, ...]
     every: int | None = None
@@ -156,22 +134,18 @@ class HeldOut:
         return {"sha256": self.sha256, "every": self.every, "patience": self.patience, "keep_best": self.keep_best}
 
     def is_due(self, step: int, plan: Plan) -> bool:
-        """Whether an evaluation follows a step, counted from 1."""
         return bool(self.tasks) and (step == plan.num_steps or step % (self.every or plan.steps_per_epoch) == 0)
 
     def is_over(self, evaluations: Sequence[Evaluation]) -> bool:
-        """Whether a training ends here, as the loss has not become lower for too long."""
         lowest = best(evaluations)
         return bool(self.patience and lowest and len(evaluations) - evaluations.index(lowest) > self.patience)
 
     def kept(self, evaluations: Sequence[Evaluation]) -> int | None:
-        """The step whose weights are kept; None for the last."""
         lowest = best(evaluations) if self.keep_best else None
         return lowest.step if lowest else None
 
 
 def evaluate(engine: Engine, ranks: Ranks, tasks: Sequence[TaskData], micro_batch_size: int, step: int) -> Evaluation:
-    """Evaluate; all ranks take part, and get the same."""
     losses, supervised = {}, {}
     for data in tasks:
         batch = GlobalBatch.of(data.examples, micro_batch_size)
@@ -184,8 +158,5 @@ def evaluate(engine: Engine, ranks: Ranks, tasks: Sequence[TaskData], micro_batc
         supervised[data.task] = batch.num_supervised
         losses[data.task] = float(ranks.total(sums).sum()) / batch.num_supervised
         if not math.isfinite(losses[data.task]):
-            raise TrainingError(
-                f"step {step}: the loss on the held-out examples of task '{data.task}' is NaN or infinite; look at "
-                "them, or try a smaller learning rate"
-            )
+            raise TrainingError(f"step {step}: the loss on the held-out examples of '{data.task}' is NaN or infinite")
     return Evaluation(step, losses, supervised)

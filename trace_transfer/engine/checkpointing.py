@@ -30,7 +30,7 @@ from torch import Tensor
 
 from trace_transfer.engine.batches import Evaluation
 from trace_transfer.errors import TrainingError, listing
-from trace_transfer.files import PART, DiskFullError, is_disk_full, new_directory, write_text
+from trace_transfer.files import PART, DiskFullError, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.records import library_versions, read_fields
 from trace_transfer.settings import flat
@@ -74,7 +74,6 @@ class _Row(NamedTuple):
 
 
 def to_csv(steps: Iterable[Step]) -> str:
-    """Steps as CSV; numbers are written so that reading gives the same ones back."""
     return _csv((Step._fields, *steps))
 
 
@@ -106,26 +105,17 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _rows(file: Path, columns: Sequence[str], kind: TypeAdapter[list[Any]]) -> list[Any]:
-    head, *lines = read_text(file, TrainingError).split("\n")
-    if head != ",".join(columns) or lines[-1:] != [""]:
-        raise TrainingError(f"{file}: expected the columns {', '.join(columns)}, and whole lines")
-    try:
-        return kind.validate_python([line.split(",") for line in lines[:-1]])
-    except ValidationError as error:
-        number = int(error.errors()[0]["loc"][0])
-        raise TrainingError(f"{file}:{number + 2}: {lines[number]!r:.80}, expected {', '.join(columns)}") from error
+    head, *lines, last = read_text(file, TrainingError).split("\n")
+    with suppress(ValidationError):
+        rows = kind.validate_python([line.split(",") for line in lines])
+        if (head, last) == (",".join(columns), ""):
+            return rows
+    raise TrainingError(f"{file}: damaged; expected whole lines of {', '.join(columns)}")
 
 
 def add_step(directory: Path, step: Step) -> None:
-    """Write a step at the end of `loss.csv`."""
-    try:
-        with (directory / LOSSES).open("a", encoding="utf-8") as stream:
-            stream.write(_csv([step]))
-    except OSError as error:
-        raise TrainingError(
-            f"{directory / LOSSES}: cannot be written: {error.strerror}; make room and run it again to go on from the "
-            "last checkpoint"
-        ) from error
+    with (directory / LOSSES).open("a", encoding="utf-8") as stream:
+        stream.write(_csv([step]))
 
 
 class _Record(BaseModel):
@@ -151,7 +141,8 @@ class Saved:
 
     def read(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every trained tensor that has it, one at a time: `master`, `exp_avg` …"""
-        return ((key.rpartition("/")[0], shard.get_tensor(key)) for shard, key in self._keys() if _kind(key) == kind)
+        kind = f"/{kind}"
+        return ((key.removesuffix(kind), shard.get_tensor(key)) for shard, key in self._keys() if key.endswith(kind))
 
     def _keys(self) -> Iterator[tuple[Any, str]]:
         from safetensors import SafetensorError, safe_open
@@ -160,10 +151,8 @@ class Saved:
             try:
                 opened = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise TrainingError(
-                    f"{file}: damaged ({error}); remove {self.path} to go on from the checkpoint before it, if there "
-                    "is one, or to begin again"
-                ) from error
+                told = f"remove {self.path} to go on from the one before it, if any"
+                raise TrainingError(f"{file}: damaged ({error}); {told}") from error
             with opened as shard:
                 yield from ((shard, key) for key in shard.keys())  # noqa: SIM118 (not a dict)
 
@@ -171,13 +160,10 @@ class Saved:
         """Refuse a checkpoint that lacks these kinds of values of a tensor: it would begin again from the base's."""
         found = {key for _, key in self._keys()}
         if wrong := found ^ {f"{name}/{kind}" for name, several in kinds.items() for kind in several}:
-            raise TrainingError(
-                f"{self.path}: lacks values, or has others than are trained; remove it to go on from the one before "
-                "it, if there is one, or to begin again:\n" + listing(sorted(wrong))
-            )
+            told = "lacks values, or has others than are trained; remove it to go on from the one before it, if any"
+            raise TrainingError(f"{self.path}: {told}:\n{listing(sorted(wrong))}")
 
     def require_same(self, identity: Identity) -> None:
-        """Refuse to go on with another training."""
         found, expected = flat(self.identity), flat(json.loads(json.dumps(identity)))
         problems = [
             f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
@@ -193,7 +179,6 @@ class Saved:
 
 
 def find(directory: Path) -> Saved | None:
-    """The newest checkpoint of a training, or None."""
     paths = _paths(directory)
     if not paths:
         return None
@@ -213,10 +198,8 @@ def write(
     directory: Path, identity: Identity, steps: Sequence[Step], seconds: float, states: States, keep: int = 1,
     evaluations: Sequence[Evaluation] = (), best: int | None = None,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint and remove the oldest but for the newest `keep` and that of the step `best`.
-
-    If it cannot be written (TrainingError: a full disk), the one before is as it was.
-    """
+    """Write a checkpoint and remove the oldest but for the newest `keep` and that of the step `best`. If it cannot be
+    written (TrainingError: a full disk), the one before is as it was."""
     final, before = _place(directory, len(steps)), _paths(directory)
     record = {
         "format": FORMAT, "version": VERSION, "identity": identity, "step": len(steps), "seconds": seconds,
@@ -233,12 +216,10 @@ def write(
                 write_text(temporary / EVALUATIONS, evaluations_csv(evaluations))
             write_text(temporary / RECORD, json.dumps(record, indent=2) + "\n")
     except (OSError, DiskFullError) as error:
-        full = isinstance(error, DiskFullError) or is_disk_full(error)
         kept = f"{before[-1].name} is good" if before else "there is none before it"
         raise TrainingError(
-            f"{directory / FOLDER}: the checkpoint of step {len(steps)} cannot be written: "
-            f"{'the disk is full' if full else error}. Of the last checkpoint: {kept}; make room and run it again to "
-            "go on from there"
+            f"{directory / FOLDER}: the checkpoint of step {len(steps)} cannot be written: {error}. Of the last "
+            f"checkpoint: {kept}; make room and run it again to go on from there"
         ) from error
     for path in _paths(directory)[: -max(keep, 1)]:
         if not best or path != _place(directory, best):
@@ -250,7 +231,7 @@ def write(
 
 
 def remove(directory: Path) -> None:
-    """Remove all checkpoints of a training that is done; a kill leaves all of them or none that looks whole."""
+    """Remove all checkpoints; a kill leaves all of them or none that looks whole."""
     done = directory / f".{FOLDER}{PART}"
     with suppress(FileNotFoundError):
         (directory / FOLDER).rename(done)
@@ -258,13 +239,11 @@ def remove(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what a killed run left half-written or half-removed."""
     for leftover in (*(directory / FOLDER).glob(f".step-*{PART}"), directory / f".{FOLDER}{PART}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def trained_at(directory: Path, step: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of all that was trained, as it was after a step of which there is a checkpoint."""
     return Saved(_place(directory, step), {}, (), 0.0).read("master")
 
 
@@ -277,10 +256,6 @@ def _shards(states: States) -> Iterator[dict[str, Tensor]]:
             tensors = {}
     if tensors:
         yield tensors
-
-
-def _kind(key: str) -> str:
-    return key.rpartition("/")[2]
 
 
 def _place(directory: Path, step: int) -> Path:

@@ -35,7 +35,6 @@ REFUSED = (f"{ZERO}.zenflow", f"{ZERO}.zeropp_loco_param", f"{ZERO}.cpu_offload"
 
 
 def configuration(settings: TrainSettings, ranks: Ranks, dtype: torch.dtype, num_elements: int) -> dict[str, Any]:
-    """What DeepSpeed is given where so many elements are trained: our own, with the user's put into it."""
     bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)  # must be even
     zero: dict[str, Any] = {
         "stage": settings.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
@@ -68,9 +67,8 @@ def contradictions(given: Mapping[str, Any], settings: TrainSettings, num_ranks:
     problems: dict[str, str] = {}
     for name, value in _leaves(given):
         top = name.partition(".")[0]
-        if name in decided and not _same(value, decided[name][0]):
-            expected, option = decided[name]
-            problems[name] = f"{name}: {json.dumps(value)} there, {json.dumps(expected)} by {option}"
+        if name in decided and not _same(value, decided[name]):
+            problems[name] = f"{name}: {json.dumps(value)} there, {json.dumps(decided[name])} by the options"
         elif name not in decided and not _is_taken(name) and not _is_off(given.get(top), value):
             place = name if top in (ZERO, "bf16", "bfloat16", "optimizer", "data_types") else top
             problems[place] = (
@@ -90,10 +88,8 @@ def contradictions(given: Mapping[str, Any], settings: TrainSettings, num_ranks:
 
 
 def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSpeed's configuration: the engine's own, and what a configuration without contradictions adds to it.
-
-    Neither argument is changed. Details of offloading are passed on where the engine's own has it on.
-    """
+    """The engine's own configuration, and what one without contradictions adds to it; details of offloading where the
+    engine's own has it on."""
     decided, result = _decided(TrainSettings(), 1, torch.float32), copy.deepcopy(dict(own))
     for name, value in _leaves(given):
         *path, last = name.split(".")
@@ -115,40 +111,31 @@ def _zero_config() -> Any:
     return DeepSpeedZeroConfig
 
 
-def _decided(settings: TrainSettings, num_ranks: int, dtype: torch.dtype) -> dict[str, tuple[Any, str]]:
-    """Key → the value that the options give it, and the option."""
+def _decided(settings: TrainSettings, num_ranks: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Key → the value that the options, or the engine, give it."""
     micro_batches = math.ceil(settings.batch_size / settings.micro_batch_size)
     devices = {kind: "cpu" if settings.offload in kinds else "none" for kind, kinds in OFFLOADED.items()}
     optimizer = "AdamW" if "adamw" in settings.optimizer else settings.optimizer
     given = {"betas": list(BETAS), "eps": EPS, **settings.optimizer_args}
-    own = {
-        "communication_data_type": "fp32", "data_types.grad_accum_dtype": "fp32", "gradient_allreduce_op": "mean",
+    return {
+        "train_batch_size": settings.batch_size, "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": math.ceil(micro_batches / num_ranks),
+        "gradient_clipping": settings.max_grad_norm or 0.0, "gradient_allreduce_op": "mean",
+        "communication_data_type": "fp32", "data_types.grad_accum_dtype": "fp32", "sequence_parallel_size": 1,
+        **dict.fromkeys(("bf16.enabled", "bfloat16.enabled"), dtype == torch.bfloat16),
+        **{f"optimizer.params.{key}": value for key, value in given.items()},
+        "optimizer.type": optimizer, "optimizer.params.lr": settings.learning_rate,
+        "optimizer.params.weight_decay": settings.weight_decay,
         "optimizer.params.torch_adam": True, "optimizer.params.adam_w_mode": True,
-        "sequence_parallel_size": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, f"{ZERO}.stage": settings.zero,
+        **{f"{ZERO}.{kind}.device": device for kind, device in devices.items()},
         f"{ZERO}.compute_grad_norm": True, f"{ZERO}.offload_optimizer.ratio": 1.0,
         f"{ZERO}.offload_optimizer.super_offload": False, f"{ZERO}.zero_quantized_weights": False,
         f"{ZERO}.zero_quantized_nontrainable_weights": False, f"{ZERO}.zero_quantized_gradients": False,
     }  # fmt: skip
-    return {
-        "train_batch_size": (settings.batch_size, "--batch-size"),
-        "train_micro_batch_size_per_gpu": (settings.micro_batch_size, "--micro-batch-size"),
-        "gradient_accumulation_steps": (
-            math.ceil(micro_batches / num_ranks), "--batch-size, --micro-batch-size and the number of ranks",
-        ),
-        "gradient_clipping": (settings.max_grad_norm or 0.0, "--max-grad-norm"),
-        "optimizer.type": (optimizer, "--optimizer"),
-        "optimizer.params.lr": (settings.learning_rate, "--learning-rate"),
-        **{f"optimizer.params.{key}": (value, "--optimizer-args") for key, value in given.items()},
-        "optimizer.params.weight_decay": (settings.weight_decay, "--weight-decay"),
-        **dict.fromkeys(("bf16.enabled", "bfloat16.enabled"), (dtype == torch.bfloat16, "--precision")),
-        f"{ZERO}.stage": (settings.zero, "--zero"),
-        **{f"{ZERO}.{kind}.device": (device, "--offload") for kind, device in devices.items()},
-        **{key: (value, "the engine") for key, value in own.items()},
-    }  # fmt: skip
 
 
 def _leaves(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything that is no object and says something."""
     for key, value in given.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")

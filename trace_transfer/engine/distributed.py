@@ -85,11 +85,7 @@ def collect_garbage() -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among those that train together; the first one (rank 0) writes files.
-
-    Attributes:
-        device: where this process computes.
-    """
+    """One process among those that train together, and where it computes; the first one (rank 0) writes files."""
 
     rank: int
     size: int
@@ -111,12 +107,8 @@ class Ranks:
         return bool(self.total(torch.tensor([float(mine)])).item())
 
     def first_alone(self, act: Callable[[], Result], told: str, collective: Iterable[object] = ()) -> Result | None:
-        """Do something on the first rank; its result there, None elsewhere. Collective.
-
-        Args:
-            told: what the other ranks raise (as `TrainingError`) if it fails there.
-            collective: what it reads; each item is made by all ranks together.
-        """
+        """Do something on the first rank; its result there, None elsewhere. Collective; `told` is what the other ranks
+        raise (as `TrainingError`) if it fails, and `collective` what it reads, made by all ranks together."""
         result, problem = None, None
         try:
             if self.is_first:
@@ -133,9 +125,8 @@ class Ranks:
 
 @contextmanager
 def open_ranks() -> Iterator[Ranks]:
-    """Join the processes that a launcher (torchrun, srun) started, or be alone without any network port.
-
-    Everything is undone at the end, so that the next task starts from nothing.
+    """Join the processes that a launcher (torchrun, srun) started, or be alone without any network port. Everything is
+    undone at the end, so that the next task starts from nothing.
 
     Raises:
         UserError: what a launcher has set contradicts itself, or this machine's GPUs.
@@ -175,13 +166,11 @@ def open_ranks() -> Iterator[Ranks]:
 
 
 def _device_of(place: Place) -> torch.device:
-    """A GPU of its own for each rank of this machine, where there are any."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if place.local_rank >= (num_gpus := torch.cuda.device_count()):
         raise UserError(
-            f"LOCAL_RANK is {place.local_rank}, and this process sees {num_gpus} GPU(s): each rank of a machine needs "
-            "one of its own; start as many as there are, or set LOCAL_RANK to 0 where each sees its own alone"
+            f"LOCAL_RANK is {place.local_rank}, and this process sees {num_gpus} GPU(s): each needs its own"
         )
     device = torch.device("cuda", place.local_rank)
     torch.cuda.set_device(device)

@@ -45,16 +45,12 @@ MOST_LIVE = 1_000_000_000  # elements that ZeRO 3 gathers at most, DeepSpeed's d
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one training.
+    """Of one training: the trained tensors, elements in them and their share; bytes on the device of each rank.
 
     Attributes:
-        num_parameters, num_elements: trained tensors, and elements in them.
-        share: of all elements that are trained.
-        parameters, gradients, optimizer: bytes on the device of each rank.
-        activations: bytes on the device of each rank, of one micro-batch.
-        buffers: bytes at most of DeepSpeed's communication buffers and, with ZeRO 3, gathered parameters.
+        activations: of one micro-batch.
+        buffers: at most, of DeepSpeed's communication buffers and, with ZeRO 3, gathered parameters.
         host: bytes in the memory of the CPU, per rank, where something is offloaded.
-        num_steps: optimizer steps.
         checkpoint, patch: bytes on the disk.
     """
 
@@ -76,12 +72,8 @@ def estimate(
     anatomy: Anatomy, mask: Mask, settings: TrainSettings, data: TaskData, *, num_ranks: int, precision: str,
     describe: Describe, patch_itemsize: int, adapters: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Estimate:  # fmt: skip
-    """Estimate a training, whose precision is `float32` or `bfloat16`.
-
-    Args:
-        patch_itemsize: bytes of a value in the patch, before and after together.
-        adapters: shapes of what is trained in place of the mask. They keep the inputs that training its weights would.
-    """
+    """Estimate a training, whose precision is `float32` or `bfloat16`; `patch_itemsize` is of a value before and after
+    together. `adapters`, trained in place of the mask, keep the inputs that training its weights would."""
     shapes, zero, itemsize = anatomy.inventory.shapes, settings.zero, ITEMSIZE[precision]
     moving = mask.trained_shapes(shapes) if adapters is None else adapters
     trained, whole = sum(map(numel, moving.values())), anatomy.inventory.num_elements
@@ -117,7 +109,6 @@ def estimate(
 
 
 def activations(anatomy: Anatomy, mask: Mask, settings: TrainSettings, data: TaskData, itemsize: int) -> int:
-    """Bytes of the largest micro-batch that the examples could make."""
     lengths = [len(example.input_ids) for example in data.examples]
     supervised = sorted((example.num_supervised for example in data.examples), reverse=True)
     config, lowest = anatomy.inventory.config.get_text_config(), _lowest_layer(anatomy, mask)
@@ -162,7 +153,6 @@ def _buffers(anatomy: Anatomy, settings: TrainSettings, trained: int, num_ranks:
 
 
 def _size(settings: TrainSettings, name: str, default: int) -> int:
-    """A size from the user's DeepSpeed JSON."""
     zero = settings.deepspeed.get("zero_optimization")
     value = zero.get(name, default) if isinstance(zero, Mapping) else default
     return int(value) if isinstance(value, (int, float)) else default

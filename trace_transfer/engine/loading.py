@@ -6,28 +6,20 @@ Reads: config and weights of a directory, a GGUF file or a hub model, through tr
 from __future__ import annotations
 
 import copy
-import io
-import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
-from logging import Handler
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from trace_transfer.errors import ModelError, first_line, listing
+from trace_transfer.engine.distributed import quiet
+from trace_transfer.errors import ModelError, first_line
 from trace_transfer.models.checkpoints import OpenedBase, SafetensorsCheckpoint, local_directory, release
 from trace_transfer.models.sources import ModelSource, build_meta_model, tied_names
 from trace_transfer.models.tensors import dtype_name, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_REPORT = "LOAD REPORT"  # what transformers' errors mean by "the above report"
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
 
 Values = Iterator[tuple[str, Tensor]]  # tensors one at a time
 
@@ -89,7 +81,8 @@ class BaseModel(OpenedBase):
 
 
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """A model with its weights on the CPU, without a cache for generation; a ModelError names what does not fit."""
+    """A model with its weights on the CPU, without a cache for generation; whether they fit was seen when it was
+    opened."""
     from transformers import AutoModelForCausalLM
 
     place = local_directory(source)
@@ -97,55 +90,15 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {"gguf_file": source.gguf} if plain is None else {"use_safetensors": True}
     if plain is not None and plain.dequantiser is not None:
         options["quantization_config"] = plain.dequantiser.quantiser.quantization_config
-    with _quiet() as said:
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(  # annotated there as if it never gave the info as well
-                place,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,  # they are refused below, by their names
+    try:
+        with quiet():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, local_files_only=True, trust_remote_code=False, **options
             )
-        except Exception as error:  # transformers raises many kinds; each is one message to the user
-            report = "".join(f"\n{_COLOUR.sub('', one)}" for one in said if _REPORT in one)
-            raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}{report}") from error
-    model: PreTrainedModel = loaded[0]
-    info: dict[str, Any] = loaded[1]
-    problems = [f"{name}: not in the weights" for name in sorted(info["missing_keys"])]
-    problems += [
-        f"{name}: {list(found)} in the weights, {list(expected)} by its config"
-        for name, found, expected in sorted(info["mismatched_keys"])
-    ]
-    problems += [f"{name}: {error}" for name, error in dict(info.get("conversion_errors") or {}).items()]
-    if problems:
-        raise ModelError(f"{source.name}: its weights do not fit its config:\n" + listing(problems))
+    except Exception as error:  # transformers raises many kinds; each is one message to the user
+        raise ModelError(f"{source.name}: the model cannot be loaded: {first_line(error)}") from error
     if plain is not None and plain.dequantiser is not None:
         plain.settle(model)
     require_finite(f"{source.name} as {dtype_name(dtype)}", dict(model.state_dict()))
     model.config.use_cache = False
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Without transformers' bars (of GGUF files on stderr), reports and warnings; gives the list that those go to."""
-    from transformers.utils import logging
-
-    said: list[str] = []
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logger, listener = logging.get_logger("transformers"), Handler()
-    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    handlers, logger.handlers = logger.handlers, [listener]
-    logging.set_verbosity_warning()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield said
-    finally:
-        logger.handlers = handlers
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -21,24 +21,17 @@ import torch
 from torch import Tensor
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.data.examples import TaskData
+from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.engine import batches, checkpointing
 from trace_transfer.engine.batches import Evaluation, GlobalBatch, HeldOut, Plan, best
 from trace_transfer.engine.checkpointing import Step
 from trace_transfer.engine.deepspeed_json import configuration, contradictions
 from trace_transfer.engine.distributed import Ranks, collect_garbage, open_ranks
-from trace_transfer.engine.engine import (
-    MASTER,
-    Engine,
-    fill_partitioned,
-    open_engine,
-    resolve_precision,
-    shapes_of,
-)
+from trace_transfer.engine.engine import MASTER, Engine, fill_partitioned, open_engine, resolve_precision
 from trace_transfer.engine.loading import StartingPoint, Values
 from trace_transfer.engine.optimizers import Describe, problems, schedule, treatments
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.engine.slices import gathered, outside, put, taken
+from trace_transfer.engine.slices import gathered, outside, put, shapes_of, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
 from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
@@ -66,7 +59,6 @@ class TrainResult(NamedTuple):
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """Of each step, mean cross-entropy in nats before the step."""
         return tuple(step.loss for step in self.steps)
 
 
@@ -74,25 +66,20 @@ def train(
     start: StartingPoint, data: TaskData, settings: TrainSettings, mask: Mask, held_out: HeldOut, *, directory: Path,
     finish: Callable[[Values], None], describe: Describe, stop: StopSignal, reporter: Reporter, label: str,
 ) -> TrainResult:  # fmt: skip
-    """Fine-tune, from the start or from where a run with the same settings was stopped.
-
-    Under a launcher every rank calls it alike; all of them must see `directory`.
+    """Fine-tune, from the start or from where a run with the same settings was stopped. Under a launcher every rank
+    calls it alike; all of them must see `directory`, which is of this training alone.
 
     Args:
         mask: what is trained. Everything else stays bit-identical.
-        held_out: examples that the training is evaluated on as it goes.
-        directory: of this training alone.
         finish: called once, on the first rank, with name and float32 value of every trained tensor, one at a time
             (of a slice its rows or columns, one after the other); when it returns, checkpoints are removed.
         describe: a trained tensor's own name in the model and its components.
         stop: looked at after each step, on all ranks; asked for on one, all of them stop.
-        label: for messages.
 
     Raises:
         TrainingError: NaN or Inf (before anything of that step is kept), unusable examples, a checkpoint of another
             training, a full disk; on other ranks than the first, that `finish` failed there.
         FrozenMovedError: a frozen weight in use was not the starting point's any more; nothing is handed over.
-        ModelError: weights that cannot be loaded.
         StopRequested: by `stop`, with a checkpoint to go on from.
     """
     with open_ranks() as ranks:
@@ -193,7 +180,6 @@ class Run:
 
     @property
     def kept(self) -> int | None:
-        """The step whose weights are kept; None for the last."""
         return self.held_out.kept(self.evaluations)
 
     @property
@@ -205,7 +191,6 @@ class Run:
         self.before = saved.seconds if saved else 0.0
         self.last_checkpoint = saved.path if saved else None
         self.began = self.written = time.monotonic()
-        self.paused = 0.0  # by evaluations
         self.share = schedule(self.settings, self.plan.num_steps)
         total, done = self.plan.num_steps, len(self.steps)
         if self.ranks.is_first:  # what a killed run wrote after its last checkpoint is taken back
@@ -239,18 +224,14 @@ class Run:
             self._tell_end()
 
     def _tell_end(self) -> None:
-        first, last, count, total = self.steps[0].loss, self.steps[-1].loss, len(self.steps), self.plan.num_steps
-        steps = f"{count} of {total}" if count < total else f"{total}"
-        self.reporter.note(f"{self.label}: {steps} steps in {self.seconds:.0f} s, loss {first:.3f} → {last:.3f}")
+        first, last = self.steps[0].loss, self.steps[-1].loss
+        steps = f"{len(self.steps)} of {self.plan.num_steps} steps in {self.seconds:.0f} s"
+        self.reporter.note(f"{self.label}: {steps}, loss {first:.3f} → {last:.3f}")
         if lowest := best(self.evaluations):
-            ended = "; it did not become lower, so that training ended early" if count < total else ""
-            self.reporter.note(
-                f"{self.label}: lowest held-out loss {lowest.loss:.3f} after step {lowest.step}{ended}"
-                + ("; its weights are kept" if self.kept else "")
-            )
+            kept = "; its weights are kept" if self.kept else ""
+            self.reporter.note(f"{self.label}: lowest held-out loss {lowest.loss:.3f} after step {lowest.step}{kept}")
 
     def _trackers(self) -> Trackers:
-        """Where losses go beside `loss.csv`."""
         opened = self.ranks.first_alone(
             lambda: open_trackers(self.settings.track, self.directory.parent, self.label, len(self.steps) + 1),
             "the first rank could not begin its trackers; it says why",
@@ -258,10 +239,8 @@ class Run:
         return opened or Trackers()
 
     def _agreed(self, due: bool) -> tuple[bool, bool]:
-        """Whether a checkpoint is due on any rank, and whether any was told to stop.
-
-        A signal that comes during the call is for the next one: all ranks must decide alike.
-        """
+        """Whether a checkpoint is due on any rank, and whether any was told to stop; a signal that comes during the
+        call is for the next one."""
         due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.stop.requested)])).tolist()
         return bool(due_anywhere), bool(stopping)
 
@@ -270,9 +249,8 @@ class Run:
         self.stop.check(f"after step {done} of {self.plan.num_steps}")
 
     def _status(self, done: int) -> str:
-        """How it goes: the last loss, and the speed since this run began."""
         tokens = sum(step.tokens for step in self.steps[done:])
-        rate = tokens / max(time.monotonic() - self.began - self.paused, 1e-9)
+        rate = tokens / max(time.monotonic() - self.began, 1e-9)
         held_out = f" · held-out {self.evaluations[-1].loss:.3f}" if self.evaluations else ""
         return f"loss {self.steps[-1].loss:.3f}{held_out} · {rate:,.0f} tokens/s"
 
@@ -280,7 +258,6 @@ class Run:
         """Evaluate, if it is due after this step; whether its weights are now to be kept."""
         if not self.held_out.is_due(step, self.plan):
             return False
-        began = time.monotonic()
         found = batches.evaluate(self.engine, self.ranks, self.held_out.tasks, self.settings.micro_batch_size, step)
         self.evaluations.append(found)
         if self.ranks.is_first:
@@ -288,30 +265,24 @@ class Run:
             write_text(self.directory / checkpointing.EVALUATIONS, text)
         several = {f"eval_loss/{task}": loss for task, loss in found.losses.items() if len(found.losses) > 1}
         trackers.log(step, {"eval_loss": found.loss, **several})
-        self.paused += time.monotonic() - began
         return self.kept == step
 
     def one_step(self, number: int, batch: GlobalBatch) -> Step:
         # Dropout, where a model has it, must not depend on what was drawn before an interruption.
         torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1_009 + self.ranks.rank)
         sums = self.ranks.total(self._gradient(batch))
-        if not sums.isfinite().all():
-            bad = [m for m, finite in zip(batch.micro_batches, sums.isfinite().tolist(), strict=True) if not finite]
-            ids = [", ".join(example.id for example in micro_batch) for micro_batch in bad]
-            raise self._stopped(number, "the loss of these examples is NaN or infinite", ids)
+        if bad := [m for m, loss in zip(batch.micro_batches, sums.tolist(), strict=True) if not math.isfinite(loss)]:
+            raise self._stopped(number, "loss", bad)
         share = self.share(number)
         norm = self.engine.step(share)
         if not math.isfinite(norm):
-            ids = [", ".join(example.id for example in batch.examples)]
-            raise self._stopped(number, "the gradient of these examples is NaN or infinite", ids)
+            raise self._stopped(number, "gradient", batch.micro_batches)
         loss = float(sums.sum()) / batch.num_supervised
         return Step(number + 1, loss, self.settings.learning_rate * share, norm, batch.num_tokens, batch.num_supervised)
 
     def _gradient(self, batch: GlobalBatch) -> Tensor:
-        """Accumulate the gradient of the mean loss over all supervised tokens of the batch.
-
-        Returns this rank's part of the sums of cross-entropy per micro-batch, float64, 0 for those of other ranks.
-        """
+        """Accumulate the gradient of the mean loss over all supervised tokens of the batch; this rank's part of the
+        sums of cross-entropy per micro-batch, float64, 0 for those of other ranks."""
         sums = torch.zeros(len(batch.micro_batches), dtype=torch.float64)
         mine = batch.share(self.ranks.rank, self.ranks.size)
         for position, (micro, examples) in enumerate(mine):
@@ -336,21 +307,19 @@ class Run:
         self.last_checkpoint = self.ranks.first_alone(write, told, states) or self.last_checkpoint
         self.written = time.monotonic()
 
-    def _stopped(self, number: int, what: str, ids: list[str]) -> TrainingError:
-        kept = self.last_checkpoint
+    def _stopped(self, number: int, what: str, bad: Sequence[Sequence[Example]]) -> TrainingError:
+        kept, ids = self.last_checkpoint, [", ".join(one.id for one in examples) for examples in bad]
         lost = f"the last checkpoint, {kept}, is as it was" if kept else "no checkpoint had been written yet"
         return TrainingError(
-            f"task '{self.data.task}', step {number + 1} of {self.plan.num_steps}: {what}:\n{listing(ids)}\n"
-            f"Training stopped before this step changed anything that is kept; {lost}. Look at these examples, or try "
-            f"a smaller learning rate (it is {self.settings.learning_rate:g}) or --precision float32"
+            f"task '{self.data.task}', step {number + 1} of {self.plan.num_steps}: the {what} of these examples is "
+            f"NaN or infinite:\n{listing(ids)}\n"
+            f"Look at these, or try a smaller learning rate (it is {self.settings.learning_rate:g}); {lost}"
         )
 
 
 def require_frozen_in_use(engine: Engine, start: StartingPoint, dtype: torch.dtype, ranks: Ranks, label: str) -> None:
-    """Compare every frozen weight in use, one at a time, with the starting point's, bit for bit; collective.
-
-    Of a sliced tensor, only the frozen part counts.
-    """
+    """Compare every frozen weight in use, of a sliced tensor the frozen part, with the starting point's, bit for bit;
+    collective."""
     moved, problem = [], None
     expected = iter(start.values(engine.frozen, dtype)) if ranks.is_first else iter(())
     for name, parameter in engine.frozen.items():

@@ -68,10 +68,9 @@ def _8bit(num_moments: int) -> State:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What is known of an optimizer before it is made.
+    """What is known of an optimizer, a class at a `place`, before it is made.
 
     Attributes:
-        place: its class.
         state: shape and arguments → bytes of each kind of state that it keeps of a tensor, beside its weights.
         args: names of arguments that a user may give.
         fixed: arguments that make it what its name says.
@@ -128,10 +127,8 @@ def contradictions(settings: TrainSettings) -> list[str]:
         of = f"of {name} {getattr(settings, name)}"
         problems += [f"{name}_args: {one} ({of})" for one in unknown_problems(given, known or ["it has none"])]
     if chosen.whole and settings.zero:
-        problems.append(
-            f"optimizer: {settings.optimizer} {chosen.whole}, and ZeRO {settings.zero} cuts tensors into flat parts; "
-            "use zero 0, or another optimizer: adamw_torch works with every stage"
-        )
+        told = f"{settings.optimizer} {chosen.whole}, and ZeRO {settings.zero} cuts tensors into flat parts; use zero 0"
+        problems.append(f"optimizer: {told}")
     return problems
 
 
@@ -147,7 +144,6 @@ class Treatment(NamedTuple):
         return settings.optimizer_args if self.optimizer == settings.optimizer else {}
 
     def state(self, shape: Shape, settings: TrainSettings) -> dict[str, int]:
-        """Bytes of each kind of state that is kept of a tensor of this shape."""
         return OPTIMIZERS[self.optimizer].state(shape, self.args(settings))
 
 
@@ -195,7 +191,6 @@ def rank(key: str, name: str, components: Collection[str]) -> int:
 
 
 def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
-    """Refuse keys that mean no tensor of a model and no component of any, or one tensor twice."""
     described = {name: anatomy.describe(name) for name in anatomy.inventory.shapes}
     components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
     known = [*described.values(), (f".{BIAS}", ()), *(("", (one,)) for one in components)]
@@ -212,10 +207,8 @@ def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
 def build(
     parameters: Mapping[str, torch.nn.Parameter], treated: Mapping[str, Treatment], settings: TrainSettings
 ) -> torch.optim.Optimizer:
-    """The optimizer of some parameters, at a rate of 0; each of its groups has its highest rate as `peak`.
-
-    Tensors that are treated alike are one group, in the order of the parameters.
-    """
+    """The optimizer of some parameters, at a rate of 0: tensors that are treated alike are one group, with their
+    highest rate as `peak`."""
     order = list(dict.fromkeys(treated[name] for name in parameters))
     alike = {one: [p for name, p in parameters.items() if treated[name] == one] for one in order}
     built = []
@@ -270,21 +263,18 @@ def problems(settings: TrainSettings) -> list[str]:
     matrix = torch.nn.Parameter(torch.ones(64, 64, device=device))
     matrix.grad = torch.ones_like(matrix)
     treated = {"matrix": Treatment(settings.optimizer, settings.learning_rate, settings.weight_decay)}
-    found = []
-    try:
-        optimizer = build({"matrix": matrix}, treated, settings)
+
+    def step() -> None:
         with quiet():
-            optimizer.step()
-    except ModuleNotFoundError as error:
-        found.append(f"optimizer: {settings.optimizer} needs {error.name}: pip install {error.name}")
-    except Exception as error:  # each library has errors of its own
-        found.append(f"optimizer: {settings.optimizer} cannot be used here: {first_line(error)}")
-    try:
-        share = schedule(settings, 100)
-        if not all(math.isfinite(share(step)) for step in range(100)):
-            found.append(f"schedule: {settings.schedule} gives rates that are no numbers")
-    except Exception as error:
-        found.append(f"schedule: {settings.schedule} cannot be used: {first_line(error)}")
+            build({"matrix": matrix}, treated, settings).step()
+
+    found = []
+    attempts: dict[str, Callable[[], object]] = {"optimizer": step, "schedule": lambda: schedule(settings, 100)(99)}
+    for what, attempt in attempts.items():
+        try:
+            attempt()
+        except Exception as error:  # each library has errors of its own
+            found.append(f"{what}: {getattr(settings, what)} cannot be used here: {first_line(error)}")
     return found
 
 

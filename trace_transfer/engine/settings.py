@@ -18,8 +18,6 @@ WHICH_ATTENTION = (
     "what transformers chooses for the model."
 )
 ZERO_FOR_OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}
-
-
 Rate = Annotated[float, Gt(0)]
 
 

@@ -32,7 +32,6 @@ def laid(value: Tensor, part: Part) -> Tensor:
 
 
 def index_of(part: Part, device: torch.device) -> Tensor:
-    """Its places along its dimension."""
     return torch.as_tensor(part.indices, dtype=torch.int64, device=device)
 
 
@@ -52,18 +51,21 @@ def outside(value: Tensor, part: Part | None) -> Tensor:
 
 
 def with_part(value: Tensor, part: Part, index: Tensor, trained: Tensor) -> Tensor:
-    """A tensor with other values in its part: a new one."""
     return laid(value, part).index_copy(part.dim, index, trained).view_as(value)
 
 
 def put(parameter: Tensor, part: Part | None, value: Tensor) -> None:
-    """Write the trained part into a whole tensor, in place."""
     value = value.to(parameter.device, parameter.dtype)
     with torch.no_grad():
         if part is None:
             parameter.copy_(value)
         else:
             parameter.copy_(with_part(parameter, part, index_of(part, parameter.device), value))
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor, partitioned or not (a partitioned one is empty, its shape kept elsewhere)."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
 
 
 def places_of(model: nn.Module) -> dict[str, Places]:
@@ -107,10 +109,8 @@ def freeze(model: nn.Module, mask: Mask, resident: bool = False) -> dict[str, nn
 def splice(places: Places, part: Part, values: nn.Parameter, resident: bool = False) -> None:
     """Let a frozen tensor be used with other values in some rows (columns, depth), in every module that holds it.
 
-    Args:
-        values: of those rows; a parameter of its own, from then on part of the model.
-        resident: both are whole in memory all the time. Then a linear layer writes the values over the frozen rows and
-            takes the gradient of these rows alone, where it would copy the tensor and take the gradient of all of it.
+    Where both are whole in memory all the time (`resident`), a linear layer writes the values over the frozen rows and
+    takes the gradient of these rows alone; else it copies the tensor and takes the gradient of all of it.
     """
     spliced, first = Spliced(part, values), None
     for module, attribute in places:
@@ -188,7 +188,6 @@ def _join(attribute: str, module: nn.Module, state: MutableMapping[str, Tensor],
 
 
 def _cut(attribute: str, module: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
-    """The opposite, before a state dict is loaded."""
     whole, spliced = state.pop(prefix + attribute, None), spliced_at(module, attribute)
     if whole is None or spliced is None:
         return
@@ -228,7 +227,6 @@ def _tell_status(module: nn.Module, attribute: str) -> None:
 
 
 def _linear(self: Any, x: Tensor) -> Tensor:
-    """The forward pass of a linear layer some of whose rows or columns are trained."""
     chain = self.parametrizations.weight
     frozen, spliced = chain.original, chain[0]
     frozen.data.index_copy_(spliced.part.dim, spliced.index, spliced.values.data)

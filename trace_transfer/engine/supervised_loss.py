@@ -33,10 +33,8 @@ def give_loss(model: PreTrainedModel, *, partitioned: bool) -> None:
     """Let `model(..., targets_bt=..., weight=...)` return the weighted sum of all supervised tokens' cross-entropies.
 
     In float64, which loses nothing of a float32 sum; the weight enters the gradient before that is rounded to bfloat16.
-
-    Args:
-        partitioned: ZeRO 3 has a parameter whole only while a module runs. So a chunk is computed again in the backward
-            pass, and all ranks have as many chunks.
+    ZeRO 3 (`partitioned`) has a parameter whole only while a module runs. So a chunk is computed again in the backward
+    pass, and all ranks have as many chunks.
     """
     ordinary = model.forward
     bodies = list({id(body): body for body in (model.base_model, model.get_decoder())}.values())

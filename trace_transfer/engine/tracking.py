@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trace_transfer.errors import UserError, first_line, listing
+from trace_transfer.errors import UserError, first_line
 from trace_transfer.files import sha256_text
 
 PROJECT, FOLDER = "trace-transfer", "tensorboard"
-ALIASES = {"comet": "comet_ml"}
 PROJECT_VARIABLES = {"wandb": "WANDB_PROJECT", "comet_ml": "COMET_PROJECT_NAME"}
-WANDB_VARIABLES = {"name": "WANDB_NAME", "id": "WANDB_RUN_ID", "resume": "WANDB_RESUME", "dir": "WANDB_DIR"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class Trackers:
             tracker.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Write what is still held back; nothing can be logged afterwards."""
         with redirect_stdout(io.StringIO()):
             for tracker in self.running:
                 tracker.finish()
@@ -48,38 +45,32 @@ class Trackers:
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that accelerate does not know, or that lack their package."""
     if not names:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType
 
-    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
     lacking = {*LoggerType.list()} - {str(name) for name in get_available_trackers()}
-    names = [ALIASES.get(name, name) for name in names]
-    problems = [f"{name}: no tracker of this name; there are {', '.join(known)}" for name in names if name not in known]
-    problems += [f"{name}: its package is not installed: pip install {name}" for name in names if name in lacking]
-    if problems:
-        raise UserError("--track: these cannot be used:\n" + listing(problems))
+    if unknown := [name for name in names if name not in LOGGER_TYPE_TO_CLASS]:
+        raise UserError(f"--track: {', '.join(unknown)}: no such tracker; there are {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    if missing := [name for name in names if name in lacking]:
+        raise UserError(f"--track: a package is not installed: pip install {' '.join(missing)}")
 
 
 def open_trackers(names: Sequence[str], directory: Path, label: str, first_step: int = 1) -> Trackers:
     """Begin trackers for one training, or go on with those of the same label and directory; on the first rank alone.
 
-    TensorBoard's files go to `DIRECTORY/tensorboard/LABEL`, W&B's to `DIRECTORY/wandb`. A tracker that cannot be begun
-    (no login, no network) is a UserError.
+    TensorBoard's files go to `DIRECTORY/tensorboard/LABEL`, W&B's to `DIRECTORY/wandb`.
     """
     running = []
-    for name in dict.fromkeys(ALIASES.get(name, name) for name in names):
+    for name in dict.fromkeys(names):
         try:
             with redirect_stdout(io.StringIO()):  # a greeting is no result
                 running.append(_started(name, directory, label, first_step))
         except Exception as error:  # each tracker has errors of its own: no login, no network, a full disk
             Trackers(running).close()
-            raise UserError(
-                f"--track {name}: cannot be begun: {first_line(error)}. Log in to it, or let it work without a network "
-                "(WANDB_MODE=offline), or leave --track out: loss.csv is written in any case"
-            ) from error
+            told = f"--track {name}: cannot be begun: {first_line(error)}. Log in to it, or leave --track out"
+            raise UserError(told) from error
     return Trackers(running)
 
 
@@ -89,15 +80,12 @@ def _started(name: str, directory: Path, label: str, first_step: int) -> Any:
 
     PartialState()  # accelerate's logger asks for it
     identity, kept = sha256_text(f"{directory.resolve()}\n{label}")[:32], directory / f"{label}.{name}-run"
-    wandb = {"name": label, "id": identity, "resume": "allow", "dir": str(directory)}
     continued: Mapping[str, Mapping[str, Any]] = {  # those that go on with the run that they had
         "tensorboard": {"purge_step": first_step if first_step > 1 else None},
-        "wandb": {key: value for key, value in wandb.items() if WANDB_VARIABLES[key] not in os.environ},
+        "wandb": {"name": label, "id": identity, "resume": "allow", "dir": str(directory)},
         "comet_ml": {"experiment_key": identity, "mode": "get_or_create"},
         "mlflow": {"run_name": label, "run_id": kept.read_text("utf-8") if kept.is_file() else None},
         "trackio": {"name": f"{label}-{identity[:8]}", "resume": "allow"},
-        "swanlab": {"experiment_name": label, "id": identity, "resume": "allow"},
-        "dvclive": {"dir": str(directory / "dvclive" / label), "resume": first_step > 1},
     }
     kind, options = LOGGER_TYPE_TO_CLASS[name], continued.get(name, {})
     if kind.requires_logging_directory:

@@ -43,8 +43,7 @@ def at_base(
     base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings, splits: Mapping[str, Split],
     reporter: Reporter,
 ) -> ScoreInputs:  # fmt: skip
-    """Inner products of gradients and Fisher information, entry by entry; and, where they are chosen, the single
-    parameters of each task."""
+    """Inner products of gradients and Fisher information; where they are chosen, the single parameters of each task."""
     score, num_layers = settings.score, base.anatomy.num_layers
     sets, groups = _sets(base, tasks, settings)
     num = sum(map(len, groups))
@@ -142,7 +141,6 @@ def _best_parameters(
 
 
 def _cells(mask: Mask, moments: Moments) -> Tensor:
-    """1 for each parameter of a tensor that is in a mask, 0 for the others."""
     zeros, part = torch.zeros_like(moments.value), mask.parts.get(moments.name)
     if part is None:
         return zeros + float(mask.trains(moments.name))
@@ -161,14 +159,12 @@ class BestPlaces:
         self._kept: list[tuple[int, Tensor, Tensor]] = []  # vector, values, places
 
     def add(self, number: int, values: Tensor) -> None:
-        """Look at one vector; `number` is its place among them."""
         places = (values >= self.least if self.least > 0 else values > 0).nonzero().flatten()
         self._kept.append((number, values[places], places.to(torch.int32 if len(values) < 1 << 31 else torch.int64)))
         if sum(len(values) for _, values, _ in self._kept) > 2 * self.count:
             self._raise()
 
     def _raise(self) -> None:
-        """Forget what is below the lowest that can still be chosen."""
         every = torch.cat([values for _, values, _ in self._kept])
         if len(every) > self.count:
             self.least = float(every.kthvalue(len(every) - self.count + 1).values)
@@ -176,7 +172,6 @@ class BestPlaces:
             self._kept = [(number, values[high], places[high]) for number, high, values, places in kept]
 
     def result(self) -> dict[int, NDArray[np.int64]]:
-        """Vector → its places, sorted."""
         self._raise()
         room, found = self.count - sum(int((values > self.least).sum()) for _, values, _ in self._kept), {}
         for number, values, places in sorted(self._kept, key=lambda one: one[0]):

@@ -1,9 +1,8 @@
 """Deltas: tuned minus base. As warm starts leave them on disk, and reduced to what scores need of them.
 
-On disk: one directory of safetensors shards per warm start, written and read a tensor at a time, each delta under its
-tensor's name at run time, in float32 or bfloat16. Reduced: norms, cosines (through a K x K Gram matrix) and the number
-of parameters that did not move, tensor by tensor, and Gram matrices of heads and neurons; one read of every shard,
-memory for a few chunks. Writes `deltas.json`, and `deltas.units.safetensors` beside it.
+On disk: one directory of safetensors shards per warm start, each delta under its tensor's name at run time. Reduced, in
+one read of every shard: norms, cosines (through a K x K Gram matrix) and the number of parameters that did not move,
+tensor by tensor; Gram matrices of heads and neurons. Writes `deltas.json`, and `deltas.units.safetensors` beside it.
 
 Shapes: P tensors, K deltas, E parameters of a chunk, S slices of it, U units of a tensor.
 """
@@ -49,7 +48,7 @@ DELTAS = "deltas.json"
 
 @dataclass
 class ShardWriter:
-    """Writes deltas as they come, in numbered files, told with their SHA-256; at most one shard is in memory."""
+    """Writes deltas as they come, in numbered files with their SHA-256; at most one shard is in memory."""
 
     directory: Path
     dtype: torch.dtype = torch.float32
@@ -87,30 +86,25 @@ class DeltaStore:
 
     @classmethod
     def open(cls, directory: Path) -> DeltaStore:
-        """Open a warm start's directory, headers only; all that is damaged or missing is told."""
         from safetensors import SafetensorError, safe_open
 
         record: WarmStartFile = read_artefact(directory / RECORD, WarmStartFile)
         files: dict[str, Path] = {}
-        problems = []
         for file in (directory / name for name in record.shards):
             try:
                 with safe_open(file, framework="pt") as shard:
-                    files.update(dict.fromkeys(shard.keys(), file))
+                    files |= dict.fromkeys(shard.keys(), file)
             except (SafetensorError, OSError) as error:
-                problems.append(f"{file.name}: missing, cut short or damaged ({error})")
-        if problems:
-            raise ModelError(
-                f"{directory}: deltas that cannot be read; remove the directory and run the warm start again:\n"
-                + listing(problems)
-            )
+                raise ModelError(
+                    f"{file}: missing, cut short or damaged ({error}); remove {directory} and run the warm start again"
+                ) from error
         return cls(directory, record, files)
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """One delta, flattened, some rows at a time, cut where the base's chunks are."""
         if name not in self.files:
             raise ModelError(f"{self.directory}: lacks the delta of {name}")
-        yield from read_rows(self.files[name], name, shape, str(self.directory))
+        return read_rows(self.files[name], name, shape, str(self.directory))
 
     def tensor(self, name: str) -> Tensor:
         return read_tensor(self.files[name], name)
@@ -126,7 +120,7 @@ MOST_THREADS = 8  # some wait for the disk while the others compute
 
 @dataclass(frozen=True)
 class DeltaSource:
-    """Whose delta, and where it comes from: a store, or the weights of a tuned model, which is then `opened`."""
+    """Whose delta, and where it comes from: a store, or the weights of a tuned model that is `opened`."""
 
     tuned: TunedModel
     weights: SafetensorsCheckpoint | DeltaStore
@@ -143,7 +137,6 @@ class DeltaPlan:
 
 
 def plan_deltas(base: OpenModel, tuned: Mapping[str, OpenModel], stores: Sequence[DeltaStore] = ()) -> DeltaPlan:
-    """Open all weights and refuse what does not fit together."""
     if not tuned and not stores:
         raise UserError("no fine-tuned model was given: name at least one, as --tuned TASK=MODEL")
     if problems := [problem for task, model in tuned.items() for problem in _misfits(base, task, model)]:
@@ -161,10 +154,7 @@ def plan_deltas(base: OpenModel, tuned: Mapping[str, OpenModel], stores: Sequenc
 def _open_safetensors(model: OpenModel) -> SafetensorsCheckpoint:
     checkpoint = open_checkpoint(model.source)
     if not isinstance(checkpoint, SafetensorsCheckpoint):
-        raise UserError(
-            f"{model.source.name}: a GGUF file; its quantisation is larger than the updates of fine-tuning. "
-            "Give the safetensors directory"
-        )
+        raise UserError(f"{model.source.name}: a GGUF file is coarser than updates are; give the safetensors directory")
     return checkpoint
 
 
@@ -176,11 +166,10 @@ def _misfits(base: OpenModel, task: str, model: OpenModel) -> list[str]:
             f"{task}: {model.source.name} looks like another model: {there.family} with {there.num_layers} layers "
             f"({len(theirs)} tensors), the base is {here.family} with {here.num_layers} ({len(shapes)})"
         ]
-    pairs = ((name, theirs.get(name), shapes.get(name)) for name in {**shapes, **theirs})
     return [
-        f"{task}: {name} is {list(one) if one else 'missing'}, in the base {list(other) if other else 'missing'}"
-        for name, one, other in pairs
-        if one != other
+        f"{task}: {name} is {theirs.get(name, 'missing')}, in the base {shapes.get(name, 'missing')}"
+        for name in {**shapes, **theirs}
+        if theirs.get(name) != shapes.get(name)
     ]
 
 

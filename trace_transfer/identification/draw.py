@@ -1,25 +1,26 @@
 """Importance heatmaps (the paper's figures 6, A.1 and A.2): as a page, as a picture, in a report.
 
-Reads core files of one model, of one or more tasks and warm-start lengths. A row of the figure is a task: a pair of
-panels, projections and norms, for each warm-start length. What is outside the layers stands in bands below layer 0 and
-above the last layer, as in the model. A core file says component and layer of each tensor; a tensor of which it does
-not is named and not drawn.
+A row of the figure is a task: a pair of panels, projections and norms, for each warm-start length. What is outside the
+layers stands in bands below layer 0 and above the last layer, as in the model. A tensor of no known component is named
+and not drawn.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from trace_transfer import figures
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import UserError, listing
 from trace_transfer.families.language import default_role
 from trace_transfer.figures import Axis, Cells, Marks, Panel, tick_step
 from trace_transfer.pages import escaped
+from trace_transfer.records import model_line
 
 PROJECTIONS, NORMS = "projections", "norms"
 LEAST_BAND = 1 / 26  # a band's share of the height of all layers, at least; one layer's height if that is more
@@ -75,14 +76,9 @@ BANDS: dict[str, Column] = {
 
 
 class Cell(NamedTuple):
-    """What is told of the tensors of one module of one layer.
-
-    Attributes:
-        score, rank: mean over the weight's parts, or over biases where there is nothing else; `rank` is 1 for the best
-            score of the file and 0 for the last.
-        mark: the core share of its elements; a small one where only a bias is core.
-        lines: the best tensors, with score and rank.
-    """
+    """What is told of the tensors of one module of one layer: the mean score and rank (1 for the best of the file, 0
+    for the last) of the weight's parts, or of biases where there is nothing else; the core share of its elements, a
+    small one where only a bias is core; and lines about the best tensors."""
 
     score: float | None
     rank: float | None
@@ -105,15 +101,12 @@ class Layout:
 
     @property
     def panels(self) -> list[str]:
-        """Those that have anything in them."""
         return [name for name, own in self.columns.items() if own or any(band.panel == name for band in self.bands)]
 
     def width(self, panel: str) -> int:
-        """Columns of a panel; one that has nothing but a band is one column wide."""
-        return max(len(self.columns[panel]), 1)
+        return max(len(self.columns[panel]), 1)  # a band alone needs a column
 
     def edges(self, band: Column) -> tuple[float, float]:
-        """Where a band begins and ends on the axis of layers."""
         height = max(self.num_layers * LEAST_BAND, 1.0)
         if band.level > 0:
             start = self.num_layers - 0.5 + BAND_GAP * height
@@ -123,18 +116,13 @@ class Layout:
         return stop - height, stop
 
 
-def figure(cores: Sequence[CoreFile], names: Sequence[str] | None = None) -> figures.Figure:
-    """A row for each task (and method, if there are several), in the order of the core files of one model; messages
-    call these by `names`, such as their paths, or by their tasks."""
-    names = names or [core.task for core in cores]
-    _check(cores, names)
+def figure(cores: Sequence[CoreFile]) -> figures.Figure:
+    """A row for each task (and method, if there are several), in the order of the core files of one model."""
+    _check(cores)
     grids = [cells_of(core) for core in cores]
     used = {column for grid in grids for _, column in grid}
     if not used:
-        raise UserError(
-            f"{', '.join(names)}: no tensor is said to be of a known component, so nothing can be drawn; "
-            "`trace-transfer import` says so of the tensors of a model"
-        )
+        raise UserError("no tensor is said to be of a known component; `trace-transfer import` says so of a model's")
     columns = {
         name: [one for one in COLUMNS.values() if one in used and one.panel == name] for name in (PROJECTIONS, NORMS)
     }
@@ -156,38 +144,23 @@ def figure(cores: Sequence[CoreFile], names: Sequence[str] | None = None) -> fig
     )  # fmt: skip
 
 
-def _check(cores: Sequence[CoreFile], names: Sequence[str]) -> None:
+def _check(cores: Sequence[CoreFile]) -> None:
     if not cores:
         raise UserError("no core file is given; importance heatmaps are drawn of one or more")
-    models: dict[str, list[str]] = {}
-    places: dict[str, list[str]] = {}
-    for core, name in zip(cores, names, strict=True):
-        one = core.model
-        model = f"{one.id} ({one.family}, {one.num_layers} layers, names {one.names_sha256[:8]})"
-        models.setdefault(model, []).append(name)
-        place = f"task {core.task}, method {core.method.name}, {epochs_title(epochs_of(core))}"
-        places.setdefault(place, []).append(name)
     if len({core.model.names_sha256 for core in cores}) > 1:
-        raise UserError(
-            f"the core files are of {len(models)} models, but one figure is of one; draw them one by one:\n"
-            + listing([f"{', '.join(found)}: {model}" for model, found in models.items()])
-        )
-    if twice := [f"{', '.join(found)}: {place}" for place, found in places.items() if len(found) > 1]:
+        models = listing([f"{core.task}: {model_line(core.model)}" for core in cores])
+        raise UserError(f"the core files are of several models, but one figure is of one:\n{models}")
+    places = Counter(f"task {core.task}, method {core.method.name}, {_title(epochs_of(core))}" for core in cores)
+    if twice := [place for place, count in places.items() if count > 1]:
         raise UserError(f"several core files of one task, method and warm-start length; give one:\n{listing(twice)}")
 
 
 def epochs_of(core: CoreFile) -> float:
-    """The warm-start length of a core file, 1 if it does not say."""
     found = (core.method.model_extra or {}).get("epochs")
-    if found is None:
-        return 1
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
-        raise ArtefactError(f"{core.task}: method.epochs is {found!r}, expected a number of epochs")
-    return found
+    return found if isinstance(found, int | float) and found > 0 else 1
 
 
-def epochs_title(epochs: float) -> str:
-    """`1 epoch`, `3 epochs`: the length of a warm start."""
+def _title(epochs: float) -> str:
     return f"{epochs:g} epoch" + ("" if epochs == 1 else "s")
 
 
@@ -199,13 +172,10 @@ def _method(core: CoreFile) -> str:
 
 
 def _note(cores: Sequence[CoreFile]) -> str:
-    """The tensors that no column or band is for, a core one with a star; or nothing."""
     found = [one for core in cores for one in core.parameters if not any(_places(one, core.model.num_layers))]
-    stars = {one.name for one in found if one.core}
-    names = [name + "*" * (name in stars) for name in dict.fromkeys(one.name for one in found)]
+    names = list(dict.fromkeys(one.name for one in found))
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    star = "; * core" if stars else ""
-    return f"Not drawn, being of no known component: {len(names):,} ({shown}{star})" if names else ""
+    return f"Not drawn, being of no known component: {len(names):,} ({shown})" if names else ""
 
 
 def _places(tensor: CoreTensor, num_layers: int) -> Iterator[tuple[int | None, Column]]:
@@ -219,7 +189,6 @@ def _places(tensor: CoreTensor, num_layers: int) -> Iterator[tuple[int | None, C
 
 
 def cells_of(core: CoreFile) -> Grid:
-    """The cells of one core file."""
     ordered = sorted(core.parameters, key=lambda one: (one.score is None, -(one.score or 0.0)))
     found: dict[Place, list[Ranked]] = {}
     for rank, tensor in enumerate(ordered, start=1):
@@ -231,10 +200,8 @@ def cells_of(core: CoreFile) -> Grid:
 
 def _cell(tensors: Sequence[Ranked], num_ranked: int) -> Cell:
     """`tensors` by rank."""
-    weights: list[Ranked] = []
-    biases: list[Ranked] = []
-    for one in tensors:
-        (biases if default_role(one[0].name) == "bias" else weights).append(one)
+    biases = [one for one in tensors if default_role(one[0].name) == "bias"]
+    weights = [one for one in tensors if default_role(one[0].name) != "bias"]
     principals = weights or biases
     scores = [tensor.score for tensor, _ in principals if tensor.score is not None]
     score, best = None, None
@@ -282,19 +249,18 @@ def _row(layout: Layout, title: str, grids: Mapping[float, Grid | None]) -> figu
         for name in layout.panels:
             labels = {float(at): column.label for at, column in enumerate(layout.columns[name])}
             told = name == first
-            panels.append(
-                Panel(
-                    Axis(-0.5, layout.width(name) - 0.5, ticks=labels),
-                    Axis(low, high, "layer" if told and not panels else "", layers),
-                    width * layout.width(name), height,
-                    cells=() if grid is None else _cells(layout, grid, name),
-                    marks=() if grid is None else _dots(layout, grid, name, dot),
-                    title=epochs_title(epochs) if told and len(grids) > 1 else "",
-                    gap=0 if not panels else PAIR_GAP if told else GAP,
-                    beside={} if told or grid is None else bands[name],
-                    note=f"no core file of {epochs_title(epochs)}" if grid is None and told else "",
-                )
+            panel = Panel(
+                Axis(-0.5, layout.width(name) - 0.5, ticks=labels),
+                Axis(low, high, "layer" if told and not panels else "", layers), width * layout.width(name), height,
+                title=_title(epochs) if told and len(grids) > 1 else "",
+                gap=0 if not panels else PAIR_GAP if told else GAP,
             )  # fmt: skip
+            if grid is not None:
+                cells, dots = _cells(layout, grid, name), _dots(layout, grid, name, dot)
+                panel = replace(panel, cells=cells, marks=dots, beside={} if told else bands[name])
+            elif told:
+                panel = replace(panel, note=f"no core file of {_title(epochs)}")
+            panels.append(panel)
     return figures.Row(title, panels, _scale(grids.values()), "score")
 
 
@@ -307,41 +273,34 @@ def _scale(grids: Iterable[Grid | None]) -> tuple[float, float]:
 
 
 def _cells(layout: Layout, grid: Grid, panel: str) -> list[Cells]:
-    """The layers of a panel, and its bands."""
-    columns = layout.columns[panel]
+    columns, across = layout.columns[panel], (-0.5, layout.width(panel) - 0.5)
     inside: list[list[Place]] = [[(layer, column) for column in columns] for layer in range(layout.num_layers)]
     parts = [(inside, (-0.5, layout.num_layers - 0.5))] if inside and columns else []
     parts += [([[(None, band)]], layout.edges(band)) for band in layout.bands if band.panel == panel]
     found = []
     for places, edges in parts:
         cells = [[grid.get(place) for place in line] for line in places]
-        found.append(
-            Cells(
-                np.array([[cell and cell.score for cell in line] for line in cells], float),
-                [["\n".join(_told(*place, grid.get(place))) for place in line] for line in places],
-                np.array([[cell is not None for cell in line] for line in cells]),
-                (-0.5, layout.width(panel) - 0.5), edges,
-                np.array([[cell and cell.rank for cell in line] for line in cells], float),
-            )
-        )  # fmt: skip
+        texts = [["\n".join(_told(*place, grid.get(place))) for place in line] for line in places]
+        there = np.array([[cell is not None for cell in line] for line in cells])
+        scores, ranks = (
+            np.array([[getattr(cell, what, None) for cell in line] for line in cells], float)
+            for what in ("score", "rank")
+        )
+        found.append(Cells(scores, texts, there, across, edges, ranks))
     return found
 
 
 def _told(layer: int | None, column: Column, cell: Cell | None) -> list[str]:
-    """What a cell says when one points at it, as lines of text."""
     where = column.meaning if layer is None else f"layer {layer}, {column.label} ({column.meaning})"
     return [where, *(cell.lines if cell else ["no such tensor"])]
 
 
 def _dots(layout: Layout, grid: Grid, panel: str, size: float) -> list[Marks]:
-    """Dots whose areas are the core shares of their cells."""
-    columns, found = layout.columns[panel], []
+    found: list[tuple[float, float, float]] = []
     for (layer, column), cell in grid.items():
         if column.panel == panel and cell.mark:
-            if layer is None:
-                at = ((layout.width(panel) - 1) / 2, sum(layout.edges(column)) / 2)
-            else:
-                at = (columns.index(column), layer)
-            found.append((*at, max(cell.mark**0.5 * size, 2)))
+            across = (layout.width(panel) - 1) / 2 if layer is None else layout.columns[panel].index(column)
+            up = sum(layout.edges(column)) / 2 if layer is None else layer
+            found.append((across, up, max(cell.mark**0.5 * size, 2)))
     places = np.array(sorted(found), float).reshape(-1, 3)
     return [Marks("core", places[:, :2], sizes=places[:, 2].tolist())] if found else []

@@ -1,9 +1,8 @@
 """Fisher information of tensors: the mean over examples of the squared norm of the gradient of their loss.
 
-Equation 4 of arXiv 2605.31025 per named tensor, and per unit of those that are split; as a sum over parameters, by
-whose number callers divide if they want the mean that the authors' code takes. Exact, from batched backward passes that
-store no gradient of a tensor. `fisher_of` does so for a task, at the tuned model or at the base; it writes
-`fisher.json` and, of heads and neurons, `fisher.units.safetensors`.
+Equation 4 of arXiv 2605.31025 per named tensor, and per unit of those that are split, as a sum over parameters. Exact,
+from batched backward passes that store no gradient of a tensor. `fisher_of` does so for a task; it writes `fisher.json`
+and, of heads and neurons, `fisher.units.safetensors`.
 
 Shapes: k groups of n examples each, b = k n examples, t tokens of the longest, s positions that are supervised in any
 of them, v vocabulary, d width.
@@ -53,8 +52,8 @@ Group = tuple[Example, ...]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups of equally many examples, one after another, padded to one length, on the model's device. `positions_s`:
-    where any example is supervised; only there logits are needed."""
+    """Groups of equally many examples, padded to one length, on the model's device. Only at `positions_s`, where any
+    example is supervised, logits are needed."""
 
     ids: tuple[str, ...]
     num_groups: int
@@ -64,7 +63,6 @@ class MicroBatch:
 
 
 def group_examples(examples: Sequence[Example], batch_of: int) -> list[Group]:
-    """Groups of consecutive examples; the last may be smaller."""
     return [tuple(examples[start : start + batch_of]) for start in range(0, len(examples), batch_of)]
 
 
@@ -73,9 +71,8 @@ def micro_batches(groups: Sequence[Group], tokens_at_once: int) -> list[list[Gro
     more tokens, padding included, unless one group alone has."""
     batches: list[list[Group]] = []
     for group in sorted(groups, key=lambda group: (len(group), _longest(group)), reverse=True):
-        last = batches[-1] if batches else []
-        fits = last and len(last[0]) == len(group)
-        if fits and (len(last) + 1) * len(group) * _longest(last[0]) <= tokens_at_once:
+        last = batches[-1] if batches and len(batches[-1][0]) == len(group) else None
+        if last and (len(last) + 1) * len(group) * _longest(last[0]) <= tokens_at_once:
             last.append(group)
         else:
             batches.append([group])
@@ -111,13 +108,11 @@ def loss_of(model: nn.Module, batch: MicroBatch) -> Tensor:
         logits_bsv = logits_bsv[:, batch.positions_s]
     summed_k = losses(logits_bsv, batch.targets_bs).view(batch.num_groups, -1).sum(dim=1)
     losses_k = summed_k / (batch.targets_bs != IGNORED).view(batch.num_groups, -1).sum(dim=1)
-    if not torch.isfinite(losses_k).all():
-        bad = (~torch.isfinite(losses_k)).nonzero().flatten().tolist()
+    if bad := (~torch.isfinite(losses_k)).nonzero().flatten().tolist():
         size = len(batch.ids) // batch.num_groups
         raise NumericalError(
             f"Fisher information: the loss is NaN or Inf for {len(bad)} of {batch.num_groups} examples or batches:\n"
             + listing([", ".join(batch.ids[index * size : (index + 1) * size]) for index in bad])
-            + "\ntry float32, or look at the model's weights"
         )
     return losses_k.sum()
 
@@ -127,14 +122,12 @@ def loss_of(model: nn.Module, batch: MicroBatch) -> Tensor:
 
 @dataclass(frozen=True)
 class FisherResult:
-    """Fisher information of a model's tensors.
+    """Fisher information of a model's tensors, in model order, a tied one once, under its owner's name.
 
     Attributes:
-        values: tensor → mean over examples (or batches) of its gradient's squared norm, the sum over its parameters; in
-            model order, a tied tensor once, under its owner's name.
+        values: tensor → mean over `num` examples (or batches) of its gradient's squared norm, the sum over parameters.
         units: tensor with a `Split` → the same by unit, float64 [units]; sums to its value.
-        num: examples (or batches) averaged.
-        fallback: tensors that the one-example loop had to do, in model order.
+        fallback: tensors that the one-example loop had to do.
     """
 
     values: dict[str, float]
@@ -203,7 +196,6 @@ def backward(
 
 
 def _loop(model: nn.Module, groups: Sequence[Group], names: Collection[str], totals: Totals) -> None:
-    """Add the squared gradients of some tensors, group after group; each is dropped as soon as it is whole."""
 
     def square(name: str, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None  # the hook runs once it is whole
@@ -256,20 +248,17 @@ def _device(model: nn.Module) -> torch.device:
 
 def _require_finite(values: Mapping[str, float]) -> None:
     if bad := [name for name, value in values.items() if not math.isfinite(value)]:
-        raise NumericalError(
-            f"Fisher information is NaN or Inf for {len(bad)} of {len(values)} tensors, though every loss is "
-            "finite; try float32:\n" + listing(bad)
-        )
+        raise NumericalError(f"Fisher information is NaN or Inf, though every loss is finite:\n{listing(bad)}")
 
 
 # ---- of tasks
 
+Fisher = Kept[FisherFile]
 FOLDER, FILE = "fisher", "fisher.json"
 EXAMPLES_OF_A_BATCH = 2  # the authors' code
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
-    """`count` examples in a drawn order, or all of them if there are fewer."""
     return tuple(random.Random(seed).sample(examples, min(count, len(examples))))
 
 
@@ -280,8 +269,7 @@ def fisher_file(out: Path, source: DeltaSource) -> Path:
 def fisher_of(
     plan: DeltaPlan, source: DeltaSource, data: TaskData, settings: IdentifySettings, seed: int,
     splits: Mapping[str, Split] | None, out: Path, reporter: Reporter,
-) -> Kept[FisherFile]:  # fmt: skip
-    """Take it, or what an earlier run left of the same."""
+) -> Fisher:  # fmt: skip
     score, compute, tuned, file = settings.score, settings.compute, source.tuned, fisher_file(out, source)
     examples = draw(data.examples, score.fisher_examples, seed)
     remove_leftovers(file.parent)
@@ -296,7 +284,7 @@ def fisher_of(
     def asked(record: FisherFile) -> dict[str, Any]:
         return record.model_dump(exclude={"num", "parameters", "fallback", "libraries", "units"})
 
-    def make() -> Kept[FisherFile]:
+    def make() -> Fisher:
         model = attend(_model(plan.base, source, score.fisher_at, compute.device), settings.warm_start.train.attention)
         of_a_batch = EXAMPLES_OF_A_BATCH if score.fisher == "batch" else 1
         with reporter.task(f"Fisher of {tuned.label}", -(-len(examples) // of_a_batch)) as advance:
@@ -306,13 +294,12 @@ def fisher_of(
             )  # fmt: skip
         tensors = tuple(FisherTensor(name=name, value=value) for name, value in found.values.items())
         update = {"num": found.num, "parameters": tensors, "fallback": found.fallback}
-        return Kept(expected.model_copy(update=update), found.units)
+        return Fisher(expected.model_copy(update=update), found.units)
 
     return made_once(file, FisherFile, splits is not None, lambda one: asked(one) == asked(expected), make, reporter)
 
 
 def _model(base: OpenModel, source: DeltaSource, at: str, device: str) -> PreTrainedModel:
-    """The model at which the gradients are taken, in float32."""
     opened = source.opened if at == "tuned" and source.opened is not None else base
     model = load_model(opened.source, torch.float32)
     if at == "tuned" and isinstance(source.weights, DeltaStore):

@@ -48,7 +48,6 @@ def linear_squares(x_kti: Tensor, g_kto: Tensor, axis: Axis = None) -> Tensor:
 
 
 def gram_is_cheaper(num_tokens: int, num_in: int, num_out: int) -> bool:
-    """Whether two Gram matrices take fewer operations than the gradient itself."""
     return num_tokens * GRAM_PENALTY * (num_in + num_out) < num_in * num_out
 
 
@@ -109,7 +108,6 @@ class Totals:
         self._sums: dict[str, Tensor] = {}
 
     def split_dim(self, name: str) -> int | None:
-        """The dimension by which a tensor's squares are kept apart."""
         return self.splits[name].dim if name in self.splits else None
 
     def add(self, name: str, squares: Tensor) -> None:
@@ -119,7 +117,6 @@ class Totals:
         self._sums[name] = self._sums[name] + squares if name in self._sums else squares
 
     def add_gradient(self, name: str, gradient: Tensor) -> None:
-        """Add the squares of a whole gradient."""
         dim = self.split_dim(name)
         if dim is None:
             self.add(name, torch.linalg.vector_norm(gradient, dim=-1).double().square())
@@ -128,7 +125,6 @@ class Totals:
             self.add(name, by_index.double().square().sum(dim=1))
 
     def drop(self, names: Sequence[str]) -> None:
-        """Forget some tensors' sums; they are then counted anew."""
         for name in names:
             self._sums.pop(name, None)
 
@@ -144,8 +140,7 @@ class Pass:
     """What sites share while gradients arrive.
 
     Attributes:
-        batch: what the forward pass that is running reads.
-        ids: per embedding's tensor, the token ids of that pass.
+        ids: per embedding's tensor, the token ids of the pass that is running.
         head_rows: per embedding's tensor, the used rows of its tied head's gradient. It arrives before the embedding's
             own, and the square of their sum needs both.
         num_taken: per site, how many groups' gradients arrived.

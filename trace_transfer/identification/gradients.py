@@ -1,9 +1,8 @@
 """Gradients of a model at its base, tensor by tensor, with the weights of one layer at a time in memory.
 
-Reads a checkpoint and sets of examples. Gives for each tensor, from the head down to the embedding, two means over each
-set's examples: of the gradient of an example's loss, and of its square, element by element. No gradient is kept after
-that, so that a model needs no more room than its largest layer with these means, and what enters each layer: layers x
-tokens of all examples x width x 4 bytes, on the CPU.
+Gives for each tensor, from the head down to the embedding, two means over each set's examples: of the gradient of an
+example's loss, and of its square, element by element. A model needs no more room than its largest layer with these
+means, and what enters each layer: layers x tokens of all examples x width x 4 bytes, on the CPU.
 
 The model's own forward makes the calls of all layers, so that masks and positions are right for every family. Examples
 go through one by one, without padding.
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from trace_transfer.data.examples import Example
-from trace_transfer.errors import ModelError, NumericalError, listing
+from trace_transfer.errors import ModelError, NumericalError
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.identification.fisher import MicroBatch, loss_of, prepare, run_model
 from trace_transfer.models.checkpoints import Checkpoint, release
@@ -77,7 +76,6 @@ class BaseGradients:
         self._forward()
 
     def tensors(self) -> Iterator[Moments]:
-        """Run backward."""
         sums = _Sums(self.sizes)
         own = dict(self.model.named_parameters())
         embedding = self.model.get_input_embeddings().weight
@@ -120,7 +118,6 @@ class BaseGradients:
             self.advance()
 
     def _bring_in(self, wanted: Collection[str], trained: bool = True) -> dict[str, Tensor]:
-        """Load some tensors; tied ones stay one tensor."""
         self.weights.load(self.model, lambda name: self.tied.get(name, name) in wanted, self.device, torch.float32)
         for alias, owner in self.tied.items():
             if owner in wanted:
@@ -129,10 +126,7 @@ class BaseGradients:
                 for name in (owner, alias):
                     module, _, attribute = name.rpartition(".")
                     setattr(self.model.get_submodule(module), attribute, one)
-        found = {name: one.requires_grad_(trained) for name, one in self.model.named_parameters() if name in wanted}
-        if missing := [name for name, one in found.items() if one.is_meta]:
-            raise ModelError(f"{self.name}: the weights lack tensors:\n" + listing(missing))
-        return found
+        return {name: one.requires_grad_(trained) for name, one in self.model.named_parameters() if name in wanted}
 
     @torch.enable_grad()
     def _recorded(self, batch: MicroBatch) -> tuple[Tensor, list[Call]]:
@@ -156,7 +150,6 @@ class BaseGradients:
         return first[0], calls
 
     def _called(self, index: int, number: int, hidden: Tensor) -> Tensor:
-        """What one layer makes of one example."""
         args, kwargs = self.calls[number][index]
         out: Any = self.layers[index](hidden, *args, **kwargs)
         if isinstance(out, tuple):
@@ -229,7 +222,6 @@ class _Sums:
         self.square[name][index].addcmul_(gradient, gradient)
 
     def finish(self, name: str, value: Tensor) -> Moments:
-        """The means of a tensor; zeros where no gradient reached it."""
         self.told.add(name)
         zeros = torch.zeros(len(self.sizes), *value.shape, device=value.device)
         mean, square = (sums.pop(name, zeros) for sums in (self.mean, self.square))

@@ -21,29 +21,14 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.figures import write_html, write_png
 from trace_transfer.files import held, refuse_inputs, remove_leftovers, write_text
+from trace_transfer.identification import scoring, warm_starting
 from trace_transfer.identification.at_base import at_base
 from trace_transfer.identification.deltas import DELTAS, DeltaPlan, DeltaStore, deltas_of, plan_deltas
 from trace_transfer.identification.draw import figure
 from trace_transfer.identification.fisher import fisher_file, fisher_of
 from trace_transfer.identification.records import StabilityFile, beside
 from trace_transfer.identification.scores import ScoreSettings
-from trace_transfer.identification.scoring import (
-    ScoreInputs,
-    check_settings,
-    core_files,
-    gather,
-    masks_within,
-    stability,
-    warnings_of,
-)
 from trace_transfer.identification.settings import IdentifySettings
-from trace_transfer.identification.warm_starting import (
-    WarmStartPlan,
-    data_of_stores,
-    finished_stores,
-    plan_warm_starts,
-    run_warm_starts,
-)
 from trace_transfer.launching import is_first_rank
 from trace_transfer.models.running import resolve_device
 from trace_transfer.models.sources import build_meta_model
@@ -70,7 +55,7 @@ class IdentifyPlan:
     base: OpenModel
     tasks: tuple[TaskData, ...]
     tuned: Mapping[str, OpenModel]
-    warm_starts: WarmStartPlan
+    warm_starts: warm_starting.WarmStartPlan
     settings: IdentifySettings
     out: Path
     with_scores: bool
@@ -97,11 +82,11 @@ def plan_identify(
         raise UserError(f"{score.method} is taken at the base: leave --tuned out ({', '.join(tuned)})")
     if with_scores:
         _check(settings, names, 1 if models else start.replicates)
-        masks_within(score, names, opened.identity)  # refuses what does not fit
+        scoring.masks_within(score, names, opened.identity)  # refuses what does not fit
     if models:
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
     untrained = [] if at_base else [task for task in data if task.task not in tuned]
-    starts = plan_warm_starts(opened, untrained, start, Path(out))
+    starts = warm_starting.plan_warm_starts(opened, untrained, start, Path(out))
     return IdentifyPlan(opened, data, models, starts, settings, Path(out), with_scores)
 
 
@@ -114,21 +99,19 @@ def _open(
 
 
 def _check(settings: IdentifySettings, tasks: Sequence[str], num_replicates: int) -> None:
-    """Refuse settings of scores, and a device that is not there, hours before Fisher information is taken on it."""
-    check_settings(settings.score, tasks, num_replicates)
+    scoring.check_settings(settings.score, tasks, num_replicates)
     if settings.score.needs_fisher or settings.score.at_base:
         resolve_device(settings.compute.device)
 
 
 def run_warm_starts_of(plan: IdentifyPlan, reporter: Reporter) -> tuple[DeltaStore, ...]:
-    """The first half: `warm-start`."""
     with held(plan.out, shared=True):
-        return run_warm_starts(plan.warm_starts, reporter)
+        return warm_starting.run_warm_starts(plan.warm_starts, reporter)
 
 
 def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
-    """Carry the plan out. Under a launcher of several processes all take part in the warm starts, and the first goes
-    on alone: the others get None. After an error what was finished stays, and the same command goes on."""
+    """Carry the plan out. Under a launcher all processes take part in the warm starts, and the first goes on alone: the
+    others get None. After an error what was finished stays, and the same command goes on."""
     settings, seed = plan.settings, plan.settings.warm_start.train.seed
     with held(plan.out, shared=True):
         if settings.score.at_base:
@@ -136,7 +119,7 @@ def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
                 return None
             inputs = at_base(plan.base, plan.tasks, settings, _splits(plan.base, settings.score) or {}, reporter)
             return write_core_sets(inputs, settings.score, plan.out)
-        stores = run_warm_starts(plan.warm_starts, reporter)
+        stores = warm_starting.run_warm_starts(plan.warm_starts, reporter)
         if not is_first_rank():
             return None
         data = {start.label: start.data for start in plan.warm_starts.starts}
@@ -166,14 +149,14 @@ def run_score(
         assert found is not None  # `score` has one process
         return found
     opened, models = _open(base, tuned, rules, out)
-    stores = () if models else finished_stores(Path(out))
+    stores = () if models else warm_starting.finished_stores(Path(out))
     plan = plan_deltas(opened, models, stores)
     names = list(dict.fromkeys(source.tuned.task for source in plan.sources))
     _check(settings, names, max(source.tuned.replicate or 1 for source in plan.sources))
     if settings.score.needs_fisher:
         assert tasks is not None
         if stores:
-            data = data_of_stores(opened, stores, tasks)
+            data = warm_starting.data_of_stores(opened, stores, tasks)
         else:
             data = {one.task: one for one in read_tasks(opened, tasks, start.max_length, start.too_long, seed)}
         if missing := [source.tuned.label for source in plan.sources if source.tuned.label not in data]:
@@ -186,7 +169,7 @@ def run_score(
 def score_inputs(
     plan: DeltaPlan, data: Mapping[str, TaskData] | None, settings: IdentifySettings, seed: int, out: Path,
     reporter: Reporter,
-) -> ScoreInputs:  # fmt: skip
+) -> scoring.ScoreInputs:  # fmt: skip
     """Read deltas and, if the method needs it, Fisher information of their `data` (by label: `math`, `math/1`); what
     lies in `out` already is taken as it is."""
     fisher, splits = None, _splits(plan.base, settings.score)
@@ -204,7 +187,7 @@ def score_inputs(
         for source in plan.sources
     }  # None of models that were tuned elsewhere
     made_with = {"epochs": epochs.pop() if len(epochs) == 1 else None, "seed": seed}
-    return gather(plan.base, deltas, fisher, splits, made_with, files)
+    return scoring.gather(plan.base, deltas, fisher, splits, made_with, files)
 
 
 def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
@@ -214,18 +197,17 @@ def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
     return splits_of(base.anatomy, base.config, transposed.__contains__)
 
 
-def write_core_sets(inputs: ScoreInputs, settings: ScoreSettings, out: Path) -> Identified:
-    """From score inputs to core files, stability and importance heatmaps, all written into `out`."""
+def write_core_sets(inputs: scoring.ScoreInputs, settings: ScoreSettings, out: Path) -> Identified:
     remove_leftovers(out)
-    files, cores, report = list(inputs.files), core_files(inputs, settings), None
+    files, cores, report = list(inputs.files), scoring.core_files(inputs, settings), None
     for core in cores:
         files += write_core(core_path(out, core), core)
     if inputs.num_replicates == 2:
-        report = stability(inputs, settings)
+        report = scoring.stability(inputs, settings)
         files.append(out / STABILITY)
         write_text(files[-1], to_json(report))
     drawing = figure(cores)
     files += [out / "importance.html", out / "importance.png"]
     write_html(files[-2], drawing)
     write_png(files[-1], drawing)
-    return Identified(cores, report, tuple(warnings_of(inputs, cores, settings)), tuple(files))
+    return Identified(cores, report, tuple(scoring.warnings_of(inputs, cores, settings)), tuple(files))

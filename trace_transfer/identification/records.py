@@ -208,5 +208,4 @@ def made_once(
 
 
 def beside(file: Path) -> Path:
-    """Where the tensors of a result's heads and neurons lie."""
     return file.with_name(f"{file.stem}.units.safetensors")

@@ -36,8 +36,7 @@ class Statistics:
     """All that scores are made of; None for what was not computed.
 
     Attributes:
-        gram_PKK: inner products of the tasks' deltas (tuned minus base), entry by entry; for a method at the base those
-            of the tasks' mean gradients there.
+        gram_PKK: inner products of the tasks' deltas, entry by entry; for a method at the base of their mean gradients.
         kinds_P: component of each entry.
         fisher_PK: squared gradient of each task's loss, summed over the entry's parameters.
         text_P: the same on generic text, where it stands for what other tasks need.
@@ -59,13 +58,11 @@ class Statistics:
         text where it was taken, or the mean over the other tasks."""
         if self.text_P is not None:
             return self.text_P / self.numel_P
-        if self.fisher_PK is None or len(self.tasks_K) < 2:
-            raise ValueError("this method needs Fisher information of other tasks or of generic text")
+        assert self.fisher_PK is not None
         mean_P: Vector = np.delete(self.fisher_PK, task, axis=1).mean(axis=1) / self.numel_P
         return mean_P
 
     def of_entries(self, chosen: NDArray[Any]) -> Statistics:
-        """The same of some entries, given by a mask or by indices."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return Statistics(**{n: v if n == "tasks_K" or v is None else v[chosen] for n, v in values.items()})
 
@@ -78,7 +75,6 @@ class Scores:
     terms: dict[str, Vector] = field(default_factory=dict)
 
     def terms_of(self, entry: int) -> dict[str, float]:
-        """The terms of one entry that are not NaN."""
         found = {name: float(values_P[entry]) for name, values_P in self.terms.items()}
         return {name: value for name, value in found.items() if not np.isnan(value)}
 
@@ -104,9 +100,8 @@ def lf(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
 def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     """Specificity: one minus the mean cosine with the other tasks' deltas (eq. 6-8), in [0, 2].
 
-    A zero delta has no cosine. With `zero_delta` = `unscored` an entry that the task itself did not move is not scored,
-    and another task that did not move it is left out of the mean. `cosine-0` is the authors' way: it gives an entry
-    that did not move the score 1, above all those whose tasks agree a little.
+    A zero delta has no cosine: an entry that the task itself did not move is `unscored`, and another task that did not
+    move it is left out of the mean. `cosine-0` is the authors' way: such an entry has the score 1.
 
     `corrected` divides the cosine by √(reliability of one · of the other), which undoes what noise takes from it
     (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine.
@@ -116,8 +111,7 @@ def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     if settings.zero_delta == "cosine-0":
         cosines_PJ = np.nan_to_num(cosines_PJ, nan=0.0)
     if settings.cosine == "corrected":
-        if statistics.reliability_PK is None:
-            raise ValueError("corrected cosines need two replicates of each task")
+        assert statistics.reliability_PK is not None  # refused before
         reliable_PK = np.where(statistics.reliability_PK > RELIABILITY_FLOOR, statistics.reliability_PK, np.nan)
         cosines_PJ = np.clip(cosines_PJ / np.sqrt(reliable_PK[:, [task]] * reliable_PK[:, others]), -1.0, 1.0)
     known_PJ = ~np.isnan(cosines_PJ)
@@ -140,8 +134,7 @@ def l2(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
 
 def fisher(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     """Fisher information (eq. 4): the squared gradient, its sum over the entry's parameters or (authors' code) mean."""
-    if statistics.fisher_PK is None:
-        raise ValueError("this method needs Fisher information, which was not computed")
+    assert statistics.fisher_PK is not None
     values_P = statistics.fisher_PK[:, task]
     if settings.fisher_size == "mean":
         values_P = values_P / statistics.numel_P
@@ -159,7 +152,6 @@ def snr(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
 
 
 def mean_noise(noise_P: Vector, numel_P: NDArray[np.int64]) -> float:
-    """Over all parameters of some entries."""
     return float((noise_P * numel_P).sum() / max(int(numel_P.sum()), 1))
 
 
@@ -181,7 +173,6 @@ class Method:
 
     Attributes:
         score: (statistics, index of the task, settings) → scores of all entries.
-        about: what `--method` says of it.
         ignores: settings that it does not read; they do not decide its core sets.
         num_tasks: how many it needs at least.
         of_parameters: of a method at the base, which needs no warm start: its score of single parameters, from the
@@ -313,11 +304,9 @@ class ScoreSettings(Settings):
 
     @property
     def at_base(self) -> bool:
-        """Whether the method needs no warm start."""
         return METHODS[self.method].of_parameters is not None
 
     def deciding(self) -> dict[str, Any]:
-        """Those that decide the core sets of the method."""
         ignored = METHODS[self.method].ignores
         later = {name: getattr(self, name) for name in AT_BASE}
         return {name: value for name, value in (self.recorded() | later).items() if name not in ignored}
@@ -348,8 +337,8 @@ def _normalised(values: Vector, how: str) -> Vector:
 
 
 def normalise(values_P: Vector, how: str, kinds_P: Sequence[str] | NDArray[np.str_] | None = None) -> Vector:
-    """min-max: in [0, 1]; rank: from 0 for the smallest to 1 for the largest; z-score. Over all entries or over those
-    of one kind at a time. NaN takes no part and stays; equal values say nothing about importance and become zeros."""
+    """min-max: in [0, 1]; rank: from 0 for the smallest to 1 for the largest; z-score. Over all entries or those of one
+    kind at a time. NaN takes no part and stays; equal values say nothing about importance and become zeros."""
     kinds = np.zeros(len(values_P), int) if kinds_P is None else np.asarray(kinds_P)
     known_P, result_P = ~np.isnan(values_P), np.full(len(values_P), np.nan)
     for kind in np.unique(kinds[known_P]):

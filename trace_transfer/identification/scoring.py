@@ -18,20 +18,14 @@ from numpy.typing import NDArray
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.core_sets.overlap import jaccard_by_chance, reproducibility
-from trace_transfer.core_sets.selection import entries_of, select, ties_at_the_cut
+from trace_transfer.core_sets.selection import entries_of, select
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.identification.deltas import Deltas, grams_of
-from trace_transfer.identification.records import (
-    DeltaFile,
-    FisherFile,
-    Kept,
-    MethodStability,
-    StabilityFile,
-    TaskStability,
-)
+from trace_transfer.identification.fisher import Fisher
+from trace_transfer.identification.records import DeltaFile, MethodStability, StabilityFile, TaskStability
 from trace_transfer.identification.scores import METHODS, Scores, ScoreSettings, Statistics, all_scores, cosines_of
 from trace_transfer.models.sources import numel
 from trace_transfer.records import ModelIdentity, library_versions, read_artefact
@@ -52,13 +46,11 @@ class ScoreInputs:
 
     Attributes:
         deltas_of_K: the indices of each task's deltas among the N.
-        entries: without scores.
         made_with: what else decided the scores: epochs, seed.
         text_P: Fisher information on generic text.
         deltas: None of methods at the base, whose `gram_PNN` is that of gradients.
         chosen: of each task its single parameters, where they are chosen one by one.
         fallback: tensors whose Fisher information was taken one example at a time.
-        files: where all of it lies.
     """
 
     model: ModelIdentity
@@ -77,7 +69,6 @@ class ScoreInputs:
 
     @property
     def num_replicates(self) -> int:
-        """Replicates that every task has."""
         return min(map(len, self.deltas_of_K))
 
     def statistics(self, replicate: int | None = None) -> Statistics:
@@ -100,7 +91,7 @@ class ScoreInputs:
         )  # fmt: skip
 
     def replicate_cosines(self) -> dict[str, float]:
-        """Task → median over entries of the cosine of its two replicates' deltas."""
+        """Of each task, the median over entries."""
         cosines_PNN = cosines_of(self.gram_PNN)
         pairs = {task: group for task, group in zip(self.tasks, self.deltas_of_K, strict=True) if len(group) == 2}
         return {task: float(np.nanmedian(cosines_PNN[:, one, other])) for task, (one, other) in pairs.items()}
@@ -114,10 +105,9 @@ def averaged(gram_PNN: Array, groups: Sequence[Sequence[int]]) -> Array:
 
 
 def gather(
-    base: OpenModel, deltas: Deltas, fisher: Sequence[Kept[FisherFile]] | None, splits: Mapping[str, Split] | None,
+    base: OpenModel, deltas: Deltas, fisher: Sequence[Fisher] | None, splits: Mapping[str, Split] | None,
     made_with: Mapping[str, Any], files: Sequence[Path],
 ) -> ScoreInputs:  # fmt: skip
-    """Bring everything into one order: of whole tensors, or of rows where there are `splits`."""
     tuned = deltas.file.tuned
     tasks = tuple(dict.fromkeys(one.task for one in tuned))
     whole_PNN = grams_of(deltas.file)
@@ -169,7 +159,7 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
 
 
 def masks_within(settings: ScoreSettings, tasks: Sequence[str], model: ModelIdentity) -> dict[str, Mask]:
-    """Each task's core set in the directory that it is to be chosen from; nothing if there is none."""
+    """Each task's core set in the directory that it is to be chosen from, if there is one."""
     found: dict[str, Mask] = {}
     if settings.within is None:
         return found
@@ -202,7 +192,6 @@ def core_files(inputs: ScoreInputs, settings: ScoreSettings) -> tuple[CoreFile, 
 def _core_sets(
     inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings, within: Mapping[str, Mask]
 ) -> list[tuple[CoreTensor, ...]]:
-    """All entries of each task, its core set marked."""
     unit = "tensors" if settings.unit == "parameters" else settings.unit  # those are chosen afterwards
     every = all_scores(statistics, settings, takes_part(inputs.entries, settings))
     for number, task in enumerate(inputs.tasks if within else ()):
@@ -232,7 +221,6 @@ def takes_part(entries: Sequence[CoreTensor], settings: ScoreSettings, within: M
 
 
 def covered(entries: Sequence[CoreTensor], mask: Mask) -> NDArray[np.bool_]:
-    """Which entries lie wholly in a mask."""
     slices = {name: part for name, part in mask.parts.items() if isinstance(part, Slice)}
     inside = {name: frozenset(part.indices) for name, part in slices.items()}
 
@@ -267,20 +255,13 @@ def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapp
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)
-    counts = reproducibility(
-        {task: (dict.fromkeys(one, 1), dict.fromkeys(other, 1)) for task, (one, other) in sets.items()}
-    )
+    counts = reproducibility({t: (dict.fromkeys(one, 1), dict.fromkeys(other, 1)) for t, (one, other) in sets.items()})
     deciding = counts if settings.unit == "tensors" else sizes
-
-    def known(value: float) -> float | None:
-        return None if math.isnan(value) else value  # with a single task there is none to compare with
-
     tasks = tuple(
         TaskStability(
             task=task, within_tensors=counts[task].within, within_elements=sizes[task].within,
-            between_tensors=known(counts[task].between), between_elements=known(sizes[task].between),
-            highest_between=known(deciding[task].highest_between),
-            clear=None if math.isnan(counts[task].between) else deciding[task].clearly_higher,
+            between_tensors=counts[task].between, between_elements=sizes[task].between,
+            highest_between=deciding[task].highest_between, clear=deciding[task].clearly_higher,
         )
         for task in inputs.tasks
     )  # fmt: skip
@@ -289,10 +270,9 @@ def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapp
 
 
 def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreSettings) -> list[str]:
-    """What a user should know before trusting the core sets."""
-    found, deltas = [], inputs.deltas
-    tensors = () if deltas is None else deltas.parameters
-    for index, tuned in enumerate(() if deltas is None else deltas.tuned):
+    found = []
+    tuned_models, tensors = (inputs.deltas.tuned, inputs.deltas.parameters) if inputs.deltas else ((), ())
+    for index, tuned in enumerate(tuned_models):
         unchanged = sum(one.unchanged[index] for one in tensors) / sum(numel(one.shape) for one in tensors)
         still = [one.name for one in tensors if one.norms[index] == 0]
         if tuned.sixteen_bit and unchanged > MANY_UNCHANGED:
@@ -309,11 +289,6 @@ def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreS
             f"core sets of very few parameters ({shown}): small tensors, norms or biases, are core, and training them "
             "alone changes little. --unit elements counts parameters; --exclude norm --exclude bias leaves them out"
         )
-    found += [
-        f"{core.task}: the last core tensor and the next one have the same score; model order decided"
-        for core in cores
-        if core.chosen is None and ties_at_the_cut(core.parameters)
-    ]
     if settings.method == "cs" and len(inputs.tasks) == 2:
         found.append("cs with two tasks gives both the same core set: the cosine of two deltas has no side")
     noisy = sum(entry.num_elements < NOISY_ELEMENTS for entry in inputs.entries)

@@ -22,7 +22,6 @@ NUM_SHOWN = 15
 
 
 def render_identified(found: Identified) -> str:
-    """The result: stability where it is known, core sets, warnings, and where the files are."""
     parts = [render_core_sets(found.cores, found.warnings, found.files)]
     if found.stability is not None:
         parts.insert(0, render_stability(found.stability))
@@ -31,7 +30,6 @@ def render_identified(found: Identified) -> str:
 
 @as_text
 def render_plan(page: Page, plan: IdentifyPlan) -> None:
-    """Tasks, steps, memory and disk."""
     from trace_transfer.data.rendering import example_lines
 
     starts, settings, score = plan.warm_starts, plan.settings.warm_start, plan.settings.score
@@ -78,7 +76,6 @@ def _at_base(plan: IdentifyPlan) -> list[str]:
 
 @as_text
 def render_warm_starts(page: Page, stores: Sequence[DeltaStore]) -> None:
-    """What was trained."""
     rows = []
     for store in stores:
         one, data = store.record, store.record.data
@@ -92,7 +89,6 @@ def render_warm_starts(page: Page, stores: Sequence[DeltaStore]) -> None:
 
 
 def draw_deltas(page: Page, deltas: DeltaFile) -> None:
-    """Norms, cosines between deltas, and the parameters that moved most."""
     page.line(f"Deltas from {model_line(deltas.model)}", "bold")
     labels = [tuned.label for tuned in deltas.tuned]
     for index, tuned in enumerate(deltas.tuned):
@@ -114,7 +110,6 @@ def draw_deltas(page: Page, deltas: DeltaFile) -> None:
 
 
 def draw_stability(page: Page, report: StabilityFile) -> None:
-    """How far core sets depend on the seed."""
     page.line(f"Stability of core sets: {model_line(report.model)}", "bold")
     page.line("overlap (Jaccard) of the core sets of two warm starts of one task, and of different tasks")
     page.line()

@@ -71,7 +71,6 @@ class WarmStartPlan:
 
     @property
     def num_bytes(self) -> int:
-        """What the missing deltas need on the disk."""
         dtype: torch.dtype = getattr(torch, self.settings.delta_dtype)
         return self.num_missing * dtype.itemsize * self.base.identity.num_elements
 
@@ -87,8 +86,8 @@ def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[i
 def plan_warm_starts(
     base: OpenModel, tasks: Sequence[TaskData], settings: WarmStartSettings, out: Path
 ) -> WarmStartPlan:
-    """Lay out all warm starts and look which are finished; reads headers only, writes nothing. Refuses settings that
-    cannot be used, and an `out` that holds warm starts made otherwise."""
+    """Lay out all warm starts and look which are finished. Refuses settings that cannot be used, and an `out` that
+    holds warm starts made otherwise."""
     require_usable(settings.train, place_among_ranks().size)
     require_known(settings.train, base.anatomy)
     starts = tuple(
@@ -103,15 +102,12 @@ def plan_warm_starts(
         if (start.directory / RECORD).is_file()
     }
     if problems := [f"{label}: {one}" for label, found in differences.items() for one in found]:
-        raise UserError(
-            f"{out / FOLDER}: holds warm starts that were made otherwise; name another --out, or remove them:\n"
-            + listing(problems)
-        )
+        told = f"{out / FOLDER}: holds warm starts that were made otherwise; name another --out, or remove them"
+        raise UserError(f"{told}:\n{listing(problems)}")
     return replace(plan, finished=frozenset(differences))
 
 
 def _differences(record: WarmStartFile, start: WarmStart, plan: WarmStartPlan) -> list[str]:
-    """What a finished warm start was made with, where that is not what is asked for now."""
     name, weights, settings = plan.base.source.name, plan.opened.weights, plan.settings
     config = record.config_sha256 or weights.config_sha256  # None of earlier versions
     pairs: list[tuple[str, Any, Any]] = [
@@ -131,7 +127,7 @@ def run_warm_starts(plan: WarmStartPlan, reporter: Reporter) -> tuple[DeltaStore
     if plan.num_missing and (free := shutil.disk_usage(plan.out).free) < plan.num_bytes:
         raise UserError(
             f"{plan.out}: {free:,} bytes are free, but the deltas of {plan.num_missing} warm starts need "
-            f"{plan.num_bytes:,}; make room, or name another --out (--delta-dtype bfloat16 needs half of float32)"
+            f"{plan.num_bytes:,}; make room, or name another --out"
         )
     with stop_on_sigterm() as stop:
         for start in plan.starts:
@@ -195,13 +191,9 @@ def _warm_start(plan: WarmStartPlan, start: WarmStart, reporter: Reporter, stop:
 
 
 def finished_stores(out: Path) -> tuple[DeltaStore, ...]:
-    """The finished warm starts in a run's directory, in the order of `tasks.yaml`."""
     found = [*(out / FOLDER).glob(f"*/{RECORD}"), *(out / FOLDER).glob(f"*/*/{RECORD}")]
     if not found:
-        raise ArtefactError(
-            f"{out}: holds no finished warm start ({FOLDER}/TASK/{RECORD}); run trace-transfer warm-start first, or "
-            "give fine-tuned models with --tuned"
-        )
+        raise ArtefactError(f"{out}: holds no finished warm start; run warm-start first, or give models with --tuned")
     stores = [DeltaStore.open(file.parent) for file in found]
     return tuple(sorted(stores, key=lambda one: (one.record.order, one.record.task, one.record.replicate or 0)))
 
@@ -215,12 +207,11 @@ def data_of_stores(base: OpenModel, stores: Sequence[DeltaStore], tasks: str | P
         for task in whole
         for replicate, data in parts_of(task, made_with["replicates"], made_with["seed"])
     }
-    labels = [(label_of(store.record.task, store.record.replicate), store.record.data.sha256) for store in stores]
-    problems = [f"{label}: not in {tasks}" for label, _ in labels if label not in parts]
-    problems += [
-        f"{label}: other examples in {tasks} than it was warm-started with"
-        for label, sha256 in labels
-        if label in parts and parts[label].sha256 != sha256
+    made_of = {label_of(store.record.task, store.record.replicate): store.record.data.sha256 for store in stores}
+    problems = [
+        f"{label}: other examples in {tasks} than it was warm-started with, or none"
+        for label, sha256 in made_of.items()
+        if label not in parts or parts[label].sha256 != sha256
     ]
     if problems:
         raise UserError("tasks and warm starts do not belong together:\n" + listing(problems))

@@ -22,19 +22,8 @@ from transformers import TrainerCallback
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.masks import Chosen, Mask
+from trace_transfer.engine import slices
 from trace_transfer.engine.distributed import Ranks
-from trace_transfer.engine.engine import shapes_of
-from trace_transfer.engine.slices import (
-    Spliced,
-    freeze,
-    gathered,
-    ordinary,
-    outside,
-    places_of,
-    spliced_at,
-    taken,
-    unsplice,
-)
 from trace_transfer.errors import FrozenMovedError, UserError, listing
 from trace_transfer.launching import is_first_rank
 from trace_transfer.models.checkpoints import OpenedBase
@@ -49,7 +38,10 @@ from trace_transfer.records import read_artefact
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine", "OptimizedModule")
+WRAPPERS = (
+    "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine",
+    "OptimizedModule", "PeftModel", slices.Spliced.__name__,
+)  # fmt: skip
 
 
 class WrappedModelError(UserError):
@@ -59,7 +51,8 @@ class WrappedModelError(UserError):
 def freeze_except(
     model: PreTrainedModel, core: CoreFile | Path | str, *, base: Path | str | None = None
 ) -> CoreTraining:
-    """Freeze a model but for a core set, before an optimizer is made and before DDP, FSDP or DeepSpeed get it.
+    """Freeze a model but for a core set, before an optimizer is made and before DDP, FSDP or DeepSpeed get it; refused
+    (UserError) where one of these has it, or a core file is of another model.
 
     Of a tensor that is core in part, that part alone has a gradient and optimizer state. State dicts, checkpoints and
     `save_pretrained` have whole tensors under their ordinary names all the time. As a context manager, the model is
@@ -69,9 +62,6 @@ def freeze_except(
         core: a core file of this model, read or not, or one on the hub, `owner/name:FILE`.
         base: what a patch is for; None for where the model was loaded from. Only its types are read.
 
-    Raises:
-        UserError: a core file of another model, a model that is wrapped, an optimizer that has it already.
-
     Examples:
         >>> trained = tt.freeze_except(model, "math.core.json")
         >>> optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
@@ -80,13 +70,11 @@ def freeze_except(
     _require_unwrapped(model)
     read: CoreFile = core if isinstance(core, CoreFile) else read_artefact(local_file(core), CoreFile)
     file = f"the core set of {core.task}" if isinstance(core, CoreFile) else str(core)
-    inventory = replace(inventory_of(model), shapes=shapes_of(model))  # those of ZeRO 3 are kept elsewhere
+    inventory = replace(inventory_of(model), shapes=slices.shapes_of(model))  # those of ZeRO 3 are kept elsewhere
     if inventory.names_sha256 != read.model.names_sha256:
         raise UserError(
-            f"{file}: is of {read.model.id} ({read.model.model_type}, {read.model.num_parameters} tensors, "
-            f"{read.model.num_elements:,} parameters), and the model is a {type(model).__name__} with "
-            f"{len(inventory.shapes)} tensors and {inventory.num_elements:,} parameters; carry it over with "
-            "`trace-transfer map`"
+            f"{file}: is of {read.model.id} ({read.model.num_parameters} tensors), and the model is a "
+            f"{type(model).__name__} with {len(inventory.shapes)}; carry it over with `trace-transfer map`"
         )
     mask = Mask.of_core(read, inventory.shapes, inventory.tied, file)
     _require_no_optimizer(model, mask)
@@ -94,19 +82,14 @@ def freeze_except(
 
 
 class CoreTraining:
-    """A model in training of which everything but a core set is frozen; made by `freeze_except`.
-
-    Attributes:
-        task: of the core file.
-        mask: what is trained.
-    """
+    """A model in training of which everything but a core set (its `mask`) is frozen; made by `freeze_except`."""
 
     def __init__(
         self, model: PreTrainedModel, task: str, mask: Mask, inventory: Inventory, stored: Mapping[str, torch.dtype]
     ) -> None:
         self.model, self.task, self.mask = model, task, mask
         self._inventory, self._stored = inventory, stored
-        self._places, self._kind = places_of(model), type(model)
+        self._places, self._kind = slices.places_of(model), type(model)
         self._required = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._frozen: dict[str, tuple[torch.dtype, str]] = {}
         self._before: dict[str, Tensor] = {}
@@ -117,21 +100,19 @@ class CoreTraining:
             if self._is_first:  # the others may not even have loaded them
                 part = mask.parts.get(name)
                 if mask.trains(name):
-                    self._before[name] = taken(value, part).clone()
+                    self._before[name] = slices.taken(value, part).clone()
                 if part is not None or not mask.trains(name):
-                    self._frozen[name] = value.dtype, _digest(outside(value, part))
-        freeze(model, mask)
+                    self._frozen[name] = value.dtype, _digest(slices.outside(value, part))
+        slices.freeze(model, mask)
         if mask.sliced:
             model.__class__ = _saving_whole(self._kind, bool(self.tied_parts))
 
     @property
     def num_trained(self) -> int:
-        """Parameters that are trained."""
         return self.mask.numel(self._inventory.shapes)
 
     @property
     def tied_parts(self) -> list[str]:
-        """Tensors that are trained in part and that several modules hold."""
         return [name for name in self.mask.sliced if len(self._places[name]) > 1]
 
     def print_trainable_parameters(self) -> None:
@@ -141,47 +122,40 @@ class CoreTraining:
             print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
     def verify(self) -> None:
-        """Prove that all frozen tensors, and the frozen rows of the others, are bit for bit what they were.
-
-        Raises:
-            FrozenMovedError: some moved or would be trained; all are named.
-        """
+        """Prove that all frozen tensors, and the frozen rows of the others, are bit for bit what they were; a
+        FrozenMovedError names all that moved or would be trained."""
         problems = []
         for name, parameter, _ in self._live():
             part, value = self.mask.parts.get(name), _whole(parameter)
             if name not in self._frozen:
                 continue
             dtype, digest = self._frozen[name]
-            now = converted(outside(value, part), dtype)
+            now = converted(slices.outside(value, part), dtype)
             if now is None or _digest(now) != digest:
                 where = "parameters" if isinstance(part, Chosen) else "rows"
                 problems.append(f"{name}: {f'{where} that are not core' if part else 'not core'}, and moved")
             elif parameter.requires_grad and part is None and not self._merged:
                 problems.append(f"{name}: not core, and requires a gradient")
         if self._ranks.any(bool(problems)):
-            raise FrozenMovedError(
-                f"{self.task}: weights that were to stay frozen are not what they were:\n"
-                + listing(problems or ["the first process names them"])
-            )
+            told = listing(problems or ["the first process names them"])
+            raise FrozenMovedError(f"{self.task}: weights that were to stay frozen are not what they were:\n{told}")
 
     def save_patch(self, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
         """Write the patch of what was trained, as `train` does: `trace-transfer patch apply` puts it into the base.
 
         Args:
-            dtype: of the trained values; None for that which they have in memory. Before, each tensor has the type in
-                which the base stores it, where this holds its values.
+            dtype: of the trained values; None for that which they have in memory.
 
         Raises:
             NumericalError: NaN or Inf, or values that `dtype` cannot hold.
-            DiskFullError: nothing of the patch is left.
         """
         changes = []
         for name, parameter, values in self._live():
             if self.mask.trains(name):
                 whole, part = _whole(parameter), self.mask.parts[name]
-                after = taken(whole, part) if values is None else _whole(values)
+                after = slices.taken(whole, part) if values is None else _whole(values)
                 if self._is_first:
-                    before = self._as_begun(name, None if part is None else outside(whole, part))
+                    before = self._as_begun(name, None if part is None else slices.outside(whole, part))
                     types = before.dtype, dtype or after.dtype
                     changes.append((PatchEntry(name, self._inventory.shapes[name], part, *types), before, after))
 
@@ -201,21 +175,15 @@ class CoreTraining:
         return found if before is None or (others is not None and converted(others, stored) is None) else before
 
     def merge(self) -> None:
-        """Make the model an ordinary one again: plain parameters with the trained values, gradients as before.
-
-        Raises:
-            UserError: FSDP or ZeRO 3 have cut it into parts; save it as your trainer does.
-        """
+        """Make the model an ordinary one again: plain parameters with the trained values, gradients as before. A
+        UserError where FSDP or ZeRO 3 have cut it into parts: save it as your trainer does."""
         parameters = list(self.model.parameters())
         if any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in parameters):
-            raise UserError(
-                f"{self.task}: FSDP or ZeRO 3 hold the model in parts, which cannot be merged in place; save it with "
-                "`save_pretrained` or your trainer, and load it again"
-            )
+            raise UserError(f"{self.task}: FSDP or ZeRO 3 hold the model in parts; save it, and load it again")
         if self._merged:
             return
         for name in self.mask.sliced:
-            unsplice(self._places[name])
+            slices.unsplice(self._places[name])
         self.model.__class__, self._merged = self._kind, True
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._required)
@@ -234,49 +202,36 @@ class CoreTraining:
                 module.reshard()  # what it gathered for a forward pass may be rounded
         for name, places in self._places.items():
             module, attribute = places[0]
-            spliced = spliced_at(module, attribute)
+            spliced = slices.spliced_at(module, attribute)
             yield (name, getattr(module, attribute), None) if spliced is None else (name, spliced[0], spliced[1].values)
 
     @property
     def _ranks(self) -> Ranks:
         group = torch.distributed
-        if not group.is_available() or not group.is_initialized():
+        if not group.is_initialized():
             return Ranks(0, 1, torch.device("cpu"))
         return Ranks(group.get_rank(), group.get_world_size(), next(self.model.parameters()).device)
 
 
 def _require_unwrapped(model: nn.Module) -> None:
     kinds = {kind.__name__ for module in (model, *model.modules()) for kind in type(module).__mro__}
-    problem = next((f"wrapped ({kind}): freeze it before {kind} gets it" for kind in WRAPPERS if kind in kinds), None)
-    if "PeftModel" in kinds:
-        problem = "wrapped (PeftModel): adapters of PEFT train other tensors beside the model's; give it without them"
-    elif any(parameter.is_meta for parameter in model.parameters()):
-        problem = "not all in memory (device_map): load it whole, or with ZeRO 3"
-    elif any(isinstance(module, FSDPModule) for module in model.modules()):
-        problem = "sharded (fully_shard): freeze it before FSDP gets it"
-    elif any(isinstance(module, Spliced) for module in model.modules()):
-        problem = "being trained with a core set already: `merge()` that one first"
-    if problem:
-        raise WrappedModelError(f"the model is {problem}")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise WrappedModelError("the model is not all in memory (device_map): load it whole, or with ZeRO 3")
+    if wrapper := next((kind for kind in WRAPPERS if kind in kinds), None):
+        raise WrappedModelError(f"{wrapper} has the model already: freeze the plain one, and before {wrapper} gets it")
 
 
 def _require_no_fsdp1(model: nn.Module) -> None:
-    """Refuse FSDP's first version, which makes one flat tensor of many, frozen and trained alike."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise WrappedModelError("FSDP 1 makes one flat tensor of many: use FSDP 2 (`fsdp_version: 2`, `fully_shard`)")
 
 
 def _require_no_optimizer(model: nn.Module, mask: Mask) -> None:
     """Of a tensor that is core in part, an optimizer made before would have the whole one, and never the part."""
-    sliced = {id(parameter): name for name, parameter in model.named_parameters() if name in mask.sliced}
-    for found in gc.get_objects() if sliced else ():
-        if issubclass(type(found), torch.optim.Optimizer):
-            held = [sliced[id(one)] for group in found.param_groups for one in group["params"] if id(one) in sliced]
-            if held:
-                raise WrappedModelError(
-                    f"an optimizer ({type(found).__name__}) was made before the model was frozen: it has the whole of "
-                    f"{held[0]}, which is core in part, and would never train that; freeze first, or `del` it"
-                )
+    sliced = {id(parameter) for name, parameter in model.named_parameters() if name in mask.sliced}
+    optimizers = [one for one in gc.get_objects() if issubclass(type(one), torch.optim.Optimizer)] if sliced else []
+    if any(id(held) in sliced for one in optimizers for group in one.param_groups for held in group["params"]):
+        raise WrappedModelError("an optimizer was made before the model was frozen; freeze first, or `del` it")
 
 
 def _stored_types(model: PreTrainedModel, base: Path | str | None, mask: Mask) -> dict[str, torch.dtype]:
@@ -291,17 +246,14 @@ def _stored_types(model: PreTrainedModel, base: Path | str | None, mask: Mask) -
 
 def _saving_whole(kind: type[PreTrainedModel], tied: bool) -> type[PreTrainedModel]:
     """The class of a model of which rows are trained, so that a state dict gathered by ZeRO 3 is saved as an ordinary
-    one. Its name stays: it goes into the config.
-
-    Args:
-        tied: rows of a tied tensor are trained, which are tied whatever is loaded; transformers could not tie them.
-    """
+    one. Its name stays: it goes into the config. Rows of a tied tensor are tied whatever is loaded: transformers could
+    not tie them."""
 
     def save_pretrained(
         self: Any, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **others: Any
     ) -> None:
         if state_dict is not None:
-            ordinary(self, state_dict)
+            slices.ordinary(self, state_dict)
         kind.save_pretrained(self, save_directory, is_main_process, state_dict, **others)
 
     changes: dict[str, Any] = {"save_pretrained": save_pretrained, "__module__": kind.__module__}
@@ -315,7 +267,7 @@ def _whole(parameter: nn.Parameter) -> Tensor:
     value = parameter.detach()
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
-    with gathered(parameter):
+    with slices.gathered(parameter):
         return parameter.detach().to("cpu", copy=hasattr(parameter, "ds_id"))
 
 
@@ -326,16 +278,9 @@ def _digest(value: Tensor) -> str:
 class CoreCallback(TrainerCallback):
     """Trains a core set alone: `SFTTrainer(model, ..., callbacks=[tt.CoreCallback("math.core.json")])`.
 
-    Freezes the model when the trainer is made; when its training ends, proves that nothing else moved, and writes
-    `TASK.patch.safetensors` into `output_dir`.
-
-    Args:
-        core: as `freeze_except` takes it.
-        base: as `freeze_except` takes it.
-        dtype: of the patch, as of `CoreTraining.save_patch`.
-
-    Attributes:
-        trained: the model in training, once the trainer is made.
+    Freezes the model when the trainer is made, which is then `trained`; when its training ends, proves that nothing
+    else moved, and writes `TASK.patch.safetensors` into `output_dir`. Arguments are those of `freeze_except` and
+    `CoreTraining.save_patch`.
     """
 
     def __init__(
@@ -350,24 +295,16 @@ class CoreCallback(TrainerCallback):
             return
         full_states = str(args.fsdp_config.get("state_dict_type", "FULL_STATE_DICT")) == "FULL_STATE_DICT"
         if full_states and args.save_strategy != "no" and not args.save_only_model:
-            raise UserError(
-                "rows are core, and FSDP's checkpoints are FULL_STATE_DICT, from which torch cannot resume rows; say "
-                "`state_dict_type: SHARDED_STATE_DICT` in `fsdp_config`, or `save_only_model: true`"
-            )
+            how = "say `state_dict_type: SHARDED_STATE_DICT` in `fsdp_config`, or `save_only_model: true`"
+            raise UserError(f"torch cannot resume rows from checkpoints that are FULL_STATE_DICT; {how}")
         loads_on_meta = str(args.fsdp_config.get("cpu_ram_efficient_loading")).lower() == "true"
         if trained.tied_parts and not loads_on_meta:
-            raise UserError(
-                f"{trained.tied_parts[0]}: rows of it are core, and it is tied to another tensor, which accelerate's "
-                "FSDP takes for two; say `cpu_ram_efficient_loading: true` in `fsdp_config`, or train it with ZeRO or "
-                "DDP"
-            )
+            told = f"{trained.tied_parts[0]}: rows of it are core, and it is tied, which FSDP takes for two"
+            raise UserError(f"{told}; say `cpu_ram_efficient_loading: true` in `fsdp_config`")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.trained is None:
-            raise UserError(
-                "CoreCallback was added to a trainer that was there already, and its model may have an optimizer; give "
-                "it when the trainer is made: callbacks=[CoreCallback(...)]"
-            )
+            raise UserError("CoreCallback: give it when the trainer is made: callbacks=[CoreCallback(...)]")
         _require_no_fsdp1(self.trained.model)
         self.trained.print_trainable_parameters()
 

@@ -41,7 +41,6 @@ class Case:
 
     @property
     def size(self) -> int:
-        """Parameters of the core set."""
         return sum(one.num_core for one in self.core.core)
 
     @property
@@ -64,7 +63,6 @@ class Case:
         return Mask.of_core(core, self.shapes, self.anatomy.inventory.tied, self.file)
 
     def parameters(self, counts: Mapping[str, int]) -> Mask:
-        """Of each tensor so many random single parameters."""
         draws, parts = self.generator(), dict[str, Part | None]()
         for name, count in counts.items():
             if count:
@@ -83,18 +81,12 @@ class Case:
 
 
 def random_set(case: Case) -> Mask:
-    """Drawn by chance from the entries that have a score: tensors, parts of fused ones, or heads and neurons.
-
-    With another seed or task the set is another one, and it may have some of the core set in it. With `tensors`,
+    """Drawn by chance from the entries that have a score, some of the core set perhaps among them. With `tensors`,
     exactly as many entries as are core. With `elements`, entries with about as many elements together; what is missing
-    or too much is at most half of an entry that was left out, and mostly far less.
-    """
+    or too much is at most half of an entry that was left out, and mostly far less."""
     core, scored = case.core, case.scored
     if sum(one.num_elements for one in scored) == case.size:
-        raise MaskError(
-            f"{case.file}: all {len(scored)} tensors that have a score are core: any set drawn from them would be the "
-            "same; make the core set smaller with `trace-transfer select --ratio`"
-        )
+        raise MaskError(f"{case.file}: all {len(scored)} tensors that have a score are core: take a smaller ratio")
     if case.unit == "tensors" and core.chosen is None:
         order = case.generator().permutation(len(scored)).tolist()
         return case.mask([scored[index] for index in order[: len(core.core)]])
@@ -129,21 +121,17 @@ def norms_and_random(case: Case, head: bool = False) -> Mask:
     fixed = Mask(dict.fromkeys(norms + heads))
     room = case.size - fixed.numel(case.shapes)
     if room < 0:
-        raise MaskError(
-            f"{case.file}: its core set has {case.size:,} parameters, fewer than the {fixed.numel(case.shapes):,} of "
-            f"the {len(fixed.parts)} tensors that this control always trains; take a larger ratio"
-        )
+        raise MaskError(f"{case.file}: its core set is smaller than what this control always trains: raise its ratio")
     others = [one for one in case.scored if not fixed.trains(one.name)]
     return fixed if room == 0 else fixed | case.drawn(others, room)
 
 
 def shuffled_layers(case: Case) -> Mask:
-    """The core set with each of its tensors moved to the same place in another layer, by one cycle of all layers.
+    """The core set with each of its tensors moved to the same place in another layer, by one cycle of all layers, which
+    depends on the seed alone, so that two tasks keep what they share.
 
     Where the next layer of the cycle lacks that tensor or has it in another shape, the cycle is followed on: each
-    tensor has one image, no two have the same, and the set keeps its numbers of tensors and of elements. What stands
-    outside the layers stays, and so does what no other layer has. The cycle depends on the seed alone, so that two
-    tasks keep what they share.
+    tensor has one image, no two have the same. What stands outside the layers, or in one alone, stays.
     """
     cycle = case.generator("layers").permutation(case.anatomy.num_layers).tolist()
     after = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
@@ -161,10 +149,7 @@ def shuffled_layers(case: Case) -> Mask:
     own = case.mask()
     mask = Mask({image(name): part for name, part in own.parts.items()})
     if mask == own:
-        raise MaskError(
-            f"{case.file}: with its layers shuffled the core set is the same: it lies outside the layers, or has the "
-            "same part of each layer; this control can tell nothing here"
-        )
+        raise MaskError(f"{case.file}: shuffled, the core set is the same: this control can tell nothing")
     return mask
 
 

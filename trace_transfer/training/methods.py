@@ -1,7 +1,5 @@
 """What each method trains on what: the stages of a stream, laid out before any weight is loaded.
 
-Reads: the examples of all tasks, their core files, the model's names and shapes. Writes nothing.
-
 A method is a small function from a stream to its stages, by name in `LAYOUTS`; a stage is one training, with a new
 optimizer, that begins where the one before ended.
 """
@@ -9,7 +7,6 @@ optimizer, that begins where the one before ended.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,11 +18,11 @@ from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import chosen
 from trace_transfer.data.tasks_file import suggestion
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import UserError, listing
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import sha256_text
-from trace_transfer.records import read_artefact
+from trace_transfer.records import model_line, read_artefact
 from trace_transfer.training.controls import CONTROLS, Case
 from trace_transfer.training.settings import StreamSettings, StreamTask, core_file
 
@@ -42,7 +39,6 @@ class Stage:
         label: of its patch, its directory and its messages: the task's name, `joint` or `multi-task`.
         mask: what is trained; empty where adapters are, whose names are known once they are made.
         tasks: names of the tasks whose examples take part.
-        notes: what a user should know before it begins.
     """
 
     label: str
@@ -71,15 +67,11 @@ def by_core(name: str | None, stream: Stream) -> list[Stage]:
     for data in stream.tasks:
         core, file = stream.cores.get(data.task), f"task '{data.task}': core file"
         if core is None:
-            problems.append(
-                f"task '{data.task}': no core file; name it with `core:` beside `data:` (`trace-transfer identify` "
-                "makes one, `trace-transfer map` carries one over from another model)"
-            )
+            problems.append(f"task '{data.task}': no core file; name it with `core:` beside `data:`")
         elif core.model.names_sha256 != anatomy.inventory.names_sha256:
             problems.append(
-                f"{file} is of {core.model.id} ({core.model.family}, {core.model.num_parameters} tensors), and the "
-                f"model to be trained is another ({anatomy.family}, {len(anatomy.inventory.shapes)} tensors); carry it "
-                "over with `trace-transfer map`"
+                f"{file} is of {model_line(core.model)}, and the model to be trained is another ({anatomy.family}, "
+                f"{anatomy.num_layers} layers); carry it over with `trace-transfer map`"
             )
         else:
             notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
@@ -114,8 +106,7 @@ def dmt(stream: Stream) -> list[Stage]:
     """Dual-stage mixed fine-tuning (Dong et al., 2024, arXiv 2310.05492): everything, first on all tasks but one mixed,
     then on that one with a small share of each of the others.
 
-    There the special abilities come first and general chat comes last; which task is last is an option here. The share
-    of each is rounded up, so that of each task at least one example is replayed.
+    Which task is last is an option here. The share of each is rounded up: of each at least one example is replayed.
     """
     settings = stream.settings
     special = next(data for data in stream.tasks if data.task == (settings.special or stream.tasks[-1].task))
@@ -141,12 +132,8 @@ LAYOUTS: Mapping[str, Method] = {
 def stages_of(
     settings: StreamSettings, tasks: Sequence[TaskData], cores: Mapping[str, CoreFile], anatomy: Anatomy
 ) -> tuple[Stage, ...]:
-    """Lay out a stream. A UserError names all orders, tasks and core files that cannot be used.
-
-    Args:
-        tasks: in the order of the file; `settings.order` may say another.
-        cores: task → its core file, for the methods that need one; the others do not look.
-    """
+    """Lay out a stream of tasks in the order of the file or of `settings.order`, with the core files of those methods
+    that need one. A UserError names all orders, tasks and core files that cannot be used."""
     _refuse(settings, _task_problems(settings, [data.task for data in tasks]))
     by_name = {data.task: data for data in tasks}
     stream = Stream(settings, tuple(by_name[name] for name in settings.order or by_name), cores, anatomy)
@@ -154,21 +141,12 @@ def stages_of(
 
 
 def read_cores(tasks: Sequence[StreamTask], directory: Path) -> dict[str, CoreFile]:
-    """The core files that a stream names, by task; `directory` is that of the stream's file."""
-    cores, problems = {}, []
-    for task in tasks:
-        try:
-            if (file := core_file(task, directory)) is not None:
-                cores[task.name] = read_artefact(file, CoreFile)
-        except ArtefactError as error:
-            problems.append(f"task '{task.name}': {error}")
-    if problems:
-        raise ArtefactError("core files that cannot be used:\n" + listing(problems))
-    return cores
+    files = {task.name: core_file(task, directory) for task in tasks}
+    return {name: read_artefact(file, CoreFile) for name, file in files.items() if file is not None}
 
 
 def mixed(name: str, parts: Sequence[TaskData]) -> TaskData:
-    """The examples of several tasks as those of one, one task after the other: training draws an order of its own."""
+    """The examples of several tasks as those of one; training draws an order of its own."""
     return TaskData(
         task=name,
         examples=tuple(example for data in parts for example in data.examples),
@@ -197,10 +175,9 @@ def _everything(stream: Stream, data: TaskData, parts: Sequence[TaskData]) -> St
 
 def _task_problems(settings: StreamSettings, given: Sequence[str]) -> list[str]:
     names, order, special = list(dict.fromkeys(given)), settings.order, settings.special
-    problems = [f"task '{name}': {count} tasks have this name" for name, count in Counter(given).items() if count > 1]
-    problems += [f"order: no task '{name}', {suggestion(name, names, 'tasks')}" for name in order if name not in names]
-    problems += [f"order: '{name}' stands there {count} times" for name, count in Counter(order).items() if count > 1]
-    problems += [f"order: '{name}' is missing" for name in names if order and name not in order]
+    problems = [f"order: no task '{name}', {suggestion(name, names, 'tasks')}" for name in order if name not in names]
+    if not problems and order and sorted(order) != sorted(names):
+        problems.append(f"order: {', '.join(order)}: expected each of {', '.join(names)} once")
     if settings.method in MIXING and len(given) < 2:
         problems.append(f"{len(given)} task is nothing to be mixed; give more tasks, or use method full")
     if settings.method == "dmt" and MULTI_TASK in names:
@@ -229,10 +206,7 @@ def hold_out(
             left[number], held[task.task] = split(task, settings.eval_share, train.seed)
     asked = [name for name in ("eval_every", "patience", "keep_best") if getattr(settings, name)]
     if asked and not held:
-        raise UserError(
-            f"{', '.join(asked)}: nothing is held out to be evaluated on; give eval_share, or name eval_data (or "
-            "eval_split) of a task in the stream's file"
-        )
+        raise UserError(f"{', '.join(asked)}: nothing is held out; give eval_share, or eval_data in the stream's file")
     trained = {example.input_ids: example.id for task in left for example in task.examples}
     problems = [
         f"{example.id} of the held-out records is {trained[example.input_ids]}"

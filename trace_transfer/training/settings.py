@@ -116,23 +116,12 @@ class StreamSettings(Settings):
 
     @property
     def control_seed(self) -> int:
-        """Draws random controls."""
         return seed_of_draw(self.train.seed, self.draw)
-
-    @property
-    def needs_core(self) -> bool:
-        """Whether each task needs a core file."""
-        return self.method in NEED_CORE
 
 
 class StreamTask(TaskSpec):
-    """One task of a stream.
-
-    Attributes:
-        core: its core file, relative to the stream's file; None where the method needs none.
-        eval_data: held-out records of the same fields, on which it is evaluated while it trains: as `data`.
-        eval_split: split of the hub data set that they are.
-    """
+    """One task of a stream: `core` is its core file, relative to the stream's file, `eval_data` or `eval_split` (of the
+    hub's data set) are held-out records of the same fields, on which it is evaluated while it trains."""
 
     core: str | None = None
     eval_data: str | None = None
@@ -140,7 +129,6 @@ class StreamTask(TaskSpec):
 
     @property
     def held_out(self) -> StreamTask | None:
-        """The task with its held-out records in place of its own."""
         if self.eval_data is None and self.eval_split is None:
             return None
         other: dict[str, Any] = {"data": self.eval_data or self.data, "max_examples": None}
@@ -163,12 +151,10 @@ class StreamTask(TaskSpec):
 
 
 def load_stream(path: Path | str) -> tuple[StreamTask, ...]:
-    """Read `stream.yaml`."""
     return load_list(path, StreamTask)
 
 
 def core_file(task: StreamTask, base_directory: Path | str) -> Path | None:
-    """Where a task's core file lies, if it names one."""
     return None if task.core is None else locate(task.core, base_directory)
 
 
@@ -183,10 +169,9 @@ class EvaluationRecord(Strict):
 class StageRecord(Strict):
     """One finished stage.
 
-    `tasks` are those whose examples took part. `patch` is its file, beside this one; `mask_sha256` is that of what
-    was trained, `data_sha256` of all token ids and labels. `losses` are of each step, mean cross-entropy in nats before
-    the step. `evaluations` are on the held-out records, `kept_step` the step whose weights the patch has, if not the
-    last.
+    `tasks` are those whose examples took part; `mask_sha256` is that of what was trained, `data_sha256` of all token
+    ids and labels. `losses` are of each step, mean cross-entropy in nats before the step; `kept_step` is the step whose
+    weights the patch has, if not the last.
     """
 
     label: str = Field(pattern=TASK)
@@ -209,10 +194,8 @@ class StageRecord(Strict):
 
 
 class StreamFile(Strict):
-    """`stream.json`: the stages of a stream that are finished, in order; written again after each.
-
-    `complete` once the tuned model is written and proved to differ from its base in the core sets alone.
-    """
+    """`stream.json`: the stages of a stream that are finished, in order; `complete` once the tuned model is written and
+    proved to differ from its base in the core sets alone."""
 
     format: Literal["trace-transfer/stream"] = "trace-transfer/stream"
     version: Literal[1] = 1

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 @as_text
 def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> None:
-    """What will train, on what, with how much memory, time and disk; with more notes."""
     train, base = plan.settings.train, plan.base.identity
     page.line(
         f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} elements; method "
@@ -57,18 +56,12 @@ def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[s
     page.line()
     notes = [*more, *(f"{stage.label}: {note}" for stage in plan.stages for note in stage.notes)]
     notes.append("Libraries, workspaces and fragmentation come on top; on a GPU keep a tenth free.")
-    if train.zero == 3:
-        notes.append(
-            "Up to stage3_max_live_parameters (1e9 elements) are gathered at once; a DeepSpeed JSON with fewer needs "
-            "less memory and more communication."
-        )
     page.lines(f"- {note}" for note in notes)
     page.line(f"disk: about {size(disk)} for all of it, the tuned model included")
     page.lines(example_lines(stage.data for stage in plan.stages))
 
 
 def draw_stream(page: Page, record: StreamFile) -> None:
-    """The finished stages of a stream."""
     total = record.model.num_elements
     rows = [
         (stage.label, stage.num_examples, stage.num_steps, stage.tokens,
@@ -91,7 +84,6 @@ def draw_stream(page: Page, record: StreamFile) -> None:
 
 @as_text
 def render_streamed(page: Page, done: Streamed) -> None:
-    """Stages, proof and files."""
     draw_stream(page, done.record)
     unmoved = done.verification.unmoved
     frozen = sum(tensor.frozen for tensor in done.verification.parameters)

@@ -33,7 +33,6 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import held, prepare_directory, refuse_inputs, remove_leftovers, sha256_file, write_text
 from trace_transfer.launching import is_first_rank, place_among_ranks
-from trace_transfer.models.content import difference
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.models.tensors import dtype_name
 from trace_transfer.patch.model_state import ModelState, PatchedModel, record_patch, write_model
@@ -47,6 +46,7 @@ from trace_transfer.settings import side_by_side
 from trace_transfer.stopping import StopSignal
 from trace_transfer.training.methods import Stage, hold_out, read_cores, stages_of
 from trace_transfer.training.settings import (
+    NEED_CORE,
     EvaluationRecord,
     StageRecord,
     StreamFile,
@@ -60,11 +60,8 @@ RECORD, FOLDER, MODEL, VERIFICATION = "stream.json", "stages", "model", "verific
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """All that can be known, and refused, before a weight is loaded.
-
-    `state` is the base without patches. `origins` says where each task's core set came from, `datasets` which of the
-    hub's data sets are trained on, `held` what is held out of each task.
-    """
+    """All that can be known, and refused, before a weight is loaded. `state` is the base without patches, `origins`
+    where each task's core set came from, `datasets` which of the hub's data sets are trained on."""
 
     base: OpenModel
     state: ModelState
@@ -79,12 +76,10 @@ class StreamPlan:
     complete: bool = False
 
     def held_out(self, number: int) -> HeldOut:
-        """What a stage is evaluated on: what is held out of its tasks."""
         settings, tasks = self.settings, tuple(self.held[t] for t in self.stages[number].tasks if t in self.held)
         return HeldOut(tasks, settings.eval_every, settings.patience, settings.keep_best)
 
     def directory(self, number: int) -> Path:
-        """Of one stage, counted from 0, alone."""
         return self.out / FOLDER / f"{number + 1}-{self.stages[number].label}"
 
     def patch(self, number: int) -> Path:
@@ -94,13 +89,7 @@ class StreamPlan:
         return self.out / f"{self.stages[number].label}.adapter"
 
     @property
-    def model(self) -> Path:
-        """The tuned model's directory."""
-        return self.out / MODEL
-
-    @property
     def precision(self) -> str:
-        """`float32` or `bfloat16`, as resolved on this machine."""
         return dtype_name(resolve_precision(self.settings.train))
 
     def adapted(self, number: int, start: StartingPoint, carried: Path | None = None) -> AdaptedModel:
@@ -110,7 +99,6 @@ class StreamPlan:
 
     @cached_property
     def adapters(self) -> AdaptedModel | None:
-        """Of the first stage, where adapters are trained."""
         return self.adapted(0, BaseModel(self.base.source)) if self.settings.method == "lora" else None
 
     def trained(self, number: int) -> Mask:
@@ -124,7 +112,6 @@ class StreamPlan:
         return Mask(dict.fromkeys(map(self.adapters.beside, self.adapters.shapes)))
 
     def estimate(self, number: int) -> Estimate:
-        """Memory and disk of a stage."""
         mask = self.mask(number)
         stored = max(self.state.dtype(name).itemsize for name in mask.parts)
         saved = 4 if self.settings.save_dtype == "float32" else stored
@@ -143,11 +130,8 @@ def plan_stream(
     base: str | Path, stream: str | Path, *, settings: StreamSettings, rules: Sequence[str], out: str | Path,
     num_ranks: int | None = None,
 ) -> StreamPlan:  # fmt: skip
-    """Open the model, read stream, core files and examples, look what is finished; loads no weights, writes nothing.
-
-    Refuses (UserError) whatever is wrong with them, and an `out` that holds another stream. Where no number of ranks is
-    given, a launcher's processes are meant.
-    """
+    """Open the model, read stream, core files and examples, look what is finished; refuses (UserError) what is wrong
+    with them. Where no number of ranks is given, a launcher's processes are meant."""
     num_ranks = place_among_ranks().size if num_ranks is None else num_ranks
     out, directory = Path(out), Path(stream).parent
     require_usable(settings.train, num_ranks)
@@ -155,7 +139,7 @@ def plan_stream(
     require_known(settings.train, opened.anatomy)
     tasks = load_stream(stream)
     refuse_inputs([out, out / MODEL, out / RECORD], [base, stream])
-    cores = read_cores(tasks, directory) if settings.needs_core else {}
+    cores = read_cores(tasks, directory) if settings.method in NEED_CORE else {}
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
     data, held = hold_out(opened, tasks, data, directory, settings)
     stages = stages_of(settings, data, cores, opened.anatomy)
@@ -171,11 +155,14 @@ def plan_stream(
 
 
 def _with_finished(plan: StreamPlan) -> StreamPlan:
-    """Which stages an earlier run has finished."""
     if not (plan.out / RECORD).is_file():
         return plan
     record: StreamFile = read_artefact(plan.out / RECORD, StreamFile)
+    weights, name = plan.state.base.weights, plan.base.source.name
+    config = record.config_sha256 or weights.config_sha256  # None of earlier versions
     pairs: list[tuple[str, object, object]] = [
+        (f"config of {name}", config[:12], weights.config_sha256[:12]),
+        (f"weights of {name}", record.base_fingerprint[:12], weights.fingerprint[:12]),
         ("model", record.model.names_sha256[:12], plan.base.identity.names_sha256[:12]),
         ("number of stages", record.num_stages, len(plan.stages)),
         *side_by_side(record.settings, plan.settings.recorded()),
@@ -189,28 +176,17 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
             (f"{stage}: held-out records", then.held_out_sha256, plan.held_out(number).sha256),
         ]
     problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
-    weights = plan.state.base.weights
-    for what, before, after in (
-        ("weights", record.base_fingerprint, weights.fingerprint),
-        ("config", record.config_sha256, weights.config_sha256),
-    ):
-        if before not in (None, after):  # None of earlier versions
-            problems.insert(0, difference(f"{what} of {plan.base.source.name}", before, after))
     if problems:
         raise UserError(f"{plan.out}: holds another stream; name another --out, or remove it:\n" + listing(problems))
-    files = [(plan.out / stage.patch, stage.patch_sha256) for stage in record.stages]
-    damaged = [f"{file.name}: missing" for file, _ in files if not file.is_file()]
-    damaged += [f"{file.name}: damaged" for file, sha256 in files if file.is_file() and sha256_file(file) != sha256]
-    if damaged:
-        raise UserError(
-            f"{plan.out}: patches of finished stages cannot be used; remove {RECORD} to train them again:\n"
-            + listing(damaged)
-        )
+    for done in record.stages:
+        file = plan.out / done.patch
+        if not file.is_file() or sha256_file(file) != done.patch_sha256:
+            raise UserError(f"{file}: missing or damaged; remove {plan.out / RECORD} to train all stages again")
     return replace(plan, finished=record.stages, complete=record.complete)
 
 
 def needed_space(plan: StreamPlan) -> int:
-    """Bytes that the stages still to be trained will write: patches, checkpoints and their successor, the model."""
+    """Bytes that the stages still to be trained will write."""
     base, train = plan.state, plan.settings.train
     model = sum(base.spec(name).num_bytes for name in base.shapes)
     left = [plan.estimate(number) for number in range(len(plan.finished), len(plan.stages))]
@@ -229,20 +205,18 @@ class Streamed:
 
 
 def run_stream(plan: StreamPlan, reporter: Reporter, stop: StopSignal) -> Streamed | None:
-    """Carry the plan out. Under a launcher all processes take part, and the first one alone gets the result.
+    """Carry the plan out. Under a launcher all processes take part, and the first one alone gets the result. After an
+    error what was finished stays, and the same call goes on.
 
     Raises:
         StopRequested: SIGTERM came; what was done is saved.
-        UserError: another process is at work there, too little room, a loss that is not finite, a full disk; what was
-            finished stays, and the same call goes on.
+        UserError: another process is at work there, too little room, a loss that is not finite, a full disk.
         FrozenMovedError: something outside the core sets moved.
     """
     needed, free = needed_space(plan), shutil.disk_usage(prepare_directory(plan.out)).free
     if free < needed and not plan.complete:
-        raise UserError(
-            f"{plan.out}: {free:,} bytes are free, but patches, checkpoints and the tuned model need about {needed:,}; "
-            "make room, or name another --out"
-        )
+        told = f"{free:,} bytes are free, but patches, checkpoints and the tuned model need about {needed:,}"
+        raise UserError(f"{plan.out}: {told}; make room, or name another --out")
     with held(plan.out, shared=True):
         if is_first_rank():
             remove_leftovers(plan.out)
@@ -258,7 +232,6 @@ def run_stream(plan: StreamPlan, reporter: Reporter, stop: StopSignal) -> Stream
 
 
 def state_after(plan: StreamPlan, number: int) -> ModelState:
-    """The base with the patches of the first stages."""
     return replace(plan.state, patches=tuple(Patch.open(plan.patch(before)) for before in range(number)))
 
 
@@ -324,7 +297,7 @@ def _write_record(plan: StreamPlan, stages: tuple[StageRecord, ...], complete: b
 
 def _finish(plan: StreamPlan, reporter: Reporter) -> Streamed:
     """Write the tuned model, and prove from the disk that nothing else moved."""
-    final, directory = state_after(plan, len(plan.stages)), plan.model
+    final, directory = state_after(plan, len(plan.stages)), plan.out / MODEL
     if plan.complete and (directory / "config.json").is_file():
         reporter.note(f"{directory}: written before")
     else:
