@@ -32,7 +32,7 @@ def test_refuses_two_models_and_one_task_twice(tiny, tmp_path: Path) -> None:
     again = write_core(tiny("llama"), tmp_path / "again.core.json", ratio=0.2)
     for files, message in (
         ((math, code), "of several models, but one figure is of one"),
-        ((math, again), f"{math}, {again}: task math, method lf, 1 epoch"),
+        ((math, again), "give one:\n  - task math, method lf, 1 epoch"),
     ):
         result = run(*files, "--out", tmp_path / "out")
         assert result.exit_code == 2 and message in result.stderr

@@ -67,8 +67,7 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a training. Each epoch is a permutation of its own, cut into batches of `batch_size` examples; the
-    last may be smaller."""
+    """All steps of a training: each epoch is a permutation of its own, cut into batches; the last may be smaller."""
 
     data: TaskData
     settings: TrainSettings
@@ -96,8 +95,7 @@ def _cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on held-out examples after a step: of each task the mean cross-entropy of its supervised tokens, in
-    nats, and how many those are."""
+    """After a step, of each task the mean cross-entropy of its supervised tokens in nats, and how many those are."""
 
     step: int
     losses: Mapping[str, float]

@@ -88,8 +88,7 @@ def contradictions(given: Mapping[str, Any], settings: TrainSettings, num_ranks:
 
 
 def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's own configuration, and what one without contradictions adds to it; details of offloading where the
-    engine's own has it on."""
+    """The engine's own configuration, and what one without contradictions adds to what that has switched on."""
     decided, result = _decided(TrainSettings(), 1, torch.float32), copy.deepcopy(dict(own))
     for name, value in _leaves(given):
         *path, last = name.split(".")

@@ -136,8 +136,7 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self, share: float) -> float:
-        """Clip, update at a share of each tensor's highest rate, forget the gradient; the norm before clipping, NaN or
-        Inf if the gradient could not be used."""
+        """Clip, update at a share of the highest rates; the norm before clipping, not finite where nothing was done."""
         for group in self.deepspeed.basic_optimizer.param_groups:
             group["lr"] = group["peak"] * share
         norm = None
@@ -163,8 +162,7 @@ class Engine:
         return found
 
     def get(self, name: str, kind: str) -> Tensor:
-        """One of the `kinds` of what is trained of a tensor: its master weight, or state of the optimizer; a copy on
-        the CPU."""
+        """One of the `kinds` of what is trained of a tensor (master weight, optimizer state); a copy on the CPU."""
         from deepspeed import utils
 
         if self.stage == 0:

@@ -81,8 +81,7 @@ class BaseModel(OpenedBase):
 
 
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """A model with its weights on the CPU, without a cache for generation; whether they fit was seen when it was
-    opened."""
+    """A model with its weights on the CPU, without a cache; whether they fit was seen when it was opened."""
     from transformers import AutoModelForCausalLM
 
     place = local_directory(source)

@@ -239,8 +239,7 @@ class Run:
         return opened or Trackers()
 
     def _agreed(self, due: bool) -> tuple[bool, bool]:
-        """Whether a checkpoint is due on any rank, and whether any was told to stop; a signal that comes during the
-        call is for the next one."""
+        """Whether a checkpoint is due on any rank, and whether any was told to stop before this call."""
         due_anywhere, stopping = self.ranks.total(torch.tensor([float(due), float(self.stop.requested)])).tolist()
         return bool(due_anywhere), bool(stopping)
 
@@ -318,8 +317,7 @@ class Run:
 
 
 def require_frozen_in_use(engine: Engine, start: StartingPoint, dtype: torch.dtype, ranks: Ranks, label: str) -> None:
-    """Compare every frozen weight in use, of a sliced tensor the frozen part, with the starting point's, bit for bit;
-    collective."""
+    """Compare every frozen weight in use with the starting point's, bit for bit; collective."""
     moved, problem = [], None
     expected = iter(start.values(engine.frozen, dtype)) if ranks.is_first else iter(())
     for name, parameter in engine.frozen.items():

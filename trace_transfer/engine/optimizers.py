@@ -207,8 +207,7 @@ def require_known(settings: TrainSettings, anatomy: Anatomy) -> None:
 def build(
     parameters: Mapping[str, torch.nn.Parameter], treated: Mapping[str, Treatment], settings: TrainSettings
 ) -> torch.optim.Optimizer:
-    """The optimizer of some parameters, at a rate of 0: tensors that are treated alike are one group, with their
-    highest rate as `peak`."""
+    """The optimizer, at a rate of 0: what is treated alike is one group, with its highest rate as `peak`."""
     order = list(dict.fromkeys(treated[name] for name in parameters))
     alike = {one: [p for name, p in parameters.items() if treated[name] == one] for one in order}
     built = []

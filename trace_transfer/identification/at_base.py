@@ -112,8 +112,7 @@ def _reduced(moments: Moments, split: Split | None) -> tuple[Array, Array, Array
 def _best_parameters(
     gradients: BaseGradients, inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]
 ) -> list[dict[str, Chosen]]:
-    """Of each task the best single parameters within its mask, as many as the ratio says; one without any gradient has
-    no score."""
+    """The best single parameters of each task within its mask; one without any gradient has no score."""
     method = METHODS[settings.method].of_parameters
     assert method is not None  # refused before
     order = {entry.name: number for number, entry in enumerate(inputs.entries)}

@@ -164,8 +164,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose tensors (the weight first) have a form: `take` adds the squares that follow from its input and the
-    gradient of its output."""
+    """A module whose tensors (the weight first) have a form: `take` adds their squares."""
 
     path: str
     module: Any

@@ -171,8 +171,7 @@ class BaseGradients:
         return found
 
     def _through_head(self, sums: _Sums, tied: str) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients of what leaves the last layer; and of a tied embedding, those of the rows that each example
-        uses, which its own gradient is added to before it is squared."""
+        """Gradients of what leaves the last layer; of a tied embedding those of the rows in use, too."""
         gradients, rows = [], []
 
         def returning(hidden: Tensor, *_: Any, leaf: Tensor | None = None, **__: Any) -> Any:

@@ -185,8 +185,7 @@ def made_once(
     place: Path, kind: type[Record], with_units: bool, same: Callable[[Record], bool], make: Callable[[], Kept[Record]],
     reporter: Reporter,
 ) -> Kept[Record]:  # fmt: skip
-    """A result as an earlier run left it; or made and kept, where that is missing, damaged, of another version or not
-    the same."""
+    """A result as an earlier run left it; or made and kept, where that is missing, damaged or not the same."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -72,8 +72,7 @@ class ScoreInputs:
         return min(map(len, self.deltas_of_K))
 
     def statistics(self, replicate: int | None = None) -> Statistics:
-        """Of each task's mean delta over its replicates and its mean Fisher information; or of one replicate of each
-        task: nothing in it depends on the others'."""
+        """Of each task's mean delta over its replicates and its mean Fisher information; or of one replicate alone."""
         groups = self.deltas_of_K if replicate is None else [(group[replicate],) for group in self.deltas_of_K]
         gram_PKK, reliability_PK, fisher_PK = averaged(self.gram_PNN, groups), None, None
         if min(map(len, groups)) > 1:

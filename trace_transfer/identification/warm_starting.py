@@ -86,8 +86,7 @@ def parts_of(task: TaskData, num_replicates: int, seed: int) -> Iterator[tuple[i
 def plan_warm_starts(
     base: OpenModel, tasks: Sequence[TaskData], settings: WarmStartSettings, out: Path
 ) -> WarmStartPlan:
-    """Lay out all warm starts and look which are finished. Refuses settings that cannot be used, and an `out` that
-    holds warm starts made otherwise."""
+    """Lay out all warm starts; refuses settings that cannot be used, and an `out` with warm starts made otherwise."""
     require_usable(settings.train, place_among_ranks().size)
     require_known(settings.train, base.anatomy)
     starts = tuple(

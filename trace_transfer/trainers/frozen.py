@@ -122,8 +122,7 @@ class CoreTraining:
             print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
     def verify(self) -> None:
-        """Prove that all frozen tensors, and the frozen rows of the others, are bit for bit what they were; a
-        FrozenMovedError names all that moved or would be trained."""
+        """Prove that all that is frozen is bit for bit what it was; else a FrozenMovedError names all that moved."""
         problems = []
         for name, parameter, _ in self._live():
             part, value = self.mask.parts.get(name), _whole(parameter)

@@ -114,8 +114,7 @@ def random_within(case: Case) -> Mask:
 
 
 def norms_and_random(case: Case, head: bool = False) -> Mask:
-    """All norms (and the output head, which is the embedding where it is tied), and of the core set's kind of entries
-    random ones up to its size."""
+    """All norms (and the output head), and random entries of the core set's kind up to its size."""
     norms = [one.name for one in case.anatomy.units if one.role == "norm" or one.component.startswith("norm.")]
     heads = [one.name for one in case.anatomy.units if head and one.component == "head"]
     fixed = Mask(dict.fromkeys(norms + heads))
@@ -154,8 +153,7 @@ def shuffled_layers(case: Case) -> Mask:
 
 
 def whole_layers(case: Case, last: bool = False) -> Mask:
-    """All of the lowest (highest) layers: as many as come nearest to the core set's elements, the fewer of two, at
-    least one."""
+    """All of the lowest (highest) layers, as many as come nearest to the core set's elements, at least one."""
     order = range(case.anatomy.num_layers)[:: -1 if last else 1]
     names: dict[int, list[str]] = {layer: [] for layer in order}
     for name, (layer, _) in case.places.items():

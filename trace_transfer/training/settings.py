@@ -194,8 +194,7 @@ class StageRecord(Strict):
 
 
 class StreamFile(Strict):
-    """`stream.json`: the stages of a stream that are finished, in order; `complete` once the tuned model is written and
-    proved to differ from its base in the core sets alone."""
+    """`stream.json`: the finished stages of a stream, in order; `complete` once the tuned model is proved."""
 
     format: Literal["trace-transfer/stream"] = "trace-transfer/stream"
     version: Literal[1] = 1

@@ -130,8 +130,7 @@ def plan_stream(
     base: str | Path, stream: str | Path, *, settings: StreamSettings, rules: Sequence[str], out: str | Path,
     num_ranks: int | None = None,
 ) -> StreamPlan:  # fmt: skip
-    """Open the model, read stream, core files and examples, look what is finished; refuses (UserError) what is wrong
-    with them. Where no number of ranks is given, a launcher's processes are meant."""
+    """All that a stream needs, and what of it is finished; a UserError says what is wrong."""
     num_ranks = place_among_ranks().size if num_ranks is None else num_ranks
     out, directory = Path(out), Path(stream).parent
     require_usable(settings.train, num_ranks)
