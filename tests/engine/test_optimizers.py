@@ -114,8 +114,8 @@ def test_going_on_gives_the_same_bits(tiny, tmp_path, monkeypatch, name, zero, p
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_moves_something_in_a_single_step(name):
-    args = {"num_decay_steps": 1} if name == "warmup_stable_decay" else {}
-    assert schedule(settings(schedule=name, schedule_args=args), 1)(0) == 1.0
+    args = {"num_decay_steps": 1} if name == "warmup_stable_decay" else {"min_lr_rate": 0.1} if "min_lr" in name else {}
+    assert schedule(settings(schedule=name, schedule_args=args), 1)(0) > 0
 
 
 @pytest.mark.parametrize(
