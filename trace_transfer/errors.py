@@ -4,7 +4,8 @@ The command line turns a `UserError` into one message and exit code 2, any other
 and exit code 1; neither shows a traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 
 MAX_LISTED = 20
 
@@ -56,6 +57,13 @@ def listing(problems: Sequence[str], indent: str = "  - ") -> str:
 def together(heading: str, problems: Sequence[str]) -> str:
     """Several problems below a heading; one alone speaks for itself."""
     return problems[0] if len(problems) == 1 else f"{heading}:\n{listing(problems)}"
+
+
+def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> str:
+    """All that is allowed, and what was probably meant."""
+    close = get_close_matches(str(word), list(allowed), 1, cutoff=0.6)
+    meant = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{what}: {', '.join(allowed)}{meant}"
 
 
 def first_line(error: BaseException) -> str:

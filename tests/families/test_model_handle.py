@@ -30,17 +30,10 @@ def test_none_or_one_that_makes_nothing_of_a_text(tmp_path, family):
     state = json.loads(file.read_text())
     state["model"] |= {"vocab": {"<s>": 0}, "merges": []}
     file.write_text(json.dumps(state))
-    with pytest.raises(ModelError, match=r"ordinary text becomes no token .*; copy the files"):
+    with pytest.raises(ModelError, match=r"ordinary text becomes no token .*; copy them"):
         opened(tmp_path)
     file.unlink()  # `tokenizer_config.json` stays: it has no words
-    with pytest.raises(ModelError, match=rf"^{tmp_path}: .*tokenizer.*; copy the files of the model"):
-        opened(tmp_path)
-
-
-def test_a_damaged_file(tmp_path):
-    build_config("llama").save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match=r"its tokenizer cannot be read: .*; copy the files of the model it was made"):
+    with pytest.raises(ModelError, match=rf"^{tmp_path}: .*tokenizer"):
         opened(tmp_path)
 
 

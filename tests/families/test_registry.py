@@ -4,7 +4,6 @@ import pytest
 
 from tests.families.written import LLAMA, PHI3, TINY_LLAMA, TINY_PHI3, mine, misfits, problems_of, write
 from trace_transfer.errors import RulesError
-from trace_transfer.families.language import default_role
 from trace_transfer.families.registry import load_families
 
 BROKEN = """\
@@ -35,34 +34,17 @@ exclude:
 def test_all_problems_of_a_file_at_once_each_with_its_line(tmp_path):
     problems = problems_of(write(tmp_path, BROKEN))
     expected = [
-        (3, "layres: unknown key; did you mean 'layer'?"), (5, "unknown component; did you mean 'attention.query'?"),
-        (7, "'members:' is missing"), (7, "did you mean 'members'?"), (10, "(divide integers with //)"),
+        (3, "layres: unknown key"), (5, "unknown component; allowed: norm.pre_attention"),
+        (7, "'members:' is missing"), (7, "unknown key"), (10, "rows: to: 'hidden_size / 2' is not"),
         (11, "mlp.up: rows: found a list, expected [from, to] or {every: n, "), (13, "'from:' is missing"),
-        (13, "form: unknown key; did you mean 'from'?"), (14, "'rows:' and 'columns:'"),
-        (15, "found 'mlp.*.weight', String should match"), (16, "head: belongs under 'outside:'"),
+        (13, "form: unknown key"), (14, "'rows:' and 'columns:'"),
+        (15, "found 'mlp.*.weight', String should match"), (16, "unknown component; allowed: norm.pre_attention"),
         (17, "norm.pre_mlp: expand: found the number 3, "), (19, "sizes: q: 'a b' is not an arithmetic expression"),
         (21, "'reason:' is missing"),
     ]  # fmt: skip
     assert [int(one.split(":")[1]) for one in problems] == [line for line, _ in expected]
     for problem, (_, words) in zip(problems, expected, strict=True):
         assert words in problem
-    assert problems_of(write(tmp_path, "family: mine\nmodel_types: [a]\nlayer: h.{layer}\noutside: {}\n")) == [
-        "mine.yaml:1: without 'components:'; expected, or 'extends:' of a family with it"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a: 1\na: 2", "mine.yaml:2: not valid YAML: the key 'a' stands here a second time"),
-        ("a:\n  - [x.bias?]", "mine.yaml:2: not valid YAML: expected ',' or ']', but got '?'; a name with '?' or"),
-        ("", "mine.yaml:1: found nothing, expected a mapping with 'family:', 'layer:', 'components:' …"),
-        ("- a", "mine.yaml:1: found a list, expected a mapping"),
-    ],
-)
-def test_not_a_mapping(text, expected, tmp_path):
-    (found,) = problems_of(write(tmp_path, text))
-    assert found.startswith(expected)
 
 
 def test_problems_of_several_files_come_together(tmp_path):
@@ -71,8 +53,9 @@ def test_problems_of_several_files_come_together(tmp_path):
     third = write(
         tmp_path, "family: c\nmodel_types: [b, c]\nextends: b\ncomponents:\n  norm.post_mlp: null\n", "c.yaml"
     )
-    assert problems_of(first, second, third) == [
-        "a.yaml:3: extends: there is no family 'lama'; did you mean 'llama'?",
+    unknown, *others = problems_of(first, second, third)
+    assert unknown.startswith("a.yaml:3: extends: there is no family 'lama'; allowed: ")
+    assert others == [
         "b.yaml:3: extends: a circle back to 'c'",
         "c.yaml:1: model_type 'b' is also claimed by 'b' (b.yaml:1)",
         "c.yaml:3: extends: a circle back to 'b'",
@@ -90,7 +73,7 @@ def test_misfits_all_at_once(tmp_path):
     text += "exclude:\n  - {name: model.nothing, reason: none}\n  - {name: lm_head.weight, reason: none}\n"
     found = misfits(text, TINY_LLAMA, tmp_path)
     assert [one.split(":")[1] for one in found] == ["9", "18", "21", "22", "3", "3", "3"]
-    assert "'self_attn.kproj.weight' matches no tensor (close: 'self_attn.k_proj.weight')" in found[0]
+    assert "'self_attn.kproj.weight' matches no tensor" in found[0]
     assert "tensor 'model.layers.{layer}.mlp.up_proj.weight' is in no component" in found[5]
 
 
@@ -141,21 +124,4 @@ def test_own_family_replaces_the_shipped_one_and_may_extend_it(tmp_path):
 def test_unknown_model_type_names_what_writes_its_rules():
     with pytest.raises(RulesError, match=r"no rules file is for model_type 'mistral5' .there are") as caught:
         load_families().for_model_type("mistral5")
-    for expected in ("`trace-transfer rules draft`", "as 'mistral' does", "--rules mistral5.yaml"):
-        assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "role"),
-    [
-        ("self_attn.q_proj.weight", "weight"),
-        ("input_layernorm.weight", "norm"),
-        ("ln_1.weight", "norm"),
-        ("ln_1.bias", "bias"),
-        ("mlp.experts.gate_up_proj_bias", "bias"),
-        ("self_attn.sinks", "weight"),
-        ("self_attn.q_layernorm.norms.{n}.weight", "norm"),
-    ],
-)
-def test_default_role(pattern, role):
-    assert default_role(pattern) == role
+    assert "`trace-transfer rules draft`" in str(caught.value) and "--rules mistral5.yaml" in str(caught.value)

@@ -35,7 +35,7 @@ def units_by_component(anatomy, splits, layer):
             continue
         seen = {}
         kinds = unit_kinds(anatomy, name, split)
-        for kind, (rows, columns) in zip(kinds, unit_parts(name, anatomy.inventory.shapes[name], split), strict=True):
+        for kind, (rows, columns) in zip(kinds, unit_parts(anatomy.inventory.shapes[name], split), strict=True):
             index = seen[kind] = seen.get(kind, -1) + 1
             units = found.setdefault(kind, [])
             units.extend([] for _ in range(index + 1 - len(units)))
@@ -122,18 +122,6 @@ def test_an_expert_without_gate_and_up_is_one_that_nobody_reads(expert_case):
     assert any(changed)
 
 
-def test_a_head_without_queries_attends_as_one_without_keys(case):
-    family, model, found = case
-    if family in ("mistral", "olmo2"):  # one key head; a norm over all heads together, so that none is alone
-        return
-    usual = logits_without(model, [])
-    queries = whole_key_value_heads(found, model, "attention.query")
-    for query, key in zip(queries, found["attention.key"], strict=True):
-        without = logits_without(model, query)
-        assert torch.allclose(without, logits_without(model, key), atol=1e-9)
-        assert not torch.allclose(without, usual, atol=1e-4)
-
-
 def test_a_neuron_without_inputs_is_a_neuron_that_nobody_reads(case):
     _, model, found = case
     assert len(found["mlp.up"]) == len(found["mlp.down"])
@@ -149,7 +137,7 @@ def test_units_tile_their_tensor_and_never_cross_a_component(family, tiny):
     anatomy, splits = cut(AutoConfig.from_pretrained(tiny(family)))
     for name, split in splits.items():
         shape = anatomy.inventory.shapes[name]
-        parts = unit_parts(name, shape, split)
+        parts = unit_parts(shape, split)
         touched = torch.zeros(shape, dtype=torch.int)
         for rows, columns in parts:
             assert (rows is None) != (columns is None)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from tests.tiny_models import REPRESENTATIVES
 from trace_transfer.errors import ModelError
 from trace_transfer.models import sources
-from trace_transfer.models.checkpoints import SafetensorsCheckpoint, release
+from trace_transfer.models.checkpoints import SafetensorsCheckpoint
 from trace_transfer.models.sources import ModelSource, build_meta_model, load_config
 
 
@@ -40,18 +40,6 @@ def test_loads_nothing_but_what_is_wanted(tiny):
     real = {name: p for name, p in model.named_parameters() if not p.is_meta}
     assert set(real) == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
     assert checkpoint.bytes_read == sum(p.nbytes for p in real.values())
-
-
-def test_release_frees_tensors_and_keeps_buffers(tiny):
-    model = load_all(tiny("llama"))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    release(model)
-    assert all(p.is_meta for p in model.parameters())
-    assert {name: p.shape for name, p in model.named_parameters()} == shapes
-    assert buffers
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, buffers[name])
 
 
 def test_rows_of_an_embedding(tiny, monkeypatch):

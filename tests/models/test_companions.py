@@ -1,7 +1,6 @@
 """What a written model has beside its weights: all that the base has, and nothing that is true of the base alone."""
 
 from tests.patch_files import state_of
-from trace_transfer.models.sources import ModelSource, download
 from trace_transfer.patch.model_state import write_model
 from trace_transfer.progress import Silent
 
@@ -34,21 +33,3 @@ def test_a_written_model_has_what_belongs_to_its_base_and_nothing_else(copy_of, 
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes(), name
     found = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert {name for name in found if "safetensors" not in name} == names | {"config.json"}
-
-
-def test_of_the_hub_the_same_files_are_fetched(monkeypatch, tmp_path):
-    from huggingface_hub.utils import filter_repo_objects
-
-    asked = {}
-
-    def snapshot_download(repo, *, revision, allow_patterns):
-        asked["patterns"] = allow_patterns
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert download(ModelSource("owner/name")) == tmp_path
-    names = ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "README.md"]
-    fetched = set(filter_repo_objects([*BELONGS, *names, *LEFT], allow_patterns=asked["patterns"]))
-    assert fetched >= {*BELONGS, *names}
-    assert not fetched & {"pytorch_model.bin", "consolidated.00.pth", "tf_model.h5", "model.onnx", "other.gguf"}
-    assert not fetched & {"flax_model.msgpack", "optimizer.pt", ".git/config", "training_args.bin", "picture.png"}

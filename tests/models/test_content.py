@@ -98,32 +98,6 @@ def test_a_file_that_was_changed_is_hashed_again(tmp_path, cache, hashed, how):
     assert (after == before) is (how == "touched")
 
 
-@pytest.mark.parametrize("damage", ["cut short", "bytes", "a directory"])
-def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, cache, hashed, monkeypatch, damage):
-    file = write(tmp_path / "a")
-    right = sums(file)
-    kept = cache / "sums"
-    data = kept.read_bytes()
-    kept.unlink()
-    if damage == "a directory":
-        kept.mkdir()
-    else:
-        kept.write_bytes(data[:-3] if damage == "cut short" else b"\xff\xfe\x00")
-    forget(monkeypatch)
-    assert sums(file) == right and hashed == ["a", "a"]
-    forget(monkeypatch)
-    assert sums(file) == right
-    assert len(hashed) == (3 if damage == "a directory" else 2)  # the others were mended
-    assert not [*cache.glob(".sums*")]
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, cache, hashed, monkeypatch):
-    monkeypatch.setenv("TRACE_TRANSFER_CACHE", str(write(tmp_path / "file") / "below"))
-    file = write(tmp_path / "a")
-    assert sums(file) == sums(file) == [hashlib.sha256(b"some weights").hexdigest()]
-    assert hashed == ["a"]  # this process remembers
-
-
 def test_holes_are_not_read(tmp_path, cache):
     """80 GB of nothing stand in for two models in an example."""
     start, files = time.perf_counter(), [tmp_path / name for name in "abcd"]

@@ -117,17 +117,15 @@ def test_what_is_written_is_plain(models, tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("damage", ["no scale", "another shape", "codes of another kind"])
+@pytest.mark.parametrize("damage", ["no scale", "codes of another kind"])
 def test_codes_that_nobody_can_read_are_refused(models, tmp_path, damage):
     directory = shutil.copytree(models["llama"], tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     if damage == "no scale":
         del tensors[f"{name}_scale_inv"]
-    elif damage == "codes of another kind":
-        tensors[name] = tensors[name].float().to(torch.float8_e5m2)
     else:
-        tensors[f"{name}_scale_inv"] = torch.ones(3, 5)
+        tensors[name] = tensors[name].float().to(torch.float8_e5m2)
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"down_proj\.weight"):
         load_config(ModelSource.parse(directory))

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from tests.core_files import write_core
 from tests.evaluation_files import write_suite
 from tests.model_kinds import REFUSED, USABLE, make_base, make_kind
-from tests.patch_files import make_patch, state_of
-from tests.stream_files import write_stream
-from tests.study.run_directories import TASKS, run_content
 from tests.task_files import write_tasks
 from tests.tiny_models import TEXTS
 from trace_transfer.cli import main
-from trace_transfer.core_sets.masks import Mask
 from trace_transfer.engine.loading import load_model
 from trace_transfer.errors import ModelError
 from trace_transfer.models.checkpoints import open_checkpoint
@@ -32,26 +26,12 @@ def commands(model: Path, place: Path, base: Path) -> dict[str, list[object]]:
     """Commands that are given a model, with the files that they need beside it, made of a base."""
     write_tasks(place)
     write_suite(place)
-    write_core(base, place / "math.core.json")
-    write_stream(place / "stream", base, 2, {"math": 8}, {"math": [(NORM, None)]})
-    make_patch(state_of(base), place / "math.patch.safetensors", Mask({NORM: None}), 0)
     (place / "texts.txt").write_text("\n\n".join(TEXTS))
-    out, tasks = place / "out", [{"name": name, "data": str(place / f"{name}.jsonl")} for name in TASKS]
-    run = run_content(
-        source=str(base), target=str(model), out=str(out), methods=["transfer-lf"], tasks=tasks,
-        map={"splits": 2, "probe": str(place / "texts.txt")}, evaluations=[{**one, "kind": "loss"} for one in tasks],
-        identify={"batch_size": 4, "max_length": 64}, train={"batch_size": 4, "zero": 0, "max_length": 64},
-    )  # fmt: skip
-    (place / "run.yaml").write_text(yaml.safe_dump(run))
     return {
-        "map": ["map", "--src", model, "--dst", base, "--probe", place / "texts.txt", "--dry-run"],
-        "identify": ["identify", model, "--tasks", place / "tasks.yaml", "--batch-size", 4, "--dry-run"],
-        "train": ["train", model, "--stream", place / "stream" / "stream.yaml", "--batch-size", 4, "--dry-run"],
-        "evaluate": ["evaluate", model, "--suite", place / "mine.yaml", "--dry-run"],
-        "verify": ["verify", model, base, "--core", place / "math.core.json"],
-        "patch apply": ["patch", "apply", model, place / "math.patch.safetensors", "--out", out / "patched"],
+        "map": ["map", "--src", model, "--dst", base, "--probe", place / "texts.txt", "--out", place / "out"],
+        "identify": ["identify", model, "--tasks", place / "tasks.yaml", "--batch-size", 4, "--out", place / "out"],
+        "evaluate": ["evaluate", model, "--suite", place / "mine.yaml", "--out", place / "out"],
         "rules check": ["rules", "check", "--model", model],
-        "run": ["run", place / "run.yaml", "--dry-run"],
     }
 
 
@@ -82,21 +62,6 @@ def test_refused_by_every_command_in_the_same_words(base, tmp_path):
         assert result.exit_code == 2, (command, result.output, result.exception)
         assert verdict in " ".join(result.stderr.split()), command
     assert not list((tmp_path / "place/out").rglob("*")), "something was written"
-
-
-@pytest.mark.parametrize("kind", [pytest.param("a value head", marks=pytest.mark.slow), "fp8 by blocks"])
-def test_used_by_every_command_and_told_of(base, tmp_path, kind):
-    make, note = USABLE[kind]
-    directory = make_kind(base, tmp_path / "model", make)
-    with telling(lambda message: None):
-        called = commands(directory, tmp_path / "place", directory)
-    for command, arguments in called.items():
-        result = call(arguments)
-        assert result.exit_code == 0, (command, result.output)
-        notes = re.findall(r"^note: (.*)", result.stderr, re.MULTILINE)
-        assert len(notes) == 1 and re.search(note, notes[0]), (command, result.stderr)
-    card = (tmp_path / "place/out/patched/README.md").read_text()
-    assert ("Not compared, and not in this model: " in card) == ("not read" in note), card
 
 
 @pytest.mark.parametrize("kind", USABLE)

@@ -89,7 +89,7 @@ def test_a_file_cut_short_or_of_other_bytes_is_refused(written, tmp_path):
         cut.write_bytes(data[:keep])
         with pytest.raises(ModelError, match="not a readable GGUF file, or cut short"):
             GgufCheckpoint(cut)
-        with pytest.raises(ModelError, match=rf"^{cut}: not a GGUF file, or cut short or damaged .*; download it"):
+        with pytest.raises(ModelError, match=rf"^{cut}: its config cannot be read: "):
             load_config(ModelSource.parse(cut))
 
 

@@ -45,9 +45,7 @@ def change(directory: Path, file: str, **fields: Any) -> Path:
 
 @pytest.mark.parametrize(("fields", "told"), [
     ({"attn_implementation": "owner/name"}, "attn_implementation: 'owner/name'"),
-    ({"_attn_implementation_internal": "owner/name"}, "_attn_implementation_internal: 'owner/name'"),
     ({"attn_implementation": {"": "sdpa", "text_config": "owner/name"}}, "text_config: 'owner/name'"),
-    ({"attn_implementation": "flash_attention_2"}, "'flash_attention_2'"),
     ({"per_layer_config": [{}, {"attn_implementation": "o/n"}]}, "per_layer_config.1.attn_implementation: 'o/n'"),
     ({"experts_implementation": "sonicmoe"}, "experts_implementation: 'sonicmoe'"),
     ({"transformers_weights": "../other.safetensors"}, "transformers_weights: '../other.safetensors'"),

@@ -5,15 +5,13 @@ import json
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, initialization
+from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import REPRESENTATIVES, build_config
 from trace_transfer.errors import ModelError
 from trace_transfer.models.sources import (
     ModelSource,
     build_meta_model,
-    inventory_of,
     load_config,
     read_inventory,
 )
@@ -56,9 +54,8 @@ def test_a_config_that_cannot_be_read(tmp_path, text):
 @pytest.mark.parametrize("kind", ["bert", "t5", "vit", "mistral3"])
 def test_another_kind_of_model(tmp_path, kind):
     pattern = rf"model_type '{kind}' \(architectures: none named\) is not a decoder-only causal language model"
-    with pytest.raises(ModelError, match=pattern) as caught:
+    with pytest.raises(ModelError, match=pattern):
         config_of(tmp_path, {"model_type": kind})
-    assert ("the language model in it" in str(caught.value)) == (kind == "mistral3")
 
 
 @pytest.mark.parametrize("family", REPRESENTATIVES)
@@ -79,51 +76,6 @@ def test_the_hash_of_names_and_shapes():
     lines = sorted(f"{name} [{', '.join(map(str, shape))}]" for name, shape in found.shapes.items())
     assert "model.norm.weight [48]" in lines
     assert found.names_sha256 == hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    assert found.names_sha256 != read_inventory(build_config("llama")).names_sha256
-    assert found.names_sha256 == read_inventory(build_config("llama", num_hidden_layers=1)).names_sha256
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox"])
-def test_a_meta_model_has_real_buffers_only(family):
-    before = torch.get_default_dtype()
-    model = build_meta_model(build_config(family), torch.bfloat16)
-    assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-    buffers = dict(model.named_buffers())
-    assert buffers
-    assert not any(buffer.is_meta for buffer in buffers.values())
-    assert not model.training
-    assert torch.get_default_dtype() is before
-
-
-def test_whatever_is_made_empty_takes_no_memory(monkeypatch):
-    """However its sizes are given; a buffer that is made so is real in the end, and filled."""
-
-    class Odd(LlamaForCausalLM):
-        def __init__(self, config):
-            super().__init__(config)
-            big = 1 << 17
-            self.sizes = nn.Parameter(torch.empty(big, big))
-            self.typed_sizes = nn.Parameter(torch.empty(big, big, dtype=torch.float64))
-            self.one_tuple = nn.Parameter(torch.empty((big, big)))
-            self.typed_tuple = nn.Parameter(torch.empty((big, big), dtype=torch.float64, device=None))
-            self.keyword = nn.Parameter(torch.empty(size=(big, big)))
-            self.asked_for = torch.empty(3, device="cpu")
-            self.buffer = nn.Buffer(torch.empty(3), persistent=False)
-
-        def _init_weights(self, module):
-            super()._init_weights(module)
-            if module is self:
-                initialization.copy_(self.buffer, torch.arange(3) / 3)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_config", Odd._from_config)
-    model = build_meta_model(build_config("llama"), torch.bfloat16)
-    shapes = inventory_of(model).shapes
-    names = ("sizes", "typed_sizes", "one_tuple", "typed_tuple", "keyword")
-    assert {shapes[name] for name in names} == {(1 << 17, 1 << 17)}
-    assert [model.get_parameter(name).dtype for name in names[:2]] == [torch.bfloat16, torch.float64]
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert not model.asked_for.is_meta
-    assert torch.equal(model.buffer, (torch.arange(3) / 3).bfloat16())
 
 
 def test_a_config_that_no_model_can_be_built_from(tmp_path):

@@ -176,14 +176,15 @@ def pair(source: str, target: str, texts: int, splits: int, similarities: tuple[
             halves_of[variant[:4]] = split_halves(*both, measure, num_splits=splits, seed=0)
         rated_pairs, by_target, similarity_ST = matched(variant, *both)
         pairs = tuple((pair.source, pair.target) for pair in rated_pairs)
-        split = split_half_stability(halves_of[variant[:4]], POLICIES[variant.policy], pairs, by_target)
+        stability, _, (mean, deviation) = split_half_stability(
+            halves_of[variant[:4]], POLICIES[variant.policy], pairs, by_target
+        )
         used, count = len({target for _, target in pairs}), similarity_ST.shape[1]
         margin = np.median([p.margin for p in rated_pairs])
         _, near = agreement(pairs, depth_pairs(similarity_ST.shape, by_target=by_target), by_target)
-        mean, deviation = split.gain_over_depth
         print(
-            f"| {' | '.join(variant)} | {used} of {count} | {margin:+.4f} | {split.same:.3f} | "
-            f"{split.within_one:.3f} | {near:.2f} | {mean:+.3f} ± {deviation:.3f} | "
+            f"| {' | '.join(variant)} | {used} of {count} | {margin:+.4f} | {stability.same:.3f} | "
+            f"{stability.within_one:.3f} | {near:.2f} | {mean:+.3f} ± {deviation:.3f} | "
             f"{variant.label} |",
             flush=True,
         )

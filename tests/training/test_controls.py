@@ -42,7 +42,7 @@ def entries_of(model: OpenModel, unit: str) -> list[CoreTensor]:
     else:
         transposed = {name for name in shapes if ".c_" in name and name.endswith("weight")}
         splits = splits_of(anatomy, model.config, transposed.__contains__)
-        places = [(n, s, *part) for n, s in shapes.items() for part in unit_parts(n, s, splits.get(n))]
+        places = [(n, s, *part) for n, s in shapes.items() for part in unit_parts(s, splits.get(n))]
     return [CoreTensor(name=n, shape=s, rows=r, columns=c, score=0.5) for n, s, r, c in places]
 
 

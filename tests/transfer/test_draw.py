@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from tests.run_files import SOURCE, TARGET, layer_match
 from trace_transfer.errors import ArtefactError
-from trace_transfer.figures import write_html, write_png
 from trace_transfer.records import to_json
 from trace_transfer.transfer.draw import MATCH, SIMILARITY, figure_of, read_similarities, write_heatmap
 from trace_transfer.transfer.policies import argmax
@@ -127,34 +126,3 @@ def test_a_matrix_alone_or_of_other_models(tmp_path: Path) -> None:
     found = read_similarities(tmp_path / SIMILARITY, match)
     assert list(found) == ["update"] and np.array_equal(found["update"], similarities["update"])
     assert [row.name for row in figure_of(match, found).rows] == ["update: what each layer adds"]
-
-
-@needs_chromium
-def test_page_renders_without_network(tmp_path: Path) -> None:
-    match, similarities = heatmap((80, 94))
-    write_html(tmp_path / "heatmap.html", figure_of(match, similarities))
-    dom = rendered(tmp_path / "heatmap.html", tmp_path)
-    assert "<h1>Layer match: small-135M → large-8B</h1>" in dom and f"<p>{match.verdict}</p>" in dom
-    assert len(re.findall(r'<image [^>]*xlink:href="data:image/png;base64,', dom)) >= 1
-    chosen, seconds = {(p.source, p.target) for p in match.pairs}, {(p.source, p.runner_up) for p in match.pairs}
-    rims = sum(p.is_ambiguous for p in match.pairs)
-    assert dom.count('<path class="point"') == len(chosen | seconds) + rims
-    ticks = [[int(tick) for tick in re.findall(rf'class="{axis}tick"><text[^>]*>(\d+)<', dom)] for axis in "yx"]
-    assert [axis[0] for axis in ticks] == [0, 0]
-    assert all(3 <= len(axis) <= count for axis, count in zip(ticks, (80, 94), strict=True))
-
-
-@pytest.mark.parametrize("shape", [(4, 30), (80, 94)], ids=str)
-def test_picture(shape: tuple[int, int], tmp_path: Path) -> None:
-    from PIL import Image
-
-    match, similarities = heatmap(shape, target="x" * 200 + "$y^{$")
-    fewer = match.model_copy(update={"pairs": match.pairs[1:]})
-    for name, drawn in (("one", match), ("same", match), ("fewer", fewer)):
-        write_png(tmp_path / f"{name}.png", figure_of(drawn, similarities))
-    with Image.open(tmp_path / "one.png") as image:
-        assert 900 <= image.width <= 1800 and 450 <= image.height <= 1150
-        border = np.asarray(image.convert("L"))[:, [0, -1]]
-    assert (border == 255).all(), "something is cut off at the edge"
-    one, same, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "same", "fewer"))
-    assert one == same != other

@@ -88,17 +88,6 @@ def test_rows_that_are_only_part_of_a_component_do_not_come_across_and_are_told(
     assert "only 50% of its elements are core" in reason
 
 
-def test_every_target_tensor_is_listed_and_those_reached_by_nothing_have_no_score(llama):
-    gemma = model("gemma2", 3, head_dim=8, tie_word_embeddings=True)
-    core = core_file(llama, {"model.layers.0.mlp.down_proj.weight": 1.0}, 0.05)
-    listed = carried(core, llama, gemma).core.parameters
-    assert {p.name for p in listed} == set(gemma.anatomy.inventory.shapes)
-    unscored = {p.name for p in listed if p.score is None}
-    assert "model.layers.0.post_attention_layernorm.weight" in unscored  # LLaMA has no norm after attention
-    assert "model.layers.1.self_attn.q_proj.weight" in unscored  # the depth match leaves layer 1 out
-    assert "model.layers.0.mlp.down_proj.weight" not in unscored
-
-
 def test_what_has_no_counterpart_is_dropped_with_the_reason(llama):
     gpt2 = model("gpt2", 2)
     gate, up = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
@@ -120,14 +109,6 @@ def test_scores_keep_the_budget_where_core_loses_it(llama):
     assert len(by_score.core.core) == int(0.2 * count)
     assert len(by_name.core.core) < 0.6 * int(0.2 * count)
     assert by_score.core.transferred_from.carry == "scores"
-
-
-def test_the_best_of_several_sources_counts_and_satellites_inherit_it(llama):
-    scores = {f"model.layers.{i}.self_attn.q_proj.weight": 0.3 + i for i in range(2)}
-    target = model("qwen3", 2, head_dim=8)
-    result = carried(core_file(llama, scores), llama, target, pairs=[(0, 1), (1, 1)], how="scores")
-    (entry,) = (p for p in result.core.parameters if p.name == "model.layers.1.self_attn.q_norm.weight")
-    assert (entry.score, entry.sources[0]) == (1.3, "model.layers.1.self_attn.q_proj.weight")
 
 
 def test_ties_in_score_go_to_the_better_matched_layer(llama):
@@ -208,6 +189,4 @@ def test_a_core_file_of_another_model_is_refused_with_both_hashes(llama, tmp_pat
     hashes = [one.identity.names_sha256[:12] for one in (other, llama)]
     (file := tmp_path / "math.core.json").write_text(to_json(core_file(other, {})), encoding="utf-8")
     with pytest.raises(ArtefactError, match=f"made for another model.*{hashes[0]}.*{hashes[1]}[^;]*$"):
-        open_cores([file], llama, llama)
-    with pytest.raises(ArtefactError, match="are --src and --dst swapped"):
-        open_cores([file], llama, other)
+        open_cores([file], llama)

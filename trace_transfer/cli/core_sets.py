@@ -75,17 +75,13 @@ ENDING = ".core.json"
 @click.option("--model", required=True, metavar="MODEL", help="Model that the list is for. Only its config is read.")
 @click.option("--out", required=True, type=shared.OUT_FILE, metavar="TASK.core.json", help="File to write.")
 @click.option("--task", help="Name of the task. Default: that of the file.")
-@click.option("--ratio", type=shared.RATIO, help="authors: share of the model, of a list that ranks all tensors.")
-@click.option("--unit", type=click.Choice(("tensors", "elements")), help="authors: what --ratio counts.")
 @shared.rules_option
-def import_command(
-    file: Path, source: str, model: str, out: Path, task: str | None, ratio: float | None, unit: str | None,
-    rules: tuple[str, ...],
-) -> None:  # fmt: skip
+def import_command(file: Path, source: str, model: str, out: Path, task: str | None, rules: tuple[str, ...]) -> None:
     """Make a core file from the list of tensors in FILE.
 
     Patterns are read as Axolotl reads them: a dot is literal, a pattern matches the beginning of a name, and [a:b] at
-    its end gives rows. Patterns that match nothing are refused.
+    its end gives rows. Patterns that match nothing are refused. From a list of the authors' scripts that ranks all
+    tensors, `select` takes the best.
 
     \b
         trace-transfer import snr_unfrozenparameters_25percent.yaml \\
@@ -94,8 +90,6 @@ def import_command(
     """
     if task is None and not out.name.endswith(ENDING):
         raise click.UsageError(f"--out must end with {ENDING} and begin with the task, or give --task")
-    if source != "authors" and (ratio is not None or unit is not None):
-        raise click.UsageError("--ratio and --unit select from lists that rank tensors: they need --from authors")
 
     from trace_transfer.core_sets.importing import import_list, import_patterns
     from trace_transfer.core_sets.overlap import render_core_sets
@@ -106,7 +100,7 @@ def import_command(
     quiet_libraries()
     name = task if task is not None else out.name.removesuffix(ENDING)
     if source == "authors":
-        core = import_list(file, model, name, ratio, unit, rules)
+        core = import_list(file, model, name, rules)
     else:
         core = import_patterns(file, model, name, rules, source)
     prepare_directory(out.parent)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trace_transfer.cli.options import OUT_FILE, rules_option
-from trace_transfer.errors import RulesError
+from trace_transfer.errors import ModelError, RulesError
 from trace_transfer.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -53,17 +53,17 @@ def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) ->
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
     transformers' default one for each of a family's model types. Models are built without memory for their weights.
     """
-    from trace_transfer.families.checking import UncheckedError, check_family, planned_checks
+    from trace_transfer.families.checking import check_family, planned_checks
     from trace_transfer.families.registry import load_families, rules_files
 
     quiet_libraries()
     registry = load_families([*paths, *map(Path, rules)])
     problems = []
-    for planned in planned_checks(registry, [file for path in paths for file in rules_files(path)], model):
+    for family, name, config in planned_checks(registry, [file for path in paths for file in rules_files(path)], model):
         try:
-            _page().line(f"OK {check_family(*planned)}")
-        except UncheckedError as error:
-            click.echo(f"NOT CHECKED {error}")
+            _page().line(f"OK {check_family(family, name, config)}")
+        except ModelError as error:
+            click.echo(f"NOT CHECKED {family.location.path.name}: {error}; check against a real one with --model")
             if paths or model is not None:  # asked for, and not done
                 problems.append(str(error))
         except RulesError as error:
@@ -76,12 +76,9 @@ def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) ->
 @click.argument("model")
 @click.option("--out", type=OUT_FILE, help="File to write; default: MODEL_TYPE.yaml.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--anyway", is_flag=True, help="Draft even if there are rules for this model.")
 @rules_option
 @click.pass_context
-def draft(
-    context: click.Context, model: str, out: Path | None, force: bool, anyway: bool, rules: tuple[str, ...]
-) -> None:
+def draft(context: click.Context, model: str, out: Path | None, force: bool, rules: tuple[str, ...]) -> None:
     """Write a first rules file for a model of an unknown architecture, and check it.
 
     MODEL is a directory, GGUF file or hub name; only its config is read. The file has the names that the nearest family
@@ -92,7 +89,7 @@ def draft(
     from trace_transfer.families.registry import load_families
 
     quiet_libraries()
-    summary, verdict, fits = write_draft(model, load_families([Path(path) for path in rules]), out, force, anyway)
+    summary, verdict, fits = write_draft(model, load_families([Path(path) for path in rules]), out, force)
     click.echo(summary)
     click.echo(verdict)
     context.exit(0 if fits else 1)
@@ -102,8 +99,7 @@ def draft(
 @click.option("--src", required=True, help="Source model: a directory, GGUF file or hub name; only its config is read.")
 @click.option("--dst", required=True, help="Target model, likewise.")
 @rules_option
-@click.option("--all", "every_layer", is_flag=True, help="Every tensor of every layer, not one layer for all.")
-def explain(src: str, dst: str, rules: tuple[str, ...], every_layer: bool) -> None:
+def explain(src: str, dst: str, rules: tuple[str, ...]) -> None:
     """Show what each tensor of SRC carries over to in DST, and by which rule.
 
     The layer match is not known here; for the totals layers of the same relative depth are matched, each layer of the
@@ -124,11 +120,10 @@ def explain(src: str, dst: str, rules: tuple[str, ...], every_layer: bool) -> No
     pairs = depth_pairs(shape, by_target=POLICIES[policy].target_chooses(shape))
     correspondence = build_correspondence(source, target, pairs)
     titles = [
-        f"{ModelSource.parse(name).display_name} ({anatomy.family})"
-        + ("" if every_layer else f"\n{anatomy.layer_path}.{{layer}}.…")
+        f"{ModelSource.parse(name).display_name} ({anatomy.family})\n{anatomy.layer_path}.{{layer}}.…"
         for name, anatomy in ((src, source), (dst, target))
     ]
-    lines = lines_of(correspondence, every_layer)
+    lines = lines_of(correspondence)
     page = _page()
     page.table((*titles, "rule or reason"), list(_rows(lines)))
     page.lines(("", *totals(correspondence)))

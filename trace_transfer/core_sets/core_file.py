@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +16,6 @@ from trace_transfer.models.stored_weights import read_leniently
 from trace_transfer.records import TASK, ModelIdentity, Name, Range, Strict, to_json
 
 Unit = Literal["tensors", "elements", "rows", "parameters"]  # what a ratio counts
-SHOWN = 20  # entries of a core set in a notebook
 EXCLUDED = "excluded"  # the component of what a family's rules leave out
 
 
@@ -55,7 +53,6 @@ class TensorPart(Strict):
 
     @property
     def num_elements(self) -> int:
-        """Elements of the tensor or of its part."""
         return part_numel(self.shape, self.rows, self.columns, self.depth)
 
 
@@ -87,7 +84,6 @@ class CoreTensor(TensorPart):
 
     @property
     def num_core(self) -> int:
-        """Elements of it that are core."""
         return (self.num_elements if self.chosen is None else self.chosen) if self.core else 0
 
 
@@ -118,16 +114,6 @@ class ChosenFile(Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Beside:
-    """The chosen parameters of a core file, in memory or where they lie; two core files do not differ by that."""
-
-    def __init__(self, chosen: Mapping[str, Chosen] | None = None, directory: Path | None = None) -> None:
-        self.chosen, self.directory = chosen, directory or Path()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Beside)
-
-
 class CoreFile(Strict):
     """`TASK.core.json`: every scored tensor, best first, and which of them are core; with unit `parameters` `chosen`
     names the file beside it that says which of their parameters are."""
@@ -141,7 +127,12 @@ class CoreFile(Strict):
     transferred_from: Transfer | None = None
     chosen: ChosenFile | None = None
     libraries: dict[str, str] = Field(default_factory=dict)
-    _beside: Beside = PrivateAttr(default_factory=Beside)
+    _chosen: Mapping[str, Chosen] | None = PrivateAttr(None)  # in memory, or where they lie
+    _directory: Path = PrivateAttr(default_factory=Path)
+
+    def __eq__(self, other: object) -> bool:
+        """Where the chosen parameters lie makes no difference."""
+        return isinstance(other, CoreFile) and self.__dict__ == other.__dict__
 
     @model_validator(mode="after")
     def _single_parameters_are_said(self) -> Self:
@@ -151,20 +142,20 @@ class CoreFile(Strict):
         return self
 
     def opened(self, file: Path) -> None:
-        self._beside = Beside(None, file.parent)
+        self._directory = file.parent
 
     @property
     def parameters_chosen(self) -> Mapping[str, Chosen]:
         """Tensor → its core parameters, where they are chosen one by one; raises as `read_chosen`."""
         if self.chosen is None:
             return {}
-        if self._beside.chosen is None:
-            file = self._beside.directory / self.chosen.file
+        if self._chosen is None:
+            file = self._directory / self.chosen.file
             found = read_chosen(file, self.chosen.sha256, {one.name: one.shape for one in self.core})
             if wrong := [one.name for one in self.core if len(found[one.name].indices) != one.chosen]:
                 raise ArtefactError(f"{file}: other numbers of parameters than the core file says: {wrong[0]}")
-            self._beside.chosen = found
-        return self._beside.chosen
+            self._chosen = found
+        return self._chosen
 
     def of_parameters(self, chosen: Mapping[str, Chosen]) -> Self:
         """The same tensors with single parameters as the core set; tensors with a score only."""
@@ -173,11 +164,11 @@ class CoreFile(Strict):
             one.model_copy(update={"core": one.name in counts, "chosen": counts.get(one.name)})
             for one in self.parameters
         )
-        sha256 = content_sha256({one.name: _stored(one, chosen) for one in parameters if one.core})
+        sha256 = content_sha256(_stored(chosen, parameters))
         file = ChosenFile(file=f"{self.task}.core.{sha256[:12]}.safetensors", sha256=sha256)
         method = self.method.model_copy(update={"unit": "parameters"})
         made = self.model_copy(update={"parameters": parameters, "chosen": file, "method": method})
-        made._beside = Beside(chosen)
+        made._chosen = chosen
         return made
 
     def plain(self) -> dict[str, Any]:
@@ -201,14 +192,6 @@ class CoreFile(Strict):
 
     __str__ = __repr__
 
-    def _repr_html_(self) -> str:
-        """In a notebook: the core set's best entries."""
-        best = [(one.label, f"{one.num_core:,}", f"{one.score:.4g}") for one in self.core[:SHOWN]]
-        cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in best]
-        rows = ["<th>tensor</th><th>elements</th><th>score</th>", *cells]
-        more = f"<p>… and {len(self.core) - SHOWN} more</p>" if len(self.core) > SHOWN else ""
-        return f"<p>{escape(repr(self)[1:-1])}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>{more}"
-
     @property
     def ratio_of_tensors(self) -> float:
         """Core share of the tensors; the parts of a fused tensor count as one entry each."""
@@ -219,10 +202,6 @@ class CoreFile(Strict):
         return sum(p.num_core for p in self.core) / sum(p.num_elements for p in self.parameters)
 
 
-def _stored(tensor: CoreTensor, chosen: Mapping[str, Chosen]) -> Any:
-    return encoded(chosen[tensor.name], numel(tensor.shape))
-
-
 def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
     """Write a core file, and before it what lies beside it; what an earlier one had there goes. Returns the files."""
     beside = None if core.chosen is None else path.with_name(core.chosen.file)
@@ -231,12 +210,16 @@ def write_core(path: Path, core: CoreFile) -> tuple[Path, ...]:
         from safetensors.numpy import save
 
         with replacing(beside) as temporary:
-            chosen = core.parameters_chosen
-            temporary.write_bytes(save({one.name: _stored(one, chosen) for one in core.core}, METADATA))
+            temporary.write_bytes(save(_stored(core.parameters_chosen, core.core), METADATA))
     write_text(path, to_json(core))
     if earlier is not None and earlier != beside:
         earlier.unlink(missing_ok=True)
     return (path,) if beside is None else (path, beside)
+
+
+def _stored(chosen: Mapping[str, Chosen], tensors: Iterable[CoreTensor]) -> dict[str, Any]:
+    shapes = {one.name: one.shape for one in tensors}
+    return {name: encoded(part, numel(shapes[name])) for name, part in chosen.items()}
 
 
 def _file_beside(path: Path) -> Path | None:

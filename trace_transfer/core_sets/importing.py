@@ -5,14 +5,12 @@ file is returned.
 
 The authors' lists are JSON of three forms: `lf` (combined_score and its terms), `cs` (specificity_score) and the `l2`
 that their script falls back to (delta). A full list ranks every tensor of a model, a selected one holds only the core
-set; they look alike, so the number of names decides. Their specificity_score is the mean *cosine*, low for what is
-specific: our score is 1 − it.
+set. Their specificity_score is the mean *cosine*, low for what is specific: our score is 1 − it.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,9 +19,8 @@ from pydantic import Field, create_model
 
 from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Slice
-from trace_transfer.core_sets.selection import Selection, select
 from trace_transfer.core_sets.trainer_settings import CoreSet, mask_of_patterns, read_patterns
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import ArtefactError, listing
 from trace_transfer.families.anatomy import Anatomy, Unit
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
@@ -68,25 +65,15 @@ def read_authors_list(path: Path | str) -> tuple[str, list[Entry]]:
             entries.append((row.parameter, 1.0 - value, {"mean_cosine": value}))
         else:
             entries.append((row.parameter, value, terms or {"l2_delta": value}))
-    counts = Counter(name for name, *_ in entries)
-    _refuse(file, [f"parameter {name} is listed {count} times" for name, count in counts.items() if count > 1])
     return methods[0], entries
 
 
-def core_tensors(
-    entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str] | None = None
-) -> tuple[CoreTensor, ...]:
-    """All tensors of a model, those listed first and with their scores; of an alias of a tied one its owner is told.
-
-    Fewer names than the model has are a selected list: all of them are core. Of a full list none is; it has yet to be
-    selected from.
-    """
+def core_tensors(entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[CoreTensor, ...]:
+    """All tensors of a model: those listed first, core, with their scores."""
     lost = [name for name, *_ in entries if name not in shapes]
-    owners = {name: f"tied to {owner}; name that" for name, owner in (tied or {}).items()}
-    _refuse("the list is of another model", [f"{name}: {owners.get(name, 'no such parameter')}" for name in lost])
-    selected = len(entries) < len(shapes)
+    _refuse("the list is of another model", [f"{name}: no such parameter" for name in lost])
     listed = {
-        name: CoreTensor(name=name, shape=shapes[name], score=score, terms=terms, core=selected)
+        name: CoreTensor(name=name, shape=shapes[name], score=score, terms=terms, core=True)
         for name, score, terms in entries
     }
     return (*listed.values(), *(CoreTensor(name=name, shape=shapes[name]) for name in shapes if name not in listed))
@@ -125,33 +112,16 @@ def _refuse(where: Path | str, problems: Sequence[str]) -> None:
 # ---- core files
 
 
-def import_list(
-    file: Path, model: str | Path, task: str, ratio: float | None, unit: str | None, rules: Sequence[str] = ()
-) -> CoreFile:
-    """A core file from a list of the authors' scripts. All of a list of fewer names than the model has are core.
-
-    Raises:
-        UserError: among others, a full list without a ratio, or a selected one with one.
-    """
-    Selection.of(ratio=ratio, unit=unit)
+def import_list(file: Path, model: str | Path, task: str, rules: Sequence[str] = ()) -> CoreFile:
+    """A core file from a list of the authors' scripts: all that is listed is core; `select` takes the best of it."""
     require_task(task)
     opened = open_model(model, load_families([Path(path) for path in rules]))
     shapes = opened.anatomy.inventory.shapes
     method, listed = read_authors_list(file)
     tensors = tuple(
-        tensor.model_copy(update=_what(opened.anatomy, tensor.name, None))
-        for tensor in core_tensors(listed, shapes, opened.anatomy.inventory.tied)
+        tensor.model_copy(update=_what(opened.anatomy, tensor.name, None)) for tensor in core_tensors(listed, shapes)
     )
-    whole = len(listed) == len(shapes)
-    if whole != (ratio is not None):
-        do = "give --ratio to select from them" if whole else "that is a core set by itself; leave --ratio out"
-        raise UserError(f"{file}: lists {len(listed)} of the {len(shapes)} tensors of {opened.name}; {do}")
-    if unit == "rows":
-        raise UserError("such lists name whole tensors: rows cannot be selected from them")
-    if ratio is not None:
-        tensors = select(tensors, ratio, unit or "tensors")
-    share = ratio or len(listed) / len(shapes)
-    return _core_file(opened, task, tensors, file, name=method, ratio=share, unit=unit or "tensors")
+    return _core_file(opened, task, tensors, file, name=method, ratio=len(listed) / len(shapes), unit="tensors")
 
 
 def import_patterns(
@@ -203,7 +173,6 @@ def _what(anatomy: Anatomy, name: str, rows: Ranges | None) -> dict[str, Any]:
 
 
 def _others(ranges: Ranges, size: int) -> Ranges:
-    """What is between sorted ranges, before and after them."""
     bounds = [0, *(bound for one in ranges for bound in one), size]
     pairs = zip(bounds[::2], bounds[1::2], strict=True)
     return tuple((start, stop) for start, stop in pairs if start < stop)

@@ -12,7 +12,6 @@ The configuration is applied to the model, without memory for weights, and what 
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,11 +31,10 @@ if TYPE_CHECKING:
 
 
 def write_peft(core: CoreSet, model: PreTrainedModel, rank: int = 8, alpha: float = 16.0) -> str:
-    """A Python file that defines `config`, a `LoraConfig`.
+    """A Python file that defines `config`, a `LoraConfig` with `r` and `lora_alpha`.
 
     Args:
         model: the core set's model, on the meta device; it is not changed.
-        rank, alpha: r and lora_alpha of every adapter.
 
     Raises:
         ExportError: parts of tensors are core, or peft would train other tensors; all are named.
@@ -79,7 +77,7 @@ def write_peft(core: CoreSet, model: PreTrainedModel, rank: int = 8, alpha: floa
             problems.append(error)
             continue
         about = f"Adapters of rank {rank} beside matrices; norms, where there are any, train in a copy."
-        arguments = "".join(f"    {key}={_literal(value)},\n" for key, value in settings.items())
+        arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
         return f"{core.header('peft', about)}\nfrom peft import LoraConfig\n\nconfig = LoraConfig(\n{arguments})\n"
     raise ExportError(
         "LoRA cannot train exactly this core set (biases train with all adapted weights or with none, what is no "
@@ -93,15 +91,12 @@ def _target_modules(modules: Sequence[str], model: Any, embedding: str) -> dict[
     if embedding in modules and head is not None and head.weight is model.get_input_embeddings().weight:
         # Of an expression peft does not see that it means the embedding.
         return {"target_modules": list(modules), "ensure_weight_tying": True}
-    return {"target_modules": exact_pattern(modules, dict(model.named_modules())) if modules else []}
+    return {"target_modules": exact_pattern(modules) if modules else []}
 
 
 def trained_names(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[str]:
-    """The model's own names of what peft trains, or adapts, with a `LoraConfig` of these settings.
-
-    Raises:
-        InexactExportError: peft refuses the settings.
-    """
+    """The model's own names of what peft trains, or adapts, with a `LoraConfig` of these settings; an
+    InexactExportError if it refuses them."""
     from peft import LoraConfig, get_peft_model
 
     try:
@@ -122,9 +117,3 @@ def _own_name(model: nn.Module, name: str) -> str:
             name = f"{module}.{getattr(model.get_submodule(module), 'parameter_name', 'weight')}"
             break
     return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, list) and value:
-        return "[\n" + "".join(f"        {json.dumps(one)},\n" for one in value) + "    ]"
-    return repr(value)

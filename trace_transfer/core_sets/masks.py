@@ -50,7 +50,6 @@ class Slice:
 
     @property
     def indices(self) -> list[int]:
-        """Every index along its dimension, in order."""
         return [index for start, stop in self.ranges for index in range(start, stop)]
 
     def within(self, shape: tuple[int, ...], start: int, stop: int) -> list[int] | Places:
@@ -113,11 +112,8 @@ class Mask:
 
     @classmethod
     def of_core(cls, core: CoreFile, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], file: str) -> Mask:
-        """The core set of a file on a model with that inventory, where an alias means its owner.
-
-        Raises:
-            MaskError: it is empty, or names what the model lacks or has in another shape; lists all of it.
-        """
+        """The core set of a file on a model with that inventory, where an alias means its owner; a MaskError if it is
+        empty, or lists all that the model lacks or has in another shape."""
         problems: list[str] = []
         found: dict[str, dict[int | None, list[tuple[int, int]]]] = {}  # name → dimension (None: whole) → ranges
         for tensor in core.core:
@@ -161,11 +157,9 @@ class Mask:
         return Mask(parts)
 
     def trains(self, name: str) -> bool:
-        """Whether anything of a tensor is trained."""
         return name in self.parts
 
     def numel(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Trained elements."""
         return sum(numel(shape) for shape in self.trained_shapes(shapes).values())
 
     def trained_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -224,15 +218,10 @@ def encoded(chosen: Chosen, size: int) -> NDArray[Any]:
 
 
 def decoded(values: NDArray[Any], size: int) -> Chosen:
-    """The opposite; a ValueError if they cannot be of a tensor with so many parameters."""
-    if values.dtype == np.uint8 and values.shape == ((size + 7) // 8,):
+    """The opposite, of a tensor with so many parameters."""
+    if values.dtype == np.uint8:
         return Chosen(np.flatnonzero(np.unpackbits(values, count=size, bitorder="little")))
-    if values.dtype not in (np.int32, np.int64) or values.ndim != 1:
-        raise ValueError(f"{values.dtype} {list(values.shape)}, expected places or a bitmap of {size:,} bits")
-    found = values.astype(np.int64)
-    if len(found) and (found[0] < 0 or found[-1] >= size or (np.diff(found) <= 0).any()):
-        raise ValueError(f"places that are not in order, or not below {size:,}")
-    return Chosen(found)
+    return Chosen(values.astype(np.int64))
 
 
 def content_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
@@ -257,7 +246,4 @@ def read_chosen(file: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]]) 
         raise ArtefactError(f"{file}: cut short or damaged ({first_line(error)}); copy or make it again") from error
     if content_sha256(tensors) != sha256 or tensors.keys() != shapes.keys():
         raise ArtefactError(f"{file}: not what the core file beside it names: of another core set, or damaged")
-    try:
-        return {name: decoded(values, numel(shapes[name])) for name, values in tensors.items()}
-    except ValueError as error:
-        raise ArtefactError(f"{file}: {error}") from error
+    return {name: decoded(values, numel(shapes[name])) for name, values in tensors.items()}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Unit
-from trace_transfer.errors import UserError, together
+from trace_transfer.errors import UserError
 from trace_transfer.families.anatomy import Anatomy, Split, unit_kinds, unit_parts
 from trace_transfer.files import held, refuse_inputs, write_text
 from trace_transfer.records import read_artefact, to_json
@@ -68,7 +68,7 @@ def entries_of(anatomy: Anatomy, name: str, shape: tuple[int, ...], split: Split
     """A tensor, or with a split its rows (or columns) in order, as entries without a score."""
     units = anatomy.units_of(name)
     layer = units[0].layer if units else None
-    parts = zip(unit_parts(name, shape, split), unit_kinds(anatomy, name, split), strict=True)
+    parts = zip(unit_parts(shape, split), unit_kinds(anatomy, name, split), strict=True)
     return [  # not validated: rows make many, of what is checked already
         CoreTensor.model_construct(name=name, shape=shape, rows=rows, columns=columns, component=component, layer=layer)
         for (rows, columns), component in parts
@@ -96,18 +96,11 @@ def reselect_all(
     """`reselect` for several files, in their order; written into a directory, if one is named.
 
     Raises:
-        UserError: some are no core files, a ratio or unit that is none, or `rows` of scores of whole tensors (or the
-            other way round); two of one task, or one that would be written over.
+        UserError: `rows` of scores of whole tensors, or the other way round; two files of one task, or one that would
+            be written over.
     """
     chosen = Selection.of(ratio=ratio, unit=unit)
-    cores, problems = [], []
-    for file in files:
-        try:
-            cores.append(reselect(file, chosen.ratio, chosen.unit))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError(together("core files that cannot be used", problems))
+    cores = tuple(reselect(file, chosen.ratio, chosen.unit) for file in files)
     if out is not None:
         tasks = [core.task for core in cores]
         if len(set(tasks)) < len(tasks):
@@ -117,9 +110,8 @@ def reselect_all(
         with held(out):
             for core, path in zip(cores, written, strict=True):
                 write_text(path, to_json(core))
-    return tuple(cores)
+    return cores
 
 
 def core_path(out: Path | str, core: CoreFile) -> Path:
-    """Where a core file lies in a directory."""
     return Path(out) / f"{core.task}.core.json"

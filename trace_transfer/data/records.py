@@ -33,9 +33,8 @@ from trace_transfer.data.tasks_file import (
     describe,
     locate,
     parse_source,
-    suggestion,
 )
-from trace_transfer.errors import listing
+from trace_transfer.errors import listing, suggestion
 from trace_transfer.models.sources import hub_silence
 from trace_transfer.text_formats import MalformedTextError, json_lines, parse_json, read_text
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 import datetime
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError, listing, suggestion
 from trace_transfer.records import TASK, Strict
 from trace_transfer.settings import problem_with, texts
 from trace_transfer.text_formats import kind_of, read_yaml
@@ -280,13 +279,6 @@ def locate(file: str, base_directory: Path | str) -> Path:
 
 def _suffix(data: str) -> str:
     return PurePosixPath(data).suffix.lower()
-
-
-def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> str:
-    """All that is allowed, and what was probably meant."""
-    close = get_close_matches(str(word), list(allowed), 1, cutoff=0.6)
-    meant = f"; did you mean '{close[0]}'?" if close else ""
-    return f"{what}: {', '.join(allowed)}{meant}"
 
 
 def items_under(key: str, file: Path, needs: str) -> list[Any]:

@@ -23,8 +23,8 @@ from unittest.mock import patch
 from trace_transfer.data.encoding import template_of
 from trace_transfer.data.records import Message, read_rows
 from trace_transfer.data.rendering import ChatTemplate, RenderingError
-from trace_transfer.data.tasks_file import TaskError, locate, suggestion
-from trace_transfer.errors import NumericalError, UserError, first_line
+from trace_transfer.data.tasks_file import TaskError, locate
+from trace_transfer.errors import NumericalError, UserError, first_line, suggestion
 from trace_transfer.evaluation.backends import Backend
 from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Reading, Sample, records_sha256
 from trace_transfer.evaluation.records import Member

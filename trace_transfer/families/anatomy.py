@@ -58,7 +58,6 @@ class Unit:
 
     @property
     def num_elements(self) -> int:
-        """Elements of this part alone."""
         return part_numel(self.shape, *self.place[1:])
 
     @property
@@ -72,7 +71,6 @@ class Unit:
 
     @property
     def label(self) -> str:
-        """The name with its part."""
         return self.name + self.part
 
 
@@ -112,10 +110,7 @@ class Anatomy:
 
 
 def folded_name(name: str) -> str:
-    """A tensor's name with its first number as `{layer}` and further ones as `{n}`.
-
-    `model.layers.3.mlp.experts.0.w1` becomes `model.layers.{layer}.mlp.experts.{n}.w1`.
-    """
+    """`model.layers.3.mlp.experts.0.w1` → `model.layers.{layer}.mlp.experts.{n}.w1`: the first number, and others."""
     segments, holes = [], iter(["{layer}"])
     for segment in name.split("."):
         segments.append(next(holes, "{n}") if segment.isdecimal() else segment)
@@ -175,21 +170,17 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
     return splits
 
 
-def unit_parts(name: str, shape: tuple[int, ...], split: Split | None) -> list[Part]:
+def unit_parts(shape: tuple[int, ...], split: Split | None) -> list[Part]:
     """(rows, columns) of each unit of a tensor in order, as a core file has them; (None, None) for a whole one."""
     if split is None:
         return [(None, None)]
-    if split.dim >= len(shape) or shape[split.dim] % split.size:
-        raise ValueError(f"{name}: shape {list(shape)} is not a whole number of units of {split}")
     ranges = [((start, start + split.size),) for start in range(0, shape[split.dim], split.size)]
     return [(None, one) if split.dim else (one, None) for one in ranges]
 
 
 def unit_kinds(anatomy: Anatomy, name: str, split: Split | None) -> list[str]:
-    """The component of each unit of a tensor; those of a whole one joined by `+`, `excluded` if it has none.
-
-    Joined are also those of parts that every unit has something of, as each expert has of gate and up.
-    """
+    """The component of each unit of a tensor; those of a whole one joined by `+`, `excluded` if it has none, and those
+    of parts that every unit has something of, as each expert has of gate and up."""
     units = anatomy.units_of(name)
     whole = _components(units) or "excluded"
     if split is None:
@@ -209,7 +200,6 @@ def transposed_names(model: nn.Module) -> frozenset[str]:
 
 
 def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:
-    """By what a unit's tensor is cut; a vector without heads or neurons by entries."""
     single = Split(0, 1) if len(unit.shape) == 1 or unit.component in PER_TOKEN else None
     per_neuron = unit.component in (*PER_NEURON, "mlp.down")
     of_experts = len(unit.shape) == (2 if unit.role == BIAS else 3)  # the first dimension counts experts

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from trace_transfer.errors import RulesError, listing
@@ -44,7 +43,6 @@ def anatomy_of(inventory: Inventory, registry: FamilyRegistry) -> Anatomy:
 
 
 def apply_family(family: Family, inventory: Inventory) -> Anatomy:
-    """Take a model apart by a family's rules."""
     application = _Application(family, inventory)
     matches = application.find_matches()
     excluded = application.find_excluded()
@@ -165,10 +163,8 @@ class _Application:
                 for member in component.members:
                     names = _named(member.pattern, known)
                     if not names and not member.optional:
-                        close = get_close_matches(member.pattern, list(known), 1, cutoff=0.7)
-                        hint = f" (close: '{close[0]}')" if close else ""
                         self.complain(
-                            f"{member.location}: {component.name}: '{member.pattern}' matches no tensor{hint}; correct "
+                            f"{member.location}: {component.name}: '{member.pattern}' matches no tensor; correct "
                             f"it, or write '{member.pattern}?' if some models of this family lack it"
                         )
                     instead = {layer for layer, _ in _named(member.unless or "", known)}
@@ -208,7 +204,8 @@ class _Application:
             try:
                 if shape not in by_shape:
                     ranges = ranges_of(member.part, shape, lookup) if member.part else None
-                    by_shape[shape] = ranges, _head_of(member, lookup)
+                    head = None if member.head is None else int(member.head and member.head.evaluate(lookup))
+                    by_shape[shape] = ranges, head
             except RulesError as error:
                 self.complain(f"{member.location}: {component.name}: '{member.pattern}': {error}", layer)
                 self.damaged.add(name)
@@ -267,13 +264,3 @@ def _named(pattern: str, by_pattern: Names) -> list[tuple[Any, str]]:
         return list(by_pattern.get(pattern, {}).items())
     whole = re.compile(re.escape(pattern).replace(re.escape(NUMBER), "(?:0|[1-9][0-9]*)"))
     return [one for name, found in by_pattern.items() if whole.fullmatch(name) for one in found.items()]
-
-
-def _head_of(member: Member, lookup: ConfigLookup) -> int | None:
-    """The size of a head in a member: 0 if it has none, None if the rules do not say."""
-    if member.head is None or member.head is False:
-        return None if member.head is None else 0
-    size = member.head.evaluate(lookup)
-    if size < 1:
-        raise RulesError(f"head: '{member.head.text}' is {size}, expected at least 1")
-    return size

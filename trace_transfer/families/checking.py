@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trace_transfer.errors import ModelError, RulesError, first_line, listing
+from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
 from trace_transfer.families.language import LAYER_COMPONENTS, NUMBER, OUTSIDE_COMPONENTS, Family, Member, display_path
 from trace_transfer.families.registry import FamilyRegistry, load_families
@@ -25,33 +25,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class UncheckedError(RulesError):
-    """There is no model to check rules against."""
-
-
 def check_family(family: Family, name: str, config: PretrainedConfig | None) -> str:
-    """Apply a family's rules to the model of a config, and say in one line what they cover.
-
-    Args:
-        config: None if transformers has none of that `model_type`.
-
-    Raises:
-        UncheckedError: the config's own model refuses it.
-        RulesError: the rules do not fit.
-    """
+    """Apply a family's rules to the model of a config (None if transformers has none of that name), and say in one
+    line what they cover; a ModelError where no model can be built."""
     if config is None:
         raise RulesError(
             f"{family.location}: the installed transformers has no model_type '{name}'; correct 'model_types:', or "
             "install a transformers that has it"
         )
     where = f"{family.location.path.name} ({family.name})"
-    try:
-        inventory = read_inventory(config)
-    except ModelError as error:
-        why = first_line(error.__cause__ or error)
-        raise UncheckedError(
-            f"{where}: no model can be built from the config of {name} ({why}); check against a real one with --model"
-        ) from error
+    inventory = read_inventory(config)
     anatomy = apply_family(family, inventory)
     excluded = f", {len(anatomy.excluded)} excluded" if anatomy.excluded else ""
     return (
@@ -77,10 +60,7 @@ def planned_checks(
     fitting = [family for family in families if config.model_type in family.model_types]
     if not fitting:
         registry.for_model_type(config.model_type)
-        for_types = [f"{one.location.path.name} is for {', '.join(one.model_types)}" for one in families]
-        raise RulesError(
-            f"none of the files to check is for model_type '{config.model_type}' (of {model}):\n" + listing(for_types)
-        )
+        raise RulesError(f"none of the files to check is for model_type '{config.model_type}' (of {model})")
     return [(family, model, config) for family in fitting]
 
 
@@ -98,27 +78,21 @@ class Draft(NamedTuple):
 
 
 def write_draft(
-    model: str, registry: FamilyRegistry, out: Path | None = None, force: bool = False, anyway: bool = False
+    model: str, registry: FamilyRegistry, out: Path | None = None, force: bool = False
 ) -> tuple[str, str, bool]:
-    """Draft rules for a model (a directory, GGUF file or hub name), write them and check them.
+    """Draft rules for a model, write them and check them, with the options of `rules draft`.
 
-    Args:
-        out: the file; None is MODEL_TYPE.yaml in the working directory.
-        force: replace it if it exists.
-        anyway: draft even if there are rules for the model's `model_type`.
-
-    Returns:
-        How much of it is known and left to do; what came of checking it; whether it fits.
+    Returns how much of it is known and left to do; what came of checking it; whether it fits.
     """
     config = load_config(ModelSource.parse(model))
     kind = config.model_type
     path = out or Path(f"{kind}.yaml")
     known = registry.by_model_type.get(kind)
-    if known is not None and not anyway:
+    if known is not None:
         says, fits = _verdict(lambda: check_family(known, model, config))
-        where = display_path(known.location.path)
-        says = f"{where} has rules for model_type '{kind}' already, and they fit: {says}" if fits else says
-        raise RulesError(f"{says}\nNothing is drafted; --anyway drafts all the same")
+        if fits:
+            where = display_path(known.location.path)
+            raise RulesError(f"{where} has rules for model_type '{kind}' already, and they fit: {says}")
     if path.exists() and not force:
         raise RulesError(f"{path} exists; name another file with --out, or replace it with --force")
     draft = draft_family(read_inventory(config), [one for one in registry.families.values() if one is not known])
@@ -221,7 +195,6 @@ def _hint(name: str, others: Sequence[Family], known: Known) -> str:
 
 
 def _text(member: Member, optional: bool) -> str:
-    """A member as a rules file has it."""
     entry: dict[str, str] = {"name": member.pattern + "?" * optional}
     if member.part is not None:
         span = member.part.span

@@ -20,9 +20,7 @@ from functools import cached_property
 from os.path import commonpath
 from typing import Any
 
-from trace_transfer.errors import RulesError, listing
-from trace_transfer.families.anatomy import Anatomy, Place, Unit, layer_ranges
-from trace_transfer.families.language import NUMBER
+from trace_transfer.families.anatomy import Anatomy, Place, Unit, folded_name, layer_ranges
 from trace_transfer.models.sources import AXES
 
 UNMATCHED, UNREACHED_LAYER = "its layer is not matched", "no source layer is matched to its layer"
@@ -34,10 +32,8 @@ SECTIONS = (LAYERS, OUTSIDE, DROPPED, UNREACHED)
 
 @dataclass(frozen=True)
 class Correspondence:
-    """The graph: source unit → target unit → rule, each in its model's order.
-
-    `dropped` and `unreached` give the reason for each source and target unit without an edge.
-    """
+    """The graph: source unit → target unit → rule, each in its model's order; `dropped` and `unreached` give the reason
+    for each source and target unit without an edge."""
 
     source: Anatomy
     target: Anatomy
@@ -46,11 +42,9 @@ class Correspondence:
     unreached: Mapping[Unit, str]
 
     def targets_of(self, unit: Unit) -> list[tuple[Unit, str]]:
-        """Where a source unit carries over to, with the rule of each, in the target's model order."""
         return list(self.edges[unit].items())
 
     def sources_of(self, unit: Unit) -> list[tuple[Unit, str]]:
-        """What carries over to a target unit, with the rule of each, in the source's model order."""
         return self._sources.get(unit, [])
 
     @cached_property
@@ -114,12 +108,6 @@ def _reference(unit: Unit) -> dict[str, Any]:
 def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple[int, int]]) -> Correspondence:
     """Connect two models along pairs of (source layer, target layer); a layer may stand in several, or in none."""
     pairs = list(dict.fromkeys((int(first), int(second)) for first, second in pairs))
-    known = [(first, second) for first in range(source.num_layers) for second in range(target.num_layers)]
-    if wrong := [f"pair {pair}" for pair in pairs if pair not in known]:
-        raise RulesError(
-            f"the layer match names layers that do not exist; the source has layers 0-{source.num_layers - 1}, "
-            f"the target 0-{target.num_layers - 1}:\n{listing(wrong)}"
-        )
     unexpanded = source.unexpanded | target.unexpanded
     there = _Side(target, pairs, UNMATCHED)
     back = _Side(source, [(second, first) for first, second in pairs], UNREACHED_LAYER)
@@ -193,17 +181,15 @@ class Line:
     why: str
 
 
-def explain(correspondence: Correspondence, every_layer: bool = False) -> list[Line]:
+def explain(correspondence: Correspondence) -> list[Line]:
     """All edges, then what is dropped and unreached, in model order and section by section.
 
     Names inside layers are shown from below the layer (`self_attn.q_proj.weight`), with the layers if they are not all
-    alike; `every_layer` gives whole names and one line for each.
+    alike.
     """
-    lines = _edges(correspondence, every_layer)
-    dropped = _reasons(correspondence.source, correspondence.dropped, every_layer)
-    unreached = _reasons(correspondence.target, correspondence.unreached, every_layer)
-    lines += [Line(DROPPED, name, "", reason) for name, reason in dropped]
-    lines += [Line(UNREACHED, "", name, reason) for name, reason in unreached]
+    lines = _edges(correspondence)
+    lines += [Line(DROPPED, name, "", why) for name, why in _reasons(correspondence.source, correspondence.dropped)]
+    lines += [Line(UNREACHED, "", name, why) for name, why in _reasons(correspondence.target, correspondence.unreached)]
     return sorted(lines, key=lambda line: SECTIONS.index(line.section))
 
 
@@ -228,28 +214,18 @@ def totals(correspondence: Correspondence) -> list[str]:
     return lines
 
 
-def _below_layer(unit: Unit, anatomy: Anatomy) -> str:
+def _below_layer(unit: Unit) -> str:
     """The unit's name below its layer, with its part; numbers in it as `{n}`, so that what is alike folds."""
-    if unit.layer is None:
-        return unit.label
-    below = unit.name.removeprefix(f"{anatomy.layer_path}.{unit.layer}.").split(".")
-    return ".".join(NUMBER if segment.isdecimal() else segment for segment in below) + unit.part
+    return unit.label if unit.layer is None else folded_name(unit.name).partition("{layer}.")[2] + unit.part
 
 
-def _edges(correspondence: Correspondence, every_layer: bool) -> list[Line]:
+def _edges(correspondence: Correspondence) -> list[Line]:
     """Source units of one template fold together where their targets and rules are the same."""
     folded: dict[tuple[str, str], dict[tuple[tuple[str, str], ...], set[int | None]]] = {}
     for unit in correspondence.source.units:
-        found = correspondence.targets_of(unit)
-        if not found:
-            continue
-        if every_layer:
-            key, edges = (unit.label, unit.component), tuple((target.label, rule) for target, rule in found)
-        else:
-            key = (_below_layer(unit, correspondence.source), unit.component)
-            named = ((_below_layer(target, correspondence.target), rule) for target, rule in found)
-            edges = tuple(dict.fromkeys(named))
-        folded.setdefault(key, {}).setdefault(edges, set()).add(unit.layer)
+        named = ((_below_layer(target), rule) for target, rule in correspondence.targets_of(unit))
+        if edges := tuple(dict.fromkeys(named)):
+            folded.setdefault((_below_layer(unit), unit.component), {}).setdefault(edges, set()).add(unit.layer)
     lines = []
     for (source, _), variants in folded.items():
         for edges, layers in variants.items():
@@ -260,31 +236,15 @@ def _edges(correspondence: Correspondence, every_layer: bool) -> list[Line]:
     return lines
 
 
-def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str], every_layer: bool) -> list[tuple[str, str]]:
-    """(name, reason) of the units without an edge, a layer without any edge as one, then the excluded tensors."""
-    if every_layer:
-        found = [(unit.label, reason) for unit, reason in reasons.items()]
-        return found + [(name, f"excluded: {reason}") for name, reason in anatomy.excluded.items()]
-    in_layer: dict[int, list[Unit]] = {}
-    for unit in anatomy.units:
-        if unit.layer is not None:
-            in_layer.setdefault(unit.layer, []).append(unit)
-    unmatched: dict[int, str] = {}
-    for layer, units in in_layer.items():
-        told = {reasons.get(unit) for unit in units}
-        reason = next((one for one in (UNMATCHED, UNREACHED_LAYER) if one in told), None)
-        if reason is not None and None not in told:
-            unmatched[layer] = reason
-    together: dict[tuple[str, str], dict[int | None, None]] = {}  # (name or number, reason) → layers
-    for unit, why in reasons.items():
-        name, reason = _below_layer(unit, anatomy), why
-        if unit.layer in unmatched:
-            reason = unmatched[unit.layer]
-            name = f"all {len({one.place for one in in_layer[unit.layer]})} tensors"
-        together.setdefault((name, reason), {})[unit.layer] = None
+def _reasons(anatomy: Anatomy, reasons: Mapping[Unit, str]) -> list[tuple[str, str]]:
+    """(name, reason) of the units without an edge, those of layers without a partner in one, then excluded tensors."""
+    together: dict[tuple[str, str], set[int | None]] = {}
+    for unit, reason in reasons.items():
+        name = "tensors" if reason in (UNMATCHED, UNREACHED_LAYER) else _below_layer(unit)
+        together.setdefault((name, reason), set()).add(unit.layer)
     lines = []
     for (name, reason), layers in together.items():
-        limited = None not in layers and (name.startswith("all ") or len(layers) < anatomy.num_layers)
+        limited = None not in layers and (name == "tensors" or len(layers) < anatomy.num_layers)
         lines.append((f"{name} {_of_layers(layers)}" if limited else name, reason))
     by_reason: dict[str, list[str]] = {}
     for name, reason in anatomy.excluded.items():

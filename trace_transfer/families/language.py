@@ -232,14 +232,6 @@ class Component(_Written):
     ]
     expand: bool = True
 
-    @model_validator(mode="after")
-    def _has_heads_in_attention_only(self) -> Component:
-        """Whether two members are of one role, a model's layers tell."""
-        for member in self.members:
-            if member.head is not None and not self.name.startswith("attention."):
-                raise ValueError(f"'{member.pattern}': head: only members of 'attention.…' have heads")
-        return self
-
 
 class Exclusion(_Written):
     """Tensors that take no part: those of a whole name, or all of a module."""
@@ -294,13 +286,6 @@ class FamilyFile(_Written):
     ] = {}
     exclude: Annotated[list[Exclusion], BeforeValidator(_items, json_schema_input_type=list[Exclusion])] = []
     sizes: Annotated[dict[str, Size], BeforeValidator(_sizes, json_schema_input_type=dict[str, Values])] = {}
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> FamilyFile:
-        lacking = [f"'{key}:'" for key in ("layer", "components", "outside") if key not in self.model_fields_set]
-        if lacking and self.extends is None:
-            raise ValueError(f"without {', '.join(lacking)}; expected, or 'extends:' of a family with it")
-        return self
 
 
 class Table(dict[str, Any]):

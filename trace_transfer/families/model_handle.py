@@ -66,7 +66,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         tokens = tokenizer.encode(ORDINARY_TEXT, add_special_tokens=False)
     except Exception as error:  # transformers raises many kinds; each is one message to the user
         why = first_line(error).rstrip(".")
-        raise ModelError(f"{source.name}: its tokenizer cannot be read: {why}; {_remedy(source)}") from error
+        raise ModelError(f"{source.name}: its tokenizer cannot be read: {why}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
     # Where its files are missing transformers makes a tokenizer all the same for many families (Qwen, GPT-2, Gemma …),
@@ -74,7 +74,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     if special.issuperset(tokens):
         raise ModelError(
             f"{source.name}: has no usable tokenizer: an ordinary text becomes no token (tokenizer.json or "
-            f"tokenizer.model, or vocab files, expected); {_remedy(source)}"
+            "tokenizer.model, or vocab files, expected); copy them from the model that it was made of"
         )
     tokenizer.truncation_side = "right"  # whatever its config says: rows are compared by what was read before them
     return tokenizer
@@ -90,12 +90,6 @@ def _read_tokenizer(source: ModelSource) -> Any:
     if (source.directory / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(source.directory, local_files_only=True)
     return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False, local_files_only=True)
-
-
-def _remedy(source: ModelSource) -> str:
-    if source.gguf is not None:
-        return "convert the model to GGUF again, with its tokenizer"
-    return "copy the files of the model it was made from" if source.directory else "check the name and your connection"
 
 
 def require_vocabulary(name: str, texts: Iterable[Sequence[int]], config: Any) -> None:

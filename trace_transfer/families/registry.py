@@ -2,19 +2,13 @@
 
 Reads: the shipped rules and the user's own file, files or directory; their text only, no config, no model. Everything
 is checked before anything is returned, and all problems of all files are raised together, each with its line. The
-grammar is `language.FamilyFile`; what may be written short:
-
-    MEMBERS = [MEMBER, …]  or  {members: [MEMBER, …], expand: false}
-    MEMBER  = NAME         or  {name: NAME, role: ROLE, rows: RANGE, …}
-    RANGE   = [FROM, TO]   or  {every: N, from: FROM, to: TO}
-    SIZE    = EXPRESSION   or  [EXPRESSION, …]               the first that the config can resolve
+grammar is `language.FamilyFile`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,42 +17,25 @@ from pydantic import ValidationError
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from trace_transfer.errors import RulesError, listing
+from trace_transfer.errors import RulesError, listing, suggestion
 from trace_transfer.families.language import (
     LAYER_COMPONENTS,
     OUTSIDE_COMPONENTS,
     PLACE,
     PLACES,
-    Component,
-    Exclusion,
     Family,
     FamilyFile,
     Located,
     Location,
-    Member,
-    Span,
     Table,
 )
 from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, kind_of, read_text
 
-_QUOTE_HINT = "; a name with '?' or '{layer}' inside [ ] or { } needs quotes"
 SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}
-KEYS = {
-    one.alias or name
-    for rule in (FamilyFile, Component, Member, Span, Exclusion)
-    for name, one in rule.model_fields.items()
-    if (one.alias or name).isprintable()
-}
 SHORT = ("members", "choices", "name", "[key]", *map(chr, range(3)))  # steps that say nothing to a reader
 
 
 Problem = tuple[Location, str]  # something wrong at a line of a file
-
-
-def suggestion(word: str, allowed: Collection[str]) -> str:
-    """`did you mean 'x'?` if something is close, else all that is allowed."""
-    close = get_close_matches(word, list(allowed), 1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(allowed)}"
 
 
 def parse_file(path: Path) -> tuple[FamilyFile | None, list[Problem]]:
@@ -67,8 +44,7 @@ def parse_file(path: Path) -> tuple[FamilyFile | None, list[Problem]]:
     try:
         root = compose_yaml(read_text(path, RulesError, MAX_YAML_BYTES))
     except MalformedTextError as error:
-        hint = _QUOTE_HINT if "'?'" in error.problem or "'{'" in error.problem else ""
-        return None, [(Location(path, error.line or 1), f"not valid YAML: {error.problem}{hint}")]
+        return None, [(Location(path, error.line or 1), f"not valid YAML: {error.problem}")]
     except RulesError as error:
         return None, [(first, str(error).removeprefix(f"{path}: "))]
     table = _plain(root, path) if root else None
@@ -116,9 +92,7 @@ def _told(error: Any, table: Table, first: Location) -> Problem:
     if error["type"] == "missing":
         names, told = names[: len(names) - (steps[-1] == names[-1])], f"'{steps[-1]}:' is missing"
     elif error["type"] == "extra_forbidden":
-        told = f"unknown key; {suggestion(str(steps[-1]), sorted(KEYS))}"
-    elif error["type"] == "literal_error" and names[-1] in LAYER_COMPONENTS.keys() | OUTSIDE_COMPONENTS.keys():
-        told = f"belongs under '{'outside' if names[-1] in OUTSIDE_COMPONENTS else 'components'}:'"
+        told = "unknown key"
     elif error["type"] == "literal_error":
         told = f"unknown component; {suggestion(names[-1], SECTIONS.get(names[0], LAYER_COMPONENTS))}"
     elif error["type"] != "too_short":
@@ -141,13 +115,11 @@ class FamilyRegistry:
         """The rules for a config's `model_type`."""
         if model_type in self.by_model_type:
             return self.by_model_type[model_type]
-        close = get_close_matches(model_type, self.families, 1, cutoff=0.5)
-        hint = f"; if it names its tensors as '{close[0]}' does, 'extends: {close[0]}' is all" if close else ""
         raise RulesError(
             f"no rules file is for model_type '{model_type}' (there are rules for: "
             f"{', '.join(sorted(self.by_model_type))}).\n`trace-transfer rules draft` with this model writes "
-            f"{model_type}.yaml, a draft from the family whose names are most like its own{hint}. Look through it, and "
-            f"pass it with --rules {model_type}.yaml."
+            f"{model_type}.yaml, a draft from the family whose names are most like its own. Look through it, and pass "
+            f"it with --rules {model_type}.yaml."
         )
 
 
@@ -166,8 +138,8 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
     the shipped one. Shipped families extend shipped families only.
     """
     extras = [] if extra is None else [extra] if isinstance(extra, Path) else list(extra)
-    shipped, found = _read_shipped(shipped_rules())
-    problems = list(found)
+    shipped = _read_shipped()
+    problems: list[Problem] = []
     own = _read_layer(extras, problems)
     shipped_families = {name: _resolved(file, [shipped], problems) for name, file in shipped.items()}
     own_families = {name: _resolved(file, [own, shipped], problems) for name, file in own.items()}
@@ -194,10 +166,9 @@ def rules_files(path: Path) -> list[Path]:
 
 
 @cache
-def _read_shipped(directory: Path) -> tuple[dict[str, FamilyFile], tuple[Problem, ...]]:
+def _read_shipped() -> dict[str, FamilyFile]:
     """Once in a process: the files of the package do not change, and reading them takes longer than using them."""
-    problems: list[Problem] = []
-    return _read_layer([directory], problems), tuple(problems)
+    return _read_layer([shipped_rules()], [])
 
 
 def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, FamilyFile]:

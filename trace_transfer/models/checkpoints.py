@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.errors import ModelError, listing
+from trace_transfer.errors import ModelError
 from trace_transfer.models.content import config_file_sha256, weights_sha256
 from trace_transfer.models.door import quantisation_of, quantised_told
 from trace_transfer.models.names_on_disk import Fused, LoadedNames, dequantiser_of, gguf_names, open_gguf
@@ -120,7 +120,6 @@ class SafetensorsCheckpoint(Checkpoint):
         self.dtypes = {DTYPES[tensor.dtype] for tensor in self.stored.values() if tensor.dtype in DTYPES}
         self._names: LoadedNames | None = None
         self._lock = Lock()  # several threads may read at once
-        self._copying: Any = None
 
     @property
     def config_sha256(self) -> str:
@@ -129,11 +128,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         names = self._names_for(model)
         on_disk = self._read(key for key, name in names.at_run_time.items() if wanted(name))
-        info = names.load(self._on_device(on_disk, torch.device(device)), device, dtype)
-        problems = [f"{name}: {error}" for name, error in info.conversion_errors.items()]
-        problems += [f"{name}: on disk {list(a)}, expected {list(b)}" for name, a, b in sorted(info.mismatched_keys)]
-        if problems:
-            raise ModelError(f"{self.directory}: weights do not fit the config:\n" + listing(problems))
+        names.load(on_disk, device, dtype)
         self.settle(model, wanted)
         values = (*model.named_parameters(), *model.named_buffers())
         require_finite(
@@ -191,17 +186,6 @@ class SafetensorsCheckpoint(Checkpoint):
             if self._names is None or self._names.model is not model:
                 self._names = LoadedNames.of(model, self.stored, self.dequantiser)
             return self._names
-
-    def _on_device(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """To a GPU from pinned memory in a stream of their own, beside what is computed; elsewhere as they are."""
-        if device.type != "cuda":
-            return tensors
-        if self._copying is None:  # one: each stream has memory of its own
-            self._copying = torch.cuda.Stream(device)
-        with torch.cuda.stream(self._copying):
-            there = {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
-        self._copying.synchronize()
-        return there
 
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Whole tensors by their names on disk."""
@@ -269,11 +253,8 @@ class OpenedBase:
 
 
 def specs_of(base: OpenedBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorSpec]:
-    """All that a model made from a base holds, in the order in which it is written: tensors, then buffers.
-
-    Args:
-        dtypes: of all tensors; buffers are copied from the base as they are.
-    """
+    """All that a model made from a base holds, in the order in which it is written: tensors, in these types, then
+    buffers, as the base has them."""
     specs = {name: TensorSpec(dtypes[name], shape) for name, shape in base.inventory.shapes.items()}
     return specs | {name: TensorSpec(base.dtype(name), shape) for name, shape in base.buffers.items()}
 
@@ -305,9 +286,7 @@ class GgufCheckpoint(Checkpoint):
 
     def chunks(self, model: PreTrainedModel, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         names = self._bound_to(model)[1]
-        found = next((one for one in (name, *tied_names(model, name)) if one in names), None)
-        if found is None:
-            raise ModelError(f"{self.file}: the weights lack {name}")
+        found = next(one for one in (name, *tied_names(model, name)) if one in names)
         values = self._values(model, found, shape)
         for start, stop in row_blocks(shape):
             yield values[start:stop].flatten()

@@ -32,15 +32,6 @@ COMPUTED = re.compile(
 )
 
 
-def adapter_told(config: Mapping[str, Any]) -> str:
-    """What to say of an adapter where a model was expected."""
-    base = config.get("base_model_name_or_path") or "its base model"
-    return (
-        f"an adapter of {base}, not a model: it has {ADAPTER_CONFIG} and no {CONFIG_NAME}; give what "
-        "`merge_and_unload()` and `save_pretrained` make of both"
-    )
-
-
 def quantisation_of(config: Mapping[str, Any]) -> str | None:
     """The method that a `config.json` says its weights are quantised by; None for plain weights."""
     for part in (config, config.get("text_config")):
@@ -59,14 +50,8 @@ def quantised_told(found: Sequence[str]) -> str:
 
 
 def examine(directory: Path, model: PreTrainedModel, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Compare what is stored with the model that the config makes.
-
-    Args:
-        model: on the meta device; stored tensors take the place of its own.
-        name: the model's, for messages.
-
-    Returns:
-        Stored tensors that the model lacks, which nobody reads; what a user is told, a sentence each.
+    """Compare what is stored with the model that the config makes, on the meta device: stored tensors take the place
+    of its own. Returns stored tensors that it lacks, which nobody reads; what a user is told, a sentence each.
     """
     stored, config = read_stored(directory), read_config(directory)
     dequantiser = dequantiser_of(config)

@@ -50,9 +50,6 @@ def write_model_directory(
         model: the same model on the meta device, which tells the names on disk.
         texts: further files, name → content.
         replace: what is in the directory goes when the new model is whole; otherwise only an empty one is taken.
-
-    Raises:
-        ValueError: other tensors came than those of `specs`.
     """
     require_room(directory, replace)
     directory = directory.absolute()

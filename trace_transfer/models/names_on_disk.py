@@ -56,11 +56,7 @@ def dequantiser_of(config: Mapping[str, Any]) -> Dequantiser | None:
 
 @dataclass(frozen=True)
 class Fused:
-    """A tensor that is made of several tensors on disk.
-
-    Attributes:
-        sources: pattern of the converter → the names on disk that match it, by number.
-    """
+    """A tensor made of several on disk; `sources`: pattern of the converter → the names that match it, by number."""
 
     model: PreTrainedModel
     name: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -36,17 +37,10 @@ def layers_of(model: nn.Module, layer_path: str) -> list[nn.Module]:
 @contextmanager
 def replaced_forwards(layers: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
     """Layers that do something else while it lasts."""
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
+    with ExitStack() as stack:
         for layer, forward in zip(layers, forwards, strict=True):
-            layer.forward = forward
+            stack.enter_context(patch.object(layer, "forward", forward))
         yield
-    finally:
-        for layer, old in zip(layers, before, strict=True):
-            if old is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = old
 
 
 def resolve_device(name: str) -> str:

@@ -148,7 +148,11 @@ def _enter_at(source: ModelSource, state: tuple[tuple[str, int, int, int], ...])
         return _Entered(config, inventory_of(model))
     if not (source.directory / CONFIG_NAME).is_file():
         if (file := source.directory / door.ADAPTER_CONFIG).is_file():
-            raise ModelError(f"{source.name}: {door.adapter_told(read_leniently(file))}")
+            base = read_leniently(file).get("base_model_name_or_path") or "its base model"
+            raise ModelError(
+                f"{source.name}: an adapter of {base}, not a model: give what `merge_and_unload()` and "
+                "`save_pretrained` make of both"
+            )
         raise ModelError(f"{source.name}: the directory has no config.json (and no GGUF file); is it a model?")
     config = _known_config(source)
     if not has_weights(source.directory):
@@ -261,23 +265,19 @@ def _config_failure(source: ModelSource, why: str) -> str:
             f"{source.name}: no such directory, and its config could not be had from the hub ({why}). "
             "Check the name, that it is a whole model, your connection and, for a gated model, `hf auth login`"
         )
-    if source.gguf is not None:
-        return f"{source.name}: not a GGUF file, or cut short or damaged ({why}); download it again"
     return f"{source.name}: its config cannot be read: {why}"
 
 
 def _require_causal_lm(config: PretrainedConfig, source: ModelSource) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     kind, architectures = config.model_type, ", ".join(map(str, config.architectures or [])) or "none named"
     encodes = kind in MASKED and not getattr(config, "is_decoder", False)
     if getattr(config, "is_encoder_decoder", False) or encodes or kind not in CAUSAL:
-        do = "; give the language model in it, saved as a model of its own" if kind in IMAGE_TEXT else ""
         raise ModelError(
             f"{source.name}: model_type '{kind}' (architectures: {architectures}) is not a decoder-only causal "
-            f"language model, which trace-transfer needs{do}"
+            "language model, which trace-transfer needs (of one that reads images, the language model in it will do)"
         )
 
 

@@ -20,7 +20,6 @@ SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = ("bin", "pt", "pth")
-LONGEST_NAME = 255  # bytes
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _files(directory: Path) -> list[Path]:
         raise ModelError(f"{directory}: {_none(directory)}")
     try:
         names = sorted(set(read_json_object(index, ModelError)["weight_map"].values()))
-        wrong = [name for name in names if Path(name).name != name or len(name.encode()) > LONGEST_NAME]
+        wrong = [name for name in names if Path(name).name != name]
     except (ModelError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not a safetensors index ({error}); have it downloaded again") from error
     if wrong or not names:

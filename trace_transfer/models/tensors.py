@@ -96,7 +96,6 @@ class TensorWriter:
     places: dict[str, int]  # of those that are still to come
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write a whole tensor."""
         if name in self.specs and tuple(tensor.shape) != self.specs[name].shape:
             raise ValueError(f"{name}: {list(tensor.shape)} given, {list(self.specs[name].shape)} expected")
         self.add_blocks(name, (tensor,))
@@ -120,12 +119,8 @@ class TensorWriter:
 
 @contextmanager
 def writing_tensors(path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Iterator[TensorWriter]:
-    """Write a safetensors file whole or not at all: it appears when the block ends without an error.
-
-    Raises:
-        DiskFullError: nothing of it is left.
-        ValueError: a tensor is missing at the end.
-    """
+    """Write a safetensors file whole or not at all: it appears when the block ends without an error. A ValueError if a
+    tensor is missing then, a DiskFullError if there is no room."""
     header, places = _layout(specs, metadata)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(header)
@@ -143,7 +138,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _layout(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """The header, and where in the file each tensor begins."""
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     starts, end = {}, 0
     for name in sorted(specs, key=lambda name: (_WIDEST_FIRST.index(NAMES[specs[name].dtype]), name)):
@@ -159,11 +153,7 @@ def _layout(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tup
 
 
 def read_rows(file: Path, key: str, shape: tuple[int, ...], owner: str) -> Iterator[Tensor]:
-    """One tensor, flattened, in blocks of whole rows as `row_blocks` cuts them, as it is on disk.
-
-    Args:
-        owner: whose it is, for messages.
-    """
+    """One tensor, flattened, in blocks of whole rows as `row_blocks` cuts them, as it is on disk; `owner` is told."""
     found = stored_tensors(file)[key].shape
     if found != shape:
         raise ModelError(f"{owner}: {key} is {list(found)} on disk, expected {list(shape)}")

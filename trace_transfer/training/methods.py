@@ -17,8 +17,7 @@ from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import chosen
-from trace_transfer.data.tasks_file import suggestion
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError, listing, suggestion
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import sha256_text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +47,7 @@ CAPTION = (
 
 def read_similarities(file: Path, match: LayerMatch) -> dict[str, Matrix]:
     """Representation → matrix [source layers, target layers], from the file beside a match; NaN for a degenerate layer.
-
-    Raises:
-        ArtefactError: the file lacks the one that the match was made with, or has one of other models.
-    """
+    An ArtefactError if it lacks the one that the match was made with, or has one of other models."""
     from safetensors import SafetensorError, safe_open
 
     expected = [match.source.num_layers, match.target.num_layers]
@@ -80,10 +78,8 @@ def write_heatmap(directory: Path) -> list[Path]:
 
 
 def figure_of(match: LayerMatch, similarities: Mapping[str, Matrix]) -> Figure:
-    """All representations on the page, the match's first, and that one as a picture; the verdict is on top.
-
-    The pairs of the others are what the same policy chooses there.
-    """
+    """All representations on the page, the match's first, and that one as a picture; the verdict is on top. The others'
+    pairs are what the same policy chooses there."""
     names = [Path(one.id).name.removesuffix(".gguf") or one.id for one in (match.source, match.target)]
     used, rows = match.representation, []
     for name in sorted(similarities, key=lambda name: name != used):
@@ -104,13 +100,7 @@ def figure_of(match: LayerMatch, similarities: Mapping[str, Matrix]) -> Figure:
 def row(
     similarity: Matrix, pairs: Sequence[LayerPair], match: LayerMatch, names: Sequence[str], title: str
 ) -> Row:  # fmt: skip
-    """One similarity as a panel: cells, runners-up below the chosen pairs, the line of equal depth.
-
-    Args:
-        pairs: those chosen in it.
-        match: whose layers they are.
-        names: of source and target.
-    """
+    """One similarity as a panel: cells, runners-up below the pairs chosen in it, the line of equal depth."""
     num_source, num_target = similarity.shape
     cell = min(WIDTH / num_target, HEIGHT / num_source, LARGEST_CELL)
     width, height = max(num_target * cell, SMALLEST_WIDTH), max(num_source * cell, SMALLEST_HEIGHT)
@@ -161,9 +151,8 @@ def _texts(similarity: Matrix, pairs: Sequence[LayerPair], seconds: Sequence[Pai
 
 
 def _axis_title(side: str, name: str, room: int) -> str:
-    """`target layer of NAME →` within that many characters, without a name of which too little would be left."""
-    left = room - len(f"{side} layer of  →")
-    return f"{side} layer of {shortened(name, left)} →" if left >= min(len(name), 14) else f"{side} layer →"
+    """`target layer of NAME →` within that many characters."""
+    return f"{side} layer of {shortened(name, room - len(f'{side} layer of  →'))} →"
 
 
 # ---- in the terminal
@@ -171,7 +160,6 @@ def _axis_title(side: str, name: str, room: int) -> str:
 
 @as_text
 def render_summary(page: Page, result: MapResult) -> None:
-    """The result of `map`."""
     match = result.match
     layers = [one.num_layers for one in (match.source, match.target)]
     title = f"{result.source.name} ({layers[0]} layers) → {result.target.name} ({layers[1]} layers)"
@@ -188,7 +176,6 @@ def render_summary(page: Page, result: MapResult) -> None:
 
 
 def draw_match(page: Page, match: LayerMatch, title: str) -> None:
-    """A layer match in short."""
     layers = match.source.num_layers, match.target.num_layers
     known = [(pair.similarity, pair) for pair in match.pairs if pair.similarity is not None]
     margins = sorted(pair.margin for pair in match.pairs if pair.margin is not None)
@@ -236,22 +223,12 @@ def _draw_dropped(page: Page, carried: Carried) -> None:
         return
     page.line(f"{carried.core.task}: {len(carried.dropped)} core tensors have no counterpart:")
     for reason, _ in Counter(carried.dropped.values()).most_common():
-        names = _over_layers([name for name, why in carried.dropped.items() if why == reason])
+        names = list(dict.fromkeys(folded_name(name) for name, why in carried.dropped.items() if why == reason))
         page.line(f"  {', '.join(names[:3])}{', …' * (len(names) > 3)}: {reason}")
-
-
-def _over_layers(names: Sequence[str]) -> list[str]:
-    """Names that differ in the number of their layer as one: `model.layers.{0-3, 7}.mlp.up_proj.weight`."""
-    layers: dict[str, list[int]] = {}
-    for name in names:
-        layers.setdefault(folded_name(name), []).extend([int(one) for one in name.split(".") if one.isdecimal()][:1])
-    told = {name: layer_ranges(of) for name, of in layers.items()}
-    return [name.replace("{layer}", text if text.isdecimal() else f"{{{text}}}") for name, text in told.items()]
 
 
 @as_text
 def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
-    """What a planned run takes, and the tensors of both models."""
     models, readings = (plan.source, plan.target), (plan.rows.source, plan.rows.target)
     rows: list[tuple[Shown, ...]] = [
         ("family", *(model.anatomy.family for model in models)),
@@ -262,27 +239,11 @@ def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
         ("memory: largest layer", *(size(one.layer_bytes) for one in estimate.models)),
         ("memory: hidden states", *(size(one.hidden_bytes) for one in estimate.models)),
         ("memory: Gram matrices", *(size(one.gram_bytes) for one in estimate.models)),
-        ("time of arithmetic", *(_duration(one.seconds) for one in estimate.models)),
+        ("time of arithmetic", *(str(timedelta(seconds=round(one.seconds))) for one in estimate.models)),
     ]
     page.table(("", *(model.name for model in models)), rows, "nothing is read or written (--dry-run)")
     page.line(
         f"{sum(plan.rows.sizes):,} rows in {len(plan.rows.sizes)} minibatches from {len(plan.probe.texts)} texts; peak "
-        f"about {size(estimate.peak_bytes)} beside the libraries; on {', '.join(dict.fromkeys(plan.devices))} in "
+        f"about {size(estimate.peak_bytes)} beside the libraries; on {plan.device} in "
         f"{str(plan.dtype).removeprefix('torch.')} at {estimate.flops_per_second / 1e9:,.0f} GFLOP/s."
     )
-    for model in models:
-        anatomy = model.anatomy
-        kinds = Counter(
-            (folded_name(name), " × ".join(map(str, shape)),
-             ", ".join(dict.fromkeys(unit.component for unit in anatomy.units_of(name))) or "excluded")
-            for name, shape in anatomy.inventory.shapes.items()
-        )  # fmt: skip
-        page.line()
-        folded = [(name, shape, count, component) for (name, shape, component), count in kinds.items()]
-        page.table(("name", "shape", "count", "component"), folded, f"tensors of {model.name}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -10,21 +10,15 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any, NamedTuple
 
 import torch
 
-from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.selection import core_path
 from trace_transfer.data.probe import ProbeSet, RowPlan, load_probe, plan_rows
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import ArtefactError
 from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
@@ -38,16 +32,16 @@ from trace_transfer.files import (
     sha256_text,
     write_text,
 )
-from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
+from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.running import require_attention, resolve_device, resolve_dtype
-from trace_transfer.models.sources import build_meta_model, numel
+from trace_transfer.models.sources import numel
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import Strict, library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import HEATMAPS, MATCH, SIMILARITY, write_heatmap
-from trace_transfer.transfer.matching import massive_warnings, match_layers
+from trace_transfer.transfer.matching import match_layers
 from trace_transfer.transfer.policies import Matrix
-from trace_transfer.transfer.probing import REPRESENTATIONS, Grams, read_grams
+from trace_transfer.transfer.probing import REPRESENTATIONS, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import SIMILARITIES, packed_length
@@ -72,21 +66,15 @@ class MapResult:
 
 @dataclass(frozen=True)
 class MapPlan:
-    """All that can be known, and refused, before weights are read; `weights` of a hub name, None, are fetched later."""
+    """All that can be known, and refused, before weights are read."""
 
     source: OpenModel
     target: OpenModel
-    weights: tuple[Checkpoint | None, Checkpoint | None]
     cores: Cores
     probe: ProbeSet
     rows: RowPlan
-    devices: tuple[str, str]
+    device: str
     dtype: torch.dtype
-
-    @property
-    def at_once(self) -> bool:
-        """Whether both models are read at the same time."""
-        return self.devices[0] != self.devices[1]
 
 
 def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], settings: MapSettings) -> MapPlan:
@@ -95,8 +83,7 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
         check_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
-    weights = [None if one.source.directory is None else open_checkpoint(one.source) for one in (source, target)]
-    opened = open_cores(cores, source, target)
+    opened = open_cores(cores, source)
     probe = load_probe(settings.probe)
     rows = plan_rows(
         probe, load_tokenizer(source.source), load_tokenizer(target.source), kind=settings.rows,
@@ -106,11 +93,10 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     for model, reading in ((source, rows.source), (target, rows.target)):
         require_vocabulary(model.source.name, reading.ids, model.config)
     device = resolve_device(settings.device)
-    other = device if settings.target_device is None else resolve_device(settings.target_device)
     for model in (source, target):
         require_attention(model.config, settings.attention)
     dtype = resolve_dtype(settings.dtype, device)
-    return MapPlan(source, target, (weights[0], weights[1]), opened, probe, rows, (device, other), dtype)
+    return MapPlan(source, target, opened, probe, rows, device, dtype)
 
 
 class ModelEstimate(NamedTuple):
@@ -123,8 +109,6 @@ class ModelEstimate(NamedTuple):
 
 
 class MapEstimate(NamedTuple):
-    """What a run takes."""
-
     models: tuple[ModelEstimate, ModelEstimate]
     flops_per_second: float
     peak_bytes: int
@@ -132,7 +116,7 @@ class MapEstimate(NamedTuple):
 
 def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
     """What a planned run takes, by its configs; learns the machine's speed from a tenth of a second's product."""
-    speed, found = measure_speed(plan.devices[0], plan.dtype), []
+    speed, found = measure_speed(plan.device, plan.dtype), []
     for model, reading in ((plan.source, plan.rows.source), (plan.target, plan.rows.target)):
         prefix = f"{model.anatomy.layer_path}."
         elements: Counter[str] = Counter()  # of each layer
@@ -150,7 +134,7 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
         size = plan.dtype.itemsize
         found.append(ModelEstimate(max(elements.values()) * size, hidden * size, 4 * grams, seconds))
     first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in found)  # the next layer, too
-    peak = first + second if plan.at_once else max(first, found[0].gram_bytes + second)  # Gram matrices are kept
+    peak = max(first, found[0].gram_bytes + second)  # Gram matrices are kept
     return MapEstimate((found[0], found[1]), speed, peak)
 
 
@@ -175,15 +159,21 @@ def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
 def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
     """Carry the plan out: read both models, match, translate, write, draw."""
     check_out(plan, out, settings)
+    weights = [open_checkpoint(model.source) for model in (plan.source, plan.target)]  # both are there, or none is read
     with held(out) as directory:
         remove_leftovers(directory)
         if settings.cache is not None:
             prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
-        source, target = _read_both(plan, settings, reporter)
+        source, target = (
+            read_grams(model, files, plan.rows, reading, settings, plan.device, plan.dtype, reporter)
+            for model, files, reading in zip(
+                (plan.source, plan.target), weights, (plan.rows.source, plan.rows.target), strict=True
+            )
+        )
         used = settings.representation
-        with reporter.task("matching layers", len(source.stacks)) as advance:
+        with reporter.task("matching layers", len(source)) as advance:
             match, similarity_ST = match_layers(
-                source.stacks[used], target.stacks[used], num_splits=settings.splits,
+                source[used], target[used], num_splits=settings.splits,
                 source=plan.source.identity, target=plan.target.identity, probe=_probe(plan, settings),
                 similarity=settings.similarity, representation=used, transform=settings.transform,
                 policy=settings.match, settings=settings.recorded(), libraries=library_versions(),
@@ -191,62 +181,18 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
             tensors = {"similarity": torch.from_numpy(similarity_ST)}
             tensors[f"similarity.{used}"] = tensors["similarity"].clone()
             advance()
-            for name in source.stacks.keys() - {used}:
+            for name in source.keys() - {used}:
                 measure = SIMILARITIES[settings.similarity]
-                tensors[f"similarity.{name}"] = measure(source.stacks[name], target.stacks[name])
+                tensors[f"similarity.{name}"] = measure(source[name], target[name])
                 advance()
-        massive = (*massive_warnings(source, used, "source"), *massive_warnings(target, used, "target"))
-        match = match.model_copy(update={"warnings": match.warnings + massive})
         text = to_json(match)
         carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
         carried = carrier.carry_all(plan.cores, settings.carry, settings.ratio)  # before anything is written
-        _refuse_others(directory, [core for _, core in plan.cores], match)
         write_text(directory / MATCH, text)
         write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
         files = [directory / MATCH, directory / SIMILARITY, *_write(directory, carrier, carried)]
         files += write_heatmap(directory)
     return MapResult(plan.source, plan.target, match, similarity_ST, carrier.correspondence, carried, tuple(files))
-
-
-def _read_both(plan: MapPlan, settings: MapSettings, reporter: Reporter) -> tuple[Grams, Grams]:
-    """The source here and the target in a thread, where they have two devices; else one after the other."""
-    stopped, models = Event(), (plan.source, plan.target)
-    weights = [opened or open_checkpoint(one.source) for one, opened in zip(models, plan.weights, strict=True)]
-    of_source, of_target = (
-        partial(read_grams, model, files, plan.rows, reading, settings, device, plan.dtype, reporter, stopped)
-        for model, files, reading, device in zip(
-            models, weights, (plan.rows.source, plan.rows.target), plan.devices, strict=True
-        )
-    )
-    if not plan.at_once:
-        return of_source(), of_target()
-    ours, theirs = (build_meta_model(model.config, plan.dtype) for model in models)
-    with ThreadPoolExecutor(max_workers=1) as other:
-        target = other.submit(copy_context().run, of_target, theirs)
-        try:
-            return of_source(ours), target.result()
-        finally:
-            stopped.set()  # what is read for nothing, after Ctrl-C or an error, ends at its next layer
-
-
-def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch) -> None:
-    """Core files that were carried along other pairs of layers may not stay beside this match."""
-    with suppress(ArtefactError):
-        earlier: LayerMatch = read_artefact(directory / MATCH, LayerMatch)
-        same = [(one.source.id, one.target.id, [(p.source, p.target) for p in one.pairs]) for one in (earlier, match)]
-        if same[0] == same[1]:
-            return
-    staying, written = [], {core_path(directory, core) for core in cores}
-    for file in sorted(directory.glob("*.core.json")):
-        with suppress(ArtefactError):
-            found: CoreFile = read_artefact(file, CoreFile)
-            if found.transferred_from is not None and file not in written:
-                staying.append(file.name)
-    if staying:
-        raise UserError(
-            f"{directory}: holds core files that another layer match carried; they would stay beside the new one. Give "
-            f"--core for each of them, too, or name another --out:\n{listing(staying)}"
-        )
 
 
 def _probe(plan: MapPlan, settings: MapSettings) -> ProbeRecord:
@@ -258,7 +204,6 @@ def _probe(plan: MapPlan, settings: MapSettings) -> ProbeRecord:
 
 
 def _write(directory: Path, carrier: Carrier, carried: Sequence[Carried]) -> list[Path]:
-    """Write the correspondence and the carried core files; returns the files."""
     payload: dict[str, Any] = carrier.correspondence.to_payload()
     listed = CorrespondenceFile(
         source=carrier.source.identity, target=carrier.target.identity, layer_match_sha256=carrier.match_sha256,
@@ -283,7 +228,7 @@ def carry_along(
         if model.identity.names_sha256 != matched.names_sha256:
             raise ArtefactError(f"{match / MATCH}: its {what} is {matched.id}; {model.source.name} is another model")
     carrier = Carrier(source, target, found.pairs, sha256_file(match / MATCH))
-    carried = carrier.carry_all(open_cores(cores, source, target), how, ratio)
+    carried = carrier.carry_all(open_cores(cores, source), how, ratio)
     directory = prepare_directory(out)
     for name in (MATCH, SIMILARITY):
         shutil.copyfile(match / name, directory / name)

@@ -5,20 +5,17 @@ Reads: the Gram matrices of both models. Gives: what `layer_match.json` and `sim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from trace_transfer.errors import ProbeError
 from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
-from trace_transfer.transfer.probing import Grams
 from trace_transfer.transfer.records import OFTEN, Depth, LayerMatch, LayerPair, Stability, rated
 from trace_transfer.transfer.similarity import MIN_TEXTS, SIMILARITIES, GramStack, Halves, split_halves
 
 FEW_ROWS = 64
-MASSIVE = 0.5
 
 
 def match_layers(
@@ -48,12 +45,12 @@ def match_layers(
             f"no pair of the {about['policy']} match has a similarity: the rows of the probe set do not differ in one "
             "of its layers or the other; use other texts or another --match"
         )
-    split = None
+    stability, flip_rates, held_out = None, None, None
     if num_splits and len(source.texts[0]) >= MIN_TEXTS:
         halves = split_halves(source, target, measure, num_splits=num_splits, seed=seed)
-        split = split_half_stability(halves, choose, pairs, by_target)
+        stability, flip_rates, held_out = split_half_stability(halves, choose, pairs, by_target)
     exact, near = agreement(pairs, depth_pairs(matrix_ST.shape, by_target=by_target), by_target)
-    found = rated(pairs, matrix_ST, by_target, split.flip_rates if split else None)
+    found = rated(pairs, matrix_ST, by_target, flip_rates)
     flat = [tuple(np.flatnonzero(np.isnan(matrix_ST).all(axis=side)).tolist()) for side in (1, 0)]
     used = [{pair[side] for pair in pairs} for side in (0, 1)]
     unmatched = [tuple(i for i in range(count) if i not in used[side]) for side, count in enumerate(matrix_ST.shape)]
@@ -62,13 +59,13 @@ def match_layers(
         chosen_by="target" if by_target else "source", pairs=found,
         unmatched_sources=unmatched[0], unmatched_targets=unmatched[1],
         degenerate_sources=flat[0], degenerate_targets=flat[1],
-        stability=Stability(num_splits=num_splits, same=split.same, within_one=split.within_one) if split else None,
+        stability=stability,
         depth=Depth(
             agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
-            held_out_gain=split.gain_over_depth if split else None,
+            held_out_gain=held_out,
         ),
         policy_agreement={name: _overlap(pairs, other(matrix_ST)) for name, other in others.items()},
-        warnings=tuple(_warnings(max(source.sizes), found, split, policy, exact == 1.0, flat)), **about,
+        warnings=tuple(_warnings(max(source.sizes), found, held_out, policy, exact == 1.0, flat)), **about,
     )  # fmt: skip
     return match, matrix_ST
 
@@ -77,23 +74,14 @@ def _overlap(one: Pairs, other: Pairs) -> float:
     return len(set(one) & set(other)) / len(set(one) | set(other))
 
 
-@dataclass(frozen=True)
-class SplitHalf:
-    """Agreement of the choices made on disjoint halves, as shares of the layers that choose.
+def split_half_stability(
+    halves: Halves, choose: Callable[[Matrix], Pairs], full: Pairs, by_target: bool
+) -> tuple[Stability, dict[int, float], tuple[float, float]]:
+    """How far a match (`full`) depends on which texts were read: the policy applied to every half.
 
-    Attributes:
-        flip_rates: for each choosing layer, how often half of the texts would have chosen another than all texts do.
-        gain_over_depth: as `Depth.held_out_gain`.
+    Returns the agreement of the choices made on disjoint halves; for each choosing layer, how often half of the texts
+    would have chosen another than all texts do; and `Depth.held_out_gain`.
     """
-
-    same: float
-    within_one: float
-    flip_rates: Mapping[int, float]
-    gain_over_depth: tuple[float, float]
-
-
-def split_half_stability(halves: Halves, choose: Callable[[Matrix], Pairs], full: Pairs, by_target: bool) -> SplitHalf:
-    """How far a match (`full`) depends on which texts were read: the policy applied to every half."""
     all_choices = _choices(full, by_target)
     same, near, gains = [], [], []
     flips = dict.fromkeys(all_choices, 0)
@@ -109,7 +97,8 @@ def split_half_stability(halves: Halves, choose: Callable[[Matrix], Pairs], full
                 flips[layer] += half.get(layer) != choice
         gains += [_gain(pairs_first, second, by_target), _gain(pairs_second, first, by_target)]
     rates = {layer: count / (2 * len(halves)) for layer, count in flips.items()}
-    return SplitHalf(float(np.mean(same)), float(np.mean(near)), rates, (float(np.mean(gains)), float(np.std(gains))))
+    stability = Stability(num_splits=len(halves), same=float(np.mean(same)), within_one=float(np.mean(near)))
+    return stability, rates, (float(np.mean(gains)), float(np.std(gains)))
 
 
 def agreement(one: Pairs, other: Pairs, by_target: bool) -> tuple[float, float]:
@@ -132,8 +121,8 @@ def _gain(pairs: Pairs, similarity_ST: Matrix, by_target: bool) -> float:
 
 
 def _warnings(
-    num_texts: int, pairs: tuple[LayerPair, ...], split: SplitHalf | None, policy: Policy, is_depth_match: bool,
-    flat: Sequence[tuple[int, ...]],
+    num_texts: int, pairs: tuple[LayerPair, ...], held_out: tuple[float, float] | None, policy: Policy,
+    is_depth_match: bool, flat: Sequence[tuple[int, ...]],
 ) -> Iterator[str]:  # fmt: skip
     if policy.control:
         yield policy.control
@@ -145,7 +134,7 @@ def _warnings(
     for side, layers in zip(("source", "target"), flat, strict=True):
         if layers:
             yield f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen"
-    if split is None:
+    if held_out is None:
         yield "too few texts to be split in halves: the stability of the match is not known"
         return
     if unsure := [f"{pair.source}→{pair.target}" for pair in pairs if pair.is_ambiguous]:
@@ -153,22 +142,12 @@ def _warnings(
             f"{len(unsure)} of {len(pairs)} pairs are ambiguous (half of the texts choose another layer "
             f"in more than {OFTEN:.0%} of the draws): {_list(unsure)}"
         )
-    mean, deviation = split.gain_over_depth
+    mean, deviation = held_out
     if not policy.control and not is_depth_match and mean <= 2 * deviation:
         yield (
             "on held-out texts the matched layers are not clearly more similar than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): CKA adds little to depth here"
         )
-
-
-def massive_warnings(grams: Grams, representation: str, side: str) -> list[str]:
-    """Say where one dimension carries most of the variance, so that it alone decides what looks alike."""
-    found = {i: int(dim) for i, (dim, share) in enumerate(grams.largest[representation].tolist()) if share > MASSIVE}
-    return [
-        f"massive activations: in {side} layers {_list(list(found))} one dimension "
-        f"({_list(sorted(set(found.values())))}) carries more than {MASSIVE:.0%} of the variance of the "
-        f"{representation} rows and dominates the similarity; compare another --representation"
-    ] * bool(found)
 
 
 def _list(items: Sequence[object]) -> str:

@@ -26,7 +26,6 @@ class Policy:
     """A registered policy.
 
     Attributes:
-        choose: the function.
         help: what `--help` says of it.
         deeper_chooses: each layer of the deeper model has one partner (of models of equal depth, each of the target's);
             otherwise each source layer has one at most.

@@ -1,7 +1,7 @@
 """Read a model on the probe set, layer by layer, and keep the Gram matrices of its layers' rows.
 
 Reads: a model's weights, each once, and a `Reading`. Gives: for each layer the rows of both representations, handed to
-a consumer and forgotten (`read_layers`); from them `Grams`, cached so that the pass happens once (`read_grams`).
+a consumer and forgotten (`read_layers`); from them Gram matrices, cached so that the pass happens once (`read_grams`).
 
 The model is built on the meta device. Its own forward runs once for each micro-batch with layers that only note what
 they are called with, so embeddings, masks and positions are right for every family. Then layer after layer: its
@@ -16,18 +16,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from trace_transfer.data.probe import Reading, RowPlan, token_matrix
-from trace_transfer.errors import ModelError, listing
+from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import remove_leftovers
 from trace_transfer.models.checkpoints import Checkpoint, release
@@ -43,19 +42,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 REPRESENTATIONS = ("stream", "update")
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 CACHE_LIMIT = 8 << 30
 DAY = 86_400.0
-LOADING = Lock()  # two models that are read at once are loaded one after the other
-
-
-@dataclass(frozen=True)
-class Grams:
-    """Of one model by representation: the packed Gram matrices of all layers, and float [L, 2], of each layer the
-    dimension with the largest variance over rows, and its share of all variance."""
-
-    stacks: dict[str, GramStack]
-    largest: dict[str, Tensor]
 
 
 def unit_rows(rows_Rd: Tensor) -> Tensor:
@@ -69,25 +58,17 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"unit": unit_rows, "none": 
 
 def read_grams(
     model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: MapSettings, device: str,
-    dtype: torch.dtype, reporter: Reporter, stopped: Event, built: PreTrainedModel | None = None,
-) -> Grams:  # fmt: skip
-    """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`.
-
-    Args:
-        device, dtype: what the settings' come to.
-        stopped: once set, ends the pass.
-        built: the model without weights, made before other threads compute, since making it changes all of torch.
-    """
+    dtype: torch.dtype, reporter: Reporter,
+) -> dict[str, GramStack]:  # fmt: skip
+    """Representation → Gram matrices of a model's layers, from the cache or by one pass; raises as `read_layers`."""
     num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
     tensors = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
-    tensors |= {f"{name}.largest": torch.empty(num_layers, 2) for name in REPRESENTATIONS}
     file: Path | None = None
     cached = None
     if settings.cache is not None:
         key = _cache_key(model, checkpoint, plan, reading, settings.transform, device, dtype)
         file = settings.cache / f"{key}.safetensors"
-        cached = _load(file, tensors) if file.exists() else None
-        if not cached and file.exists():
+        if file.exists() and (cached := _load(file)) is None:
             reporter.note(f"{model.name}: {file} is damaged and is made again")
     if cached:
         reporter.note(f"{model.name}: activations of this probe set are cached")
@@ -96,19 +77,14 @@ def read_grams(
         with reporter.task(f"reading {model.name}", num_layers) as advance:
 
             def consume(rows: LayerRows) -> None:
-                if stopped.is_set():
-                    raise ModelError(f"{model.name}: its reading was stopped")
                 for name in REPRESENTATIONS:
                     rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
                     pack_layer(rows_Rd, plan.sizes, tensors[name][rows.layer])
-                    variance_d = rows_Rd.var(dim=0)
-                    share = variance_d.max() / variance_d.sum().clamp_min(1e-30)
-                    tensors[f"{name}.largest"][rows.layer] = torch.stack([variance_d.argmax().float(), share])
                 advance()
 
             read_layers(
                 model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
-                batch_size=settings.batch_size, device=device, dtype=dtype, attention=settings.attention, built=built,
+                batch_size=settings.batch_size, device=device, dtype=dtype, attention=settings.attention,
             )  # fmt: skip
         if file is not None:
             try:
@@ -116,8 +92,7 @@ def read_grams(
                 _prune(file.parent)
             except OSError as error:  # a full disk must not cost the pass
                 reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
-    stacks = {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
-    return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
+    return {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
 
 
 def _cache_key(
@@ -133,7 +108,7 @@ def _cache_key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _load(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _load(file: Path) -> dict[str, Tensor] | None:
     """What a cached file holds; None if it is damaged, and is to be made again."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -144,8 +119,7 @@ def _load(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | Non
         os.utime(file)
     except (OSError, SafetensorError):
         return None
-    same = {name: one.shape for name, one in tensors.items()} == {name: one.shape for name, one in expected.items()}
-    return tensors if same and all(one.isfinite().all() for one in tensors.values()) else None
+    return tensors
 
 
 def _prune(directory: Path) -> None:
@@ -178,7 +152,7 @@ class _FinishedSignal(Exception):  # noqa: N818 (not an error)
 def read_layers(
     config: PretrainedConfig, checkpoint: Checkpoint, layer_path: str, reading: Reading, texts_R: Tensor,
     consume: Callable[[LayerRows], None], *, name: str, batch_size: int = 16, device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32, attention: str = "auto", built: PreTrainedModel | None = None,
+    dtype: torch.dtype = torch.float32, attention: str = "auto",
 ) -> None:  # fmt: skip
     """Run a model over the probe set and hand each layer's rows to `consume`, first layer first.
 
@@ -187,34 +161,28 @@ def read_layers(
     Args:
         layer_path: module path of the layer list, as the family's rules say (`model.layers`).
         texts_R: the text of each row.
-        name: the model's name for messages.
         batch_size: texts per micro-batch; texts of like length go together.
 
     Raises:
-        ModelError: weights missing, of a wrong shape, or not finite; activations not finite.
+        ModelError: weights or activations that are not finite.
     """
-    model = attend(built or build_meta_model(config, dtype), attention)
+    model = attend(build_meta_model(config, dtype), attention)
     for module in model.modules():  # rotary frequencies and the like; tensors stay on the meta device
         for key, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, key, buffer.to(device))
     layers = layers_of(model, layer_path)
 
     @torch.no_grad()  # which a thread does not inherit
-    def bring_in(wanted: Callable[[str], bool], where: str) -> None:
-        """Load tensors and refuse missing ones (of a GGUF file nobody has compared them before)."""
-        with LOADING:
-            checkpoint.load(model, wanted, device, dtype)
-        missing = [key for key, value in model.named_parameters() if wanted(key) and value.is_meta]
-        if missing:
-            raise ModelError(f"{name}: the weights lack tensors of {where}:\n" + listing(missing))
+    def bring_in(wanted: Callable[[str], bool]) -> None:
+        checkpoint.load(model, wanted, device, dtype)
 
     def submit(index: int) -> Future[None]:
-        return reader.submit(bring_in, lambda key: key.startswith(f"{layer_path}.{index}."), f"layer {index}")
+        return reader.submit(bring_in, lambda key: key.startswith(f"{layer_path}.{index}."))
 
     used = torch.tensor(sorted({token for ids in reading.ids for token in ids}))
-    embedding = _embedding(model, checkpoint, used, name, device, dtype)
+    embedding = _embedding(model, checkpoint, used, device, dtype)
     own, below, above = embedding[1], f"{model.base_model_prefix}.", f"{layer_path}."
-    bring_in(lambda key: key.startswith(below) and not key.startswith(above) and key != own, "its embedding")
+    bring_in(lambda key: key.startswith(below) and not key.startswith(above) and key != own)
     micro_batches = _micro_batches(model, layers, embedding[0], used, reading, texts_R, batch_size)
     release(model)
     with ThreadPoolExecutor(max_workers=1) as reader:
@@ -240,15 +208,10 @@ def read_layers(
 
 
 def _embedding(
-    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, name: str, device: Any, dtype: torch.dtype
+    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, device: Any, dtype: torch.dtype
 ) -> tuple[nn.Module, str]:
     """The input embedding with only the rows of some token ids, in their order, and the name of its weight."""
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    if int(ids.max()) >= embedding.num_embeddings:
-        raise ModelError(
-            f"{name}: its tokenizer gives token id {int(ids.max())}, but its embedding has only "
-            f"{embedding.num_embeddings} rows: the tokenizer belongs to another model"
-        )
     weight = next(key for key, module in model.named_modules() if module is embedding) + ".weight"
     rows = checkpoint.rows(model, weight, ids, dtype).to(device)
     embedding.weight = nn.Parameter(rows, requires_grad=False)

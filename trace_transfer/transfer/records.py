@@ -47,11 +47,8 @@ class LayerPair(Strict):
 def rated(
     pairs: Pairs, similarity_ST: Matrix, by_target: bool, flip_rates: Mapping[int, float] | None = None
 ) -> tuple[LayerPair, ...]:  # fmt: skip
-    """Chosen pairs with their margins and runners-up: among source layers if target layers chose, and the reverse.
-
-    Args:
-        flip_rates: by choosing layer.
-    """
+    """Chosen pairs with margins and runners-up, among source layers if target layers chose, and flip rates, which are
+    by choosing layer."""
     found = []
     for s, t in pairs:
         value, (chooser, chosen) = similarity_ST[s, t], (t, s) if by_target else (s, t)

@@ -51,7 +51,6 @@ class GramStack:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of rows of each minibatch."""
         return tuple(len(index) for index in self.texts)
 
     @property
@@ -62,7 +61,6 @@ class GramStack:
 
 
 def packed_length(n: int) -> int:
-    """Number of packed entries of an N x N Gram matrix."""
     return n * (n + 1) // 2
 
 
@@ -143,10 +141,6 @@ SIMILARITIES: dict[str, Measure] = {
 def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Tensor:
     """Float64 [source layers, target layers], NaN for a degenerate layer, whose rows are all alike. Debiased values lie
     in [-1, 1] and may be negative; they are not clamped."""
-    if source.sizes != target.sizes:
-        raise ValueError(f"rows of source and target differ: minibatches of {source.sizes} and {target.sizes} rows")
-    if not source.sizes or min(source.sizes) < MIN_ROWS:
-        raise ValueError(f"every minibatch needs at least {MIN_ROWS} rows, found {source.sizes}")
     own_S, own_T = (hsic(stack, stack).diagonal() for stack in (source, target))
     own_S, own_T = (own_L.masked_fill(~(own_L > 0), torch.nan) for own_L in (own_S, own_T))
     return hsic(source, target) / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :])

@@ -41,13 +41,11 @@ Cores = tuple[tuple[Path, CoreFile], ...]
 
 
 class _Scored(NamedTuple):
-    """What the source core file says of one unit."""
-
     score: float
     core: bool
 
 
-def open_cores(files: Sequence[str | Path], source: OpenModel, target: OpenModel) -> Cores:
+def open_cores(files: Sequence[str | Path], source: OpenModel) -> Cores:
     """Read core files of the source, of a task each; an ArtefactError tells all that are of another model."""
     cores: Cores = tuple((Path(file), read_artefact(file, CoreFile)) for file in files)
     if len({core.task for _, core in cores}) < len(cores):
@@ -58,15 +56,11 @@ def open_cores(files: Sequence[str | Path], source: OpenModel, target: OpenModel
     for where, core in cores:
         there = core.model
         if there.names_sha256 != expected.names_sha256:
-            of_target = there.names_sha256 == target.identity.names_sha256
             models = [
                 f"{one.id} ({one.family}, {one.num_layers} layers, names_sha256 {one.names_sha256[:12]}…)"
                 for one in (there, expected)
             ]
-            problems.append(
-                f"{where}: made for another model: {models[0]}, but --src is {models[1]}"
-                + ("; it is of --dst: are --src and --dst swapped?" if of_target else "")
-            )
+            problems.append(f"{where}: made for another model: {models[0]}, but --src is {models[1]}")
         elif core.chosen is not None:
             problems.append(
                 f"{where}: single parameters do not correspond from one model to another; carry scores of tensors "
