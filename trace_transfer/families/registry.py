@@ -138,8 +138,8 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
     the shipped one. Shipped families extend shipped families only.
     """
     extras = [] if extra is None else [extra] if isinstance(extra, Path) else list(extra)
-    shipped = _read_shipped()
-    problems: list[Problem] = []
+    shipped, found = _read_shipped()
+    problems = list(found)
     own = _read_layer(extras, problems)
     shipped_families = {name: _resolved(file, [shipped], problems) for name, file in shipped.items()}
     own_families = {name: _resolved(file, [own, shipped], problems) for name, file in own.items()}
@@ -166,9 +166,10 @@ def rules_files(path: Path) -> list[Path]:
 
 
 @cache
-def _read_shipped() -> dict[str, FamilyFile]:
+def _read_shipped() -> tuple[dict[str, FamilyFile], list[Problem]]:
     """Once in a process: the files of the package do not change, and reading them takes longer than using them."""
-    return _read_layer([shipped_rules()], [])
+    problems: list[Problem] = []
+    return _read_layer([shipped_rules()], problems), problems
 
 
 def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, FamilyFile]:
