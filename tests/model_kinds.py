@@ -180,13 +180,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         _tensors(_quantised(lambda w: w.to(torch.float8_e4m3fn), {"weight_scale_inv": torch.ones(1, 1)})),
         r"quantised weights: 21 tensors \(.* of type F8_E4M3\. .*dequantize",
     ),
-    "fp8 without its scales": (
-        _tensors(
-            _quantised(lambda w: w.to(torch.float8_e4m3fn), {}),
-            quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]},
-        ),
-        r"quantised weights: quantization_config in config\.json \(fp8\); 21 tensors .* of type F8_E4M3",
-    ),
     "GPTQ": (
         _tensors(
             _quantised(lambda w: CODES.clone(), {"qzeros": CODES, "scales": ONE, "g_idx": CODES}, "qweight"),
@@ -194,15 +187,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         ),
         r"quantised weights: .*\(gptq\); 63 tensors .* of type I32",
     ),
-    "quantised by its config alone": (
-        _configured(quantization_config={"quant_method": "fp8"}),
-        r"\(fp8\), but its weights are not: .* remove it from config\.json",
-    ),
     "an adapter alone": (_adapter(alone=True), r"an adapter of some/base, not a model: .*merge_and_unload"),
-    "fewer rows": (
-        _tensors(lambda tensors: tensors.update({EMBEDDING: tensors[EMBEDDING][:500].clone()})),
-        r"model\.embed_tokens\.weight: \[500, 32\] in the weights, \[512, 32\] by config\.json",
-    ),
     "fewer layers": (
         _configured(num_hidden_layers=5),
         r"the weights lack 18 tensors \(model\.layers\.3\..* and 13 more\) of the model",
@@ -216,7 +201,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         _outside,
         r"weight_map names \.\./outside.safetensors, a file outside",
     ),
-    "another name": (_rename("weights.safetensors"), r"has weights\.safetensors, but neither model\.safetensors nor"),
     "code from elsewhere": (
         _configured(attn_implementation="owner/name"), r"asks for code or files .*\n  - attn_implementation: 'owner/",
     ),

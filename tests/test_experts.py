@@ -14,7 +14,6 @@ from tests.patch_files import loaded, same_bits, stored
 from tests.stream_files import write_core_set
 from tests.task_files import write_tasks
 from trace_transfer.formats import read_any
-from trace_transfer.records import to_json
 
 LAYER = {"qwen3_moe": "model.layers.1.mlp.experts", "gpt_oss": "model.layers.2.mlp.experts"}
 TRAINING = ("--batch-size", 4, "--epochs", 1, "--learning-rate", 1e-3)
@@ -45,23 +44,6 @@ def test_every_expert_is_scored_by_update_and_fisher(tiny, identified):
         assert scored[name].component in ("mlp.gate+mlp.up", "mlp.down")
     fisher = read_any(identified / "fisher/math/fisher.json")
     assert names <= set(fisher.fallback)
-
-
-def test_core_sets_go_to_a_dense_model_and_come_back(tiny, identified, tmp_path):
-    core = read_any(identified / "math.core.json")
-    gate_up = f"{LAYER['qwen3_moe']}.gate_up_proj"
-    chosen = tuple(p.model_copy(update={"core": p.name == gate_up}) for p in core.parameters)
-    write = tmp_path / "math.core.json"
-    write.write_text(to_json(core.model_copy(update={"parameters": chosen})))
-    options = ("--batch-size", 64, "--splits", 0, "--match", "depth", "--carry", "core", "--out")
-    done("map", "--src", tiny("qwen3_moe"), "--dst", tiny("llama"), "--core", write, *options, tmp_path / "there")
-    there = read_any(tmp_path / "there/math.core.json")
-    assert {p.name for p in there.core} == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up")}
-    chosen = tuple(p.model_copy(update={"core": p.core and "gate" in p.name}) for p in there.parameters)
-    write.write_text(to_json(there.model_copy(update={"parameters": chosen})))
-    done("map", "--src", tiny("llama"), "--dst", tiny("qwen3_moe"), "--core", write, *options, tmp_path / "back")
-    (back,) = read_any(tmp_path / "back/math.core.json").core
-    assert back.name == gate_up and back.columns == ((0, 20),)  # the gate's half of each expert
 
 
 def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):

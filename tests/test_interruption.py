@@ -123,15 +123,6 @@ def test_fifty_kills(prepared, command):
 # ---- single commands
 
 
-def test_a_kill_in_a_write_of_fisher_information(prepared):
-    """Its half-written file lies in a directory of its own."""
-    runs = prepared("identify")
-    runs.check_it_finishes()
-    (left := runs.out / "fisher" / "math" / ".fisher.json.left.part").write_text("{")
-    (left.parent / "fisher.json").unlink()
-    runs.check_it_finishes()
-
-
 def test_sigterm_saves_and_ends_with_0(prepared):
     runs, drawn, stops = prepared("train"), random.Random(1), []
     for _ in range(4):

@@ -50,12 +50,3 @@ def test_the_tables_of_the_readmes_are_made_of_the_results():
     cells = [line.split("|")[2:4] for line in made.splitlines()]
     rows = [line.split("|")[2:4] for line in short.splitlines() if "[" in line and line.startswith("| ")]
     assert len(rows) == 8 and all(row in cells for row in rows)
-
-
-@pytest.mark.parametrize("readme", ["README.md", "examples/small_to_large/README.md"])
-def test_a_selection_leaves_out_no_method_that_ends_better(readme):
-    """Whoever reads the shown methods must not take the best of them for the best there is."""
-    text = (DATA.parents[2] / readme).read_text("utf-8")
-    ends = [-float(row["average"]) for row in table.rows_of(table.RESULTS, "02-*.csv").values()]
-    shown = [f"| {end:.2f} [" in text for end in sorted(ends)]
-    assert shown[:5] == [True] * 5  # joint and DMT among them

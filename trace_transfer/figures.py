@@ -228,7 +228,7 @@ def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
         spans = [left / width, (left + panel.width) / width], [1 - (top + panel.height) / height, 1 - top / height]
         for letter, axis, span, anchor in (("x", panel.x, spans[0], "y"), ("y", panel.y, spans[1], "x")):
             axes[f"{letter}axis{mark}"] = {
-                **_axis(axis), "domain": [_short(end) for end in span], "anchor": f"{anchor}{mark}",
+                **_axis(axis), "domain": span, "anchor": f"{anchor}{mark}",
                 **({"tickangle": -90 if panel.is_upright else 0} if letter == "x" else {}),
                 **({"showticklabels": False, "ticks": ""} if letter == "y" and left > 0 and axis.ticks else {}),
                 **({} if panel.cells else {"showline": True, "mirror": True, "linecolor": NO_VALUE}),
@@ -288,7 +288,7 @@ def _heatmaps(row: Row, panel: Panel) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
     for cells in panel.cells:
         across, up = (edges.tolist() for edges in _edges(cells))
-        place = {"type": "heatmap", "x": list(map(_short, across)), "y": list(map(_short, up)), "showscale": False}
+        place = {"type": "heatmap", "x": across, "y": up, "showscale": False}
         bare = np.isnan(cells.values) & cells.there
         if bare.any():
             grey = [[0 if one else None for one in line] for line in bare.tolist()]
@@ -297,9 +297,9 @@ def _heatmaps(row: Row, panel: Panel) -> list[dict[str, Any]]:
         low, high = row.scale or (0.0, 1.0)
         texts = [[escape(text, quote=False).replace("\n", "<br>") for text in line] for line in cells.texts]
         traces.append(
-            {**place, "z": _numbers(cells.values), "text": texts, "hovertemplate": "%{text}<extra></extra>",
+            {**place, "z": cells.values.tolist(), "text": texts, "hovertemplate": "%{text}<extra></extra>",
              "colorscale": get_colorscale(COLOURS), "zmin": low, "zmax": high,
-             "customdata": None if cells.ranks is None else _numbers(cells.ranks)}
+             "customdata": None if cells.ranks is None else cells.ranks.tolist()}
         )  # fmt: skip
     return traces
 
@@ -311,14 +311,13 @@ def _scatters(marks: Marks, told: set[str]) -> list[dict[str, Any]]:
     drawn: dict[str, Any] = {
         "type": "scatter", "name": escape(marks.name), "legendgroup": marks.name, "showlegend": marks.name not in told,
         "mode": "+".join(["lines"] * bool(marks.dash) + ["markers"] * bool(sizes)),
-        **{letter: [_short(one) for one in marks.places[:, column].tolist()] for column, letter in enumerate("xy")},
+        "x": marks.places[:, 0].tolist(), "y": marks.places[:, 1].tolist(),
         **(hover if marks.texts else {"hoverinfo": "skip"}), **({} if marks.shown else {"visible": "legendonly"}),
     }  # fmt: skip
     told.add(marks.name)
     for letter, bars in marks.bars.items():
-        below, above = ([_short(one) for one in bars[:, side].tolist()] for side in (0, 1))
-        drawn[f"error_{letter}"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "array": above,
-                                    "arrayminus": below}  # fmt: skip
+        drawn[f"error_{letter}"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3,
+                                    "arrayminus": bars[:, 0].tolist(), "array": bars[:, 1].tolist()}  # fmt: skip
     mark: dict[str, Any] = {"symbol": marks.symbol, "size": sizes, "opacity": marks.opacity, "color": colour}
     mark["line"] = {"color": marks.edge, "width": 1}
     traces = []
@@ -361,14 +360,6 @@ def _edges(cells: Cells) -> list[NDArray[np.float64]]:
     """Of the columns and of the rows."""
     counts = cells.values.shape[::-1]
     return [np.linspace(*span, count + 1) for span, count in zip((cells.x, cells.y), counts, strict=True)]
-
-
-def _numbers(values: NDArray[np.float64]) -> list[list[float | None]]:
-    return [[_short(value) if np.isfinite(value) else None for value in line] for line in values.tolist()]
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.6g}")
 
 
 # ---- the page and the picture

@@ -235,9 +235,14 @@ def _shade(share: float) -> str:
 def _figure(name: str, plots: Sequence[Plot]) -> str:
     """A figure as far as its caption; the script of the page draws it."""
     specs = [{"title": plot.title, "height": plot.height, "width": plot.width, **plot.spec} for plot in plots]
-    text = json.dumps(specs, ensure_ascii=False, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
+    plain = json.loads(json.dumps(specs), parse_float=_short, parse_constant=lambda name: None)  # NaN
+    text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
     return (
         _templates(False)
         .get_template("page.figure.html.j2")
         .render(name=name, plots=plots, specs=text, many=len(plots) > MOST_BUTTONS)
     )
+
+
+def _short(number: str) -> float:
+    return float(f"{float(number):.6g}")

@@ -256,7 +256,7 @@ def _loader() -> Any:
             return node
 
         def flatten_mapping(self, node: Any) -> None:
-            super().flatten_mapping(node)  # type: ignore[no-untyped-call]
+            super().flatten_mapping(node)
             if len(node.value) > MAX_NODES:
                 raise _at(node, _TOO_MANY)
 

@@ -102,11 +102,7 @@ def test_correspondence(tmp_path: Path) -> None:
         "Correspondence: models/small (llama, 3 layers) → models/large (qwen2, 4 layers)",
         "7 tensors, 4 mapped, 3 dropped, 1 unreached targets",
     ]
-    for line in (
-        "self_attn.q_proj.weight self_attn.qkv.weight (part) 3", "self_attn.q_norm.weight",
-        "lm_head.weight head.weight 1", "dropped source tensors: 3", "3 gpt2 has no mlp.gate",
-        "target tensors that nothing reaches: 1",
-    ):  # fmt: skip
+    for line in ("dropped source tensors: 3", "3 gpt2 has no mlp.gate", "target tensors that nothing reaches: 1"):
         assert line in lines
 
 

@@ -39,10 +39,9 @@ from trace_transfer.terminal import Page
 from trace_transfer.training.settings import StreamFile
 from trace_transfer.training.show import draw_stream
 from trace_transfer.transfer.draw import draw_match, read_similarities
-from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ListedPart
+from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch
 
 NUM_SCORES = 15
-NUM_FOLDED = 20
 LONGEST = 60  # characters of a value that are shown
 RAMP = " .:-=+*#%@"
 
@@ -201,22 +200,10 @@ def _ruler(num_cells: int, wide: int, pool: int) -> str:
 
 
 def _draw_correspondence(page: Page, file: CorrespondenceFile) -> None:
+    """What was not carried, and why; `rules explain` shows what goes where."""
     page.line(f"Correspondence: {model_line(file.source)} → {model_line(file.target)}", "bold")
     told = {"parameters": "tensors", "unreached_targets": "unreached targets"}
     page.line(", ".join(f"{count:,} {told.get(name, name)}" for name, count in file.counts.items()))
-    page.line()
-
-    def folded(entry: ListedPart) -> str:
-        return _kind(entry.name)[0] + (" (part)" if entry.is_part else "")
-
-    kinds = Counter(
-        (folded(entry), "\n".join(dict.fromkeys(map(folded, entry.targets))))
-        for entry in file.parameters
-        if entry.targets
-    )
-    page.table(("source", "target", "count"), [(*both, count) for both, count in list(kinds.items())[:NUM_FOLDED]])
-    if len(kinds) > NUM_FOLDED:
-        page.line(f"… and {len(kinds) - NUM_FOLDED} more kinds")
     for what, reasons in (
         ("dropped source tensors", Counter(entry.dropped for entry in file.parameters if entry.dropped)),
         ("target tensors that nothing reaches", Counter(entry.reason for entry in file.unreached_targets)),
