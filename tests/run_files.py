@@ -110,7 +110,7 @@ def at_rate(table: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
 
 def write_run(
     directory: Path, *, tasks: tuple[str, ...] = TASKS, methods: Sequence[str] = tuple(METHODS),
-    seeds: Sequence[int] = (0, 1, 2, 3, 4), reference: str = "random", vary: bool = True,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4), vary: bool = True,
     metrics: Mapping[str, str] | None = None, scores: Scores | None = None,
     sweeps: Mapping[str, tuple[Sequence[str], Sequence[Any]]] | None = None, untaught: Sequence[str] = (),
     files: bool = True, tuning: Tuning | None = None, draws: int = 1, comparisons: Sequence[Stated] = (),
@@ -149,7 +149,7 @@ def write_run(
                 cells += [maker.cell(name, seed, order, axis, value, 100 * (place + 1)) for name in swept]
     words = {name: dict(zip(("title", "what", "needs"), METHODS[name], strict=False)) for name in methods}
     run = RunFile(
-        name="made_up", source=SOURCE.id, target=TARGET.id, tasks=tasks, reference=reference, cells=tuple(cells),
+        name="made_up", source=SOURCE.id, target=TARGET.id, tasks=tasks, reference="random", cells=tuple(cells),
         settings={"source": SOURCE.id, "target": TARGET.id, "seeds": list(seeds), "orders": "vary" if vary else "file"},
         of_task={task: f"{task}-test" for task in tasks},
         methods=tuple(MethodRecord(name=name, **words[name]) for name in methods), tuning=tuning,

@@ -6,7 +6,6 @@ of this repository: `git show 2998a58:tests/golden/make_container_schemas.py`.
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import jsonschema
@@ -64,17 +63,6 @@ def test_the_build_context_has_what_is_copied():
     assert docker == apptainer
     assert [name for name in docker if not (ROOT / name).exists()] == []
     assert needed() | {"constraints.txt"} == set(docker)
-
-
-def test_both_begin_and_start_alike():
-    found, recipe = instructions(), sections()
-    assert recipe[""] == ["Bootstrap: docker", f"From: {found[0][1]}"]
-    assert json.loads(dict(found)["ENTRYPOINT"]) == ["trace-transfer"] and json.loads(dict(found)["CMD"]) == ["--help"]
-    commands = [rest for keyword, rest in found if keyword == "RUN"]
-    for install in ("pip install", "apt-get install"):
-        (docker,) = [part for command in commands for part in command.split("&&") if install in part]
-        (line,) = [line for line in recipe["post"] if install in line]
-        assert shlex.split(docker)[-3:] == shlex.split(line)[-3:]
 
 
 def test_a_job_and_a_task():

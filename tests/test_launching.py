@@ -121,9 +121,6 @@ KEPT = "; what it said is in "
         ("if rank == 1: sys.exit('no such thing')\ntime.sleep(60)", 1,
          ["rank 1 said:", "no such thing", f"rank 1 ended with exit code 1{KEPT}"]),
         (f"if rank == 1: {KILL}\ntime.sleep(60)", 137, ["rank 1 ended with signal 9 (was it out of memory?)"]),
-        # The cause is told beside what followed from it.
-        ("print(['lost', 'the cause'][rank], file=sys.stderr)\ntime.sleep(1.5 - 1.5 * rank)\nsys.exit(1 + rank)", 1,
-         ["lost", "rank 1 said:", "the cause", f"rank 1 ended with exit code 2{KEPT}"]),
         # A traceback of rank 0, which fails because rank 1 was killed, does not bury the cause.
         (f"{KILL} if rank else time.sleep(1.5)\nsys.exit('peer is gone')", 1,
          ["peer is gone", "rank 1 ended with signal 9 (was it out of memory?)"]),

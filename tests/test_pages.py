@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trace_transfer.pages import Figures, Plot, code, escaped, fenced, page, picture, place
+from trace_transfer.pages import Figures, Plot, escaped, page, picture, place
 from trace_transfer.tables import Number, Table, to_markdown
 
 EVIL = "a<b> & 'c' | *d* _e_ `f` \\ ~g~ $h$\n[i](javascript:j) ![k](l) --> <!-- varies --> </script> <img src=x>"
@@ -23,13 +23,6 @@ def test_a_value_is_text_at_any_place(text):
     for document in (value, f"- {value}", f"> **{value}**", f"| x |\n| --- |\n| {value} |"):
         assert shown in body(f"# T\n\n{document}\n"), document
     assert escaped("-0.103 [-0.2, 0.1]").startswith("-0.103")
-
-
-def test_code_is_as_it_was():
-    for text in ("a", "a `b` c", "`a`", "a|b", "<b>&amp;", "``"):
-        shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        assert f"<td><code>{shown}</code></td>" in body(f"| x | y |\n| --- | --- |\n| x | {code(text)} |")
-    assert "<pre><code>a\n```\nb\n</code></pre>" in body(fenced("a\n```\nb"))
 
 
 def test_only_our_own_tags_are_let_through():

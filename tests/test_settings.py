@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.errors import UserError
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.training.settings import StreamSettings
@@ -42,10 +41,3 @@ def test_what_means_the_same_is_taken():
     }
     assert StreamSettings.of(gradient_checkpointing=np.True_, lora_alpha=8).train.gradient_checkpointing is True
     assert type(StreamSettings.of(lora_alpha=8).lora_alpha) is float
-
-
-def test_what_contradicts_is_told_apart_from_what_is_wrong_by_itself():
-    with pytest.raises(UserError, match="offload: 'optimizer' needs zero 1 or more") as refused:
-        TrainSettings(offload="optimizer", epochs=0)
-    assert [one.partition(":")[0] for one in refused.value.alone] == ["epochs"]
-    assert [one.partition(":")[0] for one in refused.value.problems] == ["epochs", "offload"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -26,17 +25,6 @@ def test_shipped_data(task):
         assert set(row) == {"question", "answer"}
         assert len(row["question"]) + len(row["answer"]) <= EXAMS[task].longest
         assert re.search(ANSWERS[task], row["answer"])
-
-
-def test_run_files_name_what_is_there():
-    from trace_transfer.text_formats import read_yaml
-
-    for name in ("run.yaml", "quick.yaml"):
-        content = read_yaml(DATA.parent / name)
-        assert [task["name"] for task in content["tasks"]] == list(EXAMS)
-        for item in content["tasks"] + content["evaluations"]:
-            assert (Path(DATA.parent) / item["data"]).is_file()
-    assert len(read_yaml(DATA.parent / "run.yaml")["methods"]) == 15
 
 
 def test_the_tables_of_the_readmes_are_made_of_the_results():

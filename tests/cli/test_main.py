@@ -138,18 +138,3 @@ def test_python_and_the_command_line_write_the_same(tiny, probe, tmp_path):
     assert {file.name for file in result.files} == {file.name for file in (tmp_path / "cli").iterdir()}
     for file in result.files:
         assert file.read_bytes() == (tmp_path / "cli" / file.name).read_bytes(), file.name
-
-
-def test_a_dry_run_reads_and_writes_nothing(tiny, probe, tmp_path, monkeypatch):
-    loaded = counted(monkeypatch)
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    result = run(
-        "map", "--src", tiny("gemma2"), "--dst", tiny("phi3"), "--probe", probe, "--out", out, "--cache", cache,
-        "--dry-run",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert loaded == []
-    assert not out.exists()
-    assert not cache.exists()
-    for part in ("nothing is read or written (--dry-run)", "largest layer", "rows in 8 minibatches"):
-        assert part in result.stdout

@@ -1,6 +1,5 @@
 """`represent` on the command line: its options, its output, its refusals."""
 
-import pytest
 from click.testing import CliRunner
 
 from tests.patch_files import make_patch, mask_of, state_of
@@ -27,15 +26,3 @@ def test_models_labels_and_patches_end_in_a_table(tiny, tmp_path):
     for name in ("representation.json", "representation.html", "representation.png", "embeddings.safetensors"):
         assert f"  {tmp_path / 'out' / name}" in lines
         assert (tmp_path / "out" / name).stat().st_size
-
-
-def test_a_dry_run_reads_no_weights_and_writes_nothing(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trace_transfer.engine.loading.load_model", lambda *a, **k: pytest.fail("weights were read"))
-    result = call(
-        tiny("llama"), tiny("phi3"), "--tasks", write_tasks(tmp_path / "tasks"), "--out", tmp_path / "out",
-        "--perplexity", 6, "--dry-run",
-    )  # fmt: skip
-    assert result.exit_code == 0
-    assert "models of different widths: a space for each" in result.stdout
-    assert "math 10, code 8, law 12" in result.stdout
-    assert not (tmp_path / "out").exists()
