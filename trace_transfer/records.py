@@ -118,7 +118,11 @@ def checked(file: Path, data: Mapping[str, Any], kind: type[Fields], error: type
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as found:
-        problems = [_problem(one, data) for one in found.errors()]
+        told = found.errors()
+        inner = {error["loc"][:-depth] for error in told for depth in range(1, len(error["loc"]) + 1)}
+        # A list that is too short since none of its entries can be used is no problem of its own.
+        told = [error for error in told if error["type"] != "too_short" or error["loc"] not in inner]
+        problems = [_problem(one, data) for one in told]
         count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
         raise error(f"{file}: {count}:\n" + listing(problems)) from found
 

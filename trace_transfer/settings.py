@@ -43,13 +43,10 @@ class SettingsError(UserError):
         usable: the settings with defaults in the places of those.
     """
 
-    def __init__(
-        self, problems: Iterable[str], contradictions: Iterable[str] = (), what: str = "settings that cannot be used",
-        usable: Any = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, problems: Iterable[str], contradictions: Iterable[str] = (), usable: Any = None) -> None:
         self.alone, self.usable = tuple(problems), usable
         self.problems = (*self.alone, *contradictions)
-        super().__init__(f"{what}:\n" + listing(self.problems))
+        super().__init__("settings that cannot be used:\n" + listing(self.problems))
 
 
 def plain(value: Any) -> Any:
